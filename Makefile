@@ -1,0 +1,33 @@
+# The commands of this project; continuous integration runs these and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
+CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
+
+.PHONY: setup demo test check bench clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[test,check]"
+	touch $@
+
+demo: setup  ## one question and a follow-up through two prefill and two decode workers
+	$(BIN)/python -m controlplane.demo
+
+test: setup  ## every test, system tests included
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## the measurements under bench/, written to bench/results/
+	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.interference
+
+clean:
+	rm -rf $(VENV) build *.egg-info

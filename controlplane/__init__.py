@@ -1,0 +1,1 @@
+"""Runs the other processes on one machine, and the baton command."""

@@ -1,0 +1,1 @@
+"""The process that fetches KV blocks and generates tokens."""

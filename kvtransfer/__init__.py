@@ -1,0 +1,1 @@
+"""Moves KV blocks between processes. Knows bytes and leases, not models."""

@@ -1,0 +1,1 @@
+"""Data planes, one file each, behind one interface."""

@@ -1,0 +1,1 @@
+"""The process that computes prompts and serves their KV blocks."""

@@ -1,0 +1,1 @@
+"""All that two processes must agree on: words, messages, the KV layout. Never imports torch."""

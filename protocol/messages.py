@@ -1,0 +1,257 @@
+"""Everything the router and the workers say to each other: closed unions, one per link.
+
+Frozen msgspec structs, told apart by an integer tag. `protocol.codec` packs them; adding one
+breaks the type check wherever a `match` does not handle it. Times that cross a process are
+remaining seconds, never clock readings.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
+from protocol.layout import KvLayout
+
+Role = Literal["prefill", "decode"]
+WorkerState = Literal["loading", "ready", "draining"]
+FinishReason = Literal["stop", "length"]
+FailCode = Literal["overloaded", "source_lost", "too_long", "deadline", "internal"]
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How to choose tokens and when to stop. The router has checked every range and filled in
+    `seed`, so a worker that continues a request chooses as the one before it would have."""
+
+    seed: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
+    """None: none; 0: of the chosen token; n: also of the n most likely."""
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to fetch one request's blocks from their source, until the lease runs out."""
+
+    worker: WorkerId
+    epoch: Epoch
+    lease: LeaseId
+    address: str
+    """Where the source's control socket listens, e.g. `tcp://127.0.0.1:40001`."""
+    shm_address: str
+    """Abstract unix socket that hands over the pool's memory on the same host; "" if none."""
+    layout: KvLayout
+    compat: str
+    num_tokens: int
+    """Prompt tokens whose KV the source will have; blocks are indexed from token 0."""
+
+
+# -- router -> worker ---------------------------------------------------------------------
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """First message on a link; the worker answers with `Welcome`."""
+
+    router: RouterId
+    version: int
+
+
+class Ping(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Sent every second. A worker aborts the requests of a router silent too long."""
+
+
+class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """Compute these tokens, keep their blocks for decode, sample one token."""
+
+    request: RequestId
+    attempt: int
+    token_ids: tuple[int, ...]
+    generated: tuple[int, ...]
+    """Tokens the client already has, when a request continues after a worker was lost."""
+    sampling: Sampling
+    salt: str
+    deadline_s: float
+
+
+class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+    """Generate tokens. With a ticket fetch the prompt's blocks, without one compute them."""
+
+    request: RequestId
+    attempt: int
+    token_ids: tuple[int, ...]
+    generated: tuple[int, ...]
+    sampling: Sampling
+    salt: str
+    deadline_s: float
+    ticket: Ticket | None
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    request: RequestId
+    attempt: int
+    reason: str
+
+
+ToWorker = Hello | Ping | Prefill | Decode | Abort
+
+# -- worker -> router ---------------------------------------------------------------------
+
+
+class Blocks(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool's blocks. `free` is `total` less those requests, leases or fetches hold; `cached`
+    (hashed and reusable, held by nobody) is told apart from empty `free` ones:
+    `free + cached == total` when idle."""
+
+    total: int
+    free: int
+    cached: int
+    leased: int
+
+
+class Speeds(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured, smoothed; 0 until measured."""
+
+    prefill_tokens_per_s: float
+    decode_step_s: float
+    transfer_bytes_per_s: float
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    running: int
+    waiting: int
+    waiting_tokens: int
+    """Prompt tokens not yet computed, of waiting and running requests."""
+
+
+class Registration(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker is. Written to Redis under its id and sent in `Welcome`."""
+
+    worker: WorkerId
+    epoch: Epoch
+    role: Role
+    pid: int
+    host: str
+    address: str
+    """Where routers connect, e.g. `tcp://127.0.0.1:40000`."""
+    model: str
+    compat: str
+    layout: KvLayout
+    num_blocks: int
+    max_context_tokens: int
+    transports: tuple[str, ...]
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    registration: Registration
+    version: int
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Sent every half second to every router, and at once when the state changes."""
+
+    epoch: Epoch
+    state: WorkerState
+    blocks: Blocks
+    load: Load
+    speeds: Speeds
+    transports_used: tuple[tuple[str, int], ...]
+    """Fetches completed so far by each transport."""
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """Prefill has begun computing: decode may begin fetching."""
+
+    request: RequestId
+    attempt: int
+    ticket: Ticket
+    cached_tokens: int
+    queued_s: float
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    token_id: int
+    logprob: float
+
+
+class Emit(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One token of one request. `text` may lag behind (held back until it cannot be part of a
+    stop string or of an unfinished character); for a given token sequence it never differs."""
+
+    request: RequestId
+    attempt: int
+    index: int
+    """0 is the first token after the prompt. The router drops what it already has."""
+    token_id: int
+    text: str
+    logprob: float | None
+    top: tuple[TokenLogprob, ...]
+
+
+class Landed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+    """Decode has all blocks. Seconds are of the fetch, and of its part after prefill ended."""
+
+    request: RequestId
+    attempt: int
+    transport: str
+    blocks_reused: int
+    blocks_moved: int
+    bytes_moved: int
+    fetch_s: float
+    exposed_s: float
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    request: RequestId
+    attempt: int
+    reason: FinishReason
+    cached_tokens: int
+    """Prompt tokens this worker did not compute because its own prefix cache had them."""
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=6):
+    request: RequestId
+    attempt: int
+    code: FailCode
+    message: str
+    retryable: bool
+
+
+class Aborted(msgspec.Struct, frozen=True, kw_only=True, tag=7):
+    request: RequestId
+    attempt: int
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag=8):
+    """All that one engine step has for one router: a single message, whatever the batch."""
+
+    emits: tuple[Emit, ...]
+
+
+class PrefillDone(msgspec.Struct, frozen=True, kw_only=True, tag=9):
+    """The prefill leg ended well: its token is out and its blocks wait under the lease."""
+
+    request: RequestId
+    attempt: int
+    cached_tokens: int
+    queued_s: float
+    prefill_s: float
+
+
+Ending = Finished | Failed | Aborted
+ToRouter = Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone

@@ -1,0 +1,1 @@
+"""The HTTP process: parses, places and streams requests. Never imports torch."""
