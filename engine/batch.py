@@ -1,0 +1,49 @@
+"""What one forward computes, and what it returns: the words between scheduler and runner.
+
+Made by `engine.scheduler`, consumed by a `Runner`. Pure values, no tensors; whoever builds a
+chunk guarantees that its block table covers `start + len(token_ids)` tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NewType
+
+from protocol.messages import Sampling
+
+SequenceId = NewType("SequenceId", str)
+"""One sequence inside one engine; never crosses a process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Part of one sequence to compute in this step: one token (decode) or several (prefill)."""
+
+    sequence: SequenceId
+    token_ids: Sequence[int]
+    """Tokens whose KV this step computes, at positions `start`, `start + 1`, ..."""
+    start: int
+    block_table: Sequence[int]
+    sampling: Sampling | None
+    """None: no token is sampled after this chunk (more of the prompt is to come)."""
+    prompt: Sequence[int]
+    outputs: Sequence[int]
+    """Every token generated so far, by whichever worker: what the penalties see."""
+
+    @property
+    def position(self) -> int:
+        """Absolute index of the token sampled after this chunk; keys the sampler."""
+        return self.start + len(self.token_ids)
+
+
+StepInput = tuple[Chunk, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledToken:
+    """A chosen token. Logprobs are of the model's own distribution, before temperature,
+    penalties and bias; None and empty when they were not asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely (token id, logprob) pairs, best first."""
