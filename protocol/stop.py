@@ -1,0 +1,58 @@
+"""Finds stop strings in text that arrives in pieces, wherever the pieces are cut.
+
+Called by `protocol.text`. Of several matches the one that ends first counts, so the outcome is
+the same as if the text had come one character at a time.
+"""
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Text goes in, text that cannot belong to a stop string any more comes out."""
+
+    def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
+        if "" in stops:
+            raise ValueError("stop: a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._longest = max(map(len, self._stops), default=0)
+        self._include_stop = include_stop
+        self._held = ""
+        self.matched = False
+
+    def feed(self, text: str) -> str:
+        """The text to show now. After a match: nothing, ever."""
+        if self.matched:
+            return ""
+        if not self._stops:
+            return text
+        text = self._held + text
+        cut = self._first_match(text)
+        if cut is not None:
+            self._held, self.matched = "", True
+            return text[:cut]
+        keep = self._num_held(text)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _first_match(self, text: str) -> int | None:
+        """Where to cut `text`; None when no stop string is in it."""
+        found = [
+            (start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0
+        ]
+        if not found:
+            return None
+        end, start = min(found)
+        return end if self._include_stop else start
+
+    def _num_held(self, text: str) -> int:
+        """Length of the longest end of `text` that begins a stop string."""
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            tail = text[-length:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,177 @@
+"""Text and tokens of one checkpoint: encode, decode, chat prompts, a request's text as it grows.
+
+The router encodes and renders; the workers turn sampled tokens into text. Both load the same
+directory, so they agree. Needs `tokenizers` and `jinja2` only; no model is loaded.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from protocol.chat_template import ChatTemplate, load_chat_template
+from protocol.detokenize import Detokenizer, TokenBytes
+from protocol.errors import CheckpointError
+from protocol.messages import Sampling
+from protocol.stop import StopMatcher
+
+
+class Tokenizer:
+    """A checkpoint's tokeniser and chat template. Thread-safe."""
+
+    def __init__(
+        self,
+        raw: tokenizers.Tokenizer,
+        *,
+        chat_template: ChatTemplate | None,
+        eos_token_ids: tuple[int, ...],
+        vocab_size: int,
+        max_context_tokens: int,
+    ) -> None:
+        raw.no_truncation()
+        raw.no_padding()
+        self._raw = raw
+        self.token_bytes = TokenBytes(raw)
+        """`token_bytes(id)`: the exact bytes of a token, perhaps part of a character."""
+        self.chat_template = chat_template
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size = vocab_size
+        self.max_context_tokens = max_context_tokens
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a Hugging Face directory. CheckpointError names the file that is at fault."""
+        config = _read_json(path / "config.json", required=True)
+        tokenizer_config = _read_json(path / "tokenizer_config.json")
+        raw = _read_tokenizer(path / "tokenizer.json")
+        text_config = config.get("text_config") or config
+        return cls(
+            raw,
+            chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
+            eos_token_ids=_eos_token_ids(path, raw, text_config, tokenizer_config),
+            vocab_size=_positive(path, text_config, "vocab_size"),
+            max_context_tokens=_positive(path, text_config, "max_position_embeddings"),
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`."""
+        batch = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = batch[0].ids
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self._raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """The token alone; U+FFFD where it is part of a character."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt text. ValueError when there is no template or it refuses the messages."""
+        if self.chat_template is None:
+            raise ValueError("messages: this model has no chat template; use /v1/completions")
+        return self.chat_template.render(messages, **variables)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+        """The template writes the special tokens itself, so none are added."""
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStep:
+    text: str
+    """May be shown now. May lag behind: the rest comes with later tokens or with `flush`."""
+    stopped: bool
+    """A stop string or stop token was reached: the request is finished with reason `stop`."""
+
+
+class TextState:
+    """The text of one request: a function of its sampled tokens alone.
+
+    Feed every sampled token once, in order, from index 0; after a hand-over or a lost worker
+    feed the earlier ones again and drop what they return. Not thread-safe.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, sampling: Sampling) -> None:
+        self._detokenizer = Detokenizer(
+            tokenizer.token_bytes, skip_special_tokens=sampling.skip_special_tokens
+        )
+        self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
+        self._stop_token_ids = set(sampling.stop_token_ids)
+        if not sampling.ignore_eos:
+            self._stop_token_ids.update(tokenizer.eos_token_ids)
+        self._include_stop = sampling.include_stop
+        self._min_tokens = sampling.min_tokens
+        self._num_tokens = 0
+
+    def feed(self, token_id: int) -> TextStep:
+        """Nothing stops a request before `min_tokens` tokens; their text is not searched."""
+        self._num_tokens += 1
+        armed = self._num_tokens >= self._min_tokens
+        if armed and token_id in self._stop_token_ids:
+            text = self._detokenizer.feed(token_id) if self._include_stop else ""
+            return TextStep(text=self._matcher.feed(text), stopped=True)
+        text = self._detokenizer.feed(token_id)
+        if not armed:
+            return TextStep(text=text, stopped=False)
+        text = self._matcher.feed(text)
+        return TextStep(text=text, stopped=self._matcher.matched)
+
+    def flush(self) -> str:
+        """The text still held back, once the request has ended. Nothing after a stop string."""
+        if self._matcher.matched:
+            return ""
+        return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
+
+
+def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise CheckpointError(f"{path}: missing")
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return value
+
+
+def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _positive(path: Path, config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value <= 0:
+        raise CheckpointError(f"{path / 'config.json'}: {key} is {value!r}, not a positive number")
+    return value
+
+
+def _eos_token_ids(
+    path: Path,
+    raw: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    tokenizer_config: Mapping[str, Any],
+) -> tuple[int, ...]:
+    """Every id that ends a text, by any of the three files that may name one."""
+    found: set[int] = set()
+    for given in (
+        _read_json(path / "generation_config.json").get("eos_token_id"),
+        config.get("eos_token_id"),
+    ):
+        found.update(given if isinstance(given, list) else [] if given is None else [given])
+    token = tokenizer_config.get("eos_token")
+    token_id = (
+        raw.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
+    )
+    return tuple(sorted(found | ({token_id} if token_id is not None else set())))

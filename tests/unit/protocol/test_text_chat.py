@@ -1,0 +1,140 @@
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkpoints import CHATML, byte_fallback_tokenizer, write_checkpoint
+from transformers import PreTrainedTokenizerFast
+
+from protocol.errors import CheckpointError
+from protocol.text import Tokenizer
+
+LLAMA_3 = (
+    "{{- bos_token }}\n"
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{%- set system_message = messages[0]['content']|trim %}"
+    "{%- set messages = messages[1:] %}"
+    "{%- else %}{%- set system_message = '' %}{%- endif %}\n"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' + system_message + '<|eot_id|>' }}\n"
+    "{%- for message in messages %}\n"
+    "    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}\n"
+    "{%- endfor %}\n"
+    "{%- if add_generation_prompt %}\n"
+    "    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n"
+    "{%- endif %}\n"
+)
+MISTRAL = (
+    "{%- if messages[0]['role'] == 'system' %}\n"
+    "    {%- set system_message = messages[0]['content'] %}\n"
+    "    {%- set loop_messages = messages[1:] %}\n"
+    "{%- else %}\n    {%- set loop_messages = messages %}\n{%- endif %}\n"
+    "{{- bos_token }}\n"
+    "{%- for message in loop_messages %}\n"
+    "    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}\n"
+    "        {{- raise_exception('roles must alternate user/assistant') }}\n"
+    "    {%- endif %}\n"
+    "    {%- if message['role'] == 'user' %}\n"
+    "        {%- if loop.first and system_message is defined %}\n"
+    "            {{- ' [INST] ' + system_message + '\\n\\n' + message['content'] + ' [/INST]' }}\n"
+    "        {%- else %}\n            {{- ' [INST] ' + message['content'] + ' [/INST]' }}\n"
+    "        {%- endif %}\n"
+    "    {%- else %}\n        {{- ' ' + message['content'] + eos_token}}\n    {%- endif %}\n"
+    "{%- endfor %}\n"
+)
+EXTENSIONS = (
+    "{%- set ns = namespace(count=0) -%}\n"
+    "{% for message in messages %}\n"
+    "    {% if message.role == 'system' %}{% continue %}{% endif %}\n"
+    "    {% set ns.count = ns.count + 1 %}\n"
+    "    {% generation %}{{ message | tojson }}{% endgeneration %}\n"
+    "    {% if ns.count == 2 %}{% break %}{% endif %}\n"
+    "{% endfor %}\n"
+    "{{ tools is none }} {{ strftime_now('%Y') | length }} {{ {'<b>': [1]} | tojson(indent=2) }}"
+)
+TEMPLATES = {"chatml": CHATML, "llama3": LLAMA_3, "mistral": MISTRAL, "extensions": EXTENSIONS}
+CHAT = [
+    {"role": "system", "content": " Be <brief> & kind. "},
+    {"role": "user", "content": "Hi 🙂\n"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "What is 'it'?"},
+]
+
+
+def load(path: Path, **config: Any) -> Tokenizer:
+    return Tokenizer.load(write_checkpoint(path, bos_token="<|endoftext|>", **config))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("messages", [CHAT, CHAT[1:], CHAT[1:3]])
+def test_templates_render_as_in_transformers(
+    tmp_path: Path, name: str, messages: Sequence[dict[str, str]]
+) -> None:
+    ours = load(tmp_path, chat_template=TEMPLATES[name])
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert ours.render_chat(messages) == expected
+    ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert ours.encode_chat(messages) == ids
+
+
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize("text", ["Hello, world", " two  spaces ", "東京 🙂", "<|im_end|>x", ""])
+def test_encode_and_decode_equal_transformers(
+    tmp_path: Path, byte_fallback: bool, text: str
+) -> None:
+    raw = byte_fallback_tokenizer() if byte_fallback else None
+    eos = "</s>" if byte_fallback else "<|im_end|>"
+    ours = Tokenizer.load(write_checkpoint(tmp_path, raw=raw, eos_token=eos))
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
+
+
+def test_a_jinja_file_comes_before_the_config(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{{ eos_token }}")
+    assert Tokenizer.load(tmp_path).render_chat(CHAT[1:]) == "Hi 🙂\n<|im_end|>"
+
+
+def test_the_default_of_several_templates_is_used(tmp_path: Path) -> None:
+    several = [
+        {"name": "tool_use", "template": "no"},
+        {"name": "default", "template": "{{ messages | length }}"},
+    ]
+    path = write_checkpoint(tmp_path, chat_template=None)
+    config = path / "tokenizer_config.json"
+    config.write_text(json.dumps({"chat_template": several}))
+    assert Tokenizer.load(path).render_chat(CHAT) == "4"
+
+
+def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no chat template"):
+        load(tmp_path, chat_template=None).render_chat(CHAT)
+
+
+def test_messages_the_template_refuses_are_the_callers_mistake(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, chat_template=MISTRAL)
+    with pytest.raises(ValueError, match="roles must alternate"):
+        tokenizer.render_chat([CHAT[2], CHAT[1]])
+
+
+def test_a_template_cannot_leave_its_sandbox(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, chat_template="{{ messages.__class__.__base__.__subclasses__() }}")
+    with pytest.raises(ValueError, match="unsafe"):
+        tokenizer.render_chat(CHAT)
+
+
+def test_a_broken_template_is_an_error_of_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="line 2"):
+        load(tmp_path, chat_template="ok\n{% if %}")
+
+
+def test_developer_instructions_are_known_only_when_the_template_names_them(tmp_path: Path) -> None:
+    plain = load(tmp_path / "plain").chat_template
+    knows = load(tmp_path / "knows", chat_template="{{ 'developer' }}").chat_template
+    assert plain is not None and not plain.knows_developer
+    assert knows is not None and knows.knows_developer
