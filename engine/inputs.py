@@ -1,0 +1,67 @@
+"""Turns the chunks of a step into the few index tensors a forward needs.
+
+Called by `engine.torch_runner` once per step; the only per-token Python work of a step.
+"""
+
+# Shapes: T tokens, S sequences, B blocks of the longest table, R rows whose logits are asked for.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Chunk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardInputs:
+    """A ragged batch: chunk s owns tokens starts[s] .. starts[s + 1]."""
+
+    token_ids_T: Tensor  # int64
+    positions_T: Tensor  # int64
+    slots_T: Tensor  # int64: block id * block_tokens + place in the block
+    starts_S1: Tensor  # int32, one more than sequences
+    ends_S: Tensor  # int32: context length after this step
+    tables_SB: Tensor  # int32, padded with 0
+    rows_R: Tensor  # int64, indices into T, ascending
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids_T.shape[0]
+
+    @property
+    def num_sequences(self) -> int:
+        return self.ends_S.shape[0]
+
+
+def forward_inputs(chunks: Sequence[Chunk], *, block_tokens: int) -> ForwardInputs:
+    """Raises ValueError for a chunk without tokens or with too short a block table."""
+    lengths = [len(chunk.token_ids) for chunk in chunks]
+    starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    tables = np.zeros((len(chunks), max(len(c.block_table) for c in chunks)), dtype=np.int32)
+    token_ids = np.empty(starts[-1], dtype=np.int64)
+    positions = np.empty(starts[-1], dtype=np.int64)
+    for s, chunk in enumerate(chunks):
+        if not lengths[s] or chunk.position > len(chunk.block_table) * block_tokens:
+            raise ValueError(
+                f"chunk {chunk.sequence}: {lengths[s]} tokens from {chunk.start} on do not fit "
+                f"{len(chunk.block_table)} blocks of {block_tokens}"
+            )
+        tables[s, : len(chunk.block_table)] = chunk.block_table
+        token_ids[starts[s] : starts[s + 1]] = chunk.token_ids
+        positions[starts[s] : starts[s + 1]] = range(chunk.start, chunk.position)
+    sequences = np.repeat(np.arange(len(chunks)), lengths)
+    blocks = tables[sequences, positions // block_tokens].astype(np.int64)
+    rows = [int(starts[s + 1]) - 1 for s, chunk in enumerate(chunks) if chunk.sampling is not None]
+    return ForwardInputs(
+        token_ids_T=torch.from_numpy(token_ids),
+        positions_T=torch.from_numpy(positions),
+        slots_T=torch.from_numpy(blocks * block_tokens + positions % block_tokens),
+        starts_S1=torch.from_numpy(starts),
+        ends_S=torch.tensor([chunk.position for chunk in chunks], dtype=torch.int32),
+        tables_SB=torch.from_numpy(tables),
+        rows_R=torch.tensor(rows, dtype=torch.int64),
+    )

@@ -1,0 +1,1 @@
+"""C kernels for CPUs, built by the system's compiler on first use."""

@@ -1,0 +1,170 @@
+/* Paged attention with online softmax over tiles of TILE tokens at fixed positions.
+ *
+ * A row's tiles, and the order of every sum in them, depend only on its own position: decode,
+ * prefill and any chunking of it give the same bits, whatever else is in the batch. */
+#pragma GCC optimize("O3") /* the build is -O2: at -O3 linear.c takes six seconds to compile */
+#include "vec.h"
+
+#define TILE 32
+#define MAX_ROWS 32 /* query rows (tokens x heads of one KV head) that share a tile */
+#define MAX_HEAD_DIM 512
+
+struct pool { /* of one layer; block_stride in elements */
+    int64_t block_stride, block_tokens, num_kv_heads, head_dim;
+};
+struct rows {
+    long num_tokens, group, kv_head, position, window, q_stride, out_stride;
+    float scale;
+};
+struct tile {
+    float *q, *acc, *k, *v, *score, *max, *sum;
+};
+
+INLINE long rows_of(long group) { return group > MAX_ROWS ? group : MAX_ROWS; }
+
+INLINE long scratch_bytes(long D, long group) {
+    const long P = (D + VL - 1) / VL * VL, R = rows_of(group);
+    return (long)sizeof(float) * (2 * R * P + 2 * TILE * P + R * TILE + 2 * R + 64) / 64 * 64;
+}
+
+/* Rows last: their number is the only size not fixed by P. */
+INLINE struct tile carve_rows(float *at, long P, long R) {
+    struct tile tile;
+    tile.k = at, at += TILE * P;
+    tile.v = at, at += TILE * P;
+    tile.q = at, at += R * P;
+    tile.acc = at, at += R * P;
+    tile.score = at, at += R * TILE;
+    tile.max = at, at += R;
+    tile.sum = at;
+    return tile;
+}
+
+/* score[r][t] = q_r . k_t */
+INLINE void score_rows(const int NR, const struct tile *tile, long r, long P) {
+    for (long t = 0; t < TILE; t += 4) {
+        vf acc[2][4];
+#pragma GCC unroll 8
+        for (int i = 0; i < NR; i++)
+#pragma GCC unroll 8
+            for (int j = 0; j < 4; j++) acc[i][j] = (vf){0};
+        for (long d = 0; d < P; d += VL) {
+#pragma GCC unroll 8
+            for (int j = 0; j < 4; j++) {
+                vf k = vload_f32(tile->k + (t + j) * P + d);
+#pragma GCC unroll 8
+                for (int i = 0; i < NR; i++) acc[i][j] += vload_f32(tile->q + (r + i) * P + d) * k;
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < NR; i++)
+#pragma GCC unroll 8
+            for (int j = 0; j < 4; j++) tile->score[(r + i) * TILE + t + j] = vsum(acc[i][j]);
+    }
+}
+
+INLINE void score(const struct tile *tile, long R, long P) {
+    long r = 0;
+    for (; r + 2 <= R; r += 2) score_rows(2, tile, r, P);
+    if (r < R) score_rows(1, tile, r, P);
+}
+
+/* Scores become weights relative to the row's maximum so far; acc and sum follow it. */
+INLINE void weigh(const struct tile *tile, const struct rows *rows, long R, long P, long t0) {
+    for (long r = 0; r < R; r++) {
+        float *s = tile->score + r * TILE;
+        const long position = rows->position + r / rows->group;
+        const long first = rows->window ? position - rows->window + 1 : 0;
+        float top = tile->max[r];
+        for (long t = 0; t < TILE; t++) {
+            if (t0 + t > position || t0 + t < first) s[t] = -INFINITY;
+            top = s[t] > top ? s[t] : top;
+        }
+        if (top == -INFINITY) { /* nothing seen yet: no weights, nothing to rescale */
+            memset(s, 0, sizeof(float) * TILE);
+            continue;
+        }
+        const float rescale = tile->max[r] == -INFINITY ? 0.0f : expf(tile->max[r] - top);
+        vf sum = {0};
+        for (long t = 0; t < TILE; t += VL) {
+            vf weight = vexp(vload_f32(s + t) - top);
+            *(vf *)(s + t) = weight;
+            sum += weight;
+        }
+        tile->sum[r] = tile->sum[r] * rescale + vsum(sum);
+        tile->max[r] = top;
+        if (rescale != 1.0f)
+            for (long d = 0; d < P; d++) tile->acc[r * P + d] *= rescale;
+    }
+}
+
+/* acc[r] += sum over t of weight[r][t] v_t, tokens in order. */
+INLINE void accumulate_rows(const int NR, const int ND, const struct tile *tile, long r, long P,
+                            long d) {
+    vf acc[2][4];
+#pragma GCC unroll 8
+    for (int i = 0; i < NR; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < ND; j++) acc[i][j] = vload_f32(tile->acc + (r + i) * P + d + j * VL);
+    for (long t = 0; t < TILE; t++) {
+#pragma GCC unroll 8
+        for (int i = 0; i < NR; i++) {
+            vf weight = vf_all(tile->score[(r + i) * TILE + t]);
+#pragma GCC unroll 8
+            for (int j = 0; j < ND; j++)
+                acc[i][j] += weight * vload_f32(tile->v + t * P + d + j * VL);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < NR; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < ND; j++) *(vf *)(tile->acc + (r + i) * P + d + j * VL) = acc[i][j];
+}
+
+INLINE void accumulate(const struct tile *tile, long R, long P) {
+    for (long r = 0; r < R; r += 2) {
+        const int two = r + 2 <= R;
+        long d = 0;
+        for (; d + 4 * VL <= P; d += 4 * VL)
+            if (two) accumulate_rows(2, 4, tile, r, P, d);
+            else accumulate_rows(1, 4, tile, r, P, d);
+        for (; d < P; d += VL)
+            if (two) accumulate_rows(2, 1, tile, r, P, d);
+            else accumulate_rows(1, 1, tile, r, P, d);
+    }
+}
+
+INLINE float head_inverse_rms(const float *x, long D, float eps) {
+    float sum = 0.0f;
+    for (long d = 0; d < D; d++) sum += x[d] * x[d];
+    return 1.0f / sqrtf(sum / (float)D + eps);
+}
+
+#define carve(at, P) carve_rows(at, P, rows_of(rows->group))
+
+#define LOAD_IO load_f32
+#define STORE_IO store_f32
+#define IO float
+#define KV float
+#define NAME(x) x##_f32_f32
+#define LOAD_KV load_f32
+#define STORE_KV store_f32
+#include "paged.h"
+#undef KV
+#undef NAME
+#undef LOAD_KV
+#undef STORE_KV
+#define KV bf16
+#define NAME(x) x##_f32_bf16
+#define LOAD_KV load_bf16
+#define STORE_KV store_bf16
+#include "paged.h"
+#undef LOAD_IO
+#undef STORE_IO
+#undef IO
+#undef NAME
+#define LOAD_IO load_bf16
+#define STORE_IO store_bf16
+#define IO bf16
+#define NAME(x) x##_bf16_bf16
+#include "paged.h"

@@ -1,0 +1,85 @@
+/* Vectors of floats in GCC's portable extension, and bfloat16 in and out of them.
+ *
+ * Everything here is elementwise or sums in a fixed order, so a row's result never depends on
+ * the rows beside it. Contraction to fused multiply-add is on in every build of these files. */
+#ifndef BATON_VEC_H
+#define BATON_VEC_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define VL 16
+#else
+#define VL 8
+#endif
+
+typedef float vf __attribute__((vector_size(4 * VL), may_alias, aligned(4)));
+typedef int32_t vi __attribute__((vector_size(4 * VL), may_alias, aligned(4)));
+typedef uint32_t vu __attribute__((vector_size(4 * VL), may_alias, aligned(4)));
+typedef uint16_t vh __attribute__((vector_size(2 * VL), may_alias, aligned(2)));
+typedef uint16_t bf16;
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf vf_all(float x) { return x - (vf){0}; }
+
+INLINE float float_of_bf16(bf16 h) {
+    uint32_t bits = (uint32_t)h << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* Round to nearest even; a NaN keeps a set bit. */
+INLINE bf16 bf16_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (bf16)((bits >> 16) | 0x40);
+    return (bf16)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
+}
+
+INLINE float load_f32(const float *p) { return *p; }
+INLINE float load_bf16(const bf16 *p) { return float_of_bf16(*p); }
+INLINE void store_f32(float *p, float x) { *p = x; }
+INLINE void store_bf16(bf16 *p, float x) { *p = bf16_of_float(x); }
+
+INLINE vf vload_f32(const float *p) { return *(const vf *)p; }
+INLINE vf vload_bf16(const bf16 *p) {
+    vu bits = __builtin_convertvector(*(const vh *)p, vu) << 16;
+    return (vf)bits;
+}
+
+/* Lanes added pairwise, always in the same order. */
+INLINE float vsum(vf v) {
+    float lanes[VL];
+    memcpy(lanes, &v, sizeof lanes);
+    for (int width = VL / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+/* exp of each lane for x <= 0 (-inf gives 0), relative error below 2e-7. Cephes' expf. */
+INLINE vf vexp(vf x) {
+    const vf floor_ = vf_all(-87.3f);
+    vi tiny = x < floor_;
+    x = (vf)((tiny & (vi)floor_) | (~tiny & (vi)x));
+    vf n = x * 1.44269504088896341f;
+    n = (n + 12582912.0f) - 12582912.0f; /* nearest integer */
+    vf r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vf p = vf_all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
+    p = p * (vf)exponent;
+    return (vf)(~tiny & (vi)p);
+}
+
+#endif

@@ -1,0 +1,39 @@
+"""The real `engine.runner.Runner`: a model, a pool, a sampler.
+
+Made by a worker, called by `engine.loop` from its thread only.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.batch import Chunk, SampledToken, SequenceId
+from engine.inputs import forward_inputs
+from engine.kvpool import KvPool
+from engine.model import Model
+from engine.sampler import sample
+from protocol.layout import KvLayout
+
+
+class TorchRunner:
+    """Computes steps; when `execute` returns, every chunk's KV is in the pool."""
+
+    def __init__(self, model: Model, pool: KvPool) -> None:
+        self._model, self._pool = model, pool
+
+    @property
+    def layout(self) -> KvLayout:
+        return self._pool.layout
+
+    @property
+    def num_blocks(self) -> int:
+        return self._pool.num_blocks
+
+    @torch.inference_mode()
+    def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
+        """Raises ValueError for a chunk that does not fit its block table."""
+        inputs = forward_inputs(chunks, block_tokens=self.layout.block_tokens)
+        logits_RV = self._model.forward(inputs, self._pool)
+        asking = [chunk for chunk in chunks if chunk.sampling is not None]
+        tokens = sample(logits_RV, asking, eos_token_ids=self._model.config.eos_token_ids)
+        return {chunk.sequence: token for chunk, token in zip(asking, tokens, strict=True)}
