@@ -1,0 +1,223 @@
+"""The worker's end of its links to all routers: one bound socket."""
+
+import asyncio
+import errno
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Self
+
+import zmq
+import zmq.asyncio
+
+from protocol.channel.wire import (
+    LINGER_MS,
+    QUEUE_MESSAGES,
+    SILENT_AFTER_S,
+    Silence,
+    configure,
+    send_error,
+)
+from protocol.codec import WIRE_VERSION, to_router, to_worker
+from protocol.errors import SettingsError, WireError
+from protocol.ids import RouterId
+from protocol.messages import (
+    Abort,
+    Decode,
+    Hello,
+    Ping,
+    Prefill,
+    Registration,
+    ToRouter,
+    Welcome,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterJoined:
+    router: RouterId
+
+
+@dataclass(frozen=True, slots=True)
+class RouterGone:
+    """All this router asked for is void: abort it."""
+
+    router: RouterId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    router: RouterId
+    message: Prefill | Decode | Abort
+
+
+Arrival = RouterJoined | RouterGone | Request
+
+
+class RouterPort:
+    """The worker's end: all its routers on one socket. `send` is for any thread, the rest for
+    the event loop. Raises SettingsError when the port cannot be had."""
+
+    def __init__(
+        self, *, host: str = "127.0.0.1", port: int = 0, silent_after_s: float = SILENT_AFTER_S
+    ) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._silent_after_s = silent_after_s
+        self._heard: dict[RouterId, float] = {}
+        self._absent: dict[RouterId, float] = {}
+        self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
+        self._room = asyncio.Semaphore(QUEUE_MESSAGES)
+        self._lock = threading.Lock()
+        self._outbox: deque[tuple[RouterId, bytes]] = deque()
+        self._flush_is_due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.refused_frames = 0
+        configure(self._socket)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        try:
+            self._socket.bind(f"tcp://{host}:{port}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise SettingsError(f"port: cannot listen on {host}:{port}: {error}") from error
+        self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
+
+    @asynccontextmanager
+    async def serve(self, registration: Registration) -> AsyncIterator[Self]:
+        """Answers routers while the block runs; `registration` is what they are told."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                receive = tasks.create_task(self._receive(registration), name="port-receive")
+                watch = tasks.create_task(self._watch(), name="port-watch")
+                try:
+                    yield self
+                finally:
+                    receive.cancel()
+                    watch.cancel()
+                    self._flush()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._context.destroy(linger=LINGER_MS)
+
+    @property
+    def routers(self) -> tuple[RouterId, ...]:
+        return tuple(self._heard)
+
+    async def receive(self) -> Arrival:
+        """The next thing routers want, in the order it came."""
+        arrival = await self._arrivals.get()
+        if isinstance(arrival, Request):
+            self._room.release()
+        return arrival
+
+    def send(self, router: RouterId, message: ToRouter) -> None:
+        """Hands the message over and returns; from any thread, while `serve` runs. A router
+        that is gone, or does not read, loses it."""
+        frame = to_router.encode(message)
+        with self._lock:
+            if len(self._outbox) >= QUEUE_MESSAGES:
+                return log.error("outbox full", extra={"router": router})
+            self._outbox.append((router, frame))
+            if self._flush_is_due:
+                return None
+            self._flush_is_due = True
+        assert self._loop is not None, "send before serve"
+        self._loop.call_soon_threadsafe(self._flush)
+        return None
+
+    def broadcast(self, message: ToRouter) -> None:
+        """To every router present; from the event loop."""
+        frame = to_router.encode(message)
+        for router in self.routers:
+            self._transmit(router, frame)
+
+    def _flush(self) -> None:
+        with self._lock:
+            frames, self._flush_is_due = list(self._outbox), False
+            self._outbox.clear()
+        for router, frame in frames:
+            self._transmit(router, frame)
+
+    def _transmit(self, router: RouterId, frame: bytes) -> None:
+        error = send_error(self._socket.send_multipart([router.encode(), frame], flags=zmq.NOBLOCK))
+        if error is None:
+            return
+        if not isinstance(error, zmq.ZMQError):
+            raise error
+        if error.errno == errno.EHOSTUNREACH:
+            self._leave(router, "link lost")
+        elif error.errno == errno.EAGAIN:
+            self._leave(router, f"{QUEUE_MESSAGES} messages unread")
+        else:
+            raise error
+
+    def _leave(self, router: RouterId, reason: str) -> None:
+        heard = self._heard.pop(router, None)
+        if heard is not None:
+            self._absent[router] = heard
+            log.warning("router gone", extra={"router": router, "reason": reason})
+            self._arrivals.put_nowait(RouterGone(router, reason))
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        silence = Silence(self._silent_after_s, loop.time())
+        while True:
+            await asyncio.sleep(silence.tick_s)
+            now = loop.time()
+            forgiven_s = silence.forgiven_s(now)
+            for router, heard in list(self._heard.items()):
+                self._heard[router] = heard + forgiven_s
+                if silence.too_long(self._heard[router], now):
+                    self._leave(router, f"silent for {self._silent_after_s} s")
+            for router, heard in list(self._absent.items()):
+                if now - heard > 20 * self._silent_after_s:
+                    del self._absent[router]
+
+    async def _receive(self, registration: Registration) -> None:
+        welcome = to_router.encode(Welcome(registration=registration, version=WIRE_VERSION))
+        while True:
+            frames = await self._socket.recv_multipart()
+            try:
+                await self._take(frames, welcome)
+            except (WireError, UnicodeDecodeError) as error:
+                self.refused_frames += 1
+                log.warning("frame refused", extra={"peer": repr(frames[0]), "why": str(error)})
+
+    async def _take(self, frames: list[bytes], welcome: bytes) -> None:
+        if len(frames) != 2:
+            raise WireError(f"{len(frames)} frames instead of 2")
+        router, message = RouterId(frames[0].decode()), to_worker.decode(frames[1])
+        if isinstance(message, Hello):
+            return self._greet(router, message, welcome)
+        if router in self._absent:  # it was stopped, not dead: what it asked is void, it is not
+            self._join(router)
+        if router not in self._heard:
+            raise WireError(f"{type(message).__name__} before Hello")
+        self._heard[router] = asyncio.get_running_loop().time()
+        if not isinstance(message, Ping):
+            await self._room.acquire()
+            self._arrivals.put_nowait(Request(router, message))
+        return None
+
+    def _greet(self, router: RouterId, hello: Hello, welcome: bytes) -> None:
+        self._leave(router, "it opened a new link")
+        if hello.version != WIRE_VERSION:
+            self._transmit(router, welcome)  # our version in it tells the router why
+            raise WireError(f"router {router} speaks version {hello.version}, not {WIRE_VERSION}")
+        self._join(router)
+        self._transmit(router, welcome)
+
+    def _join(self, router: RouterId) -> None:
+        self._absent.pop(router, None)
+        self._heard[router] = asyncio.get_running_loop().time()
+        self._arrivals.put_nowait(RouterJoined(router))

@@ -1,0 +1,154 @@
+"""Settings of one process: frozen, read once, refused as a whole when one value is wrong.
+
+Flags win over the environment (`BATON_<FIELD>`), which wins over the TOML file named by
+`--config`, which wins over the defaults. Called by each process's `settings` and `__main__`.
+An unknown flag or file key is refused. An unknown `BATON_` variable is not: the environment is
+shared by processes with different settings (and, in Kubernetes, with service links).
+"""
+
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as SourceError
+
+from protocol.errors import SettingsError
+from protocol.layout import KvDtype
+
+EXIT_BAD_SETTINGS = 2
+S = TypeVar("S", bound="ProcessSettings")
+
+
+class ProcessSettings(BaseSettings):
+    """Base of every process's settings; what all of them have."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix="BATON_",
+        use_attribute_docstrings=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        protected_namespaces=(),
+    )
+
+    config: Path | None = None
+    """TOML file with any of these settings. None: flags and environment are enough."""
+    redis: str = "redis://127.0.0.1:6379/0"
+    """Where processes find each other. Two deployments sharing a server take two databases."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Events below this level are not written. Info is a few lines per request."""
+    parent_pid: int = Field(default=0, ge=0)
+    """Drain when this process, the supervisor, is gone. 0: no supervisor."""
+
+
+class WorkerSettings(ProcessSettings):
+    """What prefill and decode workers have in common."""
+
+    model: Path
+    """Directory of the checkpoint, in Hugging Face format."""
+    served_name: str = ""
+    """Model name in the API. Empty: the directory's name."""
+    worker: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,100}$")
+    """Stable name of this worker, e.g. `decode-0`. Empty: role, host name and process id."""
+    host: str = "127.0.0.1"
+    """Interface to listen on. Loopback, because without a cluster secret nobody else may in."""
+    advertise: str = ""
+    """Host that routers and other workers connect to. Empty: the same as `host`."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port routers connect to. 0: any free one; Redis tells the routers which."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of Prometheus metrics. None: not served; the router's show the workers' beats."""
+    dtype: KvDtype = "bfloat16"
+    """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
+    block_tokens: int = Field(default=16, ge=1, le=1024)
+    """Tokens per KV block. 16 wastes at most 15 tokens a request and hashes in microseconds."""
+    kv_blocks: int | None = Field(default=None, ge=2)
+    """KV pool in blocks. None: `kv_bytes`, or else room for 16 full contexts, at most a
+    quarter of the free memory and 1 GiB."""
+    kv_bytes: int | None = Field(default=None, ge=1)
+    """KV pool in bytes, rounded down to blocks. None: see `kv_blocks`."""
+    max_running: int = Field(default=64, ge=1)
+    """Sequences in one forward pass. More than this no longer helps a CPU's throughput."""
+    max_waiting: int = Field(default=256, ge=1)
+    """Requests queued before new ones are refused as overloaded: four full batches."""
+    token_budget: int = Field(default=512, ge=1)
+    """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
+    transports: str = Field(default="shm,tcp", pattern=r"^(shm|tcp)(,(shm|tcp))?$")
+    """Ways KV may travel, best first. Shared memory serves one host, TCP any."""
+    threads: int = Field(default=0, ge=0)
+    """Compute threads. 0: one per core this process may use."""
+    cores: str = Field(default="", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")
+    """Cores to stay on, e.g. `0` or `0,2-3`. Empty: those the system gives. For benchmarks."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """Seconds that running requests and leases get to finish after SIGTERM."""
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_scheme(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
+def load(settings: type[S], argv: Sequence[str], *, prog: str | None = None) -> S:
+    """Settings from flags, environment and file. Raises SettingsError naming field, value and
+    rule of the first thing wrong; exits 0 after `--help`."""
+    try:
+        flags = CliSettingsSource[S](
+            settings, cli_parse_args=list(argv), cli_prog_name=prog, cli_exit_on_error=False
+        )()
+        environment = EnvSettingsSource(settings)()
+    except SourceError as error:
+        raise SettingsError(_source_error(error)) from error
+    given = {**environment, **flags}
+    try:
+        return settings(**{**_file(given.get("config")), **given})
+    except ValidationError as error:
+        raise SettingsError(_explain(error.errors()[0])) from error
+
+
+def load_or_exit(settings: type[S], argv: Sequence[str], *, prog: str | None = None) -> S:
+    """As `load`, but a wrong setting is one line on stderr and exit code 2."""
+    try:
+        return load(settings, argv, prog=prog)
+    except SettingsError as error:
+        sys.stderr.write(f"{prog or 'baton'}: {error}\n")
+        raise SystemExit(EXIT_BAD_SETTINGS) from error
+
+
+def _file(path: object) -> Mapping[str, object]:
+    if path is None:
+        return {}
+    try:
+        values = tomllib.loads(Path(str(path)).read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"config: {str(path)!r}: {error}") from error
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _source_error(error: SourceError) -> str:
+    text = str(error).removeprefix("error parsing CLI: ")
+    return text.replace("unrecognized arguments:", "unknown setting:")
+
+
+def _explain(error: ErrorDetails) -> str:
+    field = ".".join(str(part) for part in error["loc"]) or "settings"
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting: {field}"
+    if error["type"] == "missing":
+        return f"{field}: required; give --{field.replace('_', '-')} or BATON_{field.upper()}"
+    rule = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {error['input']!r}: {rule[0].lower()}{rule[1:]}"

@@ -1,0 +1,272 @@
+"""The only door to Redis: who the workers are, and which blocks each one has.
+
+Keys, all of which die with their worker's epoch:
+- `worker:{id}`: a packed `WorkerRecord`, with a time to live.
+- `kv:events`: the stream of packed `BlockEvent`s of all workers, trimmed.
+- `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
+  of the last event it holds: the snapshot for a router that starts or sees a gap.
+
+Called by `protocol.membership` and the router's index feed. Every call has a deadline and
+raises StoreError when Redis does not answer; no call retries. Nothing here is on the path of a
+token. What Redis holds was written by peers: it is decoded as strictly as any message.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Literal, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from protocol.errors import StoreError
+from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.messages import Beat, Registration
+
+STREAM = "kv:events"
+STREAM_START = "0-0"
+MAX_STREAM_EVENTS = 100_000
+"""Kept for routers that lag; one further behind reads snapshots."""
+HASH_BYTES = 16
+_CHUNK_HASHES = 8192
+_Entries = list[tuple[bytes, dict[bytes, bytes]]]
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What `worker:{id}` holds: what the worker is, and its last Beat."""
+
+    registration: Registration
+    beat: Beat
+
+
+class BlockEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One change of a worker's set of cached blocks.
+
+    `sequence` goes up by one from event to event of an epoch. A step of more than one means
+    that events are missing: read the snapshot. A worker that had to drop events, or found Redis
+    empty, rewrites its snapshot and skips a number on purpose, so that everyone sees the gap.
+    """
+
+    worker: WorkerId
+    epoch: Epoch
+    sequence: int
+    kind: Literal["stored", "evicted", "cleared"]
+    packed_hashes: bytes
+    """16 bytes each, in order; empty when `cleared`."""
+
+    @property
+    def hashes(self) -> tuple[BlockHash, ...]:
+        packed = self.packed_hashes
+        return tuple(
+            BlockHash(packed[start : start + HASH_BYTES])
+            for start in range(0, len(packed) - HASH_BYTES + 1, HASH_BYTES)
+        )
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker's whole set as it was after the event numbered `sequence`."""
+
+    sequence: int
+    hashes: frozenset[BlockHash]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_records = msgspec.msgpack.Decoder(WorkerRecord)
+_events = msgspec.msgpack.Decoder(BlockEvent)
+
+
+def blocks_key(worker: WorkerId, epoch: Epoch) -> str:
+    return f"kv:blocks:{worker}:{epoch}"
+
+
+def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
+    return f"kv:sequence:{worker}:{epoch}"
+
+
+class Store:
+    """Redis, with words of ours. One per process; `close` it in the same event loop."""
+
+    def __init__(self, url: str, *, deadline_s: float = 1.0) -> None:
+        self._deadline_s = deadline_s
+        self._redis = Redis.from_url(
+            url,
+            socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
+            socket_connect_timeout=deadline_s,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,  # XREAD answers a list; under RESP3 its shape differs by client version
+            max_connections=16,
+        )
+
+    async def close(self) -> None:
+        async with self._deadline():
+            await self._redis.aclose()
+
+    async def ping(self) -> None:
+        async with self._deadline():
+            await self._redis.ping()
+
+    # -- membership -------------------------------------------------------------------------
+
+    async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
+        """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
+        worker, epoch = record.registration.worker, record.registration.epoch
+        ttl_ms = round(ttl_s * 1000)
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(f"worker:{worker}", _encoder.encode(record), px=ttl_ms)
+            pipe.pexpire(blocks_key(worker, epoch), ttl_ms)
+            pipe.pexpire(sequence_key(worker, epoch), ttl_ms)
+            await pipe.execute()
+
+    async def deregister(self, worker: WorkerId, epoch: Epoch) -> None:
+        """Removes what this epoch wrote; a successor's registration stays."""
+
+        async def body(pipe: Pipeline) -> None:
+            current = _record(cast(bytes | None, await pipe.get(f"worker:{worker}")))
+            pipe.multi()  # type: ignore[no-untyped-call]
+            if current is not None and current.registration.epoch == epoch:
+                pipe.delete(f"worker:{worker}")
+            pipe.delete(blocks_key(worker, epoch), sequence_key(worker, epoch))
+
+        async with self._deadline():
+            await self._redis.transaction(body, f"worker:{worker}")
+
+    async def list_workers(self) -> tuple[WorkerRecord, ...]:
+        """Registered workers, by name. A record that cannot be read is left out."""
+        async with self._deadline():
+            keys = [key async for key in self._redis.scan_iter(match="worker:*", count=1000)]
+            values = await self._redis.mget(sorted(set(keys))) if keys else []
+        records = (_record(cast(bytes | None, value)) for value in values)
+        return tuple(record for record in records if record is not None)
+
+    # -- blocks -----------------------------------------------------------------------------
+
+    async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> None:
+        """Appends one worker's events, in order, and applies them to its snapshot: all or
+        nothing, so that the snapshot is exact at its sequence number."""
+        if not events:
+            return
+        blocks = blocks_key(events[0].worker, events[0].epoch)
+        sequence = sequence_key(events[0].worker, events[0].epoch)
+        ttl_ms = round(ttl_s * 1000)
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            for event in events:
+                _apply(pipe, blocks, event)
+                _append(pipe, event)
+            pipe.set(sequence, events[-1].sequence, px=ttl_ms)
+            pipe.pexpire(blocks, ttl_ms)
+            await pipe.execute()
+
+    async def rewrite(
+        self,
+        hashes: Sequence[BlockHash],
+        *,
+        worker: WorkerId,
+        epoch: Epoch,
+        sequence: int,
+        ttl_s: float,
+    ) -> None:
+        """Replaces a worker's snapshot, and appends an empty event numbered `sequence` that
+        makes every reader see the gap before it."""
+        blocks, ttl_ms = blocks_key(worker, epoch), round(ttl_s * 1000)
+        marker = BlockEvent(
+            worker=worker, epoch=epoch, sequence=sequence, kind="stored", packed_hashes=b""
+        )
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.delete(blocks)
+            for start in range(0, len(hashes), _CHUNK_HASHES):
+                pipe.sadd(blocks, *hashes[start : start + _CHUNK_HASHES])
+            pipe.pexpire(blocks, ttl_ms)
+            pipe.set(sequence_key(worker, epoch), sequence, px=ttl_ms)
+            _append(pipe, marker)
+            await pipe.execute()
+
+    async def sequence(self, worker: WorkerId, epoch: Epoch) -> int | None:
+        """Number of the last event in the snapshot; None when Redis has no snapshot, for
+        instance because it came back empty."""
+        async with self._deadline():
+            return _int(cast(bytes | None, await self._redis.get(sequence_key(worker, epoch))))
+
+    async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None:
+        """A worker's whole set, or None when there is none (yet, or any more)."""
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(sequence_key(worker, epoch))
+            pipe.smembers(blocks_key(worker, epoch))
+            value, members = await pipe.execute()
+        sequence = _int(value)
+        if sequence is None:
+            return None
+        hashes = frozenset(BlockHash(member) for member in members if len(member) == HASH_BYTES)
+        return Snapshot(sequence=sequence, hashes=hashes)
+
+    async def last_event_id(self) -> str:
+        """Where the stream ends now: read from here on after reading the snapshots."""
+        async with self._deadline():
+            entries = cast(_Entries, await self._redis.xrevrange(STREAM, count=1))
+        return entries[0][0].decode() if entries else STREAM_START
+
+    async def read_events(
+        self, after: str, *, count: int = 500, block_s: float = 0.5
+    ) -> tuple[str, tuple[BlockEvent, ...]]:
+        """Events after that id and the id to go on from; waits up to `block_s` for one."""
+        block_ms = max(1, round(block_s * 1000))
+        async with self._deadline(block_s):
+            reply = await self._redis.xread({STREAM: after}, count=count, block=block_ms)
+        streams = cast(list[tuple[bytes, _Entries]], reply)
+        entries = streams[0][1] if streams else []
+        last = entries[-1][0].decode() if entries else after
+        events = (_event(fields.get(b"e")) for _, fields in entries)
+        return last, tuple(event for event in events if event is not None)
+
+    @asynccontextmanager
+    async def _deadline(self, extra_s: float = 0.0) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._deadline_s + extra_s):
+                yield
+        except TimeoutError as error:
+            raise StoreError(f"Redis did not answer within {self._deadline_s} s") from error
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis: {error}") from error
+
+
+def pack_hashes(hashes: Sequence[BlockHash]) -> bytes:
+    return b"".join(hashes)
+
+
+def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:
+    match event.kind:
+        case "stored" if event.packed_hashes:
+            pipe.sadd(blocks, *event.hashes)
+        case "evicted" if event.packed_hashes:
+            pipe.srem(blocks, *event.hashes)
+        case "cleared":
+            pipe.delete(blocks)
+
+
+def _append(pipe: Pipeline, event: BlockEvent) -> None:
+    fields = {b"e": _encoder.encode(event)}
+    pipe.xadd(STREAM, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
+
+
+def _record(value: bytes | None) -> WorkerRecord | None:
+    try:
+        return None if value is None else _records.decode(value)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _event(value: bytes | None) -> BlockEvent | None:
+    try:
+        return None if value is None else _events.decode(value)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _int(value: bytes | None) -> int | None:
+    try:
+        return None if value is None else int(value)
+    except ValueError:
+        return None

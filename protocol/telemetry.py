@@ -1,0 +1,198 @@
+"""Logs as JSON events and every metric's name. Called by each process once, at its start.
+
+A log line is `{"time", "level", "event", "process", "request", ...fields}`: the event is the
+message of the call, the fields its `extra`, the request that of the context the call runs in.
+"""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TextIO
+
+import msgspec
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+_request: ContextVar[str] = ContextVar("request", default="")
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+@contextmanager
+def request_context(request: str) -> Iterator[None]:
+    """Log lines written inside carry this request id."""
+    token = _request.set(request)
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line. What JSON cannot hold is written as its `str`."""
+
+    def __init__(self, *, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": round(record.created, 6),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "process": self._process,
+        }
+        if request := _request.get():
+            line["request"] = request
+        line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+def configure_logging(*, process: str, level: str = "info", stream: TextIO | None = None) -> None:
+    """All of this process's logs, and nothing else, go to `stream` (stderr)."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter(process=process))
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+class LoadProgress:
+    """Logs `loading` events with bytes done and in total, at most four a second."""
+
+    def __init__(self, log: logging.Logger, *, interval_s: float = 0.25) -> None:
+        self._log = log
+        self._interval_s = interval_s
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, total: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next and done < total:
+                return
+            self._next = now + self._interval_s
+        self._log.info("loading", extra={"done": done, "total": total})
+
+
+# -- metrics: every name is in this file ----------------------------------------------------
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class WorkerMetrics:
+    """What a prefill or decode worker measures."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        r = self.registry = registry or CollectorRegistry()
+        self.accepted = Counter(
+            "baton_worker_requests_accepted", "Requests taken from routers.", registry=r
+        )
+        self.endings = Counter(
+            "baton_worker_endings",
+            "Requests ended, by ending: stop, length, handed_over, aborted or a failure's code.",
+            ["ending"],
+            registry=r,
+        )
+        self.tokens = Counter("baton_worker_tokens", "Tokens sent to routers.", registry=r)
+        self.refused_frames = Counter(
+            "baton_worker_refused_frames", "Malformed or unexpected frames dropped.", registry=r
+        )
+        self.fetches = Counter(
+            "baton_worker_fetches",
+            "KV fetches ended, by transport and ending: landed, lost or aborted.",
+            ["transport", "ending"],
+            registry=r,
+        )
+        self.moved_bytes = Counter(
+            "baton_worker_kv_moved_bytes", "Bytes of KV fetched.", ["transport"], registry=r
+        )
+        self.fetch_s = Histogram(
+            "baton_worker_fetch_seconds", "Seconds of a fetch.", buckets=_SECONDS, registry=r
+        )
+        self.exposed_s = Histogram(
+            "baton_worker_fetch_exposed_seconds",
+            "Seconds of a fetch after its prefill had ended.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.blocks = Gauge(
+            "baton_worker_kv_blocks",
+            "KV blocks: total, free, cached, leased.",
+            ["state"],
+            registry=r,
+        )
+        self.running = Gauge("baton_worker_running", "Sequences running.", registry=r)
+        self.waiting = Gauge("baton_worker_waiting", "Requests waiting.", registry=r)
+        self.store_up = Gauge("baton_worker_store_up", "1 while Redis answers.", registry=r)
+        self.events_lost = Counter(
+            "baton_worker_events_lost",
+            "Block events dropped while Redis was away; the set was rewritten instead.",
+            registry=r,
+        )
+
+    def serve(self, *, host: str, port: int) -> None:
+        """Serves `/metrics` from a thread of its own until the process ends."""
+        start_http_server(port, addr=host, registry=self.registry)
+
+
+class RouterMetrics:
+    """What a router measures."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        r = self.registry = registry or CollectorRegistry()
+        self.requests = Counter(
+            "baton_requests", "HTTP requests, by path and status.", ["path", "status"], registry=r
+        )
+        self.routes = Counter(
+            "baton_routes", "Placements, by reason and kind.", ["kind", "reason"], registry=r
+        )
+        self.retries = Counter(
+            "baton_retries", "Requests placed again, by why.", ["why"], registry=r
+        )
+        self.endings = Counter(
+            "baton_endings", "Generations ended, by ending.", ["ending"], registry=r
+        )
+        self.prompt_tokens = Counter("baton_prompt_tokens", "Prompt tokens.", registry=r)
+        self.cached_tokens = Counter(
+            "baton_cached_tokens", "Prompt tokens found in a prefix cache.", registry=r
+        )
+        self.output_tokens = Counter("baton_output_tokens", "Tokens generated.", registry=r)
+        self.first_token_s = Histogram(
+            "baton_time_to_first_token_seconds",
+            "Seconds from a request's arrival to its first token.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.between_tokens_s = Histogram(
+            "baton_inter_token_seconds",
+            "Seconds between tokens of a request.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.request_s = Histogram(
+            "baton_request_seconds",
+            "Seconds from a request's arrival to its ending.",
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.active = Gauge("baton_active_requests", "Generations in progress.", registry=r)
+        self.workers = Gauge(
+            "baton_workers", "Workers known, by role and state.", ["role", "state"], registry=r
+        )
+        self.index_state = Gauge(
+            "baton_prefix_index_state",
+            "1 for the state the prefix index is in: exact, degraded or off.",
+            ["state"],
+            registry=r,
+        )
+        self.index_blocks = Gauge("baton_prefix_index_blocks", "Blocks indexed.", registry=r)
+        self.index_gaps = Counter(
+            "baton_prefix_index_gaps", "Gaps in a worker's events; its set was read.", registry=r
+        )

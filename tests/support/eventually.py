@@ -1,0 +1,37 @@
+"""Waits for a condition by looking, never by sleeping a guessed time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+POLL_S = 0.01
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], within_s: float = 10.0, what: str = "") -> T:
+    """The first true value of `condition`; AssertionError with its last one after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or 'condition'} still {value!r} after {within_s} s")
+        time.sleep(POLL_S)
+
+
+async def soon(
+    condition: Callable[[], bool | Awaitable[bool]], within_s: float = 10.0, what: str = ""
+) -> None:
+    """`eventually` for a running event loop; the condition may be awaitable."""
+    deadline = time.monotonic() + within_s
+    while True:
+        value = condition()
+        if isinstance(value, Awaitable):
+            value = await value
+        if value:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what or 'condition'} still false after {within_s} s")
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,244 @@
+"""Real sockets on loopback."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import zmq
+import zmq.asyncio
+from support.eventually import soon
+from support.words import beat, prefill, registration
+
+from protocol.channel import Request, RouterGone, RouterJoined, RouterPort, WorkerLink
+from protocol.codec import WIRE_VERSION, to_router, to_worker
+from protocol.errors import PeerLost, SettingsError, WireError
+from protocol.ids import RequestId, RouterId
+from protocol.messages import Aborted, Beat, Hello, ToRouter, Welcome
+
+ROUTER = RouterId("router-1")
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def serving(*, silent_after_s: float = 3.0) -> AsyncIterator[RouterPort]:
+    port = RouterPort(silent_after_s=silent_after_s)
+    async with port.serve(registration(address=f"tcp://127.0.0.1:{port.port}")):
+        yield port
+
+
+def link_to(
+    port: RouterPort, *, router: RouterId = ROUTER, silent_after_s: float = 3.0
+) -> WorkerLink:
+    return WorkerLink(
+        address=f"tcp://127.0.0.1:{port.port}", router=router, silent_after_s=silent_after_s
+    )
+
+
+async def first(link: WorkerLink, kind: type[ToRouter]) -> ToRouter:
+    async for message in link.messages():
+        if isinstance(message, kind):
+            return message
+    raise AssertionError("unreachable")
+
+
+def test_a_link_learns_who_the_worker_is_and_carries_messages_both_ways() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port) as link:
+            assert link.registration.worker == "decode-0"
+            assert await port.receive() == RouterJoined(ROUTER)
+
+            await link.send(prefill("r1"))
+            assert await port.receive() == Request(ROUTER, prefill("r1"))
+
+            aborted = Aborted(request=RequestId("r1"), attempt=0)
+            port.send(ROUTER, aborted)
+            assert await first(link, Aborted) == aborted
+
+    run(test)
+
+
+def test_messages_from_another_thread_arrive_in_the_order_they_were_sent() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port) as link:
+
+            def talk() -> None:
+                for number in range(2000):
+                    port.send(ROUTER, Aborted(request=RequestId("r"), attempt=number))
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            attempts = []
+            async for message in link.messages():
+                assert isinstance(message, Aborted)
+                attempts.append(message.attempt)
+                if len(attempts) == 2000:
+                    break
+            thread.join()
+
+            assert attempts == list(range(2000))
+
+    run(test)
+
+
+def test_a_router_sees_each_beat_and_keeps_the_last() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port) as link:
+            port.broadcast(beat(running=3))
+            assert await first(link, Beat) == beat(running=3)
+            assert link.beat == beat(running=3)
+
+    run(test)
+
+
+def test_a_worker_that_dies_is_noticed_by_its_closed_connection() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port, silent_after_s=600) as link:
+            port.close()
+            with pytest.raises(PeerLost, match="disconnected"):
+                await first(link, Beat)
+            with pytest.raises(PeerLost):
+                await link.send(prefill())
+
+    run(test)
+
+
+def test_a_worker_that_stays_silent_is_lost() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port, silent_after_s=0.3) as link:
+            with pytest.raises(PeerLost, match="silent"):
+                await first(link, Beat)
+
+    run(test)
+
+
+def test_a_link_to_nobody_is_refused() -> None:
+    async def test() -> None:
+        port = RouterPort()
+        port.close()
+        with pytest.raises(PeerLost):
+            async with link_to(port):
+                pass
+
+    run(test)
+
+
+def test_a_worker_of_another_version_is_refused_and_named() -> None:
+    async def test() -> None:
+        socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+
+        async def other_version() -> None:
+            identity, _ = await socket.recv_multipart()
+            welcome = Welcome(registration=registration(), version=WIRE_VERSION + 1)
+            await socket.send_multipart([identity, to_router.encode(welcome)])
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(other_version(), name="other-version")
+                with pytest.raises(WireError, match=f"version {WIRE_VERSION + 1}"):
+                    async with WorkerLink(address=f"tcp://127.0.0.1:{port}", router=ROUTER):
+                        pass
+        finally:
+            socket.close(linger=0)
+
+    run(test)
+
+
+@asynccontextmanager
+async def raw_peer(port: RouterPort, identity: bytes) -> AsyncIterator[zmq.asyncio.Socket]:
+    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    socket.setsockopt(zmq.IDENTITY, identity)
+    socket.connect(f"tcp://127.0.0.1:{port.port}")
+    try:
+        yield socket
+    finally:
+        socket.close(linger=0)
+
+
+def test_a_router_of_another_version_is_told_ours_and_gets_nothing_else() -> None:
+    async def test() -> None:
+        async with serving() as port, raw_peer(port, b"old") as socket:
+            await socket.send(to_worker.encode(Hello(router=RouterId("old"), version=0)))
+            welcome = to_router.decode(await socket.recv())
+            assert isinstance(welcome, Welcome) and welcome.version == WIRE_VERSION
+
+            await socket.send(to_worker.encode(prefill()))
+            await soon(lambda: port.refused_frames == 2)
+            assert port.routers == ()
+
+    run(test)
+
+
+@pytest.mark.parametrize("frames", [[b"\xc1"], [b""], [b"a", b"b"], [b"\x93" * 50]])
+def test_a_malformed_frame_is_dropped_and_the_others_are_served(frames: list[bytes]) -> None:
+    async def test() -> None:
+        async with serving() as port, raw_peer(port, b"\xff\xfe") as socket:
+            await socket.send_multipart(frames)
+            await soon(lambda: port.refused_frames == 1)
+            async with link_to(port) as link:
+                await link.send(prefill())
+                assert await port.receive() == RouterJoined(ROUTER)
+                assert await port.receive() == Request(ROUTER, prefill())
+
+    run(test)
+
+
+def test_a_router_that_stays_silent_is_gone_and_is_back_with_its_next_word() -> None:
+    async def test() -> None:
+        async with serving(silent_after_s=0.3) as port, raw_peer(port, ROUTER.encode()) as socket:
+            await socket.send(to_worker.encode(Hello(router=ROUTER, version=WIRE_VERSION)))
+            assert await port.receive() == RouterJoined(ROUTER)
+            assert isinstance(await port.receive(), RouterGone)
+
+            await socket.send(to_worker.encode(prefill()))
+            assert await port.receive() == RouterJoined(ROUTER)
+            assert await port.receive() == Request(ROUTER, prefill())
+
+    run(test)
+
+
+def test_a_new_link_of_a_router_voids_its_old_one() -> None:
+    async def test() -> None:
+        async with serving() as port, raw_peer(port, ROUTER.encode()) as socket:
+            hello = to_worker.encode(Hello(router=ROUTER, version=WIRE_VERSION))
+            await socket.send(hello)
+            await socket.send(hello)
+            assert await port.receive() == RouterJoined(ROUTER)
+            assert isinstance(await port.receive(), RouterGone)
+            assert await port.receive() == RouterJoined(ROUTER)
+
+    run(test)
+
+
+def test_sending_to_a_router_whose_connection_is_closed_reports_it_gone() -> None:
+    async def test() -> None:
+        async with serving(silent_after_s=600) as port:
+            async with link_to(port):
+                assert await port.receive() == RouterJoined(ROUTER)
+
+            def noticed() -> bool:
+                port.send(ROUTER, beat())
+                return port.routers == ()
+
+            await soon(noticed)
+            assert isinstance(await port.receive(), RouterGone)
+
+    run(test)
+
+
+def test_a_taken_port_is_a_settings_error() -> None:
+    port = RouterPort()
+    try:
+        with pytest.raises(SettingsError, match=f"port: cannot listen on 127.0.0.1:{port.port}"):
+            RouterPort(port=port.port)
+    finally:
+        port.close()

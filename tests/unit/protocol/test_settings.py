@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from protocol.errors import SettingsError
+from protocol.settings import ProcessSettings, WorkerSettings, load, load_or_exit
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_text('model = "from-file"\nmax-running = 3\nport = 1\nthreads = 1\n')
+    monkeypatch.setenv("BATON_PORT", "2")
+    monkeypatch.setenv("BATON_THREADS", "2")
+    settings = load(WorkerSettings, ["--config", str(file), "--threads", "3"])
+
+    assert settings.model == Path("from-file")
+    assert (settings.max_running, settings.port, settings.threads) == (3, 2, 3)
+    assert settings.block_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--model", "m", "--nope", "1"], "unknown setting: --nope 1"),
+        (["--model", "m", "--port", "70000"], "port: '70000': input should be less than"),
+        (["--model", "m", "--port", "x"], "port: 'x': input should be a valid integer"),
+        ([], "model: required; give --model or BATON_MODEL"),
+        (["--model", "m", "--dtype", "int8"], "dtype: 'int8': input should be 'float32'"),
+        (["--model", "m", "--redis", "localhost"], "redis: 'localhost': must start with redis://"),
+        (["--model", "m", "--cores", "a"], "cores: 'a': string should match"),
+        (["--model", "m", "--config", "/nowhere"], "config: '/nowhere': "),
+    ],
+)
+def test_a_wrong_setting_is_one_line_naming_field_value_and_rule(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        load_or_exit(WorkerSettings, argv, prog="worker")
+    written = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert written.startswith(f"worker: {line}")
+    assert written.count("\n") == 1
+
+
+def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_text("nope = 1\n")
+    with pytest.raises(SettingsError, match="unknown setting: nope"):
+        load(ProcessSettings, ["--config", str(file)])
+
+
+def test_a_variable_of_another_process_is_none_of_our_business(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATON_ROUTER_SERVICE_HOST", "10.0.0.1")
+    assert load(ProcessSettings, []) == ProcessSettings()
+
+
+def test_settings_cannot_be_changed_after_the_start() -> None:
+    settings = ProcessSettings()
+    with pytest.raises(ValidationError):
+        settings.redis = "redis://elsewhere"  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    assert [n for n, field in WorkerSettings.model_fields.items() if not field.description] == []

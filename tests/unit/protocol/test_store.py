@@ -1,0 +1,229 @@
+"""Against a real redis-server."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from support.eventually import soon
+from support.redis_server import RedisServer, redis_server
+from support.words import beat, registration
+
+from protocol.errors import StoreError
+from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.store import (
+    STREAM_START,
+    BlockEvent,
+    Snapshot,
+    Store,
+    WorkerRecord,
+    blocks_key,
+    pack_hashes,
+)
+
+WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
+
+
+def block_hash(number: int) -> BlockHash:
+    return BlockHash(number.to_bytes(16, "little"))
+
+
+def stored(sequence: int, *numbers: int) -> BlockEvent:
+    return BlockEvent(
+        worker=WORKER,
+        epoch=EPOCH,
+        sequence=sequence,
+        kind="stored",
+        packed_hashes=pack_hashes([block_hash(number) for number in numbers]),
+    )
+
+
+def record(worker: str = "decode-0", *, epoch: int = 1, running: int = 0) -> WorkerRecord:
+    return WorkerRecord(
+        registration=registration(worker, epoch=epoch), beat=beat(epoch=epoch, running=running)
+    )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+def run(server: RedisServer, test: Callable[[Store], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        store = Store(server.url, deadline_s=5.0)
+        try:
+            async with asyncio.timeout(30):
+                await store._redis.flushall()
+                await test(store)
+        finally:
+            await store.close()
+
+    asyncio.run(bounded())
+
+
+def test_a_registered_worker_is_listed_with_its_last_beat(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store.register(record("decode-1"), ttl_s=60)
+        await store.register(record("decode-0", running=1), ttl_s=60)
+        await store.register(record("decode-0", running=2), ttl_s=60)
+        assert await store.list_workers() == (record("decode-0", running=2), record("decode-1"))
+
+    run(server, test)
+
+
+def test_a_worker_that_stops_registering_is_gone_after_its_time_to_live(
+    server: RedisServer,
+) -> None:
+    async def test(store: Store) -> None:
+        await store.register(record(), ttl_s=0.1)
+        await store.publish([stored(1, 1)], ttl_s=0.1)
+
+        async def gone() -> bool:
+            snapshot = await store.snapshot(WORKER, EPOCH)
+            return await store.list_workers() == () and snapshot is None
+
+        await soon(gone)
+
+    run(server, test)
+
+
+def test_a_worker_that_leaves_takes_its_blocks_with_it_but_not_its_successor(
+    server: RedisServer,
+) -> None:
+    async def test(store: Store) -> None:
+        await store.publish([stored(1, 1)], ttl_s=60)
+        await store.register(record(epoch=2), ttl_s=60)
+        await store.deregister(WORKER, EPOCH)
+        assert await store.snapshot(WORKER, EPOCH) is None
+        assert await store.list_workers() == (record(epoch=2),)
+
+        await store.deregister(WORKER, Epoch(2))
+        assert await store.list_workers() == ()
+
+    run(server, test)
+
+
+def test_a_record_that_cannot_be_read_is_left_out(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store._redis.set("worker:bad", b"\xc1")
+        await store.register(record(), ttl_s=60)
+        assert await store.list_workers() == (record(),)
+
+    run(server, test)
+
+
+def test_the_snapshot_is_what_its_events_add_up_to(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        evicted = BlockEvent(
+            worker=WORKER,
+            epoch=EPOCH,
+            sequence=2,
+            kind="evicted",
+            packed_hashes=pack_hashes([block_hash(1)]),
+        )
+        await store.publish([stored(1, 1, 2), evicted], ttl_s=60)
+        await store.publish([stored(3, 3)], ttl_s=60)
+        assert await store.snapshot(WORKER, EPOCH) == Snapshot(
+            sequence=3, hashes=frozenset({block_hash(2), block_hash(3)})
+        )
+
+        cleared = BlockEvent(
+            worker=WORKER, epoch=EPOCH, sequence=4, kind="cleared", packed_hashes=b""
+        )
+        await store.publish([cleared], ttl_s=60)
+        assert await store.snapshot(WORKER, EPOCH) == Snapshot(sequence=4, hashes=frozenset())
+
+    run(server, test)
+
+
+def test_events_are_read_in_order_from_where_the_reader_stopped(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        assert await store.last_event_id() == STREAM_START
+        await store.publish([stored(1, 1), stored(2, 2)], ttl_s=60)
+        after, events = await store.read_events(STREAM_START)
+        assert events == (stored(1, 1), stored(2, 2))
+        assert after == await store.last_event_id()
+
+        assert await store.read_events(after, block_s=0.01) == (after, ())
+        await store.publish([stored(3, 3)], ttl_s=60)
+        _, events = await store.read_events(after)
+        assert events == (stored(3, 3),)
+
+    run(server, test)
+
+
+def test_an_event_that_cannot_be_read_is_passed_over(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store._redis.xadd("kv:events", {"e": b"\xc1"})
+        await store._redis.xadd("kv:events", {"other": b"1"})
+        await store.publish([stored(1, 1)], ttl_s=60)
+        _, events = await store.read_events(STREAM_START)
+        assert events == (stored(1, 1),)
+
+    run(server, test)
+
+
+def test_a_rewritten_snapshot_replaces_the_set_and_shows_readers_a_gap(
+    server: RedisServer,
+) -> None:
+    async def test(store: Store) -> None:
+        await store.publish([stored(1, 1)], ttl_s=60)
+        after = await store.last_event_id()
+        many = [block_hash(number) for number in range(10_000)]
+        await store.rewrite(many, worker=WORKER, epoch=EPOCH, sequence=3, ttl_s=60)
+
+        assert await store.snapshot(WORKER, EPOCH) == Snapshot(sequence=3, hashes=frozenset(many))
+        _, events = await store.read_events(after)
+        assert events == (stored(3),)
+
+    run(server, test)
+
+
+def test_every_key_of_a_worker_has_a_time_to_live(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store.register(record(), ttl_s=60)
+        await store.publish([stored(1, 1)], ttl_s=60)
+        await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=3, ttl_s=60)
+        keys = [key async for key in store._redis.scan_iter()]
+        assert blocks_key(WORKER, EPOCH).encode() in keys
+        for key in keys:
+            assert key == b"kv:events" or await store._redis.pttl(key) > 0
+
+    run(server, test)
+
+
+def test_a_redis_that_is_away_is_a_store_error_and_its_return_is_noticed() -> None:
+    async def test(store: Store) -> None:
+        own.kill()
+        for call in (store.ping, store.list_workers, store.last_event_id):
+            with pytest.raises(StoreError):
+                await call()
+        with pytest.raises(StoreError):
+            await store.publish([stored(1, 1)], ttl_s=60)
+
+        own.start()
+        await store.ping()
+        assert await store.sequence(WORKER, EPOCH) is None
+
+    with redis_server() as own:
+        run(own, test)
+
+
+def test_a_redis_that_accepts_and_says_nothing_is_a_store_error() -> None:
+    async def test() -> None:
+        silent = await asyncio.start_server(_say_nothing, "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        store = Store(f"redis://127.0.0.1:{port}/0", deadline_s=0.1)
+        async with silent:
+            with pytest.raises(StoreError, match="did not answer"):
+                await store.ping()
+            await store.close()
+
+    asyncio.run(test())
+
+
+async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(1024):
+        pass
+    writer.close()
