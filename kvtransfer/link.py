@@ -1,0 +1,197 @@
+"""One sink's link to one source incarnation: a control socket, and a stream chosen by reach.
+
+Called by `kvtransfer.sink` from its thread. Comes up by itself (dialling, attaching, open), tries
+the transports in the configured order and says which it took and why not an earlier one; when
+anything of it breaks it is lost, for good: a later fetch makes a new one.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import assert_never
+
+from kvtransfer.messages import (
+    CONTROL_VERSION,
+    FetchFailed,
+    Finish,
+    Open,
+    Opened,
+    Ready,
+    Refused,
+    Renew,
+    Renewed,
+    SessionId,
+    StreamHello,
+    ToSource,
+)
+from kvtransfer.transports import memory, shm, tcp
+from kvtransfer.transports.base import Dial, FrameTaker, SinkStream, Unreachable
+from kvtransfer.transports.control import ControlContext, Poller
+from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
+from protocol.ids import LeaseId, WorkerId
+from protocol.messages import Ticket
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 3.0
+"""From the first fetch to an open stream. Two local round trips; a dead host shows here."""
+
+
+class LinkStage(StrEnum):
+    DIALLING = "dialling"
+    """`Open` is sent."""
+    ATTACHING = "attaching"
+    """The source answered; a stream is on its way up."""
+    OPEN = "open"
+    LOST = "lost"
+
+
+class Link:
+    """Raises TransferError from any method when the link breaks; then call `lose`."""
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        *,
+        worker: WorkerId,
+        context: ControlContext,
+        poller: Poller,
+        transports: Sequence[str],
+        allow_fallback: bool,
+        taker: FrameTaker,
+        on_word: Callable[["Link", Ready | Finish | FetchFailed | Renewed], None],
+        now_s: float,
+    ) -> None:
+        self.stage = LinkStage.DIALLING
+        self.source = ticket.worker
+        self.stream: SinkStream | None = None
+        self.why = ""
+        """Why this transport and not an earlier one."""
+        self.leases: set[LeaseId] = set()
+        """Those to renew."""
+        self.heard_s = now_s
+        self.open_by_s = now_s + OPEN_S
+        self.renew_at_s = now_s
+        self._ticket = ticket
+        self._poller = poller
+        self._transports = list(transports)
+        self._allow_fallback = allow_fallback
+        self._taker = taker
+        self._on_word = on_word
+        self._session = SessionId(secrets.randbits(63))
+        self._dial: Dial | None = None
+        self._opened: Opened | None = None
+        self._refusals: list[str] = []
+        self._control = context.connect(ticket.address)
+        poller.watch(self._control)
+        self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
+
+    def say(self, message: ToSource) -> None:
+        self._control.send(message)
+
+    def renew(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
+        """Renew all leases of this link in one message, if it is time."""
+        if now_s < self.renew_at_s or not self.leases or self._opened is None:
+            return
+        self.renew_at_s = now_s + every_s
+        self.say(Renew(leases=tuple(self.leases), remaining_s=remaining_s))
+
+    def look(self, ready: set[int], *, now_s: float) -> None:
+        """Take in what the control socket and the descriptors in `ready` have."""
+        for message in self._control.receive():
+            self.heard_s = now_s
+            match message:
+                case Opened():
+                    self._attach(message)
+                case Refused(reason=reason):
+                    raise PeerLost(f"the source refused the link: {reason}")
+                case Ready() | Finish() | FetchFailed() | Renewed():
+                    self._on_word(self, message)
+                case _:
+                    assert_never(message)
+        if self._dial is not None and self._dial.fileno() in ready:
+            self._advance()
+        if self.stream is not None and self.stream.fileno() in ready:
+            self.heard_s = now_s
+            self.stream.receive(self._taker)
+
+    def lose(self) -> None:
+        """Close everything."""
+        self.stage = LinkStage.LOST
+        self._drop_dial()
+        if self.stream is not None:
+            self._poller.forget(self.stream.fileno())
+            self.stream.close()
+            self.stream = None
+        self._poller.forget(self._control)
+        self._control.close()
+
+    def _attach(self, opened: Opened) -> None:
+        if self.stage is not LinkStage.DIALLING or opened.epoch != self._ticket.epoch:
+            raise WireError("the source opened the link twice, or another epoch's")
+        self.stage = LinkStage.ATTACHING
+        self._opened = opened
+        self._try_next()
+
+    def _try_next(self) -> None:
+        """Start on the first transport left that can be reached at all."""
+        while self._transports:
+            if self._refusals and not self._allow_fallback:
+                raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._refusals)}")
+            name = self._transports.pop(0)
+            try:
+                dial = self._dial_to(name)
+            except Unreachable as error:
+                self._refusals.append(f"not {name}: {error}")
+                continue
+            self._dial = dial
+            self._poller.watch(dial.fileno(), writable=dial.writable)
+            return
+        raise PeerLost(f"no transport reaches {self.source}: {'; '.join(self._refusals)}")
+
+    def _dial_to(self, name: str) -> Dial:
+        assert self._opened is not None
+        hello = StreamHello(
+            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
+        )
+        match name:
+            case "memory":
+                return memory.dial(hello)
+            case "shm":
+                return shm.dial(self._ticket.shm_address, hello)
+            case "tcp":
+                return tcp.dial(self._opened.data_host, self._opened.data_port, hello)
+            case _:
+                raise AssertionError(f"no transport is called {name}")
+
+    def _advance(self) -> None:
+        assert self._dial is not None
+        dial, name = self._dial, self._dial.transport
+        try:
+            stream = dial.advance()
+        except Unreachable as error:
+            self._drop_dial()
+            self._refusals.append(f"not {name}: {error}")
+            self._try_next()
+            return
+        if stream is None:
+            self._poller.watch(dial.fileno(), writable=dial.writable)
+            return
+        self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
+        self._poller.watch(stream.fileno())
+        self.why = "; ".join([f"{name} reachable", *self._refusals])
+        log.info(
+            "transport chosen", extra={"source": self.source, "transport": name, "why": self.why}
+        )
+
+    def _drop_dial(self) -> None:
+        if self._dial is not None:
+            self._poller.forget(self._dial.fileno())
+            self._dial.close()
+            self._dial = None
+
+
+def broken(error: TransferError | WireError) -> TransferError:
+    """What a fetch is told when its link breaks."""
+    return error if isinstance(error, TransferError) else PeerLost(f"link dropped: {error}")

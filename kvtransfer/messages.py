@@ -1,0 +1,203 @@
+"""What the two ends of a fetch say to each other: closed unions, one per direction.
+
+Frozen msgspec structs behind one version byte, packed by `protocol.codec` with a size limit.
+Times are remaining or elapsed seconds, never clock readings. Bulk bytes never travel here.
+"""
+
+from typing import Annotated, Final, Literal, NewType
+
+import msgspec
+
+from protocol.codec import Codec
+from protocol.errors import WireError
+from protocol.ids import Epoch, LeaseId, WorkerId
+from protocol.layout import KvLayout
+
+CONTROL_VERSION: Final = 1
+MAX_CONTROL_BYTES: Final = 4 << 20
+"""The slots of a 4,000,000-token prompt pack to 3 MB; nothing honest is larger."""
+MAX_NOTE_BYTES: Final = 64 << 10
+
+FetchId = NewType("FetchId", int)
+SessionId = NewType("SessionId", int)
+"""Random 63-bit number by which a source knows that two sockets belong to one sink."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
+Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
+Reason = Annotated[str, msgspec.Meta(max_length=2_000)]
+FailureCode = Literal["lease_expired", "mismatch", "failed", "refused", "closed"]
+
+
+class Slot(msgspec.Struct, frozen=True, array_like=True):
+    """One block wanted, and where it goes in the fetcher's pool."""
+
+    index: Count
+    """Counted from token 0 of the lease."""
+    block_id: Count
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One block of the source whose bytes are written and may be read."""
+
+    index: Count
+    block_id: Count
+    """In the source's pool."""
+    token_start: Count
+    token_count: Count
+    num_bytes: Count
+    generation: int
+    checksum: int
+
+
+# -- sink -> source -----------------------------------------------------------------------
+
+
+class Open(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """First message on a link; answered by `Opened` or `Refused`."""
+
+    session: Id
+    worker: WorkerId
+    epoch: Epoch
+    """Of the source, as its ticket says; another incarnation refuses."""
+
+
+class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Give me these blocks as they are written. A higher attempt replaces a lower one."""
+
+    fetch: Id
+    attempt: Count
+    lease: LeaseId
+    compat: Annotated[str, msgspec.Meta(max_length=256)]
+    layout: KvLayout
+    slots: tuple[Slot, ...]
+
+
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """Keep all these leases for `remaining_s` from now; answered by `Renewed`."""
+
+    leases: tuple[LeaseId, ...]
+    remaining_s: Seconds
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+    """Everything landed: the source may free the blocks."""
+
+    lease: LeaseId
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    """The blocks are not wanted any more, whether they were asked for or not."""
+
+    lease: LeaseId
+    reason: Reason
+
+
+ToSource = Open | Fetch | Renew | Release | Cancel
+
+# -- source -> sink -----------------------------------------------------------------------
+
+
+class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    epoch: Epoch
+    data_host: str
+    data_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+    """Where TCP streams connect; 0 when this source does not serve TCP."""
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """This link can never work. The source forgets it."""
+
+    code: Literal["version", "epoch", "protocol"]
+    reason: Reason
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """These blocks may be read from the source's memory now."""
+
+    fetch: Id
+    attempt: Count
+    blocks: tuple[Descriptor, ...]
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+    """Every block is written; `note` is the source's last word to the fetcher."""
+
+    fetch: Id
+    attempt: Count
+    note: Annotated[bytes, msgspec.Meta(max_length=MAX_NOTE_BYTES)]
+    since_s: Seconds
+    """Seconds since the source was told so."""
+
+
+class FetchFailed(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    fetch: Id
+    attempt: Count
+    code: FailureCode
+    reason: Reason
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A lease that has ended, and how."""
+
+    lease: LeaseId
+    code: FailureCode
+    reason: Reason
+
+
+class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=6):
+    gone: tuple[Gone, ...]
+    """Of the leases named, those that were not renewed."""
+
+
+ToSink = Opened | Refused | Ready | Finish | FetchFailed | Renewed
+
+# -- first words on a data stream ---------------------------------------------------------
+
+
+class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    version: int
+    session: Id
+    epoch: Epoch
+
+
+class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """The stream belongs to the session; over a unix socket the pool's descriptor rides along."""
+
+    version: int
+    epoch: Epoch
+    num_blocks: Count
+    block_bytes: Count
+
+
+MAX_STREAM_WORD_BYTES: Final = 1024
+stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_STREAM_WORD_BYTES)
+stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_STREAM_WORD_BYTES)
+
+_to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
+_to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)
+_VERSION = bytes([CONTROL_VERSION])
+
+
+def _body(frame: bytes) -> bytes:
+    if frame[:1] != _VERSION:
+        raise WireError(f"control version {frame[:1].hex() or 'none'}, ours is {_VERSION.hex()}")
+    return frame[1:]
+
+
+def pack_to_source(message: ToSource) -> bytes:
+    return _VERSION + _to_source.encode(message)
+
+
+def unpack_to_source(frame: bytes) -> ToSource:
+    """Raises WireError: unknown version, too large, or not a message."""
+    return _to_source.decode(_body(frame))
+
+
+def pack_to_sink(message: ToSink) -> bytes:
+    return _VERSION + _to_sink.encode(message)
+
+
+def unpack_to_sink(frame: bytes) -> ToSink:
+    """Raises WireError: unknown version, too large, or not a message."""
+    return _to_sink.decode(_body(frame))

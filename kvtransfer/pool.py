@@ -1,0 +1,151 @@
+"""The memory all KV blocks of one worker lie in: a sealed memfd that another process can map.
+
+Made by a worker at start; the engine computes in `blocks` and counts allocations in
+`generations`, `kvtransfer` reads and writes single blocks. Nothing appears in the file system,
+so nothing can be left there. Does not know who owns a block.
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import struct
+from contextlib import suppress
+
+import numpy as np
+import xxhash
+
+from protocol.errors import LayoutMismatch
+
+_HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
+_MAGIC = b"BatonKV1"
+_GENERATIONS_AT = 64
+_PAGE_BYTES = 4096
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+"""A pool that cannot shrink cannot make a reader's copy end in SIGBUS."""
+
+
+def checksum(block: memoryview) -> int:
+    """xxh3 of one block's bytes: 27 GB/s on one core, so every block always carries it."""
+    return int(xxhash.xxh3_64_intdigest(block))
+
+
+def _blocks_at(num_blocks: int) -> int:
+    used = _GENERATIONS_AT + 8 * num_blocks
+    return -(-used // _PAGE_BYTES) * _PAGE_BYTES
+
+
+class BlockMemory:
+    """`num_blocks` blocks of `block_bytes`, one after another, and a generation for each.
+
+    A block's generation is bumped whenever it is allocated afresh; a reader that finds the one it
+    expects before and after its copy has copied one owner's bytes.
+    """
+
+    def __init__(
+        self, *, fd: int, mapping: mmap.mmap, num_blocks: int, block_bytes: int, writable: bool
+    ) -> None:
+        """Use `create` or `open`. Takes ownership of `fd`."""
+        start = _blocks_at(num_blocks)
+        self.fd = fd
+        self.num_blocks = num_blocks
+        self.block_bytes = block_bytes
+        self._mapping = mapping
+        self._whole = memoryview(mapping)
+        self.blocks = self._whole[start : start + num_blocks * block_bytes]
+        """All blocks' bytes, `[block, byte]` flattened."""
+        self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
+        self._address = int(np.frombuffer(mapping, dtype=np.uint8).ctypes.data) + start
+        self._writable = writable
+
+    @classmethod
+    def create(cls, *, num_blocks: int, block_bytes: int) -> "BlockMemory":
+        """A pool of zeros. Pages are taken from the machine as they are first written."""
+        if num_blocks < 1 or block_bytes < 1:
+            raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
+        total = _blocks_at(num_blocks) + num_blocks * block_bytes
+        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, total)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            mapping = mmap.mmap(fd, total)
+        except OSError:
+            os.close(fd)
+            raise
+        mapping[: _HEADER.size] = _HEADER.pack(_MAGIC, num_blocks, block_bytes)
+        return cls(
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, writable=True
+        )
+
+    @classmethod
+    def open(cls, fd: int, *, num_blocks: int, block_bytes: int) -> "BlockMemory":
+        """Map a peer's pool for reading; takes `fd` even when it raises.
+
+        Raises LayoutMismatch when the file is not a pool of exactly that shape, or could shrink
+        under a reader.
+        """
+        try:
+            mapping = _map_foreign(fd, num_blocks=num_blocks, block_bytes=block_bytes)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise LayoutMismatch(f"the peer's pool cannot be mapped: {error}") from error
+        except LayoutMismatch:
+            os.close(fd)
+            raise
+        return cls(
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, writable=False
+        )
+
+    def view(self) -> "BlockMemory":
+        """The same pool, mapped once more for reading."""
+        return BlockMemory.open(
+            self.reader_fd(), num_blocks=self.num_blocks, block_bytes=self.block_bytes
+        )
+
+    def reader_fd(self) -> int:
+        """A new descriptor of this pool that can be mapped for reading only; the caller closes."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def block(self, block_id: int) -> memoryview:
+        """The bytes of one block."""
+        start = self._offset(block_id)
+        return self.blocks[start : start + self.block_bytes]
+
+    def copy_from(self, source: "BlockMemory", *, source_block: int, block: int) -> None:
+        """Copy one block of `source` over one of ours, in one copy and without the GIL."""
+        assert self._writable and source.block_bytes == self.block_bytes
+        ctypes.memmove(
+            self._address + self._offset(block),
+            source._address + source._offset(source_block),
+            self.block_bytes,
+        )
+
+    def close(self) -> None:
+        """Give the descriptor back, and the memory unless someone still holds a view of it:
+        then it goes with the last view."""
+        if self.fd < 0:
+            return
+        with suppress(BufferError):
+            for view in (self.blocks, self.generations, self._whole):
+                view.release()
+            self._mapping.close()
+        os.close(self.fd)
+        self.fd = -1
+
+    def _offset(self, block_id: int) -> int:
+        if not 0 <= block_id < self.num_blocks:
+            raise ValueError(f"block_id {block_id} is not in a pool of {self.num_blocks} blocks")
+        return block_id * self.block_bytes
+
+
+def _map_foreign(fd: int, *, num_blocks: int, block_bytes: int) -> mmap.mmap:
+    total = _blocks_at(num_blocks) + num_blocks * block_bytes
+    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        raise LayoutMismatch("the peer's pool is not sealed against shrinking")
+    if os.fstat(fd).st_size != total:
+        raise LayoutMismatch(f"the peer's pool has {os.fstat(fd).st_size} bytes, not {total}")
+    mapping = mmap.mmap(fd, total, access=mmap.ACCESS_READ)
+    if mapping[: _HEADER.size] != _HEADER.pack(_MAGIC, num_blocks, block_bytes):
+        mapping.close()
+        raise LayoutMismatch("the peer's pool has another header than its word")
+    return mapping

@@ -1,0 +1,204 @@
+"""The control link: small typed messages over ZeroMQ, and the poller both ends sleep in.
+
+The only file of `kvtransfer` that knows zmq. Messages of one link come in order; a full queue
+or a vanished peer is an answer (`False`, `PeerLost`), never a block. Every object here belongs
+to one thread, except `Waker.wake`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from kvtransfer.messages import (
+    MAX_CONTROL_BYTES,
+    ToSink,
+    ToSource,
+    pack_to_sink,
+    pack_to_source,
+    unpack_to_sink,
+    unpack_to_source,
+)
+from protocol.errors import PeerLost, TransferError, WireError
+
+_QUEUE_MESSAGES = 4_096
+"""Ready messages of 256 blocks each: far more than any honest link has in flight."""
+_LINGER_MS = 100
+_TURN_MESSAGES = 256
+_GONE = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+Identity = bytes
+
+
+class Waker:
+    """Makes a thread that sleeps in its poller look up. `wake` may be called from anywhere."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def wake(self) -> None:
+        if self._fd >= 0:
+            os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Poller:
+    """Sleeps until a control socket or a descriptor has something, or the time is over."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def watch(self, what: "ControlServer | ControlLink | int", *, writable: bool = False) -> None:
+        if isinstance(what, int):
+            self._poller.register(what, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
+            return
+        for sock in what.sockets:
+            self._poller.register(sock, zmq.POLLIN)
+
+    def forget(self, what: "ControlServer | ControlLink | int") -> None:
+        for sock in (what,) if isinstance(what, int) else what.sockets:
+            with suppress(KeyError):
+                self._poller.unregister(sock)
+
+    def wait(self, timeout_s: float) -> set[int]:
+        """Descriptors that have something. Control sockets are to be looked at each time."""
+        ready = self._poller.poll(int(timeout_s * 1000 + 0.999))
+        return {sock for sock, _ in ready if isinstance(sock, int)}
+
+
+class ControlServer:
+    """The source's end: one socket for all its sinks."""
+
+    def __init__(self, host: str) -> None:
+        """Listen on a free port of `host`. Raises TransferError when it cannot."""
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.ROUTER)
+        _limit(self._socket)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)
+            raise TransferError(f"cannot listen on {host}: {error}") from error
+
+    @property
+    def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
+        return (self._socket,)
+
+    def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
+        """What has come, at most a turn's worth; what is not a message comes as its error."""
+        for _ in range(_TURN_MESSAGES):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                if len(frames) != 2:
+                    raise WireError(f"{len(frames)} frames instead of 2")
+                yield frames[0], unpack_to_source(frames[1])
+            except WireError as error:
+                yield frames[0], error
+
+    def send(self, identity: Identity, message: ToSink) -> bool:
+        """False: that sink is gone, or has not read for thousands of messages."""
+        try:
+            self._socket.send_multipart((identity, pack_to_sink(message)), zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._context.destroy(linger=_LINGER_MS)
+
+
+class ControlContext:
+    """The zmq threads all links of one sink share."""
+
+    def __init__(self) -> None:
+        self._context = zmq.Context(io_threads=1)
+
+    def connect(self, address: str) -> "ControlLink":
+        return ControlLink(self._context.socket(zmq.DEALER), address)
+
+    def close(self) -> None:
+        self._context.destroy(linger=_LINGER_MS)
+
+
+class ControlLink:
+    """The sink's end of one link. Never reconnects: another incarnation may listen there."""
+
+    def __init__(self, sock: "zmq.Socket[bytes]", address: str) -> None:
+        self._socket = sock
+        _limit(sock)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, 2_000)
+        self._monitor = sock.get_monitor_socket(_GONE)
+        try:
+            sock.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise WireError(f"control address {address!r}: {error}") from error
+
+    @property
+    def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
+        return (self._socket, self._monitor)
+
+    def receive(self) -> Iterator[ToSink]:
+        """What has come. Raises WireError for what is not a message, PeerLost at the end."""
+        for _ in range(_TURN_MESSAGES):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            if len(frames) != 1:
+                raise WireError(f"{len(frames)} frames instead of 1")
+            yield unpack_to_sink(frames[0])
+        self._look_for_the_end()
+
+    def send(self, message: ToSource) -> None:
+        """Raises PeerLost when thousands of messages wait already."""
+        try:
+            self._socket.send(pack_to_source(message), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            raise PeerLost(f"control link: {error}") from error
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close(linger=_LINGER_MS)
+
+    def _look_for_the_end(self) -> None:
+        try:
+            frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return
+        event = zmq.Event(parse_monitor_message(frames)["event"])
+        raise PeerLost(f"control link: {event!r}")
+
+
+def _limit(sock: "zmq.Socket[bytes]") -> None:
+    sock.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
+    sock.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
+    sock.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES + 1)
+    sock.setsockopt(zmq.LINGER, _LINGER_MS)
+
+
+__all__ = ["ControlContext", "ControlLink", "ControlServer", "Identity", "Poller", "Waker"]

@@ -1,0 +1,129 @@
+"""A source and a sink over small pools, for the tests of kvtransfer."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from kvtransfer.messages import FetchId, Slot
+from kvtransfer.pool import BlockMemory
+from kvtransfer.sink import FetchEnd, Sink
+from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
+from protocol.ids import LeaseId, WorkerId, new_epoch
+from protocol.layout import KvLayout, compat_hash
+from protocol.messages import Ticket
+
+LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
+COMPAT = compat_hash(LAYOUT, model_revision="tiny")
+NUM_BLOCKS = 64
+NO_FETCH = FetchId(0)
+WITHIN_S = 10.0
+"""A bound on what a test waits for; far above what anything takes."""
+
+
+def fill(memory: BlockMemory, block_id: int, *, salt: int = 0) -> bytes:
+    """Write bytes into a block that no other block or salt has."""
+    word = (block_id * 1_000_003 + salt * 7_919 + 12_345).to_bytes(8, "little")
+    content = (word * (memory.block_bytes // 8 + 1))[: memory.block_bytes]
+    memory.block(block_id)[:] = content
+    return content
+
+
+@dataclass
+class Lender:
+    """A source whose blocks are all filled, and the lease ends it told."""
+
+    transports: Sequence[str] = TRANSPORTS
+    lease_ttl_s: float = 6.0
+    num_blocks: int = NUM_BLOCKS
+    layout: KvLayout = LAYOUT
+    compat: str = COMPAT
+    ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
+
+    def __post_init__(self) -> None:
+        self.memory = BlockMemory.create(
+            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
+        )
+        for block in range(self.num_blocks):
+            fill(self.memory, block)
+        self.source = Source(
+            memory=self.memory, layout=self.layout, worker=WorkerId("prefill-0"),
+            epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put,
+            lease_ttl_s=self.lease_ttl_s, transports=self.transports,
+        )  # fmt: skip
+
+    def lend(self, block_ids: Sequence[int], *, num_tokens: int | None = None) -> Ticket:
+        num_tokens = num_tokens or len(block_ids) * self.layout.block_tokens
+        return self.source.open_lease(block_ids=block_ids, num_tokens=num_tokens)
+
+    def write_all(self, ticket: Ticket, *, note: bytes = b"note") -> None:
+        self.source.publish(ticket.lease, ticket.num_tokens)
+        self.source.finish(ticket.lease, note)
+
+    def end_of(self, lease: LeaseId) -> LeaseEnd:
+        end = self.ends.get(timeout=WITHIN_S)
+        assert end.lease == lease
+        return end
+
+    def close(self) -> None:
+        self.source.close()
+        self.memory.close()
+
+
+@dataclass
+class Outcome:
+    """A fetch and, once there, its end; a second end fails the test."""
+
+    fetch: FetchId = NO_FETCH
+    ends: list[FetchEnd] = field(default_factory=list)
+    _there: threading.Event = field(default_factory=threading.Event)
+
+    def tell(self, end: FetchEnd) -> None:
+        self.ends.append(end)
+        self._there.set()
+
+    @property
+    def end(self) -> FetchEnd:
+        assert self._there.wait(WITHIN_S), "the fetch did not end"
+        (end,) = self.ends
+        return end
+
+    @property
+    def ended(self) -> bool:
+        return self._there.is_set()
+
+
+@dataclass
+class Borrower:
+    """A sink over a pool of zeros."""
+
+    transports: Sequence[str] = ("shm", "tcp")
+    allow_fallback: bool = True
+    lease_ttl_s: float = 6.0
+    num_blocks: int = NUM_BLOCKS
+    layout: KvLayout = LAYOUT
+    compat: str = COMPAT
+    tamper: Callable[[memoryview], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.memory = BlockMemory.create(
+            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
+        )
+        self.sink = Sink(
+            memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
+            compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
+            lease_ttl_s=self.lease_ttl_s, tamper=self.tamper,
+        )  # fmt: skip
+
+    def fetch(
+        self, ticket: Ticket, slots: Sequence[Slot], *, deadline_s: float = WITHIN_S
+    ) -> Outcome:
+        outcome = Outcome()
+        outcome.fetch = self.sink.fetch(
+            ticket=ticket, slots=slots, deadline_s=deadline_s, on_end=outcome.tell
+        )
+        return outcome
+
+    def close(self) -> None:
+        self.sink.close()
+        self.memory.close()
