@@ -1,0 +1,302 @@
+"""The engine: one thread that runs a model for many sequences.
+
+Called by the services of the two workers. Commands come from any thread and return at once; what
+happens is told to the observer on the engine thread. The engine knows no sockets, no text and no
+deadlines: who waits too long aborts.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, MutableSequence
+from dataclasses import dataclass
+from threading import Thread, current_thread
+from typing import assert_never
+
+from engine.batch import SequenceId, StepInput
+from engine.blocks import BlockAllocator
+from engine.commands import (
+    Abort,
+    ClearCache,
+    Command,
+    FetchDone,
+    Inbox,
+    Release,
+    Stop,
+    Submission,
+    Submit,
+)
+from engine.effects import Admitted, Computed, Effect, Ended, Freed
+from engine.ending import ending_of
+from engine.limits import EngineLimits
+from engine.observer import EngineObserver, SequenceToken
+from engine.prefix import PrefixCache
+from engine.runner import Runner
+from engine.scheduler import Scheduler
+from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
+from engine.speeds import Speedometer
+from protocol.messages import Blocks, Load
+
+log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Steps in a row that may fail before the engine gives up: it is not the input then."""
+STATS_AGE_S = 0.05
+"""A worker beats every 0.5 s; the counts are refreshed this often, and whenever idle."""
+
+
+class EngineBroken(Exception):
+    """The runner fails step after step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    blocks: Blocks
+    load: Load
+    prefill_tokens_per_s: float
+    decode_step_s: float
+    num_steps: int
+    num_preempted: int
+
+
+class Engine:
+    """Start it, submit sequences, stop it. Every submission accepted gets exactly one ending."""
+
+    def __init__(
+        self,
+        *,
+        runner: Runner,
+        limits: EngineLimits,
+        eos_token_ids: Collection[int],
+        compat: str,
+        generations: MutableSequence[int],
+        observer: EngineObserver,
+        clock: Callable[[], float] = time.monotonic,
+        check: bool = False,
+    ) -> None:
+        """`generations` has one counter per block; `check` looks for lost blocks when idle."""
+        self._runner = runner
+        self._observer = observer
+        self._clock = clock
+        self._check = check
+        self._generations = generations
+        self._block_tokens = runner.layout.block_tokens
+        blocks = BlockAllocator(runner.num_blocks, generations=generations)
+        self._cache = PrefixCache(blocks, block_tokens=self._block_tokens, compat=compat)
+        self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
+        self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
+        self._speeds = Speedometer()
+        self._num_steps = 0
+        self._num_failures = 0
+        self._stopping = False
+        self._idle = False
+        self._freed: list[SequenceId] = []
+        self._refresh_stats()
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    # -- any thread -------------------------------------------------------------------------
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
+        return self._scheduler.max_context_tokens
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, submission: Submission) -> None:
+        """Queue a sequence. Raises CapacityError when draining, stopped or flooded (then nothing
+        is told to the observer) and ValueError for an empty prompt or an id in use."""
+        if not submission.prompt:
+            raise ValueError("prompt is empty; there is nothing to continue")
+        self._inbox.submit(Submit(submission, self._clock()))
+
+    def abort(self, sequence: SequenceId) -> None:
+        """End it soon. Its blocks still wait for its fetch or its lease to end."""
+        self._inbox.tell(Abort(sequence))
+
+    def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
+        """REMOTE: nobody writes into its blocks any more."""
+        self._inbox.tell(FetchDone(sequence, outcome))
+
+    def release(self, sequence: SequenceId) -> None:
+        """HANDOVER: the lease is over, nobody reads its blocks any more."""
+        self._inbox.tell(Release(sequence))
+
+    def clear_cache(self) -> None:
+        """Forget every cached prefix that no sequence holds."""
+        self._inbox.put(ClearCache())
+
+    def stats(self) -> EngineStats:
+        """At most 50 ms old while busy, exact when idle."""
+        return self._stats
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more submissions; True once every sequence has ended and owns nothing."""
+        self._inbox.close("the engine is draining")
+        return self._inbox.wait_empty(timeout_s)
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Abort what still runs and end the thread, after the step in flight."""
+        self._inbox.close("the engine has stopped")
+        self._inbox.put(Stop())
+        if self._thread.is_alive() and self._thread is not current_thread():
+            self._thread.join(timeout_s)
+
+    # -- the engine thread ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._iterate()
+            self._end_all(Cancel())
+        except Exception as error:
+            log.exception("engine broken")
+            self._inbox.close(f"the engine is broken: {error}")
+            self._end_all(Fail("internal", f"the engine is broken: {error}"))
+            self._observer.broken(error)
+
+    def _iterate(self) -> None:
+        """Commands, then one step; waits for a command when there is nothing to compute."""
+        for command in self._inbox.take(wait=self._idle):
+            self._obey(command)
+        self._deliver()
+        if self._stopping:
+            return
+        batch = self._scheduler.next_batch()
+        self._deliver()
+        self._idle = not batch
+        if batch:
+            self._step(batch)
+        elif self._check:
+            self._scheduler.check()
+        if self._idle or self._freed or self._clock() - self._stats_at > STATS_AGE_S:
+            self._refresh_stats()
+        self._forget_freed()
+
+    def _obey(self, command: Command) -> None:
+        match command:
+            case Submit(submission, at):
+                self._scheduler.submit(self._sequence(submission, submitted_at=at))
+            case Abort(sequence):
+                self._scheduler.abort(sequence)
+            case FetchDone(sequence, outcome):
+                self._scheduler.fetch_done(sequence, outcome)
+            case Release(sequence):
+                self._scheduler.release(sequence)
+            case ClearCache():
+                self._scheduler.clear_cache()
+            case Stop():
+                self._stopping = True
+            case _:
+                assert_never(command)
+
+    def _step(self, batch: StepInput) -> None:
+        started = self._clock()
+        try:
+            sampled = self._runner.execute(batch)
+        except Exception as error:
+            log.exception("step failed", extra={"sequences": len(batch)})
+            self._scheduler.fail_batch(f"{type(error).__name__}: {error}")
+            self._deliver()
+            self._num_failures += 1
+            if self._num_failures >= MAX_FAILURES:
+                raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
+            return
+        self._num_failures = 0
+        self._num_steps += 1
+        self._measure(batch, self._clock() - started)
+        self._scheduler.record(sampled)
+        self._deliver()
+
+    def _measure(self, batch: StepInput, step_s: float) -> None:
+        num_tokens = sum(len(chunk.token_ids) for chunk in batch)
+        num_decodes = sum(1 for c in batch if c.sampling is not None and len(c.token_ids) == 1)
+        self._speeds.measure(
+            num_prefill_tokens=num_tokens - num_decodes, num_decodes=num_decodes, step_s=step_s
+        )
+
+    def _deliver(self) -> None:
+        """Tell the observer all that happened, and settle what it says about the texts."""
+        self._report()
+        unsettled = self._scheduler.unsettled()
+        if unsettled:
+            tokens = [
+                SequenceToken(id=sequence.id, index=len(sequence.outputs) - 1, token=token)
+                for sequence, token in unsettled
+            ]
+            stopped = self._observer.step(tokens)
+            self._scheduler.settle(stopped, now=self._clock())
+            self._report()
+        events = self._cache.take_events()
+        if events:
+            self._observer.events(events)
+
+    def _report(self) -> None:
+        for effect in self._scheduler.take_effects():
+            self._tell(effect)
+
+    def _tell(self, effect: Effect) -> None:
+        match effect:
+            case Admitted(sequence):
+                self._tell_admitted(sequence)
+            case Computed(sequence, num_tokens):
+                self._observer.computed(sequence.id, num_tokens)
+            case Ended(sequence):
+                self._observer.ended(sequence.id, ending_of(sequence, now=self._clock()))
+            case Freed(sequence):
+                self._freed.append(sequence.id)
+            case _:
+                assert_never(effect)
+
+    def _tell_admitted(self, sequence: Sequence) -> None:
+        sequence.admitted_at = self._clock()
+        table = tuple(sequence.block_table)
+        self._observer.admitted(
+            sequence.id,
+            table,
+            tuple(self._generations[block] for block in table),
+            sequence.num_cached or 0,
+            sequence.admitted_at - sequence.submitted_at,
+        )
+
+    def _end_all(self, verdict: Verdict) -> None:
+        """The inbox is closed: whoever came through it gets an ending before the thread ends."""
+        for command in self._inbox.take(wait=False):
+            if isinstance(command, Submit):
+                self._obey(command)
+        self._scheduler.end_all(verdict)
+        for effect in self._scheduler.take_effects():
+            try:
+                self._tell(effect)
+            except Exception:
+                log.exception("observer failed", extra={"effect": type(effect).__name__})
+        self._refresh_stats()
+        self._forget_freed()
+
+    def _forget_freed(self) -> None:
+        """Last, so that whoever waits for an id to be free finds it in the stats."""
+        for sequence_id in self._freed:
+            self._inbox.forget(sequence_id)
+        self._freed.clear()
+
+    def _sequence(self, submission: Submission, *, submitted_at: float) -> Sequence:
+        return Sequence(
+            id=submission.id,
+            prompt=submission.prompt,
+            outputs=list(submission.generated),
+            sampling=submission.sampling,
+            mode=submission.mode,
+            chain=[self._cache.seed(submission.salt)],
+            submitted_at=submitted_at,
+        )
+
+    def _refresh_stats(self) -> None:
+        self._stats_at = self._clock()
+        self._stats = EngineStats(
+            blocks=self._scheduler.block_counts(),
+            load=self._scheduler.load(),
+            prefill_tokens_per_s=self._speeds.prefill_tokens_per_s,
+            decode_step_s=self._speeds.decode_step_s,
+            num_steps=self._num_steps,
+            num_preempted=self._scheduler.num_preempted,
+        )

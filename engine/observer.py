@@ -1,0 +1,56 @@
+"""What an engine tells the worker that runs it, and in which words.
+
+Implemented by the services of the two workers. Every method is called on the engine thread, in
+the order things happened, and must neither block nor raise: an exception here stops the engine.
+Commands to the engine may be given from here; they take effect before the next step.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.batch import SampledToken, SequenceId
+from engine.ending import EngineEnding
+from engine.prefix import CacheEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceToken:
+    """One token of one sequence. Index 0 is the first after the prompt, given ones included."""
+
+    id: SequenceId
+    index: int
+    token: SampledToken
+
+
+class EngineObserver(Protocol):
+    def admitted(
+        self,
+        sequence: SequenceId,
+        block_table: tuple[int, ...],
+        generations: tuple[int, ...],
+        num_cached_tokens: int,
+        queued_s: float,
+    ) -> None:
+        """Blocks for all tokens are allocated; called once, even if preempted later.
+
+        HANDOVER: offer the lease; from here the blocks stay until `Engine.release`, whatever the
+        ending. REMOTE: start the fetch of blocks `num_cached_tokens // block_tokens` and on;
+        from here they stay until `Engine.fetch_done`, whatever the ending.
+        """
+
+    def computed(self, sequence: SequenceId, num_tokens: int) -> None:
+        """HANDOVER: the KV of the first `num_tokens` tokens is written."""
+
+    def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
+        """All tokens of one engine step. Returns the sequences whose text ends with them."""
+        ...
+
+    def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
+        """The last word about a submission; exactly one each."""
+
+    def events(self, events: Sequence[CacheEvent]) -> None:
+        """What the prefix cache gained and lost since the last call, in order."""
+
+    def broken(self, error: BaseException) -> None:
+        """The engine has given up; every submission has had its ending. Exit the process."""

@@ -1,0 +1,211 @@
+"""Sealed blocks found again by their contents: the prefix cache over the block allocator.
+
+Used by `engine.scheduler`, the one place where blocks are taken and given back. A block is found
+by its chained hash and then by its tokens, so a hash collision costs a miss, not a wrong answer.
+
+Whoever holds a cached block also holds every cached block before it in the chain, and gives them
+back tail first. So the least recently used block never has a cached successor: evicting it keeps
+the set prefix-closed, and every unheld block can be evicted. Pure.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from engine.blocks import BlockAllocator
+from engine.sequence import Mode, Sequence
+from protocol.blocks import chain_seed, next_hash
+from protocol.ids import BlockHash
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """These blocks can be found now, parents before children."""
+
+    hashes: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """These blocks cannot be found any more, children before parents."""
+
+    hashes: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """Nothing can be found any more."""
+
+
+CacheEvent = Stored | Evicted | Cleared
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sealed block. `parent` stands for all tokens before these."""
+
+    hash: BlockHash
+    parent: BlockHash
+    index: int
+    """Place in the chain; 0 has no parent block."""
+    tokens: list[int]
+    block: int
+
+
+class PrefixCache:
+    """Finds, hands out and takes back blocks. Every other owner goes through here."""
+
+    def __init__(self, blocks: BlockAllocator, *, block_tokens: int, compat: str) -> None:
+        self.blocks = blocks
+        self.block_tokens = block_tokens
+        self._compat = compat
+        self._entries: dict[BlockHash, Entry] = {}
+        self._by_block: dict[int, Entry] = {}
+        self._idle: OrderedDict[int, Entry] = OrderedDict()
+        """Unheld entries by block, least recently used first."""
+        self._events: list[tuple[type[CacheEvent], BlockHash]] = []
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` can give: empty ones and those it may evict."""
+        return self.blocks.num_free + self.blocks.num_cached
+
+    def seed(self, salt: str) -> BlockHash:
+        """Where the hash chains of one tenant begin."""
+        return chain_seed(compat=self._compat, salt=salt)
+
+    def match(self, sequence: Sequence, *, max_tokens: int) -> list[int]:
+        """Blocks that hold the KV of the first tokens, at most `max_tokens` of them; not yet
+        held by the caller."""
+        found: list[int] = []
+        chain = sequence.chain
+        for index in range(max_tokens // self.block_tokens):
+            start = index * self.block_tokens
+            tokens = sequence.tokens(start, start + self.block_tokens)
+            if len(chain) == index + 1:
+                chain.append(next_hash(chain[index], tokens))
+            entry = self._entries.get(chain[index + 1])
+            if entry is None or not _same(entry, chain[index], tokens):
+                break
+            found.append(entry.block)
+        return found
+
+    def num_held(self, matched: Seq[int]) -> int:
+        """Of matched blocks, those that somebody holds already: sharing them costs no room."""
+        return sum(1 for block in matched if self.blocks.refs(block))
+
+    def take(self, matched: Seq[int], *, num_new: int) -> list[int]:
+        """Hold the matched blocks and `num_new` empty ones. The caller has checked the room:
+        `num_new` plus the unheld ones of `matched` is at most `num_available`."""
+        for block in matched:
+            self.blocks.acquire(block)
+            self._idle.pop(block, None)
+        while self.blocks.num_free < num_new:
+            self._evict()
+        return [*matched, *(self.blocks.allocate() for _ in range(num_new))]
+
+    def give_back(self, sequence: Sequence) -> None:
+        """Let go of every block of the sequence, tail first."""
+        for index in reversed(range(len(sequence.block_table))):
+            twin = sequence.twins.get(index)
+            if twin is not None:
+                self._release(twin)
+            self._release(sequence.block_table[index])
+        sequence.block_table.clear()
+        sequence.twins.clear()
+        sequence.num_sealed = 0
+
+    def seal(self, sequence: Sequence) -> None:
+        """Make the full, computed blocks of the sequence findable.
+
+        If an equal block is cached already the sequence shares that one and frees its own;
+        under a lease it cannot move, so it keeps its own and holds the other as well.
+        """
+        for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
+            start = index * self.block_tokens
+            tokens = sequence.tokens(start, start + self.block_tokens)
+            if len(sequence.chain) == index + 1:
+                sequence.chain.append(next_hash(sequence.chain[index], tokens))
+            if not self._seal_block(sequence, index, tokens):
+                return
+            sequence.num_sealed = index + 1
+
+    def _seal_block(self, sequence: Sequence, index: int, tokens: list[int]) -> bool:
+        """False if the hash belongs to other tokens: this chain cannot be cached further."""
+        block = sequence.block_table[index]
+        parent, own = sequence.chain[index], sequence.chain[index + 1]
+        entry = self._entries.get(own)
+        if entry is None:
+            entry = Entry(own, parent, index, tokens, block)
+            self.blocks.keep(block)
+            self._entries[own] = self._by_block[block] = entry
+            self._events.append((Stored, own))
+            return True
+        if not _same(entry, parent, tokens):
+            return False
+        self.blocks.acquire(entry.block)
+        self._idle.pop(entry.block, None)
+        if sequence.mode is Mode.HANDOVER:
+            sequence.twins[index] = entry.block
+        else:
+            sequence.block_table[index] = entry.block
+            self._release(block)
+        return True
+
+    def clear(self) -> None:
+        """Evict every block that nobody holds."""
+        while self._idle:
+            self._evict()
+        if not self._entries:
+            self._events.append((Cleared, BlockHash(b"")))
+
+    def take_events(self) -> list[CacheEvent]:
+        """What was stored, evicted and cleared since the last call, in order."""
+        grouped: list[CacheEvent] = []
+        start = 0
+        raw = self._events
+        for stop in range(1, len(raw) + 1):
+            if stop < len(raw) and raw[stop][0] is raw[start][0]:
+                continue
+            grouped.append(_event(raw[start][0], tuple(h for _, h in raw[start:stop])))
+            start = stop
+        self._events = []
+        return grouped
+
+    def hashes(self) -> list[BlockHash]:
+        """Every block that can be found now."""
+        return list(self._entries)
+
+    def check(self) -> None:
+        """Raise AssertionError if the cache and the allocator disagree."""
+        self.blocks.check()
+        assert len(self._entries) == len(self._by_block), "two entries share a block"
+        assert len(self._idle) == self.blocks.num_cached, "an unheld entry is not in the queue"
+        for entry in self._entries.values():
+            assert self._by_block[entry.block] is entry, "an entry lost its block"
+            assert (entry.block in self._idle) == (self.blocks.refs(entry.block) == 0)
+            parent = self._entries.get(entry.parent)
+            assert (parent is None) == (entry.index == 0), "the set is not prefix-closed"
+            if parent is not None and entry.block not in self._idle:
+                assert parent.block not in self._idle, "a held block has an unheld parent"
+
+    def _release(self, block: int) -> None:
+        if self.blocks.release(block):
+            self._idle[block] = self._by_block[block]
+
+    def _evict(self) -> None:
+        block, entry = self._idle.popitem(last=False)
+        del self._entries[entry.hash]
+        del self._by_block[block]
+        self._events.append((Evicted, entry.hash))
+        self.blocks.forget(block)
+
+
+def _same(entry: Entry, parent: BlockHash, tokens: list[int]) -> bool:
+    return entry.parent == parent and entry.tokens == tokens
+
+
+def _event(kind: type[CacheEvent], hashes: tuple[BlockHash, ...]) -> CacheEvent:
+    if issubclass(kind, Cleared):
+        return Cleared()
+    return kind(hashes)

@@ -1,0 +1,201 @@
+"""One sequence's life inside one engine: its tokens, its blocks, its state.
+
+Made by `engine.loop`, moved by `engine.scheduler` alone, on the engine thread. Holds facts only;
+it never allocates, frees or reads a clock (the loop writes the three time stamps).
+"""
+
+from collections import deque
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.batch import SequenceId
+from protocol.ids import BlockHash
+from protocol.messages import FailCode, FinishReason, Sampling
+
+HISTORY = 16
+"""Transitions remembered for the exception that reports a missing row."""
+
+
+class Mode(StrEnum):
+    LOCAL = "local"
+    """Compute the prompt here, then decode here."""
+    HANDOVER = "handover"
+    """Compute the prompt and one token; the blocks stay leased for whoever decodes."""
+    REMOTE = "remote"
+    """Wait for a fetch to land the prompt's KV, then decode here."""
+
+
+class State(StrEnum):
+    WAITING = "waiting"
+    """In the queue; owns no block."""
+    FETCHING = "fetching"
+    """REMOTE: its blocks are reserved and a fetch writes into them."""
+    PREFILLING = "prefilling"
+    """Owns blocks for all its tokens; the KV of some is still to be computed."""
+    DECODING = "decoding"
+    """One token a step."""
+    LEASED = "leased"
+    """HANDOVER: has its ending; its blocks stay until the lease's end."""
+    UNWINDING = "unwinding"
+    """REMOTE: has its ending; its blocks stay until nobody writes into them."""
+    FREED = "freed"
+    """Owns nothing and is forgotten."""
+
+
+class Event(StrEnum):
+    ADMITTED = "admitted"
+    RESERVED = "reserved"
+    LANDED = "landed"
+    SAMPLED = "sampled"
+    PREEMPTED = "preempted"
+    ENDED = "ended"
+    """The ending is out and nothing else refers to the blocks."""
+    ENDED_UNDER_LEASE = "ended_under_lease"
+    ENDED_UNDER_FETCH = "ended_under_fetch"
+    LEASE_ENDED = "lease_ended"
+    FETCH_ENDED = "fetch_ended"
+
+
+TABLE = {
+    (State.WAITING, Event.ADMITTED): State.PREFILLING,
+    (State.WAITING, Event.RESERVED): State.FETCHING,
+    (State.WAITING, Event.ENDED): State.FREED,
+    (State.FETCHING, Event.LANDED): State.DECODING,
+    (State.FETCHING, Event.ENDED): State.FREED,
+    (State.FETCHING, Event.ENDED_UNDER_FETCH): State.UNWINDING,
+    (State.PREFILLING, Event.SAMPLED): State.DECODING,
+    (State.PREFILLING, Event.PREEMPTED): State.WAITING,
+    (State.PREFILLING, Event.ENDED): State.FREED,
+    (State.PREFILLING, Event.ENDED_UNDER_LEASE): State.LEASED,
+    (State.DECODING, Event.PREEMPTED): State.WAITING,
+    (State.DECODING, Event.ENDED): State.FREED,
+    (State.LEASED, Event.LEASE_ENDED): State.FREED,
+    (State.UNWINDING, Event.FETCH_ENDED): State.FREED,
+}
+
+
+class IllegalTransition(Exception):
+    """A row is missing from TABLE: a bug. Carries the sequence's history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """All its tokens are out."""
+
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Its one token is out; another worker goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    code: FailCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Somebody asked for its end."""
+
+
+Verdict = Complete | HandOver | Fail | Cancel
+"""How a sequence ended, before the loop adds the seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """The prompt's KV is in the reserved blocks; with it came the first token."""
+
+    first_token: int
+    first_logprob: float | None = None
+    first_top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The KV did not arrive, and nobody writes into the blocks any more."""
+
+    reason: str
+
+
+FetchOutcome = Landed | Lost
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """`prompt` and `outputs` are stored once and shared with every chunk, never copied."""
+
+    id: SequenceId
+    prompt: Seq[int]
+    outputs: list[int]
+    """Tokens generated so far, those given at submission first."""
+    sampling: Sampling
+    mode: Mode
+    chain: list[BlockHash]
+    """`chain[0]` seeds the hash chain, `chain[i + 1]` is of block i; grown as needed."""
+    arrival: int = 0
+    """Order of submission; kept when preempted, so that the oldest always gets on."""
+
+    state: State = State.WAITING
+    block_table: list[int] = field(default_factory=list)
+    twins: dict[int, int] = field(default_factory=dict)
+    """By index: cached blocks equal to own ones that cannot move (see `engine.prefix.seal`)."""
+    num_computed: int = 0
+    """Tokens whose KV is in the blocks."""
+    num_sealed: int = 0
+    """Blocks of this sequence that the prefix cache knows."""
+    num_cached: int | None = None
+    """Tokens found in the prefix cache when first admitted; None until then."""
+    landed: bool = False
+    in_flight: bool = False
+    """A launched forward refers to the blocks."""
+    lease_held: bool = False
+    fetch_open: bool = False
+    """Somebody may write into the blocks."""
+    verdict: Verdict | None = None
+    cancelled: bool = False
+    history: deque[tuple[Event, State]] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    submitted_at: float = 0.0
+    admitted_at: float = 0.0
+    first_token_at: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.outputs)
+
+    @property
+    def needs_fetch(self) -> bool:
+        return self.mode is Mode.REMOTE and not self.landed
+
+    @property
+    def preemptible(self) -> bool:
+        """A lease or a fetch pins the others to their blocks."""
+        return self.mode is not Mode.HANDOVER and self.state in (State.PREFILLING, State.DECODING)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Tokens [start, stop) of prompt and outputs."""
+        split = len(self.prompt)
+        if start >= split:
+            return self.outputs[start - split : stop - split]
+        head = list(self.prompt[start:stop])
+        if stop > split:
+            head += self.outputs[: stop - split]
+        return head
+
+    def move(self, event: Event) -> None:
+        """Go where TABLE says; raise `IllegalTransition` where it says nothing."""
+        target = TABLE.get((self.state, event))
+        if target is None:
+            story = ", ".join(f"{past}->{state}" for past, state in self.history)
+            raise IllegalTransition(
+                f"sequence {self.id} ({self.mode}): {event} in state {self.state}; "
+                f"history: [{story}]; {self.num_computed}/{self.num_tokens} tokens computed, "
+                f"{len(self.block_table)} blocks, verdict {self.verdict}"
+            )
+        self.history.append((event, target))
+        self.state = target
