@@ -90,7 +90,7 @@ def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
 class Store:
     """Redis, with words of ours. One per process; `close` it in the same event loop."""
 
-    def __init__(self, url: str, *, deadline_s: float = 1.0) -> None:
+    def __init__(self, url: str, *, deadline_s: float = 2.0) -> None:
         self._deadline_s = deadline_s
         self._redis = Redis.from_url(
             url,
@@ -144,11 +144,10 @@ class Store:
 
     # -- blocks -----------------------------------------------------------------------------
 
-    async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> None:
+    async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or
-        nothing, so that the snapshot is exact at its sequence number."""
-        if not events:
-            return
+        nothing, so that the snapshot is exact at its sequence number. False when Redis has no
+        snapshot to apply them to: rewrite it."""
         blocks = blocks_key(events[0].worker, events[0].epoch)
         sequence = sequence_key(events[0].worker, events[0].epoch)
         ttl_ms = round(ttl_s * 1000)
@@ -156,9 +155,9 @@ class Store:
             for event in events:
                 _apply(pipe, blocks, event)
                 _append(pipe, event)
-            pipe.set(sequence, events[-1].sequence, px=ttl_ms)
             pipe.pexpire(blocks, ttl_ms)
-            await pipe.execute()
+            pipe.set(sequence, events[-1].sequence, px=ttl_ms, xx=True)
+            return bool((await pipe.execute())[-1])
 
     async def rewrite(
         self,

@@ -55,6 +55,8 @@ def run(server: RedisServer, test: Callable[[Store], Awaitable[None]]) -> None:
         try:
             async with asyncio.timeout(30):
                 await store._redis.flushall()
+                await store.rewrite([], worker=WORKER, epoch=EPOCH, sequence=0, ttl_s=60)
+                await store._redis.delete("kv:events")
                 await test(store)
         finally:
             await store.close()
@@ -92,7 +94,7 @@ def test_a_worker_that_leaves_takes_its_blocks_with_it_but_not_its_successor(
     server: RedisServer,
 ) -> None:
     async def test(store: Store) -> None:
-        await store.publish([stored(1, 1)], ttl_s=60)
+        assert await store.publish([stored(1, 1)], ttl_s=60)
         await store.register(record(epoch=2), ttl_s=60)
         await store.deregister(WORKER, EPOCH)
         assert await store.snapshot(WORKER, EPOCH) is None
@@ -176,6 +178,18 @@ def test_a_rewritten_snapshot_replaces_the_set_and_shows_readers_a_gap(
         assert await store.snapshot(WORKER, EPOCH) == Snapshot(sequence=3, hashes=frozenset(many))
         _, events = await store.read_events(after)
         assert events == (stored(3),)
+
+    run(server, test)
+
+
+def test_events_without_a_snapshot_ask_for_a_rewrite(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store._redis.flushall()
+        assert not await store.publish([stored(7, 1)], ttl_s=60)
+        assert await store.snapshot(WORKER, EPOCH) is None
+
+        await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=9, ttl_s=60)
+        assert await store.publish([stored(10, 2)], ttl_s=60)
 
     run(server, test)
 

@@ -1,0 +1,207 @@
+"""A worker's presence in Redis, and how a router watches for workers.
+
+`Membership` registers one worker every `interval_s`, publishes what its prefix cache gains and
+loses, and repairs what Redis lost: when Redis was away events wait, at most `max_waiting_hashes`
+of them; when it came back empty, or too much waited, the whole set is rewritten. Redis away is a
+log line and a gauge, never an error: workers that routers know are served on through their links.
+
+`watch_workers` yields what Redis knows; a worker missing from it is not dead, its link decides.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import StoreError
+from protocol.ids import BlockHash
+from protocol.messages import Beat, Registration
+from protocol.store import BlockEvent, Store, WorkerRecord, pack_hashes
+
+INTERVAL_S = 0.5
+TTL_S = 5.0
+"""Ten missed intervals: a busy machine may stall us, and a stale entry costs a router only a
+refused connection."""
+MAX_WAITING_HASHES = 100_000
+"""About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockChange:
+    """What a prefix cache gained or lost, in the order it happened."""
+
+    kind: Literal["stored", "evicted", "cleared"]
+    hashes: Sequence[BlockHash] = ()
+
+
+class Membership:
+    """One worker incarnation. `record` is for any thread, the rest for the event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        registration: Registration,
+        beat: Callable[[], Beat],
+        interval_s: float = INTERVAL_S,
+        ttl_s: float = TTL_S,
+        max_waiting_hashes: int = MAX_WAITING_HASHES,
+    ) -> None:
+        self._store = store
+        self._registration = registration
+        self._beat = beat
+        self._interval_s = interval_s
+        self._ttl_s = ttl_s
+        self._max_waiting_hashes = max_waiting_hashes
+        self._lock = threading.Lock()
+        self._present: set[BlockHash] = set()
+        self._waiting: list[BlockEvent] = []
+        self._num_waiting_hashes = 0
+        self._sequence = 0
+        self._must_rewrite = True
+        self._loop = asyncio.get_running_loop()
+        self._work = asyncio.Event()
+        self.store_is_up = True
+        self.num_dropped_events = 0
+
+    def record(self, changes: Sequence[BlockChange]) -> None:
+        """Notes the changes and returns; they are published soon."""
+        with self._lock:
+            for change in changes:
+                self._note(change)
+        self._loop.call_soon_threadsafe(self._work.set)
+
+    async def run(self) -> None:
+        """Until cancelled. Call `leave` afterwards."""
+        loop = asyncio.get_running_loop()
+        next_keep_alive = loop.time()
+        while True:
+            try:
+                if loop.time() >= next_keep_alive:
+                    next_keep_alive = loop.time() + self._interval_s
+                    await self.keep_alive()
+                await self._publish()
+                self._tell_store_is(up=True)
+            except StoreError as error:
+                self._tell_store_is(up=False, error=error)
+                await asyncio.sleep(self._interval_s)
+                continue
+            await self._wait_for_work(next_keep_alive - loop.time())
+
+    async def keep_alive(self) -> None:
+        """Registers once, and finds out whether Redis still has our blocks."""
+        record = WorkerRecord(registration=self._registration, beat=self._beat())
+        await self._store.register(record, ttl_s=self._ttl_s)
+        sequence = await self._store.sequence(self._registration.worker, self._registration.epoch)
+        if sequence is None:
+            self._must_rewrite = True
+
+    async def leave(self) -> None:
+        """Takes the worker out of Redis; Redis away does it by itself, a little later."""
+        try:
+            await self._store.deregister(self._registration.worker, self._registration.epoch)
+        except StoreError as error:
+            log.warning("left without deregistering", extra={"why": str(error)})
+
+    def _note(self, change: BlockChange) -> None:
+        match change.kind:
+            case "stored":
+                self._present.update(change.hashes)
+            case "evicted":
+                self._present.difference_update(change.hashes)
+            case "cleared":
+                self._present.clear()
+        self._sequence += 1
+        self._num_waiting_hashes += len(change.hashes) + 1
+        self._waiting.append(
+            BlockEvent(
+                worker=self._registration.worker,
+                epoch=self._registration.epoch,
+                sequence=self._sequence,
+                kind=change.kind,
+                packed_hashes=pack_hashes(change.hashes),
+            )
+        )
+        if self._num_waiting_hashes > self._max_waiting_hashes:
+            self.num_dropped_events += len(self._waiting)
+            self._drop_waiting()
+            self._must_rewrite = True
+
+    async def _publish(self) -> None:
+        """What waits, or everything; what could not be published waits on."""
+        if self._must_rewrite:
+            return await self._rewrite()
+        with self._lock:
+            events = tuple(self._waiting)
+        if not events:
+            return None
+        if not await self._store.publish(events, ttl_s=self._ttl_s):
+            self._must_rewrite = True
+            return await self._rewrite()
+        with self._lock:
+            if self._waiting and self._waiting[0] is events[0]:  # else dropped meanwhile
+                del self._waiting[: len(events)]
+                self._num_waiting_hashes = sum(
+                    len(event.packed_hashes) // 16 + 1 for event in self._waiting
+                )
+        return None
+
+    async def _rewrite(self) -> None:
+        with self._lock:
+            self._drop_waiting()
+            self._sequence += 2  # a gap, so that whoever follows the events reads the set
+            sequence, hashes = self._sequence, list(self._present)
+            self._must_rewrite = False
+        try:
+            await self._store.rewrite(
+                hashes,
+                worker=self._registration.worker,
+                epoch=self._registration.epoch,
+                sequence=sequence,
+                ttl_s=self._ttl_s,
+            )
+        except BaseException:
+            self._must_rewrite = True
+            raise
+        log.info("blocks rewritten", extra={"blocks": len(hashes), "sequence": sequence})
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._num_waiting_hashes = 0
+
+    async def _wait_for_work(self, at_most_s: float) -> None:
+        try:
+            async with asyncio.timeout(at_most_s):
+                await self._work.wait()
+        except TimeoutError:
+            return
+        self._work.clear()
+
+    def _tell_store_is(self, *, up: bool, error: StoreError | None = None) -> None:
+        if up != self.store_is_up:
+            log.warning("redis", extra={"up": up, "why": str(error or "")})
+        self.store_is_up = up
+
+
+async def watch_workers(
+    store: Store, *, interval_s: float = INTERVAL_S
+) -> AsyncIterator[tuple[Registration, ...]]:
+    """The registered workers, every `interval_s`; the last known ones while Redis is away."""
+    known: tuple[Registration, ...] = ()
+    is_up = True
+    while True:
+        try:
+            known = tuple(record.registration for record in await store.list_workers())
+            if not is_up:
+                log.warning("redis", extra={"up": True})
+            is_up = True
+        except StoreError as error:
+            if is_up:
+                log.warning("redis", extra={"up": False, "why": str(error)})
+            is_up = False
+        yield known
+        await asyncio.sleep(interval_s)

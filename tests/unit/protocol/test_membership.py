@@ -1,0 +1,177 @@
+"""Against a real redis-server that is killed and comes back empty."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from support.eventually import soon
+from support.redis_server import RedisServer, redis_server
+from support.words import beat, registration
+
+from protocol.ids import BlockHash, Epoch, WorkerId
+from protocol.membership import BlockChange, Membership, watch_workers
+from protocol.store import Store
+
+WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
+
+
+def hashes(*numbers: int) -> list[BlockHash]:
+    return [BlockHash(number.to_bytes(16, "little")) for number in numbers]
+
+
+def run(test: Callable[[RedisServer, Store], Awaitable[None]]) -> None:
+    async def bounded(server: RedisServer) -> None:
+        store = Store(server.url, deadline_s=5.0)
+        try:
+            async with asyncio.timeout(60):
+                await test(server, store)
+        finally:
+            await store.close()
+
+    with redis_server() as server:
+        asyncio.run(bounded(server))
+
+
+@asynccontextmanager
+async def member(store: Store, *, max_waiting_hashes: int = 1000) -> AsyncIterator[Membership]:
+    membership = Membership(
+        store,
+        registration=registration(),
+        beat=beat,
+        interval_s=0.05,
+        max_waiting_hashes=max_waiting_hashes,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(membership.run(), name="membership")
+        yield membership
+        task.cancel()
+
+
+async def published(store: Store, *numbers: int) -> None:
+    """Waits until Redis holds exactly these blocks."""
+
+    async def holds() -> bool:
+        snapshot = await store.snapshot(WORKER, EPOCH)
+        return snapshot is not None and snapshot.hashes == frozenset(hashes(*numbers))
+
+    await soon(holds, what=f"blocks {numbers} published")
+
+
+def test_a_worker_is_registered_while_it_runs_and_gone_when_it_left() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+            await soon(lambda: _registered(store))
+            await published(store)
+        await membership.leave()
+        assert await store.list_workers() == ()
+        assert await store.snapshot(WORKER, EPOCH) is None
+
+    run(test)
+
+
+async def _registered(store: Store) -> bool:
+    return [record.registration for record in await store.list_workers()] == [registration()]
+
+
+def test_changes_from_another_thread_add_up_in_redis() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+
+            def change() -> None:
+                for number in range(100):
+                    membership.record([BlockChange(kind="stored", hashes=hashes(number))])
+                membership.record([BlockChange(kind="evicted", hashes=hashes(*range(2, 100)))])
+
+            thread = threading.Thread(target=change)
+            thread.start()
+            await published(store, 0, 1)
+            thread.join()
+
+            membership.record([BlockChange(kind="cleared")])
+            await published(store)
+
+    run(test)
+
+
+def test_events_follow_each_other_without_a_gap_once_published() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+            await published(store)
+            after = await store.last_event_id()
+            for number in range(5):
+                membership.record([BlockChange(kind="stored", hashes=hashes(number))])
+                await published(store, *range(number + 1))
+            _, events = await store.read_events(after)
+            sequences = [event.sequence for event in events]
+            assert sequences == list(range(sequences[0], sequences[0] + 5))
+
+    run(test)
+
+
+def test_a_redis_that_came_back_empty_is_filled_again_and_readers_see_a_gap() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+            membership.record([BlockChange(kind="stored", hashes=hashes(1, 2))])
+            await published(store, 1, 2)
+            before = await store.snapshot(WORKER, EPOCH)
+            server.kill()
+            await soon(lambda: not membership.store_is_up)
+            membership.record([BlockChange(kind="evicted", hashes=hashes(1))])
+
+            server.start()
+            await published(store, 2)
+            await soon(lambda: _registered(store))
+            await soon(lambda: membership.store_is_up)
+            after = await store.snapshot(WORKER, EPOCH)
+            assert before is not None and after is not None
+            assert after.sequence > before.sequence + 1
+
+    run(test)
+
+
+def test_a_redis_restarted_between_two_publications_is_not_left_with_half_a_set() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+            membership.record([BlockChange(kind="stored", hashes=hashes(1))])
+            await published(store, 1)
+            await store._redis.flushall()
+            membership.record([BlockChange(kind="stored", hashes=hashes(2))])
+            await published(store, 1, 2)
+
+    run(test)
+
+
+def test_more_events_than_may_wait_become_a_rewrite() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store, max_waiting_hashes=10) as membership:
+            await published(store)
+            server.kill()
+            await soon(lambda: not membership.store_is_up)
+            for number in range(50):
+                membership.record([BlockChange(kind="stored", hashes=hashes(number))])
+            assert membership.num_dropped_events >= 40
+            assert len(membership._waiting) <= 10
+
+            server.start()
+            await published(store, *range(50))
+
+    run(test)
+
+
+def test_a_router_keeps_the_workers_it_knew_while_redis_is_away() -> None:
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store):
+            await soon(lambda: _registered(store))
+        watch = watch_workers(store, interval_s=0.01)
+        assert await anext(watch) == (registration(),)
+        server.kill()
+        for _ in range(3):
+            assert await anext(watch) == (registration(),)
+        server.start()
+        async for workers in watch:
+            if workers == ():
+                break
+        await watch.aclose()  # type: ignore[attr-defined]
+
+    run(test)
