@@ -1,0 +1,125 @@
+"""The endpoint that generates: admitted, read, prepared, dispatched, answered, in that order.
+
+One per HTTP request, made by `router.app`. Every request gets one ending: an answer, an error,
+or, when the client hung up, an abort of whatever it still had running.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import assert_never
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import BatonError
+from protocol.ids import RequestId
+from router.admission import Admission
+from router.answers import Sink, WholeAnswer
+from router.choices import ChoiceEvent, open_choices
+from router.edge import request_id
+from router.events import Ended, Placed, Token
+from router.exchange import Exchange
+from router.failures import ApiError, ClientGone, as_api_error
+from router.prepare import Generation
+from router.runtime import Runtime
+from router.stream import StreamedAnswer
+from router.tokenizing import Tokenizing
+
+log = logging.getLogger("baton.api")
+Prepare = Callable[[Runtime, bytes, RequestId], Generation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """What all requests of one app share."""
+
+    runtime: Runtime
+    admission: Admission
+    tokenizing: Tokenizing
+
+
+class Generate(Response):
+    """A response that is made while it is sent. `prepare` tells the two endpoints apart."""
+
+    def __init__(self, surface: Surface, prepare: Prepare) -> None:
+        super().__init__()
+        self._surface = surface
+        self._prepare = prepare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, limits=self._surface.runtime.limits)
+        try:
+            await self._serve(exchange)
+        except ClientGone:
+            log.info("client gone")
+
+    async def _serve(self, exchange: Exchange) -> None:
+        surface = self._surface
+        try:
+            with surface.admission.enter() as seat:
+                generation = await self._prepared(exchange)
+                seat.widen(len(generation.requests))
+                await self._answer(generation, exchange)
+        except ApiError as error:
+            await exchange.respond(error.response())
+        except BatonError as error:
+            await exchange.respond(as_api_error(error).response())
+
+    async def _prepared(self, exchange: Exchange) -> Generation:
+        body = await exchange.read_body()
+        request = request_id(exchange.scope)
+        tokenizing = self._surface.tokenizing
+        return await tokenizing.run(self._prepare, self._surface.runtime, body, request)
+
+    async def _answer(self, generation: Generation, exchange: Exchange) -> None:
+        """Until the answer is sent or the client hangs up, whichever is first."""
+        tokenizer = self._surface.runtime.tokenizer
+        make = StreamedAnswer if generation.stream else WholeAnswer
+        sink = make(generation, exchange, tokenizer=tokenizer)
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(self._follow(generation, sink, tasks), name="answer")
+            watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
+            answering.add_done_callback(lambda _: watching.cancel())
+
+    async def _follow(self, generation: Generation, sink: Sink, tasks: asyncio.TaskGroup) -> None:
+        dispatcher = self._surface.runtime.dispatcher
+        try:
+            async with open_choices(dispatcher, generation.requests, tasks=tasks) as events:
+                error = await _pour(events, sink)
+            if error is None:
+                await sink.finish()
+            else:
+                await sink.fail(error)
+        except ClientGone:
+            log.info("client gone")
+
+
+async def _pour(events: AsyncIterator[ChoiceEvent], sink: Sink) -> ApiError | None:
+    """All events into the sink. Returns what went wrong, if anything did."""
+    try:
+        async for index, event in events:
+            match event:
+                case Token():
+                    await sink.token(index, event)
+                case Placed():
+                    sink.placed(event.route)
+                case Ended():
+                    await sink.ended(index, event)
+                case _:
+                    assert_never(event)
+    except BatonError as error:
+        return as_api_error(error)
+    except ClientGone:
+        raise
+    except Exception:  # the edge of the process: a mistake of ours must not be silent
+        log.exception("request failed")
+        return ApiError(500, "internal error", code="internal_error")
+    return None
+
+
+async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:
+    await exchange.until_gone()
+    if answering.cancel():
+        log.info("client gone")

@@ -1,0 +1,71 @@
+"""The router's app over a fake dispatcher, in memory or on a real socket."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from support.checkpoints import write_checkpoint
+from support.fake_dispatcher import FakeCluster, FakeDispatcher
+
+from protocol.telemetry import RouterMetrics
+from protocol.text import Tokenizer
+from router.app import create_app
+from router.runtime import ApiLimits, Runtime
+
+MODEL = "tiny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Everything a test of the HTTP surface may look at or change."""
+
+    runtime: Runtime
+    dispatcher: FakeDispatcher
+    cluster: FakeCluster
+
+    def app(self, **changes: Any) -> FastAPI:
+        """`changes` are fields of the runtime or of its limits."""
+        limits = {name: changes.pop(name) for name in list(changes) if hasattr(ApiLimits, name)}
+        changed = replace(self.runtime, limits=replace(self.runtime.limits, **limits), **changes)
+        return create_app(changed)
+
+    @asynccontextmanager
+    async def client(self, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
+        """In memory: no socket, and answers arrive as a whole."""
+        transport = httpx.ASGITransport(self.app(**changes), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
+            yield client
+
+    @asynccontextmanager
+    async def serving(self, **changes: Any) -> AsyncIterator[str]:
+        """On a loopback socket, by uvicorn as in production; gives the base URL."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            config = uvicorn.Config(self.app(**changes), log_config=None, lifespan="on")
+            server = uvicorn.Server(config)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve(sockets=[listener]), name="uvicorn")
+                try:
+                    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+                finally:
+                    server.should_exit = True
+
+
+def make_bench(path: Path, **checkpoint: Any) -> Bench:
+    tokenizer = Tokenizer.load(write_checkpoint(path, **checkpoint))
+    dispatcher = FakeDispatcher(tokenizer)
+    cluster = FakeCluster(dispatcher)
+    runtime = Runtime(
+        model=MODEL,
+        tokenizer=tokenizer,
+        dispatcher=dispatcher,
+        cluster=cluster,
+        metrics=RouterMetrics(),
+    )
+    return Bench(runtime=runtime, dispatcher=dispatcher, cluster=cluster)

@@ -1,0 +1,125 @@
+"""A dispatcher without workers: it says a fixed reply, token by token, or fails as told.
+
+Keeps the promises of `router.events`; text, stops and limits go through the real `TextState`.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+
+from protocol.errors import BatonError
+from protocol.ids import RequestId, RouterId, WorkerId
+from protocol.messages import FinishReason, TokenLogprob
+from protocol.text import TextState, Tokenizer
+from router.cluster_view import ClusterView
+from router.events import Ended, Event, GenerationRequest, Placed, Route, Token
+from router.trace import RequestTrace
+
+ROUTE = Route(
+    reason="split; warm prefix", prefill=WorkerId("prefill-0"), decode=WorkerId("decode-0")
+)
+BEFORE_PLACED = -1
+
+
+class FakeDispatcher:
+    def __init__(self, tokenizer: Tokenizer, *, reply: str = "Hello there.") -> None:
+        self.tokenizer = tokenizer
+        self.reply = reply
+        self.cached_tokens = 0
+        self.failures: dict[int, BatonError | Exception] = {}
+        """Raised instead of the token of this index; BEFORE_PLACED: instead of the route."""
+        self.hold_at: int | None = None
+        """Wait for `release` before the token of this index."""
+        self.release = asyncio.Event()
+        self.requests: list[GenerationRequest] = []
+        self.traces: dict[RequestId, RequestTrace] = {}
+        self.num_active = 0
+        self.num_aborted = 0
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        self.requests.append(request)
+        self.num_active += 1
+        finished = False
+        try:
+            self._fail(BEFORE_PLACED)
+            yield Placed(route=ROUTE)
+            reason: FinishReason = "length"
+            for token, stopped in self._tokens(request):
+                if self.hold_at == token.index:
+                    await self.release.wait()
+                self._fail(token.index)
+                reason = "stop" if stopped else "length"
+                yield token
+            finished = True
+            trace = self._trace(request, reason)
+            yield Ended(finish_reason=reason, cached_tokens=self.cached_tokens, trace=trace)
+        except BatonError:
+            finished = True
+            raise
+        finally:
+            self.num_active -= 1
+            self.num_aborted += not finished
+
+    def _fail(self, index: int) -> None:
+        if index in self.failures:
+            raise self.failures[index]
+
+    def _tokens(self, request: GenerationRequest) -> Iterator[tuple[Token, bool]]:
+        """The reply, repeated when told to go on, and then the end of the text."""
+        sampling = request.sampling
+        state = TextState(self.tokenizer, sampling)
+        said = [*self.tokenizer.encode(self.reply), self.tokenizer.eos_token_ids[0]]
+        for index in range(sampling.max_tokens):
+            step = state.feed(said[index % len(said)])
+            last = step.stopped or index == sampling.max_tokens - 1
+            token = Token(
+                index=index,
+                token_id=said[index % len(said)],
+                text=step.text + (state.flush() if last else ""),
+                logprob=None if sampling.num_logprobs is None else -0.5,
+                top=tuple(
+                    TokenLogprob(token_id=said[(index + rank) % len(said)], logprob=-0.5 - rank)
+                    for rank in range(sampling.num_logprobs or 0)
+                ),
+            )
+            yield token, step.stopped
+            if last:
+                return
+
+    def _trace(self, request: GenerationRequest, outcome: str) -> RequestTrace:
+        trace = self.traces[request.id] = RequestTrace(
+            request=request.id,
+            outcome=outcome,
+            prompt_tokens=len(request.token_ids),
+            output_tokens=0,
+            cached_tokens=self.cached_tokens,
+            placed_s=0.0,
+            first_token_s=0.0,
+            total_s=0.0,
+            attempts=(),
+        )
+        return trace
+
+
+class FakeCluster:
+    """A cluster that is whatever the test says."""
+
+    def __init__(self, dispatcher: FakeDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.reason: str | None = None
+        self.context: int | None = None
+        self.shown = ClusterView(
+            router=RouterId("router-0"), index="exact", redis="none", workers=()
+        )
+
+    def not_ready(self) -> str | None:
+        return self.reason
+
+    def view(self) -> ClusterView:
+        return self.shown
+
+    def max_context_tokens(self) -> int | None:
+        return self.context
+
+    def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
+        found = self._dispatcher.traces
+        return tuple(found[name] for name in found if name.split(".")[0] == request)
