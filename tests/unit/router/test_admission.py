@@ -15,9 +15,9 @@ def test_a_seat_is_given_back_whatever_happens() -> None:
 
 def test_nobody_enters_a_full_router() -> None:
     admission = Admission(max_in_flight=1, retry_after_s=2.5)
-    with admission.enter(), pytest.raises(CapacityError, match="1 of 1") as raised:
-        with admission.enter():
-            raise AssertionError("entered")
+    full = pytest.raises(CapacityError, match="1 of 1")
+    with admission.enter(), full as raised, admission.enter():
+        raise AssertionError("entered")
     assert raised.value.retry_after_s == 2.5
     assert admission.num_in_flight == 0
 

@@ -235,8 +235,13 @@ async def test_a_bad_chat_request_reaches_no_worker(
 
 @pytest.mark.parametrize(
     ("prompt", "param"),
-    [("", "prompt"), ([5, -1], "prompt[1]"), ([[5], [6, 10**9]], "prompt[1][1]"), ([], "prompt")]
-    + [(["a", ""], "prompt[1]")],
+    [
+        ("", "prompt"),
+        ([], "prompt"),
+        ([5, -1], "prompt[1]"),
+        ([[5], [6, 10**9]], "prompt[1][1]"),
+        (["a", ""], "prompt[1]"),
+    ],
 )
 async def test_a_bad_prompt_reaches_no_worker(
     bench: Bench, client: httpx.AsyncClient, prompt: object, param: str
