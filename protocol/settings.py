@@ -26,11 +26,11 @@ from protocol.errors import SettingsError
 from protocol.layout import KvDtype
 
 EXIT_BAD_SETTINGS = 2
-S = TypeVar("S", bound="ProcessSettings")
+S = TypeVar("S", bound="CommandSettings")
 
 
-class ProcessSettings(BaseSettings):
-    """Base of every process's settings; what all of them have."""
+class CommandSettings(BaseSettings):
+    """Base of all settings, those of the command line's tools included."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -46,6 +46,11 @@ class ProcessSettings(BaseSettings):
 
     config: Path | None = None
     """TOML file with any of these settings. None: flags and environment are enough."""
+
+
+class ProcessSettings(CommandSettings):
+    """Base of every process's settings; what all of them have."""
+
     redis: str = "redis://127.0.0.1:6379/0"
     """Where processes find each other. Two deployments sharing a server take two databases."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -1,0 +1,52 @@
+"""How `baton chat` and `baton status` reach a running router, and what they say when they cannot.
+
+The door to HTTP of the command line; the supervisor has its own polling.
+"""
+
+from typing import Any
+
+import httpx
+from pydantic import Field
+
+from protocol.errors import BatonError
+from protocol.settings import CommandSettings
+
+
+class Unreachable(BatonError):
+    """No router answered at the address, or not as a router does."""
+
+
+class HttpSettings(CommandSettings):
+    """Where the router is."""
+
+    url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://")
+    """Address of the router."""
+    api_key: str = ""
+    """Sent as a bearer token. Empty: none."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+
+def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> Any:
+    """Raises Unreachable, saying what was asked and what came back."""
+    url = settings.url.rstrip("/") + path
+    try:
+        answer = httpx.get(url, headers=settings.headers, timeout=timeout_s)
+    except httpx.HTTPError as error:
+        raise Unreachable(f"no answer from {url}: {error}") from error
+    if answer.status_code != 200:
+        raise Unreachable(f"{url} answered {answer.status_code}: {error_message(answer)}")
+    try:
+        return answer.json()
+    except ValueError as error:
+        raise Unreachable(f"{url} did not answer JSON: is this a Baton router?") from error
+
+
+def error_message(answer: httpx.Response) -> str:
+    """The message of an OpenAI error object, else the start of the body."""
+    try:
+        return str(answer.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:200].strip()

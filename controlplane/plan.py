@@ -1,0 +1,63 @@
+"""The command lines of one machine's processes. Pure: called by `controlplane.local`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from controlplane.child import ChildSpec
+from controlplane.cores import pinned_core, threads_per_worker
+from controlplane.settings import UpSettings
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def worker_names(settings: UpSettings) -> list[str]:
+    prefill = [f"prefill-{index}" for index in range(settings.prefill)]
+    return prefill + [f"decode-{index}" for index in range(settings.decode)]
+
+
+def worker_specs(
+    settings: UpSettings, *, redis: str, cores: Sequence[int], env: Mapping[str, str]
+) -> list[ChildSpec]:
+    names = worker_names(settings)
+    threads = settings.threads or threads_per_worker(num_cores=len(cores), num_workers=len(names))
+    if settings.pin:
+        threads = 1
+    thread_env = {name: str(threads) for name in THREAD_VARIABLES}
+    specs = []
+    for index, name in enumerate(names):
+        flags = {
+            "model": str(settings.model),
+            "redis": redis,
+            "worker": name,
+            "dtype": settings.dtype,
+            "host": "127.0.0.1",
+            "port": "0",
+            "threads": str(threads),
+            "drain-s": str(settings.drain_s),
+            **({"served-name": settings.served_name} if settings.served_name else {}),
+            **({"kv-blocks": str(settings.kv_blocks)} if settings.kv_blocks else {}),
+            **({"cores": str(pinned_core(cores, worker=index))} if settings.pin else {}),
+        }
+        module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
+        command = _python(module, flags)
+        specs.append(ChildSpec(name=name, command=command, env={**thread_env, **env}))
+    return specs
+
+
+def router_spec(
+    settings: UpSettings, *, redis: str, port: int, env: Mapping[str, str]
+) -> ChildSpec:
+    flags = {
+        "model": str(settings.model),
+        "redis": redis,
+        "host": settings.host,
+        "port": str(port),
+        "drain-s": str(settings.drain_s),
+        **({"served-name": settings.served_name} if settings.served_name else {}),
+    }
+    return ChildSpec(name="router", command=_python("router", flags), env=env)
+
+
+def _python(module: str, flags: Mapping[str, str]) -> tuple[str, ...]:
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    return (sys.executable, "-m", module, *words)
