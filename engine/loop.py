@@ -227,6 +227,7 @@ class Engine:
             stopped = self._observer.step(tokens)
             self._scheduler.settle(stopped, now=self._clock())
             self._report()
+        self._observer.settled()
         events = self._cache.take_events()
         if events:
             self._observer.events(events)
@@ -270,6 +271,7 @@ class Engine:
                 self._tell(effect)
             except Exception:
                 log.exception("observer failed", extra={"effect": type(effect).__name__})
+        self._observer.settled()
         self._refresh_stats()
         self._forget_freed()
 

@@ -49,6 +49,9 @@ class EngineObserver(Protocol):
     def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
         """The last word about a submission; exactly one each."""
 
+    def settled(self) -> None:
+        """All that this step had to say is said, endings included: it may be sent."""
+
     def events(self, events: Sequence[CacheEvent]) -> None:
         """What the prefix cache gained and lost since the last call, in order."""
 

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from protocol.errors import WireError
-from protocol.messages import ToRouter, ToWorker
+from protocol.messages import FirstToken, ToRouter, ToWorker
 
 WIRE_VERSION = 1
 MAX_MESSAGE_BYTES = 16 << 20
@@ -40,3 +40,4 @@ class Codec(Generic[T]):
 
 to_worker: Codec[ToWorker] = Codec(ToWorker)
 to_router: Codec[ToRouter] = Codec(ToRouter)
+first_token: Codec[FirstToken] = Codec(FirstToken)

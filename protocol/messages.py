@@ -255,3 +255,11 @@ class PrefillDone(msgspec.Struct, frozen=True, kw_only=True, tag=9):
 
 Ending = Finished | Failed | Aborted
 ToRouter = Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
+
+
+class FirstToken(msgspec.Struct, frozen=True, kw_only=True):
+    """Prefill -> decode, as the note that comes with the last KV block: what was sampled."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[TokenLogprob, ...]

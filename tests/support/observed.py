@@ -58,6 +58,9 @@ class RecordingObserver:
         assert sequence not in self.endings, f"{sequence} ends twice"
         self.endings[sequence] = ending
 
+    def settled(self) -> None:
+        """Nothing waits here."""
+
     def events(self, events: Sequence[CacheEvent]) -> None:
         self.cache_events.extend(events)
 
