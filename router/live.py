@@ -1,0 +1,94 @@
+"""One worker incarnation as this router knows it: what it is, its last beat, what was sent since.
+
+Written by `router.registry`; read by `router.dispatch` and `GET /cluster`.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from protocol.ids import Epoch, WorkerId
+from protocol.messages import Beat, Registration, Role, ToWorker, WorkerState
+from router.placement import Candidate
+
+BEAT_LAG_S = 0.1
+"""A beat may have been written before what was sent this long before it arrived."""
+
+
+class Outlet(Protocol):
+    """The sending half of a link."""
+
+    def send_now(self, message: ToWorker) -> None:
+        """Raises PeerLost when the link is lost."""
+
+
+LinkState = Literal["connecting", "mismatched"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    at: float
+    num_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class LiveWorker:
+    """`state` is the worker's own once it has said so; `why` explains any but "ready"."""
+
+    registration: Registration
+    state: WorkerState | LinkState = "connecting"
+    why: str = "connecting"
+    beat: Beat | None = None
+    outlet: Outlet | None = None
+    """None until the link is up."""
+    _sent: deque[_Sent] = field(default_factory=deque)
+
+    @property
+    def id(self) -> WorkerId:
+        return self.registration.worker
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.registration.epoch
+
+    @property
+    def role(self) -> Role:
+        return self.registration.role
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "ready" and self.beat is not None
+
+    def note_beat(self, beat: Beat, *, now: float) -> None:
+        self.beat = beat
+        if self.state != "mismatched":
+            self.state = beat.state
+            self.why = "" if beat.state == "ready" else beat.state
+        while self._sent and self._sent[0].at <= now - BEAT_LAG_S:
+            self._sent.popleft()
+
+    def note_sent(self, num_tokens: int, *, now: float) -> None:
+        """A prompt with so many uncached tokens was sent; the next beats will count it."""
+        self._sent.append(_Sent(now, num_tokens))
+
+    def candidate(self, *, num_cached_tokens: int) -> Candidate:
+        """As `placement` sees it; only for a ready worker."""
+        assert self.beat is not None, f"{self.id} is {self.state}, not a candidate"
+        registration, load, speeds = self.registration, self.beat.load, self.beat.speeds
+        sent_tokens = sum(sent.num_tokens for sent in self._sent)
+        return Candidate(
+            worker=self.id,
+            role=self.role,
+            compat=registration.compat,
+            num_cached_tokens=num_cached_tokens,
+            num_waiting_tokens=load.waiting_tokens + sent_tokens,
+            num_running=load.running + load.waiting + len(self._sent),
+            num_free_blocks=self.beat.blocks.free,
+            num_blocks=registration.num_blocks,
+            block_tokens=registration.layout.block_tokens,
+            token_bytes=registration.layout.token_bytes,
+            max_context_tokens=registration.max_context_tokens,
+            prefill_tokens_per_s=speeds.prefill_tokens_per_s,
+            decode_step_s=speeds.decode_step_s,
+            transfer_bytes_per_s=speeds.transfer_bytes_per_s,
+        )

@@ -1,0 +1,146 @@
+"""A registry, an index and a dispatcher before fake workers: the router but HTTP and Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from support.eventually import soon
+from support.fake_worker import Act, Fabric, FakeWorker, already_ended
+
+from protocol.channel import WorkerLink
+from protocol.ids import RequestId, RouterId
+from protocol.messages import Registration, Role, Sampling
+from protocol.telemetry import RouterMetrics
+from router.dispatch import Dispatcher, DispatchLimits
+from router.events import Ended, Event, GenerationRequest, Placed, Token
+from router.prefix_index import PrefixIndex
+from router.registry import Registry
+from router.trace import TraceRing
+
+PROMPT = tuple(range(100, 140))
+
+
+class FakeCluster:
+    """Made by `fake_cluster`; workers come with `add` and leave with `FakeWorker.die`."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, limits: DispatchLimits) -> None:
+        self.fabric = Fabric()
+        self.workers: dict[str, FakeWorker] = {}
+        self.registry = Registry(connect=_connect)
+        self.index = PrefixIndex()
+        self.registry.listeners.append(self._follow)
+        self.traces = TraceRing()
+        self.metrics = RouterMetrics()
+        self.dispatcher = Dispatcher(
+            registry=self.registry,
+            index=self.index,
+            metrics=self.metrics,
+            traces=self.traces,
+            already_ended=already_ended,
+            limits=limits,
+        )
+        self._tasks = tasks
+        self._memberships: asyncio.Queue[tuple[Registration, ...]] = asyncio.Queue()
+        self.background = [tasks.create_task(self.registry.run(self._news()), name="registry")]
+
+    def add(self, worker: FakeWorker) -> FakeWorker:
+        """Also in the place of a dead one of that name."""
+        self.workers[worker.id] = worker
+        self.background.append(self._tasks.create_task(worker.run(), name=f"fake {worker.id}"))
+        self.announce()
+        return worker
+
+    def announce(self) -> None:
+        self._memberships.put_nowait(
+            tuple(w.registration for w in self.workers.values() if not w.dead.is_set())
+        )
+
+    def restart_when_dead(self, worker: FakeWorker) -> None:
+        """As a supervisor does, any number of times; the rest of the plan is carried over."""
+
+        async def supervise(current: FakeWorker) -> None:
+            while True:
+                await current.dead.wait()
+                current = self.add(
+                    FakeWorker(current.id, current.role, self.fabric, plan=current.plan)
+                )
+
+        self.background.append(self._tasks.create_task(supervise(worker), name="supervisor"))
+
+    async def until_ready(self) -> None:
+        alive = [worker.id for worker in self.workers.values() if worker.state == "ready"]
+        await soon(lambda: {w.id for w in self.registry.ready_workers()} >= set(alive))
+
+    async def until_idle(self) -> None:
+        """No worker that lives has anything left to do."""
+        await soon(lambda: not [w.id for w in self.workers.values() if w.working])
+
+    def _follow(self) -> None:
+        self.index.follow_only({w.id: w.epoch for w in self.registry.workers})
+
+    async def _news(self) -> AsyncIterator[Sequence[Registration]]:
+        while True:
+            yield await self._memberships.get()
+
+
+def _connect(registration: Registration) -> WorkerLink:
+    return WorkerLink(address=registration.address, router=RouterId("router"))
+
+
+@asynccontextmanager
+async def fake_cluster(
+    *,
+    prefill: int = 0,
+    decode: int = 0,
+    plans: Mapping[str, Sequence[Act]] | None = None,
+    limits: DispatchLimits | None = None,
+    supervised: bool = False,
+) -> AsyncIterator[FakeCluster]:
+    """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
+    roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        cluster = FakeCluster(tasks, limits or DispatchLimits(prefer="prefill"))
+        try:
+            for role, number in roles:
+                for index in range(number):
+                    name = f"{role}-{index}"
+                    plan = (plans or {}).get(name, ())
+                    worker = cluster.add(FakeWorker(name, role, cluster.fabric, plan=plan))
+                    if supervised:
+                        cluster.restart_when_dead(worker)
+            await cluster.until_ready()
+            yield cluster
+        finally:
+            for task in cluster.background:
+                task.cancel()
+
+
+def request(
+    *,
+    max_tokens: int = 12,
+    prompt: tuple[int, ...] = PROMPT,
+    deadline_s: float = 20.0,
+    name: str = "r",
+    ignore_eos: bool = True,
+) -> GenerationRequest:
+    return GenerationRequest(
+        id=RequestId(name),
+        token_ids=prompt,
+        sampling=Sampling(seed=1, max_tokens=max_tokens, ignore_eos=ignore_eos),
+        salt="",
+        deadline_s=deadline_s,
+    )
+
+
+async def collect(cluster: FakeCluster, asked: GenerationRequest) -> list[Event]:
+    return [event async for event in cluster.dispatcher.generate(asked)]
+
+
+def tokens_of(events: Sequence[Event]) -> list[int]:
+    """Checks the order of events: one `Placed`, tokens from 0 without a gap, one `Ended`."""
+    assert isinstance(events[0], Placed)
+    assert isinstance(events[-1], Ended)
+    tokens = [event for event in events[1:-1] if isinstance(event, Token)]
+    assert len(tokens) == len(events) - 2
+    assert [token.index for token in tokens] == list(range(len(tokens)))
+    return [token.token_id for token in tokens]
