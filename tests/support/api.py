@@ -20,6 +20,7 @@ from router.app import create_app
 from router.runtime import ApiLimits, Runtime
 
 MODEL = "tiny"
+HI = [{"role": "user", "content": "hi"}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,3 +70,18 @@ def make_bench(path: Path, **checkpoint: Any) -> Bench:
         metrics=RouterMetrics(),
     )
     return Bench(runtime=runtime, dispatcher=dispatcher, cluster=cluster)
+
+
+async def chat(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    body = {"model": MODEL, "messages": HI} | fields
+    return await client.post("/v1/chat/completions", json=body)
+
+
+async def complete(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await client.post("/v1/completions", json={"model": MODEL, "prompt": "hi"} | fields)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error

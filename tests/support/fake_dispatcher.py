@@ -27,6 +27,7 @@ class FakeDispatcher:
         self.cached_tokens = 0
         self.failures: dict[int, BatonError | Exception] = {}
         """Raised instead of the token of this index; BEFORE_PLACED: instead of the route."""
+        self.num_failures_left = 10**9
         self.hold_at: int | None = None
         """Wait for `release` before the token of this index."""
         self.release = asyncio.Event()
@@ -60,7 +61,8 @@ class FakeDispatcher:
             self.num_aborted += not finished
 
     def _fail(self, index: int) -> None:
-        if index in self.failures:
+        if index in self.failures and self.num_failures_left > 0:
+            self.num_failures_left -= 1
             raise self.failures[index]
 
     def _tokens(self, request: GenerationRequest) -> Iterator[tuple[Token, bool]]:

@@ -1,0 +1,14 @@
+from pathlib import Path
+
+import pytest
+from support.api import Bench, make_bench
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return make_bench(tmp_path)
