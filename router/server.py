@@ -1,0 +1,171 @@
+"""The router process from its first socket to its last request. Called by `router.__main__`."""
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import uvicorn
+
+from protocol.channel import WorkerLink
+from protocol.errors import SettingsError, StoreError
+from protocol.ids import RouterId
+from protocol.membership import watch_workers
+from protocol.messages import Registration
+from protocol.store import Store
+from protocol.telemetry import RouterMetrics
+from protocol.text import Tokenizer
+from router.app import create_app
+from router.cluster import LocalCluster
+from router.dispatch import Dispatcher, DispatchLimits
+from router.index_feed import IndexFeed
+from router.prefix_index import PrefixIndex
+from router.registry import Registry
+from router.replay import Replay
+from router.runtime import ApiLimits, Runtime
+from router.settings import RouterSettings
+from router.trace import TraceRing
+
+PARENT_POLL_S = 1.0
+log = logging.getLogger("baton.router")
+
+
+def listen(settings: RouterSettings) -> socket.socket:
+    """The HTTP socket, before anything slow is done. SettingsError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        why = str(error.strerror).partition(" (while")[0]
+        raise SettingsError(f"port: cannot listen on {where}: {why}") from error
+
+
+async def serve(settings: RouterSettings, *, listener: socket.socket, tokenizer: Tokenizer) -> None:
+    """Until SIGTERM or SIGINT, then until the requests are done or `drain_s` is over. Raises
+    StoreError when Redis cannot be reached at the start; later that is no error."""
+    store = Store(settings.redis)
+    try:
+        await store.ping()
+        parts = _build(settings, store, tokenizer)
+        server = _Server(
+            uvicorn.Config(
+                create_app(parts.runtime),
+                http="httptools",
+                ws="none",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+            )
+        )
+        await _run(settings, parts, server, store, listener)
+    finally:
+        with suppress(StoreError):
+            await store.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    runtime: Runtime
+    registry: Registry
+    feed: IndexFeed
+    cluster: LocalCluster
+
+
+def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Parts:
+    router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+    def connect(registration: Registration) -> WorkerLink:
+        return WorkerLink(address=registration.address, router=router)
+
+    metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
+    registry = Registry(connect=connect)
+    feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
+    cluster = LocalCluster(
+        router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics
+    )
+    dispatcher = Dispatcher(
+        registry=registry,
+        index=index,
+        metrics=metrics,
+        traces=traces,
+        already_ended=Replay(tokenizer),
+        limits=DispatchLimits(
+            max_attempts=settings.max_attempts,
+            patience_s=settings.patience_s,
+            max_queued_words=settings.max_lag_tokens,
+            prefer="prefill" if settings.local_prefill == "never" else "cheapest",
+        ),
+    )
+    runtime = Runtime(
+        model=settings.api_name,
+        tokenizer=tokenizer,
+        dispatcher=dispatcher,
+        cluster=cluster,
+        metrics=metrics,
+        api_keys=settings.api_keys,
+        limits=ApiLimits(
+            max_body_bytes=settings.max_body_bytes,
+            max_in_flight=settings.max_in_flight,
+            request_timeout_s=settings.request_timeout_s,
+        ),
+        tokenize_threads=settings.tokenize_threads,
+    )
+    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would die of SIGTERM after a clean shutdown."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run(
+    settings: RouterSettings,
+    parts: _Parts,
+    server: _Server,
+    store: Store,
+    listener: socket.socket,
+) -> None:
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        server.force_exit = stopping.is_set()
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    async with asyncio.TaskGroup() as tasks:
+        background = [
+            tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
+            tasks.create_task(parts.feed.run(), name="index feed"),
+            tasks.create_task(_watch_parent(settings.parent_pid, stopping), name="parent"),
+        ]
+        serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
+        serving.add_done_callback(lambda _: stopping.set())
+        host, port = listener.getsockname()[:2]
+        log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
+        await stopping.wait()
+        parts.cluster.drain()
+        log.info("draining", extra={"drain_s": settings.drain_s})
+        server.should_exit = True
+        await serving
+        for task in background:
+            task.cancel()
+
+
+async def _watch_parent(parent_pid: int, stopping: asyncio.Event) -> None:
+    while parent_pid and not stopping.is_set():
+        if os.getppid() != parent_pid:
+            log.warning("supervisor gone", extra={"parent_pid": parent_pid})
+            stopping.set()
+        await asyncio.sleep(PARENT_POLL_S)

@@ -1,0 +1,52 @@
+"""What the router process can be told. Read once by `router.__main__`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from protocol.settings import ProcessSettings
+
+
+class RouterSettings(ProcessSettings):
+    """One router. Any number may serve the same workers; they share nothing but Redis."""
+
+    model: Path
+    """Directory of the checkpoint: its tokenizer and chat template are read, not its weights."""
+    served_name: str = ""
+    """Model name in the API. Empty: the directory's name."""
+    host: str = "127.0.0.1"
+    """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
+    API key is set."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP API. 0: any free one; the log says which."""
+    api_key: str = Field(default="", repr=False)
+    """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
+    BATON_API_KEY than as a flag, which other users of the machine can read."""
+    local_prefill: Literal["auto", "never"] = "auto"
+    """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
+    it when there is no prefill worker."""
+    max_attempts: int = Field(default=4, ge=1)
+    """Workers a request may lose before it fails: more losses than this are no accident."""
+    patience_s: float = Field(default=15.0, ge=0)
+    """Seconds a request that lost its last worker waits for one: a restart takes about 10."""
+    request_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds one generation may take: the openai SDK gives up after as many."""
+    max_in_flight: int = Field(default=1024, ge=1)
+    """Generations at once; beyond it 429. About 100 kB of memory each."""
+    max_body_bytes: int = Field(default=8 << 20, ge=1024)
+    """Larger request bodies are refused with 413."""
+    max_lag_tokens: int = Field(default=4096, ge=16)
+    """Tokens a client may be behind before it is cut off."""
+    tokenize_threads: int = Field(default=2, ge=1)
+    """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """Seconds that running requests get to finish after SIGTERM."""
+
+    @property
+    def api_name(self) -> str:
+        return self.served_name or self.model.resolve().name
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        return tuple(key for part in self.api_key.split(",") if (key := part.strip()))
