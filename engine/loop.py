@@ -152,8 +152,10 @@ class Engine:
         except Exception as error:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
-            self._end_all(Fail("internal", f"the engine is broken: {error}"))
-            self._observer.broken(error)
+            try:
+                self._end_all(Fail("internal", f"the engine is broken: {error}"))
+            finally:
+                self._observer.broken(error)
 
     def _iterate(self) -> None:
         """Commands, then one step; waits for a command when there is nothing to compute."""
@@ -184,7 +186,7 @@ class Engine:
             case Release(sequence):
                 self._scheduler.release(sequence)
             case ClearCache():
-                self._scheduler.clear_cache()
+                self._cache.clear()
             case Stop():
                 self._stopping = True
             case _:

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from engine.blocks import BlockAllocator
-from engine.sequence import Mode, Sequence
+from engine.sequence import Sequence
 from protocol.blocks import chain_seed, next_hash
 from protocol.ids import BlockHash
 
@@ -145,7 +145,7 @@ class PrefixCache:
             return False
         self.blocks.acquire(entry.block)
         self._idle.pop(entry.block, None)
-        if sequence.mode is Mode.HANDOVER:
+        if sequence.leases:
             sequence.twins[index] = entry.block
         else:
             sequence.block_table[index] = entry.block

@@ -1,21 +1,21 @@
-"""Who computes what in the next step, and who owns which blocks until when.
+"""Who computes what in the next step, and who gets blocks.
 
 Driven by `engine.loop`: commands in (`submit`, `abort`, `fetch_done`, `release`), one batch out
 (`next_batch`), its tokens in (`record`, then `settle`), what happened out (`take_effects`).
-Pure: the caller brings the clock's reading and runs the batch.
+Pure: the caller runs the batch and brings the clock's reading.
 
-Every block a sequence owns is given back in `_free`, and only once its ending is decided and
-neither a launched forward, nor a fetch, nor a lease refers to it. Nothing waits in a circle: a
-lease and a fetch end by deadlines of their own, and among the others the oldest is never preempted.
+First come, first served, decodes before prefill chunks in every batch. Nothing waits in a circle:
+a lease or a fetch holds all it will ever need and ends by a deadline of its own; of the others the
+newest makes room, so the oldest always gets on.
 """
 
-from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput
-from engine.effects import Admitted, Computed, Effect, Ended, Freed
+from engine.effects import Effect
 from engine.limits import EngineLimits
 from engine.prefix import PrefixCache
+from engine.roster import Roster
 from engine.sequence import (
     Cancel,
     Complete,
@@ -25,7 +25,6 @@ from engine.sequence import (
     HandOver,
     Landed,
     Lost,
-    Mode,
     Sequence,
     State,
     Verdict,
@@ -34,7 +33,7 @@ from protocol.messages import Blocks, Load
 
 
 class Scheduler:
-    """First come, first served; decodes before prefill chunks in every batch."""
+    """Moves sequences through their states; `Roster` keeps the books."""
 
     def __init__(
         self, *, cache: PrefixCache, limits: EngineLimits, eos_token_ids: Collection[int]
@@ -46,81 +45,63 @@ class Scheduler:
         self.max_context_tokens = min(limits.max_context_tokens, pool_tokens)
         """What fits: a pool smaller than the model's context bounds it."""
         self.num_preempted = 0
-        self._sequences: dict[SequenceId, Sequence] = {}
-        self._lanes: dict[State, OrderedDict[SequenceId, Sequence]] = {
-            state: OrderedDict() for state in State if state is not State.FREED
-        }
-        self._arrivals = 0
+        self._num_arrivals = 0
+        self._roster = Roster(cache)
         self._launched: list[tuple[Sequence, int]] = []
         """Sequences of the batch being computed, and how many tokens of each."""
         self._sampled: list[tuple[Sequence, SampledToken]] = []
         """Tokens whose sequence has not been told yet whether it goes on."""
-        self._effects: list[Effect] = []
-        self._head_blocked: tuple[SequenceId, int] | None = None
-        """Head of the queue that did not fit, and the room it needs."""
+        self._blocked: tuple[Sequence, int] | None = None
+        """Head of the queue that did not fit, and the blocks it needs."""
 
     # -- commands ---------------------------------------------------------------------------
 
     def submit(self, sequence: Sequence) -> None:
         """Queue it, or refuse it with an ending at once."""
-        assert sequence.id not in self._sequences, f"sequence {sequence.id} exists already"
-        self._arrivals += 1
-        sequence.arrival = self._arrivals
-        num_waiting = len(self._lanes[State.WAITING])
-        self._sequences[sequence.id] = self._lanes[State.WAITING][sequence.id] = sequence
-        if sequence.num_tokens >= self.max_context_tokens:
-            message = (
-                f"{sequence.num_tokens} tokens leave no room in a context of "
-                f"{self.max_context_tokens}"
-            )
-            self._end(sequence, Fail("too_long", message))
+        self._num_arrivals += 1
+        sequence.arrival = self._num_arrivals
+        num_waiting = len(self._roster.waiting)
+        self._roster.enter(sequence)
+        num_tokens, most = sequence.num_tokens, self.max_context_tokens
+        if num_tokens >= most:
+            message = f"{num_tokens} tokens leave no room in a context of {most}"
+            self._roster.end(sequence, Fail("too_long", message))
         elif len(sequence.outputs) >= sequence.sampling.max_tokens:
-            self._end(sequence, Complete("length"))
+            self._roster.end(sequence, Complete("length"))
         elif num_waiting >= self._limits.max_waiting:
-            self._end(sequence, Fail("overloaded", f"{num_waiting} requests are waiting already"))
+            message = f"{num_waiting} requests are waiting already"
+            self._roster.end(sequence, Fail("overloaded", message))
 
     def abort(self, sequence_id: SequenceId) -> None:
         """End it as soon as no launched forward refers to it. Harmless when unknown or ended."""
-        sequence = self._sequences.get(sequence_id)
+        sequence = self._roster.get(sequence_id)
         if sequence is None or sequence.verdict is not None:
             return
         if sequence.in_flight:
             sequence.cancelled = True
         else:
-            self._end(sequence, Cancel())
+            self._roster.end(sequence, Cancel())
 
     def fetch_done(self, sequence_id: SequenceId, outcome: FetchOutcome) -> None:
-        """Nobody writes into the reserved blocks any more. Harmless when unknown or repeated."""
-        sequence = self._sequences.get(sequence_id)
-        if sequence is None or not sequence.fetch_open:
-            return
-        sequence.fetch_open = False
-        if sequence.state is State.UNWINDING:
-            self._free(sequence, Event.FETCH_ENDED)
+        """Nobody writes into the reserved blocks any more. Harmless when unknown or repeated;
+        a source may also be lost before there were blocks to fetch into."""
+        sequence = self._roster.get(sequence_id)
+        if sequence is None or not sequence.needs_fetch:
             return
         match outcome:
-            case Landed(first_token=first_token, first_logprob=logprob, first_top=top):
-                self._move(sequence, Event.LANDED)
-                sequence.landed = True
-                sequence.num_computed = sequence.num_tokens
-                self._cache.seal(sequence)
-                token = SampledToken(token_id=first_token, logprob=logprob, top=top)
-                sequence.outputs.append(first_token)
-                self._sampled.append((sequence, token))
-            case Lost(reason):
-                self._end(sequence, Fail("source_lost", reason))
+            case Landed() if sequence.state is State.FETCHING:
+                self._land(sequence, outcome)
+            case Lost(reason) if sequence.verdict is None:
+                sequence.fetch_open = False
+                self._roster.end(sequence, Fail("source_lost", reason))
+            case Landed() | Lost():
+                self._roster.fetch_ended(sequence)
 
     def release(self, sequence_id: SequenceId) -> None:
         """The lease on a HANDOVER is over. Harmless when unknown or repeated."""
-        sequence = self._sequences.get(sequence_id)
-        if sequence is None:
-            return
-        sequence.lease_held = False
-        if sequence.state is State.LEASED:
-            self._free(sequence, Event.LEASE_ENDED)
-
-    def clear_cache(self) -> None:
-        self._cache.clear()
+        sequence = self._roster.get(sequence_id)
+        if sequence is not None:
+            self._roster.lease_ended(sequence)
 
     # -- one step ---------------------------------------------------------------------------
 
@@ -128,9 +109,9 @@ class Scheduler:
         """What to compute now; empty if nothing can be. Must be recorded before the next one."""
         assert not self._launched, "the last batch is not recorded yet"
         self._grow_decodes()
-        chunks = [self._launch(sequence, 1) for sequence in self._lanes[State.DECODING].values()]
+        chunks = [self._launch(sequence, 1) for sequence in self._roster.decoding.values()]
         budget = self._limits.token_budget - len(chunks)
-        for sequence in self._lanes[State.PREFILLING].values():
+        for sequence in self._roster.prefilling.values():
             if budget <= 0:
                 break
             chunks.append(self._launch(sequence, budget))
@@ -151,25 +132,20 @@ class Scheduler:
             if sequence.num_computed // block_tokens > sequence.num_sealed:
                 self._cache.seal(sequence)
             if sequence.cancelled:
-                self._end(sequence, Cancel())
+                self._roster.end(sequence, Cancel())
                 continue
-            if sequence.mode is Mode.HANDOVER:
-                self._effects.append(Computed(sequence, sequence.num_computed))
-            if sequence.num_computed < sequence.num_tokens:
-                continue
-            token = sampled.get(sequence.id)
-            if token is None:
-                self._end(sequence, Fail("internal", "the runner returned no token"))
-                continue
-            sequence.outputs.append(token.token_id)
-            self._sampled.append((sequence, token))
+            if sequence.leases:
+                self._roster.computed(sequence)
+            if sequence.num_computed == sequence.num_tokens:
+                self._append(sequence, sampled.get(sequence.id))
 
     def fail_batch(self, message: str) -> None:
         """The batch could not be computed: its sequences end, the others go on."""
         launched, self._launched = self._launched, []
         for sequence, _ in launched:
             sequence.in_flight = False
-            self._end(sequence, Cancel() if sequence.cancelled else Fail("internal", message))
+            verdict = Cancel() if sequence.cancelled else Fail("internal", message)
+            self._roster.end(sequence, verdict)
 
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
         """Tokens since the last `settle`, each the last of its sequence's outputs."""
@@ -177,68 +153,40 @@ class Scheduler:
 
     def settle(self, stopped: Collection[SequenceId], *, now: float) -> None:
         """Decide who goes on; the text of the `stopped` ones has come to its end."""
-        sampled, self._sampled = self._sampled, []
-        for sequence, token in sampled:
-            if sequence.verdict is not None:
-                continue
+        unsettled = self.unsettled()
+        self._sampled = []
+        for sequence, token in unsettled:
             if not sequence.first_token_at:
                 sequence.first_token_at = now
             verdict = self._judge(sequence, token.token_id, stopped)
             if verdict is not None:
-                self._end(sequence, verdict)
+                self._roster.end(sequence, verdict)
             elif sequence.state is State.PREFILLING:
-                self._move(sequence, Event.SAMPLED)
+                self._roster.move(sequence, Event.SAMPLED)
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
-        effects, self._effects = self._effects, []
-        return effects
+        return self._roster.take_effects()
 
     def end_all(self, verdict: Verdict) -> None:
         """Give every sequence without an ending this one. Nothing may run afterwards."""
-        for sequence in list(self._sequences.values()):
+        self._launched, self._sampled = [], []
+        for sequence in self._roster.all():
             sequence.in_flight = False
             if sequence.verdict is None:
-                self._end(sequence, verdict)
-        self._launched, self._sampled = [], []
+                self._roster.end(sequence, verdict)
 
     # -- facts ------------------------------------------------------------------------------
 
-    @property
-    def num_running(self) -> int:
-        lanes = self._lanes
-        return (
-            len(lanes[State.PREFILLING]) + len(lanes[State.DECODING]) + len(lanes[State.FETCHING])
-        )
-
     def load(self) -> Load:
-        waiting = self._lanes[State.WAITING]
-        prefilling = self._lanes[State.PREFILLING].values()
-        return Load(
-            running=self.num_running,
-            waiting=len(waiting),
-            waiting_tokens=sum(s.num_tokens for s in waiting.values() if not s.needs_fetch)
-            + sum(s.num_tokens - s.num_computed for s in prefilling),
-        )
+        return self._roster.load()
 
     def block_counts(self) -> Blocks:
-        return self._cache.blocks.counts(leased=self._num_leased())
+        return self._roster.block_counts()
 
     def check(self) -> None:
-        """Raise AssertionError unless every block is held by exactly who says so."""
-        self._cache.check()
-        holds: Counter[int] = Counter()
-        for state, lane in self._lanes.items():
-            for sequence in lane.values():
-                assert sequence.state is state and self._sequences[sequence.id] is sequence
-                holds.update(sequence.block_table)
-                holds.update(sequence.twins.values())
-                assert state is not State.WAITING or not sequence.block_table
-                assert sequence.num_computed <= sequence.num_tokens
-        assert sum(len(lane) for lane in self._lanes.values()) == len(self._sequences)
-        for block in range(self._cache.blocks.num_blocks):
-            refs = self._cache.blocks.refs(block)
-            assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"
+        """Raise AssertionError unless every block is held by exactly those who say so."""
+        self._roster.check()
 
     # -- decisions --------------------------------------------------------------------------
 
@@ -246,87 +194,76 @@ class Scheduler:
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
     ) -> Verdict | None:
         sampling, num_outputs = sequence.sampling, len(sequence.outputs)
-        if sequence.id in stopped:
-            return Complete("stop")
-        if num_outputs > sampling.min_tokens and (
-            token_id in sampling.stop_token_ids
-            or (token_id in self._eos and not sampling.ignore_eos)
-        ):
+        ends_here = token_id in sampling.stop_token_ids or (
+            token_id in self._eos and not sampling.ignore_eos
+        )
+        if sequence.id in stopped or (ends_here and num_outputs > sampling.min_tokens):
             return Complete("stop")
         if num_outputs >= sampling.max_tokens or sequence.num_tokens >= self.max_context_tokens:
             return Complete("length")
-        return HandOver() if sequence.mode is Mode.HANDOVER else None
+        return HandOver() if sequence.leases else None
 
     def _grow_decodes(self) -> None:
         """A block for the next token of every decode; the newest sequences make room."""
         block_tokens = self._cache.block_tokens
-        for sequence in list(self._lanes[State.DECODING].values()):
+        for sequence in list(self._roster.decoding.values()):
             while (
-                sequence.state is State.DECODING
-                and sequence.num_tokens > len(sequence.block_table) * block_tokens
+                sequence.num_tokens > len(sequence.block_table) * block_tokens
+                and sequence.state is State.DECODING
             ):
                 if self._cache.num_available:
                     sequence.block_table += self._cache.take((), num_new=1)
                 else:
-                    self._preempt()
+                    self._preempt_newest()
 
-    def _preempt(self) -> None:
-        """Send the newest back to the head of the queue, to be recomputed."""
-        lanes = self._lanes[State.PREFILLING], self._lanes[State.DECODING]
-        candidates = [s for lane in lanes for s in lane.values() if s.preemptible]
-        victim = max(candidates, key=lambda s: s.arrival)
-        self._cache.give_back(victim)
-        victim.num_computed = 0
-        self._move(victim, Event.PREEMPTED)
-        self._lanes[State.WAITING].move_to_end(victim.id, last=False)
+    def _preempt_newest(self) -> None:
+        """To be recomputed later: the only one who loses is the one who came last."""
+        running = [*self._roster.prefilling.values(), *self._roster.decoding.values()]
+        self._roster.preempt(max((s for s in running if s.preemptible), key=lambda s: s.arrival))
         self.num_preempted += 1
 
     def _admit(self, budget: int) -> Sequence | None:
         """The head of the queue if it may start now. Nobody overtakes it."""
-        head = next(iter(self._lanes[State.WAITING].values()), None)
-        if head is None or self.num_running >= self._limits.max_running:
+        head = next(iter(self._roster.waiting.values()), None)
+        if head is None or self._roster.num_running >= self._limits.max_running:
             return None
-        if not head.needs_fetch and budget <= 0:
+        if budget <= 0 and not head.needs_fetch:
             return None
         if not self._allocate(head):
             return None
-        head.lease_held = head.mode is Mode.HANDOVER
-        head.fetch_open = head.needs_fetch
-        self._move(head, Event.RESERVED if head.needs_fetch else Event.ADMITTED)
-        if head.num_cached is None:
-            head.num_cached = head.num_computed
-            self._effects.append(Admitted(head))
+        self._roster.admit(head)
         return head
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Match the prefix cache and take blocks for all tokens, both or neither.
+        """Match the prefix cache and take blocks for all tokens: both or neither.
 
-        At least one token is left to compute, unless a fetch brings the first output along."""
-        cache, headroom = self._cache, self._headroom()
-        if self._head_blocked is not None:
-            blocked, room = self._head_blocked
-            if blocked == sequence.id and room + headroom > cache.num_available:
-                return False
+        At least one token is left to compute, unless a fetch brings the next one along.
+        """
+        cache = self._cache
+        available = cache.num_available - self._headroom()
+        if self._blocked is not None:
+            blocked, num_needed = self._blocked
+            if blocked is sequence and num_needed > available:
+                return False  # matching a long prompt in every step would cost the decodes
         num_tokens = sequence.num_tokens
-        matched = cache.match(
-            sequence, max_tokens=num_tokens if sequence.needs_fetch else num_tokens - 1
-        )
+        computable = num_tokens if sequence.needs_fetch else num_tokens - 1
+        matched = cache.match(sequence, max_tokens=computable)
         num_blocks = -(-num_tokens // cache.block_tokens)
-        room = num_blocks - cache.num_held(matched)
-        if room + headroom > cache.num_available:
-            self._head_blocked = (sequence.id, room)
+        num_needed = num_blocks - cache.num_held(matched)
+        if num_needed > available:
+            self._blocked = (sequence, num_needed)
             return False
-        self._head_blocked = None
+        self._blocked = None
         sequence.block_table = cache.take(matched, num_new=num_blocks - len(matched))
         sequence.num_sealed = len(matched)
         sequence.num_computed = len(matched) * cache.block_tokens
         return True
 
     def _headroom(self) -> int:
-        """Blocks left to those that grow, so that admission is not at once undone: one each,
-        at most a twentieth of the pool."""
-        growing = len(self._lanes[State.DECODING]) + len(self._lanes[State.FETCHING])
-        return min(growing, self._cache.blocks.num_blocks // 20 + 1)
+        """Blocks left to those that grow, so that admission is not undone at once: one each, at
+        most a twentieth of the pool."""
+        num_growing = len(self._roster.decoding) + len(self._roster.fetching)
+        return min(num_growing, self._cache.blocks.num_blocks // 20 + 1)
 
     # -- mechanics --------------------------------------------------------------------------
 
@@ -345,33 +282,21 @@ class Scheduler:
             outputs=sequence.outputs,
         )
 
-    def _end(self, sequence: Sequence, verdict: Verdict) -> None:
-        sequence.verdict = verdict
-        self._effects.append(Ended(sequence))
-        if sequence.lease_held:
-            self._move(sequence, Event.ENDED_UNDER_LEASE)
-        elif sequence.fetch_open:
-            self._move(sequence, Event.ENDED_UNDER_FETCH)
-        else:
-            self._free(sequence, Event.ENDED)
+    def _land(self, sequence: Sequence, landed: Landed) -> None:
+        """The KV of all its tokens is here, and with it the next token."""
+        self._roster.fetch_ended(sequence)
+        self._roster.move(sequence, Event.LANDED)
+        sequence.landed = True
+        sequence.num_computed = sequence.num_tokens
+        self._cache.seal(sequence)
+        token = SampledToken(
+            token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
+        )
+        self._append(sequence, token)
 
-    def _free(self, sequence: Sequence, event: Event) -> None:
-        self._cache.give_back(sequence)
-        self._move(sequence, event)
-        del self._sequences[sequence.id]
-        self._effects.append(Freed(sequence))
-
-    def _move(self, sequence: Sequence, event: Event) -> None:
-        before = sequence.state
-        sequence.move(event)
-        del self._lanes[before][sequence.id]
-        if sequence.state is not State.FREED:
-            self._lanes[sequence.state][sequence.id] = sequence
-
-    def _num_leased(self) -> int:
-        """Blocks held by nobody but sequences that wait for their lease to end."""
-        holds: Counter[int] = Counter()
-        for sequence in self._lanes[State.LEASED].values():
-            holds.update(sequence.block_table)
-            holds.update(sequence.twins.values())
-        return sum(1 for block, count in holds.items() if self._cache.blocks.refs(block) == count)
+    def _append(self, sequence: Sequence, token: SampledToken | None) -> None:
+        if token is None:
+            self._roster.end(sequence, Fail("internal", "the runner returned no token"))
+            return
+        sequence.outputs.append(token.token_id)
+        self._sampled.append((sequence, token))

@@ -173,9 +173,14 @@ class Sequence:
         return self.mode is Mode.REMOTE and not self.landed
 
     @property
+    def leases(self) -> bool:
+        """From admission on somebody may read its blocks under a lease."""
+        return self.mode is Mode.HANDOVER
+
+    @property
     def preemptible(self) -> bool:
         """A lease or a fetch pins the others to their blocks."""
-        return self.mode is not Mode.HANDOVER and self.state in (State.PREFILLING, State.DECODING)
+        return not self.leases and self.state in (State.PREFILLING, State.DECODING)
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt and outputs."""

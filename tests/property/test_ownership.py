@@ -1,0 +1,227 @@
+"""Random lives of many sequences on one small pool; who owns what is checked after every step.
+
+The runner's KV is the tokens themselves, the fetches keep writing after an abort and the leases
+are read until they end: a block freed too early, freed twice or lost cannot hide.
+"""
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.stepper import BLOCK_TOKENS, Run, Stepper
+
+from engine.prefix import Cleared, Evicted, Stored
+from engine.sequence import Complete, Fail, HandOver, Mode, State
+from protocol.blocks import block_hashes
+from protocol.ids import BlockHash
+
+NUM_BLOCKS = 12
+MAX_CONTEXT = 44
+STEM = list(range(100, 140))
+
+prompts = st.builds(
+    lambda shared, own: STEM[:shared] + [7] * own,
+    st.integers(0, 30),
+    st.integers(1, 6),
+)
+
+
+class Ownership(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stepper = Stepper(
+            num_blocks=NUM_BLOCKS, max_running=4, max_waiting=5, max_context_tokens=MAX_CONTEXT
+        )
+        self.replica: set[BlockHash] = set()
+        """What a router knows from the events alone."""
+
+    # -- what clients, peers and the model do -----------------------------------------------
+
+    @rule(
+        prompt=prompts,
+        mode=st.sampled_from(Mode),
+        max_tokens=st.sampled_from((1, 3, 8, 40)),
+        num_given=st.sampled_from((0, 0, 1, 3)),
+        seed=st.integers(1, 2),
+        salt=st.sampled_from(("", "", "tenant")),
+        stop_at=st.none() | st.integers(1, 12),
+    )
+    def submit(
+        self,
+        prompt: list[int],
+        mode: Mode,
+        max_tokens: int,
+        num_given: int,
+        seed: int,
+        salt: str,
+        stop_at: int | None,
+    ) -> None:
+        self.stepper.submit(
+            prompt,
+            mode=mode,
+            max_tokens=max_tokens,
+            num_given=num_given,
+            seed=seed,
+            salt=salt,
+            stop_at=stop_at,
+        )
+
+    @precondition(lambda self: not self.stepper.batch)
+    @rule()
+    def launch(self) -> None:
+        self.stepper.launch()
+
+    @precondition(lambda self: self.stepper.batch)
+    @rule()
+    def complete(self) -> None:
+        self.stepper.complete()
+
+    @precondition(lambda self: not self.stepper.batch)
+    @rule(num_steps=st.integers(1, 12))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.stepper.step()
+
+    @precondition(lambda self: self.stepper.batch)
+    @rule()
+    def fail(self) -> None:
+        self.stepper.fail()
+
+    @precondition(lambda self: self.stepper.runs)
+    @rule(data=st.data())
+    def abort_any(self, data: st.DataObject) -> None:
+        """Also those that have ended, and those aborted before."""
+        self.stepper.abort(data.draw(st.sampled_from(list(self.stepper.runs.values()))))
+
+    @precondition(lambda self: self.stepper.batch)
+    @rule(data=st.data())
+    def abort_in_flight(self, data: st.DataObject) -> None:
+        chunk = data.draw(st.sampled_from(self.stepper.batch))
+        self.stepper.abort(self.stepper.runs[chunk.sequence])
+
+    @precondition(lambda self: self._fetches())
+    @rule(data=st.data(), fraction=st.floats(0, 1))
+    def write_into_reserved_blocks(self, data: st.DataObject, fraction: float) -> None:
+        self.stepper.fetch(data.draw(st.sampled_from(self._fetches())), fraction=fraction)
+
+    @precondition(lambda self: self._fetches())
+    @rule(data=st.data())
+    def land(self, data: st.DataObject) -> None:
+        self.stepper.land(data.draw(st.sampled_from(self._fetches())))
+
+    @precondition(lambda self: self._fetches())
+    @rule(data=st.data())
+    def lose(self, data: st.DataObject) -> None:
+        self.stepper.lose(data.draw(st.sampled_from(self._fetches())))
+
+    @precondition(lambda self: self._leases())
+    @rule(data=st.data())
+    def end_a_lease(self, data: st.DataObject) -> None:
+        """Released after the ending, or expired in the middle of the prefill."""
+        self.stepper.release(data.draw(st.sampled_from(self._leases())))
+
+    @rule()
+    def clear_the_cache(self) -> None:
+        self.stepper.cache.clear()
+
+    # -- what must hold after each of them --------------------------------------------------
+
+    @invariant()
+    def every_block_is_held_by_exactly_those_who_say_so(self) -> None:
+        self.stepper.scheduler.check()
+        counts = self.stepper.scheduler.block_counts()
+        owned = self.stepper.blocks.num_owned
+        assert counts.free + counts.cached + owned == counts.total == NUM_BLOCKS
+        assert counts.leased <= owned
+
+    @invariant()
+    def nobody_else_owns_a_block_under_a_write(self) -> None:
+        for run in self._fetches():
+            first = (run.sequence.num_cached or 0) // BLOCK_TOKENS
+            for block in run.sequence.block_table[first:]:
+                assert self.stepper.blocks.refs(block) == 1
+
+    @invariant()
+    def a_leased_block_keeps_its_contents(self) -> None:
+        for run in self._leases():
+            for block, generation in run.leased_blocks:
+                assert self.stepper.generations[block] == generation
+            written = max(run.written, default=0)
+            table = [block for block, _ in run.leased_blocks]
+            assert self.stepper.runner.read(table, num_tokens=written) == run.tokens[:written]
+
+    @invariant()
+    def tokens_are_those_of_an_undisturbed_run(self) -> None:
+        for run in self.stepper.runs.values():
+            assert run.outputs == run.expected(len(run.outputs))
+            assert len(run.verdicts) <= 1
+            assert run.admissions <= 1
+
+    @invariant()
+    def the_events_tell_what_the_cache_holds(self) -> None:
+        for event in self.stepper.cache.take_events():
+            match event:
+                case Stored(hashes):
+                    assert not self.replica & set(hashes)
+                    self.replica |= set(hashes)
+                case Evicted(hashes):
+                    assert set(hashes) <= self.replica
+                    self.replica -= set(hashes)
+                case Cleared():
+                    self.replica.clear()
+        assert self.replica == set(self.stepper.cache.hashes())
+
+    def teardown(self) -> None:
+        """When everybody lets go, everything returns and every request has had its ending."""
+        if self.stepper.batch:
+            self.stepper.complete()
+        for _ in range(200):
+            for run in self._fetches():
+                self.stepper.land(run)
+            for run in self._leases():
+                self.stepper.release(run)
+            if not self.stepper.step() and not self._fetches() and not self._leases():
+                break
+        for run in self.stepper.runs.values():
+            self._check_ending(run)
+        self.every_block_is_held_by_exactly_those_who_say_so()
+        assert self.stepper.all_back
+        self.stepper.cache.clear()
+        assert self.stepper.scheduler.block_counts().free == NUM_BLOCKS
+
+    def _check_ending(self, run: Run) -> None:
+        assert run.freed and len(run.verdicts) == 1
+        sampling, count = run.sequence.sampling, run.num_given + len(run.outputs)
+        match run.verdicts[0]:
+            case Complete("length"):
+                full = len(run.tokens) + len(run.outputs) == MAX_CONTEXT
+                assert count == sampling.max_tokens or full or not run.outputs
+            case Complete("stop"):
+                assert run.stop_at is not None and run.stop_at <= count
+            case HandOver():
+                assert len(run.outputs) == 1 and run.sequence.mode is Mode.HANDOVER
+            case Fail("overloaded" | "too_long"):
+                assert not run.admissions
+        if run.outputs and run.sequence.mode is not Mode.HANDOVER:
+            self._check_chain(run)
+
+    def _check_chain(self, run: Run) -> None:
+        """The hashes the cache uses are those the router computes."""
+        tokens = [*run.tokens, *run.outputs]
+        chain = run.sequence.chain
+        expected = block_hashes(tokens, block_tokens=BLOCK_TOKENS, seed=chain[0])
+        assert chain[1:] == expected[: len(chain) - 1]
+
+    def _fetches(self) -> list[Run]:
+        return self.stepper.in_state(State.FETCHING, State.UNWINDING)
+
+    def _leases(self) -> list[Run]:
+        return [r for r in self.stepper.runs.values() if r.leased_blocks and not r.lease_over]
+
+
+TestOwnership = Ownership.TestCase
+TestOwnership.settings = settings(
+    max_examples=60,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
