@@ -1,0 +1,44 @@
+import pytest
+
+from engine.batch import SequenceId
+from engine.sequence import TABLE, Event, IllegalTransition, Mode, Sequence, State
+from protocol.blocks import chain_seed
+from protocol.messages import Sampling
+
+
+def sequence(prompt: list[int], outputs: list[int]) -> Sequence:
+    return Sequence(
+        id=SequenceId("s"),
+        prompt=prompt,
+        outputs=outputs,
+        sampling=Sampling(seed=1, max_tokens=8),
+        mode=Mode.LOCAL,
+        chain=[chain_seed(compat="test")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [(0, 2, [1, 2]), (1, 5, [2, 3, 4, 5]), (3, 5, [4, 5]), (4, 4, []), (0, 9, [1, 2, 3, 4, 5])],
+)
+def test_tokens_run_from_the_prompt_into_the_outputs(
+    start: int, stop: int, expected: list[int]
+) -> None:
+    assert sequence([1, 2, 3], [4, 5]).tokens(start, stop) == expected
+
+
+def test_a_missing_row_raises_with_the_whole_history() -> None:
+    moved = sequence([1], [])
+    moved.move(Event.ADMITTED)
+    moved.move(Event.PREEMPTED)
+    with pytest.raises(IllegalTransition, match=r"landed in state waiting.*preempted->waiting"):
+        moved.move(Event.LANDED)
+
+
+def test_every_state_is_reached_and_every_state_but_the_last_is_left() -> None:
+    assert set(TABLE.values()) | {State.WAITING} == set(State)
+    assert {state for state, _ in TABLE} == set(State) - {State.FREED}
+
+
+def test_every_event_has_a_row() -> None:
+    assert {event for _, event in TABLE} == set(Event)
