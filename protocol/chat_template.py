@@ -36,16 +36,16 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
         """The prompt. Raises ValueError when the template refuses these messages."""
         given = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **given
-            )
+            return self._template.render(given)
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
             raise ValueError(f"messages: the chat template refused them: {error}") from error
 

@@ -69,13 +69,13 @@ class Tokenizer:
         """The token alone; U+FFFD where it is part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt text. ValueError when there is no template or it refuses the messages."""
         if self.chat_template is None:
             raise ValueError("messages: this model has no chat template; use /v1/completions")
         return self.chat_template.render(messages, **variables)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> list[int]:
         """The template writes the special tokens itself, so none are added."""
         return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 

@@ -51,7 +51,6 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_middleware(Edge, api_keys=runtime.api_keys, metrics=runtime.metrics)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(Exception, _internal_error)
     _add_generation(app, surface)
     _add_models(app, runtime)
     _add_tokens(app, surface)
@@ -160,11 +159,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 async def _api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return error.response()
-
-
-async def _internal_error(_: Request, __: Exception) -> Response:
-    """Starlette logs it; the client learns no more than that it was our mistake."""
-    return ApiError(500, "internal error", code="internal_error").response()
 
 
 async def _never(_: object) -> None:

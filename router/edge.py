@@ -4,6 +4,7 @@ Wraps the FastAPI app in `router.app`. `/health`, `/ready` and `/metrics` need n
 and scrapers have none, and the three show counts, never a prompt or a worker's address.
 """
 
+import logging
 import re
 import secrets
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from protocol.ids import RequestId
 from protocol.telemetry import RouterMetrics, request_context
 from router.failures import ApiError
 
+log = logging.getLogger("baton.api")
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What we echo: printable ASCII without spaces. Anything else is replaced by an id of ours."""
@@ -44,18 +46,27 @@ class Edge:
         scope[_ID_KEY] = name
         path = scope["path"]
 
+        started = False
+
         async def named_send(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
                 counted = path if path in COUNTED_PATHS else "other"
                 self._metrics.requests.labels(counted, str(message["status"])).inc()
             await send(message)
 
         with request_context(name):
-            if path in OPEN_PATHS or self._is_known(headers.get(b"authorization", b"")):
-                await self._app(scope, receive, named_send)
-            else:
+            if path not in OPEN_PATHS and not self._is_known(headers.get(b"authorization", b"")):
                 await _UNKNOWN_KEY.response()(scope, receive, named_send)
+                return
+            try:
+                await self._app(scope, receive, named_send)
+            except Exception:  # the edge of the process: a mistake of ours must not be silent
+                log.exception("request failed")
+                if not started:
+                    await _INTERNAL.response()(scope, receive, named_send)
 
     def _is_known(self, authorization: bytes) -> bool:
         """Takes as long for a wrong key as for a right one."""
@@ -80,3 +91,4 @@ def _request_id(given: bytes) -> RequestId:
 _UNKNOWN_KEY = ApiError(
     401, "Incorrect API key: send `Authorization: Bearer <key>`.", code="invalid_api_key"
 )
+_INTERNAL = ApiError(500, "internal error", code="internal_error")

@@ -1,4 +1,4 @@
-"""One HTTP exchange over ASGI: the body within its limits, writes with a deadline, the hang-up.
+"""One HTTP exchange over ASGI: the body within its limits, writes, the hang-up.
 
 Used by `router.generate` and the sinks. Nothing of it is shared between requests.
 """
@@ -18,6 +18,8 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._loop = asyncio.get_running_loop()
+        self._writing_since: float | None = None
 
     async def read_body(self) -> bytes:
         """The request's body. Raises ApiError 413 or 408, and ClientGone.
@@ -35,20 +37,36 @@ class Exchange:
             raise ApiError(408, message, code="body_timeout") from error
 
     async def until_gone(self) -> None:
-        """Returns when the client has closed the connection. Call it after `read_body`."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        """Returns when the client has hung up, or takes no bytes for `write_timeout_s`.
+
+        Call it after `read_body`, beside the task that sends: one timer watches all writes,
+        because a deadline of its own for each would double the cost of a token.
+        """
+        timeout_s = self._limits.write_timeout_s
+        gone = False
+        while not gone:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    gone = (await self._receive())["type"] == "http.disconnect"
+            except TimeoutError:
+                gone = self._is_stuck(timeout_s)
 
     async def send(self, message: Message) -> None:
-        """Raises ClientGone when the client is gone or takes nothing any more."""
+        """Raises ClientGone when the server says that the client is gone."""
+        self._writing_since = self._loop.time()
         try:
-            async with asyncio.timeout(self._limits.write_timeout_s):
-                await self._send(message)
-        except OSError as error:  # TimeoutError is one
+            await self._send(message)
+        except OSError as error:
             raise ClientGone from error
+        finally:
+            self._writing_since = None
 
     async def respond(self, response: Response) -> None:
         await response(self.scope, self._receive, self.send)
+
+    def _is_stuck(self, timeout_s: float) -> bool:
+        since = self._writing_since
+        return since is not None and self._loop.time() - since >= timeout_s
 
     def _announced_bytes(self) -> int:
         for name, value in self.scope["headers"]:

@@ -62,6 +62,7 @@ class Prompt:
 def prepare_chat(runtime: Runtime, body: bytes, request: RequestId) -> Generation:
     fields = parse_chat(body)
     check_model(runtime, fields.model)
+    _check_num_choices(runtime, fields, num_prompts=1)
     prompt = Prompt(field="messages", token_ids=tuple(encode_chat(runtime.tokenizer, fields)))
     max_tokens = fields.output_limit or max(1, context_tokens(runtime) - len(prompt.token_ids))
     return _generation("chat", runtime, fields, (prompt,), max_tokens=max_tokens, request=request)
@@ -70,6 +71,7 @@ def prepare_chat(runtime: Runtime, body: bytes, request: RequestId) -> Generatio
 def prepare_completion(runtime: Runtime, body: bytes, request: RequestId) -> Generation:
     fields = parse_completion(body)
     check_model(runtime, fields.model)
+    _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
     prompts = _encode_prompts(runtime.tokenizer, fields)
     room = context_tokens(runtime) - max(len(prompt.token_ids) for prompt in prompts)
     max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
@@ -164,6 +166,13 @@ def _generation(
     )
 
 
+def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts: int) -> None:
+    most = runtime.limits.max_choices
+    if num_prompts * fields.n > most:
+        param = "prompt" if num_prompts > most else "n"
+        raise bad_field(param, f"at most {most} prompts times n; got {num_prompts} x {fields.n}")
+
+
 def _check_sizes(
     runtime: Runtime, fields: SamplingFields, prompts: tuple[Prompt, ...], *, max_tokens: int
 ) -> None:
@@ -178,9 +187,6 @@ def _check_sizes(
                 f" and max_tokens is {max_tokens}: {num_tokens + max_tokens} in all"
             )
             raise ApiError(400, message, param=prompt.field, code="context_length_exceeded")
-    if len(prompts) * fields.n > runtime.limits.max_choices:
-        rule = f"at most {runtime.limits.max_choices} choices; got {len(prompts)} x {fields.n}"
-        raise bad_field("n", rule)
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
     check_token_ids(runtime.tokenizer, fields.stop_token_ids, field="stop_token_ids")

@@ -52,3 +52,7 @@ class Runtime:
     limits: ApiLimits = ApiLimits()
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
+
+    def __post_init__(self) -> None:
+        if "" in self.api_keys:
+            raise ValueError("api_keys: an empty key would let everybody in")

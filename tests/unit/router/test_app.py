@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import httpx
 import msgspec
 import pytest
-from support.api import HI, MODEL, Bench, chat, complete, error_of
+from support.api import HI, MODEL, Bench, chat, complete, error_of, make_bench
 
 pytestmark = pytest.mark.anyio
 
@@ -182,3 +184,12 @@ async def test_tokenize_shows_a_chat_as_the_model_sees_it(
     await chat(client)
     answer = (await client.post("/tokenize", json={"model": MODEL, "messages": HI})).json()
     assert tuple(answer["tokens"]) == bench.dispatcher.requests[0].token_ids
+
+
+async def test_template_variables_reach_the_template(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path / "t", chat_template="{{ mood }}{{ self }}{{ messages | length }}")
+    async with bench.client() as client:
+        variables = {"mood": "calm", "self": "x", "context": "y"}
+        assert (await chat(client, chat_template_kwargs=variables)).status_code == 200
+    (request,) = bench.dispatcher.requests
+    assert bench.runtime.tokenizer.decode(request.token_ids).startswith("calm")

@@ -106,6 +106,20 @@ async def test_any_of_the_keys_opens(bench: Bench) -> None:
             assert (await client.get("/v1/models", headers=headers)).status_code == 200
 
 
+def test_an_empty_key_is_no_key(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="api_keys"):
+        bench.app(api_keys=("",))
+
+
+async def test_a_mistake_of_ours_anywhere_is_a_500_with_the_request_id(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.cluster.shown = object()  # type: ignore[assignment]
+    response = await client.get("/cluster", headers={"x-request-id": "mine"})
+    assert (response.status_code, response.headers["x-request-id"]) == (500, "mine")
+    assert error_of(response)["message"] == "internal error"
+
+
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
 async def test_probes_and_scrapers_need_no_key(bench: Bench, path: str) -> None:
     async with bench.client(api_keys=("right",)) as client:

@@ -55,6 +55,7 @@ async def test_a_bad_chat_request_reaches_no_worker(
         ([5, -1], "prompt[1]"),
         ([[5], [6, 10**9]], "prompt[1][1]"),
         (["a", ""], "prompt[1]"),
+        (["a"] * 129, "prompt"),
     ],
 )
 async def test_a_bad_prompt_reaches_no_worker(
