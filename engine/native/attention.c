@@ -5,7 +5,7 @@
 #pragma GCC optimize("O3") /* the build is -O2: at -O3 linear.c takes six seconds to compile */
 #include "vec.h"
 
-#define TILE 32
+#define TILE 64
 #define MAX_ROWS 32 /* query rows (tokens x heads of one KV head) that share a tile */
 #define MAX_HEAD_DIM 512
 
@@ -40,73 +40,80 @@ INLINE struct tile carve_rows(float *at, long P, long R) {
     return tile;
 }
 
-/* score[r][t] = q_r . k_t */
-INLINE void score_rows(const int NR, const struct tile *tile, long r, long P) {
-    for (long t = 0; t < TILE; t += 4) {
-        vf acc[2][4];
-#pragma GCC unroll 8
-        for (int i = 0; i < NR; i++)
-#pragma GCC unroll 8
-            for (int j = 0; j < 4; j++) acc[i][j] = (vf){0};
-        for (long d = 0; d < P; d += VL) {
-#pragma GCC unroll 8
-            for (int j = 0; j < 4; j++) {
-                vf k = vload_f32(tile->k + (t + j) * P + d);
-#pragma GCC unroll 8
-                for (int i = 0; i < NR; i++) acc[i][j] += vload_f32(tile->q + (r + i) * P + d) * k;
+/* score[r][t] = q_r . k_t for t < n, a multiple of VL */
+INLINE void score_rows(const int NR, const struct tile *tile, long r, long P, long n) {
+    for (long t = 0; t < n; t += VL) {
+        vf acc[2][VL];
+#pragma GCC unroll 2
+        for (long half = 0; half < VL; half += VL / 2) {
+#pragma GCC unroll 16
+            for (int i = 0; i < NR; i++)
+#pragma GCC unroll 16
+                for (int j = 0; j < VL / 2; j++) acc[i][half + j] = (vf){0};
+            for (long d = 0; d < P; d += VL) {
+#pragma GCC unroll 16
+                for (int j = 0; j < VL / 2; j++) {
+                    vf k = vload_f32(tile->k + (t + half + j) * P + d);
+#pragma GCC unroll 16
+                    for (int i = 0; i < NR; i++)
+                        acc[i][half + j] += vload_f32(tile->q + (r + i) * P + d) * k;
+                }
             }
         }
-#pragma GCC unroll 8
-        for (int i = 0; i < NR; i++)
-#pragma GCC unroll 8
-            for (int j = 0; j < 4; j++) tile->score[(r + i) * TILE + t + j] = vsum(acc[i][j]);
+#pragma GCC unroll 2
+        for (int i = 0; i < NR; i++) *(vf *)(tile->score + (r + i) * TILE + t) = vsums(acc[i]);
     }
 }
 
-INLINE void score(const struct tile *tile, long R, long P) {
+INLINE void score(const struct tile *tile, long R, long P, long n) {
     long r = 0;
-    for (; r + 2 <= R; r += 2) score_rows(2, tile, r, P);
-    if (r < R) score_rows(1, tile, r, P);
+    for (; r + 2 <= R; r += 2) score_rows(2, tile, r, P, n);
+    if (r < R) score_rows(1, tile, r, P, n);
 }
 
 /* Scores become weights relative to the row's maximum so far; acc and sum follow it. */
-INLINE void weigh(const struct tile *tile, const struct rows *rows, long R, long P, long t0) {
+INLINE void weigh(const struct tile *tile, const struct rows *rows, long R, long P, long t0,
+                  long n) {
     for (long r = 0; r < R; r++) {
         float *s = tile->score + r * TILE;
         const long position = rows->position + r / rows->group;
         const long first = rows->window ? position - rows->window + 1 : 0;
+        if (t0 + n > position + 1 || t0 < first)
+            for (long t = 0; t < n; t++)
+                if (t0 + t > position || t0 + t < first) s[t] = -INFINITY;
+        vf tops = vload_f32(s);
+        for (long t = VL; t < n; t += VL) tops = vmax(tops, vload_f32(s + t));
         float top = tile->max[r];
-        for (long t = 0; t < TILE; t++) {
-            if (t0 + t > position || t0 + t < first) s[t] = -INFINITY;
-            top = s[t] > top ? s[t] : top;
-        }
+        for (int i = 0; i < VL; i++) top = tops[i] > top ? tops[i] : top;
         if (top == -INFINITY) { /* nothing seen yet: no weights, nothing to rescale */
-            memset(s, 0, sizeof(float) * TILE);
+            memset(s, 0, sizeof(float) * n);
             continue;
         }
-        const float rescale = tile->max[r] == -INFINITY ? 0.0f : expf(tile->max[r] - top);
         vf sum = {0};
-        for (long t = 0; t < TILE; t += VL) {
+        for (long t = 0; t < n; t += VL) {
             vf weight = vexp(vload_f32(s + t) - top);
             *(vf *)(s + t) = weight;
             sum += weight;
         }
-        tile->sum[r] = tile->sum[r] * rescale + vsum(sum);
-        tile->max[r] = top;
-        if (rescale != 1.0f)
+        if (top != tile->max[r]) { /* on the first tile acc and sum are still zero */
+            const float rescale = tile->max[r] == -INFINITY ? 1.0f : expf(tile->max[r] - top);
             for (long d = 0; d < P; d++) tile->acc[r * P + d] *= rescale;
+            tile->sum[r] *= rescale;
+            tile->max[r] = top;
+        }
+        tile->sum[r] += vsum(sum);
     }
 }
 
 /* acc[r] += sum over t of weight[r][t] v_t, tokens in order. */
 INLINE void accumulate_rows(const int NR, const int ND, const struct tile *tile, long r, long P,
-                            long d) {
+                            long d, long n) {
     vf acc[2][4];
 #pragma GCC unroll 8
     for (int i = 0; i < NR; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < ND; j++) acc[i][j] = vload_f32(tile->acc + (r + i) * P + d + j * VL);
-    for (long t = 0; t < TILE; t++) {
+    for (long t = 0; t < n; t++) {
 #pragma GCC unroll 8
         for (int i = 0; i < NR; i++) {
             vf weight = vf_all(tile->score[(r + i) * TILE + t]);
@@ -121,16 +128,16 @@ INLINE void accumulate_rows(const int NR, const int ND, const struct tile *tile,
         for (int j = 0; j < ND; j++) *(vf *)(tile->acc + (r + i) * P + d + j * VL) = acc[i][j];
 }
 
-INLINE void accumulate(const struct tile *tile, long R, long P) {
+INLINE void accumulate(const struct tile *tile, long R, long P, long n) {
     for (long r = 0; r < R; r += 2) {
         const int two = r + 2 <= R;
         long d = 0;
         for (; d + 4 * VL <= P; d += 4 * VL)
-            if (two) accumulate_rows(2, 4, tile, r, P, d);
-            else accumulate_rows(1, 4, tile, r, P, d);
+            if (two) accumulate_rows(2, 4, tile, r, P, d, n);
+            else accumulate_rows(1, 4, tile, r, P, d, n);
         for (; d < P; d += VL)
-            if (two) accumulate_rows(2, 1, tile, r, P, d);
-            else accumulate_rows(1, 1, tile, r, P, d);
+            if (two) accumulate_rows(2, 1, tile, r, P, d, n);
+            else accumulate_rows(1, 1, tile, r, P, d, n);
     }
 }
 
@@ -149,15 +156,18 @@ INLINE float head_inverse_rms(const float *x, long D, float eps) {
 #define NAME(x) x##_f32_f32
 #define LOAD_KV load_f32
 #define STORE_KV store_f32
+#define VLOAD_KV vload_f32
 #include "paged.h"
 #undef KV
 #undef NAME
 #undef LOAD_KV
 #undef STORE_KV
+#undef VLOAD_KV
 #define KV bf16
 #define NAME(x) x##_f32_bf16
 #define LOAD_KV load_bf16
 #define STORE_KV store_bf16
+#define VLOAD_KV vload_bf16
 #include "paged.h"
 #undef LOAD_IO
 #undef STORE_IO

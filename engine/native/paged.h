@@ -39,16 +39,22 @@ void NAME(rotate_store)(IO *qkv, const float *rotations, const float *q_weight,
     }
 }
 
-/* Tokens [t0, t0 + n) of one head, widened to float rows of P; absent rows are zero, so that
- * whatever lies in unused slots, NaN included, never meets a product. */
+/* Tokens [t0, t0 + n) of one head, widened to float rows of P; rows up to `padded` are zero, so
+ * that whatever lies in unused slots, NaN included, never meets a product. */
 INLINE void NAME(gather)(const KV *head_pool, const int32_t *table, const struct pool *pool,
-                         long t0, long n, long P, float *out) {
+                         long t0, long n, long padded, long P, float *out) {
     const long D = pool->head_dim, B = pool->block_tokens;
-    for (long t = 0; t < n; t++) {
-        const KV *from = head_pool + table[(t0 + t) / B] * pool->block_stride + (t0 + t) % B * D;
-        for (long d = 0; d < D; d++) out[t * P + d] = LOAD_KV(from + d);
+    long block = t0 / B, place = t0 % B;
+    for (long t = 0; t < n; block++, place = 0) {
+        const KV *from = head_pool + table[block] * pool->block_stride + place * D;
+        for (; place < B && t < n; place++, t++, from += D) {
+            float *to = out + t * P;
+            long d = 0;
+            for (; d + VL <= D; d += VL) *(vf *)(to + d) = VLOAD_KV(from + d);
+            for (; d < P; d++) to[d] = d < D ? LOAD_KV(from + d) : 0.0f;
+        }
     }
-    memset(out + n * P, 0, sizeof(float) * (TILE - n) * P);
+    memset(out + n * P, 0, sizeof(float) * (padded - n) * P);
 }
 
 /* Attention of `rows` = tokens x heads-per-KV-head query rows of one sequence and KV head. */
@@ -70,11 +76,12 @@ static void NAME(attend_rows)(const IO *q, IO *out, const KV *layer_pool, const 
                      ? rows->position - rows->window + 1 : 0;
     for (long t0 = first / TILE * TILE; t0 < last; t0 += TILE) {
         const long n = last - t0 < TILE ? last - t0 : TILE;
-        NAME(gather)(keys, table, pool, t0, n, P, tile.k);
-        NAME(gather)(values, table, pool, t0, n, P, tile.v);
-        score(&tile, R, P);
-        weigh(&tile, rows, R, P, t0);
-        accumulate(&tile, R, P);
+        const long padded = (n + VL - 1) / VL * VL;
+        NAME(gather)(keys, table, pool, t0, n, padded, P, tile.k);
+        NAME(gather)(values, table, pool, t0, n, padded, P, tile.v);
+        score(&tile, R, P, padded);
+        weigh(&tile, rows, R, P, t0, padded);
+        accumulate(&tile, R, P, n);
     }
     for (long r = 0; r < R; r++) {
         IO *to = out + r / rows->group * rows->out_stride + r % rows->group * D;

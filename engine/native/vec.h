@@ -9,6 +9,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 #ifdef __AVX512F__
 #define VL 16
@@ -47,9 +50,15 @@ INLINE void store_f32(float *p, float x) { *p = x; }
 INLINE void store_bf16(bf16 *p, float x) { *p = bf16_of_float(x); }
 
 INLINE vf vload_f32(const float *p) { return *(const vf *)p; }
-INLINE vf vload_bf16(const bf16 *p) {
-    vu bits = __builtin_convertvector(*(const vh *)p, vu) << 16;
-    return (vf)bits;
+INLINE vf vload_bf16(const bf16 *p) { /* gcc 12 widens a generic vector in four steps, not one */
+#if defined(__AVX512F__)
+    vu bits = (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+    vu bits = (vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#else
+    vu bits = __builtin_convertvector(*(const vh *)p, vu);
+#endif
+    return (vf)(bits << 16);
 }
 
 /* Lanes added pairwise, always in the same order. */
@@ -59,6 +68,42 @@ INLINE float vsum(vf v) {
     for (int width = VL / 2; width; width /= 2)
         for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
     return lanes[0];
+}
+
+/* Lane i of the result is the sum of vector i's lanes: VL sums for the price of a few shuffles. */
+INLINE vf vsums(const vf v[VL]) {
+    vf a[VL / 2], b[VL / 4];
+#if VL == 8
+    for (int i = 0; i < 4; i++)
+        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (vi){0, 2, 8, 10, 4, 6, 12, 14}) +
+               __builtin_shuffle(v[2 * i], v[2 * i + 1], (vi){1, 3, 9, 11, 5, 7, 13, 15});
+    for (int i = 0; i < 2; i++)
+        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (vi){0, 2, 8, 10, 4, 6, 12, 14}) +
+               __builtin_shuffle(a[2 * i], a[2 * i + 1], (vi){1, 3, 9, 11, 5, 7, 13, 15});
+    return __builtin_shuffle(b[0], b[1], (vi){0, 1, 2, 3, 8, 9, 10, 11}) +
+           __builtin_shuffle(b[0], b[1], (vi){4, 5, 6, 7, 12, 13, 14, 15});
+#else
+    const vi even = {0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30};
+    const vi odd = {1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31};
+    for (int i = 0; i < 8; i++)
+        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) +
+               __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], even) +
+               __builtin_shuffle(a[2 * i], a[2 * i + 1], odd);
+    vf c[2]; /* lanes of four 128-bit quarters, four sums each, still to be added up */
+    const vi low = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
+    const vi high = {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31};
+    for (int i = 0; i < 2; i++)
+        c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], low) +
+               __builtin_shuffle(b[2 * i], b[2 * i + 1], high);
+    return __builtin_shuffle(c[0], c[1], low) + __builtin_shuffle(c[0], c[1], high);
+#endif
+}
+
+INLINE vf vmax(vf a, vf b) {
+    vi first = a > b;
+    return (vf)((first & (vi)a) | (~first & (vi)b));
 }
 
 /* exp of each lane for x <= 0 (-inf gives 0), relative error below 2e-7. Cephes' expf. */
