@@ -120,7 +120,9 @@ def _on_event(event: ChildEvent) -> None:
 
 
 async def _converse(local: Local, *, model: str) -> None:
-    async with httpx.AsyncClient(base_url=local.url, timeout=ANSWER_S) as client:
+    async with httpx.AsyncClient(
+        base_url=local.url, headers=local.headers, timeout=ANSWER_S
+    ) as client:
         messages = [{"role": "user", "content": f"{STORY}\n\n{FIRST.text}"}]
         _say(f"\nA story of {len(STORY.split())} words, then: {FIRST.text}")
         first = await _ask(client, model=model, messages=messages)

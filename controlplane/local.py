@@ -8,7 +8,7 @@ when a process dies is the router's to solve.
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -29,8 +29,9 @@ POLL_S = 0.1
 class Local:
     """A running cluster. Made by `running`."""
 
-    def __init__(self, settings: UpSettings, *, port: int) -> None:
-        self.settings = settings
+    def __init__(self, flags: UpFlags, *, port: int) -> None:
+        self.settings = flags.settings
+        self._api_key = flags.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
         self.port = port
         self.children: dict[str, Child] = {}
 
@@ -41,13 +42,19 @@ class Local:
         host = "127.0.0.1" if anywhere else self.settings.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """What opens the API: the first of the router's keys, if it has any."""
+        key = self._api_key.split(",")[0].strip()
+        return {"authorization": f"Bearer {key}"} if key else {}
+
     async def wait_ready(self, *, unless: asyncio.Event) -> bool:
         """True once every worker serves and the router takes requests; False if `unless` is
         set before that."""
         import httpx  # costs 0.2 s, which the children use meanwhile
 
         waiting_for = set(worker_names(self.settings))
-        async with httpx.AsyncClient(base_url=self.url, headers=_headers(), timeout=2) as client:
+        async with httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=2) as client:
             while not unless.is_set():
                 ready = await _ready_workers(client)
                 for name in ready:
@@ -74,7 +81,7 @@ async def running(
     ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
     """
     settings = flags.settings
-    local = Local(settings, port=free_port(settings.host, settings.port))
+    local = Local(flags, port=free_port(settings.host, settings.port))
     redis = None if settings.redis else EmbeddedRedis()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -163,11 +170,6 @@ def free_port(host: str, port: int) -> int:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise SettingsError(f"port: cannot listen on {host}:{port}: {reason}") from error
         return int(probe.getsockname()[1])
-
-
-def _headers() -> Mapping[str, str]:
-    key = os.environ.get("BATON_API_KEY", "")
-    return {"authorization": f"Bearer {key}"} if key else {}
 
 
 async def _ready_workers(client: Any) -> set[str]:

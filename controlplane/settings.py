@@ -74,7 +74,10 @@ def load_up(argv: Sequence[str]) -> UpFlags:
 
 
 def _child_fields() -> frozenset[str]:
-    return frozenset(WorkerSettings.model_fields) - ONE_WORKER_ONLY
+    from router.settings import RouterSettings  # the children's: read only to be passed on
+
+    fields = {*RouterSettings.model_fields, *WorkerSettings.model_fields}
+    return frozenset(fields) - ONE_WORKER_ONLY
 
 
 def _split(argv: list[str], *, child_fields: Iterable[str]) -> tuple[list[str], dict[str, str]]:

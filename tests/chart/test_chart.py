@@ -1,0 +1,120 @@
+"""What the chart renders, by Helm 4's own code. Skipped without the `chart` extra (85 MB)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.settings import load
+from router.settings import RouterSettings
+
+helm: Any = pytest.importorskip("helm_python", reason="pip install -e '.[chart]'")
+yaml: Any = pytest.importorskip("yaml")
+
+CHART = Path(__file__).resolve().parents[2] / "charts" / "baton"
+Object = dict[str, Any]
+
+
+def render(**values: Any) -> dict[str, Object]:
+    """Objects by `Kind/name`."""
+    texts = helm.Chart.load(str(CHART)).render(values, name="demo", namespace="ns")
+    found: dict[str, Object] = {}
+    for path, text in texts.items():
+        if path.endswith(".yaml"):
+            for thing in filter(None, yaml.safe_load_all(text)):
+                name = f"{thing['kind']}/{thing['metadata']['name']}"
+                assert name not in found
+                found[name] = thing
+    return found
+
+
+def container(thing: Object) -> Object:
+    (only,) = thing["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def flag(args: Sequence[str], name: str) -> str:
+    return args[args.index(name) + 1]
+
+
+def test_the_chart_has_nothing_that_helm_warns_of() -> None:
+    found = helm.lint(str(CHART), strict=True)
+    assert [message for message in found["messages"] if message["severity"] > 1] == []
+    assert found["errors"] == []
+
+
+def test_it_installs_as_it_is_one_of_each() -> None:
+    deployments = {name for name in render() if name.startswith("Deployment/")}
+    roles = ("router", "prefill", "decode", "redis")
+    assert deployments == {f"Deployment/demo-baton-{role}" for role in roles}
+
+
+def test_the_pools_are_sized_apart() -> None:
+    found = render(prefill={"replicas": 4})
+    assert found["Deployment/demo-baton-prefill"]["spec"]["replicas"] == 4
+    assert found["Deployment/demo-baton-decode"]["spec"]["replicas"] == 1
+
+
+def test_the_router_gets_settings_that_it_knows() -> None:
+    module, *args = container(render()["Deployment/demo-baton-router"])["args"]
+    settings = load(RouterSettings, args)
+    assert module == "router"
+    assert (settings.host, settings.redis) == ("0.0.0.0", "redis://demo-baton-redis:6379/0")
+
+
+def test_an_external_redis_replaces_ours() -> None:
+    url = "redis://elsewhere:6379/3"
+    found = render(redis={"enabled": False}, externalRedis={"url": url})
+    assert not any("redis" in name for name in found)
+    for role in ("router", "prefill", "decode"):
+        assert flag(container(found[f"Deployment/demo-baton-{role}"])["args"], "--redis") == url
+
+
+def test_no_redis_at_all_is_refused() -> None:
+    with pytest.raises(helm.HelmError, match=r"externalRedis\.url is needed"):
+        render(redis={"enabled": False})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prefill": {"replicas": "two"}},
+        {"decode": {"replicas": 0}},
+        {"model": {"dtype": "int3"}},
+        {"no": {"such": "value"}},
+    ],
+)
+def test_values_that_mean_nothing_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(helm.HelmValuesError):
+        render(**values)
+
+
+def test_every_service_and_policy_selects_pods_that_exist() -> None:
+    found = render()
+    pods = [
+        thing["spec"]["template"]["metadata"]["labels"]
+        for name, thing in found.items()
+        if name.startswith("Deployment/")
+    ]
+    selectors = [t["spec"]["selector"] for n, t in found.items() if n.startswith("Service/")]
+    selectors += [
+        thing["spec"]["podSelector"]["matchLabels"]
+        for name, thing in found.items()
+        if name.startswith("NetworkPolicy/")
+    ]
+    assert len(selectors) == 5
+    for selector in selectors:
+        assert any(selector.items() <= labels.items() for labels in pods)
+
+
+def test_no_container_runs_as_root_or_writes_its_own_files() -> None:
+    for name, thing in render().items():
+        if name.startswith("Deployment/"):
+            assert thing["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"]
+            assert container(thing)["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_a_pod_outlives_its_drain() -> None:
+    pod = render(drainSeconds=120)["Deployment/demo-baton-decode"]["spec"]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 120
