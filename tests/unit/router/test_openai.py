@@ -1,10 +1,14 @@
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.failures import ApiError
 from router.openai import ChatRequest, CompletionRequest, as_chat, parse_chat, parse_completion
+from router.unsupported import CHAT_UNSUPPORTED
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -231,3 +235,20 @@ def test_stop_and_biases_arrive_in_one_form() -> None:
     fields = chat(stop="x", logit_bias={"7": -100, "3": 2.5})
     assert fields.stop == ("x",)
     assert fields.logit_bias == ((3, 2.5), (7, -100.0))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)
+FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *CHAT_UNSUPPORTED})
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.booleans())
+def test_any_json_is_a_request_or_a_refusal(fields: dict[str, Any], full: bool) -> None:
+    base = {"model": "m", "messages": HI} if full else {}
+    with suppress(ApiError):
+        parse_chat(json.dumps(base | fields).encode())
+    with suppress(ApiError):
+        parse_completion(json.dumps(base | fields).encode())
