@@ -18,7 +18,6 @@ from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.plan import router_spec, worker_names, worker_specs
 from controlplane.settings import UpFlags, UpSettings
 from protocol.errors import BatonError, SettingsError
-from protocol.store import Store
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -119,6 +118,8 @@ async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start
         except TimeoutError as error:
             raise ChildFailed(f"redis: not up within {REDIS_START_S:.0f} s") from error
         return embedded.url
+    from protocol.store import Store  # the client takes 0.3 s to import; only this needs it
+
     store = Store(settings.redis, deadline_s=2.0)
     try:
         await store.ping()
