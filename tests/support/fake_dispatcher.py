@@ -35,6 +35,8 @@ class FakeDispatcher:
         self.traces: dict[RequestId, RequestTrace] = {}
         self.num_active = 0
         self.num_aborted = 0
+        self.num_made = 0
+        """Tokens yielded."""
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
         self.requests.append(request)
@@ -49,6 +51,7 @@ class FakeDispatcher:
                     await self.release.wait()
                 self._fail(token.index)
                 reason = "stop" if stopped else "length"
+                self.num_made += 1
                 yield token
             finished = True
             trace = self._trace(request, reason)

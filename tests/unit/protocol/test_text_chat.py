@@ -53,7 +53,55 @@ EXTENSIONS = (
     "{% endfor %}\n"
     "{{ tools is none }} {{ strftime_now('%Y') | length }} {{ {'<b>': [1]} | tojson(indent=2) }}"
 )
-TEMPLATES = {"chatml": CHATML, "llama3": LLAMA_3, "mistral": MISTRAL, "extensions": EXTENSIONS}
+QWEN_3 = """\
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string \
+and not(message.content.startswith('<tool_response>')) %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content if message.content is string else '' %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- set reasoning_content = '' %}
+        {%- if message.reasoning_content is string %}
+            {%- set reasoning_content = message.reasoning_content %}
+        {%- elif '</think>' in content %}
+            {%- set reasoning_content = \
+content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_query_index and reasoning_content %}
+            {{- '<|im_start|>assistant\\n<think>\\n' + reasoning_content.strip('\\n') \
++ '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+TEMPLATES = {
+    "chatml": CHATML,
+    "llama3": LLAMA_3,
+    "mistral": MISTRAL,
+    "qwen3": QWEN_3,
+    "extensions": EXTENSIONS,
+}
 CHAT = [
     {"role": "system", "content": " Be <brief> & kind. "},
     {"role": "user", "content": "Hi 🙂\n"},
@@ -77,6 +125,22 @@ def test_templates_render_as_in_transformers(
     assert ours.render_chat(messages) == expected
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ours.encode_chat(messages) == ids
+
+
+@pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}, {"enable_thinking": True}])
+@pytest.mark.parametrize("generate", [True, False])
+def test_template_variables_do_what_they_do_in_transformers(
+    tmp_path: Path, variables: dict[str, bool], generate: bool
+) -> None:
+    ours = load(tmp_path, chat_template=QWEN_3)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    thought = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}
+    for messages in ([*CHAT, thought], [*CHAT, thought, CHAT[1]]):
+        expected = theirs.apply_chat_template(
+            messages, add_generation_prompt=generate, tokenize=False, **variables
+        )
+        rendered = ours.render_chat(messages, add_generation_prompt=generate, **variables)
+        assert rendered == expected
 
 
 @pytest.mark.parametrize("byte_fallback", [False, True])
