@@ -1,0 +1,526 @@
+import pytest
+from support.fake_runner import continuation
+from support.stepper import BLOCK_TOKENS, Run, Stepper
+
+from engine.limits import EngineLimits
+from engine.sequence import Cancel, Complete, Fail, HandOver, Mode, State
+from protocol.messages import Sampling
+
+STORY = list(range(200, 260))
+
+
+def decoding(stepper: Stepper, *, count: int = 1, max_tokens: int = 40) -> list[Run]:
+    runs = [stepper.submit([300 + i], max_tokens=max_tokens) for i in range(count)]
+    while len(stepper.in_state(State.DECODING)) < count:
+        stepper.step()
+    return runs
+
+
+# -- batches ------------------------------------------------------------------------------
+
+
+def test_a_sequence_says_what_the_model_says() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY, max_tokens=9)
+    stepper.run()
+    assert run.outputs == continuation(STORY, seed=1, num_tokens=9)
+    assert run.verdicts == [Complete("length")]
+
+
+def test_a_long_prompt_is_computed_in_chunks_within_the_budget() -> None:
+    stepper = Stepper(token_budget=8)
+    stepper.submit(STORY[:20], max_tokens=1)
+    sizes = []
+    while batch := stepper.step():
+        sizes.append(sum(len(chunk.token_ids) for chunk in batch))
+    assert sizes == [8, 8, 4]
+
+
+def test_only_the_last_chunk_of_a_prompt_samples() -> None:
+    stepper = Stepper(token_budget=8)
+    stepper.submit(STORY[:12], max_tokens=1)
+    assert stepper.step()[0].sampling is None
+    last = stepper.step()[0]
+    assert last.sampling is not None
+    assert last.position == 12
+
+
+def test_every_decode_gets_its_token_in_every_step_beside_a_queue_of_long_prompts() -> None:
+    stepper = Stepper(token_budget=8, num_blocks=200, max_running=7)
+    runs = decoding(stepper, count=3)
+    for i in range(4):
+        stepper.submit([400 + i, *STORY], max_tokens=2)
+    for _ in range(20):
+        before = [len(run.outputs) for run in runs]
+        batch = stepper.step()
+        assert [len(run.outputs) for run in runs] == [count + 1 for count in before]
+        assert sum(len(chunk.token_ids) for chunk in batch) == 8
+
+
+def test_short_prompts_share_one_step() -> None:
+    stepper = Stepper(token_budget=8)
+    stepper.submit([1, 2, 3])
+    stepper.submit([4, 5, 6])
+    stepper.submit([7, 8, 9])
+    assert [len(chunk.token_ids) for chunk in stepper.step()] == [3, 3, 2]
+
+
+def test_prefill_gets_on_beside_a_full_batch_of_decodes() -> None:
+    with pytest.raises(ValueError, match="prefill would stand still"):
+        EngineLimits(max_running=8, max_waiting=1, token_budget=8, max_context_tokens=64)
+
+
+def test_no_more_run_than_may() -> None:
+    stepper = Stepper(max_running=2)
+    runs = [stepper.submit([i], max_tokens=4) for i in range(5)]
+    while stepper.step():
+        assert stepper.scheduler.load().running <= 2
+    assert all(run.verdicts == [Complete("length")] for run in runs)
+
+
+def test_two_sequences_of_one_prompt_share_what_the_first_has_computed() -> None:
+    stepper = Stepper(token_budget=100)
+    stepper.submit(STORY, max_tokens=1)
+    stepper.run()
+    second = stepper.submit(STORY, max_tokens=1)
+    assert [len(chunk.token_ids) for chunk in stepper.step()] == [BLOCK_TOKENS]
+    assert second.sequence.num_cached == len(STORY) - BLOCK_TOKENS
+
+
+def test_a_wholly_cached_prompt_still_computes_one_block_to_sample_from() -> None:
+    stepper = Stepper(token_budget=100)
+    for _ in range(2):
+        run = stepper.submit(STORY[:16], max_tokens=3)
+        stepper.run()
+        assert run.outputs == run.expected(3)
+
+
+def test_the_next_turn_of_a_conversation_finds_the_generated_tokens() -> None:
+    stepper = Stepper(token_budget=100)
+    first = stepper.submit(STORY[:10], max_tokens=11)
+    stepper.run()
+    second = stepper.submit([*STORY[:10], *first.outputs, 1, 2, 3])
+    stepper.run()
+    assert second.sequence.num_cached == 20
+
+
+# -- endings ------------------------------------------------------------------------------
+
+
+def ending(sampling: Sampling, *, eos: int | None = None, num_given: int = 0) -> Run:
+    eos_token_ids = () if eos is None else (eos,)
+    stepper = Stepper(eos_token_ids=eos_token_ids)
+    run = stepper.submit(STORY[:5], sampling=sampling, num_given=num_given)
+    stepper.run()
+    assert stepper.all_back
+    return run
+
+
+SAID = continuation(STORY[:5], seed=1, num_tokens=8)
+
+
+def test_an_eos_token_ends_the_sequence() -> None:
+    run = ending(Sampling(seed=1, max_tokens=8), eos=SAID[2])
+    assert run.outputs == SAID[:3]
+    assert run.verdicts == [Complete("stop")]
+
+
+def test_an_eos_token_that_is_ignored_does_not() -> None:
+    run = ending(Sampling(seed=1, max_tokens=8, ignore_eos=True), eos=SAID[2])
+    assert run.outputs == SAID
+    assert run.verdicts == [Complete("length")]
+
+
+def test_a_stop_token_ends_the_sequence_even_when_eos_is_ignored() -> None:
+    sampling = Sampling(seed=1, max_tokens=8, ignore_eos=True, stop_token_ids=(SAID[1],))
+    assert ending(sampling).outputs == SAID[:2]
+
+
+def test_nothing_but_text_ends_a_sequence_within_its_min_tokens() -> None:
+    sampling = Sampling(seed=1, max_tokens=8, min_tokens=3, stop_token_ids=(SAID[2], SAID[4]))
+    assert ending(sampling).outputs == SAID[:5]
+
+
+def test_given_tokens_count_toward_max_tokens_and_min_tokens() -> None:
+    sampling = Sampling(seed=1, max_tokens=6, min_tokens=2, stop_token_ids=(SAID[3],))
+    assert ending(sampling, num_given=3).outputs == SAID[3:4]
+    assert ending(Sampling(seed=1, max_tokens=6), num_given=3).outputs == SAID[3:6]
+
+
+def test_a_stop_string_ends_the_sequence_in_the_step_that_completes_it() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:5], max_tokens=20, stop_at=4)
+    stepper.run()
+    assert len(run.outputs) == 4
+    assert run.verdicts == [Complete("stop")]
+
+
+def test_a_sequence_ends_where_the_context_ends() -> None:
+    stepper = Stepper(max_context_tokens=12)
+    run = stepper.submit(STORY[:9], max_tokens=20)
+    stepper.run()
+    assert len(run.outputs) == 3
+    assert run.verdicts == [Complete("length")]
+
+
+def test_a_sequence_alone_may_fill_the_whole_pool() -> None:
+    stepper = Stepper(num_blocks=5)
+    run = stepper.submit(STORY[:2], max_tokens=100)
+    stepper.run()
+    assert len(run.tokens) + len(run.outputs) == 5 * BLOCK_TOKENS
+    assert run.verdicts == [Complete("length")]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_what_can_never_fit_is_refused_with_the_numbers(mode: Mode) -> None:
+    stepper = Stepper(num_blocks=5)
+    run = stepper.submit(STORY[:20], mode=mode)
+    message = "20 tokens leave no room in a context of 20"
+    assert run.verdicts == [Fail("too_long", message)]
+    assert run.freed
+
+
+def test_a_full_queue_refuses() -> None:
+    stepper = Stepper(max_waiting=2)
+    runs = [stepper.submit([i]) for i in range(3)]
+    assert runs[2].verdicts == [Fail("overloaded", "2 requests are waiting already")]
+    stepper.run()
+    assert [run.verdicts for run in runs[:2]] == [[Complete("length")]] * 2
+
+
+def test_a_continuation_that_has_all_its_tokens_ends_without_another() -> None:
+    run = ending(Sampling(seed=1, max_tokens=3), num_given=3)
+    assert run.outputs == []
+    assert run.verdicts == [Complete("length")]
+
+
+def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
+    stepper = Stepper(max_running=1)
+    first, second = stepper.submit([1]), stepper.submit([2])
+    stepper.launch()
+    stepper.fail()
+    stepper.run()
+    assert first.verdicts == [Fail("internal", "the fake model fails")]
+    assert second.verdicts == [Complete("length")]
+    assert stepper.all_back
+
+
+# -- preemption ---------------------------------------------------------------------------
+
+
+def test_preempted_sequences_finish_with_identical_tokens() -> None:
+    stepper = Stepper(num_blocks=10, max_running=4, max_context_tokens=40)
+    runs = [stepper.submit(STORY[i : i + 6], max_tokens=20) for i in range(4)]
+    stepper.run()
+    assert stepper.scheduler.num_preempted > 0
+    for run in runs:
+        assert run.outputs == run.expected(20)
+        assert run.admissions == 1
+
+
+def test_the_newest_makes_room_and_returns_to_the_head_of_the_queue() -> None:
+    stepper = Stepper(num_blocks=6, max_running=2, token_budget=16)
+    old = stepper.submit(STORY[:8], max_tokens=16)
+    new = stepper.submit(STORY[20:30], max_tokens=8)
+    late = stepper.submit([1], max_tokens=1)
+    while not stepper.scheduler.num_preempted:
+        stepper.step()
+    assert old.sequence.state is State.DECODING
+    while new.sequence.state is State.WAITING:
+        assert not late.admissions
+        stepper.step()
+    stepper.run()
+    assert [len(run.outputs) for run in (old, new, late)] == [16, 8, 1]
+
+
+def test_requests_are_admitted_in_the_order_they_came() -> None:
+    """A short prompt that would fit does not overtake a long one that does not."""
+    stepper = Stepper(num_blocks=8, max_running=4)
+    stepper.submit(STORY[:20], max_tokens=4)
+    stepper.step()
+    long = stepper.submit(STORY[30:50], max_tokens=1)
+    short = stepper.submit([1], max_tokens=1)
+    while not long.admissions:
+        assert not short.admissions
+        stepper.step()
+    stepper.run()
+    assert short.verdicts == [Complete("length")]
+
+
+def test_nobody_starves_while_new_requests_keep_coming() -> None:
+    stepper = Stepper(num_blocks=12, max_running=3, max_context_tokens=48)
+    first = stepper.submit(STORY[:30], max_tokens=10)
+    for i in range(60):
+        if stepper.scheduler.load().waiting < 3:
+            stepper.submit([500 + i] * 9, max_tokens=12)
+        stepper.step()
+    assert first.verdicts == [Complete("length")]
+
+
+# -- handover -----------------------------------------------------------------------------
+
+
+def test_a_handover_says_one_token_and_keeps_its_blocks_until_the_lease_ends() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:10], mode=Mode.HANDOVER)
+    stepper.run()
+    assert run.outputs == run.expected(1)
+    assert run.verdicts == [HandOver()]
+    assert run.written == [8, 10]
+    assert stepper.scheduler.block_counts().leased == 3
+    stepper.release(run)
+    assert stepper.all_back
+
+
+def test_a_handover_whose_token_ends_it_is_finished_and_still_leased() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:10], mode=Mode.HANDOVER, max_tokens=1)
+    stepper.run()
+    assert run.verdicts == [Complete("length")]
+    assert stepper.scheduler.block_counts().leased == 3
+    stepper.release(run)
+    assert stepper.all_back
+
+
+def test_all_blocks_of_a_handover_are_offered_before_its_first_chunk() -> None:
+    stepper = Stepper(token_budget=8)
+    run = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
+    stepper.launch()
+    assert len(run.leased_blocks) == 5
+    stepper.complete()
+    assert tuple(run.sequence.block_table) == tuple(block for block, _ in run.leased_blocks)
+
+
+def test_a_lease_that_ends_in_the_middle_of_the_prefill_lets_the_blocks_go_at_the_end() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
+    stepper.step()
+    stepper.release(run)
+    stepper.run()
+    assert run.verdicts == [HandOver()]
+    assert stepper.all_back
+
+
+def test_a_handover_waits_for_the_blocks_of_earlier_leases() -> None:
+    stepper = Stepper(num_blocks=6)
+    first = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
+    second = stepper.submit(STORY[30:50], mode=Mode.HANDOVER)
+    stepper.run()
+    assert second.sequence.state is State.WAITING
+    stepper.release(first)
+    stepper.run()
+    assert second.verdicts == [HandOver()]
+
+
+# -- remote -------------------------------------------------------------------------------
+
+
+def test_a_remote_sequence_waits_for_its_fetch_without_taking_budget() -> None:
+    stepper = Stepper(token_budget=8)
+    remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.submit(STORY[30:50])
+    assert sum(len(chunk.token_ids) for chunk in stepper.step()) == 8
+    assert remote.sequence.state is State.FETCHING
+    assert len(remote.sequence.block_table) == 5
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 19, 20, 21])
+def test_a_landed_sequence_decodes_from_the_token_it_was_given(num_tokens: int) -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:num_tokens], mode=Mode.REMOTE, max_tokens=6, num_given=2)
+    stepper.step()
+    stepper.land(run)
+    assert run.outputs == run.expected(1)
+    stepper.run()
+    assert run.outputs == run.expected(4)
+    assert stepper.all_back
+
+
+def test_only_what_the_own_cache_lacks_is_reserved_for_the_fetch() -> None:
+    stepper = Stepper()
+    stepper.submit(STORY[:12], max_tokens=1)
+    stepper.run()
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    assert run.sequence.num_cached == 12
+    stepper.land(run)
+    stepper.run()
+    assert run.outputs == run.expected(4)
+
+
+def test_a_wholly_cached_remote_prompt_still_waits_for_its_token() -> None:
+    stepper = Stepper()
+    stepper.submit(STORY[:12], max_tokens=1)
+    stepper.run()
+    run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
+    stepper.run()
+    assert run.sequence.num_cached == 12
+    assert run.sequence.state is State.FETCHING
+    stepper.land(run)
+    stepper.run()
+    assert run.outputs == run.expected(4)
+
+
+def test_landed_blocks_are_found_by_the_next_sequence() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.land(run)
+    following = stepper.submit([*STORY[:12], 1])
+    stepper.run()
+    assert following.sequence.num_cached == 12
+
+
+def test_a_first_token_that_ends_the_sequence_ends_it() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:12], mode=Mode.REMOTE, max_tokens=1)
+    stepper.step()
+    stepper.land(run)
+    assert run.verdicts == [Complete("length")]
+    assert stepper.all_back
+
+
+def test_a_lost_source_fails_the_sequence_and_frees_its_blocks() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.fetch(run, fraction=0.5)
+    stepper.lose(run)
+    assert run.verdicts == [Fail("source_lost", "source is gone")]
+    assert stepper.all_back
+    again = stepper.submit(STORY[:12])
+    stepper.run()
+    assert again.sequence.num_cached == 0
+
+
+def test_a_source_lost_while_the_sequence_still_waits_ends_it() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
+    stepper.lose(run)
+    assert run.verdicts == [Fail("source_lost", "source is gone")]
+    assert run.freed
+
+
+def test_a_landed_sequence_that_is_preempted_computes_its_prompt_itself() -> None:
+    stepper = Stepper(num_blocks=10, max_running=4, max_context_tokens=40)
+    stepper.submit(STORY[:14], max_tokens=20)
+    stepper.step()
+    remote = stepper.submit(STORY[20:34], mode=Mode.REMOTE, max_tokens=20)
+    stepper.step()
+    stepper.land(remote)
+    stepper.run()
+    assert stepper.scheduler.num_preempted > 0
+    assert remote.outputs == remote.expected(20)
+    assert remote.admissions == 1
+
+
+def test_reservations_that_fill_the_pool_do_not_block_each_other() -> None:
+    stepper = Stepper(num_blocks=8, max_running=4)
+    runs = [stepper.submit(STORY[i : i + 16], mode=Mode.REMOTE, max_tokens=8) for i in range(4)]
+    for _ in range(100):
+        stepper.step()
+        for run in stepper.in_state(State.FETCHING):
+            stepper.land(run)
+    assert [run.outputs for run in runs] == [run.expected(8) for run in runs]
+
+
+# -- aborts -------------------------------------------------------------------------------
+
+
+def test_abort_while_the_prefill_is_in_flight_frees_its_blocks_once() -> None:
+    """mini-sglang: freed at the abort, then cached by the returning forward: two owners.
+
+    1. a prefill chunk is launched  2. the abort arrives  3. the chunk completes.
+    """
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], max_tokens=4)
+    stepper.launch()
+    stepper.abort(run)
+    assert stepper.blocks.num_owned == 5
+    stepper.complete()
+    assert run.verdicts == [Cancel()]
+    stepper.scheduler.check()
+    assert stepper.all_back
+
+
+def test_abort_while_the_token_in_flight_is_the_last_one_ends_once() -> None:
+    """mini-sglang: ended by the abort and again by the token: freed twice.
+
+    1. the last decode is launched  2. the abort arrives  3. the token completes the request.
+    """
+    stepper = Stepper()
+    run = stepper.submit([1], max_tokens=2)
+    stepper.step()
+    stepper.launch()
+    stepper.abort(run)
+    stepper.complete()
+    assert run.verdicts == [Cancel()]
+    assert len(run.outputs) == 1
+    stepper.scheduler.check()
+    assert stepper.all_back
+
+
+def test_abort_between_landing_and_the_next_step_ends_once() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:8], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.land(run)
+    stepper.abort(run)
+    stepper.run()
+    assert run.verdicts == [Cancel()]
+    assert stepper.all_back
+
+
+def test_abort_while_fetching_answers_at_once_and_frees_when_the_writer_has_stopped() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.abort(run)
+    assert run.verdicts == [Cancel()]
+    assert stepper.blocks.num_owned == 5
+    stepper.lose(run)
+    assert run.verdicts == [Cancel()]
+    assert stepper.all_back
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_abort_of_a_handover_keeps_its_blocks_until_the_lease_ends(num_steps: int) -> None:
+    """Mid-prefill (1 step) its ending is the abort; afterwards (3) it had its ending already."""
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
+    for _ in range(num_steps):
+        stepper.step()
+    stepper.abort(run)
+    assert run.verdicts == [Cancel() if num_steps == 1 else HandOver()]
+    assert stepper.scheduler.block_counts().leased == 5
+    stepper.release(run)
+    assert stepper.all_back
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_abort_in_the_queue_leaves_no_trace(mode: Mode) -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY, mode=mode)
+    stepper.abort(run)
+    stepper.run()
+    assert run.verdicts == [Cancel()]
+    assert run.freed
+    assert stepper.runner.batches == [()]
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_commands_that_come_twice_or_too_late_are_harmless(mode: Mode) -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:6], mode=mode)
+    stepper.step()
+    for _ in range(2):
+        stepper.abort(run)
+    for _ in range(2):
+        stepper.lose(run)
+        stepper.land(run) if not run.freed else None
+        stepper.release(run)
+        stepper.abort(run)
+    stepper.run()
+    assert run.verdicts == [Cancel() if mode is not Mode.HANDOVER else HandOver()]
+    assert stepper.all_back
+    stepper.scheduler.check()
