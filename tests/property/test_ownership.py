@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.prefix import Cleared, Evicted, Stored
-from engine.sequence import Complete, Fail, HandOver, Mode, State
+from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash
 
@@ -65,6 +65,12 @@ class Ownership(RuleBasedStateMachine):
             stop_at=stop_at,
         )
 
+    @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))
+    def submit_the_same_prompt_twice(self, prompt: list[int], modes: tuple[Mode, Mode]) -> None:
+        """Both compute it, or fetch it, before either can share it."""
+        for mode in modes:
+            self.stepper.submit(prompt, mode=mode)
+
     @precondition(lambda self: not self.stepper.batch)
     @rule()
     def launch(self) -> None:
@@ -98,26 +104,26 @@ class Ownership(RuleBasedStateMachine):
         chunk = data.draw(st.sampled_from(self.stepper.batch))
         self.stepper.abort(self.stepper.runs[chunk.sequence])
 
-    @precondition(lambda self: self._fetches())
+    @precondition(lambda self: self.stepper.fetches)
     @rule(data=st.data(), fraction=st.floats(0, 1))
     def write_into_reserved_blocks(self, data: st.DataObject, fraction: float) -> None:
-        self.stepper.fetch(data.draw(st.sampled_from(self._fetches())), fraction=fraction)
+        self.stepper.fetch(data.draw(st.sampled_from(self.stepper.fetches)), fraction=fraction)
 
-    @precondition(lambda self: self._fetches())
+    @precondition(lambda self: self.stepper.fetches)
     @rule(data=st.data())
     def land(self, data: st.DataObject) -> None:
-        self.stepper.land(data.draw(st.sampled_from(self._fetches())))
+        self.stepper.land(data.draw(st.sampled_from(self.stepper.fetches)))
 
-    @precondition(lambda self: self._fetches())
+    @precondition(lambda self: self.stepper.fetches)
     @rule(data=st.data())
     def lose(self, data: st.DataObject) -> None:
-        self.stepper.lose(data.draw(st.sampled_from(self._fetches())))
+        self.stepper.lose(data.draw(st.sampled_from(self.stepper.fetches)))
 
-    @precondition(lambda self: self._leases())
+    @precondition(lambda self: self.stepper.leases)
     @rule(data=st.data())
     def end_a_lease(self, data: st.DataObject) -> None:
         """Released after the ending, or expired in the middle of the prefill."""
-        self.stepper.release(data.draw(st.sampled_from(self._leases())))
+        self.stepper.release(data.draw(st.sampled_from(self.stepper.leases)))
 
     @rule()
     def clear_the_cache(self) -> None:
@@ -135,14 +141,14 @@ class Ownership(RuleBasedStateMachine):
 
     @invariant()
     def nobody_else_owns_a_block_under_a_write(self) -> None:
-        for run in self._fetches():
+        for run in self.stepper.fetches:
             first = (run.sequence.num_cached or 0) // BLOCK_TOKENS
-            for block in run.sequence.block_table[first:]:
+            for block in run.fetched_into[first:]:
                 assert self.stepper.blocks.refs(block) == 1
 
     @invariant()
     def a_leased_block_keeps_its_contents(self) -> None:
-        for run in self._leases():
+        for run in self.stepper.leases:
             for block, generation in run.leased_blocks:
                 assert self.stepper.generations[block] == generation
             written = max(run.written, default=0)
@@ -175,11 +181,11 @@ class Ownership(RuleBasedStateMachine):
         if self.stepper.batch:
             self.stepper.complete()
         for _ in range(200):
-            for run in self._fetches():
+            for run in self.stepper.fetches:
                 self.stepper.land(run)
-            for run in self._leases():
+            for run in self.stepper.leases:
                 self.stepper.release(run)
-            if not self.stepper.step() and not self._fetches() and not self._leases():
+            if not self.stepper.step() and not self.stepper.fetches and not self.stepper.leases:
                 break
         for run in self.stepper.runs.values():
             self._check_ending(run)
@@ -210,12 +216,6 @@ class Ownership(RuleBasedStateMachine):
         chain = run.sequence.chain
         expected = block_hashes(tokens, block_tokens=BLOCK_TOKENS, seed=chain[0])
         assert chain[1:] == expected[: len(chain) - 1]
-
-    def _fetches(self) -> list[Run]:
-        return self.stepper.in_state(State.FETCHING, State.UNWINDING)
-
-    def _leases(self) -> list[Run]:
-        return [r for r in self.stepper.runs.values() if r.leased_blocks and not r.lease_over]
 
 
 TestOwnership = Ownership.TestCase

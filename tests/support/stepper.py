@@ -37,6 +37,9 @@ class Run:
     admissions: int = 0
     leased_blocks: tuple[tuple[int, int], ...] = ()
     """HANDOVER: (block, generation) as they were offered."""
+    fetched_into: tuple[int, ...] = ()
+    """REMOTE: the block table as the transport knows it."""
+    fetch_over: bool = False
     stop_at: int | None = None
     freed: bool = False
     lease_over: bool = False
@@ -129,7 +132,7 @@ class Stepper:
         cached = run.sequence.num_cached or 0
         lacking = run.tokens[cached:]
         arrived = lacking[: int(len(lacking) * fraction)]
-        self.runner.write(run.sequence.block_table, start=cached, tokens=arrived)
+        self.runner.write(run.fetched_into, start=cached, tokens=arrived)
 
     def land(self, run: Run) -> None:
         self.fetch(run)
@@ -139,6 +142,7 @@ class Stepper:
         self._fetch_done(run, Lost("source is gone"))
 
     def _fetch_done(self, run: Run, outcome: FetchOutcome) -> None:
+        run.fetch_over = True
         self.scheduler.fetch_done(run.sequence.id, outcome)
         self._settle()
 
@@ -192,9 +196,7 @@ class Stepper:
             match effect:
                 case Admitted(sequence):
                     run.admissions += 1
-                    if sequence.mode is Mode.HANDOVER:
-                        table = sequence.block_table
-                        run.leased_blocks = tuple((b, self.generations[b]) for b in table)
+                    self._offer(run)
                 case Computed(_, num_tokens):
                     run.written.append(num_tokens)
                 case Ended(sequence):
@@ -202,6 +204,24 @@ class Stepper:
                     run.verdicts.append(sequence.verdict)
                 case Freed():
                     run.freed = True
+
+    def _offer(self, run: Run) -> None:
+        """Somebody else knows these blocks from now on, whatever the engine does."""
+        table = tuple(run.sequence.block_table)
+        if run.sequence.mode is Mode.HANDOVER:
+            run.leased_blocks = tuple((block, self.generations[block]) for block in table)
+        if run.sequence.mode is Mode.REMOTE:
+            run.fetched_into = table
+
+    @property
+    def fetches(self) -> list[Run]:
+        """Whose blocks a transport may write into now."""
+        return [r for r in self.runs.values() if r.fetched_into and not r.fetch_over]
+
+    @property
+    def leases(self) -> list[Run]:
+        """Whose blocks a peer may read now."""
+        return [r for r in self.runs.values() if r.leased_blocks and not r.lease_over]
 
     def in_state(self, *states: State) -> list[Run]:
         return [run for run in self.runs.values() if run.sequence.state in states]

@@ -3,7 +3,7 @@ from support.fake_runner import continuation
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.limits import EngineLimits
-from engine.sequence import Cancel, Complete, Fail, HandOver, Mode, State
+from engine.sequence import Cancel, Complete, Fail, HandOver, Landed, Mode, State
 from protocol.messages import Sampling
 
 STORY = list(range(200, 260))
@@ -517,7 +517,7 @@ def test_commands_that_come_twice_or_too_late_are_harmless(mode: Mode) -> None:
         stepper.abort(run)
     for _ in range(2):
         stepper.lose(run)
-        stepper.land(run) if not run.freed else None
+        stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
         stepper.release(run)
         stepper.abort(run)
     stepper.run()
