@@ -59,6 +59,7 @@ class Link:
         poller: Poller,
         transports: Sequence[str],
         allow_fallback: bool,
+        block_bytes: int,
         taker: FrameTaker,
         on_word: Callable[["Link", Ready | Finish | FetchFailed | Renewed], None],
         now_s: float,
@@ -70,13 +71,14 @@ class Link:
         """Why this transport and not an earlier one."""
         self.leases: set[LeaseId] = set()
         """Those to renew."""
-        self.heard_s = now_s
         self.open_by_s = now_s + OPEN_S
         self.renew_at_s = now_s
+        self._heard_s = now_s
         self._ticket = ticket
         self._poller = poller
         self._transports = list(transports)
         self._allow_fallback = allow_fallback
+        self._block_bytes = block_bytes
         self._taker = taker
         self._on_word = on_word
         self._session = SessionId(secrets.randbits(63))
@@ -90,6 +92,19 @@ class Link:
     def say(self, message: ToSource) -> None:
         self._control.send(message)
 
+    def keep(self, lease: LeaseId, *, now_s: float) -> None:
+        """Renew this lease from now on."""
+        if not self.leases:
+            self._heard_s = now_s
+        self.leases.add(lease)
+
+    def check(self, *, now_s: float, silence_s: float) -> None:
+        """Raise PeerLost when the link does not come up, or its renewals stay unanswered."""
+        if self.stage is not LinkStage.OPEN and now_s > self.open_by_s:
+            raise PeerLost(f"no stream to {self.source} came up: still {self.stage}")
+        if self.leases and now_s - self._heard_s > silence_s:
+            raise PeerLost(f"{self.source} has been silent for {now_s - self._heard_s:.1f} s")
+
     def renew(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
         """Renew all leases of this link in one message, if it is time."""
         if now_s < self.renew_at_s or not self.leases or self._opened is None:
@@ -100,7 +115,7 @@ class Link:
     def look(self, ready: set[int], *, now_s: float) -> None:
         """Take in what the control socket and the descriptors in `ready` have."""
         for message in self._control.receive():
-            self.heard_s = now_s
+            self._heard_s = now_s
             match message:
                 case Opened():
                     self._attach(message)
@@ -113,7 +128,7 @@ class Link:
         if self._dial is not None and self._dial.fileno() in ready:
             self._advance()
         if self.stream is not None and self.stream.fileno() in ready:
-            self.heard_s = now_s
+            self._heard_s = now_s
             self.stream.receive(self._taker)
 
     def lose(self) -> None:
@@ -153,8 +168,9 @@ class Link:
     def _dial_to(self, name: str) -> Dial:
         assert self._opened is not None
         hello = StreamHello(
-            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
-        )
+            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch,
+            block_bytes=self._block_bytes,
+        )  # fmt: skip
         match name:
             case "memory":
                 return memory.dial(hello)

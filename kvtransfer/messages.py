@@ -159,6 +159,7 @@ class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     version: int
     session: Id
     epoch: Epoch
+    block_bytes: Count
 
 
 class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):

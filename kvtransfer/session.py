@@ -324,7 +324,7 @@ class Lending:
         self._note_due = False
         return self.note
 
-    def describe(self, index: int, *, checksum: int) -> Descriptor:
+    def describe(self, index: int, checksum: int) -> Descriptor:
         start = index * self._block_tokens
         return Descriptor(
             index=index,

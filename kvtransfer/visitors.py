@@ -184,6 +184,8 @@ class Visitors:
                 raise WireError("no such session waits for a stream")
             if hello.version != CONTROL_VERSION or hello.epoch != self._opened.epoch:
                 raise WireError("another version or epoch")
+            if hello.block_bytes != self._welcome.block_bytes:
+                raise WireError(f"its blocks have {hello.block_bytes} bytes")
             stream = arrival.listener.welcome(arrival.sock, self._welcome)
         except (PeerLost, WireError):
             self._turn_away(arrival)

@@ -190,6 +190,8 @@ class Dial:
             return None
         if welcome.version != CONTROL_VERSION or welcome.epoch != self._hello.epoch:
             raise Unreachable("another incarnation or version listens there")
+        if welcome.block_bytes != self._hello.block_bytes:
+            raise Unreachable(f"its blocks have {welcome.block_bytes} bytes")
         fds, self._reader.fds = self._reader.fds, []
         return self._finish(self._sock, welcome, fds)
 

@@ -60,6 +60,10 @@ class Lender:
         self.source.publish(ticket.lease, ticket.num_tokens)
         self.source.finish(ticket.lease, note)
 
+    def sent(self, lease: LeaseId) -> int:
+        """Blocks offered so far under a lease that has not ended."""
+        return self.source.num_sent(lease)
+
     def end_of(self, lease: LeaseId) -> LeaseEnd:
         end = self.ends.get(timeout=WITHIN_S)
         assert end.lease == lease

@@ -1,0 +1,57 @@
+"""How fetches and leases end: values told to the workers, each exactly once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.errors import TransferError
+from protocol.ids import LeaseId
+
+LeaseEndReason = Literal["released", "expired", "failed", "closed"]
+"""Released: landed or not wanted. Expired: nobody renewed it, or its holder is gone. Failed: its
+owner took it back. Closed: the source closes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """Every slot holds verified bytes."""
+
+    note: bytes
+    transport: str
+    transport_why: str
+    num_blocks: int
+    num_bytes: int
+    fetch_s: float
+    """From `fetch` to here."""
+    exposed_s: float
+    """Its part after the source was told that everything is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The blocks did not arrive; the slots hold nothing of use."""
+
+    error: TransferError
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The fetch was cancelled, or its sink closed."""
+
+    reason: str
+
+
+FetchEnd = Landed | Lost | Aborted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseEnd:
+    """The end of a lease: its blocks may be freed."""
+
+    lease: LeaseId
+    reason: LeaseEndReason
+    detail: str
+    transport: str
+    """Empty when nobody fetched."""
+    num_blocks: int
+    """Blocks offered, counting those offered again."""
+    num_bytes: int

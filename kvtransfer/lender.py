@@ -1,0 +1,341 @@
+"""All of a source's leases, on the source's thread: what is written goes out, what ends is told.
+
+Called by `kvtransfer.source` alone. Sums and offers blocks in turns, so control messages and
+renewals are never kept waiting by bytes. A lease belongs to the first sink that renews or
+fetches it, and ends with it.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, assert_never
+
+from kvtransfer.endings import LeaseEnd, LeaseEndReason
+from kvtransfer.messages import (
+    Cancel,
+    FailureCode,
+    Fetch,
+    FetchFailed,
+    FetchId,
+    Finish,
+    Gone,
+    Open,
+    Ready,
+    Refused,
+    Release,
+    Renew,
+    Renewed,
+    ToSource,
+)
+from kvtransfer.pool import BlockMemory, checksum
+from kvtransfer.session import Lending, Refusal
+from kvtransfer.transports.control import Identity
+from kvtransfer.visitors import Visitor, Visitors
+from protocol.errors import CapacityError, WireError
+from protocol.ids import LeaseId
+from protocol.layout import KvLayout
+from protocol.lease import Deadlines
+
+log = logging.getLogger(__name__)
+
+MAX_LEASES: Final = 65_536
+_READY_BLOCKS: Final = 256
+"""Most blocks named in one `Ready`."""
+_TURN_BYTES: Final = 8 << 20
+"""Most bytes summed and offered for one lease in a turn: 0.3 ms."""
+_QUEUED_BYTES: Final = 4 << 20
+"""Most bytes waiting in one stream, so that a cancelled fetch has few to take back."""
+_REMEMBERED_ENDS: Final = 1_024
+_CODES: Final[dict[LeaseEndReason, FailureCode]] = {
+    "released": "lease_expired",
+    "expired": "lease_expired",
+    "failed": "failed",
+    "closed": "closed",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wares:
+    """What a source lends, and to whom it would."""
+
+    memory: BlockMemory
+    layout: KvLayout
+    compat: str
+    lease_ttl_s: float
+    on_lease_end: Callable[[LeaseEnd], None]
+    clock: Callable[[], float]
+
+
+class Lender:
+    def __init__(self, wares: Wares) -> None:
+        self._wares = wares
+        self._lendings: dict[LeaseId, Lending] = {}
+        self._door = threading.Lock()
+        """Held to let a lease in, and to close: none slips in after the last has ended."""
+        self._closed = False
+        self._holders: dict[LeaseId, Visitor] = {}
+        self._finished_s: dict[LeaseId, float] = {}
+        self._busy: OrderedDict[LeaseId, None] = OrderedDict()
+        """Leases that may have something to send."""
+        self._ended: OrderedDict[LeaseId, Gone] = OrderedDict()
+        self._deadlines: Deadlines[LeaseId] = Deadlines()
+
+    # -- from any thread ------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._lendings)
+
+    def let_in(self, lending: Lending) -> None:
+        """Make a lease known, before its ticket is given to anyone. Raises CapacityError."""
+        with self._door:
+            if self._closed or len(self._lendings) >= MAX_LEASES:
+                raise CapacityError("the source takes no more leases")
+            self._lendings[lending.lease] = lending
+
+    def num_tokens(self, lease: LeaseId) -> int | None:
+        """Tokens of a lease that has not ended."""
+        lending = self._lendings.get(lease)
+        return None if lending is None else lending.num_tokens
+
+    def num_sent(self, lease: LeaseId) -> int:
+        """Blocks offered under a lease that has not ended."""
+        lending = self._lendings.get(lease)
+        return 0 if lending is None else lending.num_sent
+
+    # -- from the owner of the blocks -----------------------------------------------------
+
+    def opened(self, lease: LeaseId, at_s: float) -> None:
+        self._deadlines.set(lease, now_s=at_s, remaining_s=self._wares.lease_ttl_s)
+
+    def written(self, lease: LeaseId, num_tokens: int) -> None:
+        if lending := self._lendings.get(lease):
+            lending.publish(num_tokens)
+            self._busy[lease] = None
+
+    def finished(self, lease: LeaseId, note: bytes, at_s: float) -> None:
+        if lending := self._lendings.get(lease):
+            lending.finish(note)
+            self._finished_s[lease] = at_s
+            self._busy[lease] = None
+
+    def failed(self, lease: LeaseId, reason: str) -> None:
+        if lending := self._lendings.get(lease):
+            self._end(lending, "failed", reason)
+
+    # -- from the sinks -------------------------------------------------------------------
+
+    def use(self, visitors: Visitors) -> None:
+        """The sinks it lends to; they are told of ends and lost through here."""
+        self._visitors = visitors
+
+    def hear(self, identity: Identity, message: ToSource | WireError) -> None:
+        visitor = self._visitors.get(identity)
+        if isinstance(message, WireError):
+            log.warning("control message refused", extra={"why": str(message)})
+            self._visitors.refuse(identity, Refused(code="protocol", reason=str(message)[:2_000]))
+        elif isinstance(message, Open):
+            self._visitors.open(identity, message, now_s=self._wares.clock())
+        elif visitor is None:
+            self._visitors.refuse(identity, Refused(code="protocol", reason="open first"))
+        else:
+            self._answer(visitor, message)
+
+    def lost(self, visitor: Visitor, why: str) -> None:
+        """A sink is gone, and with it what it held."""
+        for lease in list(visitor.leases):
+            if lending := self._lendings.get(lease):
+                self._end(lending, "expired", f"{visitor.worker} is gone: {why}")
+
+    def turn(self) -> None:
+        """Send a turn's worth for everyone, and end what nobody renewed."""
+        for lease in list(self._busy):
+            lending = self._lendings.get(lease)
+            if lending is not None:
+                self._serve(lending)
+        for lease in self._deadlines.expired(self._wares.clock()):
+            if lending := self._lendings.get(lease):  # an end may end others
+                self._end(lending, "expired", "nobody renewed it")
+
+    def sleep_s(self, longest_s: float) -> float:
+        """How long nothing needs to be done unless something comes."""
+        if any(self._can_serve(self._lendings[lease]) for lease in self._busy):
+            return 0.0
+        next_s = self._deadlines.next_in_s(self._wares.clock())
+        return longest_s if next_s is None else min(longest_s, next_s)
+
+    def close(self) -> None:
+        with self._door:
+            self._closed = True
+        for lending in list(self._lendings.values()):
+            self._end(lending, "closed", "the source closes")
+
+    # -- answers --------------------------------------------------------------------------
+
+    def _answer(self, visitor: Visitor, message: Fetch | Renew | Release | Cancel) -> None:
+        match message:
+            case Fetch():
+                self._fetch(visitor, message)
+            case Renew(leases=leases, remaining_s=remaining_s):
+                gone = [x for x in leases if not self._renew(visitor, x, remaining_s)]
+                self._visitors.send(visitor, Renewed(gone=tuple(map(self._how, gone))))
+            case Release(lease=lease):
+                if self._holders.get(lease) is visitor:
+                    self._end(self._lendings[lease], "released", "landed")
+            case Cancel(lease=lease, reason=reason):
+                if lease in self._lendings and self._holders.get(lease, visitor) is visitor:
+                    self._end(self._lendings[lease], "released", reason)
+            case _:
+                assert_never(message)
+
+    def _renew(self, visitor: Visitor, lease: LeaseId, remaining_s: float) -> bool:
+        if lease not in self._lendings or not self._hold(visitor, lease):
+            return False
+        return self._deadlines.renew(
+            lease,
+            now_s=self._wares.clock(),
+            remaining_s=min(remaining_s, self._wares.lease_ttl_s),
+        )
+
+    def _hold(self, visitor: Visitor, lease: LeaseId) -> bool:
+        """Make the visitor the one holder of the lease; False if another one is."""
+        if self._holders.setdefault(lease, visitor) is not visitor:
+            return False
+        visitor.leases.add(lease)
+        return True
+
+    def _fetch(self, visitor: Visitor, message: Fetch) -> None:
+        refused = self._why_not(visitor, message)
+        if refused is None:
+            self._renew(visitor, message.lease, self._wares.lease_ttl_s)
+            self._busy[message.lease] = None
+            return
+        word = FetchFailed(
+            fetch=message.fetch, attempt=message.attempt, code=refused.code, reason=refused.reason
+        )
+        self._visitors.send(visitor, word)
+
+    def _why_not(self, visitor: Visitor, message: Fetch) -> Gone | None:
+        """Take a fetch up, or say why it cannot be served."""
+        lease = message.lease
+        lending = self._lendings.get(lease)
+        if lending is None:
+            return self._how(lease)
+        if message.compat != self._wares.compat or message.layout != self._wares.layout:
+            why = "the fetcher's KV layout or model is another"
+            return Gone(lease=lease, code="mismatch", reason=why)
+        if visitor.stream is None:
+            return Gone(lease=lease, code="refused", reason="no stream is open")
+        if not self._hold(visitor, lease):
+            return self._how(lease)
+        fetch = FetchId(message.fetch)
+        try:
+            if lending.fetched(fetch=fetch, attempt=message.attempt, slots=message.slots):
+                visitor.stream.drop(fetch)
+        except Refusal as error:
+            return Gone(lease=lease, code="refused", reason=str(error))
+        return None
+
+    # -- sending --------------------------------------------------------------------------
+
+    def _can_serve(self, lending: Lending) -> bool:
+        visitor = self._holders.get(lending.lease)
+        if visitor is None or visitor.stream is None:
+            return False
+        return lending.has_ready and visitor.stream.queued_bytes < _QUEUED_BYTES
+
+    def _serve(self, lending: Lending) -> None:
+        self._send_note(lending)
+        if lending.over:
+            return
+        if self._can_serve(lending):
+            self._send_blocks(lending)
+        elif not lending.has_ready:
+            self._busy.pop(lending.lease, None)
+
+    def _send_note(self, lending: Lending) -> None:
+        note = lending.take_note()
+        if note is None or lending.fetch is None:
+            return
+        since_s = max(0.0, self._wares.clock() - self._finished_s[lending.lease])
+        word = Finish(fetch=lending.fetch, attempt=lending.attempt, note=note, since_s=since_s)
+        self._visitors.send(self._holders[lending.lease], word)
+
+    def _send_blocks(self, lending: Lending) -> None:
+        memory, visitor, fetch = self._wares.memory, self._holders[lending.lease], lending.fetch
+        stream = visitor.stream
+        assert stream is not None and fetch is not None
+        indices = lending.take_ready(min(_READY_BLOCKS, 1 + _TURN_BYTES // memory.block_bytes))
+        for index in indices:
+            block_id = lending.block_ids[index]
+            if memory.generations[block_id] != lending.generations[index]:
+                self._end(lending, "failed", f"block {block_id} was given to another request")
+                return
+        sums = [checksum(memory.block(lending.block_ids[index])) for index in indices]
+        blocks = tuple(map(lending.describe, indices, sums))
+        if not stream.pushes:
+            ready = Ready(fetch=fetch, attempt=lending.attempt, blocks=blocks)
+            self._visitors.send(visitor, ready)
+            return
+        for block in blocks:
+            body = memory.block(block.block_id)
+            stream.push(fetch, lending.attempt, lending.slots[block.index], block, body)
+        self._visitors.flush(visitor)
+
+    # -- ends -----------------------------------------------------------------------------
+
+    def _end(self, lending: Lending, reason: LeaseEndReason, detail: str) -> None:
+        """The one place where a lease ends."""
+        if lending.over:
+            return
+        if reason == "expired":
+            lending.lapse()
+        else:
+            lending.release()
+        lease, visitor = lending.lease, self._holders.pop(lending.lease, None)
+        del self._lendings[lease]
+        self._deadlines.drop(lease)
+        self._busy.pop(lease, None)
+        self._finished_s.pop(lease, None)
+        self._remember(
+            Gone(lease=lease, code=_CODES[reason], reason=f"lease {reason}: {detail}"[:2_000])
+        )
+        transport = "" if visitor is None else self._let_go(lending, visitor, reason, detail)
+        end = LeaseEnd(
+            lease=lease, reason=reason, detail=detail, transport=transport,
+            num_blocks=lending.num_sent,
+            num_bytes=lending.num_sent * self._wares.memory.block_bytes,
+        )  # fmt: skip
+        try:
+            self._wares.on_lease_end(end)
+        except Exception:
+            log.exception("the owner of a lease failed at its end", extra={"lease": lease})
+
+    def _let_go(
+        self, lending: Lending, visitor: Visitor, reason: LeaseEndReason, detail: str
+    ) -> str:
+        """Stop reading for the holder of a lease and tell it why; its transport."""
+        visitor.leases.discard(lending.lease)
+        if lending.fetch is None or visitor.stream is None:
+            return ""
+        visitor.stream.drop(lending.fetch)
+        if reason != "released":
+            word = FetchFailed(
+                fetch=lending.fetch, attempt=lending.attempt, code=_CODES[reason],
+                reason=detail[:2_000],
+            )  # fmt: skip
+            self._visitors.send(visitor, word)
+        return visitor.stream.transport
+
+    def _how(self, lease: LeaseId) -> Gone:
+        """Why a lease cannot be had."""
+        if lease in self._lendings:
+            return Gone(lease=lease, code="refused", reason="another worker holds the lease")
+        unknown = Gone(lease=lease, code="lease_expired", reason="no such lease")
+        return self._ended.get(lease, unknown)
+
+    def _remember(self, how: Gone) -> None:
+        self._ended[how.lease] = how
+        while len(self._ended) > _REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
