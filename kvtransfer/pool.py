@@ -23,6 +23,8 @@ _GENERATIONS_AT = 64
 _PAGE_BYTES = 4096
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 """A pool that cannot shrink cannot make a reader's copy end in SIGBUS."""
+_SEAL_FUTURE_WRITE = 0x10
+"""F_SEAL_FUTURE_WRITE: only the mapping we have can write, whoever gets the descriptor."""
 
 
 def checksum(block: memoryview) -> int:
@@ -69,6 +71,8 @@ class BlockMemory:
             os.ftruncate(fd, total)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             mapping = mmap.mmap(fd, total)
+            with suppress(OSError):  # before Linux 5.1 readers are only asked not to write
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
         except OSError:
             os.close(fd)
             raise

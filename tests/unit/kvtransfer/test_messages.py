@@ -1,0 +1,78 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvtransfer.messages import (
+    CONTROL_VERSION,
+    MAX_CONTROL_BYTES,
+    Finish,
+    Open,
+    Release,
+    Renew,
+    Slot,
+    pack_to_sink,
+    pack_to_source,
+    unpack_to_sink,
+    unpack_to_source,
+)
+from protocol.errors import WireError
+from protocol.ids import Epoch, LeaseId, WorkerId
+
+OPEN = Open(session=5, worker=WorkerId("decode-0"), epoch=Epoch(9))
+
+
+def test_a_message_comes_back_as_it_went() -> None:
+    assert unpack_to_source(pack_to_source(OPEN)) == OPEN
+    finish = Finish(fetch=1, attempt=2, note=b"\x00\xff", since_s=0.5)
+    assert unpack_to_sink(pack_to_sink(finish)) == finish
+
+
+@pytest.mark.parametrize("version", [b"", b"\x00", bytes([CONTROL_VERSION + 1])])
+def test_another_version_is_refused_by_name(version: bytes) -> None:
+    with pytest.raises(WireError, match="control version"):
+        unpack_to_source(version + pack_to_source(OPEN)[1:] if version else b"")
+
+
+def test_an_oversize_message_is_refused_before_it_is_read() -> None:
+    with pytest.raises(WireError, match="exceeds"):
+        unpack_to_source(bytes([CONTROL_VERSION]) + bytes(MAX_CONTROL_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": 99},
+        {"type": 1, "session": -1, "worker": "w", "epoch": 1},
+        {"type": 1, "session": "5", "worker": "w", "epoch": 1},
+        {"type": 3, "leases": [1], "remaining_s": -1.0},
+        {"type": 3, "leases": [1], "remaining_s": 1e9},
+        {"type": 5, "lease": 1, "reason": "x" * 2_001},
+        [1, 2, 3],
+    ],
+)
+def test_what_does_not_fit_its_type_is_refused(wrong: object) -> None:
+    with pytest.raises(WireError):
+        unpack_to_source(bytes([CONTROL_VERSION]) + msgspec.msgpack.encode(wrong))
+
+
+def test_a_slot_cannot_name_a_negative_block() -> None:
+    packed = pack_to_source(Release(lease=LeaseId(1)))
+    assert unpack_to_source(packed) == Release(lease=LeaseId(1))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert([-1, 0], Slot)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_or_understood(frame: bytes) -> None:
+    for unpack in (unpack_to_source, unpack_to_sink):
+        try:
+            unpack(bytes([CONTROL_VERSION]) + frame)
+        except WireError:
+            continue
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), max_size=50), st.floats(0, 86_400))
+def test_any_renewal_survives_the_wire(leases: list[int], remaining_s: float) -> None:
+    message = Renew(leases=tuple(map(LeaseId, leases)), remaining_s=remaining_s)
+    assert unpack_to_source(pack_to_source(message)) == message
