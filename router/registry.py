@@ -103,6 +103,10 @@ class Registry:
         assert request not in self._mailboxes, f"{request} already has a mailbox"
         self._mailboxes[request] = mailbox
 
+    @property
+    def num_mailboxes(self) -> int:
+        return len(self._mailboxes)
+
     def close_mailbox(self, request: RequestId) -> None:
         self._mailboxes.pop(request, None)
 

@@ -39,6 +39,7 @@ class FakeCluster:
             already_ended=already_ended,
             limits=limits,
         )
+        self._ever: list[FakeWorker] = []
         self._tasks = tasks
         self._memberships: asyncio.Queue[tuple[Registration, ...]] = asyncio.Queue()
         self.background = [tasks.create_task(self.registry.run(self._news()), name="registry")]
@@ -46,6 +47,7 @@ class FakeCluster:
     def add(self, worker: FakeWorker) -> FakeWorker:
         """Also in the place of a dead one of that name."""
         self.workers[worker.id] = worker
+        self._ever.append(worker)
         self.background.append(self._tasks.create_task(worker.run(), name=f"fake {worker.id}"))
         self.announce()
         return worker
@@ -66,6 +68,13 @@ class FakeCluster:
                 )
 
         self.background.append(self._tasks.create_task(supervise(worker), name="supervisor"))
+
+    def close(self) -> None:
+        """Also what was added a moment ago and never ran."""
+        for task in self.background:
+            task.cancel()
+        for worker in self._ever:
+            worker.close()
 
     async def until_ready(self) -> None:
         alive = [worker.id for worker in self.workers.values() if worker.state == "ready"]
@@ -111,8 +120,7 @@ async def fake_cluster(
             await cluster.until_ready()
             yield cluster
         finally:
-            for task in cluster.background:
-                task.cancel()
+            cluster.close()
 
 
 def request(

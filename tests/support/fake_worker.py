@@ -144,6 +144,7 @@ class FakeWorker:
         self.aborted: list[tuple[RequestId, int]] = []
         self.joined = asyncio.Event()
         self.fabric = fabric
+        self._began = False
         self._speed = prefill_tokens_per_s
         self._port = RouterPort()
         self.registration = Registration(
@@ -162,6 +163,7 @@ class FakeWorker:
         )
 
     async def run(self) -> None:
+        self._began = True
         async with self._port.serve(self.registration):
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -174,6 +176,11 @@ class FakeWorker:
 
     def die(self) -> None:
         self.dead.set()
+
+    def close(self) -> None:
+        """For a worker whose `run` never began."""
+        if not self._began:
+            self._port.close()
 
     def say(self) -> None:
         """A beat, now."""

@@ -1,0 +1,87 @@
+"""Whatever workers do, a request's tokens are right and its ending is one.
+
+Random plans (die, refuse, fail, skip, repeat, speak of the past) for two workers of each role,
+supervised, with several requests at once, some of whose clients leave.
+"""
+
+import asyncio
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.eventually import soon
+from support.fake_cluster import FakeCluster, fake_cluster, request, tokens_of
+from support.fake_worker import Act, expected
+
+from protocol.errors import CapacityError
+from router.dispatch import DispatchLimits
+from router.events import Ended, Event, Token
+
+NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
+acts = st.builds(
+    Act,
+    st.sampled_from(["die", "refuse", "fail", "repeat", "skip", "stale"]),
+    st.integers(min_value=0, max_value=8),
+)
+plans = st.fixed_dictionaries({name: st.lists(acts, max_size=3) for name in NAMES})
+clients = st.lists(
+    st.tuples(
+        st.integers(min_value=1, max_value=9),  # max_tokens
+        st.one_of(st.none(), st.integers(min_value=0, max_value=9)),  # leaves after so many events
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+async def _client(
+    cluster: FakeCluster, number: int, *, max_tokens: int, leaves_after: int | None
+) -> None:
+    asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=(number, 5, 6, 7, 8))
+    events: list[Event] = []
+    stream = cluster.dispatcher.generate(asked)
+    try:
+        async for event in stream:
+            events.append(event)
+            if leaves_after is not None and len(events) > leaves_after:
+                break
+    except CapacityError:
+        assert not events, "refused after the first token"
+        return
+    finally:
+        await stream.aclose()
+    due = expected(asked.token_ids, asked.sampling)
+    if leaves_after is None:
+        assert tokens_of(events) == due
+    else:
+        have = [event.token_id for event in events if isinstance(event, Token)]
+        assert have == due[: len(have)]
+        assert sum(isinstance(event, Ended) for event in events[:-1]) == 0
+
+
+@given(plans=plans, clients=clients, apart=st.booleans())
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
+    plans: dict[str, list[Act]], clients: list[tuple[int, int | None]], apart: bool
+) -> None:
+    async def test() -> None:
+        limits = DispatchLimits(
+            max_attempts=20, full_pause_s=0.01, prefer="prefill" if apart else "cheapest"
+        )
+        async with fake_cluster(
+            prefill=2, decode=2, plans=plans, limits=limits, supervised=True
+        ) as cluster:
+            async with asyncio.TaskGroup() as tasks:
+                for number, (max_tokens, leaves_after) in enumerate(clients):
+                    running = _client(
+                        cluster, number, max_tokens=max_tokens, leaves_after=leaves_after
+                    )
+                    tasks.create_task(running, name=f"client {number}")
+            await cluster.until_idle()
+            await soon(lambda: not cluster.registry.num_mailboxes)
+
+    asyncio.run(test())
