@@ -47,6 +47,10 @@ class Fed:
         )
         self.feed.reconcile()
 
+    @property
+    def redis(self) -> str:
+        return self.feed.redis
+
     def stored(self, *blocks: BlockHash) -> None:
         self.membership.record([BlockChange(kind="stored", hashes=blocks)])
 
@@ -119,7 +123,7 @@ def test_a_gap_is_seen_and_mended_by_the_snapshot(redis: RedisServer) -> None:
         async with fed(redis) as made:
             made.stored(*CHAIN[:2])
             await made.until_exact(depth=2)
-            gaps = made.cluster.metrics.index_gaps
+            metrics = made.cluster.metrics.registry
             lie = BlockEvent(
                 worker=made.worker.id,
                 epoch=made.worker.epoch,
@@ -128,7 +132,7 @@ def test_a_gap_is_seen_and_mended_by_the_snapshot(redis: RedisServer) -> None:
                 packed_hashes=pack_hashes(CHAIN[:1]),
             )
             await made.store.publish([lie], ttl_s=5)
-            await soon(lambda: gaps.collect()[0].samples[0].value == 1)
+            await soon(lambda: metrics.get_sample_value("baton_prefix_index_gaps_total") == 1)
             await soon(lambda: made.cluster.index.state is IndexState.EXACT)
 
     run(test)
@@ -141,12 +145,12 @@ def test_redis_killed_degrades_and_redis_back_empty_is_exact_again(redis: RedisS
             await made.until_exact(depth=2)
             redis.kill()
             await soon(lambda: made.cluster.index.state is IndexState.DEGRADED)
-            assert made.feed.redis == "lost"
+            assert made.redis == "lost"
             assert made.cluster.index.depths(CHAIN, now=0) == {made.worker.id: 2}
             made.stored(*CHAIN[2:])
             redis.start()
             await made.until_exact(depth=4)
-            assert made.feed.redis == "connected"
+            assert made.redis == "connected"
 
     run(test)
 

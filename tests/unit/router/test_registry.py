@@ -34,7 +34,9 @@ def test_a_worker_is_ready_once_it_has_said_so() -> None:
             assert cluster.registry.not_ready() == "no decode worker"
             loading = FakeWorker("decode-0", "decode", cluster.fabric, state="loading")
             cluster.add(loading)
-            await soon(lambda: cluster.registry.not_ready() == "no decode worker; decode-0: loading")
+            await soon(
+                lambda: cluster.registry.not_ready() == "no decode worker; decode-0: loading"
+            )
             loading.state = "ready"
             loading.say()
             await soon(lambda: cluster.registry.not_ready() is None)
@@ -85,9 +87,7 @@ def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -
             cluster.registry.open_mailbox(RequestId("r"), box)
             new = cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
             letter = await box.get(timeout_s=5)
-            assert letter == Letter(
-                old.id, old.epoch, Gone("was replaced by a new incarnation")
-            )
+            assert letter == Letter(old.id, old.epoch, Gone("was replaced by a new incarnation"))
             await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
             assert not cluster.registry.post(old.id, old.epoch, ABORT)
             assert cluster.registry.post(new.id, new.epoch, ABORT)
