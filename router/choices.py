@@ -43,9 +43,12 @@ async def open_choices(
 async def _single(
     dispatcher: Dispatcher, request: GenerationRequest
 ) -> AsyncGenerator[ChoiceEvent, None]:
+    ended = False
     async with aclosing(dispatcher.generate(request)) as events:
         async for event in events:
+            ended = isinstance(event, Ended)
             yield 0, event
+    assert ended, f"{request.id} has no ending"
 
 
 async def _pump(
@@ -55,8 +58,8 @@ async def _pump(
     queue: asyncio.Queue[ChoiceEvent | Exception],
 ) -> None:
     try:
-        async with aclosing(dispatcher.generate(request)) as events:
-            async for event in events:
+        async with aclosing(_single(dispatcher, request)) as events:
+            async for _, event in events:
                 await queue.put((index, event))
     except Exception as error:  # not handled here: raised again by whoever reads the queue
         await queue.put(error)

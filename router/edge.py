@@ -45,7 +45,6 @@ class Edge:
         name = _request_id(headers.get(b"x-request-id", b""))
         scope[_ID_KEY] = name
         path = scope["path"]
-
         started = False
 
         async def named_send(message: Message) -> None:

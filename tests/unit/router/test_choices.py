@@ -1,4 +1,5 @@
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -7,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.api import Bench
 from support.eventually import soon
+from support.fake_dispatcher import ROUTE
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from router.choices import EVENTS_PER_CHOICE, open_choices
-from router.events import Ended, GenerationRequest, NoWorkers, Placed, Token
+from router.events import Ended, Event, GenerationRequest, NoWorkers, Placed, Token
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +61,19 @@ async def test_the_failure_of_one_is_raised_and_the_others_are_aborted(bench: Be
                 async for _ in events:
                     pass
     assert bench.dispatcher.num_active == 0
+
+
+@pytest.mark.parametrize("num", [1, 2])
+async def test_silence_is_never_an_ending(num: int) -> None:
+    class Mute:
+        async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+            yield Placed(route=ROUTE)
+
+    async with asyncio.TaskGroup() as tasks:
+        with pytest.raises(AssertionError, match="has no ending"):
+            async with open_choices(Mute(), requests(num), tasks=tasks) as events:
+                async for _ in events:
+                    pass
 
 
 async def test_choices_wait_for_a_client_that_lags(bench: Bench) -> None:
