@@ -7,6 +7,8 @@ xxh3-128 is not a cryptographic hash: whoever owns the tokens compares them as w
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import xxhash
 
@@ -35,3 +37,11 @@ def block_hashes(
         parent = next_hash(parent, token_ids[start : start + block_tokens])
         hashes.append(parent)
     return hashes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockChange:
+    """What a prefix cache gained or lost, in the order it happened."""
+
+    kind: Literal["stored", "evicted", "cleared"]
+    hashes: Sequence[BlockHash] = ()

@@ -12,9 +12,8 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash
 from protocol.messages import Beat, Registration
@@ -30,14 +29,6 @@ MAX_WAITING_HASHES = 100_000
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockChange:
-    """What a prefix cache gained or lost, in the order it happened."""
-
-    kind: Literal["stored", "evicted", "cleared"]
-    hashes: Sequence[BlockHash] = ()
-
-
 class Membership:
     """One worker incarnation. `record` is for any thread, the rest for the event loop."""
 
@@ -46,14 +37,12 @@ class Membership:
         store: Store,
         *,
         registration: Registration,
-        beat: Callable[[], Beat],
         interval_s: float = INTERVAL_S,
         ttl_s: float = TTL_S,
         max_waiting_hashes: int = MAX_WAITING_HASHES,
     ) -> None:
         self._store = store
         self._registration = registration
-        self._beat = beat
         self._interval_s = interval_s
         self._ttl_s = ttl_s
         self._max_waiting_hashes = max_waiting_hashes
@@ -75,15 +64,15 @@ class Membership:
                 self._note(change)
         self._loop.call_soon_threadsafe(self._work.set)
 
-    async def run(self) -> None:
-        """Until cancelled. Call `leave` afterwards."""
+    async def run(self, beat: Callable[[], Beat]) -> None:
+        """Until cancelled. `beat` says how the worker is. Call `leave` afterwards."""
         loop = asyncio.get_running_loop()
         next_keep_alive = loop.time()
         while True:
             try:
                 if loop.time() >= next_keep_alive:
                     next_keep_alive = loop.time() + self._interval_s
-                    await self.keep_alive()
+                    await self._keep_alive(beat())
                 await self._publish()
                 self._tell_store_is(up=True)
             except StoreError as error:
@@ -92,9 +81,9 @@ class Membership:
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
 
-    async def keep_alive(self) -> None:
+    async def _keep_alive(self, beat: Beat) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
-        record = WorkerRecord(registration=self._registration, beat=self._beat())
+        record = WorkerRecord(registration=self._registration, beat=beat)
         await self._store.register(record, ttl_s=self._ttl_s)
         sequence = await self._store.sequence(self._registration.worker, self._registration.epoch)
         if sequence is None:

@@ -23,7 +23,6 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from protocol.errors import SettingsError
-from protocol.layout import KvDtype
 
 EXIT_BAD_SETTINGS = 2
 S = TypeVar("S", bound="CommandSettings")
@@ -76,7 +75,7 @@ class WorkerSettings(ProcessSettings):
     """Port routers connect to. 0: any free one; Redis tells the routers which."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of Prometheus metrics. None: not served; the router's show the workers' beats."""
-    dtype: KvDtype = "bfloat16"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
     block_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per KV block. 16 wastes at most 15 tokens a request and hashes in microseconds."""

@@ -16,6 +16,8 @@ from typing import TextIO
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from protocol.errors import SettingsError
+
 _request: ContextVar[str] = ContextVar("request", default="")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -137,9 +139,15 @@ class WorkerMetrics:
             registry=r,
         )
 
-    def serve(self, *, host: str, port: int) -> None:
-        """Serves `/metrics` from a thread of its own until the process ends."""
-        start_http_server(port, addr=host, registry=self.registry)
+    def serve_if_asked(self, *, host: str, port: int | None) -> None:
+        """Serves `/metrics` from a thread of its own until the process ends; None: does not.
+        Raises SettingsError when the port cannot be had."""
+        if port is None:
+            return
+        try:
+            start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise SettingsError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
 
 
 class RouterMetrics:

@@ -145,6 +145,8 @@ class RouterPort:
         with self._lock:
             frames, self._flush_is_due = list(self._outbox), False
             self._outbox.clear()
+        if self._socket.closed:
+            return
         for router, frame in frames:
             self._transmit(router, frame)
 

@@ -9,8 +9,9 @@ from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
 
+from protocol.blocks import BlockChange
 from protocol.ids import BlockHash, Epoch, WorkerId
-from protocol.membership import BlockChange, Membership, watch_workers
+from protocol.membership import Membership, watch_workers
 from protocol.store import Store
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
@@ -38,12 +39,11 @@ async def member(store: Store, *, max_waiting_hashes: int = 1000) -> AsyncIterat
     membership = Membership(
         store,
         registration=registration(),
-        beat=beat,
         interval_s=0.05,
         max_waiting_hashes=max_waiting_hashes,
     )
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(membership.run(), name="membership")
+        task = tasks.create_task(membership.run(beat), name="membership")
         yield membership
         task.cancel()
 

@@ -1,0 +1,214 @@
+"""The decode leg: fetch a prompt's KV from the prefill worker, or compute it, then generate.
+
+Made by `decode_worker.__main__`; driven by `protocol.life` (event loop), the engine (its thread,
+as observer) and the KV sink (its thread). With a ticket only the blocks that the own prefix cache
+lacks are fetched. Reserved blocks go back to the pool only when the sink says that nobody writes
+into them. Never decodes from a block that was not verified: a fetch that failed is `source_lost`.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import assert_never
+
+from engine import sequence as outcomes
+from engine.batch import SequenceId
+from engine.desk import Job, Key, LastWord
+from engine.loop import Engine
+from engine.sequence import Mode
+from engine.service import EngineService, failed, name_of
+from kvtransfer.messages import FetchId, Slot
+from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost, Sink
+from protocol import codec, messages
+from protocol.errors import CapacityError, WireError
+from protocol.ids import Epoch, RouterId
+from protocol.layout import KvLayout
+from protocol.messages import Beat, Decode, Prefill, Speeds, Ticket, WorkerState
+from protocol.text import TextState
+
+SMOOTHING = 0.2
+"""Weight of the newest fetch in the transfer speed: the last ten or so count."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class DecodeJob(Job):
+    ticket: Ticket | None
+    fetch: FetchId | None = None
+    num_reused_blocks: int = 0
+
+
+class DecodeService(EngineService[DecodeJob]):
+    """Implements `protocol.life.Service` and `engine.observer.EngineObserver`."""
+
+    def attach(self, *, epoch: Epoch, engine: Engine, sink: Sink, layout: KvLayout) -> None:
+        """Before anything is taken. Engine and sink call back, so they are made later."""
+        self._epoch, self._engine, self._sink, self._layout = epoch, engine, sink, layout
+        self._fetching: dict[Key, DecodeJob] = {}
+        self._bytes_per_s = 0.0
+
+    # -- the event loop ---------------------------------------------------------------------
+
+    def make_job(
+        self, router: RouterId, message: Prefill | Decode, *, sequence: str, text: TextState
+    ) -> DecodeJob:
+        if isinstance(message, Prefill):
+            raise ValueError("Prefill was sent to a decode worker")
+        num_tokens = len(message.token_ids) + len(message.generated)
+        if message.ticket is not None:
+            if message.ticket.num_tokens != num_tokens:
+                raise ValueError(f"ticket: of {message.ticket.num_tokens} tokens, not {num_tokens}")
+            self._sink.hold(message.ticket)
+        return DecodeJob(
+            router=router,
+            request=message.request,
+            attempt=message.attempt,
+            sequence=sequence,
+            text=text,
+            deadline_at=time.monotonic() + message.deadline_s,
+            ticket=message.ticket,
+        )
+
+    def mode(self, job: DecodeJob) -> Mode:
+        return Mode.LOCAL if job.ticket is None else Mode.REMOTE
+
+    def settle_transfer(self, job: DecodeJob, word: LastWord) -> None:
+        if job.fetch is not None:
+            self._sink.cancel(job.fetch, reason=name_of(word))
+        elif job.ticket is not None:
+            self._sink.drop(job.ticket, reason=name_of(word))
+
+    def abort_transfer(self, key: Key) -> None:
+        job = self._fetching.get(key)
+        if job is not None and job.fetch is not None:
+            self._sink.cancel(job.fetch, reason="the request was aborted")
+
+    def drop_transfer(self, message: Prefill | Decode) -> None:
+        if isinstance(message, Decode) and message.ticket is not None:
+            self._sink.drop(message.ticket, reason="the request was refused")
+
+    def transfers(self) -> list[Key]:
+        return list(self._fetching)
+
+    def beat(self, state: WorkerState) -> Beat:
+        stats = self._engine.stats()
+        return Beat(
+            epoch=self._epoch,
+            state=state,
+            blocks=stats.blocks,
+            load=stats.load,
+            speeds=Speeds(
+                prefill_tokens_per_s=stats.prefill_tokens_per_s,
+                decode_step_s=stats.decode_step_s,
+                transfer_bytes_per_s=self._bytes_per_s,
+            ),
+            transports_used=self._sink.transports_used,
+        )
+
+    # -- the engine thread ------------------------------------------------------------------
+
+    def admitted(
+        self,
+        sequence: SequenceId,
+        block_table: tuple[int, ...],
+        generations: tuple[int, ...],
+        num_cached_tokens: int,
+        queued_s: float,
+    ) -> None:
+        job = self._desk.get(sequence)
+        assert job is not None, f"{sequence} was admitted after its ending"
+        if job.ticket is None:
+            return
+        first = job.num_reused_blocks = num_cached_tokens // self._layout.block_tokens
+        slots = [Slot(index=i, block_id=block_table[i]) for i in range(first, len(block_table))]
+        self._fetching[job.key] = job
+        try:
+            job.fetch = self._sink.fetch(
+                ticket=job.ticket,
+                slots=slots,
+                deadline_s=max(0.0, job.deadline_at - time.monotonic()),
+                on_end=lambda end: self._fetched(job, end),
+            )
+        except (CapacityError, ValueError) as error:
+            del self._fetching[job.key]
+            self._engine.fetch_done(sequence, outcomes.Lost(str(error)))
+
+    def computed(self, sequence: SequenceId, num_tokens: int) -> None:
+        """Said of HANDOVER only, which never runs here."""
+
+    # -- the sink's thread ------------------------------------------------------------------
+
+    def _fetched(self, job: DecodeJob, end: FetchEnd) -> None:
+        """Nobody writes into the slots any more."""
+        outcome = self._outcome(job, end)
+        if isinstance(end, Landed) and isinstance(outcome, outcomes.Landed):
+            self._desk.say(job, self._landed(job, end))
+        self._fetching.pop(job.key, None)
+        self._engine.fetch_done(SequenceId(job.sequence), outcome)
+
+    def _outcome(self, job: DecodeJob, end: FetchEnd) -> outcomes.FetchOutcome:
+        match end:
+            case Landed():
+                self._metrics.fetches.labels(end.transport, "landed").inc()
+                return self._first_token(job, end)
+            case Lost(error):
+                self._metrics.fetches.labels("", "lost").inc()
+                job.failure = job.failure or failed(
+                    job, "source_lost", str(error), retryable=error.retryable
+                )
+                return outcomes.Lost(f"{type(error).__name__}: {error}")
+            case Aborted(reason):
+                self._metrics.fetches.labels("", "aborted").inc()
+                return outcomes.Lost(reason)
+            case _:
+                assert_never(end)
+
+    def _first_token(self, job: DecodeJob, end: Landed) -> outcomes.FetchOutcome:
+        try:
+            first = codec.first_token.decode(end.note)
+            if not 0 <= first.token_id < self._tokenizer.vocab_size:
+                raise WireError(f"token {first.token_id} is not in the vocabulary")
+        except WireError as error:
+            job.failure = failed(job, "source_lost", f"the source's note: {error}")
+            return outcomes.Lost(str(error))
+        return outcomes.Landed(
+            first_token=first.token_id,
+            first_logprob=first.logprob,
+            first_top=tuple((top.token_id, top.logprob) for top in first.top),
+        )
+
+    def _landed(self, job: DecodeJob, end: Landed) -> messages.Landed:
+        self._measure(end)
+        log.info(
+            "fetched",
+            extra={
+                "request": job.request,
+                "transport": end.transport,
+                "why": end.transport_why,
+                "blocks_reused": job.num_reused_blocks,
+                "blocks_moved": end.num_blocks,
+                "fetch_s": round(end.fetch_s, 6),
+                "exposed_s": round(end.exposed_s, 6),
+            },
+        )
+        return messages.Landed(
+            request=job.request,
+            attempt=job.attempt,
+            transport=end.transport,
+            blocks_reused=job.num_reused_blocks,
+            blocks_moved=end.num_blocks,
+            bytes_moved=end.num_bytes,
+            fetch_s=end.fetch_s,
+            exposed_s=end.exposed_s,
+        )
+
+    def _measure(self, end: Landed) -> None:
+        """Of the exposed part only: what the hand-over adds to a request is what placing asks."""
+        self._metrics.moved_bytes.labels(end.transport).inc(end.num_bytes)
+        self._metrics.fetch_s.observe(end.fetch_s)
+        self._metrics.exposed_s.observe(end.exposed_s)
+        if end.num_bytes and end.exposed_s > 0:
+            speed = end.num_bytes / end.exposed_s
+            old = self._bytes_per_s or speed
+            self._bytes_per_s = old + SMOOTHING * (speed - old)

@@ -1,0 +1,17 @@
+"""Settings of a decode worker."""
+
+from pydantic import Field
+
+from protocol.settings import WorkerSettings
+
+
+class DecodeSettings(WorkerSettings):
+    """`python -m decode_worker --help` shows them all."""
+
+    lease_ttl_s: float = Field(default=6.0, gt=0)
+    """Asked for when renewing a lease; a source may grant less."""
+    allow_fallback: bool = True
+    """Use the next of `transports` when the first cannot be had; said in the log and in beats."""
+    tamper_blocks: int = Field(default=0, ge=0)
+    """A fault for tests: the first so many blocks received are corrupted before they are
+    verified. 0: none, the only value for service."""

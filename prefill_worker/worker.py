@@ -1,0 +1,126 @@
+"""Puts a prefill worker together and runs it until it has drained. Called by `__main__`.
+
+Whatever is made here is closed here, in reverse. What an operator can change is raised as a
+SettingsError, CheckpointError or StoreError.
+"""
+
+import logging
+import os
+from collections.abc import MutableSequence
+from contextlib import AsyncExitStack
+from typing import cast
+
+from engine.assembly import Assembly, assemble
+from engine.loop import Engine
+from kvtransfer.pool import BlockMemory
+from kvtransfer.source import Source
+from prefill_worker.service import PrefillService
+from prefill_worker.settings import PrefillSettings
+from protocol.channel import RouterPort
+from protocol.ids import Epoch, WorkerId, new_epoch
+from protocol.layout import KvLayout
+from protocol.life import Life
+from protocol.machine import host_name
+from protocol.membership import Membership
+from protocol.messages import Registration
+from protocol.process import Stop, load
+from protocol.store import Store
+from protocol.telemetry import LoadProgress, WorkerMetrics
+from protocol.text import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+async def serve(settings: PrefillSettings, worker: WorkerId, stop: Stop) -> int:
+    """Exit code of the process."""
+    async with AsyncExitStack() as stack:
+        port = RouterPort(host=settings.host, port=settings.port)
+        stack.callback(port.close)
+        store = Store(settings.redis)
+        stack.push_async_callback(store.close)
+        await store.ping()
+        metrics = WorkerMetrics()
+        metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
+        tokenizer, parts, memory = await load(lambda: _load(settings), stop)
+        stack.callback(memory.close)
+
+        epoch = new_epoch()
+        service = PrefillService(
+            tokenizer=tokenizer,
+            send=port.send,
+            record=lambda changes: membership.record(changes),
+            give_up=lambda why: stop.ask(why, exit_code=1),
+            metrics=metrics,
+        )
+        source = Source(
+            memory=memory,
+            layout=parts.layout,
+            worker=worker,
+            epoch=epoch,
+            compat=parts.compat,
+            on_lease_end=service.lease_ended,
+            host=settings.host,
+            advertised_host=settings.advertise,
+            lease_ttl_s=settings.lease_ttl_s,
+            transports=settings.transports.split(","),
+        )
+        engine = Engine(
+            runner=parts.runner,
+            limits=parts.limits,
+            eos_token_ids={*tokenizer.eos_token_ids, *parts.config.eos_token_ids},
+            compat=parts.compat,
+            generations=cast(MutableSequence[int], memory.generations),
+            observer=service,
+        )
+        service.attach(epoch=epoch, engine=engine, source=source)
+        stack.callback(source.close)
+        engine.start()
+        stack.callback(engine.stop)
+        registration = _registration(settings, worker, epoch, parts, engine, port)
+        membership = Membership(store, registration=registration)
+        life = Life(
+            service,
+            port=port,
+            membership=membership,
+            metrics=metrics,
+            stop=stop,
+            drain_s=settings.drain_s,
+        )
+        await life.run(registration)
+    return stop.exit_code
+
+
+def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
+    tokenizer = Tokenizer.load(settings.model)
+    made: list[BlockMemory] = []
+
+    def memory(layout: KvLayout, num_blocks: int) -> memoryview:
+        made.append(BlockMemory.create(num_blocks=num_blocks, block_bytes=layout.block_bytes))
+        return made[0].blocks
+
+    parts = assemble(settings, memory=memory, progress=LoadProgress(log))
+    return tokenizer, parts, made[0]
+
+
+def _registration(
+    settings: PrefillSettings,
+    worker: WorkerId,
+    epoch: Epoch,
+    parts: Assembly,
+    engine: Engine,
+    port: RouterPort,
+) -> Registration:
+    return Registration(
+        worker=worker,
+        epoch=epoch,
+        role="prefill",
+        pid=os.getpid(),
+        host=host_name(),
+        address=f"tcp://{settings.advertise or settings.host}:{port.port}",
+        model=settings.served_name or settings.model.resolve().name,
+        compat=parts.compat,
+        layout=parts.layout,
+        num_blocks=parts.runner.num_blocks,
+        max_context_tokens=engine.max_context_tokens,
+        transports=tuple(settings.transports.split(",")),
+    )

@@ -1,0 +1,165 @@
+"""A worker's life between loading its model and its exit: serve, beat, expire, drain.
+
+Called by the `__main__` of both workers with a `Service`, which does the work itself. Runs in the
+event loop; the service's methods must not block it.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Protocol, assert_never
+
+from protocol.channel import Request, RouterGone, RouterJoined, RouterPort
+from protocol.ids import RequestId, RouterId
+from protocol.membership import Membership
+from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
+from protocol.process import Stop
+from protocol.telemetry import WorkerMetrics
+
+BEAT_S = 0.5
+TICK_S = 0.05
+"""How late a deadline or the end of a drain may be noticed."""
+
+log = logging.getLogger(__name__)
+
+
+class Service(Protocol):
+    """The work of one worker. Called in the event loop's thread."""
+
+    def take(self, router: RouterId, message: Prefill | Decode) -> None:
+        """Accepts a request, or ends it at once."""
+
+    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None:
+        """Ends a request without accepting it."""
+
+    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None:
+        """The router does not want it any more; unknown ones are no error."""
+
+    def forget_router(self, router: RouterId) -> None:
+        """Aborts all that it asked for."""
+
+    def expire(self, now: float) -> None:
+        """Ends what is past its deadline."""
+
+    def end_all(self, message: str) -> None:
+        """Ends what still runs, so that routers place it elsewhere."""
+
+    def is_idle(self) -> bool:
+        """Nothing runs, and nobody reads or writes our blocks."""
+
+    def beat(self, state: WorkerState) -> Beat: ...
+
+
+class Life:
+    """`await run()` returns once the worker has drained and left."""
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        port: RouterPort,
+        membership: Membership,
+        metrics: WorkerMetrics,
+        stop: Stop,
+        drain_s: float,
+    ) -> None:
+        self._service = service
+        self._port = port
+        self._membership = membership
+        self._metrics = metrics
+        self._stop = stop
+        self._drain_s = drain_s
+        self._num_shown = (0, 0)
+        self.state: WorkerState = "ready"
+
+    def beat(self) -> Beat:
+        return self._service.beat(self.state)
+
+    async def run(self, registration: Registration) -> None:
+        async with self._port.serve(registration):
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(self._serve(), name="serve"),
+                    tasks.create_task(self._beats(), name="beats"),
+                    tasks.create_task(self._expire(), name="expire"),
+                    tasks.create_task(self._membership.run(self.beat), name="membership"),
+                ]
+                log.info("ready", extra={"address": registration.address})
+                await self._stop.asked.wait()
+                await self._drain()
+                for task in running:
+                    task.cancel()
+            await self._membership.leave()
+
+    async def _serve(self) -> None:
+        while True:
+            match await self._port.receive():
+                case Request(router, message):
+                    self._answer(router, message)
+                case RouterJoined(router):
+                    self._port.send(router, self.beat())
+                case RouterGone(router, _):
+                    self._service.forget_router(router)
+                case arrival:
+                    assert_never(arrival)
+
+    def _answer(self, router: RouterId, message: Prefill | Decode | Abort) -> None:
+        if isinstance(message, Abort):
+            self._service.abort(router, message.request, message.attempt)
+        elif self.state == "ready":
+            self._metrics.accepted.inc()
+            self._service.take(router, message)
+        else:
+            self._service.refuse(router, message, _not_ready(message, self.state))
+
+    async def _beats(self) -> None:
+        while True:
+            beat = self.beat()
+            self._port.broadcast(beat)
+            self._show(beat)
+            await asyncio.sleep(BEAT_S)
+
+    async def _expire(self) -> None:
+        while True:
+            self._service.expire(time.monotonic())
+            await asyncio.sleep(TICK_S)
+
+    async def _drain(self) -> None:
+        """Running requests finish and leases end, as far as time allows; the rest fails."""
+        self.state = "draining"
+        self._port.broadcast(self.beat())
+        drained = await self._until_idle(self._drain_s)
+        if not drained:
+            self._service.end_all("the worker has drained")
+            await self._until_idle(1.0)
+        log.info("drained", extra={"finished": drained})
+
+    async def _until_idle(self, within_s: float) -> bool:
+        deadline = time.monotonic() + within_s
+        while not self._service.is_idle():
+            if time.monotonic() > deadline or (self._stop.hurry.is_set() and within_s > 1.0):
+                return False
+            await asyncio.sleep(TICK_S)
+        return True
+
+    def _show(self, beat: Beat) -> None:
+        metrics = self._metrics
+        for state in ("total", "free", "cached", "leased"):
+            metrics.blocks.labels(state).set(getattr(beat.blocks, state))
+        metrics.running.set(beat.load.running)
+        metrics.waiting.set(beat.load.waiting)
+        metrics.store_up.set(self._membership.store_is_up)
+        refused, lost = self._port.refused_frames, self._membership.num_dropped_events
+        metrics.refused_frames.inc(refused - self._num_shown[0])
+        metrics.events_lost.inc(lost - self._num_shown[1])
+        self._num_shown = (refused, lost)
+
+
+def _not_ready(message: Prefill | Decode, state: WorkerState) -> Failed:
+    return Failed(
+        request=message.request,
+        attempt=message.attempt,
+        code="overloaded",
+        message=f"the worker is {state}",
+        retryable=True,
+    )

@@ -1,0 +1,61 @@
+"""Facts about this machine that a worker sizes itself by: cores, memory, its own address."""
+
+import os
+import socket
+from pathlib import Path
+
+from protocol.errors import SettingsError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def parse_cores(text: str) -> frozenset[int]:
+    """`0,2-3` is {0, 2, 3}."""
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        cores.update(range(int(first), int(last or first) + 1))
+    return frozenset(cores)
+
+
+def claim_cores(*, cores: str, threads: int) -> None:
+    """Stay on `cores` ("": where we are) with `threads` compute threads (0: one per core).
+
+    Before torch is imported: its thread pool is sized by the environment, for every thread that
+    computes. Raises SettingsError for cores that are not ours.
+    """
+    if cores:
+        try:
+            os.sched_setaffinity(0, parse_cores(cores))
+        except OSError as error:
+            raise SettingsError(f"cores: {cores!r}: {error}") from error
+    os.environ["OMP_NUM_THREADS"] = str(threads or len(os.sched_getaffinity(0)))
+
+
+def free_memory_bytes() -> int:
+    """What may still be allocated: of the machine's memory and of the container's limit."""
+    free = [_meminfo("MemAvailable")]
+    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    if limit is not None and used is not None:
+        free.append(max(0, limit - used))
+    return min(free)
+
+
+def host_name() -> str:
+    return socket.gethostname()
+
+
+def _meminfo(field: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/meminfo has no {field}")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,129 @@
+"""How a process of ours starts and ends: signals, start-up errors, death of its supervisor.
+
+Called by each worker's `__main__`. SIGTERM and SIGINT ask to stop, with time to finish; a second
+one takes that time away. A mistake of the operator is one line on stderr, not a traceback.
+"""
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from protocol.errors import BatonError, SettingsError
+from protocol.settings import EXIT_BAD_SETTINGS
+
+EXIT_FAILED = 1
+PARENT_CHECK_S = 0.5
+_PR_SET_PDEATHSIG = 1
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class Stop:
+    """The wish to end. Made in the event loop; `ask` is for any thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.reason = ""
+        self.exit_code = 0
+
+    def ask(self, reason: str, *, exit_code: int = 0) -> None:
+        self._loop.call_soon_threadsafe(self._ask, reason, exit_code)
+
+    def _ask(self, reason: str, exit_code: int) -> None:
+        if self.asked.is_set():
+            self.hurry.set()
+            return
+        self.reason, self.exit_code = reason, exit_code
+        log.info("stopping", extra={"reason": reason})
+        self.asked.set()
+
+
+def run(
+    process: str,
+    main: Callable[[Stop], Awaitable[int]],
+    *,
+    parent_pid: int = 0,
+    prepare: Callable[[], None] = lambda: None,
+) -> int:
+    """Prepares, then runs `main` to its exit code, which becomes the process's."""
+    try:
+        prepare()
+        return asyncio.run(_run(main, parent_pid))
+    except SettingsError as error:
+        return _one_line(process, error, EXIT_BAD_SETTINGS)
+    except BatonError as error:
+        return _one_line(process, error, EXIT_FAILED)
+    except Exception:
+        log.exception("crashed")
+        return EXIT_FAILED
+
+
+async def load(work: Callable[[], T], stop: Stop) -> T:
+    """Does slow start-up work in a thread. If asked to stop meanwhile the process ends at once:
+    it has accepted nothing, and a library in the middle of reading weights cannot be stopped."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[T] = loop.create_future()
+
+    def settle(error: BaseException | None, results: list[T]) -> None:
+        if not loaded.done():
+            loaded.set_exception(error) if error else loaded.set_result(results[0])
+
+    def thread() -> None:
+        try:
+            results = [work()]
+        except BaseException as error:
+            loop.call_soon_threadsafe(settle, error, [])
+        else:
+            loop.call_soon_threadsafe(settle, None, results)
+
+    async def leave_if_asked() -> None:
+        await stop.asked.wait()
+        sys.stderr.flush()
+        os._exit(stop.exit_code)
+
+    threading.Thread(target=thread, name="load", daemon=True).start()
+    leave = asyncio.create_task(leave_if_asked(), name="leave-if-asked")
+    try:
+        return await loaded
+    finally:
+        leave.cancel()
+
+
+async def _run(main: Callable[[Stop], Awaitable[int]], parent_pid: int) -> int:
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.ask, signal.Signals(number).name)
+    if not parent_pid:
+        return await main(stop)
+    _signal_at_death_of_parent()
+    watch = asyncio.create_task(_watch_parent(parent_pid, stop), name="watch-parent")
+    try:
+        return await main(stop)
+    finally:
+        watch.cancel()
+
+
+def _signal_at_death_of_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+async def _watch_parent(parent_pid: int, stop: Stop) -> None:
+    """The signal is missed if the parent died before we asked for it."""
+    while os.getppid() == parent_pid:  # noqa: ASYNC110 - nobody can set an event for us
+        await asyncio.sleep(PARENT_CHECK_S)
+    stop.ask(f"supervisor {parent_pid} is gone")
+
+
+def _one_line(process: str, error: BatonError, exit_code: int) -> int:
+    sys.stderr.write(f"{process}: {' '.join(str(error).split())}\n")
+    return exit_code

@@ -1,0 +1,75 @@
+"""Starts, kills and drains real processes of ours."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.eventually import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """`python -m MODULE ...` from this checkout; what it writes goes to a file."""
+
+    def __init__(self, module: str, *flags: str) -> None:
+        self._written = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", module, *flags],
+            stdout=self._written,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+        self.pid = self._popen.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        return self._popen.poll()
+
+    @property
+    def output(self) -> str:
+        position = os.lseek(self._written.fileno(), 0, os.SEEK_CUR)
+        text = os.pread(self._written.fileno(), max(position, 1 << 20), 0)
+        return text.decode(errors="replace")
+
+    def events(self, event: str) -> list[dict[str, object]]:
+        """Log events of that name so far."""
+        lines = [line for line in self.output.splitlines() if line.startswith("{")]
+        return [found for line in lines if (found := json.loads(line))["event"] == event]
+
+    def kill(self) -> None:
+        """SIGKILL: no last words."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+        self._popen.wait()
+
+    def ask(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self._popen.send_signal(number)
+
+    def wait(self, within_s: float = 30.0) -> int:
+        """Its exit code."""
+        eventually(lambda: self.exit_code is not None, within_s, f"end of {self._popen.args!r}")
+        return self._popen.returncode
+
+    def close(self) -> None:
+        self.kill()
+        self._written.close()
+
+
+@contextmanager
+def process(module: str, *flags: str) -> Iterator[Process]:
+    started = Process(module, *flags)
+    try:
+        yield started
+    except BaseException:
+        sys.stderr.write(f"\n--- {module} {flags}\n{started.output[-6000:]}\n")
+        raise
+    finally:
+        started.close()
