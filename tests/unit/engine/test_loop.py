@@ -1,4 +1,5 @@
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 from support.eventually import eventually
@@ -9,7 +10,8 @@ from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.ending import Aborted, Failed, Finished, HandedOver
 from engine.limits import EngineLimits
-from engine.loop import Engine
+from engine.loop import Engine, EngineBroken
+from engine.prefix import Cleared, Stored
 from engine.sequence import Landed, Lost, Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
@@ -21,7 +23,13 @@ PROMPT = list(range(1, 11))
 class Bench:
     """An engine on a fake runner, with its observer."""
 
-    def __init__(self, *, num_blocks: int = 32, max_waiting: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int = 32,
+        max_waiting: int = 8,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.runner = FakeRunner(num_blocks=num_blocks)
         self.observer = RecordingObserver()
         self.engine = Engine(
@@ -33,6 +41,7 @@ class Bench:
             compat="test",
             generations=[0] * num_blocks,
             observer=self.observer,
+            clock=clock,
             check=True,
         )
 
@@ -49,6 +58,13 @@ class Bench:
 
     def wait_end(self, sequence: SequenceId = A) -> None:
         eventually(lambda: sequence in self.observer.endings)
+
+    def accepts(self, sequence: SequenceId) -> bool:
+        try:
+            self.submit(sequence)
+        except ValueError:
+            return False
+        return True
 
     def all_back(self) -> bool:
         blocks = self.engine.stats().blocks
@@ -131,3 +147,158 @@ def test_stopping_aborts_what_still_runs(bench: Bench) -> None:
     assert bench.observer.endings[A] == Aborted()
     with pytest.raises(CapacityError, match="stopped"):
         bench.submit(B)
+
+
+def test_a_prompt_that_cannot_fit_and_a_full_queue_are_told_apart(bench: Bench) -> None:
+    bench.submit(A, prompt=list(range(96)))
+    bench.wait_end(A)
+    assert isinstance(ending := bench.observer.endings[A], Failed)
+    assert ending.code == "too_long"
+
+
+def test_a_full_queue_refuses_the_next_sequence() -> None:
+    bench = Bench(max_waiting=2)
+    names = [SequenceId(str(i)) for i in range(3)]
+    for name in names:
+        bench.submit(name)
+    bench.engine.start()
+    for name in names:
+        bench.wait_end(name)
+    bench.engine.stop()
+    assert isinstance(ending := bench.observer.endings[names[2]], Failed)
+    assert ending.code == "overloaded"
+
+
+def test_a_flood_of_submissions_is_refused_at_the_door() -> None:
+    bench = Bench(max_waiting=1)
+    with pytest.raises(CapacityError, match="66 submissions"):
+        for i in range(100):
+            bench.submit(SequenceId(str(i)))
+
+
+def test_an_id_in_use_and_an_empty_prompt_are_the_callers_mistakes(bench: Bench) -> None:
+    bench.submit(A, mode=Mode.REMOTE)
+    with pytest.raises(ValueError, match="in use"):
+        bench.submit(A)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        bench.submit(B, prompt=[])
+
+
+def test_an_id_may_be_used_again_once_its_blocks_are_back(bench: Bench) -> None:
+    bench.submit(mode=Mode.HANDOVER)
+    bench.wait_end()
+    with pytest.raises(ValueError, match="in use"):
+        bench.submit()
+    bench.engine.release(A)
+    bench.observer.endings.clear()
+    bench.observer.admissions.clear()
+    eventually(lambda: bench.accepts(A))
+    bench.wait_end()
+
+
+def test_abort_while_fetching_is_answered_before_the_fetch_ends(bench: Bench) -> None:
+    bench.submit(mode=Mode.REMOTE)
+    eventually(lambda: A in bench.observer.admissions)
+    bench.engine.abort(A)
+    bench.wait_end()
+    assert bench.observer.endings[A] == Aborted()
+    assert not bench.all_back()
+    bench.engine.fetch_done(A, Lost("cancelled"))
+    eventually(bench.all_back)
+
+
+def test_commands_about_unknown_sequences_are_harmless(bench: Bench) -> None:
+    for sequence in (A, B):
+        bench.engine.abort(sequence)
+        bench.engine.release(sequence)
+        bench.engine.fetch_done(sequence, Landed(first_token=1))
+    bench.submit()
+    bench.wait_end()
+    assert isinstance(bench.observer.endings[A], Finished)
+
+
+def test_a_text_that_ends_ends_its_sequence(bench: Bench) -> None:
+    bench.observer.stop_at[A] = 2
+    bench.submit(max_tokens=50)
+    bench.wait_end()
+    assert isinstance(ending := bench.observer.endings[A], Finished)
+    assert ending.reason == "stop"
+    assert len(bench.observer.tokens[A]) == 2
+
+
+def test_draining_refuses_new_sequences_and_waits_for_the_old_ones(bench: Bench) -> None:
+    bench.submit(mode=Mode.HANDOVER)
+    bench.wait_end()
+    assert not bench.engine.drain(timeout_s=0)
+    with pytest.raises(CapacityError, match="draining"):
+        bench.submit(B)
+    bench.engine.release(A)
+    assert bench.engine.drain(timeout_s=10)
+    assert bench.all_back()
+
+
+def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud() -> None:
+    bench = Bench()
+    bench.runner.fail_next = 3
+    bench.engine.start()
+    names = [SequenceId(str(i)) for i in range(3)]
+    for name in names:
+        bench.submit(name)
+        bench.wait_end(name)
+    eventually(lambda: bench.observer.errors)
+    assert isinstance(bench.observer.errors[0], EngineBroken)
+    with pytest.raises(CapacityError, match="broken"):
+        bench.submit()
+    assert bench.all_back()
+
+
+def test_a_broken_engine_gives_every_sequence_its_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.submit(A, mode=Mode.REMOTE)
+    bench.submit(B)
+
+    def fail(observer: RecordingObserver, tokens: object) -> set[SequenceId]:
+        raise RuntimeError("the observer fails")
+
+    monkeypatch.setattr(RecordingObserver, "step", fail)
+    bench.engine.start()
+    eventually(lambda: bench.observer.errors)
+    failed = Failed(code="internal", message="the engine is broken: the observer fails")
+    assert bench.observer.endings == {A: failed, B: failed}
+
+
+def test_the_observer_may_give_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    monkeypatch.setattr(
+        RecordingObserver, "computed", lambda self, sequence, _: bench.engine.abort(sequence)
+    )
+    bench.engine.start()
+    bench.submit(mode=Mode.HANDOVER)
+    bench.wait_end()
+    bench.engine.stop()
+    assert bench.observer.endings[A] == Aborted()
+
+
+def test_seconds_are_told_by_the_clock_given() -> None:
+    ticks = iter(range(1000))
+    bench = Bench(clock=lambda: float(next(ticks)))
+    bench.submit()
+    bench.engine.start()
+    bench.wait_end()
+    bench.engine.stop()
+    assert isinstance(ending := bench.observer.endings[A], Finished)
+    assert ending.queued_s > 0
+    assert ending.prefill_s > 0
+    assert ending.decode_s > 0
+    stats = bench.engine.stats()
+    assert stats.prefill_tokens_per_s == pytest.approx((0.9 * 8 + 2) / 1.9)
+    assert stats.decode_step_s == 1.0
+
+
+def test_events_reach_the_observer_in_order(bench: Bench) -> None:
+    bench.submit()
+    bench.wait_end()
+    bench.engine.clear_cache()
+    eventually(lambda: Cleared() in bench.observer.cache_events)
+    assert isinstance(bench.observer.cache_events[0], Stored)
+    assert bench.engine.stats().blocks.total == 32
