@@ -95,7 +95,7 @@ async def _measure(up: Up, load: Load) -> dict[str, Any]:
         "ignore_eos": True,
         "logit_bias": {str(letter): 100},  # random weights say noise; every token shows as text
     }
-    alone, beside, prompts = [], [], []
+    prompts: list[Stream] = []
     await asyncio.to_thread(_warm_up, up, load, steady)
     alone = await _phase(up, load, steady, prompts=None)
     beside = await _phase(up, load, steady, prompts=prompts)
@@ -184,7 +184,8 @@ def _compare(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(mode: dict[str, Any]) -> float:
-    return round(mode["itl_with_prompts_s"]["p99"] / mode["itl_alone_s"]["p99"], 2)
+    ratio: float = mode["itl_with_prompts_s"]["p99"] / mode["itl_alone_s"]["p99"]
+    return round(ratio, 2)
 
 
 if __name__ == "__main__":
