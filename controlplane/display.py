@@ -19,6 +19,9 @@ from controlplane.child import ChildEvent, Died, Started
 from controlplane.line import Line
 
 LIFE_CYCLE_EVENTS = frozenset({"ready", "draining", "drained", "stopped"})
+UNSAID = frozenset({"time", "level", "event", "process"})
+CHATTY = frozenset({"redis"})
+"""Children whose plain lines are routine; what they die of is still shown."""
 
 
 @dataclass(slots=True)
@@ -100,8 +103,10 @@ class Display:
             if self._live is None and (self.starting or self.stopping):
                 self.say(f"{line.child}: {line.event}")
             return
-        if self.verbose or line.is_warning or line.is_plain:
+        if self.verbose or (line.is_plain and line.child not in CHATTY):
             self.say(f"{line.child}: {line.text}")
+        elif line.is_warning and not self.stopping:  # then, that links are lost is no news
+            self.say(f"{line.child}: {_sentence(line)}")
 
     def _on_loading(self, line: Line, row: Row) -> None:
         done, total = line.fields.get("done"), line.fields.get("total")
@@ -125,6 +130,12 @@ class Display:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def _sentence(line: Line) -> str:
+    """A log event as one would say it: its name, then what it says of itself."""
+    facts = {name: value for name, value in line.fields.items() if name not in UNSAID}
+    return ", ".join([line.event, *(f"{name} {value}" for name, value in facts.items())])
 
 
 def _ending(exit_code: int) -> str:

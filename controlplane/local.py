@@ -137,14 +137,16 @@ def _specs(flags: UpFlags, *, redis: str, port: int) -> list[ChildSpec]:
 
 async def _stop(local: Local, *, hurry: asyncio.Event) -> None:
     """Router first, so that running requests still have workers; Redis last."""
-    drain_s = local.settings.drain_s + KILL_AFTER_S
+    drain_s = local.settings.drain_s
     by_name = local.children
     workers = [child for name, child in by_name.items() if name not in ("router", "redis")]
     router = [by_name[name] for name in ("router",) if name in by_name]
     redis = [by_name[name] for name in ("redis",) if name in by_name]
-    for stage, within_s in ((router, drain_s), (workers, drain_s), (redis, KILL_AFTER_S)):
+    for stage in (router, workers, redis):
         for child in stage:
             child.stop()
+        served = stage is not redis and any(child.was_ready for child in stage)
+        within_s = KILL_AFTER_S + (drain_s if served else 0.0)
         if not await _ended(stage, within_s=within_s, hurry=hurry):
             for child in stage:
                 child.kill()

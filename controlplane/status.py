@@ -35,12 +35,16 @@ def _print_table(settings: HttpSettings, cluster: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ("worker", "state", "pid", "transport", "running", "waiting")
-    blocks = ("blocks", "free", "cached", "leased")
-    table = Table(*columns, *blocks, "prefill tok/s", "decode step", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("worker", "state", "pid", "kv by", "run", "wait"):
+        table.add_column(name, no_wrap=True)
+    for name in ("blocks", "free", "cached", "leased", "prefill/s", "step"):
+        table.add_column(name, no_wrap=True, justify="right")
     for worker in cluster["workers"]:
         table.add_row(*_row(worker))
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no edge to wrap at
     console.print(table)
     facts = {key: value for key, value in cluster.items() if isinstance(value, str)}
     console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False)

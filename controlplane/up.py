@@ -36,9 +36,9 @@ async def _serve(flags: UpFlags) -> None:
     display = Display(verbose=flags.settings.verbose)
     stop, hurry = asyncio.Event(), asyncio.Event()
     try:
+        display.begin(_headline(flags.settings))
         with _signals(stop, hurry):
             async with running(flags, on_event=display.on_event, hurry=hurry) as local:
-                display.begin(_headline(flags.settings))
                 if await local.wait_ready(unless=stop):
                     display.ready(url=local.url, model=flags.settings.api_name)
                     await stop.wait()

@@ -36,9 +36,15 @@ def test_routine_log_lines_are_not_shown_and_warnings_are(
     display: Display, err: io.StringIO
 ) -> None:
     _log(display, '{"event": "placed", "level": "info"}')
-    _log(display, '{"event": "redis lost", "level": "warning"}')
+    _log(display, '{"event": "redis", "level": "warning", "time": 1.5, "state": "lost"}')
     assert "placed" not in err.getvalue()
-    assert "redis lost" in err.getvalue()
+    assert "decode-0: redis, state lost\n" in err.getvalue()
+
+
+def test_warnings_are_not_shown_while_everything_stops(display: Display, err: io.StringIO) -> None:
+    display.stop("stopping")
+    _log(display, '{"event": "router gone", "level": "warning"}')
+    assert "router gone" not in err.getvalue()
 
 
 def test_everything_is_shown_when_asked_for(display: Display, err: io.StringIO) -> None:

@@ -1,0 +1,185 @@
+"""`baton up` and its real processes: what it starts, restarts, refuses and leaves behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support.cluster import ROOT, Cluster
+from support.eventually import eventually
+
+from tools.make_checkpoint import Shape, make_checkpoint
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoints") / "noise"
+    make_checkpoint(path, Shape(context=65536))
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(checkpoint: Path) -> Iterator[Cluster]:
+    with Cluster(checkpoint=checkpoint) as cluster:
+        yield cluster
+
+
+def test_the_openai_sdk_gets_an_answer(cluster: Cluster) -> None:
+    with cluster.openai() as client:
+        answer = client.chat.completions.create(
+            model=cluster.model, messages=[{"role": "user", "content": "Hello!"}], max_tokens=4
+        )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 4 or answer.choices[0].finish_reason == "stop"
+
+
+def test_each_process_is_shown_under_its_own_pid(cluster: Cluster) -> None:
+    workers = cluster.workers()
+    assert {name: worker["role"] for name, worker in workers.items()} == {
+        "prefill-0": "prefill",
+        "decode-0": "decode",
+    }
+    for name, worker in workers.items():
+        assert worker["pid"] == cluster.pid_of(name)
+
+
+def test_the_command_line_talks_to_it(cluster: Cluster) -> None:
+    status = _baton("status", "--url", cluster.base_url)
+    assert status.returncode == 0
+    assert "prefill-0" in status.stdout
+    chat = _baton("chat", "--url", cluster.base_url, "--max-tokens", "3", stdin="Hello\nAgain\n")
+    assert chat.returncode == 0, chat.stderr
+    assert len(chat.stdout) > 0
+
+
+@pytest.mark.parametrize("name", ["decode-0", "prefill-0"])
+def test_a_killed_worker_comes_back_in_a_new_epoch(cluster: Cluster, name: str) -> None:
+    before = cluster.workers()[name]
+    cluster.kill(name)
+    after = cluster.wait_restarted(name, epoch=before["epoch"], within_s=60)
+    assert after["pid"] != before["pid"]
+    cluster.wait_ready("prefill-0", "decode-0")
+
+
+def test_a_killed_router_comes_back_on_its_port(cluster: Cluster) -> None:
+    before = cluster.kill("router")
+    eventually(lambda: cluster.pid_of("router") != before, 30, "router started again")
+    cluster.wait_ready("prefill-0", "decode-0", within_s=60)
+
+
+def test_a_term_signal_leaves_nothing_behind(checkpoint: Path, tmp_path: Path) -> None:
+    shared = set(os.listdir("/dev/shm"))
+    with Cluster(checkpoint=checkpoint, env={"TMPDIR": str(tmp_path)}) as cluster:
+        _complete(cluster)
+        processes = cluster.processes()
+        assert len(processes) >= 4
+        assert cluster.stop() == 0
+        assert [process for process in processes if process.is_running()] == []
+    assert _left_in(tmp_path) == []
+    assert set(os.listdir("/dev/shm")) <= shared
+
+
+def test_a_second_signal_ends_a_drain(checkpoint: Path) -> None:
+    with Cluster(checkpoint=checkpoint, extra=["--drain-s", "600"]) as cluster:
+        body = {"model": cluster.model, "prompt": [1], "max_tokens": 60_000, "ignore_eos": True}
+        with (
+            cluster.client() as client,
+            client.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer,
+        ):
+            assert answer.status_code == 200
+            os.kill(cluster.pid, signal.SIGINT)
+            eventually(lambda: "a second signal hurries" in cluster.log)
+            assert cluster.stop(signal.SIGINT) == 0
+
+
+def test_children_die_with_a_killed_supervisor(checkpoint: Path) -> None:
+    cluster = Cluster(checkpoint=checkpoint).__enter__()
+    try:
+        processes = cluster.processes()
+        os.kill(cluster.pid, signal.SIGKILL)
+        eventually(lambda: not any(_runs(process) for process in processes), 15, "children gone")
+    finally:
+        assert cluster.stop() == -signal.SIGKILL
+        cluster.close()
+
+
+def test_without_prefill_workers_decode_workers_do_it_all(checkpoint: Path) -> None:
+    with Cluster(checkpoint=checkpoint, prefill=0, decode=1) as cluster:
+        assert set(cluster.workers()) == {"decode-0"}
+        assert "prefill-" not in _complete(cluster).headers["x-baton-route"].partition(";")[0]
+
+
+def test_a_taken_port_is_one_line(checkpoint: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = _baton("up", "--model", str(checkpoint), "--port", str(port))
+    _assert_one_line(up, f"port: cannot listen on 127.0.0.1:{port}: Address already in use")
+
+
+def test_a_redis_that_does_not_answer_is_one_line(checkpoint: Path) -> None:
+    url = "redis://:hidden@127.0.0.1:1/0"
+    up = _baton("up", "--model", str(checkpoint), "--port", "0", "--redis", url)
+    _assert_one_line(up, "redis: redis://127.0.0.1:1/0")
+    assert "hidden" not in up.stderr
+
+
+def test_a_truncated_checkpoint_ends_it_with_the_workers_own_line(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    for file in checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = next(tmp_path.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-100])
+    up = _baton("up", "--model", str(tmp_path), "--port", "0")
+    assert up.returncode != 0
+    last = up.stderr.splitlines()[-1]
+    assert last.startswith("baton up: ")
+    assert weights.name in last
+    assert "Traceback" not in up.stderr
+
+
+def _complete(cluster: Cluster) -> httpx.Response:
+    body = {"model": cluster.model, "prompt": list(range(10, 60)), "max_tokens": 2}
+    answer = httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def _baton(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "controlplane.cli", *argv],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def _assert_one_line(up: subprocess.CompletedProcess[str], says: str) -> None:
+    assert up.returncode == 2
+    said = [line for line in up.stderr.splitlines() if line.startswith("baton up: ")]
+    assert len(said) == 1
+    assert says in said[0]
+    assert "Traceback" not in up.stderr
+
+
+def _left_in(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name.startswith("baton")]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
