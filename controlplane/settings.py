@@ -13,8 +13,11 @@ from typing import Literal
 from pydantic import Field
 
 from controlplane.checkout import shipped_model
+from decode_worker.settings import DecodeSettings
+from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
-from protocol.settings import CommandSettings, WorkerSettings, load
+from protocol.settings import CommandSettings, load
+from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
@@ -74,10 +77,8 @@ def load_up(argv: Sequence[str]) -> UpFlags:
 
 
 def _child_fields() -> frozenset[str]:
-    from router.settings import RouterSettings  # the children's: read only to be passed on
-
-    fields = {*RouterSettings.model_fields, *WorkerSettings.model_fields}
-    return frozenset(fields) - ONE_WORKER_ONLY
+    models = (RouterSettings, PrefillSettings, DecodeSettings)
+    return frozenset(name for model in models for name in model.model_fields) - ONE_WORKER_ONLY
 
 
 def _split(argv: list[str], *, child_fields: Iterable[str]) -> tuple[list[str], dict[str, str]]:
