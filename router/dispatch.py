@@ -5,6 +5,7 @@ means is decided in `router.flight`, where to go in `router.placement`; here is 
 its deadlines, its patience and its bounds.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -92,16 +93,27 @@ class Dispatcher:
         """
         journey = self._set_out(request)
         self._metrics.active.inc()
-        closing, move = "the client is gone", Move.CLOSED
+        closing, move = "an error of ours", Move.GIVEN_UP
         try:
             async with aclosing(self._follow(journey)) as events:
                 async for event in events:
                     yield event
+        except TimeoutError as error:
+            failure = self._deadline_passed(journey)
+            closing = str(failure)
+            raise failure from error
+        except Overflowed as error:
+            closing = _TOO_SLOW
+            raise RequestFailed(_TOO_SLOW, code="overloaded") from error
         except BatonError as error:
-            closing, move = str(error), Move.GIVEN_UP
+            closing = str(error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            closing, move = "the client is gone", Move.CLOSED
             raise
         finally:
             self._registry.close_mailbox(journey.flight.wire_id)
+            journey.mailbox.close()
             for send in journey.flight.close(closing, move=move):
                 self._registry.post(send.worker, send.epoch, send.message)
             self._metrics.active.dec()
@@ -115,6 +127,7 @@ class Dispatcher:
         flight = Flight(request, wire_id, self._already_ended)
         mailbox = Mailbox(
             bound=self._limits.max_queued_words,
+            deadline_s=request.deadline_s,
             on_overflow=lambda: self._cut_off(flight),
         )
         self._registry.open_mailbox(wire_id, mailbox)
@@ -127,7 +140,7 @@ class Dispatcher:
         flight = journey.flight
         await self._launch(journey)
         while True:
-            letter = await self._next_letter(journey)
+            letter = await journey.mailbox.get()
             remaining_s = journey.ends_at - self._clock()
             for instruction in flight.handle(letter, remaining_s=remaining_s):
                 match instruction:
@@ -164,14 +177,6 @@ class Dispatcher:
             yield Placed(route=journey.flight.route)
         trace = journey.final_trace = journey.trace(now=self._clock())
         yield Ended(finish_reason=reason, cached_tokens=trace.cached_tokens, trace=trace)
-
-    async def _next_letter(self, journey: Journey) -> Letter:
-        try:
-            return await journey.mailbox.get(timeout_s=journey.ends_at - self._clock())
-        except TimeoutError as error:
-            raise self._deadline_passed(journey) from error
-        except Overflowed as error:
-            raise RequestFailed(_TOO_SLOW, code="overloaded") from error
 
     def _send(self, journey: Journey, send: Send) -> None:
         """A worker that cannot be told any more is as good as gone."""

@@ -16,33 +16,46 @@ class Overflowed(Exception):
 
 
 class Mailbox:
-    """`on_overflow` is called once, at once, whether or not anyone is reading."""
+    """Letters until `deadline_s` from now: one timer a request, not one a token. `on_overflow`
+    is called once, at once, whether or not anyone is reading. `close` it."""
 
-    def __init__(self, *, bound: int, on_overflow: Callable[[], None]) -> None:
+    def __init__(self, *, bound: int, deadline_s: float, on_overflow: Callable[[], None]) -> None:
         self._letters: deque[Letter] = deque()
         self._bound = bound
         self._on_overflow = on_overflow
-        self._overflowed = False
+        self._end: Exception | None = None
         self._arrival: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(max(0.0, deadline_s), self._expire)
 
     def put(self, letter: Letter) -> None:
-        if self._overflowed:
+        if self._end is not None:
             return
         if len(self._letters) >= self._bound:
-            self._overflowed = True
+            self._end = Overflowed()
             self._letters.clear()
             self._on_overflow()
         else:
             self._letters.append(letter)
+        self._wake()
+
+    async def get(self) -> Letter:
+        """The next letter. TimeoutError after the deadline; Overflowed when cut off."""
+        while not self._letters:
+            if self._end is not None:
+                raise self._end
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        return self._letters.popleft()
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        if self._end is None:
+            self._end = TimeoutError()
+        self._wake()
+
+    def _wake(self) -> None:
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
-
-    async def get(self, *, timeout_s: float) -> Letter:
-        """The next letter. TimeoutError when none comes in time; Overflowed when cut off."""
-        while not self._letters:
-            if self._overflowed:
-                raise Overflowed
-            self._arrival = asyncio.get_running_loop().create_future()
-            async with asyncio.timeout(timeout_s):
-                await self._arrival
-        return self._letters.popleft()

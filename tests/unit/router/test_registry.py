@@ -24,8 +24,8 @@ def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(test())
 
 
-def mailbox(bound: int = 10) -> Mailbox:
-    return Mailbox(bound=bound, on_overflow=lambda: None)
+def mailbox(deadline_s: float = 5.0) -> Mailbox:
+    return Mailbox(bound=10, deadline_s=deadline_s, on_overflow=lambda: None)
 
 
 def test_a_worker_is_ready_once_it_has_said_so() -> None:
@@ -58,7 +58,7 @@ def test_a_lost_worker_is_removed_and_open_requests_are_told_at_once() -> None:
             worker, box = cluster.workers["decode-0"], mailbox()
             cluster.registry.open_mailbox(RequestId("r"), box)
             worker.die()
-            letter = await box.get(timeout_s=5)
+            letter = await box.get()
             assert (letter.worker, letter.epoch) == (worker.id, worker.epoch)
             assert isinstance(letter.word, Gone)
             assert cluster.registry.workers == []
@@ -86,7 +86,7 @@ def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -
             old, box = cluster.workers["decode-0"], mailbox()
             cluster.registry.open_mailbox(RequestId("r"), box)
             new = cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
-            letter = await box.get(timeout_s=5)
+            letter = await box.get()
             assert letter == Letter(old.id, old.epoch, Gone("was replaced by a new incarnation"))
             await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
             assert not cluster.registry.post(old.id, old.epoch, ABORT)
@@ -158,13 +158,13 @@ class SilentLink:
 def test_a_full_mailbox_says_so_at_once_and_then_to_its_reader() -> None:
     async def test() -> None:
         told = []
-        box = Mailbox(bound=2, on_overflow=lambda: told.append(True))
+        box = Mailbox(bound=2, deadline_s=5, on_overflow=lambda: told.append(True))
         letter = Letter(WorkerId("w"), Epoch(1), Gone("test"))
         for _ in range(4):
             box.put(letter)
         assert told == [True]
         with pytest.raises(Overflowed):
-            await box.get(timeout_s=5)
+            await box.get()
 
     run(test)
 
@@ -172,6 +172,6 @@ def test_a_full_mailbox_says_so_at_once_and_then_to_its_reader() -> None:
 def test_an_empty_mailbox_times_out() -> None:
     async def test() -> None:
         with pytest.raises(TimeoutError):
-            await mailbox().get(timeout_s=0.01)
+            await mailbox(deadline_s=0.01).get()
 
     run(test)
