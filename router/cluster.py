@@ -96,10 +96,9 @@ def _view(worker: LiveWorker) -> WorkerView:
 
 
 def _state(worker: LiveWorker) -> WorkerState | Literal["lost"]:
+    """ "lost" is whoever is registered and not on the line, for whatever reason."""
     match worker.state:
-        case "connecting":
-            return "loading"
-        case "mismatched":
+        case "connecting" | "mismatched":
             return "lost"
         case state:
             return state

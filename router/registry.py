@@ -50,15 +50,17 @@ Connect = Callable[[Registration], AbstractAsyncContextManager[Link]]
 
 
 class Registry:
-    """Owned by one event loop."""
+    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do."""
 
     def __init__(
         self,
         *,
         connect: Connect,
+        model: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
+        self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, LiveWorker] = {}
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
@@ -154,6 +156,9 @@ class Registry:
         assert self._tasks is not None, "run() is not running"
         live = LiveWorker(registration)
         self._workers[live.id] = live
+        if self._model not in (None, registration.model):
+            self._mismatch(live, f"it serves {registration.model}, this router {self._model}")
+            return
         self._serving[live.id] = self._tasks.create_task(self._serve(live), name=f"link {live.id}")
         self._signal()
 

@@ -86,7 +86,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         return WorkerLink(address=registration.address, router=router)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
-    registry = Registry(connect=connect)
+    registry = Registry(connect=connect, model=settings.api_name)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics

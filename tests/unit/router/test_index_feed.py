@@ -9,8 +9,9 @@ from support.eventually import soon
 from support.fake_cluster import FakeCluster, fake_cluster
 from support.redis_server import RedisServer, redis_server
 
+from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
-from protocol.membership import BlockChange, Membership
+from protocol.membership import Membership
 from protocol.store import BlockEvent, Store, pack_hashes
 from router.index_feed import IndexFeed
 from router.prefix_index import IndexState
@@ -35,9 +36,7 @@ class Fed:
         self.cluster = cluster
         self.store = store
         self.worker = cluster.workers["decode-0"]
-        self.membership = Membership(
-            store, registration=self.worker.registration, beat=self.worker.beat, interval_s=0.05
-        )
+        self.membership = Membership(store, registration=self.worker.registration, interval_s=0.05)
         self.feed = IndexFeed(
             store=store,
             index=cluster.index,
@@ -73,7 +72,7 @@ async def fed(redis: RedisServer) -> AsyncIterator[Fed]:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = [
-                    tasks.create_task(made.membership.run(), name="membership"),
+                    tasks.create_task(made.membership.run(made.worker.beat), name="membership"),
                     tasks.create_task(made.feed.run(), name="feed"),
                 ]
                 yield made

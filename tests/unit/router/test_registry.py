@@ -135,6 +135,28 @@ def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> Non
     run(test)
 
 
+def test_a_worker_of_another_model_is_kept_unused_and_readiness_says_why() -> None:
+    async def test() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            registry = Registry(connect=never, model="large")
+            running = tasks.create_task(registry.run(often()), name="registry")
+            await soon(
+                lambda: (
+                    registry.not_ready()
+                    == "no decode worker; decode-0: it serves tiny, this router large"
+                )
+            )
+            running.cancel()
+
+    run(test)
+
+
+@asynccontextmanager
+async def never(_: Registration) -> AsyncIterator["SilentLink"]:
+    raise AssertionError("nobody connects to it")
+    yield
+
+
 async def often() -> AsyncIterator[tuple[Registration, ...]]:
     while True:
         yield (registration("decode-0", epoch=1),)
