@@ -113,7 +113,6 @@ class PrefixCache:
             self._release(sequence.block_table[index])
         sequence.block_table.clear()
         sequence.twins.clear()
-        sequence.num_sealed = 0
 
     def seal(self, sequence: Sequence) -> None:
         """Make the full, computed blocks of the sequence findable.

@@ -137,6 +137,20 @@ def test_the_second_of_two_equal_sequences_shares_the_blocks_of_the_first(
     assert cache.blocks.num_owned == 3
 
 
+def test_a_cached_block_that_is_shared_at_sealing_can_no_longer_be_evicted(
+    cache: PrefixCache,
+) -> None:
+    late = sequence(cache, LONG[:8])
+    late.block_table = cache.take((), num_new=2)
+    cache_it(cache, LONG[:8])
+    late.num_computed = 8
+    cache.seal(late)
+    cache.check()
+    cache.take((), num_new=6)
+    assert cache.num_available == 0
+    assert num_matched(cache, LONG[:8]) == 2
+
+
 def test_under_a_lease_a_sequence_keeps_its_blocks_and_holds_the_equal_ones(
     cache: PrefixCache,
 ) -> None:

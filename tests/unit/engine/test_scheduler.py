@@ -233,6 +233,39 @@ def test_the_newest_makes_room_and_returns_to_the_head_of_the_queue() -> None:
     assert [len(run.outputs) for run in (old, new, late)] == [16, 8, 1]
 
 
+def test_a_decode_grows_into_cached_blocks_before_anybody_is_preempted() -> None:
+    stepper = Stepper(num_blocks=8)
+    stepper.submit(STORY[:16], max_tokens=1)
+    stepper.run()
+    runs = [stepper.submit([i], max_tokens=15) for i in range(2)]
+    stepper.run()
+    assert stepper.scheduler.num_preempted == 0
+    assert [run.outputs for run in runs] == [run.expected(15) for run in runs]
+
+
+def test_a_prompt_whose_blocks_are_in_use_already_fits_beside_them() -> None:
+    stepper = Stepper(num_blocks=8)
+    first = stepper.submit(STORY[:22], max_tokens=5)
+    while first.sequence.state is not State.DECODING:
+        stepper.step()
+    second = stepper.submit(STORY[:20], max_tokens=1)
+    stepper.step()
+    assert second.verdicts == [Complete("length")]
+    assert not first.verdicts
+
+
+def test_a_preempted_sequence_counts_as_tokens_to_compute_again() -> None:
+    stepper = Stepper(num_blocks=6, max_running=2, token_budget=16)
+    stepper.submit(STORY[:8], max_tokens=16)
+    new = stepper.submit(STORY[20:30], max_tokens=8)
+    while not stepper.scheduler.num_preempted:
+        assert stepper.scheduler.load().waiting_tokens <= 18
+        stepper.step()
+    load = stepper.scheduler.load()
+    assert (load.running, load.waiting) == (1, 1)
+    assert load.waiting_tokens == new.sequence.num_tokens
+
+
 def test_requests_are_admitted_in_the_order_they_came() -> None:
     """A short prompt that would fit does not overtake a long one that does not."""
     stepper = Stepper(num_blocks=8, max_running=4)
