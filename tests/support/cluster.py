@@ -42,6 +42,11 @@ class Cluster:
         """`extra` is more flags, also those of the children; `wait=False` does not wait until
         it is ready."""
         self.model = checkpoint.name
+        self.names = (
+            *(f"prefill-{index}" for index in range(prefill)),
+            *(f"decode-{index}" for index in range(decode)),
+        )
+        """Ids of the workers."""
         self.base_url = ""
         """E.g. `http://127.0.0.1:41234`; known once ready."""
         pools = ("--prefill", str(prefill), "--decode", str(decode))

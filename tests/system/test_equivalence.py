@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from support.cluster import Cluster
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -22,14 +21,14 @@ LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 300, CONTEXT - OUTPUT]
 
 @pytest.fixture(scope="module")
 def colocated() -> Iterator[Cluster]:
-    with Cluster(prefill=0, decode=1, dtype="float32") as cluster:
+    with Cluster(prefill=0, decode=1) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Cluster]:
     flags = ["--disaggregate", "always", "--token-budget", "128"]
-    with Cluster(prefill=1, decode=1, dtype="float32", extra=flags) as cluster:
+    with Cluster(prefill=1, decode=1, extra=flags) as cluster:
         yield cluster
 
 

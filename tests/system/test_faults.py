@@ -4,8 +4,7 @@ The answer of an undisturbed run of the same request, asked afterwards, is the o
 is a random checkpoint slow enough that a signal lands in the middle of what it is meant to hit.
 """
 
-import os
-import signal
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from support.cluster import Cluster
 from support.eventually import eventually
 
@@ -25,7 +23,7 @@ APART = ["--disaggregate", "always"]
 
 @pytest.fixture(scope="module")
 def cluster(slow_checkpoint: Path) -> Iterator[Cluster]:
-    with Cluster(model=slow_checkpoint, prefill=2, decode=2, dtype="float32", extra=APART) as up:
+    with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=2, extra=APART) as up:
         yield up
 
 
@@ -45,6 +43,11 @@ def _ask(cluster: Cluster, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=100)
 
 
+def _found(name: str | None) -> str:
+    assert name is not None
+    return name
+
+
 def _tokens(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 200, answer.text
     tokens: list[str] = answer.json()["choices"][0]["logprobs"]["tokens"]
@@ -53,33 +56,25 @@ def _tokens(answer: httpx.Response) -> list[str]:
 
 def _busy(cluster: Cluster, role: str) -> str | None:
     """A worker of this role that is running a request."""
-    for worker in cluster.workers():
+    for name, worker in cluster.workers().items():
         if worker["role"] == role and worker["running"] > 0:
-            return str(worker["id"])
+            return name
     return None
 
 
-def assert_pools_are_full_again(cluster: Cluster, *, within_s: float = 20.0) -> None:
-    def idle() -> bool:
-        workers = cluster.workers()
-        return len(workers) == cluster.num_workers and all(
-            worker["state"] == "ready"
-            and worker["blocks"]["free"] + worker["blocks"]["cached"] == worker["blocks"]["total"]
-            and worker["blocks"]["leased"] == 0
-            and worker["running"] == worker["waiting"] == 0
-            for worker in workers
-        )
-
-    eventually(idle, within_s=within_s)
+def _all_back(cluster: Cluster) -> None:
+    """Killed workers are there again, and every pool is back at its size."""
+    cluster.wait_ready(*cluster.names)
+    cluster.wait_idle()
 
 
 def _disturb(cluster: Cluster, body: dict[str, Any], *, role: str) -> httpx.Response:
     """Ask, kill -9 the worker of `role` that runs the request, give back the answer."""
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(_ask, cluster, body)
-        victim = eventually(lambda: _busy(cluster, role), within_s=30)
+        victim = _found(eventually(lambda: _busy(cluster, role), within_s=30))
         assert not answer.done(), "the request ended before the signal: nothing was tested"
-        cluster.kill(victim, signal.SIGKILL)
+        cluster.kill(victim)
         return answer.result(timeout=100)
 
 
@@ -90,7 +85,7 @@ def test_a_prefill_worker_killed_while_computing_costs_only_time(cluster: Cluste
     disturbed = _disturb(cluster, body, role="prefill")
     assert len(_tokens(disturbed)) == 12
     assert _tokens(disturbed) == _tokens(_ask(cluster, body))
-    assert_pools_are_full_again(cluster)
+    _all_back(cluster)
 
 
 def test_a_stream_goes_on_with_the_same_tokens_when_its_decode_worker_is_killed(
@@ -106,18 +101,16 @@ def test_a_stream_goes_on_with_the_same_tokens_when_its_decode_worker_is_killed(
         for line in answer.iter_lines():
             lines.append(line)
             if len(lines) > 20 and not killed:
-                cluster.kill(eventually(lambda: _busy(cluster, "decode")), signal.SIGKILL)
+                cluster.kill(_found(eventually(lambda: _busy(cluster, "decode"))))
                 killed = True
     assert killed
     assert [line for line in lines if line][-1] == "data: [DONE]"
     undisturbed = _ask(cluster, _body(cluster, salt=2, length=60, max_tokens=200))
     assert _text_of(lines) == undisturbed.json()["choices"][0]["text"]
-    assert_pools_are_full_again(cluster)
+    _all_back(cluster)
 
 
 def _text_of(lines: list[str]) -> str:
-    import json
-
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
 
@@ -127,15 +120,14 @@ def test_requests_go_on_while_redis_is_dead_and_the_index_is_exact_again_after(
 ) -> None:
     body = _body(cluster, salt=3, length=200, max_tokens=8)
     before = _tokens(_ask(cluster, body))
-    old = cluster.redis_pid()
-    os.kill(old, signal.SIGKILL)
+    old = cluster.kill("redis")
     assert _tokens(_ask(cluster, body)) == before
-    eventually(lambda: cluster.redis_pid() not in (None, old), within_s=20)
+    eventually(lambda: cluster.pid_of("redis") != old, within_s=20)
     eventually(lambda: cluster.state()["index"]["state"] == "exact", within_s=20)
     again = _ask(cluster, body)
     assert _tokens(again) == before
     assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] >= 192
-    assert_pools_are_full_again(cluster)
+    _all_back(cluster)
 
 
 def test_a_client_that_leaves_gives_all_blocks_back(cluster: Cluster) -> None:
@@ -146,32 +138,32 @@ def test_a_client_that_leaves_gives_all_blocks_back(cluster: Cluster) -> None:
         lines = answer.iter_lines()
         for _ in range(6):
             next(lines)
-    assert_pools_are_full_again(cluster, within_s=2.0)
+    cluster.wait_idle(within_s=2.0)
 
 
 def test_a_client_that_leaves_during_prefill_gives_all_blocks_back(cluster: Cluster) -> None:
     body = _body(cluster, salt=5, length=1500, max_tokens=10)
     with pytest.raises(httpx.TimeoutException):
         httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=0.7)
-    assert_pools_are_full_again(cluster, within_s=5.0)
+    cluster.wait_idle(within_s=5.0)
 
 
 def test_corrupted_blocks_are_detected_and_never_decoded_from(slow_checkpoint: Path) -> None:
     flags = [*APART, "--tamper-blocks", "2"]
-    with Cluster(model=slow_checkpoint, prefill=1, decode=1, dtype="float32", extra=flags) as up:
+    with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags) as up:
         body = _body(up, salt=6, length=200, max_tokens=12)
         disturbed = _ask(up, body)
         trace = httpx.get(f"{up.base_url}/trace/{disturbed.headers['x-request-id']}").json()
         assert "corrupt" in str(trace).lower()
         assert _tokens(disturbed) == _tokens(_ask(up, body))
-        assert_pools_are_full_again(up)
+        _all_back(up)
 
 
 def test_an_exhausted_pool_refuses_before_the_first_byte_and_says_when_to_retry(
     slow_checkpoint: Path,
 ) -> None:
     flags = [*APART, "--kv-blocks", "64", "--max-waiting", "2"]
-    with Cluster(model=slow_checkpoint, prefill=1, decode=1, dtype="float32", extra=flags) as up:
+    with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags) as up:
         codes: list[int] = []
         guard = threading.Lock()
 
@@ -188,4 +180,4 @@ def test_an_exhausted_pool_refuses_before_the_first_byte_and_says_when_to_retry(
             list(pool.map(ask, range(24)))
         assert 200 in codes
         assert set(codes) != {200}
-        assert_pools_are_full_again(up)
+        _all_back(up)

@@ -1,0 +1,16 @@
+"""Checkpoints that system tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.make_checkpoint import Shape, make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 M random parameters: prompts and answers take long enough to send a signal into."""
+    path = tmp_path_factory.mktemp("checkpoints") / "slow"
+    shape = Shape(hidden=512, layers=8, heads=8, kv_heads=2, mlp=1408, vocab=1024, context=2048)
+    make_checkpoint(path, shape)
+    return path
