@@ -27,7 +27,7 @@ def colocated() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Cluster]:
-    flags = ["--disaggregate", "always", "--token-budget", "128"]
+    flags = ["--local-prefill", "never", "--token-budget", "128"]
     with Cluster(prefill=1, decode=1, extra=flags) as cluster:
         yield cluster
 

@@ -18,7 +18,7 @@ from support.eventually import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
-APART = ["--disaggregate", "always"]
+APART = ["--local-prefill", "never"]
 
 
 @pytest.fixture(scope="module")
