@@ -61,6 +61,11 @@ class Model:
         self._final_norm_K, self._head = final_norm_K, head
         self._frequencies_D = frequencies(config.rope, head_dim=config.head_dim)
 
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the pools this model works with: that of its weights."""
+        return self._embedding_VK.dtype
+
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""

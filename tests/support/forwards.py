@@ -1,0 +1,70 @@
+"""Drives a model or a runner directly, without an engine: chunks in, logits or tokens out."""
+
+# Shapes: T tokens, V vocabulary.
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from engine.batch import Chunk, SequenceId
+from engine.inputs import forward_inputs
+from engine.kvpool import KvPool
+from engine.model import Model
+from protocol.layout import KvDtype
+from protocol.messages import Sampling
+
+GREEDY = Sampling(seed=0, max_tokens=1, temperature=0.0)
+
+
+def chunk(
+    token_ids: Sequence[int],
+    *,
+    table: Sequence[int],
+    start: int = 0,
+    sequence: str = "a",
+    sampling: Sampling | None = GREEDY,
+    prompt: Sequence[int] = (),
+    outputs: Sequence[int] = (),
+) -> Chunk:
+    return Chunk(
+        sequence=SequenceId(sequence),
+        token_ids=token_ids,
+        start=start,
+        block_table=table,
+        sampling=sampling,
+        prompt=prompt,
+        outputs=outputs,
+    )
+
+
+def pool_for(
+    model: Model, *, block_tokens: int = 8, num_blocks: int = 64, fill: float = float("nan")
+) -> KvPool:
+    """Unwritten slots hold NaN: reading one shows."""
+    dtype: KvDtype = "bfloat16" if model.kv_dtype == torch.bfloat16 else "float32"
+    layout = model.config.kv_layout(block_tokens=block_tokens, dtype=dtype)
+    pool = KvPool(layout, num_blocks)
+    pool.tensor.fill_(fill)
+    return pool
+
+
+def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
+    """[T, V] of every token of the chunks, whether or not they ask for one."""
+    inputs = forward_inputs(chunks, block_tokens=pool.layout.block_tokens)
+    return model.forward(replace(inputs, rows_R=torch.arange(inputs.num_tokens)), pool)
+
+
+def split_logits(
+    model: Model, pool: KvPool, token_ids: Sequence[int], *, sizes: Sequence[int], first_block: int
+) -> Tensor:
+    """[T, V] of one sequence computed in chunks of the given sizes, in blocks counted down."""
+    assert sum(sizes) == len(token_ids)
+    table = range(first_block, first_block - pool.layout.num_blocks(len(token_ids)), -1)
+    parts, start = [], 0
+    for size in sizes:
+        part = chunk(token_ids[start : start + size], start=start, table=list(table))
+        parts.append(logits(model, pool, [part]))
+        start += size
+    return torch.cat(parts)
