@@ -98,5 +98,8 @@ def choose_ops(*, dtype: torch.dtype, native: bool | None = None) -> Ops:
 
 
 def has_bf16_hardware() -> bool:
-    """Whether oneDNN multiplies bfloat16 at the machine's own speed (AMX or AVX512-BF16)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether oneDNN multiplies bfloat16 in hardware here (AMX or AVX512-BF16). It accepts
+    bfloat16 on every AVX512 machine, but widens it in slow steps: our own kernel is faster."""
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

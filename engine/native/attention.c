@@ -56,7 +56,8 @@ INLINE void score_rows(const int NR, const struct tile *tile, long r, long P, lo
                     vf k = vload_f32(tile->k + (t + half + j) * P + d);
 #pragma GCC unroll 16
                     for (int i = 0; i < NR; i++)
-                        acc[i][half + j] += vload_f32(tile->q + (r + i) * P + d) * k;
+                        acc[i][half + j] =
+                            vfma(vload_f32(tile->q + (r + i) * P + d), k, acc[i][half + j]);
                 }
             }
         }
@@ -119,7 +120,7 @@ INLINE void accumulate_rows(const int NR, const int ND, const struct tile *tile,
             vf weight = vf_all(tile->score[(r + i) * TILE + t]);
 #pragma GCC unroll 8
             for (int j = 0; j < ND; j++)
-                acc[i][j] += weight * vload_f32(tile->v + t * P + d + j * VL);
+                acc[i][j] = vfma(weight, vload_f32(tile->v + t * P + d + j * VL), acc[i][j]);
         }
     }
 #pragma GCC unroll 8

@@ -9,7 +9,7 @@ INLINE float inverse_rms(const float *x, long K, float eps) {
     long k = 0;
     for (; k + VL <= K; k += VL) {
         vf v = vload_f32(x + k);
-        sum += v * v;
+        sum = vfma(v, v, sum);
     }
     float total = vsum(sum);
     for (; k < K; k++) total += x[k] * x[k];

@@ -19,8 +19,8 @@ INLINE void NAME(tile)(const int MR, const int NP, const float *x, long K, const
             vf a = vf_all(x[m * K + k]);
 #pragma GCC unroll 16
             for (int p = 0; p < NP; p++) {
-                acc[m][p][0] += a * b[p][0];
-                acc[m][p][1] += a * b[p][1];
+                acc[m][p][0] = vfma(a, b[p][0], acc[m][p][0]);
+                acc[m][p][1] = vfma(a, b[p][1], acc[m][p][1]);
             }
         }
     }

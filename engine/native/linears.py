@@ -61,9 +61,7 @@ class OneDnnLinear:
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         ops: Any = torch.ops.mkldnn
-        self._packed: Tensor = ops._reorder_linear_weight(
-            weight_NK.bfloat16().to_mkldnn(), _PACKED_FOR_TOKENS
-        )
+        self._packed: Tensor = ops._reorder_linear_weight(weight_NK.bfloat16(), _PACKED_FOR_TOKENS)
         self._bias_N = None if bias_N is None else bias_N.bfloat16()
         self._run = ops._linear_pointwise
 

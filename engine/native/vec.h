@@ -1,7 +1,7 @@
 /* Vectors of floats in GCC's portable extension, and bfloat16 in and out of them.
  *
  * Everything here is elementwise or sums in a fixed order, so a row's result never depends on
- * the rows beside it. Contraction to fused multiply-add is on in every build of these files. */
+ * the rows beside it. */
 #ifndef BATON_VEC_H
 #define BATON_VEC_H
 
@@ -28,6 +28,19 @@ typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf vf_all(float x) { return x - (vf){0}; }
+
+/* a * b + c, fused. Spelled out: left to itself GCC splits it in some loops and not in others
+ * (its tuning for Zen), and a row would depend on which loop it went through. */
+INLINE vf vfma(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    for (int i = 0; i < VL; i++) c[i] = fmaf(a[i], b[i], c[i]);
+    return c;
+#endif
+}
 
 INLINE float float_of_bf16(bf16 h) {
     uint32_t bits = (uint32_t)h << 16;
@@ -113,15 +126,15 @@ INLINE vf vexp(vf x) {
     x = (vf)((tiny & (vi)floor_) | (~tiny & (vi)x));
     vf n = x * 1.44269504088896341f;
     n = (n + 12582912.0f) - 12582912.0f; /* nearest integer */
-    vf r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
+    vf r = vfma(n, vf_all(-0.693359375f), x);
+    r = vfma(n, vf_all(2.12194440e-4f), r);
     vf p = vf_all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    p = vfma(p, r, vf_all(1.3981999507e-3f));
+    p = vfma(p, r, vf_all(8.3334519073e-3f));
+    p = vfma(p, r, vf_all(4.1665795894e-2f));
+    p = vfma(p, r, vf_all(1.6666665459e-1f));
+    p = vfma(p, r, vf_all(5.0000001201e-1f));
+    p = vfma(p, r * r, r) + 1.0f;
     vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
     p = p * (vf)exponent;
     return (vf)(~tiny & (vi)p);

@@ -1,0 +1,110 @@
+from pathlib import Path
+
+import pytest
+import torch
+from support.forwards import chunk, pool_for
+
+from engine.kvpool import KvPool
+from engine.model import Model, load_model
+from engine.torch_runner import TorchRunner
+from protocol.layout import KvLayout
+from protocol.messages import Sampling
+from tools.make_checkpoint import Shape, make_checkpoint
+
+PROMPT = [5, 9, 200, 31, 77, 8, 120, 44, 301, 2, 6]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("model")
+    make_checkpoint(path, Shape(family="qwen3"))
+    return load_model(path, dtype="float32")
+
+
+def generate(model: Model, sizes: list[int], *, count: int, beside: int = 0) -> list[int]:
+    """Seeded tokens after PROMPT computed in chunks of `sizes`, beside other sequences."""
+    sampling = Sampling(seed=11, max_tokens=count, temperature=1.3, top_p=0.95)
+    runner = TorchRunner(model, pool_for(model, num_blocks=80))
+    tables = [list(range(8 * s, 8 * s + 8)) for s in range(beside + 1)]
+    start, outputs, todo = 0, list[int](), list(sizes)
+    while len(outputs) < count:
+        token_ids = PROMPT[start : start + todo.pop(0)] if todo else outputs[-1:]
+        mine = chunk(
+            token_ids,
+            start=start,
+            table=tables[0],
+            sampling=None if todo else sampling,
+            prompt=PROMPT,
+            outputs=list(outputs),
+        )
+        others = [
+            chunk([s] * (1 + s), table=tables[s], sequence=f"other {s}")
+            for s in range(1, beside + 1)
+        ]
+        sampled = runner.execute([*others[:2], mine, *others[2:]])
+        assert len(sampled) == len(others) + (not todo)
+        start += len(token_ids)
+        if not todo:
+            outputs.append(sampled[mine.sequence].token_id)
+    return outputs
+
+
+def test_sampled_text_depends_neither_on_chunks_nor_on_the_batch(model: Model) -> None:
+    expected = generate(model, [11], count=20)
+    assert len(set(expected)) > 5
+    assert generate(model, [1] * 11, count=20) == expected
+    assert generate(model, [3, 7, 1], count=20, beside=4) == expected
+
+
+def test_a_sequence_continues_on_another_runner_from_the_same_blocks(model: Model) -> None:
+    """What decode does: the pool's bytes are copied, nothing else."""
+    here, there = pool_for(model), pool_for(model)
+    sampling = Sampling(seed=3, max_tokens=9, temperature=1.0)
+    first = TorchRunner(model, here).execute([chunk(PROMPT, table=[4, 9], sampling=sampling)])
+    there.tensor[[0, 7]] = here.tensor[[4, 9]]
+    token = next(iter(first.values())).token_id
+    results = [
+        TorchRunner(model, pool).execute(
+            [chunk([token], start=len(PROMPT), table=table, sampling=sampling, outputs=[token])]
+        )
+        for pool, table in ((here, [4, 9]), (there, [0, 7]))
+    ]
+    assert results[0] == results[1]
+
+
+def test_a_step_that_samples_nothing_still_writes_its_kv(model: Model) -> None:
+    pools = [pool_for(model), pool_for(model)]
+    for pool, sampling in zip(pools, (None, Sampling(seed=0, max_tokens=1)), strict=True):
+        TorchRunner(model, pool).execute([chunk(PROMPT, table=[1, 2], sampling=sampling)])
+    written = [pool.tensor[[1, 2]][:, :, :, :, :3] for pool in pools]
+    assert torch.equal(*written)
+    assert not written[0].isnan().any()
+
+
+def test_a_chunk_its_blocks_cannot_hold_is_refused(model: Model) -> None:
+    runner = TorchRunner(model, pool_for(model))
+    with pytest.raises(ValueError, match="do not fit 1 blocks of 8"):
+        runner.execute([chunk(PROMPT, table=[1])])
+    with pytest.raises(ValueError, match="0 tokens"):
+        runner.execute([chunk([], table=[1])])
+
+
+def test_a_pool_lies_over_the_memory_it_is_given() -> None:
+    layout = KvLayout(num_layers=1, num_kv_heads=1, head_dim=2, block_tokens=2, dtype="bfloat16")
+    memory = bytearray(layout.block_bytes * 3)
+    pool = KvPool(layout, 3, memory)
+    pool.tensor[2] = 1.0
+    assert memory[: 2 * layout.block_bytes] == bytes(2 * layout.block_bytes)
+    assert memory[-2:] == b"\x80\x3f"
+    with pytest.raises(ValueError, match="4 blocks need 64"):
+        KvPool(layout, 4, memory)
+
+
+def test_kernels_and_twins_fill_the_pool_alike(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, Shape(family="qwen2", dtype="bfloat16"))
+    pools = []
+    for native in (True, False):
+        model = load_model(tmp_path, dtype="float32", native=native)
+        pools.append(pool_for(model, fill=0.0))
+        TorchRunner(model, pools[-1]).execute([chunk(PROMPT, table=[3, 1])])
+    assert torch.allclose(pools[0].tensor, pools[1].tensor, atol=1e-4)
