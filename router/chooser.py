@@ -34,8 +34,14 @@ class Chooser:
         for worker in self._registry.ready_workers():
             if worker.id in (choice.prefill, choice.decode):
                 computes = choice.prefill is None or worker.id == choice.prefill
-                worker.note_sent(journey.num_tokens if computes else 0, now=now)
+                num_tokens = choice.num_uncached_tokens if computes else 0
+                worker.note_sent(journey.flight.wire_id, num_tokens, now=now)
                 self._index.expect(worker.id, _hashes(journey, worker), now=now)
+
+    def note_ended(self, journey: Journey) -> None:
+        """The attempt is over, well or not."""
+        for worker in self._registry.workers:
+            worker.note_ended(journey.flight.wire_id)
 
     def _place(
         self, journey: Journey, workers: Sequence[LiveWorker], now: float

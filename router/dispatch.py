@@ -112,6 +112,7 @@ class Dispatcher:
             closing, move = "the client is gone", Move.CLOSED
             raise
         finally:
+            self._chooser.note_ended(journey)
             self._registry.close_mailbox(journey.flight.wire_id)
             journey.mailbox.close()
             for send in journey.flight.close(closing, move=move):
@@ -256,6 +257,7 @@ class Dispatcher:
 
     def _note_loss(self, journey: Journey, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
+        self._chooser.note_ended(journey)
         journey.reasons.append(loss.why)
         journey.hashes.clear()
         kind = "refused" if loss.is_refusal else "lost"

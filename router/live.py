@@ -3,11 +3,10 @@
 Written by `router.registry`; read by `router.dispatch` and `GET /cluster`.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from protocol.ids import Epoch, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Beat, Registration, Role, ToWorker, WorkerState
 from router.placement import Candidate
 
@@ -41,7 +40,7 @@ class LiveWorker:
     beat: Beat | None = None
     outlet: Outlet | None = None
     """None until the link is up."""
-    _sent: deque[_Sent] = field(default_factory=deque)
+    _sent: dict[RequestId, _Sent] = field(default_factory=dict)
 
     @property
     def id(self) -> WorkerId:
@@ -64,18 +63,23 @@ class LiveWorker:
         if self.state != "mismatched":
             self.state = beat.state
             self.why = "" if beat.state == "ready" else beat.state
-        while self._sent and self._sent[0].at <= now - BEAT_LAG_S:
-            self._sent.popleft()
+        counted = [r for r, sent in self._sent.items() if sent.at <= now - BEAT_LAG_S]
+        for request in counted:
+            del self._sent[request]
 
-    def note_sent(self, num_tokens: int, *, now: float) -> None:
-        """A prompt with so many uncached tokens was sent; the next beats will count it."""
-        self._sent.append(_Sent(now, num_tokens))
+    def note_sent(self, request: RequestId, num_tokens: int, *, now: float) -> None:
+        """A prompt with so many tokens to compute was sent; the next beats will count it."""
+        self._sent[request] = _Sent(now, num_tokens)
+
+    def note_ended(self, request: RequestId) -> None:
+        """It is no load any more, even if no beat has come since it was sent."""
+        self._sent.pop(request, None)
 
     def candidate(self, *, num_cached_tokens: int) -> Candidate:
         """As `placement` sees it; only for a ready worker."""
         assert self.beat is not None, f"{self.id} is {self.state}, not a candidate"
         registration, load, speeds = self.registration, self.beat.load, self.beat.speeds
-        sent_tokens = sum(sent.num_tokens for sent in self._sent)
+        sent_tokens = sum(sent.num_tokens for sent in self._sent.values())
         return Candidate(
             worker=self.id,
             role=self.role,

@@ -58,12 +58,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """`prefill` None: `decode` works alone. `cost_s` is of the chosen way."""
+    """`prefill` None: `decode` works alone. `cost_s` is of the chosen way, and
+    `num_uncached_tokens` what its prefill has to compute."""
 
     prefill: WorkerId | None
     decode: WorkerId
     reason: str
     cost_s: float
+    num_uncached_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,4 +227,10 @@ def _choice(way: _Way, other: _Way | None, num_tokens: int, *, note: str = "") -
     text = f"{name}; uncached {way.num_uncached_tokens} of {num_tokens} tokens; {compared}"
     reason = "".join(char if " " <= char <= "~" else "?" for char in text)
     prefill = WorkerId(way.prefill) if way.prefill else None
-    return Choice(prefill=prefill, decode=way.decode, reason=reason, cost_s=way.cost_s)
+    return Choice(
+        prefill=prefill,
+        decode=way.decode,
+        reason=reason,
+        cost_s=way.cost_s,
+        num_uncached_tokens=way.num_uncached_tokens,
+    )

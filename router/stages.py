@@ -7,12 +7,19 @@ class Stage(StrEnum):
     """Where the request is; `docs/states.md` says one sentence of each."""
 
     PLACING = auto()
+    """Nobody has it: it is being placed, or waits for a worker to come back."""
     PREFILL = auto()
+    """A prefill worker was sent the prompt and has not begun yet."""
     HANDOVER = auto()
+    """Prefill computes and decode fetches; the first token is sent from here."""
     DECODE = auto()
+    """One decode worker has all it needs; no other worker matters any more."""
     FINISHED = auto()
+    """The last token was delivered, and why it was the last."""
     FAILED = auto()
+    """It was given up; the error has the reason of every attempt."""
     ABORTED = auto()
+    """The client left; its workers were told."""
 
 
 class Move(StrEnum):
