@@ -120,9 +120,9 @@ def test_a_sink_killed_anywhere_ends_every_lease(transport: str, round_: int) ->
             child.stdin.write(pack(ticket) + "\n")
             child.stdin.flush()
             assert child.stdout.readline() == "fetching\n"
-        first = tickets[0]
-        lender.source.publish(first.lease, LAYOUT.block_tokens)
-        eventually(lambda: lender.sent(first.lease) == 1)
+        for ticket in tickets:  # a lease nobody asked for yet would wait for its term
+            lender.source.publish(ticket.lease, LAYOUT.block_tokens)
+        eventually(lambda: all(lender.sent(ticket.lease) == 1 for ticket in tickets))
         for _ in range(chance.randrange(1, 40)):
             ticket = chance.choice(tickets)
             lender.source.publish(ticket.lease, chance.randrange(ticket.num_tokens))
