@@ -55,10 +55,14 @@ class DispatchLimits:
     max_queued_words: int = 4_096
     """Tokens a client may lag behind before it is cut off; ~1 MB."""
     full_pause_s: float = 0.25
-    """Before asking full workers again for a request whose client already has tokens."""
+    """Before asking full workers again for a request whose client already has tokens; twice as
+    long each time, at most 2 s. Such a request waits until its own deadline."""
     prefer: Prefer = "cheapest"
 
 
+MAX_PAUSE_S = 2.0
+MAX_REASONS = 8
+"""Of lost attempts told in an error: the last ones. The trace has all."""
 _TOO_SLOW = "the client reads more slowly than the model writes"
 
 
@@ -241,7 +245,8 @@ class Dispatcher:
             raise self._deadline_passed(journey)
         wait_s = min(patience_left_s, journey.ends_at - now)
         if journey.refused:
-            wait_s = min(wait_s, self._limits.full_pause_s)
+            wait_s = min(wait_s, MAX_PAUSE_S, self._limits.full_pause_s * 2**journey.num_pauses)
+            journey.num_pauses = min(journey.num_pauses + 1, 10)
         with suppress(TimeoutError):
             await self._registry.wait_change(timeout_s=wait_s)
         journey.refused.clear()
@@ -258,7 +263,7 @@ class Dispatcher:
     def _note_loss(self, journey: Journey, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
         self._chooser.note_ended(journey)
-        journey.reasons.append(loss.why)
+        journey.reasons = [*journey.reasons[1 - MAX_REASONS :], loss.why]
         journey.hashes.clear()
         kind = "refused" if loss.is_refusal else "lost"
         self._metrics.retries.labels(why=kind).inc()

@@ -24,6 +24,8 @@ class Journey:
     alone_since: float | None = None
     """Since when nobody could take it; None while someone has it."""
     num_lost: int = 0
+    num_pauses: int = 0
+    """Waits so far because every worker was full."""
     reasons: list[str] = field(default_factory=list)
     """Why each attempt so far was lost or refused."""
     refused: set[WorkerId] = field(default_factory=set)

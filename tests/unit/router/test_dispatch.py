@@ -172,6 +172,24 @@ def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
     run(test)
 
 
+def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")] * 3}
+        limits = DispatchLimits(prefer="prefill", full_pause_s=0.01)
+        async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
+            await until_refused_after_first_token(cluster)
+
+    async def until_refused_after_first_token(cluster: FakeCluster) -> None:
+        asked = request()
+        try:
+            events = await collect(cluster, asked)
+        except CapacityError:  # the refusal outran the first token: nothing had begun
+            return
+        assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
+
+    run(test)
+
+
 def test_without_a_decode_worker_a_request_is_refused_at_once() -> None:
     async def test() -> None:
         async with fake_cluster(prefill=1) as cluster:
