@@ -254,6 +254,20 @@ def test_a_prompt_whose_blocks_are_in_use_already_fits_beside_them() -> None:
     assert not first.verdicts
 
 
+def test_a_handover_is_never_preempted_however_new() -> None:
+    stepper = Stepper(num_blocks=8, token_budget=8, max_running=4)
+    old, new = (stepper.submit([i], max_tokens=12) for i in range(2))
+    stepper.step()
+    leased = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
+    stepper.run()
+    assert stepper.scheduler.num_preempted > 0
+    assert leased.verdicts == [HandOver()]
+    assert leased.sequence.block_table == [block for block, _ in leased.leased_blocks]
+    stepper.release(leased)
+    stepper.run()
+    assert [run.outputs for run in (old, new)] == [run.expected(12) for run in (old, new)]
+
+
 def test_a_preempted_sequence_counts_as_tokens_to_compute_again() -> None:
     stepper = Stepper(num_blocks=6, max_running=2, token_budget=16)
     stepper.submit(STORY[:8], max_tokens=16)
@@ -350,8 +364,8 @@ def test_a_handover_waits_for_the_blocks_of_earlier_leases() -> None:
 
 def test_a_remote_sequence_waits_for_its_fetch_without_taking_budget() -> None:
     stepper = Stepper(token_budget=8)
-    remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     stepper.submit(STORY[30:50])
+    remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     assert sum(len(chunk.token_ids) for chunk in stepper.step()) == 8
     assert remote.sequence.state is State.FETCHING
     assert len(remote.sequence.block_table) == 5
@@ -497,10 +511,12 @@ def test_abort_between_landing_and_the_next_step_ends_once() -> None:
     stepper = Stepper()
     run = stepper.submit(STORY[:8], mode=Mode.REMOTE)
     stepper.step()
-    stepper.land(run)
+    stepper.fetch(run)
+    stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
     stepper.abort(run)
     stepper.run()
     assert run.verdicts == [Cancel()]
+    assert run.outputs == []
     assert stepper.all_back
 
 
