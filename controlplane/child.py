@@ -18,10 +18,11 @@ from pathlib import Path
 from controlplane.backoff import Backoff
 from controlplane.line import Line, parse_line
 from protocol.errors import BatonError
+from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 TETHER = str(Path(__file__).with_name("tether.py"))
 MAX_LINE_BYTES = 64 << 10
-PERMANENT_EXIT_CODES = frozenset({2, 3})
+PERMANENT_EXIT_CODES = frozenset({EXIT_BAD_SETTINGS, EXIT_BAD_CHECKPOINT})
 """What our processes exit with when only the operator can help: settings, checkpoint."""
 MAX_FAILED_STARTS = 5
 """A child that was never ready and died this often is not going to be."""
@@ -101,7 +102,7 @@ class Child:
             if self._stopping.is_set():
                 return
             self._raise_if_hopeless(exit_code)
-            lived_s = time.monotonic() - started_at
+            lived_s = time.monotonic() - started_at if self.was_ready else 0.0
             delay_s = self._backoff.delay_s(previous_s=delay_s, lived_s=lived_s)
             self._on_event(Died(child=self.name, exit_code=exit_code, delay_s=delay_s))
             await _wait(self._stopping, timeout_s=delay_s)
@@ -169,7 +170,7 @@ class Child:
         """Its last line that is no routine log event, else its exit code."""
         for line in reversed(self._last_lines):
             if line.is_plain:
-                return line.text
+                return line.text.removeprefix(f"{self.name}: ")
             if line.is_warning:
                 return ": ".join([line.event, *str(line.fields.get("error", "")).splitlines()[-1:]])
         return f"ended with exit code {exit_code}"

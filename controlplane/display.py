@@ -104,7 +104,7 @@ class Display:
                 self.say(f"{line.child}: {line.event}")
             return
         if self.verbose or (line.is_plain and line.child not in CHATTY):
-            self.say(f"{line.child}: {line.text}")
+            self.say(f"{line.child}: {line.text.removeprefix(f'{line.child}: ')}")
         elif line.is_warning and not self.stopping:  # then, that links are lost is no news
             self.say(f"{line.child}: {_sentence(line)}")
 

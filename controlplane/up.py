@@ -8,10 +8,10 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from controlplane.child import ChildFailed
 from controlplane.display import Display
 from controlplane.local import running
 from controlplane.settings import UpFlags, UpSettings, load_up
+from protocol.errors import BatonError
 
 
 def up(argv: Sequence[str]) -> None:
@@ -24,10 +24,10 @@ def up(argv: Sequence[str]) -> None:
 
 
 def first_failure(group: ExceptionGroup) -> Exception:
-    """The ChildFailed in `group` if there is one, else the group: then it is our bug."""
+    """The BatonError in `group` if there is one, else the group: then it is our bug."""
     for error in group.exceptions:
         found = first_failure(error) if isinstance(error, ExceptionGroup) else error
-        if isinstance(found, ChildFailed):
+        if isinstance(found, BatonError):
             return found
     return group
 

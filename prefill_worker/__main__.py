@@ -13,7 +13,8 @@ from protocol.telemetry import configure_logging
 
 
 def main(argv: Sequence[str]) -> int:
-    """The process's exit code: 0 after a drain, 1 for a failure, 2 for a wrong setting."""
+    """The process's exit code: 0 after a drain, 1 for a failure, 2 for a wrong setting, 3 for a
+    checkpoint that cannot be read."""
     settings = load_or_exit(PrefillSettings, argv, prog="prefill_worker")
     worker = WorkerId(settings.worker or f"prefill-{host_name()}-{os.getpid()}")
     configure_logging(process=worker, level=settings.log_level)

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from protocol.errors import BatonError, SettingsError
-from protocol.settings import EXIT_BAD_SETTINGS
+from protocol.errors import BatonError, CheckpointError, SettingsError
+from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
@@ -59,6 +59,8 @@ def run(
         return asyncio.run(_run(main, parent_pid))
     except SettingsError as error:
         return _one_line(process, error, EXIT_BAD_SETTINGS)
+    except CheckpointError as error:
+        return _one_line(process, error, EXIT_BAD_CHECKPOINT)
     except BatonError as error:
         return _one_line(process, error, EXIT_FAILED)
     except Exception:

@@ -25,6 +25,7 @@ from pydantic_settings import SettingsError as SourceError
 from protocol.errors import SettingsError
 
 EXIT_BAD_SETTINGS = 2
+EXIT_BAD_CHECKPOINT = 3
 S = TypeVar("S", bound="CommandSettings")
 
 

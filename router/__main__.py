@@ -8,13 +8,11 @@ from collections.abc import Sequence
 import uvloop
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
-from protocol.settings import EXIT_BAD_SETTINGS, load_or_exit
+from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS, load_or_exit
 from protocol.telemetry import configure_logging
 from protocol.text import Tokenizer
 from router.server import listen, serve
 from router.settings import RouterSettings
-
-EXIT_BAD_CHECKPOINT = 3
 
 
 def main(argv: Sequence[str]) -> int:
