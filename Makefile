@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: setup demo test check bench clean
-setup: $(VENV)/.ready
+.PHONY: help setup demo test check bench clean
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready  ## the virtual environment, with everything installed
 
 $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +29,7 @@ check: setup  ## style, types, layers
 	$(BIN)/lint-imports
 
 bench: setup  ## the measurements under bench/, written to bench/results/
+	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
 

@@ -5,7 +5,8 @@
 Two clusters of the same two workers, each pinned to one core: colocated (two decode workers that
 prefill their own requests) and disaggregated (one prefill, one decode, always apart). Both serve
 the same steady streams, first alone, then while long prompts arrive at a fixed rate. The router,
-the supervisor and this client run on the same machine, unpinned.
+the supervisor and this client run on the same machine, unpinned; `decode_workers_without_a_core_s`
+tells how much others on the machine disturbed the measurement.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 from bench.record import percentiles, record
 from bench.sse import Stream, stream
-from bench.up import ROOT, Up
+from bench.up import ROOT, Up, queued_s
 
 SHAPE = {
     "--hidden": 512,
@@ -97,14 +98,18 @@ async def _measure(up: Up, load: Load) -> dict[str, Any]:
     }
     prompts: list[Stream] = []
     await asyncio.to_thread(_warm_up, up, load, steady)
+    decodes = up.child_pids("decode_worker")
     alone = await _phase(up, load, steady, prompts=None)
+    before_s = sum(map(queued_s, decodes))
     beside = await _phase(up, load, steady, prompts=prompts)
+    queued = sum(map(queued_s, decodes)) - before_s
     return {
         "itl_alone_s": percentiles(alone),
         "itl_with_prompts_s": percentiles(beside),
         "stream_tokens_per_s": round(len(beside) / (load.seconds - SETTLE_S), 1),
         "ttft_s": percentiles([p.first_token_s for p in prompts if p.token_times]),
         "prompts_without_token": sum(not p.token_times for p in prompts),
+        "decode_workers_without_a_core_s": round(queued, 2),  # others on the machine took it
         "routes": sorted({p.route.partition(";")[0] for p in prompts}),
     }
 

@@ -88,6 +88,17 @@ def resident_mib(pid: int) -> float:
     raise ValueError(f"process {pid} shows no VmRSS")
 
 
+def queued_s(pid: int) -> float:
+    """Seconds that the process's threads were ready to run and had no core to run on."""
+    waits_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            waits_ns += int((task / "schedstat").read_text().split()[1])
+        except OSError:
+            continue  # the thread has ended, or this kernel does not say
+    return waits_ns / 1e9
+
+
 def maps_torch(pid: int) -> bool:
     """Whether the process has torch's library loaded."""
     return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
