@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
 
 from decode_worker.settings import DecodeSettings
 from protocol import process
+from protocol.doors import open_doors
 from protocol.ids import WorkerId
 from protocol.machine import claim_cores, host_name
 from protocol.settings import load_or_exit
@@ -20,9 +23,10 @@ def main(argv: Sequence[str]) -> int:
     configure_logging(process=worker, level=settings.log_level)
 
     async def serve(stop: process.Stop) -> int:
-        from decode_worker.worker import serve as run  # brings torch, which reads the claim
-
-        return await run(settings, worker, stop)
+        async with open_doors(settings) as doors:
+            module = await process.load(_import_worker, stop)
+            exit_code: int = await module.serve(settings, worker, doors=doors, stop=stop)
+            return exit_code
 
     return process.run(
         worker,
@@ -30,6 +34,11 @@ def main(argv: Sequence[str]) -> int:
         parent_pid=settings.parent_pid,
         prepare=lambda: claim_cores(cores=settings.cores, threads=settings.threads),
     )
+
+
+def _import_worker() -> ModuleType:
+    """Brings torch, which takes seconds and sizes its thread pool by what `claim_cores` set."""
+    return import_module("decode_worker.worker")
 
 
 if __name__ == "__main__":

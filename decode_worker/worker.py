@@ -18,6 +18,7 @@ from engine.loop import Engine
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Sink
 from protocol.channel import RouterPort
+from protocol.doors import Doors
 from protocol.ids import Epoch, WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.life import Life
@@ -25,33 +26,25 @@ from protocol.machine import host_name
 from protocol.membership import Membership
 from protocol.messages import Registration
 from protocol.process import Stop, load
-from protocol.store import Store
-from protocol.telemetry import LoadProgress, WorkerMetrics
+from protocol.telemetry import LoadProgress
 from protocol.text import Tokenizer
 
 log = logging.getLogger(__name__)
 
 
-async def serve(settings: DecodeSettings, worker: WorkerId, stop: Stop) -> int:
+async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, stop: Stop) -> int:
     """Exit code of the process."""
     async with AsyncExitStack() as stack:
-        port = RouterPort(host=settings.host, port=settings.port)
-        stack.callback(port.close)
-        store = Store(settings.redis)
-        stack.push_async_callback(store.close)
-        await store.ping()
-        metrics = WorkerMetrics()
-        metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
         tokenizer, parts, memory = await load(lambda: _load(settings), stop)
         stack.callback(memory.close)
 
         epoch = new_epoch()
         service = DecodeService(
             tokenizer=tokenizer,
-            send=port.send,
+            send=doors.port.send,
             record=lambda changes: membership.record(changes),
             give_up=lambda why: stop.ask(why, exit_code=1),
-            metrics=metrics,
+            metrics=doors.metrics,
         )
         sink = Sink(
             memory=memory,
@@ -75,13 +68,13 @@ async def serve(settings: DecodeSettings, worker: WorkerId, stop: Stop) -> int:
         stack.callback(sink.close)
         engine.start()
         stack.callback(engine.stop)
-        registration = _registration(settings, worker, epoch, parts, engine, port)
-        membership = Membership(store, registration=registration)
+        registration = _registration(settings, worker, epoch, parts, engine, doors.port)
+        membership = Membership(doors.store, registration=registration)
         life = Life(
             service,
-            port=port,
+            port=doors.port,
             membership=membership,
-            metrics=metrics,
+            metrics=doors.metrics,
             stop=stop,
             drain_s=settings.drain_s,
         )

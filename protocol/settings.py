@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -105,6 +105,13 @@ class WorkerSettings(ProcessSettings):
     def _redis_scheme(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("token_budget")
+    @classmethod
+    def _budget_beyond_decodes(cls, value: int, others: ValidationInfo) -> int:
+        if value <= others.data.get("max_running", 0):
+            raise ValueError("must exceed max_running, or prefill stands still beside a full batch")
         return value
 
 

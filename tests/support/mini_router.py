@@ -62,7 +62,7 @@ class Heard:
 
 class MiniRouter:
     def __init__(self, store: Store) -> None:
-        self._store = store
+        self.store = store
         self.router = RouterId(f"test-{token_hex(4)}")
         self.links: dict[WorkerId, WorkerLink] = {}
         self.heard: dict[tuple[WorkerId, RequestId, int], Heard] = {}
@@ -83,7 +83,7 @@ class MiniRouter:
             links = [self.links.get(WorkerId(worker)) for worker in workers]
             return all(link is not None and link.beat is not None for link in links)
 
-        await soon(all_linked, 60, f"links to {workers}")
+        await soon(all_linked, 90, f"links to {workers}")
 
     async def gone(self, worker: str) -> None:
         await soon(lambda: self.links.get(WorkerId(worker)) is None, 10, f"{worker} gone")
@@ -174,7 +174,7 @@ class MiniRouter:
 
     async def _registrations(self) -> list[Registration]:
         try:
-            return [record.registration for record in await self._store.list_workers()]
+            return [record.registration for record in await self.store.list_workers()]
         except BatonError:
             return []
 

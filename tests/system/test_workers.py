@@ -1,87 +1,48 @@
 """Real worker processes on a tiny random checkpoint, driven over their real links."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.eventually import soon
 from support.mini_router import MiniRouter, mini_router
-from support.processes import Process, process
-from support.redis_server import RedisServer, redis_server
+from support.worker_cluster import (
+    BLOCK,
+    CONTEXT,
+    GREEDY,
+    LONG,
+    SEEDED,
+    WorkerCluster,
+    drive,
+    prompt,
+    tiny_checkpoint,
+)
 
 from protocol.messages import Aborted, Failed, Finished, Landed, PrefillDone, Sampling, Started
-from tools.make_checkpoint import Shape, make_checkpoint
 
 pytestmark = pytest.mark.system
-
-BLOCK = 8
-CONTEXT = 256
-GREEDY = Sampling(seed=1, max_tokens=12, temperature=0.0, ignore_eos=True)
-SEEDED = Sampling(seed=7, max_tokens=12, temperature=0.8, top_p=0.95, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint")
-    make_checkpoint(path, Shape(context=CONTEXT))
-    return path
-
-
-class Cluster:
-    """One Redis and the workers a test starts on it."""
-
-    def __init__(self, checkpoint: Path, stack: ExitStack) -> None:
-        self._checkpoint = checkpoint
-        self._stack = stack
-        self.redis: RedisServer = stack.enter_context(redis_server())
-
-    def start(self, worker: str, *flags: str) -> Process:
-        return self._stack.enter_context(
-            process(
-                f"{worker.partition('-')[0]}_worker",
-                *("--model", str(self._checkpoint), "--redis", self.redis.url),
-                *("--worker", worker, "--dtype", "float32", "--block-tokens", str(BLOCK)),
-                *("--token-budget", "32", "--max-running", "8", "--kv-blocks", "96"),
-                *("--threads", "1", "--drain-s", "10", "--lease-ttl-s", "2"),
-                *flags,
-            )
-        )
-
-
-@pytest.fixture
-def cluster(checkpoint: Path) -> Iterator[Cluster]:
-    with ExitStack() as stack:
-        yield Cluster(checkpoint, stack)
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
-def pair(checkpoint: Path) -> Iterator[Cluster]:
+def pair(checkpoint: Path) -> Iterator[WorkerCluster]:
     """One prefill and one decode worker, shared by tests that leave them as they were."""
     with ExitStack() as stack:
-        cluster = Cluster(checkpoint, stack)
+        cluster = WorkerCluster(checkpoint, stack)
         cluster.start("prefill-0")
         cluster.start("decode-0")
         yield cluster
 
 
-def drive(cluster: Cluster, test: Callable[[MiniRouter], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(100), mini_router(cluster.redis.url) as router:
-            await test(router)
-
-    asyncio.run(bounded())
-
-
-def prompt(length: int, *, salt: int = 0) -> list[int]:
-    return [5 + (position * 37 + salt * 101) % 400 for position in range(length)]
-
-
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 @pytest.mark.parametrize("length", [1, BLOCK, BLOCK + 1, 100, CONTEXT - 12])
 def test_disaggregated_tokens_and_text_equal_colocated_ones(
-    pair: Cluster, length: int, sampling: Sampling
+    pair: WorkerCluster, length: int, sampling: Sampling
 ) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
@@ -103,7 +64,7 @@ def test_disaggregated_tokens_and_text_equal_colocated_ones(
     drive(pair, test)
 
 
-def test_decode_fetches_only_what_its_prefix_cache_lacks(pair: Cluster) -> None:
+def test_decode_fetches_only_what_its_prefix_cache_lacks(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
         tokens = prompt(5 * BLOCK, salt=3)
@@ -125,7 +86,7 @@ def test_decode_fetches_only_what_its_prefix_cache_lacks(pair: Cluster) -> None:
     drive(pair, test)
 
 
-def test_a_continued_request_goes_on_with_the_tokens_it_would_have_had(pair: Cluster) -> None:
+def test_a_continued_request_goes_on_with_the_tokens_it_would_have_had(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
         tokens = prompt(50, salt=5)
@@ -142,7 +103,7 @@ def test_a_continued_request_goes_on_with_the_tokens_it_would_have_had(pair: Clu
     drive(pair, test)
 
 
-def test_a_stop_string_ends_the_text_without_a_round_trip(pair: Cluster) -> None:
+def test_a_stop_string_ends_the_text_without_a_round_trip(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
         tokens = prompt(20, salt=6)
@@ -156,7 +117,7 @@ def test_a_stop_string_ends_the_text_without_a_round_trip(pair: Cluster) -> None
     drive(pair, test)
 
 
-def test_a_request_of_one_token_ends_in_the_prefill_worker(pair: Cluster) -> None:
+def test_a_request_of_one_token_ends_in_the_prefill_worker(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
         one = Sampling(seed=1, max_tokens=1, temperature=0.0, ignore_eos=True)
@@ -170,7 +131,7 @@ def test_a_request_of_one_token_ends_in_the_prefill_worker(pair: Cluster) -> Non
 
 
 @pytest.mark.parametrize("name", ["prefill-0", "decode-0"])
-def test_what_could_harm_others_is_refused_and_harms_nobody(pair: Cluster, name: str) -> None:
+def test_what_could_harm_others_is_refused_and_harms_nobody(pair: WorkerCluster, name: str) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
         ask = router.prefill if name == "prefill-0" else router.decode
@@ -199,14 +160,13 @@ def test_what_could_harm_others_is_refused_and_harms_nobody(pair: Cluster, name:
     drive(pair, test)
 
 
-def test_an_abort_at_any_point_gives_every_block_back(pair: Cluster) -> None:
+def test_an_abort_at_any_point_gives_every_block_back(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
-        long = Sampling(seed=1, max_tokens=150, temperature=0.0, ignore_eos=True)
         tokens = prompt(100, salt=8)
 
         many = [
-            await router.prefill("prefill-0", f"m{i}", prompt(200, salt=i), long)
+            await router.prefill("prefill-0", f"m{i}", prompt(200, salt=i), LONG)
             for i in range(10, 30)
         ]
         for i in range(10, 30):
@@ -214,25 +174,25 @@ def test_an_abort_at_any_point_gives_every_block_back(pair: Cluster) -> None:
         await router.ended(*many)
         assert isinstance(many[-1].ending, Aborted)
 
-        first = await router.prefill("prefill-0", "a2", tokens, long)
+        first = await router.prefill("prefill-0", "a2", tokens, LONG)
         await router.ended(first)
         assert isinstance(first.ending, PrefillDone)
         await router.abort("prefill-0", "a2")  # nobody will fetch it
         await router.idle("prefill-0", within_s=1.5)
 
-        first = await router.prefill("prefill-0", "a3", prompt(200, salt=9), long)
+        first = await router.prefill("prefill-0", "a3", prompt(200, salt=9), LONG)
         await soon(lambda: bool(first.words))
         started = first.words[0]
         assert isinstance(started, Started)
         second = await router.decode(
-            "decode-0", "a3", prompt(200, salt=9), long, ticket=started.ticket
+            "decode-0", "a3", prompt(200, salt=9), LONG, ticket=started.ticket
         )
         await router.abort("decode-0", "a3")
         await router.abort("prefill-0", "a3")
         await router.ended(first, second)
         assert isinstance(second.ending, Aborted)
 
-        third = await router.decode("decode-0", "a4", tokens, long)
+        third = await router.decode("decode-0", "a4", tokens, LONG)
         await soon(lambda: len(third.emits) > 3)
         await router.abort("decode-0", "a4")
         await router.ended(third)
@@ -242,14 +202,13 @@ def test_an_abort_at_any_point_gives_every_block_back(pair: Cluster) -> None:
     drive(pair, test)
 
 
-def test_a_router_that_disappears_takes_its_requests_with_it(pair: Cluster) -> None:
+def test_a_router_that_disappears_takes_its_requests_with_it(pair: WorkerCluster) -> None:
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
-        long = Sampling(seed=1, max_tokens=200, temperature=0.0, ignore_eos=True)
         async with mini_router(pair.redis.url) as other:
             await other.ready("prefill-0", "decode-0")
-            heard = await other.decode("decode-0", "o1", prompt(30), long)
-            done = await other.prefill("prefill-0", "o2", prompt(30), long)
+            heard = await other.decode("decode-0", "o1", prompt(30), LONG)
+            done = await other.prefill("prefill-0", "o2", prompt(30), LONG)
             await soon(lambda: bool(heard.emits) and done.ending is not None)
         await router.idle("prefill-0", "decode-0")
 

@@ -28,7 +28,10 @@ def test_flags_win_over_environment_over_file_over_defaults(
         (["--model", "m", "--port", "70000"], "port: '70000': input should be less than"),
         (["--model", "m", "--port", "x"], "port: 'x': input should be a valid integer"),
         ([], "model: required; give --model or BATON_MODEL"),
-        (["--model", "m", "--dtype", "int8"], "dtype: 'int8': input should be 'float32'"),
+        (
+            ["--model", "m", "--dtype", "int8"],
+            "dtype: 'int8': input should be 'bfloat16' or 'float32'",
+        ),
         (["--model", "m", "--redis", "localhost"], "redis: 'localhost': must start with redis://"),
         (["--model", "m", "--cores", "a"], "cores: 'a': string should match"),
         (["--model", "m", "--config", "/nowhere"], "config: '/nowhere': "),

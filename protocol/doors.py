@@ -1,0 +1,36 @@
+"""What a worker needs of the outside before it loads anything: its port, and Redis.
+
+Called by the `__main__` of both workers, before torch is imported, so that a taken port or an
+absent Redis is said at once.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from protocol.channel import RouterPort
+from protocol.settings import WorkerSettings
+from protocol.store import Store
+from protocol.telemetry import WorkerMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    port: RouterPort
+    store: Store
+    metrics: WorkerMetrics
+
+
+@asynccontextmanager
+async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
+    """Raises SettingsError for a port that cannot be had, StoreError when Redis is silent."""
+    metrics = WorkerMetrics()
+    metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
+    port = RouterPort(host=settings.host, port=settings.port)
+    store = Store(settings.redis)
+    try:
+        await store.ping()
+        yield Doors(port=port, store=store, metrics=metrics)
+    finally:
+        port.close()
+        await store.close()

@@ -1,0 +1,30 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import SettingsError
+from protocol.machine import claim_cores, free_memory_bytes, parse_cores
+
+
+def test_cores_are_numbers_and_ranges() -> None:
+    assert parse_cores("0") == {0}
+    assert parse_cores("0,2-4,7") == {0, 2, 3, 4, 7}
+
+
+def test_cores_that_are_not_ours_are_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="cores: '4096'"):
+        claim_cores(cores="4096", threads=1)
+
+
+def test_threads_are_one_per_core_unless_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    claim_cores(cores="", threads=0)
+    assert os.environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    claim_cores(cores="", threads=3)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_free_memory_is_less_than_the_machine_has() -> None:
+    total_kb = int(Path("/proc/meminfo").read_text().split()[1])
+    assert 0 < free_memory_bytes() <= total_kb * 1024
