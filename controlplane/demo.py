@@ -8,20 +8,20 @@ answers are right.
 
 import asyncio
 import json
-import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from rich.console import Console
 
-from controlplane.child import ChildEvent, Died
-from controlplane.line import Line
+from controlplane.display import Display
 from controlplane.local import Local, running
 from controlplane.settings import load_up
-from controlplane.up import first_failure
+from controlplane.up import first_failure, stop_signals
 from protocol.errors import BatonError
 
 STORY = """\
@@ -44,7 +44,7 @@ all day. The kite is in the tent. The guests rested beside the large fence after
 likes to eat honey. Later the rain slept near the young bridge at night."""
 """Made-up facts in the shipped model's own style: long enough that its prefill is worth moving."""
 
-START_S = 60.0
+START_S = 90.0
 ANSWER_S = 60.0
 
 
@@ -98,25 +98,22 @@ def _fail(error: Exception) -> None:
 async def _demo() -> None:
     flags = load_up(["--prefill", "2", "--decode", "2", "--port", "0", "--host", "127.0.0.1"])
     stop, hurry = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
     began = time.monotonic()
-    _say(f"Starting 1 router, 2 prefill workers, 2 decode workers on {flags.settings.model.name}")
-    async with running(flags, on_event=_on_event, hurry=hurry) as local:
-        async with asyncio.timeout(START_S):
-            if not await local.wait_ready(unless=stop):
-                raise DemoFailed("interrupted")
-        _say(f"Ready at {local.url} after {time.monotonic() - began:.1f} s")
-        await _converse(local, model=flags.settings.api_name)
+    display = Display(err=Console(highlight=False))
+    model = flags.settings.api_name
+    display.begin(f"Starting 1 router, 2 prefill workers and 2 decode workers on {model}")
+    with stop_signals(stop, hurry), closing(display):
+        async with running(flags, on_event=display.on_event, hurry=hurry) as local:
+            try:
+                async with asyncio.timeout(START_S):
+                    if not await local.wait_ready(unless=stop):
+                        raise DemoFailed("interrupted")
+                display.settle()
+                _say(f"Ready at {local.url} after {time.monotonic() - began:.1f} s")
+                await _converse(local, model=model)
+            finally:
+                display.stop("\nStopping.")
     _say("Everything stopped.")
-
-
-def _on_event(event: ChildEvent) -> None:
-    if isinstance(event, Died):
-        _say(f"{event.child} died with exit code {event.exit_code}")
-    elif isinstance(event, Line) and (event.is_warning or event.is_plain):
-        _say(f"{event.child}: {event.text}")
 
 
 async def _converse(local: Local, *, model: str) -> None:

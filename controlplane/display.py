@@ -73,8 +73,7 @@ class Display:
 
     def ready(self, *, url: str, model: str) -> None:
         """The one line that says where, and a request to try."""
-        self._end_live()
-        self.starting = False
+        self.settle()
         elapsed_s = time.monotonic() - self._began
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello!"}]})
         sys.stdout.write(f"Baton serves {model} at {url} (ready in {elapsed_s:.1f} s)\n")
@@ -82,6 +81,11 @@ class Display:
             f"Try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'\n"
         )
         sys.stdout.flush()
+
+    def settle(self) -> None:
+        """The start is over: no more progress is shown."""
+        self._end_live()
+        self.starting = False
 
     def stop(self, text: str) -> None:
         self._end_live()

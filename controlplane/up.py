@@ -37,7 +37,7 @@ async def _serve(flags: UpFlags) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
     try:
         display.begin(_headline(flags.settings))
-        with _signals(stop, hurry):
+        with stop_signals(stop, hurry):
             async with running(flags, on_event=display.on_event, hurry=hurry) as local:
                 if await local.wait_ready(unless=stop):
                     display.ready(url=local.url, model=flags.settings.api_name)
@@ -49,7 +49,9 @@ async def _serve(flags: UpFlags) -> None:
 
 
 @contextmanager
-def _signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
+def stop_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
+    """Inside, the first signal to end sets `stop` and the next one `hurry`."""
+
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
