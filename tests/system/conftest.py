@@ -14,3 +14,11 @@ def slow_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = Shape(hidden=512, layers=8, heads=8, kv_heads=2, mlp=1408, vocab=1024, context=2048)
     make_checkpoint(path, shape)
     return path
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a million random parameters: any wrong byte of KV changes what it says."""
+    path = tmp_path_factory.mktemp("checkpoints") / "small"
+    make_checkpoint(path, Shape(hidden=128, layers=3, mlp=256, vocab=1024, context=2048))
+    return path

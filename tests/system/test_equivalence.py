@@ -5,6 +5,7 @@ other always apart. A small token budget makes every longer prompt a chunked one
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,15 +21,15 @@ LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 300, CONTEXT - OUTPUT]
 
 
 @pytest.fixture(scope="module")
-def colocated() -> Iterator[Cluster]:
-    with Cluster(prefill=0, decode=1) as cluster:
+def colocated(small_checkpoint: Path) -> Iterator[Cluster]:
+    with Cluster(checkpoint=small_checkpoint, prefill=0, decode=1) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def apart() -> Iterator[Cluster]:
+def apart(small_checkpoint: Path) -> Iterator[Cluster]:
     flags = ["--local-prefill", "never", "--token-budget", "128"]
-    with Cluster(prefill=1, decode=1, extra=flags) as cluster:
+    with Cluster(checkpoint=small_checkpoint, prefill=1, decode=1, extra=flags) as cluster:
         yield cluster
 
 
