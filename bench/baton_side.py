@@ -1,0 +1,105 @@
+"""Baton's engine as a side of the benchmark: the loop, the scheduler and the model."""
+
+import importlib.metadata
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from threading import Event
+
+from bench.workload import BLOCK_TOKENS, MAX_RUNNING, NUM_BLOCKS, TOKEN_BUDGET, Job, Times
+from engine.batch import SequenceId
+from engine.commands import Submission
+from engine.ending import EngineEnding, Finished
+from engine.kvpool import KvPool
+from engine.limits import EngineLimits
+from engine.loop import Engine
+from engine.model import Dtype, load_model
+from engine.observer import SequenceToken
+from engine.prefix import CacheEvent
+from engine.torch_runner import TorchRunner
+from protocol.messages import Sampling
+
+
+class BatonSide:
+    name = "baton"
+
+    def __init__(self, path: Path, *, dtype: Dtype) -> None:
+        model = load_model(path, dtype=dtype)
+        self.version = f"{importlib.metadata.version('torch')}, {model.ops.name} kernels"
+        layout = model.config.kv_layout(block_tokens=BLOCK_TOKENS, dtype=dtype)
+        self._clockwork = _Clockwork()
+        self._engine = Engine(
+            runner=TorchRunner(model, KvPool(layout, NUM_BLOCKS)),
+            limits=EngineLimits(
+                max_running=MAX_RUNNING,
+                max_waiting=1024,
+                token_budget=TOKEN_BUDGET,
+                max_context_tokens=model.config.max_context_tokens,
+            ),
+            eos_token_ids=(),
+            compat="bench",
+            generations=[0] * NUM_BLOCKS,
+            observer=self._clockwork,
+        )
+        self._engine.start()
+
+    def run(self, jobs: Sequence[Job]) -> list[Times]:
+        self._clockwork.begin(len(jobs))
+        started = time.perf_counter()
+        for index, job in enumerate(jobs):
+            sampling = Sampling(seed=0, max_tokens=job.num_tokens, temperature=0.0, ignore_eos=True)
+            self._engine.submit(
+                Submission(id=SequenceId(str(index)), prompt=job.prompt, sampling=sampling)
+            )
+        times = self._clockwork.finish(timeout_s=1800)
+        return [[at - started for at in times[str(index)]] for index in range(len(jobs))]
+
+    def close(self) -> None:
+        self._engine.stop()
+
+
+class _Clockwork:
+    """An EngineObserver that notes when each token comes."""
+
+    def begin(self, num_jobs: int) -> None:
+        self._left, self._done = num_jobs, Event()
+        self._times: dict[str, Times] = {}
+        self._failure: object = None
+
+    def finish(self, *, timeout_s: float) -> dict[str, Times]:
+        if not self._done.wait(timeout_s) or self._failure is not None:
+            raise RuntimeError(f"the run did not end well: {self._failure or 'timeout'}")
+        return self._times
+
+    def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
+        now = time.perf_counter()
+        for token in tokens:
+            self._times.setdefault(token.id, []).append(now)
+        return ()
+
+    def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
+        if not isinstance(ending, Finished):
+            self._failure = ending
+        self._left -= 1
+        if not self._left:
+            self._done.set()
+
+    def broken(self, error: BaseException) -> None:
+        self._failure = error
+        self._done.set()
+
+    def admitted(
+        self,
+        sequence: SequenceId,
+        block_table: tuple[int, ...],
+        generations: tuple[int, ...],
+        num_cached_tokens: int,
+        queued_s: float,
+    ) -> None:
+        assert num_cached_tokens == 0, "a prefix hit would flatter us"
+
+    def computed(self, sequence: SequenceId, num_tokens: int) -> None: ...
+
+    def settled(self) -> None: ...
+
+    def events(self, events: Sequence[CacheEvent]) -> None: ...
