@@ -368,7 +368,7 @@ def test_start_up_errors_are_one_line_and_an_exit_code(
             2,
             f"decode-0: port: cannot listen on 127.0.0.1:{port}",
         ),
-        (*redis, "--model", str(tmp_path)): (1, f"decode-0: {tmp_path}/"),
+        (*redis, "--model", str(tmp_path)): (3, f"decode-0: {tmp_path}/"),
         (*redis, *model, "--token-budget", "4", "--max-running", "4"): (
             2,
             "decode_worker: token_budget: ",
