@@ -82,9 +82,10 @@ def choose_ops(*, dtype: torch.dtype, native: bool | None = None) -> Ops:
     True for the kernels, raising `engine.native.build.NoKernels` where there are none."""
     from engine.layers import TorchOps
     from engine.native.build import NoKernels, load
+    from engine.native.linears import onednn_works
     from engine.native.ops import NativeOps
 
-    onednn = dtype == torch.bfloat16 and has_bf16_hardware()
+    onednn = dtype == torch.bfloat16 and has_bf16_hardware() and onednn_works(dtype)
     io_dtype = torch.bfloat16 if onednn else torch.float32
     if native is False:
         return TorchOps(io_dtype=dtype)

@@ -56,15 +56,26 @@ class NativeLinear:
 
 
 class OneDnnLinear:
-    """bfloat16 in and out through oneDNN, weights packed once (private ops of torch, +33 % on
-    decode and 2x on prefill over F.linear on AMX: docs/lab.md)."""
+    """bfloat16 in and out through oneDNN, weights packed once. Private ops of torch, for they
+    are worth a third of decode and half of prefill over F.linear on AMX (docs/lab.md)."""
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
         ops: Any = torch.ops.mkldnn
-        self._packed: Tensor = ops._reorder_linear_weight(weight_NK.bfloat16(), _PACKED_FOR_TOKENS)
-        self._bias_N = None if bias_N is None else bias_N.bfloat16()
+        self._packed: Tensor = ops._reorder_linear_weight(weight_NK, _PACKED_FOR_TOKENS)
+        self._bias_N = None if bias_N is None else bias_N.to(weight_NK.dtype)
         self._run = ops._linear_pointwise
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         y_TN: Tensor = self._run(x_TK, self._packed, self._bias_N, "none", [], "")
         return y_TN
+
+
+def onednn_works(dtype: torch.dtype) -> bool:
+    """Whether this torch and this CPU pack a small linear and multiply by it correctly."""
+    weight_NK = torch.arange(96, dtype=torch.float32).view(6, 16) / 96
+    x_TK = torch.ones(2, 16)
+    try:
+        y_TN = OneDnnLinear(weight_NK.to(dtype), torch.ones(6))(x_TK.to(dtype))
+    except (RuntimeError, AttributeError):  # refused, or gone from a newer torch
+        return False
+    return torch.allclose(y_TN.float(), x_TK @ weight_NK.T + 1, rtol=0.02)

@@ -14,7 +14,7 @@ from engine.inputs import ForwardInputs, forward_inputs
 from engine.kvpool import KvPool
 from engine.layers import TorchOps
 from engine.native.build import load
-from engine.native.linears import NativeLinear, OneDnnLinear
+from engine.native.linears import NativeLinear, OneDnnLinear, onednn_works
 from engine.native.ops import NativeOps
 from engine.ops import HeadShape, Ops, choose_ops, has_bf16_hardware
 from protocol.layout import DTYPE_BYTES, KvDtype, KvLayout
@@ -61,13 +61,16 @@ def test_a_row_of_a_linear_does_not_depend_on_the_rows_beside_it(dtype: torch.dt
         assert torch.equal(alone, together)
 
 
-def test_a_linear_that_onednn_packs_equals_its_twin() -> None:
-    if not has_bf16_hardware():
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_a_linear_that_onednn_packs_equals_its_twin(dtype: torch.dtype) -> None:
+    """float32 shows that torch still has the ops we call, where bfloat16 has no hardware."""
+    if dtype == BF16 and not has_bf16_hardware():
         pytest.skip("no bfloat16 hardware: oneDNN refuses to pack")
-    weight, bias = noise(48, 32, dtype=BF16), noise(48, seed=1)
+    assert onednn_works(dtype)
+    weight, bias = noise(48, 32, dtype=dtype), noise(48, seed=1)
     linear = OneDnnLinear(weight, bias)
     for num_tokens in (1, 5, 70):
-        x = noise(num_tokens, 32, seed=2, dtype=BF16)
+        x = noise(num_tokens, 32, seed=2, dtype=dtype)
         expected = x.float() @ weight.float().T + bias
         assert torch.allclose(linear(x).float(), expected, atol=0.1, rtol=2e-2)
 
