@@ -148,7 +148,7 @@ def test_a_client_that_leaves_during_prefill_gives_all_blocks_back(cluster: Clus
     cluster.wait_idle(within_s=5.0)
 
 
-@pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (3, 2)])
 def test_corrupted_blocks_are_detected_and_never_decoded_from(
     slow_checkpoint: Path, num_corrupted: int, num_attempts: int
 ) -> None:
