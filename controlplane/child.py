@@ -40,6 +40,8 @@ class ChildSpec:
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the supervisor's own."""
+    not_inherited: frozenset[str] = frozenset()
+    """Variables of the supervisor that it must not see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +126,7 @@ class Child:
         self._process = process = await asyncio.create_subprocess_exec(
             *python,
             *self._spec.command,
-            env={**os.environ, **self._spec.env},
+            env=_environment(self._spec),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -179,6 +181,11 @@ class Child:
         """Tells the process alone: what it has started is for it to drain."""
         if self._process is not None and self.pid is not None:
             self._process.terminate()
+
+
+def _environment(spec: ChildSpec) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if k.upper() not in spec.not_inherited}
+    return {**inherited, **spec.env}
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

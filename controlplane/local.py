@@ -17,7 +17,7 @@ from controlplane.cores import usable_cores
 from controlplane.embedded_redis import EmbeddedRedis
 from controlplane.plan import router_spec, worker_names, worker_specs
 from controlplane.settings import UpFlags, UpSettings
-from protocol.errors import BatonError, SettingsError
+from protocol.errors import SettingsError, StoreError
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -123,7 +123,7 @@ async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start
     store = Store(settings.redis, deadline_s=2.0)
     try:
         await store.ping()
-    except BatonError as error:
+    except StoreError as error:
         raise SettingsError(f"redis: {_without_password(settings.redis)}: {error}") from error
     finally:
         await store.close()

@@ -8,6 +8,8 @@ from controlplane.cores import pinned_core, threads_per_worker
 from controlplane.settings import UpSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+OURS_ALONE = frozenset({"BATON_CONFIG"})
+"""The supervisor's file: it has told each child what concerns it."""
 
 
 def worker_names(settings: UpSettings) -> list[str]:
@@ -40,7 +42,7 @@ def worker_specs(
         }
         module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
         command = _python(module, flags)
-        specs.append(ChildSpec(name=name, command=command, env={**thread_env, **env}))
+        specs.append(_spec(name, command, {**thread_env, **env}))
     return specs
 
 
@@ -55,7 +57,11 @@ def router_spec(
         "drain-s": str(settings.drain_s),
         **({"served-name": settings.served_name} if settings.served_name else {}),
     }
-    return ChildSpec(name="router", command=_python("router", flags), env=env)
+    return _spec("router", _python("router", flags), env)
+
+
+def _spec(name: str, command: tuple[str, ...], env: Mapping[str, str]) -> ChildSpec:
+    return ChildSpec(name=name, command=command, env=env, not_inherited=OURS_ALONE)
 
 
 def _python(module: str, flags: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,22 +1,24 @@
 """What `baton up` can be told. Called by `controlplane.cli`.
 
-Flags that `up` does not know itself but its children do (`--token-budget`, `--lease-ttl-s`, ...)
-are handed to them as `BATON_` variables: each child takes those it knows and refuses bad values
-in its own words.
+Flags and file keys that `up` does not know itself but its children do (`--token-budget`,
+`--lease-ttl-s`, ...) are handed to them as `BATON_` variables: each child takes those it knows and
+refuses bad values in its own words.
 """
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from controlplane.checkout import shipped_model
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
-from protocol.settings import CommandSettings, load
+from protocol.settings import CommandSettings, load, read_file, redis_url
+from protocol.variables import PREFIX
 from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})
@@ -40,7 +42,7 @@ class UpSettings(CommandSettings):
     """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one, shown when ready."""
-    redis: str = Field(default="", pattern=r"^((redis|rediss|unix)://.*)?$")
+    redis: str = ""
     """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
     threads: int = Field(default=0, ge=0)
     """Compute threads of each worker. 0: the cores divided among the workers."""
@@ -52,6 +54,11 @@ class UpSettings(CommandSettings):
     """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_address(cls, value: str) -> str:
+        return redis_url(value) if value else value
 
     @property
     def api_name(self) -> str:
@@ -69,11 +76,13 @@ class UpFlags:
 
 def load_up(argv: Sequence[str]) -> UpFlags:
     """Raises SettingsError, naming the flag, for what neither we nor a child knows."""
-    ours, child_env = _split(list(argv), child_fields=_child_fields())
-    settings = load(UpSettings, ours, prog="baton up")
+    theirs = _child_fields() - UpSettings.model_fields.keys()
+    ours, child_env = _split(list(argv), theirs=theirs)
+    settings = load(UpSettings, ours, prog="baton up", others=theirs)
     if not (settings.model / "config.json").is_file():
         raise SettingsError(f"model: no checkpoint at '{settings.model}': it has no config.json")
-    return UpFlags(settings=settings, child_env=child_env)
+    from_file = _variables(read_file(settings.config), theirs=theirs)
+    return UpFlags(settings=settings, child_env={**from_file, **child_env})
 
 
 def _child_fields() -> frozenset[str]:
@@ -81,18 +90,39 @@ def _child_fields() -> frozenset[str]:
     return frozenset(name for model in models for name in model.model_fields) - ONE_WORKER_ONLY
 
 
-def _split(argv: list[str], *, child_fields: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+def _switches() -> frozenset[str]:
+    """Children's settings that are on or off."""
+    models = (RouterSettings, PrefillSettings, DecodeSettings)
+    return frozenset(
+        name
+        for model in models
+        for name, field in model.model_fields.items()
+        if field.annotation is bool
+    )
+
+
+def _split(argv: list[str], *, theirs: Collection[str]) -> tuple[list[str], dict[str, str]]:
     """Flags of ours, and `BATON_` variables for those that only children know."""
-    theirs = set(child_fields) - set(UpSettings.model_fields)
+    off = {f"no_{name}": name for name in _switches()}
     ours: list[str] = []
     env: dict[str, str] = {}
     while argv:
         flag, equals, value = argv.pop(0).partition("=")
         name = flag.removeprefix("--").replace("-", "_")
-        if not flag.startswith("--") or name not in theirs:
+        if not flag.startswith("--") or off.get(name, name) not in theirs:
             ours.append(flag + equals + value)
             continue
-        if not equals:
+        if name in off:
+            if equals:
+                raise SettingsError(f"{flag}: takes no value")
+            name, value = off[name], "false"
+        elif not equals:
             value = argv.pop(0) if argv and not argv[0].startswith("--") else "true"
-        env[f"BATON_{name.upper()}"] = value
+        env[f"{PREFIX}{name.upper()}"] = value
     return ours, env
+
+
+def _variables(file: Mapping[str, object], *, theirs: Collection[str]) -> dict[str, str]:
+    """What the file says to the children; the environment wins over it."""
+    said = {f"{PREFIX}{key.upper()}": str(value) for key, value in file.items() if key in theirs}
+    return {name: value for name, value in said.items() if name not in os.environ}

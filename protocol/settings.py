@@ -2,15 +2,18 @@
 
 Flags win over the environment (`BATON_<FIELD>`), which wins over the TOML file named by
 `--config`, which wins over the defaults. Called by each process's `settings` and `__main__`.
-An unknown flag or file key is refused. An unknown `BATON_` variable is not: the environment is
-shared by processes with different settings (and, in Kubernetes, with service links).
+An unknown flag, file key or `BATON_` variable is refused; `protocol.variables` says which
+variables are known.
 """
 
+import os
+import re
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
@@ -23,6 +26,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from protocol.errors import SettingsError
+from protocol.variables import check_variables
 
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_CHECKPOINT = 3
@@ -57,6 +61,11 @@ class ProcessSettings(CommandSettings):
     """Events below this level are not written. Info is a few lines per request."""
     parent_pid: int = Field(default=0, ge=0)
     """Drain when this process, the supervisor, is gone. 0: no supervisor."""
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_address(cls, value: str) -> str:
+        return redis_url(value)
 
 
 class WorkerSettings(ProcessSettings):
@@ -100,13 +109,6 @@ class WorkerSettings(ProcessSettings):
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests and leases get to finish after SIGTERM."""
 
-    @field_validator("redis")
-    @classmethod
-    def _redis_scheme(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        return value
-
     @field_validator("token_budget")
     @classmethod
     def _budget_beyond_decodes(cls, value: int, others: ValidationInfo) -> int:
@@ -115,9 +117,28 @@ class WorkerSettings(ProcessSettings):
         return value
 
 
-def load(settings: type[S], argv: Sequence[str], *, prog: str | None = None) -> S:
+def redis_url(value: str) -> str:
+    """`value`, or ValueError for what cannot be the address of a Redis."""
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    try:
+        _ = urlsplit(value).port
+    except ValueError as error:
+        raise ValueError("its port must be a number from 0 to 65535") from error
+    return value
+
+
+def load(
+    settings: type[S],
+    argv: Sequence[str],
+    *,
+    prog: str | None = None,
+    others: Container[str] = frozenset(),
+) -> S:
     """Settings from flags, environment and file. Raises SettingsError naming field, value and
-    rule of the first thing wrong; exits 0 after `--help`."""
+    rule of the first thing wrong; exits 0 after `--help`. File keys in `others` are left to
+    whoever reads them."""
+    check_variables(os.environ)
     try:
         flags = CliSettingsSource[S](
             settings, cli_parse_args=list(argv), cli_prog_name=prog, cli_exit_on_error=False
@@ -127,7 +148,9 @@ def load(settings: type[S], argv: Sequence[str], *, prog: str | None = None) -> 
         raise SettingsError(_source_error(error)) from error
     given = {**environment, **flags}
     try:
-        return settings(**{**_file(given.get("config")), **given})
+        file = read_file(given.get("config"))
+        mine = {key: value for key, value in file.items() if key not in others}
+        return settings(**{**mine, **given})
     except ValidationError as error:
         raise SettingsError(_explain(error.errors()[0])) from error
 
@@ -141,7 +164,8 @@ def load_or_exit(settings: type[S], argv: Sequence[str], *, prog: str | None = N
         raise SystemExit(EXIT_BAD_SETTINGS) from error
 
 
-def _file(path: object) -> Mapping[str, object]:
+def read_file(path: object) -> Mapping[str, object]:
+    """Keys and values of a TOML file; none without a path. Raises SettingsError."""
     if path is None:
         return {}
     try:
@@ -163,4 +187,5 @@ def _explain(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{field}: required; give --{field.replace('_', '-')} or BATON_{field.upper()}"
     rule = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {error['input']!r}: {rule[0].lower()}{rule[1:]}"
+    value = re.sub(r"//[^/@]*@", "//", repr(error["input"]))  # a URL's password is not for logs
+    return f"{field}: {value}: {rule[0].lower()}{rule[1:]}"

@@ -23,7 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from protocol.errors import StoreError
+from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
 
@@ -88,18 +88,23 @@ def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
 
 
 class Store:
-    """Redis, with words of ours. One per process; `close` it in the same event loop."""
+    """Redis, with words of ours. One per process; `close` it in the same event loop.
+    Raises SettingsError for a URL that is none of a Redis."""
 
     def __init__(self, url: str, *, deadline_s: float = 2.0) -> None:
         self._deadline_s = deadline_s
-        self._redis = Redis.from_url(
-            url,
-            socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
-            socket_connect_timeout=deadline_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,  # XREAD answers a list; under RESP3 its shape differs by client version
-            max_connections=16,
-        )
+        try:
+            self._redis = Redis.from_url(
+                url,
+                socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
+                socket_connect_timeout=deadline_s,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,  # XREAD answers a list; under RESP3 its shape differs by version
+                max_connections=16,
+            )
+            self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options
+        except (ValueError, TypeError) as error:
+            raise SettingsError(f"redis: {error}") from error
 
     async def close(self) -> None:
         async with self._deadline():

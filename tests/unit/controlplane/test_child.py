@@ -23,12 +23,16 @@ def run(body: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(asyncio.wait_for(body, 30))
 
 
+def stub(program: str) -> ChildSpec:
+    return ChildSpec(name="stub", command=(sys.executable, "-c", program), env={"STUB": "yes"})
+
+
 class Watched:
     """A child that runs Python, and all that it reported."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str | ChildSpec) -> None:
         self.events: list[ChildEvent] = []
-        spec = ChildSpec(name="stub", command=(sys.executable, "-c", program), env={"STUB": "yes"})
+        spec = program if isinstance(program, ChildSpec) else stub(program)
         self.child = Child(spec, on_event=self.events.append, backoff=QUICK)
 
     @property
@@ -44,7 +48,7 @@ class Watched:
 
 
 @asynccontextmanager
-async def running(program: str) -> AsyncIterator[Watched]:
+async def running(program: str | ChildSpec) -> AsyncIterator[Watched]:
     watched = Watched(program)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watched.child.run(), name="stub")
@@ -52,6 +56,19 @@ async def running(program: str) -> AsyncIterator[Watched]:
             yield watched
         finally:
             watched.child.kill()
+
+
+def test_a_child_does_not_see_what_is_not_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OURS", "1")
+    program = "import os; print(os.environ.get('OURS'), flush=True); import time; time.sleep(60)"
+    command = (sys.executable, "-c", program)
+    spec = ChildSpec(name="stub", command=command, not_inherited=frozenset({"OURS"}))
+
+    async def body() -> None:
+        async with running(spec) as watched:
+            await watched.until_line("None")
+
+    run(body())
 
 
 def test_a_child_that_is_killed_is_started_again() -> None:

@@ -53,3 +53,9 @@ def test_only_the_router_listens_where_clients_come_from() -> None:
 @pytest.mark.parametrize("name", ["--served-name", "--kv-blocks", "--cores"])
 def test_what_was_not_asked_for_is_left_to_the_children(name: str) -> None:
     assert all(name not in spec.command for spec in _specs(_settings()))
+
+
+def test_no_child_reads_the_file_of_the_supervisor() -> None:
+    settings = _settings()
+    specs = [*_specs(settings), router_spec(settings, redis="unix:///r", port=8080, env={})]
+    assert all("BATON_CONFIG" in spec.not_inherited for spec in specs)

@@ -17,6 +17,36 @@ def test_flags_of_the_children_become_their_environment(checkpoint: str) -> None
     assert flags.child_env == {"BATON_TOKEN_BUDGET": "64", "BATON_MAX_RUNNING": "8"}
 
 
+def test_a_switch_of_the_children_can_be_turned_off(checkpoint: str) -> None:
+    flags = load_up(["--model", checkpoint, "--no-allow-fallback", "--no-pin"])
+    assert flags.child_env == {"BATON_ALLOW_FALLBACK": "false"}
+    assert not flags.settings.pin
+
+
+def test_a_file_may_speak_to_us_and_to_the_children(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_text("decode = 2\ntoken-budget = 64\nmax-running = 8\nallow_fallback = false\n")
+    monkeypatch.setenv("BATON_CONFIG", str(file))
+    monkeypatch.setenv("BATON_MAX_RUNNING", "9")
+    flags = load_up(["--model", checkpoint, "--token-budget", "65"])
+    assert flags.settings.decode == 2
+    assert flags.child_env == {"BATON_TOKEN_BUDGET": "65", "BATON_ALLOW_FALLBACK": "False"}
+
+
+def test_a_file_key_nobody_knows_is_refused_by_name(checkpoint: str, tmp_path: Path) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_text("token_bugdet = 64\n")
+    with pytest.raises(SettingsError, match="unknown setting: token_bugdet"):
+        load_up(["--model", checkpoint, "--config", str(file)])
+
+
+def test_a_redis_that_cannot_be_one_is_refused(checkpoint: str) -> None:
+    with pytest.raises(SettingsError, match="redis: 'redis://h:nope/0': its port must be"):
+        load_up(["--model", checkpoint, "--redis", "redis://h:nope/0"])
+
+
 def test_flags_of_ours_stay_ours(checkpoint: str) -> None:
     flags = load_up(["--model", checkpoint, "--prefill", "0", "--verbose", "--decode", "3"])
     assert (flags.settings.prefill, flags.settings.decode, flags.settings.verbose) == (0, 3, True)

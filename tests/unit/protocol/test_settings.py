@@ -33,6 +33,11 @@ def test_flags_win_over_environment_over_file_over_defaults(
             "dtype: 'int8': input should be 'bfloat16' or 'float32'",
         ),
         (["--model", "m", "--redis", "localhost"], "redis: 'localhost': must start with redis://"),
+        (
+            ["--model", "m", "--redis", "redis://h:nope/0"],
+            "redis: 'redis://h:nope/0': its port must",
+        ),
+        (["--model", "m", "--redis", "redis://:secret@h:x/0"], "redis: 'redis://h:x/0': its port"),
         (["--model", "m", "--cores", "a"], "cores: 'a': string should match"),
         (["--model", "m", "--config", "/nowhere"], "config: '/nowhere': "),
     ],
@@ -58,8 +63,22 @@ def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:
 def test_a_variable_of_another_process_is_none_of_our_business(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("BATON_ROUTER_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("BATON_TOKEN_BUDGET", "100")
     assert load(ProcessSettings, []) == ProcessSettings()
+
+
+def test_every_process_refuses_what_cannot_be_a_redis() -> None:
+    with pytest.raises(SettingsError, match="redis: 'localhost:6379': must start with redis://"):
+        load(ProcessSettings, ["--redis", "localhost:6379"])
+
+
+def test_a_variable_nobody_knows_is_refused_with_the_nearest_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BATON_TOKEN_BUGDET", "1")
+    rule = "unknown setting: BATON_TOKEN_BUGDET; the nearest known is BATON_TOKEN_BUDGET"
+    with pytest.raises(SettingsError, match=f"^{rule}$"):
+        load(ProcessSettings, [])
 
 
 def test_settings_cannot_be_changed_after_the_start() -> None:

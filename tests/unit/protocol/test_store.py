@@ -8,7 +8,7 @@ from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
 
-from protocol.errors import StoreError
+from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.store import (
     STREAM_START,
@@ -241,3 +241,9 @@ async def _say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     while await reader.read(1024):
         pass
     writer.close()
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "redis://h:nope/0", "redis://h/0?such=option"])
+def test_an_address_that_is_none_of_a_redis_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"^redis: "):
+        Store(url)

@@ -1,0 +1,49 @@
+"""The `BATON_` variables of the environment: which of them mean something to some process.
+
+Called by `protocol.settings` for every process and command. The environment is shared by
+processes with different settings, so a variable that only another one reads is accepted; one
+that nobody reads is refused, for it is a slip of the hand that would silently change nothing.
+"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from protocol.errors import SettingsError
+
+PREFIX = "BATON_"
+KNOWN = frozenset(
+    """
+    advertise allow_fallback api_key block_tokens config cores decode drain_s dtype host kv_blocks
+    kv_bytes lease_ttl_s local_prefill log_level max_attempts max_body_bytes max_in_flight
+    max_lag_tokens max_running max_tokens max_waiting metrics_port model parent_pid patience_s pin
+    port prefill redis request_timeout_s served_name system tamper_blocks temperature threads
+    token_budget tokenize_threads transports url verbose worker
+    """.split()  # noqa: SIM905 - words read better so
+)
+"""Fields of all settings. Written out, because no process may import all of them."""
+
+_LINK_BY_NAME = re.compile(
+    r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)$"
+)
+_LINK_BY_VALUE = re.compile(r"_PORT(_\d+_(TCP|UDP|SCTP))?$")
+
+
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raises SettingsError naming the first `BATON_` variable that no process knows."""
+    for name, value in sorted(environment.items()):
+        field = name.upper().removeprefix(PREFIX)
+        if field == name.upper() or field.lower() in KNOWN or _is_service_link(field, value):
+            continue
+        near = get_close_matches(field.lower(), sorted(KNOWN), n=1, cutoff=0.0)
+        raise SettingsError(
+            f"unknown setting: {name}; the nearest known is {PREFIX}{near[0].upper()}"
+        )
+
+
+def _is_service_link(field: str, value: str) -> bool:
+    """Kubernetes puts these into pods for every service, also for one named `baton...`."""
+    name = f"_{field}"
+    if _LINK_BY_NAME.search(name):
+        return True
+    return bool(_LINK_BY_VALUE.search(name) and re.match(r"(tcp|udp|sctp)://", value))
