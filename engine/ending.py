@@ -10,6 +10,8 @@ from protocol.messages import FailCode, FinishReason
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
     reason: FinishReason
+    num_tokens: int
+    """Outputs, those given at submission included."""
     cached_tokens: int
     """Prompt tokens this engine found in its prefix cache."""
     queued_s: float
@@ -51,6 +53,7 @@ def ending_of(sequence: Sequence, *, now: float) -> EngineEnding:
         case Complete(reason):
             return Finished(
                 reason=reason,
+                num_tokens=len(sequence.outputs),
                 cached_tokens=cached,
                 queued_s=queued_s,
                 prefill_s=prefill_s,

@@ -217,6 +217,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     request: RequestId
     attempt: int
     reason: FinishReason
+    num_tokens: int
+    """Output tokens in all, those of earlier attempts included: a router that has fewer missed
+    some."""
     cached_tokens: int
     """Prompt tokens this worker did not compute because its own prefix cache had them."""
     queued_s: float

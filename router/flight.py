@@ -211,9 +211,12 @@ class Flight:
 
     def _finished(self, leg: _Leg, finished: Finished) -> list[Instruction]:
         leg.open = False
-        due = self.request.sampling.max_tokens
-        if finished.reason == "length" and len(self.generated) < due:
-            why = f"{leg.worker} finished at {len(self.generated)} of {due} tokens"
+        have, due = len(self.generated), self.request.sampling.max_tokens
+        if finished.num_tokens != have:
+            why = f"{leg.worker} finished at {finished.num_tokens} tokens, of which {have} came"
+            return self._lost(why, suspect=leg.worker)
+        if finished.reason == "length" and have < due:
+            why = f"{leg.worker} finished at {have} of {due} tokens"
             return self._lost(why, suspect=leg.worker)
         self._count_cached(finished.cached_tokens)
         if leg is self._prefill:

@@ -276,7 +276,7 @@ class _Job:
             await self._point(2)
             over = ending([*message.generated, token], message.sampling)
             if over is not None:
-                self._finish(over)
+                self._finish(over, num_tokens=len(message.generated) + 1)
                 return
             self._send(
                 PrefillDone(
@@ -323,7 +323,7 @@ class _Job:
                 sequence = (*sequence, outputs[-1])
                 self._emit(len(outputs) - 1, outputs[-1])
             await self._point(len(outputs) - len(message.generated))
-            self._finish(over)
+            self._finish(over, num_tokens=len(outputs))
         except SourceLost:
             self._fail("source_lost", "the source is gone")
         except _Given:
@@ -374,12 +374,13 @@ class _Job:
             return
         self._send(Step(emits=(emit, emit) if deed == "repeat" else (emit,)))
 
-    def _finish(self, reason: FinishReason) -> None:
+    def _finish(self, reason: FinishReason, *, num_tokens: int) -> None:
         self._send(
             Finished(
                 request=self.message.request,
                 attempt=self.message.attempt,
                 reason=reason,
+                num_tokens=num_tokens,
                 cached_tokens=4,
                 queued_s=0.0,
                 prefill_s=0.01,

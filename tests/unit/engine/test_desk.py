@@ -41,6 +41,7 @@ def finished(of: Job) -> Finished:
         request=of.request,
         attempt=of.attempt,
         reason="length",
+        num_tokens=1,
         cached_tokens=0,
         queued_s=0.0,
         prefill_s=0.0,

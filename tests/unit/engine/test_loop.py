@@ -86,7 +86,7 @@ def test_a_sequence_runs_to_its_last_token(bench: Bench) -> None:
     assert bench.observer.tokens[A] == continuation(PROMPT, seed=1, num_tokens=6)
     ending = bench.observer.endings[A]
     assert isinstance(ending, Finished)
-    assert ending.reason == "length"
+    assert (ending.reason, ending.num_tokens) == ("length", 6)
     eventually(bench.all_back)
 
 

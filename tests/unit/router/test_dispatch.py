@@ -288,6 +288,25 @@ def test_a_missing_token_begins_a_new_attempt() -> None:
     run(test)
 
 
+def test_an_answer_whose_last_token_was_lost_is_not_taken_for_whole() -> None:
+    async def test() -> None:
+        prompt = next((n, 7) for n in range(10_000) if is_third((n, 7)))
+        plans = {"decode-0": [Act("skip", 2)]}
+        async with fake_cluster(decode=2, plans=plans) as cluster:
+            asked = request(prompt=prompt, ignore_eos=False)
+            events = await collect(cluster, asked)
+            assert tokens_of(events) == expected(prompt, asked.sampling)
+            first, _ = cluster.traces.find(asked.id)[0].attempts
+            assert first.outcome == "decode-0 finished at 3 tokens, of which 2 came"
+
+    def is_third(prompt: tuple[int, ...]) -> bool:
+        sampling = request(max_tokens=3, ignore_eos=False).sampling
+        answer = expected(prompt, sampling)
+        return len(answer) == 3 and answer[-1] == EOS
+
+    run(test)
+
+
 def test_attempts_are_bounded_and_the_error_has_every_reason() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("fail", 1)] * 9}
