@@ -9,7 +9,6 @@ process, one device, not thread-safe.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -104,11 +103,13 @@ def load_model(
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
     checkpoint = Checkpoint(path)
-    revision = checkpoint.revision((path / "config.json").read_bytes())
     ops = choose_ops(dtype=DTYPES[dtype], native=native)
-    loader = _Loader(replace(config, revision=revision), checkpoint, ops, dtype, progress)
+    loader = _Loader(config, checkpoint, ops, dtype, progress)
     loader.check_names()
-    return loader.model()
+    model = loader.model()
+    revision = checkpoint.revision((path / "config.json").read_bytes())
+    model.config = replace(config, revision=revision)
+    return model
 
 
 class _Loader:
@@ -229,7 +230,3 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_embeddings:
         shapes[families.HEAD] = (config.vocab_size, hidden)
     return shapes
-
-
-def num_parameters(config: ModelConfig) -> int:
-    return sum(prod(shape) for shape in tensor_shapes(config).values())

@@ -2,6 +2,8 @@
 
 Called by `engine.model`. Checks every file against its own header before anything is read, so a
 truncated or incomplete checkpoint fails at once with CheckpointError naming file and tensor.
+The format is read by hand: the `safetensors` library says neither which tensor a truncated file
+ends in nor gives the raw bytes, which are the model's revision. It writes, in `tools`.
 """
 
 import hashlib
@@ -13,6 +15,7 @@ from math import prod
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import Tensor
 
 from engine.fields import Fields, read_json
@@ -41,18 +44,24 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: Mapping[str, StoredTensor] = _tensors(path)
+        self._digests: dict[str, bytes] = {}
+        """Of the bytes of every tensor read so far."""
 
     @property
     def num_bytes(self) -> int:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
     def revision(self, config_text: bytes) -> str:
-        """Stable digest of the configuration and of what every file claims to hold."""
-        facts = sorted(
-            (name, stored.file.name, stored.dtype, stored.shape, stored.offset)
-            for name, stored in self.tensors.items()
-        )
-        return hashlib.sha256(config_text + json.dumps(facts).encode()).hexdigest()[:32]
+        """Stable digest of the configuration and of the bytes of every tensor read so far.
+
+        Neither the dtype they were converted to nor their spread over files is part of it.
+        """
+        digest = hashlib.sha256(config_text)
+        for name in sorted(self._digests):
+            stored = self.tensors[name]
+            digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
+            digest.update(self._digests[name])
+        return digest.hexdigest()[:32]
 
     def stored(self, name: str, *, shape: tuple[int, ...]) -> StoredTensor:
         """The tensor's place; raises CheckpointError when missing or of another shape."""
@@ -82,6 +91,7 @@ class Checkpoint:
             raise CheckpointError(f"{stored.file}: tensor {name}: {error.strerror}") from error
         if num_read != stored.num_bytes:
             raise CheckpointError(f"{stored.file}: ends inside tensor {name}")
+        self._digests[name] = xxhash.xxh3_128_digest(buffer)
         return torch.frombuffer(buffer, dtype=DTYPES[stored.dtype]).view(shape).to(dtype)
 
 

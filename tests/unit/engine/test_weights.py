@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.model import load_model
+from engine.model import Dtype, load_model
 from engine.weights import Checkpoint
 from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -142,12 +142,26 @@ def test_a_tensor_whose_size_does_not_fit_its_shape_is_refused(single: Path) -> 
     assert "its size does not fit its shape" in failure(single)
 
 
-def test_the_revision_changes_with_the_configuration_and_with_the_tensors(tmp_path: Path) -> None:
-    def revision(name: str, shape: Shape) -> str:
-        make_checkpoint(tmp_path / name, shape)
-        return load_model(tmp_path / name, dtype="float32", native=False).config.revision
+def revision(path: Path, shape: Shape, *, dtype: Dtype = "float32") -> str:
+    if not path.exists():
+        make_checkpoint(path, shape)
+    return load_model(path, dtype=dtype, native=False).config.revision
 
-    same = {revision("a", Shape()), revision("b", Shape())}
-    assert len(same) == 1
-    assert revision("c", Shape(rope_theta=5e5)) not in same
-    assert revision("d", Shape(shard_bytes=100_000)) not in same
+
+def test_the_revision_changes_with_the_configuration_and_with_every_weight(tmp_path: Path) -> None:
+    of_one = revision(tmp_path / "a", Shape())
+    assert revision(tmp_path / "b", Shape()) == of_one
+    assert revision(tmp_path / "c", Shape(rope_theta=5e5)) != of_one
+    assert revision(tmp_path / "d", Shape(seed=1)) != of_one
+    file = tmp_path / "b" / "model.safetensors"
+    stored = Checkpoint(tmp_path / "b").tensors[GATE]
+    raw = bytearray(file.read_bytes())
+    raw[stored.offset + stored.num_bytes - 1] ^= 1
+    file.write_bytes(raw)
+    assert revision(tmp_path / "b", Shape()) != of_one
+
+
+def test_the_revision_is_that_of_the_files_whatever_they_are_loaded_to(tmp_path: Path) -> None:
+    of_one = revision(tmp_path / "a", Shape())
+    assert revision(tmp_path / "a", Shape(), dtype="bfloat16") == of_one
+    assert revision(tmp_path / "b", Shape(shard_bytes=100_000)) == of_one
