@@ -113,13 +113,13 @@ class WorkerLink:
         raise PeerLost(f"worker at {self._address}: {self.lost}")
 
     async def _welcome(self) -> Registration:
+        """What comes before it was meant for our last link: the worker had not missed us yet."""
         try:
             async with asyncio.timeout(self._handshake_s):
-                message = await self._next()
+                while not isinstance(message := await self._next(), Welcome):
+                    pass
         except TimeoutError as error:
             raise PeerLost(f"worker at {self._address} did not answer Hello") from error
-        if not isinstance(message, Welcome):
-            raise WireError(f"{type(message).__name__} instead of Welcome")
         if message.version != WIRE_VERSION:
             raise WireError(
                 f"worker {message.registration.worker} speaks version {message.version}, "

@@ -76,6 +76,8 @@ class RouterPort:
         self._room = asyncio.Semaphore(QUEUE_MESSAGES)
         self._lock = threading.Lock()
         self._outbox: deque[tuple[RouterId, bytes]] = deque()
+        self._dropped: set[RouterId] = set()
+        """Routers that lost a message because the outbox was full."""
         self._flush_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.refused_frames = 0
@@ -122,11 +124,12 @@ class RouterPort:
 
     def send(self, router: RouterId, message: ToRouter) -> None:
         """Hands the message over and returns; from any thread, while `serve` runs. A router
-        that is gone, or does not read, loses it."""
+        that is gone, or does not read, loses it and all it asked for."""
         frame = to_router.encode(message)
         with self._lock:
             if len(self._outbox) >= QUEUE_MESSAGES:
-                return log.error("outbox full", extra={"router": router})
+                self._dropped.add(router)  # a flush is due, and tells
+                return None
             self._outbox.append((router, frame))
             if self._flush_is_due:
                 return None
@@ -145,10 +148,13 @@ class RouterPort:
         with self._lock:
             frames, self._flush_is_due = list(self._outbox), False
             self._outbox.clear()
+            dropped, self._dropped = self._dropped, set()
         if self._socket.closed:
             return
         for router, frame in frames:
             self._transmit(router, frame)
+        for router in dropped:
+            self._cut(router, f"{QUEUE_MESSAGES} messages unsent")
 
     def _transmit(self, router: RouterId, frame: bytes) -> None:
         error = send_error(self._socket.send_multipart([router.encode(), frame], flags=zmq.NOBLOCK))
@@ -159,9 +165,15 @@ class RouterPort:
         if error.errno == errno.EHOSTUNREACH:
             self._leave(router, "link lost")
         elif error.errno == errno.EAGAIN:
-            self._leave(router, f"{QUEUE_MESSAGES} messages unread")
+            self._cut(router, f"{QUEUE_MESSAGES} messages unread")
         else:
             raise error
+
+    def _cut(self, router: RouterId, reason: str) -> None:
+        """It missed a message. Only a new link lets it back in: unheard and without beats it
+        takes this one for lost, and what it waits for with it."""
+        self._leave(router, reason)
+        self._absent.pop(router, None)
 
     def _leave(self, router: RouterId, reason: str) -> None:
         heard = self._heard.pop(router, None)

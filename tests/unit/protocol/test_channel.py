@@ -12,6 +12,7 @@ from support.eventually import soon
 from support.words import beat, prefill, registration
 
 from protocol.channel import Request, RouterGone, RouterJoined, RouterPort, WorkerLink
+from protocol.channel.wire import QUEUE_MESSAGES
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import PeerLost, SettingsError, WireError
 from protocol.ids import RequestId, RouterId
@@ -153,6 +154,31 @@ def test_a_worker_of_another_version_is_refused_and_named() -> None:
     run(test)
 
 
+def test_words_meant_for_an_older_link_may_come_before_the_welcome() -> None:
+    async def test() -> None:
+        socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+
+        async def late() -> None:
+            identity, _ = await socket.recv_multipart()
+            welcome = Welcome(registration=registration(), version=WIRE_VERSION)
+            aborted = Aborted(request=RequestId("old"), attempt=0)
+            for message in (beat(), aborted, welcome, beat(running=3)):
+                await socket.send_multipart([identity, to_router.encode(message)])
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(late(), name="late")
+                link = WorkerLink(address=f"tcp://127.0.0.1:{port}", router=ROUTER)
+                async with link:
+                    assert link.registration == registration()
+                    assert await first(link, Beat) == beat(running=3)
+        finally:
+            socket.close(linger=0)
+
+    run(test)
+
+
 @asynccontextmanager
 async def raw_peer(port: RouterPort, identity: bytes) -> AsyncIterator[zmq.asyncio.Socket]:
     socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
@@ -231,6 +257,24 @@ def test_sending_to_a_router_whose_connection_is_closed_reports_it_gone() -> Non
 
             await soon(noticed)
             assert isinstance(await port.receive(), RouterGone)
+
+    run(test)
+
+
+def test_a_router_that_missed_a_message_must_open_a_new_link() -> None:
+    async def test() -> None:
+        async with serving(silent_after_s=600) as port, link_to(port, silent_after_s=600) as link:
+            assert await port.receive() == RouterJoined(ROUTER)
+            for number in range(QUEUE_MESSAGES + 1):
+                port.send(ROUTER, Aborted(request=RequestId("r"), attempt=number))
+            assert isinstance(await port.receive(), RouterGone)
+
+            await link.send(prefill())
+            await soon(lambda: port.refused_frames > 0)
+            assert port.routers == ()
+
+            async with link_to(port):
+                assert await port.receive() == RouterJoined(ROUTER)
 
     run(test)
 
