@@ -111,9 +111,9 @@ ToWorker = Hello | Ping | Prefill | Decode | Abort
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool's blocks. `free` is `total` less those requests, leases or fetches hold; `cached`
-    (hashed and reusable, held by nobody) is told apart from empty `free` ones:
-    `free + cached == total` when idle."""
+    """A pool's blocks. `free` ones are empty. `cached` ones keep a prefix, are held by nobody and
+    are taken when `free` ones run out: a pool that has served for a while is mostly these. The
+    rest is held by requests, leases or fetches: `free + cached == total` when idle."""
 
     total: int
     free: int

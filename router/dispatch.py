@@ -202,7 +202,7 @@ class Dispatcher:
             choice = self._chooser.choose(journey, now=self._clock())
             if isinstance(choice, Choice):
                 return self._begin(journey, choice)
-            if choice.why == "too_long" and not journey.refused:
+            if choice.why == "too_long" and not journey.reasons:
                 raise TooLong(choice.reason)
             if journey.refused and not journey.flight.generated:
                 raise CapacityError(

@@ -239,6 +239,8 @@ class Flight:
         match failed.code:
             case "overloaded":
                 return self._lost(why, suspect=leg.worker, is_refusal=True)
+            case "too_long" if leg is self._prefill:
+                return self._lost(why, suspect=leg.worker, is_refusal=True)
             case "source_lost":
                 return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
             case "internal" if failed.retryable:

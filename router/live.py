@@ -87,7 +87,7 @@ class LiveWorker:
             num_cached_tokens=num_cached_tokens,
             num_waiting_tokens=load.waiting_tokens + sent_tokens,
             num_running=load.running + load.waiting + len(self._sent),
-            num_free_blocks=self.beat.blocks.free,
+            num_free_blocks=self.beat.blocks.free + self.beat.blocks.cached,
             num_blocks=registration.num_blocks,
             block_tokens=registration.layout.block_tokens,
             token_bytes=registration.layout.token_bytes,

@@ -28,6 +28,9 @@ BATCH_PART = 0.05
 """How much one more sequence lengthens a decode step (batch 8 takes 1.35 times batch 1)."""
 EXPECTED_OUTPUT_TOKENS = 128
 """Most answers end long before `max_tokens`."""
+PREFILL_SPARE_TOKENS = 2
+"""The first token has to fit, and one more: at its limit an engine ends a text, and a prefill
+worker would finish what it is to hand over."""
 NUM_CONSIDERED = 8
 """Pairs are formed of the cheapest few of each role: 64 x 64 pairs would take milliseconds."""
 
@@ -47,6 +50,7 @@ class Candidate:
     """Prompt tokens queued there, those sent since its last beat included."""
     num_running: int
     num_free_blocks: int
+    """Held by nobody; those with a cached prefix included."""
     num_blocks: int
     block_tokens: int
     token_bytes: int
@@ -100,7 +104,8 @@ def place(
     if not able:
         return _refuse(decodes, total)
     priors = _priors(candidates)
-    prefills = [c for c in candidates if c.role == "prefill" and _can_hold(c, num_tokens)]
+    needed = num_tokens + PREFILL_SPARE_TOKENS
+    prefills = [c for c in candidates if c.role == "prefill" and _can_hold(c, needed)]
     request = _Request(num_tokens, min(max_output_tokens, EXPECTED_OUTPUT_TOKENS), priors)
     alone = min(request.alone(decode) for decode in able)
     pairs = request.pairs(prefills, able)
@@ -183,9 +188,12 @@ class _Request:
 
     @staticmethod
     def _num_missing_tokens(candidate: Candidate, needed: int) -> int:
-        """Tokens for which the pool has no free block at the moment."""
-        free = candidate.num_free_blocks * candidate.block_tokens + candidate.num_cached_tokens
-        return max(0, needed - free)
+        """Tokens for which the pool has no block at the moment. Cached ones of this prompt may
+        be free, and counted there, or shared with requests that hold them."""
+        num_held_blocks = candidate.num_blocks - candidate.num_free_blocks
+        held = num_held_blocks * candidate.block_tokens
+        free = candidate.num_free_blocks * candidate.block_tokens
+        return max(0, needed - free - min(candidate.num_cached_tokens, held))
 
 
 def _can_hold(candidate: Candidate, num_tokens: int) -> bool:

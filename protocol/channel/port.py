@@ -129,14 +129,14 @@ class RouterPort:
         with self._lock:
             if len(self._outbox) >= QUEUE_MESSAGES:
                 self._dropped.add(router)  # a flush is due, and tells
-                return None
+                return
             self._outbox.append((router, frame))
             if self._flush_is_due:
-                return None
+                return
             self._flush_is_due = True
         assert self._loop is not None, "send before serve"
         self._loop.call_soon_threadsafe(self._flush)
-        return None
+        return
 
     def broadcast(self, message: ToRouter) -> None:
         """To every router present; from the event loop."""

@@ -42,7 +42,7 @@ from protocol.messages import (
     WorkerState,
 )
 
-Deed = Literal["die", "refuse", "fail", "hang", "repeat", "skip", "stale"]
+Deed = Literal["die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale"]
 EOS = 0
 _VOCABULARY = 97
 
@@ -341,6 +341,9 @@ class _Job:
                 await asyncio.Event().wait()
             case "refuse":
                 self._fail("overloaded", "the queue is full")
+                raise _Given
+            case "outgrow":
+                self._fail("too_long", "no room in the context")
                 raise _Given
             case "fail":
                 self._fail("internal", "told to fail")

@@ -208,6 +208,30 @@ def test_a_request_no_pool_can_hold_is_the_callers_mistake() -> None:
     run(test)
 
 
+def test_a_request_waits_for_the_only_worker_large_enough_to_be_restarted() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("die", 4)]}
+        async with fake_cluster(decode=1, plans=plans, supervised=True) as cluster:
+            small = FakeWorker("decode-1", "decode", cluster.fabric, num_blocks=11)
+            cluster.add(small)
+            await cluster.until_ready()
+            ended = await answers(cluster)
+            assert [a.decode for a in ended.trace.attempts] == ["decode-0", "decode-0"]
+            assert small.seen == []
+
+    run(test)
+
+
+def test_a_prompt_too_long_for_a_prefill_worker_is_no_mistake_of_the_caller() -> None:
+    async def test() -> None:
+        plans = {"prefill-0": [Act("outgrow")]}
+        async with fake_cluster(prefill=1, decode=1, plans=plans) as cluster:
+            ended = await answers(cluster)
+            assert [a.prefill for a in ended.trace.attempts] == ["prefill-0", None]
+
+    run(test)
+
+
 def test_a_client_that_leaves_is_aborted_on_both_workers() -> None:
     async def test() -> None:
         plans = {"prefill-0": [Act("hang", 2)]}

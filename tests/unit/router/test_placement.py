@@ -88,6 +88,18 @@ def chosen(*candidates: Candidate, num_tokens: int = 2_000, prefer: Prefer = "ch
             "prefill-0>decode-1",
         ),
         (
+            "a pool full of this prompt's own prefix has room for it",
+            (replace(D0, num_free_blocks=0, num_running=1, num_cached_tokens=1_984), D1),
+            2_000,
+            "decode-0",
+        ),
+        (
+            "cached blocks that are free are not counted twice",
+            (replace(D0, num_blocks=200, num_free_blocks=50, num_running=1), D1),
+            2_000,
+            "decode-1",
+        ),
+        (
             "a slow network keeps the prompt where it is decoded",
             (P0, replace(D0, transfer_bytes_per_s=1e6)),
             2_000,
@@ -97,6 +109,18 @@ def chosen(*candidates: Candidate, num_tokens: int = 2_000, prefer: Prefer = "ch
         (
             "a prefill pool too small is passed over",
             (replace(P0, num_blocks=100), P1, D0),
+            2_000,
+            "prefill-1>decode-0",
+        ),
+        (
+            "a prefill pool needs room for the first token and one more",
+            (replace(P0, num_blocks=125), replace(P1, num_blocks=126), D0),
+            2_000,
+            "prefill-1>decode-0",
+        ),
+        (
+            "a prefill pool with room for one token only would finish the text",
+            (replace(P0, max_context_tokens=2_001), replace(P1, max_context_tokens=2_002), D0),
             2_000,
             "prefill-1>decode-0",
         ),
