@@ -54,9 +54,9 @@ def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> Ch
     """The template of the checkpoint in `path`; None when it has none."""
     file = path / "chat_template.jinja"
     if file.is_file():
-        source = file.read_text(encoding="utf-8")
+        source = _read(file)
     else:
-        source = _default_template(tokenizer_config.get("chat_template"))
+        source = _default_template(path, tokenizer_config.get("chat_template"))
     if not source:
         return None
     return ChatTemplate(source, special_tokens=special_tokens(path, tokenizer_config))
@@ -65,25 +65,60 @@ def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> Ch
 def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token`, ... as text; those the checkpoint lacks are absent."""
     map_file = path / "special_tokens_map.json"
-    named = json.loads(map_file.read_text(encoding="utf-8")) if map_file.is_file() else {}
+    named = _read_object(map_file) if map_file.is_file() else {}
     found: dict[str, str] = {}
     for name in SPECIAL_TOKENS:
+        file = "tokenizer_config.json" if tokenizer_config.get(name) else map_file.name
         token = tokenizer_config.get(name) or named.get(name)
         if isinstance(token, dict):
             token = token.get("content")
+        if token and not isinstance(token, str):
+            raise CheckpointError(f"{path / file}: {name} is {token!r}, not a text")
         if token:
             found[name] = token
     return found
 
 
-def _default_template(given: object) -> str:
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read(file))
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return value
+
+
+def _default_template(path: Path, given: object) -> str:
     match given:
+        case None:
+            return ""
         case str():
             return given
         case list():
-            return next((entry["template"] for entry in given if entry["name"] == "default"), "")
-        case _:
+            for entry in given:
+                match entry:
+                    case {"name": "default", "template": str(source)}:
+                        return source
+                    case {"name": str(), "template": str()}:
+                        continue
+                    case _:
+                        raise _no_template(path, entry)
             return ""
+        case _:
+            raise _no_template(path, given)
+
+
+def _no_template(path: Path, given: object) -> CheckpointError:
+    shown = repr(given)[:100]
+    return CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template has {shown}")
 
 
 class _GenerationTag(Extension):

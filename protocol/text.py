@@ -164,14 +164,24 @@ def _eos_token_ids(
     tokenizer_config: Mapping[str, Any],
 ) -> tuple[int, ...]:
     """Every id that ends a text, by any of the three files that may name one."""
-    found: set[int] = set()
-    for given in (
-        _read_json(path / "generation_config.json").get("eos_token_id"),
-        config.get("eos_token_id"),
-    ):
-        found.update(given if isinstance(given, list) else [] if given is None else [given])
+    generation = path / "generation_config.json"
+    found = _token_ids(generation, _read_json(generation).get("eos_token_id"))
+    found |= _token_ids(path / "config.json", config.get("eos_token_id"))
     token = tokenizer_config.get("eos_token")
-    token_id = (
-        raw.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
-    )
+    if isinstance(token, dict):
+        token = token.get("content")
+    if token and not isinstance(token, str):
+        raise CheckpointError(
+            f"{path / 'tokenizer_config.json'}: eos_token is {token!r}, not a text"
+        )
+    token_id = raw.token_to_id(token) if token else None
     return tuple(sorted(found | ({token_id} if token_id is not None else set())))
+
+
+def _token_ids(file: Path, given: object) -> set[int]:
+    """One id, a list of them, or none."""
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    for token_id in ids:
+        if type(token_id) is not int or token_id < 0:
+            raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
+    return set(ids)

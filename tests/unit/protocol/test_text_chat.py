@@ -197,6 +197,31 @@ def test_a_broken_template_is_an_error_of_the_checkpoint(tmp_path: Path) -> None
         load(tmp_path, chat_template="ok\n{% if %}")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("special_tokens_map.json", b"{", "Expecting"),
+        ("special_tokens_map.json", b"[]", "not a JSON object"),
+        ("special_tokens_map.json", b'{"cls_token": 7}', "cls_token is 7, not a text"),
+        ("chat_template.jinja", b"\xff", "utf-8"),
+        ("generation_config.json", b'{"eos_token_id": "x"}', "eos_token_id is 'x', not a token's"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_named(
+    tmp_path: Path, file: str, content: bytes, says: str
+) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{file}: .*{says}"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("template", [[{"template": "x"}], ["x"], 7])
+def test_a_template_entry_that_makes_no_sense_is_shown(tmp_path: Path, template: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: chat_template has"):
+        load(tmp_path, chat_template=template)
+
+
 def test_developer_instructions_are_known_only_when_the_template_names_them(tmp_path: Path) -> None:
     plain = load(tmp_path / "plain").chat_template
     knows = load(tmp_path / "knows", chat_template="{{ 'developer' }}").chat_template
