@@ -1,16 +1,15 @@
-"""What the chart renders, by Helm 4's own code. Skipped without the `chart` extra (85 MB)."""
+"""What the chart renders, by Helm 4's own code."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import helm_python as helm
 import pytest
+import yaml
 
 from protocol.settings import load
 from router.settings import RouterSettings
-
-helm: Any = pytest.importorskip("helm_python", reason="pip install -e '.[chart]'")
-yaml: Any = pytest.importorskip("yaml")
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "baton"
 Object = dict[str, Any]
