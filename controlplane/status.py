@@ -46,6 +46,9 @@ def _print_table(settings: HttpSettings, cluster: dict[str, Any]) -> None:
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge to wrap at
     console.print(table)
+    for worker in cluster["workers"]:
+        if worker["why"]:
+            console.print(f"{worker['id']}: {worker['why']}", markup=False)
     facts = {key: value for key, value in cluster.items() if isinstance(value, str)}
     console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False)
 

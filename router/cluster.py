@@ -54,7 +54,10 @@ class LocalCluster:
             router=self._router,
             index=self._index.state.value,
             redis=self._feed.redis,
-            workers=tuple(_view(worker) for worker in self._registry.workers),
+            workers=tuple(
+                _view(worker, why=self._registry.why_unused(worker))
+                for worker in self._registry.workers
+            ),
         )
 
     def max_context_tokens(self) -> int | None:
@@ -77,7 +80,7 @@ class LocalCluster:
             self._metrics.workers.labels(role=role, state=state).set(number)
 
 
-def _view(worker: LiveWorker) -> WorkerView:
+def _view(worker: LiveWorker, *, why: str) -> WorkerView:
     registration, beat = worker.registration, worker.beat
     load = beat.load if beat else _NO_LOAD
     return WorkerView(
@@ -87,6 +90,7 @@ def _view(worker: LiveWorker) -> WorkerView:
         host=registration.host,
         epoch=worker.epoch,
         state=_state(worker),
+        why=why,
         transport=_transport(worker),
         blocks=beat.blocks if beat else _NO_BLOCKS,
         running=load.running,

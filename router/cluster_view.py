@@ -22,6 +22,8 @@ class WorkerView:
     host: str
     epoch: Epoch
     state: WorkerState | Literal["lost"]
+    why: str
+    """Why it gets no requests; "" when it may get some."""
     transport: str
     """The transport this worker used most, else the first it offers."""
     blocks: Blocks
@@ -39,7 +41,8 @@ class ClusterView:
 
 
 class Cluster(Protocol):
-    """What the HTTP surface may ask about the cluster. All answers are local and immediate."""
+    """What the HTTP surface may ask about the cluster, on the event loop: workers come and go
+    there, so no other thread may look. All answers are local and immediate."""
 
     def not_ready(self) -> str | None:
         """Why a request would not be served now; None when it would."""

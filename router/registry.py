@@ -85,21 +85,24 @@ class Registry:
 
     def not_ready(self) -> str | None:
         """None with one ready decode worker: it can prefill too, if it must."""
-        if any(worker.role == "decode" for worker in self.ready_workers()):
+        if self._decode_compats():
             return None
-        problems = [f"{w.id}: {w.why}" for w in self.workers if w.role == "decode"]
+        problems = [f"{w.id}: {w.why}" for w in self.workers if not w.is_ready]
         return "; ".join(["no decode worker", *problems])
 
-    def problems(self) -> list[str]:
-        """Why workers that are here are not used, or not together; empty when all is well."""
-        problems = [f"{w.id}: {w.why}" for w in self.workers if not w.is_ready]
-        ready = self.ready_workers()
-        decodes = {worker.registration.compat for worker in ready if worker.role == "decode"}
-        return problems + [
-            f"{worker.id}: no decode worker shares its model and KV layout"
-            for worker in ready
-            if worker.role == "prefill" and decodes and worker.registration.compat not in decodes
-        ]
+    def why_unused(self, live: LiveWorker) -> str:
+        """Why a worker that is here gets no requests; "" when it may get some."""
+        if not live.is_ready:
+            return live.why
+        compats = self._decode_compats()
+        if live.role == "decode" or live.registration.compat in compats:
+            return ""
+        if not compats:
+            return "there is no decode worker"
+        return "no decode worker shares its model and KV layout"
+
+    def _decode_compats(self) -> set[str]:
+        return {w.registration.compat for w in self.ready_workers() if w.role == "decode"}
 
     def open_mailbox(self, request: RequestId, mailbox: Mailbox) -> None:
         assert request not in self._mailboxes, f"{request} already has a mailbox"

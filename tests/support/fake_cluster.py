@@ -23,10 +23,12 @@ PROMPT = tuple(range(100, 140))
 class FakeCluster:
     """Made by `fake_cluster`; workers come with `add` and leave with `FakeWorker.die`."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, limits: DispatchLimits) -> None:
+    def __init__(
+        self, tasks: asyncio.TaskGroup, limits: DispatchLimits, *, model: str | None = None
+    ) -> None:
         self.fabric = Fabric()
         self.workers: dict[str, FakeWorker] = {}
-        self.registry = Registry(connect=_connect)
+        self.registry = Registry(connect=_connect, model=model)
         self.index = PrefixIndex()
         self.registry.listeners.append(self._follow)
         self.traces = TraceRing()
@@ -104,11 +106,12 @@ async def fake_cluster(
     plans: Mapping[str, Sequence[Act]] | None = None,
     limits: DispatchLimits | None = None,
     supervised: bool = False,
+    model: str | None = None,
 ) -> AsyncIterator[FakeCluster]:
     """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
     roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        cluster = FakeCluster(tasks, limits or DispatchLimits(prefer="prefill"))
+        cluster = FakeCluster(tasks, limits or DispatchLimits(prefer="prefill"), model=model)
         try:
             for role, number in roles:
                 for index in range(number):

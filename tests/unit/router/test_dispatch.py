@@ -361,9 +361,6 @@ def test_workers_of_another_layout_are_never_paired() -> None:
             await cluster.until_ready()
             ended = await answers(cluster)
             assert ended.trace.attempts[0].prefill is None
-            assert cluster.registry.problems() == [
-                "prefill-0: no decode worker shares its model and KV layout"
-            ]
 
     run(test)
 

@@ -45,6 +45,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
     speeds = {"prefill_tokens_per_s": 1.5, "decode_step_s": 0.5, "transfer_bytes_per_s": 2.5}
     worker: dict[str, Any] = {"id": "decode-0", "role": "decode", "pid": 7, "host": "h"}
     worker |= {"epoch": 2**62, "state": "ready", "transport": "shm", "running": 1, "waiting": 0}
+    worker |= {"why": ""}
     bench.cluster.shown = ClusterView(
         router=RouterId("router-0"),
         index="exact",
