@@ -7,6 +7,7 @@ answers written by `router.generate`, because a token should cost one write and 
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -91,8 +92,9 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
 
 
 def _add_tokens(app: FastAPI, surface: Surface) -> None:
+    runtime = surface.runtime
+
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
-        runtime = surface.runtime
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
             with surface.admission.enter():
@@ -105,7 +107,7 @@ def _add_tokens(app: FastAPI, surface: Surface) -> None:
 
     @app.post("/tokenize")
     async def tokenize_(request: Request) -> Response:
-        return await answer(request, tokenize)
+        return await answer(request, partial(tokenize, context=context_tokens(runtime)))
 
     @app.post("/detokenize")
     async def detokenize_(request: Request) -> Response:

@@ -6,9 +6,9 @@ or, when the client hung up, an abort of whatever it still had running.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,13 +22,20 @@ from router.edge import request_id
 from router.events import Ended, Placed, Token
 from router.exchange import Exchange
 from router.failures import ApiError, ClientGone, as_api_error
-from router.prepare import Generation
+from router.prepare import Generation, context_tokens
 from router.runtime import Runtime
 from router.stream import StreamedAnswer
 from router.tokenizing import Tokenizing
 
 log = logging.getLogger("baton.api")
-Prepare = Callable[[Runtime, bytes, RequestId], Generation]
+
+
+class Prepare(Protocol):
+    """`router.prepare.prepare_chat` or `prepare_completion`."""
+
+    def __call__(
+        self, runtime: Runtime, body: bytes, request: RequestId, *, context: int
+    ) -> Generation: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +77,9 @@ class Generate(Response):
     async def _prepared(self, exchange: Exchange) -> Generation:
         body = await exchange.read_body()
         request = request_id(exchange.scope)
-        tokenizing = self._surface.tokenizing
-        return await tokenizing.run(self._prepare, self._surface.runtime, body, request)
+        runtime, tokenizing = self._surface.runtime, self._surface.tokenizing
+        context = context_tokens(runtime)
+        return await tokenizing.run(self._prepare, runtime, body, request, context=context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""

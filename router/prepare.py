@@ -59,27 +59,33 @@ class Prompt:
     echo: str = ""
 
 
-def prepare_chat(runtime: Runtime, body: bytes, request: RequestId) -> Generation:
+def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, *, context: int) -> Generation:
+    """`context` is what `context_tokens` said on the event loop."""
     fields = parse_chat(body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=1)
     prompt = Prompt(field="messages", token_ids=tuple(encode_chat(runtime.tokenizer, fields)))
-    max_tokens = fields.output_limit or max(1, context_tokens(runtime) - len(prompt.token_ids))
+    max_tokens = fields.output_limit or max(1, context - len(prompt.token_ids))
+    _check_sizes(runtime, fields, (prompt,), max_tokens=max_tokens, context=context)
     return _generation("chat", runtime, fields, (prompt,), max_tokens=max_tokens, request=request)
 
 
-def prepare_completion(runtime: Runtime, body: bytes, request: RequestId) -> Generation:
+def prepare_completion(
+    runtime: Runtime, body: bytes, request: RequestId, *, context: int
+) -> Generation:
+    """`context` is what `context_tokens` said on the event loop."""
     fields = parse_completion(body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
     prompts = _encode_prompts(runtime.tokenizer, fields)
-    room = context_tokens(runtime) - max(len(prompt.token_ids) for prompt in prompts)
+    room = context - max(len(prompt.token_ids) for prompt in prompts)
     max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
+    _check_sizes(runtime, fields, prompts, max_tokens=max_tokens, context=context)
     return _generation("text", runtime, fields, prompts, max_tokens=max_tokens, request=request)
 
 
 def context_tokens(runtime: Runtime) -> int:
-    """Prompt and output together, at most."""
+    """Prompt and output together, at most. For the event loop, where workers come and go."""
     of_workers = runtime.cluster.max_context_tokens()
     of_model = runtime.tokenizer.max_context_tokens
     return of_model if of_workers is None else min(of_model, of_workers)
@@ -139,7 +145,6 @@ def _generation(
     max_tokens: int,
     request: RequestId,
 ) -> Generation:
-    _check_sizes(runtime, fields, prompts, max_tokens=max_tokens)
     owners = [prompt for prompt in prompts for _ in range(fields.n)]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
     requests = tuple(
@@ -174,9 +179,14 @@ def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts:
 
 
 def _check_sizes(
-    runtime: Runtime, fields: SamplingFields, prompts: tuple[Prompt, ...], *, max_tokens: int
+    runtime: Runtime,
+    fields: SamplingFields,
+    prompts: tuple[Prompt, ...],
+    *,
+    max_tokens: int,
+    context: int,
 ) -> None:
-    context, vocab_size = context_tokens(runtime), runtime.tokenizer.vocab_size
+    vocab_size = runtime.tokenizer.vocab_size
     for prompt in prompts:
         num_tokens = len(prompt.token_ids)
         if num_tokens == 0:

@@ -8,11 +8,11 @@ from typing import Any
 
 from router.failures import ApiError
 from router.openai import as_chat, parse_detokenize, parse_tokenize
-from router.prepare import check_model, check_token_ids, context_tokens
+from router.prepare import check_model, check_token_ids
 from router.runtime import Runtime
 
 
-def tokenize(runtime: Runtime, body: bytes) -> dict[str, Any]:
+def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
     fields = parse_tokenize(body)
     check_model(runtime, fields.model)
     tokenizer = runtime.tokenizer
@@ -26,7 +26,7 @@ def tokenize(runtime: Runtime, body: bytes) -> dict[str, Any]:
             ids = tokenizer.encode_chat(chat, add_generation_prompt=fields.add_generation_prompt)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from error
-    return {"count": len(ids), "max_model_len": context_tokens(runtime), "tokens": ids}
+    return {"count": len(ids), "max_model_len": context, "tokens": ids}
 
 
 def detokenize(runtime: Runtime, body: bytes) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class FakeDispatcher:
 
 
 class FakeCluster:
-    """A cluster that is whatever the test says."""
+    """A cluster that is whatever the test says, to one event loop only."""
 
     def __init__(self, dispatcher: FakeDispatcher) -> None:
         self._dispatcher = dispatcher
@@ -123,6 +123,7 @@ class FakeCluster:
         return self.shown
 
     def max_context_tokens(self) -> int | None:
+        asyncio.get_running_loop()  # raises in any other thread
         return self.context
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:

@@ -161,6 +161,22 @@ async def test_the_route_is_a_header(client: httpx.AsyncClient) -> None:
         assert response.headers["x-baton-route"] == "split; warm prefix"
 
 
+async def test_threads_that_tokenise_do_not_look_at_the_workers(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    """Workers come and go on the event loop meanwhile; the fake cluster refuses other threads."""
+    bench.cluster.context = 100
+    for response in (
+        await chat(client, max_tokens=2),
+        await chat(client),
+        await complete(client, max_tokens=2),
+        await complete(client),
+        await client.post("/tokenize", json={"prompt": "hi"}),
+    ):
+        assert response.status_code == 200
+    assert response.json()["max_model_len"] == 100
+
+
 async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/models")).json()
     assert listed["object"] == "list"
