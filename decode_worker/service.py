@@ -17,6 +17,7 @@ from engine.desk import Job, Key, LastWord
 from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
+from engine.speeds import Rate
 from kvtransfer.messages import FetchId, Slot
 from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
@@ -25,9 +26,6 @@ from protocol.ids import Epoch, RouterId
 from protocol.layout import KvLayout
 from protocol.messages import Beat, Decode, Prefill, Speeds, Ticket, WorkerState
 from protocol.text import TextState
-
-SMOOTHING = 0.2
-"""Weight of the newest fetch in the transfer speed: the last ten or so count."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class DecodeService(EngineService[DecodeJob]):
         """Before anything is taken. Engine and sink call back, so they are made later."""
         self._epoch, self._engine, self._sink, self._layout = epoch, engine, sink, layout
         self._fetching: dict[Key, DecodeJob] = {}
-        self._bytes_per_s = 0.0
+        self._transfers = Rate()
 
     # -- the event loop ---------------------------------------------------------------------
 
@@ -101,7 +99,7 @@ class DecodeService(EngineService[DecodeJob]):
             speeds=Speeds(
                 prefill_tokens_per_s=stats.prefill_tokens_per_s,
                 decode_step_s=stats.decode_step_s,
-                transfer_bytes_per_s=self._bytes_per_s,
+                transfer_bytes_per_s=self._transfers.per_s,
             ),
             transports_used=self._sink.transports_used,
         )
@@ -189,6 +187,7 @@ class DecodeService(EngineService[DecodeJob]):
                 "blocks_reused": job.num_reused_blocks,
                 "blocks_moved": end.num_blocks,
                 "fetch_s": round(end.fetch_s, 6),
+                "flow_s": round(end.flow_s, 6),
                 "exposed_s": round(end.exposed_s, 6),
             },
         )
@@ -204,11 +203,10 @@ class DecodeService(EngineService[DecodeJob]):
         )
 
     def _measure(self, end: Landed) -> None:
-        """Of the exposed part only: what the hand-over adds to a request is what placing asks."""
+        """Speed is bytes over the time they took to flow, whatever prefill hid of it: placement
+        asks what a transfer takes, and itself takes off what the prefill to come will hide."""
         self._metrics.moved_bytes.labels(end.transport).inc(end.num_bytes)
         self._metrics.fetch_s.observe(end.fetch_s)
         self._metrics.exposed_s.observe(end.exposed_s)
-        if end.num_bytes and end.exposed_s > 0:
-            speed = end.num_bytes / end.exposed_s
-            old = self._bytes_per_s or speed
-            self._bytes_per_s = old + SMOOTHING * (speed - old)
+        if end.num_bytes:
+            self._transfers.add(end.num_bytes, seconds=end.flow_s)

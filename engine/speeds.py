@@ -1,24 +1,43 @@
 """How fast this engine computes, measured step by step and smoothed.
 
-Fed by `engine.loop`; the figures travel to the router, which prices its choices in seconds.
+Fed by `engine.loop` and, for transfers, by the decode worker; the figures travel to the router,
+which prices its choices in seconds.
 """
 
 DECAY = 0.9
 """Weight of the past after one more step: a change of load shows within some twenty steps."""
+MIN_PREFILL_TOKENS = 64
+"""Of a step that tells the rate of prefill. A shorter one costs about what a decode step costs,
+whatever its length: taken for a rate it would make long prompts look many times too slow."""
+
+
+class Rate:
+    """A sum over a sum, so that a large measurement weighs more than a small one. One thread
+    adds, any may read."""
+
+    def __init__(self) -> None:
+        self.per_s = 0.0
+        """0 until measured."""
+        self._amount = 0.0
+        self._seconds = 0.0
+
+    def add(self, amount: float, *, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        self._amount = DECAY * self._amount + amount
+        self._seconds = DECAY * self._seconds + seconds
+        self.per_s = self._amount / self._seconds
 
 
 class Speedometer:
-    """Rates are sums over sums, so that a step of many tokens weighs more than one of few."""
-
     def __init__(self) -> None:
-        self._prefill_tokens = 0.0
-        self._prefill_s = 0.0
+        self._prefill = Rate()
         self._decode_step_s = 0.0
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """0 until measured."""
-        return self._prefill_tokens / self._prefill_s if self._prefill_s else 0.0
+        """Of long prompts; 0 until measured."""
+        return self._prefill.per_s
 
     @property
     def decode_step_s(self) -> float:
@@ -27,9 +46,8 @@ class Speedometer:
 
     def measure(self, *, num_prefill_tokens: int, num_decodes: int, step_s: float) -> None:
         """One step. A mixed one counts as prefill with all its tokens when most are prefill."""
-        if num_prefill_tokens > num_decodes:
-            self._prefill_tokens = DECAY * self._prefill_tokens + num_prefill_tokens + num_decodes
-            self._prefill_s = DECAY * self._prefill_s + step_s
+        if num_prefill_tokens >= max(MIN_PREFILL_TOKENS, num_decodes + 1):
+            self._prefill.add(num_prefill_tokens + num_decodes, seconds=step_s)
         elif num_prefill_tokens == 0 and num_decodes:
             past = self._decode_step_s or step_s
             self._decode_step_s = DECAY * past + (1 - DECAY) * step_s

@@ -22,6 +22,9 @@ class Landed:
     num_bytes: int
     fetch_s: float
     """From `fetch` to here."""
+    flow_s: float
+    """Its part in which bytes were on their way or being verified, the waits between blocks for
+    a prefill that still computes left out."""
     exposed_s: float
     """Its part after the source was told that everything is written."""
 

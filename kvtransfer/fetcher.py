@@ -88,8 +88,9 @@ class Fetcher:
         """Those whose link is not open yet."""
         self._links: dict[tuple[str, Epoch], Link] = {}
         self._receiver = Receiver(
-            means.memory, find=self._find, follow=self._follow, tamper=means.tamper
-        )
+            means.memory, find=self._find, follow=self._follow, tamper=means.tamper,
+            clock=means.clock,
+        )  # fmt: skip
 
     def begin(self, active: Active) -> None:
         """Take up a fetch. It ends by itself, whatever happens."""
@@ -282,7 +283,7 @@ class Fetcher:
         self._deadlines.drop(fetch.fetch)
         if active.link is not None:
             active.link.leases.discard(fetch.lease)
-        end = self._outcome(active)
+        end = self._outcome(active, flow_s=self._receiver.take_flow_s(fetch.fetch))
         if isinstance(end, Landed):
             self.used[end.transport] += 1
         try:
@@ -290,7 +291,7 @@ class Fetcher:
         except Exception:
             log.exception("the owner of a fetch failed at its end")
 
-    def _outcome(self, active: Active) -> FetchEnd:
+    def _outcome(self, active: Active, *, flow_s: float) -> FetchEnd:
         fetch, link = active.fetch, active.link
         if fetch.stage is FetchStage.FAILED:
             assert fetch.error is not None
@@ -304,6 +305,6 @@ class Fetcher:
             note=fetch.note, transport=link.stream.transport, transport_why=link.why,
             num_blocks=fetch.num_slots,
             num_bytes=fetch.num_slots * self._means.layout.block_bytes,
-            fetch_s=now_s - active.started_s,
+            fetch_s=now_s - active.started_s, flow_s=flow_s,
             exposed_s=now_s - max(active.started_s, active.written_s),
         )  # fmt: skip

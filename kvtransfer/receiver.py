@@ -33,6 +33,13 @@ class _Readable:
     blocks: deque[Descriptor]
 
 
+@dataclass(slots=True)
+class _Flow:
+    began_s: float = 0.0
+    """When the bytes of the newest block began to come."""
+    flow_s: float = 0.0
+
+
 class Receiver:
     def __init__(
         self,
@@ -41,13 +48,16 @@ class Receiver:
         find: Callable[[FetchId], Fetch | None],
         follow: Callable[[Fetch, Sequence[FetchStep]], None],
         tamper: Callable[[memoryview], None] | None,
+        clock: Callable[[], float],
     ) -> None:
         """`find` gives a running fetch, `follow` carries out what its table answers."""
         self._memory = memory
         self._find = find
         self._follow = follow
         self._tamper = tamper
+        self._clock = clock
         self._readable: deque[_Readable] = deque()
+        self._flows: dict[FetchId, _Flow] = {}
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +99,11 @@ class Receiver:
         assert found is not None, "a frame was written for a fetch that is over"
         self._settle(found, block, broken="")
 
+    def take_flow_s(self, fetch: FetchId) -> float:
+        """Seconds in which bytes of this fetch flowed; it is over, and forgotten."""
+        flow = self._flows.pop(fetch, None)
+        return 0.0 if flow is None else flow.flow_s
+
     def _copy_block(self, readable: _Readable, fetch: Fetch, block: Descriptor) -> bool:
         """True when bytes were copied."""
         assert readable.link.stream is not None
@@ -109,10 +124,13 @@ class Receiver:
 
     def _begin_write(self, fetch: Fetch, attempt: int, block: Descriptor) -> int | None:
         try:
-            return fetch.begin_write(attempt=attempt, block=block)
+            into = fetch.begin_write(attempt=attempt, block=block)
         except TransferError as error:
             self._follow(fetch, fetch.fail(error))
             return None
+        if into is not None:
+            self._flows.setdefault(fetch.fetch, _Flow()).began_s = self._clock()
+        return into
 
     def _settle(self, fetch: Fetch, block: Descriptor, *, broken: str) -> None:
         """Verify a slot's bytes, now that its writer has stopped."""
@@ -123,4 +141,6 @@ class Receiver:
             broken = "" if checksum(slot) == block.checksum else "the checksum is another"
         if broken:
             log.warning("block rejected", extra={"index": block.index, "why": broken})
+        flow = self._flows[fetch.fetch]
+        flow.flow_s += self._clock() - flow.began_s
         self._follow(fetch, fetch.end_write(block.index, broken=broken))

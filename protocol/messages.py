@@ -127,6 +127,8 @@ class Speeds(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: float
     decode_step_s: float
     transfer_bytes_per_s: float
+    """Of KV that it fetched, over the time in which bytes flowed: waits for a prefill that still
+    computes are no part of it, the time that such a prefill hides is."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -50,6 +50,7 @@ def test_blocks_written_before_the_fetch_land_in_the_named_slots(
     assert (end.note, end.transport, end.num_blocks) == (b"token 42", transport, 3)
     assert end.num_bytes == 3 * lender.layout.block_bytes
     assert 0 <= end.exposed_s <= end.fetch_s
+    assert 0 < end.flow_s <= end.fetch_s
     for theirs, ours in ((5, 1), (3, 8), (9, 4)):
         assert borrower.memory.block(ours) == lender.memory.block(theirs)
     over = lender.end_of(ticket.lease)
