@@ -118,7 +118,7 @@ class RouterPort:
     async def receive(self) -> Arrival:
         """The next thing routers want, in the order it came."""
         arrival = await self._arrivals.get()
-        if isinstance(arrival, Request):
+        if not isinstance(arrival, RouterGone):  # of which there is at most one per joining
             self._room.release()
         return arrival
 
@@ -212,9 +212,9 @@ class RouterPort:
             raise WireError(f"{len(frames)} frames instead of 2")
         router, message = RouterId(frames[0].decode()), to_worker.decode(frames[1])
         if isinstance(message, Hello):
-            return self._greet(router, message, welcome)
+            return await self._greet(router, message, welcome)
         if router in self._absent:  # it was stopped, not dead: what it asked is void, it is not
-            self._join(router)
+            await self._join(router)
         if router not in self._heard:
             raise WireError(f"{type(message).__name__} before Hello")
         self._heard[router] = asyncio.get_running_loop().time()
@@ -223,15 +223,16 @@ class RouterPort:
             self._arrivals.put_nowait(Request(router, message))
         return None
 
-    def _greet(self, router: RouterId, hello: Hello, welcome: bytes) -> None:
+    async def _greet(self, router: RouterId, hello: Hello, welcome: bytes) -> None:
         self._leave(router, "it opened a new link")
         if hello.version != WIRE_VERSION:
             self._transmit(router, welcome)  # our version in it tells the router why
             raise WireError(f"router {router} speaks version {hello.version}, not {WIRE_VERSION}")
-        self._join(router)
+        await self._join(router)
         self._transmit(router, welcome)
 
-    def _join(self, router: RouterId) -> None:
+    async def _join(self, router: RouterId) -> None:
+        await self._room.acquire()
         self._absent.pop(router, None)
         self._heard[router] = asyncio.get_running_loop().time()
         self._arrivals.put_nowait(RouterJoined(router))

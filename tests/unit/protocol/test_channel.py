@@ -245,6 +245,25 @@ def test_a_new_link_of_a_router_voids_its_old_one() -> None:
     run(test)
 
 
+def test_a_router_that_joins_over_and_over_waits_until_it_was_heard() -> None:
+    async def test() -> None:
+        async with serving() as port, raw_peer(port, ROUTER.encode()) as socket:
+            port._room = asyncio.Semaphore(3)
+            hello = to_worker.encode(Hello(router=ROUTER, version=WIRE_VERSION))
+            for _ in range(50):
+                await socket.send(hello)
+            await soon(lambda: port._room.locked())
+            await asyncio.wait_for(_first_goodbye(port), 5)
+            assert port._arrivals.qsize() <= 6
+
+    run(test)
+
+
+async def _first_goodbye(port: RouterPort) -> None:
+    while not isinstance(await port.receive(), RouterGone):
+        continue
+
+
 def test_sending_to_a_router_whose_connection_is_closed_reports_it_gone() -> None:
     async def test() -> None:
         async with serving(silent_after_s=600) as port:
