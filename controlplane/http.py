@@ -16,17 +16,24 @@ class Unreachable(BatonError):
     """No router answered at the address, or not as a router does."""
 
 
+def bearer(api_keys: str) -> dict[str, str]:
+    """The headers that open an API with these keys, which are separated by commas."""
+    keys = [key for part in api_keys.split(",") if (key := part.strip())]
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 class HttpSettings(CommandSettings):
     """Where the router is."""
 
     url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://")
     """Address of the router."""
-    api_key: str = ""
-    """Sent as a bearer token. Empty: none."""
+    api_key: str = Field(default="", repr=False)
+    """Sent as a bearer token; of several, separated by commas as the router takes them, the
+    first. Empty: none. Better set as BATON_API_KEY than as a flag, which others can read."""
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return bearer(self.api_key)
 
 
 def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> Any:
