@@ -4,14 +4,19 @@ Called by the `__main__` of both workers, before torch is imported, so that a ta
 absent Redis is said at once.
 """
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from protocol.channel import RouterPort
+from protocol.machine import is_loopback
 from protocol.settings import WorkerSettings
 from protocol.store import Store
 from protocol.telemetry import WorkerMetrics
+
+OPEN = "links are neither authenticated nor encrypted: let nobody else reach this network"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +29,8 @@ class Doors:
 @asynccontextmanager
 async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
     """Raises SettingsError for a port that cannot be had, StoreError when Redis is silent."""
+    if not is_loopback(settings.host):
+        log.warning("open to the network", extra={"host": settings.host, "why": OPEN})
     metrics = WorkerMetrics()
     metrics.serve_if_asked(host=settings.host, port=settings.metrics_port)
     port = RouterPort(host=settings.host, port=settings.port)

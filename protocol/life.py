@@ -127,7 +127,9 @@ class Life:
     async def _drain(self) -> None:
         """Running requests finish and leases end, as far as time allows; the rest fails."""
         self.state = "draining"
-        self._port.broadcast(self.beat())
+        beat = self.beat()
+        self._port.broadcast(beat)
+        self._show(beat)
         drained = await self._until_idle(self._drain_s)
         if not drained:
             self._service.end_all("the worker has drained")
@@ -144,6 +146,7 @@ class Life:
 
     def _show(self, beat: Beat) -> None:
         metrics = self._metrics
+        metrics.health.note(beat.state)
         for state in ("total", "free", "cached", "leased"):
             metrics.blocks.labels(state).set(getattr(beat.blocks, state))
         metrics.running.set(beat.load.running)

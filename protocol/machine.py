@@ -2,6 +2,7 @@
 
 import os
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 
 from protocol.errors import SettingsError
@@ -43,6 +44,15 @@ def free_memory_bytes() -> int:
 
 def host_name() -> str:
     return socket.gethostname()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens there; a name that is not `localhost` is
+    taken for reachable."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _meminfo(field: str) -> int:

@@ -13,7 +13,7 @@ from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout
 
 Role = Literal["prefill", "decode"]
-WorkerState = Literal["loading", "ready", "draining"]
+WorkerState = Literal["ready", "draining"]
 FinishReason = Literal["stop", "length"]
 FailCode = Literal["overloaded", "source_lost", "too_long", "deadline", "internal"]
 

@@ -84,7 +84,8 @@ class WorkerSettings(ProcessSettings):
     port: int = Field(default=0, ge=0, le=65535)
     """Port routers connect to. 0: any free one; Redis tells the routers which."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of Prometheus metrics. None: not served; the router's show the workers' beats."""
+    """Port of `/metrics`, `/ready` and `/health`. None: not served; the router's metrics show
+    the workers' beats."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
     block_tokens: int = Field(default=16, ge=1, le=1024)

@@ -17,6 +17,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from protocol.errors import SettingsError
+from protocol.health import Health, with_health
 
 _request: ContextVar[str] = ContextVar("request", default="")
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -92,6 +93,9 @@ class WorkerMetrics:
     """What a prefill or decode worker measures."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.health = Health()
+        self.port: int | None = None
+        """Where they are served, once they are."""
         r = self.registry = registry or CollectorRegistry()
         self.accepted = Counter(
             "baton_worker_requests_accepted", "Requests taken from routers.", registry=r
@@ -140,14 +144,18 @@ class WorkerMetrics:
         )
 
     def serve_if_asked(self, *, host: str, port: int | None) -> None:
-        """Serves `/metrics` from a thread of its own until the process ends; None: does not.
-        Raises SettingsError when the port cannot be had."""
+        """Serves `/metrics`, `/ready` and `/health` from a thread of its own until the process
+        ends; None: does not. Raises SettingsError when the port cannot be had."""
         if port is None:
             return
         try:
-            start_http_server(port, addr=host, registry=self.registry)
+            server, _ = start_http_server(port, addr=host, registry=self.registry)
         except OSError as error:
             raise SettingsError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
+        self.port = server.server_port
+        app = server.get_app()
+        assert app is not None
+        server.set_app(with_health(app, self.health))
 
 
 class RouterMetrics:

@@ -114,6 +114,20 @@ def test_no_container_runs_as_root_or_writes_its_own_files() -> None:
             assert container(thing)["securityContext"]["readOnlyRootFilesystem"]
 
 
+def test_a_worker_is_ready_when_it_says_so_and_not_when_its_port_is_open() -> None:
+    for role in ("prefill", "decode"):
+        worker = container(render()[f"Deployment/demo-baton-{role}"])
+        assert worker["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "metrics"}
+        assert worker["livenessProbe"]["httpGet"] == {"path": "/health", "port": "metrics"}
+        assert flag(worker["args"], "--metrics-port") == "9400"
+
+
+def test_no_service_of_the_cluster_sets_our_variables() -> None:
+    for name, thing in render().items():
+        if name.startswith("Deployment/"):
+            assert thing["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
 def test_a_pod_outlives_its_drain() -> None:
     pod = render(drainSeconds=120)["Deployment/demo-baton-decode"]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > 120

@@ -1,6 +1,7 @@
 {{- /* What every pod of ours has in common. */ -}}
 {{- define "baton.podSecurity" -}}
 automountServiceAccountToken: false
+enableServiceLinks: false  # a service named baton would set BATON_PORT
 securityContext:
   runAsNonRoot: true
   runAsUser: 1000

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import SettingsError
-from protocol.machine import claim_cores, free_memory_bytes, parse_cores
+from protocol.machine import claim_cores, free_memory_bytes, is_loopback, parse_cores
 
 
 def test_cores_are_numbers_and_ranges() -> None:
@@ -28,3 +28,13 @@ def test_threads_are_one_per_core_unless_said(monkeypatch: pytest.MonkeyPatch) -
 def test_free_memory_is_less_than_the_machine_has() -> None:
     total_kb = int(Path("/proc/meminfo").read_text().split()[1])
     assert 0 < free_memory_bytes() <= total_kb * 1024
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_only_this_machine_reaches_its_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "10.0.0.1", "worker-3"])
+def test_anything_else_is_open_to_others(host: str) -> None:
+    assert not is_loopback(host)

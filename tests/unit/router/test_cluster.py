@@ -87,7 +87,7 @@ async def test_cluster_says_why_a_worker_is_not_used(bench: Bench) -> None:
 async def test_not_ready_names_every_worker_that_could_not_help(bench: Bench) -> None:
     async with fake_cluster(prefill=1, model="fake") as cluster:
         cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, model="large"))
-        cluster.add(FakeWorker("decode-1", "decode", cluster.fabric, state="loading"))
+        cluster.add(FakeWorker("decode-1", "decode", cluster.fabric, state="draining"))
         cluster.add(FakeWorker("prefill-1", "prefill", cluster.fabric, state="draining"))
         await until_known(cluster, 4)
         async with http(bench, cluster) as client:
@@ -96,6 +96,6 @@ async def test_not_ready_names_every_worker_that_could_not_help(bench: Bench) ->
         assert response.status_code == 503
         assert response.json()["reason"] == (
             "no decode worker; decode-0: it serves large, this router fake; "
-            "decode-1: loading; prefill-1: draining"
+            "decode-1: draining; prefill-1: draining"
         )
         assert shown["prefill-0"] == "there is no decode worker"

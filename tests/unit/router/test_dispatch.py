@@ -342,7 +342,7 @@ def test_attempts_are_bounded_and_the_error_has_every_reason() -> None:
     run(test)
 
 
-def test_draining_and_loading_workers_get_nothing_new() -> None:
+def test_draining_workers_get_nothing_new() -> None:
     async def test() -> None:
         async with fake_cluster(decode=2) as cluster:
             cluster.workers["decode-0"].state = "draining"

@@ -32,13 +32,13 @@ def test_a_worker_is_ready_once_it_has_said_so() -> None:
     async def test() -> None:
         async with fake_cluster() as cluster:
             assert cluster.registry.not_ready() == "no decode worker"
-            loading = FakeWorker("decode-0", "decode", cluster.fabric, state="loading")
-            cluster.add(loading)
+            worker = FakeWorker("decode-0", "decode", cluster.fabric, state="draining")
+            cluster.add(worker)
             await soon(
-                lambda: cluster.registry.not_ready() == "no decode worker; decode-0: loading"
+                lambda: cluster.registry.not_ready() == "no decode worker; decode-0: draining"
             )
-            loading.state = "ready"
-            loading.say()
+            worker.state = "ready"
+            worker.say()
             await soon(lambda: cluster.registry.not_ready() is None)
 
     run(test)

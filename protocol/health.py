@@ -1,0 +1,58 @@
+"""How a worker process is, for whoever supervises it from outside: Kubernetes, mostly.
+
+`protocol.life` notes its state; the HTTP server beside the metrics answers `/ready` and `/health`
+from another thread. Does not know whether routers have found the worker: they say so themselves.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from protocol.messages import WorkerState
+
+STUCK_S = 60.0
+"""Without a beat for this long the event loop hangs: a beat comes twice a second."""
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class Health:
+    """Loading until the first `note`. Thread-safe."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: tuple[WorkerState, float] | None = None
+
+    def note(self, state: WorkerState) -> None:
+        """With every beat, and at once when the state changes."""
+        self._last = (state, self._clock())
+
+    def not_alive(self) -> str | None:
+        """Why the process should be started again; None when it need not. Loading is living."""
+        if self._last is None:
+            return None
+        silent_s = self._clock() - self._last[1]
+        return f"no beat for {silent_s:.0f} s" if silent_s > STUCK_S else None
+
+    def not_ready(self) -> str | None:
+        """Why it takes no requests; None when it does."""
+        if self._last is None:
+            return "loading"
+        return "draining" if self._last[0] == "draining" else self.not_alive()
+
+
+def with_health(app: App, health: Health) -> App:
+    """The WSGI `app`, with `/ready` and `/health` answered by `health`: 200, or 503 and why."""
+    answers = {"/ready": health.not_ready, "/health": health.not_alive}
+
+    def serve(request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        answer = answers.get(request["PATH_INFO"])
+        if answer is None:
+            return app(request, start)
+        why = answer()
+        start(
+            "200 OK" if why is None else "503 Service Unavailable", [("Content-Type", "text/plain")]
+        )
+        return [f"{why or 'ok'}\n".encode()]
+
+    return serve
