@@ -59,7 +59,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
         engine = Engine(
             runner=parts.runner,
             limits=parts.limits,
-            eos_token_ids={*tokenizer.eos_token_ids, *parts.config.eos_token_ids},
+            eos_token_ids=parts.eos_token_ids,
             compat=parts.compat,
             generations=cast(MutableSequence[int], memory.generations),
             observer=service,
@@ -90,7 +90,12 @@ def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
         made.append(BlockMemory.create(num_blocks=num_blocks, block_bytes=layout.block_bytes))
         return made[0].blocks
 
-    parts = assemble(settings, memory=memory, progress=LoadProgress(log))
+    parts = assemble(
+        settings,
+        eos_token_ids=tokenizer.eos_token_ids,
+        memory=memory,
+        progress=LoadProgress(log),
+    )
     return tokenizer, parts, made[0]
 
 

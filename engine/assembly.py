@@ -3,7 +3,7 @@
 Called by the `__main__` of both workers, in a thread: loading takes long.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from engine.config import ModelConfig, read_config
@@ -28,6 +28,8 @@ class Assembly:
     layout: KvLayout
     compat: str
     limits: EngineLimits
+    eos_token_ids: frozenset[int]
+    """Every token that ends a text, whichever file of the checkpoint names it."""
 
 
 def num_pool_blocks(
@@ -51,10 +53,12 @@ def num_pool_blocks(
 def assemble(
     settings: WorkerSettings,
     *,
+    eos_token_ids: Collection[int],
     memory: Callable[[KvLayout, int], memoryview],
     progress: Progress,
 ) -> Assembly:
-    """Load the model and size its pool; `memory` gives the bytes for so many blocks of a layout.
+    """Load the model and size its pool; `eos_token_ids` are those the tokeniser knows, `memory`
+    gives the bytes for so many blocks of a layout.
 
     Raises CheckpointError for the model, SettingsError for limits that contradict each other.
     """
@@ -78,10 +82,12 @@ def assemble(
         kv_bytes=settings.kv_bytes,
     )
     pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
+    enders = frozenset({*eos_token_ids, *model.config.eos_token_ids})
     return Assembly(
-        runner=TorchRunner(model, pool),
+        runner=TorchRunner(model, pool, eos_token_ids=enders),
         config=model.config,
         layout=layout,
         compat=compat_hash(layout, model_revision=model.config.revision),
         limits=limits,
+        eos_token_ids=enders,
     )

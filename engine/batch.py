@@ -25,7 +25,8 @@ class Chunk:
     block_table: Sequence[int]
     sampling: Sampling | None
     """None: no token is sampled after this chunk (more of the prompt is to come)."""
-    prompt: Sequence[int]
+    prompt_ids: Sequence[int]
+    """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated so far, by whichever worker: what the penalties see."""
 

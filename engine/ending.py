@@ -33,6 +33,8 @@ class HandedOver:
 class Failed:
     code: FailCode
     message: str
+    final: bool = False
+    """Another worker would fail as well, whatever the code says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +63,8 @@ def ending_of(sequence: Sequence, *, now: float) -> EngineEnding:
             )
         case HandOver():
             return HandedOver(cached_tokens=cached, queued_s=queued_s, prefill_s=prefill_s)
-        case Fail(code, message):
-            return Failed(code=code, message=message)
+        case Fail(code, message, final):
+            return Failed(code=code, message=message, final=final)
         case Cancel():
             return Aborted()
         case None:

@@ -19,5 +19,6 @@ class Runner(Protocol):
     def num_blocks(self) -> int: ...
 
     def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
-        """Compute the chunks, at most one per sequence; tokens of those that ask for one."""
+        """Compute the chunks, at most one per sequence; tokens of those that ask for one. A
+        sequence for which the model answers no number is left out."""
         ...

@@ -6,7 +6,8 @@ the same token whatever the batch, the worker or a restart in between.
 Order, as vLLM: repetition, frequency and presence penalties; logit_bias; min_tokens bans the
 tokens that would end the text; temperature; min_p; top_k; top_p on what is left. Logprobs are of
 the model's own distribution, before all of it. NaN is never chosen and counts as -inf; when the
-bans leave nothing they are lifted; a row with no finite logit at all raises `NoFiniteLogits`.
+bans leave nothing they are lifted; a row with no finite logit at all (damaged weights or KV) has
+no token, and the other rows theirs.
 In numpy, not torch: sums do not depend on the number of threads.
 """
 
@@ -20,7 +21,6 @@ from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
 from engine.philox import uniform
-from protocol.errors import BatonError
 from protocol.messages import Sampling
 
 Floats = NDArray[np.float32]
@@ -32,18 +32,15 @@ _MOST_LIKELY = 256
 """Candidates top_p looks at before it sorts the whole vocabulary."""
 
 
-class NoFiniteLogits(BatonError):
-    """The model answered NaN or -inf for every token: damaged weights or KV."""
-
-
 def sample(
     logits_RV: Tensor, chunks: Sequence[Chunk], *, eos_token_ids: Sequence[int]
-) -> list[SampledToken]:
-    """One token for each row; row r belongs to chunk r, which must have `sampling`."""
+) -> list[SampledToken | None]:
+    """One token for each row; row r belongs to chunk r, which must have `sampling`. None: the
+    model answered NaN or -inf for every token."""
     plain = [_is_plain_greedy(chunk) for chunk in chunks]
     best: list[int] = logits_RV.argmax(dim=1).tolist() if any(plain) else []
     rows_RV: Floats = logits_RV.float().numpy()
-    tokens = []
+    tokens: list[SampledToken | None] = []
     for r, chunk in enumerate(chunks):
         if plain[r] and np.isfinite(rows_RV[r, best[r]]):
             tokens.append(SampledToken(token_id=best[r]))
@@ -52,13 +49,15 @@ def sample(
     return tokens
 
 
-def sample_one(logits_V: Floats, chunk: Chunk, *, eos_token_ids: Sequence[int]) -> SampledToken:
-    """The token after `chunk`, with the logprobs its sampling asks for."""
+def sample_one(
+    logits_V: Floats, chunk: Chunk, *, eos_token_ids: Sequence[int]
+) -> SampledToken | None:
+    """The token after `chunk`, with the logprobs its sampling asks for. None as in `sample`."""
     sampling = chunk.sampling
     assert sampling is not None, "the chunk asks for no token"
     raw_V: Floats = np.nan_to_num(logits_V, nan=-np.inf, posinf=None, neginf=-np.inf)
     if not np.isfinite(raw_V).any():
-        raise NoFiniteLogits(f"{chunk.sequence}: no token has a finite logit")
+        return None
     scores_V = _shaped(raw_V, chunk, sampling, eos_token_ids)
     if not (scores_V > -np.inf).any():
         scores_V = raw_V
@@ -77,7 +76,7 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
     s = chunk.sampling
     assert s is not None, "the chunk asks for no token"
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
-    banned = s.min_tokens > len(chunk.outputs)
+    banned = not s.may_end(len(chunk.outputs))
     return not (
         s.temperature >= GREEDY_BELOW
         or penalised
@@ -93,7 +92,8 @@ def _shaped(
     """A copy with penalties, bias and bans."""
     scores_V = raw_V.copy()
     if sampling.repetition_penalty != 1:
-        seen = np.unique(np.asarray([*chunk.prompt, *chunk.outputs], dtype=np.int64))
+        outputs = np.asarray(chunk.outputs, dtype=np.int64)
+        seen = np.concatenate((np.asarray(chunk.prompt_ids, dtype=np.int64), outputs))
         mine, penalty = scores_V[seen], np.float32(sampling.repetition_penalty)
         scores_V[seen] = np.where(mine > 0, mine / penalty, mine * penalty)
     if chunk.outputs and (sampling.frequency_penalty != 0 or sampling.presence_penalty != 0):
@@ -102,7 +102,7 @@ def _shaped(
         scores_V[seen] -= malus.astype(np.float32)
     for token_id, bias in sampling.logit_bias:
         scores_V[token_id] += np.float32(bias)
-    if len(chunk.outputs) < sampling.min_tokens:
+    if not sampling.may_end(len(chunk.outputs)):
         enders = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
         scores_V[[token_id for token_id in enders if token_id < len(scores_V)]] = -np.inf
     return scores_V

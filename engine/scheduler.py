@@ -123,7 +123,8 @@ class Scheduler:
         return tuple(chunks)
 
     def record(self, sampled: Mapping[SequenceId, SampledToken]) -> None:
-        """The batch is computed: its KV is written, these are its tokens."""
+        """The batch is computed: its KV is written, these are its tokens. Who asked for one and
+        has none ends, alone."""
         launched, self._launched = self._launched, []
         block_tokens = self._cache.block_tokens
         for sequence, num_tokens in launched:
@@ -197,7 +198,7 @@ class Scheduler:
         ends_here = token_id in sampling.stop_token_ids or (
             token_id in self._eos and not sampling.ignore_eos
         )
-        if sequence.id in stopped or (ends_here and num_outputs > sampling.min_tokens):
+        if sequence.id in stopped or (ends_here and sampling.may_end(num_outputs - 1)):
             return Complete("stop")
         if num_outputs >= sampling.max_tokens or sequence.num_tokens >= self.max_context_tokens:
             return Complete("length")
@@ -278,7 +279,7 @@ class Scheduler:
             start=start,
             block_table=sequence.block_table,
             sampling=sequence.sampling if stop == num_tokens else None,
-            prompt=sequence.prompt,
+            prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
         )
 
@@ -296,7 +297,8 @@ class Scheduler:
 
     def _append(self, sequence: Sequence, token: SampledToken | None) -> None:
         if token is None:
-            self._roster.end(sequence, Fail("internal", "the runner returned no token"))
+            message = "the model answers no number for its next token"
+            self._roster.end(sequence, Fail("internal", message, final=True))
             return
         sequence.outputs.append(token.token_id)
         self._sampled.append((sequence, token))

@@ -4,6 +4,7 @@ Made by `engine.loop`, moved by `engine.scheduler` alone, on the engine thread. 
 it never allocates, frees or reads a clock (the loop writes the three time stamps).
 """
 
+from array import array
 from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ class HandOver:
 class Fail:
     code: FailCode
     message: str
+    final: bool = False
+    """Another worker would fail as well, whatever the code says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,8 @@ class Sequence:
     cancelled: bool = False
     history: deque[tuple[Event, State]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
+    _prompt_ids: Seq[int] | None = None
+
     submitted_at: float = 0.0
     admitted_at: float = 0.0
     first_token_at: float = 0.0
@@ -181,6 +186,15 @@ class Sequence:
     def preemptible(self) -> bool:
         """A lease or a fetch pins the others to their blocks."""
         return not self.leases and self.state in (State.PREFILLING, State.DECODING)
+
+    @property
+    def prompt_ids(self) -> Seq[int]:
+        """Distinct tokens of the prompt, collected once: a penalty looks at them for each token.
+        Empty unless one does."""
+        if self._prompt_ids is None:
+            asked = self.sampling.repetition_penalty != 1
+            self._prompt_ids = array("q", set(self.prompt) if asked else ())
+        return self._prompt_ids
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens [start, stop) of prompt and outputs."""

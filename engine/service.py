@@ -240,8 +240,8 @@ def last_word(job: J, ending: EngineEnding) -> LastWord:
                 queued_s=ending.queued_s,
                 prefill_s=ending.prefill_s,
             )
-        case endings.Failed(code=code, message=message):
-            return job.failure or failed(job, code, message)
+        case endings.Failed(code=code, message=message, final=final):
+            return job.failure or failed(job, code, message, retryable=False if final else None)
         case endings.Aborted():
             return job.failure or Aborted(request=request, attempt=attempt)
         case _:

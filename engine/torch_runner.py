@@ -3,7 +3,7 @@
 Made by a worker, called by `engine.loop` from its thread only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 
@@ -18,8 +18,10 @@ from protocol.layout import KvLayout
 class TorchRunner:
     """Computes steps; when `execute` returns, every chunk's KV is in the pool."""
 
-    def __init__(self, model: Model, pool: KvPool) -> None:
+    def __init__(self, model: Model, pool: KvPool, *, eos_token_ids: Collection[int] = ()) -> None:
+        """`eos_token_ids` as the engine's: those that `min_tokens` bans."""
         self._model, self._pool = model, pool
+        self.eos_token_ids = tuple(eos_token_ids)
 
     @property
     def layout(self) -> KvLayout:
@@ -35,5 +37,6 @@ class TorchRunner:
         inputs = forward_inputs(chunks, block_tokens=self.layout.block_tokens)
         logits_RV = self._model.forward(inputs, self._pool)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
-        tokens = sample(logits_RV, asking, eos_token_ids=self._model.config.eos_token_ids)
-        return {chunk.sequence: token for chunk, token in zip(asking, tokens, strict=True)}
+        tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)
+        pairs = zip(asking, tokens, strict=True)
+        return {chunk.sequence: token for chunk, token in pairs if token is not None}

@@ -42,6 +42,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     include_stop: bool = False
     skip_special_tokens: bool = True
 
+    def may_end(self, num_before: int) -> bool:
+        """Whether a token with so many generated before it may end the text."""
+        return num_before >= self.min_tokens
+
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """The right to fetch one request's blocks from their source, until the lease runs out."""

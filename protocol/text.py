@@ -104,13 +104,13 @@ class TextState:
         if not sampling.ignore_eos:
             self._stop_token_ids.update(tokenizer.eos_token_ids)
         self._include_stop = sampling.include_stop
-        self._min_tokens = sampling.min_tokens
+        self._sampling = sampling
         self._num_tokens = 0
 
     def feed(self, token_id: int) -> TextStep:
-        """Nothing stops a request before `min_tokens` tokens; their text is not searched."""
+        """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
+        armed = self._sampling.may_end(self._num_tokens)
         self._num_tokens += 1
-        armed = self._num_tokens >= self._min_tokens
         if armed and token_id in self._stop_token_ids:
             text = self._detokenizer.feed(token_id) if self._include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)

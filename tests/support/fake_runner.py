@@ -33,7 +33,8 @@ def continuation(tokens: Sequence[int], *, seed: int, num_tokens: int) -> list[i
 
 
 class FakeRunner:
-    """Implements `engine.runner.Runner`. `fail_next` steps raise instead of computing."""
+    """Implements `engine.runner.Runner`. `fail_next` steps raise instead of computing; `mute`
+    sequences get no number from the model."""
 
     def __init__(self, *, num_blocks: int, block_tokens: int = 4) -> None:
         self.layout = KvLayout(
@@ -43,6 +44,7 @@ class FakeRunner:
         self.pool: list[list[int | None]] = [[None] * block_tokens for _ in range(num_blocks)]
         self.batches: list[tuple[Chunk, ...]] = []
         self.fail_next = 0
+        self.mute: set[SequenceId] = set()
 
     def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
         self.batches.append(tuple(chunks))
@@ -54,7 +56,7 @@ class FakeRunner:
         return {
             chunk.sequence: SampledToken(token_id=self._sample(chunk))
             for chunk in chunks
-            if chunk.sampling is not None
+            if chunk.sampling is not None and chunk.sequence not in self.mute
         }
 
     def write(self, block_table: Sequence[int], *, start: int, tokens: Sequence[int]) -> None:

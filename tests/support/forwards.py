@@ -25,7 +25,7 @@ def chunk(
     start: int = 0,
     sequence: str = "a",
     sampling: Sampling | None = GREEDY,
-    prompt: Sequence[int] = (),
+    prompt_ids: Sequence[int] = (),
     outputs: Sequence[int] = (),
 ) -> Chunk:
     return Chunk(
@@ -34,7 +34,7 @@ def chunk(
         start=start,
         block_table=table,
         sampling=sampling,
-        prompt=prompt,
+        prompt_ids=prompt_ids,
         outputs=outputs,
     )
 

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 from support.words import LAYOUT
 
-from engine.assembly import num_pool_blocks
+from engine.assembly import assemble, num_pool_blocks
+from protocol.settings import WorkerSettings
+from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30
 
@@ -23,3 +27,17 @@ def test_a_pool_of_default_size_holds_sixteen_contexts() -> None:
 def test_a_pool_of_default_size_takes_a_quarter_of_the_free_memory_at_most() -> None:
     assert blocks(free=40 * LAYOUT.block_bytes) == 10
     assert blocks(free=0) == 2
+
+
+def test_what_ends_a_text_is_the_union_of_all_files_for_sampler_and_scheduler(
+    tmp_path: Path,
+) -> None:
+    make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
+    parts = assemble(
+        WorkerSettings(model=tmp_path, redis="redis://localhost", dtype="float32", kv_blocks=2),
+        eos_token_ids=(5,),
+        memory=lambda layout, num_blocks: memoryview(bytearray(layout.block_bytes * num_blocks)),
+        progress=lambda done, total: None,
+    )
+    assert parts.eos_token_ids == {2, 5}
+    assert set(parts.runner.eos_token_ids) == {2, 5}

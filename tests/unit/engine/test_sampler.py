@@ -5,6 +5,7 @@ the seeds are fixed, so they either always pass or always fail."""
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from support.forwards import chunk
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
-from engine.sampler import NoFiniteLogits, sample, sample_one
+from engine.sampler import sample, sample_one
 from protocol.messages import Sampling
 
 V = 50
@@ -33,18 +34,25 @@ def sampling(**fields: Any) -> Sampling:
 def asking(
     *,
     position: int = 10,
-    prompt: tuple[int, ...] = (),
+    prompt_ids: tuple[int, ...] = (),
     outputs: tuple[int, ...] = (),
     **fields: Any,
 ) -> Chunk:
     return chunk(
         [1], table=[0], start=position - 1, sampling=sampling(**fields),
-        prompt=prompt, outputs=outputs,
+        prompt_ids=prompt_ids, outputs=outputs,
     )  # fmt: skip
 
 
 def choose(logits_V: Tensor, eos: tuple[int, ...] = (), **fields: Any) -> SampledToken:
-    return sample_one(logits_V.numpy(), asking(**fields), eos_token_ids=eos)
+    token = sample_one(logits_V.numpy(), asking(**fields), eos_token_ids=eos)
+    assert token is not None
+    return token
+
+
+def sample_all(logits_RV: Tensor, chunks: Sequence[Chunk]) -> list[int]:
+    tokens = sample(logits_RV, chunks, eos_token_ids=())
+    return [token.token_id for token in tokens if token is not None]
 
 
 def draw(logits_V: Tensor, count: int, **fields: Any) -> Counter[int]:
@@ -76,7 +84,7 @@ def test_temperature_zero_takes_the_most_likely() -> None:
 def test_equal_logits_go_to_the_lower_id() -> None:
     logits = torch.zeros(V)
     assert choose(logits, temperature=0.0).token_id == 0
-    assert sample(logits[None], [asking(temperature=0.0)], eos_token_ids=())[0].token_id == 0
+    assert sample_all(logits[None], [asking(temperature=0.0)]) == [0]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
@@ -136,7 +144,7 @@ def test_other_seeds_and_positions_draw_otherwise() -> None:
 
 def test_a_repetition_penalty_moves_seen_tokens_towards_unlikely() -> None:
     logits = torch.tensor([2.0, 1.9, -1.0, -1.1])
-    assert choose(logits, temperature=0.0, repetition_penalty=1.5, prompt=(0,)).token_id == 1
+    assert choose(logits, temperature=0.0, repetition_penalty=1.5, prompt_ids=(0,)).token_id == 1
     assert choose(logits, temperature=0.0, repetition_penalty=1.5, outputs=(0, 1)).token_id == 0
     below = torch.tensor([-1.0, -1.2])
     assert choose(below, temperature=0.0, repetition_penalty=1.5, outputs=(0,)).token_id == 1
@@ -145,7 +153,7 @@ def test_a_repetition_penalty_moves_seen_tokens_towards_unlikely() -> None:
 def test_presence_and_frequency_penalties_look_at_outputs_only() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0])
     fields: dict[str, Any] = {"temperature": 0.0}
-    assert choose(logits, presence_penalty=1.5, prompt=(0,), **fields).token_id == 0
+    assert choose(logits, presence_penalty=1.5, prompt_ids=(0,), **fields).token_id == 0
     assert choose(logits, presence_penalty=1.5, outputs=(0,), **fields).token_id == 1
     assert choose(logits, frequency_penalty=0.6, outputs=(0,), **fields).token_id == 0
     assert choose(logits, frequency_penalty=0.6, outputs=(0, 0), **fields).token_id == 1
@@ -189,8 +197,7 @@ def test_zero_top_logprobs_give_that_of_the_chosen_token_alone() -> None:
 def test_greedy_rows_beside_sampled_ones_take_their_argmax() -> None:
     logits_RV = torch.stack([row(1), row(2), row(3)])
     chunks = [asking(temperature=0.0), asking(temperature=1.0), asking(temperature=1e-6)]
-    tokens = sample(logits_RV, chunks, eos_token_ids=())
-    assert [tokens[0].token_id, tokens[2].token_id] == logits_RV[[0, 2]].argmax(1).tolist()
+    assert sample_all(logits_RV, chunks)[::2] == logits_RV[[0, 2]].argmax(1).tolist()
 
 
 def test_nan_is_never_chosen() -> None:
@@ -199,14 +206,21 @@ def test_nan_is_never_chosen() -> None:
     assert choose(logits, temperature=0.0).token_id == int(
         row().index_fill(0, torch.tensor([3]), -9e9).argmax()
     )
-    assert sample(logits[None], [asking(temperature=0.0)], eos_token_ids=())[0].token_id != 3
+    assert sample_all(logits[None], [asking(temperature=0.0)]) != [3]
     assert 3 not in draw(logits, 300, temperature=5.0)
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_a_row_without_a_finite_logit_is_an_error(value: float) -> None:
-    with pytest.raises(NoFiniteLogits, match="a: no token has a finite logit"):
-        sample(torch.full((1, V), value), [asking(temperature=0.0)], eos_token_ids=())
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_finite_logit_has_no_token_and_the_others_have(
+    value: float, temperature: float
+) -> None:
+    logits_RV = torch.stack([row(1), torch.full((V,), value), row(2)])
+    chunks = [asking(temperature=temperature)] * 3
+    tokens = sample(logits_RV, chunks, eos_token_ids=())
+    alone = [sample(logits_RV[r : r + 1], chunks[:1], eos_token_ids=())[0] for r in (0, 2)]
+    assert tokens == [alone[0], None, alone[1]]
+    assert None not in alone
 
 
 def test_one_token_with_weight_is_always_drawn() -> None:

@@ -205,6 +205,17 @@ def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
     assert stepper.all_back
 
 
+def test_a_sequence_without_a_number_ends_alone_and_for_good() -> None:
+    stepper = Stepper()
+    good, bad = decoding(stepper, count=2)
+    stepper.runner.mute.add(bad.sequence.id)
+    stepper.run()
+    message = "the model answers no number for its next token"
+    assert bad.verdicts == [Fail("internal", message, final=True)]
+    assert good.outputs == good.expected(40)
+    assert stepper.all_back
+
+
 # -- preemption ---------------------------------------------------------------------------
 
 

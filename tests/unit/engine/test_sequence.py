@@ -6,12 +6,12 @@ from protocol.blocks import chain_seed
 from protocol.messages import Sampling
 
 
-def sequence(prompt: list[int], outputs: list[int]) -> Sequence:
+def sequence(prompt: list[int], outputs: list[int], *, repetition_penalty: float = 1.0) -> Sequence:
     return Sequence(
         id=SequenceId("s"),
         prompt=prompt,
         outputs=outputs,
-        sampling=Sampling(seed=1, max_tokens=8),
+        sampling=Sampling(seed=1, max_tokens=8, repetition_penalty=repetition_penalty),
         mode=Mode.LOCAL,
         chain=[chain_seed(compat="test")],
     )
@@ -25,6 +25,13 @@ def test_tokens_run_from_the_prompt_into_the_outputs(
     start: int, stop: int, expected: list[int]
 ) -> None:
     assert sequence([1, 2, 3], [4, 5]).tokens(start, stop) == expected
+
+
+def test_the_distinct_tokens_of_a_prompt_are_collected_once_and_only_for_a_penalty() -> None:
+    assert not sequence([7, 7, 5], []).prompt_ids
+    penalised = sequence([7, 7, 5], [], repetition_penalty=1.2)
+    assert sorted(penalised.prompt_ids) == [5, 7]
+    assert penalised.prompt_ids is penalised.prompt_ids
 
 
 def test_a_missing_row_raises_with_the_whole_history() -> None:

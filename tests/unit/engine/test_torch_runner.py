@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.forwards import chunk, pool_for
 
+from engine.batch import SequenceId
 from engine.kvpool import KvPool
 from engine.model import Model, load_model
 from engine.torch_runner import TorchRunner
@@ -34,7 +35,7 @@ def generate(model: Model, sizes: list[int], *, count: int, beside: int = 0) -> 
             start=start,
             table=tables[0],
             sampling=None if todo else sampling,
-            prompt=PROMPT,
+            prompt_ids=PROMPT,
             outputs=list(outputs),
         )
         others = [
@@ -87,6 +88,28 @@ def test_a_chunk_its_blocks_cannot_hold_is_refused(model: Model) -> None:
         runner.execute([chunk(PROMPT, table=[1])])
     with pytest.raises(ValueError, match="0 tokens"):
         runner.execute([chunk([], table=[1])])
+
+
+def test_a_sequence_with_damaged_kv_gets_no_token_and_the_one_beside_it_does(model: Model) -> None:
+    chunks = [
+        chunk(PROMPT, table=[1, 2], sequence="good"),
+        chunk([5], start=3, table=[7], sequence="damaged"),  # nobody wrote tokens 0 to 2
+    ]
+    assert list(TorchRunner(model, pool_for(model)).execute(chunks)) == ["good"]
+
+
+def test_min_tokens_bans_every_token_that_ends_a_text(model: Model) -> None:
+    """Whichever file of the checkpoint names it."""
+
+    def answer(*eos_token_ids: int) -> int:
+        runner = TorchRunner(model, pool_for(model), eos_token_ids=eos_token_ids)
+        sampling = Sampling(seed=0, max_tokens=9, temperature=0.0, min_tokens=2)
+        sampled = runner.execute([chunk(PROMPT, table=[1, 2], sampling=sampling)])
+        return sampled[SequenceId("a")].token_id
+
+    likeliest = answer()
+    assert likeliest not in model.config.eos_token_ids
+    assert answer(likeliest) != likeliest
 
 
 def test_a_pool_lies_over_the_memory_it_is_given() -> None:

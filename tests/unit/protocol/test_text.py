@@ -124,6 +124,8 @@ def test_an_eos_token_stops_without_text() -> None:
 def test_nothing_stops_before_min_tokens() -> None:
     letters = [level.encode(char)[0] for char in "abab"]
     assert shown(level, letters, stop=("b",), min_tokens=3) == "aba"
+    assert shown(level, letters, stop=("a",), min_tokens=2) == "ab"
+    assert shown(level, letters, stop=("a",), min_tokens=3) == "abab"
     assert shown(level, letters, stop_token_ids=(letters[1],), min_tokens=3) == "aba"
 
 
