@@ -54,10 +54,8 @@ class DecodeService(EngineService[DecodeJob]):
         if isinstance(message, Prefill):
             raise ValueError("Prefill was sent to a decode worker")
         num_tokens = len(message.token_ids) + len(message.generated)
-        if message.ticket is not None:
-            if message.ticket.num_tokens != num_tokens:
-                raise ValueError(f"ticket: of {message.ticket.num_tokens} tokens, not {num_tokens}")
-            self._sink.hold(message.ticket)
+        if message.ticket is not None and message.ticket.num_tokens != num_tokens:
+            raise ValueError(f"ticket: of {message.ticket.num_tokens} tokens, not {num_tokens}")
         return DecodeJob(
             router=router,
             request=message.request,
@@ -70,6 +68,10 @@ class DecodeService(EngineService[DecodeJob]):
 
     def mode(self, job: DecodeJob) -> Mode:
         return Mode.LOCAL if job.ticket is None else Mode.REMOTE
+
+    def hold_transfer(self, job: DecodeJob) -> None:
+        if job.ticket is not None:
+            self._sink.hold(job.ticket)
 
     def settle_transfer(self, job: DecodeJob, word: LastWord) -> None:
         if job.fetch is not None:

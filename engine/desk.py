@@ -149,6 +149,7 @@ def check_tokens(
         ("token_ids", token_ids),
         ("generated", generated),
         ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
+        ("stop_token_ids", sampling.stop_token_ids),
     ):
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             raise ValueError(f"{name}: not all in a vocabulary of {vocab_size}")

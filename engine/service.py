@@ -76,6 +76,10 @@ class EngineService(ABC, Generic[J]):
         """How the engine runs it."""
 
     @abstractmethod
+    def hold_transfer(self, job: J) -> None:
+        """The job is accepted: keep alive the KV that waits for it elsewhere."""
+
+    @abstractmethod
     def settle_transfer(self, job: J, word: LastWord) -> None:
         """The job has its ending: finish, fail, cancel or drop what moves its KV. Any thread."""
 
@@ -95,24 +99,24 @@ class EngineService(ABC, Generic[J]):
 
     def take(self, router: RouterId, message: Prefill | Decode) -> None:
         """Accepts a request, or ends it at once."""
-        sequence = f"{message.request}.{message.attempt}#{next(self._numbers)}"
-        text = TextState(self._tokenizer, message.sampling)
-        is_over = any(text.feed(token_id).stopped for token_id in message.generated)
         with request_context(message.request):
             if message.deadline_s <= 0:
                 failure = failed(message, "deadline", "the deadline had passed on arrival")
                 return self.refuse(router, message, failure)
             try:
                 self._check(message)
+                text = TextState(self._tokenizer, message.sampling)
+                sequence = f"{message.request}.{message.attempt}#{next(self._numbers)}"
                 job = self.make_job(router, message, sequence=sequence, text=text)
             except ValueError as error:
                 failure = failed(message, "internal", str(error), retryable=False)
                 return self.refuse(router, message, failure)
             if not self._desk.open(job):
                 log.warning("request came twice")
-            elif is_over:
+            elif any(text.feed(token_id).stopped for token_id in message.generated):
                 self._close(job, nothing_left(message))
             else:
+                self.hold_transfer(job)
                 self._submit(job, message)
         return None
 

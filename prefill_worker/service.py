@@ -22,6 +22,7 @@ from protocol.ids import Epoch, LeaseId, RouterId
 from protocol.messages import (
     Beat,
     Decode,
+    Finished,
     FirstToken,
     Prefill,
     PrefillDone,
@@ -50,6 +51,8 @@ class PrefillService(EngineService[PrefillJob]):
         self._lent: dict[LeaseId, tuple[SequenceId, Key]] = {}
         self._leases: dict[Key, LeaseId] = {}
         self._used: Counter[str] = Counter()
+        self._failing: list[tuple[LeaseId, str]] = []
+        """Leases to fail once the router has been told why."""
 
     # -- the event loop ---------------------------------------------------------------------
 
@@ -71,13 +74,19 @@ class PrefillService(EngineService[PrefillJob]):
     def mode(self, job: PrefillJob) -> Mode:
         return Mode.HANDOVER
 
+    def hold_transfer(self, job: PrefillJob) -> None:
+        """Nothing is fetched here."""
+
     def settle_transfer(self, job: PrefillJob, word: LastWord) -> None:
-        if job.lease is None:
+        """The decode worker must not hear of an end before the router does, or it would call the
+        source lost. A request that its first token ended is left for the router to abort: the
+        decode worker then gives the lease back."""
+        if job.lease is None or isinstance(word, Finished):
             return
         if isinstance(word, PrefillDone):
             self._source.finish(job.lease, _note(job.emits[-1][1]))
         else:
-            self._source.fail(job.lease, name_of(word))
+            self._failing.append((job.lease, name_of(word)))
 
     def abort_transfer(self, key: Key) -> None:
         lease = self._leases.get(key)
@@ -158,6 +167,12 @@ class PrefillService(EngineService[PrefillJob]):
                 queued_s=queued_s,
             ),
         )
+
+    def settled(self) -> None:
+        super().settled()
+        failing, self._failing = self._failing, []
+        for lease, why in failing:
+            self._source.fail(lease, why)
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         job = self._desk.get(sequence)

@@ -122,10 +122,17 @@ def test_a_request_of_one_token_ends_in_the_prefill_worker(pair: WorkerCluster) 
         await router.ready("prefill-0", "decode-0")
         one = Sampling(seed=1, max_tokens=1, temperature=0.0, ignore_eos=True)
         first = await router.prefill("prefill-0", "one", prompt(20), one)
+        await soon(lambda: bool(first.words), 30, "started")
+        started = first.words[0]
+        assert isinstance(started, Started)
+        second = await router.decode("decode-0", "one", prompt(20), one, ticket=started.ticket)
         await router.ended(first)
         assert isinstance(first.ending, Finished) and first.ending.reason == "length"
         assert len(first.tokens) == 1
-        await router.idle("prefill-0")
+        await router.abort("decode-0", "one")
+        await router.ended(second)
+        assert [type(word) for word in second.words] == [Aborted]
+        await router.idle("prefill-0", "decode-0")
 
     drive(pair, test)
 

@@ -1,0 +1,81 @@
+"""In which order a prefill worker speaks to the router and to whoever fetches."""
+
+from unittest.mock import create_autospec
+
+import msgspec
+import pytest
+from support.services import ROUTER, Story, make_service, mute_engine
+from support.words import LAYOUT, prefill, sampling
+
+from engine.batch import SampledToken, SequenceId
+from engine.ending import EngineEnding, Failed, Finished, HandedOver
+from engine.observer import SequenceToken
+from kvtransfer.source import LeaseEnd, Source
+from prefill_worker.service import PrefillService
+from protocol.ids import LeaseId, WorkerId, new_epoch
+from protocol.messages import Step, Ticket
+
+LEASE = LeaseId(7)
+
+
+class Desk:
+    """A service with one admitted request, whose first token is said."""
+
+    def __init__(self) -> None:
+        self.story = Story()
+        self.service = make_service(PrefillService, self.story)
+        self.source = create_autospec(Source, instance=True)
+        self.source.open_lease.return_value = Ticket(
+            worker=WorkerId("prefill-0"), epoch=new_epoch(), lease=LEASE, address="",
+            shm_address="", layout=LAYOUT, compat="", num_tokens=3,
+        )  # fmt: skip
+        self.source.fail.side_effect = lambda lease, why: self.story.told.append(f"fail: {why}")
+        self.source.finish.side_effect = lambda lease, note: self.story.told.append("finish")
+        engine = mute_engine()
+        self.service.attach(epoch=new_epoch(), engine=engine, source=self.source)
+        message = msgspec.structs.replace(prefill(), sampling=sampling(max_tokens=1))
+        self.service.take(ROUTER, message)
+        self.sequence = SequenceId(engine.submit.call_args.args[0].id)
+        self.service.admitted(self.sequence, (0,), (0,), 0, 0.0)
+        self.story.told.clear()
+        token = SampledToken(token_id=9)
+        self.service.step([SequenceToken(id=self.sequence, index=0, token=token)])
+
+    def end(self, ending: EngineEnding) -> list[str]:
+        """What was told after the token, in order."""
+        self.service.ended(self.sequence, ending)
+        self.service.settled()
+        kinds = [told if isinstance(told, str) else type(told).__name__ for told in self.story.told]
+        assert Step.__name__ in kinds
+        return kinds
+
+
+def test_a_request_that_its_first_token_ends_is_not_lost_to_its_fetcher() -> None:
+    """The router hears of it and aborts the decode worker, which gives the lease back."""
+    desk = Desk()
+    ending = Finished(
+        reason="length", num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0
+    )
+    assert desk.end(ending) == ["Step", "Finished"]
+    assert desk.service.transfers() and not desk.service.is_idle()
+    desk.service.lease_ended(
+        LeaseEnd(lease=LEASE, reason="released", detail="", transport="", num_blocks=0, num_bytes=0)
+    )
+    assert desk.service.is_idle()
+
+
+def test_the_router_hears_of_a_failure_before_the_fetcher_does() -> None:
+    failed = Failed(code="internal", message="no number", final=True)
+    assert Desk().end(failed) == ["Step", "Failed", "fail: internal"]
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_a_failure_that_any_worker_would_have_is_not_worth_a_retry(final: bool) -> None:
+    desk = Desk()
+    desk.end(Failed(code="internal", message="no number", final=final))
+    assert [told.retryable for told in desk.story.told if hasattr(told, "retryable")] == [not final]
+
+
+def test_the_fetcher_is_told_the_token_with_the_last_block() -> None:
+    told = Desk().end(HandedOver(cached_tokens=0, queued_s=0.0, prefill_s=0.0))
+    assert sorted(told) == ["PrefillDone", "Step", "finish"]
