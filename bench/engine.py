@@ -54,7 +54,11 @@ def main() -> None:
     path = _checkpoint()
     sides: list[Side] = [
         BatonSide(path, dtype=arguments.dtype),
-        TransformersSide(path, dtype=arguments.peer_dtype or arguments.dtype),
+        *(
+            []
+            if arguments.alone
+            else [TransformersSide(path, dtype=arguments.peer_dtype or arguments.dtype)]
+        ),
     ]
     if arguments.openvino is not None:
         sides.append(OpenVinoSide(path, python=arguments.openvino, threads=arguments.threads))
@@ -140,6 +144,7 @@ def _arguments() -> argparse.Namespace:
         choices=("bfloat16", "float32"),
         help="of transformers, whose bfloat16 is slow where the CPU has none (default: --dtype)",
     )
+    parser.add_argument("--alone", action="store_true", help="leave transformers out")
     parser.add_argument("--only", nargs="*", choices=sorted(measures(0)), default=[])
     parser.add_argument(
         "--openvino", type=Path, help="Python of a venv with openvino-genai and optimum-intel"
