@@ -217,7 +217,7 @@ def _check(first: Turn, second: Turn) -> None:
             raise DemoFailed(f"{question.text} {turn.answer!r} does not say {question.value!r}")
     if first.attempt["prefill"] is None or first.attempt["blocks_moved"] == 0:
         raise DemoFailed(f"no KV block moved from prefill to decode; route: {first.route}")
-    if second.cached_tokens == 0:
+    if second.cached_tokens == 0 or second.attempt["blocks_reused"] == 0:
         raise DemoFailed("the follow-up did not reuse the prefix")
 
 

@@ -15,7 +15,7 @@ from itertools import count
 from typing import assert_never
 
 from protocol.errors import BatonError, CapacityError
-from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.ids import RequestId, WorkerId
 from protocol.messages import FinishReason
 from protocol.telemetry import RouterMetrics
 from router.chooser import Chooser
@@ -33,6 +33,7 @@ from router.events import (
 from router.flight import AlreadyEnded, Flight
 from router.journey import Journey
 from router.letters import Deliver, Finish, GiveUp, Gone, Letter, PlaceAgain, Send
+from router.live import LiveWorker
 from router.mailbox import Mailbox, Overflowed
 from router.placement import Choice, Prefer, Refusal
 from router.prefix_index import PrefixIndex
@@ -216,10 +217,12 @@ class Dispatcher:
     def _begin(self, journey: Journey, choice: Choice) -> None:
         now = self._clock()
         self._chooser.note_chosen(journey, choice, now=now)
+        decode = self._live(choice.decode)
         send = journey.flight.launch(
             Route(reason=choice.reason, prefill=choice.prefill, decode=choice.decode),
-            prefill_epoch=self._epoch(choice.prefill) if choice.prefill is not None else None,
-            decode_epoch=self._epoch(choice.decode),
+            prefill_epoch=self._live(choice.prefill).epoch if choice.prefill is not None else None,
+            decode_epoch=decode.epoch,
+            block_tokens=decode.registration.layout.block_tokens,
             remaining_s=journey.ends_at - now,
         )
         journey.placed_at = journey.placed_at or now
@@ -227,10 +230,10 @@ class Dispatcher:
         self._note_placed(journey, choice)
         self._send(journey, send)
 
-    def _epoch(self, worker: WorkerId) -> Epoch:
+    def _live(self, worker: WorkerId) -> LiveWorker:
         live = self._registry.incarnation(worker)
         assert live is not None, f"{worker} was chosen and is unknown"
-        return live.epoch
+        return live
 
     async def _wait_for_worker(self, journey: Journey, refusal: Refusal) -> None:
         """Until the workers change or, when all were full, for a moment; bounded by patience."""

@@ -72,6 +72,7 @@ class Flight:
     """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
     _prefill: _Leg | None = None
     _decode: _Leg | None = None
+    _block_tokens: int = 1
     _num_given: int = 0
     """Output tokens the current attempt was told of; its workers send those that follow."""
     _story: list[str] = field(default_factory=list)
@@ -92,6 +93,7 @@ class Flight:
         *,
         prefill_epoch: Epoch | None,
         decode_epoch: Epoch,
+        block_tokens: int,
         remaining_s: float,
     ) -> Send:
         """Begin the next attempt: the first message of it."""
@@ -103,6 +105,7 @@ class Flight:
         )
         self.attempts.append(trace)
         self._num_given = len(self.generated)
+        self._block_tokens = block_tokens
         self._decode = _Leg(route.decode, decode_epoch, open=False)
         self._prefill = None
         if route.prefill is None or prefill_epoch is None:
@@ -228,7 +231,8 @@ class Flight:
                 decode_s=finished.decode_s,
             )
             if self._prefill is None:
-                self._note(prefill_s=finished.prefill_s)
+                num_reused = finished.cached_tokens // self._block_tokens
+                self._note(prefill_s=finished.prefill_s, blocks_reused=num_reused)
         return self._end_well(finished.reason)
 
     def _failed(self, leg: _Leg, failed: Failed) -> list[Instruction]:
