@@ -8,6 +8,8 @@ import helm_python as helm
 import pytest
 import yaml
 
+from decode_worker.settings import DecodeSettings
+from prefill_worker.settings import PrefillSettings
 from protocol.settings import load
 from router.settings import RouterSettings
 
@@ -60,6 +62,19 @@ def test_the_router_gets_settings_that_it_knows() -> None:
     settings = load(RouterSettings, args)
     assert module == "router"
     assert (settings.host, settings.redis) == ("0.0.0.0", "redis://demo-baton-redis:6379/0")
+
+
+@pytest.mark.parametrize(
+    ("role", "known"), [("prefill", PrefillSettings), ("decode", DecodeSettings)]
+)
+def test_the_workers_get_settings_that_they_know(
+    role: str, known: type[PrefillSettings | DecodeSettings]
+) -> None:
+    found = render(**{role: {"kvBlocks": 99}})[f"Deployment/demo-baton-{role}"]
+    module, *args = container(found)["args"]
+    settings = load(known, [arg.replace("$(POD_NAME)", "pod-1") for arg in args])
+    assert module == f"{role}_worker"
+    assert (settings.worker, settings.host, settings.kv_blocks) == ("pod-1", "0.0.0.0", 99)
 
 
 def test_an_external_redis_replaces_ours() -> None:
