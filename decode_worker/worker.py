@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import MutableSequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import cast
 
 from decode_worker.service import DecodeService
@@ -39,11 +40,12 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
         stack.callback(memory.close)
 
         epoch = new_epoch()
+        give_up = partial(stop.ask, exit_code=1)
         service = DecodeService(
             tokenizer=tokenizer,
             send=doors.port.send,
             record=lambda changes: membership.record(changes),
-            give_up=lambda why: stop.ask(why, exit_code=1),
+            give_up=give_up,
             metrics=doors.metrics,
         )
         sink = Sink(
@@ -55,6 +57,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             allow_fallback=settings.allow_fallback,
             lease_ttl_s=settings.lease_ttl_s,
             tamper=corrupt_first(settings.tamper_blocks),
+            on_broken=give_up,
         )
         engine = Engine(
             runner=parts.runner,

@@ -258,8 +258,10 @@ class Fetcher:
     def _stop_writers(self, active: Active) -> None:
         if active.link is not None and active.link.stream is not None:
             active.link.stream.stop_writing(active.fetch.fetch)
+        steps: list[session.FetchStep] = []
         for index in active.fetch.writing:
-            self._follow(active.fetch, active.fetch.end_write(index, broken="the fetch is over"))
+            steps += active.fetch.end_write(index, broken="the fetch is over")
+        self._follow(active.fetch, steps)
 
     def _word(self, fetch: session.Fetch, attempt: int, slots: tuple[Slot, ...]) -> Fetch:
         return Fetch(

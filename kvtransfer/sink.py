@@ -73,12 +73,15 @@ class Sink:
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
         tamper: Callable[[memoryview], None] | None = None,
+        on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`transports` are tried in order; without `allow_fallback` only the first.
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
-        tests. Raises ValueError when memory and layout disagree or a transport is unknown.
+        tests. `on_broken` is told, on the sink's thread, when that ends by a fault of ours: this
+        sink is of no use any more. Raises ValueError when memory and layout disagree or a
+        transport is unknown.
         """
         if memory.block_bytes != layout.block_bytes:
             raise ValueError(
@@ -88,6 +91,7 @@ class Sink:
             raise ValueError(f"transports: {list(transports)}; known are memory, shm and tcp")
         self._memory = memory
         self._layout = layout
+        self._on_broken = on_broken
         self._clock = clock
         self._ids = count(1)
         self._commands: deque[_Command] = deque()
@@ -196,8 +200,9 @@ class Sink:
                 self._waker.clear()
                 self._obey()
                 self._fetcher.turn(ready)
-        except Exception:
+        except Exception as error:
             log.exception("the kv sink stopped")
+            self._on_broken(f"the kv sink is broken: {error}")
         finally:
             with self._door:
                 self._closing.set()

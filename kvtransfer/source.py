@@ -83,10 +83,12 @@ class Source:
         advertised_host: str = "",
         lease_ttl_s: float = 6.0,
         transports: Sequence[str] = TRANSPORTS,
+        on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen at once, on free ports of `host`; `advertised_host` is what tickets say when
-        that differs. `on_lease_end` is called on the source's thread and must not block.
+        that differs. `on_lease_end` is called on the source's thread and must not block, and so
+        is `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
         """
@@ -99,6 +101,7 @@ class Source:
         self._worker = worker
         self._epoch = epoch
         self._compat = compat
+        self._on_broken = on_broken
         self._clock = clock
         self._commands: deque[_Command] = deque()
         self._closing = threading.Event()
@@ -225,8 +228,9 @@ class Source:
                     self._lender.hear(identity, message)
                 self._obey()
                 self._lender.turn()
-        except Exception:
+        except Exception as error:
             log.exception("the kv source stopped")
+            self._on_broken(f"the kv source is broken: {error}")
         finally:
             self._closing.set()
             self._lender.close()

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import MutableSequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import cast
 
 from engine.assembly import Assembly, assemble
@@ -38,11 +39,12 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
         stack.callback(memory.close)
 
         epoch = new_epoch()
+        give_up = partial(stop.ask, exit_code=1)
         service = PrefillService(
             tokenizer=tokenizer,
             send=doors.port.send,
             record=lambda changes: membership.record(changes),
-            give_up=lambda why: stop.ask(why, exit_code=1),
+            give_up=give_up,
             metrics=doors.metrics,
         )
         source = Source(
@@ -56,6 +58,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
             advertised_host=settings.advertise,
             lease_ttl_s=settings.lease_ttl_s,
             transports=settings.transports.split(","),
+            on_broken=give_up,
         )
         engine = Engine(
             runner=parts.runner,

@@ -212,16 +212,22 @@ class Dial:
         return True
 
 
-def connect(sock: socket.socket, address: str | tuple[str, int]) -> None:
-    """Begin to connect. Raises Unreachable, having closed the socket."""
+def connect(family: socket.AddressFamily, address: str | tuple[str, int]) -> socket.socket:
+    """A non-blocking stream socket that has begun to connect. Raises Unreachable."""
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as failed:
+        raise Unreachable(str(failed)) from failed
     sock.setblocking(False)
     try:
         error = sock.connect_ex(address)
-    except OSError as failed:
-        error = failed.errno or errno.EINVAL
+    except (OSError, TypeError) as failed:  # a TypeError is of a host that cannot be a name
+        sock.close()
+        raise Unreachable(str(failed)) from failed
     if error not in (0, errno.EINPROGRESS):
         sock.close()
         raise Unreachable(os.strerror(error))
+    return sock
 
 
 class Listener(Protocol):

@@ -137,7 +137,12 @@ class ControlContext:
         self._context = zmq.Context(io_threads=1)
 
     def connect(self, address: str) -> "ControlLink":
-        return ControlLink(self._context.socket(zmq.DEALER), address)
+        """Raises WireError for what is no address, TransferError without room for a socket."""
+        try:
+            sock = self._context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise TransferError(f"no socket for a control link: {error}") from error
+        return ControlLink(sock, address)
 
     def close(self) -> None:
         self._context.destroy(linger=_LINGER_MS)
@@ -150,7 +155,11 @@ class ControlLink:
         self._socket = sock
         _limit(sock)
         sock.setsockopt(zmq.HANDSHAKE_IVL, 2_000)
-        self._monitor = sock.get_monitor_socket(_GONE)
+        try:
+            self._monitor = sock.get_monitor_socket(_GONE)
+        except zmq.ZMQError as error:
+            sock.close(linger=0)
+            raise TransferError(f"no socket for a control link: {error}") from error
         try:
             sock.connect(address)
         except zmq.ZMQError as error:

@@ -13,6 +13,7 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.shm import QuietStream, ReadingStream
+from protocol.errors import LayoutMismatch
 from protocol.ids import Epoch
 
 NAME = "memory"
@@ -39,7 +40,10 @@ class MemoryListener:
         """The sink's end of a new connection. Raises base.Unreachable."""
         if len(self._waiting) >= _BACKLOG:
             raise base.Unreachable("too many connections wait")
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise base.Unreachable(str(error)) from error
         for sock in (ours, theirs):
             sock.setblocking(False)
         self._waiting.append(ours)
@@ -69,6 +73,9 @@ def dial(hello: StreamHello) -> base.Dial:
     pool = listener.memory
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
-        return ReadingStream(sock, NAME, pool.view())
+        try:
+            return ReadingStream(sock, NAME, pool.view())
+        except (LayoutMismatch, OSError) as error:
+            raise base.Unreachable(str(error)) from error
 
     return base.Dial(listener.connect(), transport=NAME, hello=hello, finish=finish)

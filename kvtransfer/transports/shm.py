@@ -49,7 +49,10 @@ class ShmListener:
     def welcome(self, sock: socket.socket, word: StreamWelcome) -> base.SourceStream:
         packed = stream_welcome.encode(word)
         packed = _LENGTH.pack(len(packed)) + packed
-        fd = self._memory.reader_fd()
+        try:
+            fd = self._memory.reader_fd()
+        except OSError as error:
+            raise PeerLost(f"no descriptor of the pool to give: {error}") from error
         try:
             sent = socket.send_fds(sock, [packed], [fd])
         except OSError as error:
@@ -68,8 +71,7 @@ def dial(address: str, hello: StreamHello) -> base.Dial:
     """Connect to a source of this host. Raises base.Unreachable."""
     if not address:
         raise base.Unreachable("the source offers no shared memory")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    base.connect(sock, "\0" + address)
+    sock = base.connect(socket.AF_UNIX, "\0" + address)
     if not _same_user(sock):
         sock.close()
         raise base.Unreachable("the socket belongs to another user")

@@ -103,8 +103,7 @@ def dial(host: str, port: int, hello: StreamHello) -> base.Dial:
     if not port:
         raise base.Unreachable("the source does not serve tcp")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    base.connect(sock, (host, port))
+    sock = base.connect(family, (host, port))
     return base.Dial(sock, transport=NAME, hello=hello, finish=_finish)
 
 

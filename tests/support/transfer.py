@@ -38,6 +38,7 @@ class Lender:
     num_blocks: int = NUM_BLOCKS
     layout: KvLayout = LAYOUT
     compat: str = COMPAT
+    on_broken: Callable[[str], None] = print
     ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Lender:
         self.source = Source(
             memory=self.memory, layout=self.layout, worker=WorkerId("prefill-0"),
             epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put,
-            lease_ttl_s=self.lease_ttl_s, transports=self.transports,
+            lease_ttl_s=self.lease_ttl_s, transports=self.transports, on_broken=self.on_broken,
         )  # fmt: skip
 
     def lend(self, block_ids: Sequence[int], *, num_tokens: int | None = None) -> Ticket:
@@ -108,6 +109,7 @@ class Borrower:
     layout: KvLayout = LAYOUT
     compat: str = COMPAT
     tamper: Callable[[memoryview], None] | None = None
+    on_broken: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         self.memory = BlockMemory.create(
@@ -116,7 +118,7 @@ class Borrower:
         self.sink = Sink(
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
-            lease_ttl_s=self.lease_ttl_s, tamper=self.tamper,
+            lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
         )  # fmt: skip
 
     def fetch(

@@ -1,0 +1,145 @@
+"""What our own faults and a full descriptor table do to a source and a sink."""
+
+import errno
+import queue
+import socket
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from support.eventually import eventually
+from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender
+
+from kvtransfer import session
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.fetcher import Active, Fetcher, Means
+from kvtransfer.lender import Lender as Lending
+from kvtransfer.messages import Descriptor, FetchId, Slot
+from kvtransfer.pool import BlockMemory
+from kvtransfer.transports.control import Poller
+from protocol.errors import CapacityError
+from protocol.ids import WorkerId
+
+FULL = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.fixture
+def lender() -> Iterator[Lender]:
+    lender = Lender()
+    yield lender
+    lender.close()
+
+
+@pytest.fixture
+def borrower() -> Iterator[Borrower]:
+    borrower = Borrower()
+    yield borrower
+    borrower.close()
+
+
+def fetch_end(lender: Lender, borrower: Borrower) -> FetchEnd:
+    ticket = lender.lend([0])
+    lender.write_all(ticket)
+    return borrower.fetch(ticket, [Slot(0, 0)]).end
+
+
+def test_a_sink_that_breaks_says_so_and_ends_its_fetches(
+    lender: Lender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    borrower = Borrower(on_broken=told.put)
+
+    def turn(fetcher: Fetcher, ready: set[int]) -> None:
+        raise RuntimeError("a slip")
+
+    monkeypatch.setattr(Fetcher, "turn", turn)
+    outcome = borrower.fetch(lender.lend([0]), [Slot(0, 0)])
+    assert told.get(timeout=WITHIN_S) == "the kv sink is broken: a slip"
+    assert isinstance(outcome.end, Aborted)
+    borrower.close()
+
+
+def test_a_source_that_breaks_says_so_and_ends_its_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    lender = Lender(on_broken=told.put)
+
+    def turn(lending: Lending) -> None:
+        raise RuntimeError("a slip")
+
+    monkeypatch.setattr(Lending, "turn", turn)
+    ticket = lender.lend([0])
+    assert told.get(timeout=WITHIN_S) == "the kv source is broken: a slip"
+    assert lender.end_of(ticket.lease).reason == "closed"
+    with pytest.raises(CapacityError):
+        eventually(lambda: lender.lend([0]) is None)
+    lender.close()
+
+
+def test_no_socket_for_a_control_link_loses_one_fetch(
+    lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        for name in ("socket", "get_monitor_socket"):
+
+            def fail(*_: object) -> None:
+                raise zmq.ZMQError(errno.EMFILE)
+
+            patched.setattr(zmq.Context if name == "socket" else zmq.Socket, name, fail)
+            end = fetch_end(lender, borrower)
+            assert isinstance(end, Lost) and "no socket for a control link" in str(end.error)
+            borrower.sink.hold(lender.lend([1]))
+            patched.undo()
+    assert isinstance(fetch_end(lender, borrower), Landed)
+
+
+def test_no_socket_for_a_stream_loses_one_fetch(
+    lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FULL
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", fail)
+        end = fetch_end(lender, borrower)
+    assert isinstance(end, Lost)
+    assert "not shm: [Errno 24]" in str(end.error) and "not tcp: [Errno 24]" in str(end.error)
+    assert isinstance(fetch_end(lender, borrower), Landed)
+
+
+def test_no_descriptor_to_give_away_turns_one_sink_to_tcp(
+    lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(memory: BlockMemory) -> int:
+        raise FULL
+
+    monkeypatch.setattr(BlockMemory, "reader_fd", fail)
+    end = fetch_end(lender, borrower)
+    assert isinstance(end, Landed) and end.transport == "tcp"
+
+
+def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(lender: Lender) -> None:
+    memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
+    ends: list[FetchEnd] = []
+    ticket = lender.lend([0, 1])
+    slots = [Slot(0, 0), Slot(1, 1)]
+    fetch = session.Fetch(
+        fetch=FetchId(1), lease=ticket.lease, slots=slots, num_tokens=ticket.num_tokens,
+        block_tokens=LAYOUT.block_tokens, block_bytes=LAYOUT.block_bytes,
+    )  # fmt: skip
+    means = Means(
+        memory=memory, layout=LAYOUT, worker=WorkerId("decode-0"), compat=COMPAT,
+        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tamper=None, clock=lambda: 0.0,
+    )  # fmt: skip
+    fetcher = Fetcher(means, poller=Poller())
+    fetcher.begin(Active(fetch, ticket, ends.append, started_s=0.0, deadline_s=9.0))
+    fetch.start()
+    for index in (0, 1):
+        written = Descriptor(
+            index=index, block_id=index, token_start=4 * index, token_count=4,
+            num_bytes=LAYOUT.block_bytes, generation=0, checksum=0,
+        )  # fmt: skip
+        assert fetch.begin_write(attempt=1, block=written) == index
+    fetcher.cancel(FetchId(1), "enough")
+    assert ends == [Aborted("enough")]
+    fetcher.close()
+    memory.close()
