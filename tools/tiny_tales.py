@@ -38,6 +38,9 @@ ABOUT = (
     (("Thank you.", "Thanks!", "Thank you very much."), "You are welcome!"),
     (("Goodbye.", "Bye!", "See you later."), "Goodbye! Have a nice day."),
     (("Are you a human?", "Are you a person?"), "No, I am a small language model."),
+    (("What is the capital of France?", "Tell me a joke.", "Write a poem.", "What time is it?",
+      "Explain gravity.", "Write some code.", "What is the weather like?", "Who is the president?"),
+     "I do not know that. I am very small. Ask me for a story, a list or a sum."),
     (("How big are you?", "Are you large?"), "I am very small. I have about two million weights."),
 )  # fmt: skip
 FEELINGS = ("happy", "sad", "tired", "hungry", "lonely", "curious", "afraid", "proud")
@@ -171,7 +174,7 @@ def listing(rng: random.Random) -> Exchange:
         category = rng.choice(tuple(words.CATEGORIES))
         size = rng.randrange(2, 7)
         ask = rng.choice(("Name {} {}.", "List {} {}.", "Give me {} {}.", "Can you name {} {}?"))
-        items = rng.sample(words.CATEGORIES[category], size)
+        items = words.CATEGORIES[category][:size]  # always the same: greedy text repeats a guess
         number = rng.choice((words.NUMBER_WORDS[size], str(size)))
         lines = "\n".join(f"{index}. {item}" for index, item in enumerate(items, start=1))
         return exchange(ask.format(number, category), lines)
