@@ -8,7 +8,7 @@ class EngineLimits:
     max_running: int
     """Sequences that own blocks and have no ending yet, fetching ones included."""
     max_waiting: int
-    """Sequences in the queue; the next one is refused."""
+    """Sequences in the queue beyond those that could start at once; the next one is refused."""
     token_budget: int
     """Tokens of one step: each running decode takes one, prefill chunks share the rest."""
     max_context_tokens: int

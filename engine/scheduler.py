@@ -10,6 +10,7 @@ newest makes room, so the oldest always gets on.
 """
 
 from collections.abc import Collection, Mapping
+from itertools import islice
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput
 from engine.effects import Effect
@@ -60,7 +61,7 @@ class Scheduler:
         """Queue it, or refuse it with an ending at once."""
         self._num_arrivals += 1
         sequence.arrival = self._num_arrivals
-        num_waiting = len(self._roster.waiting)
+        is_full = self._is_queue_full()
         self._roster.enter(sequence)
         num_tokens, most = sequence.num_tokens, self.max_context_tokens
         if num_tokens >= most:
@@ -68,8 +69,8 @@ class Scheduler:
             self._roster.end(sequence, Fail("too_long", message))
         elif len(sequence.outputs) >= sequence.sampling.max_tokens:
             self._roster.end(sequence, Complete("length"))
-        elif num_waiting >= self._limits.max_waiting:
-            message = f"{num_waiting} requests are waiting already"
+        elif is_full:
+            message = f"{len(self._roster.waiting) - 1} requests are waiting already"
             self._roster.end(sequence, Fail("overloaded", message))
 
     def abort(self, sequence_id: SequenceId) -> None:
@@ -191,6 +192,23 @@ class Scheduler:
 
     # -- decisions --------------------------------------------------------------------------
 
+    def _is_queue_full(self) -> bool:
+        """Whoever can start at once does not count as waiting: a burst finds seats first."""
+        num_over = len(self._roster.waiting) - self._limits.max_waiting
+        if num_over < 0:
+            return False
+        num_seats = self._limits.max_running - self._roster.num_running
+        num_blocks = self._cache.num_available
+        for sequence in islice(self._roster.waiting.values(), num_over + 1):
+            num_seats -= 1
+            num_blocks -= self._num_blocks(sequence)
+            if num_seats < 0 or num_blocks < 0:
+                return True
+        return False
+
+    def _num_blocks(self, sequence: Sequence) -> int:
+        return -(-sequence.num_tokens // self._cache.block_tokens)
+
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
     ) -> Verdict | None:
@@ -249,7 +267,7 @@ class Scheduler:
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
         matched = cache.match(sequence, max_tokens=computable)
-        num_blocks = -(-num_tokens // cache.block_tokens)
+        num_blocks = self._num_blocks(sequence)
         num_needed = num_blocks - cache.num_held(matched)
         if num_needed > available:
             self._blocked = (sequence, num_needed)

@@ -158,14 +158,14 @@ def test_a_prompt_that_cannot_fit_and_a_full_queue_are_told_apart(bench: Bench) 
 
 def test_a_full_queue_refuses_the_next_sequence() -> None:
     bench = Bench(max_waiting=2)
-    names = [SequenceId(str(i)) for i in range(3)]
+    names = [SequenceId(str(i)) for i in range(7)]  # four seats, two in the queue
     for name in names:
         bench.submit(name)
     bench.engine.start()
     for name in names:
         bench.wait_end(name)
     bench.engine.stop()
-    assert isinstance(ending := bench.observer.endings[names[2]], Failed)
+    assert isinstance(ending := bench.observer.endings[names[6]], Failed)
     assert ending.code == "overloaded"
 
 

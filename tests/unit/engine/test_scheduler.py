@@ -181,11 +181,23 @@ def test_what_can_never_fit_is_refused_with_the_numbers(mode: Mode) -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    stepper = Stepper(max_waiting=2)
+    stepper = Stepper(max_waiting=2, max_running=1)
+    (running,) = decoding(stepper)
     runs = [stepper.submit([i]) for i in range(3)]
     assert runs[2].verdicts == [Fail("overloaded", "2 requests are waiting already")]
     stepper.run()
-    assert [run.verdicts for run in runs[:2]] == [[Complete("length")]] * 2
+    assert [run.verdicts for run in (running, *runs[:2])] == [[Complete("length")]] * 3
+
+
+@pytest.mark.parametrize(("max_running", "num_blocks"), [(4, 64), (7, 4)])
+def test_a_burst_that_finds_seats_and_blocks_is_not_refused(
+    max_running: int, num_blocks: int
+) -> None:
+    stepper = Stepper(max_waiting=2, max_running=max_running, num_blocks=num_blocks)
+    runs = [stepper.submit([i]) for i in range(7)]
+    assert [bool(run.verdicts) for run in runs] == [False] * 6 + [True]
+    stepper.run()
+    assert [run.verdicts for run in runs[:6]] == [[Complete("length")]] * 6
 
 
 def test_a_continuation_that_has_all_its_tokens_ends_without_another() -> None:
