@@ -133,10 +133,14 @@ def test_a_worker_that_died_after_the_last_token_is_not_asked_for_more() -> None
             for n in range(10_000)
             if expected_third((n, 7)) == EOS and min_index((n, 7)) == 2
         )
-        plans = {"decode-0": [Act("die", 3)]}
+        plans = {"decode-0": [Act("hang", 3)]}
         async with fake_cluster(decode=2, plans=plans) as cluster:
             asked = request(prompt=prompt, ignore_eos=False)
-            events = await collect(cluster, asked)
+            events = []
+            async for event in cluster.dispatcher.generate(asked):
+                events.append(event)
+                if isinstance(event, Token) and event.index == 2:
+                    cluster.workers["decode-0"].die()
             assert tokens_of(events) == expected(prompt, asked.sampling)
             assert len(cluster.traces.find(asked.id)[0].attempts) == 1
 
