@@ -129,6 +129,8 @@ class Receiver:
             self._follow(fetch, fetch.fail(error))
             return None
         if into is not None:
+            if fetch.fetch not in self._flows:
+                log.info("first block", extra={"lease": fetch.lease, "index": block.index})
             self._flows.setdefault(fetch.fetch, _Flow()).began_s = self._clock()
         return into
 

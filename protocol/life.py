@@ -18,7 +18,7 @@ from protocol.telemetry import WorkerMetrics
 
 BEAT_S = 0.5
 TICK_S = 0.05
-"""How late a deadline or the end of a drain may be noticed."""
+"""How late a deadline, the end of a drain or room for more may be noticed."""
 
 log = logging.getLogger(__name__)
 
@@ -113,11 +113,15 @@ class Life:
             self._service.refuse(router, message, _not_ready(message, self.state))
 
     async def _beats(self) -> None:
+        """Every half second, and within a tick when there is more room than was last said."""
+        said, due_at = self.beat(), 0.0
         while True:
-            beat = self.beat()
-            self._port.broadcast(beat)
-            self._show(beat)
-            await asyncio.sleep(BEAT_S)
+            beat, now = self.beat(), time.monotonic()
+            if now >= due_at or _has_more_room(beat, than=said):
+                self._port.broadcast(beat)
+                self._show(beat)
+                said, due_at = beat, now + BEAT_S
+            await asyncio.sleep(TICK_S)
 
     async def _expire(self) -> None:
         while True:
@@ -156,6 +160,14 @@ class Life:
         metrics.refused_frames.inc(refused - self._num_shown[0])
         metrics.events_lost.inc(lost - self._num_shown[1])
         self._num_shown = (refused, lost)
+
+
+def _has_more_room(beat: Beat, *, than: Beat) -> bool:
+    """Blocks came back, or a request went."""
+    then, now = than.blocks, beat.blocks
+    num_back = (now.free + now.cached) - (then.free + then.cached)
+    num_gone = (than.load.running + than.load.waiting) - (beat.load.running + beat.load.waiting)
+    return num_back > 0 or num_gone > 0
 
 
 def _not_ready(message: Prefill | Decode, state: WorkerState) -> Failed:

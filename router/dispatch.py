@@ -261,7 +261,8 @@ class Dispatcher:
         why = "retry" if journey.reasons else "first"
         self._metrics.routes.labels(kind=kind, reason=why).inc()
         extra = {"request": journey.flight.wire_id, "attempt": journey.flight.attempt}
-        log.info("placed", extra={**extra, "why": choice.reason})
+        pair = {"prefill": choice.prefill, "decode": choice.decode}
+        log.info("placed", extra={**extra, **pair, "why": choice.reason})
 
     def _note_loss(self, journey: Journey, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""

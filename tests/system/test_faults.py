@@ -5,9 +5,14 @@ is a random checkpoint slow enough that a signal lands in the middle of what it 
 """
 
 import json
+import os
+import re
+import signal
+import socket
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +24,14 @@ from support.eventually import eventually
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 APART = ["--local-prefill", "never"]
+CHUNKED = ["--token-budget", "128"]
+GONE_S = 1.0
+"""Within this all blocks of a client that left are back, and `/cluster` says so."""
 
 
 @pytest.fixture(scope="module")
 def cluster(slow_checkpoint: Path) -> Iterator[Cluster]:
-    with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=2, extra=APART) as up:
+    with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=2, extra=[*APART, *CHUNKED]) as up:
         yield up
 
 
@@ -39,13 +47,9 @@ def _body(cluster: Cluster, *, salt: int, length: int, max_tokens: int) -> dict[
     }
 
 
-def _ask(cluster: Cluster, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=100)
-
-
-def _found(name: str | None) -> str:
-    assert name is not None
-    return name
+def _ask(cluster: Cluster, body: dict[str, Any], *, request: str | None = None) -> httpx.Response:
+    headers = {} if request is None else {"x-request-id": request}
+    return httpx.post(f"{cluster.base_url}/v1/completions", json=body, headers=headers, timeout=100)
 
 
 def _tokens(answer: httpx.Response) -> list[str]:
@@ -54,12 +58,28 @@ def _tokens(answer: httpx.Response) -> list[str]:
     return tokens
 
 
-def _busy(cluster: Cluster, role: str) -> str | None:
-    """A worker of this role that is running a request."""
-    for name, worker in cluster.workers().items():
-        if worker["role"] == role and worker["running"] > 0:
-            return name
-    return None
+def _placed(cluster: Cluster, request: str) -> dict[str, Any]:
+    """What the router said when it placed the first attempt at this request."""
+    line = rf'\{{.*"event":"placed".*"request":"{request}~\d+","attempt":1\b.*\}}'
+    found = eventually(lambda: re.search(line, cluster.log), within_s=30, what=f"{request} placed")
+    assert found is not None
+    event: dict[str, Any] = json.loads(found[0])
+    return event
+
+
+def _num_fetches(cluster: Cluster) -> int:
+    """Those of which a block has come."""
+    return cluster.log.count('"first block"')
+
+
+def _trace(cluster: Cluster, request: str) -> dict[str, Any]:
+    trace: dict[str, Any] = cluster.get(f"/trace/{request}").json()["traces"][0]
+    return trace
+
+
+def _busy(cluster: Cluster, role: str) -> bool:
+    """`/cluster` shows a worker of this role at work."""
+    return any(w["role"] == role and w["running"] > 0 for w in cluster.workers().values())
 
 
 def _all_back(cluster: Cluster) -> None:
@@ -68,21 +88,70 @@ def _all_back(cluster: Cluster) -> None:
     cluster.wait_idle()
 
 
-def _disturb(cluster: Cluster, body: dict[str, Any], *, role: str) -> httpx.Response:
-    """Ask, kill -9 the worker of `role` that runs the request, give back the answer."""
+@contextmanager
+def _asking(
+    cluster: Cluster, body: dict[str, Any], *, request: str, stopped: Sequence[str] = ()
+) -> Iterator[Future[httpx.Response]]:
+    """The request is under way, with these workers stopped; afterwards it has its answer."""
+    pids = [cluster.kill(name, signal.SIGSTOP) for name in stopped]
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(_ask, cluster, body)
-        victim = _found(eventually(lambda: _busy(cluster, role), within_s=30))
-        assert not answer.done(), "the request ended before the signal: nothing was tested"
-        cluster.kill(victim)
-        return answer.result(timeout=100)
+        try:
+            yield pool.submit(_ask, cluster, body, request=request)
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
-def test_a_prefill_worker_killed_while_computing_costs_only_time(cluster: Cluster) -> None:
-    """Chunks were already being fetched: this is both rows, before the first token and during
-    the transfer."""
+@contextmanager
+def _streaming(cluster: Cluster, body: dict[str, Any], *, request: str) -> Iterator[httpx.Response]:
+    """The first token is here; leaving hangs up."""
+    headers = {"x-request-id": request}
+    with (
+        cluster.client(timeout_s=100) as client,
+        client.stream("POST", "/v1/completions", json=body, headers=headers) as answer,
+    ):
+        assert answer.status_code == 200
+        yield answer
+
+
+@contextmanager
+def _hanging_on(cluster: Cluster, body: dict[str, Any], *, request: str) -> Iterator[None]:
+    """Asked, and not waiting for the answer; leaving hangs up."""
+    url, text = httpx.URL(cluster.base_url), json.dumps(body)
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {url.host}\r\nx-request-id: {request}\r\n"
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as client:
+        client.sendall(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
+        yield
+
+
+def test_a_prefill_worker_killed_before_its_first_block_costs_only_time(cluster: Cluster) -> None:
+    """Both are stopped, so that the one chosen has computed nothing when it is killed."""
     body = _body(cluster, salt=1, length=1500, max_tokens=12)
-    disturbed = _disturb(cluster, body, role="prefill")
+    with _asking(cluster, body, request="early", stopped=("prefill-0", "prefill-1")) as answer:
+        victim = _placed(cluster, "early")["prefill"]
+        cluster.kill(victim)
+    disturbed = answer.result(timeout=0)
+    first, *rest = _trace(cluster, "early")["attempts"]
+    assert (first["prefill"], first["blocks_moved"], first["prefill_s"]) == (victim, 0, 0.0)
+    assert rest[-1]["prefill"] not in (victim, None)
+    assert len(_tokens(disturbed)) == 12
+    assert _tokens(disturbed) == _tokens(_ask(cluster, body))
+    _all_back(cluster)
+
+
+def test_a_prefill_worker_killed_during_the_transfer_costs_only_time(cluster: Cluster) -> None:
+    """Its first chunk is being fetched while it computes the others."""
+    body = _body(cluster, salt=7, length=1500, max_tokens=12)
+    fetches = _num_fetches(cluster)
+    with _asking(cluster, body, request="late") as answer:
+        victim = _placed(cluster, "late")["prefill"]
+        eventually(lambda: _num_fetches(cluster) > fetches, within_s=30)
+        cluster.kill(victim)
+    disturbed = answer.result(timeout=0)
+    first, *rest = _trace(cluster, "late")["attempts"]
+    assert (first["prefill"], first["blocks_moved"]) == (victim, 0), "it had landed: too late"
+    assert rest
     assert len(_tokens(disturbed)) == 12
     assert _tokens(disturbed) == _tokens(_ask(cluster, body))
     _all_back(cluster)
@@ -93,17 +162,15 @@ def test_a_stream_goes_on_with_the_same_tokens_when_its_decode_worker_is_killed(
 ) -> None:
     body = {**_body(cluster, salt=2, length=60, max_tokens=200), "stream": True}
     lines: list[str] = []
-    killed = False
-    with httpx.stream(
-        "POST", f"{cluster.base_url}/v1/completions", json=body, timeout=100
-    ) as answer:
-        assert answer.status_code == 200
+    victim = ""
+    with _streaming(cluster, body, request="cut") as answer:
         for line in answer.iter_lines():
             lines.append(line)
-            if len(lines) > 20 and not killed:
-                cluster.kill(_found(eventually(lambda: _busy(cluster, "decode"))))
-                killed = True
-    assert killed
+            if len(lines) > 20 and not victim:
+                victim = _placed(cluster, "cut")["decode"]
+                cluster.kill(victim)
+    first, *rest = _trace(cluster, "cut")["attempts"]
+    assert first["decode"] == victim and rest
     assert [line for line in lines if line][-1] == "data: [DONE]"
     undisturbed = _ask(cluster, _body(cluster, salt=2, length=60, max_tokens=200))
     assert _text_of(lines) == undisturbed.json()["choices"][0]["text"]
@@ -132,20 +199,23 @@ def test_requests_go_on_while_redis_is_dead_and_the_index_is_exact_again_after(
 
 def test_a_client_that_leaves_gives_all_blocks_back(cluster: Cluster) -> None:
     body = {**_body(cluster, salt=4, length=400, max_tokens=1000), "stream": True}
-    with httpx.stream(
-        "POST", f"{cluster.base_url}/v1/completions", json=body, timeout=60
-    ) as answer:
+    with _streaming(cluster, body, request="left") as answer:
         lines = answer.iter_lines()
-        for _ in range(6):
-            next(lines)
-    cluster.wait_idle(within_s=2.0)
+        next(lines)
+        eventually(lambda: _busy(cluster, "decode"))
+    cluster.wait_idle(within_s=GONE_S)
+    assert _trace(cluster, "left")["outcome"].startswith("aborted")
 
 
 def test_a_client_that_leaves_during_prefill_gives_all_blocks_back(cluster: Cluster) -> None:
     body = _body(cluster, salt=5, length=1500, max_tokens=10)
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=0.7)
-    cluster.wait_idle(within_s=5.0)
+    fetches = _num_fetches(cluster)
+    with _hanging_on(cluster, body, request="left-early"):
+        eventually(lambda: _num_fetches(cluster) > fetches, within_s=30)
+        eventually(lambda: _busy(cluster, "prefill"))
+    cluster.wait_idle(within_s=GONE_S)
+    trace = _trace(cluster, "left-early")
+    assert (trace["outcome"].startswith("aborted"), trace["output_tokens"]) == (True, 0)
 
 
 @pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (3, 2)])

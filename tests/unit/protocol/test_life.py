@@ -1,0 +1,76 @@
+"""What a worker tells its routers without being asked."""
+
+import asyncio
+from typing import cast
+
+import msgspec
+import pytest
+from support.words import beat, registration
+
+from protocol import life
+from protocol.channel import RouterPort, WorkerLink
+from protocol.ids import RequestId, RouterId
+from protocol.life import Life
+from protocol.membership import Membership
+from protocol.messages import Beat, Blocks, Decode, Failed, Prefill, WorkerState
+from protocol.process import Stop
+from protocol.telemetry import WorkerMetrics
+
+
+class FakeService:
+    """Nothing but counts that a test sets."""
+
+    def __init__(self) -> None:
+        self.num_free, self.num_running = 8, 0
+
+    def beat(self, state: WorkerState) -> Beat:
+        blocks = Blocks(total=8, free=self.num_free, cached=0, leased=0)
+        return msgspec.structs.replace(beat(running=self.num_running), state=state, blocks=blocks)
+
+    def is_idle(self) -> bool:
+        return True
+
+    def take(self, router: RouterId, message: Prefill | Decode) -> None: ...
+    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None: ...
+    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None: ...
+    def forget_router(self, router: RouterId) -> None: ...
+    def expire(self, now: float) -> None: ...
+    def end_all(self, message: str) -> None: ...
+
+
+class FakeMembership:
+    store_is_up, num_dropped_events = True, 0
+
+    async def run(self, beat: object) -> None: ...
+    async def leave(self) -> None: ...
+
+
+def test_blocks_that_come_back_are_told_before_the_next_beat_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "BEAT_S", 1e6)
+
+    async def test() -> None:
+        service, port, stop = FakeService(), RouterPort(), Stop()
+        here = registration(address=f"tcp://127.0.0.1:{port.port}")
+        worker = Life(
+            service,
+            port=port,
+            membership=cast(Membership, FakeMembership()),
+            metrics=WorkerMetrics(),
+            stop=stop,
+            drain_s=0.0,
+        )
+        service.num_free, service.num_running = 3, 2
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(here), name="life")
+            async with WorkerLink(address=here.address, router=RouterId("r")) as link:
+                beats = (m async for m in link.messages() if isinstance(m, Beat))
+                assert (await anext(beats)).blocks.free == 3
+                service.num_free = 8
+                assert (await anext(beats)).blocks.free == 8
+                service.num_running = 0
+                assert (await anext(beats)).load.running == 0
+                stop.ask("the test is over")
+
+    asyncio.run(test())
