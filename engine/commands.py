@@ -50,16 +50,11 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
-class ClearCache:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
 
-Command = Submit | Abort | FetchDone | Release | ClearCache | Stop
+Command = Submit | Abort | FetchDone | Release | Stop
 
 
 @dataclass(slots=True)
@@ -96,7 +91,7 @@ class Inbox:
             if command.id in self._live:
                 self._put(command)
 
-    def put(self, command: ClearCache | Stop) -> None:
+    def put(self, command: Stop) -> None:
         with self._changed:
             self._put(command)
 
@@ -116,18 +111,11 @@ class Inbox:
         """The sequence owns nothing any more."""
         with self._changed:
             self._live.discard(sequence_id)
-            if not self._live:
-                self._changed.notify_all()
 
     def close(self, reason: str) -> None:
         """Refuse submissions from now on; the first reason stays."""
         with self._changed:
             self._closed = self._closed or reason
-
-    def wait_empty(self, timeout_s: float) -> bool:
-        """True once no sequence lives; False if some still do after `timeout_s`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._live, timeout_s)
 
     def _put(self, command: Command) -> None:
         self._commands[command] = None

@@ -16,7 +16,6 @@ from engine.batch import SequenceId, StepInput
 from engine.blocks import BlockAllocator
 from engine.commands import (
     Abort,
-    ClearCache,
     Command,
     FetchDone,
     Inbox,
@@ -104,7 +103,7 @@ class Engine:
         self._thread.start()
 
     def submit(self, submission: Submission) -> None:
-        """Queue a sequence. Raises CapacityError when draining, stopped or flooded (then nothing
+        """Queue a sequence. Raises CapacityError when stopped or flooded (then nothing
         is told to the observer) and ValueError for an empty prompt or an id in use."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
@@ -122,18 +121,9 @@ class Engine:
         """HANDOVER: the lease is over, nobody reads its blocks any more."""
         self._inbox.tell(Release(sequence))
 
-    def clear_cache(self) -> None:
-        """Forget every cached prefix that no sequence holds."""
-        self._inbox.put(ClearCache())
-
     def stats(self) -> EngineStats:
         """At most 50 ms old while busy, exact when idle."""
         return self._stats
-
-    def drain(self, timeout_s: float) -> bool:
-        """Take no more submissions; True once every sequence has ended and owns nothing."""
-        self._inbox.close("the engine is draining")
-        return self._inbox.wait_empty(timeout_s)
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """Abort what still runs and end the thread, after the step in flight."""
@@ -185,8 +175,6 @@ class Engine:
                 self._scheduler.fetch_done(sequence, outcome)
             case Release(sequence):
                 self._scheduler.release(sequence)
-            case ClearCache():
-                self._cache.clear()
             case Stop():
                 self._stopping = True
             case _:

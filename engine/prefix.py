@@ -32,12 +32,7 @@ class Evicted:
     hashes: tuple[BlockHash, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """Nothing can be found any more."""
-
-
-CacheEvent = Stored | Evicted | Cleared
+CacheEvent = Stored | Evicted
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,29 +146,19 @@ class PrefixCache:
             self._release(block)
         return True
 
-    def clear(self) -> None:
-        """Evict every block that nobody holds."""
-        while self._idle:
-            self._evict()
-        if not self._entries:
-            self._events.append((Cleared, BlockHash(b"")))
-
     def take_events(self) -> list[CacheEvent]:
-        """What was stored, evicted and cleared since the last call, in order."""
+        """What was stored and evicted since the last call, in order."""
         grouped: list[CacheEvent] = []
         start = 0
         raw = self._events
         for stop in range(1, len(raw) + 1):
             if stop < len(raw) and raw[stop][0] is raw[start][0]:
                 continue
-            grouped.append(_event(raw[start][0], tuple(h for _, h in raw[start:stop])))
+            kind, _ = raw[start]
+            grouped.append(kind(tuple(own for _, own in raw[start:stop])))
             start = stop
         self._events = []
         return grouped
-
-    def hashes(self) -> list[BlockHash]:
-        """Every block that can be found now."""
-        return list(self._entries)
 
     def check(self) -> None:
         """Raise AssertionError if the cache and the allocator disagree."""
@@ -202,9 +187,3 @@ class PrefixCache:
 
 def _same(entry: Entry, parent: BlockHash, tokens: list[int]) -> bool:
     return entry.parent == parent and entry.tokens == tokens
-
-
-def _event(kind: type[CacheEvent], hashes: tuple[BlockHash, ...]) -> CacheEvent:
-    if issubclass(kind, Cleared):
-        return Cleared()
-    return kind(hashes)

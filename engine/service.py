@@ -18,7 +18,7 @@ from engine.desk import Desk, J, Key, LastWord, check_tokens
 from engine.ending import EngineEnding
 from engine.loop import Engine
 from engine.observer import SequenceToken
-from engine.prefix import CacheEvent, Cleared, Evicted, Stored
+from engine.prefix import CacheEvent, Evicted, Stored
 from engine.sequence import Mode
 from protocol.blocks import BlockChange
 from protocol.errors import CapacityError
@@ -298,7 +298,5 @@ def _change(event: CacheEvent) -> BlockChange:
             return BlockChange(kind="stored", hashes=hashes)
         case Evicted(hashes):
             return BlockChange(kind="evicted", hashes=hashes)
-        case Cleared():
-            return BlockChange(kind="cleared")
         case _:
             assert_never(event)

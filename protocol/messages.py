@@ -262,7 +262,6 @@ class PrefillDone(msgspec.Struct, frozen=True, kw_only=True, tag=9):
     prefill_s: float
 
 
-Ending = Finished | Failed | Aborted
 ToRouter = Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
 
 

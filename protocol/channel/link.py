@@ -21,7 +21,7 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import PeerLost, WireError
 from protocol.ids import RouterId
-from protocol.messages import Beat, Hello, Ping, Registration, ToRouter, ToWorker, Welcome
+from protocol.messages import Hello, Ping, Registration, ToRouter, ToWorker, Welcome
 
 
 class WorkerLink:
@@ -50,8 +50,6 @@ class WorkerLink:
         self._heard = 0.0
         self.lost: str | None = None
         """Why the link is lost; None while it lives."""
-        self.beat: Beat | None = None
-        """The last one, at once when it arrives."""
 
     registration: Registration
 
@@ -135,8 +133,6 @@ class WorkerLink:
                 message = to_router.decode(frame)
             except WireError as error:
                 return self._lose(str(error))
-            if isinstance(message, Beat):
-                self.beat = message
             await self._incoming.put(message)
 
     async def _watch(self) -> None:

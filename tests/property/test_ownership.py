@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
-from engine.prefix import Cleared, Evicted, Stored
+from engine.prefix import Evicted, Stored
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash
@@ -125,10 +125,6 @@ class Ownership(RuleBasedStateMachine):
         """Released after the ending, or expired in the middle of the prefill."""
         self.stepper.release(data.draw(st.sampled_from(self.stepper.leases)))
 
-    @rule()
-    def clear_the_cache(self) -> None:
-        self.stepper.cache.clear()
-
     # -- what must hold after each of them --------------------------------------------------
 
     @invariant()
@@ -172,9 +168,7 @@ class Ownership(RuleBasedStateMachine):
                 case Evicted(hashes):
                     assert set(hashes) <= self.replica
                     self.replica -= set(hashes)
-                case Cleared():
-                    self.replica.clear()
-        assert self.replica == set(self.stepper.cache.hashes())
+        assert self.replica == set(self.stepper.cache._entries)
 
     def teardown(self) -> None:
         """When everybody lets go, everything returns and every request has had its ending."""
@@ -191,8 +185,7 @@ class Ownership(RuleBasedStateMachine):
             self._check_ending(run)
         self.every_block_is_held_by_exactly_those_who_say_so()
         assert self.stepper.all_back
-        self.stepper.cache.clear()
-        assert self.stepper.scheduler.block_counts().free == NUM_BLOCKS
+        assert len(set(self.stepper.cache.take((), num_new=NUM_BLOCKS))) == NUM_BLOCKS
 
     def _check_ending(self, run: Run) -> None:
         assert run.freed and len(run.verdicts) == 1

@@ -65,6 +65,8 @@ class MiniRouter:
         self.store = store
         self.router = RouterId(f"test-{token_hex(4)}")
         self.links: dict[WorkerId, WorkerLink] = {}
+        self.beats: dict[WorkerId, Beat] = {}
+        """The last of each linked worker."""
         self.heard: dict[tuple[WorkerId, RequestId, int], Heard] = {}
 
     async def keep_linking(self) -> None:
@@ -80,8 +82,7 @@ class MiniRouter:
 
     async def ready(self, *workers: str) -> None:
         def all_linked() -> bool:
-            links = [self.links.get(WorkerId(worker)) for worker in workers]
-            return all(link is not None and link.beat is not None for link in links)
+            return all(WorkerId(worker) in self.beats for worker in workers)
 
         await soon(all_linked, 90, f"links to {workers}")
 
@@ -89,9 +90,7 @@ class MiniRouter:
         await soon(lambda: self.links.get(WorkerId(worker)) is None, 10, f"{worker} gone")
 
     def beat(self, worker: str) -> Beat:
-        beat = self.links[WorkerId(worker)].beat
-        assert beat is not None
-        return beat
+        return self.beats[WorkerId(worker)]
 
     def of(self, worker: str, request: str, attempt: int = 0) -> Heard:
         key = (WorkerId(worker), RequestId(request), attempt)
@@ -188,13 +187,16 @@ class MiniRouter:
             pass
         finally:
             self.links.pop(worker, None)
+            self.beats.pop(worker, None)
 
     def _hear(self, worker: WorkerId, message: ToRouter) -> None:
         match message:
             case Step(emits=emits):
                 for emit in emits:
                     self.of(worker, emit.request, emit.attempt).emits.append(emit)
-            case Welcome() | Beat():
+            case Beat():
+                self.beats[worker] = message
+            case Welcome():
                 pass
             case _:
                 self.of(worker, message.request, message.attempt).words.append(message)

@@ -36,11 +36,3 @@ def test_there_is_nothing_to_say_about_a_sequence_that_does_not_live() -> None:
     inbox.forget(A)
     inbox.tell(Abort(A))
     assert inbox.take(wait=False) == []
-
-
-def test_an_empty_house_is_noticed() -> None:
-    inbox = Inbox(capacity=4)
-    submit(inbox)
-    assert not inbox.wait_empty(0)
-    inbox.forget(A)
-    assert inbox.wait_empty(0)

@@ -11,7 +11,7 @@ from engine.commands import Submission
 from engine.ending import Aborted, Failed, Finished, HandedOver
 from engine.limits import EngineLimits
 from engine.loop import Engine, EngineBroken
-from engine.prefix import Cleared, Stored
+from engine.prefix import Stored
 from engine.sequence import Landed, Lost, Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
@@ -226,17 +226,6 @@ def test_a_text_that_ends_ends_its_sequence(bench: Bench) -> None:
     assert len(bench.observer.tokens[A]) == 2
 
 
-def test_draining_refuses_new_sequences_and_waits_for_the_old_ones(bench: Bench) -> None:
-    bench.submit(mode=Mode.HANDOVER)
-    bench.wait_end()
-    assert not bench.engine.drain(timeout_s=0)
-    with pytest.raises(CapacityError, match="draining"):
-        bench.submit(B)
-    bench.engine.release(A)
-    assert bench.engine.drain(timeout_s=10)
-    assert bench.all_back()
-
-
 def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud() -> None:
     bench = Bench()
     bench.runner.fail_next = 3
@@ -299,7 +288,6 @@ def test_seconds_are_told_by_the_clock_given(monkeypatch: pytest.MonkeyPatch) ->
 def test_events_reach_the_observer_in_order(bench: Bench) -> None:
     bench.submit()
     bench.wait_end()
-    bench.engine.clear_cache()
-    eventually(lambda: Cleared() in bench.observer.cache_events)
+    eventually(lambda: bool(bench.observer.cache_events))
     assert isinstance(bench.observer.cache_events[0], Stored)
     assert bench.engine.stats().blocks.total == 32

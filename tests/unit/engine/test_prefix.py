@@ -5,10 +5,9 @@ import pytest
 from engine import prefix as prefix_module
 from engine.batch import SequenceId
 from engine.blocks import BlockAllocator
-from engine.prefix import Cleared, Evicted, PrefixCache, Stored
+from engine.prefix import Evicted, PrefixCache, Stored
 from engine.sequence import Mode, Sequence
 from protocol.blocks import block_hashes, chain_seed
-from protocol.ids import BlockHash
 from protocol.messages import Sampling
 
 LONG = list(range(12))
@@ -174,22 +173,3 @@ def test_events_tell_the_order_in_which_the_set_changed(cache: PrefixCache) -> N
     cache.take((), num_new=7)
     assert cache.take_events() == [Stored(tuple(chain)), Evicted((chain[2], chain[1]))]
     assert cache.take_events() == []
-
-
-def test_a_cleared_cache_finds_nothing_and_says_so(cache: PrefixCache) -> None:
-    cache_it(cache, LONG)
-    cache.take_events()
-    cache.clear()
-    assert cache.take_events()[-1] == Cleared()
-    assert num_matched(cache, LONG) == 0
-    assert cache.blocks.num_free == 8
-
-
-def test_clearing_leaves_what_a_sequence_holds(cache: PrefixCache) -> None:
-    held = computed(cache, LONG[:4])
-    cache_it(cache, LONG)
-    cache.take_events()
-    cache.clear()
-    cache.check()
-    assert Cleared() not in cache.take_events()
-    assert cache.hashes() == [BlockHash(held.chain[1])]
