@@ -1,7 +1,11 @@
 """Disaggregated output equals colocated output, token for token, over HTTP and real processes.
 
 Two clusters serve the same float32 checkpoint: one prefills and decodes in the same process, the
-other always apart. A small token budget makes every longer prompt a chunked one.
+other always apart. A small token budget makes every longer prompt a chunked one there.
+
+In bfloat16 the chunks of a prompt and the blocks taken from a cache change the last bit of its KV,
+and with it now and then a token. So there two more clusters compute the same chunks from nothing;
+then tokens and logprobs are the same to the bit.
 """
 
 from collections.abc import Iterator
@@ -12,11 +16,14 @@ import httpx
 import pytest
 from support.cluster import Cluster
 
+from tools.make_checkpoint import END_ID
+
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 BLOCK = 16
 CONTEXT = 2048
 OUTPUT = 24
+CACHED = ("prefill_cached_tokens", "decode_cached_tokens")
 LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 300, CONTEXT - OUTPUT]
 
 
@@ -31,6 +38,21 @@ def apart(small_checkpoint: Path) -> Iterator[Cluster]:
     flags = ["--local-prefill", "never", "--token-budget", "128"]
     with Cluster(checkpoint=small_checkpoint, prefill=1, decode=1, extra=flags) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def rounded(small_checkpoint: Path) -> Iterator[tuple[Cluster, Cluster]]:
+    """Together and apart in bfloat16, in the same chunks."""
+    flags = ["--threads", "1", "--local-prefill", "never"]
+    with (
+        Cluster(
+            checkpoint=small_checkpoint, prefill=0, decode=1, dtype="bfloat16", extra=flags
+        ) as together,
+        Cluster(
+            checkpoint=small_checkpoint, prefill=1, decode=1, dtype="bfloat16", extra=flags
+        ) as apart,
+    ):
+        yield together, apart
 
 
 def _prompt(length: int, *, seed: int) -> list[int]:
@@ -101,3 +123,109 @@ def test_penalties_and_bias_continue_across_the_hand_over(
     together, _ = _complete(colocated, prompt, **options)
     separated, _ = _complete(apart, prompt, **options)
     assert _tokens(separated) == _tokens(together)
+
+
+def test_each_choice_is_the_same_apart_and_together(colocated: Cluster, apart: Cluster) -> None:
+    options = {"n": 2, "temperature": 1.0, "seed": 21}
+    together, _ = _complete(colocated, _prompt(50, seed=4), **options)
+    separated, _ = _complete(apart, _prompt(50, seed=4), **options)
+    first, second = separated["choices"]
+    assert first["logprobs"]["tokens"] != second["logprobs"]["tokens"]
+    assert separated["choices"] == _close_to(together["choices"])
+    assert separated["usage"]["completion_tokens"] == 2 * OUTPUT
+
+
+@pytest.mark.parametrize("least", [0, 1, 2, 9])
+def test_min_tokens_counts_across_the_hand_over(
+    colocated: Cluster, apart: Cluster, least: int
+) -> None:
+    """The end of text would be the next token at any time."""
+    options = {
+        "min_tokens": least,
+        "ignore_eos": False,
+        "logit_bias": {str(END_ID): 100},
+        "seed": 2,
+    }
+    together, _ = _complete(colocated, _prompt(40, seed=5), **options)
+    separated, _ = _complete(apart, _prompt(40, seed=5), **options)
+    assert separated["choices"] == _close_to(together["choices"])
+    assert separated["choices"][0]["finish_reason"] == "stop"
+    assert separated["usage"]["completion_tokens"] == least + 1
+
+
+@pytest.mark.parametrize("at", [0, 1, 15])
+def test_a_stop_string_ends_both_at_the_same_character(
+    colocated: Cluster, apart: Cluster, at: int
+) -> None:
+    """Inside the first token, which prefill samples; begun by it; and far behind it."""
+    prompt = _prompt(35, seed=6)
+    free, _ = _complete(colocated, prompt, temperature=0)
+    text = free["choices"][0]["text"]
+    stop = text[at : at + 3]
+    together, _ = _complete(colocated, prompt, temperature=0, stop=[stop])
+    separated, _ = _complete(apart, prompt, temperature=0, stop=[stop])
+    assert separated["choices"] == _close_to(together["choices"])
+    assert separated["choices"][0]["text"] == text[: text.index(stop)]
+    assert separated["choices"][0]["finish_reason"] == "stop"
+
+
+def test_logprobs_are_the_same_numbers_apart_and_together(
+    colocated: Cluster, apart: Cluster
+) -> None:
+    options = {"temperature": 0.7, "seed": 8, "logprobs": 5}
+    together, _ = _complete(colocated, _prompt(300, seed=7), **options)
+    separated, _ = _complete(apart, _prompt(300, seed=7), **options)
+    assert separated["choices"] == _close_to(together["choices"])
+    for top in separated["choices"][0]["logprobs"]["top_logprobs"]:
+        assert len(top) >= 5
+
+
+@pytest.mark.parametrize(
+    ("restarted", "holder", "seed"),
+    [("prefill-0", "decode_cached_tokens", 9), ("decode-0", "prefill_cached_tokens", 10)],
+)
+def test_tokens_are_the_same_when_only_one_end_holds_the_prefix(
+    colocated: Cluster, apart: Cluster, restarted: str, holder: str, seed: int
+) -> None:
+    shared = _prompt(160, seed=seed)
+    _complete(apart, shared)
+    epoch = apart.workers()[restarted]["epoch"]
+    apart.kill(restarted)
+    apart.wait_restarted(restarted, epoch=epoch, within_s=60)
+    apart.wait_ready(*apart.names)
+    prompt = shared + _prompt(21, seed=20)
+    together, _ = _complete(colocated, prompt, temperature=0)
+    separated, _ = _complete(apart, prompt, temperature=0)
+    assert separated["choices"] == _close_to(together["choices"])
+    trace = apart.get(f"/trace/{separated['id'].removeprefix('cmpl-')}").json()["traces"][0]
+    cached = {name: n for name, n in trace["attempts"][-1].items() if name in CACHED}
+    assert cached == {**dict.fromkeys(CACHED, 0), holder: 160}
+
+
+@pytest.mark.parametrize("length", [1, BLOCK + 1, 300, 700])
+@pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 11}])
+def test_bfloat16_is_the_same_to_the_bit_when_the_chunks_are(
+    rounded: tuple[Cluster, Cluster], length: int, sampling: dict[str, Any]
+) -> None:
+    prompt, salt = _prompt(length, seed=12), str(sampling)
+    together, _ = _complete(rounded[0], prompt, cache_salt=salt, logprobs=3, **sampling)
+    separated, route = _complete(rounded[1], prompt, cache_salt=salt, logprobs=3, **sampling)
+    assert "prefill-0" in route
+    assert separated["choices"] == together["choices"]
+
+
+def _close_to(choices: list[dict[str, Any]]) -> list[Any]:
+    """Equal in everything but the last digits of logprobs."""
+    return [
+        {
+            **choice,
+            "logprobs": {
+                **choice["logprobs"],
+                "token_logprobs": pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-3),
+                "top_logprobs": [
+                    pytest.approx(top, abs=1e-3) for top in choice["logprobs"]["top_logprobs"]
+                ],
+            },
+        }
+        for choice in choices
+    ]

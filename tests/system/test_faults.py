@@ -157,29 +157,49 @@ def test_a_prefill_worker_killed_during_the_transfer_costs_only_time(cluster: Cl
     _all_back(cluster)
 
 
-def test_a_stream_goes_on_with_the_same_tokens_when_its_decode_worker_is_killed(
-    cluster: Cluster,
-) -> None:
-    body = {**_body(cluster, salt=2, length=60, max_tokens=200), "stream": True}
-    lines: list[str] = []
-    victim = ""
-    with _streaming(cluster, body, request="cut") as answer:
-        for line in answer.iter_lines():
-            lines.append(line)
-            if len(lines) > 20 and not victim:
+def test_a_stream_goes_on_identically_when_its_decode_worker_is_killed(cluster: Cluster) -> None:
+    """Penalties, a stop string far behind the cut and logprobs go on as if nothing had been."""
+    body = _body(cluster, salt=2, length=60, max_tokens=200)
+    body |= {"presence_penalty": 0.6, "frequency_penalty": 0.3, "repetition_penalty": 1.1}
+    body |= {"temperature": 0.9, "top_p": 0.95, "logprobs": 2}
+    undisturbed = _ask(cluster, body).json()["choices"][0]
+    stop = _late_piece(undisturbed["text"])
+    chunks: list[dict[str, Any]] = []
+    victim = last = ""
+    with _streaming(cluster, {**body, "stream": True, "stop": stop}, request="cut") as answer:
+        for last in filter(None, answer.iter_lines()):
+            chunks += [json.loads(last[6:])["choices"][0]] if last.startswith("data: {") else []
+            if len(chunks) > 20 and not victim:
                 victim = _placed(cluster, "cut")["decode"]
                 cluster.kill(victim)
+    assert last == "data: [DONE]"
     first, *rest = _trace(cluster, "cut")["attempts"]
     assert first["decode"] == victim and rest
-    assert [line for line in lines if line][-1] == "data: [DONE]"
-    undisturbed = _ask(cluster, _body(cluster, salt=2, length=60, max_tokens=200))
-    assert _text_of(lines) == undisturbed.json()["choices"][0]["text"]
+    text = undisturbed["text"]
+    assert "".join(chunk["text"] for chunk in chunks) == text[: text.index(stop)]
+    assert chunks[-1]["finish_reason"] == "stop"
+    _assert_same_logprobs(chunks, undisturbed["logprobs"])
     _all_back(cluster)
 
 
-def _text_of(lines: list[str]) -> str:
-    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    return "".join(chunk["choices"][0]["text"] for chunk in chunks if chunk["choices"])
+def _late_piece(text: str) -> str:
+    """Four characters that first come in the last third of the text."""
+    places = range(len(text) * 2 // 3, len(text) - 4)
+    return next(text[at : at + 4] for at in places if text.find(text[at : at + 4]) == at)
+
+
+def _assert_same_logprobs(chunks: Sequence[dict[str, Any]], whole: dict[str, Any]) -> None:
+    """Those of the stream are the first of the whole answer's."""
+    parts = [chunk["logprobs"] for chunk in chunks if chunk["logprobs"]]
+    tokens = [token for part in parts for token in part["tokens"]]
+    values = [value for part in parts for value in part["token_logprobs"]]
+    tops = [sorted(top.values()) for part in parts for top in part["top_logprobs"]]
+    num_tokens = len(tokens)
+    assert 100 < num_tokens < len(whole["tokens"])
+    assert tokens == whole["tokens"][:num_tokens]
+    assert values == pytest.approx(whole["token_logprobs"][:num_tokens], abs=1e-3)
+    for top, expected in zip(tops, whole["top_logprobs"], strict=False):
+        assert top == pytest.approx(sorted(expected.values()), abs=1e-3)
 
 
 def test_requests_go_on_while_redis_is_dead_and_the_index_is_exact_again_after(
