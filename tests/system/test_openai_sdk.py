@@ -22,8 +22,11 @@ FACTS = "The code of the lantern is 405. The home of Mira is Rome. "
 HOME: list[ChatCompletionMessageParam] = [
     {"role": "user", "content": FACTS + "What is the home of Mira?"}
 ]
-GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, "extra_body": {"ignore_eos": True}}
-ENDLESS: dict[str, Any] = {"max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+NO_SPECIAL = {"logit_bias": {"0": -100, "1": -100, "2": -100}}
+"""Neither an end of text nor anything else that the text does not show."""
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, **NO_SPECIAL}
+SAMPLED: dict[str, Any] = {"temperature": 2, "max_tokens": 24, **NO_SPECIAL}
+ENDLESS: dict[str, Any] = {"max_tokens": 1900, **NO_SPECIAL}
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +101,7 @@ def test_the_sdks_stream_reader_puts_two_choices_together(sdk: OpenAI) -> None:
 
 
 def test_choices_differ_and_share_one_prompt_in_the_usage(sdk: OpenAI) -> None:
-    asked: dict[str, Any] = {"model": MODEL, "prompt": "The rain", "temperature": 1.5, "seed": 3}
-    asked |= {"max_tokens": 12, "extra_body": {"ignore_eos": True}}
+    asked: dict[str, Any] = {"model": MODEL, "prompt": "The rain", "seed": 3, **SAMPLED}
     answer = sdk.completions.create(n=2, **asked)
     alone = sdk.completions.create(**asked)
     assert [choice.index for choice in answer.choices] == [0, 1]
@@ -107,15 +109,14 @@ def test_choices_differ_and_share_one_prompt_in_the_usage(sdk: OpenAI) -> None:
     assert answer.choices[0].text == alone.choices[0].text
     assert answer.usage is not None and alone.usage is not None
     assert answer.usage.prompt_tokens == alone.usage.prompt_tokens
-    assert answer.usage.completion_tokens == 24
+    assert answer.usage.completion_tokens == 2 * 24
 
 
 def test_the_same_seed_repeats_and_another_does_not(sdk: OpenAI) -> None:
-    def sample(seed: int) -> str | None:
-        answer = sdk.chat.completions.create(
-            model=MODEL, messages=HOME, temperature=1.5, seed=seed, max_tokens=24
-        )
-        return answer.choices[0].message.content
+    def sample(seed: int) -> str:
+        answer = sdk.completions.create(model=MODEL, prompt="The rain", seed=seed, **SAMPLED)
+        text: str = answer.choices[0].text
+        return text
 
     assert sample(11) == sample(11) != sample(12)
 
