@@ -183,7 +183,11 @@ class Flight:
             return self._lost(why, suspect=leg.worker)
         self._move(Move.STARTED)
         self._count_cached(started.cached_tokens)
-        self._note(prefill_cached_tokens=started.cached_tokens, prefill_queued_s=started.queued_s)
+        self._note(
+            prefill_cached_tokens=started.cached_tokens,
+            prefill_blocks_reused=started.cached_tokens // self._block_tokens,
+            prefill_queued_s=started.queued_s,
+        )
         self._decode.open = True
         decode = self._decode_message(started, remaining_s)
         return [Send(self._decode.worker, self._decode.epoch, decode)]

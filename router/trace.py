@@ -25,6 +25,7 @@ class AttemptTrace:
     outcome: str = ""
     """`stop`, `length`, `aborted: ...`, or why the attempt was given up."""
     transport: str = ""
+    prefill_blocks_reused: int = 0
     blocks_reused: int = 0
     """Of the decode worker's own prefix cache."""
     blocks_moved: int = 0
