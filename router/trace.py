@@ -26,6 +26,7 @@ class AttemptTrace:
     """`stop`, `length`, `aborted: ...`, or why the attempt was given up."""
     transport: str = ""
     prefill_blocks_reused: int = 0
+    """Of the prefill worker's prefix cache; 0 when decode computed the prompt itself."""
     blocks_reused: int = 0
     """Of the decode worker's own prefix cache."""
     blocks_moved: int = 0
