@@ -1,48 +1,32 @@
-"""One end of kvtransfer as a process of its own, for tests that kill it.
+"""One end of kvtransfer as a process of its own, for tests that kill or stop it.
 
-`python -m support.transfer_process source TTL_S` prints its tickets, one JSON line each, and has
-everything written. `... sink TRANSPORT TTL_S` reads tickets from standard input, fetches each
-whole and prints a line for each start and end. Both then wait until standard input ends.
+Played by children of `support.nursery`. A source says its tickets, one a line, has everything
+written and waits; a sink hears tickets, fetches each whole, and says a line for every start and
+end. Both end when nobody speaks to them any more.
 """
 
-import json
-import subprocess
-import sys
 from base64 import b64decode, b64encode
-from pathlib import Path
 
 import msgspec
+from support.fetching import fetch
+from support.nursery import Part, Words
 from support.transfer import Borrower, Lender
 
-from kvtransfer.messages import Slot
-from kvtransfer.sink import FetchEnd
 from protocol.layout import KvLayout
 from protocol.messages import Ticket
 
-LAYOUT = KvLayout(num_layers=4, num_kv_heads=4, head_dim=32, block_tokens=16, dtype="float32")
-"""64 KiB a block."""
-NUM_LEASES = 4
+LAYOUT = KvLayout(num_layers=4, num_kv_heads=4, head_dim=32, block_tokens=4, dtype="float32")
+"""16 KiB a block."""
 LEASE_BLOCKS = 128
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(*arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "support.transfer_process", *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
-    )
+NUM_LEASES = 10
 
 
 def pack(ticket: Ticket) -> str:
-    return json.dumps(b64encode(msgspec.msgpack.encode(ticket)).decode())
+    return b64encode(msgspec.msgpack.encode(ticket)).decode()
 
 
 def unpack(line: str) -> Ticket:
-    return msgspec.msgpack.decode(b64decode(json.loads(line)), type=Ticket)
+    return msgspec.msgpack.decode(b64decode(line), type=Ticket)
 
 
 def whole(lease: int) -> range:
@@ -50,35 +34,46 @@ def whole(lease: int) -> range:
     return range(lease * LEASE_BLOCKS, (lease + 1) * LEASE_BLOCKS)
 
 
-def be_source(lease_ttl_s: float) -> None:
-    lender = Lender(layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, lease_ttl_s=lease_ttl_s)
-    for lease in range(NUM_LEASES):
+def be_source(words: Words, arguments: list[str]) -> None:
+    """`ttl_s lease...`"""
+    lender = Lender(
+        layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, lease_ttl_s=float(arguments[0])
+    )
+    for lease in map(int, arguments[1:]):
         ticket = lender.lend(whole(lease))
         lender.write_all(ticket, note=bytes([lease]))
-        print(pack(ticket), flush=True)
-    sys.stdin.read()
+        words.say(pack(ticket))
+    words.hear()
     lender.close()
 
 
-def be_sink(transport: str, lease_ttl_s: float) -> None:
+def be_unfinished_source(words: Words, arguments: list[str]) -> None:
+    """`ttl_s`: one lease, half of it written."""
+    lender = Lender(layout=LAYOUT, num_blocks=LEASE_BLOCKS, lease_ttl_s=float(arguments[0]))
+    ticket = lender.lend(whole(0))
+    lender.source.publish(ticket.lease, ticket.num_tokens // 2)
+    words.say(pack(ticket))
+    words.hear()
+    lender.close()
+
+
+def be_sink(words: Words, arguments: list[str]) -> None:
+    """`ttl_s transport lease...`"""
     borrower = Borrower(
-        layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, transports=(transport,),
-        lease_ttl_s=lease_ttl_s,
+        layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, transports=(arguments[1],),
+        lease_ttl_s=float(arguments[0]),
     )  # fmt: skip
-
-    def tell(end: FetchEnd) -> None:
-        print(type(end).__name__, flush=True)
-
-    print("ready", flush=True)
-    for lease, line in enumerate(sys.stdin):
-        slots = [Slot(index, block) for index, block in enumerate(whole(lease))]
-        borrower.sink.fetch(ticket=unpack(line), slots=slots, deadline_s=60.0, on_end=tell)
-        print("fetching", flush=True)
+    words.say("ready")
+    outcomes = []
+    for lease in map(int, arguments[2:]):
+        outcomes.append(fetch(borrower, unpack(words.hear()), whole(lease), deadline_s=60.0))
+        words.say("fetching")
+    for outcome in outcomes:
+        words.say(type(outcome.end).__name__)
+    words.hear()
     borrower.close()
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "source":
-        be_source(float(sys.argv[2]))
-    else:
-        be_sink(sys.argv[2], float(sys.argv[3]))
+PARTS: dict[str, Part] = {
+    "source": be_source, "unfinished source": be_unfinished_source, "sink": be_sink,
+}  # fmt: skip
