@@ -27,6 +27,10 @@ _QUEUE_MESSAGES = 4_096
 """Ready messages of 256 blocks each: far more than any honest link has in flight."""
 _LINGER_MS = 100
 _TURN_MESSAGES = 256
+_PING_MS = 2_000
+_SILENCE_MS = 6_000
+"""A host that answers no ping for this long is gone; nothing else tells of an idle link's end
+when the other host vanished without a word."""
 _GONE = (
     zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
@@ -208,6 +212,8 @@ def _limit(sock: "zmq.Socket[bytes]") -> None:
     sock.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
     sock.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES + 1)
     sock.setsockopt(zmq.LINGER, _LINGER_MS)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, _PING_MS)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
 
 
 __all__ = ["ControlContext", "ControlLink", "ControlServer", "Identity", "Poller", "Waker"]

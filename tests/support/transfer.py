@@ -38,6 +38,7 @@ class Lender:
     num_blocks: int = NUM_BLOCKS
     layout: KvLayout = LAYOUT
     compat: str = COMPAT
+    host: str = "127.0.0.1"
     on_broken: Callable[[str], None] = print
     ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
 
@@ -49,7 +50,7 @@ class Lender:
             fill(self.memory, block)
         self.source = Source(
             memory=self.memory, layout=self.layout, worker=WorkerId("prefill-0"),
-            epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put,
+            epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put, host=self.host,
             lease_ttl_s=self.lease_ttl_s, transports=self.transports, on_broken=self.on_broken,
         )  # fmt: skip
 
