@@ -22,6 +22,7 @@ commands:
   up       serve a model on this machine; needs nothing else running
   chat     talk to a model that is being served
   status   show the workers, their pools and their load
+  doctor   what would move KV on this machine, or to another, and why nothing faster
 
   baton COMMAND --help   the flags of a command
   baton --version        the version
@@ -32,6 +33,7 @@ examples:
   baton up --prefill 0                        colocated: no prefill workers
   baton chat --system "Answer briefly."
   baton status --json
+  baton doctor                                and --serve here, --peer HOST:PORT there
 """
 
 
@@ -54,6 +56,8 @@ def run(argv: Sequence[str]) -> int:
             return _guarded("chat", _chat, rest)
         case ["status", *rest]:
             return _guarded("status", _status, rest)
+        case ["doctor", *rest]:
+            return _guarded("doctor", _doctor, rest)
         case [unknown, *_]:
             print(f"baton: unknown command: {unknown}; see baton --help", file=sys.stderr)
             return EXIT_BAD_SETTINGS
@@ -87,6 +91,12 @@ def _status(argv: Sequence[str]) -> None:
     from controlplane.status import status
 
     status(argv)
+
+
+def _doctor(argv: Sequence[str]) -> None:
+    from controlplane.doctor.doctor import doctor
+
+    doctor(argv)
 
 
 if __name__ == "__main__":

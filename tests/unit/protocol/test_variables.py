@@ -1,6 +1,7 @@
 import pytest
 
 from controlplane.chat import ChatSettings
+from controlplane.doctor.settings import DoctorSettings
 from controlplane.settings import UpSettings
 from controlplane.status import StatusSettings
 from decode_worker.settings import DecodeSettings
@@ -14,7 +15,7 @@ from router.settings import RouterSettings
 def test_the_known_variables_are_the_fields_of_all_settings() -> None:
     every: tuple[type[CommandSettings], ...] = (
         *(RouterSettings, PrefillSettings, DecodeSettings),
-        *(UpSettings, ChatSettings, StatusSettings),
+        *(UpSettings, ChatSettings, StatusSettings, DoctorSettings),
     )
     fields = {
         name

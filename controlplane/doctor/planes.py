@@ -1,0 +1,93 @@
+"""Which data plane would move KV, and why not a faster one. Pure: facts and measurements in.
+
+The ladder is the order in which planes are worth having; a worker's own `--transports` decides
+what it really tries, and its log and `/cluster` say what it took.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from controlplane.doctor.facts import Facts
+from controlplane.doctor.finding import Finding, ok, warn
+from controlplane.doctor.pair import one_host, shares_memory
+from controlplane.doctor.trial import Measured, Outcome, Unusable
+
+LADDER: Final = ("cuda_ipc", "nccl", "shm", "ucx", "tcp")
+"""Fastest first; the first two for pools on a GPU."""
+_REMEDIES: Final = {
+    "shm": "Run both workers as one user in one network namespace.",
+    "tcp": "Let workers reach each other on any TCP port: they listen on free ones (firewall,"
+    " NetworkPolicy).",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plane:
+    name: str
+    state: Literal["measured", "possible", "no"]
+    """Possible: nothing is known to be in its way, but nothing was moved by it."""
+    why: str
+    measured: Measured | None = None
+
+
+def planes(here: Facts, there: Facts, outcomes: Iterable[Outcome]) -> tuple[Plane, ...]:
+    """Every plane between two places, the same facts twice for two processes of one machine."""
+    by_name = {outcome.transport: outcome for outcome in outcomes}
+    return tuple(_plane(name, here, there, by_name.get(name)) for name in LADDER)
+
+
+def chosen(candidates: Iterable[Plane]) -> Plane | None:
+    """The best that moved blocks; None: nothing can."""
+    return next((plane for plane in candidates if plane.state == "measured"), None)
+
+
+def findings(outcomes: Iterable[Outcome], *, where: str) -> list[Finding]:
+    """What was measured, as findings. `where` says between whom."""
+    return [_finding(outcome, where=where) for outcome in outcomes]
+
+
+def _finding(outcome: Outcome, *, where: str) -> Finding:
+    name = f"{outcome.transport}-{where}"
+    if isinstance(outcome, Unusable):
+        return warn(name, outcome.why, _REMEDIES[outcome.transport])
+    return ok(name, said(outcome))
+
+
+def said(measured: Measured) -> str:
+    return (
+        f"{measured.gb_per_s:.2f} GB/s median, {measured.best_gb_per_s:.2f} best;"
+        f" one block of {measured.block_bytes >> 10} KiB"
+        f" {measured.p50_us:.0f} µs p50, {measured.p99_us:.0f} µs p99"
+    )
+
+
+def _plane(name: str, here: Facts, there: Facts, outcome: Outcome | None) -> Plane:
+    if isinstance(outcome, Measured):
+        return Plane(name=name, state="measured", why=said(outcome), measured=outcome)
+    if isinstance(outcome, Unusable):
+        return Plane(name=name, state="no", why=outcome.why)
+    why = _obstacle(name, here, there)
+    missing = [facts.host for facts in (here, there) if name not in facts.transports]
+    if not why and missing:
+        why = "not in this version of Baton"
+    return Plane(name=name, state="no" if why else "possible", why=why or "not measured")
+
+
+def _obstacle(name: str, here: Facts, there: Facts) -> str:
+    """What is in the way of a plane that was not measured; "" when nothing is known to be."""
+    both = (here, there)
+    no_gpu = next((f"no GPU on {facts.host}" for facts in both if not facts.gpu.names), "")
+    match name:
+        case "cuda_ipc":
+            return "another host" if not one_host(here, there) else no_gpu
+        case "nccl":
+            without = next((facts.host for facts in both if not facts.gpu.nccl), "")
+            return no_gpu or (f"no libnccl on {without}" if without else "")
+        case "shm":
+            return shares_memory(here, there)
+        case "ucx":
+            without = next((facts.host for facts in both if not facts.network.ucx), "")
+            return f"ucxx is not installed on {without}" if without else ""
+        case _:
+            return ""

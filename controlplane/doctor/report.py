@@ -1,0 +1,95 @@
+"""What the doctor says: the values, as lines for people and as JSON for scripts."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from controlplane.doctor.facts import Facts
+from controlplane.doctor.finding import Finding
+from controlplane.doctor.planes import Plane, chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """From one place to another: every plane, the best first."""
+
+    source: str
+    fetcher: str
+    planes: tuple[Plane, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    facts: Facts
+    findings: tuple[Finding, ...]
+    ways: tuple[Way, ...]
+    peer: Facts | None = None
+
+    @property
+    def can_move(self) -> bool:
+        """Something moves KV on every way that was tried."""
+        return all(chosen(way.planes) is not None for way in self.ways)
+
+
+def as_json(report: Report) -> str:
+    return json.dumps(
+        {
+            "host": report.facts.host,
+            "version": report.facts.version,
+            "ok": report.can_move,
+            "findings": [asdict(finding) for finding in report.findings],
+            "ways": [_way(way) for way in report.ways],
+            "facts": asdict(report.facts),
+            "peer": None if report.peer is None else asdict(report.peer),
+        },
+        indent=2,
+    )
+
+
+def as_text(report: Report) -> str:
+    return "\n".join(_lines(report)) + "\n"
+
+
+def _way(way: Way) -> dict[str, Any]:
+    best = chosen(way.planes)
+    return {
+        "source": way.source,
+        "fetcher": way.fetcher,
+        "uses": None if best is None else best.name,
+        "planes": [
+            {
+                "name": plane.name,
+                "state": plane.state,
+                "why": plane.why,
+                "measured": None
+                if plane.measured is None
+                else msgspec.structs.asdict(plane.measured),
+            }
+            for plane in way.planes
+        ],
+    }
+
+
+def _lines(report: Report) -> Iterator[str]:
+    yield f"Baton {report.facts.version} on {report.facts.host}"
+    width = max(len(finding.name) for finding in report.findings)
+    for finding in report.findings:
+        yield f"  {finding.severity:<4}  {finding.name:<{width}}  {finding.value}"
+        if finding.remedy:
+            yield f"  {'':<4}  {'':<{width}}  -> {finding.remedy}"
+    for way in report.ways:
+        yield ""
+        yield from _way_lines(way)
+
+
+def _way_lines(way: Way) -> Iterator[str]:
+    best = chosen(way.planes)
+    between = f"from {way.source} to {way.fetcher}"
+    if way.source == way.fetcher:
+        between = f"between workers on {way.source}"
+    yield f"KV {between}: {'nothing can move it' if best is None else f'would move by {best.name}'}"
+    for plane in way.planes:
+        yield f"  {plane.name:<8}  {plane.state:<8}  {plane.why}"
