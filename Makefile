@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench soak clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -32,6 +32,9 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
+
+soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
+	PYTHONPATH=.:tests $(BIN)/python -m support.soak
 
 clean:
 	rm -rf $(VENV) build *.egg-info

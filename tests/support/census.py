@@ -59,5 +59,6 @@ def _descriptors() -> list[str]:
         except FileNotFoundError:  # the one the listing was read through
             continue
         if not target.endswith("/fd"):
-            kinds.append(_NUMBERS.sub("", target))
+            special = target.startswith(("/memfd:", "anon_inode:", "socket:", "pipe:"))
+            kinds.append(_NUMBERS.sub("", target) if special else "file")
     return kinds
