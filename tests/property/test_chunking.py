@@ -7,10 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvtransfer.chunking import LEAST_BYTES, cut
+from kvtransfer.chunking import LEAST_BYTES, Bounds, cut
 
 KIB, MIB = 1 << 10, 1 << 20
 piece_sizes = st.lists(st.sampled_from((1, 7, 30, 90, 150, 400)), max_size=40)
+
+
+def bounds(most: int, pieces: int) -> Bounds:
+    return Bounds(least_bytes=100, most_bytes=most, most_pieces=pieces)
 
 
 @given(sizes=piece_sizes, most=st.integers(100, 300), pieces=st.integers(1, 8), more=st.booleans())
@@ -18,7 +22,7 @@ def test_chunks_are_within_their_bounds_and_miss_no_piece(
     sizes: list[int], most: int, pieces: int, more: bool
 ) -> None:
     bytes_P = np.array(sizes, np.int64)
-    chunks = cut(bytes_P, most_bytes=most, most_pieces=pieces, more=more, least_bytes=100)
+    chunks = cut(bytes_P, bounds(most, pieces), more=more)
     sent = [position for chunk in chunks for position in chunk]
     assert sent == list(range(len(sent)))
     held = int(bytes_P[len(sent) :].sum())
@@ -33,7 +37,7 @@ def test_a_small_chunk_fits_neither_neighbour(
     sizes: list[int], most: int, pieces: int, more: bool
 ) -> None:
     bytes_P = np.array(sizes, np.int64)
-    chunks = cut(bytes_P, most_bytes=most, most_pieces=pieces, more=more, least_bytes=100)
+    chunks = cut(bytes_P, bounds(most, pieces), more=more)
     for one, other in pairwise(chunks):
         together = bytes_P[one.start : other.stop].sum()
         small = min(bytes_P[list(one)].sum(), bytes_P[list(other)].sum()) < 100
@@ -42,7 +46,7 @@ def test_a_small_chunk_fits_neither_neighbour(
 
 def sizes_of(num_pieces: int, piece_bytes: int, *, more: bool = False) -> list[int]:
     bytes_P = np.full(num_pieces, piece_bytes, np.int64)
-    chunks = cut(bytes_P, most_bytes=8 * MIB, most_pieces=4096, more=more)
+    chunks = cut(bytes_P, Bounds(most_bytes=8 * MIB, most_pieces=4096), more=more)
     return [len(chunk) * piece_bytes for chunk in chunks]
 
 
@@ -66,5 +70,5 @@ def test_nothing_ready_is_no_chunk() -> None:
 
 
 def test_bounds_that_contradict_are_refused() -> None:
-    with pytest.raises(ValueError, match="bounds"):
-        cut(np.ones(1, np.int64), most_bytes=KIB, most_pieces=1, more=False)
+    with pytest.raises(ValueError, match="least <= most"):
+        Bounds(most_bytes=KIB, most_pieces=1)
