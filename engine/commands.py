@@ -50,11 +50,18 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Quiet:
+    """Nobody writes into these quarantined blocks any more."""
+
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
 
-Command = Submit | Abort | FetchDone | Release | Stop
+Command = Submit | Abort | FetchDone | Release | Quiet | Stop
 
 
 @dataclass(slots=True)
@@ -91,7 +98,8 @@ class Inbox:
             if command.id in self._live:
                 self._put(command)
 
-    def put(self, command: Stop) -> None:
+    def put(self, command: Quiet | Stop) -> None:
+        """About no sequence."""
         with self._changed:
             self._put(command)
 

@@ -19,6 +19,7 @@ from engine.commands import (
     Command,
     FetchDone,
     Inbox,
+    Quiet,
     Release,
     Stop,
     Submission,
@@ -114,8 +115,12 @@ class Engine:
         self._inbox.tell(Abort(sequence))
 
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
-        """REMOTE: nobody writes into its blocks any more."""
+        """REMOTE: nobody writes into its blocks any more, but into those `outcome` quarantines."""
         self._inbox.tell(FetchDone(sequence, outcome))
+
+    def quiet(self, blocks: tuple[int, ...]) -> None:
+        """Nobody writes into these quarantined blocks any more: they may be used again."""
+        self._inbox.put(Quiet(blocks))
 
     def release(self, sequence: SequenceId) -> None:
         """HANDOVER: the lease is over, nobody reads its blocks any more."""
@@ -175,6 +180,8 @@ class Engine:
                 self._scheduler.fetch_done(sequence, outcome)
             case Release(sequence):
                 self._scheduler.release(sequence)
+            case Quiet(blocks):
+                self._scheduler.quiet(blocks)
             case Stop():
                 self._stopping = True
             case _:

@@ -109,6 +109,13 @@ class PrefixCache:
         sequence.block_table.clear()
         sequence.twins.clear()
 
+    def hold(self, block: int) -> None:
+        """Keep a block that a sequence owns from being given to another, until `let_go`."""
+        self.blocks.acquire(block)
+
+    def let_go(self, block: int) -> None:
+        self._release(block)
+
     def seal(self, sequence: Sequence) -> None:
         """Make the full, computed blocks of the sequence findable.
 

@@ -1,10 +1,11 @@
 """Every sequence that owns something, by id and by state; where endings happen and blocks go back.
 
 Used by `engine.scheduler` alone, which decides; this part keeps the books. A sequence's blocks are
-given back in `_free` and nowhere else but `preempt`. Pure.
+given back in `_free` and nowhere else but `preempt`; a quarantined one returns in `quiet`. Pure.
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Collection
 
 from engine.batch import SequenceId
 from engine.effects import Admitted, Computed, Effect, Ended, Freed
@@ -27,6 +28,8 @@ class Roster:
         self.prefilling = self._lanes[State.PREFILLING]
         self.decoding = self._lanes[State.DECODING]
         self._effects: list[Effect] = []
+        self._quarantined: set[int] = set()
+        """Blocks of ended fetches that somebody may still write into."""
 
     @property
     def num_running(self) -> int:
@@ -87,6 +90,19 @@ class Roster:
         if sequence.state is State.UNWINDING:
             self._free(sequence, Event.FETCH_ENDED)
 
+    def quarantine(self, blocks: Collection[int]) -> None:
+        """Hold these, whatever becomes of the sequence that owns them, until `quiet`."""
+        for block in blocks:
+            assert block not in self._quarantined, f"block {block} is quarantined twice"
+            self._cache.hold(block)
+            self._quarantined.add(block)
+
+    def quiet(self, blocks: Collection[int]) -> None:
+        """Nobody writes into these any more. Harmless for others."""
+        for block in self._quarantined.intersection(blocks):
+            self._quarantined.remove(block)
+            self._cache.let_go(block)
+
     def move(self, sequence: Sequence, event: Event) -> None:
         before = sequence.state
         sequence.move(event)
@@ -132,6 +148,7 @@ class Roster:
         arrivals = [sequence.arrival for sequence in self.waiting.values()]
         assert arrivals == sorted(arrivals), "somebody overtook in the queue"
         holds = self._holds(*self._lanes)
+        holds.update(self._quarantined)
         for block in range(self._cache.blocks.num_blocks):
             refs = self._cache.blocks.refs(block)
             assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"

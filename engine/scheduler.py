@@ -1,6 +1,6 @@
 """Who computes what in the next step, and who gets blocks.
 
-Driven by `engine.loop`: commands in (`submit`, `abort`, `fetch_done`, `release`), one batch out
+Driven by `engine.loop`: commands in (`submit`, `abort`, `fetch_done`, ...), one batch out
 (`next_batch`), its tokens in (`record`, then `settle`), what happened out (`take_effects`).
 Pure: the caller runs the batch and brings the clock's reading.
 
@@ -84,19 +84,22 @@ class Scheduler:
             self._roster.end(sequence, Cancel())
 
     def fetch_done(self, sequence_id: SequenceId, outcome: FetchOutcome) -> None:
-        """Nobody writes into the reserved blocks any more. Harmless when unknown or repeated;
-        a source may also be lost before there were blocks to fetch into."""
+        """Nobody writes into the reserved blocks any more, the quarantined ones apart. Harmless
+        when unknown or repeated; a source may be lost before there were blocks to fetch into."""
         sequence = self._roster.get(sequence_id)
         if sequence is None or not sequence.needs_fetch:
             return
         match outcome:
             case Landed() if sequence.state is State.FETCHING:
                 self._land(sequence, outcome)
-            case Lost(reason) if sequence.verdict is None:
-                sequence.fetch_open = False
-                self._roster.end(sequence, Fail("source_lost", reason))
-            case Landed() | Lost():
+            case Landed():
                 self._roster.fetch_ended(sequence)
+            case Lost():
+                self._lose(sequence, outcome)
+
+    def quiet(self, blocks: Collection[int]) -> None:
+        """Nobody writes into these quarantined blocks any more. Harmless when repeated."""
+        self._roster.quiet(blocks)
 
     def release(self, sequence_id: SequenceId) -> None:
         """The lease on a HANDOVER is over. Harmless when unknown or repeated."""
@@ -312,6 +315,19 @@ class Scheduler:
             token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
         )
         self._append(sequence, token)
+
+    def _lose(self, sequence: Sequence, lost: Lost) -> None:
+        """What did arrive stays findable: another source, or a prefill here, goes on from it."""
+        self._roster.quarantine(lost.quarantined)
+        if lost.num_tokens > sequence.num_computed:
+            assert lost.num_tokens <= len(sequence.block_table) * self._cache.block_tokens
+            sequence.num_computed = min(lost.num_tokens, sequence.num_tokens)
+            self._cache.seal(sequence)
+        if sequence.verdict is None:
+            sequence.fetch_open = False
+            self._roster.end(sequence, Fail("source_lost", lost.reason))
+        else:
+            self._roster.fetch_ended(sequence)
 
     def _append(self, sequence: Sequence, token: SampledToken | None) -> None:
         if token is None:

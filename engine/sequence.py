@@ -39,7 +39,7 @@ class State(StrEnum):
     LEASED = "leased"
     """HANDOVER: has its ending; its blocks stay until the lease's end."""
     UNWINDING = "unwinding"
-    """REMOTE: has its ending; its blocks stay until nobody writes into them."""
+    """REMOTE: has its ending; its blocks stay until its fetch has ended."""
     FREED = "freed"
     """Owns nothing and is forgotten."""
 
@@ -120,9 +120,15 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The KV did not arrive, and nobody writes into the blocks any more."""
+    """The KV did not arrive whole. But for the quarantined ones, nobody writes into the blocks any
+    more."""
 
     reason: str
+    num_tokens: int = 0
+    """From the first on, those whose KV is in the blocks all the same, found in the prefix cache
+    or arrived and verified: they stay findable, so that whoever comes next need not fetch them."""
+    quarantined: tuple[int, ...] = ()
+    """Blocks that somebody may still write into, until `Engine.quiet` names them."""
 
 
 FetchOutcome = Landed | Lost

@@ -119,6 +119,29 @@ class Ownership(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         self.stepper.lose(data.draw(st.sampled_from(self.stepper.fetches)))
 
+    @precondition(lambda self: self.stepper.fetches)
+    @rule(data=st.data(), fraction=st.floats(0, 1))
+    def lose_in_part(self, data: st.DataObject, fraction: float) -> None:
+        """Some blocks arrived; into some of the others the writer still writes."""
+        run = data.draw(st.sampled_from(self.stepper.fetches))
+        self.stepper.fetch(run, fraction=fraction)
+        cached = run.sequence.num_cached or 0
+        arrived = cached + int((len(run.tokens) - cached) * fraction)
+        lacking = run.fetched_into[arrived // BLOCK_TOKENS :]
+        quarantined = data.draw(st.sets(st.sampled_from(lacking))) if lacking else ()
+        self.stepper.lose(run, num_tokens=arrived, quarantined=sorted(quarantined))
+
+    @precondition(lambda self: self.stepper.quarantined)
+    @rule(data=st.data())
+    def scribble_into_quarantine(self, data: st.DataObject) -> None:
+        """A late write, as of a NIC that cannot be called back: it must hit nobody."""
+        self.stepper.scribble(data.draw(st.sampled_from(self.stepper.quarantined)))
+
+    @precondition(lambda self: self.stepper.quarantined)
+    @rule(data=st.data())
+    def a_writer_stops(self, data: st.DataObject) -> None:
+        self.stepper.quiet(data.draw(st.sampled_from(self.stepper.quarantined)))
+
     @precondition(lambda self: self.stepper.leases)
     @rule(data=st.data())
     def end_a_lease(self, data: st.DataObject) -> None:
@@ -141,6 +164,8 @@ class Ownership(RuleBasedStateMachine):
             first = (run.sequence.num_cached or 0) // BLOCK_TOKENS
             for block in run.fetched_into[first:]:
                 assert self.stepper.blocks.refs(block) == 1
+        for block in self.stepper.quarantined:
+            assert self.stepper.blocks.refs(block) == 1
 
     @invariant()
     def a_leased_block_keeps_its_contents(self) -> None:
@@ -179,6 +204,7 @@ class Ownership(RuleBasedStateMachine):
                 self.stepper.land(run)
             for run in self.stepper.leases:
                 self.stepper.release(run)
+            self.stepper.quiet(*self.stepper.quarantined)
             if not self.stepper.step() and not self.stepper.fetches and not self.stepper.leases:
                 break
         for run in self.stepper.runs.values():

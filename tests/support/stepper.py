@@ -85,6 +85,8 @@ class Stepper:
         self.runs: dict[SequenceId, Run] = {}
         self.batch: StepInput = ()
         self.num_steps = 0
+        self.quarantined: list[int] = []
+        """Blocks that a transport may still write into though their fetch has ended."""
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -138,8 +140,21 @@ class Stepper:
         self.fetch(run)
         self._fetch_done(run, Landed(first_token=run.expected(1)[0]))
 
-    def lose(self, run: Run) -> None:
-        self._fetch_done(run, Lost("source is gone"))
+    def lose(self, run: Run, *, num_tokens: int = 0, quarantined: Seq[int] = ()) -> None:
+        """`num_tokens` of it are there all the same: `fetch` has written them."""
+        self.quarantined += quarantined
+        self._fetch_done(run, Lost("source is gone", num_tokens, tuple(quarantined)))
+
+    def scribble(self, block: int) -> None:
+        """The writer of a quarantined block writes once more: nothing that anybody asked for."""
+        self.runner.write((block,), start=0, tokens=[0] * BLOCK_TOKENS)
+
+    def quiet(self, *blocks: int) -> None:
+        """The writers of these have stopped."""
+        for block in blocks:
+            self.quarantined.remove(block)
+        self.scheduler.quiet(blocks)
+        self._hear()
 
     def _fetch_done(self, run: Run, outcome: FetchOutcome) -> None:
         run.fetch_over = True

@@ -128,6 +128,19 @@ def test_a_lost_fetch_fails_its_sequence(bench: Bench) -> None:
     eventually(bench.all_back)
 
 
+def test_a_lost_fetchs_quarantined_blocks_are_back_once_they_are_quiet(bench: Bench) -> None:
+    bench.submit(mode=Mode.REMOTE)
+    eventually(lambda: A in bench.observer.admissions)
+    late = bench.observer.admissions[A].block_table[1:]
+    bench.engine.fetch_done(A, Lost("source is gone", quarantined=late))
+    bench.wait_end()
+    bench.submit(B)
+    bench.wait_end(B)
+    assert not bench.all_back()
+    bench.engine.quiet(late)
+    eventually(bench.all_back)
+
+
 def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench) -> None:
     bench.runner.fail_next = 1
     bench.submit(A)

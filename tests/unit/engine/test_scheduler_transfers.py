@@ -144,6 +144,72 @@ def test_a_lost_source_fails_the_sequence_and_frees_its_blocks() -> None:
     assert again.sequence.num_cached == 0
 
 
+def test_blocks_that_arrived_before_the_source_was_lost_are_not_fetched_again() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.fetch(run, fraction=0.5)
+    stepper.lose(run, num_tokens=10)
+    assert run.verdicts == [Fail("source_lost", "source is gone")]
+    assert stepper.all_back
+    again = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    assert again.sequence.num_cached == 8  # two full blocks; the third was not
+    stepper.land(again)
+    stepper.run()
+    assert again.outputs == again.expected(4)
+    assert stepper.all_back
+
+
+def test_blocks_that_arrived_serve_a_local_prefill_too() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.fetch(run)
+    stepper.lose(run, num_tokens=20)
+    local = stepper.submit(STORY[:20])
+    stepper.run()
+    assert local.sequence.num_cached == 16  # the last token is always computed
+    assert local.outputs == local.expected(4)
+
+
+def test_what_arrived_for_an_aborted_sequence_is_kept_as_well() -> None:
+    stepper = Stepper()
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.fetch(run)
+    stepper.abort(run)
+    stepper.lose(run, num_tokens=12)
+    assert stepper.all_back
+    assert stepper.scheduler.block_counts().cached == 3
+
+
+def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
+    stepper = Stepper(num_blocks=6)
+    run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    late = run.fetched_into[2:4]
+    stepper.lose(run, quarantined=late)
+    assert run.freed and not stepper.all_back
+    local = stepper.submit(STORY[30:44], max_tokens=2)  # takes every other block
+    stepper.step()
+    assert not set(local.sequence.block_table) & set(late)
+    for block in late:
+        stepper.scribble(block)
+    stepper.run()
+    assert local.outputs == local.expected(2)
+    stepper.quiet(*late)
+    assert stepper.all_back
+    stepper.scheduler.check()
+
+
+def test_the_end_of_a_quarantine_nobody_knows_is_harmless() -> None:
+    stepper = Stepper()
+    stepper.scheduler.quiet((1, 2))
+    stepper.scheduler.check()
+    assert stepper.all_back
+
+
 def test_a_source_lost_while_the_sequence_still_waits_ends_it() -> None:
     stepper = Stepper()
     run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
