@@ -73,20 +73,17 @@ class Plan:
         ids = np.append(lease_block_ids.astype(np.uint32, copy=False), np.uint32(NO_BLOCK))
         return ids[np.minimum(self._numbers(index_P), len(lease_block_ids))]
 
-    def check(
-        self, index_P: Integers, blocks_PB: Integers, *, num_tokens: int, num_pool_blocks: int
-    ) -> None:
-        """Refuse indices beyond the lease's tokens, and blocks missing, surplus or not in the pool.
+    def check(self, index_P: Integers, blocks_PB: Integers, *, num_tokens: int) -> None:
+        """Refuse slots beyond the lease's tokens, and source blocks missing or surplus.
 
-        Without this a piece may leave bytes of its slot unwritten. Raises ValueError.
+        Without this a piece may leave bytes of its slot unwritten. Whoever reads the blocks
+        checks that its pool has them. Raises ValueError.
         """
         if np.any(index_P >= self.target_layout.num_blocks(num_tokens)):
             raise ValueError(f"index: slot {index_P.max()} is beyond the lease's {num_tokens}")
         lacking = self._numbers(index_P) >= self.source_layout.num_blocks(num_tokens)
         if np.any(lacking != (blocks_PB == NO_BLOCK)):
             raise ValueError(f"blocks: not those of the slots under a lease of {num_tokens} tokens")
-        if np.any((blocks_PB >= num_pool_blocks) & ~lacking):
-            raise ValueError(f"blocks: one is beyond the pool's {num_pool_blocks}")
 
     def source(self, index_P: Integers, blocks_PB: Integers) -> Ranges:
         """Where the pieces lie in the source's pool; `blocks_PB` as from `source_blocks`."""

@@ -49,7 +49,7 @@ def hand_over(
         pool, expected = Pool(layout, num_slots + 2), Pool(layout, num_slots + 2)
         for place, plan in cover(layout, sources, prefer=rank):
             blocks_PB = plan.source_blocks(index_P, lease)
-            plan.check(index_P, blocks_PB, num_tokens=num_tokens, num_pool_blocks=num_blocks + 3)
+            plan.check(index_P, blocks_PB, num_tokens=num_tokens)
             ranges = plan.target(index_P, slots[index_P], blocks_PB)
             pool.take(ranges, full[place], plan.source(index_P, blocks_PB))
         # In token order the oracle needs no slot for what was skipped: it goes to a spare copy.

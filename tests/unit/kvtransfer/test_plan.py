@@ -72,7 +72,6 @@ def test_ranges_of_blocks_that_the_last_slot_lacks_are_left_out_on_both_sides() 
         (2, [[1, 2]], "beyond the lease"),
         (0, [[1, NO_BLOCK]], "not those of the slots"),  # a hole in a slot that lacks nothing
         (1, [[1, 2]], "not those of the slots"),  # a block where the lease has none
-        (0, [[1, 64]], "beyond the pool"),
     ],
 )
 def test_pieces_that_the_lease_cannot_have_are_refused(
@@ -80,9 +79,8 @@ def test_pieces_that_the_lease_cannot_have_are_refused(
 ) -> None:
     doubled = plan(KV, sized(KV, 32))
     with pytest.raises(ValueError, match=why):
-        doubled.check(np.array([index]), np.array(blocks), num_tokens=40, num_pool_blocks=64)
-    doubled.check(np.array([0, 1]), np.array([[1, 2], [3, NO_BLOCK]]), num_tokens=40,
-                  num_pool_blocks=64)  # fmt: skip
+        doubled.check(np.array([index]), np.array(blocks), num_tokens=40)
+    doubled.check(np.array([0, 1]), np.array([[1, 2], [3, NO_BLOCK]]), num_tokens=40)
 
 
 @pytest.mark.parametrize(
