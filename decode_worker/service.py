@@ -18,7 +18,7 @@ from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
 from engine.speeds import Rate
-from kvtransfer.messages import FetchId, Slot
+from kvtransfer.messages import FetchId
 from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
@@ -121,12 +121,12 @@ class DecodeService(EngineService[DecodeJob]):
         if job.ticket is None:
             return
         first = job.num_reused_blocks = num_cached_tokens // self._layout.block_tokens
-        slots = [Slot(index=i, block_id=block_table[i]) for i in range(first, len(block_table))]
         self._fetching[job.key] = job
         try:
             job.fetch = self._sink.fetch(
                 ticket=job.ticket,
-                slots=slots,
+                indices=range(first, len(block_table)),
+                block_ids=block_table[first:],
                 deadline_s=max(0.0, job.deadline_at - time.monotonic()),
                 on_end=lambda end: self._fetched(job, end),
             )

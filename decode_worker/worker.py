@@ -90,7 +90,10 @@ def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
     made: list[BlockMemory] = []
 
     def memory(layout: KvLayout, num_blocks: int) -> memoryview:
-        made.append(BlockMemory.create(num_blocks=num_blocks, block_bytes=layout.block_bytes))
+        pool = BlockMemory.create(
+            num_blocks=num_blocks, block_bytes=layout.block_bytes, helped=True
+        )
+        made.append(pool)
         return made[0].blocks
 
     parts = assemble(

@@ -79,7 +79,7 @@ class Ops(Protocol):
 
 def choose_ops(*, dtype: torch.dtype, native: bool | None = None) -> Ops:
     """The fastest ops for weights of `dtype` here. `native` False asks for the torch twins;
-    True for the kernels, raising `engine.native.build.NoKernels` where there are none."""
+    True for the kernels, raising `protocol.kernels.NoKernels` where there are none."""
     from engine.layers import TorchOps
     from engine.native.build import NoKernels, load
     from engine.native.linears import onednn_works

@@ -31,9 +31,13 @@ class Landed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The blocks did not arrive; the slots hold nothing of use."""
+    """Not all blocks arrived."""
 
     error: TransferError
+    landed: tuple[int, ...] = ()
+    """Indices of the slots that hold verified bytes: another source need not send those."""
+    quarantined: tuple[int, ...] = ()
+    """Blocks of slots that someone may still write into; the sink's `on_quiet` returns them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,8 @@ class Aborted:
     """The fetch was cancelled, or its sink closed."""
 
     reason: str
+    quarantined: tuple[int, ...] = ()
+    """As of `Lost`."""
 
 
 FetchEnd = Landed | Lost | Aborted

@@ -20,14 +20,14 @@ from kvtransfer.messages import (
     FetchFailed,
     FetchId,
     Finish,
-    Ready,
     Release,
     Renewed,
-    Slot,
 )
+from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory
-from kvtransfer.receiver import Receiver
+from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import FetchStage
+from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
 from protocol.ids import Epoch, WorkerId
@@ -37,6 +37,8 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
+_QUARANTINE_POLL_S: Final = 0.05
+"""How often a stream that could not be closed is tried again."""
 _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
     "lease_expired": LeaseExpired,
     "mismatch": LayoutMismatch,
@@ -58,6 +60,7 @@ class Means:
     allow_fallback: bool
     lease_ttl_s: float
     tamper: Callable[[memoryview], None] | None
+    on_quiet: Callable[[Sequence[int]], None]
     clock: Callable[[], float]
 
 
@@ -71,8 +74,11 @@ class Active:
     started_s: float
     deadline_s: float
     link: Link | None = None
+    plan: Plan | None = None
     written_s: float = 0.0
     """When the source was told that everything is written, on our clock."""
+    num_bytes: int = 0
+    flow_s: float = 0.0
 
 
 class Fetcher:
@@ -87,10 +93,8 @@ class Fetcher:
         self._waiting: dict[FetchId, Active] = {}
         """Those whose link is not open yet."""
         self._links: dict[tuple[str, Epoch], Link] = {}
-        self._receiver = Receiver(
-            means.memory, find=self._find, follow=self._follow, tamper=means.tamper,
-            clock=means.clock,
-        )  # fmt: skip
+        self._closing: list[tuple[SinkStream, Receiver]] = []
+        """Broken streams whose writers have not stopped yet."""
 
     def begin(self, active: Active) -> None:
         """Take up a fetch. It ends by itself, whatever happens."""
@@ -100,16 +104,19 @@ class Fetcher:
         try:
             active.link = self._link(ticket)
         except (TransferError, WireError) as error:
-            self._follow(fetch, fetch.fail(broken(error)))
+            self.follow(active, fetch.fail(broken(error)))
             return
-        if ticket.layout != self._means.layout or ticket.compat != self._means.compat:
-            mismatch = LayoutMismatch(f"{ticket.worker} serves another KV layout or model")
-            self._follow(fetch, fetch.fail(mismatch))
+        try:
+            active.plan = plan(ticket.layout, self._means.layout)
+            if ticket.compat != self._means.compat:
+                raise LayoutMismatch(f"{ticket.worker} serves another model")
+        except LayoutMismatch as error:
+            self.follow(active, fetch.fail(error))
 
     def cancel(self, fetch: FetchId, reason: str) -> None:
         active = self._active.get(fetch)
         if active is not None:
-            self._follow(active.fetch, active.fetch.cancel(reason))
+            self.follow(active, active.fetch.cancel(reason))
 
     def hold(self, ticket: Ticket) -> None:
         """Renew a lease from now on."""
@@ -128,27 +135,30 @@ class Fetcher:
             log.warning("a lease is left to expire", extra={"why": str(error)})
 
     def turn(self, ready: set[int]) -> None:
-        """Take in what the links have, copy, and end what is late."""
+        """Take in what the links have, and end what is late."""
         for key, link in list(self._links.items()):
             try:
                 link.look(ready, now_s=self._means.clock())
+                stream = link.receive(ready, now_s=self._means.clock())
+                if stream is not None:
+                    self._mend(link, stream)
                 self._tend(link)
             except (TransferError, WireError) as error:
                 self._lose(key, broken(error))
-        self._receiver.copy()
         now_s = self._means.clock()
         for late in self._deadlines.expired(now_s):
             active = self._active[late]
             waited_s = now_s - active.started_s
             why = f"not landed within {waited_s:.3f} s, still {active.fetch.stage}"
-            self._follow(active.fetch, active.fetch.fail(TransferError(why)))
+            self.follow(active, active.fetch.fail(TransferError(why)))
+        self._closing = [(s, r) for s, r in self._closing if not self._close_stream(s, r)]
 
     def sleep_s(self, longest_s: float) -> float:
         """How long nothing needs to be done unless something comes."""
-        if self._receiver.has_work:
+        if any(link.has_more for link in self._links.values()):
             return 0.0
         now_s = self._means.clock()
-        waits = [longest_s]
+        waits = [min(longest_s, _QUARANTINE_POLL_S) if self._closing else longest_s]
         if (next_s := self._deadlines.next_in_s(now_s)) is not None:
             waits.append(next_s)
         for link in self._links.values():
@@ -160,9 +170,9 @@ class Fetcher:
 
     def close(self) -> None:
         for active in list(self._active.values()):
-            self._follow(active.fetch, active.fetch.cancel("the sink closes"))
+            self.follow(active, active.fetch.cancel("the sink closes"))
         for link in self._links.values():
-            link.lose()
+            self._let_go(link)
         self._links.clear()
         self._context.close()
 
@@ -173,11 +183,13 @@ class Fetcher:
         key = (ticket.address, ticket.epoch)
         if key not in self._links:
             means = self._means
+            receiver = Receiver(
+                means.memory, _FetchesOf(self, key), tamper=means.tamper, clock=means.clock
+            )
             self._links[key] = Link(
                 ticket, worker=means.worker, context=self._context, poller=self._poller,
                 transports=means.transports, allow_fallback=means.allow_fallback,
-                block_bytes=means.layout.block_bytes, taker=self._receiver, on_word=self._hear,
-                now_s=means.clock(),
+                memory=means.memory, receiver=receiver, on_word=self._hear, now_s=means.clock(),
             )  # fmt: skip
         link = self._links[key]
         link.keep(ticket.lease, now_s=self._means.clock())
@@ -193,33 +205,50 @@ class Fetcher:
             return
         for active in [a for a in self._waiting.values() if a.link is link]:
             del self._waiting[active.fetch.fetch]
-            self._follow(active.fetch, active.fetch.start())
+            self.follow(active, active.fetch.start())
 
     def _lose(self, key: tuple[str, Epoch], error: TransferError) -> None:
         link = self._links.pop(key)
         log.warning("link lost", extra={"source": link.source, "why": str(error)})
-        link.lose()
-        for active in [a for a in self._active.values() if a.link is link]:
-            self._follow(active.fetch, active.fetch.fail(error))
+        self._let_go(link)
+        for active in self.on(link):
+            self.follow(active, active.fetch.fail(error))
 
-    def _hear(self, link: Link, message: Ready | Finish | FetchFailed | Renewed) -> None:
+    def _let_go(self, link: Link) -> None:
+        stream = link.lose()
+        if stream is not None and not self._close_stream(stream, link.receiver):
+            self._closing.append((stream, link.receiver))
+
+    def _close_stream(self, stream: SinkStream, receiver: Receiver) -> bool:
+        """True when nobody writes by this stream any more, and it is closed."""
+        if not stream.close():
+            return False
+        receiver.stopped()
+        return True
+
+    def _mend(self, link: Link, stream: SinkStream) -> None:
+        """A stream broke and the link attaches again: what it carried is asked for once more,
+        except into slots whose writer cannot be stopped."""
+        if not self._close_stream(stream, link.receiver):
+            self._closing.append((stream, link.receiver))
+            for active in [a for a in self.on(link) if a.fetch.num_writing]:
+                self.follow(active, active.fetch.fail(PeerLost("its writer cannot be stopped")))
+        for active in self.on(link):
+            self._waiting[active.fetch.fetch] = active
+        link.attach_again(now_s=self._means.clock())
+
+    def on(self, link: Link) -> list[Active]:
+        """The running fetches of a link."""
+        return [active for active in self._active.values() if active.link is link]
+
+    def _hear(self, link: Link, message: FetchFailed | Renewed) -> None:
         if isinstance(message, Renewed):
             self._hear_renewed(link, message)
             return
         active = self._active.get(FetchId(message.fetch))
-        if active is None or active.link is not link:
-            return
-        fetch = active.fetch
-        match message:
-            case Ready(attempt=attempt, blocks=blocks):
-                self._receiver.may_read(link, fetch.fetch, attempt=attempt, blocks=blocks)
-            case Finish(attempt=attempt, note=note, since_s=since_s):
-                active.written_s = self._means.clock() - since_s
-                self._follow(fetch, fetch.note_arrived(attempt=attempt, note=note))
-            case FetchFailed(code=code, reason=reason):
-                self._follow(fetch, fetch.fail(_ERRORS[code](reason)))
-            case _:
-                assert_never(message)
+        if active is not None and active.link is link:
+            error = _ERRORS[message.code](message.reason)
+            self.follow(active, active.fetch.fail(error))
 
     def _hear_renewed(self, link: Link, message: Renewed) -> None:
         """End the fetches whose leases are gone."""
@@ -227,23 +256,37 @@ class Fetcher:
         link.leases.difference_update(gone)
         if not gone:
             return
-        for active in [a for a in self._active.values() if a.link is link]:
+        for active in self.on(link):
             if end := gone.get(active.fetch.lease):
-                self._follow(active.fetch, active.fetch.fail(_ERRORS[end.code](end.reason)))
+                self.follow(active, active.fetch.fail(_ERRORS[end.code](end.reason)))
 
     # -- what the state table answers -----------------------------------------------------
 
-    def _find(self, fetch: FetchId) -> session.Fetch | None:
+    def find(self, fetch: FetchId, key: tuple[str, Epoch]) -> Active | None:
+        """A running fetch of the link with this key."""
         active = self._active.get(fetch)
-        return None if active is None else active.fetch
+        return None if active is None or active.link is not self._links.get(key) else active
 
-    def _follow(self, fetch: session.Fetch, steps: Sequence[session.FetchStep]) -> None:
+    def quiet(self, block_ids: Sequence[int]) -> None:
+        """Nobody writes into these slots of ended fetches any more."""
+        try:
+            self._means.on_quiet(block_ids)
+        except Exception:
+            log.exception("the owner of quarantined slots failed to take them back")
+
+    def finished(self, active: Active, word: Finish) -> None:
+        """The source has written everything that this fetch is of."""
+        active.written_s = self._means.clock() - word.since_s
+        steps = active.fetch.note_arrived(attempt=word.attempt, note=word.note)
+        self.follow(active, steps)
+
+    def follow(self, active: Active, steps: Sequence[session.FetchStep]) -> None:
         """Carry out what a fetch's state table asks for."""
+        fetch = active.fetch
         for step in steps:
-            active = self._active[fetch.fetch]
             match step:
-                case session.SendFetch(attempt=attempt, slots=slots):
-                    self._say(active, self._word(fetch, attempt, slots))
+                case session.SendFetch():
+                    self._say(active, self._word(fetch, step))
                 case session.SendRelease():
                     self._say(active, Release(lease=fetch.lease))
                 case session.SendCancel(reason=reason):
@@ -253,20 +296,22 @@ class Fetcher:
                 case _:
                     assert_never(step)
         if fetch.over and not fetch.ended:
-            self._stop_writers(self._active[fetch.fetch])
+            self._stop_writers(active)
 
     def _stop_writers(self, active: Active) -> None:
-        if active.link is not None and active.link.stream is not None:
-            active.link.stream.stop_writing(active.fetch.fetch)
-        steps: list[session.FetchStep] = []
-        for index in active.fetch.writing:
-            steps += active.fetch.end_write(index, broken="the fetch is over")
-        self._follow(active.fetch, steps)
+        """Stop whoever writes into its slots; those of one who goes on are quarantined."""
+        link = active.link
+        assert link is not None
+        stream = link.stream
+        if stream is not None and stream.stop_writing(active.fetch.fetch):
+            link.receiver.stopped(active.fetch.fetch)
+        self.follow(active, active.fetch.abandon())
 
-    def _word(self, fetch: session.Fetch, attempt: int, slots: tuple[Slot, ...]) -> Fetch:
+    def _word(self, fetch: session.Fetch, step: session.SendFetch) -> Fetch:
         return Fetch(
-            fetch=fetch.fetch, attempt=attempt, lease=fetch.lease, compat=self._means.compat,
-            layout=self._means.layout, slots=slots,
+            fetch=fetch.fetch, attempt=step.attempt, lease=fetch.lease,
+            compat=self._means.compat, layout=self._means.layout,
+            indices=step.indices.tobytes(), slots=step.slots.tobytes(),
         )  # fmt: skip
 
     def _say(self, active: Active, message: Fetch | Release | Cancel) -> None:
@@ -285,7 +330,7 @@ class Fetcher:
         self._deadlines.drop(fetch.fetch)
         if active.link is not None:
             active.link.leases.discard(fetch.lease)
-        end = self._outcome(active, flow_s=self._receiver.take_flow_s(fetch.fetch))
+        end = self._outcome(active)
         if isinstance(end, Landed):
             self.used[end.transport] += 1
         try:
@@ -293,20 +338,44 @@ class Fetcher:
         except Exception:
             log.exception("the owner of a fetch failed at its end")
 
-    def _outcome(self, active: Active, *, flow_s: float) -> FetchEnd:
+    def _outcome(self, active: Active) -> FetchEnd:
         fetch, link = active.fetch, active.link
+        quarantined = tuple(fetch.slots_S[fetch.writing_S].tolist())
         if fetch.stage is FetchStage.FAILED:
             assert fetch.error is not None
             # A fresh one: a traceback would keep views of the pool alive as long as its reader.
-            return Lost(type(fetch.error)(str(fetch.error)))
+            error = type(fetch.error)(str(fetch.error))
+            return Lost(error, landed=fetch.verified, quarantined=quarantined)
         if fetch.stage is FetchStage.ABORTED:
-            return Aborted(fetch.reason)
+            return Aborted(fetch.reason, quarantined=quarantined)
         assert link is not None and link.stream is not None and fetch.note is not None
+        link.num_breaks = 0
         now_s = self._means.clock()
         return Landed(
             note=fetch.note, transport=link.stream.transport, transport_why=link.why,
-            num_blocks=fetch.num_slots,
-            num_bytes=fetch.num_slots * self._means.layout.block_bytes,
-            fetch_s=now_s - active.started_s, flow_s=flow_s,
+            num_blocks=fetch.num_slots, num_bytes=active.num_bytes,
+            fetch_s=now_s - active.started_s, flow_s=active.flow_s,
             exposed_s=now_s - max(active.started_s, active.written_s),
         )  # fmt: skip
+
+
+class _FetchesOf:
+    """The fetches of one link, as its receiver sees them."""
+
+    def __init__(self, fetcher: Fetcher, key: tuple[str, Epoch]) -> None:
+        self._fetcher = fetcher
+        self._key = key
+
+    def find(self, fetch: FetchId) -> Receiving | None:
+        return self._fetcher.find(fetch, self._key)
+
+    def follow(self, active: Receiving, steps: Sequence[session.FetchStep]) -> None:
+        assert isinstance(active, Active)
+        self._fetcher.follow(active, steps)
+
+    def finished(self, active: Receiving, word: Finish) -> None:
+        assert isinstance(active, Active)
+        self._fetcher.finished(active, word)
+
+    def quiet(self, block_ids: Sequence[int]) -> None:
+        self._fetcher.quiet(block_ids)

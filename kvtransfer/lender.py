@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
+from kvtransfer.lending import Lending, Refusal
 from kvtransfer.messages import (
     Cancel,
     FailureCode,
@@ -22,18 +23,18 @@ from kvtransfer.messages import (
     Finish,
     Gone,
     Open,
-    Ready,
     Refused,
     Release,
     Renew,
     Renewed,
     ToSource,
 )
-from kvtransfer.pool import BlockMemory, checksum
-from kvtransfer.session import Lending, Refusal
+from kvtransfer.offers import Offers, u4
+from kvtransfer.plan import plan
+from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Identity
 from kvtransfer.visitors import Visitor, Visitors
-from protocol.errors import CapacityError, WireError
+from protocol.errors import CapacityError, LayoutMismatch, WireError
 from protocol.ids import LeaseId
 from protocol.layout import KvLayout
 from protocol.lease import Deadlines
@@ -41,10 +42,6 @@ from protocol.lease import Deadlines
 log = logging.getLogger(__name__)
 
 MAX_LEASES: Final = 65_536
-_READY_BLOCKS: Final = 256
-"""Most blocks named in one `Ready`."""
-_TURN_BYTES: Final = 8 << 20
-"""Most bytes summed and offered for one lease in a turn: 0.3 ms."""
 _QUEUED_BYTES: Final = 4 << 20
 """Most bytes waiting in one stream, so that a cancelled fetch has few to take back."""
 _REMEMBERED_ENDS: Final = 1_024
@@ -71,6 +68,7 @@ class Wares:
 class Lender:
     def __init__(self, wares: Wares) -> None:
         self._wares = wares
+        self._offers = Offers(wares.memory, wares.layout)
         self._lendings: dict[LeaseId, Lending] = {}
         self._door = threading.Lock()
         """Held to let a lease in, and to close: none slips in after the last has ended."""
@@ -112,11 +110,13 @@ class Lender:
     def written(self, lease: LeaseId, num_tokens: int) -> None:
         if lending := self._lendings.get(lease):
             lending.publish(num_tokens)
+            self._offers.written(lending)
             self._busy[lease] = None
 
     def finished(self, lease: LeaseId, note: bytes, at_s: float) -> None:
         if lending := self._lendings.get(lease):
             lending.finish(note)
+            self._offers.written(lending)
             self._finished_s[lease] = at_s
             self._busy[lease] = None
 
@@ -136,7 +136,7 @@ class Lender:
             log.warning("control message refused", extra={"why": str(message)})
             self._visitors.refuse(identity, Refused(code="protocol", reason=str(message)[:2_000]))
         elif isinstance(message, Open):
-            self._visitors.open(identity, message, now_s=self._wares.clock())
+            self._visitors.open(identity, message)
         elif visitor is None:
             self._visitors.refuse(identity, Refused(code="protocol", reason="open first"))
         else:
@@ -157,10 +157,13 @@ class Lender:
         for lease in self._deadlines.expired(self._wares.clock()):
             if lending := self._lendings.get(lease):  # an end may end others
                 self._end(lending, "expired", "nobody renewed it")
+        self._offers.sum_some()
 
     def sleep_s(self, longest_s: float) -> float:
         """How long nothing needs to be done unless something comes."""
-        if any(self._can_serve(self._lendings[lease]) for lease in self._busy):
+        if self._offers.has_work or any(
+            self._can_serve(self._lendings[lease]) for lease in self._busy
+        ):
             return 0.0
         next_s = self._deadlines.next_in_s(self._wares.clock())
         return longest_s if next_s is None else min(longest_s, next_s)
@@ -222,18 +225,25 @@ class Lender:
         lending = self._lendings.get(lease)
         if lending is None:
             return self._how(lease)
-        if message.compat != self._wares.compat or message.layout != self._wares.layout:
-            why = "the fetcher's KV layout or model is another"
-            return Gone(lease=lease, code="mismatch", reason=why)
+        try:
+            way = plan(self._wares.layout, message.layout)
+        except LayoutMismatch as error:
+            return Gone(lease=lease, code="mismatch", reason=str(error)[:2_000])
+        if message.compat != self._wares.compat:
+            return Gone(lease=lease, code="mismatch", reason="the fetcher's model is another")
         if visitor.stream is None:
             return Gone(lease=lease, code="refused", reason="no stream is open")
         if not self._hold(visitor, lease):
             return self._how(lease)
         fetch = FetchId(message.fetch)
         try:
-            if lending.fetched(fetch=fetch, attempt=message.attempt, slots=message.slots):
+            if lending.fetched(
+                fetch=fetch, attempt=message.attempt, indices=u4(message.indices),
+                slots=u4(message.slots), block_tokens=message.layout.block_tokens,
+            ):  # fmt: skip
                 visitor.stream.drop(fetch)
-        except Refusal as error:
+                self._offers.planned(lease, way)
+        except (Refusal, WireError) as error:
             return Gone(lease=lease, code="refused", reason=str(error))
         return None
 
@@ -243,44 +253,38 @@ class Lender:
         visitor = self._holders.get(lending.lease)
         if visitor is None or visitor.stream is None:
             return False
-        return lending.has_ready and visitor.stream.queued_bytes < _QUEUED_BYTES
+        return bool(lending.num_ready) and visitor.stream.queued_bytes < _QUEUED_BYTES
 
     def _serve(self, lending: Lending) -> None:
-        self._send_note(lending)
-        if lending.over:
-            return
         if self._can_serve(lending):
-            self._send_blocks(lending)
-        elif not lending.has_ready:
+            self._send_chunk(lending)
+        if lending.over or lending.num_ready:
+            return
+        self._send_note(lending)
+        if not lending.over:
             self._busy.pop(lending.lease, None)
 
     def _send_note(self, lending: Lending) -> None:
+        visitor = self._holders.get(lending.lease)
+        if visitor is None or visitor.stream is None:
+            return
         note = lending.take_note()
         if note is None or lending.fetch is None:
             return
         since_s = max(0.0, self._wares.clock() - self._finished_s[lending.lease])
-        word = Finish(fetch=lending.fetch, attempt=lending.attempt, note=note, since_s=since_s)
-        self._visitors.send(self._holders[lending.lease], word)
+        visitor.stream.finish(
+            Finish(fetch=lending.fetch, attempt=lending.attempt, note=note, since_s=since_s)
+        )
+        self._visitors.flush(visitor)
 
-    def _send_blocks(self, lending: Lending) -> None:
-        memory, visitor, fetch = self._wares.memory, self._holders[lending.lease], lending.fetch
-        stream = visitor.stream
-        assert stream is not None and fetch is not None
-        indices = lending.take_ready(min(_READY_BLOCKS, 1 + _TURN_BYTES // memory.block_bytes))
-        for index in indices:
-            block_id = lending.block_ids[index]
-            if memory.generations[block_id] != lending.generations[index]:
-                self._end(lending, "failed", f"block {block_id} was given to another request")
-                return
-        sums = [checksum(memory.block(lending.block_ids[index])) for index in indices]
-        blocks = tuple(map(lending.describe, indices, sums))
-        if not stream.pushes:
-            ready = Ready(fetch=fetch, attempt=lending.attempt, blocks=blocks)
-            self._visitors.send(visitor, ready)
+    def _send_chunk(self, lending: Lending) -> None:
+        visitor = self._holders[lending.lease]
+        assert visitor.stream is not None
+        offer = self._offers.next(lending, most_bytes=visitor.stream.chunk_bytes)
+        if offer is None:
+            self._end(lending, "failed", "a block was given to another request")
             return
-        for block in blocks:
-            body = memory.block(block.block_id)
-            stream.push(fetch, lending.attempt, lending.slots[block.index], block, body)
+        visitor.stream.offer(offer.chunk, offer.ranges)
         self._visitors.flush(visitor)
 
     # -- ends -----------------------------------------------------------------------------
@@ -298,14 +302,14 @@ class Lender:
         self._deadlines.drop(lease)
         self._busy.pop(lease, None)
         self._finished_s.pop(lease, None)
+        num_bytes = self._offers.forget(lease)
         self._remember(
             Gone(lease=lease, code=_CODES[reason], reason=f"lease {reason}: {detail}"[:2_000])
         )
         transport = "" if visitor is None else self._let_go(lending, visitor, reason, detail)
         end = LeaseEnd(
             lease=lease, reason=reason, detail=detail, transport=transport,
-            num_blocks=lending.num_sent,
-            num_bytes=lending.num_sent * self._wares.memory.block_bytes,
+            num_blocks=lending.num_sent, num_bytes=num_bytes,
         )  # fmt: skip
         try:
             self._wares.on_lease_end(end)

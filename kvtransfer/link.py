@@ -1,8 +1,9 @@
 """One sink's link to one source incarnation: a control socket, and a stream chosen by reach.
 
-Called by `kvtransfer.sink` from its thread. Comes up by itself (dialling, attaching, open), tries
-the transports in the configured order and says which it took and why not an earlier one; when
-anything of it breaks it is lost, for good: a later fetch makes a new one.
+Called by `kvtransfer.fetcher` from its thread. Comes up by itself (dialling, attaching, open),
+tries the transports in the configured order and says which it took and why not an earlier one.
+When its stream breaks it attaches again within a short grace; when anything else breaks it is
+lost, for good: a later fetch makes a new one.
 """
 
 import logging
@@ -14,10 +15,8 @@ from typing import assert_never
 from kvtransfer.messages import (
     CONTROL_VERSION,
     FetchFailed,
-    Finish,
     Open,
     Opened,
-    Ready,
     Refused,
     Renew,
     Renewed,
@@ -25,8 +24,11 @@ from kvtransfer.messages import (
     StreamHello,
     ToSource,
 )
-from kvtransfer.transports import memory, shm, tcp
-from kvtransfer.transports.base import Dial, FrameTaker, SinkStream, Unreachable
+from kvtransfer.pool import BlockMemory
+from kvtransfer.receiver import Receiver
+from kvtransfer.transports import memory as memory_plane
+from kvtransfer.transports import shm, tcp
+from kvtransfer.transports.base import Dial, SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
 from protocol.ids import LeaseId, WorkerId
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 
 OPEN_S = 3.0
 """From the first fetch to an open stream. Two local round trips; a dead host shows here."""
+REOPEN_S = 0.4
+"""From a stream's end to the next: within the grace that the source gives."""
+MAX_BREAKS = 3
+"""Streams of one link that may end in a row, with no fetch landed in between."""
 
 
 class LinkStage(StrEnum):
@@ -59,14 +65,17 @@ class Link:
         poller: Poller,
         transports: Sequence[str],
         allow_fallback: bool,
-        block_bytes: int,
-        taker: FrameTaker,
-        on_word: Callable[["Link", Ready | Finish | FetchFailed | Renewed], None],
+        memory: BlockMemory,
+        receiver: Receiver,
+        on_word: Callable[["Link", FetchFailed | Renewed], None],
         now_s: float,
     ) -> None:
         self.stage = LinkStage.DIALLING
         self.source = ticket.worker
         self.stream: SinkStream | None = None
+        self.receiver = receiver
+        self.num_breaks = 0
+        """Streams that ended since the last fetch landed."""
         self.why = ""
         """Why this transport and not an earlier one."""
         self.leases: set[LeaseId] = set()
@@ -76,15 +85,19 @@ class Link:
         self._heard_s = now_s
         self._ticket = ticket
         self._poller = poller
-        self._transports = list(transports)
+        self._transports = tuple(transports)
+        self._untried = list(transports)
         self._allow_fallback = allow_fallback
-        self._block_bytes = block_bytes
-        self._taker = taker
+        self._memory = memory
         self._on_word = on_word
         self._session = SessionId(secrets.randbits(63))
         self._dial: Dial | None = None
         self._opened: Opened | None = None
         self._refusals: list[str] = []
+        self._broke = ""
+        """How the last stream ended."""
+        self.has_more = False
+        """The stream has more to do without waiting."""
         self._control = context.connect(ticket.address)
         poller.watch(self._control)
         self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
@@ -121,26 +134,52 @@ class Link:
                     self._attach(message)
                 case Refused(reason=reason):
                     raise PeerLost(f"the source refused the link: {reason}")
-                case Ready() | Finish() | FetchFailed() | Renewed():
+                case FetchFailed() | Renewed():
                     self._on_word(self, message)
                 case _:
                     assert_never(message)
         if self._dial is not None and self._dial.fileno() in ready:
             self._advance()
-        if self.stream is not None and self.stream.fileno() in ready:
-            self._heard_s = now_s
-            self.stream.receive(self._taker)
 
-    def lose(self) -> None:
-        """Close everything."""
+    def receive(self, ready: set[int], *, now_s: float) -> SinkStream | None:
+        """Take in what the stream has. When it has just broken: that stream, for the caller to
+        close before `attach_again`."""
+        stream = self.stream
+        if stream is None or not (self.has_more or stream.fileno() in ready):
+            return None
+        self._heard_s = now_s
+        try:
+            self.has_more = stream.receive(self.receiver)
+        except PeerLost as error:
+            self._broke = f"{stream.transport} broke: {error}"
+            return self._take_stream()
+        return None
+
+    def attach_again(self, *, now_s: float) -> None:
+        """Go on after a stream's end. Raises PeerLost when that was tried enough."""
+        self.num_breaks += 1
+        if self.num_breaks >= MAX_BREAKS:
+            raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
+        log.warning("stream broke", extra={"source": self.source, "why": self._broke})
+        self.stage = LinkStage.ATTACHING
+        self.open_by_s = now_s + REOPEN_S
+        self._untried, self._refusals = list(self._transports), []
+        self._try_next()
+
+    def lose(self) -> SinkStream | None:
+        """Close everything but the stream, which the caller closes."""
         self.stage = LinkStage.LOST
         self._drop_dial()
-        if self.stream is not None:
-            self._poller.forget(self.stream.fileno())
-            self.stream.close()
-            self.stream = None
+        stream = self._take_stream()
         self._poller.forget(self._control)
         self._control.close()
+        return stream
+
+    def _take_stream(self) -> SinkStream | None:
+        stream, self.stream, self.has_more = self.stream, None, False
+        if stream is not None:
+            self._poller.forget(stream.fileno())
+        return stream
 
     def _attach(self, opened: Opened) -> None:
         if self.stage is not LinkStage.DIALLING or opened.epoch != self._ticket.epoch:
@@ -151,10 +190,10 @@ class Link:
 
     def _try_next(self) -> None:
         """Start on the first transport left that can be reached at all."""
-        while self._transports:
+        while self._untried:
             if self._refusals and not self._allow_fallback:
                 raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._refusals)}")
-            name = self._transports.pop(0)
+            name = self._untried.pop(0)
             try:
                 dial = self._dial_to(name)
             except Unreachable as error:
@@ -163,21 +202,24 @@ class Link:
             self._dial = dial
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        raise PeerLost(f"no transport reaches {self.source}: {'; '.join(self._refusals)}")
+        reasons = [self._broke, *self._refusals] if self._broke else self._refusals
+        raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
 
     def _dial_to(self, name: str) -> Dial:
         assert self._opened is not None
+        address = next((p.address for p in self._opened.planes if p.transport == name), None)
+        if address is None:
+            raise Unreachable(f"the source does not serve {name}")
         hello = StreamHello(
-            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch,
-            block_bytes=self._block_bytes,
-        )  # fmt: skip
+            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
+        )
         match name:
             case "memory":
-                return memory.dial(hello)
+                return memory_plane.dial(hello, self._memory)
             case "shm":
-                return shm.dial(self._ticket.shm_address, hello)
+                return shm.dial(address, hello, self._memory)
             case "tcp":
-                return tcp.dial(self._opened.data_host, self._opened.data_port, hello)
+                return tcp.dial(address, hello, self._memory)
             case _:
                 raise AssertionError(f"no transport is called {name}")
 
@@ -196,7 +238,8 @@ class Link:
             return
         self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
         self._poller.watch(stream.fileno())
-        self.why = "; ".join([f"{name} reachable", *self._refusals])
+        reasons = [f"{name} reachable", *self._refusals]
+        self.why = "; ".join([*reasons, self._broke] if self._broke else reasons)
         log.info(
             "transport chosen", extra={"source": self.source, "transport": name, "why": self.why}
         )

@@ -13,10 +13,13 @@ from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import KvLayout
 
-CONTROL_VERSION: Final = 1
+CONTROL_VERSION: Final = 2
 MAX_CONTROL_BYTES: Final = 4 << 20
-"""The slots of a 4,000,000-token prompt pack to 3 MB; nothing honest is larger."""
+"""The slots of a 4,000,000-token prompt pack to 2 MB; nothing honest is larger."""
 MAX_NOTE_BYTES: Final = 64 << 10
+MAX_SETUP_BYTES: Final = 64 << 10
+MAX_WORD_BYTES: Final = 1 << 20
+"""Of one word on a stream: a chunk of 4,096 pieces packs to 230 KB."""
 
 FetchId = NewType("FetchId", int)
 SessionId = NewType("SessionId", int)
@@ -25,29 +28,54 @@ SessionId = NewType("SessionId", int)
 Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
+Setup = Annotated[bytes, msgspec.Meta(max_length=MAX_SETUP_BYTES)]
+"""What a transport tells its other end, opaque to all others."""
 Reason = Annotated[str, msgspec.Meta(max_length=2_000)]
 FailureCode = Literal["lease_expired", "mismatch", "failed", "refused", "closed"]
 
 
-class Slot(msgspec.Struct, frozen=True, array_like=True):
-    """One block wanted, and where it goes in the fetcher's pool."""
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """Pieces of one fetch that travel together; `kvtransfer.chunk` packs and checks them."""
 
-    index: Count
-    """Counted from token 0 of the lease."""
-    block_id: Count
+    fetch: Id
+    attempt: Count
+    pieces: bytes
+    """Packed `kvtransfer.chunk.PIECE[]`."""
+    blocks: bytes
+    """Packed u4[]: the source's blocks that each piece is read from."""
 
 
-class Descriptor(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One block of the source whose bytes are written and may be read."""
+class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Every block is written; `note` is the source's last word to the fetcher."""
 
-    index: Count
-    block_id: Count
-    """In the source's pool."""
-    token_start: Count
-    token_count: Count
-    num_bytes: Count
-    generation: int
-    checksum: int
+    fetch: Id
+    attempt: Count
+    note: Annotated[bytes, msgspec.Meta(max_length=MAX_NOTE_BYTES)]
+    since_s: Seconds
+    """Seconds since the source was told so."""
+
+
+class Left(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """The source works on this job no more."""
+
+    number: Id
+
+
+StreamWord = Chunk | Finish | Left
+"""What a source says on a data stream."""
+
+
+class Help(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """Sink -> source on a shared-memory stream: copy pieces of this job too, if you have time."""
+
+    number: Id
+
+
+class HelpOffer(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """In a shared-memory hello's setup: the sink's pool, whose descriptor rides along."""
+
+    num_blocks: Count
+    block_bytes: Count
 
 
 # -- sink -> source -----------------------------------------------------------------------
@@ -70,7 +98,10 @@ class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     lease: LeaseId
     compat: Annotated[str, msgspec.Meta(max_length=256)]
     layout: KvLayout
-    slots: tuple[Slot, ...]
+    indices: bytes
+    """Packed u4[], ascending: slots wanted, counted from token 0 in the fetcher's blocks."""
+    slots: bytes
+    """Packed u4[]: the block of the fetcher's pool that each goes to."""
 
 
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag=3):
@@ -98,11 +129,16 @@ ToSource = Open | Fetch | Renew | Release | Cancel
 # -- source -> sink -----------------------------------------------------------------------
 
 
+class Plane(msgspec.Struct, frozen=True, array_like=True):
+    """Where a source's streams of one transport connect: `host:port` or an abstract socket."""
+
+    transport: Annotated[str, msgspec.Meta(max_length=32)]
+    address: Annotated[str, msgspec.Meta(max_length=256)]
+
+
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
-    data_host: str
-    data_port: Annotated[int, msgspec.Meta(ge=0, le=65_535)]
-    """Where TCP streams connect; 0 when this source does not serve TCP."""
+    planes: Annotated[tuple[Plane, ...], msgspec.Meta(max_length=16)]
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
@@ -112,25 +148,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     reason: Reason
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=3):
-    """These blocks may be read from the source's memory now."""
-
-    fetch: Id
-    attempt: Count
-    blocks: tuple[Descriptor, ...]
-
-
-class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=4):
-    """Every block is written; `note` is the source's last word to the fetcher."""
-
-    fetch: Id
-    attempt: Count
-    note: Annotated[bytes, msgspec.Meta(max_length=MAX_NOTE_BYTES)]
-    since_s: Seconds
-    """Seconds since the source was told so."""
-
-
-class FetchFailed(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+class FetchFailed(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     fetch: Id
     attempt: Count
     code: FailureCode
@@ -145,12 +163,12 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     reason: Reason
 
 
-class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=6):
+class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
     gone: tuple[Gone, ...]
     """Of the leases named, those that were not renewed."""
 
 
-ToSink = Opened | Refused | Ready | Finish | FetchFailed | Renewed
+ToSink = Opened | Refused | FetchFailed | Renewed
 
 # -- first words on a data stream ---------------------------------------------------------
 
@@ -159,7 +177,9 @@ class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     version: int
     session: Id
     epoch: Epoch
-    block_bytes: Count
+    lane: Annotated[int, msgspec.Meta(ge=0, le=63)] = 0
+    """Sockets beyond the first of one stream count from 1."""
+    setup: Setup = b""
 
 
 class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
@@ -169,11 +189,16 @@ class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
     num_blocks: Count
     block_bytes: Count
+    setup: Setup = b""
 
 
-MAX_STREAM_WORD_BYTES: Final = 1024
+MAX_STREAM_WORD_BYTES: Final = MAX_SETUP_BYTES + 1024
 stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_STREAM_WORD_BYTES)
 stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_STREAM_WORD_BYTES)
+
+help_word: Codec[Help] = Codec(Help, max_bytes=64)
+help_offer: Codec[HelpOffer] = Codec(HelpOffer, max_bytes=64)
+stream_word: Codec[StreamWord] = Codec(StreamWord, max_bytes=MAX_WORD_BYTES)
 
 _to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
 _to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)

@@ -5,7 +5,6 @@ Made by a worker at start; the engine computes in `blocks` and counts allocation
 so nothing can be left there. Does not know who owns a block.
 """
 
-import ctypes
 import fcntl
 import mmap
 import os
@@ -14,7 +13,10 @@ from contextlib import suppress
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
+from kvtransfer import native
+from kvtransfer.plan import NO_BLOCK, Ranges
 from protocol.errors import LayoutMismatch
 
 _HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
@@ -28,7 +30,7 @@ _SEAL_FUTURE_WRITE = 0x10
 
 
 def checksum(block: memoryview) -> int:
-    """xxh3 of one block's bytes: 27 GB/s on one core, so every block always carries it."""
+    """xxh3 of one block's bytes."""
     return int(xxhash.xxh3_64_intdigest(block))
 
 
@@ -45,7 +47,14 @@ class BlockMemory:
     """
 
     def __init__(
-        self, *, fd: int, mapping: mmap.mmap, num_blocks: int, block_bytes: int, writable: bool
+        self,
+        *,
+        fd: int,
+        mapping: mmap.mmap,
+        num_blocks: int,
+        block_bytes: int,
+        writable: bool,
+        helped: bool = False,
     ) -> None:
         """Use `create` or `open`. Takes ownership of `fd`."""
         start = _blocks_at(num_blocks)
@@ -57,12 +66,22 @@ class BlockMemory:
         self.blocks = self._whole[start : start + num_blocks * block_bytes]
         """All blocks' bytes, `[block, byte]` flattened."""
         self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
-        self._address = int(np.frombuffer(mapping, dtype=np.uint8).ctypes.data) + start
-        self._writable = writable
+        self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
+        """The same generations, for many at a time."""
+        address = int(np.frombuffer(mapping, dtype=np.uint8).ctypes.data) + start
+        self.span = native.Memory(address, num_blocks * block_bytes)
+        """Where the blocks are mapped in this process."""
+        self.writable = writable
+        self.helped = helped
+        """Another process of this user may map it for writing."""
 
     @classmethod
-    def create(cls, *, num_blocks: int, block_bytes: int) -> "BlockMemory":
-        """A pool of zeros. Pages are taken from the machine as they are first written."""
+    def create(cls, *, num_blocks: int, block_bytes: int, helped: bool = False) -> "BlockMemory":
+        """A pool of zeros. Pages are taken from the machine as they are first written.
+
+        `helped`: another process of this user may map it for writing too, to copy into slots
+        that this one named; otherwise nobody else ever can.
+        """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
         total = _blocks_at(num_blocks) + num_blocks * block_bytes
@@ -71,25 +90,34 @@ class BlockMemory:
             os.ftruncate(fd, total)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
             mapping = mmap.mmap(fd, total)
-            with suppress(OSError):  # before Linux 5.1 readers are only asked not to write
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
+            _advise(mapping)
+            if not helped:
+                with suppress(OSError):  # before Linux 5.1 readers are only asked not to write
+                    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE)
         except OSError:
             os.close(fd)
             raise
         mapping[: _HEADER.size] = _HEADER.pack(_MAGIC, num_blocks, block_bytes)
         return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, writable=True
-        )
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
+            writable=True, helped=helped,
+        )  # fmt: skip
 
     @classmethod
-    def open(cls, fd: int, *, num_blocks: int, block_bytes: int) -> "BlockMemory":
-        """Map a peer's pool for reading; takes `fd` even when it raises.
+    def open(
+        cls, fd: int, *, num_blocks: int, block_bytes: int, writable: bool = False
+    ) -> "BlockMemory":
+        """Map a peer's pool, for reading unless told; takes `fd` even when it raises.
 
         Raises LayoutMismatch when the file is not a pool of exactly that shape, or could shrink
         under a reader.
         """
         try:
-            mapping = _map_foreign(fd, num_blocks=num_blocks, block_bytes=block_bytes)
+            total = _blocks_at(num_blocks) + num_blocks * block_bytes
+            mapping = _map_foreign(fd, total=total, writable=writable)
+            if mapping[: _HEADER.size] != _HEADER.pack(_MAGIC, num_blocks, block_bytes):
+                mapping.close()
+                raise LayoutMismatch("the peer's pool has another header than its word")
         except (OSError, ValueError) as error:
             os.close(fd)
             raise LayoutMismatch(f"the peer's pool cannot be mapped: {error}") from error
@@ -97,8 +125,9 @@ class BlockMemory:
             os.close(fd)
             raise
         return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, writable=False
-        )
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
+            writable=writable,
+        )  # fmt: skip
 
     def view(self) -> "BlockMemory":
         """The same pool, mapped once more for reading."""
@@ -115,20 +144,41 @@ class BlockMemory:
         start = self._offset(block_id)
         return self.blocks[start : start + self.block_bytes]
 
-    def copy_from(self, source: "BlockMemory", *, source_block: int, block: int) -> None:
-        """Copy one block of `source` over one of ours, in one copy and without the GIL."""
-        assert self._writable and source.block_bytes == self.block_bytes
-        ctypes.memmove(
-            self._address + self._offset(block),
-            source._address + source._offset(source_block),
-            self.block_bytes,
+    def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
+        """The ranges of whole blocks, one each."""
+        num = len(blocks)
+        return Ranges(
+            offsets_R=blocks.astype(np.int64) * self.block_bytes,
+            sizes_R=np.full(num, self.block_bytes, np.int64),
+            starts_P=np.arange(num + 1, dtype=np.int64),
         )
+
+    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
+        there_PB = blocks_PB != NO_BLOCK
+        each_PB = self.generations_N[np.where(there_PB, blocks_PB, 0)]
+        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
+        return sums_P
+
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
+        return native.checksums(self.span, ranges)
+
+    def copy_from(
+        self, source: "BlockMemory", source_ranges: Ranges, ranges: Ranges
+    ) -> NDArray[np.uint64]:
+        """Copy ranges of `source` over ours, in one copy and without the GIL; the checksum of
+        each piece. Raises ValueError for ranges outside either pool."""
+        assert self.writable
+        return native.copy(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:
         """Give the descriptor back, and the memory unless someone still holds a view of it:
         then it goes with the last view."""
         if self.fd < 0:
             return
+        self.generations_N = np.empty(0, np.uint64)
+        self.span = native.Memory(0, 0)
         with suppress(BufferError):
             for view in (self.blocks, self.generations, self._whole):
                 view.release()
@@ -142,14 +192,17 @@ class BlockMemory:
         return block_id * self.block_bytes
 
 
-def _map_foreign(fd: int, *, num_blocks: int, block_bytes: int) -> mmap.mmap:
-    total = _blocks_at(num_blocks) + num_blocks * block_bytes
+def _advise(mapping: mmap.mmap) -> None:
+    """Ask for huge pages: a scattered copy then misses the TLB less."""
+    with suppress(OSError, ValueError):
+        mapping.madvise(mmap.MADV_HUGEPAGE)
+
+
+def _map_foreign(fd: int, *, total: int, writable: bool) -> mmap.mmap:
     if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
         raise LayoutMismatch("the peer's pool is not sealed against shrinking")
     if os.fstat(fd).st_size != total:
         raise LayoutMismatch(f"the peer's pool has {os.fstat(fd).st_size} bytes, not {total}")
-    mapping = mmap.mmap(fd, total, access=mmap.ACCESS_READ)
-    if mapping[: _HEADER.size] != _HEADER.pack(_MAGIC, num_blocks, block_bytes):
-        mapping.close()
-        raise LayoutMismatch("the peer's pool has another header than its word")
+    mapping = mmap.mmap(fd, total, access=mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
+    _advise(mapping)
     return mapping

@@ -1,148 +1,151 @@
-"""Where bytes become blocks: writes what arrives into its slot, and verifies it there.
+"""Where bytes become blocks: says where each chunk goes, and verifies it there.
 
-Called by `kvtransfer.fetcher` and by pushing streams, on the sink's thread. A block counts only
-when generation (where the source's memory can be read) and checksum match; every write is begun
-and ended in the fetch's state table, so a slot never has two writers.
+One a link; called by its streams, through `kvtransfer.link`, and by `kvtransfer.fetcher`, on the
+sink's thread. A piece counts only when its description, its blocks' generations (where the
+source's memory can be read) and its checksum are right; every write is begun and ended in the
+fetch's state table, so a slot never has two writers.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol
 
-from kvtransfer.link import Link, LinkStage
-from kvtransfer.messages import Descriptor, FetchId
-from kvtransfer.pool import BlockMemory, checksum
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.chunk import NO_BLOCK, Landing, unpack
+from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.plan import Plan
+from kvtransfer.pool import BlockMemory
 from kvtransfer.session import Fetch, FetchStep
 from protocol.errors import TransferError
 
 log = logging.getLogger(__name__)
 
-_TURN_BYTES: Final = 8 << 20
-"""Most bytes copied before control messages are looked at again: about a millisecond."""
+
+class Receiving(Protocol):
+    """A running fetch, as far as its bytes are concerned."""
+
+    fetch: Fetch
+    plan: Plan | None
+    num_bytes: int
+    """Verified so far."""
+    flow_s: float
+    """Seconds in which bytes of it flowed."""
+
+
+class Fetches(Protocol):
+    """Who knows the running fetches of one link."""
+
+    def find(self, fetch: FetchId) -> Receiving | None: ...
+
+    def follow(self, active: Receiving, steps: Sequence[FetchStep]) -> None:
+        """Carry out what a fetch's table answers."""
+
+    def finished(self, active: Receiving, word: Finish) -> None: ...
+
+    def quiet(self, block_ids: Sequence[int]) -> None:
+        """Nobody writes into these quarantined slots any more."""
 
 
 @dataclass(slots=True, eq=False)
-class _Readable:
-    """Blocks a source said may be read, in order."""
+class _Open:
+    """A chunk whose slots have a writer."""
 
-    link: Link
-    fetch: FetchId
-    attempt: int
-    blocks: deque[Descriptor]
-
-
-@dataclass(slots=True)
-class _Flow:
-    began_s: float = 0.0
-    """When the bytes of the newest block began to come."""
-    flow_s: float = 0.0
+    landing: Landing
+    active: Receiving
+    places_P: NDArray[np.intp]
+    began_s: float
 
 
 class Receiver:
+    """The taker of one link's chunks."""
+
     def __init__(
         self,
         memory: BlockMemory,
+        fetches: Fetches,
         *,
-        find: Callable[[FetchId], Fetch | None],
-        follow: Callable[[Fetch, Sequence[FetchStep]], None],
         tamper: Callable[[memoryview], None] | None,
         clock: Callable[[], float],
     ) -> None:
-        """`find` gives a running fetch, `follow` carries out what its table answers."""
         self._memory = memory
-        self._find = find
-        self._follow = follow
+        self._fetches = fetches
         self._tamper = tamper
         self._clock = clock
-        self._readable: deque[_Readable] = deque()
-        self._flows: dict[FetchId, _Flow] = {}
+        self._open: dict[int, _Open] = {}
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self._readable)
-
-    def may_read(
-        self, link: Link, fetch: FetchId, *, attempt: int, blocks: Sequence[Descriptor]
-    ) -> None:
-        """A source says that these blocks of its memory may be read."""
-        self._readable.append(_Readable(link, fetch, attempt, deque(blocks)))
-
-    def copy(self) -> None:
-        """Copy a turn's worth of the blocks that may be read."""
-        budget = _TURN_BYTES
-        while self._readable and budget > 0:
-            readable = self._readable[0]
-            fetch = self._find(readable.fetch)
-            if not readable.blocks or fetch is None or readable.link.stage is not LinkStage.OPEN:
-                self._readable.popleft()
-            elif self._copy_block(readable, fetch, readable.blocks.popleft()):
-                budget -= self._memory.block_bytes
-
-    def begin_frame(
-        self, fetch: FetchId, attempt: int, slot_block: int, block: Descriptor
-    ) -> memoryview | None:
-        """A pushing stream has bytes for a slot: where they go, or None to discard them."""
-        found = self._find(fetch)
-        into = None if found is None else self._begin_write(found, attempt, block)
-        if found is None or into is None:
+    def begin_chunk(self, chunk: Chunk) -> Landing | None:
+        active = self._fetches.find(FetchId(chunk.fetch))
+        if active is None or active.plan is None:
             return None
-        if into != slot_block:
-            self._follow(found, found.end_write(block.index, broken="it names another slot"))
-            return None
-        return self._memory.block(into)
-
-    def end_frame(self, fetch: FetchId, block: Descriptor) -> None:
-        """A slot's bytes are complete."""
-        found = self._find(fetch)
-        assert found is not None, "a frame was written for a fetch that is over"
-        self._settle(found, block, broken="")
-
-    def take_flow_s(self, fetch: FetchId) -> float:
-        """Seconds in which bytes of this fetch flowed; it is over, and forgotten."""
-        flow = self._flows.pop(fetch, None)
-        return 0.0 if flow is None else flow.flow_s
-
-    def _copy_block(self, readable: _Readable, fetch: Fetch, block: Descriptor) -> bool:
-        """True when bytes were copied."""
-        assert readable.link.stream is not None
-        source = readable.link.stream.memory
-        if source is None or block.block_id >= source.num_blocks:
-            unknown = TransferError(f"the source named block {block.block_id}, which it has not")
-            self._follow(fetch, fetch.fail(unknown))
-            return False
-        into = self._begin_write(fetch, readable.attempt, block)
-        if into is None:
-            return False
-        before = source.generations[block.block_id]
-        self._memory.copy_from(source, source_block=block.block_id, block=into)
-        after = source.generations[block.block_id]
-        stale = before != block.generation or after != block.generation
-        self._settle(fetch, block, broken="the block has another generation" if stale else "")
-        return True
-
-    def _begin_write(self, fetch: Fetch, attempt: int, block: Descriptor) -> int | None:
+        plan = active.plan
+        pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=plan.blocks_per_slot)
+        index_P = pieces_P["index"]
         try:
-            into = fetch.begin_write(attempt=attempt, block=block)
-        except TransferError as error:
-            self._follow(fetch, fetch.fail(error))
+            plan.check(
+                index_P, blocks_PB, num_tokens=active.fetch.num_tokens, num_pool_blocks=NO_BLOCK
+            )
+            places_P = active.fetch.begin_write(
+                attempt=chunk.attempt, pieces_P=pieces_P, num_bytes_P=plan.num_bytes(blocks_PB)
+            )
+        except (TransferError, ValueError) as error:
+            self._fetches.follow(active, active.fetch.fail(TransferError(str(error))))
             return None
-        if into is not None:
-            if fetch.fetch not in self._flows:
-                log.info("first block", extra={"lease": fetch.lease, "index": block.index})
-            self._flows.setdefault(fetch.fetch, _Flow()).began_s = self._clock()
-        return into
+        if places_P is None:
+            return None
+        target = plan.target(index_P, pieces_P["slot"], blocks_PB)
+        source = plan.source(index_P, blocks_PB)
+        landing = Landing(chunk, pieces_P, blocks_PB, source, target)
+        self._open[id(landing)] = _Open(landing, active, places_P, self._clock())
+        return landing
 
-    def _settle(self, fetch: Fetch, block: Descriptor, *, broken: str) -> None:
-        """Verify a slot's bytes, now that its writer has stopped."""
-        if not broken:
-            slot = self._memory.block(fetch.slot_block(block.index))
-            if self._tamper is not None:
-                self._tamper(slot)
-            broken = "" if checksum(slot) == block.checksum else "the checksum is another"
-        if broken:
-            log.warning("block rejected", extra={"index": block.index, "why": broken})
-        flow = self._flows[fetch.fetch]
-        flow.flow_s += self._clock() - flow.began_s
-        self._follow(fetch, fetch.end_write(block.index, broken=broken))
+    def end_chunk(
+        self, landing: Landing, sums_P: NDArray[np.uint64] | None, *, broken: str = ""
+    ) -> None:
+        opened = self._open.pop(id(landing), None)
+        if opened is None:
+            return
+        active = opened.active
+        if sums_P is None:
+            right_P = np.zeros(len(opened.places_P), np.bool_)
+        else:
+            right_P = self._verify(landing, sums_P)
+            broken = broken or "the checksum is another"
+        if not right_P.all():
+            log.warning("pieces rejected", extra={"num": int((~right_P).sum()), "why": broken})
+        active.flow_s += self._clock() - opened.began_s
+        active.num_bytes += _bytes_of(landing, right_P)
+        steps = active.fetch.end_write(opened.places_P, right_P=right_P, broken=broken)
+        self._settle(opened, steps)
+
+    def finished(self, word: Finish) -> None:
+        active = self._fetches.find(FetchId(word.fetch))
+        if active is not None:
+            self._fetches.finished(active, word)
+
+    def stopped(self, fetch: FetchId | None = None) -> None:
+        """Nobody writes any more into the slots of a fetch, or of any."""
+        for opened in [x for x in self._open.values() if fetch in (None, x.landing.fetch)]:
+            del self._open[id(opened.landing)]
+            self._settle(opened, opened.active.fetch.stop_write(opened.places_P))
+
+    def _settle(self, opened: _Open, steps: Sequence[FetchStep]) -> None:
+        """Tell whoever waits for the slots: the fetch, or, after its end, their owner."""
+        if opened.active.fetch.ended and not steps:
+            self._fetches.quiet(opened.landing.pieces_P["slot"].tolist())
+        else:
+            self._fetches.follow(opened.active, steps)
+
+    def _verify(self, landing: Landing, sums_P: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        if self._tamper is not None:
+            for slot in landing.pieces_P["slot"].tolist():
+                self._tamper(self._memory.block(slot))
+            sums_P = self._memory.checksums(landing.target)
+        right_P: NDArray[np.bool_] = sums_P == landing.pieces_P["checksum"]
+        return right_P
+
+
+def _bytes_of(landing: Landing, right_P: NDArray[np.bool_]) -> int:
+    return int(landing.pieces_P["num_bytes"][right_P].sum())

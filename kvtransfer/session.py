@@ -1,24 +1,25 @@
-"""The two state tables of a fetch: what each end may do next, without clock, socket or memory.
+"""A fetch as a state table: what its fetcher may do next, without clock, socket or memory.
 
-`Fetch` is the fetcher's side of one fetch, `Lending` the source's side of one lease. The shells
-(`kvtransfer.sink`, `kvtransfer.source`) feed them what happened and carry out what they answer.
-Both keep every slot's writer: a slot has at most one, and an end is told only when it has none.
+`kvtransfer.fetcher` feeds it what happened and carries out what it answers. It keeps every slot's
+writer: a slot has at most one, and an end names the slots that still have one. The source's side
+is `kvtransfer.lending`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Final
 
-from kvtransfer.messages import Descriptor, FetchId, Slot
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from kvtransfer.messages import FetchId
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
 
-MAX_ATTEMPTS = 3
-"""A block that arrives broken three times is not bad luck."""
-
-
-# -- fetcher ------------------------------------------------------------------------------
+MAX_CORRUPT: Final = 3
+"""A fetch in which bytes arrive broken three times has no bad luck."""
+_WAITING, _WRITING, _VERIFIED = 0, 1, 2
+"""What is known of a slot."""
 
 
 class FetchStage(StrEnum):
@@ -51,12 +52,13 @@ FETCH_TABLE: dict[tuple[FetchStage, FetchEvent], FetchStage] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SendFetch:
     """Ask the source for these slots under this attempt."""
 
     attempt: int
-    slots: tuple[Slot, ...]
+    indices: NDArray[np.uint32]
+    slots: NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +75,23 @@ class SendCancel:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Nothing writes into the slots any more: tell the caller. Comes exactly once, last."""
+    """Tell the caller. Comes exactly once, last; slots that still have a writer are quarantined."""
 
 
 FetchStep = SendFetch | SendRelease | SendCancel | End
-SlotState = Literal["waiting", "writing", "verified"]
 
 
 class Fetch:
-    """One fetch as its fetcher sees it. Methods are events; they return what to do, in order."""
+    """One fetch as its fetcher sees it. Methods are events; they return what to do, in order.
+
+    Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
+    and, when a stream broke or bytes were wrong, still to be asked for again."""
 
     def __init__(
-        self, *, fetch: FetchId, lease: LeaseId, slots: Sequence[Slot], block_tokens: int,
-        num_tokens: int, block_bytes: int,
+        self, *, fetch: FetchId, lease: LeaseId, indices: ArrayLike, slots: ArrayLike,
+        block_tokens: int, num_tokens: int,
     ) -> None:  # fmt: skip
+        """`indices[i]` goes to block `slots[i]`. Raises ValueError when one comes twice."""
         self.fetch = fetch
         self.lease = lease
         self.stage = FetchStage.REQUESTED
@@ -96,12 +101,15 @@ class Fetch:
         self.reason = ""
         """Why it was cancelled."""
         self.ended = False
-        self._slots = {slot.index: slot for slot in slots}
-        self._states: dict[int, SlotState] = dict.fromkeys(self._slots, "waiting")
-        self._num_open = len(self._slots)
+        self.indices_S, self.slots_S = ascending(indices, slots)
+        if len(np.unique(self.slots_S)) < len(self.slots_S):
+            raise ValueError("block_ids: one comes twice")
+        self._states_S = np.zeros(len(self.indices_S), np.uint8)
+        self._num_open = len(self.indices_S)
+        self._num_writing = 0
+        self._num_corrupt = 0
         self._block_tokens = block_tokens
-        self._num_tokens = num_tokens
-        self._block_bytes = block_bytes
+        self.num_tokens = num_tokens
         self._history: list[str] = []
 
     @property
@@ -110,49 +118,70 @@ class Fetch:
 
     @property
     def num_slots(self) -> int:
-        return len(self._slots)
-
-    def slot_block(self, index: int) -> int:
-        """The pool block of a slot."""
-        return self._slots[index].block_id
+        return len(self.indices_S)
 
     @property
-    def writing(self) -> list[int]:
-        """Slots someone writes into at this moment."""
-        return [index for index, state in self._states.items() if state == "writing"]
+    def writing_S(self) -> NDArray[np.intp]:
+        """Places of the slots that someone writes into at this moment."""
+        return np.flatnonzero(self._states_S == _WRITING)
+
+    @property
+    def num_writing(self) -> int:
+        """Slots that have a writer."""
+        return self._num_writing
+
+    @property
+    def verified(self) -> tuple[int, ...]:
+        """Indices of the slots that hold verified bytes."""
+        return tuple(self.indices_S[self._states_S == _VERIFIED].tolist())
 
     def start(self) -> list[FetchStep]:
-        """The link is open: ask for everything that is not here yet."""
+        """A stream is open: ask for everything that is neither here nor on its way."""
         if self.over:
             return []
         return [self._ask()]
 
-    def begin_write(self, *, attempt: int, block: Descriptor) -> int | None:
-        """The pool block these bytes go to, which then has a writer until `end_write`.
+    def begin_write(
+        self, *, attempt: int, pieces_P: NDArray[Any], num_bytes_P: NDArray[np.int64]
+    ) -> NDArray[np.intp] | None:
+        """The places these pieces go to, which then have a writer until `end_write`.
 
-        None: nobody wants these bytes (old attempt, unknown slot, already here): discard them.
-        Raises TransferError when the description contradicts the lease.
+        None: nobody wants these bytes (old attempt, or already here): discard them. Raises
+        TransferError when the descriptions contradict the lease or what was asked for.
         """
-        if self.over or attempt != self.attempt or self._states.get(block.index) != "waiting":
+        if self.over or attempt != self.attempt:
             return None
-        self._check(block)
+        places_P = self._places(pieces_P)
+        if self._states_S[places_P].any():
+            return None
+        self._check(pieces_P, num_bytes_P)
         self._move(FetchEvent.PROGRESS)
-        self._states[block.index] = "writing"
-        return self._slots[block.index].block_id
+        self._states_S[places_P] = _WRITING
+        self._num_writing += len(places_P)
+        return places_P
 
-    def end_write(self, index: int, *, broken: str = "") -> list[FetchStep]:
-        """The writer of this slot has stopped; `broken` says why its bytes are not to be used."""
-        assert self._states[index] == "writing", f"slot {index} has no writer: {self._history}"
-        self._states[index] = "waiting" if broken else "verified"
+    def end_write(
+        self, places_P: NDArray[np.intp], *, right_P: NDArray[np.bool_], broken: str
+    ) -> list[FetchStep]:
+        """The writer of these slots has stopped; those not right are not to be used, and
+        `broken` says why."""
+        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._history}"
+        self._num_writing -= len(places_P)
+        self._states_S[places_P] = np.where(right_P, _VERIFIED, _WAITING)
+        num_right = int(np.count_nonzero(right_P))
+        self._num_open -= num_right
         if self.over:
             return self._end_when_quiet()
-        if not broken:
-            self._num_open -= 1
+        if num_right == len(places_P):
             return self._complete_or([])
-        self._move(FetchEvent.PROGRESS)
-        if self.attempt >= MAX_ATTEMPTS:
-            return self.fail(CorruptBlock(f"block {index}, attempt {self.attempt}: {broken}"))
-        return [self._ask()]
+        return self._ask_again(int(self.indices_S[places_P[~right_P]][0]), broken)
+
+    def stop_write(self, places_P: NDArray[np.intp]) -> list[FetchStep]:
+        """The writer of these slots has stopped before it was done: ask for them again later."""
+        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._history}"
+        self._num_writing -= len(places_P)
+        self._states_S[places_P] = _WAITING
+        return self._end_when_quiet() if self.over else []
 
     def note_arrived(self, *, attempt: int, note: bytes) -> list[FetchStep]:
         if self.over or attempt != self.attempt or self.note is not None:
@@ -177,10 +206,29 @@ class Fetch:
         self._move(FetchEvent.CANCELLED)
         return [SendCancel(reason), *self._end_when_quiet()]
 
+    def abandon(self) -> list[FetchStep]:
+        """It is over, but a writer cannot be stopped now: end without waiting for it."""
+        assert self.over, f"abandoned while {self.stage}: {self._history}"
+        if self.ended:
+            return []
+        self.ended = True
+        return [End()]
+
     def _ask(self) -> SendFetch:
         self.attempt += 1
-        waiting = (slot for slot in self._slots.values() if self._states[slot.index] == "waiting")
-        return SendFetch(attempt=self.attempt, slots=tuple(waiting))
+        waiting_S = self._states_S == _WAITING
+        return SendFetch(
+            attempt=self.attempt,
+            indices=self.indices_S[waiting_S],
+            slots=self.slots_S[waiting_S],
+        )
+
+    def _ask_again(self, index: int, broken: str) -> list[FetchStep]:
+        self._move(FetchEvent.PROGRESS)
+        self._num_corrupt += 1
+        if self._num_corrupt >= MAX_CORRUPT:
+            return self.fail(CorruptBlock(f"block {index}, attempt {self.attempt}: {broken}"))
+        return [self._ask()]
 
     def _complete_or(self, steps: list[FetchStep]) -> list[FetchStep]:
         if self._num_open or self.note is None:
@@ -189,20 +237,41 @@ class Fetch:
         return [*steps, SendRelease(), *self._end_when_quiet()]
 
     def _end_when_quiet(self) -> list[FetchStep]:
-        if self.ended or self.writing:
+        if self.ended or self._num_writing:
             return []
         self.ended = True
         return [End()]
 
-    def _check(self, block: Descriptor) -> None:
-        start = block.index * self._block_tokens
-        count = min(self._block_tokens, self._num_tokens - start)
-        said = (block.token_start, block.token_count, block.num_bytes)
-        if said != (start, count, self._block_bytes):
-            raise TransferError(
-                f"block {block.index} described as tokens {said[0]}+{said[1]}, {said[2]} bytes;"
-                f" the lease says {start}+{count}, {self._block_bytes}"
-            )
+    def _places(self, pieces_P: NDArray[Any]) -> NDArray[np.intp]:
+        index_P = pieces_P["index"]
+        if not self.num_slots or (np.diff(index_P.astype(np.int64)) <= 0).any():
+            raise TransferError("the source describes blocks twice, out of order, or unasked")
+        places_P = np.searchsorted(self.indices_S, index_P)
+        places_P = np.minimum(places_P, self.num_slots - 1)
+        if (self.indices_S[places_P] != index_P).any():
+            raise TransferError("the source describes a block that nobody asked for")
+        return places_P
+
+    def _check(self, pieces_P: NDArray[Any], num_bytes_P: NDArray[np.int64]) -> None:
+        """Every field against the lease and the plan; the first piece that differs is named."""
+        start_P = pieces_P["index"].astype(np.int64) * self._block_tokens
+        count_P = np.minimum(self._block_tokens, self.num_tokens - start_P)
+        slot_P = self.slots_S[self._places(pieces_P)]
+        wrong_P = (
+            (pieces_P["token_start"] != start_P)
+            | (pieces_P["token_count"] != count_P)
+            | (pieces_P["num_bytes"] != num_bytes_P)
+            | (pieces_P["slot"] != slot_P)
+        )
+        if not wrong_P.any():
+            return
+        at = int(np.flatnonzero(wrong_P)[0])
+        piece = pieces_P[at]
+        raise TransferError(
+            f"block {piece['index']} described as tokens {piece['token_start']}"
+            f"+{piece['token_count']}, {piece['num_bytes']} bytes for slot {piece['slot']};"
+            f" due are {start_P[at]}+{count_P[at]}, {num_bytes_P[at]} for {slot_P[at]}"
+        )
 
     def _move(self, event: FetchEvent) -> None:
         key = (self.stage, event)
@@ -212,142 +281,17 @@ class Fetch:
         self.stage = FETCH_TABLE[key]
 
 
-# -- source -------------------------------------------------------------------------------
-
-
-class LeaseStage(StrEnum):
-    LEASED = "leased"
-    SENDING = "sending"
-    RELEASED = "released"
-    EXPIRED = "expired"
-
-
-class LeaseEvent(StrEnum):
-    FETCHED = "fetched"
-    RELEASED = "released"
-    """The fetcher has everything, or wants nothing; or the owner took the lease back."""
-    LAPSED = "lapsed"
-    """Nobody renewed it, or its fetcher is gone."""
-
-
-_L, _LE = LeaseStage, LeaseEvent
-LEASE_TABLE: dict[tuple[LeaseStage, LeaseEvent], LeaseStage] = {
-    (_L.LEASED, _LE.FETCHED): _L.SENDING,
-    (_L.LEASED, _LE.RELEASED): _L.RELEASED,
-    (_L.LEASED, _LE.LAPSED): _L.EXPIRED,
-    (_L.SENDING, _LE.FETCHED): _L.SENDING,
-    (_L.SENDING, _LE.RELEASED): _L.RELEASED,
-    (_L.SENDING, _LE.LAPSED): _L.EXPIRED,
-}
-
-
-class Refusal(Exception):
-    """A fetch the source will not serve. The lease goes on, unless its fetcher drops it."""
-
-
-class Lending:
-    """One lease as its source sees it: what is written, what was asked for, what is due."""
-
-    def __init__(
-        self, *, lease: LeaseId, block_ids: Sequence[int], generations: Sequence[int],
-        num_tokens: int, block_tokens: int, block_bytes: int,
-    ) -> None:  # fmt: skip
-        self.lease = lease
-        self.stage = LeaseStage.LEASED
-        self.block_ids = tuple(block_ids)
-        self.generations = tuple(generations)
-        self.num_tokens = num_tokens
-        self.num_written = 0
-        self.note: bytes | None = None
-        self.fetch: FetchId | None = None
-        self.attempt = 0
-        self.num_sent = 0
-        self._block_tokens = block_tokens
-        self._block_bytes = block_bytes
-        self.slots: dict[int, int] = {}
-        """Of the present attempt: block index to the fetcher's pool block."""
-        self._wanted: list[int] = []
-        """Block indices asked for and not yet offered, the highest first."""
-        self._note_due = False
-
-    @property
-    def over(self) -> bool:
-        return self.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
-
-    def publish(self, num_tokens: int) -> None:
-        """KV of the first `num_tokens` tokens is written; what is written stays so."""
-        assert num_tokens <= self.num_tokens
-        self.num_written = max(self.num_written, num_tokens)
-
-    def finish(self, note: bytes) -> None:
-        """Everything is written."""
-        self.publish(self.num_tokens)
-        self.note = note
-        self._note_due = self.fetch is not None
-
-    def fetched(self, *, fetch: FetchId, attempt: int, slots: Sequence[Slot]) -> bool:
-        """Someone asks for blocks. False when this word is a late one. Raises Refusal."""
-        if self.over:
-            raise Refusal(f"the lease is {self.stage}")
-        if self.fetch is not None and fetch != self.fetch:
-            raise Refusal("another fetch holds this lease")
-        if attempt <= self.attempt:
-            return False
-        wanted = {slot.index: slot.block_id for slot in slots}
-        indices = sorted(wanted, reverse=True)
-        if len(indices) != len(slots):
-            raise Refusal("a block is asked for twice")
-        if indices and indices[0] >= len(self.block_ids):
-            raise Refusal(f"block {indices[0]} of a lease of {len(self.block_ids)} blocks")
-        self._move(LeaseEvent.FETCHED)
-        self.fetch, self.attempt = fetch, attempt
-        self.slots, self._wanted = wanted, indices
-        self._note_due = self.note is not None
-        return True
-
-    def take_ready(self, limit: int) -> list[int]:
-        """Up to `limit` block indices to send now, in token order; each comes once an attempt."""
-        ready: list[int] = []
-        while self._wanted and len(ready) < limit and self._written(self._wanted[-1]):
-            ready.append(self._wanted.pop())
-        self.num_sent += len(ready)
-        return ready
-
-    @property
-    def has_ready(self) -> bool:
-        return not self.over and bool(self._wanted) and self._written(self._wanted[-1])
-
-    def take_note(self) -> bytes | None:
-        """The note, once an attempt, as soon as it is known."""
-        if not self._note_due or self.over:
-            return None
-        self._note_due = False
-        return self.note
-
-    def describe(self, index: int, checksum: int) -> Descriptor:
-        start = index * self._block_tokens
-        return Descriptor(
-            index=index,
-            block_id=self.block_ids[index],
-            token_start=start,
-            token_count=min(self._block_tokens, self.num_tokens - start),
-            num_bytes=self._block_bytes,
-            generation=self.generations[index],
-            checksum=checksum,
-        )
-
-    def release(self) -> None:
-        self._move(LeaseEvent.RELEASED)
-
-    def lapse(self) -> None:
-        self._move(LeaseEvent.LAPSED)
-
-    def _written(self, index: int) -> bool:
-        return self.num_written >= min((index + 1) * self._block_tokens, self.num_tokens)
-
-    def _move(self, event: LeaseEvent) -> None:
-        key = (self.stage, event)
-        assert key in LEASE_TABLE, (
-            f"lease {self.lease}: no row {key}; fetch {self.fetch}, attempt {self.attempt}"
-        )
-        self.stage = LEASE_TABLE[key]
+def ascending(
+    indices: ArrayLike, slots: ArrayLike
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Both by ascending index. Raises ValueError when their numbers differ or one comes twice."""
+    indices_S, slots_S = np.asarray(indices, np.uint32), np.asarray(slots, np.uint32)
+    if indices_S.shape != slots_S.shape or indices_S.ndim != 1:
+        raise ValueError(f"indices: {indices_S.shape} for slots of {slots_S.shape}")
+    steps = np.diff(indices_S.astype(np.int64))
+    if (steps <= 0).any():
+        order = np.argsort(indices_S, kind="stable")
+        indices_S, slots_S = indices_S[order], slots_S[order]
+        if (np.diff(indices_S.astype(np.int64)) == 0).any():
+            raise ValueError("indices: one comes twice")
+    return indices_S, slots_S

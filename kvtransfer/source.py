@@ -16,13 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+import numpy as np
+
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.lender import Lender, Wares
-from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, StreamWelcome
+from kvtransfer.lending import Lending
+from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
 from kvtransfer.pool import BlockMemory
-from kvtransfer.session import Lending
 from kvtransfer.transports.base import Listener
 from kvtransfer.transports.control import ControlServer, Poller, Waker
+from kvtransfer.transports.helping import HelpCopy
 from kvtransfer.transports.memory import MemoryListener
 from kvtransfer.transports.shm import ShmListener
 from kvtransfer.transports.tcp import TcpListener
@@ -83,11 +86,13 @@ class Source:
         advertised_host: str = "",
         lease_ttl_s: float = 6.0,
         transports: Sequence[str] = TRANSPORTS,
+        help_copy: HelpCopy = "auto",
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listen at once, on free ports of `host`; `advertised_host` is what tickets say when
-        that differs. `on_lease_end` is called on the source's thread and must not block, and so
+        that differs. `help_copy`: whether this process copies along when a sink on the same host
+        fetches. `on_lease_end` is called on the source's thread and must not block, and so
         is `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
@@ -111,6 +116,7 @@ class Source:
                 on_lease_end=on_lease_end, clock=clock,
             )
         )  # fmt: skip
+        self._help_copy: HelpCopy = help_copy
         self._listen(host, advertised_host or host, transports)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()
@@ -131,20 +137,20 @@ class Source:
         """
         if len(block_ids) != self._layout.num_blocks(num_tokens):
             raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
-        if any(not 0 <= block < self._memory.num_blocks for block in block_ids):
+        blocks_B = np.asarray(block_ids, np.int64)
+        if len(blocks_B) and not 0 <= blocks_B.min() <= blocks_B.max() < self._memory.num_blocks:
             raise ValueError(f"block_ids: not all below {self._memory.num_blocks}")
         lease = LeaseId(secrets.randbits(63))
         lending = Lending(
-            lease=lease, block_ids=block_ids, num_tokens=num_tokens,
-            generations=[self._memory.generations[block] for block in block_ids],
-            block_tokens=self._layout.block_tokens, block_bytes=self._layout.block_bytes,
+            lease=lease, block_ids=blocks_B, num_tokens=num_tokens,
+            generations=self._memory.generations_N[blocks_B],
+            block_tokens=self._layout.block_tokens,
         )  # fmt: skip
         self._lender.let_in(lending)
         self._command(_Opened(lease, self._clock()))
         return Ticket(
             worker=self._worker, epoch=self._epoch, lease=lease, address=self.address,
-            shm_address=self.shm_address, layout=self._layout, compat=self._compat,
-            num_tokens=num_tokens,
+            layout=self._layout, compat=self._compat, num_tokens=num_tokens,
         )  # fmt: skip
 
     def publish(self, lease: LeaseId, num_tokens: int) -> None:
@@ -179,20 +185,9 @@ class Source:
     def _listen(self, host: str, advertised_host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
         self.address = f"tcp://{advertised_host}:{self._control.port}"
-        self.shm_address = ""
-        data_port = 0
         listeners: list[Listener] = []
         try:
-            if "memory" in transports:
-                listeners.append(MemoryListener(self._memory, epoch=self._epoch))
-            if "shm" in transports:
-                shm = ShmListener(self._memory, epoch=self._epoch)
-                self.shm_address = shm.address
-                listeners.append(shm)
-            if "tcp" in transports:
-                tcp = TcpListener(host)
-                data_port = tcp.port
-                listeners.append(tcp)
+            listeners.extend(self._listener(name, host) for name in transports)
         except (TransferError, OSError):
             for listener in listeners:
                 listener.close()
@@ -206,14 +201,25 @@ class Source:
             control=self._control,
             listeners=listeners,
             poller=self._poller,
-            opened=Opened(epoch=self._epoch, data_host=advertised_host, data_port=data_port),
+            opened=Opened(epoch=self._epoch, planes=_planes(listeners, advertised_host)),
             welcome=StreamWelcome(
                 version=CONTROL_VERSION, epoch=self._epoch,
                 num_blocks=self._memory.num_blocks, block_bytes=self._memory.block_bytes,
             ),
-            on_lost=self._lender.lost,
+            on_lost=self._lender.lost, clock=self._clock,
         )  # fmt: skip
         self._lender.use(self._visitors)
+
+    def _listener(self, transport: str, host: str) -> Listener:
+        match transport:
+            case "memory":
+                return MemoryListener(self._memory, epoch=self._epoch)
+            case "shm":
+                return ShmListener(self._memory, epoch=self._epoch, help_copy=self._help_copy)
+            case "tcp":
+                return TcpListener(self._memory, host)
+            case _:
+                raise ValueError(f"transports: {transport!r} is not one of {', '.join(TRANSPORTS)}")
 
     # -- on the source's thread -----------------------------------------------------------
 
@@ -222,7 +228,7 @@ class Source:
             while not self._closing.is_set():
                 ready = self._poller.wait(self._sleep_s())
                 self._waker.clear()
-                self._visitors.look(ready, now_s=self._clock())
+                self._visitors.look(ready)
                 for identity, message in self._control.receive():
                     self._obey()  # a lease opened a moment ago may be asked for already
                     self._lender.hear(identity, message)
@@ -239,7 +245,7 @@ class Source:
 
     def _sleep_s(self) -> float:
         sleep_s = self._lender.sleep_s(_IDLE_S)
-        next_s = self._visitors.next_in_s(self._clock())
+        next_s = self._visitors.next_in_s()
         return sleep_s if next_s is None else min(sleep_s, next_s)
 
     def _obey(self) -> None:
@@ -256,6 +262,15 @@ class Source:
                     self._lender.failed(lease, reason)
                 case _:
                     assert_never(command)
+
+
+def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:
+    """Where sinks connect; a listener that has only a port is at `host`."""
+    planes = []
+    for listener in listeners:
+        address = listener.address
+        planes.append(Plane(listener.transport, address.replace("*", host, 1)))
+    return tuple(planes)
 
 
 __all__ = ["TRANSPORTS", "LeaseEnd", "LeaseEndReason", "Source"]

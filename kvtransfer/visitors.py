@@ -1,8 +1,9 @@
 """The sinks connected to one source: each has a control identity, a session and a stream.
 
 Called by `kvtransfer.source` from its thread. A visitor says `Open` on the control link, then
-proves on a data stream that the session is its own; when that stream ends the visitor is gone,
-and so is everything it held. Knows nothing of leases beyond their ids.
+proves on a data stream that the session is its own. When that stream ends it may open another
+within a short grace; after that the visitor is gone, and so is everything it held. Knows nothing
+of leases beyond their ids.
 """
 
 import socket
@@ -16,11 +17,13 @@ from kvtransfer.messages import (
     Opened,
     Refused,
     SessionId,
+    StreamHello,
     StreamWelcome,
     ToSink,
     stream_hello,
+    stream_welcome,
 )
-from kvtransfer.transports.base import Listener, SourceStream, WordReader, close_fds
+from kvtransfer.transports.base import Listener, SourceStream, WordReader, close_fds, send_word
 from kvtransfer.transports.control import ControlServer, Identity, Poller
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
@@ -29,11 +32,14 @@ from protocol.lease import Deadlines
 MAX_VISITORS = 1_024
 _HELLO_S = 5.0
 """From `Open` to the stream's hello: a local round trip, or a far one on a bad day."""
+GRACE_S = 0.5
+"""From a stream's end to the next one's hello. A sink that lives dials at once; one that was killed
+keeps its leases this long."""
 
 
 @dataclass(slots=True, eq=False)
 class Visitor:
-    """One sink, until its stream ends."""
+    """One sink, until it has been without a stream for too long."""
 
     identity: Identity
     session: SessionId
@@ -43,6 +49,8 @@ class Visitor:
     """Those it fetches or renews."""
     awaits_room: bool = False
     """The poller watches for room in the stream's socket."""
+    parted: str = ""
+    """How its last stream ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +72,9 @@ class Visitors:
         opened: Opened,
         welcome: StreamWelcome,
         on_lost: Callable[[Visitor, str], None],
+        clock: Callable[[], float],
     ) -> None:
+        self._clock = clock
         self._control = control
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._poller = poller
@@ -85,10 +95,10 @@ class Visitors:
     def get(self, identity: Identity) -> Visitor | None:
         return self._visitors.get(identity)
 
-    def next_in_s(self, now_s: float) -> float | None:
-        return self._hellos.next_in_s(now_s)
+    def next_in_s(self) -> float | None:
+        return self._hellos.next_in_s(self._clock())
 
-    def open(self, identity: Identity, word: Open, *, now_s: float) -> None:
+    def open(self, identity: Identity, word: Open) -> None:
         """Answer a sink's first message."""
         if word.epoch != self._opened.epoch:
             self.refuse(identity, Refused(code="epoch", reason="the source has been restarted"))
@@ -99,7 +109,7 @@ class Visitors:
         else:
             visitor = Visitor(identity, SessionId(word.session), word.worker)
             self._visitors[identity] = self._sessions[visitor.session] = visitor
-            self._hellos.set(visitor, now_s=now_s, remaining_s=_HELLO_S)
+            self._hellos.set(visitor, now_s=self._clock(), remaining_s=_HELLO_S)
             self.send(visitor, self._opened)
 
     def refuse(self, identity: Identity, word: Refused) -> None:
@@ -114,18 +124,18 @@ class Visitors:
         if not self._control.send(visitor.identity, message):
             self.lose(visitor, "its control link is gone or full")
 
-    def look(self, ready: set[int], *, now_s: float) -> None:
+    def look(self, ready: set[int]) -> None:
         """Take in what the descriptors in `ready` have, and let go of those who never came."""
         for fd in ready:
             if fd in self._listeners:
-                self._accept(self._listeners[fd], now_s)
+                self._accept(self._listeners[fd])
             elif fd in self._arrivals:
                 self._greet(self._arrivals[fd])
             elif fd in self._streams:
                 self._attend(self._streams[fd])
-        for late in self._hellos.expired(now_s):
+        for late in self._hellos.expired(self._clock()):
             if isinstance(late, Visitor):
-                self.lose(late, "it opened no stream")
+                self.lose(late, late.parted or "it opened no stream")
             else:
                 self._turn_away(late)
 
@@ -137,10 +147,10 @@ class Visitors:
         try:
             stream.flush()
         except PeerLost as error:
-            self.lose(visitor, str(error))
+            self._part(visitor, str(error))
             return
-        if visitor.awaits_room != bool(stream.queued_bytes):
-            visitor.awaits_room = not visitor.awaits_room
+        if visitor.awaits_room != stream.awaits_room:
+            visitor.awaits_room = stream.awaits_room
             self._poller.watch(stream.fileno(), writable=visitor.awaits_room)
 
     def lose(self, visitor: Visitor, why: str) -> None:
@@ -149,10 +159,7 @@ class Visitors:
             return
         del self._sessions[visitor.session]
         self._hellos.drop(visitor)
-        if visitor.stream is not None:
-            self._poller.forget(visitor.stream.fileno())
-            del self._streams[visitor.stream.fileno()]
-            visitor.stream.close()
+        self._drop_stream(visitor)
         self._on_lost(visitor, why)
 
     def close(self) -> None:
@@ -164,14 +171,14 @@ class Visitors:
             self._poller.forget(fd)
             listener.close()
 
-    def _accept(self, listener: Listener, now_s: float) -> None:
+    def _accept(self, listener: Listener) -> None:
         while (sock := listener.accept()) is not None:
             if len(self._arrivals) >= MAX_VISITORS:
                 sock.close()
                 continue
             arrival = _Arrival(sock, listener, WordReader(MAX_STREAM_WORD_BYTES))
             self._arrivals[sock.fileno()] = arrival
-            self._hellos.set(arrival, now_s=now_s, remaining_s=_HELLO_S)
+            self._hellos.set(arrival, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
 
     def _greet(self, arrival: _Arrival) -> None:
@@ -179,32 +186,63 @@ class Visitors:
             hello = arrival.reader.read(arrival.sock, stream_hello)
             if hello is None:
                 return
-            visitor = self._sessions.get(SessionId(hello.session))
-            if visitor is None or visitor.stream is not None:
-                raise WireError("no such session waits for a stream")
-            if hello.version != CONTROL_VERSION or hello.epoch != self._opened.epoch:
-                raise WireError("another version or epoch")
-            if hello.block_bytes != self._welcome.block_bytes:
-                raise WireError(f"its blocks have {hello.block_bytes} bytes")
-            stream = arrival.listener.welcome(arrival.sock, self._welcome)
+            visitor = self._visitor_of(hello)
+            self._let_in(visitor, arrival, hello)
         except (PeerLost, WireError):
             self._turn_away(arrival)
-            return
-        del self._arrivals[arrival.sock.fileno()]
+
+    def _let_in(self, visitor: Visitor, arrival: _Arrival, hello: StreamHello) -> None:
+        """Make the connection the visitor's stream, or a lane of it."""
+        sock, fds = arrival.sock, arrival.reader.fds
+        fd = sock.fileno()
+        if hello.lane:
+            assert visitor.stream is not None
+            send_word(sock, stream_welcome.encode(self._welcome))
+            visitor.stream.add_lane(sock, hello.lane)
+        else:
+            visitor.stream = arrival.listener.welcome(sock, self._welcome, hello, fds)
+            visitor.awaits_room = False
+            self._hellos.drop(visitor)
+        del self._arrivals[fd]
         self._hellos.drop(arrival)
-        self._hellos.drop(visitor)
-        close_fds(arrival.reader.fds)
-        visitor.stream = stream
-        self._streams[stream.fileno()] = visitor
+        close_fds(fds)
+        self._poller.forget(fd)
+        if not hello.lane:
+            self._streams[visitor.stream.fileno()] = visitor
+            self._poller.watch(visitor.stream.fileno())
+
+    def _visitor_of(self, hello: StreamHello) -> Visitor:
+        """Whose stream this is. Raises WireError when it cannot be one."""
+        visitor = self._sessions.get(SessionId(hello.session))
+        if visitor is None or (visitor.stream is None) != (hello.lane == 0):
+            raise WireError("no such session waits for a stream")
+        if hello.version != CONTROL_VERSION or hello.epoch != self._opened.epoch:
+            raise WireError("another version or epoch")
+        return visitor
 
     def _attend(self, visitor: Visitor) -> None:
         assert visitor.stream is not None
         try:
             visitor.stream.receive()
-        except (PeerLost, WireError) as error:
+        except PeerLost as error:
+            self._part(visitor, str(error))
+        except WireError as error:
             self.lose(visitor, str(error))
-            return
-        self.flush(visitor)
+        else:
+            self.flush(visitor)
+
+    def _part(self, visitor: Visitor, why: str) -> None:
+        """A stream has ended: its sink may open another, for a moment."""
+        self._drop_stream(visitor)
+        visitor.parted = why
+        self._hellos.set(visitor, now_s=self._clock(), remaining_s=GRACE_S)
+
+    def _drop_stream(self, visitor: Visitor) -> None:
+        if visitor.stream is not None:
+            self._poller.forget(visitor.stream.fileno())
+            del self._streams[visitor.stream.fileno()]
+            visitor.stream.close()
+            visitor.stream = None
 
     def _turn_away(self, arrival: _Arrival) -> None:
         self._hellos.drop(arrival)

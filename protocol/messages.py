@@ -55,8 +55,6 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseId
     address: str
     """Where the source's control socket listens, e.g. `tcp://127.0.0.1:40001`."""
-    shm_address: str
-    """Abstract unix socket that hands over the pool's memory on the same host; "" if none."""
     layout: KvLayout
     compat: str
     num_tokens: int

@@ -12,7 +12,6 @@ from typing import Final
 from controlplane.doctor.trial import COMPAT, LAYOUT, Measured, Offer, Outcome, Unusable, percentile
 from kvtransfer.endings import FetchEnd
 from kvtransfer.endings import Landed as FetchLanded
-from kvtransfer.messages import Slot
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Sink
 from protocol.ids import WorkerId
@@ -96,9 +95,9 @@ def _fetch(sink: Sink, ticket: Ticket, *, deadline_s: float) -> float:
         ends.append(end)
         ended.set()
 
-    slots = [Slot(index, index) for index in range(ticket.num_tokens // LAYOUT.block_tokens)]
+    blocks = range(ticket.num_tokens // LAYOUT.block_tokens)
     began = time.monotonic()
-    sink.fetch(ticket=ticket, slots=slots, deadline_s=deadline_s, on_end=tell)
+    sink.fetch(ticket=ticket, indices=blocks, block_ids=blocks, deadline_s=deadline_s, on_end=tell)
     ended.wait(deadline_s + 1.0)
     took_s = time.monotonic() - began
     match ends:

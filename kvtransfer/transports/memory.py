@@ -12,7 +12,7 @@ from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
 from kvtransfer.transports.control import Waker
-from kvtransfer.transports.shm import QuietStream, ReadingStream
+from kvtransfer.transports.reading import AnnouncingStream, ReadingStream
 from protocol.errors import LayoutMismatch
 from protocol.ids import Epoch
 
@@ -28,6 +28,7 @@ class MemoryListener:
 
     def __init__(self, memory: BlockMemory, *, epoch: Epoch) -> None:
         self.memory = memory
+        self.address = f"{epoch:x}"
         self._epoch = epoch
         self._waiting: deque[socket.socket] = deque()
         self._waker = Waker()
@@ -54,9 +55,11 @@ class MemoryListener:
         self._waker.clear()
         return self._waiting.popleft() if self._waiting else None
 
-    def welcome(self, sock: socket.socket, word: StreamWelcome) -> base.SourceStream:
+    def welcome(
+        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
         base.send_word(sock, stream_welcome.encode(word))
-        return QuietStream(sock, NAME)
+        return AnnouncingStream(sock, NAME, helper=None)
 
     def close(self) -> None:
         _listeners.pop(self._epoch, None)
@@ -65,8 +68,8 @@ class MemoryListener:
         self._waker.close()
 
 
-def dial(hello: StreamHello) -> base.Dial:
-    """Connect to a source of this process. Raises base.Unreachable."""
+def dial(hello: StreamHello, memory: BlockMemory) -> base.Dial:
+    """Connect to a source of this process, to fetch into `memory`. Raises base.Unreachable."""
     listener = _listeners.get(hello.epoch)
     if listener is None:
         raise base.Unreachable("the source is not in this process")
@@ -74,7 +77,7 @@ def dial(hello: StreamHello) -> base.Dial:
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         try:
-            return ReadingStream(sock, NAME, pool.view())
+            return ReadingStream(sock, NAME, source=pool.view(), memory=memory, board=None)
         except (LayoutMismatch, OSError) as error:
             raise base.Unreachable(str(error)) from error
 

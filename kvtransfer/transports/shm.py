@@ -11,16 +11,29 @@ import secrets
 import socket
 import struct
 
-from kvtransfer.messages import FetchId, StreamHello, StreamWelcome, stream_welcome
+import msgspec
+
+from kvtransfer.board import Board
+from kvtransfer.messages import (
+    HelpOffer,
+    StreamHello,
+    StreamWelcome,
+    help_offer,
+    stream_welcome,
+)
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
-from protocol.errors import LayoutMismatch, PeerLost, WireError
+from kvtransfer.transports.helping import HelpCopy, Helper
+from kvtransfer.transports.reading import AnnouncingStream, ReadingStream
+from protocol.errors import LayoutMismatch, PeerLost
 from protocol.ids import Epoch
 
 NAME = "shm"
 _BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
-_LENGTH = struct.Struct("<I")
+_MIN_HELPED_CORES = 2
+_HELPS = b"helps"
+"""In a welcome's setup: the source copies along when it is told to and has time."""
 
 
 class ShmListener:
@@ -28,7 +41,8 @@ class ShmListener:
 
     transport = NAME
 
-    def __init__(self, memory: BlockMemory, *, epoch: Epoch) -> None:
+    def __init__(self, memory: BlockMemory, *, epoch: Epoch, help_copy: HelpCopy = "auto") -> None:
+        self._help_copy = help_copy
         self.address = f"baton-kv-{epoch:x}-{secrets.token_hex(4)}"
         self._memory = memory
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -46,107 +60,75 @@ class ShmListener:
             return None
         return sock
 
-    def welcome(self, sock: socket.socket, word: StreamWelcome) -> base.SourceStream:
-        packed = stream_welcome.encode(word)
-        packed = _LENGTH.pack(len(packed)) + packed
+    def welcome(
+        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
+        helper = self._helper(hello, fds)
+        if helper is not None:
+            word = msgspec.structs.replace(word, setup=_HELPS)
         try:
             fd = self._memory.reader_fd()
         except OSError as error:
             raise PeerLost(f"no descriptor of the pool to give: {error}") from error
         try:
-            sent = socket.send_fds(sock, [packed], [fd])
-        except OSError as error:
-            raise PeerLost(f"the stream broke: {error}") from error
+            base.send_word(sock, stream_welcome.encode(word), [fd])
         finally:
             os.close(fd)
-        if sent != len(packed):
-            raise PeerLost(f"a fresh stream took {sent} of {len(packed)} bytes")
-        return QuietStream(sock, NAME)
+        return AnnouncingStream(sock, NAME, helper=helper)
+
+    def _helper(self, hello: StreamHello, fds: list[int]) -> Helper | None:
+        if not hello.setup or len(fds) != 2 or self._help_copy == "never":
+            return None
+        offer = help_offer.decode(hello.setup)
+        return Helper.open(offer, fds, source=self._memory, when=self._help_copy)
 
     def close(self) -> None:
         self._sock.close()
 
 
-def dial(address: str, hello: StreamHello) -> base.Dial:
-    """Connect to a source of this host. Raises base.Unreachable."""
-    if not address:
-        raise base.Unreachable("the source offers no shared memory")
+def dial(address: str, hello: StreamHello, memory: BlockMemory) -> base.Dial:
+    """Connect to a source of this host, to fetch into `memory`. Raises base.Unreachable."""
     sock = base.connect(socket.AF_UNIX, "\0" + address)
     if not _same_user(sock):
         sock.close()
         raise base.Unreachable("the socket belongs to another user")
-    return base.Dial(sock, transport=NAME, hello=hello, finish=_finish)
+    board = _board(memory)
+    fds = [] if board is None else [memory.fd, board.fd]
+    if board is not None:
+        offer = HelpOffer(num_blocks=memory.num_blocks, block_bytes=memory.block_bytes)
+        hello = msgspec.structs.replace(hello, setup=help_offer.encode(offer))
+
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
+        source = _map(welcome, fds)
+        helped = board if welcome.setup == _HELPS else None
+        if board is not None and helped is None:
+            board.close()
+        return ReadingStream(sock, NAME, source=source, memory=memory, board=helped)
+
+    give_up = board.close if board is not None else lambda: None
+    return base.Dial(sock, transport=NAME, hello=hello, finish=finish, fds=fds, give_up=give_up)
 
 
-def _finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
+def _board(memory: BlockMemory) -> Board | None:
+    """Where our pool may be written by a helper, and there are cores for one: a board."""
+    if not memory.helped or len(os.sched_getaffinity(0)) < _MIN_HELPED_CORES:
+        return None
+    return Board.create()
+
+
+def _map(welcome: StreamWelcome, fds: list[int]) -> BlockMemory:
     if len(fds) != 1:
         base.close_fds(fds)
         raise base.Unreachable(f"{len(fds)} descriptors came with the welcome")
     try:
-        memory = BlockMemory.open(
+        return BlockMemory.open(
             fds.pop(), num_blocks=welcome.num_blocks, block_bytes=welcome.block_bytes
         )
     except LayoutMismatch as error:
         raise base.Unreachable(str(error)) from error
-    return ReadingStream(sock, NAME, memory)
 
 
 def _same_user(sock: socket.socket) -> bool:
     packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(packed)
     return bool(uid == os.geteuid())
-
-
-class ReadingStream:
-    """The sink's end of a stream whose blocks it copies itself."""
-
-    def __init__(self, sock: socket.socket, transport: str, memory: BlockMemory) -> None:
-        self.transport = transport
-        self.memory: BlockMemory | None = memory
-        self._sock = sock
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def receive(self, taker: base.FrameTaker) -> None:
-        base.end_of(self._sock)
-
-    def stop_writing(self, fetch: FetchId) -> None:
-        """Only the calling thread writes, and it is here."""
-
-    def close(self) -> None:
-        self._sock.close()
-        if self.memory is not None:
-            self.memory.close()
-            self.memory = None
-
-
-class QuietStream:
-    """The source's end of a stream that carries no blocks."""
-
-    pushes = False
-    queued_bytes = 0
-
-    def __init__(self, sock: socket.socket, transport: str) -> None:
-        self.transport = transport
-        self._sock = sock
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def receive(self) -> None:
-        base.end_of(self._sock)
-
-    def push(
-        self, fetch: FetchId, attempt: int, slot_block: int, block: object, body: memoryview
-    ) -> None:
-        raise WireError(f"{self.transport} carries no frames")
-
-    def flush(self) -> None:
-        """Nothing is ever queued."""
-
-    def drop(self, fetch: FetchId) -> None:
-        """Nothing is read from the pool by this process."""
-
-    def close(self) -> None:
-        self._sock.close()

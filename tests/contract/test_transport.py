@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from support.eventually import eventually
-from support.transfer import Borrower, Lender, Outcome, fill
+from support.transfer import Borrower, Lender, Outcome, Slot, fill
 
-from kvtransfer.messages import Slot
 from kvtransfer.sink import Aborted, Landed, Lost
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
@@ -329,7 +328,12 @@ def test_a_lease_belongs_to_the_first_who_fetches_it(
 
 def test_slots_that_do_not_fit_are_the_callers_mistake(lender: Lender, borrower: Borrower) -> None:
     ticket = lender.lend([0, 1])
-    for slots in ([Slot(2, 0)], [Slot(0, 64)], [Slot(0, 1), Slot(1, 1)], [Slot(0, 1), Slot(0, 2)]):
-        with pytest.raises(ValueError, match="slots"):
-            borrower.fetch(ticket, slots)
+    mistakes = {
+        "indices": ([Slot(2, 0)], [Slot(0, 1), Slot(0, 2)]),
+        "block_ids": ([Slot(0, 64)], [Slot(0, 1), Slot(1, 1)]),
+    }
+    for name, cases in mistakes.items():
+        for slots in cases:
+            with pytest.raises(ValueError, match=name):
+                borrower.fetch(ticket, slots)
     assert borrower.sink.num_fetches == 0

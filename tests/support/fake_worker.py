@@ -413,7 +413,6 @@ class _Job:
             epoch=self.worker.epoch,
             lease=lease,
             address="",
-            shm_address="",
             layout=LAYOUT,
             compat=self.worker.registration.compat,
             num_tokens=num_tokens,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from support.transfer import WITHIN_S, Borrower, Outcome
 
 from kvtransfer.endings import FetchEnd, LeaseEnd
-from kvtransfer.messages import Slot
 from protocol.ids import LeaseId
 from protocol.messages import Ticket
 
@@ -52,7 +51,7 @@ def fetch(
     outcome = TimedOutcome()
     indices = range(len(block_ids)) if indices is None else indices
     outcome.fetch = borrower.sink.fetch(
-        ticket=ticket, slots=[Slot(*pair) for pair in zip(indices, block_ids, strict=True)],
-        deadline_s=deadline_s, on_end=outcome.tell,
+        ticket=ticket, indices=indices, block_ids=block_ids, deadline_s=deadline_s,
+        on_end=outcome.tell,
     )  # fmt: skip
     return outcome

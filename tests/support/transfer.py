@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kvtransfer.messages import FetchId, Slot
+from kvtransfer.messages import FetchId
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Sink
 from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
@@ -27,6 +27,14 @@ def fill(memory: BlockMemory, block_id: int, *, salt: int = 0) -> bytes:
     content = (word * (memory.block_bytes // 8 + 1))[: memory.block_bytes]
     memory.block(block_id)[:] = content
     return content
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A block wanted, and where it goes."""
+
+    index: int
+    block_id: int
 
 
 @dataclass
@@ -109,12 +117,13 @@ class Borrower:
     num_blocks: int = NUM_BLOCKS
     layout: KvLayout = LAYOUT
     compat: str = COMPAT
+    helped: bool = True
     tamper: Callable[[memoryview], None] | None = None
     on_broken: Callable[[str], None] = print
 
     def __post_init__(self) -> None:
         self.memory = BlockMemory.create(
-            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
+            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes, helped=self.helped
         )
         self.sink = Sink(
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
@@ -127,8 +136,9 @@ class Borrower:
     ) -> Outcome:
         outcome = Outcome()
         outcome.fetch = self.sink.fetch(
-            ticket=ticket, slots=slots, deadline_s=deadline_s, on_end=outcome.tell
-        )
+            ticket=ticket, indices=[slot.index for slot in slots],
+            block_ids=[slot.block_id for slot in slots], deadline_s=deadline_s, on_end=outcome.tell,
+        )  # fmt: skip
         return outcome
 
     def close(self) -> None:

@@ -26,7 +26,6 @@ TICKET = Ticket(
     epoch=Epoch(1),
     lease=LeaseId(1),
     address="",
-    shm_address="",
     layout=LAYOUT,
     compat="same",
     num_tokens=3,

@@ -16,7 +16,7 @@ from protocol.messages import Decode, Failed, Sampling, Ticket
 def ticket(lease: int) -> Ticket:
     return Ticket(
         worker=WorkerId("prefill-0"), epoch=new_epoch(), lease=LeaseId(lease), address="",
-        shm_address="", layout=LAYOUT, compat="", num_tokens=3,
+        layout=LAYOUT, compat="", num_tokens=3,
     )  # fmt: skip
 
 

@@ -1,11 +1,14 @@
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine.native import build
+from kvtransfer import native
+from protocol import kernels
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def fake_compiler(path: Path, script: str) -> str:
 def test_kernels_are_built_once_into_the_cache(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    log, real = tmp_path / "runs", build.compiler()
+    log, real = tmp_path / "runs", kernels.compiler()
     assert real is not None
     monkeypatch.setenv("CC", fake_compiler(tmp_path / "cc", f'echo >> {log}; exec {real} "$@"'))
     assert build.load().baton_panel() in (16, 32)
@@ -35,16 +38,15 @@ def test_kernels_are_built_once_into_the_cache(
     assert [path.suffix for path in fresh.iterdir()] == [".so"], "drafts are cleaned up"
 
 
-def test_other_flags_or_sources_are_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = build._key()
-    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-O1"])
-    assert build._key() != before
+def test_other_flags_are_another_library() -> None:
+    other = replace(build.KERNELS, flags=(*build.KERNELS.flags, "-O1"))
+    assert other.library() != build.KERNELS.library()
 
 
 def test_a_machine_without_a_compiler_has_no_kernels(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "compiler", lambda: None)
+    monkeypatch.setattr(kernels, "compiler", lambda: None)
     with pytest.raises(build.NoKernels, match="no C compiler"):
         build.load()
 
@@ -60,7 +62,7 @@ def test_a_compiler_that_fails_is_quoted(
 
 def test_a_library_that_cannot_be_loaded_is_no_crash(fresh: Path) -> None:
     fresh.mkdir(parents=True)
-    (fresh / f"kernels-{build._key()}.so").write_bytes(b"not a library")
+    build.KERNELS.library().write_bytes(b"not a library")
     with pytest.raises(build.NoKernels, match="cannot load"):
         build.load()
 
@@ -73,9 +75,11 @@ def test_the_kernels_share_the_openmp_of_torch() -> None:
 
 
 def test_the_sources_compile_without_warnings(tmp_path: Path) -> None:
-    compiler = shutil.which("gcc")
-    if compiler is None:
+    found = shutil.which("gcc")
+    if found is None:
         pytest.skip("no gcc")
-    sources = [str(path) for path in build._files() if path.suffix == ".c"]
-    command = [compiler, *build.FLAGS, "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "k.so")]
-    subprocess.run([*command, *sources, "-lm"], check=True, timeout=100)
+    goal = str(tmp_path / "k.so")
+    for each in (build.KERNELS, native.KERNELS):
+        command = [found, *each.flags, "-Wall", "-Wextra", "-Werror", "-o", goal]
+        sources = [str(path) for path in each.sources()]
+        subprocess.run([*command, *sources, "-lm"], check=True, timeout=100)

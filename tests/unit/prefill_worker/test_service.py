@@ -27,7 +27,7 @@ class Desk:
         self.source = create_autospec(Source, instance=True)
         self.source.open_lease.return_value = Ticket(
             worker=WorkerId("prefill-0"), epoch=new_epoch(), lease=LEASE, address="",
-            shm_address="", layout=LAYOUT, compat="", num_tokens=3,
+            layout=LAYOUT, compat="", num_tokens=3,
         )  # fmt: skip
         self.source.fail.side_effect = lambda lease, why: self.story.told.append(f"fail: {why}")
         self.source.finish.side_effect = lambda lease, note: self.story.told.append("finish")

@@ -1,0 +1,77 @@
+"""Pieces and chunks: what travels, described by its source and checked by its fetcher.
+
+A piece is what one source provides of one slot; a chunk is pieces of one fetch that travel
+together. Packed as arrays, so a chunk of thousands costs no Python per piece. Called by both ends
+and by every data plane; trusts nothing it unpacks.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.messages import Chunk, FetchId
+from kvtransfer.plan import NO_BLOCK, Ranges
+from protocol.errors import WireError
+
+PIECE: Final = np.dtype(
+    [
+        ("index", "<u4"),
+        ("slot", "<u4"),
+        ("token_start", "<u4"),
+        ("token_count", "<u4"),
+        ("num_bytes", "<u8"),
+        ("generation", "<u8"),
+        ("checksum", "<u8"),
+    ]
+)
+"""index: the slot, counted from token 0 of the lease in the fetcher's blocks. slot: its block in
+the fetcher's pool. generation: the sum of those of the source blocks it is read from; each only
+grows, so an equal sum means equal ones. checksum: of its bytes, in the order of the slot."""
+
+MAX_CHUNK_PIECES: Final = 4_096
+"""Their descriptions fit one control frame; 32 KiB each make 128 MiB."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Landing:
+    """A chunk whose bytes may be written: from where, in the source's pool, and to where, in
+    ours. Both have the same sizes and starts."""
+
+    chunk: Chunk
+    pieces_P: NDArray[Any]  # PIECE
+    blocks_PB: NDArray[np.uint32]
+    source: Ranges
+    target: Ranges
+
+    @property
+    def fetch(self) -> FetchId:
+        return FetchId(self.chunk.fetch)
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.target.sizes_R.sum())
+
+
+def pack(
+    *, fetch: FetchId, attempt: int, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32]
+) -> Chunk:
+    return Chunk(
+        fetch=fetch, attempt=attempt, pieces=pieces_P.tobytes(), blocks=blocks_PB.tobytes()
+    )
+
+
+def unpack(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Its pieces `[P]` and their source blocks `[P, blocks_per_slot]`. Raises WireError."""
+    num_pieces, rest = divmod(len(chunk.pieces), PIECE.itemsize)
+    if rest or not 0 < num_pieces <= MAX_CHUNK_PIECES:
+        raise WireError(f"a chunk of {len(chunk.pieces)} bytes of pieces")
+    if len(chunk.blocks) != 4 * num_pieces * blocks_per_slot:
+        raise WireError(f"{num_pieces} pieces come with {len(chunk.blocks)} bytes of blocks")
+    pieces_P = np.frombuffer(chunk.pieces, PIECE)
+    blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(num_pieces, blocks_per_slot)
+    return pieces_P, blocks_PB
+
+
+__all__ = ["MAX_CHUNK_PIECES", "NO_BLOCK", "PIECE", "Landing", "pack", "unpack"]

@@ -1,0 +1,223 @@
+/* Scattered copies of KV blocks between two mapped pools, each piece's xxh3_64 taken on the way.
+ *
+ * One pass over memory instead of two: the bytes are hashed in registers while they are copied,
+ * and stored past the cache (the next reader is an attention kernel, much later). The hash is
+ * XXH3 with 64 bits, seed 0, default secret, of inputs above 240 bytes (Collet,
+ * https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md); tests compare it with the
+ * library's. Called through kvtransfer/native/__init__.py, which checks every bound first.
+ */
+#include "copy.h"
+
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192, AHEAD = 512 };
+
+static const uint8_t SECRET[SECRET_BYTES] __attribute__((aligned(64))) = {
+    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
+    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
+    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
+    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
+    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
+    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
+    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
+    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
+    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
+    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
+    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
+    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
+};
+_Static_assert(sizeof SECRET == SECRET_BYTES, "the secret has 192 bytes");
+
+static const uint64_t P32_1 = 0x9E3779B1U, P32_2 = 0x85EBCA77U, P32_3 = 0xC2B2AE3DU;
+static const uint64_t P64_1 = 0x9E3779B185EBCA87ULL, P64_2 = 0xC2B2AE3D27D4EB4FULL;
+static const uint64_t P64_3 = 0x165667B19E3779F9ULL, P64_4 = 0x85EBCA77C2B2AE63ULL;
+static const uint64_t P64_5 = 0x27D4EB2F165667C5ULL;
+
+static inline uint64_t word(const uint8_t *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* One hash under way. `held` is the newest stripe: the last of all is treated apart. */
+typedef struct {
+    uint64_t lanes[8] __attribute__((aligned(64)));
+    const uint8_t *held;
+    uint64_t num_stripes, num_bytes;
+} Hash;
+
+static void begin(Hash *hash) {
+    const uint64_t start[8] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1};
+    memcpy(hash->lanes, start, sizeof start);
+    hash->held = 0;
+    hash->num_stripes = hash->num_bytes = 0;
+}
+
+static inline void scramble(Hash *hash) {
+    for (int i = 0; i < 8; i++) {
+        uint64_t lane = hash->lanes[i];
+        lane ^= lane >> 47;
+        lane ^= word(SECRET + SECRET_BYTES - STRIPE + 8 * i);
+        hash->lanes[i] = lane * P32_1;
+    }
+}
+
+#ifdef __AVX2__
+static inline __m256i mix(__m256i lane, __m256i data, const uint8_t *secret) {
+    const __m256i key = _mm256_xor_si256(data, _mm256_loadu_si256((const __m256i *)secret));
+    const __m256i product = _mm256_mul_epu32(key, _mm256_srli_epi64(key, 32));
+    const __m256i swapped = _mm256_shuffle_epi32(data, _MM_SHUFFLE(1, 0, 3, 2));
+    return _mm256_add_epi64(product, _mm256_add_epi64(lane, swapped));
+}
+#endif
+
+static inline void accumulate(Hash *hash, const uint8_t *stripe, const uint8_t *secret) {
+#ifdef __AVX2__
+    __m256i *lanes = (__m256i *)hash->lanes;
+    lanes[0] = mix(lanes[0], _mm256_loadu_si256((const __m256i *)stripe), secret);
+    lanes[1] = mix(lanes[1], _mm256_loadu_si256((const __m256i *)(stripe + 32)), secret + 32);
+#else
+    for (int i = 0; i < 8; i++) {
+        const uint64_t data = word(stripe + 8 * i), key = data ^ word(secret + 8 * i);
+        hash->lanes[i ^ 1] += data;
+        hash->lanes[i] += (key & 0xFFFFFFFFU) * (key >> 32);
+    }
+#endif
+}
+
+/* Take in the held stripe, now known not to be the last, and hold `stripe`. */
+static inline void add(Hash *hash, const uint8_t *stripe) {
+    if (hash->held) {
+        const uint64_t at = hash->num_stripes % STRIPES_PER_BLOCK;
+        accumulate(hash, hash->held, SECRET + 8 * at);
+        hash->num_stripes++;
+        if (at == STRIPES_PER_BLOCK - 1) scramble(hash);
+    }
+    hash->held = stripe;
+    hash->num_bytes += STRIPE;
+}
+
+static inline uint64_t folded(uint64_t a, uint64_t b) {
+    const __uint128_t product = (__uint128_t)a * b;
+    return (uint64_t)product ^ (uint64_t)(product >> 64);
+}
+
+static uint64_t finish(Hash *hash) {
+    accumulate(hash, hash->held, SECRET + SECRET_BYTES - STRIPE - 7);
+    uint64_t result = hash->num_bytes * P64_1;
+    for (int i = 0; i < 4; i++)
+        result += folded(hash->lanes[2 * i] ^ word(SECRET + 11 + 16 * i),
+                         hash->lanes[2 * i + 1] ^ word(SECRET + 19 + 16 * i));
+    result ^= result >> 37;
+    result *= 0x165667919E3779F9ULL;
+    return result ^ (result >> 32);
+}
+
+/* Whole blocks of 16 stripes with the lanes in registers; the first stripe is not yet held. */
+#ifdef __AVX2__
+static inline void store(uint8_t *into, __m256i low, __m256i high, int streaming) {
+    if (streaming) {
+        _mm256_stream_si256((__m256i *)into, low);
+        _mm256_stream_si256((__m256i *)(into + 32), high);
+    } else {
+        _mm256_storeu_si256((__m256i *)into, low);
+        _mm256_storeu_si256((__m256i *)(into + 32), high);
+    }
+}
+
+/* Copies (when `into` is given) and hashes `num_blocks` kibibytes that are not the last ones. */
+static inline __attribute__((always_inline)) void bulk(
+    Hash *hash, uint8_t *into, const uint8_t *from, uint64_t num_blocks, int streaming) {
+    __m256i low = ((__m256i *)hash->lanes)[0], high = ((__m256i *)hash->lanes)[1];
+    for (uint64_t block = 0; block < num_blocks; block++) {
+        for (int i = 0; i < STRIPES_PER_BLOCK; i++, from += STRIPE) {
+            _mm_prefetch((const char *)from + AHEAD, _MM_HINT_T0);
+            const __m256i a = _mm256_loadu_si256((const __m256i *)from);
+            const __m256i b = _mm256_loadu_si256((const __m256i *)(from + 32));
+            if (into) {
+                store(into, a, b, streaming);
+                into += STRIPE;
+            }
+            low = mix(low, a, SECRET + 8 * i);
+            high = mix(high, b, SECRET + 8 * i + 32);
+        }
+        ((__m256i *)hash->lanes)[0] = low;
+        ((__m256i *)hash->lanes)[1] = high;
+        scramble(hash);
+        low = ((__m256i *)hash->lanes)[0];
+        high = ((__m256i *)hash->lanes)[1];
+    }
+    hash->num_stripes += num_blocks * STRIPES_PER_BLOCK;
+    hash->num_bytes += num_blocks * STRIPES_PER_BLOCK * STRIPE;
+}
+#endif
+
+/* Hash `size` bytes (a multiple of 64) at `from`, and copy them to `into` unless it is null. */
+static void take(Hash *hash, uint8_t *into, const uint8_t *from, int64_t size, int streaming) {
+    int64_t at = 0;
+#ifdef __AVX2__
+    /* In step with the blocks of the hash, a run of whole blocks goes through registers. The held
+     * stripe must be taken in first, and one stripe stays to be held. */
+    while (at < size && (hash->held == 0 ? hash->num_stripes : hash->num_stripes + 1)
+                                % STRIPES_PER_BLOCK != 0) {
+        if (into) memcpy(into + at, from + at, STRIPE);
+        add(hash, from + at);
+        at += STRIPE;
+    }
+    const int64_t num_blocks = (size - at - 1) / (STRIPES_PER_BLOCK * STRIPE);
+    if (at < size && num_blocks > 0) {
+        if (hash->held) {
+            accumulate(hash, hash->held, SECRET + 8 * (STRIPES_PER_BLOCK - 1));
+            hash->num_stripes++;
+            scramble(hash);
+            hash->held = 0;
+        }
+        uint8_t *const target = into ? into + at : 0;
+        if (!target)
+            bulk(hash, 0, from + at, (uint64_t)num_blocks, 0);
+        else if (streaming && ((uintptr_t)target & 31) == 0)
+            bulk(hash, target, from + at, (uint64_t)num_blocks, 1);
+        else
+            bulk(hash, target, from + at, (uint64_t)num_blocks, 0);
+        at += num_blocks * STRIPES_PER_BLOCK * STRIPE;
+    }
+#endif
+    for (; at < size; at += STRIPE) {
+        if (into) memcpy(into + at, from + at, STRIPE);
+        add(hash, from + at);
+    }
+    (void)streaming;
+}
+
+uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
+                        const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
+                        int streaming) {
+    Hash hash;
+    begin(&hash);
+    for (int64_t range = 0; range < num_ranges; range++)
+        take(&hash, target ? target + target_offsets[range] : 0, source + source_offsets[range],
+             sizes[range], streaming);
+    return finish(&hash);
+}
+
+void baton_kv_settle(void) {
+#ifdef __AVX2__
+    _mm_sfence();
+#endif
+}
+
+/* Copy all ranges and set sums[piece]. A null `target` only hashes. */
+void baton_kv_copy(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
+                   const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
+                   int64_t num_pieces, uint64_t *sums, int streaming) {
+    for (int64_t piece = 0; piece < num_pieces; piece++) {
+        const int64_t first = starts[piece];
+        sums[piece] = baton_kv_piece(target, target_offsets + first, source,
+                                     source_offsets + first, sizes + first,
+                                     starts[piece + 1] - first, streaming);
+    }
+    baton_kv_settle();
+}

@@ -1,0 +1,12 @@
+/* One piece of a KV block's slot: its ranges copied, its xxh3_64 taken. Used by share.c too. */
+#pragma once
+#include <stdint.h>
+
+/* Copies the ranges of one piece (sizes are multiples of 64, more than 240 bytes in all) from
+ * `source` to `target`, or only hashes when `target` is null. `streaming` stores past the cache. */
+uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
+                        const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
+                        int streaming);
+
+/* Makes streamed stores visible to other cores; call before telling anyone that bytes landed. */
+void baton_kv_settle(void);

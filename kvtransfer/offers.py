@@ -1,0 +1,142 @@
+"""What a source says of the pieces it sends: their blocks, generations, checksums, and ranges.
+
+Called by `kvtransfer.lender` on the source's thread. Sums blocks while nothing else is to be done,
+so that a fetch that comes after the prefill finds the checksums ready. Sends nothing itself.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, pack
+from kvtransfer.chunking import cut
+from kvtransfer.lending import Lending
+from kvtransfer.messages import Chunk
+from kvtransfer.plan import Plan, Ranges
+from kvtransfer.pool import BlockMemory
+from kvtransfer.sums import BlockSums
+from protocol.errors import WireError
+from protocol.ids import LeaseId
+from protocol.layout import KvLayout
+
+_SUMMED_BYTES: Final = 8 << 20
+"""In one turn: half a millisecond."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """A chunk, and where its bytes lie in our pool."""
+
+    chunk: Chunk
+    ranges: Ranges
+
+
+@dataclass(slots=True)
+class _Way:
+    plan: Plan
+    num_bytes: int = 0
+    """Offered so far."""
+
+
+class Offers:
+    def __init__(self, memory: BlockMemory, layout: KvLayout) -> None:
+        self._memory = memory
+        self._layout = layout
+        self._sums = BlockSums(memory)
+        self._ways: dict[LeaseId, _Way] = {}
+        self._unsummed: deque[tuple[NDArray[np.uint32], NDArray[np.uint64]]] = deque()
+        """Full blocks written a moment ago, and their generations."""
+        self._num_noted: dict[LeaseId, int] = {}
+        """Full blocks of a lease that were queued for summing."""
+
+    @property
+    def has_work(self) -> bool:
+        """`sum_some` has something to do."""
+        return bool(self._unsummed)
+
+    def written(self, lending: Lending) -> None:
+        """More of a lease is written: its full blocks will be summed when there is time."""
+        first = self._num_noted.get(lending.lease, 0)
+        last = lending.num_written // lending.block_tokens
+        if last > first:
+            new = slice(first, last)
+            self._unsummed.append((lending.block_ids_B[new], lending.generations_B[new]))
+            self._num_noted[lending.lease] = last
+
+    def sum_some(self) -> None:
+        """Sum a turn's worth of what was written."""
+        if not self._unsummed:
+            return
+        blocks, generations = self._unsummed.popleft()
+        most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
+        if len(blocks) > most:
+            self._unsummed.appendleft((blocks[most:], generations[most:]))
+        self._sums.take(blocks[:most], generations[:most])
+
+    def planned(self, lease: LeaseId, way: Plan) -> None:
+        """A fetcher with this plan asks for the lease."""
+        known = self._ways.get(lease)
+        self._ways[lease] = _Way(way, 0 if known is None else known.num_bytes)
+
+    def next(self, lending: Lending, *, most_bytes: int) -> Offer | None:
+        """The next pieces that are ready; None when a block is no longer the lease's."""
+        way = self._ways[lending.lease]
+        index_P, slot_P = lending.take_ready(_how_many(lending, way.plan, most_bytes))
+        blocks_PB = way.plan.source_blocks(index_P, lending.block_ids_B)
+        if not self._held(lending):
+            return None
+        ranges = way.plan.source(index_P, blocks_PB)
+        pieces_P = np.zeros(len(index_P), PIECE)
+        pieces_P["index"], pieces_P["slot"] = index_P, slot_P
+        pieces_P["token_start"], pieces_P["token_count"] = lending.tokens(index_P)
+        pieces_P["num_bytes"] = way.plan.num_bytes(blocks_PB)
+        pieces_P["generation"] = self._memory.generation_sums(blocks_PB)
+        pieces_P["checksum"] = self._checksums(lending, pieces_P, blocks_PB, ranges)
+        way.num_bytes += int(ranges.sizes_R.sum())
+        assert lending.fetch is not None
+        chunk = pack(
+            fetch=lending.fetch, attempt=lending.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
+        )
+        return Offer(chunk, ranges)
+
+    def forget(self, lease: LeaseId) -> int:
+        """A lease has ended; bytes offered under it."""
+        self._num_noted.pop(lease, None)
+        way = self._ways.pop(lease, None)
+        return 0 if way is None else way.num_bytes
+
+    def _held(self, lending: Lending) -> bool:
+        """All blocks of the lease still have the generations it was opened with."""
+        now_B = self._memory.generations_N[lending.block_ids_B]
+        return bool((now_B == lending.generations_B).all())
+
+    def _checksums(
+        self, lending: Lending, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32],
+        ranges: Ranges,
+    ) -> NDArray[np.uint64]:  # fmt: skip
+        """Of whole blocks from the store, of anything else afresh."""
+        whole = blocks_PB.shape[1] == 1 and bool((ranges.sizes_R == self._memory.block_bytes).all())
+        if not whole:
+            return self._memory.checksums(ranges)
+        full_P = pieces_P["token_count"] == lending.block_tokens
+        return self._sums.of(blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P)
+
+
+def _how_many(lending: Lending, way: Plan, most_bytes: int) -> int:
+    """Of the pieces that are ready, those of the next chunk."""
+    num_ready = lending.num_ready
+    if num_ready <= min(MAX_CHUNK_PIECES, most_bytes // way.piece_bytes):
+        return num_ready
+    bytes_P = np.full(num_ready, way.piece_bytes, np.int64)
+    chunks = cut(bytes_P, most_bytes=most_bytes, most_pieces=MAX_CHUNK_PIECES, more=False)
+    return len(chunks[0])
+
+
+def u4(packed: bytes) -> NDArray[np.uint32]:
+    """Unpack u4[]. Raises WireError when bytes are left over."""
+    if len(packed) % 4:
+        raise WireError(f"{len(packed)} bytes are no whole number of u4")
+    return np.frombuffer(packed, "<u4")
