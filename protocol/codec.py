@@ -34,7 +34,7 @@ class Codec(Generic[T]):
             raise WireError(f"message of {len(frame)} bytes exceeds {self._max_bytes}")
         try:
             return self._decoder.decode(frame)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise WireError(f"malformed message: {error}") from error
 
 

@@ -53,9 +53,24 @@ def test_an_oversized_frame_is_refused_before_it_is_parsed() -> None:
         small.decode(b"\x00" * 9)
 
 
+@pytest.mark.parametrize(
+    "inside",
+    [
+        pytest.param(b"\xa3a\xf3b", id="text that is not UTF-8"),
+        pytest.param(b"\x91" * 100_000, id="arrays in arrays"),
+    ],
+)
+def test_what_msgspec_refuses_by_other_names_is_refused_too(inside: bytes) -> None:
+    honest = codec.to_worker.encode(Abort(request=REQUEST, attempt=0, reason="REASON"))
+    frame = honest.replace(b"\xa6REASON", inside)
+    with pytest.raises(WireError, match="malformed"):
+        codec.to_worker.decode(frame)
+
+
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused_or_decoded_never_anything_else(frame: bytes) -> None:
     try:
         codec.to_worker.decode(frame)
     except WireError as error:
-        assert isinstance(error.__cause__, msgspec.MsgspecError)
+        causes = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+        assert isinstance(error.__cause__, causes)
