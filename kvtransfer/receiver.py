@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing, unpack
+from kvtransfer.chunk import Landing, unpack
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan
 from kvtransfer.pool import BlockMemory
@@ -84,9 +84,7 @@ class Receiver:
         pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=plan.blocks_per_slot)
         index_P = pieces_P["index"]
         try:
-            plan.check(
-                index_P, blocks_PB, num_tokens=active.fetch.num_tokens, num_pool_blocks=NO_BLOCK
-            )
+            plan.check(index_P, blocks_PB, num_tokens=active.fetch.num_tokens)
             places_P = active.fetch.begin_write(
                 attempt=chunk.attempt, pieces_P=pieces_P, num_bytes_P=plan.num_bytes(blocks_PB)
             )
