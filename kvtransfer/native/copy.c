@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192, AHEAD = 512 };
+enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192, AHEAD = 1024 };
 
 static const uint8_t SECRET[SECRET_BYTES] __attribute__((aligned(64))) = {
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
