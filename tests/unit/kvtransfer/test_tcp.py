@@ -1,172 +1,234 @@
+"""The TCP data plane between two pools, over real sockets, without a session above it."""
+
+import random
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.eventually import eventually
+from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, ONE, TWO, Pairs, done
+from support.transfer import fill
 
-from kvtransfer.messages import Descriptor, FetchId
-from kvtransfer.transports.tcp import (
-    HEADER_BYTES,
-    TcpSinkStream,
-    TcpSourceStream,
-    pack_header,
-    unpack_header,
+from kvtransfer import native
+from kvtransfer.chunk import PIECE, Landing, pack
+from kvtransfer.native import flows
+from kvtransfer.plan import Ranges
+from kvtransfer.transports.tcp_frames import (
+    Credit,
+    credit,
 )
 from protocol.errors import PeerLost, WireError
 
-BLOCK_BYTES = 200_000
-ONE, TWO = FetchId(1), FetchId(2)
-
-
-def block(index: int, *, num_bytes: int = BLOCK_BYTES) -> Descriptor:
-    return Descriptor(
-        index=index, block_id=index + 50, token_start=index * 4, token_count=4,
-        num_bytes=num_bytes, generation=7, checksum=2**64 - 1,
-    )  # fmt: skip
-
-
-@dataclass
-class Taker:
-    """Gives every wanted frame a slot of its own."""
-
-    wanted: set[FetchId] = field(default_factory=lambda: {ONE, TWO})
-    slots: dict[int, bytearray] = field(default_factory=dict)
-    ended: list[tuple[FetchId, int]] = field(default_factory=list)
-
-    def begin_frame(
-        self, fetch: FetchId, attempt: int, slot_block: int, block: Descriptor
-    ) -> memoryview | None:
-        if fetch not in self.wanted:
-            return None
-        self.slots[block.index] = bytearray(BLOCK_BYTES)
-        return memoryview(self.slots[block.index])
-
-    def end_frame(self, fetch: FetchId, block: Descriptor) -> None:
-        self.ended.append((fetch, block.index))
-
-
-@dataclass
-class Pair:
-    source: TcpSourceStream
-    sink: TcpSinkStream
-    raw: socket.socket
-    taker: Taker = field(default_factory=Taker)
-
-    def push(self, fetch: FetchId, index: int) -> bytes:
-        body = bytes([index + 1]) * BLOCK_BYTES
-        self.source.push(fetch, 1, index + 10, block(index), memoryview(body))
-        return body
-
-    def move(self) -> None:
-        """Everything that is queued goes across."""
-        while self.source.queued_bytes:
-            self.source.flush()
-            self.sink.receive(self.taker)
-        self.sink.receive(self.taker)
-
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    ours, theirs = socket.socketpair()
-    for sock in (ours, theirs):
-        sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
-    pair = Pair(TcpSourceStream(ours), TcpSinkStream(theirs, block_bytes=BLOCK_BYTES), ours)
-    yield pair
-    pair.source.close()
-    pair.sink.close()
+def pairs() -> Iterator[Pairs]:
+    pairs = Pairs()
+    yield pairs
+    pairs.close()
 
 
-def test_blocks_larger_than_the_socket_arrive_whole_and_in_order(pair: Pair) -> None:
-    bodies = [pair.push(ONE, index) for index in range(5)]
-    pair.move()
-    assert pair.taker.ended == [(ONE, index) for index in range(5)]
-    assert [bytes(pair.taker.slots[index]) for index in range(5)] == bodies
+@pytest.fixture(params=["kernels", "twin"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With the C kernels, and as on a machine without a compiler."""
+    if request.param == "twin":
+        monkeypatch.setattr(native, "kernels", lambda: None)
+    flows._library.cache_clear()
+    yield
+    flows._library.cache_clear()
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("num_lanes", [1, 3])
+def test_scattered_blocks_land_in_the_slots_they_are_for(pairs: Pairs, num_lanes: int) -> None:
+    pair = pairs.make(num_lanes=num_lanes)
+    blocks = random.Random(7).sample(range(NUM_BLOCKS), NUM_BLOCKS)
+    for first in range(0, NUM_BLOCKS, 8):
+        pair.offer(blocks[first : first + 8], list(range(first, first + 8)))
+    pair.source.finish(done())
+    pair.move(lambda: "finish of 1" in pair.taker.words)
+    assert sorted(pair.taker.right) == list(range(NUM_BLOCKS)) and not pair.taker.wrong
+    assert all(pair.landed(slot, block) for slot, block in enumerate(blocks))
     assert pair.source.queued_bytes == 0
 
 
-def test_a_dropped_fetch_sends_nothing_more_of_the_pool(pair: Pair) -> None:
-    """The frame already begun is filled up with zeros; the others never leave."""
-    pair.push(ONE, 0)
-    pair.push(ONE, 1)
-    body = pair.push(TWO, 2)
+def test_all_lanes_carry_chunks(pairs: Pairs) -> None:
+    pair = pairs.make(num_lanes=3)
+    for block in range(30):
+        pair.offer([block], [block])
+    pair.source.finish(done())
+    pair.move(lambda: "finish of 1" in pair.taker.words)
+    assert all(lane.number > 0 for lane in pair.sink._lanes)
+
+
+def test_a_piece_may_be_many_ranges_of_any_size(pairs: Pairs) -> None:
+    """As with another tensor-parallel degree; odd sizes are summed after they landed."""
+    pair = pairs.make()
+    pieces_P = np.zeros(2, PIECE)
+    pieces_P["slot"], pieces_P["num_bytes"] = [3, 4], [1_000, 333]
+    offsets_R = np.array([5, 900, 70_000, 41], np.int64)
+    ranges = Ranges(
+        offsets_R=offsets_R,
+        sizes_R=np.array([500, 250, 250, 333], np.int64),
+        starts_P=np.array([0, 3, 4], np.int64),
+    )
+    pieces_P["checksum"] = pair.lent.checksums(ranges)
+    chunk = pack(fetch=ONE, attempt=1, pieces_P=pieces_P, blocks_PB=np.zeros((2, 1), np.uint32))
+    landing = Landing(chunk, pieces_P, np.zeros((2, 1), np.uint32), ranges, ranges)
+    pair.taker.begin_chunk = lambda chunk: landing  # type: ignore[method-assign]
+    pair.source.offer(chunk, ranges)
+    pair.move(lambda: bool(pair.taker.words))
+    assert pair.taker.right == [3, 4]
+
+
+def test_a_finish_waits_for_chunks_of_a_slower_lane(pairs: Pairs) -> None:
+    pair = pairs.make(num_lanes=2)
+    pair.offer([0], [0])
+    pair.offer([1], [1])
+    pair.source.finish(done())
+    slow, fast = pair.sink._lanes
+    pair.sink._lanes = [fast]
+    pair.move(lambda: pair.source.queued_bytes == 0 and pair.taker.right == [1])
+    assert pair.taker.words == ["chunk of 1"]
+    pair.sink._lanes = [slow, fast]
+    pair.move(lambda: len(pair.taker.words) == 3)
+    assert pair.taker.words == ["chunk of 1", "chunk of 1", "finish of 1"]
+
+
+def test_a_dropped_fetch_reads_nothing_more_of_the_pool(pairs: Pairs) -> None:
+    """The chunk already begun is filled up with zeros, and so is not verified; the others never
+    leave."""
+    pair = pairs.make()
+    large = list(range(50))
+    pair.offer(large, large)
+    pair.offer([51], [51])
+    pair.offer([52], [52], fetch=TWO)
     pair.source.flush()
+    assert 0 < pair.source.queued_bytes < 52 * BLOCK_BYTES
     pair.source.drop(ONE)
-    pair.move()
-    assert pair.taker.ended == [(ONE, 0), (TWO, 2)]
-    assert pair.taker.slots[0][-1] == 0 and pair.taker.slots[0][0] == 1
-    assert bytes(pair.taker.slots[2]) == body
+    for block in range(NUM_BLOCKS):
+        if block != 52:
+            fill(pair.lent, block, salt=1)
+    pair.source.finish(done(TWO))
+    pair.move(lambda: "finish of 2" in pair.taker.words)
+    assert 49 in pair.taker.wrong and not any(pair.taker.memory.block(49))
+    assert 51 not in pair.taker.wrong and pair.landed(52, 52)
+    for slot in pair.taker.wrong:
+        assert not pair.landed(slot, slot)
 
 
-def test_a_stopped_fetch_is_not_written_any_further(pair: Pair) -> None:
-    pair.push(ONE, 0)
-    body = pair.push(TWO, 1)
+def test_a_stopped_fetch_is_not_written_any_further(pairs: Pairs) -> None:
+    pair = pairs.make()
+    large = list(range(50))
+    pair.offer(large, large)
+    pair.offer([60], [60], fetch=TWO)
     pair.source.flush()
     pair.sink.receive(pair.taker)
-    slot = bytes(pair.taker.slots[0])
-    assert 0 in slot and slot[0] == 1
-    pair.sink.stop_writing(ONE)
-    pair.move()
-    assert bytes(pair.taker.slots[0]) == slot
-    assert pair.taker.ended == [(TWO, 1)] and bytes(pair.taker.slots[1]) == body
+    assert pair.taker.begun and not pair.taker.words
+    assert pair.sink.stop_writing(ONE)
+    before = bytes(pair.taker.memory.blocks)
+    pair.move(lambda: pair.taker.words == ["chunk of 2"])
+    pair.taker.memory.block(60)[:] = bytes(BLOCK_BYTES)
+    assert bytes(pair.taker.memory.blocks) == before
 
 
-def test_frames_nobody_wants_are_read_and_thrown_away(pair: Pair) -> None:
+def test_chunks_nobody_wants_are_read_and_thrown_away(pairs: Pairs) -> None:
+    pair = pairs.make()
     pair.taker.wanted = {TWO}
-    pair.push(ONE, 0)
-    pair.push(TWO, 1)
-    pair.move()
-    assert pair.taker.ended == [(TWO, 1)] and set(pair.taker.slots) == {1}
+    pair.offer([0, 1, 2], [0, 1, 2])
+    pair.offer([3], [3], fetch=TWO)
+    pair.source.finish(done(ONE))
+    pair.move(lambda: "finish of 1" in pair.taker.words)
+    assert pair.taker.right == [3] and not any(pair.taker.memory.block(0))
 
 
-@pytest.mark.parametrize("num_bytes", [0, 10, HEADER_BYTES, HEADER_BYTES + 1, HEADER_BYTES + 999])
-def test_a_frame_cut_short_is_never_told_as_complete(pair: Pair, num_bytes: int) -> None:
-    frame = pack_header(ONE, 1, 10, block(0)) + bytes(BLOCK_BYTES)
-    pair.raw.send(frame[:num_bytes])
-    pair.raw.shutdown(socket.SHUT_WR)
-    with pytest.raises(PeerLost):
-        pair.sink.receive(pair.taker)
-    assert pair.taker.ended == []
+def test_a_source_never_sends_more_than_was_granted(pairs: Pairs) -> None:
+    pair = pairs.make(num_lanes=2, granted=3 * BLOCK_BYTES)
+    for block in range(20):
+        pair.offer([block], [block])
+    sent = 0
 
-
-@pytest.mark.parametrize("place", range(0, HEADER_BYTES, 5))
-def test_a_header_with_one_flipped_bit_ends_the_stream(pair: Pair, place: int) -> None:
-    header = bytearray(pack_header(ONE, 1, 10, block(0)))
-    header[place] ^= 4
-    pair.raw.send(header)
-    with pytest.raises(WireError, match="header"):
-        pair.sink.receive(pair.taker)
-
-
-def test_a_frame_of_another_length_ends_the_stream(pair: Pair) -> None:
-    pair.raw.send(pack_header(ONE, 1, 10, block(0, num_bytes=BLOCK_BYTES - 1)))
-    with pytest.raises(WireError, match="bytes, not"):
-        pair.sink.receive(pair.taker)
-
-
-def test_a_sink_that_speaks_on_the_stream_is_refused(pair: Pair) -> None:
-    pair.sink._sock.send(b"x")
-    with pytest.raises(WireError, match="unexpected"):
-        pair.source.receive()
-
-
-def test_a_stream_whose_reader_is_gone_says_so(pair: Pair) -> None:
-    pair.sink.close()
-    with pytest.raises(PeerLost):
-        pair.source.receive()
-    pair.push(ONE, 0)
-    with pytest.raises(PeerLost):
+    def within_credit() -> bool:
+        nonlocal sent
         pair.source.flush()
+        sent = 20 * BLOCK_BYTES - pair.source.queued_bytes
+        assert sent <= pair.sink._told
+        assert pair.sink._told <= pair.sink._received + 3 * BLOCK_BYTES
+        pair.sink.receive(pair.taker)
+        pair.source.receive()
+        return len(pair.taker.right) == 20
+
+    eventually(within_credit)
+    assert sent == 20 * BLOCK_BYTES
 
 
-@given(st.binary(min_size=HEADER_BYTES, max_size=HEADER_BYTES))
-def test_random_headers_are_refused(packed: bytes) -> None:
-    with pytest.raises(WireError):
-        unpack_header(memoryview(packed))
+def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
+    pair = pairs.make(granted=BLOCK_BYTES)
+    pair.taker.wanted = set()
+    pair.offer([0], [0])
+    pair.offer([1], [1])
+    pair.source.finish(done())
+    pair.sink._window = 0
+    for _ in range(20):
+        pair.source.flush()
+        pair.sink.receive(pair.taker)
+    assert pair.source.queued_bytes == BLOCK_BYTES and not pair.taker.words
+    pair.theirs[0].send(credit_frame(2 * BLOCK_BYTES))
+
+    def flowing() -> bool:
+        pair.source.receive()
+        pair.source.flush()
+        pair.sink.receive(pair.taker)
+        return pair.taker.words == ["finish of 1"]
+
+    eventually(flowing)
 
 
-def test_a_header_says_what_was_packed() -> None:
-    packed = pack_header(TWO, 3, 10, block(4))
-    assert unpack_header(memoryview(packed)) == (TWO, 3, 10, block(4))
+def credit_frame(total_bytes: int) -> bytes:
+    packed = credit.encode(Credit(total_bytes=total_bytes))
+    return len(packed).to_bytes(4, "little") + packed
+
+
+def test_credit_that_is_taken_back_ends_the_stream(pairs: Pairs) -> None:
+    pair = pairs.make(granted=1_000)
+    pair.theirs[0].send(credit_frame(999))
+    with pytest.raises(WireError, match="taken back"):
+        eventually(lambda: pair.source.receive())
+
+
+def test_a_sink_that_speaks_on_another_lane_is_refused(pairs: Pairs) -> None:
+    pair = pairs.make(num_lanes=2)
+    pair.theirs[1].send(b"x")
+    with pytest.raises(WireError, match="unexpected"):
+        eventually(lambda: pair.source.receive())
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_one_lane_that_dies_ends_the_stream_at_the_source(pairs: Pairs, dead: int) -> None:
+    pair = pairs.make(num_lanes=2)
+    pair.theirs[dead].shutdown(socket.SHUT_RDWR)
+    with pytest.raises(PeerLost):
+        eventually(lambda: pair.source.receive())
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_one_lane_that_dies_ends_the_stream_at_the_sink(pairs: Pairs, dead: int) -> None:
+    pair = pairs.make(num_lanes=2)
+    pair.offer([0], [0])
+    pair.ours[dead].shutdown(socket.SHUT_RDWR)
+    with pytest.raises(PeerLost):
+        eventually(lambda: pair.sink.receive(pair.taker))
+
+
+def test_a_stream_whose_reader_is_gone_says_so_when_it_sends(
+    pairs: Pairs,
+) -> None:
+    pair = pairs.make()
+    for sock in pair.theirs:
+        sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(PeerLost):
+        for _ in range(50):
+            pair.offer(list(range(NUM_BLOCKS)), list(range(NUM_BLOCKS)))
+            pair.source.flush()
+    pair.sink.close()
+    assert pair.sink.close()

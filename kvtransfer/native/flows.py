@@ -1,0 +1,202 @@
+"""Bytes between non-blocking sockets and scattered ranges of memory, in C where it can be built.
+
+A `Flow` is the body of one frame on its way through one socket; `send` and `receive` go on with
+many at a time, without the GIL. Called by the data planes that push bytes. Without a compiler a
+twin of writev and readv does the same, slower. Does not know what the bytes are.
+"""
+
+import ctypes
+import errno
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer import native
+from kvtransfer.native import Memory
+from kvtransfer.plan import Ranges
+
+MOVING: Final = 0
+MOVED: Final = 1
+PEER_CLOSED: Final = 2
+WAIT_S: Final = 100e-6
+"""Longest sleep for the next bytes inside one call: a turn of Python takes as long."""
+TURN_S: Final = 2e-3
+"""Longest call, however slowly bytes come: control messages wait that long."""
+_TWIN_BUFFERS: Final = 64
+_POINTERS: Final = (
+    *("head", "base", "offsets", "sizes", "starts", "sums"),
+)  # fmt: skip
+_WORDS: Final = (
+    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "fd", "state"),
+)  # fmt: skip
+
+
+class _Flow(ctypes.Structure):
+    """`Flow` in flow.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _WORDS),
+    ]  # fmt: skip
+
+
+class Flow:
+    """One frame's bytes: `head`, when it is sent, then the ranges, in order."""
+
+    def __init__(
+        self, fd: int, memory: Memory, ranges: Ranges, *, head: bytes = b"", summed: bool = False
+    ) -> None:
+        """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
+        stay until the flow is over or is not gone on with. Raises ValueError for ranges outside
+        the memory, or empty ones."""
+        memory.check(ranges)
+        if len(ranges.sizes_R) and int(ranges.sizes_R.min()) < 1:
+            raise ValueError("a range of no bytes")
+        num_pieces = len(ranges.starts_P) - 1
+        self.memory = memory
+        self.ranges = ranges
+        self.head = head
+        self.sums_P: NDArray[np.uint64] | None = None
+        """Of the pieces that are whole; None when the kernels cannot take them on the way."""
+        if summed and native.kernels() is not None and native.fits(ranges):
+            self.sums_P = np.zeros(num_pieces, np.uint64)
+        self._ends_R = np.cumsum(ranges.sizes_R)
+        self.c = _Flow(
+            head=ctypes.cast(ctypes.c_char_p(head), ctypes.c_void_p), base=memory.address,
+            offsets=ranges.offsets_R.ctypes.data, sizes=ranges.sizes_R.ctypes.data,
+            starts=ranges.starts_P.ctypes.data,
+            sums=None if self.sums_P is None else self.sums_P.ctypes.data,
+            head_bytes=len(head), num_ranges=len(ranges.sizes_R), num_pieces=num_pieces, fd=fd,
+        )  # fmt: skip
+
+    @property
+    def state(self) -> int:
+        """MOVING, MOVED, PEER_CLOSED, or a negated errno."""
+        return int(self.c.state)
+
+    @property
+    def left_bytes(self) -> int:
+        """Of the ranges."""
+        if self.c.range >= len(self._ends_R):
+            return 0
+        start = int(self._ends_R[self.c.range] - self.ranges.sizes_R[self.c.range])
+        return int(self._ends_R[-1]) - start - int(self.c.skip)
+
+    @property
+    def head_left(self) -> bytes:
+        """What is not sent of the head."""
+        return self.head[len(self.head) - self.c.head_bytes :]
+
+
+def send(flows: Sequence[Flow], *, budget: int, wait_s: float = WAIT_S) -> int:
+    """Send what the sockets take of flows that have not ended; returns when one has, or after a
+    bounded while. Bytes of ranges sent."""
+    return _flow(flows, (), sending=True, budget=budget, wait_s=wait_s)
+
+
+def receive(
+    flows: Sequence[Flow], *, idle: Sequence[int], budget: int, wait_s: float = WAIT_S
+) -> int:
+    """Receive what has come for flows that have not ended; returns when one has, when a socket
+    of `idle` is readable, or after a bounded while. Bytes of ranges received."""
+    return _flow(flows, idle, sending=False, budget=budget, wait_s=wait_s)
+
+
+def repeated(num_bytes: int, memory: Memory) -> Ranges:
+    """`num_bytes` as often over the whole of `memory` as it takes: to send zeros, to discard."""
+    num_whole, rest = divmod(num_bytes, memory.num_bytes)
+    sizes_R = np.full(num_whole + bool(rest), memory.num_bytes, np.int64)
+    if rest:
+        sizes_R[-1] = rest
+    return Ranges(
+        offsets_R=np.zeros(len(sizes_R), np.int64), sizes_R=sizes_R,
+        starts_P=np.array([0, len(sizes_R)], np.int64),
+    )  # fmt: skip
+
+
+def _flow(
+    flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: int, wait_s: float
+) -> int:
+    library = _library()
+    if library is None:
+        return sum(_Twin(flow).go_on(sending=sending, budget=budget) for flow in flows)
+    pointers = (ctypes.c_void_p * len(flows))(*(ctypes.addressof(flow.c) for flow in flows))
+    moved = library.baton_kv_flow(
+        pointers, len(flows), (ctypes.c_int64 * len(idle))(*idle), len(idle), int(sending),
+        budget, int(wait_s * 1e6), int(TURN_S * 1e6),
+    )  # fmt: skip
+    assert moved >= 0, "more flows than one call takes"
+    return int(moved)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = native.kernels()
+    if library is None:
+        return None
+    word, pointer = ctypes.c_int64, ctypes.c_void_p
+    library.baton_kv_flow.argtypes = [
+        pointer, word, pointer, word, ctypes.c_int, word, word, word,
+    ]  # fmt: skip
+    library.baton_kv_flow.restype = word
+    library.baton_kv_flow_bytes.restype = word
+    assert library.baton_kv_flow_bytes() == ctypes.sizeof(_Flow)
+    return library
+
+
+class _Twin:
+    """Moves one flow without the kernels; keeps the flow's own cursor, and never waits."""
+
+    def __init__(self, flow: Flow) -> None:
+        whole: Any = (ctypes.c_ubyte * flow.memory.num_bytes).from_address(flow.memory.address)
+        self._span = memoryview(whole).cast("B")
+        self._flow = flow
+
+    def go_on(self, *, sending: bool, budget: int) -> int:
+        total, c = 0, self._flow.c
+        move = os.writev if sending else os.readv
+        while c.state == MOVING and total < budget:
+            try:
+                num_bytes = move(c.fd, self._buffers())
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                c.state = -(error.errno or errno.EIO)
+                break
+            if not num_bytes:
+                c.state = PEER_CLOSED
+                break
+            total += self._advance(num_bytes)
+        return total
+
+    def _buffers(self) -> list[memoryview]:
+        c, ranges = self._flow.c, self._flow.ranges
+        head = self._flow.head_left
+        buffers = [memoryview(head)] if head else []
+        skip = c.skip
+        for at in range(c.range, min(c.range + _TWIN_BUFFERS, c.num_ranges)):
+            start = int(ranges.offsets_R[at])
+            buffers.append(self._span[start + skip : start + int(ranges.sizes_R[at])])
+            skip = 0
+        return buffers
+
+    def _advance(self, num_bytes: int) -> int:
+        c, sizes_R = self._flow.c, self._flow.ranges.sizes_R
+        of_head = min(num_bytes, c.head_bytes)
+        c.head_bytes -= of_head
+        left = num_bytes - of_head
+        while c.range < c.num_ranges and left >= sizes_R[c.range] - c.skip:
+            left -= int(sizes_R[c.range]) - c.skip
+            c.range += 1
+            c.skip = 0
+        c.skip += left
+        if not c.head_bytes and c.range == c.num_ranges:
+            c.state = MOVED
+        return num_bytes - int(of_head)
+
+
+__all__ = ["MOVED", "MOVING", "PEER_CLOSED", "Flow", "Memory", "receive", "repeated", "send"]
