@@ -3,14 +3,17 @@
 Made by `decode_worker.__main__`; driven by `protocol.life` (event loop), the engine (its thread,
 as observer) and the KV sink (its thread). With a ticket only the blocks that the own prefix cache
 lacks are fetched. Reserved blocks go back to the pool only when the sink says that nobody writes
-into them. Never decodes from a block that was not verified: a fetch that failed is `source_lost`.
+into them. Never decodes from a block that was not verified: a fetch that failed is `source_lost`,
+and those of its blocks that had arrived and were verified stay in the prefix cache.
 """
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+from decode_worker.tally import Tally
 from engine import sequence as outcomes
 from engine.batch import SequenceId
 from engine.desk import Job, Key, LastWord
@@ -19,6 +22,7 @@ from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
 from engine.speeds import Rate
 from kvtransfer.messages import FetchId
+from kvtransfer.notices import Notice
 from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
@@ -45,6 +49,7 @@ class DecodeService(EngineService[DecodeJob]):
         self._epoch, self._engine, self._sink, self._layout = epoch, engine, sink, layout
         self._fetching: dict[Key, DecodeJob] = {}
         self._transfers = Rate()
+        self._tally = Tally(self._metrics.transfer)
 
     # -- the event loop ---------------------------------------------------------------------
 
@@ -91,6 +96,9 @@ class DecodeService(EngineService[DecodeJob]):
     def transfers(self) -> list[Key]:
         return list(self._fetching)
 
+    def is_idle(self) -> bool:
+        return super().is_idle() and not self._tally.num_quarantined
+
     def beat(self, state: WorkerState) -> Beat:
         stats = self._engine.stats()
         return Beat(
@@ -104,6 +112,7 @@ class DecodeService(EngineService[DecodeJob]):
                 transfer_bytes_per_s=self._transfers.per_s,
             ),
             transports_used=self._sink.transports_used,
+            transports=self._tally.uses.latest(),
         )
 
     # -- the engine thread ------------------------------------------------------------------
@@ -139,8 +148,19 @@ class DecodeService(EngineService[DecodeJob]):
 
     # -- the sink's thread ------------------------------------------------------------------
 
+    def noticed(self, notice: Notice) -> None:
+        """What happens on the way."""
+        self._tally.noticed(notice)
+
+    def quiet(self, block_ids: Sequence[int]) -> None:
+        """Nobody writes into these quarantined blocks any more."""
+        self._engine.quiet(tuple(block_ids))
+        self._tally.quiet(block_ids)
+
     def _fetched(self, job: DecodeJob, end: FetchEnd) -> None:
-        """Nobody writes into the slots any more."""
+        """Nobody writes into the slots any more, but into those that the end quarantines."""
+        assert job.ticket is not None
+        self._tally.ended(end, peer=job.ticket.worker)
         outcome = self._outcome(job, end)
         if isinstance(end, Landed) and isinstance(outcome, outcomes.Landed):
             self._desk.say(job, self._landed(job, end))
@@ -150,19 +170,31 @@ class DecodeService(EngineService[DecodeJob]):
     def _outcome(self, job: DecodeJob, end: FetchEnd) -> outcomes.FetchOutcome:
         match end:
             case Landed():
-                self._metrics.fetches.labels(end.transport, "landed").inc()
                 return self._first_token(job, end)
             case Lost(error):
-                self._metrics.fetches.labels("", "lost").inc()
                 job.failure = job.failure or failed(
                     job, "source_lost", str(error), retryable=error.retryable
                 )
-                return outcomes.Lost(f"{type(error).__name__}: {error}")
+                return outcomes.Lost(
+                    f"{type(error).__name__}: {error}",
+                    num_tokens=self._num_kept(job, end),
+                    quarantined=end.quarantined,
+                )
             case Aborted(reason):
-                self._metrics.fetches.labels("", "aborted").inc()
-                return outcomes.Lost(reason)
+                return outcomes.Lost(reason, quarantined=end.quarantined)
             case _:
                 assert_never(end)
+
+    def _num_kept(self, job: DecodeJob, lost: Lost) -> int:
+        """Tokens from the first on whose KV is here: of the own cache, and without a gap after it
+        of the source that was lost."""
+        assert job.ticket is not None
+        landed = frozenset(lost.landed)
+        index = job.num_reused_blocks
+        while index in landed:
+            index += 1
+        self._tally.kept(index - job.num_reused_blocks)
+        return min(index * self._layout.block_tokens, job.ticket.num_tokens)
 
     def _first_token(self, job: DecodeJob, end: Landed) -> outcomes.FetchOutcome:
         try:
@@ -207,8 +239,5 @@ class DecodeService(EngineService[DecodeJob]):
     def _measure(self, end: Landed) -> None:
         """Speed is bytes over the time they took to flow, whatever prefill hid of it: placement
         asks what a transfer takes, and itself takes off what the prefill to come will hide."""
-        self._metrics.moved_bytes.labels(end.transport).inc(end.num_bytes)
-        self._metrics.fetch_s.observe(end.fetch_s)
-        self._metrics.exposed_s.observe(end.exposed_s)
         if end.num_bytes:
             self._transfers.add(end.num_bytes, seconds=end.flow_s)

@@ -12,6 +12,10 @@ class DecodeSettings(WorkerSettings):
     """Asked for when renewing a lease; a source may grant less."""
     allow_fallback: bool = True
     """Use the next of `transports` when the first cannot be had; said in the log and in beats."""
+    kv_spin_us: float = Field(default=0.0, ge=0, le=10_000)
+    """Microseconds that the transfer thread looks for news without sleeping after it was busy,
+    while fetches run: a fetch then ends sooner by the time that a thread takes to wake, for a
+    core. 0: it sleeps at once, because the model needs the cores more."""
     tamper_blocks: int = Field(default=0, ge=0)
     """A fault for tests: the first so many blocks received are corrupted before they are
     verified. 0: none, the only value for service."""

@@ -57,6 +57,9 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             allow_fallback=settings.allow_fallback,
             lease_ttl_s=settings.lease_ttl_s,
             tamper=corrupt_first(settings.tamper_blocks),
+            spin_s=settings.kv_spin_us / 1e6,
+            on_quiet=service.quiet,
+            on_notice=service.noticed,
             on_broken=give_up,
         )
         engine = Engine(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.errors import TransferError
-from protocol.ids import LeaseId
+from protocol.ids import LeaseId, WorkerId
 
 LeaseEndReason = Literal["released", "expired", "failed", "closed"]
 """Released: landed or not wanted. Expired: nobody renewed it, or its holder is gone. Failed: its
@@ -22,6 +22,8 @@ class Landed:
     num_bytes: int
     fetch_s: float
     """From `fetch` to here."""
+    first_s: float
+    """From `fetch` to the first bytes verified; all of it when there was nothing to move."""
     flow_s: float
     """Its part in which bytes were on their way or being verified, the waits between blocks for
     a prefill that still computes left out."""
@@ -61,6 +63,8 @@ class LeaseEnd:
     detail: str
     transport: str
     """Empty when nobody fetched."""
+    peer: WorkerId
+    """Who fetched; empty when nobody did."""
     num_blocks: int
     """Blocks offered, counting those offered again."""
     num_bytes: int

@@ -23,6 +23,7 @@ from kvtransfer.messages import (
     Release,
     Renewed,
 )
+from kvtransfer.notices import AskedAgain, Notice, Rejected
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.receiver import Receiver, Receiving
@@ -31,7 +32,7 @@ from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
 from protocol.ids import Epoch, WorkerId
-from protocol.layout import Layout
+from protocol.layout import KvLayout
 from protocol.lease import Deadlines, renew_every_s
 from protocol.messages import Ticket
 
@@ -53,7 +54,7 @@ class Means:
     """What a worker fetches with and into."""
 
     memory: BlockMemory
-    layout: Layout
+    layout: KvLayout
     worker: WorkerId
     compat: str
     transports: tuple[str, ...]
@@ -61,6 +62,7 @@ class Means:
     lease_ttl_s: float
     tamper: Callable[[memoryview], None] | None
     on_quiet: Callable[[Sequence[int]], None]
+    on_notice: Callable[[Notice], None]
     clock: Callable[[], float]
 
 
@@ -73,13 +75,13 @@ class Active:
     on_end: Callable[[FetchEnd], None]
     started_s: float
     deadline_s: float
-    heads: range | None = None
-    """Those to fetch of our layout's; None: all."""
     link: Link | None = None
     plan: Plan | None = None
     written_s: float = 0.0
     """When the source was told that everything is written, on our clock."""
     num_bytes: int = 0
+    first_s: float = 0.0
+    """When the first of them were verified."""
     flow_s: float = 0.0
 
 
@@ -109,7 +111,7 @@ class Fetcher:
             self.follow(active, fetch.fail(broken(error)))
             return
         try:
-            active.plan = plan(ticket.layout, self._means.layout, heads=active.heads)
+            active.plan = plan(ticket.layout, self._means.layout)
             if ticket.compat != self._means.compat:
                 raise LayoutMismatch(f"{ticket.worker} serves another model")
         except LayoutMismatch as error:
@@ -186,12 +188,16 @@ class Fetcher:
         if key not in self._links:
             means = self._means
             receiver = Receiver(
-                means.memory, _FetchesOf(self, key), tamper=means.tamper, clock=means.clock
+                means.memory,
+                _FetchesOf(self, key, source=ticket.worker),
+                tamper=means.tamper,
+                clock=means.clock,
             )
             self._links[key] = Link(
                 ticket, worker=means.worker, context=self._context, poller=self._poller,
                 transports=means.transports, allow_fallback=means.allow_fallback,
-                memory=means.memory, receiver=receiver, on_word=self._hear, now_s=means.clock(),
+                memory=means.memory, receiver=receiver, on_word=self._hear,
+                on_notice=self.notice, now_s=means.clock(),
             )  # fmt: skip
         link = self._links[key]
         link.keep(ticket.lease, now_s=self._means.clock())
@@ -276,6 +282,17 @@ class Fetcher:
         except Exception:
             log.exception("the owner of quarantined slots failed to take them back")
 
+    def notice(self, notice: Notice) -> None:
+        """Tell the owner what happens on the way."""
+        try:
+            self._means.on_notice(notice)
+        except Exception:
+            log.exception("the owner of a sink failed at a notice")
+
+    def rejected(self, source: WorkerId, num_pieces: int, why: str) -> None:
+        log.warning("block rejected", extra={"source": source, "blocks": num_pieces, "why": why})
+        self.notice(Rejected(num_blocks=num_pieces, why=why))
+
     def finished(self, active: Active, word: Finish) -> None:
         """The source has written everything that this fetch is of."""
         active.written_s = self._means.clock() - word.since_s
@@ -288,7 +305,9 @@ class Fetcher:
         for step in steps:
             match step:
                 case session.SendFetch():
-                    self._say(active, self._word(active, step))
+                    if step.attempt > 1:
+                        self.notice(AskedAgain(source=active.ticket.worker, attempt=step.attempt))
+                    self._say(active, self._word(fetch, step))
                 case session.SendRelease():
                     self._say(active, Release(lease=fetch.lease))
                 case session.SendCancel(reason=reason):
@@ -309,12 +328,10 @@ class Fetcher:
             link.receiver.stopped(active.fetch.fetch)
         self.follow(active, active.fetch.abandon())
 
-    def _word(self, active: Active, step: session.SendFetch) -> Fetch:
-        fetch, heads = active.fetch, active.heads
+    def _word(self, fetch: session.Fetch, step: session.SendFetch) -> Fetch:
         return Fetch(
             fetch=fetch.fetch, attempt=step.attempt, lease=fetch.lease,
             compat=self._means.compat, layout=self._means.layout,
-            heads=None if heads is None else (heads.start, heads.stop),
             indices=step.indices.tobytes(), slots=step.slots.tobytes(),
         )  # fmt: skip
 
@@ -359,6 +376,7 @@ class Fetcher:
             note=fetch.note, transport=link.stream.transport, transport_why=link.why,
             num_blocks=fetch.num_slots, num_bytes=active.num_bytes,
             fetch_s=now_s - active.started_s, flow_s=active.flow_s,
+            first_s=(active.first_s or now_s) - active.started_s,
             exposed_s=now_s - max(active.started_s, active.written_s),
         )  # fmt: skip
 
@@ -366,9 +384,10 @@ class Fetcher:
 class _FetchesOf:
     """The fetches of one link, as its receiver sees them."""
 
-    def __init__(self, fetcher: Fetcher, key: tuple[str, Epoch]) -> None:
+    def __init__(self, fetcher: Fetcher, key: tuple[str, Epoch], *, source: WorkerId) -> None:
         self._fetcher = fetcher
         self._key = key
+        self._source = source
 
     def find(self, fetch: FetchId) -> Receiving | None:
         return self._fetcher.find(fetch, self._key)
@@ -383,3 +402,6 @@ class _FetchesOf:
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         self._fetcher.quiet(block_ids)
+
+    def rejected(self, num_pieces: int, why: str) -> None:
+        self._fetcher.rejected(self._source, num_pieces, why)

@@ -35,8 +35,8 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Identity
 from kvtransfer.visitors import Visitor, Visitors
 from protocol.errors import CapacityError, LayoutMismatch, WireError
-from protocol.ids import LeaseId
-from protocol.layout import Layout
+from protocol.ids import LeaseId, WorkerId
+from protocol.layout import KvLayout
 from protocol.lease import Deadlines
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Wares:
     """What a source lends, and to whom it would."""
 
     memory: BlockMemory
-    layout: Layout
+    layout: KvLayout
     compat: str
     lease_ttl_s: float
     on_lease_end: Callable[[LeaseEnd], None]
@@ -225,9 +225,8 @@ class Lender:
         lending = self._lendings.get(lease)
         if lending is None:
             return self._how(lease)
-        heads = None if message.heads is None else range(*message.heads)
         try:
-            way = plan(self._wares.layout, message.layout, heads=heads)
+            way = plan(self._wares.layout, message.layout)
         except LayoutMismatch as error:
             return Gone(lease=lease, code="mismatch", reason=str(error)[:2_000])
         if message.compat != self._wares.compat:
@@ -310,6 +309,7 @@ class Lender:
         transport = "" if visitor is None else self._let_go(lending, visitor, reason, detail)
         end = LeaseEnd(
             lease=lease, reason=reason, detail=detail, transport=transport,
+            peer=visitor.worker if visitor is not None and transport else WorkerId(""),
             num_blocks=lending.num_sent, num_bytes=num_bytes,
         )  # fmt: skip
         try:

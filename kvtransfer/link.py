@@ -24,6 +24,7 @@ from kvtransfer.messages import (
     StreamHello,
     ToSource,
 )
+from kvtransfer.notices import LinkRefused, LinkUp, Notice
 from kvtransfer.pool import BlockMemory
 from kvtransfer.receiver import Receiver
 from kvtransfer.transports import memory as memory_plane
@@ -68,6 +69,7 @@ class Link:
         memory: BlockMemory,
         receiver: Receiver,
         on_word: Callable[["Link", FetchFailed | Renewed], None],
+        on_notice: Callable[[Notice], None],
         now_s: float,
     ) -> None:
         self.stage = LinkStage.DIALLING
@@ -90,10 +92,12 @@ class Link:
         self._allow_fallback = allow_fallback
         self._memory = memory
         self._on_word = on_word
+        self._on_notice = on_notice
         self._session = SessionId(secrets.randbits(63))
         self._dial: Dial | None = None
         self._opened: Opened | None = None
-        self._refusals: list[str] = []
+        self._missed: list[tuple[str, str]] = []
+        """Transports that cannot be used now, and why."""
         self._broke = ""
         """How the last stream ended."""
         self.has_more = False
@@ -163,7 +167,7 @@ class Link:
         log.warning("stream broke", extra={"source": self.source, "why": self._broke})
         self.stage = LinkStage.ATTACHING
         self.open_by_s = now_s + REOPEN_S
-        self._untried, self._refusals = list(self._transports), []
+        self._untried, self._missed = list(self._transports), []
         self._try_next()
 
     def lose(self) -> SinkStream | None:
@@ -191,19 +195,24 @@ class Link:
     def _try_next(self) -> None:
         """Start on the first transport left that can be reached at all."""
         while self._untried:
-            if self._refusals and not self._allow_fallback:
-                raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._refusals)}")
+            if self._missed and not self._allow_fallback:
+                self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+                raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._reasons())}")
             name = self._untried.pop(0)
             try:
                 dial = self._dial_to(name)
             except Unreachable as error:
-                self._refusals.append(f"not {name}: {error}")
+                self._missed.append((name, str(error)))
                 continue
             self._dial = dial
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        reasons = [self._broke, *self._refusals] if self._broke else self._refusals
+        self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+        reasons = [self._broke, *self._reasons()] if self._broke else self._reasons()
         raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
+
+    def _reasons(self) -> list[str]:
+        return [f"not {name}: {why}" for name, why in self._missed]
 
     def _dial_to(self, name: str) -> Dial:
         assert self._opened is not None
@@ -230,7 +239,7 @@ class Link:
             stream = dial.advance()
         except Unreachable as error:
             self._drop_dial()
-            self._refusals.append(f"not {name}: {error}")
+            self._missed.append((name, str(error)))
             self._try_next()
             return
         if stream is None:
@@ -238,11 +247,12 @@ class Link:
             return
         self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
         self._poller.watch(stream.fileno())
-        reasons = [f"{name} reachable", *self._refusals]
+        reasons = [f"{name} reachable", *self._reasons()]
         self.why = "; ".join([*reasons, self._broke] if self._broke else reasons)
-        log.info(
-            "transport chosen", extra={"source": self.source, "transport": name, "why": self.why}
-        )
+        level = logging.WARNING if self._missed else logging.INFO
+        said = {"source": self.source, "transport": name, "why": self.why}
+        log.log(level, "transport chosen", extra=said)
+        self._on_notice(LinkUp(source=self.source, transport=name, missed=tuple(self._missed)))
 
     def _drop_dial(self) -> None:
         if self._dial is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, pack
-from kvtransfer.chunking import next_chunk
+from kvtransfer.chunking import Bounds, cut
 from kvtransfer.lending import Lending
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges
@@ -20,7 +20,7 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.sums import BlockSums
 from protocol.errors import WireError
 from protocol.ids import LeaseId
-from protocol.layout import Layout
+from protocol.layout import KvLayout
 
 _SUMMED_BYTES: Final = 8 << 20
 """In one turn: half a millisecond."""
@@ -42,7 +42,7 @@ class _Way:
 
 
 class Offers:
-    def __init__(self, memory: BlockMemory, layout: Layout) -> None:
+    def __init__(self, memory: BlockMemory, layout: KvLayout) -> None:
         self._memory = memory
         self._layout = layout
         self._sums = BlockSums(memory)
@@ -127,10 +127,12 @@ class Offers:
 
 def _how_many(lending: Lending, way: Plan, most_bytes: int) -> int:
     """Of the pieces that are ready, those of the next chunk."""
-    return next_chunk(
-        lending.num_ready, piece_bytes=way.piece_bytes, most_bytes=most_bytes,
-        most_pieces=MAX_CHUNK_PIECES,
-    )  # fmt: skip
+    num_ready = lending.num_ready
+    if num_ready <= min(MAX_CHUNK_PIECES, most_bytes // way.piece_bytes):
+        return num_ready
+    bytes_P = np.full(num_ready, way.piece_bytes, np.int64)
+    bounds = Bounds(most_bytes=most_bytes, most_pieces=MAX_CHUNK_PIECES)
+    return len(cut(bytes_P, bounds, more=False)[0])
 
 
 def u4(packed: bytes) -> NDArray[np.uint32]:

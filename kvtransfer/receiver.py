@@ -31,6 +31,8 @@ class Receiving(Protocol):
     plan: Plan | None
     num_bytes: int
     """Verified so far."""
+    first_s: float
+    """When the first of them were, on our clock."""
     flow_s: float
     """Seconds in which bytes of it flowed."""
 
@@ -47,6 +49,9 @@ class Fetches(Protocol):
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         """Nobody writes into these quarantined slots any more."""
+
+    def rejected(self, num_pieces: int, why: str) -> None:
+        """So many arrived and are not used."""
 
 
 @dataclass(slots=True, eq=False)
@@ -88,13 +93,13 @@ class Receiver:
             places_P = active.fetch.begin_write(
                 attempt=chunk.attempt, pieces_P=pieces_P, num_bytes_P=plan.num_bytes(blocks_PB)
             )
-        except TransferError as error:
-            self._fetches.follow(active, active.fetch.fail(error))
+        except (TransferError, ValueError) as error:
+            self._fetches.follow(active, active.fetch.fail(TransferError(str(error))))
             return None
         if places_P is None:
             return None
-        source = plan.source(index_P, blocks_PB)
         target = plan.target(index_P, pieces_P["slot"], blocks_PB)
+        source = plan.source(index_P, blocks_PB)
         landing = Landing(chunk, pieces_P, blocks_PB, source, target)
         self._open[id(landing)] = _Open(landing, active, places_P, self._clock())
         return landing
@@ -112,8 +117,11 @@ class Receiver:
             right_P = self._verify(landing, sums_P)
             broken = broken or "the checksum is another"
         if not right_P.all():
-            log.warning("pieces rejected", extra={"num": int((~right_P).sum()), "why": broken})
+            self._fetches.rejected(int((~right_P).sum()), broken)
         active.flow_s += self._clock() - opened.began_s
+        if not active.num_bytes:
+            active.first_s = self._clock()
+            log.info("first block", extra={"lease": active.fetch.lease})
         active.num_bytes += _bytes_of(landing, right_P)
         steps = active.fetch.end_write(opened.places_P, right_P=right_P, broken=broken)
         self._settle(opened, steps)

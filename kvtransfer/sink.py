@@ -22,11 +22,12 @@ from kvtransfer import session
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.messages import FetchId
+from kvtransfer.notices import Notice
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller, Waker
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
-from protocol.layout import Layout
+from protocol.layout import KvLayout
 from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Sink:
         self,
         *,
         memory: BlockMemory,
-        layout: Layout,
+        layout: KvLayout,
         worker: WorkerId,
         compat: str,
         transports: Sequence[str] = TRANSPORTS,
@@ -77,6 +78,7 @@ class Sink:
         lease_ttl_s: float = 6.0,
         tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
+        on_notice: Callable[[Notice], None] = lambda notice: None,
         spin_s: float = 0.0,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +87,7 @@ class Sink:
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
         tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
+        `on_notice` hears there of links, retries and rejected blocks.
         `spin_s`: how long the thread looks for news without sleeping after it was busy, while
         fetches run: 20 to 50 us less a fetch, for a core. `on_broken` is told, on the sink's
         thread, when that ends by a fault of ours: this sink is of no use any more. Raises
@@ -113,7 +116,8 @@ class Sink:
         means = Means(
             memory=memory, layout=layout, worker=worker, compat=compat,
             transports=tuple(transports), allow_fallback=allow_fallback,
-            lease_ttl_s=lease_ttl_s, tamper=tamper, on_quiet=on_quiet, clock=clock,
+            lease_ttl_s=lease_ttl_s, tamper=tamper, on_quiet=on_quiet,
+            on_notice=on_notice, clock=clock,
         )  # fmt: skip
         self._fetcher = Fetcher(means, poller=self._poller)
         self._thread = threading.Thread(target=self._run, name="kv-sink", daemon=True)
@@ -145,7 +149,6 @@ class Sink:
         block_ids: ArrayLike,
         deadline_s: float,
         on_end: Callable[[FetchEnd], None],
-        heads: range | None = None,
     ) -> FetchId:
         """Fetch these blocks of the ticket's lease, `indices[i]` into block `block_ids[i]` of our
         pool; indices count from token 0 in our layout's blocks. `deadline_s` is remaining time.
@@ -161,9 +164,6 @@ class Sink:
         indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
         _check(indices_S, "indices", self._layout.num_blocks(ticket.num_tokens))
         _check(slots_S, "block_ids", self._memory.num_blocks)
-        ours = self._layout.heads
-        if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
-            raise ValueError(f"heads: {heads} are not among ours, {ours}")
         fetch = session.Fetch(
             fetch=FetchId(next(self._ids)), lease=ticket.lease, indices=indices_S, slots=slots_S,
             num_tokens=ticket.num_tokens, block_tokens=self._layout.block_tokens,
@@ -175,9 +175,7 @@ class Sink:
                 self._num_fetches -= 1
             on_end(end)
 
-        active = Active(
-            fetch, ticket, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
-        )
+        active = Active(fetch, ticket, ended, started_s=now_s, deadline_s=now_s + deadline_s)
         with self._door:
             if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")

@@ -16,6 +16,7 @@ from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
 from kvtransfer.source import LeaseEnd, Source
+from kvtransfer.uses import Uses
 from protocol import codec
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, RouterId
@@ -51,6 +52,7 @@ class PrefillService(EngineService[PrefillJob]):
         self._lent: dict[LeaseId, tuple[SequenceId, Key]] = {}
         self._leases: dict[Key, LeaseId] = {}
         self._used: Counter[str] = Counter()
+        self._uses = Uses()
         self._failing: list[tuple[LeaseId, str]] = []
         """Leases to fail once the router has been told why."""
 
@@ -112,6 +114,7 @@ class PrefillService(EngineService[PrefillJob]):
                 transfer_bytes_per_s=0.0,
             ),
             transports_used=tuple(sorted(self._used.copy().items())),
+            transports=self._uses.latest(),
         )
 
     # -- the source's thread ----------------------------------------------------------------
@@ -121,8 +124,7 @@ class PrefillService(EngineService[PrefillJob]):
         sequence, key = self._lent.pop(end.lease)
         self._engine.release(sequence)
         self._leases.pop(key, None)
-        if end.reason == "released" and end.transport:
-            self._used[end.transport] += 1
+        self._measure(end)
         log.info(
             "lease ended",
             extra={
@@ -133,6 +135,22 @@ class PrefillService(EngineService[PrefillJob]):
                 "blocks": end.num_blocks,
             },
         )
+
+    def _measure(self, end: LeaseEnd) -> None:
+        metrics = self._metrics.transfer
+        metrics.leases.set(len(self._lent))
+        metrics.lease_ends.labels(end.reason).inc()
+        if not end.transport:
+            return
+        metrics.lent_bytes.labels(end.transport).inc(end.num_bytes)
+        if end.reason == "released":
+            self._used[end.transport] += 1
+            self._uses.add(
+                peer=end.peer,
+                transport=end.transport,
+                why="chosen by the fetching side",
+                num_bytes=end.num_bytes,
+            )
 
     # -- the engine thread ------------------------------------------------------------------
 
@@ -155,6 +173,7 @@ class PrefillService(EngineService[PrefillJob]):
             return
         job.lease = ticket.lease
         self._lent[ticket.lease] = (sequence, job.key)
+        self._metrics.transfer.leases.set(len(self._lent))
         self._leases[job.key] = ticket.lease
         self._source.publish(ticket.lease, num_cached_tokens)
         self._desk.say(

@@ -1,5 +1,7 @@
 """Settings of a prefill worker."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from protocol.settings import WorkerSettings
@@ -11,3 +13,6 @@ class PrefillSettings(WorkerSettings):
     lease_ttl_s: float = Field(default=6.0, gt=0)
     """Blocks of a finished prompt wait this long for a sign of life from the decode worker: three
     of its renewals."""
+    kv_help_copy: Literal["auto", "always", "never"] = "auto"
+    """Whether this worker copies along when a decode worker of the same host fetches over shared
+    memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""

@@ -58,6 +58,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
             advertised_host=settings.advertise,
             lease_ttl_s=settings.lease_ttl_s,
             transports=settings.transports.split(","),
+            help_copy=settings.kv_help_copy,
             on_broken=give_up,
         )
         engine = Engine(

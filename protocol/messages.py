@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
-from protocol.layout import KvLayout, Layout
+from protocol.layout import KvLayout
 
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
@@ -55,7 +55,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseId
     address: str
     """Where the source's control socket listens, e.g. `tcp://127.0.0.1:40001`."""
-    layout: Layout
+    layout: KvLayout
     compat: str
     num_tokens: int
     """Prompt tokens whose KV the source will have; blocks are indexed from token 0."""
@@ -163,6 +163,17 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     version: int
 
 
+class TransportUse(msgspec.Struct, frozen=True, kw_only=True):
+    """KV that moved between a worker and one peer by one transport."""
+
+    name: str
+    peer: WorkerId
+    why: str
+    """Why this transport and not an earlier one of the settings, as the fetching side found it."""
+    fetches: int
+    bytes: int
+
+
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Sent every half second to every router, and at once when the state changes."""
 
@@ -173,6 +184,8 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     speeds: Speeds
     transports_used: tuple[tuple[str, int], ...]
     """Fetches completed so far by each transport."""
+    transports: tuple[TransportUse, ...] = ()
+    """The same by peer, those used last, the latest first; a bounded number of them."""
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag=3):

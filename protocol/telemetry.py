@@ -5,6 +5,7 @@ message of the call, the fields its `extra`, the request that of the context the
 """
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -86,7 +87,117 @@ class LoadProgress:
 
 # -- metrics: every name is in this file ----------------------------------------------------
 
+_SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Reasons:
+    """Texts as values of a label: without their numbers, and never more than MAX_REASONS of them,
+    so that no peer can make a metric grow. Thread-safe."""
+
+    MAX_REASONS = 32
+    _MAX_CHARS = 120
+    _NUMBER = re.compile(r"\d[\d.:]*")
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def label(self, text: str) -> str:
+        """The text without what only this one case has; "other" when there are too many."""
+        plain = self._NUMBER.sub("#", text)[: self._MAX_CHARS]
+        with self._lock:
+            if plain in self._known:
+                return plain
+            if len(self._known) >= self.MAX_REASONS:
+                return "other"
+            self._known.add(plain)
+        return plain
+
+
+class TransferMetrics:
+    """How KV moves, as the worker that fetches it or lends it sees it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        r = registry
+        self.reasons = Reasons()
+        self.transports = Counter(
+            "baton_kv_transport",
+            "Links to sources, by event: chosen (a transport is in use), fallback (it is, instead"
+            " of an earlier one of the settings, and why), refused (none may be used, and why).",
+            ["event", "transport", "instead_of", "reason"],
+            registry=r,
+        )
+        self.fetches = Counter(
+            "baton_worker_fetches",
+            "KV fetches ended, by transport and ending: landed, lost or aborted.",
+            ["transport", "ending"],
+            registry=r,
+        )
+        self.moved_bytes = Counter(
+            "baton_worker_kv_moved_bytes", "Bytes of KV fetched.", ["transport"], registry=r
+        )
+        self.lent_bytes = Counter(
+            "baton_worker_kv_lent_bytes",
+            "Bytes of KV offered to fetchers, counting those offered again.",
+            ["transport"],
+            registry=r,
+        )
+        self._histograms(r)
+        self.retries = Counter(
+            "baton_worker_fetch_retries",
+            "Times that a fetch asked again for what it lacked.",
+            registry=r,
+        )
+        self.rejected_blocks = Counter(
+            "baton_worker_kv_rejected_blocks",
+            "KV blocks that arrived and were not used, by why.",
+            ["reason"],
+            registry=r,
+        )
+        self.kept_blocks = Counter(
+            "baton_worker_kv_kept_blocks",
+            "KV blocks that had arrived when their fetch was lost, and need not be fetched again.",
+            registry=r,
+        )
+        self._gauges(r)
+
+    def _histograms(self, r: CollectorRegistry) -> None:
+        self.fetch_s = Histogram(
+            "baton_worker_fetch_seconds",
+            "Seconds of a fetch.",
+            ["transport"],
+            buckets=_SECONDS,
+            registry=r,
+        )
+        self.first_s = Histogram(
+            "baton_worker_fetch_first_chunk_seconds",
+            "Seconds of a fetch until its first bytes were there, verified.",
+            ["transport"],
+            buckets=_SHORT_SECONDS,
+            registry=r,
+        )
+        self.exposed_s = Histogram(
+            "baton_worker_fetch_exposed_seconds",
+            "Seconds of a fetch after its prefill had ended.",
+            ["transport"],
+            buckets=_SHORT_SECONDS,
+            registry=r,
+        )
+
+    def _gauges(self, r: CollectorRegistry) -> None:
+        self.leases = Gauge("baton_worker_kv_leases", "Leases on this worker's blocks.", registry=r)
+        self.lease_ends = Counter(
+            "baton_worker_kv_lease_ends",
+            "Leases ended, by why: released, expired, failed or closed.",
+            ["reason"],
+            registry=r,
+        )
+        self.quarantined_blocks = Gauge(
+            "baton_worker_kv_quarantined_blocks",
+            "Blocks of ended fetches that a writer may still write into.",
+            registry=r,
+        )
 
 
 class WorkerMetrics:
@@ -110,24 +221,7 @@ class WorkerMetrics:
         self.refused_frames = Counter(
             "baton_worker_refused_frames", "Malformed or unexpected frames dropped.", registry=r
         )
-        self.fetches = Counter(
-            "baton_worker_fetches",
-            "KV fetches ended, by transport and ending: landed, lost or aborted.",
-            ["transport", "ending"],
-            registry=r,
-        )
-        self.moved_bytes = Counter(
-            "baton_worker_kv_moved_bytes", "Bytes of KV fetched.", ["transport"], registry=r
-        )
-        self.fetch_s = Histogram(
-            "baton_worker_fetch_seconds", "Seconds of a fetch.", buckets=_SECONDS, registry=r
-        )
-        self.exposed_s = Histogram(
-            "baton_worker_fetch_exposed_seconds",
-            "Seconds of a fetch after its prefill had ended.",
-            buckets=_SECONDS,
-            registry=r,
-        )
+        self.transfer = TransferMetrics(r)
         self.blocks = Gauge(
             "baton_worker_kv_blocks",
             "KV blocks: total, free, cached, leased.",

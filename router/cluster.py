@@ -92,6 +92,7 @@ def _view(worker: LiveWorker, *, why: str) -> WorkerView:
         state=_state(worker),
         why=why,
         transport=_transport(worker),
+        transports=beat.transports if beat else (),
         blocks=beat.blocks if beat else _NO_BLOCKS,
         running=load.running,
         waiting=load.waiting,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
-from protocol.messages import Blocks, Role, Speeds, WorkerState
+from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from router.trace import RequestTrace
 
 IndexState = Literal["exact", "degraded", "off"]
@@ -26,6 +26,8 @@ class WorkerView:
     """Why it gets no requests; "" when it may get some."""
     transport: str
     """The transport this worker used most, else the first it offers."""
+    transports: tuple[TransportUse, ...] = ()
+    """By which transport and why it moved KV from or to each peer, the latest first."""
     blocks: Blocks
     running: int
     waiting: int

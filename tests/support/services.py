@@ -28,7 +28,9 @@ class Story:
         self.told.append(message)
 
 
-def make_service(kind: type[Service], story: Story) -> Service:
+def make_service(
+    kind: type[Service], story: Story, *, metrics: WorkerMetrics | None = None
+) -> Service:
     raw = byte_level_tokenizer()
     return kind(
         tokenizer=Tokenizer(
@@ -41,7 +43,7 @@ def make_service(kind: type[Service], story: Story) -> Service:
         send=story.send,
         record=lambda changes: None,
         give_up=lambda why: None,
-        metrics=WorkerMetrics(),
+        metrics=metrics or WorkerMetrics(),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kvtransfer.messages import FetchId
+from kvtransfer.notices import Notice
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Sink
 from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
 from protocol.ids import LeaseId, WorkerId, new_epoch
-from protocol.layout import KvLayout, Layout, compat_hash
+from protocol.layout import KvLayout, compat_hash
 from protocol.messages import Ticket
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
@@ -44,7 +45,7 @@ class Lender:
     transports: Sequence[str] = TRANSPORTS
     lease_ttl_s: float = 6.0
     num_blocks: int = NUM_BLOCKS
-    layout: Layout = LAYOUT
+    layout: KvLayout = LAYOUT
     compat: str = COMPAT
     host: str = "127.0.0.1"
     on_broken: Callable[[str], None] = print
@@ -115,11 +116,13 @@ class Borrower:
     allow_fallback: bool = True
     lease_ttl_s: float = 6.0
     num_blocks: int = NUM_BLOCKS
-    layout: Layout = LAYOUT
+    layout: KvLayout = LAYOUT
     compat: str = COMPAT
     helped: bool = True
     tamper: Callable[[memoryview], None] | None = None
     on_broken: Callable[[str], None] = print
+    notices: list[Notice] = field(default_factory=list)
+    """What the sink told on the way."""
 
     def __post_init__(self) -> None:
         self.memory = BlockMemory.create(
@@ -129,17 +132,16 @@ class Borrower:
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
             lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
+            on_notice=self.notices.append,
         )  # fmt: skip
 
     def fetch(
-        self, ticket: Ticket, slots: Sequence[Slot], *, deadline_s: float = WITHIN_S,
-        heads: range | None = None,
-    ) -> Outcome:  # fmt: skip
+        self, ticket: Ticket, slots: Sequence[Slot], *, deadline_s: float = WITHIN_S
+    ) -> Outcome:
         outcome = Outcome()
         outcome.fetch = self.sink.fetch(
             ticket=ticket, indices=[slot.index for slot in slots],
             block_ids=[slot.block_id for slot in slots], deadline_s=deadline_s, on_end=outcome.tell,
-            heads=heads,
         )  # fmt: skip
         return outcome
 

@@ -13,9 +13,13 @@ from decode_worker.service import DecodeService
 from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.loop import EngineStats
+from engine.sequence import FetchOutcome
+from engine.sequence import Lost as EngineLost
 from kvtransfer.messages import FetchId
-from kvtransfer.sink import FetchEnd, Landed
+from kvtransfer.notices import AskedAgain, LinkRefused, LinkUp, Rejected
+from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost
 from protocol import codec
+from protocol.errors import PeerLost
 from protocol.ids import Epoch, LeaseId, RouterId, WorkerId
 from protocol.messages import Blocks, FirstToken, Load, Ticket, ToRouter
 from protocol.telemetry import WorkerMetrics
@@ -35,11 +39,19 @@ TICKET = Ticket(
 class FakeEngine:
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.outcomes: list[FetchOutcome] = []
+        self.quieted: list[tuple[int, ...]] = []
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
 
-    def fetch_done(self, sequence: SequenceId, outcome: object) -> None:
+    def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
+        self.outcomes.append(outcome)
+
+    def quiet(self, blocks: tuple[int, ...]) -> None:
+        self.quieted.append(blocks)
+
+    def abort(self, sequence: SequenceId) -> None:
         pass
 
     def stats(self) -> EngineStats:
@@ -71,12 +83,13 @@ class Bench:
     def __init__(self, path: Path) -> None:
         self.said: list[ToRouter] = []
         self.engine, self.sink = FakeEngine(), FakeSink()
+        self.metrics = WorkerMetrics()
         self.service = DecodeService(
             tokenizer=Tokenizer.load(write_checkpoint(path)),
             send=lambda _, message: self.said.append(message),
             record=self._record,
             give_up=pytest.fail,
-            metrics=WorkerMetrics(),
+            metrics=self.metrics,
         )
         self.service.attach(
             epoch=Epoch(1),
@@ -85,11 +98,22 @@ class Bench:
             layout=LAYOUT,
         )
 
-    def fetch(self, request: str, end: FetchEnd) -> None:
-        """A request whose fetch ends so."""
-        self.service.take(RouterId("router"), replace(decode(request), ticket=TICKET))
-        self.service.admitted(self.engine.submitted[-1].id, (0,), (1,), 0, 0.0)
+    def fetch(
+        self, request: str, end: FetchEnd, *, num_blocks: int = 1, num_cached_tokens: int = 0
+    ) -> None:
+        """A request of so many full blocks whose fetch ends so."""
+        num_tokens = TICKET.num_tokens if num_blocks == 1 else num_blocks * LAYOUT.block_tokens
+        message = replace(decode(request), token_ids=tuple(range(1, num_tokens + 1)))
+        ticket = replace(TICKET, num_tokens=num_tokens)
+        self.service.take(RouterId("router"), replace(message, ticket=ticket))
+        table, generations = tuple(range(num_blocks)), (1,) * num_blocks
+        sequence = self.engine.submitted[-1].id
+        self.service.admitted(sequence, table, generations, num_cached_tokens, 0.0)
         self.sink.ends[-1](end)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value; 0.0 when it was never counted."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     @staticmethod
     def _record(_: Sequence[object]) -> None:
@@ -104,6 +128,7 @@ def landed(*, num_bytes: int, flow_s: float) -> Landed:
         num_blocks=1,
         num_bytes=num_bytes,
         fetch_s=9.0,
+        first_s=0.002,
         flow_s=flow_s,
         exposed_s=0.001,
     )
@@ -116,3 +141,83 @@ def test_transfer_speed_is_bytes_over_the_time_they_flowed(tmp_path: Path) -> No
     assert bench.service.beat("ready").speeds.transfer_bytes_per_s == 0
     bench.fetch("r2", landed(num_bytes=4_000_000, flow_s=0.5))
     assert bench.service.beat("ready").speeds.transfer_bytes_per_s == 8e6
+
+
+def test_what_arrived_without_a_gap_before_the_source_was_lost_is_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    lost = Lost(PeerLost("gone"), landed=(1, 2, 4), quarantined=(3,))
+    bench.fetch("r1", lost, num_blocks=6, num_cached_tokens=LAYOUT.block_tokens)
+    (outcome,) = bench.engine.outcomes
+    assert isinstance(outcome, EngineLost)
+    assert outcome.num_tokens == 3 * LAYOUT.block_tokens
+    assert outcome.quarantined == (3,)
+    assert bench.sample("baton_worker_kv_kept_blocks_total") == 2
+
+
+def test_a_source_lost_before_anything_arrived_keeps_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.fetch("r1", Lost(PeerLost("gone"), landed=(1,)), num_blocks=3)
+    assert bench.engine.outcomes == [EngineLost("PeerLost: gone")]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [Lost(PeerLost("gone"), quarantined=(1, 2)), Aborted("cancelled", quarantined=(1, 2))],
+    ids=["lost", "aborted"],
+)
+def test_quarantined_blocks_are_given_back_to_the_engine_when_quiet(
+    tmp_path: Path, end: FetchEnd
+) -> None:
+    bench = Bench(tmp_path)
+    bench.fetch("r1", end, num_blocks=3)
+    (outcome,) = bench.engine.outcomes
+    assert isinstance(outcome, EngineLost) and outcome.quarantined == (1, 2)
+    assert bench.sample("baton_worker_kv_quarantined_blocks") == 2
+    bench.service.quiet([1])
+    assert bench.sample("baton_worker_kv_quarantined_blocks") == 1
+    bench.service.quiet([2])
+    assert bench.engine.quieted == [(1,), (2,)]
+    assert bench.sample("baton_worker_kv_quarantined_blocks") == 0
+
+
+def test_beats_say_by_which_transport_and_why_kv_came_from_whom(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.fetch("r1", landed(num_bytes=10, flow_s=0.5))
+    (use,) = bench.service.beat("ready").transports
+    assert (use.name, use.peer, use.fetches, use.bytes) == ("shm", TICKET.worker, 1, 10)
+
+
+def test_a_fetch_is_measured_by_its_transport(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.fetch("r1", landed(num_bytes=10, flow_s=0.5))
+    shm = {"transport": "shm"}
+    assert bench.sample("baton_worker_fetches_total", ending="landed", **shm) == 1
+    assert bench.sample("baton_worker_kv_moved_bytes_total", **shm) == 10
+    assert bench.sample("baton_worker_fetch_seconds_sum", **shm) == 9.0
+    assert bench.sample("baton_worker_fetch_first_chunk_seconds_sum", **shm) == 0.002
+    assert bench.sample("baton_worker_fetch_exposed_seconds_sum", **shm) == 0.001
+
+
+def test_links_retries_and_rejected_blocks_are_counted_with_their_reasons(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    source, missed = WorkerId("prefill-0"), (("shm", "another host"),)
+    for notice in (
+        LinkUp(source=source, transport="shm", missed=()),
+        LinkUp(source=source, transport="tcp", missed=missed),
+        LinkRefused(source=source, missed=missed),
+        AskedAgain(source=source, attempt=2),
+        Rejected(num_blocks=3, why="the checksum is another"),
+    ):
+        bench.service.noticed(notice)
+
+    def links(event: str, transport: str, instead_of: str, reason: str) -> float:
+        labels = {"event": event, "transport": transport, "instead_of": instead_of}
+        return bench.sample("baton_kv_transport_total", reason=reason, **labels)
+
+    assert links("chosen", "shm", "", "first choice") == 1
+    assert links("chosen", "tcp", "", "fallback") == 1
+    assert links("fallback", "tcp", "shm", "another host") == 1
+    assert links("refused", "", "shm", "another host") == 1
+    assert bench.sample("baton_worker_fetch_retries_total") == 1
+    wrong = {"reason": "the checksum is another"}
+    assert bench.sample("baton_worker_kv_rejected_blocks_total", **wrong) == 3

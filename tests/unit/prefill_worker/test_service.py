@@ -10,10 +10,11 @@ from support.words import LAYOUT, prefill, sampling
 from engine.batch import SampledToken, SequenceId
 from engine.ending import EngineEnding, Failed, Finished, HandedOver
 from engine.observer import SequenceToken
-from kvtransfer.source import LeaseEnd, Source
+from kvtransfer.source import LeaseEnd, LeaseEndReason, Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Step, Ticket
+from protocol.telemetry import WorkerMetrics
 
 LEASE = LeaseId(7)
 
@@ -23,12 +24,18 @@ class Desk:
 
     def __init__(self) -> None:
         self.story = Story()
-        self.service = make_service(PrefillService, self.story)
+        self.metrics = WorkerMetrics()
+        self.service = make_service(PrefillService, self.story, metrics=self.metrics)
         self.source = create_autospec(Source, instance=True)
         self.source.open_lease.return_value = Ticket(
-            worker=WorkerId("prefill-0"), epoch=new_epoch(), lease=LEASE, address="",
-            layout=LAYOUT, compat="", num_tokens=3,
-        )  # fmt: skip
+            worker=WorkerId("prefill-0"),
+            epoch=new_epoch(),
+            lease=LEASE,
+            address="",
+            layout=LAYOUT,
+            compat="",
+            num_tokens=3,
+        )
         self.source.fail.side_effect = lambda lease, why: self.story.told.append(f"fail: {why}")
         self.source.finish.side_effect = lambda lease, note: self.story.told.append("finish")
         engine = mute_engine()
@@ -59,9 +66,41 @@ def test_a_request_that_its_first_token_ends_is_not_lost_to_its_fetcher() -> Non
     assert desk.end(ending) == ["Step", "Finished"]
     assert desk.service.transfers() and not desk.service.is_idle()
     desk.service.lease_ended(
-        LeaseEnd(lease=LEASE, reason="released", detail="", transport="", num_blocks=0, num_bytes=0)
+        LeaseEnd(
+            lease=LEASE,
+            reason="released",
+            detail="",
+            transport="",
+            peer=WorkerId(""),
+            num_blocks=0,
+            num_bytes=0,
+        )
     )
     assert desk.service.is_idle()
+
+
+@pytest.mark.parametrize("reason", ["released", "expired"])
+def test_what_was_lent_to_whom_is_counted_and_shown(reason: LeaseEndReason) -> None:
+    desk = Desk()
+    sample = desk.metrics.registry.get_sample_value
+    assert sample("baton_worker_kv_leases") == 1
+    desk.service.lease_ended(
+        LeaseEnd(
+            lease=LEASE,
+            reason=reason,
+            detail="",
+            transport="tcp",
+            peer=WorkerId("decode-0"),
+            num_blocks=2,
+            num_bytes=64,
+        )
+    )
+    assert sample("baton_worker_kv_leases") == 0
+    assert sample("baton_worker_kv_lease_ends_total", {"reason": reason}) == 1
+    assert sample("baton_worker_kv_lent_bytes_total", {"transport": "tcp"}) == 64
+    uses = desk.service.beat("ready").transports
+    landed = [("tcp", "decode-0", 1, 64)] if reason == "released" else []
+    assert [(use.name, use.peer, use.fetches, use.bytes) for use in uses] == landed
 
 
 def test_the_router_hears_of_a_failure_before_the_fetcher_does() -> None:

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import generate_latest
 
 from protocol.telemetry import (
     LoadProgress,
+    Reasons,
     RouterMetrics,
     WorkerMetrics,
     configure_logging,
@@ -71,3 +73,21 @@ def test_every_metric_is_ours_by_name() -> None:
         for family in metrics.registry.collect():
             assert family.name.startswith("baton_")
             assert family.documentation
+
+
+def test_a_reason_as_a_label_has_no_numbers_and_there_are_only_so_many() -> None:
+    reasons = Reasons()
+    assert reasons.label("no stream to 10.0.0.7:4711 within 3.1 s") == "no stream to # within # s"
+    labels = {reasons.label(f"reason {chr(97 + n % 26)}{'x' * (n // 26)}") for n in range(200)}
+    assert len(labels) == Reasons.MAX_REASONS
+    assert "other" in labels
+
+
+def test_the_metrics_of_transfers_are_exported_by_workers() -> None:
+    metrics = WorkerMetrics()
+    metrics.transfer.transports.labels("fallback", "tcp", "shm", "another host").inc()
+    text = generate_latest(metrics.registry).decode()
+    assert (
+        'baton_kv_transport_total{event="fallback",instead_of="shm",reason="another host",'
+        'transport="tcp"} 1.0'
+    ) in text

@@ -8,7 +8,7 @@ import pytest
 from support.api import HI, MODEL, Bench, chat, error_of
 
 from protocol.ids import Epoch, RouterId, WorkerId
-from protocol.messages import Blocks, Speeds
+from protocol.messages import Blocks, Speeds, TransportUse
 from router.cluster_view import ClusterView, WorkerView
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +46,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
     worker: dict[str, Any] = {"id": "decode-0", "role": "decode", "pid": 7, "host": "h"}
     worker |= {"epoch": 2**62, "state": "ready", "transport": "shm", "running": 1, "waiting": 0}
     worker |= {"why": ""}
+    use = {"name": "shm", "peer": "prefill-0", "why": "shm reachable", "fetches": 2, "bytes": 64}
     bench.cluster.shown = ClusterView(
         router=RouterId("router-0"),
         index="exact",
@@ -55,6 +56,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
                 **worker
                 | {"id": WorkerId("decode-0"), "epoch": Epoch(2**62)}
                 | {"blocks": Blocks(**blocks), "speeds": Speeds(**speeds)}
+                | {"transports": (TransportUse(**use),)}  # type: ignore[arg-type]
             ),
         ),
     )
@@ -62,7 +64,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
         "router": "router-0",
         "index": "exact",
         "redis": "connected",
-        "workers": [worker | {"blocks": blocks, "speeds": speeds}],
+        "workers": [worker | {"blocks": blocks, "speeds": speeds, "transports": [use]}],
     }
 
 

@@ -1,0 +1,41 @@
+"""By which transport KV moved between this worker and its peers, for whoever shows it.
+
+Written by the sink's or the source's owner at each end, on their thread; read for every beat, on
+another. Remembers the MAX_USES pairs of peer and transport that were used last.
+"""
+
+import threading
+from collections import OrderedDict
+
+from protocol.ids import WorkerId
+from protocol.messages import TransportUse
+
+MAX_USES = 32
+"""A beat goes to every router twice a second: at most a few KB of it."""
+_WHY_CHARS = 300
+
+
+class Uses:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._uses: OrderedDict[tuple[str, str], TransportUse] = OrderedDict()
+
+    def add(self, *, peer: WorkerId, transport: str, why: str, num_bytes: int) -> None:
+        """One more fetch of so many bytes; the newest reason stays."""
+        key = (peer, transport)
+        with self._lock:
+            before = self._uses.pop(key, None)
+            self._uses[key] = TransportUse(
+                name=transport,
+                peer=peer,
+                why=why[:_WHY_CHARS],
+                fetches=1 + (before.fetches if before else 0),
+                bytes=num_bytes + (before.bytes if before else 0),
+            )
+            while len(self._uses) > MAX_USES:
+                self._uses.popitem(last=False)
+
+    def latest(self) -> tuple[TransportUse, ...]:
+        """The latest first."""
+        with self._lock:
+            return tuple(reversed(self._uses.values()))
