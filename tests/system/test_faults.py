@@ -157,6 +157,25 @@ def test_a_prefill_worker_killed_during_the_transfer_costs_only_time(cluster: Cl
     _all_back(cluster)
 
 
+def test_blocks_that_arrived_before_the_kill_are_not_fetched_again(slow_checkpoint: Path) -> None:
+    """One decode worker: what it got from the first prefill worker it need not get again."""
+    flags = [*APART, *CHUNKED]
+    with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=1, extra=flags) as up:
+        body = _body(up, salt=8, length=1500, max_tokens=12)
+        with _asking(up, body, request="resumed") as answer:
+            victim = _placed(up, "resumed")["prefill"]
+            eventually(lambda: _num_fetches(up) > 0, within_s=30)
+            up.kill(victim)
+        disturbed = answer.result(timeout=0)
+        first, *_, last = _trace(up, "resumed")["attempts"]
+        assert (first["prefill"], first["blocks_moved"]) == (victim, 0), "it had landed: too late"
+        assert last["decode"] == first["decode"]
+        assert last["blocks_reused"] >= 128 // 16, "at least the first chunk had arrived"
+        assert last["blocks_moved"] + last["blocks_reused"] == -(-1500 // 16)
+        assert _tokens(disturbed) == _tokens(_ask(up, body))
+        _all_back(up)
+
+
 def test_a_stream_goes_on_identically_when_its_decode_worker_is_killed(cluster: Cluster) -> None:
     """Penalties, a stop string far behind the cut and logprobs go on as if nothing had been."""
     body = _body(cluster, salt=2, length=60, max_tokens=200)
@@ -238,16 +257,18 @@ def test_a_client_that_leaves_during_prefill_gives_all_blocks_back(cluster: Clus
     assert (trace["outcome"].startswith("aborted"), trace["output_tokens"]) == (True, 0)
 
 
-@pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (3 * 13, 2)])
 def test_corrupted_blocks_are_detected_and_never_decoded_from(
     slow_checkpoint: Path, num_corrupted: int, num_attempts: int
 ) -> None:
-    """A block is fetched again twice; broken a third time, the request is placed again."""
+    """A block is fetched again twice; broken a third time, the request is placed again. The 13
+    blocks of the prompt come in one chunk."""
     flags = [*APART, "--tamper-blocks", str(num_corrupted)]
     with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags) as up:
         body = _body(up, salt=6, length=200, max_tokens=12)
         disturbed = _ask(up, body)
-        assert up.log.count("block rejected") == num_corrupted
+        rejected = re.findall(r'"event":"block rejected".*"blocks":(\d+)', up.log)
+        assert sum(map(int, rejected)) == num_corrupted
         trace = up.get(f"/trace/{disturbed.headers['x-request-id']}").json()
         assert len(trace["traces"][0]["attempts"]) == num_attempts
         assert _tokens(disturbed) == _tokens(_ask(up, body))
