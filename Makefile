@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test check bench soak clean
+.PHONY: help setup demo test check bench soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -35,6 +35,10 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 
 soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
 	PYTHONPATH=.:tests $(BIN)/python -m support.soak
+
+SECONDS ?= 600
+fuzz: setup  ## spoilt traffic and strangers against both ends of a transfer: SECONDS=600
+	PYTHONPATH=.:tests $(BIN)/python -m support.fuzz --seconds $(SECONDS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -48,15 +48,19 @@ class Board:
 
     @classmethod
     def create(cls) -> "Board | None":
-        """A board without a job; None without the kernels."""
+        """A board without a job; None without the kernels. Raises OSError without a descriptor."""
         library = native.kernels()
         if library is None:
             return None
         num_bytes = int(library.baton_kv_board_bytes())
         fd = os.memfd_create("baton-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, num_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-        return cls(fd, mmap.mmap(fd, num_bytes), library)
+        try:
+            os.ftruncate(fd, num_bytes)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            return cls(fd, mmap.mmap(fd, num_bytes), library)
+        except OSError:
+            os.close(fd)
+            raise
 
     @classmethod
     def open(cls, fd: int) -> "Board":

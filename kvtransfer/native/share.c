@@ -52,7 +52,8 @@ static int copy_piece(Board *board, const Spans *spans, uint64_t piece, int stre
         from[range] = board->source_offsets[first + range];
         sizes[range] = board->sizes[first + range];
         if (!lies_in(into[range], sizes[range], spans->target_bytes) ||
-            !lies_in(from[range], sizes[range], spans->source_bytes) || sizes[range] % 64)
+            !lies_in(from[range], sizes[range], spans->source_bytes) || sizes[range] < 64 ||
+            sizes[range] % 64)
             return 0;
     }
     board->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes,

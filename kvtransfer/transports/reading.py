@@ -5,6 +5,7 @@ of a large chunk too (`kvtransfer.board`); then it writes into slots that the si
 sink ends a chunk only when the source has left it.
 """
 
+import select
 import socket
 from collections import deque
 from typing import Final
@@ -104,9 +105,15 @@ class ReadingStream:
         elif self._is_shared(landing):
             self._share(landing, taker)
         else:
-            assert self._source is not None
+            self._copy(landing, taker)
+
+    def _copy(self, landing: Landing, taker: ChunkTaker) -> None:
+        assert self._source is not None
+        try:
             sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
-            self._end(landing, sums_P, taker)
+        except ValueError as error:  # its pool is not of the layout it says
+            raise WireError(f"a chunk that cannot be copied: {error}") from error
+        self._end(landing, sums_P, taker)
 
     def _is_shared(self, landing: Landing) -> bool:
         board = self._board
@@ -117,13 +124,15 @@ class ReadingStream:
         assert self._board is not None and self._source is not None
         number = self._board.begin(landing)
         if number is None:
-            sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
-            self._end(landing, sums_P, taker)
+            self._copy(landing, taker)
             return
         self._outbox.put(Help(number=number))
         self._outbox.flush()
         self._shared = landing
-        self._board.work(number, target=self._memory.span, source=self._source.span)
+        try:
+            self._board.work(number, target=self._memory.span, source=self._source.span)
+        except ValueError as error:
+            raise WireError(str(error)) from error
         if self._board.wait(_AWAIT_S):
             self._look_at_board(taker)
 
@@ -144,13 +153,13 @@ class ReadingStream:
         return self._board.stop() or self._has_ended()
 
     def _has_ended(self) -> bool:
-        """The other process is gone: the kernel closes its socket after its memory."""
-        try:
-            return not self._sock.recv(1, socket.MSG_PEEK)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError:
+        """The other process is gone: the kernel closes its socket after its memory. What it said
+        last may still wait to be read."""
+        if self._sock.fileno() < 0:
             return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _why_not(self, landing: Landing) -> str:
         """Why this chunk's blocks cannot be read now; empty when they can."""

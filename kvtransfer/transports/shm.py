@@ -6,6 +6,7 @@ Called by `kvtransfer.source` and `kvtransfer.link`. Does not work across hosts 
 namespaces, and says so at once.
 """
 
+import logging
 import os
 import secrets
 import socket
@@ -27,6 +28,8 @@ from kvtransfer.transports.helping import HelpCopy, Helper
 from kvtransfer.transports.reading import AnnouncingStream, ReadingStream
 from protocol.errors import LayoutMismatch, PeerLost
 from protocol.ids import Epoch
+
+log = logging.getLogger(__name__)
 
 NAME = "shm"
 _BACKLOG = 128
@@ -67,6 +70,15 @@ class ShmListener:
         if helper is not None:
             word = msgspec.structs.replace(word, setup=_HELPS)
         try:
+            self._send_pool(sock, word)
+        except PeerLost:
+            if helper is not None:
+                helper.close()
+            raise
+        return AnnouncingStream(sock, NAME, helper=helper)
+
+    def _send_pool(self, sock: socket.socket, word: StreamWelcome) -> None:
+        try:
             fd = self._memory.reader_fd()
         except OSError as error:
             raise PeerLost(f"no descriptor of the pool to give: {error}") from error
@@ -74,7 +86,6 @@ class ShmListener:
             base.send_word(sock, stream_welcome.encode(word), [fd])
         finally:
             os.close(fd)
-        return AnnouncingStream(sock, NAME, helper=helper)
 
     def _helper(self, hello: StreamHello, fds: list[int]) -> Helper | None:
         if not hello.setup or len(fds) != 2 or self._help_copy == "never":
@@ -113,7 +124,11 @@ def _board(memory: BlockMemory) -> Board | None:
     """Where our pool may be written by a helper, and there are cores for one: a board."""
     if not memory.helped or len(os.sched_getaffinity(0)) < _MIN_HELPED_CORES:
         return None
-    return Board.create()
+    try:
+        return Board.create()
+    except OSError as error:
+        log.warning("no board, we copy alone", extra={"why": str(error)})
+        return None
 
 
 def _map(welcome: StreamWelcome, fds: list[int]) -> BlockMemory:

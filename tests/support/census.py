@@ -38,7 +38,10 @@ def settled(still_s: float = 0.3) -> Census:
 
 def back_to(before: Census, within_s: float = 5.0) -> None:
     """Wait until exactly what was held before is held again."""
-    eventually(lambda: not _more(before), within_s, f"left behind: {_more(before)}")
+    try:
+        eventually(lambda: not _more(before), within_s)
+    except AssertionError as error:
+        raise AssertionError(f"after {within_s} s still more or less: {_more(before)}") from error
 
 
 def resident_bytes() -> int:

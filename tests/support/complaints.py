@@ -1,5 +1,7 @@
 """What the tests named after field reports share: one lender, one borrower, a plane each."""
 
+from collections.abc import Sequence
+
 from support.eventually import eventually
 from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.transfer import Borrower, Lender
@@ -22,7 +24,7 @@ def lands(lender: Lender, borrower: Borrower, blocks: range = range(40, 44)) -> 
     return isinstance(end, Landed) and same_bytes(lender, borrower, blocks)
 
 
-def same_bytes(lender: Lender, borrower: Borrower, blocks: range) -> bool:
+def same_bytes(lender: Lender, borrower: Borrower, blocks: Sequence[int]) -> bool:
     ours, theirs = borrower.memory, lender.memory
     return all(ours.block(block) == theirs.block(block) for block in blocks)
 

@@ -10,6 +10,7 @@ from base64 import b64decode, b64encode
 import msgspec
 from support.fetching import fetch
 from support.nursery import Part, Words
+from support.scribbler import be_scribbler
 from support.transfer import Borrower, Lender
 
 from protocol.layout import KvLayout
@@ -76,4 +77,5 @@ def be_sink(words: Words, arguments: list[str]) -> None:
 
 PARTS: dict[str, Part] = {
     "source": be_source, "unfinished source": be_unfinished_source, "sink": be_sink,
+    "scribbler": be_scribbler,
 }  # fmt: skip

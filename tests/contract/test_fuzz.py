@@ -1,0 +1,127 @@
+"""Anything said to either end is refused or ends something: no crash, no hang, no growth.
+
+A bounded part of what `make fuzz` goes on with; the seed is in the test.
+"""
+
+import random
+from collections.abc import Callable
+from contextlib import closing
+
+import msgspec
+import numpy as np
+import pytest
+from support.fuzz import Fuzz
+from support.mutation import Mutator
+from support.nursery import Nursery
+from support.transfer import COMPAT, LAYOUT
+
+from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack
+from kvtransfer.messages import (
+    CONTROL_VERSION,
+    Cancel,
+    Chunk,
+    Fetch,
+    FetchFailed,
+    Finish,
+    Gone,
+    Help,
+    HelpOffer,
+    Open,
+    Opened,
+    Plane,
+    Refused,
+    Release,
+    Renew,
+    Renewed,
+    StreamHello,
+    StreamWelcome,
+    help_offer,
+    help_word,
+    pack_to_sink,
+    pack_to_source,
+    stream_hello,
+    stream_welcome,
+    stream_word,
+    unpack_to_sink,
+    unpack_to_source,
+)
+from protocol.errors import WireError
+from protocol.ids import Epoch, LeaseId, WorkerId
+
+LEASE, EPOCH = LeaseId(77), Epoch(5)
+PIECES = np.zeros(3, PIECE)
+CHUNK = Chunk(fetch=1, attempt=1, pieces=PIECES.tobytes(), blocks=bytes(12))
+FINISH = Finish(fetch=1, attempt=1, note=b"note", since_s=0.5)
+
+TO_SOURCE = (
+    Open(session=1, worker=WorkerId("w"), epoch=EPOCH),
+    Fetch(
+        fetch=1, attempt=1, lease=LEASE, compat=COMPAT, layout=LAYOUT, indices=bytes(12),
+        slots=bytes(12),
+    ),
+    Renew(leases=(LEASE,), remaining_s=6.0),
+    Release(lease=LEASE),
+    Cancel(lease=LEASE, reason="client gone"),
+)  # fmt: skip
+TO_SINK = (
+    Opened(epoch=EPOCH, planes=(Plane("shm", "name"), Plane("tcp", "127.0.0.1:1"))),
+    Refused(code="epoch", reason="restarted"),
+    FetchFailed(fetch=1, attempt=1, code="failed", reason="preempted"),
+    Renewed(gone=(Gone(lease=LEASE, code="closed", reason="over"),)),
+)
+HELLO = StreamHello(version=CONTROL_VERSION, session=1, epoch=EPOCH)
+WELCOME = StreamWelcome(version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4, block_bytes=64)
+VERSION = bytes([CONTROL_VERSION])
+WORDS: tuple[tuple[bytes, Callable[[bytes], object]], ...] = (
+    *((pack_to_source(word)[1:], lambda b: unpack_to_source(VERSION + b)) for word in TO_SOURCE),
+    *((pack_to_sink(word)[1:], lambda b: unpack_to_sink(VERSION + b)) for word in TO_SINK),
+    *((stream_word.encode(word), stream_word.decode) for word in (CHUNK, FINISH)),
+    (help_word.encode(Help(number=3)), help_word.decode),
+    (help_offer.encode(HelpOffer(num_blocks=4, block_bytes=64)), help_offer.decode),
+    (stream_hello.encode(HELLO), stream_hello.decode),
+    (stream_welcome.encode(WELCOME), stream_welcome.decode),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(WORDS)))
+def test_a_spoilt_word_is_refused_or_read_as_its_type(number: int) -> None:
+    word, read = WORDS[number]
+    mutator = Mutator(random.Random(f"word {number}"))
+    assert isinstance(read(word), msgspec.Struct)
+    refused = 0
+    for _ in range(2_000):
+        try:
+            assert isinstance(read(mutator.word(word)), msgspec.Struct)
+        except WireError:
+            refused += 1
+    assert refused, "nothing was ever refused"
+
+
+def test_a_spoilt_chunk_is_refused_or_has_as_many_pieces_as_it_says() -> None:
+    mutator = Mutator(random.Random("chunk"))
+    for _ in range(2_000):
+        try:
+            chunk = stream_word.decode(mutator.word(stream_word.encode(CHUNK)))
+            assert isinstance(chunk, Chunk | Finish | msgspec.Struct)
+            if isinstance(chunk, Chunk):
+                pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
+                assert 0 < len(pieces_P) == len(blocks_PB) <= MAX_CHUNK_PIECES
+        except WireError:
+            continue
+
+
+@pytest.mark.system
+def test_a_board_scribbled_over_by_its_other_side_harms_nobody() -> None:
+    """In a process of its own: what C does wrong would end it without a word."""
+    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "board")) as child:
+        assert child.hear() == "unharmed"
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_spoilt_traffic_and_strangers_end_fetches_and_leave_nothing() -> None:
+    with closing(Fuzz("tests")) as fuzz:
+        for number in range(5):
+            fuzz.batch(number)
+        fuzz.check()
+        assert fuzz.endings["Landed"] and fuzz.endings["Lost"]
