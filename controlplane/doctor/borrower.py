@@ -30,7 +30,7 @@ class _Broken(Exception):
 def borrow(offer: Offer) -> Outcome:
     """Measures the offer's transport within REACH_S + MEASURE_S; never raises for a failure."""
     num_blocks = offer.bulk[0].num_tokens // LAYOUT.block_tokens
-    memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=LAYOUT.block_bytes)
+    memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=LAYOUT.block_bytes, helped=True)
     sink = Sink(
         memory=memory,
         layout=LAYOUT,

@@ -21,7 +21,7 @@ def check(facts: Facts) -> list[Finding]:
         _numa(compute),
         _clock(compute),
         _open_files(compute),
-        *_native(compute),
+        _native(compute),
         _gpu(facts.gpu),
         *_gpu_peers(facts.gpu),
         *_nccl(facts.gpu),
@@ -82,19 +82,13 @@ def _open_files(compute: ComputeFacts) -> Finding:
     return ok("open-files", value)
 
 
-def _native(compute: ComputeFacts) -> list[Finding]:
-    if not compute.native and not compute.native_error:
-        return []
-    if compute.native_error:
-        return [
-            warn(
-                "native-copy",
-                compute.native_error,
-                "Install a C compiler (gcc or clang) where the worker runs, or build the image"
-                " with one: blocks are copied by compiled code.",
-            )
-        ]
-    return [ok("native-copy", f"{compute.native}, non-temporal stores")]
+def _native(compute: ComputeFacts) -> Finding:
+    if not compute.native_error:
+        return ok("native-copy", compute.native)
+    remedy = "Set XDG_CACHE_HOME to a folder that the worker may write to and load libraries from."
+    if "compiler" in compute.native_error:
+        remedy = "Install a C compiler (gcc or clang) where the worker runs: its copies are faster."
+    return warn("native-copy", compute.native_error, remedy)
 
 
 def _gpu(gpu: GpuFacts) -> Finding:

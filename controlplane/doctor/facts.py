@@ -41,7 +41,7 @@ class ComputeFacts:
     num_open_files: int
     """Descriptors this process may have."""
     native: str
-    """Where the compiled copy loop lies, or is to be; "" when there is none."""
+    """Where the compiled copy loop lies, or would."""
     native_error: str
     """Why it cannot be used; "" when it can (it was loaded)."""
 

@@ -1,4 +1,5 @@
-"""Reads the facts of this machine from the kernel, within a few milliseconds. Changes nothing.
+"""Reads the facts of this machine from the kernel, within a few milliseconds. Changes nothing,
+but that the compiled copy loop is built where it is not yet.
 
 Called by `controlplane.doctor.doctor`. What cannot be read is None or "", never a guess. The GPU
 is asked elsewhere, because that takes longer.
@@ -22,6 +23,8 @@ from controlplane.doctor.facts import (
     NetworkFacts,
     RdmaDevice,
 )
+from kvtransfer.native import KERNELS
+from protocol.kernels import NoKernels
 from protocol.machine import free_memory_bytes, host_name
 
 _CAP_IPC_LOCK = 14
@@ -111,7 +114,14 @@ def _share_memory() -> str:
 
 
 def _native() -> tuple[str, str]:
-    return "", ""
+    """Build or find the copy loop as a worker does at its first transfer; a second the first time
+    on a machine."""
+    library = str(KERNELS.library())
+    try:
+        KERNELS.load()
+    except NoKernels as error:
+        return library, str(error)
+    return library, ""
 
 
 def _rdma_devices() -> tuple[RdmaDevice, ...]:

@@ -190,6 +190,54 @@ def test_corrupted_blocks_are_detected_and_fetched_again(
     drive(cluster, test)
 
 
+def test_a_slower_transport_than_the_first_is_warned_of_once_and_shown_with_its_reason(
+    cluster: WorkerCluster,
+) -> None:
+    cluster.start("prefill-tcp", "--transports", "tcp")
+    decode = cluster.start("decode-0")
+
+    async def test(router: MiniRouter) -> None:
+        await router.ready("prefill-tcp", "decode-0")
+        for number in range(2):
+            tokens = prompt(60, salt=40 + number)
+            await router.disaggregated(f"r{number}", tokens, GREEDY, prefill="prefill-tcp")
+        why = "tcp reachable; not shm: the source does not serve shm"
+        chosen = [event for event in decode.events("transport chosen") if event["why"] == why]
+        assert [event["level"] for event in chosen] == ["warning"]
+
+        def uses(worker: str, peer: str) -> list[tuple[str, int, str]]:
+            uses = router.beat(worker).transports
+            return [(use.name, use.fetches, use.why) for use in uses if use.peer == peer]
+
+        await soon(lambda: uses("decode-0", "prefill-tcp") == [("tcp", 2, why)])
+        lent = [("tcp", 2, "chosen by the fetching side")]
+        await soon(lambda: uses("prefill-tcp", "decode-0") == lent)
+
+    drive(cluster, test)
+
+
+def test_a_fallback_that_is_not_allowed_fails_the_request_and_says_why(
+    cluster: WorkerCluster,
+) -> None:
+    cluster.start("prefill-tcp", "--transports", "tcp")
+    cluster.start("decode-strict", "--transports", "shm,tcp", "--no-allow-fallback")
+
+    async def test(router: MiniRouter) -> None:
+        await router.ready("prefill-tcp", "decode-strict")
+        _, second = await router.disaggregated(
+            "r", prompt(60, salt=50), GREEDY, prefill="prefill-tcp", decode="decode-strict"
+        )
+        assert isinstance(second.ending, Failed)
+        assert (second.ending.code, second.ending.retryable) == ("source_lost", False)
+        assert second.ending.message == (
+            "no fallback allowed; not shm: the source does not serve shm"
+        )
+        assert second.emits == []
+        await router.idle("prefill-tcp", "decode-strict")
+
+    drive(cluster, test)
+
+
 def test_blocks_that_stay_corrupt_are_never_decoded_from(cluster: WorkerCluster) -> None:
     cluster.start("prefill-0")
     cluster.start("decode-corrupt", "--tamper-blocks", "1000")

@@ -122,7 +122,14 @@ def test_a_machine_with_everything_has_nothing_to_remedy() -> None:
         (of_compute(num_numa_nodes=2), "numa", "note", "2 nodes", "--cores"),
         (of_compute(clock="hpet"), "clock", "note", "hpet", "clocksource=tsc"),
         (of_compute(num_open_files=1024), "open-files", "note", "1024", "4096"),
-        (of_compute(native_error="no cc"), "native-copy", "warn", "no cc", "C compiler"),
+        (
+            of_compute(native_error="no C compiler found"),
+            *("native-copy", "warn", "no C compiler", "Install a C compiler"),
+        ),
+        (
+            of_compute(native_error="cannot load x.so: read-only"),
+            *("native-copy", "warn", "read-only", "XDG_CACHE_HOME"),
+        ),
         (of_gpu(GpuFacts(error="no library")), "gpu", "note", "no library", "unless"),
         (
             of_gpu(GpuFacts(error="no library", driver_there=True)),

@@ -35,6 +35,7 @@ def test_this_machine_can_be_looked_at() -> None:
     assert facts.host and facts.boot and facts.network_namespace.startswith("net:[")
     assert facts.memory.free_bytes > 0
     assert facts.memory.memfd_error == ""
+    assert facts.compute.native.endswith(".so")
     assert 1 <= facts.compute.num_cores <= facts.compute.num_cores_of_machine
 
 
