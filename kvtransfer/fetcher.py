@@ -32,7 +32,7 @@ from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
 from protocol.ids import Epoch, WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 from protocol.lease import Deadlines, renew_every_s
 from protocol.messages import Ticket
 
@@ -54,7 +54,7 @@ class Means:
     """What a worker fetches with and into."""
 
     memory: BlockMemory
-    layout: KvLayout
+    layout: Layout
     worker: WorkerId
     compat: str
     transports: tuple[str, ...]
@@ -75,6 +75,8 @@ class Active:
     on_end: Callable[[FetchEnd], None]
     started_s: float
     deadline_s: float
+    heads: range | None = None
+    """Those to fetch of our layout's; None: all."""
     link: Link | None = None
     plan: Plan | None = None
     written_s: float = 0.0
@@ -111,7 +113,7 @@ class Fetcher:
             self.follow(active, fetch.fail(broken(error)))
             return
         try:
-            active.plan = plan(ticket.layout, self._means.layout)
+            active.plan = plan(ticket.layout, self._means.layout, heads=active.heads)
             if ticket.compat != self._means.compat:
                 raise LayoutMismatch(f"{ticket.worker} serves another model")
         except LayoutMismatch as error:
@@ -307,7 +309,7 @@ class Fetcher:
                 case session.SendFetch():
                     if step.attempt > 1:
                         self.notice(AskedAgain(source=active.ticket.worker, attempt=step.attempt))
-                    self._say(active, self._word(fetch, step))
+                    self._say(active, self._word(active, step))
                 case session.SendRelease():
                     self._say(active, Release(lease=fetch.lease))
                 case session.SendCancel(reason=reason):
@@ -328,10 +330,12 @@ class Fetcher:
             link.receiver.stopped(active.fetch.fetch)
         self.follow(active, active.fetch.abandon())
 
-    def _word(self, fetch: session.Fetch, step: session.SendFetch) -> Fetch:
+    def _word(self, active: Active, step: session.SendFetch) -> Fetch:
+        fetch, heads = active.fetch, active.heads
         return Fetch(
             fetch=fetch.fetch, attempt=step.attempt, lease=fetch.lease,
             compat=self._means.compat, layout=self._means.layout,
+            heads=None if heads is None else (heads.start, heads.stop),
             indices=step.indices.tobytes(), slots=step.slots.tobytes(),
         )  # fmt: skip
 

@@ -36,7 +36,7 @@ from kvtransfer.transports.control import Identity
 from kvtransfer.visitors import Visitor, Visitors
 from protocol.errors import CapacityError, LayoutMismatch, WireError
 from protocol.ids import LeaseId, WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 from protocol.lease import Deadlines
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Wares:
     """What a source lends, and to whom it would."""
 
     memory: BlockMemory
-    layout: KvLayout
+    layout: Layout
     compat: str
     lease_ttl_s: float
     on_lease_end: Callable[[LeaseEnd], None]
@@ -225,8 +225,9 @@ class Lender:
         lending = self._lendings.get(lease)
         if lending is None:
             return self._how(lease)
+        heads = None if message.heads is None else range(*message.heads)
         try:
-            way = plan(self._wares.layout, message.layout)
+            way = plan(self._wares.layout, message.layout, heads=heads)
         except LayoutMismatch as error:
             return Gone(lease=lease, code="mismatch", reason=str(error)[:2_000])
         if message.compat != self._wares.compat:

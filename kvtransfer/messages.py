@@ -11,7 +11,7 @@ import msgspec
 from protocol.codec import Codec
 from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 
 CONTROL_VERSION: Final = 2
 MAX_CONTROL_BYTES: Final = 4 << 20
@@ -97,11 +97,14 @@ class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     attempt: Count
     lease: LeaseId
     compat: Annotated[str, msgspec.Meta(max_length=256)]
-    layout: KvLayout
+    layout: Layout
+    """Of the fetcher's pool."""
     indices: bytes
     """Packed u4[], ascending: slots wanted, counted from token 0 in the fetcher's blocks."""
     slots: bytes
     """Packed u4[]: the block of the fetcher's pool that each goes to."""
+    heads: tuple[Count, Count] | None = None
+    """The first and the end of those to send, of the model's; None: all that our pool holds."""
 
 
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag=3):

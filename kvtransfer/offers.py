@@ -20,7 +20,7 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.sums import BlockSums
 from protocol.errors import WireError
 from protocol.ids import LeaseId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 
 _SUMMED_BYTES: Final = 8 << 20
 """In one turn: half a millisecond."""
@@ -42,7 +42,7 @@ class _Way:
 
 
 class Offers:
-    def __init__(self, memory: BlockMemory, layout: KvLayout) -> None:
+    def __init__(self, memory: BlockMemory, layout: Layout) -> None:
         self._memory = memory
         self._layout = layout
         self._sums = BlockSums(memory)

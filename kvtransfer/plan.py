@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.errors import LayoutMismatch
+from protocol.errors import LayoutMismatch, TransferError
 from protocol.layout import DTYPE_BYTES, KvLayout, LatentLayout, Layout, StateLayout
 
 NO_BLOCK = 0xFFFF_FFFF
@@ -77,13 +77,13 @@ class Plan:
         """Refuse slots beyond the lease's tokens, and source blocks missing or surplus.
 
         Without this a piece may leave bytes of its slot unwritten. Whoever reads the blocks
-        checks that its pool has them. Raises ValueError.
+        checks that its pool has them. Raises TransferError.
         """
         if np.any(index_P >= self.target_layout.num_blocks(num_tokens)):
-            raise ValueError(f"index: slot {index_P.max()} is beyond the lease's {num_tokens}")
+            raise TransferError(f"slot {index_P.max()} is beyond a lease of {num_tokens} tokens")
         lacking = self._numbers(index_P) >= self.source_layout.num_blocks(num_tokens)
         if np.any(lacking != (blocks_PB == NO_BLOCK)):
-            raise ValueError(f"blocks: not those of the slots under a lease of {num_tokens} tokens")
+            raise TransferError(f"source blocks are not those of slots of {num_tokens} tokens")
 
     def source(self, index_P: Integers, blocks_PB: Integers) -> Ranges:
         """Where the pieces lie in the source's pool; `blocks_PB` as from `source_blocks`."""

@@ -93,13 +93,13 @@ class Receiver:
             places_P = active.fetch.begin_write(
                 attempt=chunk.attempt, pieces_P=pieces_P, num_bytes_P=plan.num_bytes(blocks_PB)
             )
-        except (TransferError, ValueError) as error:
-            self._fetches.follow(active, active.fetch.fail(TransferError(str(error))))
+        except TransferError as error:
+            self._fetches.follow(active, active.fetch.fail(error))
             return None
         if places_P is None:
             return None
-        target = plan.target(index_P, pieces_P["slot"], blocks_PB)
         source = plan.source(index_P, blocks_PB)
+        target = plan.target(index_P, pieces_P["slot"], blocks_PB)
         landing = Landing(chunk, pieces_P, blocks_PB, source, target)
         self._open[id(landing)] = _Open(landing, active, places_P, self._clock())
         return landing

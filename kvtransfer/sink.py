@@ -27,7 +27,7 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller, Waker
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Sink:
         self,
         *,
         memory: BlockMemory,
-        layout: KvLayout,
+        layout: Layout,
         worker: WorkerId,
         compat: str,
         transports: Sequence[str] = TRANSPORTS,
@@ -149,6 +149,7 @@ class Sink:
         block_ids: ArrayLike,
         deadline_s: float,
         on_end: Callable[[FetchEnd], None],
+        heads: range | None = None,
     ) -> FetchId:
         """Fetch these blocks of the ticket's lease, `indices[i]` into block `block_ids[i]` of our
         pool; indices count from token 0 in our layout's blocks. `deadline_s` is remaining time.
@@ -164,6 +165,9 @@ class Sink:
         indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
         _check(indices_S, "indices", self._layout.num_blocks(ticket.num_tokens))
         _check(slots_S, "block_ids", self._memory.num_blocks)
+        ours = self._layout.heads
+        if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
+            raise ValueError(f"heads: {heads} are not among ours, {ours}")
         fetch = session.Fetch(
             fetch=FetchId(next(self._ids)), lease=ticket.lease, indices=indices_S, slots=slots_S,
             num_tokens=ticket.num_tokens, block_tokens=self._layout.block_tokens,
@@ -175,7 +179,9 @@ class Sink:
                 self._num_fetches -= 1
             on_end(end)
 
-        active = Active(fetch, ticket, ended, started_s=now_s, deadline_s=now_s + deadline_s)
+        active = Active(
+            fetch, ticket, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
+        )
         with self._door:
             if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")

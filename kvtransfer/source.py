@@ -32,7 +32,7 @@ from kvtransfer.transports.tcp import TcpListener
 from kvtransfer.visitors import Visitors
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import Layout
 from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Source:
         self,
         *,
         memory: BlockMemory,
-        layout: KvLayout,
+        layout: Layout,
         worker: WorkerId,
         epoch: Epoch,
         compat: str,

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
-from protocol.layout import KvLayout
+from protocol.layout import KvLayout, Layout
 
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
@@ -55,7 +55,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     lease: LeaseId
     address: str
     """Where the source's control socket listens, e.g. `tcp://127.0.0.1:40001`."""
-    layout: KvLayout
+    layout: Layout
     compat: str
     num_tokens: int
     """Prompt tokens whose KV the source will have; blocks are indexed from token 0."""

@@ -11,7 +11,7 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Sink
 from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
 from protocol.ids import LeaseId, WorkerId, new_epoch
-from protocol.layout import KvLayout, compat_hash
+from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
@@ -45,7 +45,7 @@ class Lender:
     transports: Sequence[str] = TRANSPORTS
     lease_ttl_s: float = 6.0
     num_blocks: int = NUM_BLOCKS
-    layout: KvLayout = LAYOUT
+    layout: Layout = LAYOUT
     compat: str = COMPAT
     host: str = "127.0.0.1"
     on_broken: Callable[[str], None] = print
@@ -116,7 +116,7 @@ class Borrower:
     allow_fallback: bool = True
     lease_ttl_s: float = 6.0
     num_blocks: int = NUM_BLOCKS
-    layout: KvLayout = LAYOUT
+    layout: Layout = LAYOUT
     compat: str = COMPAT
     helped: bool = True
     tamper: Callable[[memoryview], None] | None = None
@@ -136,12 +136,14 @@ class Borrower:
         )  # fmt: skip
 
     def fetch(
-        self, ticket: Ticket, slots: Sequence[Slot], *, deadline_s: float = WITHIN_S
-    ) -> Outcome:
+        self, ticket: Ticket, slots: Sequence[Slot], *, deadline_s: float = WITHIN_S,
+        heads: range | None = None,
+    ) -> Outcome:  # fmt: skip
         outcome = Outcome()
         outcome.fetch = self.sink.fetch(
             ticket=ticket, indices=[slot.index for slot in slots],
             block_ids=[slot.block_id for slot in slots], deadline_s=deadline_s, on_end=outcome.tell,
+            heads=heads,
         )  # fmt: skip
         return outcome
 

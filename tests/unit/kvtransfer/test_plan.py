@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kvtransfer.plan import NO_BLOCK, cover, plan
-from protocol.errors import LayoutMismatch
+from protocol.errors import LayoutMismatch, TransferError
 from protocol.layout import KvLayout, LatentLayout, Layout, StateLayout, shard
 
 KV = KvLayout(num_layers=3, num_kv_heads=4, head_dim=8, block_tokens=16, dtype="bfloat16")
@@ -69,16 +69,16 @@ def test_ranges_of_blocks_that_the_last_slot_lacks_are_left_out_on_both_sides() 
 @pytest.mark.parametrize(
     ("index", "blocks", "why"),
     [
-        (2, [[1, 2]], "beyond the lease"),
-        (0, [[1, NO_BLOCK]], "not those of the slots"),  # a hole in a slot that lacks nothing
-        (1, [[1, 2]], "not those of the slots"),  # a block where the lease has none
+        (2, [[1, 2]], "beyond a lease"),
+        (0, [[1, NO_BLOCK]], "not those of slots"),  # a hole in a slot that lacks nothing
+        (1, [[1, 2]], "not those of slots"),  # a block where the lease has none
     ],
 )
 def test_pieces_that_the_lease_cannot_have_are_refused(
     index: int, blocks: list[list[int]], why: str
 ) -> None:
     doubled = plan(KV, sized(KV, 32))
-    with pytest.raises(ValueError, match=why):
+    with pytest.raises(TransferError, match=why):
         doubled.check(np.array([index]), np.array(blocks), num_tokens=40)
     doubled.check(np.array([0, 1]), np.array([[1, 2], [3, NO_BLOCK]]), num_tokens=40)
 

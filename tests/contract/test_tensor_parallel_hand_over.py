@@ -1,0 +1,93 @@
+"""A request handed over between engines of other tensor-parallel degrees and block sizes.
+
+A real engine's blocks, laid out as the ranks of the source degree would hold them, fetched by
+real sinks into pools laid out as the ranks of the target degree, and decoded from by a real
+engine: the tokens are those of an engine that did it all.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from support.eventually import eventually
+from support.ranks import REQUEST, WITHIN_S, EngineBench, RankedDecode, RankedPrefill
+
+from engine.model import Model, load_model
+from engine.sequence import Mode
+from protocol.layout import shard
+from tools.make_checkpoint import Shape, make_checkpoint
+
+PROMPT = [1 + (i * i * 31 + i * 17) % 500 for i in range(70)]
+"""Five blocks of 16 tokens: the last slot of 32 lacks one."""
+NUM_TOKENS = 12
+CHANGES = [(1, 2), (2, 1), (2, 4), (4, 1)]
+
+
+@pytest.fixture(scope="module", params=[4, 2], ids=["4 heads", "2 heads"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Of 2 heads, four ranks hold each twice."""
+    path = tmp_path_factory.mktemp("model")
+    make_checkpoint(path, Shape(family="qwen3", heads=8, kv_heads=request.param))
+    return load_model(path, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def expected(model: Model) -> Iterator[list[int]]:
+    """What one engine says that hands nothing over."""
+    bench = EngineBench(model, block_tokens=16, mode=Mode.LOCAL)
+    bench.submit(PROMPT, num_tokens=NUM_TOKENS)
+    yield bench.answer()
+    bench.close()
+
+
+def handed_over(
+    model: Model, *, degrees: tuple[int, int], block_tokens: tuple[int, int], transport: str
+) -> list[int]:
+    """The decode engine's tokens; its prompt's KV is compared on the way."""
+    from_size, to_size = degrees
+    whole = model.config.kv_layout(block_tokens=block_tokens[1], dtype="float32")
+    targets = [shard(whole, rank=rank, size=to_size) for rank in range(to_size)]
+    prefill = RankedPrefill(model, block_tokens=block_tokens[0], size=from_size, targets=targets)
+    decode = RankedDecode(model, block_tokens=block_tokens[1], size=to_size, transport=transport)
+    try:
+        prefill.submit(PROMPT, num_tokens=NUM_TOKENS)
+        decode.take(PROMPT, prefill.parts.get(timeout=WITHIN_S), num_tokens=NUM_TOKENS)
+        tokens = decode.answer()
+        assert torch.equal(prompt_kv(prefill), prompt_kv(decode))
+        eventually(lambda: all_back(prefill) and all_back(decode))
+        return tokens
+    finally:
+        decode.close()
+        prefill.close()
+
+
+def prompt_kv(bench: EngineBench) -> torch.Tensor:
+    """[L, 2, G, T, D] of the prompt's tokens, wherever its blocks are."""
+    blocks = bench.pool.tensor[list(bench.admissions[REQUEST].block_table)]
+    flat = blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+    return flat[:, :, :, : len(PROMPT)]
+
+
+def all_back(bench: EngineBench) -> bool:
+    blocks = bench.engine.stats().blocks
+    return blocks.free + blocks.cached == blocks.total
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("degrees", CHANGES, ids=lambda pair: f"tp{pair[0]} to tp{pair[1]}")
+def test_tokens_are_the_same_after_a_hand_over_to_another_degree(
+    model: Model, expected: list[int], degrees: tuple[int, int], transport: str
+) -> None:
+    tokens = handed_over(model, degrees=degrees, block_tokens=(16, 16), transport=transport)
+    assert tokens == expected
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("block_tokens", [(16, 32), (32, 16)])
+@pytest.mark.parametrize("degrees", [(1, 1), (2, 4), (4, 1)])
+def test_tokens_are_the_same_after_a_hand_over_to_another_block_size(
+    model: Model, expected: list[int], degrees: tuple[int, int], block_tokens: tuple[int, int],
+    transport: str,
+) -> None:  # fmt: skip
+    tokens = handed_over(model, degrees=degrees, block_tokens=block_tokens, transport=transport)
+    assert tokens == expected
