@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, pack
-from kvtransfer.chunking import Bounds, cut
+from kvtransfer.chunking import next_chunk
 from kvtransfer.lending import Lending
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges
@@ -127,12 +127,10 @@ class Offers:
 
 def _how_many(lending: Lending, way: Plan, most_bytes: int) -> int:
     """Of the pieces that are ready, those of the next chunk."""
-    num_ready = lending.num_ready
-    if num_ready <= min(MAX_CHUNK_PIECES, most_bytes // way.piece_bytes):
-        return num_ready
-    bytes_P = np.full(num_ready, way.piece_bytes, np.int64)
-    bounds = Bounds(most_bytes=most_bytes, most_pieces=MAX_CHUNK_PIECES)
-    return len(cut(bytes_P, bounds, more=False)[0])
+    return next_chunk(
+        lending.num_ready, piece_bytes=way.piece_bytes, most_bytes=most_bytes,
+        most_pieces=MAX_CHUNK_PIECES,
+    )  # fmt: skip
 
 
 def u4(packed: bytes) -> NDArray[np.uint32]:

@@ -1,74 +1,52 @@
-"""How pieces are cut into chunks, for any sizes and bounds."""
+"""How pieces are shared out over chunks, for any sizes and bounds."""
 
-from itertools import pairwise
-
-import numpy as np
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtransfer.chunking import LEAST_BYTES, Bounds, cut
+from kvtransfer.chunking import next_chunk
 
 KIB, MIB = 1 << 10, 1 << 20
-piece_sizes = st.lists(st.sampled_from((1, 7, 30, 90, 150, 400)), max_size=40)
 
 
-def bounds(most: int, pieces: int) -> Bounds:
-    return Bounds(least_bytes=100, most_bytes=most, most_pieces=pieces)
+def chunks(num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: int) -> list[int]:
+    """Pieces of each chunk until none are left."""
+    sent: list[int] = []
+    bounds = {"most_bytes": most_bytes, "most_pieces": most_pieces}
+    while num_pieces:
+        sent.append(next_chunk(num_pieces, piece_bytes=piece_bytes, **bounds))
+        assert 0 < sent[-1] <= num_pieces
+        num_pieces -= sent[-1]
+    return sent
 
 
-@given(sizes=piece_sizes, most=st.integers(100, 300), pieces=st.integers(1, 8), more=st.booleans())
-def test_chunks_are_within_their_bounds_and_miss_no_piece(
-    sizes: list[int], most: int, pieces: int, more: bool
+@settings(deadline=None)
+@given(
+    num_pieces=st.integers(0, 2_000), piece_bytes=st.integers(1, 3000),
+    most_bytes=st.integers(1000, 100_000), most_pieces=st.integers(1, 4096),
+)  # fmt: skip
+def test_chunks_keep_their_bounds_and_are_as_few_and_as_even_as_can_be(
+    num_pieces: int, piece_bytes: int, most_bytes: int, most_pieces: int
 ) -> None:
-    bytes_P = np.array(sizes, np.int64)
-    chunks = cut(bytes_P, bounds(most, pieces), more=more)
-    sent = [position for chunk in chunks for position in chunk]
-    assert sent == list(range(len(sent)))
-    held = int(bytes_P[len(sent) :].sum())
-    assert held == 0 or (more and held < 100)
-    for chunk in chunks:
-        assert 1 <= len(chunk) <= pieces
-        assert len(chunk) == 1 or bytes_P[list(chunk)].sum() <= most
+    sent = chunks(
+        num_pieces, piece_bytes=piece_bytes, most_bytes=most_bytes, most_pieces=most_pieces
+    )
+    for size in sent:
+        assert size <= most_pieces
+        assert size == 1 or size * piece_bytes <= most_bytes
+    assert max(sent, default=0) - min(sent, default=0) <= 1
+    fitting = max(1, min(most_pieces, most_bytes // piece_bytes))
+    assert len(sent) == -(-num_pieces // fitting)
 
 
-@given(sizes=piece_sizes, most=st.integers(100, 300), pieces=st.integers(1, 8), more=st.booleans())
-def test_a_small_chunk_fits_neither_neighbour(
-    sizes: list[int], most: int, pieces: int, more: bool
-) -> None:
-    bytes_P = np.array(sizes, np.int64)
-    chunks = cut(bytes_P, bounds(most, pieces), more=more)
-    for one, other in pairwise(chunks):
-        together = bytes_P[one.start : other.stop].sum()
-        small = min(bytes_P[list(one)].sum(), bytes_P[list(other)].sum()) < 100
-        assert not small or together > most or len(one) + len(other) > pieces
+def sizes(num_pieces: int, piece_bytes: int) -> list[int]:
+    sent = chunks(num_pieces, piece_bytes=piece_bytes, most_bytes=8 * MIB, most_pieces=4096)
+    return [size * piece_bytes for size in sent]
 
 
-def sizes_of(num_pieces: int, piece_bytes: int, *, more: bool = False) -> list[int]:
-    bytes_P = np.full(num_pieces, piece_bytes, np.int64)
-    chunks = cut(bytes_P, Bounds(most_bytes=8 * MIB, most_pieces=4096), more=more)
-    return [len(chunk) * piece_bytes for chunk in chunks]
-
-
-def test_a_request_is_shared_out_evenly() -> None:
-    assert sizes_of(9, MIB) == [5 * MIB, 4 * MIB]
-    assert sizes_of(2048, 32 * KIB) == [8 * MIB] * 8
-
-
-def test_a_small_rest_waits_for_what_is_still_computed() -> None:
-    assert sizes_of(31, 32 * KIB, more=True) == []
-    assert sizes_of(32, 32 * KIB, more=True) == [MIB]
+def test_no_small_chunk_trails() -> None:
+    assert sizes(9, MIB) == [5 * MIB, 4 * MIB]
+    assert sizes(2048, 32 * KIB) == [8 * MIB] * 8
 
 
 def test_what_is_all_there_is_goes_however_small() -> None:
-    assert 32 * KIB < LEAST_BYTES
-    assert sizes_of(1, 32 * KIB) == [32 * KIB]
-
-
-def test_nothing_ready_is_no_chunk() -> None:
-    assert sizes_of(0, MIB) == []
-
-
-def test_bounds_that_contradict_are_refused() -> None:
-    with pytest.raises(ValueError, match="least <= most"):
-        Bounds(most_bytes=KIB, most_pieces=1)
+    assert sizes(1, 32 * KIB) == [32 * KIB]
