@@ -52,7 +52,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             memory=memory,
             layout=parts.layout,
             worker=worker,
-            compat=parts.compat,
+            compat=parts.transfer_compat,
             transports=settings.transports.split(","),
             allow_fallback=settings.allow_fallback,
             lease_ttl_s=settings.lease_ttl_s,

@@ -12,7 +12,7 @@ from engine.limits import EngineLimits
 from engine.model import Progress, load_model
 from engine.torch_runner import TorchRunner
 from protocol.errors import SettingsError
-from protocol.layout import KvLayout, compat_hash
+from protocol.layout import KvLayout, compat_hash, transfer_compat
 from protocol.machine import free_memory_bytes
 from protocol.settings import WorkerSettings
 
@@ -27,6 +27,9 @@ class Assembly:
     config: ModelConfig
     layout: KvLayout
     compat: str
+    """Workers with the same may be paired, and their blocks' hashes compared."""
+    transfer_compat: str
+    """Blocks can be fetched between those that have the same."""
     limits: EngineLimits
     eos_token_ids: frozenset[int]
     """Every token that ends a text, whichever file of the checkpoint names it."""
@@ -88,6 +91,7 @@ def assemble(
         config=model.config,
         layout=layout,
         compat=compat_hash(layout, model_revision=model.config.revision),
+        transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
         limits=limits,
         eos_token_ids=enders,
     )

@@ -21,8 +21,11 @@ from protocol.layout import DTYPE_BYTES, KvLayout, LatentLayout, Layout, StateLa
 
 NO_BLOCK = 0xFFFF_FFFF
 """In place of a source block that the lease's last slot lacks."""
-MAX_PIECE_RANGES = 1 << 17
-"""A peer chooses its block size, and so how finely a piece is cut."""
+MAX_PIECE_RANGES = 1 << 16
+"""A peer chooses its block size, and so how finely a piece is cut. 80 layers of 8 heads in blocks
+a quarter of the slot's make 5,120."""
+MAX_KNOWN_PLANS = 32
+"""A worker has few kinds of peers; with the bound above these take 50 MB at most."""
 Integers: TypeAlias = NDArray[np.integer[Any]]
 Int64s: TypeAlias = NDArray[np.int64]
 
@@ -127,7 +130,7 @@ class Plan:
         return Ranges(offsets_R[there_R], sizes_PT.reshape(-1)[there_R], starts_P)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=MAX_KNOWN_PLANS)
 def plan(source: Layout, target: Layout, *, heads: range | None = None) -> Plan:
     """How to fill `heads` of the target's blocks from the source's; all it holds by default.
 

@@ -156,7 +156,8 @@ class Sink:
 
         `heads` are those of our layout to fetch from this source, all by default: fetches from
         several tensor-parallel ranks may fill the same blocks when no head is in two of them
-        (`kvtransfer.plan.cover`).
+        (`kvtransfer.plan.cover`). Each has its own end; a block is whole when all have landed,
+        and nobody writes into it when all have ended and none names it as quarantined.
 
         `on_end` is called once, on the sink's thread, and must not block. Without indices the
         fetch waits for the source's note. Raises ValueError for slots that do not fit this pool

@@ -52,7 +52,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
             layout=parts.layout,
             worker=worker,
             epoch=epoch,
-            compat=parts.compat,
+            compat=parts.transfer_compat,
             on_lease_end=service.lease_ended,
             host=settings.host,
             advertised_host=settings.advertise,
