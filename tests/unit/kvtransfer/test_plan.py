@@ -138,7 +138,8 @@ def test_a_part_of_a_state_comes_from_the_rank_that_has_it() -> None:
     assert [place for place, _ in cover(parts[1], parts)] == [1]
 
 
-def test_ranges_of_many_pieces_between_equal_layouts_cost_well_under_a_millisecond() -> None:
+def test_ranges_cost_no_python_a_piece() -> None:
+    """0.6 ms for 16,384 pieces on a busy 2-core machine; a loop over them takes above 10."""
     index_P = np.arange(16_384, dtype=np.uint32)
     whole = plan(KV, KV)
 
@@ -149,4 +150,4 @@ def test_ranges_of_many_pieces_between_equal_layouts_cost_well_under_a_milliseco
         whole.target(index_P, index_P, blocks_PB)
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(20)) < 1e-3
+    assert min(seconds() for _ in range(20)) < 5e-3
