@@ -139,7 +139,7 @@ def test_a_part_of_a_state_comes_from_the_rank_that_has_it() -> None:
 
 
 def test_ranges_cost_no_python_a_piece() -> None:
-    """0.6 ms for 16,384 pieces on a busy 2-core machine; a loop over them takes above 10."""
+    """Measured: 0.6 ms for 16,384 pieces, on a busy 2-core machine."""
     index_P = np.arange(16_384, dtype=np.uint32)
     whole = plan(KV, KV)
 
