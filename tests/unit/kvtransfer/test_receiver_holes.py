@@ -29,6 +29,7 @@ class OneFetch:
 
     plan: Plan | None = field(default_factory=lambda: plan(SMALL, LARGE))
     num_bytes: int = 0
+    first_s: float = 0.0
     flow_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -49,6 +50,9 @@ class OneFetch:
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         raise AssertionError("nothing was quarantined")
+
+    def rejected(self, num_pieces: int, why: str) -> None:
+        raise AssertionError("nothing arrived")
 
     def chunk(self, index: int, blocks: list[int]) -> Chunk:
         """One piece, right in everything but, perhaps, its blocks."""
