@@ -108,7 +108,7 @@ def _nccl_version() -> str:
         version = ctypes.c_int()
         try:
             if ctypes.CDLL(name).ncclGetVersion(ctypes.byref(version)) == 0:
-                return _dotted(version.value)
+                return dotted(version.value)
         except (OSError, AttributeError):
             continue
     return ""
@@ -123,7 +123,7 @@ def _nccl_in_wheels() -> list[str]:
     return [str(path) for folder in folders for path in Path(folder).glob("lib/libnccl.so.*")]
 
 
-def _dotted(code: int) -> str:
+def dotted(code: int) -> str:
     """23004 is 2.30.4; before 2.9 a digit fewer, 2804 is 2.8.4."""
     scale = 10_000 if code >= 10_000 else 1_000
     return f"{code // scale}.{code % scale // 100}.{code % 100}"

@@ -1,9 +1,18 @@
 """The doctor's eyes: what it makes of the kernel's words, and what it sees here."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
 import pytest
 
+from controlplane.checkout import ROOT
 from controlplane.doctor import gpu, probe
 from controlplane.doctor.facts import GpuFacts
+from protocol.kernels import compiler as find_compiler
 
 
 @pytest.mark.parametrize(
@@ -47,3 +56,54 @@ def test_asking_for_gpus_always_answers_and_says_why_there_are_none() -> None:
 def test_a_driver_that_does_not_answer_in_time_is_a_reason_not_a_hang() -> None:
     facts = gpu.ask(timeout_s=0.001)
     assert "did not answer" in facts.error
+
+
+FAKE_DRIVER = r"""
+#include <stdio.h>
+int cuInit(unsigned flags) { return FAILS ? 999 : 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = index; return 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    return snprintf(name, size, "Fake %d", device) < 0;
+}
+int cuDeviceCanAccessPeer(int *can, int one, int other) { *can = one > other; return 0; }
+"""
+FAKE_NCCL = "int ncclGetVersion(int *version) { *version = 23004; return 0; }"
+
+
+def ask_fake(folder: Path, *, fails: bool) -> GpuFacts:
+    """What is made of a driver that answers as this one does."""
+    compiler = find_compiler()
+    if compiler is None:
+        pytest.skip("no C compiler")
+    sources = {"libcuda.so.1": FAKE_DRIVER, "libnccl.so.2": FAKE_NCCL}
+    for name, source in sources.items():
+        command = [compiler, "-shared", "-fPIC", f"-DFAILS={int(fails)}", "-x", "c", "-"]
+        subprocess.run([*command, "-o", str(folder / name)], input=source.encode(), check=True)
+    asked = subprocess.run(
+        [sys.executable, "-m", "controlplane.doctor.gpu"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        check=True,
+        timeout=30,
+    )
+    return msgspec.json.decode(asked.stdout, type=GpuFacts)
+
+
+def test_gpus_their_names_and_who_cannot_reach_whom_are_read_from_the_driver(
+    tmp_path: Path,
+) -> None:
+    facts = ask_fake(tmp_path, fails=False)
+    assert facts.names == ("Fake 0", "Fake 1")
+    assert facts.no_peer == ((0, 1),)
+    assert facts.error == ""
+    assert re.fullmatch(r"\d+\.\d+\.\d+", facts.nccl)
+
+
+def test_a_driver_in_trouble_is_a_reason(tmp_path: Path) -> None:
+    facts = ask_fake(tmp_path, fails=True)
+    assert (facts.names, facts.error) == ((), "cuInit answers 999")
+
+
+def test_nccl_versions_are_read_as_nccl_writes_them() -> None:
+    assert (gpu.dotted(23004), gpu.dotted(2804)) == ("2.30.4", "2.8.4")
