@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.plan import NO_BLOCK, Ranges
+from kvtransfer.plan import NO_BLOCK, Plan, Ranges
 from protocol.errors import WireError
 
 PIECE: Final = np.dtype(
@@ -30,6 +30,9 @@ PIECE: Final = np.dtype(
 the fetcher's pool. generation: the sum of those of the source blocks it is read from; each only
 grows, so an equal sum means equal ones. checksum: of its bytes, in the order of the slot."""
 
+_WORDS: Final = PIECE.itemsize // 4
+_KNOWN_WORDS: Final = 6
+"""Of each piece, the words up to `num_bytes`: what both ends know before it is written."""
 MAX_CHUNK_PIECES: Final = 4_096
 """Their descriptions fit one control frame; 32 KiB each make 128 MiB."""
 
@@ -54,6 +57,28 @@ class Landing:
         return int(self.target.sizes_R.sum())
 
 
+def describe(
+    plan: Plan, *, indices_S: NDArray[np.uint32], slots_S: NDArray[np.uint32], num_tokens: int
+) -> NDArray[Any]:
+    """The pieces of all slots of a fetch, without generations and checksums, `[slot]`."""
+    block_tokens = plan.target_layout.block_tokens
+    pieces_S = np.zeros(len(indices_S), PIECE)
+    start_S = indices_S.astype(np.int64) * block_tokens
+    pieces_S["index"], pieces_S["slot"], pieces_S["token_start"] = indices_S, slots_S, start_S
+    pieces_S["token_count"] = np.minimum(block_tokens, num_tokens - start_S)
+    pieces_S["num_bytes"] = plan.piece_bytes
+    if plan.blocks_per_slot > 1:
+        lease = np.zeros(plan.source_layout.num_blocks(num_tokens), np.uint32)
+        pieces_S["num_bytes"] = plan.num_bytes(plan.source_blocks(indices_S, lease))
+    return pieces_S
+
+
+def known(pieces_P: NDArray[Any]) -> NDArray[np.uint32]:
+    """What of each piece both ends know before it is written, `[piece, word]`."""
+    words: NDArray[np.uint32] = pieces_P.view("<u4").reshape(-1, _WORDS)[:, :_KNOWN_WORDS]
+    return words
+
+
 def pack(
     *, fetch: FetchId, attempt: int, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32]
 ) -> Chunk:
@@ -74,4 +99,13 @@ def unpack(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray
     return pieces_P, blocks_PB
 
 
-__all__ = ["MAX_CHUNK_PIECES", "NO_BLOCK", "PIECE", "Landing", "pack", "unpack"]
+__all__ = [
+    "MAX_CHUNK_PIECES",
+    "NO_BLOCK",
+    "PIECE",
+    "Landing",
+    "describe",
+    "known",
+    "pack",
+    "unpack",
+]

@@ -24,7 +24,7 @@ from kvtransfer.messages import (
     Renewed,
 )
 from kvtransfer.notices import AskedAgain, Notice, Rejected
-from kvtransfer.plan import Plan, plan
+from kvtransfer.plan import Plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import FetchStage
@@ -72,19 +72,23 @@ class Active:
 
     fetch: session.Fetch
     ticket: Ticket
+    way: Plan | LayoutMismatch
     on_end: Callable[[FetchEnd], None]
     started_s: float
     deadline_s: float
     heads: range | None = None
     """Those to fetch of our layout's; None: all."""
     link: Link | None = None
-    plan: Plan | None = None
     written_s: float = 0.0
     """When the source was told that everything is written, on our clock."""
     num_bytes: int = 0
     first_s: float = 0.0
     """When the first of them were verified."""
     flow_s: float = 0.0
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.way if isinstance(self.way, Plan) else None
 
 
 class Fetcher:
@@ -112,12 +116,11 @@ class Fetcher:
         except (TransferError, WireError) as error:
             self.follow(active, fetch.fail(broken(error)))
             return
-        try:
-            active.plan = plan(ticket.layout, self._means.layout, heads=active.heads)
-            if ticket.compat != self._means.compat:
-                raise LayoutMismatch(f"{ticket.worker} serves another model")
-        except LayoutMismatch as error:
-            self.follow(active, fetch.fail(error))
+        if isinstance(active.way, LayoutMismatch):
+            self.follow(active, fetch.fail(active.way))
+        elif ticket.compat != self._means.compat:
+            mismatch = LayoutMismatch(f"{ticket.worker} serves another model")
+            self.follow(active, fetch.fail(mismatch))
 
     def cancel(self, fetch: FetchId, reason: str) -> None:
         active = self._active.get(fetch)

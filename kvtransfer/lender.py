@@ -243,7 +243,7 @@ class Lender:
                 slots=u4(message.slots), block_tokens=message.layout.block_tokens,
             ):  # fmt: skip
                 visitor.stream.drop(fetch)
-                self._offers.planned(lease, way)
+                self._offers.planned(lending, way)
         except (Refusal, WireError) as error:
             return Gone(lease=lease, code="refused", reason=str(error))
         return None

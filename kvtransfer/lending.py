@@ -120,19 +120,17 @@ class Lending:
         written = self.num_written // self._wanted_tokens
         return int(np.searchsorted(self._indices_S, written)) - self._num_offered
 
-    def take_ready(self, limit: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """Indices and slots of up to `limit` pieces to send now, in token order; each comes once
-        an attempt."""
+    @property
+    def wanted(self) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Indices and slots of the present attempt, ascending."""
+        return self._indices_S, self._slots_S
+
+    def take_ready(self, limit: int) -> slice:
+        """Up to `limit` of what is `wanted`, to send now; each comes once an attempt."""
         first = self._num_offered
         self._num_offered += min(limit, self.num_ready)
         self.num_sent += self._num_offered - first
-        taken = slice(first, self._num_offered)
-        return self._indices_S[taken], self._slots_S[taken]
-
-    def tokens(self, indices_P: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First token and number of tokens of each of the fetcher's blocks."""
-        start_P = indices_P.astype(np.int64) * self._wanted_tokens
-        return start_P, np.minimum(self._wanted_tokens, self.num_tokens - start_P)
+        return slice(first, self._num_offered)
 
     def take_note(self) -> bytes | None:
         """The note, once an attempt, after everything asked for was offered."""

@@ -103,6 +103,7 @@ class Link:
         self.has_more = False
         """The stream has more to do without waiting."""
         self._control = context.connect(ticket.address)
+        self._number = self._control.number
         poller.watch(self._control)
         self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
 
@@ -131,7 +132,8 @@ class Link:
 
     def look(self, ready: set[int], *, now_s: float) -> None:
         """Take in what the control socket and the descriptors in `ready` have."""
-        for message in self._control.receive():
+        heard = self._control.receive() if self._number in ready else ()
+        for message in heard:
             self._heard_s = now_s
             match message:
                 case Opened():

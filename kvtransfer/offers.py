@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, pack
+from kvtransfer.chunk import MAX_CHUNK_PIECES, describe, pack
 from kvtransfer.chunking import next_chunk
 from kvtransfer.lending import Lending
 from kvtransfer.messages import Chunk
@@ -34,10 +34,12 @@ class Offer:
     ranges: Ranges
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Way:
     plan: Plan
-    num_bytes: int = 0
+    pieces_S: NDArray[Any]
+    blocks_SB: NDArray[np.uint32]
+    num_bytes: int
     """Offered so far."""
 
 
@@ -76,26 +78,30 @@ class Offers:
             self._unsummed.appendleft((blocks[most:], generations[most:]))
         self._sums.take(blocks[:most], generations[:most])
 
-    def planned(self, lease: LeaseId, way: Plan) -> None:
-        """A fetcher with this plan asks for the lease."""
-        known = self._ways.get(lease)
-        self._ways[lease] = _Way(way, 0 if known is None else known.num_bytes)
+    def planned(self, lending: Lending, plan: Plan) -> None:
+        """A fetcher with this plan asks for slots of the lease."""
+        known = self._ways.get(lending.lease)
+        indices_S, slots_S = lending.wanted
+        self._ways[lending.lease] = _Way(
+            plan=plan,
+            pieces_S=describe(
+                plan, indices_S=indices_S, slots_S=slots_S, num_tokens=lending.num_tokens
+            ),
+            blocks_SB=plan.source_blocks(indices_S, lending.block_ids_B),
+            num_bytes=0 if known is None else known.num_bytes,
+        )
 
     def next(self, lending: Lending, *, most_bytes: int) -> Offer | None:
         """The next pieces that are ready; None when a block is no longer the lease's."""
         way = self._ways[lending.lease]
-        index_P, slot_P = lending.take_ready(_how_many(lending, way.plan, most_bytes))
-        blocks_PB = way.plan.source_blocks(index_P, lending.block_ids_B)
         if not self._held(lending):
             return None
-        ranges = way.plan.source(index_P, blocks_PB)
-        pieces_P = np.zeros(len(index_P), PIECE)
-        pieces_P["index"], pieces_P["slot"] = index_P, slot_P
-        pieces_P["token_start"], pieces_P["token_count"] = lending.tokens(index_P)
-        pieces_P["num_bytes"] = way.plan.num_bytes(blocks_PB)
+        taken = lending.take_ready(_how_many(lending, way.plan, most_bytes))
+        pieces_P, blocks_PB = way.pieces_S[taken], way.blocks_SB[taken]
+        ranges = way.plan.source(pieces_P["index"], blocks_PB)
         pieces_P["generation"] = self._memory.generation_sums(blocks_PB)
         pieces_P["checksum"] = self._checksums(lending, pieces_P, blocks_PB, ranges)
-        way.num_bytes += int(ranges.sizes_R.sum())
+        way.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lending.fetch is not None
         chunk = pack(
             fetch=lending.fetch, attempt=lending.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
@@ -118,8 +124,8 @@ class Offers:
         ranges: Ranges,
     ) -> NDArray[np.uint64]:  # fmt: skip
         """Of whole blocks from the store, of anything else afresh."""
-        whole = blocks_PB.shape[1] == 1 and bool((ranges.sizes_R == self._memory.block_bytes).all())
-        if not whole:
+        plan = self._ways[lending.lease].plan
+        if plan.blocks_per_slot > 1 or plan.piece_bytes != self._memory.block_bytes:
             return self._memory.checksums(ranges)
         full_P = pieces_P["token_count"] == lending.block_tokens
         return self._sums.of(blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P)

@@ -155,6 +155,9 @@ class BlockMemory:
 
     def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
+        if blocks_PB.shape[1] == 1:
+            alone_P: NDArray[np.uint64] = self.generations_N[blocks_PB[:, 0]]
+            return alone_P
         there_PB = blocks_PB != NO_BLOCK
         each_PB = self.generations_N[np.where(there_PB, blocks_PB, 0)]
         sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)

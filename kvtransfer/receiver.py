@@ -14,12 +14,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import Landing, unpack
+from kvtransfer.chunk import NO_BLOCK, Landing, unpack
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.session import Fetch, FetchStep
 from protocol.errors import TransferError
+from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,17 @@ class Receiving(Protocol):
     """A running fetch, as far as its bytes are concerned."""
 
     fetch: Fetch
-    plan: Plan | None
+    ticket: Ticket
     num_bytes: int
     """Verified so far."""
     first_s: float
     """When the first of them were, on our clock."""
     flow_s: float
     """Seconds in which bytes of it flowed."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """From the source's layout to ours; None when there is no way."""
 
 
 class Fetches(Protocol):
@@ -89,10 +94,9 @@ class Receiver:
         pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=plan.blocks_per_slot)
         index_P = pieces_P["index"]
         try:
-            plan.check(index_P, blocks_PB, num_tokens=active.fetch.num_tokens)
-            places_P = active.fetch.begin_write(
-                attempt=chunk.attempt, pieces_P=pieces_P, num_bytes_P=plan.num_bytes(blocks_PB)
-            )
+            if plan.blocks_per_slot > 1 or blocks_PB.max() == NO_BLOCK:
+                plan.check(index_P, blocks_PB, num_tokens=active.ticket.num_tokens)
+            places_P = active.fetch.begin_write(attempt=chunk.attempt, pieces_P=pieces_P)
         except TransferError as error:
             self._fetches.follow(active, active.fetch.fail(error))
             return None

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kvtransfer.chunk import known
 from kvtransfer.messages import FetchId
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
@@ -87,11 +88,8 @@ class Fetch:
     Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
-    def __init__(
-        self, *, fetch: FetchId, lease: LeaseId, indices: ArrayLike, slots: ArrayLike,
-        block_tokens: int, num_tokens: int,
-    ) -> None:  # fmt: skip
-        """`indices[i]` goes to block `slots[i]`. Raises ValueError when one comes twice."""
+    def __init__(self, *, fetch: FetchId, lease: LeaseId, pieces_S: NDArray[Any]) -> None:
+        """`pieces_S`: as `kvtransfer.chunk.describe` makes them, by ascending index."""
         self.fetch = fetch
         self.lease = lease
         self.stage = FetchStage.REQUESTED
@@ -101,15 +99,14 @@ class Fetch:
         self.reason = ""
         """Why it was cancelled."""
         self.ended = False
-        self.indices_S, self.slots_S = ascending(indices, slots)
-        if len(np.unique(self.slots_S)) < len(self.slots_S):
-            raise ValueError("block_ids: one comes twice")
+        self.pieces_S = pieces_S
+        self.indices_S = np.ascontiguousarray(pieces_S["index"])
+        self.slots_S = np.ascontiguousarray(pieces_S["slot"])
+        self._known_S = np.ascontiguousarray(known(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
         self._num_writing = 0
         self._num_corrupt = 0
-        self._block_tokens = block_tokens
-        self.num_tokens = num_tokens
         self._history: list[str] = []
 
     @property
@@ -141,9 +138,7 @@ class Fetch:
             return []
         return [self._ask()]
 
-    def begin_write(
-        self, *, attempt: int, pieces_P: NDArray[Any], num_bytes_P: NDArray[np.int64]
-    ) -> NDArray[np.intp] | None:
+    def begin_write(self, *, attempt: int, pieces_P: NDArray[Any]) -> NDArray[np.intp] | None:
         """The places these pieces go to, which then have a writer until `end_write`.
 
         None: nobody wants these bytes (old attempt, or already here): discard them. Raises
@@ -154,7 +149,6 @@ class Fetch:
         places_P = self._places(pieces_P)
         if self._states_S[places_P].any():
             return None
-        self._check(pieces_P, num_bytes_P)
         self._move(FetchEvent.PROGRESS)
         self._states_S[places_P] = _WRITING
         self._num_writing += len(places_P)
@@ -167,8 +161,9 @@ class Fetch:
         `broken` says why."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._history}"
         self._num_writing -= len(places_P)
-        self._states_S[places_P] = np.where(right_P, _VERIFIED, _WAITING)
         num_right = int(np.count_nonzero(right_P))
+        whole = num_right == len(places_P)
+        self._states_S[places_P] = _VERIFIED if whole else np.where(right_P, _VERIFIED, _WAITING)
         self._num_open -= num_right
         if self.over:
             return self._end_when_quiet()
@@ -243,35 +238,20 @@ class Fetch:
         return [End()]
 
     def _places(self, pieces_P: NDArray[Any]) -> NDArray[np.intp]:
-        index_P = pieces_P["index"]
-        if not self.num_slots or (np.diff(index_P.astype(np.int64)) <= 0).any():
-            raise TransferError("the source describes blocks twice, out of order, or unasked")
-        places_P = np.searchsorted(self.indices_S, index_P)
-        places_P = np.minimum(places_P, self.num_slots - 1)
-        if (self.indices_S[places_P] != index_P).any():
+        """The place of each piece. Every field that we know is compared with what it must be."""
+        places_P: NDArray[np.intp] = self.indices_S.searchsorted(pieces_P["index"])
+        if len(places_P) > 1 and (np.diff(places_P) <= 0).any():
+            raise TransferError("the source describes blocks twice or out of order")
+        if not len(self.indices_S) or places_P[-1] >= len(self.indices_S):
             raise TransferError("the source describes a block that nobody asked for")
+        same_PW = known(pieces_P) == self._known_S[places_P]
+        if not same_PW.all():
+            at = int(np.flatnonzero(~same_PW.all(axis=1))[0])
+            raise TransferError(
+                f"a piece described as {_told(pieces_P[at])};"
+                f" due is {_told(self.pieces_S[places_P[at]])}"
+            )
         return places_P
-
-    def _check(self, pieces_P: NDArray[Any], num_bytes_P: NDArray[np.int64]) -> None:
-        """Every field against the lease and the plan; the first piece that differs is named."""
-        start_P = pieces_P["index"].astype(np.int64) * self._block_tokens
-        count_P = np.minimum(self._block_tokens, self.num_tokens - start_P)
-        slot_P = self.slots_S[self._places(pieces_P)]
-        wrong_P = (
-            (pieces_P["token_start"] != start_P)
-            | (pieces_P["token_count"] != count_P)
-            | (pieces_P["num_bytes"] != num_bytes_P)
-            | (pieces_P["slot"] != slot_P)
-        )
-        if not wrong_P.any():
-            return
-        at = int(np.flatnonzero(wrong_P)[0])
-        piece = pieces_P[at]
-        raise TransferError(
-            f"block {piece['index']} described as tokens {piece['token_start']}"
-            f"+{piece['token_count']}, {piece['num_bytes']} bytes for slot {piece['slot']};"
-            f" due are {start_P[at]}+{count_P[at]}, {num_bytes_P[at]} for {slot_P[at]}"
-        )
 
     def _move(self, event: FetchEvent) -> None:
         key = (self.stage, event)
@@ -279,6 +259,13 @@ class Fetch:
         if FETCH_TABLE[key] is not self.stage:
             self._history.append(f"{event} in attempt {self.attempt}")
         self.stage = FETCH_TABLE[key]
+
+
+def _told(piece: Any) -> str:
+    return (
+        f"block {piece['index']}, tokens {piece['token_start']}+{piece['token_count']},"
+        f" {piece['num_bytes']} bytes for slot {piece['slot']}"
+    )
 
 
 def ascending(
@@ -294,4 +281,6 @@ def ascending(
         indices_S, slots_S = indices_S[order], slots_S[order]
         if (np.diff(indices_S.astype(np.int64)) == 0).any():
             raise ValueError("indices: one comes twice")
+    if len(np.unique(slots_S)) < len(slots_S):
+        raise ValueError("block_ids: one comes twice")
     return indices_S, slots_S

@@ -13,19 +13,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer import session
+from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.messages import FetchId
 from kvtransfer.notices import Notice
+from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller, Waker
-from protocol.errors import CapacityError
+from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout
 from protocol.messages import Ticket
@@ -169,10 +171,8 @@ class Sink:
         ours = self._layout.heads
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
-        fetch = session.Fetch(
-            fetch=FetchId(next(self._ids)), lease=ticket.lease, indices=indices_S, slots=slots_S,
-            num_tokens=ticket.num_tokens, block_tokens=self._layout.block_tokens,
-        )  # fmt: skip
+        way, pieces_S = self._describe(ticket, heads, *session.ascending(indices_S, slots_S))
+        fetch = session.Fetch(fetch=FetchId(next(self._ids)), lease=ticket.lease, pieces_S=pieces_S)
         now_s = self._clock()
 
         def ended(end: FetchEnd) -> None:
@@ -181,7 +181,7 @@ class Sink:
             on_end(end)
 
         active = Active(
-            fetch, ticket, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
+            fetch, ticket, way, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
         )
         with self._door:
             if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
@@ -208,11 +208,27 @@ class Sink:
             self._commands.append(command)
             self._waker.wake()
 
+    def _describe(
+        self,
+        ticket: Ticket,
+        heads: range | None,
+        indices_S: NDArray[np.uint32],
+        slots_S: NDArray[np.uint32],
+    ) -> tuple[Plan | LayoutMismatch, NDArray[Any]]:
+        """The way from the ticket's layout to ours, and all pieces; none when there is no way."""
+        try:
+            way = plan(ticket.layout, self._layout, heads=heads)
+        except LayoutMismatch as mismatch:
+            return mismatch, np.empty(0, PIECE)
+        pieces_S = describe(way, indices_S=indices_S, slots_S=slots_S, num_tokens=ticket.num_tokens)
+        return way, pieces_S
+
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
                 ready = self._wait()
-                self._waker.clear()
+                if self._waker.fileno() in ready:
+                    self._waker.clear()
                 self._obey()
                 self._fetcher.turn(ready)
         except Exception as error:

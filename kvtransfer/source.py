@@ -197,6 +197,7 @@ class Source:
         self._waker = Waker()
         self._poller.watch(self._waker.fileno())
         self._poller.watch(self._control)
+        self._number = self._control.number
         self._visitors = Visitors(
             control=self._control,
             listeners=listeners,
@@ -227,9 +228,11 @@ class Source:
         try:
             while not self._closing.is_set():
                 ready = self._poller.wait(self._sleep_s())
-                self._waker.clear()
+                if self._waker.fileno() in ready:
+                    self._waker.clear()
                 self._visitors.look(ready)
-                for identity, message in self._control.receive():
+                heard = self._control.receive() if self._number in ready else ()
+                for identity, message in heard:
                     self._obey()  # a lease opened a moment ago may be asked for already
                     self._lender.hear(identity, message)
                 self._obey()

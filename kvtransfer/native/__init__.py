@@ -28,11 +28,10 @@ KERNELS = Kernels(
     folder=Path(__file__).parent,
     flags=("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared"),
 )
-_STREAM_BYTES = 256 << 10
-"""Copies of at least this much go past the cache: smaller ones still fit into it."""
 _MIN_HASHED_BYTES = 241
 """XXH3 treats shorter inputs in another way, which the C twin leaves out."""
 _STRIPE_BYTES = 64
+_OUTSIDE, _UNFIT = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +59,16 @@ def kernels() -> ctypes.CDLL | None:
     except NoKernels as error:
         log.warning("no C kernels, copies are slower", extra={"why": str(error)})
         return None
-    library.baton_kv_copy.argtypes = [
-        *(ctypes.c_void_p,) * 6, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int,
-    ]  # fmt: skip
-    library.baton_kv_copy.restype = None
-    word = ctypes.c_uint64
-    library.baton_kv_work.argtypes = [
-        ctypes.c_void_p, word, ctypes.c_void_p, word, ctypes.c_void_p, word,
-    ]  # fmt: skip
-    library.baton_kv_work.restype = ctypes.c_int64
-    library.baton_kv_shut.argtypes = [ctypes.c_void_p]
-    library.baton_kv_put_up.argtypes = [ctypes.c_void_p, word, word, word]
+    at, word, signed = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64
+    library.baton_kv_copy.argtypes = [at, word, at, at, word, at, at, at, signed, at]
+    library.baton_kv_work.argtypes = [at, word, at, word, at, word]
+    library.baton_kv_work.restype = signed
+    library.baton_kv_shut.argtypes = [at]
+    library.baton_kv_put_up.argtypes = [at, word, word, word]
     library.baton_kv_put_up.restype = word
-    library.baton_kv_await.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-    library.baton_kv_spin.argtypes = [ctypes.c_void_p, word, ctypes.c_int64]
-    library.baton_kv_board_bytes.restype = ctypes.c_int64
+    library.baton_kv_await.argtypes = [at, signed]
+    library.baton_kv_spin.argtypes = [at, word, signed]
+    library.baton_kv_board_bytes.restype = signed
     return library
 
 
@@ -83,19 +77,17 @@ def copy(
 ) -> NDArray[np.uint64]:
     """Copy each range over its counterpart; the checksum of each piece, `[piece]`.
 
-    Both sides have the same sizes and starts. Raises ValueError for ranges out of bounds.
+    Both sides have the same sizes and starts. Raises ValueError for ranges out of bounds, having
+    copied nothing.
     """
+    sums_P = _call(target, target_ranges.offsets_R, source, source_ranges)
+    if sums_P is not None:
+        return sums_P
     target.check(target_ranges)
     source.check(source_ranges)
-    assert len(target_ranges.offsets_R) == len(source_ranges.offsets_R)
-    sizes_R = source_ranges.sizes_R
-    library = kernels()
-    if library is not None and fits(source_ranges):
-        streaming = int(sizes_R.sum()) >= _STREAM_BYTES
-        return _call(library, target, target_ranges, source, source_ranges, streaming)
     pairs = zip(
-        target_ranges.offsets_R.tolist(), source_ranges.offsets_R.tolist(), sizes_R.tolist(),
-        strict=True,
+        target_ranges.offsets_R.tolist(), source_ranges.offsets_R.tolist(),
+        source_ranges.sizes_R.tolist(), strict=True,
     )  # fmt: skip
     for into, origin, size in pairs:
         ctypes.memmove(target.address + into, source.address + origin, size)
@@ -104,25 +96,30 @@ def copy(
 
 def checksums(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
     """xxh3_64 of each piece's bytes, its ranges one after another, `[piece]`. Raises ValueError."""
+    sums_P = _call(None, None, memory, ranges)
+    if sums_P is not None:
+        return sums_P
     memory.check(ranges)
-    library = kernels()
-    if library is not None and fits(ranges):
-        return _call(library, None, ranges, memory, ranges, False)
     return _checksums_twin(memory, ranges)
 
 
 def _call(
-    library: ctypes.CDLL, target: Memory | None, target_ranges: Ranges,
-    source: Memory, ranges: Ranges, streaming: bool,
-) -> NDArray[np.uint64]:  # fmt: skip
+    target: Memory | None, offsets_R: NDArray[np.int64] | None, source: Memory, ranges: Ranges
+) -> NDArray[np.uint64] | None:
+    """What the C kernel answers; None where there is none, or none for these ranges."""
+    library = kernels()
     num_pieces = len(ranges.starts_P) - 1
+    if library is None or not num_pieces:
+        return None
     sums_P = np.empty(num_pieces, np.uint64)
-    library.baton_kv_copy(
-        None if target is None else target.address, _at(target_ranges.offsets_R),
-        source.address, _at(ranges.offsets_R), _at(ranges.sizes_R), _at(ranges.starts_P),
-        num_pieces, _at(sums_P), int(streaming),
+    answer = library.baton_kv_copy(
+        target.address if target else None, target.num_bytes if target else 0,
+        None if offsets_R is None else _at(offsets_R), source.address, source.num_bytes,
+        _at(ranges.offsets_R), _at(ranges.sizes_R), _at(ranges.starts_P), num_pieces, _at(sums_P),
     )  # fmt: skip
-    return sums_P
+    if answer == _OUTSIDE:
+        raise ValueError("ranges: one lies outside its pool")
+    return None if answer == _UNFIT else sums_P
 
 
 def fits(ranges: Ranges) -> bool:
@@ -151,8 +148,8 @@ def _checksums_twin(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
 
 
 def _at(array: NDArray[Any]) -> int:
-    assert array.flags.c_contiguous and array.dtype.itemsize == 8
-    return array.ctypes.data
+    assert array.flags.c_contiguous and array.itemsize == 8
+    return int(array.__array_interface__["data"][0])
 
 
 __all__ = ["KERNELS", "Memory", "checksums", "copy", "fits", "kernels"]

@@ -13,7 +13,11 @@
 #include <immintrin.h>
 #endif
 
-enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192, AHEAD = 1024 };
+enum { STRIPE = 64, STRIPES_PER_BLOCK = 16, SECRET_BYTES = 192 };
+enum { MIN_BYTES = 241 };         /* XXH3 treats shorter inputs in another way */
+enum { AHEAD = 1024 };            /* prefetched: 0.073 CPU s/GB for 32 KiB blocks, 0.077 at 512 */
+enum { STREAMED_BYTES = 256 << 10 }; /* copies below this still fit into the cache */
+enum { OUTSIDE = 1, UNFIT = 2 };
 
 static const uint8_t SECRET[SECRET_BYTES] __attribute__((aligned(64))) = {
     0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
@@ -209,15 +213,48 @@ void baton_kv_settle(void) {
 #endif
 }
 
-/* Copy all ranges and set sums[piece]. A null `target` only hashes. */
-void baton_kv_copy(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
-                   const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
-                   int64_t num_pieces, uint64_t *sums, int streaming) {
+static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
+    return offset >= 0 && size >= 0 && (uint64_t)size <= bytes &&
+           (uint64_t)offset <= bytes - (uint64_t)size;
+}
+
+/* 0, or why not: OUTSIDE one of the spans, or UNFIT for this hash (short, or not whole stripes). */
+static int check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
+                 const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
+                 int64_t num_pieces, int64_t *num_bytes) {
+    int unfit = 0;
+    for (int64_t piece = 0; piece < num_pieces; piece++) {
+        const int64_t before = *num_bytes;
+        for (int64_t range = starts[piece]; range < starts[piece + 1]; range++) {
+            if (!lies_in(source_offsets[range], sizes[range], source_bytes) ||
+                (target_offsets && !lies_in(target_offsets[range], sizes[range], target_bytes)))
+                return OUTSIDE;
+            unfit |= sizes[range] % STRIPE != 0;
+            *num_bytes += sizes[range];
+        }
+        unfit |= *num_bytes - before < MIN_BYTES;
+    }
+    return unfit ? UNFIT : 0;
+}
+
+/* Copy all ranges and set sums[piece]; without `target_offsets` only hash. Nothing is touched
+ * unless everything fits. */
+int baton_kv_copy(uint8_t *target, uint64_t target_bytes, const int64_t *target_offsets,
+                  const uint8_t *source, uint64_t source_bytes, const int64_t *source_offsets,
+                  const int64_t *sizes, const int64_t *starts, int64_t num_pieces,
+                  uint64_t *sums) {
+    int64_t num_bytes = 0;
+    const int why_not = check(target_bytes, target_offsets, source_bytes, source_offsets, sizes,
+                              starts, num_pieces, &num_bytes);
+    if (why_not) return why_not;
+    const int streaming = num_bytes >= STREAMED_BYTES;
     for (int64_t piece = 0; piece < num_pieces; piece++) {
         const int64_t first = starts[piece];
-        sums[piece] = baton_kv_piece(target, target_offsets + first, source,
+        sums[piece] = baton_kv_piece(target_offsets ? target : 0,
+                                     target_offsets ? target_offsets + first : 0, source,
                                      source_offsets + first, sizes + first,
                                      starts[piece + 1] - first, streaming);
     }
     baton_kv_settle();
+    return 0;
 }

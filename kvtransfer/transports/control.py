@@ -70,6 +70,8 @@ class Poller:
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
+        self._owners: dict[zmq.Socket[bytes], int] = {}
+        """Of control sockets: the number that stands for them."""
 
     def watch(self, what: "ControlServer | ControlLink | int", *, writable: bool = False) -> None:
         if isinstance(what, int):
@@ -77,16 +79,19 @@ class Poller:
             return
         for sock in what.sockets:
             self._poller.register(sock, zmq.POLLIN)
+            self._owners[sock] = what.number
 
     def forget(self, what: "ControlServer | ControlLink | int") -> None:
         for sock in (what,) if isinstance(what, int) else what.sockets:
             with suppress(KeyError):
                 self._poller.unregister(sock)
+            if not isinstance(sock, int):
+                self._owners.pop(sock, None)
 
     def wait(self, timeout_s: float) -> set[int]:
-        """Descriptors that have something. Control sockets are to be looked at each time."""
+        """Descriptors that have something, and numbers of control sockets that have."""
         ready = self._poller.poll(int(timeout_s * 1000 + 0.999))
-        return {sock for sock, _ in ready if isinstance(sock, int)}
+        return {sock if isinstance(sock, int) else self._owners[sock] for sock, _ in ready}
 
 
 class ControlServer:
@@ -107,6 +112,11 @@ class ControlServer:
     @property
     def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
         return (self._socket,)
+
+    @property
+    def number(self) -> int:
+        """What `Poller.wait` calls it: below all descriptors."""
+        return -1 - int(self._socket.FD)
 
     def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
         """What has come, at most a turn's worth; what is not a message comes as its error."""
@@ -173,6 +183,11 @@ class ControlLink:
     @property
     def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
         return (self._socket, self._monitor)
+
+    @property
+    def number(self) -> int:
+        """What `Poller.wait` calls it: below all descriptors."""
+        return -1 - int(self._socket.FD)
 
     def receive(self) -> Iterator[ToSink]:
         """What has come. Raises WireError for what is not a message, PeerLost at the end."""

@@ -165,8 +165,10 @@ class ReadingStream:
         """Why this chunk's blocks cannot be read now; empty when they can."""
         source = self._source
         assert source is not None
-        there_PB = landing.blocks_PB != NO_BLOCK
-        if int(landing.blocks_PB[there_PB].max(initial=0)) >= source.num_blocks:
+        blocks_PB = landing.blocks_PB
+        if blocks_PB.shape[1] > 1:
+            blocks_PB = blocks_PB[blocks_PB != NO_BLOCK]
+        if int(blocks_PB.max(initial=0)) >= source.num_blocks:
             return "the source named a block that it has not"
         return "" if self._unchanged(landing) else _STALE
 

@@ -7,15 +7,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from kvtransfer.chunk import NO_BLOCK, PIECE, pack
+from kvtransfer.chunk import NO_BLOCK, PIECE, describe, pack
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import Fetch, FetchStage, FetchStep
 from protocol.errors import TransferError
-from protocol.ids import LeaseId
+from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import KvLayout
+from protocol.messages import Ticket
 
 SMALL = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
 LARGE = msgspec.structs.replace(SMALL, block_tokens=8)
@@ -23,10 +24,17 @@ NUM_TOKENS = 20
 """Three slots of two source blocks; the last one lacks its second."""
 
 
+TICKET = Ticket(
+    worker=WorkerId("liar"), epoch=Epoch(1), lease=LeaseId(1), address="", layout=SMALL,
+    compat="", num_tokens=NUM_TOKENS,
+)  # fmt: skip
+
+
 @dataclass
 class OneFetch:
     """A running fetch of slots twice as large as the source's blocks, and who knows it."""
 
+    ticket: Ticket = TICKET
     plan: Plan | None = field(default_factory=lambda: plan(SMALL, LARGE))
     num_bytes: int = 0
     first_s: float = 0.0
@@ -34,8 +42,12 @@ class OneFetch:
 
     def __post_init__(self) -> None:
         self.fetch = Fetch(
-            fetch=FetchId(1), lease=LeaseId(1), indices=[0, 1, 2], slots=[2, 0, 1],
-            num_tokens=NUM_TOKENS, block_tokens=LARGE.block_tokens,
+            fetch=FetchId(1),
+            lease=LeaseId(1),
+            pieces_S=describe(
+                plan(SMALL, LARGE), indices_S=np.arange(3, dtype=np.uint32),
+                slots_S=np.array([2, 0, 1], np.uint32), num_tokens=NUM_TOKENS,
+            ),
         )  # fmt: skip
         self.fetch.start()
 
