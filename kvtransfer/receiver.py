@@ -123,10 +123,11 @@ class Receiver:
         if not right_P.all():
             self._fetches.rejected(int((~right_P).sum()), broken)
         active.flow_s += self._clock() - opened.began_s
-        if not active.num_bytes:
+        num_bytes = _bytes_of(landing, right_P)
+        if num_bytes and not active.num_bytes:
             active.first_s = self._clock()
             log.info("first block", extra={"lease": active.fetch.lease})
-        active.num_bytes += _bytes_of(landing, right_P)
+        active.num_bytes += num_bytes
         steps = active.fetch.end_write(opened.places_P, right_P=right_P, broken=broken)
         self._settle(opened, steps)
 
