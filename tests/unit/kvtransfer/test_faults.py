@@ -5,16 +5,19 @@ import queue
 import socket
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import zmq
 from support.eventually import eventually
-from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender
+from support.pieces import pieces
+from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
 from kvtransfer import session
+from kvtransfer.board import Board
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.lender import Lender as Lending
-from kvtransfer.messages import Descriptor, FetchId, Slot
+from kvtransfer.messages import FetchId
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError
@@ -117,29 +120,48 @@ def test_no_descriptor_to_give_away_turns_one_sink_to_tcp(
     assert isinstance(end, Landed) and end.transport == "tcp"
 
 
-def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(lender: Lender) -> None:
+def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
+    lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Board | None:
+        raise FULL
+
+    monkeypatch.setattr(Board, "create", fail)
+    end = fetch_end(lender, borrower)
+    assert isinstance(end, Landed) and end.transport == "shm"
+
+
+@pytest.fixture
+def fetcher(lender: Lender) -> Iterator[Fetcher]:
     memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
-    ends: list[FetchEnd] = []
-    ticket = lender.lend([0, 1])
-    slots = [Slot(0, 0), Slot(1, 1)]
-    fetch = session.Fetch(
-        fetch=FetchId(1), lease=ticket.lease, slots=slots, num_tokens=ticket.num_tokens,
-        block_tokens=LAYOUT.block_tokens, block_bytes=LAYOUT.block_bytes,
-    )  # fmt: skip
     means = Means(
         memory=memory, layout=LAYOUT, worker=WorkerId("decode-0"), compat=COMPAT,
-        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tamper=None, clock=lambda: 0.0,
+        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tamper=None,
+        on_quiet=lambda block_ids: None, on_notice=lambda notice: None, clock=lambda: 0.0,
     )  # fmt: skip
     fetcher = Fetcher(means, poller=Poller())
+    yield fetcher
+    fetcher.close()
+    memory.close()
+
+
+def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(
+    lender: Lender, fetcher: Fetcher
+) -> None:
+    ends: list[FetchEnd] = []
+    ticket = lender.lend([0, 1])
+    fetch = session.Fetch(
+        fetch=FetchId(1), lease=ticket.lease, indices=[0, 1], slots=[0, 1],
+        num_tokens=ticket.num_tokens, block_tokens=LAYOUT.block_tokens,
+    )  # fmt: skip
     fetcher.begin(Active(fetch, ticket, ends.append, started_s=0.0, deadline_s=9.0))
     fetch.start()
     for index in (0, 1):
-        written = Descriptor(
-            index=index, block_id=index, token_start=4 * index, token_count=4,
-            num_bytes=LAYOUT.block_bytes, generation=0, checksum=0,
-        )  # fmt: skip
-        assert fetch.begin_write(attempt=1, block=written) == index
+        written = pieces(
+            [index], [index], block_tokens=LAYOUT.block_tokens, num_tokens=8, block_bytes=1
+        )
+        num_bytes_P = np.ones(1, np.int64)
+        assert fetch.begin_write(attempt=1, pieces_P=written, num_bytes_P=num_bytes_P) is not None
     fetcher.cancel(FetchId(1), "enough")
-    assert ends == [Aborted("enough")]
-    fetcher.close()
-    memory.close()
+    (end,) = ends
+    assert isinstance(end, Aborted) and end.reason == "enough"

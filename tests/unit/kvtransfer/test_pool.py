@@ -5,8 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from kvtransfer.plan import Ranges
 from kvtransfer.pool import BlockMemory, checksum
 from protocol.errors import LayoutMismatch
+
+
+def whole(pool: BlockMemory, *blocks: int) -> Ranges:
+    return pool.whole(np.asarray(blocks, np.int64))
 
 
 @pytest.fixture
@@ -58,8 +63,9 @@ def test_whoever_gets_the_descriptor_cannot_write_through_it(pool: BlockMemory) 
 def test_a_block_is_copied_from_another_pool(pool: BlockMemory) -> None:
     other = BlockMemory.create(num_blocks=2, block_bytes=96)
     other.block(1)[:] = bytes(range(96))
-    pool.copy_from(other, source_block=1, block=4)
+    sums_P = pool.copy_from(other, whole(other, 1), whole(pool, 4))
     assert pool.block(4) == other.block(1) and not any(pool.block(3))
+    assert sums_P.tolist() == [checksum(other.block(1))]
     other.close()
 
 
@@ -67,8 +73,12 @@ def test_a_block_is_copied_from_another_pool(pool: BlockMemory) -> None:
 def test_a_block_outside_the_pool_is_refused(pool: BlockMemory, block_id: int) -> None:
     with pytest.raises(ValueError, match="block_id"):
         pool.block(block_id)
-    with pytest.raises(ValueError, match="block_id"):
-        pool.copy_from(pool, source_block=0, block=block_id)
+    with pytest.raises(ValueError, match="ranges"):
+        pool.copy_from(pool, whole(pool, 0), whole(pool, block_id))
+    with pytest.raises(ValueError, match="ranges"):
+        pool.copy_from(pool, whole(pool, block_id), whole(pool, 0))
+    with pytest.raises(ValueError, match="ranges"):
+        pool.checksums(whole(pool, block_id))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import zmq
 from support.eventually import eventually
-from support.transfer import COMPAT, LAYOUT, Borrower, Lender
+from support.pieces import u4s
+from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Slot
 
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -21,7 +22,6 @@ from kvtransfer.messages import (
     Release,
     Renew,
     Renewed,
-    Slot,
     StreamHello,
     ToSink,
     ToSource,
@@ -32,6 +32,7 @@ from kvtransfer.messages import (
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Landed
 from kvtransfer.source import LeaseEnd, Source
+from kvtransfer.transports.tcp_frames import Window, window
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, WorkerId, new_epoch
 from protocol.messages import Ticket
@@ -135,7 +136,7 @@ def test_a_fetch_without_a_stream_is_refused(lender: Lender, stranger: Stranger)
     answer = stranger.say(
         Fetch(
             fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT,
-            slots=(Slot(0, 0),),
+            indices=u4s(0), slots=u4s(0),
         )
     )  # fmt: skip
     assert isinstance(answer, FetchFailed) and answer.code == "refused"
@@ -146,8 +147,11 @@ def test_another_layout_is_refused_by_the_source_too(lender: Lender, stranger: S
     opened(stranger, ticket)
     layout = msgspec.structs.replace(LAYOUT, head_dim=16)
     answer = stranger.say(
-        Fetch(fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=layout, slots=())
-    )
+        Fetch(
+            fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=layout, indices=b"",
+            slots=b"",
+        )
+    )  # fmt: skip
     assert isinstance(answer, FetchFailed) and answer.code == "mismatch"
 
 
@@ -173,27 +177,34 @@ def test_nobody_frees_a_lease_that_another_fetches(lender: Lender, stranger: Str
     borrower.close()
 
 
+def tcp_address(answer: Opened) -> tuple[str, int]:
+    (address,) = (plane.address for plane in answer.planes if plane.transport == "tcp")
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
 def _word(hello: StreamHello) -> bytes:
     packed = stream_hello.encode(hello)
     return struct.pack("<I", len(packed)) + packed
 
 
-@pytest.mark.parametrize("wrong", ["session", "epoch", "version", "block_bytes", "junk", "long"])
+@pytest.mark.parametrize("wrong", ["session", "epoch", "version", "lane", "setup", "junk", "long"])
 def test_a_stream_with_a_wrong_first_word_is_closed(
     lender: Lender, stranger: Stranger, wrong: str
 ) -> None:
     ticket = lender.lend([0])
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
-        version=CONTROL_VERSION, session=77, epoch=ticket.epoch, block_bytes=LAYOUT.block_bytes
-    )
+        version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
+        setup=window.encode(Window(window_bytes=1 << 20)),
+    )  # fmt: skip
     if wrong == "junk":
         word = b"\x05\x00\x00\x00hello"
     elif wrong == "long":
         word = b"\xff\xff\xff\x7f"
     else:
-        word = _word(msgspec.structs.replace(hello, **{wrong: 9}))
-    with socket.create_connection((answer.data_host, answer.data_port), timeout=10.0) as sock:
+        word = _word(msgspec.structs.replace(hello, **{wrong: b"x" if wrong == "setup" else 9}))
+    with socket.create_connection(tcp_address(answer), timeout=10.0) as sock:
         sock.sendall(word)
         assert sock.recv(1) == b""
     assert serves_others(lender)
@@ -203,9 +214,10 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
     ticket = lender.lend([0])
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
-        version=CONTROL_VERSION, session=77, epoch=ticket.epoch, block_bytes=LAYOUT.block_bytes
-    )
-    address = (answer.data_host, answer.data_port)
+        version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
+        setup=window.encode(Window(window_bytes=1 << 20)),
+    )  # fmt: skip
+    address = tcp_address(answer)
     with socket.create_connection(address, timeout=10.0) as first:
         first.sendall(_word(hello))
         assert first.recv(4)
