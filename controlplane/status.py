@@ -49,8 +49,19 @@ def _print_table(settings: HttpSettings, cluster: dict[str, Any]) -> None:
     for worker in cluster["workers"]:
         if worker["why"]:
             console.print(f"{worker['id']}: {worker['why']}", markup=False)
+        for line in _fallbacks(worker):
+            console.print(line, markup=False)
     facts = {key: value for key, value in cluster.items() if isinstance(value, str)}
     console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False)
+
+
+def _fallbacks(worker: dict[str, Any]) -> list[str]:
+    """Where KV goes a slower way than configured, and why."""
+    return [
+        f"{worker['id']}: KV from {use['peer']} by {use['name']}: {use['why']}"
+        for use in worker["transports"]
+        if "not " in use["why"]
+    ]
 
 
 def _row(worker: dict[str, Any]) -> list[str]:
