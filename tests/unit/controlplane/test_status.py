@@ -13,8 +13,13 @@ CLUSTER = {
     "router": "router-0",
     "workers": [
         {
-            **{"id": "decode-0", "state": "ready", "pid": 7, "transport": "tcp", "why": ""},
-            **{"running": 1, "waiting": 0},
+            "id": "decode-0",
+            "state": "ready",
+            "pid": 7,
+            "transport": "tcp",
+            "why": "",
+            "running": 1,
+            "waiting": 0,
             "blocks": {"total": 8, "free": 6, "cached": 2, "leased": 0},
             "speeds": {"prefill_tokens_per_s": 0.0, "decode_step_s": 0.0},
             "transports": [
