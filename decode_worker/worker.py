@@ -55,6 +55,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             compat=parts.transfer_compat,
             transports=settings.transports.split(","),
             allow_fallback=settings.allow_fallback,
+            tcp_lanes=settings.tcp_lanes,
             lease_ttl_s=settings.lease_ttl_s,
             tamper=corrupt_first(settings.tamper_blocks),
             spin_s=settings.kv_spin_us / 1e6,

@@ -60,6 +60,7 @@ class Means:
     transports: tuple[str, ...]
     allow_fallback: bool
     lease_ttl_s: float
+    tcp_lanes: int
     tamper: Callable[[memoryview], None] | None
     on_quiet: Callable[[Sequence[int]], None]
     on_notice: Callable[[Notice], None]
@@ -201,6 +202,7 @@ class Fetcher:
             self._links[key] = Link(
                 ticket, worker=means.worker, context=self._context, poller=self._poller,
                 transports=means.transports, allow_fallback=means.allow_fallback,
+                tcp_lanes=means.tcp_lanes,
                 memory=means.memory, receiver=receiver, on_word=self._hear,
                 on_notice=self.notice, now_s=means.clock(),
             )  # fmt: skip

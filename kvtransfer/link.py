@@ -66,6 +66,7 @@ class Link:
         poller: Poller,
         transports: Sequence[str],
         allow_fallback: bool,
+        tcp_lanes: int,
         memory: BlockMemory,
         receiver: Receiver,
         on_word: Callable[["Link", FetchFailed | Renewed], None],
@@ -90,6 +91,7 @@ class Link:
         self._transports = tuple(transports)
         self._untried = list(transports)
         self._allow_fallback = allow_fallback
+        self._tcp_lanes = tcp_lanes
         self._memory = memory
         self._on_word = on_word
         self._on_notice = on_notice
@@ -230,7 +232,7 @@ class Link:
             case "shm":
                 return shm.dial(address, hello, self._memory)
             case "tcp":
-                return tcp.dial(address, hello, self._memory)
+                return tcp.dial(address, hello, self._memory, num_lanes=self._tcp_lanes)
             case _:
                 raise AssertionError(f"no transport is called {name}")
 
@@ -248,6 +250,7 @@ class Link:
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
         self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
+        self._poller.forget(dial.fileno())  # the stream may be watched by another descriptor
         self._poller.watch(stream.fileno())
         reasons = [f"{name} reachable", *self._reasons()]
         self.why = "; ".join([*reasons, self._broke] if self._broke else reasons)

@@ -27,6 +27,8 @@ from kvtransfer.notices import Notice
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller, Waker
+from kvtransfer.transports.tcp import LANES
+from kvtransfer.transports.tcp_frames import MAX_LANES
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout
@@ -78,6 +80,7 @@ class Sink:
         transports: Sequence[str] = TRANSPORTS,
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
+        tcp_lanes: int = LANES,
         tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
         on_notice: Callable[[Notice], None] = lambda notice: None,
@@ -85,7 +88,8 @@ class Sink:
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`transports` are tried in order; without `allow_fallback` only the first.
+        """`transports` are tried in order; without `allow_fallback` only the first. `tcp_lanes`:
+        connections of one TCP stream.
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
         tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
@@ -99,6 +103,8 @@ class Sink:
             raise ValueError(
                 f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
             )
+        if not 1 <= tcp_lanes <= MAX_LANES:
+            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 1 and {MAX_LANES}")
         if set(transports) - {"memory", "shm", "tcp"} or not transports:
             raise ValueError(f"transports: {list(transports)}; known are memory, shm and tcp")
         self._memory = memory
@@ -118,7 +124,7 @@ class Sink:
         means = Means(
             memory=memory, layout=layout, worker=worker, compat=compat,
             transports=tuple(transports), allow_fallback=allow_fallback,
-            lease_ttl_s=lease_ttl_s, tamper=tamper, on_quiet=on_quiet,
+            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
             on_notice=on_notice, clock=clock,
         )  # fmt: skip
         self._fetcher = Fetcher(means, poller=self._poller)
