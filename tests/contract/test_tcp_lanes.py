@@ -1,0 +1,75 @@
+"""Faults of a TCP stream's connections, between a real source and a real sink."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from support.eventually import eventually
+from support.transfer import Borrower, Lender, Slot
+
+from kvtransfer.sink import Landed
+from kvtransfer.transports.tcp import LANES
+from kvtransfer.transports.tcp_sink import TcpSinkStream
+
+
+@pytest.fixture
+def lender() -> Iterator[Lender]:
+    lender = Lender(transports=("tcp",))
+    yield lender
+    lender.close()
+
+
+@pytest.fixture
+def borrower() -> Iterator[Borrower]:
+    borrower = Borrower(transports=("tcp",))
+    yield borrower
+    borrower.close()
+
+
+def stream_of(borrower: Borrower) -> TcpSinkStream:
+    """The sink's stream, once all its lanes are up."""
+
+    def up() -> TcpSinkStream | None:
+        for link in list(borrower.sink._fetcher._links.values()):
+            stream = link.stream
+            if isinstance(stream, TcpSinkStream) and len(stream._lanes) == LANES:
+                return stream
+        return None
+
+    stream = eventually(up)
+    assert stream is not None
+    return stream
+
+
+@pytest.mark.parametrize("dead", range(LANES))
+def test_a_fetch_goes_on_over_a_new_stream_with_what_had_not_landed(
+    lender: Lender, borrower: Borrower, dead: int
+) -> None:
+    """One lane dies: the stream is dialled again, and only the missing blocks are asked for."""
+    ticket = lender.lend(range(20))
+    outcome = borrower.fetch(ticket, [Slot(i, 40 - i) for i in range(20)])
+    lender.source.publish(ticket.lease, 12 * lender.layout.block_tokens)
+    first = stream_of(borrower)
+    eventually(lambda: borrower.memory.block(29) == lender.memory.block(11))
+    eventually(lambda: not next(iter(borrower.sink._fetcher._active.values())).fetch.num_writing)
+    first._lanes[dead].sock.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: stream_of(borrower) is not first)
+    lender.write_all(ticket)
+    assert isinstance(outcome.end, Landed), outcome.end
+    assert "tcp broke" in outcome.end.transport_why
+    assert all(borrower.memory.block(40 - i) == lender.memory.block(i) for i in range(20))
+    assert lender.end_of(ticket.lease).num_blocks == 20
+
+
+def test_a_closed_stream_leaves_nothing_to_wake_the_sink(
+    lender: Lender, borrower: Borrower
+) -> None:
+    """A lane still watched after its end would keep a core busy."""
+    ticket = lender.lend([0])
+    outcome = borrower.fetch(ticket, [Slot(0, 0)])
+    lender.write_all(ticket)
+    assert isinstance(outcome.end, Landed)
+    stream = stream_of(borrower)
+    watched = {sock for sock, _ in borrower.sink._poller._poller.sockets}
+    assert stream.fileno() in watched
+    assert not watched & {lane.fileno() for lane in stream._lanes}
