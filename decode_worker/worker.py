@@ -95,8 +95,9 @@ def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
 
     def memory(layout: KvLayout, num_blocks: int) -> memoryview:
         pool = BlockMemory.create(
-            num_blocks=num_blocks, block_bytes=layout.block_bytes, helped=True
-        )
+            num_blocks=num_blocks, block_bytes=layout.block_bytes, helped=True,
+            huge=settings.kv_huge_pages,
+        )  # fmt: skip
         made.append(pool)
         return made[0].blocks
 

@@ -92,7 +92,10 @@ def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
     made: list[BlockMemory] = []
 
     def memory(layout: KvLayout, num_blocks: int) -> memoryview:
-        made.append(BlockMemory.create(num_blocks=num_blocks, block_bytes=layout.block_bytes))
+        pool = BlockMemory.create(
+            num_blocks=num_blocks, block_bytes=layout.block_bytes, huge=settings.kv_huge_pages
+        )
+        made.append(pool)
         return made[0].blocks
 
     parts = assemble(
