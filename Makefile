@@ -2,12 +2,13 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PEERS_VENV ?= .venv-kvtransfer
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test check bench soak fuzz clean
+.PHONY: help setup demo test check bench bench-kvtransfer soak fuzz clean
 help:  ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready  ## the virtual environment, with everything installed
 
@@ -40,5 +41,15 @@ SECONDS ?= 600
 fuzz: setup  ## spoilt traffic and strangers against both ends of a transfer: SECONDS=600
 	PYTHONPATH=.:tests $(BIN)/python -m support.fuzz --seconds $(SECONDS)
 
+bench-kvtransfer: $(PEERS_VENV)/.ready  ## KV transfer beside NIXL, Mooncake, UCX, gloo and ZeroMQ, in an environment of its own
+	$(PEERS_VENV)/bin/python -m bench.kvtransfer $(ARGS)
+
+$(PEERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/kvtransfer/peers*.txt)
+	$(PYTHON) -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e . -r bench/kvtransfer/peers.txt
+	$(PEERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-deps -r bench/kvtransfer/peers-no-deps.txt
+	@command -v iperf3 >/dev/null || echo "no iperf3: apt-get install iperf3, or the TCP limit is recorded as absent"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) build *.egg-info
