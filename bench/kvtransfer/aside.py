@@ -7,6 +7,8 @@ import socket
 from types import TracebackType
 from typing import Final
 
+GONE: Final = "the other end is gone"
+"""What an end says that is not to blame."""
 _MOST_BYTES: Final = 128 << 10
 
 
@@ -34,7 +36,7 @@ class Aside:
     def hear(self) -> bytes:
         message = self._sock.recv(_MOST_BYTES)
         if not message:
-            raise ConnectionError("the other end is gone")
+            raise ConnectionError(GONE)
         return message[1:]
 
     def swap(self, message: bytes = b"") -> bytes:

@@ -4,6 +4,7 @@ Called by `bench.kvtransfer.__main__`. A hang, a crash or a wrong byte ends as a
 says so; what was measured before it stays.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -13,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Final
 
 import msgspec
 
-from bench.kvtransfer.aside import Aside
+from bench.kvtransfer.aside import GONE, Aside
 from bench.kvtransfer.case import Case
 from bench.kvtransfer.catalogue import Mover
 from bench.kvtransfer.mover import Setting, Side
@@ -48,62 +50,95 @@ def run(mover: Mover, setting: Setting, cases: Sequence[Case], *, within_s: floa
 def _run_once(
     mover: Mover, setting: Setting, cases: tuple[Case, ...], *, within_s: float
 ) -> tuple[list[Outcome], str]:
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as lines:
-        why = _Pair(mover, setting, cases, errors=errors, lines=lines).wait(within_s)
-        lines.seek(0)
-        errors.seek(0)
-        return _decoded(lines), why and f"{why}{_why(errors)}"
-
-
-class _Pair:
-    def __init__(
-        self,
-        mover: Mover,
-        setting: Setting,
-        cases: tuple[Case, ...],
-        *,
-        errors: IO[bytes],
-        lines: IO[bytes],
-    ) -> None:
-        ends = Aside.pair()
-        self._processes: dict[Side, subprocess.Popen[bytes]] = {}
-        sides: tuple[Side, Side] = ("source", "sink")
-        for side, sock in zip(sides, ends, strict=True):
+    """What the sink told, and why the pair did not end well, or ""."""
+    socks = Aside.pair()
+    sides: tuple[Side, Side] = ("source", "sink")
+    with contextlib.ExitStack() as stack:
+        ends = []
+        for side, sock in zip(sides, socks, strict=True):
             job = Job(mover=mover, side=side, setting=setting, aside_fd=sock.fileno(), cases=cases)
-            self._processes[side] = subprocess.Popen(
-                [sys.executable, "-m", "bench.kvtransfer.side", msgspec.json.encode(job).decode()],
-                stdin=subprocess.DEVNULL,
-                stdout=lines if side == "sink" else subprocess.DEVNULL,
-                stderr=errors,
-                pass_fds=(sock.fileno(),),
-                env=environment(setting, mover.environment),
-                cwd=_ROOT,
-                start_new_session=True,
-            )
-        for sock in ends:
+            lines = stack.enter_context(tempfile.TemporaryFile())
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            ends.append(stack.enter_context(_End(job, lines=lines, errors=errors)))
+        for sock in socks:
             sock.close()
+        _wait(ends, within_s)
+        whys = [why for end in ends if (why := end.why())]
+        blamed = [why for why in whys if GONE not in why] or whys
+        return ends[-1].outcomes(), "; ".join(blamed)
 
-    def wait(self, within_s: float) -> str:
-        """Why it did not end well, or ""; none of its processes is left."""
-        until_s = time.monotonic() + within_s
-        while self._running() and time.monotonic() < until_s:
-            if len(self._running()) < len(self._processes):
-                until_s = min(until_s, time.monotonic() + _EXIT_S)
-            time.sleep(_LOOK_S)
-        hung = self._running()
-        for process in self._processes.values():
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(_EXIT_S)
-        ends = [
-            f"the {side} {'hung' if side in hung else _ending(process.returncode)}"
-            for side, process in self._processes.items()
-            if process.returncode
-        ]
-        return "; ".join(ends)
 
-    def _running(self) -> list[Side]:
-        return [side for side, process in self._processes.items() if process.poll() is None]
+def _wait(ends: Sequence["_End"], within_s: float) -> None:
+    """Until all have ended, or the time is over, or one has not followed the other."""
+    until_s = time.monotonic() + within_s
+    while (running := sum(end.runs for end in ends)) and time.monotonic() < until_s:
+        if running < len(ends):
+            until_s = min(until_s, time.monotonic() + _EXIT_S)
+        time.sleep(_LOOK_S)
+
+
+class _End:
+    """One process of a pair; it is gone when the `with` ends."""
+
+    def __init__(self, job: Job, *, lines: IO[bytes], errors: IO[bytes]) -> None:
+        self._side = job.side
+        self._lines, self._errors = lines, errors
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bench.kvtransfer.side", msgspec.json.encode(job).decode()],
+            stdin=subprocess.DEVNULL,
+            stdout=self._lines,
+            stderr=self._errors,
+            pass_fds=(job.aside_fd,),
+            env=environment(job.setting, job.mover.environment),
+            cwd=_ROOT,
+            start_new_session=True,
+        )
+
+    @property
+    def runs(self) -> bool:
+        return self._process.poll() is None
+
+    def why(self) -> str:
+        """How it ended, or "" when well."""
+        if self.runs:
+            return f"the {self._side} hung"
+        code = self._process.returncode
+        if not code:
+            return ""
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        return f"the {self._side} {how}{self._last_words()}"
+
+    def outcomes(self) -> list[Outcome]:
+        """What it told, among what libraries print."""
+        self._lines.seek(0)
+        found = []
+        for line in self._lines.read().splitlines():
+            try:
+                found.append(msgspec.json.decode(line, type=Outcome))
+            except msgspec.DecodeError:
+                continue
+        return found
+
+    def _last_words(self) -> str:
+        """The last exception's line, or of a library's log the last."""
+        self._errors.seek(0)
+        text = self._errors.read().decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if _EXCEPTION.match(line)] or lines
+        return f": {lines[-1][:300]}" if lines else ""
+
+    def __enter__(self) -> "_End":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.runs:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(_EXIT_S)
 
 
 def environment(setting: Setting, extra: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
@@ -113,25 +148,3 @@ def environment(setting: Setting, extra: Sequence[tuple[str, str]] = ()) -> dict
     if setting == "tuned":
         variables["GLIBC_TUNABLES"] = NON_TEMPORAL
     return variables
-
-
-def _ending(code: int) -> str:
-    return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-
-
-def _decoded(lines: IO[bytes]) -> list[Outcome]:
-    """The outcomes among what a process printed: libraries print there too."""
-    found = []
-    for line in lines.read().splitlines():
-        try:
-            found.append(msgspec.json.decode(line, type=Outcome))
-        except msgspec.DecodeError:
-            continue
-    return found
-
-
-def _why(errors: IO[bytes]) -> str:
-    """What a process said before it died; an exception's line before a library's log."""
-    lines = [line for line in errors.read().decode(errors="replace").splitlines() if line.strip()]
-    lines = [line for line in lines if _EXCEPTION.match(line)][:1] or lines
-    return f": {lines[-1][:200]}" if lines else ""
