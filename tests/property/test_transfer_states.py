@@ -1,38 +1,24 @@
-"""Both state tables of a fetch against a network that loses, repeats, reorders and spoils.
+"""Both state tables against a network that loses, repeats, reorders, cuts and spoils.
 
-Whatever happens: a slot has at most one writer, nothing is adopted unless complete and verified,
-an end is told once and only when nobody writes, and in the end both sides are at rest.
+Several transfers share both pools. Whatever happens: a slot has at most one writer, nothing is
+adopted unless complete and verified, an end is told once, and in the end both sides are at rest
+and every block is back in its pool.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeVar
 
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from support.transfer_world import BLOCK_TOKENS, POOL_BLOCKS, Chunked, Transfer, World
 
-from kvtransfer.messages import Descriptor, FetchId, Slot
-from kvtransfer.session import (
-    End,
-    Fetch,
-    FetchStage,
-    FetchStep,
-    LeaseStage,
-    Lending,
-    Refusal,
-    SendCancel,
-    SendFetch,
-    SendRelease,
-)
+from kvtransfer.lending import LeaseStage
 from protocol.errors import TransferError
-from protocol.ids import LeaseId
 
-BLOCK_TOKENS = 4
-BLOCK_BYTES = 64
-POOL_OFFSET = 100
-"""A slot's pool block is its index plus this."""
-
-
+MAX_BLOCKS = 5
+MAX_TRANSFERS = 3
+FIELDS = ("index", "slot", "token_start", "token_count", "num_bytes", "generation", "checksum")
 T = TypeVar("T")
 
 
@@ -42,214 +28,198 @@ def draw_from(words: list[T], data: st.DataObject, *, keep: bool = False) -> T:
     return words[place] if keep else words.pop(place)
 
 
-@dataclass
-class Frame:
-    attempt: int
-    block: Descriptor
-
-
-@dataclass
-class Write:
-    index: int
-    into: int
-
-
-@dataclass
-class Note:
-    attempt: int
-    note: bytes
-
-
-ToSource = SendFetch | SendRelease | SendCancel
-ToSink = Frame | Note | TransferError
-
-
 class Transfers(RuleBasedStateMachine):
-    @initialize(
-        num_tokens=st.integers(9, 24),
-        wanted=st.integers(0, 63),
-        started=st.booleans(),
-        finished=st.booleans(),
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+
+    def some(self, data: st.DataObject, of: Sequence[Transfer] | None = None) -> Transfer:
+        return data.draw(st.sampled_from(self.world.transfers if of is None else of))
+
+    @property
+    def writing(self) -> list[Transfer]:
+        return [transfer for transfer in self.world.transfers if transfer.writes]
+
+    @property
+    def has_room(self) -> bool:
+        world = self.world
+        room = min(len(world.free_slots), len(world.free_blocks))
+        return room >= MAX_BLOCKS and len(world.transfers) < MAX_TRANSFERS
+
+    # -- what workers do ------------------------------------------------------------------
+
+    @precondition(lambda self: self.has_room)
+    @rule(
+        num_tokens=st.integers(1, MAX_BLOCKS * BLOCK_TOKENS),
+        wanted=st.lists(st.booleans(), min_size=MAX_BLOCKS, max_size=MAX_BLOCKS),
+        stoppable=st.booleans(),
     )
-    def begin(self, num_tokens: int, wanted: int, started: bool, finished: bool) -> None:
-        num_blocks = -(-num_tokens // BLOCK_TOKENS)
-        self.indices = [index for index in range(num_blocks) if wanted >> index & 1]
-        self.lending = Lending(
-            lease=LeaseId(1), block_ids=range(num_blocks), generations=[7] * num_blocks,
-            num_tokens=num_tokens, block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES,
-        )  # fmt: skip
-        self.fetch = Fetch(
-            fetch=FetchId(1), lease=LeaseId(1),
-            slots=[Slot(index, POOL_OFFSET + index) for index in self.indices],
-            num_tokens=num_tokens, block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES,
-        )  # fmt: skip
-        self.to_source: list[ToSource] = []
-        self.to_sink: list[ToSink] = []
-        self.writes: list[Write] = []
-        self.good: set[int] = set()
-        """Pool blocks that hold right bytes."""
-        self.num_ends = 0
-        self.started = started
-        if finished:
-            self.lending.finish(b"note")
-        if started:
-            self.follow(self.fetch.start())
+    def a_transfer_begins(self, num_tokens: int, wanted: list[bool], stoppable: bool) -> None:
+        self.world.begin(num_tokens, wanted, stoppable=stoppable)
 
-    def follow(self, steps: list[FetchStep]) -> None:
-        for place, step in enumerate(steps):
-            if isinstance(step, End):
-                assert place == len(steps) - 1 and not self.writes
-                self.num_ends += 1
-            else:
-                self.to_source.append(step)
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data(), finish=st.booleans())
+    def the_prefill_goes_on(self, data: st.DataObject, finish: bool) -> None:
+        transfer = self.some(data)
+        if finish:
+            self.world.finish(transfer)
+        else:
+            left = transfer.lending.num_tokens - transfer.lending.num_written
+            step = data.draw(st.integers(0, left))
+            self.world.compute(transfer, transfer.lending.num_written + step)
 
-    # -- the source -----------------------------------------------------------------------
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data())
+    def blocks_of_an_ended_lease_go_to_another_request(self, data: st.DataObject) -> None:
+        self.world.give_away(self.some(data))
 
-    @rule(num_tokens=st.integers(0, 24))
-    def the_engine_writes(self, num_tokens: int) -> None:
-        if num_tokens < self.lending.num_tokens:
-            self.lending.publish(num_tokens)
-        elif self.lending.note is None:
-            self.lending.finish(b"note")
+    @precondition(lambda self: any(transfer.adopted for transfer in self.world.transfers))
+    @rule(data=st.data())
+    def a_worker_is_done_with_what_it_adopted(self, data: st.DataObject) -> None:
+        self.world.release(self.some(data, [t for t in self.world.transfers if t.adopted]))
 
+    @precondition(lambda self: any(self.is_history(t) for t in self.world.transfers))
+    @rule()
+    def what_is_over_on_both_sides_is_forgotten(self) -> None:
+        world = self.world
+        world.transfers = [t for t in world.transfers if not self.is_history(t)]
+
+    @staticmethod
+    def is_history(transfer: Transfer) -> bool:
+        settled = transfer.fetch.ended and not transfer.writes and not transfer.adopted
+        return settled and transfer.lent_back
+
+    # -- what the network does ------------------------------------------------------------
+
+    @precondition(lambda self: any(not t.attached for t in self.world.transfers))
+    @rule(data=st.data())
+    def a_stream_comes_up(self, data: st.DataObject) -> None:
+        """The first, or another after a break: the fetch goes on where it was."""
+        self.world.attach(self.some(data, [t for t in self.world.transfers if not t.attached]))
+
+    @precondition(lambda self: self.world.transfers)
     @rule(data=st.data(), again=st.booleans(), limit=st.integers(1, 4))
     def the_source_takes_a_turn(self, data: st.DataObject, again: bool, limit: int) -> None:
         """It hears words in any order, some twice, and sends what is ready."""
-        if self.to_source:
-            self.tell_source(draw_from(self.to_source, data, keep=again))
-        self.send(limit)
+        transfer = self.some(data)
+        if transfer.to_source:
+            word = draw_from(transfer.to_source, data, keep=again)
+            self.world.tell_source(transfer, word)
+        self.world.send(transfer, limit)
 
-    def tell_source(self, word: ToSource) -> None:
-        if self.lending.over:
-            self.to_sink.append(TransferError("the lease has ended"))
-            return
-        match word:
-            case SendFetch(attempt=attempt, slots=slots):
-                try:
-                    self.lending.fetched(fetch=FetchId(1), attempt=attempt, slots=slots)
-                except Refusal as error:
-                    self.to_sink.append(TransferError(str(error)))
-            case SendRelease() | SendCancel():
-                self.lending.release()
-
-    def send(self, limit: int) -> None:
-        if self.lending.over:
-            return
-        for index in self.lending.take_ready(limit):
-            block = self.lending.describe(index, 0)
-            assert block.token_start + block.token_count <= self.lending.num_written
-            self.to_sink.append(Frame(self.lending.attempt, block))
-        note = self.lending.take_note()
-        if note is not None:
-            self.to_sink.append(Note(self.lending.attempt, note))
-
-    # -- the sink -------------------------------------------------------------------------
-
-    @precondition(lambda self: not self.started)
-    @rule()
-    def the_link_opens(self) -> None:
-        self.started = True
-        self.follow(self.fetch.start())
-
-    @precondition(lambda self: self.to_sink)
+    @precondition(lambda self: any(t.stream for t in self.world.transfers))
     @rule(data=st.data(), again=st.booleans())
-    def the_sink_hears(self, data: st.DataObject, again: bool) -> None:
-        """In any order; a word may come again."""
-        self.tell_sink(draw_from(self.to_sink, data, keep=again))
+    def the_sink_takes_a_word_off_a_stream(self, data: st.DataObject, again: bool) -> None:
+        transfer = self.some(data, [t for t in self.world.transfers if t.stream])
+        self.world.hear(transfer, draw_from(transfer.stream, data, keep=again))
 
-    def tell_sink(self, word: ToSink) -> None:
-        match word:
-            case Note(attempt=attempt, note=note):
-                self.follow(self.fetch.note_arrived(attempt=attempt, note=note))
-            case Frame(attempt=attempt, block=block):
-                into = self.fetch.begin_write(attempt=attempt, block=block)
-                if into is not None:
-                    assert not self.fetch.over and attempt == self.fetch.attempt
-                    assert into == POOL_OFFSET + block.index and into not in self.good
-                    self.writes.append(Write(block.index, into))
-            case TransferError():
-                self.follow(self.fetch.fail(word))
+    @precondition(lambda self: any(t.refusals for t in self.world.transfers))
+    @rule(data=st.data())
+    def the_sink_hears_that_the_source_refuses(self, data: st.DataObject) -> None:
+        transfer = self.some(data, [t for t in self.world.transfers if t.refusals])
+        error = draw_from(transfer.refusals, data)
+        self.world.follow(transfer, transfer.fetch.fail(error))
 
-    @precondition(lambda self: self.writes)
-    @rule(data=st.data(), broken=st.sampled_from(["", "checksum", "truncated"]))
-    def a_writer_stops(self, data: st.DataObject, broken: str) -> None:
-        self.stop_writer(draw_from(self.writes, data), broken)
+    @precondition(lambda self: any(t.stream for t in self.world.transfers))
+    @rule(data=st.data(), field=st.sampled_from(FIELDS), by=st.sampled_from([1, 3]))
+    def a_description_is_spoilt(self, data: st.DataObject, field: str, by: int) -> None:
+        """One number of one piece is another; as that piece's own bytes cannot be."""
+        transfer = self.some(data, [t for t in self.world.transfers if t.stream])
+        word = draw_from(transfer.stream, data, keep=True)
+        if isinstance(word, Chunked):
+            at = data.draw(st.integers(0, len(word.pieces_P) - 1))
+            spoilt_P = word.pieces_P.copy()
+            spoilt_P[field][at] += by
+            self.world.hear(transfer, Chunked(word.attempt, spoilt_P, word.blocks))
 
-    def stop_writer(self, write: Write, broken: str) -> None:
-        if not broken:
-            self.good.add(write.into)
-        self.follow(self.fetch.end_write(write.index, broken=broken))
+    @precondition(lambda self: any(t.attached for t in self.world.transfers))
+    @rule(data=st.data())
+    def a_stream_breaks(self, data: st.DataObject) -> None:
+        self.world.break_stream(self.some(data, [t for t in self.world.transfers if t.attached]))
 
-    # -- the world ------------------------------------------------------------------------
-
-    @rule(num_rounds=st.integers(1, 4))
-    def nothing_goes_wrong_for_a_while(self, num_rounds: int) -> None:
-        """What is under way moves on, in order: how most fetches get to land."""
-        for _ in range(num_rounds):
-            if self.to_source:
-                self.tell_source(self.to_source.pop(0))
-            self.send(2)
-            if self.to_sink:
-                self.tell_sink(self.to_sink.pop(0))
-            if self.writes:
-                self.stop_writer(self.writes.pop(0), "")
-
-    @precondition(lambda self: self.to_source or self.to_sink)
-    @rule(data=st.data(), kind=st.integers(0, 5))
+    @precondition(lambda self: any(t.to_source or t.stream for t in self.world.transfers))
+    @rule(data=st.data(), kind=st.integers(0, 3))
     def a_word_is_lost(self, data: st.DataObject, kind: int) -> None:
         """Rarely: after it, nothing but the deadline may end the fetch."""
-        if kind:
-            return
-        if self.to_source:
-            draw_from(self.to_source, data)
-        else:
-            draw_from(self.to_sink, data)
+        transfer = self.some(data, [t for t in self.world.transfers if t.to_source or t.stream])
+        if kind == 0 and transfer.to_source:
+            draw_from(transfer.to_source, data)
+        elif kind == 1 and transfer.stream:
+            draw_from(transfer.stream, data)
 
-    @rule(kind=st.integers(0, 7))
-    def something_ends_it(self, kind: int) -> None:
+    # -- what writers do ------------------------------------------------------------------
+
+    @precondition(lambda self: self.writing)
+    @rule(data=st.data(), num_pieces=st.integers(1, MAX_BLOCKS))
+    def a_writer_copies(self, data: st.DataObject, num_pieces: int) -> None:
+        write = data.draw(st.sampled_from(self.some(data, self.writing).writes))
+        self.world.copy(write, num_pieces)
+
+    @precondition(lambda self: self.writing)
+    @rule(data=st.data(), whole=st.booleans())
+    def a_writer_ends(self, data: st.DataObject, whole: bool) -> None:
+        """Having copied all, or only as much as it had."""
+        transfer = self.some(data, self.writing)
+        write = data.draw(st.sampled_from(transfer.writes))
+        if whole:
+            self.world.copy(write, MAX_BLOCKS)
+        self.world.end_write(transfer, write)
+
+    # -- what ends transfers --------------------------------------------------------------
+
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data(), kind=st.integers(0, 7))
+    def something_ends_it(self, data: st.DataObject, kind: int) -> None:
         """Mostly not, so that runs get further than a few words."""
+        transfer, world = self.some(data), self.world
+        fetch, lending = transfer.fetch, transfer.lending
         if kind == 0:
-            self.follow(self.fetch.cancel("client gone"))
+            world.follow(transfer, fetch.cancel("client gone"))
         elif kind == 1:
-            self.follow(self.fetch.fail(TransferError("late")))
-        elif kind == 2 and not self.lending.over:
-            self.lending.lapse()
-            self.to_sink.append(TransferError("the lease ran out"))
+            world.follow(transfer, fetch.fail(TransferError("late")))
+        elif kind == 2 and not lending.over:
+            lending.lapse()
+            transfer.refusals.append(TransferError("the lease ran out"))
+
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data(), num_rounds=st.integers(1, 4))
+    def nothing_goes_wrong_for_a_while(self, data: st.DataObject, num_rounds: int) -> None:
+        """What is under way moves on, in order: how most fetches get to land."""
+        transfer, world = self.some(data), self.world
+        for _ in range(num_rounds):
+            if not transfer.attached:
+                world.attach(transfer)
+            if transfer.to_source:
+                world.tell_source(transfer, transfer.to_source.pop(0))
+            world.send(transfer, 2)
+            if transfer.stream:
+                world.hear(transfer, transfer.stream.pop(0))
+            if transfer.writes:
+                world.copy(transfer.writes[0], MAX_BLOCKS)
+                world.end_write(transfer, transfer.writes[0])
 
     # -- always ---------------------------------------------------------------------------
 
     @invariant()
-    def a_slot_has_at_most_one_writer(self) -> None:
-        places = [write.into for write in self.writes]
-        assert len(places) == len(set(places))
-        assert sorted(self.fetch.writing) == sorted(write.index for write in self.writes)
-
-    @invariant()
-    def an_end_is_told_once_and_only_when_nobody_writes(self) -> None:
-        assert self.num_ends == int(self.fetch.ended) <= 1
-        if self.fetch.ended:
-            assert self.fetch.over and not self.writes
-        if self.fetch.over and not self.writes:
-            assert self.fetch.ended
-
-    @invariant()
-    def nothing_lands_unless_complete_and_verified(self) -> None:
-        if self.fetch.stage is FetchStage.LANDED:
-            assert self.good >= {POOL_OFFSET + index for index in self.indices}
-            assert self.fetch.note == b"note"
+    def the_books_are_right(self) -> None:
+        self.world.check()
 
     def teardown(self) -> None:
-        if not hasattr(self, "fetch"):
-            return  # it never began
-        self.follow(self.fetch.cancel("the sink closes"))
-        while self.writes:
-            write = self.writes.pop()
-            self.follow(self.fetch.end_write(write.index, broken="the fetch is over"))
-        if not self.lending.over:
-            self.lending.lapse()
-        assert self.fetch.over and self.num_ends == 1
-        assert self.lending.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
+        world = self.world
+        for transfer in world.transfers:
+            world.break_stream(transfer)
+            world.follow(transfer, transfer.fetch.cancel("the sink closes"))
+            for write in list(transfer.writes):
+                world.stop_write(transfer, write)
+            if not transfer.lending.over:
+                transfer.lending.lapse()
+            world.give_away(transfer)
+            world.release(transfer)
+            assert transfer.num_ends == 1
+            assert transfer.lending.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
+        world.check()
+        assert len(world.free_slots) == len(world.free_blocks) == POOL_BLOCKS
 
 
 TestTransfers = Transfers.TestCase
-TestTransfers.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestTransfers.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

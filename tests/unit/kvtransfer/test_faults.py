@@ -18,6 +18,7 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.lender import Lender as Lending
 from kvtransfer.messages import FetchId
+from kvtransfer.plan import plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError
@@ -150,18 +151,16 @@ def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(
 ) -> None:
     ends: list[FetchEnd] = []
     ticket = lender.lend([0, 1])
-    fetch = session.Fetch(
-        fetch=FetchId(1), lease=ticket.lease, indices=[0, 1], slots=[0, 1],
-        num_tokens=ticket.num_tokens, block_tokens=LAYOUT.block_tokens,
-    )  # fmt: skip
-    fetcher.begin(Active(fetch, ticket, ends.append, started_s=0.0, deadline_s=9.0))
+    due = [
+        pieces([i], [i], block_tokens=LAYOUT.block_tokens, num_tokens=8, block_bytes=1)
+        for i in (0, 1)
+    ]
+    fetch = session.Fetch(fetch=FetchId(1), lease=ticket.lease, pieces_S=np.concatenate(due))
+    way = plan(LAYOUT, LAYOUT)
+    fetcher.begin(Active(fetch, ticket, way, ends.append, started_s=0.0, deadline_s=9.0))
     fetch.start()
-    for index in (0, 1):
-        written = pieces(
-            [index], [index], block_tokens=LAYOUT.block_tokens, num_tokens=8, block_bytes=1
-        )
-        num_bytes_P = np.ones(1, np.int64)
-        assert fetch.begin_write(attempt=1, pieces_P=written, num_bytes_P=num_bytes_P) is not None
+    for piece in due:
+        assert fetch.begin_write(attempt=1, pieces_P=piece) is not None
     fetcher.cancel(FetchId(1), "enough")
     (end,) = ends
     assert isinstance(end, Aborted) and end.reason == "enough"

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.pieces import chunk, pieces
 from support.transfer import LAYOUT
 
@@ -15,16 +17,24 @@ from kvtransfer.pool import BlockMemory, checksum
 from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import Fetch, FetchStep, SendFetch
 from protocol.errors import WireError
-from protocol.ids import LeaseId
+from protocol.ids import Epoch, LeaseId, WorkerId
+from protocol.messages import Ticket
 
 NUM_TOKENS = 8
 ZEROS = checksum(memoryview(bytes(LAYOUT.block_bytes)))
 SLOTS = (2, 3)
 
 
+TICKET = Ticket(
+    worker=WorkerId("prefill-0"), epoch=Epoch(1), lease=LeaseId(1), address="", layout=LAYOUT,
+    compat="", num_tokens=NUM_TOKENS,
+)  # fmt: skip
+
+
 @dataclass
 class Active:
     fetch: Fetch
+    ticket: Ticket = TICKET
     plan: Plan | None = field(default_factory=lambda: plan(LAYOUT, LAYOUT))
     num_bytes: int = 0
     first_s: float = 0.0
@@ -41,10 +51,8 @@ class Rig:
         self.freed: list[int] = []
         self.refused: list[tuple[int, str]] = []
         self.memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
-        fetch = Fetch(
-            fetch=FetchId(1), lease=LeaseId(1), indices=[0, 1], slots=SLOTS,
-            block_tokens=LAYOUT.block_tokens, num_tokens=NUM_TOKENS,
-        )  # fmt: skip
+        pieces_S = described(0, 1)
+        fetch = Fetch(fetch=FetchId(1), lease=LeaseId(1), pieces_S=pieces_S)
         fetch.start()
         self.active = Active(fetch)
         self.receiver = Receiver(self.memory, self, tamper=None, clock=lambda: self.now_s)
@@ -65,15 +73,14 @@ class Rig:
         self.refused.append((num_pieces, why))
 
     def begin(self, *indices: int, **changes: int) -> Landing | None:
-        return self.receiver.begin_chunk(described(*indices, **changes))
+        return self.receiver.begin_chunk(chunk(described(*indices, **changes), indices))
 
 
-def described(*indices: int, **changes: int) -> Chunk:
-    pieces_P = pieces(
+def described(*indices: int, **changes: int) -> NDArray[Any]:
+    return pieces(
         indices, [SLOTS[i] for i in indices], block_tokens=LAYOUT.block_tokens,
         num_tokens=NUM_TOKENS, block_bytes=LAYOUT.block_bytes, **{"checksum": ZEROS, **changes},
     )  # fmt: skip
-    return chunk(pieces_P, indices)
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def rig() -> Iterator[Rig]:
     rig.memory.close()
 
 
-def sums(*numbers: int) -> "np.ndarray[tuple[int], np.dtype[np.uint64]]":
+def sums(*numbers: int) -> NDArray[np.uint64]:
     return np.asarray(numbers, np.uint64)
 
 
@@ -127,7 +134,7 @@ def test_a_chunk_of_an_unknown_fetch_or_with_its_slots_written_is_discarded(rig:
 
 @pytest.mark.parametrize("pieces_cut", [0, 7])
 def test_a_chunk_without_whole_pieces_ends_the_stream(rig: Rig, pieces_cut: int) -> None:
-    honest = described(0)
+    honest = chunk(described(0), [0])
     cut = Chunk(fetch=1, attempt=1, pieces=honest.pieces[:pieces_cut], blocks=honest.blocks)
     with pytest.raises(WireError, match="chunk"):
         rig.receiver.begin_chunk(cut)

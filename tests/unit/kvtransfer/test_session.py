@@ -19,19 +19,18 @@ from kvtransfer.session import (
     SendCancel,
     SendFetch,
     SendRelease,
+    ascending,
 )
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
 
 BLOCK_TOKENS, BLOCK_BYTES, NUM_TOKENS = 4, 64, 10
-INDICES, SLOTS = (0, 2), (10, 12)
+INDICES = (0, 2)
+"""They go to the blocks of the same number and ten."""
 
 
-def new_fetch(indices: tuple[int, ...] = INDICES, slots: tuple[int, ...] = SLOTS) -> Fetch:
-    return Fetch(
-        fetch=FetchId(1), lease=LeaseId(2), indices=indices, slots=slots, num_tokens=NUM_TOKENS,
-        block_tokens=BLOCK_TOKENS,
-    )  # fmt: skip
+def new_fetch(indices: tuple[int, ...] = INDICES) -> Fetch:
+    return Fetch(fetch=FetchId(1), lease=LeaseId(2), pieces_S=described(*indices))
 
 
 def described(*indices: int, **changes: int) -> NDArray[Any]:
@@ -42,9 +41,7 @@ def described(*indices: int, **changes: int) -> NDArray[Any]:
 
 
 def begin(fetch: Fetch, *indices: int, attempt: int = 1, **changes: int) -> NDArray[np.intp] | None:
-    pieces_P = described(*indices, **changes)
-    num_bytes_P = np.full(len(pieces_P), BLOCK_BYTES, np.int64)
-    return fetch.begin_write(attempt=attempt, pieces_P=pieces_P, num_bytes_P=num_bytes_P)
+    return fetch.begin_write(attempt=attempt, pieces_P=described(*indices, **changes))
 
 
 def write(fetch: Fetch, *indices: int, attempt: int = 1, broken: str = "") -> list[FetchStep]:
@@ -84,13 +81,14 @@ def test_a_fetch_lands_when_every_slot_is_verified_and_the_note_is_here() -> Non
 
 
 def test_the_note_alone_lands_a_fetch_without_slots() -> None:
-    fetch = new_fetch((), ())
+    fetch = new_fetch(())
     fetch.start()
     assert fetch.note_arrived(attempt=1, note=b"") == [SendRelease(), End()]
 
 
-def test_slots_in_any_order_are_asked_for_in_the_lease_s_order() -> None:
-    assert asked(new_fetch((2, 0), (12, 10)).start()) == (1, [0, 2], [10, 12])
+def test_slots_in_any_order_are_put_into_the_lease_s_order() -> None:
+    indices_S, slots_S = ascending([2, 0], [12, 10])
+    assert (indices_S.tolist(), slots_S.tolist()) == ([0, 2], [10, 12])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +98,7 @@ def test_a_slot_or_an_index_named_twice_is_the_callers_mistake(
     indices: tuple[int, ...], slots: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"indices|block_ids"):
-        new_fetch(indices, slots)
+        ascending(indices, slots)
 
 
 def test_a_broken_piece_is_asked_for_again_under_a_new_attempt() -> None:
@@ -134,7 +132,7 @@ def test_a_piece_that_stays_broken_fails_the_fetch() -> None:
 
 
 def test_a_new_stream_is_asked_for_what_the_last_one_left_open() -> None:
-    fetch = new_fetch((0, 1, 2), (10, 11, 12))
+    fetch = new_fetch((0, 1, 2))
     fetch.start()
     write(fetch, 0)
     places_P = begin(fetch, 1)
@@ -209,13 +207,17 @@ def test_a_piece_described_otherwise_than_its_lease_is_refused(changes: dict[str
     assert fetch.num_writing == 0
 
 
-@pytest.mark.parametrize("indices", [(1,), (0, 1), (3,), (2, 0), (2, 2), (1 << 31,)])
+@pytest.mark.parametrize("indices", [(1,), (0, 1), (3,), (2, 0), (2, 2), (1 << 30,)])
 def test_pieces_nobody_asked_for_or_out_of_order_are_refused(indices: tuple[int, ...]) -> None:
     fetch = new_fetch()
     fetch.start()
-    pieces_P = pieces(
-        indices, [0] * len(indices), block_tokens=1, num_tokens=1 << 32, block_bytes=64
-    )
-    with pytest.raises(TransferError, match="describes"):
-        fetch.begin_write(attempt=1, pieces_P=pieces_P, num_bytes_P=np.full(len(indices), 64))
+    with pytest.raises(TransferError, match="describe"):
+        begin(fetch, *indices, token_count=4)
     assert fetch.num_writing == 0
+
+
+def test_a_fetch_without_slots_is_sent_no_piece() -> None:
+    fetch = new_fetch(())
+    fetch.start()
+    with pytest.raises(TransferError, match="nobody asked for"):
+        begin(fetch, 0)
