@@ -286,6 +286,13 @@ class RouterMetrics:
             buckets=_SECONDS,
             registry=r,
         )
+        self.exposed_s = Histogram(
+            "baton_transfer_exposed_seconds",
+            "Seconds that a request waited for its KV after its prefill had ended, by transport.",
+            ["transport"],
+            buckets=_SHORT_SECONDS,
+            registry=r,
+        )
         self.request_s = Histogram(
             "baton_request_seconds",
             "Seconds from a request's arrival to its ending.",

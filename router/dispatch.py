@@ -304,3 +304,6 @@ class Dispatcher:
         metrics.cached_tokens.inc(flight.cached_tokens or 0)
         metrics.output_tokens.inc(len(flight.generated))
         metrics.request_s.observe(self._clock() - journey.begun_at)
+        for attempt in flight.attempts:
+            if attempt.transport:
+                metrics.exposed_s.labels(attempt.transport).observe(attempt.exposed_s)

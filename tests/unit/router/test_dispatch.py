@@ -46,6 +46,9 @@ def test_a_prompt_is_prefilled_in_one_worker_and_decoded_in_another() -> None:
             )
             assert (ended.finish_reason, ended.cached_tokens) == ("length", 4)
             assert cluster.traces.find(ended.trace.request) == (ended.trace,)
+            sample = cluster.metrics.registry.get_sample_value
+            exposed = "baton_transfer_exposed_seconds"
+            assert sample(f"{exposed}_sum", {"transport": "memory"}) == attempt.exposed_s == 0.001
 
     run(test)
 
