@@ -259,11 +259,12 @@ class Lender:
     def _serve(self, lending: Lending) -> None:
         if self._can_serve(lending):
             self._send_chunk(lending)
-        if lending.over or lending.num_ready:
-            return
-        self._send_note(lending)
-        if not lending.over:
+        if not lending.over and not lending.num_ready:
+            self._send_note(lending)
             self._busy.pop(lending.lease, None)
+        visitor = self._holders.get(lending.lease)
+        if visitor is not None:
+            self._visitors.flush(visitor)
 
     def _send_note(self, lending: Lending) -> None:
         visitor = self._holders.get(lending.lease)
@@ -276,7 +277,6 @@ class Lender:
         visitor.stream.finish(
             Finish(fetch=lending.fetch, attempt=lending.attempt, note=note, since_s=since_s)
         )
-        self._visitors.flush(visitor)
 
     def _send_chunk(self, lending: Lending) -> None:
         visitor = self._holders[lending.lease]
@@ -286,7 +286,6 @@ class Lender:
             self._end(lending, "failed", "a block was given to another request")
             return
         visitor.stream.offer(offer.chunk, offer.ranges)
-        self._visitors.flush(visitor)
 
     # -- ends -----------------------------------------------------------------------------
 

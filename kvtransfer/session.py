@@ -76,7 +76,8 @@ class SendCancel:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Tell the caller. Comes exactly once, last; slots that still have a writer are quarantined."""
+    """Tell the caller. Comes exactly once, before the source is told: it may wait, the caller
+    does; slots that still have a writer are quarantined."""
 
 
 FetchStep = SendFetch | SendRelease | SendCancel | End
@@ -229,7 +230,7 @@ class Fetch:
         if self._num_open or self.note is None:
             return steps
         self._move(FetchEvent.COMPLETED)
-        return [*steps, SendRelease(), *self._end_when_quiet()]
+        return [*steps, *self._end_when_quiet(), SendRelease()]
 
     def _end_when_quiet(self) -> list[FetchStep]:
         if self.ended or self._num_writing:

@@ -73,8 +73,9 @@ class ReadingStream:
                     self._words.append(word)
                 case Left():
                     pass  # the board says the same
-        if self._shared is None and self._words:
-            self._take(self._words.popleft(), taker)
+        num_bytes = 0
+        while self._words and self._shared is None and num_bytes < CHUNK_BYTES:
+            num_bytes += self._take(self._words.popleft(), taker)
         return self._inbox.has_more or (self._shared is None and bool(self._words))
 
     def stop_writing(self, fetch: FetchId) -> bool:
@@ -92,27 +93,27 @@ class ReadingStream:
             self._board.close()
         return True
 
-    def _take(self, word: Chunk | Finish, taker: ChunkTaker) -> None:
+    def _take(self, word: Chunk | Finish, taker: ChunkTaker) -> int:
+        """Do what a word asks for; bytes copied."""
         if isinstance(word, Finish):
             taker.finished(word)
-            return
+            return 0
         landing = taker.begin_chunk(word)
         if landing is None:
-            return
+            return 0
         why = self._why_not(landing)
         if why:
             taker.end_chunk(landing, None, broken=why)
-        elif self._is_shared(landing):
+            return 0
+        if self._is_shared(landing):
             self._share(landing, taker)
         else:
             self._copy(landing, taker)
+        return landing.num_bytes
 
     def _copy(self, landing: Landing, taker: ChunkTaker) -> None:
         assert self._source is not None
-        try:
-            sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
-        except ValueError as error:  # its pool is not of the layout it says
-            raise WireError(f"a chunk that cannot be copied: {error}") from error
+        sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
         self._end(landing, sums_P, taker)
 
     def _is_shared(self, landing: Landing) -> bool:
