@@ -113,7 +113,10 @@ class ReadingStream:
 
     def _copy(self, landing: Landing, taker: ChunkTaker) -> None:
         assert self._source is not None
-        sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
+        try:
+            sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
+        except ValueError as error:
+            raise WireError(f"the source's pool is not what its layout says: {error}") from error
         self._end(landing, sums_P, taker)
 
     def _is_shared(self, landing: Landing) -> bool:
