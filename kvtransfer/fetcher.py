@@ -25,7 +25,7 @@ from kvtransfer.messages import (
 )
 from kvtransfer.notices import AskedAgain, Notice, Rejected
 from kvtransfer.plan import Plan
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import FetchStage
 from kvtransfer.transports.base import SinkStream
@@ -53,7 +53,7 @@ _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
 class Means:
     """What a worker fetches with and into."""
 
-    memory: BlockMemory
+    memory: Pool
     layout: Layout
     worker: WorkerId
     compat: str

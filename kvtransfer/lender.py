@@ -31,7 +31,7 @@ from kvtransfer.messages import (
 )
 from kvtransfer.offers import Offers, u4
 from kvtransfer.plan import plan
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.transports.control import Identity
 from kvtransfer.visitors import Visitor, Visitors
 from protocol.errors import CapacityError, LayoutMismatch, WireError
@@ -57,7 +57,7 @@ _CODES: Final[dict[LeaseEndReason, FailureCode]] = {
 class Wares:
     """What a source lends, and to whom it would."""
 
-    memory: BlockMemory
+    memory: Pool
     layout: Layout
     compat: str
     lease_ttl_s: float

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import assert_never
 
+from kvtransfer import planes
 from kvtransfer.messages import (
     CONTROL_VERSION,
     FetchFailed,
@@ -25,10 +26,8 @@ from kvtransfer.messages import (
     ToSource,
 )
 from kvtransfer.notices import LinkRefused, LinkUp, Notice
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.receiver import Receiver
-from kvtransfer.transports import memory as memory_plane
-from kvtransfer.transports import shm, tcp
 from kvtransfer.transports.base import Dial, SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
@@ -67,7 +66,7 @@ class Link:
         transports: Sequence[str],
         allow_fallback: bool,
         tcp_lanes: int,
-        memory: BlockMemory,
+        memory: Pool,
         receiver: Receiver,
         on_word: Callable[["Link", FetchFailed | Renewed], None],
         on_notice: Callable[[Notice], None],
@@ -226,15 +225,7 @@ class Link:
         hello = StreamHello(
             version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
         )
-        match name:
-            case "memory":
-                return memory_plane.dial(hello, self._memory)
-            case "shm":
-                return shm.dial(address, hello, self._memory)
-            case "tcp":
-                return tcp.dial(address, hello, self._memory, num_lanes=self._tcp_lanes)
-            case _:
-                raise AssertionError(f"no transport is called {name}")
+        return planes.dial(name, address, hello, self._memory, tcp_lanes=self._tcp_lanes)
 
     def _advance(self) -> None:
         assert self._dial is not None

@@ -16,7 +16,7 @@ from kvtransfer.chunking import next_chunk
 from kvtransfer.lending import Lending
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.sums import BlockSums
 from protocol.errors import WireError
 from protocol.ids import LeaseId
@@ -44,7 +44,7 @@ class _Way:
 
 
 class Offers:
-    def __init__(self, memory: BlockMemory, layout: Layout) -> None:
+    def __init__(self, memory: Pool, layout: Layout) -> None:
         self._memory = memory
         self._layout = layout
         self._sums = BlockSums(memory)

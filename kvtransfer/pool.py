@@ -9,7 +9,9 @@ import fcntl
 import mmap
 import os
 import struct
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 import numpy as np
 import xxhash
@@ -47,6 +49,51 @@ def _blocks_at(num_blocks: int, block_bytes: int) -> int:
         page_bytes = _HUGE_BYTES
     used = _GENERATIONS_AT + 8 * num_blocks
     return -(-used // page_bytes) * page_bytes
+
+
+def whole(blocks: NDArray[np.uint32], *, block_bytes: int) -> Ranges:
+    """The ranges of whole blocks, one each."""
+    num = len(blocks)
+    return Ranges(
+        offsets_R=blocks.astype(np.int64) * block_bytes,
+        sizes_R=np.full(num, block_bytes, np.int64),
+        starts_P=np.arange(num + 1, dtype=np.int64),
+    )
+
+
+class Mark(Protocol):
+    """A point in the engine's work."""
+
+    def happened(self) -> bool:
+        """What the engine launched before it is written. Never waits. Raises TransferError."""
+
+
+class Pool(Protocol):
+    """What sources and sinks need of the memory their blocks lie in, wherever that is."""
+
+    num_blocks: int
+    block_bytes: int
+
+    @property
+    def generations_N(self) -> NDArray[np.uint64]: ...
+
+    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]: ...
+
+    def whole(self, blocks: NDArray[np.uint32]) -> Ranges: ...
+
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]: ...
+
+    def mark(self) -> Mark: ...
+
+    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None: ...
+
+
+class _Written:
+    def happened(self) -> bool:
+        return True
+
+
+_WRITTEN = _Written()
 
 
 class BlockMemory:
@@ -161,12 +208,15 @@ class BlockMemory:
 
     def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
         """The ranges of whole blocks, one each."""
-        num = len(blocks)
-        return Ranges(
-            offsets_R=blocks.astype(np.int64) * self.block_bytes,
-            sizes_R=np.full(num, self.block_bytes, np.int64),
-            starts_P=np.arange(num + 1, dtype=np.int64),
-        )
+        return whole(blocks, block_bytes=self.block_bytes)
+
+    def mark(self) -> Mark:
+        """What the engine wrote into host memory before this is written."""
+        return _WRITTEN
+
+    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
+        """Let a test change a block's bytes."""
+        how(self.block(block_id))
 
     def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""

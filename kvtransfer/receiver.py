@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kvtransfer.chunk import NO_BLOCK, Landing, unpack
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.session import Fetch, FetchStep
 from protocol.errors import TransferError
 from protocol.messages import Ticket
@@ -74,7 +74,7 @@ class Receiver:
 
     def __init__(
         self,
-        memory: BlockMemory,
+        memory: Pool,
         fetches: Fetches,
         *,
         tamper: Callable[[memoryview], None] | None,
@@ -152,7 +152,7 @@ class Receiver:
     def _verify(self, landing: Landing, sums_P: NDArray[np.uint64]) -> NDArray[np.bool_]:
         if self._tamper is not None:
             for slot in landing.pieces_P["slot"].tolist():
-                self._tamper(self._memory.block(slot))
+                self._memory.tamper(slot, self._tamper)
             sums_P = self._memory.checksums(landing.target)
         right_P: NDArray[np.bool_] = sums_P == landing.pieces_P["checksum"]
         return right_P

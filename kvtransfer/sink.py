@@ -18,14 +18,14 @@ from typing import Any, Final, assert_never
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer import session
+from kvtransfer import planes, session
 from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.messages import FetchId
 from kvtransfer.notices import Notice
 from kvtransfer.plan import Plan, plan
-from kvtransfer.pool import BlockMemory
+from kvtransfer.pool import Pool
 from kvtransfer.transports.control import Poller, Waker
 from kvtransfer.transports.tcp import LANES
 from kvtransfer.transports.tcp_frames import MAX_LANES
@@ -36,7 +36,7 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("shm", "tcp")
+TRANSPORTS: Final = planes.HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 _IDLE_S: Final = 1.0
 
@@ -73,11 +73,11 @@ class Sink:
     def __init__(
         self,
         *,
-        memory: BlockMemory,
+        memory: Pool,
         layout: Layout,
         worker: WorkerId,
         compat: str,
-        transports: Sequence[str] = TRANSPORTS,
+        transports: Sequence[str] | None = None,
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
         tcp_lanes: int = LANES,
@@ -88,8 +88,8 @@ class Sink:
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`transports` are tried in order; without `allow_fallback` only the first. `tcp_lanes`:
-        connections of one TCP stream.
+        """`transports` are tried in order, all that suit the memory unless told; without
+        `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream.
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
         tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
@@ -105,8 +105,9 @@ class Sink:
             )
         if not 1 <= tcp_lanes <= MAX_LANES:
             raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 1 and {MAX_LANES}")
-        if set(transports) - {"memory", "shm", "tcp"} or not transports:
-            raise ValueError(f"transports: {list(transports)}; known are memory, shm and tcp")
+        if transports is None:
+            transports = planes.of_pool(memory)
+        planes.check(transports)
         self._memory = memory
         self._layout = layout
         self._on_broken = on_broken

@@ -18,17 +18,16 @@ from typing import Final, assert_never
 
 import numpy as np
 
+from kvtransfer import planes
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.lender import Lender, Wares
 from kvtransfer.lending import Lending
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
-from kvtransfer.pool import BlockMemory
-from kvtransfer.transports.base import Listener
+from kvtransfer.pool import Mark, Pool
+from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker
 from kvtransfer.transports.helping import HelpCopy
-from kvtransfer.transports.memory import MemoryListener
-from kvtransfer.transports.shm import ShmListener
-from kvtransfer.transports.tcp import TcpListener
+from kvtransfer.transports.watch import Ticker
 from kvtransfer.visitors import Visitors
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
@@ -37,7 +36,7 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", "shm", "tcp")
+TRANSPORTS: Final = ("memory", *planes.HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
 
 
@@ -51,6 +50,7 @@ class _Opened:
 class _Written:
     lease: LeaseId
     num_tokens: int
+    mark: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class _Finished:
     lease: LeaseId
     note: bytes
     at_s: float
+    mark: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Source:
     def __init__(
         self,
         *,
-        memory: BlockMemory,
+        memory: Pool,
         layout: Layout,
         worker: WorkerId,
         epoch: Epoch,
@@ -85,7 +86,7 @@ class Source:
         host: str = "127.0.0.1",
         advertised_host: str = "",
         lease_ttl_s: float = 6.0,
-        transports: Sequence[str] = TRANSPORTS,
+        transports: Sequence[str] | None = None,
         help_copy: HelpCopy = "auto",
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
@@ -109,6 +110,8 @@ class Source:
         self._on_broken = on_broken
         self._clock = clock
         self._commands: deque[_Command] = deque()
+        self._unwritten: deque[_Written | _Finished] = deque()
+        """Said by the engine, whose device has not got that far."""
         self._closing = threading.Event()
         self._lender = Lender(
             Wares(
@@ -117,6 +120,9 @@ class Source:
             )
         )  # fmt: skip
         self._help_copy: HelpCopy = help_copy
+        if transports is None:
+            transports = planes.of_pool(memory)
+        planes.check(transports)
         self._listen(host, advertised_host or host, transports)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()
@@ -158,13 +164,13 @@ class Source:
         most = self._lender.num_tokens(lease)
         if most is not None and not 0 <= num_tokens <= most:
             raise ValueError(f"num_tokens: {num_tokens} of a lease of {most}")
-        self._command(_Written(lease, num_tokens))
+        self._command(_Written(lease, num_tokens, self._memory.mark()))
 
     def finish(self, lease: LeaseId, note: bytes) -> None:
         """Everything is written; `note` is told to the fetcher with the last block."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
-        self._command(_Finished(lease, note, self._clock()))
+        self._command(_Finished(lease, note, self._clock(), self._memory.mark()))
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
@@ -187,7 +193,11 @@ class Source:
         self.address = f"tcp://{advertised_host}:{self._control.port}"
         listeners: list[Listener] = []
         try:
-            listeners.extend(self._listener(name, host) for name in transports)
+            for name in transports:
+                try:
+                    listeners.append(self._listener(name, host))
+                except Unreachable as error:
+                    log.info("transport not served", extra={"transport": name, "why": str(error)})
         except (TransferError, OSError):
             for listener in listeners:
                 listener.close()
@@ -198,6 +208,8 @@ class Source:
         self._poller.watch(self._waker.fileno())
         self._poller.watch(self._control)
         self._number = self._control.number
+        self._ticker = Ticker()
+        self._poller.watch(self._ticker.fileno())
         self._visitors = Visitors(
             control=self._control,
             listeners=listeners,
@@ -212,15 +224,9 @@ class Source:
         self._lender.use(self._visitors)
 
     def _listener(self, transport: str, host: str) -> Listener:
-        match transport:
-            case "memory":
-                return MemoryListener(self._memory, epoch=self._epoch)
-            case "shm":
-                return ShmListener(self._memory, epoch=self._epoch, help_copy=self._help_copy)
-            case "tcp":
-                return TcpListener(self._memory, host)
-            case _:
-                raise ValueError(f"transports: {transport!r} is not one of {', '.join(TRANSPORTS)}")
+        return planes.listen(
+            transport, self._memory, host=host, epoch=self._epoch, help_copy=self._help_copy
+        )
 
     # -- on the source's thread -----------------------------------------------------------
 
@@ -230,6 +236,8 @@ class Source:
                 ready = self._poller.wait(self._sleep_s())
                 if self._waker.fileno() in ready:
                     self._waker.clear()
+                if self._ticker.fileno() in ready:
+                    self._ticker.clear()
                 self._visitors.look(ready)
                 heard = self._control.receive() if self._number in ready else ()
                 for identity, message in heard:
@@ -245,6 +253,7 @@ class Source:
             self._lender.close()
             self._visitors.close()
             self._control.close()
+            self._ticker.close()
 
     def _sleep_s(self) -> float:
         sleep_s = self._lender.sleep_s(_IDLE_S)
@@ -257,14 +266,23 @@ class Source:
             match command:
                 case _Opened(lease, at_s):
                     self._lender.opened(lease, at_s)
-                case _Written(lease, num_tokens):
-                    self._lender.written(lease, num_tokens)
-                case _Finished(lease, note, at_s):
-                    self._lender.finished(lease, note, at_s)
+                case _Written() | _Finished():
+                    self._unwritten.append(command)
                 case _Failed(lease, reason):
                     self._lender.failed(lease, reason)
                 case _:
                     assert_never(command)
+        self._tell_written()
+
+    def _tell_written(self) -> None:
+        """Pass on what the engine said of its bytes, as far as its device has written them."""
+        while self._unwritten and self._unwritten[0].mark.happened():
+            match self._unwritten.popleft():
+                case _Written(lease, num_tokens):
+                    self._lender.written(lease, num_tokens)
+                case _Finished(lease, note, at_s):
+                    self._lender.finished(lease, note, at_s)
+        self._ticker.run(bool(self._unwritten))
 
 
 def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:

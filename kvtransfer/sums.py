@@ -4,29 +4,16 @@ Called by `kvtransfer.lender` from its thread. Full blocks never change while th
 generation, so a prefix that many requests share is summed once. Knows no leases.
 """
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.plan import Ranges
-
-
-class Summed(Protocol):
-    """A pool, as far as it can be summed."""
-
-    num_blocks: int
-    generations_N: NDArray[np.uint64]
-
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]: ...
-
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges: ...
+from kvtransfer.pool import Pool
 
 
 class BlockSums:
-    """The xxh3_64 of whole blocks of one pool."""
+    """The checksums of whole blocks of one pool, of whatever kind that takes."""
 
-    def __init__(self, memory: Summed) -> None:
+    def __init__(self, memory: Pool) -> None:
         self._memory = memory
         self._sums_N = np.zeros(memory.num_blocks, np.uint64)
         self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))

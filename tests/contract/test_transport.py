@@ -5,20 +5,22 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from support.eventually import eventually
-from support.transfer import Borrower, Lender, Outcome, Slot, fill
+from support.transfer import NUM_BLOCKS, Borrower, Lender, Outcome, Slot, fill
 
+from kvtransfer.planes import DEVICE_TRANSPORTS
 from kvtransfer.sink import Aborted, Landed, Lost
+from kvtransfer.source import TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
 
-@pytest.fixture(params=["memory", "shm", "tcp"])
+@pytest.fixture(params=["memory", "shm", "tcp", "cuda_ipc", "nccl"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def lender() -> Iterator[Lender]:
-    lender = Lender()
+def lender(transport: str) -> Iterator[Lender]:
+    lender = lending(transport)
     yield lender
     lender.close()
 
@@ -28,6 +30,12 @@ def borrower(transport: str) -> Iterator[Borrower]:
     borrower = Borrower(transports=(transport,), allow_fallback=False)
     yield borrower
     borrower.close()
+
+
+def lending(transport: str, *, lease_ttl_s: float = 6.0, num_blocks: int = NUM_BLOCKS) -> Lender:
+    """A lender that offers everything that its pool can be moved by."""
+    others = DEVICE_TRANSPORTS if transport in DEVICE_TRANSPORTS else TRANSPORTS
+    return Lender(transports=others, lease_ttl_s=lease_ttl_s, num_blocks=num_blocks)
 
 
 def landed(outcome: Outcome) -> Landed:
@@ -134,7 +142,7 @@ def test_one_source_serves_many_sinks(transport: str, lender: Lender) -> None:
 
 def test_more_bytes_than_one_turn_or_socket_buffer_land_whole(transport: str) -> None:
     lender, borrower = (
-        Lender(num_blocks=20_000),
+        lending(transport, num_blocks=20_000),
         Borrower(transports=(transport,), num_blocks=20_000),
     )
     ids = list(range(20_000))
@@ -244,7 +252,7 @@ def test_a_fetch_that_takes_too_long_fails_and_frees_the_lease(
 
 
 def test_a_lease_outlives_its_term_while_a_fetch_renews_it(transport: str) -> None:
-    lender = Lender(lease_ttl_s=0.3)
+    lender = lending(transport, lease_ttl_s=0.3)
     borrower = Borrower(transports=(transport,), lease_ttl_s=0.3)
     never_fetched, fetched = lender.lend([0]), lender.lend([1])
     outcome = borrower.fetch(fetched, [Slot(0, 0)])
@@ -259,7 +267,7 @@ def test_a_lease_outlives_its_term_while_a_fetch_renews_it(transport: str) -> No
 
 
 def test_a_held_ticket_is_renewed_and_a_dropped_one_freed(transport: str) -> None:
-    lender = Lender(lease_ttl_s=0.3)
+    lender = lending(transport, lease_ttl_s=0.3)
     borrower = Borrower(transports=(transport,), lease_ttl_s=0.3)
     held, other = lender.lend([0]), lender.lend([1])
     borrower.sink.hold(held)

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from support.device import FakeDeviceMemory, pool_for
+
 from kvtransfer.messages import FetchId
 from kvtransfer.notices import Notice
 from kvtransfer.pool import BlockMemory
@@ -22,7 +24,7 @@ WITHIN_S = 10.0
 """A bound on what a test waits for; far above what anything takes."""
 
 
-def fill(memory: BlockMemory, block_id: int, *, salt: int = 0) -> bytes:
+def fill(memory: BlockMemory | FakeDeviceMemory, block_id: int, *, salt: int = 0) -> bytes:
     """Write bytes into a block that no other block or salt has."""
     word = (block_id * 1_000_003 + salt * 7_919 + 12_345).to_bytes(8, "little")
     content = (word * (memory.block_bytes // 8 + 1))[: memory.block_bytes]
@@ -52,8 +54,8 @@ class Lender:
     ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
-        self.memory = BlockMemory.create(
-            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
+        self.memory = pool_for(
+            self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
         )
         for block in range(self.num_blocks):
             fill(self.memory, block)
@@ -125,9 +127,10 @@ class Borrower:
     """What the sink told on the way."""
 
     def __post_init__(self) -> None:
-        self.memory = BlockMemory.create(
-            num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes, helped=self.helped
-        )
+        self.memory = pool_for(
+            self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes,
+            helped=self.helped,
+        )  # fmt: skip
         self.sink = Sink(
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,

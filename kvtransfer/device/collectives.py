@@ -1,0 +1,46 @@
+"""What the NCCL plane needs of a communication library: two ranks, sends and receives, an abort.
+
+Called by `kvtransfer.transports.nccl_pair`. `kvtransfer.device.libnccl` is the real one,
+`kvtransfer.device.fake_collectives` stands for it; one contract suite holds for both. Nothing
+here waits: a call begins something, and `settled` says later whether the library has done its
+part of it, after which an event of the stream tells the rest.
+"""
+
+from typing import Protocol
+
+from kvtransfer.device.driver import Span, Stream
+
+UNIQUE_ID_BYTES = 128
+
+
+class Communicator(Protocol):
+    """One of two ranks. Used by one thread; a peer that dies may leave its work undone forever."""
+
+    def settled(self) -> bool:
+        """The last call has been carried out, or launched on its stream; only then the next may
+        follow. Raises PeerLost when the communicator has failed."""
+
+    def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
+        """Begin to send from the start of a span to the other rank."""
+
+    def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
+        """Begin to receive into the start of a span."""
+
+    def abort(self) -> None:
+        """Break off whatever is under way, on the device too. May take a while: call it from a
+        thread of its own. After it no work of this communicator touches any memory."""
+
+
+class Collectives(Protocol):
+    """A library on one device."""
+
+    version: str
+
+    def why_not(self, *, ours: str, theirs: str) -> str:
+        """Why a rank on our device cannot meet one on theirs; empty when it can."""
+
+    def unique_id(self) -> bytes:
+        """What two ranks meet by, once."""
+
+    def join(self, unique_id: bytes, *, rank: int) -> Communicator:
+        """Begin to meet the other rank; up when `settled`. Raises TransferError."""

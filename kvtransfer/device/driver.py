@@ -1,0 +1,98 @@
+"""What a data plane needs of a device: memory that other processes can map, streams, events.
+
+Called by `kvtransfer.device.memory` and the device planes. `kvtransfer.device.cuda` is the real
+driver, `kvtransfer.device.fake` stands for it without a GPU; one contract suite holds for both.
+Nothing here waits for the device: work is launched, and asked later whether it has happened.
+A device that fails raises TransferError from whichever call notices.
+"""
+
+# Shapes: R ranges in P pieces; the 5 rows of a table are those of `kvtransfer.device.table`.
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.native import Memory as Span
+from protocol.errors import TransferError
+
+
+class CannotMap(TransferError):
+    """Memory of another process or device cannot be mapped here; says why."""
+
+
+class Event(Protocol):
+    """A point in a stream's work."""
+
+    def happened(self) -> bool:
+        """Everything launched on its stream before it is done, and visible to every later
+        launch. Never waits. Raises TransferError."""
+
+
+class Stream(Protocol):
+    """Work in order, beside that of other streams."""
+
+    @property
+    def handle(self) -> int:
+        """What libraries that launch on it know it by."""
+
+    def record(self) -> Event: ...
+
+
+class Sums(Protocol):
+    """The checksums of a launched copy or sum."""
+
+    def happened(self) -> bool:
+        """It is done. Never waits. Raises TransferError."""
+
+    def take(self) -> NDArray[np.uint64]:
+        """`[piece]`, once it has happened."""
+
+
+class Driver(Protocol):
+    """One device. Methods may be called from any thread, a stream's work from one at a time."""
+
+    name: str
+    device: str
+    """What names this device to other processes of the host."""
+
+    def allocate(self, num_bytes: int) -> Span:
+        """Zeros, aligned to 256 bytes. Raises TransferError when there is no room."""
+
+    def free(self, span: Span) -> None: ...
+
+    def export(self, span: Span) -> bytes:
+        """What another process of this host opens an allocation by, while ours lives."""
+
+    def open(self, handle: bytes, *, num_bytes: int, device: str) -> Span:
+        """Map an exported allocation, of `device`. Raises CannotMap."""
+
+    def close(self, span: Span) -> None:
+        """Give back what `open` gave; no launched work may use it any more."""
+
+    def stream(self) -> Stream:
+        """A new stream, beside the engine's."""
+
+    def mark(self) -> Event:
+        """The point that the engine's work has reached: the calling thread's current stream."""
+
+    def copy(
+        self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
+        num_pieces: int,
+    ) -> Sums:  # fmt: skip
+        """Launch a copy of ranges over ranges; the sums are of what was written. The caller has
+        checked that all of them lie inside."""
+
+    def sum(
+        self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
+    ) -> Sums:
+        """Launch the sums alone."""
+
+    def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
+        """Waits for the device: for tests and tools."""
+
+    def write(self, span: Span, offset: int, content: bytes) -> None:
+        """Launches on the engine's stream and waits for nothing: for tests and tools."""
+
+
+__all__ = ["CannotMap", "Driver", "Event", "Span", "Stream", "Sums"]

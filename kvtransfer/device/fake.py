@@ -1,0 +1,209 @@
+"""A device without a GPU: host memory that other processes map, and work that a test can hold.
+
+Passes the contract suite of the CUDA driver and stands for it in tests and on machines without
+one. Launched work is done by whoever next asks whether something has happened, in the order of
+its stream, by the kernels' torch twins; a stream that is held does nothing until it is let go, as
+one that waits behind a long forward. Says nothing about speed.
+"""
+
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kvtransfer.device.driver import CannotMap, Event, Span, Stream, Sums
+from kvtransfer.kernels.copy import copy_twin
+from kvtransfer.kernels.sums import sums_twin
+from protocol.errors import TransferError
+
+Step = Callable[[], bool]
+"""Launched work: does what it can without waiting; True when it is done."""
+
+
+class FakeStream:
+    """Steps in order, done when somebody looks."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self._steps: deque[Step] = deque()
+        self._lock = threading.RLock()
+        self._holds = 0
+
+    def launch(self, step: Step) -> None:
+        with self._lock:
+            self._steps.append(step)
+
+    def record(self) -> "FakeEvent":
+        event = FakeEvent(self)
+        self.launch(event.reach)
+        return event
+
+    def advance(self) -> None:
+        """Do what can be done now."""
+        with self._lock:
+            while self._steps and not self._holds and self._steps[0]():
+                self._steps.popleft()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, nothing of this stream happens."""
+        with self._lock:
+            self._holds += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holds -= 1
+
+
+class FakeEvent:
+    def __init__(self, stream: FakeStream) -> None:
+        self._stream = stream
+        self._reached = False
+
+    def reach(self) -> bool:
+        self._reached = True
+        return True
+
+    def happened(self) -> bool:
+        if not self._reached:
+            self._stream.advance()
+        return self._reached
+
+
+class FakeSums:
+    def __init__(self, event: Event, sums_P: torch.Tensor) -> None:
+        self._event = event
+        self._sums_P = sums_P
+
+    def happened(self) -> bool:
+        return self._event.happened()
+
+    def take(self) -> NDArray[np.uint64]:
+        sums_P: NDArray[np.uint64] = self._sums_P.numpy().view(np.uint64)
+        return sums_P
+
+
+@dataclass(slots=True)
+class _Mapping:
+    memory: mmap.mmap
+    fd: int
+    words_W: torch.Tensor
+
+
+@dataclass
+class FakeDriver:
+    """A device of host memory. Spans are valid in this process only, as real ones are."""
+
+    device: str = "fake-0"
+    why_no_peer: str = ""
+    """Set: memory of other processes cannot be mapped here, for this reason."""
+    room_bytes: int = 1 << 40
+    name: str = "fake"
+    engine: FakeStream = field(default_factory=lambda: FakeStream(0))
+    """The stream that `mark` and `write` use."""
+    streams: dict[int, FakeStream] = field(default_factory=dict)
+    _mappings: dict[int, _Mapping] = field(default_factory=dict)
+
+    def allocate(self, num_bytes: int) -> Span:
+        if num_bytes > self.room_bytes:
+            raise TransferError(f"the device has no room for {num_bytes} bytes")
+        fd = os.memfd_create("baton-fake-device", os.MFD_CLOEXEC)
+        os.ftruncate(fd, num_bytes)
+        return self._map(fd, num_bytes)
+
+    def free(self, span: Span) -> None:
+        self.close(span)
+
+    def export(self, span: Span) -> bytes:
+        return f"{os.getpid()}:{self._mappings[span.address].fd}".encode()
+
+    def open(self, handle: bytes, *, num_bytes: int, device: str) -> Span:
+        if self.why_no_peer:
+            raise CannotMap(self.why_no_peer)
+        try:
+            pid, fd = (int(part) for part in handle.split(b":"))
+            opened = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+        except (ValueError, OSError) as error:
+            raise CannotMap(f"no such memory: {error}") from error
+        if os.fstat(opened).st_size != num_bytes:
+            os.close(opened)
+            raise CannotMap(f"that memory has not {num_bytes} bytes")
+        return self._map(opened, num_bytes)
+
+    def close(self, span: Span) -> None:
+        mapping = self._mappings.pop(span.address)
+        os.close(mapping.fd)  # the pages go with the last view of them
+
+    def stream(self) -> FakeStream:
+        stream = FakeStream(len(self.streams) + 1)
+        self.streams[stream.handle] = stream
+        return stream
+
+    def mark(self) -> FakeEvent:
+        return self.engine.record()
+
+    def copy(
+        self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
+        num_pieces: int,
+    ) -> Sums:  # fmt: skip
+        sums_P = torch.zeros(num_pieces, dtype=torch.int64)
+        goal_W, origin_W = self.words(target), self.words(source)
+
+        def step() -> bool:
+            copy_twin(goal_W, origin_W, torch.from_numpy(table_5R), sums_P)
+            return True
+
+        return self._launched(stream, step, sums_P)
+
+    def sum(
+        self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
+    ) -> Sums:
+        sums_P = torch.zeros(num_pieces, dtype=torch.int64)
+        origin_W = self.words(source)
+
+        def step() -> bool:
+            sums_twin(origin_W, torch.from_numpy(table_5R), sums_P)
+            return True
+
+        return self._launched(stream, step, sums_P)
+
+    def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
+        return self.bytes_of(span)[offset : offset + num_bytes].tobytes()
+
+    def write(self, span: Span, offset: int, content: bytes) -> None:
+        into = self.bytes_of(span)
+
+        def step() -> bool:
+            into[offset : offset + len(content)] = content
+            return True
+
+        self.engine.launch(step)
+        self.engine.advance()
+
+    def words(self, span: Span) -> torch.Tensor:
+        """All of a span, as int64 words."""
+        return self._mappings[span.address].words_W
+
+    def bytes_of(self, span: Span) -> memoryview:
+        """All of a span, in this process."""
+        return memoryview(self._mappings[span.address].memory)
+
+    def _launched(self, stream: Stream, step: Step, sums_P: torch.Tensor) -> FakeSums:
+        assert isinstance(stream, FakeStream)
+        stream.launch(step)
+        return FakeSums(stream.record(), sums_P)
+
+    def _map(self, fd: int, num_bytes: int) -> Span:
+        memory = mmap.mmap(fd, num_bytes)
+        words: NDArray[Any] = np.frombuffer(memory, np.int64)
+        self._mappings[words.ctypes.data] = _Mapping(memory, fd, torch.from_numpy(words))
+        return Span(words.ctypes.data, num_bytes)

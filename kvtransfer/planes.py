@@ -1,0 +1,79 @@
+"""Which data planes there are, and which of them can move the blocks of which pool.
+
+Called by `kvtransfer.source` to listen and by `kvtransfer.link` to dial; the one file to touch
+for a new plane. The orders are those of preference: bytes that stay on a device first, then
+those that stay on a host.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.messages import StreamHello
+from kvtransfer.pool import BlockMemory, Pool
+from kvtransfer.transports import cuda_ipc, memory, nccl, shm, tcp
+from kvtransfer.transports.base import Dial, Listener, Unreachable
+from kvtransfer.transports.helping import HelpCopy
+from protocol.ids import Epoch
+
+HOST_TRANSPORTS: Final = ("shm", "tcp")
+DEVICE_TRANSPORTS: Final = ("cuda_ipc", "nccl")
+KNOWN: Final = ("memory", *DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
+
+
+def of_pool(pool: Pool) -> tuple[str, ...]:
+    """Those that can move this pool's blocks, the best first."""
+    return DEVICE_TRANSPORTS if isinstance(pool, DeviceMemory) else HOST_TRANSPORTS
+
+
+def check(transports: Sequence[str]) -> None:
+    """Raise ValueError for a name that is not known, or none at all."""
+    if set(transports) - set(KNOWN) or not transports:
+        raise ValueError(f"transports: {list(transports)}; known are {', '.join(KNOWN)}")
+
+
+def listen(transport: str, pool: Pool, *, host: str, epoch: Epoch, help_copy: HelpCopy) -> Listener:
+    """A source's listener. Raises Unreachable where this plane cannot move these blocks,
+    TransferError or OSError when it cannot listen."""
+    match transport:
+        case "cuda_ipc":
+            return cuda_ipc.CudaIpcListener(_on_device(pool), epoch=epoch)
+        case "nccl":
+            return nccl.NcclListener(_on_device(pool), host)
+        case "memory":
+            return memory.MemoryListener(_in_host(pool), epoch=epoch)
+        case "shm":
+            return shm.ShmListener(_in_host(pool), epoch=epoch, help_copy=help_copy)
+        case "tcp":
+            return tcp.TcpListener(_in_host(pool), host)
+        case _:
+            raise AssertionError(f"no transport is called {transport}")
+
+
+def dial(transport: str, address: str, hello: StreamHello, pool: Pool, *, tcp_lanes: int) -> Dial:
+    """A stream on its way to a source, to fetch into `pool`. Raises Unreachable."""
+    match transport:
+        case "cuda_ipc":
+            return cuda_ipc.dial(address, hello, _on_device(pool))
+        case "nccl":
+            return nccl.dial(address, hello, _on_device(pool))
+        case "memory":
+            return memory.dial(hello, _in_host(pool))
+        case "shm":
+            return shm.dial(address, hello, _in_host(pool))
+        case "tcp":
+            return tcp.dial(address, hello, _in_host(pool), num_lanes=tcp_lanes)
+        case _:
+            raise AssertionError(f"no transport is called {transport}")
+
+
+def _in_host(pool: Pool) -> BlockMemory:
+    if not isinstance(pool, BlockMemory):
+        raise Unreachable("the pool is on a device")
+    return pool
+
+
+def _on_device(pool: Pool) -> DeviceMemory:
+    if not isinstance(pool, DeviceMemory):
+        raise Unreachable("the pool is in host memory")
+    return pool

@@ -1,0 +1,115 @@
+"""NCCL between GPUs anywhere: chunks are gathered, sent, received and scattered on the devices.
+
+A TCP socket carries the words: how to meet, which chunk comes next, the fetch's end; its end of
+file tells that the peer died. For each announced chunk the source posts a send and the sink the
+matching receive, in the same order, into staging; a slot has a writer only while a received chunk
+is scattered into it, so a sender that hangs keeps no slot. Called by `kvtransfer.source` and
+`kvtransfer.link`. The socket is not encrypted, nor is NCCL.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
+from kvtransfer.transports import base
+from kvtransfer.transports.nccl_pair import PATIENCE_S
+from kvtransfer.transports.nccl_sink import NcclSinkStream
+from kvtransfer.transports.nccl_source import NcclSourceStream
+from kvtransfer.transports.nccl_words import NAME, rank_of, rank_word, why_not
+from protocol.errors import TransferError, WireError
+
+_BACKLOG: Final = 128
+_PROBE_S: Final = 2
+_SILENCE_MS: Final = 6_000
+
+
+class NcclListener:
+    """The source's port for the words of its pairs."""
+
+    transport = NAME
+
+    def __init__(
+        self, memory: DeviceMemory, host: str, *, patience_s: float = PATIENCE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Listen on a free port of `host`. Raises Unreachable without a library, TransferError
+        when it cannot listen."""
+        if memory.collectives is None:
+            raise base.Unreachable("the pool was made without NCCL")
+        self._memory = memory
+        self._patience_s = patience_s
+        self._clock = clock
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._sock.bind((host, 0))
+            self._sock.listen(_BACKLOG)
+        except OSError as error:
+            self._sock.close()
+            raise TransferError(f"cannot listen on {host}: {error}") from error
+        self._sock.setblocking(False)
+        self.address = f"*:{self._sock.getsockname()[1]}"
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> socket.socket | None:
+        return base.accept_from(self._sock)
+
+    def welcome(
+        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
+        theirs = rank_word.decode(hello.setup)
+        word = msgspec.structs.replace(word, setup=rank_word.encode(rank_of(self._memory)))
+        base.send_word(sock, stream_welcome.encode(word))
+        if why := why_not(self._memory, theirs):
+            raise WireError(why)
+        _tune(sock)
+        return NcclSourceStream(
+            sock, self._memory, theirs, patience_s=self._patience_s, clock=self._clock
+        )
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def dial(
+    address: str, hello: StreamHello, memory: DeviceMemory, *, patience_s: float = PATIENCE_S,
+    clock: Callable[[], float] = time.monotonic,
+) -> base.Dial:  # fmt: skip
+    """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
+    if memory.collectives is None:
+        raise base.Unreachable("the pool was made without NCCL")
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = base.connect(family, (host, int(port)))
+    hello = msgspec.structs.replace(hello, setup=rank_word.encode(rank_of(memory)))
+
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
+        base.close_fds(fds)
+        try:
+            theirs = rank_word.decode(welcome.setup)
+        except WireError as error:
+            raise base.Unreachable(f"it is no end of a pair: {error}") from error
+        if why := why_not(memory, theirs):
+            raise base.Unreachable(why)
+        _tune(sock)
+        return NcclSinkStream(sock, memory, theirs, patience_s=patience_s, clock=clock)
+
+    return base.Dial(sock, transport=NAME, hello=hello, finish=finish)
+
+
+def _tune(sock: socket.socket) -> None:
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
+
+
+__all__ = ["NAME", "NcclListener", "dial"]

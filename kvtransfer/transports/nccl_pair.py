@@ -1,0 +1,198 @@
+"""A two-rank communicator between one source and one sink, and the transfers under way on it.
+
+Made when the first chunk is to be sent, one for each stream; both ends advance it from their own
+thread and never wait. It is up or gone: whatever goes wrong, or takes longer than its patience,
+is PeerLost; then it is aborted, on a thread of its own because NCCL may take a while to get its
+kernels off the device, and staging is given back only after that. The next stream makes a new one.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from kvtransfer.device.collectives import Collectives
+from kvtransfer.device.driver import Driver, Event, Span
+from protocol.errors import PeerLost, TransferError
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 5.0
+"""For the other rank to come, and for one transfer of at most a few MiB: a lease is 6 s."""
+
+
+_LOOK_S: Final = 0.001
+
+
+class PairStage(StrEnum):
+    JOINING = "joining"
+    UP = "up"
+    ABORTED = "aborted"
+
+
+@dataclass(slots=True, eq=False)
+class Transfer:
+    """One send or receive of `num_bytes` from the start of a staging span."""
+
+    span: Span
+    num_bytes: int
+    begun_s: float = 0.0
+    event: Event | None = None
+    """Recorded once the library has launched it."""
+
+
+class Staging:
+    """Contiguous device memory for the chunks under way, `num` spans of `num_bytes`."""
+
+    def __init__(self, driver: Driver, *, num: int, num_bytes: int) -> None:
+        """Raises TransferError when the device has no room."""
+        self.num_bytes = num_bytes
+        self._driver = driver
+        self._spans: list[Span] = []
+        try:
+            for _ in range(num):
+                self._spans.append(driver.allocate(num_bytes))
+        except TransferError:
+            self.free()
+            raise
+        self._idle = list(self._spans)
+
+    def take(self) -> Span | None:
+        """A span nobody uses; None while all are in use."""
+        return self._idle.pop() if self._idle else None
+
+    def give_back(self, span: Span) -> None:
+        self._idle.append(span)
+
+    def free(self) -> None:
+        """No launched work may use any of it any more."""
+        while self._spans:
+            self._driver.free(self._spans.pop())
+
+
+class Pair:
+    """One end. Used by one thread."""
+
+    def __init__(
+        self, *, driver: Driver, collectives: Collectives, unique_id: bytes, rank: int,
+        staging: Staging, clock: Callable[[], float], patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
+        """Begin to meet the other rank; owns the staging. Raises TransferError."""
+        self.stage = PairStage.JOINING
+        self.stream = driver.stream()
+        """What sends and receives run on."""
+        self.staging = staging
+        self._sends = rank == 0
+        self._clock = clock
+        self._patience_s = patience_s
+        self._waiting: deque[Transfer] = deque()
+        self._launching: Transfer | None = None
+        self._launched: deque[Transfer] = deque()
+        self._begun_s = clock()
+        self._communicator = collectives.join(unique_id, rank=rank)
+        self._reaper: threading.Thread | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Something is under way on the device or in the library."""
+        joining = self.stage is PairStage.JOINING
+        return joining or bool(self._waiting or self._launching or self._launched)
+
+    @property
+    def is_gone(self) -> bool:
+        """Aborted, and its memory given back."""
+        return self._reaper is not None and not self._reaper.is_alive()
+
+    def post(self, span: Span, num_bytes: int) -> Transfer:
+        """Send or receive after everything posted before."""
+        transfer = Transfer(span, num_bytes)
+        self._waiting.append(transfer)
+        return transfer
+
+    def advance(self) -> list[Transfer]:
+        """Go on as far as it goes without waiting; the transfers that are done, in order.
+
+        Raises PeerLost when the communicator failed, or something took longer than the patience.
+        """
+        if self.stage is PairStage.ABORTED:
+            raise PeerLost("the communicator is aborted")
+        done: list[Transfer] = []
+        try:
+            while self._step(done):
+                pass
+        except PeerLost:
+            raise
+        except TransferError as error:
+            raise PeerLost(f"the device failed: {error}") from error
+        self._check_patience()
+        return done
+
+    def abort(self, after: Callable[[], None] = lambda: None) -> None:
+        """Break off; `after` is called on another thread once nothing is under way any more."""
+        if self.stage is PairStage.ABORTED:
+            return
+        self.stage = PairStage.ABORTED
+        self._reaper = threading.Thread(
+            target=self._reap, args=(after,), name="nccl-abort", daemon=True
+        )
+        self._reaper.start()
+
+    def _step(self, done: list[Transfer]) -> bool:
+        """One step; False when there is none to take now."""
+        if not self._communicator.settled():
+            return False
+        if self.stage is PairStage.JOINING:
+            self.stage = PairStage.UP
+            return True
+        if self._launching is not None:
+            self._launching.event = self.stream.record()
+            self._launched.append(self._launching)
+            self._launching = None
+            return True
+        if self._launched and (event := self._launched[0].event) and event.happened():
+            done.append(self._launched.popleft())
+            return True
+        return self._launch_next()
+
+    def _launch_next(self) -> bool:
+        if not self._waiting:
+            return False
+        transfer = self._launching = self._waiting.popleft()
+        transfer.begun_s = self._clock()
+        begin = self._communicator.send if self._sends else self._communicator.receive
+        begin(transfer.span, transfer.num_bytes, self.stream)
+        return True
+
+    def _check_patience(self) -> None:
+        oldest = self._launched[0] if self._launched else self._launching
+        since_s = self._begun_s if self.stage is PairStage.JOINING else None
+        if oldest is not None:
+            since_s = oldest.begun_s
+        if since_s is not None and self._clock() - since_s > self._patience_s:
+            what = "joining" if oldest is None else f"a transfer of {oldest.num_bytes} bytes"
+            raise PeerLost(f"{what} takes longer than {self._patience_s} s")
+
+    def _reap(self, after: Callable[[], None]) -> None:
+        try:
+            self._communicator.abort()
+            idle = self._is_idle_within(self._patience_s)
+        except TransferError as error:
+            log.warning("abort failed", extra={"why": str(error)})
+            return  # the library may still use the staging: it stays
+        if idle:
+            self.staging.free()
+            after()
+
+    def _is_idle_within(self, patience_s: float) -> bool:
+        """What else was launched on the stream, gathers, is done too."""
+        event, deadline_s = self.stream.record(), time.monotonic() + patience_s
+        while not event.happened():
+            if time.monotonic() > deadline_s:
+                log.warning("staging is left to a device that does not answer")
+                return False
+            time.sleep(_LOOK_S)
+        return True

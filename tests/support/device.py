@@ -1,0 +1,46 @@
+"""Pools on a fake device, which a test can look into as into host memory."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.device.fake import FakeDriver
+from kvtransfer.device.fake_collectives import FakeCollectives
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.planes import DEVICE_TRANSPORTS
+from kvtransfer.pool import BlockMemory
+
+
+class FakeDeviceMemory(DeviceMemory):
+    def __init__(
+        self, *, num_blocks: int, block_bytes: int, driver: FakeDriver | None = None
+    ) -> None:
+        self.fake = driver or FakeDriver()
+        self.fake_collectives = FakeCollectives(self.fake)
+        super().__init__(
+            self.fake, num_blocks=num_blocks, block_bytes=block_bytes,
+            collectives=self.fake_collectives,
+        )  # fmt: skip
+
+    @property
+    def generations(self) -> NDArray[np.uint64]:
+        return self.generations_N
+
+    @property
+    def blocks(self) -> memoryview:
+        """All blocks' bytes, as of a host pool."""
+        return self.fake.bytes_of(self.span)
+
+    def block(self, block_id: int) -> memoryview:
+        start = block_id * self.block_bytes
+        return self.blocks[start : start + self.block_bytes]
+
+
+def pool_for(
+    transports: Sequence[str], *, num_blocks: int, block_bytes: int, helped: bool = False
+) -> BlockMemory | FakeDeviceMemory:
+    """A pool whose blocks these transports can move."""
+    if set(transports) & set(DEVICE_TRANSPORTS):
+        return FakeDeviceMemory(num_blocks=num_blocks, block_bytes=block_bytes)
+    return BlockMemory.create(num_blocks=num_blocks, block_bytes=block_bytes, helped=helped)
