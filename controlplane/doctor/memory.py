@@ -74,8 +74,8 @@ def _huge_pages(memory: MemoryFacts) -> Finding:
     return note(
         "huge-pages",
         f"{value or 'not offered'} for shared memory",
-        "Write advise to /sys/kernel/mm/transparent_hugepage/shmem_enabled on the host:"
-        " pools then take 2 MiB pages.",
+        "Start workers with --kv-huge-pages, or write advise to"
+        " /sys/kernel/mm/transparent_hugepage/shmem_enabled on the host: larger pages copy faster.",
     )
 
 
