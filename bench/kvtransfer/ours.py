@@ -7,7 +7,7 @@ runs from just before the source says that the blocks are written. Every move is
 generation of its blocks, so no checksum is remembered from the move before.
 
 Options: "both" (both processes copy), "one" (the sink does), "sleep" (as shipped), "spin" (the
-sink spins), "tcp".
+sink spins), "tcp". In the tuned setting pools take huge pages (`kv_huge_pages`), as everyone's do.
 """
 
 import queue
@@ -63,13 +63,16 @@ def _help_copy(option: str) -> HelpCopy:
 class _Source:
     def __init__(self, place: Place) -> None:
         self._option = place.option
+        self._huge = place.setting == "tuned"
         self._source: Source | None = None
         self._ends: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def open(self, case: Case) -> NDArray[np.uint64]:
         self.close()
         layout = _layout(case)
-        memory = BlockMemory.create(num_blocks=case.pool_blocks, block_bytes=case.block_bytes)
+        self._memory = memory = BlockMemory.create(
+            num_blocks=case.pool_blocks, block_bytes=case.block_bytes, huge=self._huge
+        )
         self._generations_N = memory.generations_N
         self._source = Source(
             memory=memory, layout=layout, worker=WorkerId("bench-source"), epoch=new_epoch(),
@@ -105,6 +108,7 @@ class _Source:
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
+            self._memory.close()
             self._source = None
 
     def _publish(self) -> None:
@@ -116,14 +120,18 @@ class _Source:
 class _Sink:
     def __init__(self, place: Place) -> None:
         self._option = place.option
+        self._huge = place.setting == "tuned"
         self._sink: Sink | None = None
         self._ends: queue.SimpleQueue[tuple[float, FetchEnd]] = queue.SimpleQueue()
 
     def open(self, case: Case) -> NDArray[np.uint64]:
         self.close()
         layout = _layout(case)
-        memory = BlockMemory.create(
-            num_blocks=case.pool_blocks, block_bytes=case.block_bytes, helped=True
+        self._memory = memory = BlockMemory.create(
+            num_blocks=case.pool_blocks,
+            block_bytes=case.block_bytes,
+            helped=True,
+            huge=self._huge,
         )
         self._sink = Sink(
             memory=memory, layout=layout, worker=WorkerId("bench-sink"),
@@ -154,6 +162,7 @@ class _Sink:
     def close(self) -> None:
         if self._sink is not None:
             self._sink.close()
+            self._memory.close()
             self._sink = None
 
     def _fetch(self, move: Move) -> None:
