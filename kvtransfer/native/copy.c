@@ -218,10 +218,9 @@ static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
            (uint64_t)offset <= bytes - (uint64_t)size;
 }
 
-/* 0, or why not: OUTSIDE one of the spans, or UNFIT for this hash (short, or not whole stripes). */
-static int check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
-                 const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
-                 int64_t num_pieces, int64_t *num_bytes) {
+int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
+                   const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
+                   int64_t num_pieces, int64_t *num_bytes) {
     int unfit = 0;
     for (int64_t piece = 0; piece < num_pieces; piece++) {
         const int64_t before = *num_bytes;
@@ -244,8 +243,8 @@ int baton_kv_copy(uint8_t *target, uint64_t target_bytes, const int64_t *target_
                   const int64_t *sizes, const int64_t *starts, int64_t num_pieces,
                   uint64_t *sums) {
     int64_t num_bytes = 0;
-    const int why_not = check(target_bytes, target_offsets, source_bytes, source_offsets, sizes,
-                              starts, num_pieces, &num_bytes);
+    const int why_not = baton_kv_check(target_bytes, target_offsets, source_bytes, source_offsets,
+                                       sizes, starts, num_pieces, &num_bytes);
     if (why_not) return why_not;
     const int streaming = num_bytes >= STREAMED_BYTES;
     for (int64_t piece = 0; piece < num_pieces; piece++) {

@@ -8,5 +8,11 @@ uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const ui
                         const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
                         int streaming);
 
+/* 0, or why not: 1, a range lies outside its span; 2, the hash takes no such pieces (short, or
+ * not whole stripes). Adds up `num_bytes`, unless 1. Without `target_offsets` only the source. */
+int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
+                   const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
+                   int64_t num_pieces, int64_t *num_bytes);
+
 /* Makes streamed stores visible to other cores; call before telling anyone that bytes landed. */
 void baton_kv_settle(void);

@@ -26,7 +26,7 @@ typedef struct {
     uint64_t *sums; /* null: pieces are not hashed */
     int64_t head_bytes, num_ranges, num_pieces;
     int64_t range, skip, piece; /* the first range not wholly moved, and how much of it is */
-    int64_t fd, state;
+    int64_t fd, state, moved_bytes; /* of the ranges */
 } Flow;
 
 static int64_t now_us(void) {
@@ -45,6 +45,7 @@ static int gather(const Flow *flow, struct iovec *buffers) {
         uint8_t *const at = flow->base + flow->offsets[range] + skip;
         int64_t size = flow->sizes[range] - skip;
         if (size > left) size = left;
+        if (!size) continue;
         left -= size;
         struct iovec *const last = num ? &buffers[num - 1] : 0;
         if (last && (uint8_t *)last->iov_base + last->iov_len == at)
@@ -78,6 +79,7 @@ static int64_t advance(Flow *flow, int64_t num_bytes) {
         flow->skip = 0;
     }
     flow->skip += left;
+    flow->moved_bytes += num_bytes - of_head;
     if (flow->sums) hash_whole_pieces(flow);
     if (!flow->head_bytes && flow->range == flow->num_ranges) flow->state = MOVED;
     return num_bytes - of_head;

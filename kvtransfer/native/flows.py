@@ -22,6 +22,7 @@ from kvtransfer.plan import Ranges
 MOVING: Final = 0
 MOVED: Final = 1
 PEER_CLOSED: Final = 2
+_OUTSIDE: Final = 1
 WAIT_S: Final = 100e-6
 """Longest sleep for the next bytes inside one call: a turn of Python takes as long."""
 TURN_S: Final = 2e-3
@@ -31,7 +32,8 @@ _POINTERS: Final = (
     *("head", "base", "offsets", "sizes", "starts", "sums"),
 )  # fmt: skip
 _WORDS: Final = (
-    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "fd", "state"),
+    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "fd", "state",
+      "moved_bytes"),
 )  # fmt: skip
 
 
@@ -52,24 +54,18 @@ class Flow:
     ) -> None:
         """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
         stay until the flow is over or is not gone on with. Raises ValueError for ranges outside
-        the memory, or empty ones."""
-        memory.check(ranges)
-        if len(ranges.sizes_R) and int(ranges.sizes_R.min()) < 1:
-            raise ValueError("a range of no bytes")
-        num_pieces = len(ranges.starts_P) - 1
+        the memory."""
         self.memory = memory
         self.ranges = ranges
         self.head = head
-        self.sums_P: NDArray[np.uint64] | None = None
+        self.num_bytes, fit = _measure(memory, ranges)
+        num_pieces = len(ranges.starts_P) - 1
+        self.sums_P = np.zeros(num_pieces, np.uint64) if summed and fit else None
         """Of the pieces that are whole; None when the kernels cannot take them on the way."""
-        if summed and native.kernels() is not None and native.fits(ranges):
-            self.sums_P = np.zeros(num_pieces, np.uint64)
-        self._ends_R = np.cumsum(ranges.sizes_R)
         self.c = _Flow(
-            head=ctypes.cast(ctypes.c_char_p(head), ctypes.c_void_p), base=memory.address,
-            offsets=ranges.offsets_R.ctypes.data, sizes=ranges.sizes_R.ctypes.data,
-            starts=ranges.starts_P.ctypes.data,
-            sums=None if self.sums_P is None else self.sums_P.ctypes.data,
+            head=_at(np.frombuffer(head, np.uint8)), base=memory.address,
+            offsets=_at(ranges.offsets_R), sizes=_at(ranges.sizes_R), starts=_at(ranges.starts_P),
+            sums=None if self.sums_P is None else _at(self.sums_P),
             head_bytes=len(head), num_ranges=len(ranges.sizes_R), num_pieces=num_pieces, fd=fd,
         )  # fmt: skip
 
@@ -81,10 +77,7 @@ class Flow:
     @property
     def left_bytes(self) -> int:
         """Of the ranges."""
-        if self.c.range >= len(self._ends_R):
-            return 0
-        start = int(self._ends_R[self.c.range] - self.ranges.sizes_R[self.c.range])
-        return int(self._ends_R[-1]) - start - int(self.c.skip)
+        return self.num_bytes - int(self.c.moved_bytes)
 
     @property
     def head_left(self) -> bytes:
@@ -144,8 +137,32 @@ def _library() -> ctypes.CDLL | None:
     ]  # fmt: skip
     library.baton_kv_flow.restype = word
     library.baton_kv_flow_bytes.restype = word
+    library.baton_kv_check.argtypes = [
+        ctypes.c_uint64, pointer, ctypes.c_uint64, *(pointer,) * 3, word, pointer,
+    ]  # fmt: skip
     assert library.baton_kv_flow_bytes() == ctypes.sizeof(_Flow)
     return library
+
+
+def _measure(memory: Memory, ranges: Ranges) -> tuple[int, bool]:
+    """Bytes of the ranges, and whether the kernels can sum their pieces. Raises ValueError."""
+    library = _library()
+    if library is None:
+        memory.check(ranges)
+        return int(ranges.sizes_R.sum()), False
+    num_bytes = ctypes.c_int64(0)
+    why_not = library.baton_kv_check(
+        0, None, memory.num_bytes, _at(ranges.offsets_R), _at(ranges.sizes_R),
+        _at(ranges.starts_P), len(ranges.starts_P) - 1, ctypes.byref(num_bytes),
+    )  # fmt: skip
+    if why_not == _OUTSIDE:
+        raise ValueError("ranges: one lies outside its pool")
+    return num_bytes.value, not why_not
+
+
+def _at(array: NDArray[Any]) -> int:
+    assert array.flags.c_contiguous
+    return int(array.__array_interface__["data"][0])
 
 
 class _Twin:
@@ -178,10 +195,13 @@ class _Twin:
         head = self._flow.head_left
         buffers = [memoryview(head)] if head else []
         skip = c.skip
-        for at in range(c.range, min(c.range + _TWIN_BUFFERS, c.num_ranges)):
-            start = int(ranges.offsets_R[at])
-            buffers.append(self._span[start + skip : start + int(ranges.sizes_R[at])])
+        for at in range(c.range, c.num_ranges):
+            start, size = int(ranges.offsets_R[at]), int(ranges.sizes_R[at])
+            if size:
+                buffers.append(self._span[start + skip : start + size])
             skip = 0
+            if len(buffers) >= _TWIN_BUFFERS:
+                break
         return buffers
 
     def _advance(self, num_bytes: int) -> int:
@@ -194,6 +214,7 @@ class _Twin:
             c.range += 1
             c.skip = 0
         c.skip += left
+        c.moved_bytes += num_bytes - of_head
         if not c.head_bytes and c.range == c.num_ranges:
             c.state = MOVED
         return num_bytes - int(of_head)

@@ -18,15 +18,15 @@ from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
 from kvtransfer.transports.tcp_frames import Window, window
 from kvtransfer.transports.tcp_sink import TcpSinkStream
-from kvtransfer.transports.tcp_source import TcpSourceStream
+from kvtransfer.transports.tcp_source import CHUNK_BYTES, TcpSourceStream
 from kvtransfer.transports.tcp_tuning import tune, watch_over
-from protocol.errors import TransferError
+from protocol.errors import TransferError, WireError
 
 NAME = "tcp"
 LANES: Final = 2
 """Connections a stream. One keeps two cores busy on loopback, a second hides a lane's gaps."""
-WINDOW_BYTES: Final = 32 << 20
-"""The bandwidth-delay product of 100 Gbit/s and 2.5 ms."""
+WINDOW_BYTES: Final = 64 << 20
+"""A chunk for each lane and the bandwidth-delay product of 100 Gbit/s and 2.5 ms."""
 _WINDOW_BLOCKS: Final = 4
 """A window holds at least as many blocks, so that one of any size is always granted."""
 _BACKLOG = 128
@@ -61,6 +61,8 @@ class TcpListener:
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> base.SourceStream:
         granted = window.decode(hello.setup).window_bytes
+        if granted < CHUNK_BYTES:
+            raise WireError(f"a window of {granted} bytes, smaller than a chunk")
         base.send_word(sock, stream_welcome.encode(word))
         return TcpSourceStream(sock, transport=NAME, memory=self._memory.span, window=granted)
 

@@ -71,8 +71,9 @@ class TcpSinkStream:
             count = flows.receive(moving, idle=idle, budget=left)
             self._received += count
             left -= count
+            ended = self._end(taker)
             self._grant()
-            if not self._end(taker) and not count:
+            if not ended and not count:
                 break
         return left <= 0
 
@@ -137,9 +138,10 @@ class TcpSinkStream:
             taker.finished(word)
 
     def _grant(self) -> None:
-        """Let the source send as much more as has come."""
+        """Let the source send as much more as has come; at the latest when nothing comes."""
         total = self._received + self._window
-        if total - self._told >= self._window // _GRANTS:
+        idle = total > self._told and not any(lane.flow for lane in self._lanes)
+        if idle or total - self._told >= self._window // _GRANTS:
             self._credits.put(Credit(total_bytes=total))
             self._told = total
         self._credits.flush()

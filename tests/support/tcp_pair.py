@@ -111,6 +111,12 @@ class Pair:
             chunk_of(self.lent, blocks, slots, fetch=fetch), self.lent.whole(blocks_P)
         )
 
+    @property
+    def unsent_bytes(self) -> int:
+        """Of chunks offered."""
+        on_lanes = (lane.flow.left_bytes for lane in self.source._lanes.values() if lane.flow)
+        return self.source.queued_bytes + sum(on_lanes)
+
     def step(self) -> None:
         self.source.flush()
         self.sink.receive(self.taker)

@@ -49,7 +49,7 @@ def test_scattered_blocks_land_in_the_slots_they_are_for(pairs: Pairs, num_lanes
     pair.move(lambda: "finish of 1" in pair.taker.words)
     assert sorted(pair.taker.right) == list(range(NUM_BLOCKS)) and not pair.taker.wrong
     assert all(pair.landed(slot, block) for slot, block in enumerate(blocks))
-    assert pair.source.queued_bytes == 0
+    assert pair.unsent_bytes == 0
 
 
 def test_all_lanes_carry_chunks(pairs: Pairs) -> None:
@@ -88,7 +88,7 @@ def test_a_finish_waits_for_chunks_of_a_slower_lane(pairs: Pairs) -> None:
     pair.source.finish(done())
     slow, fast = pair.sink._lanes
     pair.sink._lanes = [fast]
-    pair.move(lambda: pair.source.queued_bytes == 0 and pair.taker.right == [1])
+    pair.move(lambda: pair.unsent_bytes == 0 and pair.taker.right == [1])
     assert pair.taker.words == ["chunk of 1"]
     pair.sink._lanes = [slow, fast]
     pair.move(lambda: len(pair.taker.words) == 3)
@@ -104,7 +104,7 @@ def test_a_dropped_fetch_reads_nothing_more_of_the_pool(pairs: Pairs) -> None:
     pair.offer([51], [51])
     pair.offer([52], [52], fetch=TWO)
     pair.source.flush()
-    assert 0 < pair.source.queued_bytes < 52 * BLOCK_BYTES
+    assert 0 < pair.unsent_bytes < 52 * BLOCK_BYTES
     pair.source.drop(ONE)
     for block in range(NUM_BLOCKS):
         if block != 52:
@@ -142,24 +142,25 @@ def test_chunks_nobody_wants_are_read_and_thrown_away(pairs: Pairs) -> None:
     assert pair.taker.right == [3] and not any(pair.taker.memory.block(0))
 
 
-def test_a_source_never_sends_more_than_was_granted(pairs: Pairs) -> None:
-    pair = pairs.make(num_lanes=2, granted=3 * BLOCK_BYTES)
+@pytest.mark.parametrize("window_blocks", [1, 2, 3])
+def test_a_source_never_sends_more_than_was_granted_and_is_granted_all_in_the_end(
+    pairs: Pairs, window_blocks: int
+) -> None:
+    window_bytes = window_blocks * BLOCK_BYTES
+    pair = pairs.make(num_lanes=2, granted=window_bytes)
     for block in range(20):
         pair.offer([block], [block])
-    sent = 0
 
     def within_credit() -> bool:
-        nonlocal sent
         pair.source.flush()
-        sent = 20 * BLOCK_BYTES - pair.source.queued_bytes
-        assert sent <= pair.sink._told
-        assert pair.sink._told <= pair.sink._received + 3 * BLOCK_BYTES
+        assert 20 * BLOCK_BYTES - pair.unsent_bytes <= pair.sink._told
+        assert pair.sink._told <= pair.sink._received + window_bytes
         pair.sink.receive(pair.taker)
         pair.source.receive()
         return len(pair.taker.right) == 20
 
     eventually(within_credit)
-    assert sent == 20 * BLOCK_BYTES
+    assert pair.unsent_bytes == 0
 
 
 def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
@@ -172,7 +173,7 @@ def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
     for _ in range(20):
         pair.source.flush()
         pair.sink.receive(pair.taker)
-    assert pair.source.queued_bytes == BLOCK_BYTES and not pair.taker.words
+    assert pair.unsent_bytes == BLOCK_BYTES and not pair.taker.words
     pair.theirs[0].send(credit_frame(2 * BLOCK_BYTES))
 
     def flowing() -> bool:
