@@ -73,6 +73,8 @@ class ReadingStream:
                     self._words.append(word)
                 case Left():
                     pass  # the board says the same
+        if self._shared is not None:
+            self._look_at_board(taker)  # the word may have come since: no other will
         num_bytes = 0
         while self._words and self._shared is None and num_bytes < CHUNK_BYTES:
             num_bytes += self._take(self._words.popleft(), taker)
