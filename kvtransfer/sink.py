@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 TRANSPORTS: Final = planes.HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 _IDLE_S: Final = 1.0
+_LOOKS: Final = 32
+"""At the streams, while spinning, for each at the control links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,15 +248,20 @@ class Sink:
                 self._closing.set()
             self._obey()
             self._fetcher.close()
+            self._poller.close()
 
     def _wait(self) -> set[int]:
         """Descriptors that have something; spins a while first, if told to."""
         sleep_s = self._fetcher.sleep_s(_IDLE_S)
-        if self._spin_s and self._num_fetches:
-            until_s = self._clock() + min(sleep_s, self._spin_s)
-            while self._clock() < until_s and not self._commands:
-                if ready := self._poller.wait(0.0):
+        if not self._spin_s or not self._num_fetches:
+            return self._poller.wait(sleep_s)
+        until_s = self._clock() + min(sleep_s, self._spin_s)
+        while self._clock() < until_s:
+            for _ in range(_LOOKS):
+                if ready := self._poller.spin():
                     return ready
+            if ready := self._poller.wait(0.0):
+                return ready
         return self._poller.wait(sleep_s)
 
     def _obey(self) -> None:

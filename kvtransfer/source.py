@@ -254,6 +254,7 @@ class Source:
             self._visitors.close()
             self._control.close()
             self._ticker.close()
+            self._poller.close()
 
     def _sleep_s(self) -> float:
         sleep_s = self._lender.sleep_s(_IDLE_S)
