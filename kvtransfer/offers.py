@@ -124,8 +124,7 @@ class Offers:
         ranges: Ranges,
     ) -> NDArray[np.uint64]:  # fmt: skip
         """Of whole blocks from the store, of anything else afresh."""
-        plan = self._ways[lending.lease].plan
-        if plan.blocks_per_slot > 1 or plan.piece_bytes != self._memory.block_bytes:
+        if not self._ways[lending.lease].plan.is_whole:
             return self._memory.checksums(ranges)
         full_P = pieces_P["token_count"] == lending.block_tokens
         return self._sums.of(blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P)

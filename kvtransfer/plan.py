@@ -58,6 +58,9 @@ class Plan:
     sizes_T: Int64s
     """Range t reads block t % B of the slot's B."""
 
+    is_whole: bool
+    """A piece is one whole block on both sides: most transfers, and the cheapest."""
+
     @property
     def piece_bytes(self) -> int:
         """Bytes of a piece that lacks no source block."""
@@ -90,6 +93,8 @@ class Plan:
 
     def source(self, index_P: Integers, blocks_PB: Integers) -> Ranges:
         """Where the pieces lie in the source's pool; `blocks_PB` as from `source_blocks`."""
+        if self.is_whole:
+            return whole_blocks(blocks_PB[:, 0], self.source_layout.block_bytes)
         offsets_PB = blocks_PB.astype(np.int64) * self.source_layout.block_bytes
         if self.slots_per_block > 1:
             places_P = index_P.astype(np.int64) % self.slots_per_block
@@ -103,6 +108,8 @@ class Plan:
     def target(self, index_P: Integers, slot_P: Integers, blocks_PB: Integers) -> Ranges:
         """Where they go in the fetcher's pool: `sizes_R` and `starts_P` as of `source`."""
         assert len(index_P) == len(slot_P) == len(blocks_PB)
+        if self.is_whole:
+            return whole_blocks(slot_P, self.target_layout.block_bytes)
         slots_P1 = slot_P.astype(np.int64)[:, None]
         offsets_PT = slots_P1 * self.target_layout.block_bytes + self.target_offsets_T
         return self._ranges(offsets_PT, blocks_PB)
@@ -128,6 +135,16 @@ class Plan:
         there_R = np.tile(there_PB, num_groups).reshape(-1)
         starts_P[1:] = np.cumsum(np.count_nonzero(there_PB, axis=1) * num_groups)
         return Ranges(offsets_R[there_R], sizes_PT.reshape(-1)[there_R], starts_P)
+
+
+def whole_blocks(block_P: Integers, block_bytes: int) -> Ranges:
+    """The ranges of whole blocks of one pool, one a piece."""
+    num_pieces = len(block_P)
+    return Ranges(
+        offsets_R=block_P.astype(np.int64) * block_bytes,
+        sizes_R=np.full(num_pieces, block_bytes, np.int64),
+        starts_P=np.arange(num_pieces + 1, dtype=np.int64),
+    )
 
 
 @lru_cache(maxsize=MAX_KNOWN_PLANS)
@@ -217,11 +234,13 @@ def _plan(source: Layout, target: Layout, heads: range) -> Plan:
     to_T *= to_grid.row_bytes
     run_bytes = run_tokens * to_grid.row_bytes
     first_M = _unmerged(from_T, to_T, run_bytes if num_blocks == 1 else 0)
+    sizes_T = np.diff(np.append(first_M, len(from_T))) * run_bytes
     return Plan(
         source_layout=source, target_layout=target, heads=heads, blocks_per_slot=num_blocks,
         slots_per_block=max(1, from_grid.num_tokens // to_grid.num_tokens),
         slot_run_bytes=run_bytes, source_offsets_T=from_T[first_M], target_offsets_T=to_T[first_M],
-        sizes_T=np.diff(np.append(first_M, len(from_T))) * run_bytes,
+        sizes_T=sizes_T,
+        is_whole=sizes_T.tolist() == [source.block_bytes] == [target.block_bytes],
     )  # fmt: skip
 
 

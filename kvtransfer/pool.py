@@ -18,7 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from kvtransfer import native
-from kvtransfer.plan import NO_BLOCK, Ranges
+from kvtransfer.plan import NO_BLOCK, Ranges, whole_blocks
 from protocol.errors import LayoutMismatch
 
 _HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
@@ -49,16 +49,6 @@ def _blocks_at(num_blocks: int, block_bytes: int) -> int:
         page_bytes = _HUGE_BYTES
     used = _GENERATIONS_AT + 8 * num_blocks
     return -(-used // page_bytes) * page_bytes
-
-
-def whole(blocks: NDArray[np.uint32], *, block_bytes: int) -> Ranges:
-    """The ranges of whole blocks, one each."""
-    num = len(blocks)
-    return Ranges(
-        offsets_R=blocks.astype(np.int64) * block_bytes,
-        sizes_R=np.full(num, block_bytes, np.int64),
-        starts_P=np.arange(num + 1, dtype=np.int64),
-    )
 
 
 class Mark(Protocol):
@@ -208,7 +198,7 @@ class BlockMemory:
 
     def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
         """The ranges of whole blocks, one each."""
-        return whole(blocks, block_bytes=self.block_bytes)
+        return whole_blocks(blocks, self.block_bytes)
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""

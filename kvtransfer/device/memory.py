@@ -20,8 +20,7 @@ from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Event, Span, Stream, Sums
 from kvtransfer.device.generations import Generations
 from kvtransfer.device.table import GRAIN_BYTES, table
-from kvtransfer.plan import Ranges
-from kvtransfer.pool import whole
+from kvtransfer.plan import Ranges, whole_blocks
 from protocol.errors import TransferError
 
 SUM_KIND: Final = "splitmix64-sum"
@@ -78,7 +77,7 @@ class DeviceMemory:
 
     def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
         """The ranges of whole blocks, one each."""
-        return whole(blocks, block_bytes=self.block_bytes)
+        return whole_blocks(blocks, self.block_bytes)
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
         """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.

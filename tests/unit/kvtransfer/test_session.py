@@ -76,14 +76,14 @@ def test_a_fetch_lands_when_every_slot_is_verified_and_the_note_is_here() -> Non
     assert asked(fetch.start()) == (1, [0, 2], [10, 12])
     assert write(fetch, 2) == []
     assert fetch.note_arrived(attempt=1, note=b"n") == []
-    assert write(fetch, 0) == [SendRelease(), End()]
+    assert write(fetch, 0) == [End(), SendRelease()]
     assert fetch.stage is FetchStage.LANDED and fetch.verified == (0, 2)
 
 
 def test_the_note_alone_lands_a_fetch_without_slots() -> None:
     fetch = new_fetch(())
     fetch.start()
-    assert fetch.note_arrived(attempt=1, note=b"") == [SendRelease(), End()]
+    assert fetch.note_arrived(attempt=1, note=b"") == [End(), SendRelease()]
 
 
 def test_slots_in_any_order_are_put_into_the_lease_s_order() -> None:
