@@ -40,8 +40,8 @@ _HUGE_PAGES: Final = Path("/sys/kernel/mm/transparent_hugepage")
 TIMED: Final = (
     "ours, bulk: from Sink.fetch to on_end(Landed), the blocks published before, so that their "
     "checksums were taken as during a prefill; CPU counts the publishing too; from publish: "
-    "from before Source.publish with the fetch waiting; latency: from before Source.publish and "
-    "finish of one block to on_end in the other process. Peers: from the first call of whoever "
+    "from before Source.finish, which publishes all, with the fetch waiting; latency: the same of "
+    "one block, to on_end in the other process. Peers: from the first call of whoever "
     "begins to when the receiver knows that all is there; registration, descriptor lists and "
     "posted receives before. Each in the better of two settings, everyone's bytes verified."
 )

@@ -1,10 +1,10 @@
 """Ours, through its public doors: a `Source` in one process, a `Sink` in the other.
 
-Real leases, generations and checksums. Bulk: the blocks are written, published (their checksums
-are taken then, as during a prefill) and leased; the clock runs from just before `Sink.fetch` to
-`on_end(Landed)`. Standing (latency, and bulk from publish): the fetch waits already; the clock
-runs from just before the source says that the blocks are written. Every move is a fresh
-generation of its blocks, so no checksum is remembered from the move before.
+Real leases, generations and checksums. Bulk: the blocks are leased, written and published by
+`Source.finish` (their checksums are taken then, as during a prefill); the clock runs from just
+before `Sink.fetch` to `on_end(Landed)`. Standing (latency, and bulk from publish): the fetch waits
+already; the clock runs from just before `Source.finish` says that the blocks are written. Every
+move is a fresh generation of its blocks, so no checksum is remembered from the move before.
 
 Options: "both" (both processes copy), "one" (the sink does), "sleep" (as shipped), "spin" (the
 sink spins), "tcp". In the tuned setting pools take huge pages (`kv_huge_pages`), as everyone's do.
@@ -90,7 +90,7 @@ class _Source:
             num_tokens=move.case.total_bytes // _TOKEN_BYTES,
         )
         if not move.case.standing:
-            self._publish()
+            self._finish()
             _rest()
         return msgspec.msgpack.encode(self._ticket)
 
@@ -98,7 +98,7 @@ class _Source:
         if not move.case.standing:
             return None
         began_s = time.monotonic()
-        self._publish()
+        self._finish()
         return began_s
 
     def settle(self, move: Move) -> None:
@@ -111,9 +111,9 @@ class _Source:
             self._memory.close()
             self._source = None
 
-    def _publish(self) -> None:
+    def _finish(self) -> None:
+        """All blocks are written; nothing was published before."""
         assert self._source is not None
-        self._source.publish(self._ticket.lease, self._ticket.num_tokens)
         self._source.finish(self._ticket.lease, b"")
 
 
