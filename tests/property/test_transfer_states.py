@@ -37,10 +37,6 @@ class Transfers(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.world.transfers if of is None else of))
 
     @property
-    def writing(self) -> list[Transfer]:
-        return [transfer for transfer in self.world.transfers if transfer.writes]
-
-    @property
     def has_room(self) -> bool:
         world = self.world
         room = min(len(world.free_slots), len(world.free_blocks))
@@ -50,38 +46,40 @@ class Transfers(RuleBasedStateMachine):
 
     @precondition(lambda self: self.has_room)
     @rule(
-        num_tokens=st.integers(1, MAX_BLOCKS * BLOCK_TOKENS),
-        wanted=st.lists(st.booleans(), min_size=MAX_BLOCKS, max_size=MAX_BLOCKS),
+        num_tokens=st.integers(BLOCK_TOKENS + 1, MAX_BLOCKS * BLOCK_TOKENS),
+        num_hits=st.integers(0, 2),
         stoppable=st.booleans(),
+        finished=st.booleans(),
     )
-    def a_transfer_begins(self, num_tokens: int, wanted: list[bool], stoppable: bool) -> None:
-        self.world.begin(num_tokens, wanted, stoppable=stoppable)
-
-    @precondition(lambda self: self.world.transfers)
-    @rule(data=st.data(), finish=st.booleans())
-    def the_prefill_goes_on(self, data: st.DataObject, finish: bool) -> None:
-        transfer = self.some(data)
-        if finish:
+    def a_transfer_begins(
+        self, num_tokens: int, num_hits: int, stoppable: bool, finished: bool
+    ) -> None:
+        """Of all blocks but the first few, before or after the prefill has finished."""
+        wanted = [index >= num_hits for index in range(MAX_BLOCKS)]
+        transfer = self.world.begin(num_tokens, wanted, stoppable=stoppable)
+        self.world.attach(transfer)
+        if finished:
             self.world.finish(transfer)
-        else:
-            left = transfer.lending.num_tokens - transfer.lending.num_written
-            step = data.draw(st.integers(0, left))
-            self.world.compute(transfer, transfer.lending.num_written + step)
 
     @precondition(lambda self: self.world.transfers)
-    @rule(data=st.data())
-    def blocks_of_an_ended_lease_go_to_another_request(self, data: st.DataObject) -> None:
-        self.world.give_away(self.some(data))
+    @rule(data=st.data(), step=st.integers(0, 2 * BLOCK_TOKENS))
+    def the_prefill_goes_on(self, data: st.DataObject, step: int) -> None:
+        """By some tokens; at the last it says its note."""
+        transfer = self.some(data)
+        lending = transfer.lending
+        num_tokens = min(lending.num_written + step, lending.num_tokens)
+        self.world.compute(transfer, num_tokens)
+        if num_tokens == lending.num_tokens:
+            self.world.finish(transfer)
 
-    @precondition(lambda self: any(transfer.adopted for transfer in self.world.transfers))
-    @rule(data=st.data())
-    def a_worker_is_done_with_what_it_adopted(self, data: st.DataObject) -> None:
-        self.world.release(self.some(data, [t for t in self.world.transfers if t.adopted]))
-
-    @precondition(lambda self: any(self.is_history(t) for t in self.world.transfers))
-    @rule()
-    def what_is_over_on_both_sides_is_forgotten(self) -> None:
-        world = self.world
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data(), forget=st.booleans())
+    def blocks_go_to_others(self, data: st.DataObject, forget: bool) -> None:
+        """Those of an ended lease are written by another request; those adopted are let go."""
+        world, transfer = self.world, self.some(data)
+        world.give_away(transfer)
+        if forget:
+            world.release(transfer)
         world.transfers = [t for t in world.transfers if not self.is_history(t)]
 
     @staticmethod
@@ -89,104 +87,49 @@ class Transfers(RuleBasedStateMachine):
         settled = transfer.fetch.ended and not transfer.writes and not transfer.adopted
         return settled and transfer.lent_back
 
-    # -- what the network does ------------------------------------------------------------
-
-    @precondition(lambda self: any(not t.attached for t in self.world.transfers))
-    @rule(data=st.data())
-    def a_stream_comes_up(self, data: st.DataObject) -> None:
-        """The first, or another after a break: the fetch goes on where it was."""
-        self.world.attach(self.some(data, [t for t in self.world.transfers if not t.attached]))
+    # -- what moves -----------------------------------------------------------------------
 
     @precondition(lambda self: self.world.transfers)
-    @rule(data=st.data(), again=st.booleans(), limit=st.integers(1, 4))
-    def the_source_takes_a_turn(self, data: st.DataObject, again: bool, limit: int) -> None:
-        """It hears words in any order, some twice, and sends what is ready."""
-        transfer = self.some(data)
+    @rule(data=st.data(), again=st.booleans(), limit=st.integers(1, 3), spoil=st.integers(0, 5))
+    def words_move(self, data: st.DataObject, again: bool, limit: int, spoil: int) -> None:
+        """In any order, some twice, some descriptions spoilt on their way."""
+        world, transfer = self.world, self.some(data)
         if transfer.to_source:
-            word = draw_from(transfer.to_source, data, keep=again)
-            self.world.tell_source(transfer, word)
-        self.world.send(transfer, limit)
+            world.tell_source(transfer, draw_from(transfer.to_source, data, keep=again))
+        world.send(transfer, limit)
+        if transfer.stream:
+            word = draw_from(transfer.stream, data, keep=again)
+            if spoil == 0 and isinstance(word, Chunked):
+                word = self.spoilt(word, data)
+            world.hear(transfer, word)
+        elif transfer.refusals:
+            world.follow(transfer, transfer.fetch.fail(draw_from(transfer.refusals, data)))
 
-    @precondition(lambda self: any(t.stream for t in self.world.transfers))
-    @rule(data=st.data(), again=st.booleans())
-    def the_sink_takes_a_word_off_a_stream(self, data: st.DataObject, again: bool) -> None:
-        transfer = self.some(data, [t for t in self.world.transfers if t.stream])
-        self.world.hear(transfer, draw_from(transfer.stream, data, keep=again))
+    def spoilt(self, word: Chunked, data: st.DataObject) -> Chunked:
+        """One number of one piece is another."""
+        pieces_P = word.pieces_P.copy()
+        at = data.draw(st.integers(0, len(pieces_P) - 1))
+        pieces_P[data.draw(st.sampled_from(FIELDS))][at] += data.draw(st.sampled_from([1, 3]))
+        return Chunked(word.attempt, pieces_P, word.blocks)
 
-    @precondition(lambda self: any(t.refusals for t in self.world.transfers))
-    @rule(data=st.data())
-    def the_sink_hears_that_the_source_refuses(self, data: st.DataObject) -> None:
-        transfer = self.some(data, [t for t in self.world.transfers if t.refusals])
-        error = draw_from(transfer.refusals, data)
-        self.world.follow(transfer, transfer.fetch.fail(error))
-
-    @precondition(lambda self: any(t.stream for t in self.world.transfers))
-    @rule(data=st.data(), field=st.sampled_from(FIELDS), by=st.sampled_from([1, 3]))
-    def a_description_is_spoilt(self, data: st.DataObject, field: str, by: int) -> None:
-        """One number of one piece is another; as that piece's own bytes cannot be."""
-        transfer = self.some(data, [t for t in self.world.transfers if t.stream])
-        word = draw_from(transfer.stream, data, keep=True)
-        if isinstance(word, Chunked):
-            at = data.draw(st.integers(0, len(word.pieces_P) - 1))
-            spoilt_P = word.pieces_P.copy()
-            spoilt_P[field][at] += by
-            self.world.hear(transfer, Chunked(word.attempt, spoilt_P, word.blocks))
-
-    @precondition(lambda self: any(t.attached for t in self.world.transfers))
-    @rule(data=st.data())
-    def a_stream_breaks(self, data: st.DataObject) -> None:
-        self.world.break_stream(self.some(data, [t for t in self.world.transfers if t.attached]))
-
-    @precondition(lambda self: any(t.to_source or t.stream for t in self.world.transfers))
-    @rule(data=st.data(), kind=st.integers(0, 3))
-    def a_word_is_lost(self, data: st.DataObject, kind: int) -> None:
-        """Rarely: after it, nothing but the deadline may end the fetch."""
-        transfer = self.some(data, [t for t in self.world.transfers if t.to_source or t.stream])
-        if kind == 0 and transfer.to_source:
-            draw_from(transfer.to_source, data)
-        elif kind == 1 and transfer.stream:
-            draw_from(transfer.stream, data)
-
-    # -- what writers do ------------------------------------------------------------------
-
-    @precondition(lambda self: self.writing)
-    @rule(data=st.data(), num_pieces=st.integers(1, MAX_BLOCKS))
-    def a_writer_copies(self, data: st.DataObject, num_pieces: int) -> None:
-        write = data.draw(st.sampled_from(self.some(data, self.writing).writes))
-        self.world.copy(write, num_pieces)
-
-    @precondition(lambda self: self.writing)
-    @rule(data=st.data(), whole=st.booleans())
-    def a_writer_ends(self, data: st.DataObject, whole: bool) -> None:
-        """Having copied all, or only as much as it had."""
-        transfer = self.some(data, self.writing)
+    @precondition(lambda self: any(transfer.writes for transfer in self.world.transfers))
+    @rule(data=st.data(), num_pieces=st.integers(0, MAX_BLOCKS), end=st.booleans())
+    def a_writer_moves(self, data: st.DataObject, num_pieces: int, end: bool) -> None:
+        """It copies some pieces, and may end there, truncated or done."""
+        transfer = self.some(data, [t for t in self.world.transfers if t.writes])
         write = data.draw(st.sampled_from(transfer.writes))
-        if whole:
-            self.world.copy(write, MAX_BLOCKS)
-        self.world.end_write(transfer, write)
-
-    # -- what ends transfers --------------------------------------------------------------
+        self.world.copy(write, num_pieces)
+        if end:
+            self.world.end_write(transfer, write)
 
     @precondition(lambda self: self.world.transfers)
-    @rule(data=st.data(), kind=st.integers(0, 7))
-    def something_ends_it(self, data: st.DataObject, kind: int) -> None:
-        """Mostly not, so that runs get further than a few words."""
+    @rule(data=st.data(), num_rounds=st.integers(1, 4), last=st.sampled_from([False, True]))
+    def nothing_goes_wrong_for_a_while(
+        self, data: st.DataObject, num_rounds: int, last: bool
+    ) -> None:
+        """What is under way moves on, in order; the last write stays open."""
         transfer, world = self.some(data), self.world
-        fetch, lending = transfer.fetch, transfer.lending
-        if kind == 0:
-            world.follow(transfer, fetch.cancel("client gone"))
-        elif kind == 1:
-            world.follow(transfer, fetch.fail(TransferError("late")))
-        elif kind == 2 and not lending.over:
-            lending.lapse()
-            transfer.refusals.append(TransferError("the lease ran out"))
-
-    @precondition(lambda self: self.world.transfers)
-    @rule(data=st.data(), num_rounds=st.integers(1, 4))
-    def nothing_goes_wrong_for_a_while(self, data: st.DataObject, num_rounds: int) -> None:
-        """What is under way moves on, in order: how most fetches get to land."""
-        transfer, world = self.some(data), self.world
-        for _ in range(num_rounds):
+        for number in range(num_rounds):
             if not transfer.attached:
                 world.attach(transfer)
             if transfer.to_source:
@@ -194,9 +137,35 @@ class Transfers(RuleBasedStateMachine):
             world.send(transfer, 2)
             if transfer.stream:
                 world.hear(transfer, transfer.stream.pop(0))
-            if transfer.writes:
+            if transfer.writes and (last or number < num_rounds - 1):
                 world.copy(transfer.writes[0], MAX_BLOCKS)
                 world.end_write(transfer, transfer.writes[0])
+
+    # -- what goes wrong ------------------------------------------------------------------
+
+    @precondition(lambda self: self.world.transfers)
+    @rule(data=st.data(), kind=st.integers(0, 15))
+    def something_goes_wrong(self, data: st.DataObject, kind: int) -> None:
+        """Mostly not, so that runs get further than a few words."""
+        transfer, world = self.some(data), self.world
+        fetch, lending = transfer.fetch, transfer.lending
+        match kind:
+            case 0:
+                world.follow(transfer, fetch.cancel("client gone"))
+            case 1:
+                world.follow(transfer, fetch.fail(TransferError("late")))
+            case 2 if not lending.over:
+                lending.lapse()
+                transfer.refusals.append(TransferError("the lease ran out"))
+                world.give_away(transfer)
+            case 3 if transfer.to_source:
+                draw_from(transfer.to_source, data)
+            case 4 if transfer.stream:
+                draw_from(transfer.stream, data)
+            case 5 | 6 | 7 if transfer.attached:
+                world.break_stream(transfer)
+            case 8 | 9 if not transfer.attached:
+                world.attach(transfer)
 
     # -- always ---------------------------------------------------------------------------
 
@@ -222,4 +191,4 @@ class Transfers(RuleBasedStateMachine):
 
 
 TestTransfers = Transfers.TestCase
-TestTransfers.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+TestTransfers.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)

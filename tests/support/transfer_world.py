@@ -98,7 +98,7 @@ class World:
 
     # -- the source -----------------------------------------------------------------------
 
-    def begin(self, num_tokens: int, wanted: Sequence[bool], *, stoppable: bool) -> None:
+    def begin(self, num_tokens: int, wanted: Sequence[bool], *, stoppable: bool) -> Transfer:
         """A lease on new blocks, and a fetch of those wanted."""
         num_blocks = -(-num_tokens // BLOCK_TOKENS)
         lent = [self.free_blocks.pop() for _ in range(num_blocks)]
@@ -114,7 +114,9 @@ class World:
         )  # fmt: skip
         due = _described(indices, list(slots.values()), num_tokens)
         fetch = Fetch(fetch=FetchId(number), lease=LeaseId(number), pieces_S=due)
-        self.transfers.append(Transfer(lending, fetch, lent, slots, stoppable))
+        transfer = Transfer(lending, fetch, lent, slots, stoppable)
+        self.transfers.append(transfer)
+        return transfer
 
     def compute(self, transfer: Transfer, num_tokens: int) -> None:
         """The prefill writes up to so many tokens, and says so."""
