@@ -46,13 +46,6 @@ static inline uint64_t word(const uint8_t *at) {
     return value;
 }
 
-/* One hash under way. `held` is the newest stripe: the last of all is treated apart. */
-typedef struct {
-    uint64_t lanes[8] __attribute__((aligned(64)));
-    const uint8_t *held;
-    uint64_t num_stripes, num_bytes;
-} Hash;
-
 static void begin(Hash *hash) {
     const uint64_t start[8] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1};
     memcpy(hash->lanes, start, sizeof start);
@@ -212,6 +205,14 @@ void baton_kv_settle(void) {
     _mm_sfence();
 #endif
 }
+
+void baton_kv_hash_begin(Hash *hash) { begin(hash); }
+
+void baton_kv_hash_take(Hash *hash, const uint8_t *from, int64_t size) {
+    take(hash, 0, from, size, 0);
+}
+
+uint64_t baton_kv_hash_finish(Hash *hash) { return finish(hash); }
 
 static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
     return offset >= 0 && size >= 0 && (uint64_t)size <= bytes &&

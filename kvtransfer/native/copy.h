@@ -1,4 +1,4 @@
-/* One piece of a KV block's slot: its ranges copied, its xxh3_64 taken. Used by share.c too. */
+/* Pieces of KV blocks' slots: ranges copied, xxh3_64 taken. Used by share.c and flow.c too. */
 #pragma once
 #include <stdint.h>
 
@@ -7,6 +7,19 @@
 uint64_t baton_kv_piece(uint8_t *target, const int64_t *target_offsets, const uint8_t *source,
                         const int64_t *source_offsets, const int64_t *sizes, int64_t num_ranges,
                         int streaming);
+
+/* One hash under way. `held` is the newest stripe: the last of all is treated apart. */
+typedef struct {
+    uint64_t lanes[8] __attribute__((aligned(64)));
+    const uint8_t *held;
+    uint64_t num_stripes, num_bytes;
+} Hash;
+
+/* The same hash of a piece that comes bit by bit: each a multiple of 64 bytes, in place until the
+ * next has been taken. */
+void baton_kv_hash_begin(Hash *hash);
+void baton_kv_hash_take(Hash *hash, const uint8_t *from, int64_t size);
+uint64_t baton_kv_hash_finish(Hash *hash);
 
 /* 0, or why not: 1, a range lies outside its span; 2, the hash takes no such pieces (short, or
  * not whole stripes). Adds up `num_bytes`, unless 1. Without `target_offsets` only the source. */

@@ -3,7 +3,7 @@
  * A flow is the body of one frame on its way through one socket. Each call goes on with every
  * flow that can until one has ended, the budget is spent, or nothing came for a moment: so Python
  * is entered once a chunk and not once a socket buffer. Neighbouring ranges go as one buffer;
- * pieces are hashed as they become whole, while the cache still has them. Called through
+ * pieces are hashed as they come, while the cache still has them. Called through
  * kvtransfer/native/flows.py, which checks every bound first.
  */
 #define _GNU_SOURCE
@@ -16,7 +16,7 @@
 
 #include "copy.h"
 
-enum { MAX_BUFFERS = 1024, MAX_FLOWS = 64, CALL_BYTES = 1 << 20 };
+enum { MAX_BUFFERS = 1024, MAX_FLOWS = 64, CALL_BYTES = 1 << 20, STRIPE = 64 };
 enum { MOVING = 0, MOVED = 1, PEER_CLOSED = 2 }; /* or a negated errno */
 
 typedef struct {
@@ -24,8 +24,10 @@ typedef struct {
     uint8_t *base;
     const int64_t *offsets, *sizes, *starts;
     uint64_t *sums; /* null: pieces are not hashed */
+    Hash *hash;
     int64_t head_bytes, num_ranges, num_pieces;
-    int64_t range, skip, piece; /* the first range not wholly moved, and how much of it is */
+    int64_t range, skip; /* the first range not wholly moved, and how much of it is */
+    int64_t piece, hashed, hashed_skip; /* the same of what is hashed */
     int64_t fd, state, moved_bytes; /* of the ranges */
 } Flow;
 
@@ -58,12 +60,22 @@ static int gather(const Flow *flow, struct iovec *buffers) {
     return num;
 }
 
-static void hash_whole_pieces(Flow *flow) {
-    while (flow->piece < flow->num_pieces && flow->starts[flow->piece + 1] <= flow->range) {
-        const int64_t first = flow->starts[flow->piece], last = flow->starts[flow->piece + 1];
-        flow->sums[flow->piece] = baton_kv_piece(0, 0, flow->base, flow->offsets + first,
-                                                 flow->sizes + first, last - first, 0);
-        flow->piece++;
+/* Hash what has come since the last time, in whole stripes. */
+static void hash_more(Flow *flow) {
+    while (flow->piece < flow->num_pieces) {
+        const int64_t at = flow->hashed;
+        if (at > flow->range) return;
+        const int64_t come = at < flow->range ? flow->sizes[at] : flow->skip / STRIPE * STRIPE;
+        if (at == flow->starts[flow->piece] && !flow->hashed_skip) baton_kv_hash_begin(flow->hash);
+        if (come > flow->hashed_skip)
+            baton_kv_hash_take(flow->hash, flow->base + flow->offsets[at] + flow->hashed_skip,
+                               come - flow->hashed_skip);
+        flow->hashed_skip = come;
+        if (at == flow->range) return;
+        flow->hashed++;
+        flow->hashed_skip = 0;
+        if (flow->hashed == flow->starts[flow->piece + 1])
+            flow->sums[flow->piece++] = baton_kv_hash_finish(flow->hash);
     }
 }
 
@@ -80,7 +92,7 @@ static int64_t advance(Flow *flow, int64_t num_bytes) {
     }
     flow->skip += left;
     flow->moved_bytes += num_bytes - of_head;
-    if (flow->sums) hash_whole_pieces(flow);
+    if (flow->sums) hash_more(flow);
     if (!flow->head_bytes && flow->range == flow->num_ranges) flow->state = MOVED;
     return num_bytes - of_head;
 }
@@ -141,3 +153,5 @@ int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle
 }
 
 int64_t baton_kv_flow_bytes(void) { return sizeof(Flow); }
+
+int64_t baton_kv_hash_bytes(void) { return sizeof(Hash); }

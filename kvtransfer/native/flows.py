@@ -23,18 +23,18 @@ MOVING: Final = 0
 MOVED: Final = 1
 PEER_CLOSED: Final = 2
 _OUTSIDE: Final = 1
+_HASH_BYTES: Final = 128
+_HASH_ALIGNMENT: Final = 64
 WAIT_S: Final = 100e-6
 """Longest sleep for the next bytes inside one call: a turn of Python takes as long."""
 TURN_S: Final = 2e-3
 """Longest call, however slowly bytes come: control messages wait that long."""
 _TWIN_BUFFERS: Final = 64
-_POINTERS: Final = (
-    *("head", "base", "offsets", "sizes", "starts", "sums"),
-)  # fmt: skip
+_POINTERS: Final = ("head", "base", "offsets", "sizes", "starts", "sums", "hash")
 _WORDS: Final = (
-    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "fd", "state",
-      "moved_bytes"),
-)  # fmt: skip
+    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "hashed"),
+    *("hashed_skip", "fd", "state", "moved_bytes"),
+)
 
 
 class _Flow(ctypes.Structure):
@@ -66,8 +66,14 @@ class Flow:
             head=_at(np.frombuffer(head, np.uint8)), base=memory.address,
             offsets=_at(ranges.offsets_R), sizes=_at(ranges.sizes_R), starts=_at(ranges.starts_P),
             sums=None if self.sums_P is None else _at(self.sums_P),
+            hash=None if self.sums_P is None else self._hash_at(),
             head_bytes=len(head), num_ranges=len(ranges.sizes_R), num_pieces=num_pieces, fd=fd,
         )  # fmt: skip
+
+    def _hash_at(self) -> int:
+        """Where the kernels keep the hash of the piece that is coming."""
+        self._hash = np.zeros(_HASH_BYTES + _HASH_ALIGNMENT, np.uint8)
+        return -(-_at(self._hash) // _HASH_ALIGNMENT) * _HASH_ALIGNMENT
 
     @property
     def state(self) -> int:
@@ -140,7 +146,9 @@ def _library() -> ctypes.CDLL | None:
     library.baton_kv_check.argtypes = [
         ctypes.c_uint64, pointer, ctypes.c_uint64, *(pointer,) * 3, word, pointer,
     ]  # fmt: skip
+    library.baton_kv_hash_bytes.restype = word
     assert library.baton_kv_flow_bytes() == ctypes.sizeof(_Flow)
+    assert library.baton_kv_hash_bytes() <= _HASH_BYTES
     return library
 
 

@@ -19,7 +19,7 @@ from kvtransfer.transports import base
 from kvtransfer.transports.tcp_frames import Window, window
 from kvtransfer.transports.tcp_sink import TcpSinkStream
 from kvtransfer.transports.tcp_source import CHUNK_BYTES, TcpSourceStream
-from kvtransfer.transports.tcp_tuning import tune, watch_over
+from kvtransfer.transports.tcp_tuning import tune, tune_listening, watch_over
 from protocol.errors import TransferError, WireError
 
 NAME = "tcp"
@@ -43,6 +43,7 @@ class TcpListener:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._sock = socket.socket(family, socket.SOCK_STREAM)
         try:
+            tune_listening(self._sock, host)
             self._sock.bind((host, 0))
             self._sock.listen(_BACKLOG)
         except OSError as error:

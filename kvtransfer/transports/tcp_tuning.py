@@ -5,14 +5,24 @@ buffers finds the bandwidth-delay product; within one host small buffers keep th
 and there is no network to be fair to (docs/lab.md has the figures).
 """
 
+import ipaddress
 import socket
 from contextlib import suppress
 from typing import Final
 
 SILENCE_MS: Final = 6_000
 """A peer that acknowledges nothing for this long is gone; as long as a lease."""
-LOCAL_BUFFER_BYTES: Final = 256 << 10
+LOCAL_BUFFER_BYTES: Final = 512 << 10
+"""Less costs wake-ups, more leaves the cache: 0.30 CPU s/GB, against 0.37 at 128 KiB and 0.34 at
+4 MiB."""
 _PROBE_S: Final = 2
+
+
+def tune_listening(sock: socket.socket, host: str) -> None:
+    """Set a listening socket, whose connections begin as it is."""
+    with suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            _do_not_pace(sock)
 
 
 def tune(sock: socket.socket) -> None:
@@ -22,8 +32,7 @@ def tune(sock: socket.socket) -> None:
     if is_local(sock):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER_BYTES)
-        with suppress(OSError):  # BBR, a common default, paces: half as much CPU again
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        _do_not_pace(sock)
 
 
 def watch_over(sock: socket.socket) -> None:
@@ -32,6 +41,12 @@ def watch_over(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
+
+
+def _do_not_pace(sock: socket.socket) -> None:
+    """BBR, a common default, sends by a timer, and a socket that began with it goes on to."""
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
 
 def is_local(sock: socket.socket) -> bool:
