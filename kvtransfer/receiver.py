@@ -139,8 +139,8 @@ class Receiver:
     def stopped(self, fetch: FetchId | None = None) -> None:
         """Nobody writes any more into the slots of a fetch, or of any."""
         for opened in [x for x in self._open.values() if fetch in (None, x.landing.fetch)]:
-            del self._open[id(opened.landing)]
-            self._settle(opened, opened.active.fetch.stop_write(opened.places_P))
+            if self._open.pop(id(opened.landing), None) is not None:  # an end stops all the rest
+                self._settle(opened, opened.active.fetch.stop_write(opened.places_P))
 
     def _settle(self, opened: _Open, steps: Sequence[FetchStep]) -> None:
         """Tell whoever waits for the slots: the fetch, or, after its end, their owner."""

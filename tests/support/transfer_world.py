@@ -254,8 +254,7 @@ class World:
         transfer.attached = False
         transfer.stream.clear()
         if transfer.stoppable:
-            for write in list(transfer.writes):
-                self.stop_write(transfer, write)
+            self._stop_writers(transfer)
         elif transfer.writes:
             self.follow(transfer, transfer.fetch.fail(TransferError("a writer cannot be stopped")))
 
@@ -267,9 +266,12 @@ class World:
                 transfer.to_source.append(step)
         if transfer.fetch.over and not transfer.fetch.ended:
             if transfer.stoppable:
-                for write in list(transfer.writes):
-                    self.stop_write(transfer, write)
+                self._stop_writers(transfer)
             self.follow(transfer, transfer.fetch.abandon())
+
+    def _stop_writers(self, transfer: Transfer) -> None:
+        while transfer.writes:
+            self.stop_write(transfer, transfer.writes[0])
 
     def _end(self, transfer: Transfer) -> None:
         """The end is told: what landed is adopted, what has no writer returns to the pool."""

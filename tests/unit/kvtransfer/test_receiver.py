@@ -15,7 +15,7 @@ from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import BlockMemory, checksum
 from kvtransfer.receiver import Receiver, Receiving
-from kvtransfer.session import Fetch, FetchStep, SendFetch
+from kvtransfer.session import End, Fetch, FetchStep, SendCancel, SendFetch
 from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.messages import Ticket
@@ -62,6 +62,8 @@ class Rig:
 
     def follow(self, active: Receiving, steps: Sequence[FetchStep]) -> None:
         self.steps += steps
+        if active.fetch.over and not active.fetch.ended:
+            self.receiver.stopped(active.fetch.fetch)
 
     def finished(self, active: Receiving, word: Finish) -> None:
         self.words.append(word)
@@ -150,6 +152,13 @@ def test_slots_of_a_stream_that_stopped_wait_for_the_next(rig: Rig) -> None:
     rig.receiver.stopped()
     assert rig.active.fetch.num_writing == 0 and not rig.active.fetch.over
     assert rig.begin(0) is not None
+
+
+def test_a_fetch_that_ends_with_several_chunks_open_ends_once(rig: Rig) -> None:
+    assert rig.begin(0) is not None and rig.begin(1) is not None
+    rig.follow(rig.active, rig.active.fetch.cancel("client gone"))
+    assert rig.steps == [SendCancel("client gone"), End()]
+    assert rig.active.fetch.num_writing == 0
 
 
 def test_a_writer_that_stops_after_the_end_frees_its_slots_for_their_owner(rig: Rig) -> None:
