@@ -23,6 +23,7 @@ from typing import Final, get_args
 import msgspec
 
 from bench.kvtransfer.bars import verdicts
+from bench.kvtransfer.case import MIB
 from bench.kvtransfer.catalogue import LIMITS, OURS, PEERS, Family
 from bench.kvtransfer.limits import IPERF3_ABSENT, has_iperf3
 from bench.kvtransfer.plot import plot
@@ -70,7 +71,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="64 MiB, one round, one setting")
-    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=0, help="6 to 12 minutes each; 3 unless told")
     parser.add_argument("--only", action="append", choices=get_args(Family))
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -98,9 +99,8 @@ def _conditions(tally: Tally, effort: Effort, *, load_before: float) -> dict[str
         "rounds": effort.num_rounds,
         "iterations": [list(each) for each in effort.totals],
         "memcpy_gb_s": {
-            f"{threads} threads, {total} bytes": tally.memcpy_gb_s(threads, total)
-            for threads in (1, 2)
-            for total, _ in effort.totals
+            f"{threads} threads, {total // MIB} MiB, {pools}, {setting}": round(rate, 2)
+            for (threads, total, pools, setting), rate in tally.memcpy_rates().items()
         },
         "iperf3_gb_s": {write: tally.iperf_gb_s(write) for write in ("1M", "default")},
         "absent": {mover.name: why for mover, why in tally.absent.items()},

@@ -11,9 +11,20 @@ _FAMILIES: Final = ("nixl", "ucx", "mooncake", "gloo", "zmq")
 _PANELS: Final[tuple[tuple[str, tuple[Mode, ...]], ...]] = (
     ("one host, GB/s", ("both copy", "one copies")),
     ("TCP, GB/s", ("tcp",)),
-    ("one 32 KiB block, p50 µs (less is better)", ("sleeping", "spinning")),
+    ("one 32 KiB block, p50 µs", ("sleeping", "spinning")),
 )
 _WIDTH: Final = 0.11
+_COLOURS: Final = {
+    "ours": "#0b3d91",
+    "ours, both copy": "#0b3d91",
+    "ours, one copies": "#5b8def",
+    "ours, tcp": "#0b3d91",
+    "nixl": "#76b900",
+    "ucx": "#e08214",
+    "mooncake": "#8073ac",
+    "gloo": "#b35806",
+    "zmq": "#bf812d",
+}
 
 
 def plot(rows: Sequence[Row], path: Path) -> bool:
@@ -46,10 +57,11 @@ def _bars(panel: Any, rows: Sequence[Row], modes: Sequence[Mode]) -> None:
             series.setdefault(name, []).append(value)
     for number, (name, values) in enumerate(series.items()):
         places = [at + number * _WIDTH for at in range(len(groups))]
-        panel.bar(places, values, _WIDTH, label=name)
+        panel.bar(places, values, _WIDTH, label=name, color=_COLOURS[name])
     for at, group in enumerate(groups):
         for limit in {row.limit for row in group if row.limit is not None}:
             panel.hlines(limit, at - _WIDTH, at + _WIDTH * len(series), "black", "dashed")
+    panel.plot([], [], "k--", label="limit")
     panel.set_xticks(
         [at + 3 * _WIDTH for at in range(len(groups))], [_label(group, waits) for group in groups]
     )
@@ -79,4 +91,4 @@ def _label(group: Sequence[Row], waits: bool) -> str:
     row = group[0]
     if waits:
         return row.mode
-    return f"{row.block_bytes // KIB} KiB\n{row.total_bytes // MIB} MiB"
+    return f"{row.block_bytes // KIB} KiB\nof {row.total_bytes // MIB} MiB"

@@ -118,13 +118,20 @@ class Tally:
 
     def memcpy_gb_s(self, num_threads: int, total_bytes: int) -> float | None:
         """Median of the kind of pool and setting that is fastest."""
-        kinds: dict[tuple[str, str], list[float]] = defaultdict(list)
+        rates = [
+            rate
+            for (threads, total, _, _), rate in self.memcpy_rates().items()
+            if (threads, total) == (num_threads, total_bytes)
+        ]
+        return max(rates, default=None)
+
+    def memcpy_rates(self) -> dict[tuple[int, int, str, str], float]:
+        """Median GB/s by threads, bytes in all, kind of pools and setting."""
+        seconds: dict[tuple[int, int, str, str], list[float]] = defaultdict(list)
         for each in self.copies:
-            if each.num_threads == num_threads and each.total_bytes == total_bytes:
-                kinds[each.pools, each.setting] += each.seconds
-        if not kinds:
-            return None
-        return max(total_bytes / GB / statistics.median(each) for each in kinds.values())
+            key = (each.num_threads, each.total_bytes, each.pools, each.setting)
+            seconds[key] += each.seconds
+        return {key: key[1] / GB / statistics.median(took) for key, took in seconds.items()}
 
     def iperf_gb_s(self, write: str) -> float | None:
         rates = [each.gb_s for each in self.iperf if each.write == write]
