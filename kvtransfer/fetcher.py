@@ -5,6 +5,7 @@ each link until it is lost. Knows no locks: nothing here is called from a second
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _QUARANTINE_POLL_S: Final = 0.05
 """How often a stream that could not be closed is tried again."""
+_CLOSE_S: Final = 1.0
+_CLOSE_POLL_S: Final = 0.001
 _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
     "lease_expired": LeaseExpired,
     "mismatch": LayoutMismatch,
@@ -184,7 +187,17 @@ class Fetcher:
         for link in self._links.values():
             self._let_go(link)
         self._links.clear()
+        self._await_writers()
         self._context.close()
+
+    def _await_writers(self) -> None:
+        """Those that cannot be stopped at once get a moment: the memory goes when we are gone."""
+        deadline_s = time.monotonic() + _CLOSE_S
+        while self._closing and time.monotonic() < deadline_s:
+            self._closing = [(s, r) for s, r in self._closing if not self._close_stream(s, r)]
+            time.sleep(_CLOSE_POLL_S)
+        if self._closing:
+            log.error("streams still write into the pool", extra={"streams": len(self._closing)})
 
     # -- links ----------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ from typing import Protocol
 from kvtransfer.device.driver import Span, Stream
 
 UNIQUE_ID_BYTES = 128
+PATIENCE_S = 5.0
+"""Transfers have a few MiB; a lease lives 6 s without its peer."""
 
 
 class Communicator(Protocol):
@@ -35,6 +37,8 @@ class Collectives(Protocol):
     """A library on one device."""
 
     version: str
+    patience_s: float
+    """For the other rank to come, and for one transfer; beyond it the peer is taken for lost."""
 
     def why_not(self, *, ours: str, theirs: str) -> str:
         """Why a rank on our device cannot meet one on theirs; empty when it can."""

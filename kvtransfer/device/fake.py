@@ -46,6 +46,11 @@ class FakeStream:
         self.launch(event.reach)
         return event
 
+    @property
+    def num_waiting(self) -> int:
+        """Steps launched and not done."""
+        return len(self._steps)
+
     def advance(self) -> None:
         """Do what can be done now."""
         with self._lock:
@@ -188,6 +193,11 @@ class FakeDriver:
 
         self.engine.launch(step)
         self.engine.advance()
+
+    @property
+    def num_spans(self) -> int:
+        """Allocated or opened and not given back."""
+        return len(self._mappings)
 
     def words(self, span: Span) -> torch.Tensor:
         """All of a span, as int64 words."""

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 
-from kvtransfer.device.collectives import UNIQUE_ID_BYTES
+from kvtransfer.device.collectives import PATIENCE_S, UNIQUE_ID_BYTES
 from kvtransfer.device.driver import Span, Stream
 from kvtransfer.device.fake import FakeDriver, FakeStream
 from protocol.errors import PeerLost, TransferError
@@ -21,8 +21,10 @@ _TURN_BYTES = 1 << 20
 class FakeCollectives:
     version = "fake"
 
-    def __init__(self, driver: FakeDriver) -> None:
+    def __init__(self, driver: FakeDriver, *, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
         self._driver = driver
+        self.made: list[FakeCommunicator] = []
 
     def why_not(self, *, ours: str, theirs: str) -> str:
         return ""
@@ -31,7 +33,9 @@ class FakeCollectives:
         return secrets.token_bytes(UNIQUE_ID_BYTES)
 
     def join(self, unique_id: bytes, *, rank: int) -> "FakeCommunicator":
-        return FakeCommunicator(self._driver, unique_id, rank=rank)
+        made = FakeCommunicator(self._driver, unique_id, rank=rank)
+        self.made.append(made)
+        return made
 
 
 class FakeCommunicator:
@@ -40,7 +44,7 @@ class FakeCommunicator:
             raise TransferError("no such communicator")
         self._driver = driver
         self._address = f"\0baton-fake-nccl-{unique_id[:16].hex()}"
-        self._aborted = False
+        self.aborted = False
         self._failed = ""
         self._listening: socket.socket | None = None
         self._link: socket.socket | None = None
@@ -57,7 +61,7 @@ class FakeCommunicator:
     def settled(self) -> bool:
         if self._failed:
             raise PeerLost(f"the communicator failed: {self._failed}")
-        if self._link is None and not self._aborted:
+        if self._link is None and not self.aborted:
             self._meet()
         return self._link is not None
 
@@ -72,7 +76,7 @@ class FakeCommunicator:
         )
 
     def abort(self) -> None:
-        self._aborted = True
+        self.aborted = True
         for sock in (self._listening, self._link):
             if sock is not None:
                 sock.close()
@@ -100,16 +104,16 @@ class FakeCommunicator:
 
         def step() -> bool:
             nonlocal moved
-            while moved < num_bytes and not self._aborted:
+            while moved < num_bytes and not self.aborted:
                 assert self._link is not None
                 try:
                     count = move(self._link, moved)
                 except (BlockingIOError, InterruptedError):
                     return False
                 except OSError:
-                    return self._aborted  # a dead peer: hangs, as the real one may
+                    return self.aborted  # a dead peer: hangs, as the real one may
                 if not count:
-                    return self._aborted
+                    return self.aborted
                 moved += count
             return True
 

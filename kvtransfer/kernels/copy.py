@@ -18,7 +18,7 @@ TILE_WORDS = 2_048
 NUM_WARPS = 8
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_ranges"])  # type: ignore[untyped-decorator]
 def copy_kernel(target, source, table, sums, num_ranges, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program (r, t) does tile t of range r; addresses come as integers, of any peer's memory."""
     row = tl.program_id(0).to(tl.int64)

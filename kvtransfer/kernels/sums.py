@@ -16,7 +16,7 @@ TILE_WORDS = 2_048
 NUM_WARPS = 8
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_ranges"])  # type: ignore[untyped-decorator]
 def sums_kernel(source, table, sums, num_ranges, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program (r, t) sums tile t of range r."""
     row = tl.program_id(0).to(tl.int64)

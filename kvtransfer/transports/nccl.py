@@ -8,8 +8,6 @@ is scattered into it, so a sender that hangs keeps no slot. Called by `kvtransfe
 """
 
 import socket
-import time
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -17,7 +15,6 @@ import msgspec
 from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
 from kvtransfer.transports import base
-from kvtransfer.transports.nccl_pair import PATIENCE_S
 from kvtransfer.transports.nccl_sink import NcclSinkStream
 from kvtransfer.transports.nccl_source import NcclSourceStream
 from kvtransfer.transports.nccl_words import NAME, rank_of, rank_word, why_not
@@ -33,17 +30,12 @@ class NcclListener:
 
     transport = NAME
 
-    def __init__(
-        self, memory: DeviceMemory, host: str, *, patience_s: float = PATIENCE_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+    def __init__(self, memory: DeviceMemory, host: str) -> None:
         """Listen on a free port of `host`. Raises Unreachable without a library, TransferError
         when it cannot listen."""
         if memory.collectives is None:
             raise base.Unreachable("the pool was made without NCCL")
         self._memory = memory
-        self._patience_s = patience_s
-        self._clock = clock
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -70,18 +62,13 @@ class NcclListener:
         if why := why_not(self._memory, theirs):
             raise WireError(why)
         _tune(sock)
-        return NcclSourceStream(
-            sock, self._memory, theirs, patience_s=self._patience_s, clock=self._clock
-        )
+        return NcclSourceStream(sock, self._memory, theirs)
 
     def close(self) -> None:
         self._sock.close()
 
 
-def dial(
-    address: str, hello: StreamHello, memory: DeviceMemory, *, patience_s: float = PATIENCE_S,
-    clock: Callable[[], float] = time.monotonic,
-) -> base.Dial:  # fmt: skip
+def dial(address: str, hello: StreamHello, memory: DeviceMemory) -> base.Dial:
     """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
     if memory.collectives is None:
         raise base.Unreachable("the pool was made without NCCL")
@@ -99,7 +86,7 @@ def dial(
         if why := why_not(memory, theirs):
             raise base.Unreachable(why)
         _tune(sock)
-        return NcclSinkStream(sock, memory, theirs, patience_s=patience_s, clock=clock)
+        return NcclSinkStream(sock, memory, theirs)
 
     return base.Dial(sock, transport=NAME, hello=hello, finish=finish)
 

@@ -21,9 +21,6 @@ from protocol.errors import PeerLost, TransferError
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S: Final = 5.0
-"""For the other rank to come, and for one transfer of at most a few MiB: a lease is 6 s."""
-
 
 _LOOK_S: Final = 0.001
 
@@ -79,7 +76,7 @@ class Pair:
 
     def __init__(
         self, *, driver: Driver, collectives: Collectives, unique_id: bytes, rank: int,
-        staging: Staging, clock: Callable[[], float], patience_s: float = PATIENCE_S,
+        staging: Staging, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         """Begin to meet the other rank; owns the staging. Raises TransferError."""
         self.stage = PairStage.JOINING
@@ -88,7 +85,7 @@ class Pair:
         self.staging = staging
         self._sends = rank == 0
         self._clock = clock
-        self._patience_s = patience_s
+        self._patience_s = collectives.patience_s
         self._waiting: deque[Transfer] = deque()
         self._launching: Transfer | None = None
         self._launched: deque[Transfer] = deque()

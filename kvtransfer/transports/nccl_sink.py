@@ -6,8 +6,8 @@ by a scatter that takes a fraction of a millisecond.
 """
 
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -51,15 +51,10 @@ class _Arrival:
 class NcclSinkStream:
     transport = NAME
 
-    def __init__(
-        self, sock: socket.socket, memory: DeviceMemory, theirs: Rank, *, patience_s: float,
-        clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, theirs: Rank) -> None:
         self._sock = sock
         self._memory = memory
         self._num_staged_bytes = staging_bytes(rank_of(memory), theirs)
-        self._patience_s = patience_s
-        self._clock = clock
         self._watch = Watch(sock)
         self._scatters = memory.driver.stream()
         self._inbox = WordInbox(sock, nccl_word, max_bytes=MAX_WORD_BYTES)
@@ -127,7 +122,7 @@ class NcclSinkStream:
             staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
             self._pair = Pair(
                 driver=driver, collectives=collectives, unique_id=unique_id, rank=1,
-                staging=staging, clock=self._clock, patience_s=self._patience_s,
+                staging=staging, clock=time.monotonic,
             )  # fmt: skip
         except TransferError as error:
             raise PeerLost(f"no communicator can be made: {error}") from error

@@ -6,8 +6,8 @@ away by the sink, whose fetch is over.
 """
 
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtransfer.device.driver import Span, Stream
@@ -45,16 +45,11 @@ class NcclSourceStream:
     awaits_room = False
     """Our own descriptor wakes us for room in the socket too."""
 
-    def __init__(
-        self, sock: socket.socket, memory: DeviceMemory, theirs: Rank, *, patience_s: float,
-        clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, theirs: Rank) -> None:
         self.queued_bytes = 0
         self._sock = sock
         self._memory = memory
         self._num_staged_bytes = staging_bytes(rank_of(memory), theirs)
-        self._patience_s = patience_s
-        self._clock = clock
         self._watch = Watch(sock)
         self._outbox = WordOutbox(sock, nccl_word)
         self._offers: deque[_Offer | Finish] = deque()
@@ -141,7 +136,7 @@ class NcclSourceStream:
             staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
             pair = Pair(
                 driver=driver, collectives=collectives, unique_id=unique_id, rank=0,
-                staging=staging, clock=self._clock, patience_s=self._patience_s,
+                staging=staging, clock=time.monotonic,
             )  # fmt: skip
         except TransferError as error:
             raise PeerLost(f"no communicator can be made: {error}") from error

@@ -3,7 +3,6 @@
 Triton decides at import whether it interprets, so the comparison runs in a process of its own.
 """
 
-import os
 import random
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.gpu import ENVIRONMENT
 
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.kernels.copy import copy_twin
@@ -41,10 +41,10 @@ def unsigned(sums_P: torch.Tensor) -> list[int]:
 
 
 def test_the_kernels_do_what_their_twins_do() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**ENVIRONMENT, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "support.interpreted_kernels"]
     done = subprocess.run(
-        command, env=environment, cwd="tests", capture_output=True, timeout=_WITHIN_S, check=False
+        command, env=environment, capture_output=True, timeout=_WITHIN_S, check=False
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
 

@@ -101,7 +101,10 @@ class Outcome:
 
     @property
     def end(self) -> FetchEnd:
-        assert self._there.wait(WITHIN_S), "the fetch did not end"
+        return self.end_within(WITHIN_S)
+
+    def end_within(self, seconds: float) -> FetchEnd:
+        assert self._there.wait(seconds), "the fetch did not end"
         (end,) = self.ends
         return end
 
@@ -125,6 +128,8 @@ class Borrower:
     on_broken: Callable[[str], None] = print
     notices: list[Notice] = field(default_factory=list)
     """What the sink told on the way."""
+    quiet: list[int] = field(default_factory=list)
+    """Blocks that were quarantined and are given back."""
 
     def __post_init__(self) -> None:
         self.memory = pool_for(
@@ -135,7 +140,7 @@ class Borrower:
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
             lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
-            on_notice=self.notices.append,
+            on_notice=self.notices.append, on_quiet=self.quiet.extend,
         )  # fmt: skip
 
     def fetch(

@@ -1,0 +1,183 @@
+"""NCCL by ctypes: the library that torch brings or the system has.
+
+Implements `kvtransfer.device.collectives` with non-blocking communicators, so that no call waits
+for the other rank. Works from 2.18 on, whose configuration later versions still take. Where it
+finds no library, or an older one, it raises TransferError. Knows no torch.
+"""
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from kvtransfer.device.collectives import PATIENCE_S, UNIQUE_ID_BYTES
+from kvtransfer.device.driver import Span, Stream
+from protocol.errors import PeerLost, TransferError
+
+_SUCCESS: Final = 0
+_IN_PROGRESS: Final = 7
+_UINT8: Final = 1
+_LEAST_VERSION: Final = 21_800
+_SHARED_GPU_VERSION: Final = 23_000
+"""From here on two ranks may share a GPU, when the environment says so."""
+_SHARED_GPU: Final = "NCCL_MULTI_RANK_GPU_ENABLE"
+
+
+class _UniqueId(ctypes.Structure):
+    _fields_ = (("internal", ctypes.c_char * UNIQUE_ID_BYTES),)
+
+
+class _Config(ctypes.Structure):
+    """ncclConfig_t as of 2.17; later versions read no further and fill in their defaults."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t), ("magic", ctypes.c_uint), ("version", ctypes.c_uint),
+        ("blocking", ctypes.c_int), ("cga_cluster_size", ctypes.c_int),
+        ("min_ctas", ctypes.c_int), ("max_ctas", ctypes.c_int), ("net_name", ctypes.c_char_p),
+    )  # fmt: skip
+
+
+_MAGIC: Final = 0xCAFE_BEEF
+_CONFIG_VERSION: Final = 21_700
+_UNSET: Final = -(1 << 31)
+
+
+def find() -> ctypes.CDLL:
+    """Raises TransferError where there is none."""
+    paths = [str(path / "lib" / "libnccl.so.2") for path in _brought_by_torch()]
+    for path in (*paths, "libnccl.so.2"):
+        try:
+            return ctypes.CDLL(path)
+        except OSError:
+            continue
+    raise TransferError("no libnccl.so.2: neither torch nor the system has one")
+
+
+def _brought_by_torch() -> list[Path]:
+    try:
+        spec = importlib.util.find_spec("nvidia.nccl")
+    except ModuleNotFoundError:
+        return []
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.ncclGetErrorString.restype = ctypes.c_char_p
+    library.ncclGetLastError.restype = ctypes.c_char_p
+    for name in ("ncclGetLastError", "ncclCommAbort"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    library.ncclCommGetAsyncError.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.ncclCommInitRankConfig.argtypes = [
+        ctypes.c_void_p, ctypes.c_int, _UniqueId, ctypes.c_int, ctypes.c_void_p
+    ]  # fmt: skip
+    for name in ("ncclSend", "ncclRecv"):
+        getattr(library, name).argtypes = [
+            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
+            ctypes.c_void_p,
+        ]  # fmt: skip
+
+
+def version_text(code: int) -> str:
+    """2.27.3 of 22703."""
+    return f"{code // 10_000}.{code // 100 % 100}.{code % 100}"
+
+
+class Nccl:
+    """The library on one device."""
+
+    def __init__(
+        self, bind: Callable[[], None], *, library: ctypes.CDLL | None = None, max_ctas: int = 0,
+        patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
+        """`bind` makes the device current for the calling thread. `max_ctas`: most thread blocks
+        a communicator runs, NCCL's choice with 0; a GPU that two ranks share needs few."""
+        self._library = library or find()
+        self.patience_s = patience_s
+        self._bind = bind
+        self._max_ctas = max_ctas
+        _declare(self._library)
+        code = ctypes.c_int()
+        self.check(self._library.ncclGetVersion(ctypes.byref(code)), "ncclGetVersion")
+        if code.value < _LEAST_VERSION:
+            old = version_text(code.value)
+            raise TransferError(f"NCCL {old} is older than {version_text(_LEAST_VERSION)}")
+        self._code = code.value
+        self.version = version_text(code.value)
+
+    def why_not(self, *, ours: str, theirs: str) -> str:
+        if ours != theirs:
+            return ""
+        if self._code < _SHARED_GPU_VERSION:
+            return f"both are on GPU {ours}, which NCCL {self.version} cannot share"
+        if os.environ.get(_SHARED_GPU) != "1":
+            return f"both are on GPU {ours}, and {_SHARED_GPU} is not 1"
+        return ""
+
+    def unique_id(self) -> bytes:
+        made = _UniqueId()
+        self.check(self._library.ncclGetUniqueId(ctypes.byref(made)), "ncclGetUniqueId")
+        return bytes(made)
+
+    def join(self, unique_id: bytes, *, rank: int) -> "NcclCommunicator":
+        if len(unique_id) != UNIQUE_ID_BYTES or rank not in (0, 1):
+            raise TransferError(f"no unique id: {len(unique_id)} bytes, rank {rank}")
+        self._bind()
+        config = _Config(
+            ctypes.sizeof(_Config), _MAGIC, _CONFIG_VERSION, 0, _UNSET, _UNSET,
+            self._max_ctas or _UNSET, None,
+        )  # fmt: skip
+        handle = ctypes.c_void_p()
+        result = self._library.ncclCommInitRankConfig(
+            ctypes.byref(handle), 2, _UniqueId.from_buffer_copy(unique_id), rank,
+            ctypes.byref(config),
+        )  # fmt: skip
+        self.check(result, "ncclCommInitRankConfig", handle)
+        return NcclCommunicator(self, self._library, self._bind, handle, peer=1 - rank)
+
+    def check(self, result: int, what: str, handle: ctypes.c_void_p | None = None) -> None:
+        """Raise PeerLost for what is neither success nor under way."""
+        if result in (_SUCCESS, _IN_PROGRESS):
+            return
+        reason = (self._library.ncclGetErrorString(result) or b"").decode(errors="replace")
+        last = (self._library.ncclGetLastError(handle) or b"").decode(errors="replace")
+        raise PeerLost(f"{what}: {reason} ({result}) {last}".rstrip())
+
+
+class NcclCommunicator:
+    def __init__(
+        self, nccl: Nccl, library: ctypes.CDLL, bind: Callable[[], None],
+        handle: ctypes.c_void_p, *, peer: int,
+    ) -> None:  # fmt: skip
+        self._nccl = nccl
+        self._library = library
+        self._bind = bind
+        self._handle = handle
+        self._peer = peer
+
+    def settled(self) -> bool:
+        state = ctypes.c_int()
+        result = self._library.ncclCommGetAsyncError(self._handle, ctypes.byref(state))
+        self._nccl.check(result, "ncclCommGetAsyncError", self._handle)
+        self._nccl.check(state.value, "the communicator failed", self._handle)
+        return state.value == _SUCCESS
+
+    def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
+        self._bind()
+        result = self._library.ncclSend(
+            span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
+        )
+        self._nccl.check(result, "ncclSend", self._handle)
+
+    def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
+        self._bind()
+        result = self._library.ncclRecv(
+            span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
+        )
+        self._nccl.check(result, "ncclRecv", self._handle)
+
+    def abort(self) -> None:
+        self._bind()
+        result = self._library.ncclCommAbort(self._handle)
+        self._nccl.check(result, "ncclCommAbort")

@@ -1,0 +1,110 @@
+"""Two processes and the pools on their devices: right bytes, and an end when the other dies.
+
+With the fake everywhere; with CUDA the two share one GPU, as `make gpu-check` runs them.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+from support.device_source import Child, content_of, device_source, layout_of, pool_of
+from support.gpu import why_no_gpu, why_no_nccl
+from support.transfer import WITHIN_S, Outcome
+
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.sink import Landed, Lost, Sink
+from protocol.ids import WorkerId
+from protocol.layout import compat_hash
+from protocol.messages import Ticket
+
+BLOCK_BYTES = 32 << 10
+NUM_BLOCKS = 256
+FIRST_WITHIN_S = 60.0
+"""NCCL makes its first communicator in seconds."""
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(params=["fake", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["cuda_ipc", "nccl"])
+def transport(kind: str, request: pytest.FixtureRequest) -> str:
+    if kind == "cuda":
+        why = why_no_gpu() if request.param == "cuda_ipc" else why_no_nccl()
+        if why:
+            pytest.skip(why)
+    return str(request.param)
+
+
+@pytest.fixture
+def source(kind: str, transport: str) -> Iterator[Child]:
+    with device_source(kind, transport, block_bytes=BLOCK_BYTES, num_blocks=NUM_BLOCKS) as child:
+        yield child
+
+
+@pytest.fixture
+def memory(kind: str) -> Iterator[DeviceMemory]:
+    with closing(pool_of(kind, block_bytes=BLOCK_BYTES, num_blocks=NUM_BLOCKS)) as memory:
+        yield memory
+
+
+@contextmanager
+def fetching_into(memory: DeviceMemory, transport: str) -> Iterator[Sink]:
+    layout = layout_of(BLOCK_BYTES)
+    sink = Sink(
+        memory=memory, layout=layout, worker=WorkerId("decode-0"), transports=(transport,),
+        compat=compat_hash(layout, model_revision="tiny"), allow_fallback=False,
+    )  # fmt: skip
+    with closing(sink):
+        yield sink
+
+
+def fetch(sink: Sink, ticket: Ticket) -> Outcome:
+    """All blocks, in the opposite order."""
+    outcome = Outcome()
+    sink.fetch(
+        ticket=ticket, indices=range(NUM_BLOCKS), block_ids=range(NUM_BLOCKS - 1, -1, -1),
+        deadline_s=FIRST_WITHIN_S, on_end=outcome.tell,
+    )  # fmt: skip
+    return outcome
+
+
+def landed(outcome: Outcome) -> Landed:
+    end = outcome.end_within(FIRST_WITHIN_S + 1.0)
+    assert isinstance(end, Landed), end
+    return end
+
+
+def test_blocks_of_another_process_land_right(
+    source: Child, memory: DeviceMemory, transport: str
+) -> None:
+    with fetching_into(memory, transport) as sink:
+        for _ in range(2):
+            end = landed(fetch(sink, source.lend()))
+            assert (end.transport, end.num_blocks) == (transport, NUM_BLOCKS)
+            for block in range(0, NUM_BLOCKS, 51):
+                expected = content_of(block, BLOCK_BYTES)
+                assert memory.read(NUM_BLOCKS - 1 - block) == expected
+            memory.write(NUM_BLOCKS - 1, bytes(BLOCK_BYTES))
+
+
+def test_a_killed_source_ends_the_fetch_and_another_one_serves(
+    kind: str, source: Child, memory: DeviceMemory, transport: str
+) -> None:
+    with fetching_into(memory, transport) as sink:
+        landed(fetch(sink, source.lend()))
+        tickets = [source.lend() for _ in range(3)]
+        outcomes = [fetch(sink, ticket) for ticket in tickets]
+        source.process.kill()
+        killed_s = time.monotonic()
+        for outcome in outcomes:
+            assert isinstance(outcome.end_within(WITHIN_S), Landed | Lost)
+        assert time.monotonic() - killed_s < 1.0
+        sizes = {"block_bytes": BLOCK_BYTES, "num_blocks": NUM_BLOCKS}
+        with device_source(kind, transport, **sizes) as another:
+            landed(fetch(sink, another.lend()))
+        assert memory.read(NUM_BLOCKS - 1) == content_of(0, BLOCK_BYTES)
