@@ -1,7 +1,8 @@
 """Settings of a decode worker."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from kvtransfer.names import in_host
 from protocol.settings import WorkerSettings
 
 
@@ -22,3 +23,8 @@ class DecodeSettings(WorkerSettings):
     tamper_blocks: int = Field(default=0, ge=0)
     """A fault for tests: the first so many blocks received are corrupted before they are
     verified. 0: none, the only value for service."""
+
+    @field_validator("transports")
+    @classmethod
+    def _known_transports(cls, value: str) -> str:
+        return in_host(value)

@@ -10,14 +10,13 @@ from typing import Final
 
 from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.messages import StreamHello
+from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from kvtransfer.pool import BlockMemory, Pool
 from kvtransfer.transports import cuda_ipc, memory, nccl, shm, tcp
 from kvtransfer.transports.base import Dial, Listener, Unreachable
 from kvtransfer.transports.helping import HelpCopy
 from protocol.ids import Epoch
 
-HOST_TRANSPORTS: Final = ("shm", "tcp")
-DEVICE_TRANSPORTS: Final = ("cuda_ipc", "nccl")
 KNOWN: Final = ("memory", *DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
 
 

@@ -23,6 +23,7 @@ from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Active, Fetcher, Means
 from kvtransfer.messages import FetchId
+from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.notices import Notice
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import Pool
@@ -36,7 +37,7 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = planes.HOST_TRANSPORTS
+TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 _IDLE_S: Final = 1.0
 _LOOKS: Final = 32

@@ -23,6 +23,7 @@ from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.lender import Lender, Wares
 from kvtransfer.lending import Lending
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
+from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.pool import Mark, Pool
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker
@@ -36,7 +37,7 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", *planes.HOST_TRANSPORTS)
+TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
 
 

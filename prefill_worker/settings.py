@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from kvtransfer.names import in_host
 from protocol.settings import WorkerSettings
 
 
@@ -16,3 +17,8 @@ class PrefillSettings(WorkerSettings):
     kv_help_copy: Literal["auto", "always", "never"] = "auto"
     """Whether this worker copies along when a decode worker of the same host fetches over shared
     memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""
+
+    @field_validator("transports")
+    @classmethod
+    def _known_transports(cls, value: str) -> str:
+        return in_host(value)

@@ -11,19 +11,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
 from controlplane.doctor import compute, gpu, memory, network, pair, planes, probe
 from controlplane.doctor.borrower import borrow
-from controlplane.doctor.facts import Facts
+from controlplane.doctor.facts import Facts, GpuFacts
 from controlplane.doctor.finding import Finding
 from controlplane.doctor.meeting import Encounter, serve, visit
 from controlplane.doctor.report import Report, Way, as_json, as_text
 from controlplane.doctor.settings import DoctorSettings
 from controlplane.doctor.trial import Offer, Outcome, Unusable
-from kvtransfer.sink import TRANSPORTS
+from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from protocol.errors import BatonError, SettingsError
 from protocol.settings import load
 from protocol.telemetry import configure_logging
@@ -32,7 +33,8 @@ GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""
 LENDER_S: Final = 5.0
 """To start the process that lends; it takes half a second."""
-MEASURED: Final = ("shm", "tcp")
+TRANSPORTS: Final = (*DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
+"""Of this build."""
 
 
 class NothingMoves(BatonError):
@@ -52,8 +54,9 @@ def doctor(argv: Sequence[str]) -> None:
 def examine(settings: DoctorSettings) -> Report:
     with ThreadPoolExecutor(1, thread_name_prefix="gpu") as asking:
         answer = asking.submit(gpu.ask, timeout_s=GPU_S)
-        outcomes = _measure_here()
-        facts = probe.facts(transports=TRANSPORTS, gpu=answer.result())
+        facts = probe.facts(transports=TRANSPORTS, gpu=GpuFacts())
+        outcomes = _measure_here(planes.measurable(facts, facts))
+        facts = replace(facts, gpu=answer.result())
     alone = Report(
         facts=facts,
         findings=(*_checks(facts), *planes.findings(outcomes, where="here")),
@@ -130,10 +133,10 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-def _measure_here() -> tuple[Outcome, ...]:
+def _measure_here(transports: Sequence[str]) -> tuple[Outcome, ...]:
     """Between two processes of this machine, as between two workers."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "controlplane.doctor.lender", *MEASURED],
+        [sys.executable, "-m", "controlplane.doctor.lender", *transports],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -145,7 +148,7 @@ def _measure_here() -> tuple[Outcome, ...]:
         if not line:
             child.kill()
             why = "a process that lends could not be started"
-            return tuple(Unusable(transport=name, why=why) for name in MEASURED)
+            return tuple(Unusable(transport=name, why=why) for name in transports)
         offers = msgspec.json.decode(line, type=tuple[Offer, ...])
         outcomes = tuple(borrow(offer) for offer in offers)
         child.stdin.close()

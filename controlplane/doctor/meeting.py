@@ -21,7 +21,7 @@ import msgspec
 from controlplane.doctor.borrower import borrow
 from controlplane.doctor.facts import Facts
 from controlplane.doctor.lender import Lender
-from controlplane.doctor.pair import shares_memory
+from controlplane.doctor.planes import measurable
 from controlplane.doctor.trial import Offer, Outcome
 from protocol.codec import Codec
 from protocol.errors import BatonError, WireError
@@ -195,14 +195,12 @@ def _host(line: "_Line", *, token: str, facts: Facts) -> Encounter:
 def _fetch_all(offers: tuple[Offer, ...], *, here: Facts, there: Facts) -> tuple[Outcome, ...]:
     """Measures the transports that can reach at all; of each the first offer alone."""
     first = {offer.transport: offer for offer in reversed(offers)}
-    if shares_memory(here, there):
-        first.pop("shm", None)
-    return tuple(borrow(first[name]) for name in ("shm", "tcp") if name in first)
+    return tuple(borrow(first[name]) for name in measurable(here, there) if name in first)
 
 
 def _lender(sock: socket.socket, facts: Facts) -> Lender:
     """On the address the peer reached or came from, and on no other."""
-    return Lender(host=sock.getsockname()[0], transports=("shm", "tcp"))
+    return Lender(host=sock.getsockname()[0], transports=measurable(facts, facts))
 
 
 def _seal(token: str, role: str, *nonces: bytes) -> bytes:

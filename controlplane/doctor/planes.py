@@ -12,11 +12,13 @@ from controlplane.doctor.facts import Facts
 from controlplane.doctor.finding import Finding, ok, warn
 from controlplane.doctor.pair import one_host, shares_memory
 from controlplane.doctor.trial import Measured, Outcome, Unusable
+from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 
 LADDER: Final = ("cuda_ipc", "nccl", "shm", "ucx", "tcp")
 """Fastest first; the first two for pools on a GPU."""
 _REMEDIES: Final = {
     "shm": "Run both workers as one user in one network namespace.",
+    "ucx": "Read what UCX says with UCX_LOG_LEVEL=info, and see its devices by ucx_info -d.",
     "tcp": "Let workers reach each other on any TCP port: they listen on free ones (firewall,"
     " NetworkPolicy).",
 }
@@ -67,14 +69,23 @@ def _plane(name: str, here: Facts, there: Facts, outcome: Outcome | None) -> Pla
         return Plane(name=name, state="measured", why=said(outcome), measured=outcome)
     if isinstance(outcome, Unusable):
         return Plane(name=name, state="no", why=outcome.why)
-    why = _obstacle(name, here, there)
+    why = obstacle(name, here, there)
     missing = [facts.host for facts in (here, there) if name not in facts.transports]
     if not why and missing:
         why = "not in this version of Baton"
-    return Plane(name=name, state="no" if why else "possible", why=why or "not measured")
+    possible = "for pools on a GPU; not measured" if name in DEVICE_TRANSPORTS else "not measured"
+    return Plane(name=name, state="no" if why else "possible", why=why or possible)
 
 
-def _obstacle(name: str, here: Facts, there: Facts) -> str:
+def measurable(here: Facts, there: Facts) -> tuple[str, ...]:
+    """Those worth trying between two places, the best first."""
+    both = set(here.transports) & set(there.transports)
+    return tuple(
+        name for name in HOST_TRANSPORTS if name in both and not obstacle(name, here, there)
+    )
+
+
+def obstacle(name: str, here: Facts, there: Facts) -> str:
     """What is in the way of a plane that was not measured; "" when nothing is known to be."""
     both = (here, there)
     no_gpu = next((f"no GPU on {facts.host}" for facts in both if not facts.gpu.names), "")

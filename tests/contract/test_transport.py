@@ -7,7 +7,7 @@ import pytest
 from support.eventually import eventually
 from support.transfer import NUM_BLOCKS, Borrower, Lender, Outcome, Slot, fill
 
-from kvtransfer.planes import DEVICE_TRANSPORTS
+from kvtransfer.names import DEVICE_TRANSPORTS
 from kvtransfer.sink import Aborted, Landed, Lost
 from kvtransfer.source import TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from kvtransfer.device.fake import FakeDriver
 from kvtransfer.device.fake_collectives import FakeCollectives
 from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.planes import DEVICE_TRANSPORTS
+from kvtransfer.names import DEVICE_TRANSPORTS
 from kvtransfer.pool import BlockMemory
 
 

@@ -9,8 +9,9 @@ from support.doctor_facts import BEST, COMPUTE, GPUS, MEMORY, NETWORK, NIC, OTHE
 from controlplane.doctor import compute, memory, network, pair
 from controlplane.doctor.facts import Facts, GpuFacts
 from controlplane.doctor.finding import Finding, size
-from controlplane.doctor.planes import chosen, findings, planes
+from controlplane.doctor.planes import chosen, findings, measurable, planes
 from controlplane.doctor.trial import Unusable, percentile
+from kvtransfer.names import HOST_TRANSPORTS
 
 
 def every(facts: Facts) -> list[Finding]:
@@ -164,7 +165,10 @@ def test_a_plane_that_this_version_does_not_have_is_not_promised() -> None:
     way = {plane.name: plane for plane in planes(old, old, [SHM, TCP])}
     assert way["cuda_ipc"].why == way["nccl"].why == "not in this version of Baton"
     now = {plane.name: plane for plane in planes(BEST, BEST, [SHM, TCP])}
-    assert (now["cuda_ipc"].state, now["cuda_ipc"].why) == ("possible", "not measured")
+    assert (now["cuda_ipc"].state, now["cuda_ipc"].why) == (
+        "possible",
+        "for pools on a GPU; not measured",
+    )
 
 
 def test_between_hosts_nothing_shares_memory() -> None:
@@ -195,3 +199,10 @@ def test_a_percentile_is_one_of_the_values() -> None:
     values = [float(value) for value in range(100)]
     assert (percentile(values, 0.5), percentile(values, 0.99)) == (50.0, 99.0)
     assert percentile([7.0], 0.99) == 7.0
+
+
+def test_only_what_nothing_is_known_to_be_in_the_way_of_is_tried() -> None:
+    assert measurable(BEST, BEST) == HOST_TRANSPORTS
+    assert measurable(BEST, OTHER) == tuple(n for n in HOST_TRANSPORTS if n != "shm")
+    without = replace(BEST, network=replace(NETWORK, ucx=""))
+    assert measurable(without, BEST) == ("shm", "tcp")
