@@ -43,6 +43,8 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
+from kvtransfer.transports.tcp import WINDOW_BYTES
+from kvtransfer.transports.tcp_frames import Window, window
 from protocol.ids import WorkerId
 from protocol.messages import Ticket
 
@@ -254,8 +256,11 @@ class Stranger:
 
     def _connect(self, transport: str, address: str, session: int, ticket: Ticket) -> None:
         hello = stream_hello.encode(
-            StreamHello(version=CONTROL_VERSION, session=SessionId(session), epoch=ticket.epoch)
-        )
+            StreamHello(
+                version=CONTROL_VERSION, session=SessionId(session), epoch=ticket.epoch,
+                setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+            )
+        )  # fmt: skip
         said = hello if self._chance.random() < 0.5 else self._mutator.word(hello)
         length = len(said) if self._chance.random() < 0.8 else self._chance.choice(EDGES)
         word = struct.pack("<I", length & 0xFFFFFFFF) + said

@@ -1,8 +1,8 @@
 """Someone between a sink and a source who reads every word of both and may change it.
 
 Tickets that went through `lead` are answered here: control messages are passed on one by one, data
-streams word by word or, where they carry blocks, piece by piece; descriptors ride along. What is
-done to each is the harm's choice. One thread, ended by `close`.
+streams word by word, with the bytes of blocks piece by piece; descriptors ride along. What is done
+to each is the harm's choice, and seals are made good again. One thread, ended by `close`.
 """
 
 import select
@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import msgspec
+import xxhash
 import zmq
 
 from kvtransfer.messages import Opened, Plane, pack_to_sink, unpack_to_sink
+from kvtransfer.transports.tcp_frames import _FIELDS, HEADER_BYTES, Header, unpack_header
+from kvtransfer.transports.tcp_frames import _MAGIC as MAGIC
 from protocol.errors import WireError
 from protocol.messages import Ticket
 
@@ -42,13 +45,15 @@ class Harm(Protocol):
 
 @dataclass(eq=False)
 class _Flow:
-    """One way of one stream. Whole words while it carries only those, else whatever came."""
+    """One way of one stream: words, or after the first of them, frames of words and bodies."""
 
     way: Way
     source: socket.socket
     target: socket.socket
-    worded: bool
+    framed: bool
     num_words: int = 0
+    body_bytes: int = 0
+    """Still to come of the present frame."""
     waiting: bytearray = field(default_factory=bytearray)
     fds: list[int] = field(default_factory=list)
 
@@ -159,9 +164,9 @@ class Middle:
             sink.close()
             source.close()
             return
-        worded = plane.transport != "tcp"
-        self._flows[sink.fileno()] = _Flow("to source", sink, source, worded)
-        self._flows[source.fileno()] = _Flow("to sink", source, sink, worded)
+        framed = plane.transport == "tcp"
+        self._flows[sink.fileno()] = _Flow("to source", sink, source, framed=False)
+        self._flows[source.fileno()] = _Flow("to sink", source, sink, framed)
 
     def _pass_bytes(self, flow: _Flow) -> None:
         try:
@@ -175,20 +180,45 @@ class Middle:
             self._end(flow)
 
     def _spoil(self, flow: _Flow, data: bytes) -> list[bytes]:
-        if not flow.worded and flow.num_words:
-            piece = self._harm.piece(flow.way, data)
-            if piece is None:
-                raise ConnectionError
-            return [piece]
         flow.waiting += data
         passed: list[bytes] = []
-        while (word := _take_word(flow.waiting)) is not None:
-            flow.num_words += 1
-            passed += [_LENGTH.pack(len(w)) + w for w in self._harm.word(flow.way, word)]
-            if not flow.worded:
-                passed.append(bytes(flow.waiting))
-                flow.waiting.clear()
+        while flow.waiting:
+            framed = flow.framed and flow.num_words
+            taken = self._take_frame(flow) if framed else self._take_word(flow)
+            if taken is None:
+                break
+            passed += taken
         return passed
+
+    def _take_word(self, flow: _Flow) -> list[bytes] | None:
+        word = _take_word(flow.waiting)
+        if word is None:
+            return None
+        flow.num_words += 1
+        return [_LENGTH.pack(len(w)) + w for w in self._harm.word(flow.way, word)]
+
+    def _take_frame(self, flow: _Flow) -> list[bytes] | None:
+        """Some of a body, or a header and its word, sealed anew; None while that is not here."""
+        if flow.body_bytes:
+            piece = bytes(flow.waiting[: flow.body_bytes])
+            del flow.waiting[: flow.body_bytes]
+            flow.body_bytes -= len(piece)
+            spoilt = self._harm.piece(flow.way, piece)
+            if spoilt is None:
+                raise ConnectionError
+            return [spoilt]
+        if len(flow.waiting) < HEADER_BYTES:
+            return None
+        header = unpack_header(bytes(flow.waiting[:HEADER_BYTES]))
+        end = HEADER_BYTES + header.word_bytes
+        if len(flow.waiting) < end:
+            return None
+        word = bytes(flow.waiting[HEADER_BYTES:end])
+        del flow.waiting[:end]
+        flow.body_bytes = header.body_bytes
+        words = self._harm.word(flow.way, word)
+        bodies = [header.body_bytes, *(0 for _ in words)]  # a word said twice has its bytes once
+        return [_sealed(w, header, body) for w, body in zip(words, bodies, strict=False)]
 
     def _send(self, flow: _Flow, data: bytes) -> None:
         if flow.fds and data:
@@ -216,6 +246,14 @@ def _take_word(waiting: bytearray) -> bytes | None:
     word = bytes(waiting[_LENGTH.size : end])
     del waiting[:end]
     return word
+
+
+def _sealed(word: bytes, header: Header, body_bytes: int) -> bytes:
+    """A frame's header and word as an enemy would send them: with the right seals."""
+    fields = _FIELDS.pack(
+        MAGIC, len(word), body_bytes, header.number, xxhash.xxh3_64_intdigest(word)
+    )
+    return fields + struct.pack("<Q", xxhash.xxh3_64_intdigest(fields)) + word
 
 
 class NoHarm:

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import msgspec
 import pytest
-from support.census import back_to, census
+from support.census import back_to, settled
 from support.eventually import eventually
 from support.middle import Middle, NoHarm, Way
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Outcome, Slot
@@ -157,7 +157,7 @@ def test_an_owner_that_raises_at_a_fetchs_end_does_not_stop_the_sink() -> None:
 
 @pytest.mark.parametrize("transport", ["memory", "shm", "tcp"])
 def test_closing_leaves_no_thread_descriptor_or_mapping(transport: str) -> None:
-    before = census()
+    before = settled()
     for _ in range(3):
         lender, borrower = Lender(), Borrower(transports=(transport,))
         outcome = borrower.fetch(lender.lend([1]), [Slot(0, 0)])

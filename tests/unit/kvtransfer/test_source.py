@@ -32,6 +32,7 @@ from kvtransfer.messages import (
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Landed
 from kvtransfer.source import LeaseEnd, Source
+from kvtransfer.transports.tcp import WINDOW_BYTES
 from kvtransfer.transports.tcp_frames import Window, window
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, WorkerId, new_epoch
@@ -196,7 +197,7 @@ def test_a_stream_with_a_wrong_first_word_is_closed(
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=1 << 20)),
+        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     if wrong == "junk":
         word = b"\x05\x00\x00\x00hello"
@@ -215,7 +216,7 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=1 << 20)),
+        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     address = tcp_address(answer)
     with socket.create_connection(address, timeout=10.0) as first:
