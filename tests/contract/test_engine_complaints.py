@@ -14,6 +14,7 @@ import pytest
 from support.complaints import ended, error_of, lands, untouched
 from support.eventually import eventually
 from support.fetching import TimedEnds, fetch
+from support.middle import Middle, NoHarm
 from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender, fill
 
 from kvtransfer.sink import Aborted, Landed, Lost
@@ -194,6 +195,20 @@ def test_13_sglang_10110_a_storm_of_fetches_on_one_link_ends_and_leaks_nothing(
     assert all(isinstance(outcome.end, Landed) for outcome in outcomes)
     eventually(lambda: lender.source.num_leases == 0)
     assert borrower.sink.num_fetches == 0 and len(ends.told) == 500
+
+
+def test_14_sglang_9926_the_first_fetch_after_an_idle_connection_died_lands(
+    lender: Lender, borrower: Borrower, ends: TimedEnds
+) -> None:
+    """The end of an idle stream is seen while it is idle, and made good then or when needed."""
+    with closing(Middle(NoHarm())) as middle:
+        for round_ in range(3):
+            blocks = range(8 * round_, 8 * round_ + 4)
+            ticket = middle.lead(lender.lend(blocks))
+            lender.write_all(ticket)
+            assert isinstance(fetch(borrower, ticket, blocks).end, Landed)
+            assert ended(ends, ticket) == "released"
+            middle.break_streams()
 
 
 @pytest.mark.parametrize("written", [0, 2, 4])

@@ -6,19 +6,23 @@ reported in. Both data planes, unless the report is about one kind.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import msgspec
+import numpy as np
 import pytest
-from support.complaints import ended, error_of, lands, untouched
+from support.complaints import ended, error_of, lands, same_bytes, untouched
 from support.eventually import eventually
 from support.fetching import TimedEnds, fetch
+from support.middle import Middle, NoHarm, Way
 from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender, fill
 
+from kvtransfer.chunk import PIECE
+from kvtransfer.messages import Chunk, stream_word
 from kvtransfer.sink import Aborted, Landed
-from protocol.errors import CorruptBlock, LayoutMismatch, LeaseExpired
+from protocol.errors import CorruptBlock, LayoutMismatch, LeaseExpired, WireError
 
 
 @pytest.fixture(params=["shm", "tcp"])
@@ -154,6 +158,20 @@ def test_8_vllm_backport_33_a_link_that_breaks_is_made_again_by_the_next_fetch(
         assert lands(lender, borrower)
 
 
+def test_8_vllm_backport_33_a_stream_that_dies_in_the_middle_is_made_again_and_the_fetch_lands(
+    lender: Lender, borrower: Borrower
+) -> None:
+    with closing(Middle(NoHarm())) as middle:
+        ticket = middle.lead(lender.lend(range(8)))
+        outcome = fetch(borrower, ticket, range(8))
+        lender.source.publish(ticket.lease, ticket.num_tokens // 2)
+        eventually(lambda: same_bytes(lender, borrower, range(4)))
+        middle.break_streams()
+        lender.write_all(ticket)
+        assert isinstance(outcome.end, Landed)
+        assert same_bytes(lender, borrower, range(8))
+
+
 def test_9_nixl_2109_sources_that_come_and_go_while_others_are_fetched_from(
     lender: Lender, borrower: Borrower
 ) -> None:
@@ -214,6 +232,46 @@ def test_12_vllm_44238_one_flipped_bit_anywhere_never_lands(
         ticket = lender.lend(range(3))
         lender.write_all(ticket)
         assert isinstance(error_of(fetch(borrower, ticket, range(3))), CorruptBlock)
+
+
+class Overlapping(NoHarm):
+    """Changes one number of every piece that passes."""
+
+    def __init__(self, field: str, change: Callable[[int], int]) -> None:
+        self._field = field
+        self._change = change
+
+    def word(self, way: Way, packed: bytes) -> list[bytes]:
+        with suppress(WireError):
+            word = stream_word.decode(packed)
+            if isinstance(word, Chunk):
+                pieces_P = np.frombuffer(word.pieces, PIECE).copy()
+                for piece in pieces_P:
+                    piece[self._field] = self._change(int(piece[self._field]))
+                return [
+                    stream_word.encode(msgspec.structs.replace(word, pieces=pieces_P.tobytes()))
+                ]
+        return [packed]
+
+
+@pytest.mark.parametrize(
+    "overlap",
+    [
+        Overlapping("num_bytes", lambda there: 2 * there),
+        Overlapping("num_bytes", lambda there: there - 64),
+        Overlapping("slot", lambda there: 0),
+        Overlapping("token_count", lambda there: there + 1),
+        Overlapping("index", lambda there: 1),
+    ],
+)
+def test_13_vllm_54272_pieces_that_overlap_are_refused_before_a_byte_is_written(
+    lender: Lender, borrower: Borrower, overlap: Overlapping
+) -> None:
+    with closing(Middle(overlap)) as middle:
+        ticket = middle.lead(lender.lend(range(4)))
+        lender.write_all(ticket)
+        assert "describe" in str(error_of(fetch(borrower, ticket, range(4))))
+    assert untouched(borrower) and lands(lender, borrower)
 
 
 def test_14_vllm_43523_a_pair_that_cannot_be_mapped_is_refused_and_both_live_on(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.census import back_to, settled
+from support.complaints import same_bytes
 from support.eventually import eventually
 from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.nursery import Child, Nursery
@@ -92,13 +93,14 @@ def tickets_of(children: list[Child]) -> list[Ticket]:
 
 
 def check_fetched(outcome: TimedOutcome, lease: int, borrower: Borrower, truth: Lender) -> None:
-    end = outcome.end
+    end, blocks = outcome.end, whole(lease)
     if isinstance(end, Landed):
         assert end.note == bytes([lease])
-        for block in whole(lease):
-            assert borrower.memory.block(block) == truth.memory.block(block)
+        assert same_bytes(truth, borrower, blocks)
     else:
         assert isinstance(end, Lost) and isinstance(end.error, PeerLost), end
+        assert same_bytes(truth, borrower, [blocks[index] for index in end.landed])
+        assert not end.quarantined, "the dead write nowhere"
 
 
 def undisturbed_s(nursery: Nursery, borrower: Borrower) -> float:
