@@ -10,7 +10,7 @@ from support.eventually import eventually
 from support.transfer import Borrower, Lender, Outcome, Slot
 
 from kvtransfer.device.fake import FakeStream
-from kvtransfer.planes import DEVICE_TRANSPORTS
+from kvtransfer.names import DEVICE_TRANSPORTS
 from kvtransfer.sink import Aborted, Landed, Lost
 from protocol.errors import LayoutMismatch
 
