@@ -17,9 +17,9 @@ class DecodeSettings(WorkerSettings):
     """Microseconds that the transfer thread looks for news without sleeping after it was busy,
     while fetches run: a fetch then ends sooner by the time that a thread takes to wake, for a
     core. 0: it sleeps at once, because the model needs the cores more."""
-    tcp_lanes: int = Field(default=2, ge=1, le=16)
-    """TCP connections to each source. One fills a loopback; on a network each has a congestion
-    window of its own, and a lost packet stops one of them."""
+    tcp_lanes: int = Field(default=0, ge=0, le=16)
+    """TCP connections to each source. 0: one within a host, four between hosts, where each has a
+    congestion window of its own."""
     tamper_blocks: int = Field(default=0, ge=0)
     """A fault for tests: the first so many blocks received are corrupted before they are
     verified. 0: none, the only value for service."""

@@ -28,7 +28,6 @@ from kvtransfer.notices import Notice
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import Pool
 from kvtransfer.transports.control import Poller, Waker
-from kvtransfer.transports.tcp import LANES
 from kvtransfer.transports.tcp_frames import MAX_LANES
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
@@ -83,7 +82,7 @@ class Sink:
         transports: Sequence[str] | None = None,
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
-        tcp_lanes: int = LANES,
+        tcp_lanes: int = 0,
         tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
         on_notice: Callable[[Notice], None] = lambda notice: None,
@@ -92,7 +91,8 @@ class Sink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`transports` are tried in order, all that suit the memory unless told; without
-        `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream.
+        `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream,
+        or 0 for as many as suit the way.
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
         tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
@@ -106,8 +106,8 @@ class Sink:
             raise ValueError(
                 f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
             )
-        if not 1 <= tcp_lanes <= MAX_LANES:
-            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 1 and {MAX_LANES}")
+        if not 0 <= tcp_lanes <= MAX_LANES:
+            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 0 and {MAX_LANES}")
         if transports is None:
             transports = planes.of_pool(memory)
         planes.check(transports)

@@ -28,6 +28,7 @@ from kvtransfer.pool import Mark, Pool
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker
 from kvtransfer.transports.helping import HelpCopy
+from kvtransfer.transports.tcp import resolved
 from kvtransfer.transports.watch import Ticker
 from kvtransfer.visitors import Visitors
 from protocol.errors import TransferError
@@ -288,8 +289,10 @@ class Source:
 
 
 def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:
-    """Where sinks connect; a listener that has only a port is at `host`."""
+    """Where sinks connect; a listener that has only a port is at `host`, whose name is looked up
+    here: a sink would do it on the thread that renews its leases, and refuses."""
     planes = []
+    host = resolved(host)
     for listener in listeners:
         address = listener.address
         planes.append(Plane(listener.transport, address.replace("*", host, 1)))

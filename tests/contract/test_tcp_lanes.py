@@ -8,8 +8,9 @@ from support.eventually import eventually
 from support.transfer import Borrower, Lender, Slot
 
 from kvtransfer.sink import Landed
-from kvtransfer.transports.tcp import LANES
 from kvtransfer.transports.tcp_sink import TcpSinkStream
+
+LANES = 3
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def lender() -> Iterator[Lender]:
 
 @pytest.fixture
 def borrower() -> Iterator[Borrower]:
-    borrower = Borrower(transports=("tcp",))
+    borrower = Borrower(transports=("tcp",), tcp_lanes=LANES)
     yield borrower
     borrower.close()
 
@@ -73,3 +74,15 @@ def test_a_closed_stream_leaves_nothing_to_wake_the_sink(
     watched = {sock for sock, _ in borrower.sink._poller._poller.sockets}
     assert stream.fileno() in watched
     assert not watched & {lane.fileno() for lane in stream._lanes}
+
+
+def test_within_one_host_a_stream_has_one_lane_unless_told(lender: Lender) -> None:
+    borrower = Borrower(transports=("tcp",))
+    ticket = lender.lend([0])
+    outcome = borrower.fetch(ticket, [Slot(0, 0)])
+    lender.write_all(ticket)
+    assert isinstance(outcome.end, Landed)
+    (link,) = borrower.sink._fetcher._links.values()
+    assert isinstance(link.stream, TcpSinkStream)
+    assert len(link.stream._lanes) == 1 and not link.stream._dials
+    borrower.close()

@@ -124,6 +124,7 @@ class Borrower:
     layout: Layout = LAYOUT
     compat: str = COMPAT
     helped: bool = True
+    tcp_lanes: int = 0
     tamper: Callable[[memoryview], None] | None = None
     on_broken: Callable[[str], None] = print
     notices: list[Notice] = field(default_factory=list)
@@ -140,7 +141,7 @@ class Borrower:
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
             lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
-            on_notice=self.notices.append, on_quiet=self.quiet.extend,
+            on_notice=self.notices.append, tcp_lanes=self.tcp_lanes, on_quiet=self.quiet.extend,
         )  # fmt: skip
 
     def fetch(

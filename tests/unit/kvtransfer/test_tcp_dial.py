@@ -136,3 +136,12 @@ def test_a_host_that_is_not_ours_cannot_be_listened_on() -> None:
     with pytest.raises(TransferError, match="cannot listen"):
         tcp.TcpListener(memory, "192.0.2.1")
     memory.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("localhost", "127.0.0.1"),
+     ("no..where", "no..where"), ("", "")],
+)  # fmt: skip
+def test_a_source_looks_its_own_name_up(host: str, address: str) -> None:
+    assert tcp.resolved(host) == address
