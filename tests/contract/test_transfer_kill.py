@@ -2,7 +2,7 @@
 
 200 processes are killed, 50 of each end over each transport, five at a time at points drawn from
 a seed that is the test's parameters. Leases are a minute long, so what ends them is not their
-term.
+term. Sources help to copy whenever asked: they die while they write into the sink's pool, too.
 """
 
 import os
@@ -193,7 +193,9 @@ def test_a_sink_killed_anywhere_ends_every_lease_and_leaves_nothing(
     nursery: Nursery, transport: str
 ) -> None:
     ends = TimedEnds()
-    lender = Lender(layout=LAYOUT, num_blocks=NUM_BLOCKS, lease_ttl_s=60.0, ends=ends)
+    lender = Lender(
+        layout=LAYOUT, num_blocks=NUM_BLOCKS, lease_ttl_s=60.0, ends=ends, help_copy="always"
+    )
     pool = bytes(lender.memory.blocks)
     within_s = 1.2 * undisturbed_sinks_s(nursery, lender, ends, transport)
     at_rest = settled()

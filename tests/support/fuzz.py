@@ -139,6 +139,8 @@ class Fuzz:
         assert not self._broken, self._broken
         self._ends.told.clear()
         self._ends.told_s.clear()
+        for borrower in self._borrowers:
+            borrower.notices.clear()
 
     def check(self) -> None:
         """Honest fetches land, and nothing has stayed behind."""

@@ -12,6 +12,7 @@ from kvtransfer.notices import Notice
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Sink
 from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
+from kvtransfer.transports.helping import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket
@@ -50,6 +51,7 @@ class Lender:
     layout: Layout = LAYOUT
     compat: str = COMPAT
     host: str = "127.0.0.1"
+    help_copy: HelpCopy = "auto"
     on_broken: Callable[[str], None] = print
     ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
 
@@ -63,6 +65,7 @@ class Lender:
             memory=self.memory, layout=self.layout, worker=WorkerId("prefill-0"),
             epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put, host=self.host,
             lease_ttl_s=self.lease_ttl_s, transports=self.transports, on_broken=self.on_broken,
+            help_copy=self.help_copy,
         )  # fmt: skip
 
     def lend(self, block_ids: Sequence[int], *, num_tokens: int | None = None) -> Ticket:

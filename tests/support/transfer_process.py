@@ -38,8 +38,9 @@ def whole(lease: int) -> range:
 def be_source(words: Words, arguments: list[str]) -> None:
     """`ttl_s lease...`"""
     lender = Lender(
-        layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, lease_ttl_s=float(arguments[0])
-    )
+        layout=LAYOUT, num_blocks=NUM_LEASES * LEASE_BLOCKS, lease_ttl_s=float(arguments[0]),
+        help_copy="always",
+    )  # fmt: skip
     for lease in map(int, arguments[1:]):
         ticket = lender.lend(whole(lease))
         lender.write_all(ticket, note=bytes([lease]))
