@@ -17,7 +17,7 @@ from bench.kvtransfer.mover import Setting
 from bench.kvtransfer.side import Outcome, Sample
 
 GB: Final = 1e9
-_SPINNING: Final = 0.5
+_SPINNING: Final = 0.4
 """A receiver that uses more of a core than this while it waits is one that spins."""
 
 
