@@ -6,7 +6,7 @@ PEERS_VENV ?= .venv-kvtransfer
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test check bench bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo test check bench bench-kvtransfer gpu-check gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -33,6 +33,14 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
+
+# Ten minutes at most. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
+GPU_ENV := NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_NVLS_ENABLE=0
+gpu-check: setup  ## what needs an NVIDIA GPU: the device pools, cuda_ipc and nccl with two processes on one
+	$(GPU_ENV) timeout 600 $(BIN)/python -m pytest -m gpu tests/contract $(ARGS)
+
+gpu-bench-kvtransfer: setup  ## cuda_ipc and nccl between two processes on one GPU, beside its own copy
+	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.device $(ARGS)
 
 soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
 	PYTHONPATH=.:tests $(BIN)/python -m support.soak

@@ -8,9 +8,7 @@ namespaces, and says so at once.
 
 import logging
 import os
-import secrets
 import socket
-import struct
 
 import msgspec
 
@@ -23,7 +21,7 @@ from kvtransfer.messages import (
     stream_welcome,
 )
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports import base
+from kvtransfer.transports import base, local
 from kvtransfer.transports.helping import HelpCopy, Helper
 from kvtransfer.transports.reading import AnnouncingStream, ReadingStream
 from protocol.errors import LayoutMismatch, PeerLost
@@ -32,8 +30,6 @@ from protocol.ids import Epoch
 log = logging.getLogger(__name__)
 
 NAME = "shm"
-_BACKLOG = 128
-_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _MIN_HELPED_CORES = 2
 _HELPS = b"helps"
 """In a welcome's setup: the source copies along when it is told to and has time."""
@@ -46,22 +42,15 @@ class ShmListener:
 
     def __init__(self, memory: BlockMemory, *, epoch: Epoch, help_copy: HelpCopy = "auto") -> None:
         self._help_copy = help_copy
-        self.address = f"baton-kv-{epoch:x}-{secrets.token_hex(4)}"
         self._memory = memory
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.setblocking(False)
-        self._sock.bind("\0" + self.address)
-        self._sock.listen(_BACKLOG)
+        self._sock = local.LocalSocket("kv", epoch=epoch)
+        self.address = self._sock.address
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def accept(self) -> socket.socket | None:
-        sock = base.accept_from(self._sock)
-        if sock is not None and not _same_user(sock):
-            sock.close()
-            return None
-        return sock
+        return self._sock.accept()
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -99,10 +88,7 @@ class ShmListener:
 
 def dial(address: str, hello: StreamHello, memory: BlockMemory) -> base.Dial:
     """Connect to a source of this host, to fetch into `memory`. Raises base.Unreachable."""
-    sock = base.connect(socket.AF_UNIX, "\0" + address)
-    if not _same_user(sock):
-        sock.close()
-        raise base.Unreachable("the socket belongs to another user")
+    sock = local.connect(address)
     board = _board(memory)
     fds = [] if board is None else [memory.fd, board.fd]
     if board is not None:
@@ -141,9 +127,3 @@ def _map(welcome: StreamWelcome, fds: list[int]) -> BlockMemory:
         )
     except LayoutMismatch as error:
         raise base.Unreachable(str(error)) from error
-
-
-def _same_user(sock: socket.socket) -> bool:
-    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(packed)
-    return bool(uid == os.geteuid())
