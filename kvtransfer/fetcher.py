@@ -7,12 +7,12 @@ each link until it is lost. Knows no locks: nothing here is called from a second
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final, assert_never
 
 from kvtransfer import session
-from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.active import Active, Means
+from kvtransfer.endings import Landed
 from kvtransfer.link import Link, LinkStage, broken
 from kvtransfer.messages import (
     Cancel,
@@ -25,15 +25,11 @@ from kvtransfer.messages import (
     Renewed,
 )
 from kvtransfer.notices import AskedAgain, Notice, Rejected
-from kvtransfer.plan import Plan
-from kvtransfer.pool import Pool
 from kvtransfer.receiver import Receiver, Receiving
-from kvtransfer.session import FetchStage
 from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
 from protocol.ids import Epoch, WorkerId
-from protocol.layout import Layout
 from protocol.lease import Deadlines, renew_every_s
 from protocol.messages import Ticket
 
@@ -50,49 +46,6 @@ _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
     "refused": TransferError,
     "closed": PeerLost,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Means:
-    """What a worker fetches with and into."""
-
-    memory: Pool
-    layout: Layout
-    worker: WorkerId
-    compat: str
-    transports: tuple[str, ...]
-    allow_fallback: bool
-    lease_ttl_s: float
-    tcp_lanes: int
-    tamper: Callable[[memoryview], None] | None
-    on_quiet: Callable[[Sequence[int]], None]
-    on_notice: Callable[[Notice], None]
-    clock: Callable[[], float]
-
-
-@dataclass(slots=True, eq=False)
-class Active:
-    """One fetch under way."""
-
-    fetch: session.Fetch
-    ticket: Ticket
-    way: Plan | LayoutMismatch
-    on_end: Callable[[FetchEnd], None]
-    started_s: float
-    deadline_s: float
-    heads: range | None = None
-    """Those to fetch of our layout's; None: all."""
-    link: Link | None = None
-    written_s: float = 0.0
-    """When the source was told that everything is written, on our clock."""
-    num_bytes: int = 0
-    first_s: float = 0.0
-    """When the first of them were verified."""
-    flow_s: float = 0.0
-
-    @property
-    def plan(self) -> Plan | None:
-        return self.way if isinstance(self.way, Plan) else None
 
 
 class Fetcher:
@@ -373,34 +326,15 @@ class Fetcher:
         self._deadlines.drop(fetch.fetch)
         if active.link is not None:
             active.link.leases.discard(fetch.lease)
-        end = self._outcome(active)
+        end = active.outcome(now_s=self._means.clock())
         if isinstance(end, Landed):
+            assert active.link is not None
+            active.link.num_breaks = 0
             self.used[end.transport] += 1
         try:
             active.on_end(end)
         except Exception:
             log.exception("the owner of a fetch failed at its end")
-
-    def _outcome(self, active: Active) -> FetchEnd:
-        fetch, link = active.fetch, active.link
-        quarantined = tuple(fetch.slots_S[fetch.writing_S].tolist())
-        if fetch.stage is FetchStage.FAILED:
-            assert fetch.error is not None
-            # A fresh one: a traceback would keep views of the pool alive as long as its reader.
-            error = type(fetch.error)(str(fetch.error))
-            return Lost(error, landed=fetch.verified, quarantined=quarantined)
-        if fetch.stage is FetchStage.ABORTED:
-            return Aborted(fetch.reason, quarantined=quarantined)
-        assert link is not None and link.stream is not None and fetch.note is not None
-        link.num_breaks = 0
-        now_s = self._means.clock()
-        return Landed(
-            note=fetch.note, transport=link.stream.transport, transport_why=link.why,
-            num_blocks=fetch.num_slots, num_bytes=active.num_bytes,
-            fetch_s=now_s - active.started_s, flow_s=active.flow_s,
-            first_s=(active.first_s or now_s) - active.started_s,
-            exposed_s=now_s - max(active.started_s, active.written_s),
-        )  # fmt: skip
 
 
 class _FetchesOf:

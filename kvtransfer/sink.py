@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer import planes, session
+from kvtransfer.active import Active, Means
 from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.fetcher import Active, Fetcher, Means
+from kvtransfer.fetcher import Fetcher
 from kvtransfer.messages import FetchId
 from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.notices import Notice

@@ -13,9 +13,10 @@ from support.pieces import pieces
 from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
 from kvtransfer import session
+from kvtransfer.active import Active, Means
 from kvtransfer.board import Board
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.fetcher import Active, Fetcher, Means
+from kvtransfer.fetcher import Fetcher
 from kvtransfer.lender import Lender as Lending
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import plan
