@@ -19,6 +19,8 @@ from protocol.ids import LeaseId
 
 MAX_CORRUPT: Final = 3
 """A fetch in which bytes arrive broken three times has no bad luck."""
+_MARKED: Final = 1 << 20
+"""A megabyte of marks at most."""
 _WAITING, _WRITING, _VERIFIED = 0, 1, 2
 """What is known of a slot."""
 
@@ -282,6 +284,15 @@ def ascending(
         indices_S, slots_S = indices_S[order], slots_S[order]
         if (np.diff(indices_S.astype(np.int64)) == 0).any():
             raise ValueError("indices: one comes twice")
-    if len(np.unique(slots_S)) < len(slots_S):
+    if _has_twins(slots_S):
         raise ValueError("block_ids: one comes twice")
     return indices_S, slots_S
+
+
+def _has_twins(slots_S: NDArray[np.uint32]) -> bool:
+    """Whether a number comes twice. Marks cost a tenth of sorting, unless the numbers are wild."""
+    if not len(slots_S) or (highest := int(slots_S.max())) > _MARKED:
+        return len(np.unique(slots_S)) < len(slots_S)
+    marks = np.zeros(highest + 1, np.bool_)
+    marks[slots_S] = True
+    return int(np.count_nonzero(marks)) < len(slots_S)
