@@ -219,6 +219,7 @@ class Link:
 
     def _dial_to(self, name: str) -> Dial:
         assert self._opened is not None
+        planes.check_here(name)
         address = next((p.address for p in self._opened.planes if p.transport == name), None)
         if address is None:
             raise Unreachable(f"the source does not serve {name}")

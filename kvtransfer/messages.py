@@ -78,6 +78,32 @@ class HelpOffer(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     block_bytes: Count
 
 
+class Sending(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+    """On a UCX stream, of a chunk that is posted: its bytes come, or empty messages instead."""
+
+    number: Count
+    whole: bool
+
+
+UcxToSink = Chunk | Finish | Sending
+
+
+class Posted(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """Sink -> source on a UCX stream: the slots of the n-th chunk are open to receive."""
+
+    number: Count
+    runs: bytes
+    """Packed u4[]: how many ranges, adjacent on both sides, each message is of."""
+
+
+class Unwanted(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Sink -> source on a UCX stream: nothing of the n-th chunk is to be sent."""
+
+    number: Count
+
+
+UcxToSource = Posted | Unwanted
+
 # -- sink -> source -----------------------------------------------------------------------
 
 
@@ -202,6 +228,8 @@ stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_STREAM
 help_word: Codec[Help] = Codec(Help, max_bytes=64)
 help_offer: Codec[HelpOffer] = Codec(HelpOffer, max_bytes=64)
 stream_word: Codec[StreamWord] = Codec(StreamWord, max_bytes=MAX_WORD_BYTES)
+ucx_to_sink: Codec[UcxToSink] = Codec(UcxToSink, max_bytes=MAX_WORD_BYTES)
+ucx_to_source: Codec[UcxToSource] = Codec(UcxToSource, max_bytes=MAX_WORD_BYTES)
 
 _to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
 _to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)

@@ -3,7 +3,7 @@ settings can be read, and refused, before any plane is loaded."""
 
 from typing import Final
 
-HOST_TRANSPORTS: Final = ("shm", "tcp")
+HOST_TRANSPORTS: Final = ("shm", "ucx", "tcp")
 """Those that move blocks in host memory, the best first."""
 DEVICE_TRANSPORTS: Final = ("cuda_ipc", "nccl")
 """Those that move blocks on a device, the best first."""

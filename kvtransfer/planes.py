@@ -6,13 +6,14 @@ those that stay on a host.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.messages import StreamHello
 from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from kvtransfer.pool import BlockMemory, Pool
-from kvtransfer.transports import cuda_ipc, memory, nccl, shm, tcp
+from kvtransfer.transports import cuda_ipc, memory, nccl, shm, tcp, ucx
 from kvtransfer.transports.base import Dial, Listener, Unreachable
 from kvtransfer.transports.helping import HelpCopy
 from protocol.ids import Epoch
@@ -31,6 +32,19 @@ def check(transports: Sequence[str]) -> None:
         raise ValueError(f"transports: {list(transports)}; known are {', '.join(KNOWN)}")
 
 
+def prepare(transports: Sequence[str]) -> None:
+    """Load what takes long, before a stream has to wait for it."""
+    if ucx.NAME in transports:
+        with suppress(Unreachable):  # `dial` says so if it comes to that
+            ucx.prepare()
+
+
+def check_here(transport: str) -> None:
+    """Raise Unreachable for a plane of which this process can make no use."""
+    if transport == ucx.NAME and (why := ucx.why_not()):
+        raise Unreachable(why)
+
+
 def listen(transport: str, pool: Pool, *, host: str, epoch: Epoch, help_copy: HelpCopy) -> Listener:
     """A source's listener. Raises Unreachable where this plane cannot move these blocks,
     TransferError or OSError when it cannot listen."""
@@ -43,6 +57,8 @@ def listen(transport: str, pool: Pool, *, host: str, epoch: Epoch, help_copy: He
             return memory.MemoryListener(_in_host(pool), epoch=epoch)
         case "shm":
             return shm.ShmListener(_in_host(pool), epoch=epoch, help_copy=help_copy)
+        case "ucx":
+            return ucx.UcxListener(_in_host(pool), host)
         case "tcp":
             return tcp.TcpListener(_in_host(pool), host)
         case _:
@@ -60,6 +76,8 @@ def dial(transport: str, address: str, hello: StreamHello, pool: Pool, *, tcp_la
             return memory.dial(hello, _in_host(pool))
         case "shm":
             return shm.dial(address, hello, _in_host(pool))
+        case "ucx":
+            return ucx.dial(address, hello, _in_host(pool))
         case "tcp":
             return tcp.dial(address, hello, _in_host(pool), num_lanes=tcp_lanes)
         case _:

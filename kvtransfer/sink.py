@@ -112,6 +112,7 @@ class Sink:
         if transports is None:
             transports = planes.of_pool(memory)
         planes.check(transports)
+        planes.prepare(transports)
         self._memory = memory
         self._layout = layout
         self._on_broken = on_broken

@@ -91,7 +91,7 @@ def dial(address: str, hello: StreamHello, memory: BlockMemory, *, num_lanes: in
         return TcpSinkStream(sock, transport=NAME, memory=memory, window=granted, lanes=lanes)
 
     return base.Dial(
-        _connect(address), transport=NAME, finish=finish,
+        connect_to(address), transport=NAME, finish=finish,
         hello=msgspec.structs.replace(hello, setup=setup),
     )  # fmt: skip
 
@@ -116,12 +116,12 @@ def _dial_lane(address: str, hello: StreamHello, lane: int, stream: TcpSinkStrea
         return stream
 
     return base.Dial(
-        _connect(address), transport=NAME, finish=finish,
+        connect_to(address), transport=NAME, finish=finish,
         hello=msgspec.structs.replace(hello, lane=lane),
     )  # fmt: skip
 
 
-def _connect(address: str) -> socket.socket:
+def connect_to(address: str) -> socket.socket:
     """A socket that has begun to connect to `host:port`. The host is an address: looking a name
     up can take many seconds, and this is the thread that renews the leases."""
     host, _, port = address.rpartition(":")
@@ -138,4 +138,4 @@ def _connect(address: str) -> socket.socket:
     return sock
 
 
-__all__ = ["NAME", "TcpListener", "dial", "resolved"]
+__all__ = ["NAME", "TcpListener", "connect_to", "dial", "resolved"]

@@ -23,6 +23,7 @@ from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.nursery import Child, Nursery
 from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT, LEASE_BLOCKS, NUM_LEASES, pack, unpack, whole
+from support.ucx import UCX
 
 from kvtransfer.sink import Landed, Lost
 from protocol.errors import PeerLost
@@ -35,7 +36,7 @@ VICTIMS = 5
 LEASES_EACH = NUM_LEASES // VICTIMS
 BATCHES = 10
 ENDED_WITHIN_S = 1.0
-TRANSPORTS = ("shm", "tcp")
+TRANSPORTS = ("shm", "tcp", UCX)
 
 pytestmark = pytest.mark.system
 

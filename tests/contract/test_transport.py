@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from support.eventually import eventually
 from support.transfer import NUM_BLOCKS, Borrower, Lender, Outcome, Slot, fill
+from support.ucx import UCX
 
 from kvtransfer.names import DEVICE_TRANSPORTS
 from kvtransfer.sink import Aborted, Landed, Lost
@@ -13,7 +14,7 @@ from kvtransfer.source import TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
 
-@pytest.fixture(params=["memory", "shm", "tcp", "cuda_ipc", "nccl"])
+@pytest.fixture(params=["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl"])
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

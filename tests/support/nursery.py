@@ -67,7 +67,10 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "support.nursery", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT,
-            env={"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"},
+            env={
+                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin",
+                **{name: value for name, value in os.environ.items() if name.startswith("UCX_")},
+            },
         )  # fmt: skip
         theirs.close()
 
