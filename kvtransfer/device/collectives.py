@@ -38,7 +38,7 @@ class Collectives(Protocol):
 
     version: str
     patience_s: float
-    """For the other rank to come, and for one transfer; beyond it the peer is taken for lost."""
+    """For one transfer, and four times that for the other rank to come; then the peer is lost."""
 
     def why_not(self, *, ours: str, theirs: str) -> str:
         """Why a rank on our device cannot meet one on theirs; empty when it can."""

@@ -80,6 +80,7 @@ class CudaDriver:
         self.index = index
         self._context = libcuda.primary_context(index)
         self._allocated: set[int] = set()
+        self._filling = self.stream()
         self._warm_up()
 
     def bind(self) -> None:
@@ -93,7 +94,8 @@ class CudaDriver:
 
     def allocate(self, num_bytes: int) -> Span:
         self.bind()
-        address = libcuda.allocate(-(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES)
+        rounded_bytes = -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES
+        address = libcuda.allocate(rounded_bytes, self._filling.handle)
         self._allocated.add(address)
         return Span(address, num_bytes)
 

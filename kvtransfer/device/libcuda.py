@@ -28,7 +28,10 @@ def _library() -> ctypes.CDLL:
     for name in ("cuMemFree_v2", "cuIpcCloseMemHandle"):
         getattr(library, name).argtypes = [ctypes.c_uint64]
     library.cuMemAlloc_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    library.cuMemsetD8_v2.argtypes = [ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t]
+    library.cuMemsetD8Async.argtypes = [
+        ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p
+    ]  # fmt: skip
+    library.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
     library.cuIpcGetMemHandle.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
     library.cuMemGetAddressRange_v2.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
     library.cuDevicePrimaryCtxRetain.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -60,11 +63,13 @@ def make_current(context: int) -> None:
     _call("cuCtxSetCurrent", context)
 
 
-def allocate(num_bytes: int) -> int:
-    """The address of zeros."""
+def allocate(num_bytes: int, stream: int) -> int:
+    """The address of zeros. Filled on a stream of ours and waited for there: on the default one
+    the zeros would come after the engine's work, and over what our other streams put there."""
     address = ctypes.c_uint64()
     _call("cuMemAlloc_v2", ctypes.byref(address), num_bytes)
-    _call("cuMemsetD8_v2", address.value, 0, num_bytes)
+    _call("cuMemsetD8Async", address.value, 0, num_bytes, stream)
+    _call("cuStreamSynchronize", stream)
     return address.value
 
 

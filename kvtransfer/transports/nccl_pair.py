@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 
 _LOOK_S: Final = 0.001
+_JOIN_FACTOR: Final = 4
+"""To join, NCCL looks at all of the machine and its networks: more patience than for a chunk."""
 
 
 class PairStage(StrEnum):
@@ -90,7 +92,11 @@ class Pair:
         self._launching: Transfer | None = None
         self._launched: deque[Transfer] = deque()
         self._begun_s = clock()
-        self._communicator = collectives.join(unique_id, rank=rank)
+        try:
+            self._communicator = collectives.join(unique_id, rank=rank)
+        except TransferError:
+            staging.free()
+            raise
         self._reaper: threading.Thread | None = None
 
     @property
@@ -166,12 +172,14 @@ class Pair:
 
     def _check_patience(self) -> None:
         oldest = self._launched[0] if self._launched else self._launching
-        since_s = self._begun_s if self.stage is PairStage.JOINING else None
         if oldest is not None:
-            since_s = oldest.begun_s
-        if since_s is not None and self._clock() - since_s > self._patience_s:
-            what = "joining" if oldest is None else f"a transfer of {oldest.num_bytes} bytes"
-            raise PeerLost(f"{what} takes longer than {self._patience_s} s")
+            what, since_s, most_s = f"{oldest.num_bytes} bytes", oldest.begun_s, self._patience_s
+        elif self.stage is PairStage.JOINING:
+            what, since_s, most_s = "joining", self._begun_s, _JOIN_FACTOR * self._patience_s
+        else:
+            return
+        if self._clock() - since_s > most_s:
+            raise PeerLost(f"{what} took longer than {most_s} s")
 
     def _reap(self, after: Callable[[], None]) -> None:
         try:

@@ -91,10 +91,10 @@ def test_staging_is_bounded(pairs: tuple[Pair, Pair]) -> None:
 
 def test_a_peer_that_never_comes_is_lost_within_the_patience(ends: tuple[End, End]) -> None:
     pair = ends[0].pair(ends[0].collectives.unique_id())
-    ends[0].now_s += PATIENCE_S
+    ends[0].now_s += 4 * PATIENCE_S
     assert pair.advance() == []
     ends[0].now_s += 0.1
-    with pytest.raises(PeerLost, match="joining takes longer than 5"):
+    with pytest.raises(PeerLost, match="joining took longer than 20"):
         pair.advance()
     pair.abort()
     eventually(lambda: pair.is_gone)
@@ -108,7 +108,7 @@ def test_a_transfer_that_hangs_is_lost_within_the_patience(
     pairs[1].post(taken(pairs[1]), STAGED_BYTES)
     pairs[1].advance()
     ends[1].now_s += PATIENCE_S + 0.1
-    with pytest.raises(PeerLost, match="a transfer of 65536 bytes takes longer"):
+    with pytest.raises(PeerLost, match="65536 bytes took longer than 5"):
         pairs[1].advance()
 
 
