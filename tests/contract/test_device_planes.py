@@ -1,5 +1,6 @@
 """What only the device planes must do: wait for events, hold slots, make communicators again."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -147,6 +148,29 @@ def test_nothing_stays_mapped_or_allocated(transport: str) -> None:
     lender.close()
     for end in ends:
         eventually(lambda end=end: end.fake.num_spans == 0)  # type: ignore[misc]
+
+
+def test_many_fetches_with_a_fifth_broken_off_leave_nothing_behind(
+    lender: Lender, borrower: Borrower
+) -> None:
+    meet(lender, borrower)
+    before = used(lender, borrower)
+    for turn in range(60):
+        ticket = lender.lend([turn % 60, 61])
+        outcome = borrower.fetch(ticket, [Slot(0, turn % 60), Slot(1, 61)])
+        lender.write_all(ticket)
+        if turn % 5 == 0:
+            borrower.sink.cancel(outcome.fetch, reason="client gone")
+        assert isinstance(outcome.end, Landed | Aborted)
+        lender.end_of(ticket.lease)
+    eventually(lambda: used(lender, borrower) == before)
+    meet(lender, borrower)
+
+
+def used(lender: Lender, borrower: Borrower) -> tuple[int, int, int, int]:
+    """Descriptors, device spans of both, leases."""
+    spans = (pool(lender).fake.num_spans, pool(borrower).fake.num_spans)
+    return (len(os.listdir("/proc/self/fd")), *spans, lender.source.num_leases)
 
 
 def test_a_gpu_that_cannot_be_mapped_is_reached_by_nccl_and_says_why(lender: Lender) -> None:
