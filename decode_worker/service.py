@@ -181,15 +181,17 @@ class DecodeService(EngineService[DecodeJob]):
                     quarantined=end.quarantined,
                 )
             case Aborted(reason):
-                return outcomes.Lost(reason, quarantined=end.quarantined)
+                return outcomes.Lost(
+                    reason, num_tokens=self._num_kept(job, end), quarantined=end.quarantined
+                )
             case _:
                 assert_never(end)
 
-    def _num_kept(self, job: DecodeJob, lost: Lost) -> int:
+    def _num_kept(self, job: DecodeJob, end: Lost | Aborted) -> int:
         """Tokens from the first on whose KV is here: of the own cache, and without a gap after it
-        of the source that was lost."""
+        of the fetch that did not end well."""
         assert job.ticket is not None
-        landed = frozenset(lost.landed)
+        landed = frozenset(end.landed)
         index = job.num_reused_blocks
         while index in landed:
             index += 1

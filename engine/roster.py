@@ -27,6 +27,7 @@ class Roster:
         self.fetching = self._lanes[State.FETCHING]
         self.prefilling = self._lanes[State.PREFILLING]
         self.decoding = self._lanes[State.DECODING]
+        self.unwinding = self._lanes[State.UNWINDING]
         self._effects: list[Effect] = []
         self._quarantined: set[int] = set()
         """Blocks of ended fetches that somebody may still write into."""

@@ -270,6 +270,8 @@ class Scheduler:
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
         matched = cache.match(sequence, max_tokens=computable)
+        if self._is_arriving(sequence, len(matched)):
+            return False
         num_blocks = self._num_blocks(sequence)
         num_needed = num_blocks - cache.num_held(matched)
         if num_needed > available:
@@ -280,6 +282,14 @@ class Scheduler:
         sequence.num_sealed = len(matched)
         sequence.num_computed = len(matched) * cache.block_tokens
         return True
+
+    def _is_arriving(self, sequence: Sequence, index: int) -> bool:
+        """Whether the fetch of a sequence that has its ending may have brought the block that
+        this one lacks first: it will be said in a moment, when that fetch has ended. So a request
+        placed again does not fetch twice what came for its last attempt."""
+        wanted = sequence.chain[index + 1 : index + 2]
+        unwinding = self._roster.unwinding.values()
+        return bool(wanted) and any(s.chain[index + 1 : index + 2] == wanted for s in unwinding)
 
     def _headroom(self) -> int:
         """Blocks left to those that grow, so that admission is not undone at once: one each, at

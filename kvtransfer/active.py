@@ -71,7 +71,7 @@ class Active:
             error = type(fetch.error)(str(fetch.error))
             return Lost(error, landed=fetch.verified, quarantined=quarantined)
         if fetch.stage is FetchStage.ABORTED:
-            return Aborted(fetch.reason, quarantined=quarantined)
+            return Aborted(fetch.reason, landed=fetch.verified, quarantined=quarantined)
         assert link is not None and link.stream is not None and fetch.note is not None
         return Landed(
             note=fetch.note, transport=link.stream.transport, transport_why=link.why,

@@ -47,6 +47,8 @@ class Aborted:
     """The fetch was cancelled, or its sink closed."""
 
     reason: str
+    landed: tuple[int, ...] = ()
+    """As of `Lost`."""
     quarantined: tuple[int, ...] = ()
     """As of `Lost`."""
 

@@ -143,10 +143,19 @@ def test_transfer_speed_is_bytes_over_the_time_they_flowed(tmp_path: Path) -> No
     assert bench.service.beat("ready").speeds.transfer_bytes_per_s == 8e6
 
 
-def test_what_arrived_without_a_gap_before_the_source_was_lost_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "end",
+    [
+        Lost(PeerLost("gone"), landed=(1, 2, 4), quarantined=(3,)),
+        Aborted("cancelled", landed=(1, 2, 4), quarantined=(3,)),
+    ],
+    ids=["lost", "aborted"],
+)
+def test_what_arrived_without_a_gap_before_a_fetch_ended_badly_is_kept(
+    tmp_path: Path, end: FetchEnd
+) -> None:
     bench = Bench(tmp_path)
-    lost = Lost(PeerLost("gone"), landed=(1, 2, 4), quarantined=(3,))
-    bench.fetch("r1", lost, num_blocks=6, num_cached_tokens=LAYOUT.block_tokens)
+    bench.fetch("r1", end, num_blocks=6, num_cached_tokens=LAYOUT.block_tokens)
     (outcome,) = bench.engine.outcomes
     assert isinstance(outcome, EngineLost)
     assert outcome.num_tokens == 3 * LAYOUT.block_tokens

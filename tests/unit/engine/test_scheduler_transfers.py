@@ -184,6 +184,38 @@ def test_what_arrived_for_an_aborted_sequence_is_kept_as_well() -> None:
     assert stepper.scheduler.block_counts().cached == 3
 
 
+def test_a_request_placed_again_waits_for_what_its_last_attempt_has_brought() -> None:
+    """The router hears of the source's death first: 1. abort  2. the next attempt  3. the end of
+    the first one's fetch."""
+    stepper = Stepper()
+    first = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.fetch(first)
+    stepper.abort(first)
+    again = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    other = stepper.submit(STORY[30:50])
+    stepper.step()
+    assert again.sequence.state is State.WAITING
+    stepper.lose(first, num_tokens=16)
+    stepper.step()
+    assert again.sequence.num_cached == 16
+    stepper.land(again)
+    stepper.run()
+    assert again.outputs == again.expected(4)
+    assert other.outputs == other.expected(4)
+    assert stepper.all_back
+
+
+def test_another_prompt_does_not_wait_for_a_fetch_that_unwinds() -> None:
+    stepper = Stepper()
+    first = stepper.submit(STORY[:20], mode=Mode.REMOTE)
+    stepper.step()
+    stepper.abort(first)
+    other = stepper.submit(STORY[30:50], mode=Mode.REMOTE)
+    stepper.step()
+    assert other.sequence.state is State.FETCHING
+
+
 def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
     stepper = Stepper(num_blocks=6)
     run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
