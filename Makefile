@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS_VENV ?= .venv-kvtransfer
+UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test check bench bench-kvtransfer gpu-check gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo test test-ucx check bench bench-kvtransfer gpu-check gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -22,6 +23,17 @@ demo: setup  ## one question and a follow-up through two prefill and two decode 
 
 test: setup  ## every test, system tests included
 	$(BIN)/python -m pytest $(ARGS)
+
+# UCX's shared memory tells of a dead peer only when asked to. Ten minutes at most each.
+UCX_TESTS := tests/contract/test_transport.py tests/contract/test_transfer_kill.py tests/system/test_ucx.py
+test-ucx: $(UCX_VENV)/.ready  ## the ucx plane over UCX's own TCP and shared memory, in an environment of its own
+	UCX_TLS=tcp timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
+	UCX_TLS=posix,cma,self UCX_MM_ERROR_HANDLING=y timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
+
+$(UCX_VENV)/.ready: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(UCX_VENV)
+	$(UCX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[test,ucx]"
+	touch $@
 
 check: setup  ## style, types, layers
 	$(BIN)/ruff check .
@@ -60,4 +72,4 @@ $(PEERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/kvtran
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(UCX_VENV) build *.egg-info
