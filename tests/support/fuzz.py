@@ -148,7 +148,8 @@ class Fuzz:
         """Honest fetches land, and nothing has stayed behind."""
         assert all(lands(self._lender, self._borrowers[lane], of(lane)) for lane in range(LANES))
         back_to(self._at_rest, FORGOTTEN_WITHIN_S)
-        assert self._lender.source.num_leases == 0 and not self._ends.twice
+        eventually(lambda: self._lender.source.num_leases == 0, ENDED_WITHIN_S)
+        assert not self._ends.twice
         grown = (resident_bytes() - self._resident) / (1 << 20)
         assert grown < GROWTH_MIB, f"{grown:.1f} MiB more than after the warm-up"
 

@@ -156,6 +156,48 @@ def test_another_layout_is_refused_by_the_source_too(lender: Lender, stranger: S
     assert isinstance(answer, FetchFailed) and answer.code == "mismatch"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_dim": 0}, {"num_layers": -1}, {"block_tokens": 1 << 40}, {"num_kv_heads": 1 << 62},
+        {"block_tokens": 1 << 20}, {"block_tokens": 3}, {"first_head": 1 << 30},
+        {"total_kv_heads": 1}, {"dtype": "complex"},
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_is_refused_and_harms_nobody(
+    lender: Lender, stranger: Stranger, changes: dict[str, object]
+) -> None:
+    ticket = lender.lend([0])
+    opened(stranger, ticket)
+    layout = msgspec.structs.replace(LAYOUT)
+    for name, value in changes.items():
+        msgspec.structs.force_setattr(layout, name, value)
+    answer = stranger.say(
+        Fetch(
+            fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=layout, indices=u4s(0),
+            slots=u4s(0),
+        )
+    )  # fmt: skip
+    assert isinstance(answer, FetchFailed | Refused)
+    assert serves_others(lender)
+
+
+@pytest.mark.parametrize("heads", [(0, 0), (2, 1), (1, 9), (0, (1 << 32) - 1), (5, 6)])
+def test_heads_that_cannot_be_are_refused_and_harm_nobody(
+    lender: Lender, stranger: Stranger, heads: tuple[int, int]
+) -> None:
+    ticket = lender.lend([0])
+    opened(stranger, ticket)
+    answer = stranger.say(
+        Fetch(
+            fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT, heads=heads,
+            indices=u4s(0), slots=u4s(0),
+        )
+    )  # fmt: skip
+    assert isinstance(answer, FetchFailed | Refused)
+    assert serves_others(lender)
+
+
 def test_a_lease_nobody_opened_is_not_renewed(lender: Lender, stranger: Stranger) -> None:
     opened(stranger, lender.lend([0]))
     answer = stranger.say(Renew(leases=(LeaseId(5),), remaining_s=6.0))
