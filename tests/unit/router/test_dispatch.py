@@ -377,10 +377,13 @@ def test_workers_of_another_layout_are_never_paired() -> None:
 
 def test_a_continuation_tells_the_worker_what_the_client_already_has() -> None:
     async def test() -> None:
-        plans = {"decode-0": [Act("die", 5)]}
+        plans = {"decode-0": [Act("hang", 5)]}
         async with fake_cluster(decode=2, plans=plans) as cluster:
             asked = request()
-            await answers(cluster)
+            async for event in cluster.dispatcher.generate(asked):
+                if isinstance(event, Token):
+                    cluster.workers["decode-0"].die()
+            await cluster.until_idle()
             (message,) = cluster.workers["decode-1"].seen
             assert isinstance(message, Decode)
             have = len(message.generated)
