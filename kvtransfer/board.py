@@ -20,6 +20,7 @@ from protocol.errors import LayoutMismatch
 
 MAX_RANGES: Final = 16_384
 MAX_PIECES: Final = 4_096
+MAX_PIECE_RANGES: Final = 4_096
 _BATCH_BYTES: Final = 256 << 10
 """Claimed at a time: 20 us of copying, against 0.1 us for the claim."""
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -81,7 +82,10 @@ class Board:
     @staticmethod
     def takes(landing: Landing) -> bool:
         """Whether a job of this size fits, and the kernels take its ranges."""
-        return len(landing.target.sizes_R) <= MAX_RANGES and native.fits(landing.target)
+        target = landing.target
+        if len(target.sizes_R) > MAX_RANGES or not native.fits(target):
+            return False
+        return int(np.diff(target.starts_P).max()) <= MAX_PIECE_RANGES
 
     def begin(self, landing: Landing) -> int | None:
         """Put up a job on which both may work; its number. None while someone is still inside."""

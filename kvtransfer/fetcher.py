@@ -214,6 +214,7 @@ class Fetcher:
             self._closing.append((stream, link.receiver))
             for active in [a for a in self.on(link) if a.fetch.num_writing]:
                 self.follow(active, active.fetch.fail(PeerLost("its writer cannot be stopped")))
+            link.receiver = link.receiver.successor()
         for active in self.on(link):
             self._waiting[active.fetch.fetch] = active
         link.attach_again(now_s=self._means.clock())
@@ -227,7 +228,9 @@ class Fetcher:
             self._hear_renewed(link, message)
             return
         active = self._active.get(FetchId(message.fetch))
-        if active is not None and active.link is link:
+        if active is None or active.link is not link:
+            return
+        if message.attempt >= active.fetch.attempt:  # it was asked again: that has its own answer
             error = _ERRORS[message.code](message.reason)
             self.follow(active, active.fetch.fail(error))
 

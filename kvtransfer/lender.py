@@ -209,6 +209,8 @@ class Lender:
         return True
 
     def _fetch(self, visitor: Visitor, message: Fetch) -> None:
+        if visitor.stream is None and visitor.parted:
+            return  # its stream broke on the way: it asks again over the next one
         refused = self._why_not(visitor, message)
         if refused is None:
             self._renew(visitor, message.lease, self._wares.lease_ttl_s)
@@ -242,7 +244,7 @@ class Lender:
                 fetch=fetch, attempt=message.attempt, indices=u4(message.indices),
                 slots=u4(message.slots), block_tokens=message.layout.block_tokens,
             ):  # fmt: skip
-                visitor.stream.drop(fetch)
+                # What is on its way goes on: the sink may be writing it, and has not asked again.
                 self._offers.planned(lending, way)
         except (Refusal, WireError) as error:
             return Gone(lease=lease, code="refused", reason=str(error))

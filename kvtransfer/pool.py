@@ -165,6 +165,8 @@ class BlockMemory:
         under a reader.
         """
         try:
+            if num_blocks < 1 or block_bytes < 1:
+                raise LayoutMismatch("the peer's pool has no blocks")
             total = _blocks_at(num_blocks, block_bytes) + num_blocks * block_bytes
             mapping = _map_foreign(fd, total=total, writable=writable)
             if mapping[: _HEADER.size] != _HEADER.pack(_MAGIC, num_blocks, block_bytes):

@@ -86,6 +86,10 @@ class Receiver:
         self._clock = clock
         self._open: dict[int, _Open] = {}
 
+    def successor(self) -> "Receiver":
+        """Another, for the link's next stream, while writers of this one's go on."""
+        return Receiver(self._memory, self._fetches, tamper=self._tamper, clock=self._clock)
+
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         active = self._fetches.find(FetchId(chunk.fetch))
         if active is None or active.plan is None:

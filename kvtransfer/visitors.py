@@ -188,7 +188,7 @@ class Visitors:
                 return
             visitor = self._visitor_of(hello)
             self._let_in(visitor, arrival, hello)
-        except (PeerLost, WireError):
+        except (PeerLost, WireError, OSError):  # of the last: no descriptor for a stream
             self._turn_away(arrival)
 
     def _let_in(self, visitor: Visitor, arrival: _Arrival, hello: StreamHello) -> None:

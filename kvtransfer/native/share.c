@@ -67,7 +67,7 @@ static int64_t claim(Board *board, const Spans *spans) {
     const int streaming = (int)board->streaming;
     int64_t num_copied = 0;
     if (num_pieces > MAX_PIECES || batch < 1 || batch > MAX_PIECES) return -1;
-    for (;;) {
+    while (num_copied < (int64_t)num_pieces) { /* also if somebody sets the cursor back */
         const uint64_t first = atomic_fetch_add(&board->cursor, batch);
         if (first >= num_pieces) return num_copied;
         const uint64_t last = first + batch < num_pieces ? first + batch : num_pieces;
@@ -79,6 +79,7 @@ static int64_t claim(Board *board, const Spans *spans) {
         baton_kv_settle();
         atomic_fetch_add(&board->num_done, last - first);
     }
+    return num_copied;
 }
 
 int64_t baton_kv_work(Board *board, uint64_t number, uint8_t *target, uint64_t target_bytes,

@@ -225,7 +225,10 @@ class Dial:
         if welcome.version != CONTROL_VERSION or welcome.epoch != self._hello.epoch:
             raise Unreachable("another incarnation or version listens there")
         fds, self._reader.fds = self._reader.fds, []
-        return self._finish(self._sock, welcome, fds)
+        try:
+            return self._finish(self._sock, welcome, fds)
+        except OSError as error:
+            raise Unreachable(str(error)) from error
 
     def close(self) -> None:
         """Only of a stream that is not up."""

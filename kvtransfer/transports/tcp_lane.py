@@ -82,7 +82,9 @@ class Lane:
         landing = self.landing
         if landing is None or landing.fetch != fetch or self.flow is None:
             return None
-        self.discard(self.flow.left_bytes)
+        self.landing = None
+        if self.flow.left_bytes:
+            self.discard(self.flow.left_bytes)
         return landing
 
     def take_end(self) -> tuple[Landing | None, NDArray[np.uint64] | None] | None:

@@ -2,11 +2,15 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
 
+import msgspec
 import pytest
 from support.eventually import eventually
-from support.transfer import Borrower, Lender, Slot
+from support.transfer import LAYOUT, Borrower, Lender, Slot
 
+from kvtransfer.notices import Rejected
 from kvtransfer.sink import Landed
 from kvtransfer.transports.tcp_sink import TcpSinkStream
 
@@ -86,3 +90,24 @@ def test_within_one_host_a_stream_has_one_lane_unless_told(lender: Lender) -> No
     assert isinstance(link.stream, TcpSinkStream)
     assert len(link.stream._lanes) == 1 and not link.stream._dials
     borrower.close()
+
+
+def test_of_many_blocks_on_their_way_one_broken_one_is_asked_for_again_and_no_other() -> None:
+    large = msgspec.structs.replace(LAYOUT, head_dim=2048, block_tokens=32)
+    num_blocks, seen = 96, count()
+
+    def spoil_first(slot: memoryview) -> None:
+        slot[0] ^= next(seen) == 0
+
+    lender = Lender(transports=("tcp",), layout=large, num_blocks=num_blocks)
+    borrower = Borrower(
+        transports=("tcp",), tcp_lanes=4, layout=large, num_blocks=num_blocks, tamper=spoil_first
+    )
+    with closing(lender), closing(borrower):
+        ticket = lender.lend(range(num_blocks))
+        lender.write_all(ticket)
+        outcome = borrower.fetch(ticket, [Slot(i, i) for i in range(num_blocks)])
+        assert isinstance(outcome.end, Landed), outcome.end
+        rejected = [x.num_blocks for x in borrower.notices if isinstance(x, Rejected)]
+        assert rejected == [1]
+        assert bytes(borrower.memory.blocks) == bytes(lender.memory.blocks)

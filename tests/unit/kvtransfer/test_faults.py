@@ -4,12 +4,14 @@ import errno
 import queue
 import socket
 from collections.abc import Iterator
+from contextlib import closing
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import zmq
 from support.eventually import eventually
-from support.pieces import pieces
+from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
 from kvtransfer import session
@@ -18,9 +20,11 @@ from kvtransfer.board import Board
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Fetcher
 from kvtransfer.lender import Lender as Lending
+from kvtransfer.link import Link
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import plan
 from kvtransfer.pool import BlockMemory
+from kvtransfer.transports import tcp_sink, tcp_source
 from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
@@ -133,6 +137,25 @@ def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
     assert isinstance(end, Landed) and end.transport == "shm"
 
 
+@pytest.mark.parametrize("side", [tcp_sink, tcp_source])
+def test_no_descriptor_for_a_stream_that_is_up_loses_one_fetch(
+    side: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    lender = Lender(transports=("tcp",), on_broken=told.append)
+    borrower = Borrower(transports=("tcp",), on_broken=told.append)
+
+    class Full(SimpleNamespace):
+        def epoll(self) -> None:
+            raise FULL
+
+    with closing(lender), closing(borrower):
+        with monkeypatch.context() as patched:
+            patched.setattr(side, "select", Full())
+            assert isinstance(fetch_end(lender, borrower), Lost)
+        assert isinstance(fetch_end(lender, borrower), Landed) and not told
+
+
 @pytest.fixture
 def fetcher(lender: Lender) -> Iterator[Fetcher]:
     memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
@@ -165,3 +188,35 @@ def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(
     fetcher.cancel(FetchId(1), "enough")
     (end,) = ends
     assert isinstance(end, Aborted) and end.reason == "enough"
+
+
+class Stuck:
+    """A stream whose writer goes on for a while after it broke."""
+
+    transport = "tcp"
+    is_over = False
+
+    def close(self) -> bool:
+        return self.is_over
+
+
+def test_a_writer_that_stops_late_ends_nothing_of_the_next_stream(
+    lender: Lender, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Link, "attach_again", lambda link, *, now_s: None)
+    ticket = lender.lend([0])
+    piece = pieces(
+        [0], [0], block_tokens=LAYOUT.block_tokens, num_tokens=ticket.num_tokens,
+        block_bytes=LAYOUT.block_bytes,
+    )  # fmt: skip
+    fetch = session.Fetch(fetch=FetchId(1), lease=ticket.lease, pieces_S=piece)
+    way = plan(LAYOUT, LAYOUT)
+    fetcher.begin(Active(fetch, ticket, way, print, started_s=0.0, deadline_s=9.0))
+    (link,) = fetcher._links.values()
+    stuck = Stuck()
+    fetcher._mend(link, stuck)  # type: ignore[arg-type]
+    fetch.start()
+    assert link.receiver.begin_chunk(chunk(piece, [0])) is not None
+    stuck.is_over = True
+    fetcher.turn(set())
+    assert not fetcher._closing and fetch.num_writing == 1

@@ -1,5 +1,7 @@
+import fcntl
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 
 import numpy as np
@@ -121,3 +123,13 @@ def test_a_checksum_tells_one_flipped_bit(pool: BlockMemory) -> None:
     before = checksum(pool.block(0))
     pool.block(0)[50] ^= 1
     assert checksum(pool.block(0)) != before
+
+
+@pytest.mark.parametrize(("num_blocks", "block_bytes"), [(0, 96), (5, 0)])
+def test_a_file_that_says_it_holds_nothing_is_not_mapped(num_blocks: int, block_bytes: int) -> None:
+    fd = os.memfd_create("empty", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, mmap.PAGESIZE)
+    os.pwrite(fd, struct.pack("<8sQQ", b"BatonKV1", num_blocks, block_bytes), 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with pytest.raises(LayoutMismatch):
+        BlockMemory.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)

@@ -2,15 +2,17 @@
 
 import select
 import socket
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from kvtransfer import native
-from kvtransfer.board import Board
+from kvtransfer.board import MAX_PIECE_RANGES, Board
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.messages import Chunk, Finish, Left, stream_word
+from kvtransfer.plan import Ranges
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.reading import ReadingStream
 from kvtransfer.transports.words import WordOutbox
@@ -73,6 +75,27 @@ def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
         chunk=chunk, pieces_P=pieces_P, blocks_PB=blocks_PB,
         source=source.whole(blocks_PB[:, 0]), target=target.whole(blocks_PB[:, 0]),
     )  # fmt: skip
+
+
+def test_a_piece_cut_into_more_ranges_than_a_board_takes_is_not_put_up() -> None:
+    """80 layers of 8 heads, K and V, in blocks a quarter of the slot's: copied by one side."""
+
+    def landing(num_ranges: int) -> Landing:
+        ranges = Ranges(
+            offsets_R=np.arange(num_ranges) * 256, sizes_R=np.full(num_ranges, 256),
+            starts_P=np.array([0, num_ranges]),
+        )  # fmt: skip
+        return replace(_landing(pool, pool), source=ranges, target=ranges)
+
+    pool = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
+    board = Board.create()
+    assert board is not None
+    assert not board.takes(landing(MAX_PIECE_RANGES + 1))
+    assert board.takes(landing(MAX_PIECE_RANGES))
+    number = board.begin(landing(MAX_PIECE_RANGES))
+    assert number is not None and board.work(number, target=pool.span, source=pool.span) == 1
+    board.close()
+    pool.close()
 
 
 def test_a_chunk_ends_although_the_source_leaves_it_between_two_looks() -> None:

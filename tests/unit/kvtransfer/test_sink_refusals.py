@@ -16,6 +16,7 @@ from kvtransfer.messages import (
     MAX_STREAM_WORD_BYTES,
     Chunk,
     Fetch,
+    FetchFailed,
     Finish,
     Open,
     Opened,
@@ -203,6 +204,16 @@ def test_words_of_other_attempts_and_fetches_change_nothing(liar: Liar, borrower
     borrower.sink.cancel(outcome.fetch, reason="enough")
     assert outcome.end == Aborted("enough")
     assert not any(borrower.memory.blocks)
+
+
+def test_a_refusal_of_an_older_attempt_changes_nothing(liar: Liar, borrower: Borrower) -> None:
+    outcome = borrower.fetch(liar.ticket, [Slot(0, 3)])
+    liar.open()
+    liar.describe(chunk(pieces_of(0), [0]))
+    liar.hear(Fetch)
+    liar.say(FetchFailed(fetch=1, attempt=1, code="refused", reason="late"))
+    liar.say(FetchFailed(fetch=1, attempt=2, code="refused", reason="in time"))
+    assert str(lost(outcome)) == "in time"
 
 
 def test_a_note_without_the_blocks_does_not_land(liar: Liar, borrower: Borrower) -> None:

@@ -269,6 +269,28 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
             assert second.recv(1) == b""
 
 
+def test_a_fetch_that_meets_a_stream_just_broken_is_left_to_be_asked_again(
+    lender: Lender, stranger: Stranger
+) -> None:
+    ticket = lender.lend([0])
+    answer = opened(stranger, ticket, session=77)
+    hello = StreamHello(
+        version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
+        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+    )  # fmt: skip
+    with socket.create_connection(tcp_address(answer), timeout=10.0) as first:
+        first.sendall(_word(hello))
+        assert first.recv(4)
+    (visitor,) = lender.source._visitors._visitors.values()
+    eventually(lambda: visitor.parted)
+    fetch = Fetch(
+        fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT,
+        indices=u4s(0), slots=u4s(0),
+    )  # fmt: skip
+    stranger.send(pack_to_source(fetch))
+    assert stranger.say(Renew(leases=(ticket.lease,), remaining_s=1.0)) == Renewed(gone=())
+
+
 def test_what_the_owner_gets_wrong_is_a_value_error(lender: Lender) -> None:
     with pytest.raises(ValueError, match="2 blocks for 4 tokens"):
         lender.source.open_lease(block_ids=[0, 1], num_tokens=4)

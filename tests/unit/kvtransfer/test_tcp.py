@@ -117,6 +117,29 @@ def test_a_dropped_fetch_reads_nothing_more_of_the_pool(pairs: Pairs) -> None:
         assert not pair.landed(slot, slot)
 
 
+def test_a_fetch_stopped_when_its_last_byte_has_come_leaves_the_lane_free(pairs: Pairs) -> None:
+    pair = pairs.make()
+    pair.offer([0], [0])
+    pair.source.flush()
+    (lane,) = pair.sink._lanes
+    pair.sink._begin(pair.taker)
+    flow = lane.flow
+    assert flow is not None
+
+    def whole() -> bool:
+        pair.source.flush()
+        flows.receive([flow], idle=[], budget=1 << 20)
+        return flow.state == flows.MOVED
+
+    eventually(whole)
+    assert pair.sink.stop_writing(ONE)
+    assert pair.sink._end(pair.taker) and lane.flow is None
+    pair.offer([1], [1], fetch=TWO)
+    pair.source.finish(done(TWO))
+    pair.move(lambda: "finish of 2" in pair.taker.words)
+    assert pair.taker.words == ["chunk of 2", "finish of 2"]
+
+
 def test_a_stopped_fetch_is_not_written_any_further(pairs: Pairs) -> None:
     pair = pairs.make()
     large = list(range(50))
