@@ -194,13 +194,14 @@ def test_a_slower_transport_than_the_first_is_warned_of_once_and_shown_with_its_
     cluster: WorkerCluster,
 ) -> None:
     cluster.start("prefill-tcp", "--transports", "tcp")
-    decode = cluster.start("decode-0")
+    decode = cluster.start("decode-wide", "--transports", "shm,tcp")
 
     async def test(router: MiniRouter) -> None:
-        await router.ready("prefill-tcp", "decode-0")
+        await router.ready("prefill-tcp", "decode-wide")
         for number in range(2):
             tokens = prompt(60, salt=40 + number)
-            await router.disaggregated(f"r{number}", tokens, GREEDY, prefill="prefill-tcp")
+            pair = {"prefill": "prefill-tcp", "decode": "decode-wide"}
+            await router.disaggregated(f"r{number}", tokens, GREEDY, **pair)
         why = "tcp reachable; not shm: the source does not serve shm"
         chosen = [event for event in decode.events("transport chosen") if event["why"] == why]
         assert [event["level"] for event in chosen] == ["warning"]
@@ -209,9 +210,9 @@ def test_a_slower_transport_than_the_first_is_warned_of_once_and_shown_with_its_
             uses = router.beat(worker).transports
             return [(use.name, use.fetches, use.why) for use in uses if use.peer == peer]
 
-        await soon(lambda: uses("decode-0", "prefill-tcp") == [("tcp", 2, why)])
+        await soon(lambda: uses("decode-wide", "prefill-tcp") == [("tcp", 2, why)])
         lent = [("tcp", 2, "chosen by the fetching side")]
-        await soon(lambda: uses("prefill-tcp", "decode-0") == lent)
+        await soon(lambda: uses("prefill-tcp", "decode-wide") == lent)
 
     drive(cluster, test)
 
