@@ -26,7 +26,7 @@ from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, 
 from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.pool import Mark, Pool
 from kvtransfer.transports.base import Listener, Unreachable
-from kvtransfer.transports.control import ControlServer, Poller, Waker
+from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
 from kvtransfer.transports.helping import HelpCopy
 from kvtransfer.transports.tcp import resolved
 from kvtransfer.transports.watch import Ticker
@@ -192,7 +192,7 @@ class Source:
 
     def _listen(self, host: str, advertised_host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
-        self.address = f"tcp://{advertised_host}:{self._control.port}"
+        self.address = f"tcp://{in_address(advertised_host)}:{self._control.port}"
         listeners: list[Listener] = []
         try:
             for name in transports:
@@ -292,7 +292,7 @@ def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:
     """Where sinks connect; a listener that has only a port is at `host`, whose name is looked up
     here: a sink would do it on the thread that renews its leases, and refuses."""
     planes = []
-    host = resolved(host)
+    host = in_address(resolved(host))
     for listener in listeners:
         address = listener.address
         planes.append(Plane(listener.transport, address.replace("*", host, 1)))

@@ -117,10 +117,11 @@ class ControlServer:
         """Listen on a free port of `host`. Raises TransferError when it cannot."""
         self._context = zmq.Context(io_threads=1)
         self._socket = self._context.socket(zmq.ROUTER)
-        _limit(self._socket)
+        address = f"tcp://{in_address(host)}"
+        _limit(self._socket, address)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
-            self.port = self._socket.bind_to_random_port(f"tcp://{host}")
+            self.port = self._socket.bind_to_random_port(address)
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise TransferError(f"cannot listen on {host}: {error}") from error
@@ -183,7 +184,7 @@ class ControlLink:
 
     def __init__(self, sock: "zmq.Socket[bytes]", address: str) -> None:
         self._socket = sock
-        _limit(sock)
+        _limit(sock, address)
         sock.setsockopt(zmq.HANDSHAKE_IVL, 2_000)
         try:
             self._monitor = sock.get_monitor_socket(_GONE)
@@ -238,7 +239,13 @@ class ControlLink:
         raise PeerLost(f"control link: {event!r}")
 
 
-def _limit(sock: "zmq.Socket[bytes]") -> None:
+def in_address(host: str) -> str:
+    """A host as it stands before a port: IPv6 addresses in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _limit(sock: "zmq.Socket[bytes]", address: str) -> None:
+    sock.setsockopt(zmq.IPV6, "[" in address)  # else a name may mean one that nobody listens on
     sock.setsockopt(zmq.SNDHWM, _QUEUE_MESSAGES)
     sock.setsockopt(zmq.RCVHWM, _QUEUE_MESSAGES)
     sock.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES + 1)
@@ -247,4 +254,12 @@ def _limit(sock: "zmq.Socket[bytes]") -> None:
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
 
 
-__all__ = ["ControlContext", "ControlLink", "ControlServer", "Identity", "Poller", "Waker"]
+__all__ = [
+    "ControlContext",
+    "ControlLink",
+    "ControlServer",
+    "Identity",
+    "Poller",
+    "Waker",
+    "in_address",
+]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.eventually import eventually
 from support.tcp_pair import AMPLE, HELLO, WELCOME, Pairs, Taker, chunk_of, sockets
-from support.transfer import fill
+from support.transfer import Borrower, Lender, Slot, fill
 
 from kvtransfer.messages import (
     MAX_STREAM_WORD_BYTES,
@@ -15,6 +15,7 @@ from kvtransfer.messages import (
     stream_welcome,
 )
 from kvtransfer.pool import BlockMemory
+from kvtransfer.sink import Landed
 from kvtransfer.transports import base, tcp
 from kvtransfer.transports.tcp_frames import (
     pack_head,
@@ -145,3 +146,15 @@ def test_a_host_that_is_not_ours_cannot_be_listened_on() -> None:
 )  # fmt: skip
 def test_a_source_looks_its_own_name_up(host: str, address: str) -> None:
     assert tcp.resolved(host) == address
+
+
+def test_everything_of_a_transfer_works_over_ipv6() -> None:
+    lender = Lender(transports=("tcp",), host="::1")
+    borrower = Borrower(transports=("tcp",))
+    ticket = lender.lend([4])
+    outcome = borrower.fetch(ticket, [Slot(0, 9)])
+    lender.write_all(ticket)
+    assert isinstance(outcome.end, Landed), outcome.end
+    assert borrower.memory.block(9) == lender.memory.block(4)
+    borrower.close()
+    lender.close()
