@@ -65,6 +65,8 @@ class NetworkFacts:
     """/dev/infiniband has a device this process may open."""
     ucx: str
     """Version of the Python package, "" when it is not installed."""
+    ucx_forced: bool
+    """UCX_TLS is set: UCX is used without RDMA devices, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

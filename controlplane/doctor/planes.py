@@ -98,7 +98,15 @@ def obstacle(name: str, here: Facts, there: Facts) -> str:
         case "shm":
             return shares_memory(here, there)
         case "ucx":
-            without = next((facts.host for facts in both if not facts.network.ucx), "")
-            return f"ucxx is not installed on {without}" if without else ""
+            return next(filter(None, map(_no_ucx, both)), "")
         case _:
             return ""
+
+
+def _no_ucx(facts: Facts) -> str:
+    """Why this machine does not use UCX: `kvtransfer.transports.ucx` decides so too."""
+    if not facts.network.ucx:
+        return f"ucxx is not installed on {facts.host}"
+    if not facts.network.rdma and not facts.network.ucx_forced:
+        return f"no RDMA device on {facts.host}; without one plain TCP is faster"
+    return ""

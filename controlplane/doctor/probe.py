@@ -88,6 +88,7 @@ def _network() -> NetworkFacts:
             os.access(path, os.R_OK | os.W_OK) for path in Path("/dev/infiniband").glob("uverbs*")
         ),
         ucx=_installed("ucxx-cu12", "ucxx-cu13", "ucxx"),
+        ucx_forced="UCX_TLS" in os.environ,
     )
 
 

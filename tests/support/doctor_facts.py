@@ -41,6 +41,7 @@ NETWORK = NetworkFacts(
     rdma=(NIC,),
     rdma_openable=True,
     ucx="0.52.0",
+    ucx_forced=False,
 )
 GPUS = GpuFacts(names=("H200", "H200"), driver_there=True, nccl="2.30.4")
 ALL = ("cuda_ipc", "nccl", "shm", "ucx", "tcp")

@@ -206,3 +206,7 @@ def test_only_what_nothing_is_known_to_be_in_the_way_of_is_tried() -> None:
     assert measurable(BEST, OTHER) == tuple(n for n in HOST_TRANSPORTS if n != "shm")
     without = replace(BEST, network=replace(NETWORK, ucx=""))
     assert measurable(without, BEST) == ("shm", "tcp")
+    plain = replace(BEST, network=replace(NETWORK, rdma=()))
+    assert measurable(BEST, plain) == ("shm", "tcp")
+    forced = replace(BEST, network=replace(NETWORK, rdma=(), ucx_forced=True))
+    assert measurable(forced, forced) == ("shm", "ucx", "tcp")
