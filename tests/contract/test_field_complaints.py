@@ -136,13 +136,13 @@ def test_6_vllm_41269_a_request_rejected_on_decode_frees_its_blocks_on_prefill_a
 def test_7_vllm_53095_a_lease_is_renewed_on_a_pushing_stream_too(transport: str) -> None:
     """Renewals are control messages of the sink's thread, whoever moves the bytes."""
     with (
-        closing(Lender(lease_ttl_s=0.2)) as lender,
-        closing(Borrower(transports=(transport,), lease_ttl_s=0.2)) as borrower,
+        closing(Lender(lease_ttl_s=0.5)) as lender,
+        closing(Borrower(transports=(transport,), lease_ttl_s=0.5)) as borrower,
     ):
         ticket = lender.lend(range(4))
         outcome = fetch(borrower, ticket, range(4))
         lender.source.publish(ticket.lease, LAYOUT.block_tokens)
-        for _ in range(4):  # four terms of a lease nobody renews
+        for _ in range(3):  # three terms of a lease nobody renews
             assert lender.end_of(lender.lend([9]).lease).reason == "expired"
         lender.source.finish(ticket.lease, b"")
         assert isinstance(outcome.end, Landed)

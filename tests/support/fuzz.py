@@ -146,7 +146,7 @@ class Fuzz:
 
     def check(self) -> None:
         """Honest fetches land, and nothing has stayed behind."""
-        assert all(lands(self._lender, self._borrowers[lane], of(lane)) for lane in range(LANES))
+        self._land_honestly()
         back_to(self._at_rest, FORGOTTEN_WITHIN_S)
         eventually(lambda: self._lender.source.num_leases == 0, ENDED_WITHIN_S)
         assert not self._ends.twice
@@ -162,9 +162,14 @@ class Fuzz:
     def _warm(self) -> Census:
         for number in range(-2, 0):
             self.batch(number)
-        assert all(lands(self._lender, self._borrowers[lane], of(lane)) for lane in range(LANES))
+        self._land_honestly()
         eventually(lambda: self._lender.source.num_leases == 0)
         return settled(1.0)
+
+    def _land_honestly(self) -> None:
+        """On every lane, in spite of all that was said; a busy machine may miss a short lease."""
+        for lane, borrower in enumerate(self._borrowers):
+            eventually(lambda b=borrower, n=lane: lands(self._lender, b, of(n)))  # type: ignore[misc]
 
     def _round(self, number: int) -> None:
         chance = random.Random(f"{self.seed}:{number}")
