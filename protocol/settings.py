@@ -105,9 +105,10 @@ class WorkerSettings(ProcessSettings):
     """Requests queued before new ones are refused as overloaded: four full batches."""
     token_budget: int = Field(default=512, ge=1)
     """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
-    transports: str = "shm,ucx,tcp"
-    """Ways KV may travel, best first. Shared memory serves one host, UCX hosts with RDMA devices
-    where `baton[ucx]` is installed, TCP any."""
+    transports: str = "shm,tcp"
+    """Ways KV may travel, best first. Shared memory serves one host, TCP any; `shm,ucx,tcp` is for
+    hosts with RDMA devices and `baton[ucx]`: not the default, or every link elsewhere would warn
+    that it takes a slower way than it was told."""
     threads: int = Field(default=0, ge=0)
     """Compute threads. 0: one per core this process may use."""
     cores: str = Field(default="", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")
