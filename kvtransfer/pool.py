@@ -1,7 +1,7 @@
 """The memory all KV blocks of one worker lie in: a sealed memfd that another process can map.
 
 Made by a worker at start; the engine computes in `blocks` and counts allocations in
-`generations`, `kvtransfer` reads and writes single blocks. Nothing appears in the file system,
+`generations`, `kvtransfer` reads and writes ranges of blocks. Nothing appears in the file system,
 so nothing can be left there. Does not know who owns a block.
 """
 

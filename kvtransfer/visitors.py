@@ -6,6 +6,7 @@ within a short grace; after that the visitor is gone, and so is everything it he
 of leases beyond their ids.
 """
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +30,13 @@ from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 from protocol.lease import Deadlines
 
+log = logging.getLogger(__name__)
+
 MAX_VISITORS = 1_024
 _HELLO_S = 5.0
 """From `Open` to the stream's hello: a local round trip, or a far one on a bad day."""
+_FULL_S = 0.1
+"""Without descriptors, until we look again who knocks: they keep the socket readable."""
 GRACE_S = 0.5
 """From a stream's end to the next one's hello. A sink that lives dials at once; one that was killed
 keeps its leases this long."""
@@ -62,6 +67,13 @@ class _Arrival:
     reader: WordReader
 
 
+@dataclass(slots=True, eq=False)
+class _Shut:
+    """A listener that is not looked at, for want of descriptors."""
+
+    listener: Listener
+
+
 class Visitors:
     def __init__(
         self,
@@ -85,7 +97,7 @@ class Visitors:
         self._sessions: dict[SessionId, Visitor] = {}
         self._streams: dict[int, Visitor] = {}
         self._arrivals: dict[int, _Arrival] = {}
-        self._hellos: Deadlines[Visitor | _Arrival] = Deadlines()
+        self._hellos: Deadlines[Visitor | _Arrival | _Shut] = Deadlines()
         for fd in self._listeners:
             poller.watch(fd)
 
@@ -136,8 +148,11 @@ class Visitors:
         for late in self._hellos.expired(self._clock()):
             if isinstance(late, Visitor):
                 self.lose(late, late.parted or "it opened no stream")
-            else:
+            elif isinstance(late, _Arrival):
                 self._turn_away(late)
+            else:
+                self._hellos.drop(late)
+                self._poller.watch(late.listener.fileno())
 
     def flush(self, visitor: Visitor) -> None:
         """Send what the visitor's stream has queued, and watch for room if that is not all."""
@@ -172,6 +187,14 @@ class Visitors:
             listener.close()
 
     def _accept(self, listener: Listener) -> None:
+        try:
+            self._accept_all(listener)
+        except OSError as error:
+            log.warning("a sink waits at the door", extra={"why": str(error)})
+            self._poller.forget(listener.fileno())
+            self._hellos.set(_Shut(listener), now_s=self._clock(), remaining_s=_FULL_S)
+
+    def _accept_all(self, listener: Listener) -> None:
         while (sock := listener.accept()) is not None:
             if len(self._arrivals) >= MAX_VISITORS:
                 sock.close()

@@ -277,7 +277,8 @@ class Listener(Protocol):
     def fileno(self) -> int: ...
 
     def accept(self) -> socket.socket | None:
-        """A new connection, non-blocking, its process checked; None when there is none."""
+        """A new connection, non-blocking, its process checked; None when there is none. Raises
+        OSError without a descriptor for it."""
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -291,7 +292,9 @@ class Listener(Protocol):
 def accept_from(listening: socket.socket) -> socket.socket | None:
     try:
         sock, _ = listening.accept()
-    except OSError:  # nobody there, gone again, or out of descriptors: the next turn tells
+    except OSError as error:  # nobody there, or gone again
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     sock.setblocking(False)
     return sock

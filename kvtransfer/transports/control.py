@@ -25,7 +25,7 @@ from kvtransfer.messages import (
 from protocol.errors import PeerLost, TransferError, WireError
 
 _QUEUE_MESSAGES = 4_096
-"""Ready messages of 256 blocks each: far more than any honest link has in flight."""
+"""Far more than any honest link has in flight: a few messages a fetch."""
 _LINGER_MS = 100
 _TURN_MESSAGES = 256
 _PING_MS = 2_000

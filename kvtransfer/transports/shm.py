@@ -1,9 +1,9 @@
 """Shared memory on one host: the sink maps the source's pool and copies blocks out of it.
 
-The descriptor of the pool is passed over an abstract unix socket, read-only, to processes of the
-same user. The socket then stays open and carries nothing: its end tells that the peer died.
-Called by `kvtransfer.source` and `kvtransfer.link`. Does not work across hosts or network
-namespaces, and says so at once.
+The descriptor of the source's pool is passed over an abstract unix socket, read-only, to processes
+of the same user; that of a sink's pool, for a source that helps to copy, can be written. The socket
+then carries words, and its end tells that the peer died. Called by `kvtransfer.source` and
+`kvtransfer.link`. Does not work across hosts or network namespaces, and says so at once.
 """
 
 import logging

@@ -3,6 +3,7 @@
 import errno
 import queue
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from types import ModuleType, SimpleNamespace
@@ -14,7 +15,7 @@ from support.eventually import eventually
 from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
-from kvtransfer import session
+from kvtransfer import session, visitors
 from kvtransfer.active import Active, Means
 from kvtransfer.board import Board
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
@@ -24,7 +25,7 @@ from kvtransfer.link import Link
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import plan
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports import tcp_sink, tcp_source
+from kvtransfer.transports import base, tcp_sink, tcp_source
 from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
@@ -135,6 +136,28 @@ def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
     monkeypatch.setattr(Board, "create", fail)
     end = fetch_end(lender, borrower)
     assert isinstance(end, Landed) and end.transport == "shm"
+
+
+def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who knocks stays at the door, which stays readable."""
+    looks: list[float] = []
+
+    def full(listening: socket.socket) -> socket.socket | None:
+        looks.append(time.monotonic())
+        raise FULL
+
+    lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
+    with closing(lender), closing(borrower):
+        with monkeypatch.context() as patched:
+            patched.setattr(base, "accept_from", full)
+            ticket = lender.lend([0])
+            outcome = borrower.fetch(ticket, [Slot(0, 0)])
+            eventually(lambda: len(looks) >= 3)
+        assert looks[2] - looks[0] >= 2 * visitors._FULL_S
+        lender.write_all(ticket)
+        assert isinstance(outcome.end, Landed)
 
 
 @pytest.mark.parametrize("side", [tcp_sink, tcp_source])
