@@ -18,11 +18,11 @@ from kvtransfer.transports import base
 from kvtransfer.transports.nccl_sink import NcclSinkStream
 from kvtransfer.transports.nccl_source import NcclSourceStream
 from kvtransfer.transports.nccl_words import NAME, rank_of, rank_word, why_not
+from kvtransfer.transports.tcp import connect_to
+from kvtransfer.transports.tcp_tuning import tune
 from protocol.errors import TransferError, WireError
 
 _BACKLOG: Final = 128
-_PROBE_S: Final = 2
-_SILENCE_MS: Final = 6_000
 
 
 class NcclListener:
@@ -61,7 +61,7 @@ class NcclListener:
         base.send_word(sock, stream_welcome.encode(word))
         if why := why_not(self._memory, theirs):
             raise WireError(why)
-        _tune(sock)
+        tune(sock)
         return NcclSourceStream(sock, self._memory, theirs)
 
     def close(self) -> None:
@@ -72,9 +72,7 @@ def dial(address: str, hello: StreamHello, memory: DeviceMemory) -> base.Dial:
     """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
     if memory.collectives is None:
         raise base.Unreachable("the pool was made without NCCL")
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = base.connect(family, (host, int(port)))
+    sock = connect_to(address)
     hello = msgspec.structs.replace(hello, setup=rank_word.encode(rank_of(memory)))
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
@@ -85,18 +83,10 @@ def dial(address: str, hello: StreamHello, memory: DeviceMemory) -> base.Dial:
             raise base.Unreachable(f"it is no end of a pair: {error}") from error
         if why := why_not(memory, theirs):
             raise base.Unreachable(why)
-        _tune(sock)
+        tune(sock)
         return NcclSinkStream(sock, memory, theirs)
 
     return base.Dial(sock, transport=NAME, hello=hello, finish=finish)
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _PROBE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, _PROBE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENCE_MS)
 
 
 __all__ = ["NAME", "NcclListener", "dial"]

@@ -14,12 +14,23 @@ from support.eventually import eventually
 
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.device.peer import PeerMemory, offer_of
-from kvtransfer.messages import Chunk, FetchId, Finish, Left, stream_word
+from kvtransfer.messages import (
+    CONTROL_VERSION,
+    Chunk,
+    FetchId,
+    Finish,
+    Left,
+    StreamHello,
+    stream_word,
+)
+from kvtransfer.transports import nccl
+from kvtransfer.transports.base import Unreachable
 from kvtransfer.transports.cuda_ipc import CopyingStream
 from kvtransfer.transports.nccl_sink import NcclSinkStream
 from kvtransfer.transports.nccl_words import Join, NcclWord, nccl_word, rank_of
 from kvtransfer.transports.words import WordOutbox
 from protocol.errors import PeerLost, WireError
+from protocol.ids import Epoch
 
 NUM_BLOCKS = 8
 BLOCK_BYTES = 512
@@ -250,3 +261,14 @@ def say(outbox: "WordOutbox[Any]", *words: object) -> None:
     for word in words:
         outbox.put(word)
     outbox.flush()
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", "a host:1"])
+def test_a_source_that_says_it_listens_nowhere_is_unreachable(address: str) -> None:
+    hello = StreamHello(version=CONTROL_VERSION, session=1, epoch=Epoch(1))
+    memory = FakeDeviceMemory(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
+    with (
+        closing(memory), pytest.raises(Unreachable),
+        closing(nccl.dial(address, hello, memory)) as dial,
+    ):  # fmt: skip
+        eventually(dial.advance)
