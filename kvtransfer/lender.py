@@ -327,13 +327,14 @@ class Lender:
         if lending.fetch is None or visitor.stream is None:
             return ""
         visitor.stream.drop(lending.fetch)
+        transport = visitor.stream.transport
         if reason != "released":
             word = FetchFailed(
                 fetch=lending.fetch, attempt=lending.attempt, code=_CODES[reason],
                 reason=detail[:2_000],
             )  # fmt: skip
-            self._visitors.send(visitor, word)
-        return visitor.stream.transport
+            self._visitors.send(visitor, word)  # which may lose the visitor, and its stream
+        return transport
 
     def _how(self, lease: LeaseId) -> Gone:
         """Why a lease cannot be had."""
