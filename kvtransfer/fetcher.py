@@ -12,7 +12,7 @@ from typing import Final, assert_never
 
 from kvtransfer import session
 from kvtransfer.active import Active, Means
-from kvtransfer.endings import Landed
+from kvtransfer.endings import Aborted, Landed
 from kvtransfer.link import Link, LinkStage, broken
 from kvtransfer.messages import (
     Cancel,
@@ -136,12 +136,22 @@ class Fetcher:
 
     def close(self) -> None:
         for active in list(self._active.values()):
-            self.follow(active, active.fetch.cancel("the sink closes"))
+            self._end_at_close(active)
         for link in self._links.values():
             self._let_go(link)
         self._links.clear()
         self._await_writers()
         self._context.close()
+
+    def _end_at_close(self, active: Active) -> None:
+        """Its end is told even when a fault of ours, the reason to close, spoilt its state."""
+        try:
+            self.follow(active, active.fetch.cancel("the sink closes"))
+        except Exception:
+            log.exception("a fetch could not be ended in order")
+            if self._active.pop(active.fetch.fetch, None) is not None:
+                slots = tuple(active.fetch.slots_S.tolist())
+                active.on_end(Aborted("the sink closes", quarantined=slots))
 
     def _await_writers(self) -> None:
         """Those that cannot be stopped at once get a moment: the memory goes when we are gone."""

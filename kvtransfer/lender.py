@@ -172,7 +172,10 @@ class Lender:
         with self._door:
             self._closed = True
         for lending in list(self._lendings.values()):
-            self._end(lending, "closed", "the source closes")
+            try:
+                self._end(lending, "closed", "the source closes")
+            except Exception:  # a fault of ours, perhaps the reason to close: the others go on
+                log.exception("a lease could not be ended in order", extra={"lease": lending.lease})
 
     # -- answers --------------------------------------------------------------------------
 
@@ -182,7 +185,9 @@ class Lender:
                 self._fetch(visitor, message)
             case Renew(leases=leases, remaining_s=remaining_s):
                 gone = [x for x in leases if not self._renew(visitor, x, remaining_s)]
-                self._visitors.send(visitor, Renewed(gone=tuple(map(self._how, gone))))
+                self._visitors.send(
+                    visitor, Renewed(gone=tuple(self._how(x, visitor) for x in gone))
+                )
             case Release(lease=lease):
                 if self._holders.get(lease) is visitor:
                     self._end(self._lendings[lease], "released", "landed")
@@ -226,7 +231,7 @@ class Lender:
         lease = message.lease
         lending = self._lendings.get(lease)
         if lending is None:
-            return self._how(lease)
+            return self._how(lease, visitor)
         heads = None if message.heads is None else range(*message.heads)
         try:
             way = plan(self._wares.layout, message.layout, heads=heads)
@@ -237,7 +242,7 @@ class Lender:
         if visitor.stream is None:
             return Gone(lease=lease, code="refused", reason="no stream is open")
         if not self._hold(visitor, lease):
-            return self._how(lease)
+            return self._how(lease, visitor)
         fetch = FetchId(message.fetch)
         try:
             if lending.fetched(
@@ -336,8 +341,10 @@ class Lender:
             self._visitors.send(visitor, word)  # which may lose the visitor, and its stream
         return transport
 
-    def _how(self, lease: LeaseId) -> Gone:
-        """Why a lease cannot be had."""
+    def _how(self, lease: LeaseId, visitor: Visitor) -> Gone:
+        """Why a visitor cannot have a lease."""
+        if lease in self._lendings and self._holders.get(lease, visitor) is visitor:
+            return Gone(lease=lease, code="lease_expired", reason="its term is over")
         if lease in self._lendings:
             return Gone(lease=lease, code="refused", reason="another worker holds the lease")
         unknown = Gone(lease=lease, code="lease_expired", reason="no such lease")

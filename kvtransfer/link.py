@@ -15,6 +15,7 @@ from typing import assert_never
 from kvtransfer import planes
 from kvtransfer.messages import (
     CONTROL_VERSION,
+    MAX_RENEWED,
     FetchFailed,
     Open,
     Opened,
@@ -129,7 +130,10 @@ class Link:
         if now_s < self.renew_at_s or not self.leases or self._opened is None:
             return
         self.renew_at_s = now_s + every_s
-        self.say(Renew(leases=tuple(self.leases), remaining_s=remaining_s))
+        leases = tuple(self.leases)
+        for first in range(0, len(leases), MAX_RENEWED):
+            some = leases[first : first + MAX_RENEWED]
+            self.say(Renew(leases=some, remaining_s=remaining_s))
 
     def look(self, ready: set[int], *, now_s: float) -> None:
         """Take in what the control socket and the descriptors in `ready` have."""

@@ -16,6 +16,8 @@ from protocol.layout import Layout
 CONTROL_VERSION: Final = 2
 MAX_CONTROL_BYTES: Final = 4 << 20
 """The slots of a 4,000,000-token prompt pack to 2 MB; nothing honest is larger."""
+MAX_RENEWED: Final = 1_024
+"""Leases in one message: their ends, with reasons, pack to 2 MB at most."""
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_SETUP_BYTES: Final = 64 << 10
 MAX_WORD_BYTES: Final = 1 << 20
@@ -136,7 +138,7 @@ class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
 class Renew(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     """Keep all these leases for `remaining_s` from now; answered by `Renewed`."""
 
-    leases: tuple[LeaseId, ...]
+    leases: Annotated[tuple[LeaseId, ...], msgspec.Meta(max_length=MAX_RENEWED)]
     remaining_s: Seconds
 
 

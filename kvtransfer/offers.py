@@ -49,8 +49,8 @@ class Offers:
         self._layout = layout
         self._sums = BlockSums(memory)
         self._ways: dict[LeaseId, _Way] = {}
-        self._unsummed: deque[tuple[NDArray[np.uint32], NDArray[np.uint64]]] = deque()
-        """Full blocks written a moment ago, and their generations."""
+        self._unsummed: deque[tuple[LeaseId, NDArray[np.uint32], NDArray[np.uint64]]] = deque()
+        """Full blocks of a lease written a moment ago, and their generations."""
         self._num_noted: dict[LeaseId, int] = {}
         """Full blocks of a lease that were queued for summing."""
 
@@ -65,17 +65,21 @@ class Offers:
         last = lending.num_written // lending.block_tokens
         if last > first:
             new = slice(first, last)
-            self._unsummed.append((lending.block_ids_B[new], lending.generations_B[new]))
+            self._unsummed.append(
+                (lending.lease, lending.block_ids_B[new], lending.generations_B[new])
+            )
             self._num_noted[lending.lease] = last
 
     def sum_some(self) -> None:
         """Sum a turn's worth of what was written."""
         if not self._unsummed:
             return
-        blocks, generations = self._unsummed.popleft()
+        lease, blocks, generations = self._unsummed.popleft()
+        if lease not in self._num_noted:
+            return  # it has ended: whoever fetches these blocks under another sums them then
         most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
         if len(blocks) > most:
-            self._unsummed.appendleft((blocks[most:], generations[most:]))
+            self._unsummed.appendleft((lease, blocks[most:], generations[most:]))
         self._sums.take(blocks[:most], generations[:most])
 
     def planned(self, lending: Lending, plan: Plan) -> None:

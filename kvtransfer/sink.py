@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
+MAX_SLOTS: Final = 262_144
+"""Of one fetch: they pack to 2 MB, half of what a control message may have."""
 _IDLE_S: Final = 1.0
 _LOOKS: Final = 32
 """At the streams, while spinning, for each at the control links."""
@@ -183,6 +185,8 @@ class Sink:
         ours = self._layout.heads
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
+        if len(indices_S) > MAX_SLOTS:
+            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
         way, pieces_S = self._describe(ticket, heads, *session.ascending(indices_S, slots_S))
         fetch = session.Fetch(fetch=FetchId(next(self._ids)), lease=ticket.lease, pieces_S=pieces_S)
         now_s = self._clock()

@@ -20,10 +20,11 @@ typedef struct {
     _Atomic uint64_t inside; /* sides working now */
     _Atomic uint64_t cursor; /* first piece nobody claimed */
     _Atomic uint64_t num_done;
-    uint64_t num_pieces, batch, streaming;
+    /* volatile: the other side may change them at any time, so each is read once, into a local */
+    volatile uint64_t num_pieces, batch, streaming;
     uint8_t pad[64];
-    int64_t target_offsets[MAX_RANGES], source_offsets[MAX_RANGES], sizes[MAX_RANGES];
-    int64_t starts[MAX_PIECES + 1];
+    volatile int64_t target_offsets[MAX_RANGES], source_offsets[MAX_RANGES], sizes[MAX_RANGES];
+    volatile int64_t starts[MAX_PIECES + 1];
     uint64_t sums[MAX_PIECES];
 } Board;
 
@@ -40,13 +41,14 @@ static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
     return offset >= 0 && size >= 0 && (uint64_t)size <= bytes && (uint64_t)offset <= bytes - (uint64_t)size;
 }
 
-/* Copy one piece; 0 when the board describes nonsense. */
-static int copy_piece(Board *board, const Spans *spans, uint64_t piece, int streaming) {
+/* Copy one piece; its bytes, or -1 when the board describes nonsense. */
+static int64_t copy_piece(Board *board, const Spans *spans, uint64_t piece, int streaming) {
     static _Thread_local int64_t into[MAX_PIECE_RANGES], from[MAX_PIECE_RANGES];
     static _Thread_local int64_t sizes[MAX_PIECE_RANGES];
     const int64_t first = board->starts[piece], last = board->starts[piece + 1];
     const int64_t num_ranges = last - first;
-    if (first < 0 || num_ranges < 1 || last > MAX_RANGES || num_ranges > MAX_PIECE_RANGES) return 0;
+    if (first < 0 || num_ranges < 1 || last > MAX_RANGES || num_ranges > MAX_PIECE_RANGES) return -1;
+    int64_t num_bytes = 0;
     for (int64_t range = 0; range < num_ranges; range++) {
         into[range] = board->target_offsets[first + range];
         from[range] = board->source_offsets[first + range];
@@ -54,11 +56,12 @@ static int copy_piece(Board *board, const Spans *spans, uint64_t piece, int stre
         if (!lies_in(into[range], sizes[range], spans->target_bytes) ||
             !lies_in(from[range], sizes[range], spans->source_bytes) || sizes[range] < 64 ||
             sizes[range] % 64)
-            return 0;
+            return -1;
+        num_bytes += sizes[range];
     }
     board->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes,
                                         num_ranges, streaming);
-    return 1;
+    return num_bytes;
 }
 
 /* Claim and copy pieces of job `number` until none are left. Pieces copied; -1: nonsense. */
@@ -66,6 +69,7 @@ static int64_t claim(Board *board, const Spans *spans) {
     const uint64_t num_pieces = board->num_pieces, batch = board->batch;
     const int streaming = (int)board->streaming;
     int64_t num_copied = 0;
+    uint64_t num_bytes = 0;
     if (num_pieces > MAX_PIECES || batch < 1 || batch > MAX_PIECES) return -1;
     while (num_copied < (int64_t)num_pieces) { /* also if somebody sets the cursor back */
         const uint64_t first = atomic_fetch_add(&board->cursor, batch);
@@ -73,7 +77,9 @@ static int64_t claim(Board *board, const Spans *spans) {
         const uint64_t last = first + batch < num_pieces ? first + batch : num_pieces;
         for (uint64_t piece = first; piece < last; piece++) {
             if (atomic_load(&board->stop)) return num_copied;
-            if (!copy_piece(board, spans, piece, streaming)) return -1;
+            const int64_t copied_bytes = copy_piece(board, spans, piece, streaming);
+            num_bytes += (uint64_t)copied_bytes;
+            if (copied_bytes < 0 || num_bytes > spans->target_bytes) return -1;
             num_copied++;
         }
         baton_kv_settle();

@@ -169,6 +169,8 @@ class WordReader:
             except OSError as error:
                 raise PeerLost(f"the stream broke: {error}") from error
             self.fds.extend(fds)
+            if len(self.fds) > MAX_FDS:
+                raise WireError(f"{len(self.fds)} descriptors came with one word")
             if not data:
                 raise PeerLost("the other process closed its stream")
             self._buffer += data

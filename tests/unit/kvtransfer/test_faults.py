@@ -22,7 +22,7 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Fetcher
 from kvtransfer.lender import Lender as Lending
 from kvtransfer.link import Link
-from kvtransfer.messages import FetchId
+from kvtransfer.messages import MAX_RENEWED, FetchId
 from kvtransfer.plan import plan
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base, tcp_sink, tcp_source
@@ -243,3 +243,38 @@ def test_a_writer_that_stops_late_ends_nothing_of_the_next_stream(
     stuck.is_over = True
     fetcher.turn(set())
     assert not fetcher._closing and fetch.num_writing == 1
+
+
+def test_every_fetch_has_an_end_though_the_fault_spoilt_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lender, borrower = Lender(), Borrower()
+    tickets = [lender.lend([block]) for block in range(3)]
+    outcomes = [borrower.fetch(t, [Slot(0, i)]) for i, t in enumerate(tickets)]
+    right = session.Fetch.cancel
+
+    def slip(fetch: session.Fetch, reason: str) -> list[session.FetchStep]:
+        if fetch.fetch == outcomes[0].fetch:
+            raise RuntimeError("a slip")
+        return right(fetch, reason)
+
+    monkeypatch.setattr(session.Fetch, "cancel", slip)
+    borrower.sink.close()
+    assert [type(outcome.end) for outcome in outcomes] == [Aborted] * 3
+    lender.close()
+    borrower.memory.close()
+
+
+def test_more_leases_than_one_message_takes_are_all_renewed() -> None:
+    lender, borrower = Lender(lease_ttl_s=1.0), Borrower(lease_ttl_s=1.0)
+    tickets = [lender.lend([0]) for _ in range(MAX_RENEWED + 5)]
+    for ticket in tickets:
+        borrower.sink.hold(ticket)
+    outcome = borrower.fetch(tickets[-1], [Slot(0, 0)])
+    lender.source.publish(tickets[-1].lease, tickets[-1].num_tokens)
+    eventually(lambda: any(borrower.memory.block(0)))
+    late_s = time.monotonic() + 1.5
+    eventually(lambda: time.monotonic() > late_s)
+    assert lender.source.num_leases == len(tickets) and not outcome.ended
+    borrower.close()
+    lender.close()
