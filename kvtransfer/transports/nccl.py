@@ -8,7 +8,6 @@ is scattered into it, so a sender that hangs keeps no slot. Called by `kvtransfe
 """
 
 import socket
-from typing import Final
 
 import msgspec
 
@@ -18,14 +17,13 @@ from kvtransfer.transports import base
 from kvtransfer.transports.nccl_sink import NcclSinkStream
 from kvtransfer.transports.nccl_source import NcclSourceStream
 from kvtransfer.transports.nccl_words import NAME, rank_of, rank_word, why_not
+from kvtransfer.transports.port import Port
 from kvtransfer.transports.tcp import connect_to
 from kvtransfer.transports.tcp_tuning import tune
-from protocol.errors import TransferError, WireError
-
-_BACKLOG: Final = 128
+from protocol.errors import WireError
 
 
-class NcclListener:
+class NcclListener(Port):
     """The source's port for the words of its pairs."""
 
     transport = NAME
@@ -36,22 +34,7 @@ class NcclListener:
         if memory.collectives is None:
             raise base.Unreachable("the pool was made without NCCL")
         self._memory = memory
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._sock.bind((host, 0))
-            self._sock.listen(_BACKLOG)
-        except OSError as error:
-            self._sock.close()
-            raise TransferError(f"cannot listen on {host}: {error}") from error
-        self._sock.setblocking(False)
-        self.address = f"*:{self._sock.getsockname()[1]}"
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return base.accept_from(self._sock)
+        super().__init__(host)
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -63,9 +46,6 @@ class NcclListener:
             raise WireError(why)
         tune(sock)
         return NcclSourceStream(sock, self._memory, theirs)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def dial(address: str, hello: StreamHello, memory: DeviceMemory) -> base.Dial:

@@ -17,11 +17,12 @@ import msgspec
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
+from kvtransfer.transports.port import Port
 from kvtransfer.transports.tcp_frames import Window, window
 from kvtransfer.transports.tcp_sink import TcpSinkStream
 from kvtransfer.transports.tcp_source import LOCAL_CHUNK_BYTES, TcpSourceStream
 from kvtransfer.transports.tcp_tuning import is_local, tune, tune_listening, watch_over
-from protocol.errors import TransferError, WireError
+from protocol.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,9 @@ WINDOW_BYTES: Final = 64 << 20
 """A chunk for each lane and the bandwidth-delay product of 100 Gbit/s and 2.5 ms."""
 _WINDOW_BLOCKS: Final = 4
 """A window holds at least as many blocks, so that one of any size is always granted."""
-_BACKLOG = 128
 
 
-class TcpListener:
+class TcpListener(Port):
     """The source's data port."""
 
     transport = NAME
@@ -46,23 +46,10 @@ class TcpListener:
     def __init__(self, memory: BlockMemory, host: str) -> None:
         """Listen on a free port of `host`. Raises TransferError when it cannot."""
         self._memory = memory
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            tune_listening(self._sock, host)
-            self._sock.bind((host, 0))
-            self._sock.listen(_BACKLOG)
-        except OSError as error:
-            self._sock.close()
-            raise TransferError(f"cannot listen on {host}: {error}") from error
-        self._sock.setblocking(False)
-        self.address = f"*:{self._sock.getsockname()[1]}"
+        super().__init__(host)
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return base.accept_from(self._sock)
+    def prepare(self, sock: socket.socket, host: str) -> None:
+        tune_listening(sock, host)
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -72,9 +59,6 @@ class TcpListener:
             raise WireError(f"a window of {granted} bytes, smaller than a chunk")
         base.send_word(sock, stream_welcome.encode(word))
         return TcpSourceStream(sock, transport=NAME, memory=self._memory.span, window=granted)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def dial(address: str, hello: StreamHello, memory: BlockMemory, *, num_lanes: int = 0) -> base.Dial:

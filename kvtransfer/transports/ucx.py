@@ -7,13 +7,13 @@ cannot reach the peer's falls back to the next plane instead of failing fetches.
 """
 
 import socket
-from typing import Final
 
 import msgspec
 
 from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base
+from kvtransfer.transports.port import Port
 from kvtransfer.transports.tcp import connect_to
 from kvtransfer.transports.tcp_tuning import tune
 from kvtransfer.transports.ucx_eyes import eyes_for
@@ -21,9 +21,7 @@ from kvtransfer.transports.ucx_session import Broke, Moved, Proved, Ready, UcxFa
 from kvtransfer.transports.ucx_sink import NAME, UcxSinkStream
 from kvtransfer.transports.ucx_source import UcxSourceStream
 from kvtransfer.transports.ucx_worker import UcxWorker
-from protocol.errors import PeerLost, TransferError
-
-_BACKLOG: Final = 128
+from protocol.errors import PeerLost
 
 
 def prepare() -> None:
@@ -37,7 +35,7 @@ def prepare() -> None:
         raise base.Unreachable(str(error)) from error
 
 
-class UcxListener:
+class UcxListener(Port):
     """The source's port for words."""
 
     transport = NAME
@@ -47,22 +45,7 @@ class UcxListener:
         TransferError when it cannot listen."""
         prepare()
         self._memory = memory
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            self._sock.bind((host, 0))
-            self._sock.listen(_BACKLOG)
-        except OSError as error:
-            self._sock.close()
-            raise TransferError(f"cannot listen on {host}: {error}") from error
-        self._sock.setblocking(False)
-        self.address = f"*:{self._sock.getsockname()[1]}"
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return base.accept_from(self._sock)
+        super().__init__(host)
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -72,9 +55,6 @@ class UcxListener:
             return UcxSourceStream(sock, self._memory, welcome=word, peer=hello.setup)
         except OSError as error:  # out of descriptors
             raise PeerLost(str(error)) from error
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def dial(address: str, hello: StreamHello, memory: BlockMemory) -> base.Dial:
