@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
+from kvtransfer import native
 from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.messages import StreamHello
 from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
@@ -33,7 +34,9 @@ def check(transports: Sequence[str]) -> None:
 
 
 def prepare(transports: Sequence[str]) -> None:
-    """Load what takes long, before a stream has to wait for it."""
+    """Load what takes long, before a stream has to wait for it: the C kernels take the compiler
+    0.8 s, once a machine."""
+    native.kernels()
     if ucx.NAME in transports:
         with suppress(Unreachable):  # `dial` says so if it comes to that
             ucx.prepare()

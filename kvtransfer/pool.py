@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from kvtransfer import native
@@ -35,11 +34,6 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 """A pool that cannot shrink cannot make a reader's copy end in SIGBUS."""
 _SEAL_FUTURE_WRITE = 0x10
 """F_SEAL_FUTURE_WRITE: only the mapping we have can write, whoever gets the descriptor."""
-
-
-def checksum(block: memoryview) -> int:
-    """xxh3 of one block's bytes."""
-    return int(xxhash.xxh3_64_intdigest(block))
 
 
 def _blocks_at(num_blocks: int, block_bytes: int) -> int:
@@ -131,7 +125,7 @@ class BlockMemory:
         `helped`: another process of this user may map it for writing too, to copy into slots
         that this one named; otherwise nobody else ever can. `huge`: take all memory now, in huge
         pages where the kernel gives them: scattered copies then cost a fifth less, and a start
-        2 to 5 s more per GiB.
+        up to 2 s more per GiB.
         """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")

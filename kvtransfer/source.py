@@ -125,6 +125,7 @@ class Source:
         if transports is None:
             transports = planes.of_pool(memory)
         planes.check(transports)
+        planes.prepare(transports)
         self._listen(host, advertised_host or host, transports)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()

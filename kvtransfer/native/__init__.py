@@ -67,7 +67,6 @@ def kernels() -> ctypes.CDLL | None:
     library.baton_kv_put_up.argtypes = [at, word, word, word]
     library.baton_kv_put_up.restype = word
     library.baton_kv_await.argtypes = [at, signed]
-    library.baton_kv_spin.argtypes = [at, word, signed]
     library.baton_kv_board_bytes.restype = signed
     return library
 

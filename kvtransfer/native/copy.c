@@ -214,11 +214,6 @@ void baton_kv_hash_take(Hash *hash, const uint8_t *from, int64_t size) {
 
 uint64_t baton_kv_hash_finish(Hash *hash) { return finish(hash); }
 
-static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
-    return offset >= 0 && size >= 0 && (uint64_t)size <= bytes &&
-           (uint64_t)offset <= bytes - (uint64_t)size;
-}
-
 int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_t source_bytes,
                    const int64_t *source_offsets, const int64_t *sizes, const int64_t *starts,
                    int64_t num_pieces, int64_t *num_bytes) {

@@ -29,3 +29,9 @@ int baton_kv_check(uint64_t target_bytes, const int64_t *target_offsets, uint64_
 
 /* Makes streamed stores visible to other cores; call before telling anyone that bytes landed. */
 void baton_kv_settle(void);
+
+/* Whether a range lies inside a span of so many bytes. */
+static inline int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
+    return offset >= 0 && size >= 0 && (uint64_t)size <= bytes &&
+           (uint64_t)offset <= bytes - (uint64_t)size;
+}

@@ -37,10 +37,6 @@ typedef struct {
 
 int64_t baton_kv_board_bytes(void) { return (int64_t)sizeof(Board); }
 
-static int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
-    return offset >= 0 && size >= 0 && (uint64_t)size <= bytes && (uint64_t)offset <= bytes - (uint64_t)size;
-}
-
 /* Copy one piece; its bytes, or -1 when the board describes nonsense. */
 static int64_t copy_piece(Board *board, const Spans *spans, uint64_t piece, int streaming) {
     static _Thread_local int64_t into[MAX_PIECE_RANGES], from[MAX_PIECE_RANGES];
@@ -129,18 +125,6 @@ static void relax(void) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
-}
-
-/* Wait, at most `most_ns`, until `*word` differs from `old`; 1 when it does. */
-int baton_kv_spin(const _Atomic uint64_t *word, uint64_t old, int64_t most_ns) {
-    const int64_t end = now_ns() + most_ns;
-    for (;;) {
-        for (int i = 0; i < 64; i++) {
-            if (atomic_load(word) != old) return 1;
-            relax();
-        }
-        if (now_ns() >= end) return 0;
-    }
 }
 
 /* Wait, at most `most_ns`, until all pieces are done; 1 when they are. */

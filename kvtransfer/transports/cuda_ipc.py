@@ -45,19 +45,12 @@ _MAX_COPIES: Final = 4
 _MAX_WORDS: Final = 64
 
 
-class CudaIpcListener:
+class CudaIpcListener(local.LocalSocket):
     transport = NAME
 
     def __init__(self, memory: DeviceMemory, *, epoch: Epoch) -> None:
         self._memory = memory
-        self._sock = local.LocalSocket(NAME, epoch=epoch)
-        self.address = self._sock.address
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return self._sock.accept()
+        super().__init__(NAME, epoch=epoch)
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -74,9 +67,6 @@ class CudaIpcListener:
         finally:
             os.close(fd)
         return OfferingStream(sock, NAME, helper=None)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 class OfferingStream(AnnouncingStream):

@@ -17,7 +17,8 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class LocalSocket:
-    """A source's abstract socket; `address` is what `connect` takes."""
+    """A source's abstract socket, from which its listeners inherit; `address` is what `connect`
+    takes."""
 
     def __init__(self, kind: str, *, epoch: Epoch) -> None:
         self.address = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"

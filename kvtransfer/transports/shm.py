@@ -35,7 +35,7 @@ _HELPS = b"helps"
 """In a welcome's setup: the source copies along when it is told to and has time."""
 
 
-class ShmListener:
+class ShmListener(local.LocalSocket):
     """The source's abstract socket."""
 
     transport = NAME
@@ -43,14 +43,7 @@ class ShmListener:
     def __init__(self, memory: BlockMemory, *, epoch: Epoch, help_copy: HelpCopy = "auto") -> None:
         self._help_copy = help_copy
         self._memory = memory
-        self._sock = local.LocalSocket("kv", epoch=epoch)
-        self.address = self._sock.address
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return self._sock.accept()
+        super().__init__("kv", epoch=epoch)
 
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
@@ -81,9 +74,6 @@ class ShmListener:
             return None
         offer = help_offer.decode(hello.setup)
         return Helper.open(offer, fds, source=self._memory, when=self._help_copy)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def dial(address: str, hello: StreamHello, memory: BlockMemory) -> base.Dial:

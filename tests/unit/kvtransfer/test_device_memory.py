@@ -1,5 +1,6 @@
 """A pool on a device: its generations, sums and what a peer may map of it."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,6 +23,7 @@ BLOCK_BYTES = 512
 
 @pytest.fixture
 def memory() -> Iterator[FakeDeviceMemory]:
+    gc.collect()  # what other tests left must not close its descriptors while we count ours
     with closing(FakeDeviceMemory(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)) as memory:
         yield memory
 

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 from support.pieces import chunk, pieces
 from support.transfer import LAYOUT
+from xxhash import xxh3_64_intdigest
 
 from kvtransfer.chunk import Landing
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Plan, plan
-from kvtransfer.pool import BlockMemory, checksum
+from kvtransfer.pool import BlockMemory
 from kvtransfer.receiver import Receiver, Receiving
 from kvtransfer.session import End, Fetch, FetchStep, SendCancel, SendFetch
 from protocol.errors import WireError
@@ -21,7 +22,7 @@ from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.messages import Ticket
 
 NUM_TOKENS = 8
-ZEROS = checksum(memoryview(bytes(LAYOUT.block_bytes)))
+ZEROS = xxh3_64_intdigest(memoryview(bytes(LAYOUT.block_bytes)))
 SLOTS = (2, 3)
 
 
