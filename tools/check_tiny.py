@@ -11,6 +11,7 @@ import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from pathlib import Path
 
 import torch
@@ -85,7 +86,8 @@ def is_generated(model: LlamaForCausalLM, case: Case) -> bool:
 def write(model: LlamaForCausalLM, prompt: Sequence[int], *, num_tokens: int) -> list[int]:
     """Up to `num_tokens` tokens that `generate` adds to `prompt` greedily, the end included."""
     ids = torch.tensor([list(prompt)])
-    written = model.generate(  # type: ignore[misc]  # transformers types `self` as a protocol
+    generate: Any = model.generate  # its types change from release to release
+    written = generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False
     )
     return [int(token) for token in written[0, ids.shape[1] :]]
