@@ -11,8 +11,8 @@ import argparse
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
