@@ -1,4 +1,4 @@
-"""Paged attention in torch: gather the context, then SDPA. The oracle of the C kernel.
+"""Paged attention in torch: gather the context, then softmax. The oracle of the kernels.
 
 Called by `engine.layers`. One sequence at a time; correct first.
 """
@@ -7,10 +7,10 @@ Called by `engine.layers`. One sequence at a time; correct first.
 # tokens of one sequence.
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from engine.inputs import ForwardInputs
+from engine.ops import HeadShape
 
 
 def store(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
@@ -21,24 +21,37 @@ def store(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> 
     layer_pool[blocks_T, 1, :, places_T] = v_TGD.to(layer_pool.dtype)
 
 
-def attend(
-    q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, *, window: int | None
-) -> Tensor:
-    """[T, H, D]: every token over its sequence's context up to itself, `window` tokens at most."""
+def attend(q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape) -> Tensor:
+    """[T, H, D]: every token over its sequence's context up to itself, as `heads` says."""
     out_THD = torch.empty_like(q_THD)
     starts = inputs.starts_S1.tolist()
     for s, end in enumerate(inputs.ends_S.tolist()):
         mine = slice(starts[s], starts[s + 1])
-        k_GCD, v_GCD = _context(layer_pool, inputs.tables_SB[s], end)
-        out_HTD = F.scaled_dot_product_attention(
-            q_THD[mine].transpose(0, 1)[None],
-            k_GCD.to(q_THD.dtype)[None],
-            v_GCD.to(q_THD.dtype)[None],
-            attn_mask=visible(starts[s + 1] - starts[s], end, window=window),
-            enable_gqa=True,
-        )[0]
-        out_THD[mine] = out_HTD.transpose(0, 1)
+        k_GCD, v_GCD = _context(layer_pool, inputs.tables_GSB[heads.group, s], end)
+        seen_TC = visible(starts[s + 1] - starts[s], end, window=heads.window)
+        out_THD[mine] = _weighed(
+            q_THD[mine].transpose(0, 1).float(), k_GCD.float(), v_GCD.float(), seen_TC, heads
+        ).transpose(0, 1)
     return out_THD
+
+
+def _weighed(
+    q_HTD: Tensor, k_GCD: Tensor, v_GCD: Tensor, seen_TC: Tensor, heads: HeadShape
+) -> Tensor:
+    seen_TC = seen_TC.to(q_HTD.device)
+    group = heads.num_heads // heads.num_kv_heads
+    # Slots that nobody may see can hold anything, NaN included: 0 * NaN would show.
+    v_GCD = torch.where(seen_TC.any(0)[:, None], v_GCD, 0)
+    k_HCD, v_HCD = (x.repeat_interleave(group, dim=0) for x in (k_GCD, v_GCD))
+    score_HTC = q_HTD @ k_HCD.transpose(1, 2) * heads.scale
+    if heads.softcap is not None:
+        score_HTC = heads.softcap * torch.tanh(score_HTC / heads.softcap)
+    score_HTC = torch.where(seen_TC, score_HTC, -torch.inf)
+    if heads.sinks_H is None:
+        return score_HTC.softmax(-1) @ v_HCD
+    sinks_HT1 = heads.sinks_H[:, None, None].expand(-1, len(seen_TC), 1)
+    weight_HTC = torch.cat((score_HTC, sinks_HT1), dim=-1).softmax(-1)[..., :-1]
+    return weight_HTC @ v_HCD
 
 
 def visible(num_queries: int, num_context: int, *, window: int | None) -> Tensor:

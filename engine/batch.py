@@ -23,6 +23,8 @@ class Chunk:
     """Tokens whose KV this step computes, at positions `start`, `start + 1`, ..."""
     start: int
     block_table: Sequence[int]
+    """Block id of token block i in KV group g at [i * num_groups + g]; -1 where nobody can reach
+    its tokens any more (`engine.kvgroups`)."""
     sampling: Sampling | None
     """None: no token is sampled after this chunk (more of the prompt is to come)."""
     prompt_ids: Sequence[int]

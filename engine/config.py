@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.families import FAMILIES, BiasRule, Family
 from engine.fields import Fields, read_json
+from engine.kvgroups import KvGroup
 from engine.rope import Rope
 from engine.rope_config import read_rope
 from protocol.layout import KvDtype, KvLayout
@@ -121,9 +122,14 @@ class ModelConfig:
     revision: str = ""
     """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
 
+    @property
+    def kv_groups(self) -> tuple[KvGroup, ...]:
+        return (KvGroup(window=None, layers=tuple(range(self.num_layers))),)
+
     def kv_layout(self, *, block_tokens: int, dtype: KvDtype) -> KvLayout:
         return KvLayout(
-            num_layers=self.num_layers,
+            num_layers=len(self.kv_groups[0].layers),
+            num_groups=len(self.kv_groups),
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             block_tokens=block_tokens,

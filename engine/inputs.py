@@ -3,7 +3,8 @@
 Called by `engine.torch_runner` once per step; the only per-token Python work of a step.
 """
 
-# Shapes: T tokens, S sequences, B blocks of the longest table, R rows whose logits are asked for.
+# Shapes: T tokens, S sequences, G KV groups, B blocks of the longest table of one group, R rows
+# whose logits are asked for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ class ForwardInputs:
 
     token_ids_T: Tensor  # int64
     positions_T: Tensor  # int64
-    slots_T: Tensor  # int64: block id * block_tokens + place in the block
+    slots_GT: Tensor  # int64: block id * block_tokens + place in the block
     starts_S1: Tensor  # int32, one more than sequences
     ends_S: Tensor  # int32: context length after this step
-    tables_SB: Tensor  # int32, padded with 0
+    tables_GSB: Tensor  # int32, padded with 0; so are blocks that nobody can reach any more
     rows_R: Tensor  # int64, indices into T, ascending
 
     @property
@@ -36,32 +37,38 @@ class ForwardInputs:
         return self.ends_S.shape[0]
 
 
-def forward_inputs(chunks: Sequence[Chunk], *, block_tokens: int) -> ForwardInputs:
+def forward_inputs(
+    chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1
+) -> ForwardInputs:
     """Raises ValueError for a chunk without tokens or with too short a block table."""
     lengths = [len(chunk.token_ids) for chunk in chunks]
     starts = np.zeros(len(chunks) + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
-    tables = np.zeros((len(chunks), max(len(c.block_table) for c in chunks)), dtype=np.int32)
+    num_blocks = max(len(chunk.block_table) // num_groups for chunk in chunks)
+    tables = np.zeros((len(chunks), num_blocks, num_groups), dtype=np.int32)
     token_ids = np.empty(starts[-1], dtype=np.int64)
     positions = np.empty(starts[-1], dtype=np.int64)
     for s, chunk in enumerate(chunks):
-        if not lengths[s] or chunk.position > len(chunk.block_table) * block_tokens:
+        own_blocks = len(chunk.block_table) // num_groups
+        if not lengths[s] or chunk.position > own_blocks * block_tokens:
             raise ValueError(
                 f"chunk {chunk.sequence}: {lengths[s]} tokens from {chunk.start} on do not fit "
-                f"{len(chunk.block_table)} blocks of {block_tokens}"
+                f"{own_blocks} blocks of {block_tokens}"
             )
-        tables[s, : len(chunk.block_table)] = chunk.block_table
+        tables[s, :own_blocks] = np.reshape(chunk.block_table, (own_blocks, num_groups))
         token_ids[starts[s] : starts[s + 1]] = chunk.token_ids
         positions[starts[s] : starts[s + 1]] = range(chunk.start, chunk.position)
+    np.maximum(tables, 0, out=tables)
     sequences = np.repeat(np.arange(len(chunks)), lengths)
-    blocks = tables[sequences, positions // block_tokens].astype(np.int64)
+    blocks_TG = tables[sequences, positions // block_tokens].astype(np.int64)
+    slots_TG = blocks_TG * block_tokens + (positions % block_tokens)[:, None]
     rows = [int(starts[s + 1]) - 1 for s, chunk in enumerate(chunks) if chunk.sampling is not None]
     return ForwardInputs(
         token_ids_T=torch.from_numpy(token_ids),
         positions_T=torch.from_numpy(positions),
-        slots_T=torch.from_numpy(blocks * block_tokens + positions % block_tokens),
+        slots_GT=torch.from_numpy(np.ascontiguousarray(slots_TG.T)),
         starts_S1=torch.from_numpy(starts),
         ends_S=torch.tensor([chunk.position for chunk in chunks], dtype=torch.int32),
-        tables_SB=torch.from_numpy(tables),
+        tables_GSB=torch.from_numpy(np.ascontiguousarray(tables.transpose(2, 0, 1))),
         rows_R=torch.tensor(rows, dtype=torch.int64),
     )

@@ -3,9 +3,12 @@
 Called through `engine.ops`. Results depend a little on the batch, as torch's own kernels do.
 """
 
-# Shapes: T tokens, K features, N features out, H query heads, G KV heads, D head dim.
+# Shapes: T tokens, K features, N features out, H query heads, G KV heads, D head dim, E experts,
+# J experts of a token.
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,14 @@ from torch import Tensor
 from engine import attention
 from engine.inputs import ForwardInputs
 from engine.kvpool import KvPool
-from engine.ops import HeadShape
+from engine.ops import (
+    SWIGLU_ALPHA,
+    SWIGLU_LIMIT,
+    Activation,
+    ExpertWeights,
+    HeadShape,
+    Linear,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +34,23 @@ class TorchLinear:
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return F.linear(x_TK, self.weight_NK, self.bias_N)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopedExperts:
+    """Experts one after the other, each over the tokens that chose it."""
+
+    linears_E: tuple[tuple[Linear, Linear], ...]
+    gated: Callable[[Tensor], Tensor]
+
+    def __call__(self, x_TK: Tensor, ids_TJ: Tensor, weights_TJ: Tensor) -> Tensor:
+        y_TK = torch.zeros(x_TK.shape, dtype=torch.float32, device=x_TK.device)
+        for expert in sorted(set(ids_TJ.flatten().tolist())):
+            tokens, places = torch.where(ids_TJ == expert)
+            gate_up, down = self.linears_E[expert]
+            out_TK = down(self.gated(gate_up(x_TK[tokens]))).float()
+            y_TK.index_add_(0, tokens, out_TK * weights_TJ[tokens, places, None])
+        return y_TK.to(x_TK.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,36 +65,68 @@ class TorchOps:
             weight_NK.to(self.io_dtype), None if bias_N is None else bias_N.to(self.io_dtype)
         )
 
-    def norm(self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
+    def experts(
+        self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
+    ) -> LoopedExperts:
+        return LoopedExperts(
+            tuple(
+                (
+                    self.linear(one.gate_up_NK, one.gate_up_bias_N),
+                    self.linear(one.down_KF, one.down_bias_K),
+                )
+                for one in weights
+            ),
+            lambda gate_up: self.gated(gate_up, activation),
+        )
+
+    def norm(
+        self,
+        x_TK: Tensor,
+        delta_TK: Tensor | None,
+        weight_K: Tensor | None,
+        eps: float,
+        *,
+        delta_scale: float = 1.0,
+    ) -> Tensor:
         if delta_TK is not None:
-            x_TK += delta_TK
-        return rms_norm(x_TK, weight_K, eps).to(self.io_dtype)
+            x_TK.add_(delta_TK, alpha=delta_scale)
+        normed_TK = x_TK if weight_K is None else rms_norm(x_TK, weight_K, eps)
+        return normed_TK.to(self.io_dtype, copy=weight_K is None)
+
+    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        return rms_norm(y_TK.float(), weight_K, eps).to(self.io_dtype)
 
     def rotate_and_store(
         self,
         qkv: Tensor,
-        rotations_T2D: Tensor,
+        rotations_T2D: Tensor | None,
         heads: HeadShape,
         pool: KvPool,
-        layer: int,
         inputs: ForwardInputs,
     ) -> None:
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
         q_THD, k_TGD, v_TGD = torch.split(qkv.view(len(qkv), -1, heads.head_dim), sizes, dim=1)
-        q_THD.copy_(_turned(q_THD, heads.q_norm_D, rotations_T2D, heads.norm_eps))
-        k_TGD = _turned(k_TGD, heads.k_norm_D, rotations_T2D, heads.norm_eps)
-        attention.store(pool.tensor[:, layer], k_TGD, v_TGD, inputs.slots_T)
+        q_THD.copy_(_turned(q_THD, heads.q_norm, rotations_T2D, heads.norm_eps))
+        k_TGD = _turned(k_TGD, heads.k_norm, rotations_T2D, heads.norm_eps)
+        attention.store(pool.tensor[:, heads.layer], k_TGD, v_TGD, inputs.slots_GT[heads.group])
 
-    def attend(
-        self, qkv: Tensor, heads: HeadShape, pool: KvPool, layer: int, inputs: ForwardInputs
-    ) -> Tensor:
+    def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         q_THD = qkv.view(len(qkv), -1, heads.head_dim)[:, : heads.num_heads]
-        out_THD = attention.attend(q_THD, pool.tensor[:, layer], inputs, window=heads.window)
+        out_THD = attention.attend(q_THD, pool.tensor[:, heads.layer], inputs, heads)
         return out_THD.flatten(1)
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)
-        return F.silu(gate) * up
+        match activation:
+            case "silu":
+                return F.silu(gate) * up
+            case "gelu_tanh":
+                return F.gelu(gate, approximate="tanh") * up
+            case "swiglu_oai":
+                gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+                return (up + 1) * gate * torch.sigmoid(SWIGLU_ALPHA * gate)
+            case _:
+                assert_never(activation)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -75,11 +134,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
-def _turned(x_THD: Tensor, norm_D: Tensor | None, rotations_T2D: Tensor, eps: float) -> Tensor:
-    """The heads normed (if the family does) and rotated: dim d turns with dim d + D / 2."""
+def _turned(
+    x_THD: Tensor, weight: Tensor | None, rotations_T2D: Tensor | None, eps: float
+) -> Tensor:
+    """The heads normed, each alone or all as one row, and rotated: of the first R dims, dim r
+    turns with dim r + R / 2."""
     x_THD = x_THD.float()
-    if norm_D is not None:
-        x_THD = rms_norm(x_THD, norm_D, eps)
+    if weight is not None and len(weight) == x_THD.shape[-1]:
+        x_THD = rms_norm(x_THD, weight, eps)
+    elif weight is not None:
+        x_THD = rms_norm(x_THD.flatten(1), weight, eps).view(x_THD.shape)
+    if rotations_T2D is None:
+        return x_THD
     cos, sin = rotations_T2D[:, None, 0], rotations_T2D[:, None, 1]
-    first, second = x_THD.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    num_turned = 2 * cos.shape[-1]
+    first, second = x_THD[..., :num_turned].chunk(2, dim=-1)
+    parts = (first * cos - second * sin, second * cos + first * sin, x_THD[..., num_turned:])
+    return torch.cat(parts, dim=-1)

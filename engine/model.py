@@ -78,14 +78,14 @@ class Model:
         delta_TK: Tensor | None = None
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(ops.norm(x_TK, delta_TK, layer.attention_norm_K, eps))
-            ops.rotate_and_store(qkv, rotations_T2D, layer.heads, pool, index, inputs)
+            ops.rotate_and_store(qkv, rotations_T2D, layer.heads, pool, inputs)
             if index + 1 == len(self._layers) and not len(inputs.rows_R):
                 break  # the KV is all that was asked for
-            attended = ops.attend(qkv, layer.heads, pool, index, inputs)
+            attended = ops.attend(qkv, layer.heads, pool, inputs)
             if index + 1 == len(self._layers):  # from here on only the rows asked for matter
                 attended, x_TK = attended[inputs.rows_R], x_TK[inputs.rows_R]
             normed_TK = ops.norm(x_TK, layer.output(attended), layer.mlp_norm_K, eps)
-            delta_TK = layer.down(ops.silu_mul(layer.gate_up(normed_TK)))
+            delta_TK = layer.down(ops.gated(layer.gate_up(normed_TK), "silu"))
         else:
             return self._head(ops.norm(x_TK, delta_TK, self._final_norm_K, eps)).float()
         return torch.empty(0, self.config.vocab_size)
@@ -168,6 +168,11 @@ class _Loader:
             ours: self._read(f"{prefix}{theirs}.weight", torch.float32)
             for ours, theirs in norms.items()
         }
+        group, place = next(
+            (number, group.layers.index(index))
+            for number, group in enumerate(config.kv_groups)
+            if index in group.layers
+        )
         return Layer(
             attention_norm_K=weights["attention_norm"],
             qkv=linears["qkv"],
@@ -177,8 +182,11 @@ class _Loader:
                 head_dim=config.head_dim,
                 norm_eps=config.norm_eps,
                 window=config.windows[index],
-                q_norm_D=weights.get("q_norm"),
-                k_norm_D=weights.get("k_norm"),
+                scale=config.head_dim**-0.5,
+                group=group,
+                layer=place,
+                q_norm=weights.get("q_norm"),
+                k_norm=weights.get("k_norm"),
             ),
             output=linears["output"],
             mlp_norm_K=weights["mlp_norm"],

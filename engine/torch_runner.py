@@ -34,7 +34,9 @@ class TorchRunner:
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
         """Raises ValueError for a chunk that does not fit its block table."""
-        inputs = forward_inputs(chunks, block_tokens=self.layout.block_tokens)
+        inputs = forward_inputs(
+            chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups
+        )
         logits_RV = self._model.forward(inputs, self._pool)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)

@@ -44,11 +44,15 @@ class KvLayout(msgspec.Struct, frozen=True, kw_only=True, tag="kv"):
     first_head: int = 0
     total_kv_heads: int | None = None
     """KV heads of the model; None: those held here are all."""
+    num_groups: int = 1
+    """KV groups of the model, whose layers lie in blocks of their own (`engine.kvgroups`): each
+    token block is `num_groups` blocks of `num_layers` layers, in the order of the groups."""
 
     def __post_init__(self) -> None:
         _check_sizes(
             num_layers=self.num_layers, num_kv_heads=self.num_kv_heads, head_dim=self.head_dim,
             block_tokens=self.block_tokens, model_kv_heads=self.model_kv_heads,
+            num_groups=self.num_groups,
         )  # fmt: skip
         if self.first_head < 0 or self.heads.stop > self.model_kv_heads:
             raise ValueError(
@@ -69,7 +73,7 @@ class KvLayout(msgspec.Struct, frozen=True, kw_only=True, tag="kv"):
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of KV of one token, all layers."""
+        """Bytes of KV of one token, all layers of one group."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[self.dtype]
 
     @property
@@ -87,12 +91,12 @@ class KvLayout(msgspec.Struct, frozen=True, kw_only=True, tag="kv"):
         return (
             ("kind", "kv"), ("version", self.version), ("dtype", self.dtype),
             ("num_layers", self.num_layers), ("head_dim", self.head_dim),
-            ("model_kv_heads", self.model_kv_heads),
+            ("model_kv_heads", self.model_kv_heads), ("num_groups", self.num_groups),
         )  # fmt: skip
 
     def num_blocks(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens, the last perhaps partly filled."""
-        return -(-num_tokens // self.block_tokens)
+        """Blocks of all groups that hold `num_tokens` tokens, the last perhaps partly filled."""
+        return -(-num_tokens // self.block_tokens) * self.num_groups
 
 
 class LatentLayout(msgspec.Struct, frozen=True, kw_only=True, tag="latent"):

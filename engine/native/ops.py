@@ -8,6 +8,7 @@ for the steps between the linears only: oneDNN picks its kernel by the number of
 # Shapes: T tokens, K features in, N features out, F features of the MLP, D head dim.
 
 import ctypes
+from collections.abc import Iterable
 from ctypes import c_float, c_int64, c_long, c_void_p
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from engine.inputs import ForwardInputs
 from engine.kvpool import KvPool
+from engine.layers import LoopedExperts, TorchOps
 from engine.native.linears import NativeLinear, OneDnnLinear
-from engine.ops import HeadShape, Linear
+from engine.ops import Activation, ExpertWeights, HeadShape, Linear
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 MAX_HEAD_DIM = 512  # attention.c
@@ -33,6 +35,7 @@ class NativeOps:
     ) -> None:
         self.io_dtype = io_dtype
         self._kernels, self._onednn, self._kv_dtype = kernels, onednn, kv_dtype
+        self._twin = TorchOps(io_dtype=io_dtype)
         io, kv = SUFFIXES[io_dtype], SUFFIXES[kv_dtype]
         pointers, longs = [c_void_p], [c_long]
         self._norm = self._bound(f"norm_{io}", pointers * 3 + [c_float, c_void_p] + longs * 2)
@@ -52,8 +55,30 @@ class NativeOps:
             return OneDnnLinear(weight_NK, bias_N)
         return NativeLinear(self._kernels, weight_NK, bias_N)
 
-    def norm(self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor, eps: float) -> Tensor:
+    def experts(
+        self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
+    ) -> LoopedExperts:
+        pairs = tuple(
+            (
+                self.linear(one.gate_up_NK, one.gate_up_bias_N),
+                self.linear(one.down_KF, one.down_bias_K),
+            )
+            for one in weights
+        )
+        return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
+
+    def norm(
+        self,
+        x_TK: Tensor,
+        delta_TK: Tensor | None,
+        weight_K: Tensor | None,
+        eps: float,
+        *,
+        delta_scale: float = 1.0,
+    ) -> Tensor:
         assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
+        if weight_K is None or delta_scale != 1.0:
+            return self._twin.norm(x_TK, delta_TK, weight_K, eps, delta_scale=delta_scale)
         out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
         self._norm(
             x_TK.data_ptr(),
@@ -65,52 +90,65 @@ class NativeOps:
         )
         return out_TK
 
+    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        return self._twin.post_norm(y_TK, weight_K, eps)
+
     def rotate_and_store(
         self,
         qkv: Tensor,
-        rotations_T2D: Tensor,
+        rotations_T2D: Tensor | None,
         heads: HeadShape,
         pool: KvPool,
-        layer: int,
         inputs: ForwardInputs,
     ) -> None:
+        norms = (heads.q_norm, heads.k_norm)
+        if (
+            rotations_T2D is None
+            or 2 * rotations_T2D.shape[-1] != heads.head_dim
+            or any(norm is not None and len(norm) != heads.head_dim for norm in norms)
+        ):
+            self._twin.rotate_and_store(qkv, rotations_T2D, heads, pool, inputs)
+            return
         assert qkv.is_contiguous() and rotations_T2D.is_contiguous()
         geometry = _Pool.of(pool)
         self._rotate_store(
             qkv.data_ptr(),
             rotations_T2D.data_ptr(),
-            0 if heads.q_norm_D is None else heads.q_norm_D.data_ptr(),
-            0 if heads.k_norm_D is None else heads.k_norm_D.data_ptr(),
-            inputs.slots_T.data_ptr(),
-            self._layer(pool, layer),
+            0 if heads.q_norm is None else heads.q_norm.data_ptr(),
+            0 if heads.k_norm is None else heads.k_norm.data_ptr(),
+            inputs.slots_GT[heads.group].data_ptr(),
+            self._layer(pool, heads.layer),
             ctypes.addressof(geometry),
             inputs.num_tokens,
             heads.num_heads,
             heads.norm_eps,
         )
 
-    def attend(
-        self, qkv: Tensor, heads: HeadShape, pool: KvPool, layer: int, inputs: ForwardInputs
-    ) -> Tensor:
+    def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
+        if heads.softcap is not None or heads.sinks_H is not None:
+            return self._twin.attend(qkv, heads, pool, inputs)
         out = torch.empty(inputs.num_tokens, heads.num_heads * heads.head_dim, dtype=self.io_dtype)
         geometry = _Pool.of(pool)
+        tables_SB = inputs.tables_GSB[heads.group]
         self._attend(
             qkv.data_ptr(),
             out.data_ptr(),
-            self._layer(pool, layer),
+            self._layer(pool, heads.layer),
             ctypes.addressof(geometry),
             inputs.starts_S1.data_ptr(),
             inputs.ends_S.data_ptr(),
-            inputs.tables_SB.data_ptr(),
-            inputs.tables_SB.shape[1],
+            tables_SB.data_ptr(),
+            tables_SB.shape[1],
             inputs.num_sequences,
             heads.num_heads,
             heads.window or 0,
-            heads.head_dim**-0.5,
+            heads.scale,
         )
         return out
 
-    def silu_mul(self, gate_up: Tensor) -> Tensor:
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        if activation != "silu":
+            return self._twin.gated(gate_up, activation)
         assert gate_up.is_contiguous()
         num_tokens, width = gate_up.shape
         out_TF = torch.empty(num_tokens, width // 2, dtype=self.io_dtype)

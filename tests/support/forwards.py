@@ -52,7 +52,9 @@ def pool_for(
 
 def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
     """[T, V] of every token of the chunks, whether or not they ask for one."""
-    inputs = forward_inputs(chunks, block_tokens=pool.layout.block_tokens)
+    inputs = forward_inputs(
+        chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups
+    )
     return model.forward(replace(inputs, rows_R=torch.arange(inputs.num_tokens)), pool)
 
 

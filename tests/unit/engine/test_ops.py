@@ -102,7 +102,8 @@ def test_the_gated_unit_equals_its_twin(io_dtype: torch.dtype, width: int) -> No
     gate_up = noise(4, 2 * width, dtype=io_dtype) * 5
     gate_up[0, :3] = torch.tensor([1e4, -1e4, 0.0])
     got, expected = (
-        o.silu_mul(gate_up).float() for o in (native(io_dtype, io_dtype), TorchOps(io_dtype=F32))
+        o.gated(gate_up, "silu").float()
+        for o in (native(io_dtype, io_dtype), TorchOps(io_dtype=F32))
     )
     assert torch.allclose(got, expected, atol=tolerance(io_dtype), rtol=tolerance(io_dtype))
 
@@ -135,10 +136,12 @@ class Case:
             num_heads=self.num_heads,
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
+            scale=self.head_dim**-0.5,
+            layer=1,
             norm_eps=1e-6,
             window=self.window,
-            q_norm_D=norms[0],
-            k_norm_D=norms[1],
+            q_norm=norms[0],
+            k_norm=norms[1],
         )
 
     def inputs(self) -> ForwardInputs:
@@ -199,7 +202,7 @@ def rotations_for(case: Case, num_tokens: int) -> Tensor:
 def stored(case: Case, ops: Ops, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor]:
     """The rotated q and the whole pool after the step."""
     pool, qkv, inputs = case.pool(dtypes[1]), case.qkv(dtypes[0]), case.inputs()
-    ops.rotate_and_store(qkv, rotations_for(case, len(qkv)), case.heads(), pool, 1, inputs)
+    ops.rotate_and_store(qkv, rotations_for(case, len(qkv)), case.heads(), pool, inputs)
     return qkv[:, : case.num_heads * case.head_dim].float(), pool.tensor.float()
 
 
@@ -216,8 +219,8 @@ def test_rotated_heads_and_their_slots_equal_the_twins(
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_attention_equals_its_twin(case: Case, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     pool, qkv, inputs = case.pool(dtypes[1]), case.qkv(dtypes[0]), case.inputs()
-    got = native(*dtypes).attend(qkv, case.heads(), pool, 1, inputs).float()
-    expected = TorchOps(io_dtype=F32).attend(qkv.float(), case.heads(), pool, 1, inputs)
+    got = native(*dtypes).attend(qkv, case.heads(), pool, inputs).float()
+    expected = TorchOps(io_dtype=F32).attend(qkv.float(), case.heads(), pool, inputs)
     assert torch.allclose(got, expected, atol=tolerance(dtypes[0]), rtol=tolerance(dtypes[0]))
 
 
@@ -226,19 +229,19 @@ def test_what_lies_beyond_the_context_is_never_read(case: Case) -> None:
     pool.tensor.fill_(torch.nan)
     for s, end in enumerate(inputs.ends_S.tolist()):
         for position in range(end):
-            block = int(inputs.tables_SB[s, position // case.block_tokens])
+            block = int(inputs.tables_GSB[0, s, position // case.block_tokens])
             place = position % case.block_tokens
             pool.tensor[block, :, :, :, place] = written.tensor[block, :, :, :, place]
     qkv = case.qkv(F32)
-    got = native().attend(qkv, case.heads(), pool, 1, inputs)
-    assert torch.equal(got, native().attend(qkv, case.heads(), written, 1, inputs))
+    got = native().attend(qkv, case.heads(), pool, inputs)
+    assert torch.equal(got, native().attend(qkv, case.heads(), written, inputs))
     assert not got.isnan().any()
 
 
 def test_a_query_does_not_depend_on_its_chunk_nor_on_the_batch(case: Case) -> None:
     """Bit for bit: one token at a time, the whole chunk, and the whole ragged batch."""
     inputs, pool, qkv, ops = case.inputs(), case.pool(F32), case.qkv(F32), native()
-    together = ops.attend(qkv, case.heads(), pool, 0, inputs)
+    together = ops.attend(qkv, case.heads(), pool, inputs)
     starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
     for s, end in enumerate(ends):
         for t in range(starts[s], starts[s + 1]):
@@ -247,9 +250,9 @@ def test_a_query_does_not_depend_on_its_chunk_nor_on_the_batch(case: Case) -> No
                 token_ids_T=inputs.token_ids_T[:1],
                 starts_S1=torch.tensor([0, 1], dtype=torch.int32),
                 ends_S=torch.tensor([end - starts[s + 1] + t + 1], dtype=torch.int32),
-                tables_SB=inputs.tables_SB[s : s + 1].clone(),
+                tables_GSB=inputs.tables_GSB[:, s : s + 1].clone(),
             )
-            got = ops.attend(qkv[t : t + 1].clone(), case.heads(), pool, 0, alone)
+            got = ops.attend(qkv[t : t + 1].clone(), case.heads(), pool, alone)
             assert torch.equal(got[0], together[t])
 
 
