@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from engine.config import ModelConfig, read_config
+from engine.kvgroups import Window
 from engine.kvpool import KvPool
 from engine.limits import EngineLimits
 from engine.model import Progress, load_model
@@ -26,6 +27,8 @@ class Assembly:
     runner: TorchRunner
     config: ModelConfig
     layout: KvLayout
+    windows: tuple[Window, ...]
+    """Of each KV group."""
     compat: str
     """Workers with the same may be paired, and their blocks' hashes compared."""
     transfer_compat: str
@@ -44,13 +47,13 @@ def num_pool_blocks(
     kv_bytes: int | None = None,
 ) -> int:
     """Blocks of the pool: those asked for, or room for 16 full contexts within a quarter of the
-    free memory and 1 GiB; at least two."""
+    free memory and 1 GiB; at least two of each KV group."""
     if kv_blocks is not None:
         return kv_blocks
     if kv_bytes is None:
         wanted = FULL_CONTEXTS * layout.num_blocks(max_context_tokens) * layout.block_bytes
         kv_bytes = min(wanted, free_bytes // FREE_SHARE, MAX_DEFAULT_BYTES)
-    return max(2, kv_bytes // layout.block_bytes)
+    return max(2 * layout.num_groups, kv_bytes // layout.block_bytes)
 
 
 def assemble(
@@ -84,12 +87,17 @@ def assemble(
         kv_blocks=settings.kv_blocks,
         kv_bytes=settings.kv_bytes,
     )
+    if num_blocks < layout.num_groups:
+        raise SettingsError(
+            f"kv_blocks: is {num_blocks}; a token needs one in each of {layout.num_groups} groups"
+        )
     pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
     enders = frozenset({*eos_token_ids, *model.config.eos_token_ids})
     return Assembly(
         runner=TorchRunner(model, pool, eos_token_ids=enders),
         config=model.config,
         layout=layout,
+        windows=tuple(group.window for group in model.config.kv_groups),
         compat=compat_hash(layout, model_revision=model.config.revision),
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
         limits=limits,

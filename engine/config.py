@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.families import FAMILIES, BiasRule, Family
 from engine.fields import Fields, read_json
-from engine.kvgroups import KvGroup
+from engine.kvgroups import KvGroup, group_layers
 from engine.rope import Rope
 from engine.rope_config import read_rope
 from protocol.layout import KvDtype, KvLayout
@@ -124,7 +124,7 @@ class ModelConfig:
 
     @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
-        return (KvGroup(window=None, layers=tuple(range(self.num_layers))),)
+        return group_layers(self.windows)
 
     def kv_layout(self, *, block_tokens: int, dtype: KvDtype) -> KvLayout:
         return KvLayout(

@@ -8,6 +8,7 @@ deadlines: who waits too long aborts.
 import logging
 import time
 from collections.abc import Callable, Collection, MutableSequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from threading import Thread, current_thread
 from typing import assert_never
@@ -27,6 +28,7 @@ from engine.commands import (
 )
 from engine.effects import Admitted, Computed, Effect, Ended, Freed
 from engine.ending import ending_of
+from engine.kvgroups import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver, SequenceToken
 from engine.prefix import PrefixCache
@@ -72,8 +74,15 @@ class Engine:
         observer: EngineObserver,
         clock: Callable[[], float] = time.monotonic,
         check: bool = False,
+        windows: Seq[Window] = (None,),
     ) -> None:
-        """`generations` has one counter per block; `check` looks for lost blocks when idle."""
+        """`generations` has one counter per block; `check` looks for lost blocks when idle;
+        `windows` are those of the model's KV groups. Raises ValueError for another number of
+        groups than the runner's layout has, or fewer blocks than groups."""
+        if len(windows) != runner.layout.num_groups:
+            raise ValueError(
+                f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
+            )
         self._runner = runner
         self._observer = observer
         self._clock = clock
@@ -81,7 +90,9 @@ class Engine:
         self._generations = generations
         self._block_tokens = runner.layout.block_tokens
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
-        self._cache = PrefixCache(blocks, block_tokens=self._block_tokens, compat=compat)
+        self._cache = PrefixCache(
+            blocks, block_tokens=self._block_tokens, compat=compat, windows=windows
+        )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
@@ -248,11 +259,11 @@ class Engine:
 
     def _tell_admitted(self, sequence: Sequence) -> None:
         sequence.admitted_at = self._clock()
-        table = tuple(sequence.block_table)
+        table = self._cache.offered(sequence)
         self._observer.admitted(
             sequence.id,
             table,
-            tuple(self._generations[block] for block in table),
+            tuple(0 if block == NO_BLOCK else self._generations[block] for block in table),
             sequence.num_cached or 0,
             sequence.admitted_at - sequence.submitted_at,
         )

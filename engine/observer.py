@@ -32,10 +32,12 @@ class EngineObserver(Protocol):
         num_cached_tokens: int,
         queued_s: float,
     ) -> None:
-        """Blocks for all tokens are allocated; called once, even if preempted later.
+        """Blocks are allocated; called once, even if preempted later. The table is flat, as of
+        `engine.batch.Chunk`, with generation 0 where it has no block.
 
-        HANDOVER: offer the lease; from here the blocks stay until `Engine.release`, whatever the
-        ending. REMOTE: start the fetch of blocks `num_cached_tokens // block_tokens` and on;
+        HANDOVER: lend these; from here the blocks stay until `Engine.release`, whatever the
+        ending. The table has no block for tokens that are out of a window at the end.
+        REMOTE: start the fetch of those blocks whose tokens come after `num_cached_tokens`;
         from here they stay until `Engine.fetch_done`, whatever the ending.
         """
 

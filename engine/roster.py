@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from engine.batch import SequenceId
 from engine.effects import Admitted, Computed, Effect, Ended, Freed
+from engine.kvgroups import NO_BLOCK
 from engine.prefix import PrefixCache
 from engine.sequence import Event, Sequence, State, Verdict
 from protocol.messages import Blocks, Load
@@ -54,6 +55,7 @@ class Roster:
             self.move(sequence, Event.RESERVED)
         else:
             sequence.lease_held = sequence.leases
+            sequence.num_lent_tokens = sequence.num_tokens if sequence.leases else 0
             self.move(sequence, Event.ADMITTED)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
@@ -158,7 +160,7 @@ class Roster:
         holds: Counter[int] = Counter()
         for state in states:
             for sequence in self._lanes[state].values():
-                holds.update(sequence.block_table)
+                holds.update(block for block in sequence.block_table if block != NO_BLOCK)
                 holds.update(sequence.twins.values())
         return holds
 

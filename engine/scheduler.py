@@ -42,9 +42,10 @@ class Scheduler:
         self._cache = cache
         self._limits = limits
         self._eos = frozenset(eos_token_ids)
-        pool_tokens = cache.blocks.num_blocks * cache.block_tokens
+        pool_tokens = cache.blocks.num_blocks // cache.num_groups * cache.block_tokens
         self.max_context_tokens = min(limits.max_context_tokens, pool_tokens)
-        """What fits: a pool smaller than the model's context bounds it."""
+        """What fits: a pool smaller than the model's context bounds it. A prompt takes blocks of
+        every group when it is admitted, those that its windows leave behind later included."""
         self.num_preempted = 0
         self._num_arrivals = 0
         self._roster = Roster(cache)
@@ -136,6 +137,7 @@ class Scheduler:
             sequence.num_computed += num_tokens
             if sequence.num_computed // block_tokens > sequence.num_sealed:
                 self._cache.seal(sequence)
+                self._cache.drop_unreachable(sequence)
             if sequence.cancelled:
                 self._roster.end(sequence, Cancel())
                 continue
@@ -204,13 +206,17 @@ class Scheduler:
         num_blocks = self._cache.num_available
         for sequence in islice(self._roster.waiting.values(), num_over + 1):
             num_seats -= 1
-            num_blocks -= self._num_blocks(sequence)
+            num_blocks -= self._cache.num_lacking(
+                sequence.num_tokens, resume_at=self._resume_at(sequence)
+            )
             if num_seats < 0 or num_blocks < 0:
                 return True
         return False
 
-    def _num_blocks(self, sequence: Sequence) -> int:
-        return -(-sequence.num_tokens // self._cache.block_tokens)
+    @staticmethod
+    def _resume_at(sequence: Sequence) -> int:
+        """Where it goes on at the earliest, whatever is cached: a fetch brings all before it."""
+        return sequence.num_tokens if sequence.needs_fetch else 0
 
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
@@ -226,15 +232,15 @@ class Scheduler:
         return HandOver() if sequence.leases else None
 
     def _grow_decodes(self) -> None:
-        """A block for the next token of every decode; the newest sequences make room."""
-        block_tokens = self._cache.block_tokens
+        """Blocks for the next token of every decode; the newest sequences make room."""
+        block_tokens, num_groups = self._cache.block_tokens, self._cache.num_groups
         for sequence in list(self._roster.decoding.values()):
             while (
-                sequence.num_tokens > len(sequence.block_table) * block_tokens
+                sequence.num_tokens > len(sequence.block_table) // num_groups * block_tokens
                 and sequence.state is State.DECODING
             ):
-                if self._cache.num_available:
-                    sequence.block_table += self._cache.take((), num_new=1)
+                if self._cache.num_available >= num_groups:
+                    sequence.block_table += self._cache.take((), num_new=num_groups)
                 else:
                     self._preempt_newest()
 
@@ -257,7 +263,8 @@ class Scheduler:
         return head
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Match the prefix cache and take blocks for all tokens: both or neither.
+        """Match the prefix cache and take blocks for all tokens that it will still see: both or
+        neither.
 
         At least one token is left to compute, unless a fetch brings the next one along.
         """
@@ -269,18 +276,20 @@ class Scheduler:
                 return False  # matching a long prompt in every step would cost the decodes
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
-        matched = cache.match(sequence, max_tokens=computable)
-        if self._is_arriving(sequence, len(matched)):
+        resume_at = self._resume_at(sequence)
+        matched = cache.match(sequence, max_tokens=computable, resume_at=resume_at)
+        num_matched = len(matched) // cache.num_groups
+        if self._is_arriving(sequence, num_matched):
             return False
-        num_blocks = self._num_blocks(sequence)
-        num_needed = num_blocks - cache.num_held(matched)
+        lacking = cache.lacking(matched, num_tokens=num_tokens, resume_at=resume_at)
+        num_needed = sum(lacking) + cache.num_unheld(matched)
         if num_needed > available:
             self._blocked = (sequence, num_needed)
             return False
         self._blocked = None
-        sequence.block_table = cache.take(matched, num_new=num_blocks - len(matched))
-        sequence.num_sealed = len(matched)
-        sequence.num_computed = len(matched) * cache.block_tokens
+        sequence.block_table = cache.take_table(matched, lacking)
+        sequence.num_sealed = num_matched
+        sequence.num_computed = num_matched * cache.block_tokens
         return True
 
     def _is_arriving(self, sequence: Sequence, index: int) -> bool:
@@ -292,10 +301,11 @@ class Scheduler:
         return bool(wanted) and any(s.chain[index + 1 : index + 2] == wanted for s in unwinding)
 
     def _headroom(self) -> int:
-        """Blocks left to those that grow, so that admission is not undone at once: one each, at
-        most a twentieth of the pool."""
+        """Blocks left to those that grow, so that admission is not undone at once: one of each
+        group, at most a twentieth of the pool."""
         num_growing = len(self._roster.decoding) + len(self._roster.fetching)
-        return min(num_growing, self._cache.blocks.num_blocks // 20 + 1)
+        num_groups = self._cache.num_groups
+        return min(num_growing * num_groups, self._cache.blocks.num_blocks // 20 + num_groups)
 
     # -- mechanics --------------------------------------------------------------------------
 
@@ -330,7 +340,8 @@ class Scheduler:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""
         self._roster.quarantine(lost.quarantined)
         if lost.num_tokens > sequence.num_computed:
-            assert lost.num_tokens <= len(sequence.block_table) * self._cache.block_tokens
+            num_rows = len(sequence.block_table) // self._cache.num_groups
+            assert lost.num_tokens <= num_rows * self._cache.block_tokens
             sequence.num_computed = min(lost.num_tokens, sequence.num_tokens)
             self._cache.seal(sequence)
         if sequence.verdict is None:

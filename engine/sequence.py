@@ -33,7 +33,7 @@ class State(StrEnum):
     FETCHING = "fetching"
     """REMOTE: its blocks are reserved and a fetch writes into them."""
     PREFILLING = "prefilling"
-    """Owns blocks for all its tokens; the KV of some is still to be computed."""
+    """Owns blocks for all tokens that are still seen; the KV of some is still to be computed."""
     DECODING = "decoding"
     """One token a step."""
     LEASED = "leased"
@@ -151,12 +151,16 @@ class Sequence:
 
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
+    """Flat, as of `engine.batch.Chunk`; NO_BLOCK where a group needs none."""
+    num_lent_tokens: int = 0
+    """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
     twins: dict[int, int] = field(default_factory=dict)
-    """By index: cached blocks equal to own ones that cannot move (see `engine.prefix.seal`)."""
+    """By place in the table: cached blocks equal to own ones that cannot move (see
+    `engine.prefix.seal`)."""
     num_computed: int = 0
     """Tokens whose KV is in the blocks."""
     num_sealed: int = 0
-    """Blocks of this sequence that the prefix cache knows."""
+    """Token blocks of this sequence that the prefix cache knows, in every group that has them."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
     landed: bool = False

@@ -140,11 +140,12 @@ def test_bfloat16_logits_are_near_those_of_transformers_in_float32(case: Case) -
 def test_greedy_text_of_64_tokens_equals_that_of_transformers(case: Case) -> None:
     model = load_model(case.path, dtype="float32")
     runner = TorchRunner(model, pool_for(model))
+    table = range(20 * runner.layout.num_groups)
     prompt = case.token_ids[:11]
     token_ids, start = prompt, 0
     outputs: list[int] = []
     while len(outputs) < 64:
-        (token,) = runner.execute([chunk(token_ids, start=start, table=range(20))]).values()
+        (token,) = runner.execute([chunk(token_ids, start=start, table=table)]).values()
         start += len(token_ids)
         token_ids = [token.token_id]
         outputs += token_ids
