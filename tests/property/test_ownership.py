@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
+from engine.kvgroups import NO_BLOCK, Window
 from engine.prefix import Evicted, Stored
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash
 
-NUM_BLOCKS = 12
 MAX_CONTEXT = 44
 STEM = list(range(100, 140))
 
@@ -26,10 +26,17 @@ prompts = st.builds(
 
 
 class Ownership(RuleBasedStateMachine):
+    num_blocks = 12
+    windows: tuple[Window, ...] = (None,)
+
     def __init__(self) -> None:
         super().__init__()
         self.stepper = Stepper(
-            num_blocks=NUM_BLOCKS, max_running=4, max_waiting=5, max_context_tokens=MAX_CONTEXT
+            num_blocks=self.num_blocks,
+            max_running=4,
+            max_waiting=5,
+            max_context_tokens=MAX_CONTEXT,
+            windows=self.windows,
         )
         self.replica: set[BlockHash] = set()
         """What a router knows from the events alone."""
@@ -127,7 +134,8 @@ class Ownership(RuleBasedStateMachine):
         self.stepper.fetch(run, fraction=fraction)
         cached = run.sequence.num_cached or 0
         arrived = cached + int((len(run.tokens) - cached) * fraction)
-        lacking = run.fetched_into[arrived // BLOCK_TOKENS :]
+        first = arrived // BLOCK_TOKENS * len(self.windows)
+        lacking = [block for block in run.fetched_into[first:] if block != NO_BLOCK]
         quarantined = data.draw(st.sets(st.sampled_from(lacking))) if lacking else ()
         self.stepper.lose(run, num_tokens=arrived, quarantined=sorted(quarantined))
 
@@ -155,15 +163,15 @@ class Ownership(RuleBasedStateMachine):
         self.stepper.scheduler.check()
         counts = self.stepper.scheduler.block_counts()
         owned = self.stepper.blocks.num_owned
-        assert counts.free + counts.cached + owned == counts.total == NUM_BLOCKS
+        assert counts.free + counts.cached + owned == counts.total == self.num_blocks
         assert counts.leased <= owned
 
     @invariant()
     def nobody_else_owns_a_block_under_a_write(self) -> None:
         for run in self.stepper.fetches:
-            first = (run.sequence.num_cached or 0) // BLOCK_TOKENS
+            first = (run.sequence.num_cached or 0) // BLOCK_TOKENS * len(self.windows)
             for block in run.fetched_into[first:]:
-                assert self.stepper.blocks.refs(block) == 1
+                assert block == NO_BLOCK or self.stepper.blocks.refs(block) == 1
         for block in self.stepper.quarantined:
             assert self.stepper.blocks.refs(block) == 1
 
@@ -171,10 +179,26 @@ class Ownership(RuleBasedStateMachine):
     def a_leased_block_keeps_its_contents(self) -> None:
         for run in self.stepper.leases:
             for block, generation in run.leased_blocks:
-                assert self.stepper.generations[block] == generation
+                assert block == NO_BLOCK or self.stepper.generations[block] == generation
             written = max(run.written, default=0)
             table = [block for block, _ in run.leased_blocks]
-            assert self.stepper.runner.read(table, num_tokens=written) == run.tokens[:written]
+            for group, first in enumerate(self.stepper.cache.first_blocks(len(run.tokens))):
+                start = first * BLOCK_TOKENS
+                read = self.stepper.runner.read(table, num_tokens=written, start=start, group=group)
+                assert read == run.tokens[start:written]
+
+    @invariant()
+    def nobody_holds_what_its_windows_have_left_behind(self) -> None:
+        for run in self.stepper.runs.values():
+            sequence = run.sequence
+            firsts = self.stepper.cache.first_blocks(
+                min(sequence.num_computed, sequence.num_lent_tokens)
+                if sequence.lease_held
+                else sequence.num_sealed * BLOCK_TOKENS
+            )
+            for group, first in enumerate(firsts):
+                held = sequence.block_table[group :: len(firsts)][:first]
+                assert set(held) <= {NO_BLOCK}
 
     @invariant()
     def tokens_are_those_of_an_undisturbed_run(self) -> None:
@@ -212,7 +236,8 @@ class Ownership(RuleBasedStateMachine):
             self._check_ending(run)
         self.every_block_is_held_by_exactly_those_who_say_so()
         assert self.stepper.all_back
-        assert len(set(self.stepper.cache.take((), num_new=NUM_BLOCKS))) == NUM_BLOCKS
+        taken = self.stepper.cache.take((), num_new=self.num_blocks)
+        assert len(set(taken)) == self.num_blocks
 
     def _check_ending(self, run: Run) -> None:
         assert run.freed and len(run.verdicts) == 1
@@ -238,10 +263,28 @@ class Ownership(RuleBasedStateMachine):
         assert chain[1:] == expected[: len(chain) - 1]
 
 
-TestOwnership = Ownership.TestCase
-TestOwnership.settings = settings(
+class OwnershipInTwoGroups(Ownership):
+    """Layers that see all, and layers that see two and a half blocks."""
+
+    num_blocks = 24
+    windows = (None, 10)
+
+
+class OwnershipInAWindow(Ownership):
+    """No layer sees more than a block and a half."""
+
+    windows = (6,)
+
+
+SETTINGS = settings(
     max_examples=60,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+TestOwnership = Ownership.TestCase
+TestOwnershipInTwoGroups = OwnershipInTwoGroups.TestCase
+TestOwnershipInAWindow = OwnershipInAWindow.TestCase
+TestOwnership.settings = SETTINGS
+TestOwnershipInTwoGroups.settings = SETTINGS
+TestOwnershipInAWindow.settings = SETTINGS
