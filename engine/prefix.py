@@ -127,7 +127,10 @@ class PrefixCache:
                     continue
                 firsts = reach
             matched = index + 1
-        return self._reachable(found[: matched * self.num_groups], firsts)
+        table = self._reachable(found[: matched * self.num_groups], firsts)
+        while table and set(table[-self.num_groups :]) == {NO_BLOCK}:
+            del table[-self.num_groups :]  # out of reach, but not cached
+        return table
 
     def _reachable(self, table: Seq[int], firsts: Seq[int]) -> list[int]:
         """The table without the blocks before those that each group needs first."""
