@@ -84,4 +84,23 @@ SHAPES = {
     "granite-biases-tied": Shape(
         family="granite", bias=True, tied=True, extra=GRANITE | {"rms_norm_eps": 1e-3}
     ),
+    "mixtral": Shape(family="mixtral"),
+    "mixtral-window-stacked": Shape(
+        family="mixtral", window=9, expert_form="stacked", num_experts=5, experts_per_token=3
+    ),
+    "qwen2-moe": Shape(family="qwen2_moe", extra={"qkv_bias": False}),
+    "qwen2-moe-some-layers-dense": Shape(
+        family="qwen2_moe", layers=5, hidden=32, window=9, window_from_layer=4, tied=True,
+        extra={"decoder_sparse_step": 2, "mlp_only_layers": [3], "norm_topk_prob": True},
+    ),
+    "qwen3-moe": Shape(family="qwen3_moe", head_dim=32, num_experts=8, experts_per_token=4),
+    "qwen3-moe-renormalised-window-bias": Shape(
+        family="qwen3_moe", window=20, bias=True, expert_form="stacked", layers=3,
+        extra={"norm_topk_prob": True, "mlp_only_layers": [0]},
+    ),
+    "gpt-oss": Shape(family="gpt_oss", bias=True, head_dim=16, window=9, layers=3),
+    "gpt-oss-yarn": Shape(
+        family="gpt_oss", head_dim=32, num_experts=6, experts_per_token=4, rope_theta=150_000.0,
+        rope=YARN | {"truncate": False}, context=256,
+    ),
 }  # fmt: skip

@@ -178,6 +178,57 @@ def test_an_error_in_the_text_part_says_where_it_is(tmp_path: Path) -> None:
     refused(tmp_path, wrapped() | {"text_config": None}, "text_config")
 
 
+def test_the_number_of_experts_has_two_names(tmp_path: Path) -> None:
+    old, new = config("qwen3_moe"), config("qwen3_moe")
+    new["num_local_experts"] = new.pop("num_experts")
+    one, other = (read(tmp_path, raw).mixture for raw in (old, new))
+    assert one == other is not None
+    del old["num_experts"]
+    refused(tmp_path, old, "num_experts", "missing")
+
+
+def test_steps_and_named_layers_place_the_experts(tmp_path: Path) -> None:
+    raw = config("qwen2_moe", num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3])
+    sparse = [layer.sparse for layer in read(tmp_path, raw).layers]
+    assert sparse == [False, True, False, False, False, True]
+    assert all(layer.sparse for layer in read(tmp_path, config("mixtral")).layers)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "renormalise"),
+    [
+        ("mixtral", {}, True),
+        ("qwen3_moe", {}, False),
+        ("qwen3_moe", {"norm_topk_prob": True}, True),
+        ("gpt_oss", {}, False),
+    ],
+)
+def test_whether_chosen_experts_share_all_the_weight(
+    tmp_path: Path, family: str, changes: dict[str, Any], renormalise: bool
+) -> None:
+    mixture = read(tmp_path, config(family, head_dim=16, **changes)).mixture
+    assert mixture is not None
+    assert mixture.renormalise == renormalise
+
+
+def test_a_qwen_moe_window_is_placed_as_transformers_places_it(tmp_path: Path) -> None:
+    window = {"use_sliding_window": True, "sliding_window": 8, "num_hidden_layers": 5}
+    two = config("qwen2_moe", max_window_layers=3, **window)
+    assert read(tmp_path, two).windows == (8, None, 8, None, None)
+    three = config("qwen3_moe", max_window_layers=3, **window)
+    assert read(tmp_path, three).windows == (8,) * 5
+    off = {"use_sliding_window": False, "sliding_window": 0}  # as transformers 5 saves it
+    assert read(tmp_path, two | off).windows == (None,) * 5
+
+
+def test_an_absent_rope_of_gpt_oss_is_the_one_it_was_trained_with(tmp_path: Path) -> None:
+    raw = config("gpt_oss", head_dim=64, hidden_size=256)
+    del raw["rope_parameters"]
+    (rope,) = read(tmp_path, raw).ropes
+    assert (rope.kind, rope.theta, rope.factor) == ("yarn", 150_000.0, 32.0)
+    assert not rope.truncate
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -190,6 +241,14 @@ def test_an_error_in_the_text_part_says_where_it_is(tmp_path: Path) -> None:
         ("olmo2", {"clip_qkv": 8.0}),
         ("llama", {"residual_multiplier": 0.5}),
         ("granite", {"logits_scaling": "eight"}),
+        ("mixtral", {"num_experts_per_tok": 5}),
+        ("mixtral", {"shared_expert_intermediate_size": 64}),
+        ("qwen3_moe", {"mlp_only_layers": "none"}),
+        ("qwen3_moe", {"quantization_config": {"quant_method": "mxfp4"}}),
+        ("gpt_oss", {"swiglu_limit": 5.0}),
+        ("gpt_oss", {"swiglu_alpha": 1.0}),
+        ("gpt_oss", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}),
     ],
 )
 def test_an_option_a_family_does_not_have_is_refused_by_name(
