@@ -42,26 +42,20 @@ def chunk(
 def pool_for(
     model: Model, *, block_tokens: int = 8, num_blocks: int = 64, fill: float = float("nan")
 ) -> KvPool:
-    """`num_blocks` for each KV group. Unwritten slots hold NaN: reading one shows."""
+    """Unwritten slots hold NaN: reading one shows."""
     dtype: KvDtype = "bfloat16" if model.kv_dtype == torch.bfloat16 else "float32"
     layout = model.config.kv_layout(block_tokens=block_tokens, dtype=dtype)
-    pool = KvPool(layout, num_blocks * layout.num_groups)
+    pool = KvPool(layout, num_blocks)
     pool.tensor.fill_(fill)
     return pool
 
 
 def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
-    """[T, V] of every token of the chunks, whether or not they ask for one. Their tables name one
-    block a token block; each KV group has its own of that number."""
-    num_groups = pool.layout.num_groups
-    spread = [replace(c, block_table=in_groups(c.block_table, num_groups)) for c in chunks]
-    inputs = forward_inputs(spread, block_tokens=pool.layout.block_tokens, num_groups=num_groups)
+    """[T, V] of every token of the chunks, whether or not they ask for one."""
+    inputs = forward_inputs(
+        chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups
+    )
     return model.forward(replace(inputs, rows_R=torch.arange(inputs.num_tokens)), pool)
-
-
-def in_groups(table: Sequence[int], num_groups: int) -> list[int]:
-    """The flat table in which group g has block `b * num_groups + g` where `table` has b."""
-    return [block * num_groups + group for block in table for group in range(num_groups)]
 
 
 def split_logits(
@@ -69,8 +63,7 @@ def split_logits(
 ) -> Tensor:
     """[T, V] of one sequence computed in chunks of the given sizes, in blocks counted down."""
     assert sum(sizes) == len(token_ids)
-    num_blocks = -(-len(token_ids) // pool.layout.block_tokens)
-    table = range(first_block, first_block - num_blocks, -1)
+    table = range(first_block, first_block - pool.layout.num_blocks(len(token_ids)), -1)
     parts, start = [], 0
     for size in sizes:
         part = chunk(token_ids[start : start + size], start=start, table=list(table))
