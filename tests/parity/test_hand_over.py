@@ -49,5 +49,6 @@ def test_tokens_are_the_same_apart_and_together(
         sequence = decode.take(name, prompt, ticket, num_tokens=NUM_TOKENS)
         assert decode.answer(sequence) == expected
         assert len(expected) == NUM_TOKENS
-    assert decode.admissions[sequence].num_cached_tokens == 64
+    if decode.windows[0] is None:  # else nothing of the shared blocks is within a window's reach
+        assert decode.admissions[sequence].num_cached_tokens == 64
     eventually(lambda: all(side.all_back for side in sides))

@@ -42,6 +42,7 @@ class Side(RecordingObserver):
         self.memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=self.layout.block_bytes)
         pool = KvPool(self.layout, num_blocks, self.memory.blocks)
         pool.tensor.fill_(float("nan"))
+        self.windows = [group.window for group in model.config.kv_groups]
         self.compat = transfer_compat(self.layout, model_revision=model.config.revision)
         self.engine = Engine(
             runner=TorchRunner(model, pool),
@@ -51,7 +52,7 @@ class Side(RecordingObserver):
             eos_token_ids=(), compat=self.compat,
             generations=cast(MutableSequence[int], self.memory.generations),
             observer=self, check=True,
-            windows=[group.window for group in model.config.kv_groups],
+            windows=self.windows,
         )  # fmt: skip
         self.engine.start()
 
