@@ -4,8 +4,9 @@ What `prefill_worker.service` and `decode_worker.service` do, without messages a
 slots hold NaN: a model that reads one answers no number.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, MutableSequence, Sequence
 from queue import SimpleQueue
+from typing import cast
 
 from support.eventually import eventually
 from support.observed import RecordingObserver
@@ -47,7 +48,8 @@ class Side(RecordingObserver):
             limits=EngineLimits(
                 max_running=4, max_waiting=8, token_budget=24, max_context_tokens=512
             ),
-            eos_token_ids=(), compat=self.compat, generations=self.memory.generations,
+            eos_token_ids=(), compat=self.compat, 
+            generations=cast(MutableSequence[int], self.memory.generations),
             observer=self, check=True,
             windows=[group.window for group in model.config.kv_groups],
         )  # fmt: skip
