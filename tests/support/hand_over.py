@@ -48,7 +48,7 @@ class Side(RecordingObserver):
             limits=EngineLimits(
                 max_running=4, max_waiting=8, token_budget=24, max_context_tokens=512
             ),
-            eos_token_ids=(), compat=self.compat, 
+            eos_token_ids=(), compat=self.compat,
             generations=cast(MutableSequence[int], self.memory.generations),
             observer=self, check=True,
             windows=[group.window for group in model.config.kv_groups],
