@@ -196,18 +196,14 @@ class PrefixCache:
         return tuple(table)
 
     def drop_unreachable(self, sequence: Sequence) -> None:
-        """Let go of what none of its tokens to come can see; what is lent stays for its lease.
-
-        A launched forward does not read it either: it computes tokens after `num_computed`.
-        """
+        """Let go of what none of its tokens to come can see. A launched forward does not read it
+        either: it computes tokens after `num_computed`. Nor is it lent: that is what is seen after
+        the last token that a HANDOVER computes."""
         groups = self.num_groups
         for group, window in enumerate(self.windows):
             if window is None:
                 continue
-            num_tokens = sequence.num_computed
-            if sequence.lease_held:
-                num_tokens = min(num_tokens, sequence.num_lent_tokens)
-            first = first_block(num_tokens, window, block_tokens=self.block_tokens)
+            first = first_block(sequence.num_computed, window, block_tokens=self.block_tokens)
             place = (first - 1) * groups + group
             while place >= 0 and sequence.block_table[place] != NO_BLOCK:
                 self._drop(sequence, place)

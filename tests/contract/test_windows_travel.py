@@ -10,6 +10,8 @@ from support.relay import Pool, request_kv
 from support.transfer import Borrower, Lender, Outcome, Slot
 
 from engine.kvgroups import NO_BLOCK, first_block
+from kvtransfer.chunk import describe
+from kvtransfer.plan import plan
 from kvtransfer.sink import Landed, Lost
 from protocol.errors import TransferError
 from protocol.layout import KvLayout
@@ -80,6 +82,15 @@ def test_only_the_blocks_of_the_window_move(lender: Lender, borrower: Borrower) 
     table = table_of(LAYOUT)
     for number, place in enumerate(places):
         assert borrower.memory.block(30 - number) == lender.memory.block(table[place])
+
+
+def test_a_piece_says_which_tokens_it_holds_whatever_its_group() -> None:
+    indices_S = np.array([0, 1, 2, 13], np.uint32)
+    pieces_S = describe(
+        plan(LAYOUT, LAYOUT), indices_S=indices_S, slots_S=indices_S, num_tokens=NUM_TOKENS
+    )
+    assert pieces_S["token_start"].tolist() == [0, 0, 4, 24]
+    assert pieces_S["token_count"].tolist() == [4, 4, 4, 3]
 
 
 def test_blocks_of_all_groups_move_as_their_tokens_are_written(

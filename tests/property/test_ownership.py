@@ -191,11 +191,7 @@ class Ownership(RuleBasedStateMachine):
     def nobody_holds_what_its_windows_have_left_behind(self) -> None:
         for run in self.stepper.runs.values():
             sequence = run.sequence
-            firsts = self.stepper.cache.first_blocks(
-                min(sequence.num_computed, sequence.num_lent_tokens)
-                if sequence.lease_held
-                else sequence.num_sealed * BLOCK_TOKENS
-            )
+            firsts = self.stepper.cache.first_blocks(sequence.num_sealed * BLOCK_TOKENS)
             for group, first in enumerate(firsts):
                 held = sequence.block_table[group :: len(firsts)][:first]
                 assert set(held) <= {NO_BLOCK}

@@ -148,6 +148,17 @@ def test_a_remote_prompt_takes_blocks_for_its_window_only() -> None:
     assert run.outputs == run.expected(4)
 
 
+@pytest.mark.parametrize("mode", [Mode.REMOTE, Mode.LOCAL])
+@pytest.mark.parametrize("windows", [ALONE, (1,)])
+def test_what_no_layer_sees_does_not_count_as_cached(
+    windows: tuple[Window, ...], mode: Mode
+) -> None:
+    stepper = Stepper(windows=windows)
+    run = stepper.submit(STORY[:30], mode=mode)
+    stepper.step()
+    assert run.sequence.num_cached == 0
+
+
 def test_a_landed_prompt_is_found_by_the_next_sequence() -> None:
     stepper = Stepper(windows=MIXED)
     run = stepper.submit(STORY[:22], mode=Mode.REMOTE)
