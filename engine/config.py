@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.families import FAMILIES, WRAPPERS, BiasRule, Family, Wrapper
+from engine.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
+from engine.families import FAMILIES, WRAPPERS
+from engine.family import BiasRule, Family
 from engine.fields import Fields, read_json
 from engine.kvgroups import KvGroup, group_layers
 from engine.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
@@ -16,96 +18,11 @@ from engine.ops import Activation
 from engine.rope import Rope
 from protocol.layout import KvDtype, KvLayout
 
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
-COMMON = frozenset(
-    {*REQUIRED, "model_type", "num_key_value_heads", "head_dim", "rms_norm_eps"}
-    | {"tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "eos_token_id"}
-    | {"original_max_position_embeddings", "pretraining_tp"}
-)
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-# Written by transformers and trainers; they do not change logits.
-IGNORED = frozenset(
-    {
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "bos_token_id",
-        "bad_words_ids",
-        "cache_implementation",
-        "begin_suppress_tokens",
-        "chunk_size_feed_forward",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "embd_pdrop",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "name_or_path",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "resid_pdrop",
-        "return_dict",
-        "return_dict_in_generate",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "use_bfloat16",
-        "use_cache",
-        "attn_implementation",
-        "unsloth_version",
-        "unsloth_fixed",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +93,7 @@ def read_config(path: Path) -> ModelConfig:
     fields = _text(Fields(path / "config.json", read_json(path / "config.json")))
     family = _family(fields)
     fields.defaults = family.defaults
-    _refuse_unknown(fields, family)
+    refuse_unknown(fields, family)
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
@@ -218,9 +135,9 @@ def _text(fields: Fields) -> Fields:
     wrapper = WRAPPERS.get(str(fields.get("model_type")))
     if wrapper is None:
         return fields
-    _check_architecture(fields, wrapper)
+    check_architecture(fields, wrapper)
     known = wrapper.keys | IGNORED | _INHERITED | {"model_type", "text_config"}
-    _refuse_keys(fields, known, wrapper)
+    refuse_keys(fields, known, wrapper)
     text = fields.get("text_config")
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
@@ -231,41 +148,14 @@ def _text(fields: Fields) -> Fields:
 _INHERITED = frozenset({"eos_token_id", "tie_word_embeddings"})
 
 
-def _refuse_unknown(fields: Fields, family: Family) -> None:
-    _refuse_keys(fields, COMMON | IGNORED | family.keys | family.ignored, family)
-    for key, value in family.fixed.items():
-        if (got := fields.get(key, value)) != value:
-            raise fields.error(key, f"= {got!r} is not supported; {value!r} is")
-    if fields.get("pretraining_tp") not in (None, 1):
-        raise fields.error("pretraining_tp", "other than 1 is not supported")
-    quantization = fields.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        if method != "mxfp4":
-            raise fields.error("quantization_config", f"= {quantization!r} is not supported")
-
-
-def _refuse_keys(fields: Fields, known: frozenset[str], model: Family | Wrapper) -> None:
-    for key, value in fields.raw.items():
-        if key.startswith("_") or key in known or value in (None, False, {}, []):
-            continue
-        raise fields.error(key, f"= {value!r} is not supported for {model.model_type}")
-
-
 def _family(fields: Fields) -> Family:
     name = fields.get("model_type")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise fields.error("model_type", f"= {name!r} is not one of {known}")
-    _check_architecture(fields, family)
+    check_architecture(fields, family)
     return family
-
-
-def _check_architecture(fields: Fields, model: Family | Wrapper) -> None:
-    architectures = fields.get("architectures")
-    if architectures and architectures != [model.architecture]:
-        raise fields.error("architectures", f"= {architectures!r} is not [{model.architecture!r}]")
 
 
 def _bias(fields: Fields, rule: BiasRule) -> bool:

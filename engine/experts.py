@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from engine.families import ExpertForm
+from engine.family import ExpertForm
 from engine.layer_spec import MixtureSpec
 from engine.mxfp4 import dequantise
 from engine.ops import ExpertWeights

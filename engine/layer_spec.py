@@ -1,12 +1,12 @@
 """What each layer of a model is made of: its window, its rope, whether it has experts.
 
-Called by `engine.config`. Follows a family's rules (`engine.families`) and the keys of
+Called by `engine.config`. Follows a family's rules (`engine.family`) and the keys of
 `config.json` that they name.
 """
 
 from dataclasses import dataclass
 
-from engine.families import Family, MixtureRule, WindowRule
+from engine.family import Family, MixtureRule, WindowRule
 from engine.fields import Fields
 from engine.rope import Rope
 from engine.rope_config import KINDS, LayerKind, read_ropes

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, cast
 
-from engine.families import Family
+from engine.family import Family
 from engine.fields import Fields
 from engine.rope import (
     Rope,

@@ -1,7 +1,7 @@
 """Which tensors a checkpoint of a model holds: their names and shapes.
 
 Called by `engine.loader` and by `tools.make_checkpoint`. Families differ in names
-(`engine.families`); one family's checkpoints differ in a `Naming`, which is found by looking.
+(`engine.family`); one family's checkpoints differ in a `Naming`, which is found by looking.
 """
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an MLP or expert, E experts,
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from engine.config import ModelConfig
-from engine.families import ExpertForm
+from engine.family import ExpertForm
 from engine.layer_spec import MixtureSpec
 from engine.mxfp4 import BLOCK
 

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from engine.config import ModelConfig, read_config
-from engine.families import FAMILIES, ExpertForm, Family
+from engine.families import FAMILIES
+from engine.family import ExpertForm, Family
 from engine.mxfp4 import BLOCK
 from engine.tensors import QUANTISED, Naming, tensor_shapes
 
