@@ -116,22 +116,27 @@ class PrefixCache:
     def let_go(self, block: int) -> None:
         self._release(block)
 
-    def seal(self, sequence: Sequence) -> None:
+    def seal(self, sequence: Sequence) -> list[int]:
         """Make the full, computed blocks of the sequence findable.
 
-        If an equal block is cached already the sequence shares that one and frees its own;
-        under a lease it cannot move, so it keeps its own and holds the other as well.
+        If an equal block is cached already the sequence shares that one. Its own are returned,
+        for the caller to `let_go` when no launched forward reads them any more. Under a lease it
+        cannot move, so it keeps its own and holds the other as well.
         """
+        displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
             start = index * self.block_tokens
             tokens = sequence.tokens(start, start + self.block_tokens)
             if len(sequence.chain) == index + 1:
                 sequence.chain.append(next_hash(sequence.chain[index], tokens))
-            if not self._seal_block(sequence, index, tokens):
-                return
+            if not self._seal_block(sequence, index, tokens, displaced):
+                break
             sequence.num_sealed = index + 1
+        return displaced
 
-    def _seal_block(self, sequence: Sequence, index: int, tokens: list[int]) -> bool:
+    def _seal_block(
+        self, sequence: Sequence, index: int, tokens: list[int], displaced: list[int]
+    ) -> bool:
         """False if the hash belongs to other tokens: this chain cannot be cached further."""
         block = sequence.block_table[index]
         parent, own = sequence.chain[index], sequence.chain[index + 1]
@@ -150,7 +155,7 @@ class PrefixCache:
             sequence.twins[index] = entry.block
         else:
             sequence.block_table[index] = entry.block
-            self._release(block)
+            displaced.append(block)
         return True
 
     def take_events(self) -> list[CacheEvent]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.forwards import chunk, logits, pool_for, split_logits
+from support.forwards import chunk, logits, pool_for, split_logits, step
 from torch import Tensor
 
 from engine.model import Model, load_model
@@ -144,7 +144,7 @@ def test_greedy_text_of_64_tokens_equals_that_of_transformers(case: Case) -> Non
     token_ids, start = prompt, 0
     outputs: list[int] = []
     while len(outputs) < 64:
-        (token,) = runner.execute([chunk(token_ids, start=start, table=range(20))]).values()
+        (token,) = step(runner, [chunk(token_ids, start=start, table=range(20))]).values()
         start += len(token_ids)
         token_ids = [token.token_id]
         outputs += token_ids
