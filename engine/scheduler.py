@@ -146,15 +146,19 @@ class Scheduler:
         """The oldest batch is computed: its KV is written, these are its tokens. Who asked for one
         and has none ends, alone; tokens of those that have their ending are nobody's."""
         step = self._steps.popleft()
+        block_tokens = self._cache.block_tokens
         for sequence, start, stop in step.parts:
             sequence.in_flight -= 1
-            self._advance(sequence, start, stop)
             if sequence.verdict is not None:
-                self._drain(sequence)
+                self._record_ended(sequence, start, stop)
                 continue
+            assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
+            sequence.num_computed = stop
+            if stop // block_tokens > sequence.num_sealed:
+                self._seal(sequence)
             if sequence.leases:
                 self._roster.computed(sequence)
-            if sequence.num_computed == sequence.num_tokens:
+            if stop == sequence.num_tokens:
                 self._append(sequence, sampled.get(sequence.id))
         self._let_go(step.displaced)
 
@@ -172,9 +176,10 @@ class Scheduler:
 
     def settle(self, stopped: Collection[SequenceId], *, now: float) -> None:
         """Decide who goes on; the text of the `stopped` ones has come to its end."""
-        unsettled = self.unsettled()
-        self._sampled = []
-        for sequence, token in unsettled:
+        settled, self._sampled = self._sampled, []
+        for sequence, token in settled:
+            if sequence.verdict is not None:
+                continue
             if not sequence.first_token_at:
                 sequence.first_token_at = now
             verdict = self._judge(sequence, token.token_id, stopped)
@@ -250,7 +255,9 @@ class Scheduler:
         roster, num_preempted = self._roster, self.num_preempted
         self._leaving = None
         running = list(roster.decoding.values())
-        chosen = [s for s in running if not s.in_flight and self._make_room(s)]
+        chosen = [
+            s for s in running if not s.in_flight and (self._has_room(s) or self._make_room(s))
+        ]
         if self._leaving is not None or self.num_preempted != num_preempted:
             chosen = [s for s in chosen if s is not self._leaving and s.state is State.DECODING]
         if len(self._steps) > 1:
@@ -375,31 +382,29 @@ class Scheduler:
             pending=pending,
         )
 
-    def _advance(self, sequence: Sequence, start: int, stop: int) -> None:
-        """The KV of its tokens [start, stop) is written: the next ones, unless an earlier step of
-        it has failed; for one that has its ending perhaps of a token that nobody knows."""
-        if sequence.num_computed != start:
-            assert sequence.verdict is not None, f"sequence {sequence.id} has a gap before {start}"
-            return
-        sequence.num_computed = min(stop, sequence.num_tokens)
-        if sequence.num_computed // self._cache.block_tokens > sequence.num_sealed:
-            displaced = self._cache.seal(sequence)
-            if sequence.in_flight:
-                self._steps[-1].displaced += displaced
-            else:
-                self._let_go(displaced)
-
-    def _drain(self, sequence: Sequence) -> None:
+    def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:
+        """What it has computed may still be found, unless a step before has failed; not what it
+        has computed of a token that nobody knows."""
+        if sequence.num_computed == start:
+            sequence.num_computed = min(stop, sequence.num_tokens)
+            self._seal(sequence)
         if not sequence.in_flight:
             self._roster.drained(sequence)
+
+    def _seal(self, sequence: Sequence) -> None:
+        displaced = self._cache.seal(sequence)
+        if sequence.in_flight:
+            self._steps[-1].displaced += displaced
+        else:
+            self._let_go(displaced)
 
     def _fail(self, step: _Step, message: str) -> None:
         for sequence, _, _ in step.parts:
             sequence.in_flight -= 1
             if sequence.verdict is None:
                 self._roster.end(sequence, Fail("internal", message))
-            else:
-                self._drain(sequence)
+            elif not sequence.in_flight:
+                self._roster.drained(sequence)
         if self._steps:
             self._steps[-1].displaced += step.displaced
         else:
@@ -415,7 +420,7 @@ class Scheduler:
         self._roster.move(sequence, Event.LANDED)
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
-        self._let_go(self._cache.seal(sequence))
+        self._seal(sequence)
         token = SampledToken(
             token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
         )
@@ -427,7 +432,7 @@ class Scheduler:
         if lost.num_tokens > sequence.num_computed:
             assert lost.num_tokens <= len(sequence.block_table) * self._cache.block_tokens
             sequence.num_computed = min(lost.num_tokens, sequence.num_tokens)
-            self._let_go(self._cache.seal(sequence))
+            self._seal(sequence)
         if sequence.verdict is None:
             sequence.fetch_open = False
             self._roster.end(sequence, Fail("source_lost", lost.reason))
