@@ -6,16 +6,16 @@ Commands to the engine may be given from here; they take effect before the next 
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from engine.batch import SampledToken, SequenceId
 from engine.ending import EngineEnding
 from engine.prefix import CacheEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceToken:
+class SequenceToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One token of one sequence. Index 0 is the first after the prompt, given ones included."""
 
     id: SequenceId

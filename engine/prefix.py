@@ -223,18 +223,23 @@ class PrefixCache:
     def let_go(self, block: int) -> None:
         self._release(block)
 
-    def seal(self, sequence: Sequence) -> None:
+    def seal(self, sequence: Sequence) -> list[int]:
         """Make the full, computed blocks of the sequence findable.
 
-        If an equal block is cached already the sequence shares that one and frees its own;
-        under a lease it cannot move, so it keeps its own and holds the other as well.
+        If an equal block is cached already the sequence shares that one. Its own are returned,
+        for the caller to `let_go` when no launched forward reads them any more. Under a lease it
+        cannot move, so it keeps its own and holds the other as well.
         """
+        displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
-            if not self._seal_row(sequence, index, self._tokens(sequence, index)):
-                return
+            if not self._seal_row(sequence, index, self._tokens(sequence, index), displaced):
+                break
             sequence.num_sealed = index + 1
+        return displaced
 
-    def _seal_row(self, sequence: Sequence, index: int, tokens: list[int]) -> bool:
+    def _seal_row(
+        self, sequence: Sequence, index: int, tokens: list[int], displaced: list[int]
+    ) -> bool:
         """False if the hash belongs to other tokens: this chain cannot be cached further."""
         parent, own = sequence.chain[index], sequence.chain[index + 1]
         entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
@@ -248,7 +253,7 @@ class PrefixCache:
             if entry is None:
                 self._store(Entry(own, group, parent, index, tokens, block))
             else:
-                self._share(sequence, place, entry.block)
+                self._share(sequence, place, entry.block, displaced)
         return True
 
     def _store(self, entry: Entry) -> None:
@@ -257,13 +262,13 @@ class PrefixCache:
         if entry.group == 0:
             self._events.append((Stored, entry.hash))
 
-    def _share(self, sequence: Sequence, place: int, cached: int) -> None:
+    def _share(self, sequence: Sequence, place: int, cached: int, displaced: list[int]) -> None:
         self.blocks.acquire(cached)
         self._idle.pop(cached, None)
         if sequence.leases:
             sequence.twins[place] = cached
         else:
-            self._release(sequence.block_table[place])
+            displaced.append(sequence.block_table[place])
             sequence.block_table[place] = cached
 
     def take_events(self) -> list[CacheEvent]:

@@ -76,7 +76,7 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
     s = chunk.sampling
     assert s is not None, "the chunk asks for no token"
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
-    banned = not s.may_end(len(chunk.outputs))
+    banned = not s.may_end(chunk.num_outputs)
     return not (
         s.temperature >= GREEDY_BELOW
         or penalised
@@ -102,7 +102,7 @@ def _shaped(
         scores_V[seen] -= malus.astype(np.float32)
     for token_id, bias in sampling.logit_bias:
         scores_V[token_id] += np.float32(bias)
-    if not sampling.may_end(len(chunk.outputs)):
+    if not sampling.may_end(chunk.num_outputs):
         enders = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
         scores_V[[token_id for token_id in enders if token_id < len(scores_V)]] = -np.inf
     return scores_V

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.family_shapes import SHAPES
-from support.forwards import chunk, logits, pool_for, split_logits
+from support.forwards import chunk, logits, pool_for, split_logits, step
 from support.reference import reference
 from torch import Tensor
 
@@ -144,7 +144,7 @@ def test_greedy_text_of_64_tokens_equals_that_of_transformers(case: Case) -> Non
     token_ids, start = prompt, 0
     outputs: list[int] = []
     while len(outputs) < 64:
-        (token,) = runner.execute([chunk(token_ids, start=start, table=table)]).values()
+        (token,) = step(runner, [chunk(token_ids, start=start, table=table)]).values()
         start += len(token_ids)
         token_ids = [token.token_id]
         outputs += token_ids

@@ -28,6 +28,7 @@ prompts = st.builds(
 class Ownership(RuleBasedStateMachine):
     num_blocks = 12
     windows: tuple[Window, ...] = (None,)
+    depth = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class Ownership(RuleBasedStateMachine):
             max_waiting=5,
             max_context_tokens=MAX_CONTEXT,
             windows=self.windows,
+            depth=self.depth,
         )
         self.replica: set[BlockHash] = set()
         """What a router knows from the events alone."""
@@ -78,26 +80,39 @@ class Ownership(RuleBasedStateMachine):
         for mode in modes:
             self.stepper.submit(prompt, mode=mode)
 
-    @precondition(lambda self: not self.stepper.batch)
+    @precondition(lambda self: self.stepper.may_launch)
     @rule()
     def launch(self) -> None:
         self.stepper.launch()
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule()
     def complete(self) -> None:
         self.stepper.complete()
 
-    @precondition(lambda self: not self.stepper.batch)
+    @precondition(lambda self: self.stepper.may_launch)
     @rule(num_steps=st.integers(1, 12))
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.stepper.step()
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule()
     def fail(self) -> None:
         self.stepper.fail()
+
+    @precondition(lambda self: self.stepper.may_launch)
+    @rule()
+    def fail_launch(self) -> None:
+        self.stepper.fail_launch()
+
+    @precondition(lambda self: self.stepper.may_launch)
+    @rule(data=st.data())
+    def mute(self, data: st.DataObject) -> None:
+        """The model answers no number for some sequence from now on."""
+        runs = [r for r in self.stepper.runs.values() if not r.verdicts]
+        if runs:
+            self.stepper.runner.mute.add(data.draw(st.sampled_from(runs)).sequence.id)
 
     @precondition(lambda self: self.stepper.runs)
     @rule(data=st.data())
@@ -105,10 +120,11 @@ class Ownership(RuleBasedStateMachine):
         """Also those that have ended, and those aborted before."""
         self.stepper.abort(data.draw(st.sampled_from(list(self.stepper.runs.values()))))
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule(data=st.data())
     def abort_in_flight(self, data: st.DataObject) -> None:
-        chunk = data.draw(st.sampled_from(self.stepper.batch))
+        flight = data.draw(st.sampled_from(self.stepper.flights))
+        chunk = data.draw(st.sampled_from(flight.chunks))
         self.stepper.abort(self.stepper.runs[chunk.sequence])
 
     @precondition(lambda self: self.stepper.fetches)
@@ -218,15 +234,15 @@ class Ownership(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When everybody lets go, everything returns and every request has had its ending."""
-        if self.stepper.batch:
-            self.stepper.complete()
         for _ in range(200):
             for run in self.stepper.fetches:
                 self.stepper.land(run)
             for run in self.stepper.leases:
                 self.stepper.release(run)
             self.stepper.quiet(*self.stepper.quarantined)
-            if not self.stepper.step() and not self.stepper.fetches and not self.stepper.leases:
+            busy = bool(self.stepper.flights)
+            busy = bool(self.stepper.step()) or busy
+            if not (busy or self.stepper.fetches or self.stepper.leases):
                 break
         for run in self.stepper.runs.values():
             self._check_ending(run)
@@ -272,6 +288,16 @@ class OwnershipInAWindow(Ownership):
     windows = (6,)
 
 
+class OwnershipWithStepsAhead(Ownership):
+    """The next step is launched before the tokens of the last are read."""
+
+    depth = 2
+
+
+class OwnershipInTwoGroupsWithStepsAhead(OwnershipInTwoGroups):
+    depth = 2
+
+
 SETTINGS = settings(
     max_examples=60,
     stateful_step_count=50,
@@ -281,6 +307,10 @@ SETTINGS = settings(
 TestOwnership = Ownership.TestCase
 TestOwnershipInTwoGroups = OwnershipInTwoGroups.TestCase
 TestOwnershipInAWindow = OwnershipInAWindow.TestCase
+TestOwnershipWithStepsAhead = OwnershipWithStepsAhead.TestCase
+TestOwnershipInTwoGroupsWithStepsAhead = OwnershipInTwoGroupsWithStepsAhead.TestCase
 TestOwnership.settings = SETTINGS
 TestOwnershipInTwoGroups.settings = SETTINGS
 TestOwnershipInAWindow.settings = SETTINGS
+TestOwnershipWithStepsAhead.settings = SETTINGS
+TestOwnershipInTwoGroupsWithStepsAhead.settings = SETTINGS

@@ -6,11 +6,13 @@ reaches. A block that is freed too early, shared wrongly or never written shows 
 as `UnwrittenSlot` or as `WrongToken`.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
+import msgspec
 import xxhash
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import PENDING, Chunk, SampledToken, SequenceId
 from engine.kvgroups import NO_BLOCK, Window, first_reachable
 from protocol.layout import KvLayout
 
@@ -41,12 +43,44 @@ def continuation(
     return context[len(tokens) :]
 
 
+class StaleBlock(Exception):
+    """A block got new contents while a launched step refers to it."""
+
+
+class FakeStep:
+    """Implements `engine.runner.Launched`."""
+
+    def __init__(self, runner: "FakeRunner", chunks: Sequence[Chunk]) -> None:
+        self._runner = runner
+        self.chunks = tuple(chunks)
+        self.generations = [runner.generations_of(chunk) for chunk in chunks]
+        self.sampled: dict[SequenceId, SampledToken] = {}
+        self.garbage: set[SequenceId] = set()
+        """Sequences of which an earlier step has failed: what this one computes is nothing."""
+        self.error: Exception | None = None
+
+    def tokens(self) -> dict[SequenceId, SampledToken]:
+        self._runner.finish(self)
+        if self.error is not None:
+            raise self.error
+        return self.sampled
+
+
 class FakeRunner:
-    """Implements `engine.runner.Runner`. `fail_next` steps raise instead of computing; `mute`
-    sequences get no number from the model."""
+    """Implements `engine.runner.Runner`.
+
+    A step is computed as late as may be: when its tokens are read. `fail_next` launches
+    and `fail_tokens` steps raise instead of computing; `mute` sequences get no number from the
+    model. With `generations` the runner checks that no block changes hands under a launched step.
+    """
 
     def __init__(
-        self, *, num_blocks: int, block_tokens: int = 4, windows: Sequence[Window] = (None,)
+        self,
+        *,
+        num_blocks: int,
+        block_tokens: int = 4,
+        windows: Sequence[Window] = (None,),
+        depth: int = 1,
     ) -> None:
         """`windows` of the KV groups, those without one first."""
         self.layout = KvLayout(
@@ -59,34 +93,92 @@ class FakeRunner:
         )
         self.windows = tuple(windows)
         self.num_blocks = num_blocks
+        self.depth = depth
         self.pool: list[list[tuple[int, int] | None]] = [
             [None] * block_tokens for _ in range(num_blocks)
         ]
         """Group and token of each slot."""
+        self.generations: Sequence[int] = [0] * num_blocks
         self.batches: list[tuple[Chunk, ...]] = []
         self.fail_next = 0
+        self.fail_tokens = 0
         self.mute: set[SequenceId] = set()
+        self._stream: deque[FakeStep] = deque()
+        """Steps whose tokens nobody has read, oldest first."""
+        self._newest: dict[SequenceId, tuple[int, int]] = {}
+        """Position and id of each sequence's newest token, as in a device's buffer."""
 
     @property
     def widest(self) -> Window:
         """What the group sees that sees most."""
         return None if None in self.windows else max(w for w in self.windows if w is not None)
 
-    def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
-        self.batches.append(tuple(chunks))
+    def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
+        assert chunks, "a step of nothing"
+        assert len(self._stream) < self.depth, "more steps are launched than may be"
         if self.fail_next:
             self.fail_next -= 1
             raise RuntimeError("the fake model fails")
         for chunk in chunks:
-            written = self.write(chunk.block_table, start=chunk.start, tokens=chunk.token_ids)
-            assert written == len(chunk.token_ids) * len(self.windows), "a token lacks its block"
-        for chunk in chunks:
-            self._look(chunk)
-        return {
-            chunk.sequence: SampledToken(token_id=self._sample(chunk))
-            for chunk in chunks
-            if chunk.sampling is not None and chunk.sequence not in self.mute
-        }
+            self._check_pending(chunk)
+        step = FakeStep(self, [own_copy(chunk) for chunk in chunks])
+        self.batches.append(step.chunks)
+        self._stream.append(step)
+        return step
+
+    def finish(self, step: FakeStep) -> None:
+        assert self._stream and self._stream[0] is step, "tokens are read out of order, or twice"
+        self._compute(step)
+        self._stream.popleft()
+
+    def generations_of(self, chunk: Chunk) -> list[int]:
+        """Of the blocks that the chunk can reach."""
+        size, num_groups = self.layout.block_tokens, len(self.windows)
+        rows = [first_reachable(chunk.start, window) // size for window in self.windows]
+        return [
+            self.generations[block]
+            for place, block in enumerate(chunk.block_table)
+            if place // num_groups >= rows[place % num_groups]
+        ]
+
+    def _check_pending(self, chunk: Chunk) -> None:
+        """What nobody has read is waited for by that name, and never where it must be seen."""
+        earlier = [c for step in self._stream for c in step.chunks if c.sequence == chunk.sequence]
+        num_pending = sum(1 for c in earlier if c.sampling is not None)
+        assert chunk.pending == num_pending
+        assert (tuple(chunk.token_ids) == (PENDING,)) == bool(num_pending)
+        assert not earlier or earlier[-1].position == chunk.start
+        if num_pending and (s := chunk.sampling) is not None:
+            assert s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty
+
+    def _compute(self, step: FakeStep) -> None:
+        if self.fail_tokens:
+            self.fail_tokens -= 1
+            step.error = RuntimeError("the fake model fails")
+            for later in self._stream:
+                later.garbage.update(chunk.sequence for chunk in step.chunks)
+            return
+        for chunk, generations in zip(step.chunks, step.generations, strict=True):
+            if self.generations_of(chunk) != generations:
+                raise StaleBlock(f"{chunk.sequence}: one of {list(chunk.block_table)}")
+            if chunk.sequence not in step.garbage:
+                self._compute_chunk(step, chunk)
+
+    def _compute_chunk(self, step: FakeStep, chunk: Chunk) -> None:
+        tokens = chunk.token_ids
+        if chunk.pending:
+            position, newest = self._newest[chunk.sequence]
+            assert position == chunk.start, "the stream has not sampled this token"
+            tokens = (newest,)
+        written = self.write(chunk.block_table, start=chunk.start, tokens=tokens)
+        assert written == len(tokens) * len(self.windows), "a token lacks its block"
+        self._look(chunk)
+        if chunk.sampling is None:
+            return
+        token_id = self._sample(chunk)
+        self._newest[chunk.sequence] = chunk.position, token_id
+        if chunk.sequence not in self.mute:
+            step.sampled[chunk.sequence] = SampledToken(token_id=token_id)
 
     def write(self, block_table: Sequence[int], *, start: int, tokens: Sequence[int]) -> int:
         """Put KV into the pool, as a forward does and as a fetch does; how many slots, over all
@@ -140,3 +232,10 @@ class FakeRunner:
             group=self.windows.index(self.widest),
         )
         return next_token(tokens, seed=chunk.sampling.seed)
+
+
+def own_copy(chunk: Chunk) -> Chunk:
+    """As a runner must take it: the lists are the scheduler's again after the launch."""
+    return msgspec.structs.replace(
+        chunk, block_table=tuple(chunk.block_table), outputs=tuple(chunk.outputs)
+    )

@@ -1,13 +1,16 @@
 """A scheduler on a fake runner, moved by hand: no thread, no clock, every interleaving possible.
 
-`launch` and `complete` are the two halves of a step, so that commands can fall between them.
+`launch` and `complete` are the two halves of a step, so that commands can fall between them; at
+depth 2 a second step may be launched before the first is complete. `step` does what the loop does.
 `fetch` writes into reserved blocks as a transport would, also after the sequence was aborted.
 """
 
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from support.fake_runner import FakeRunner, continuation
+import pytest
+from support.fake_runner import FakeRunner, FakeStep, continuation
 
 from engine.batch import SequenceId, StepInput
 from engine.blocks import BlockAllocator
@@ -72,11 +75,15 @@ class Stepper:
         max_context_tokens: int = 200,
         eos_token_ids: Seq[int] = (),
         windows: Seq[Window] = (None,),
+        depth: int = 1,
     ) -> None:
-        """`windows` of the KV groups."""
+        """`windows` of the KV groups; `depth` of the runner."""
         self.windows = tuple(windows)
-        self.runner = FakeRunner(num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, windows=windows)
+        self.runner = FakeRunner(
+            num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, windows=windows, depth=depth
+        )
         self.generations = [0] * num_blocks
+        self.runner.generations = self.generations
         self.blocks = BlockAllocator(num_blocks, generations=self.generations)
         self.cache = PrefixCache(
             self.blocks, block_tokens=BLOCK_TOKENS, compat="test", windows=windows
@@ -92,7 +99,8 @@ class Stepper:
             eos_token_ids=eos_token_ids,
         )
         self.runs: dict[SequenceId, Run] = {}
-        self.batch: StepInput = ()
+        self.flights: deque[FakeStep] = deque()
+        """Launched and not complete, oldest first."""
         self.num_steps = 0
         self.quarantined: list[int] = []
         """Blocks that a transport may still write into though their fetch has ended."""
@@ -173,31 +181,48 @@ class Stepper:
 
     # -- one step ---------------------------------------------------------------------------
 
+    @property
+    def may_launch(self) -> bool:
+        return len(self.flights) < self.runner.depth
+
     def launch(self) -> StepInput:
-        self.batch = self.scheduler.next_batch()
+        batch = self.scheduler.next_batch()
         self._hear()
-        return self.batch
+        if batch:
+            self.flights.append(self.runner.launch(batch))
+        return batch
 
     def complete(self) -> None:
-        self.scheduler.record(self.runner.execute(self.batch))
-        self.batch = ()
+        """The oldest step."""
+        self.scheduler.record(self.flights.popleft().tokens())
         self.num_steps += 1
         self._settle()
 
     def fail(self) -> None:
-        self.scheduler.fail_batch("the fake model fails")
-        self.batch = ()
+        """The oldest step fails."""
+        self.runner.fail_tokens = 1
+        with pytest.raises(RuntimeError):
+            self.flights.popleft().tokens()
+        self.scheduler.fail_oldest("the fake model fails")
+        self._hear()
+
+    def fail_launch(self) -> None:
+        """The next step fails before it is under way."""
+        if self.scheduler.next_batch():
+            self.scheduler.fail_newest("the fake model fails")
         self._hear()
 
     def step(self) -> StepInput:
-        batch = self.launch()
-        self.complete()
+        batch = self.launch() if self.may_launch else ()
+        if self.flights and (not batch or not self.may_launch):
+            self.complete()
         return batch
 
     def run(self, max_steps: int = 1000) -> None:
         """Step until there is nothing to compute."""
         for _ in range(max_steps):
-            if not self.step():
+            busy = bool(self.flights)
+            if not self.step() and not busy:
                 return
         raise AssertionError(f"not idle after {max_steps} steps")
 

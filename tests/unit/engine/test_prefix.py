@@ -31,6 +31,11 @@ def sequence(
     )
 
 
+def seal(cache: PrefixCache, held: Sequence) -> None:
+    for displaced in cache.seal(held):
+        cache.let_go(displaced)
+
+
 def computed(
     cache: PrefixCache, tokens: Seq[int], *, salt: str = "", mode: Mode = Mode.LOCAL
 ) -> Sequence:
@@ -41,7 +46,7 @@ def computed(
     held.block_table = cache.take(matched, num_new=num_blocks - len(matched))
     held.num_sealed = len(matched)
     held.num_computed = len(tokens)
-    cache.seal(held)
+    seal(cache, held)
     cache.check()
     return held
 
@@ -131,7 +136,7 @@ def test_the_second_of_two_equal_sequences_shares_the_blocks_of_the_first(
         held.block_table = cache.take((), num_new=3)
         held.num_computed = len(LONG)
     for held in (first, second):
-        cache.seal(held)
+        seal(cache, held)
     assert first.block_table == second.block_table
     assert cache.blocks.num_owned == 3
 
@@ -143,7 +148,7 @@ def test_a_cached_block_that_is_shared_at_sealing_can_no_longer_be_evicted(
     late.block_table = cache.take((), num_new=2)
     cache_it(cache, LONG[:8])
     late.num_computed = 8
-    cache.seal(late)
+    seal(cache, late)
     cache.check()
     cache.take((), num_new=6)
     assert cache.num_available == 0
@@ -158,7 +163,7 @@ def test_under_a_lease_a_sequence_keeps_its_blocks_and_holds_the_equal_ones(
     offered = list(leased.block_table)
     first = computed(cache, LONG[:8])
     leased.num_computed = 8
-    cache.seal(leased)
+    seal(cache, leased)
     cache.give_back(first)
     assert leased.block_table == offered
     assert cache.num_available == 4

@@ -6,12 +6,12 @@ the seeds are fixed, so they either always pass or always fail."""
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 import torch
+from msgspec.structs import replace
 from support.forwards import chunk
 from torch import Tensor
 
