@@ -287,7 +287,7 @@ class Scheduler:
             and num_tokens + pending < self.max_context_tokens
         ):
             return False
-        if not self._has_room(sequence) and self._leaving is None and self._cache.num_available:
+        if not self._has_room(sequence) and self._cache.num_available:
             self._grow(sequence)
         return self._has_room(sequence)
 

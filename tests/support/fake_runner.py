@@ -6,7 +6,7 @@ A block that is freed too early, shared wrongly or never written shows as a wron
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 
 import msgspec
 import xxhash
@@ -72,7 +72,7 @@ class FakeRunner:
         self.num_blocks = num_blocks
         self.depth = depth
         self.pool: list[list[int | None]] = [[None] * block_tokens for _ in range(num_blocks)]
-        self.generations: Sequence[int] = [0] * num_blocks
+        self.generations: MutableSequence[int] = [0] * num_blocks
         self.batches: list[tuple[Chunk, ...]] = []
         self.fail_next = 0
         self.fail_tokens = 0
@@ -81,6 +81,10 @@ class FakeRunner:
         """Steps whose tokens nobody has read, oldest first."""
         self._newest: dict[SequenceId, tuple[int, int]] = {}
         """Position and id of each sequence's newest token, as in a device's buffer."""
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._stream)
 
     def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
         assert chunks, "a step of nothing"
