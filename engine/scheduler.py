@@ -10,12 +10,10 @@ a launched forward is recorded whatever happens; a lease or a fetch holds all it
 ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
 """
 
-from collections import deque
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 
-from engine.batch import PENDING, Chunk, SampledToken, SequenceId, StepInput
+from engine.batch import SampledToken, SequenceId, StepInput
 from engine.effects import Effect
 from engine.limits import EngineLimits
 from engine.prefix import PrefixCache
@@ -33,20 +31,8 @@ from engine.sequence import (
     State,
     Verdict,
 )
+from engine.steps import Part, Steps
 from protocol.messages import Blocks, Load
-
-_PLACEHOLDER = (PENDING,)
-
-
-@dataclass(slots=True)
-class _Step:
-    """A batch that is launched and not recorded."""
-
-    parts: list[tuple[Sequence, int, int]] = field(default_factory=list)
-    """(sequence, start, stop): whose tokens [start, stop) it computes."""
-    displaced: list[int] = field(default_factory=list)
-    """Blocks that equal ones took the place of, though this step may read them: held until it is
-    recorded."""
 
 
 class Scheduler:
@@ -65,8 +51,7 @@ class Scheduler:
         self.num_preempted = 0
         self._num_arrivals = 0
         self._roster = Roster(cache)
-        self._steps: deque[_Step] = deque()
-        """Oldest first."""
+        self._steps = Steps(cache)
         self._leaving: Sequence | None = None
         """To be preempted once no launched forward refers to it: it gets no chunk meanwhile."""
         self._sampled: list[tuple[Sequence, SampledToken]] = []
@@ -126,29 +111,28 @@ class Scheduler:
 
     def next_batch(self) -> StepInput:
         """What to compute next, to be launched at once; empty if nothing can be."""
-        self._steps.append(_Step())
-        chunks = [self._launch(sequence, 1) for sequence in self._next_decodes()]
+        self._steps.begin()
+        chunks = [self._steps.add(sequence, 1) for sequence in self._next_decodes()]
         budget = self._limits.token_budget - len(chunks)
         for sequence in self._roster.prefilling.values():
             if budget <= 0:
                 break
             if sequence.num_launched < sequence.num_tokens and sequence is not self._leaving:
-                chunks.append(self._launch(sequence, budget))
+                chunks.append(self._steps.add(sequence, budget))
                 budget -= len(chunks[-1].token_ids)
         while (head := self._admit(budget)) is not None:
             if head.state is State.PREFILLING:
-                chunks.append(self._launch(head, budget))
+                chunks.append(self._steps.add(head, budget))
                 budget -= len(chunks[-1].token_ids)
         if not chunks:
-            self._steps.pop()
+            self._steps.take_newest()
         return tuple(chunks)
 
     def record(self, sampled: Mapping[SequenceId, SampledToken]) -> None:
         """The oldest batch is computed: its KV is written, these are its tokens. Who asked for one
         and has none ends, alone; tokens of those that have their ending are nobody's."""
-        step = self._steps.popleft()
         block_tokens = self._cache.block_tokens
-        for sequence, start, stop in step.parts:
+        for sequence, start, stop in self._steps.take_oldest():
             sequence.in_flight -= 1
             if sequence.verdict is not None:
                 self._record_ended(sequence, start, stop)
@@ -156,21 +140,20 @@ class Scheduler:
             assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
             sequence.num_computed = stop
             if stop // block_tokens > sequence.num_sealed:
-                self._seal(sequence)
+                self._steps.seal(sequence)
                 self._cache.drop_unreachable(sequence)
             if sequence.leases:
                 self._roster.computed(sequence)
             if stop == sequence.num_tokens:
                 self._append(sequence, sampled.get(sequence.id))
-        self._let_go(step.displaced)
 
     def fail_oldest(self, message: str) -> None:
         """The oldest batch could not be computed: its sequences end, the others go on."""
-        self._fail(self._steps.popleft(), message)
+        self._fail(self._steps.take_oldest(), message)
 
     def fail_newest(self, message: str) -> None:
         """The batch last made could not be launched: its sequences end, the others go on."""
-        self._fail(self._steps.pop(), message)
+        self._fail(self._steps.take_newest(), message)
 
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
         """Tokens since the last `settle`, each the last of its sequence's outputs."""
@@ -198,7 +181,7 @@ class Scheduler:
         """Give every sequence without an ending this one. Nothing may run afterwards."""
         self._sampled = []
         while self._steps:
-            self._let_go(self._steps.popleft().displaced)
+            self._steps.take_oldest()
         for sequence in self._roster.all():
             sequence.in_flight = 0
             if sequence.verdict is None:
@@ -216,7 +199,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError unless every block is held by exactly those who say so."""
-        self._roster.check([block for step in self._steps for block in step.displaced])
+        self._roster.check(self._steps.displaced)
 
     # -- decisions --------------------------------------------------------------------------
 
@@ -293,7 +276,7 @@ class Scheduler:
             and num_tokens + pending < self.max_context_tokens
         ):
             return False
-        if not self._has_room(sequence) and self._leaving is None and self._can_grow():
+        if not self._has_room(sequence) and self._can_grow():
             self._grow(sequence)
         return self._has_room(sequence)
 
@@ -379,55 +362,23 @@ class Scheduler:
 
     # -- mechanics --------------------------------------------------------------------------
 
-    def _launch(self, sequence: Sequence, max_tokens: int) -> Chunk:
-        start, num_tokens = sequence.num_launched, sequence.num_tokens
-        pending = max(0, start - num_tokens + 1)
-        stop = start + 1 if pending else min(start + max_tokens, num_tokens)
-        sequence.num_launched = stop
-        sequence.in_flight += 1
-        self._steps[-1].parts.append((sequence, start, stop))
-        return Chunk(
-            sequence=sequence.id,
-            token_ids=_PLACEHOLDER if pending else sequence.tokens(start, stop),
-            start=start,
-            block_table=sequence.block_table,
-            sampling=sequence.sampling if stop >= num_tokens else None,
-            prompt_ids=sequence.prompt_ids,
-            outputs=sequence.outputs,
-            pending=pending,
-        )
-
     def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:
         """What it has computed may still be found, unless a step before has failed; not what it
         has computed of a token that nobody knows."""
         if sequence.num_computed == start:
             sequence.num_computed = min(stop, sequence.num_tokens)
-            self._seal(sequence)
+            self._steps.seal(sequence)
+            self._cache.drop_unreachable(sequence)
         if not sequence.in_flight:
             self._roster.drained(sequence)
 
-    def _seal(self, sequence: Sequence) -> None:
-        displaced = self._cache.seal(sequence)
-        if sequence.in_flight:
-            self._steps[-1].displaced += displaced
-        else:
-            self._let_go(displaced)
-
-    def _fail(self, step: _Step, message: str) -> None:
-        for sequence, _, _ in step.parts:
+    def _fail(self, parts: Iterable[Part], message: str) -> None:
+        for sequence, _, _ in parts:
             sequence.in_flight -= 1
             if sequence.verdict is None:
                 self._roster.end(sequence, Fail("internal", message))
             elif not sequence.in_flight:
                 self._roster.drained(sequence)
-        if self._steps:
-            self._steps[-1].displaced += step.displaced
-        else:
-            self._let_go(step.displaced)
-
-    def _let_go(self, displaced: Iterable[int]) -> None:
-        for block in displaced:
-            self._cache.let_go(block)
 
     def _land(self, sequence: Sequence, landed: Landed) -> None:
         """The KV of all its tokens is here, and with it the next token."""
@@ -435,7 +386,7 @@ class Scheduler:
         self._roster.move(sequence, Event.LANDED)
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
-        self._seal(sequence)
+        self._steps.seal(sequence)
         token = SampledToken(
             token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
         )
@@ -448,7 +399,7 @@ class Scheduler:
             num_rows = len(sequence.block_table) // self._cache.num_groups
             assert lost.num_tokens <= num_rows * self._cache.block_tokens
             sequence.num_computed = min(lost.num_tokens, sequence.num_tokens)
-            self._seal(sequence)
+            self._steps.seal(sequence)
         if sequence.verdict is None:
             sequence.fetch_open = False
             self._roster.end(sequence, Fail("source_lost", lost.reason))

@@ -7,7 +7,7 @@ as `UnwrittenSlot` or as `WrongToken`.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 
 import msgspec
 import xxhash
@@ -98,7 +98,7 @@ class FakeRunner:
             [None] * block_tokens for _ in range(num_blocks)
         ]
         """Group and token of each slot."""
-        self.generations: Sequence[int] = [0] * num_blocks
+        self.generations: MutableSequence[int] = [0] * num_blocks
         self.batches: list[tuple[Chunk, ...]] = []
         self.fail_next = 0
         self.fail_tokens = 0
@@ -112,6 +112,10 @@ class FakeRunner:
     def widest(self) -> Window:
         """What the group sees that sees most."""
         return None if None in self.windows else max(w for w in self.windows if w is not None)
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._stream)
 
     def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
         assert chunks, "a step of nothing"

@@ -2,10 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.eventually import eventually
 from support.forwards import chunk, pool_for, step
+from support.observed import RecordingObserver
 
 from engine.batch import SequenceId
+from engine.commands import Submission
 from engine.kvpool import KvPool
+from engine.limits import EngineLimits
+from engine.loop import Engine
 from engine.model import Model, load_model
 from engine.torch_runner import TorchRunner
 from protocol.layout import KvLayout
@@ -132,3 +137,34 @@ def test_kernels_and_twins_fill_the_pool_alike(tmp_path: Path) -> None:
         pools.append(pool_for(model, fill=0.0))
         step(TorchRunner(model, pools[-1]), [chunk(PROMPT, table=[3, 1])])
     assert torch.allclose(pools[0].tensor, pools[1].tensor, atol=1e-4)
+
+
+def texts(model: Model, *, num_blocks: int) -> tuple[list[list[int]], int]:
+    """What an engine on a pool of that size says to three prompts, and how often it preempted."""
+    observer = RecordingObserver()
+    engine = Engine(
+        runner=TorchRunner(model, pool_for(model, num_blocks=num_blocks)),
+        limits=EngineLimits(
+            max_running=4, max_waiting=4, token_budget=16, max_context_tokens=num_blocks * 8
+        ),
+        eos_token_ids=(),
+        compat="test",
+        generations=[0] * num_blocks,
+        observer=observer,
+    )
+    names = [SequenceId(str(i)) for i in range(3)]
+    for i, name in enumerate(names):
+        sampling = Sampling(seed=i, max_tokens=24, temperature=0.8, repetition_penalty=1 + i / 10)
+        engine.submit(Submission(id=name, prompt=[*PROMPT, i], sampling=sampling))
+    engine.start()
+    eventually(lambda: len(observer.endings) == 3)
+    engine.stop()
+    return [observer.tokens[name] for name in names], engine.stats().num_preempted
+
+
+def test_preempted_requests_finish_with_identical_tokens(model: Model) -> None:
+    undisturbed, none = texts(model, num_blocks=64)
+    preempted, some = texts(model, num_blocks=8)
+    assert (none, some > 0) == (0, True)
+    assert preempted == undisturbed
+    assert [len(text) for text in preempted] == [24] * 3
