@@ -50,6 +50,7 @@ class Ownership(RuleBasedStateMachine):
         seed=st.integers(1, 2),
         salt=st.sampled_from(("", "", "tenant")),
         stop_at=st.none() | st.integers(1, 12),
+        penalty=st.sampled_from((0.0, 0.0, 0.5)),
     )
     def submit(
         self,
@@ -60,6 +61,7 @@ class Ownership(RuleBasedStateMachine):
         seed: int,
         salt: str,
         stop_at: int | None,
+        penalty: float,
     ) -> None:
         self.stepper.submit(
             prompt,
@@ -69,6 +71,7 @@ class Ownership(RuleBasedStateMachine):
             seed=seed,
             salt=salt,
             stop_at=stop_at,
+            penalty=penalty,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))
