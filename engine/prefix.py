@@ -119,9 +119,10 @@ class PrefixCache:
     def seal(self, sequence: Sequence) -> list[int]:
         """Make the full, computed blocks of the sequence findable.
 
-        If an equal block is cached already the sequence shares that one. Its own are returned,
-        for the caller to `let_go` when no launched forward reads them any more. Under a lease it
-        cannot move, so it keeps its own and holds the other as well.
+        Its own takes the place of an equal block that nobody holds; one that is held it shares, and
+        its own are returned, for the caller to `let_go` when no launched forward reads them any
+        more. Under a lease it cannot move, so it keeps its own and holds the other as well. So
+        sealing takes no room from anybody.
         """
         displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
@@ -141,16 +142,12 @@ class PrefixCache:
         block = sequence.block_table[index]
         parent, own = sequence.chain[index], sequence.chain[index + 1]
         entry = self._entries.get(own)
-        if entry is None:
-            entry = Entry(own, parent, index, tokens, block)
-            self.blocks.keep(block)
-            self._entries[own] = self._by_block[block] = entry
-            self._events.append((Stored, own))
-            return True
-        if not _same(entry, parent, tokens):
+        if entry is not None and not _same(entry, parent, tokens):
             return False
+        if entry is None or entry.block in self._idle:
+            self._store(Entry(own, parent, index, tokens, block), instead_of=entry)
+            return True
         self.blocks.acquire(entry.block)
-        self._idle.pop(entry.block, None)
         if sequence.leases:
             sequence.twins[index] = entry.block
         else:
@@ -184,6 +181,17 @@ class PrefixCache:
             assert (parent is None) == (entry.index == 0), "the set is not prefix-closed"
             if parent is not None and entry.block not in self._idle:
                 assert parent.block not in self._idle, "a held block has an unheld parent"
+
+    def _store(self, entry: Entry, *, instead_of: Entry | None) -> None:
+        """`instead_of` an equal one that nobody holds."""
+        if instead_of is None:
+            self._events.append((Stored, entry.hash))
+        else:
+            del self._idle[instead_of.block]
+            del self._by_block[instead_of.block]
+            self.blocks.forget(instead_of.block)
+        self.blocks.keep(entry.block)
+        self._entries[entry.hash] = self._by_block[entry.block] = entry
 
     def _release(self, block: int) -> None:
         if self.blocks.release(block):
