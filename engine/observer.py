@@ -2,7 +2,7 @@
 
 Implemented by the services of the two workers. Every method is called on the engine thread, in
 the order things happened, and must neither block nor raise: an exception here stops the engine.
-Commands to the engine may be given from here; they take effect before the next step.
+Commands to the engine may be given from here; they take effect before the next launch.
 """
 
 from collections.abc import Collection, Sequence

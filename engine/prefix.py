@@ -226,9 +226,10 @@ class PrefixCache:
     def seal(self, sequence: Sequence) -> list[int]:
         """Make the full, computed blocks of the sequence findable.
 
-        If an equal block is cached already the sequence shares that one. Its own are returned,
-        for the caller to `let_go` when no launched forward reads them any more. Under a lease it
-        cannot move, so it keeps its own and holds the other as well.
+        Its own takes the place of an equal block that nobody holds; one that is held it shares, and
+        its own are returned, for the caller to `let_go` when no launched forward reads them any
+        more. Under a lease it cannot move, so it keeps its own and holds the other as well. So
+        sealing takes no room from anybody.
         """
         displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
@@ -250,21 +251,15 @@ class PrefixCache:
             block = sequence.block_table[place]
             if block == NO_BLOCK:
                 continue
-            if entry is None:
-                self._store(Entry(own, group, parent, index, tokens, block))
+            if entry is None or entry.block in self._idle:
+                mine = Entry(own, group, parent, index, tokens, block)
+                self._store(mine, instead_of=entry)
             else:
                 self._share(sequence, place, entry.block, displaced)
         return True
 
-    def _store(self, entry: Entry) -> None:
-        self.blocks.keep(entry.block)
-        self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
-        if entry.group == 0:
-            self._events.append((Stored, entry.hash))
-
     def _share(self, sequence: Sequence, place: int, cached: int, displaced: list[int]) -> None:
         self.blocks.acquire(cached)
-        self._idle.pop(cached, None)
         if sequence.leases:
             sequence.twins[place] = cached
         else:
@@ -311,6 +306,17 @@ class PrefixCache:
             self._release(twin)
         self._release(block)
         sequence.block_table[place] = NO_BLOCK
+
+    def _store(self, entry: Entry, *, instead_of: Entry | None) -> None:
+        """`instead_of` an equal one that nobody holds."""
+        if instead_of is None and entry.group == 0:
+            self._events.append((Stored, entry.hash))
+        if instead_of is not None:
+            del self._idle[instead_of.block]
+            del self._by_block[instead_of.block]
+            self.blocks.forget(instead_of.block)
+        self.blocks.keep(entry.block)
+        self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
 
     def _release(self, block: int) -> None:
         if self.blocks.release(block):

@@ -17,7 +17,8 @@ class Launched(Protocol):
 
     def tokens(self) -> Mapping[SequenceId, SampledToken]:
         """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
-        one. A sequence for which the model answers no number is left out. Called once."""
+        one. A sequence for which the model answers no number is left out. Called once; also when
+        it raises, the step is over."""
         ...
 
 
@@ -36,7 +37,8 @@ class Runner(Protocol):
 
     def launch(self, chunks: Sequence[Chunk]) -> Launched:
         """Compute the chunks, at most one per sequence. What the chunks refer to (block tables,
-        outputs) is the caller's again when this returns."""
+        outputs) is the caller's again when this returns. Raises only when nothing of the step is
+        under way."""
         ...
 
 

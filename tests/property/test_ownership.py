@@ -53,6 +53,7 @@ class Ownership(RuleBasedStateMachine):
         seed=st.integers(1, 2),
         salt=st.sampled_from(("", "", "tenant")),
         stop_at=st.none() | st.integers(1, 12),
+        penalty=st.sampled_from((0.0, 0.0, 0.5)),
     )
     def submit(
         self,
@@ -63,6 +64,7 @@ class Ownership(RuleBasedStateMachine):
         seed: int,
         salt: str,
         stop_at: int | None,
+        penalty: float,
     ) -> None:
         self.stepper.submit(
             prompt,
@@ -72,6 +74,7 @@ class Ownership(RuleBasedStateMachine):
             seed=seed,
             salt=salt,
             stop_at=stop_at,
+            penalty=penalty,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))

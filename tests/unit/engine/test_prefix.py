@@ -141,15 +141,20 @@ def test_the_second_of_two_equal_sequences_shares_the_blocks_of_the_first(
     assert cache.blocks.num_owned == 3
 
 
-def test_a_cached_block_that_is_shared_at_sealing_can_no_longer_be_evicted(
-    cache: PrefixCache,
+@pytest.mark.parametrize("mode", [Mode.LOCAL, Mode.HANDOVER])
+def test_a_block_takes_the_place_of_an_equal_one_that_nobody_holds(
+    cache: PrefixCache, mode: Mode
 ) -> None:
-    late = sequence(cache, LONG[:8])
+    """So that sealing makes nothing scarcer, and whoever reads its blocks need not move."""
+    late = sequence(cache, LONG[:8], mode=mode)
     late.block_table = cache.take((), num_new=2)
     cache_it(cache, LONG[:8])
     late.num_computed = 8
-    seal(cache, late)
+    before = list(late.block_table)
+    assert cache.seal(late) == []
     cache.check()
+    assert late.block_table == before and not late.twins
+    assert cache.take_events() == [Stored(tuple(late.chain[1:]))]
     cache.take((), num_new=6)
     assert cache.num_available == 0
     assert num_matched(cache, LONG[:8]) == 2
