@@ -41,7 +41,8 @@ def read_ropes(fields: Fields, family: Family, *, head_dim: int) -> Mapping[Laye
 
 def _flat(fields: Fields) -> dict[str, object]:
     """The one dict of transformers 5 (`rope_parameters`) or the pieces of transformers 4."""
-    raw = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
+    default = fields.defaults.get("rope_parameters")  # also where the key is null
+    raw = fields.get("rope_scaling") or fields.get("rope_parameters") or default or {}
     if not isinstance(raw, dict):
         raise fields.error("rope_scaling", f"must be an object, is {raw!r}")
     return raw

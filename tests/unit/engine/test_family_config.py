@@ -142,8 +142,10 @@ def test_a_qwen_moe_window_is_placed_as_transformers_places_it(tmp_path: Path) -
 
 def test_an_absent_rope_of_gpt_oss_is_the_one_it_was_trained_with(tmp_path: Path) -> None:
     raw = config("gpt_oss", head_dim=64, hidden_size=256)
+    null = read(tmp_path, raw | {"rope_parameters": None}).ropes
     del raw["rope_parameters"]
     (rope,) = read(tmp_path, raw).ropes
+    assert null == (rope,)
     assert (rope.kind, rope.theta, rope.factor) == ("yarn", 150_000.0, 32.0)
     assert not rope.truncate
 
