@@ -74,6 +74,18 @@ INLINE vf vload_bf16(const bf16 *p) { /* gcc 12 widens a generic vector in four 
     return (vf)(bits << 16);
 }
 
+INLINE void vstore_f32(float *p, vf x) { *(vf *)p = x; }
+INLINE void vstore_bf16(bf16 *p, vf x) { /* a subnormal may become 0, where the CPU narrows */
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    vu bits = (vu)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+    vi number = x == x;
+    bits = ((vu)number & rounded) | (~(vu)number & ((bits >> 16) | 0x40));
+    *(vh *)p = __builtin_convertvector(bits, vh);
+#endif
+}
+
 /* Lanes added pairwise, always in the same order. */
 INLINE float vsum(vf v) {
     float lanes[VL];
@@ -138,6 +150,27 @@ INLINE vf vexp(vf x) {
     vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
     p = p * (vf)exponent;
     return (vf)(~tiny & (vi)p);
+}
+
+INLINE vf vselect(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vf vabs(vf x) { return (vf)((vi)x & INT32_MAX); }
+
+/* 1 / (1 + exp(-x)), never overflowing. */
+INLINE vf vsigmoid(vf x) {
+    vf e = vexp(-vabs(x));
+    return vselect(x < 0.0f, e, vf_all(1.0f)) / (1.0f + e);
+}
+
+/* Cephes' tanhf: a polynomial near 0, where the quotient would cancel. */
+INLINE vf vtanh(vf x) {
+    vf size = vabs(x), e = vexp(-2.0f * size), z = x * x;
+    vf p = vf_all(-5.70498872745e-3f);
+    p = vfma(p, z, vf_all(2.06390887954e-2f));
+    p = vfma(p, z, vf_all(-5.37397155531e-2f));
+    p = vfma(p, z, vf_all(1.33314422036e-1f));
+    p = vfma(p, z, vf_all(-3.33332819422e-1f));
+    vf far = (vf)((vi)((1.0f - e) / (1.0f + e)) | ((vi)x & INT32_MIN));
+    return vselect(size < 0.625f, vfma(p * z, x, x), far);
 }
 
 #endif

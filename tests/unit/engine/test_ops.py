@@ -16,7 +16,7 @@ from engine.layers import TorchOps
 from engine.native.build import load
 from engine.native.linears import NativeLinear, OneDnnLinear, onednn_works
 from engine.native.ops import NativeOps
-from engine.ops import HeadShape, Ops, choose_ops, has_bf16_hardware
+from engine.ops import HeadShape, Ops, choose_ops
 from protocol.layout import DTYPE_BYTES, KvDtype, KvLayout
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -64,7 +64,7 @@ def test_a_row_of_a_linear_does_not_depend_on_the_rows_beside_it(dtype: torch.dt
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_a_linear_that_onednn_packs_equals_its_twin(dtype: torch.dtype) -> None:
     """float32 shows that torch still has the ops we call, where bfloat16 has no hardware."""
-    if dtype == BF16 and not has_bf16_hardware():
+    if dtype == BF16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("no bfloat16 hardware: oneDNN refuses to pack")
     assert onednn_works(dtype)
     weight, bias = noise(48, 32, dtype=dtype), noise(48, seed=1)
