@@ -163,6 +163,4 @@ def has_amx() -> bool:
     """Whether oneDNN multiplies bfloat16 in tiles here. It accepts bfloat16 on every AVX512
     machine, but widens it in slow steps where there is no instruction, and where there is
     AVX512-BF16 our own kernel is as fast and keeps a row's bits (docs/lab.md)."""
-    return bool(
-        torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported()
-    )
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported())

@@ -110,8 +110,7 @@ INLINE void weigh(const struct tile *tile, const struct rows *rows, long R, long
                 if (t0 + t > position || t0 + t < first) s[t] = -INFINITY;
         vf tops = vload_f32(s);
         for (long t = VL; t < n; t += VL) tops = vmax(tops, vload_f32(s + t));
-        float top = tile->max[r];
-        for (int i = 0; i < VL; i++) top = tops[i] > top ? tops[i] : top;
+        const float best = vtop(tops), top = best > tile->max[r] ? best : tile->max[r];
         if (top == -INFINITY) {
             for (long t = 0; t < n; t++)
                 if (s[t] != s[t]) tile->sum[r] = NAN;

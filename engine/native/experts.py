@@ -37,7 +37,7 @@ class NativeExperts:
         self._num_in, self._num_out, self._width = gate_up.num_in, down.num_out, down.num_in
         self._io_dtype = gate_up.io_dtype
         self._gate_up, self._down = (
-            (_Linear * len(linears_E))(*((one[i].weights, one[i].bias) for one in linears_E))
+            (_Linear * len(linears_E))(*(_Linear(one[i].weights, one[i].bias) for one in linears_E))
             for i in (0, 1)
         )
         self._run = getattr(kernels, f"experts_linear_{gate_up.inner}")

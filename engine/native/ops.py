@@ -109,9 +109,7 @@ class NativeOps:
     def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         assert y_TK.is_contiguous() and y_TK.dtype == self.io_dtype
         out_TK = torch.empty_like(y_TK)
-        self._post_norm(
-            y_TK.data_ptr(), weight_K.data_ptr(), eps, out_TK.data_ptr(), *y_TK.shape
-        )
+        self._post_norm(y_TK.data_ptr(), weight_K.data_ptr(), eps, out_TK.data_ptr(), *y_TK.shape)
         return out_TK
 
     def rotate_and_store(

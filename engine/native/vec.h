@@ -86,13 +86,23 @@ INLINE void vstore_bf16(bf16 *p, vf x) { /* a subnormal may become 0, where the 
 #endif
 }
 
+#if VL == 16
+#define HALVES(v) __builtin_shuffle(v, (vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})
+#define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})
+#define PAIRS(v) __builtin_shuffle(v, (vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})
+#define ONES(v) __builtin_shuffle(v, (vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14})
+#else
+#define HALVES(v) (v)
+#define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3})
+#define PAIRS(v) __builtin_shuffle(v, (vi){2, 3, 0, 1, 6, 7, 4, 5})
+#define ONES(v) __builtin_shuffle(v, (vi){1, 0, 3, 2, 5, 4, 7, 6})
+#endif
+
 /* Lanes added pairwise, always in the same order. */
 INLINE float vsum(vf v) {
-    float lanes[VL];
-    memcpy(lanes, &v, sizeof lanes);
-    for (int width = VL / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+    if (VL == 16) v += HALVES(v);
+    v += QUARTERS(v), v += PAIRS(v), v += ONES(v);
+    return v[0];
 }
 
 /* Lane i of the result is the sum of vector i's lanes: VL sums for the price of a few shuffles. */
@@ -126,9 +136,19 @@ INLINE vf vsums(const vf v[VL]) {
 #endif
 }
 
+/* b where either is NaN */
 INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
     vi first = a > b;
     return (vf)((first & (vi)a) | (~first & (vi)b));
+#endif
+}
+
+INLINE float vtop(vf v) {
+    v = vmax(v, HALVES(v)), v = vmax(v, QUARTERS(v)), v = vmax(v, PAIRS(v));
+    return vmax(v, ONES(v))[0];
 }
 
 /* exp of each lane for x <= 0 (-inf gives 0), relative error below 2e-7. Cephes' expf. */
