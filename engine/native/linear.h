@@ -77,7 +77,7 @@ void NAME(linear)(const X *x, const WEIGHT *w, const float *bias, X *y, long M, 
     long rows = L2_BYTES / (long)sizeof(X) / K; /* rows of x that stay in the second-level cache */
     rows = rows < MR_MAX ? MR_MAX : rows / MR_MAX * MR_MAX;
     const long num_row_blocks = (M + rows - 1) / rows, items = num_groups + rest;
-#pragma omp parallel for schedule(dynamic, 8)
+#pragma omp parallel for schedule(dynamic, 1)
     for (long item = 0; item < num_row_blocks * items; item++) {
         const long m0 = item / items * rows, g = item % items;
         const long panel = g < num_groups ? g * group : num_groups * group + (g - num_groups);
@@ -91,7 +91,7 @@ void NAME(linear)(const X *x, const WEIGHT *w, const float *bias, X *y, long M, 
 void NAME(experts_linear)(const X *x, const struct linear *experts, X *y, const int64_t *offsets,
                           long E, long N, long K) {
     const long num_panels = (N + PANEL - 1) / PANEL, padded = (K + STEP - 1) / STEP * STEP;
-#pragma omp parallel for schedule(dynamic, 4) collapse(2)
+#pragma omp parallel for schedule(dynamic, 1) collapse(2)
     for (long e = 0; e < E; e++)
         for (long panel = 0; panel < num_panels; panel++) {
             const long first = offsets[e], M = offsets[e + 1] - first;
