@@ -163,20 +163,21 @@ def _cpu_ops(dtype: torch.dtype, *, required: bool) -> Ops:
     from engine.native.linears import onednn_works
     from engine.native.ops import NativeOps
 
-    onednn = dtype == torch.bfloat16 and has_bf16_hardware() and onednn_works(dtype)
-    io_dtype = torch.bfloat16 if onednn else torch.float32
     try:
-        return NativeOps(load(), io_dtype=io_dtype, kv_dtype=dtype, onednn=onednn)
+        kernels = load()
     except NoKernels as error:
         if required:
             raise
         log.warning("no C kernels, torch serves instead", extra={"why": str(error)})
         return TorchOps(io_dtype=dtype)
+    narrow = dtype == torch.bfloat16
+    onednn = narrow and has_amx() and onednn_works(dtype)
+    io_dtype = torch.bfloat16 if onednn or (narrow and kernels.baton_dot()) else torch.float32
+    return NativeOps(kernels, io_dtype=io_dtype, kv_dtype=dtype, onednn=onednn)
 
 
-def has_bf16_hardware() -> bool:
-    """Whether oneDNN multiplies bfloat16 in hardware here (AMX or AVX512-BF16). It accepts
-    bfloat16 on every AVX512 machine, but widens it in slow steps: our own kernel is faster."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 in tiles here. It accepts bfloat16 on every AVX512
+    machine, but widens it in slow steps where there is no instruction, and where there is
+    AVX512-BF16 our own kernel is as fast and keeps a row's bits (docs/lab.md)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported())
