@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.gated import gated
-from engine.kernels.launch import FUSED, Launch, as_stride, chosen, dtype_name, experts_default
+from engine.kernels.launch import FUSED, Launch, as_stride, chosen, experts_class, experts_default
 from engine.kernels.launch import power_of_two as power
 from engine.ops import Activation
 
@@ -163,9 +163,10 @@ class GroupedExperts:
         return out_PK.view(num_tokens, choices, width).sum(1)
 
     def _launch(self, x_TK: Tensor, num_pairs: int) -> Launch:
-        rows = num_pairs / len(self.gate_up_ENK)
+        num_experts, width, num_hidden = self.down_EKF.shape
+        rows = num_pairs / num_experts
         default = experts_default(rows, itemsize=x_TK.element_size())
-        shape = f"{'few' if rows <= 16 else 'many'}-{dtype_name(x_TK.dtype)}"
+        shape = experts_class(rows, num_experts, width, num_hidden, x_TK.dtype)
         return chosen("experts", shape, x_TK.device, default)
 
 

@@ -84,15 +84,27 @@ def attention_default(head_dim: int, group: int, *, decode: bool, itemsize: int)
         narrow = 64 if padded_dim <= 128 else 32
         return Launch(block_m=rows, block_n=narrow, num_warps=4, num_stages=2)
     if padded_dim <= 128:
-        warps = 4 if padded_dim == head_dim else 8  # masks take registers
-        return Launch(block_m=max(64, rows), block_n=64, num_warps=warps, num_stages=2)
+        keys = 64 if padded_dim == head_dim else 32  # masks take registers
+        return Launch(block_m=max(64, rows), block_n=keys, num_warps=4, num_stages=2)
     return Launch(block_m=max(64, rows), block_n=32, num_warps=8, num_stages=2)
+
+
+FEW_ROWS = 16
+"""Rows of an expert up to which its tiles are the smallest."""
+
+
+def experts_class(
+    rows: float, num_experts: int, width: int, hidden: int, dtype: torch.dtype
+) -> str:
+    """`rows` of an expert on average, `hidden` features of its MLP."""
+    kind = "few" if rows <= FEW_ROWS else "many"
+    return f"{kind}-e{num_experts}-k{width}-f{hidden}-{dtype_name(dtype)}"
 
 
 def experts_default(rows_per_expert: float, *, itemsize: int) -> Launch:
     if itemsize == 4:
         return Launch(block_m=16, block_n=32, block_k=32, num_warps=4, num_stages=1)
-    block_m = 16 if rows_per_expert <= 16 else 64
+    block_m = 16 if rows_per_expert <= FEW_ROWS else 64
     return Launch(block_m=block_m, block_n=64, block_k=64, num_warps=4, num_stages=3)
 
 

@@ -225,13 +225,13 @@ class SamplingRows:
     position_R: Tensor  # int64, of the token that is chosen
 
 
-def sample(logits_RV: Tensor, rows: SamplingRows) -> Tensor:
-    """Token ids [R] int64; see `engine.kernels.choose.choose`."""
+def sample(logits_RV: Tensor, rows: SamplingRows, *, launch: Launch | None = None) -> Tensor:
+    """Token ids [R] int64; see `engine.kernels.choose.choose`. `launch` for the tuner."""
     num_rows, size = logits_RV.shape
     tokens_R = torch.empty(num_rows, dtype=torch.int64, device=logits_RV.device)
     if not num_rows:
         return tokens_R
-    launch = chosen("sample", "any", logits_RV.device, DEFAULT)
+    launch = launch or chosen("sample", "any", logits_RV.device, DEFAULT)
     sample_kernel[(num_rows,)](
         logits_RV, rows.temperature_R, rows.top_k_R, rows.top_p_R, rows.min_p_R,
         rows.seed_R, rows.position_R, tokens_R, as_stride(logits_RV, 0), size,

@@ -1,7 +1,7 @@
-"""The engine's kernels beside their torch twins, without a GPU.
+"""The engine's kernels beside their torch twins, without a GPU and, where there is one, on it.
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own;
-what each shows is a function of `support.interpreted_engine` by the same name.
+what each shows is a function of `support.engine_kernels` by the same name.
 """
 
 import subprocess
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.gpu import ENVIRONMENT
+from support.gpu import ENVIRONMENT, why_no_gpu
 
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -33,7 +33,11 @@ SAMPLING = (
 
 
 def interpreted(module: str, *arguments: str) -> None:
-    environment = {**ENVIRONMENT, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run({"TRITON_INTERPRET": "1"}, module, *arguments)
+
+
+def run(variables: dict[str, str], module: str, *arguments: str) -> None:
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", f"support.{module}", *arguments]
     done = subprocess.run(
         command, env=environment, capture_output=True, timeout=_WITHIN_S, check=False
@@ -46,12 +50,19 @@ def interpreted(module: str, *arguments: str) -> None:
     "checks", [BETWEEN_THE_LINEARS, ATTENTION, SAMPLING], ids=["between", "attention", "sampling"]
 )
 def test_the_kernels_do_what_their_twins_do(checks: tuple[str, ...]) -> None:
-    interpreted("interpreted_engine", *checks)
+    interpreted("engine_kernels", *checks)
+
+
+@pytest.mark.gpu
+def test_the_kernels_do_what_their_twins_do_on_a_gpu() -> None:
+    if why := why_no_gpu():
+        pytest.skip(why)
+    run({}, "engine_kernels")
 
 
 def test_every_check_is_run() -> None:
-    source = (Path(__file__).parents[1] / "support" / "interpreted_engine.py").read_text()
-    named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING}
+    source = (Path(__file__).parents[1] / "support" / "engine_kernels.py").read_text()
+    named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
     assert source.count("\n@check\n") == len(named)
     assert all(f"\n@check\ndef {name}(" in source for name in named)
 
@@ -65,4 +76,4 @@ def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path
     }
     for name, shape in shapes.items():
         make_checkpoint(tmp_path / name, shape)
-    interpreted("interpreted_model", *(str(tmp_path / name) for name in shapes))
+    interpreted("kernel_models", *(str(tmp_path / name) for name in shapes))

@@ -1,6 +1,6 @@
 """Runs whole tiny models through the Triton kernels, by Triton's interpreter, beside torch.
 
-    TRITON_INTERPRET=1 python -m support.interpreted_model CHECKPOINT ...
+    TRITON_INTERPRET=1 python -m support.kernel_models CHECKPOINT ...
 
 Started by `tests/kernels/test_engine_kernels.py`: prefill in chunks, decode and a ragged batch of
 both, in pools whose unwritten slots hold NaN.
