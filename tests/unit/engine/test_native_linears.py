@@ -47,7 +47,7 @@ def test_a_linear_equals_its_twin(
     for num_tokens in (0, 1, 2, 3, 4, 5, 6, 7, 13, 40):
         x = noise(num_tokens, num_in, seed=2, dtype=kind[0])
         expected = x.double() @ weight.double().T
-        for linear, added in zip(linears, (bias, 0), strict=True):
+        for linear, added in zip(linears, (bias, torch.zeros(1)), strict=True):
             got = linear(x)
             assert got.shape == (num_tokens, num_out) and got.dtype == kind[0]
             assert close(got, expected + added, kind)
