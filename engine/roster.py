@@ -76,6 +76,8 @@ class Roster:
         assert sequence.verdict is None and not sequence.in_flight
         sequence.verdict = verdict
         self._effects.append(Ended(sequence))
+        if sequence.lease_held or sequence.fetch_open:
+            self._cache.promise_no_more(sequence)
         if sequence.lease_held:
             self.move(sequence, Event.ENDED_UNDER_LEASE)
         elif sequence.fetch_open:
@@ -140,6 +142,8 @@ class Roster:
     def check(self) -> None:
         """Raise AssertionError unless every block is held by exactly those who say so."""
         self._cache.check()
+        sequences = self._sequences.values()
+        assert all(self._cache.keeps_promise(sequence) for sequence in sequences)
         for state, lane in self._lanes.items():
             for sequence in lane.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
