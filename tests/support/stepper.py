@@ -183,6 +183,7 @@ class Stepper:
         self.batch = ()
         self.num_steps += 1
         self._settle()
+        self.scheduler.check()
 
     def fail(self) -> None:
         self.scheduler.fail_batch("the fake model fails")

@@ -112,6 +112,32 @@ def test_whatever_is_not_too_long_fits_into_an_empty_pool(
         assert stepper.all_back
 
 
+def test_nobody_is_admitted_on_blocks_that_another_was_promised() -> None:
+    """Of 10 blocks the first holds 2, and will hold up to 7 while it is computed."""
+    stepper = Stepper(windows=ALONE, num_blocks=10, token_budget=8)
+    first = stepper.submit(STORY[:50], max_tokens=1)
+    stepper.step()
+    second = stepper.submit(STORY[20:40], max_tokens=1)
+    while not first.verdicts:
+        stepper.launch()
+        assert not second.admissions, "though the last chunk leaves budget"
+        stepper.complete()
+    stepper.run()
+    assert second.verdicts == [Complete("length")]
+
+
+def test_a_decode_grows_without_what_a_prefill_was_promised() -> None:
+    """It makes the newest go rather than take what that one counts on."""
+    stepper = Stepper(windows=(None, 14), num_blocks=26, token_budget=8, max_running=2)
+    old = stepper.submit(STORY[:14], max_tokens=30)
+    while not old.outputs:
+        stepper.step()
+    new = stepper.submit(STORY[20:50], max_tokens=8)
+    stepper.run()
+    assert stepper.scheduler.num_preempted > 0
+    assert (old.outputs, new.outputs) == (old.expected(30), new.expected(8))
+
+
 def test_a_window_that_is_shared_does_not_hold_up_who_shares_it() -> None:
     """What the first leaves behind the others still hold: their promises pay for it."""
     stepper = Stepper(windows=ALONE, num_blocks=14, token_budget=8, max_running=2)
