@@ -7,15 +7,20 @@ a wrong answer. Block tables are flat, as of `engine.batch.Chunk`: `i * num_grou
 In a group without a window whoever holds a cached block also holds every cached block before it in
 the chain, and gives them back tail first. So the least recently used block never has a cached
 successor: evicting it keeps the group prefix-closed. Of a group with a window only the last blocks
-are held and needed, and any may go. Every unheld block can be evicted. Pure.
+are held and needed, and any may go. Every unheld block can be evicted.
+
+Blocks of windows are taken as a sequence is computed and let go as its windows move on. It is
+promised at admission as many as it will ever hold, so that it never waits for one: shared or not,
+each holder's promise counts, since what it lets go may stay with another. Pure.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from engine.blocks import BlockAllocator
-from engine.kvgroups import NO_BLOCK, Window, first_block
+from engine.kvgroups import NO_BLOCK, Window
+from engine.reach import Reach
 from engine.sequence import Sequence
 from protocol.blocks import chain_seed, next_hash
 from protocol.ids import BlockHash
@@ -77,32 +82,32 @@ class PrefixCache:
             )
         self.blocks = blocks
         self.block_tokens = block_tokens
-        self.windows = tuple(windows)
-        self._num_whole = sum(1 for window in windows if window is None)
-        assert None not in self.windows[self._num_whole :], "groups without a window come first"
+        self.reach = Reach(windows=tuple(windows), block_tokens=block_tokens)
+        self.num_groups = self.reach.num_groups
+        self._num_whole = self.reach.num_whole
         self._compat = compat
         self._entries: dict[Key, Entry] = {}
         self._by_block: dict[int, Entry] = {}
         self._idle: OrderedDict[int, Entry] = OrderedDict()
         """Unheld entries by block, least recently used first."""
         self._events: list[tuple[type[CacheEvent], BlockHash]] = []
-
-    @property
-    def num_groups(self) -> int:
-        return len(self.windows)
+        self._num_promised = 0
+        self._in_windows: Counter[int] = Counter()
+        """Blocks that sequences hold in groups with a window, and how many do."""
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` can give: empty ones and those it may evict."""
         return self.blocks.num_free + self.blocks.num_cached
 
+    @property
+    def num_spare(self) -> int:
+        """Of the available blocks, those that no sequence was promised."""
+        return self.num_available - self._num_promised + len(self._in_windows)
+
     def seed(self, salt: str) -> BlockHash:
         """Where the hash chains of one tenant begin."""
         return chain_seed(compat=self._compat, salt=salt)
-
-    def first_blocks(self, num_tokens: int) -> list[int]:
-        """Of each group, the first token block kept of a sequence with so many computed tokens."""
-        return [first_block(num_tokens, w, block_tokens=self.block_tokens) for w in self.windows]
 
     def match(self, sequence: Sequence, *, max_tokens: int, resume_at: int = 0) -> list[int]:
         """The table of the most first token blocks, of at most `max_tokens` tokens, that are
@@ -112,7 +117,7 @@ class PrefixCache:
         the match, or from `resume_at` if that is later and something else brings the rest.
         """
         found: list[int] = []
-        matched, firsts = 0, self.first_blocks(resume_at)
+        matched, firsts = 0, self.reach.firsts(resume_at)
         ends = [0] * self.num_groups
         """Of each group, one past the last token block that is lacking."""
         for index in range(max_tokens // self.block_tokens):
@@ -122,23 +127,15 @@ class PrefixCache:
                 break
             if self._num_whole < self.num_groups:
                 ends = [index + 1 if b == NO_BLOCK else e for b, e in zip(row, ends, strict=True)]
-                reach = self.first_blocks(max((index + 1) * self.block_tokens, resume_at))
+                reach = self.reach.firsts(max((index + 1) * self.block_tokens, resume_at))
                 if any(end > first for end, first in zip(ends, reach, strict=True)):
                     continue
                 firsts = reach
             matched = index + 1
-        table = self._reachable(found[: matched * self.num_groups], firsts)
+        table = self.reach.seen(found[: matched * self.num_groups], firsts)
         while table and set(table[-self.num_groups :]) == {NO_BLOCK}:
             del table[-self.num_groups :]  # out of reach, but not cached
         return table
-
-    def _reachable(self, table: Seq[int], firsts: Seq[int]) -> list[int]:
-        """The table without the blocks before those that each group needs first."""
-        groups = self.num_groups
-        return [
-            block if place // groups >= firsts[place % groups] else NO_BLOCK
-            for place, block in enumerate(table)
-        ]
 
     def _row(self, sequence: Sequence, index: int) -> list[int]:
         """The cached blocks of one token block, one a group; NO_BLOCK for those lacking."""
@@ -155,21 +152,13 @@ class PrefixCache:
             sequence.chain.append(next_hash(sequence.chain[index], tokens))
         return tokens
 
-    def lacking(self, matched: Seq[int], *, num_tokens: int, resume_at: int = 0) -> list[bool]:
-        """The rest of a table after the matched part: where a sequence of so many tokens needs a
-        block, `resume_at` as of `match`."""
-        firsts = self.first_blocks(resume_at)
-        rest = range(len(matched) // self.num_groups, -(-num_tokens // self.block_tokens))
-        return [index >= first for index in rest for first in firsts]
-
-    def num_lacking(self, num_tokens: int, *, resume_at: int = 0) -> int:
-        """Blocks that a sequence needs of which nothing is cached."""
-        firsts = self.first_blocks(resume_at)
-        return self.num_groups * -(-num_tokens // self.block_tokens) - sum(firsts)
-
     def num_unheld(self, matched: Seq[int]) -> int:
-        """Of matched blocks, those that take room when they are held: nobody holds them yet."""
-        return sum(1 for block in matched if block != NO_BLOCK and not self.blocks.refs(block))
+        """Of matched blocks, those that take room when they are held: nobody holds them yet. Those
+        of windows are part of a promise."""
+        whole = range(self._num_whole)
+        return sum(
+            1 for g in whole for b in matched[g :: self.num_groups] if not self.blocks.refs(b)
+        )
 
     def take(self, matched: Seq[int], *, num_new: int) -> list[int]:
         """Hold the matched blocks and `num_new` empty ones. The caller has checked the room:
@@ -182,17 +171,58 @@ class PrefixCache:
             self._evict()
         return [*matched, *(self.blocks.allocate() for _ in range(num_new))]
 
-    def take_table(self, matched: Seq[int], lacking: Seq[bool]) -> list[int]:
-        """`take`, with the new blocks where they are `lacking`, NO_BLOCK where not."""
+    def take_table(self, sequence: Sequence, matched: Seq[int], lacking: Seq[bool]) -> None:
+        """Give the sequence its table: the matched blocks, and new ones where they are `lacking`.
+        What it is promised of them was promised before."""
         taken = self.take(matched, num_new=sum(lacking))
         new = iter(taken[len(matched) :])
-        return taken[: len(matched)] + [next(new) if lacks else NO_BLOCK for lacks in lacking]
+        table = taken[: len(matched)] + [next(new) if lacks else NO_BLOCK for lacks in lacking]
+        sequence.block_table = table
+        for group in range(self._num_whole, self.num_groups):
+            self._in_windows.update(b for b in table[group :: self.num_groups] if b != NO_BLOCK)
+
+    def add_row(self, sequence: Sequence) -> None:
+        """One more token block, in every group; the caller has checked the room."""
+        row = self.take((), num_new=self.num_groups)
+        sequence.block_table += row
+        self._in_windows.update(row[self._num_whole :])
+
+    def extend(self, sequence: Sequence, start: int, stop: int) -> None:
+        """Blocks for tokens from `start` to `stop` where windows had none so far. There is room:
+        the sequence was promised it."""
+        for row in range(start // self.block_tokens, self.reach.num_rows(stop)):
+            for group in range(self._num_whole, self.num_groups):
+                place = row * self.num_groups + group
+                if sequence.block_table[place] == NO_BLOCK:
+                    (block,) = self.take((), num_new=1)
+                    sequence.block_table[place] = block
+                    self._in_windows[block] += 1
+
+    def promise(self, sequence: Sequence, num_blocks: int) -> None:
+        """It holds at most so many blocks of windows from now on. The caller has checked that the
+        rise is spare."""
+        self._num_promised += num_blocks - sequence.num_promised
+        sequence.num_promised = num_blocks
+
+    def promise_no_more(self, sequence: Sequence) -> None:
+        """It computes nothing any more, and takes no block."""
+        self.promise(sequence, self._num_in_windows(sequence))
+
+    def keeps_promise(self, sequence: Sequence) -> bool:
+        """Whether it holds no more than it was promised."""
+        return self._num_in_windows(sequence) <= sequence.num_promised
+
+    def _num_in_windows(self, sequence: Sequence) -> int:
+        rest = range(self._num_whole, self.num_groups)
+        return sum(
+            1 for g in rest for b in sequence.block_table[g :: self.num_groups] if b != NO_BLOCK
+        )
 
     def offered(self, sequence: Sequence) -> tuple[int, ...]:
         """The table as it is shown to whoever lends or fetches: of a HANDOVER what it lends."""
         table = sequence.block_table
         if sequence.leases:
-            table = self._reachable(table, self.first_blocks(sequence.num_lent_tokens))
+            table = self.reach.seen(table, self.reach.firsts(sequence.num_lent_tokens))
         return tuple(table)
 
     def drop_unreachable(self, sequence: Sequence) -> None:
@@ -200,10 +230,8 @@ class PrefixCache:
         either: it computes tokens after `num_computed`. Nor is it lent: that is what is seen after
         the last token that a HANDOVER computes."""
         groups = self.num_groups
-        for group, window in enumerate(self.windows):
-            if window is None:
-                continue
-            first = first_block(sequence.num_computed, window, block_tokens=self.block_tokens)
+        firsts = self.reach.firsts(sequence.num_computed)
+        for group, first in enumerate(firsts):
             place = (first - 1) * groups + group
             while place >= 0 and sequence.block_table[place] != NO_BLOCK:
                 self._drop(sequence, place)
@@ -215,6 +243,7 @@ class PrefixCache:
             self._drop(sequence, place)
         sequence.block_table.clear()
         assert not sequence.twins
+        self.promise(sequence, 0)
 
     def hold(self, block: int) -> None:
         """Keep a block that a sequence owns from being given to another, until `let_go`."""
@@ -246,6 +275,9 @@ class PrefixCache:
         entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
         if any(entry is not None and not _same(entry, parent, tokens) for entry in entries):
             return False
+        num_twins = sum(1 for e in entries[: self._num_whole] if e and e.block in self._idle)
+        if sequence.leases and num_twins > self.num_spare:
+            return False
         for group, entry in enumerate(entries):
             place = index * self.num_groups + group
             block = sequence.block_table[place]
@@ -254,7 +286,7 @@ class PrefixCache:
             if entry is None or entry.block in self._idle:
                 mine = Entry(own, group, parent, index, tokens, block)
                 self._store(mine, instead_of=entry)
-            else:
+            elif group < self._num_whole:
                 self._share(sequence, place, entry.block, displaced)
         return True
 
@@ -265,6 +297,12 @@ class PrefixCache:
         else:
             displaced.append(sequence.block_table[place])
             sequence.block_table[place] = cached
+
+    def _leave(self, block: int) -> None:
+        """One sequence less holds it in a window."""
+        self._in_windows[block] -= 1
+        if not self._in_windows[block]:
+            del self._in_windows[block]
 
     def take_events(self) -> list[CacheEvent]:
         """What was stored and evicted since the last call, in order."""
@@ -283,12 +321,13 @@ class PrefixCache:
     def check(self) -> None:
         """Raise AssertionError if the cache and the allocator disagree."""
         self.blocks.check()
+        assert self.num_spare >= 0, "more is promised than there is"
         assert len(self._entries) == len(self._by_block), "two entries share a block"
         assert len(self._idle) == self.blocks.num_cached, "an unheld entry is not in the queue"
         for key, entry in self._entries.items():
             assert key == (entry.hash, entry.group) and self._by_block[entry.block] is entry
             assert (entry.block in self._idle) == (self.blocks.refs(entry.block) == 0)
-            if self.windows[entry.group] is None:
+            if entry.group < self._num_whole:
                 self._check_parent(entry)
 
     def _check_parent(self, entry: Entry) -> None:
@@ -304,6 +343,8 @@ class PrefixCache:
         twin = sequence.twins.pop(place, None)
         if twin is not None:
             self._release(twin)
+        if place % self.num_groups >= self._num_whole:
+            self._leave(block)
         self._release(block)
         sequence.block_table[place] = NO_BLOCK
 

@@ -78,6 +78,8 @@ class Roster:
         assert sequence.verdict is None
         sequence.verdict = verdict
         self._effects.append(Ended(sequence))
+        if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
+            self._cache.promise_no_more(sequence)
         if sequence.in_flight:
             self.move(sequence, Event.ENDED_IN_FLIGHT)
         elif sequence.lease_held:
@@ -152,6 +154,8 @@ class Roster:
         """Raise AssertionError unless every block is held by exactly those who say so, among them
         the scheduler with the `displaced` ones."""
         self._cache.check()
+        sequences = self._sequences.values()
+        assert all(self._cache.keeps_promise(sequence) for sequence in sequences)
         for state, lane in self._lanes.items():
             for sequence in lane.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence

@@ -10,6 +10,7 @@ a launched forward is recorded whatever happens; a lease or a fetch holds all it
 ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
 """
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 
@@ -34,6 +35,9 @@ from engine.sequence import (
 from engine.steps import Part, Steps
 from protocol.messages import Blocks, Load
 
+STEPS_AHEAD = 2
+"""Steps of a sequence that may be launched before the first of them is recorded."""
+
 
 class Scheduler:
     """Moves sequences through their states; `Roster` keeps the books."""
@@ -44,10 +48,8 @@ class Scheduler:
         self._cache = cache
         self._limits = limits
         self._eos = frozenset(eos_token_ids)
-        pool_tokens = cache.blocks.num_blocks // cache.num_groups * cache.block_tokens
-        self.max_context_tokens = min(limits.max_context_tokens, pool_tokens)
-        """What fits: a pool smaller than the model's context bounds it. A prompt takes blocks of
-        every group when it is admitted, those that its windows leave behind later included."""
+        self.max_context_tokens = self._max_context_tokens()
+        """What fits: a pool smaller than the model's context bounds it."""
         self.num_preempted = 0
         self._num_arrivals = 0
         self._roster = Roster(cache)
@@ -172,6 +174,8 @@ class Scheduler:
                 self._roster.end(sequence, verdict)
             elif sequence.state is State.PREFILLING:
                 self._roster.move(sequence, Event.SAMPLED)
+                promise = min(sequence.num_promised, self._decode_promise(sequence))
+                self._cache.promise(sequence, promise)
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
@@ -209,20 +213,36 @@ class Scheduler:
         if num_over < 0:
             return False
         num_seats = self._limits.max_running - self._roster.num_running
-        num_blocks = self._cache.num_available
+        num_blocks = self._cache.num_spare
         for sequence in islice(self._roster.waiting.values(), num_over + 1):
             num_seats -= 1
-            num_blocks -= self._cache.num_lacking(
-                sequence.num_tokens, resume_at=self._resume_at(sequence)
-            )
+            reach, num_tokens = self._cache.reach, sequence.num_tokens
+            num_blocks -= reach.num_whole * reach.num_rows(num_tokens) + self._promise(sequence)
             if num_seats < 0 or num_blocks < 0:
                 return True
         return False
 
-    @staticmethod
-    def _resume_at(sequence: Sequence) -> int:
-        """Where it goes on at the earliest, whatever is cached: a fetch brings all before it."""
-        return sequence.num_tokens if sequence.needs_fetch else 0
+    def _max_context_tokens(self) -> int:
+        """The most tokens for which the pool has room, for one sequence alone, however it runs."""
+        reach, most = self._cache.reach, self._limits.max_context_tokens
+
+        def num_blocks(num_rows: int) -> int:
+            # One short of a whole block: a window then begins a row earlier.
+            num_tokens = max(0, num_rows * reach.block_tokens - (reach.block_tokens > 1))
+            num_ahead = STEPS_AHEAD * self._limits.token_budget
+            held = reach.most_held(num_tokens, num_ahead=num_ahead, lends=True)
+            return num_rows * reach.num_whole + held
+
+        rows = range(reach.num_rows(most) + 1)
+        num_rows = bisect_right(rows, self._cache.blocks.num_blocks, key=num_blocks) - 1
+        return min(most, num_rows * reach.block_tokens)
+
+    def _promise(self, sequence: Sequence) -> int:
+        """Blocks of groups with a window that a sequence to be admitted may hold at a time."""
+        num_ahead = STEPS_AHEAD * (1 if sequence.needs_fetch else self._limits.token_budget)
+        return self._cache.reach.most_held(
+            sequence.num_tokens, num_ahead=num_ahead, lends=sequence.leases
+        )
 
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
@@ -257,9 +277,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence) -> bool:
         """Blocks for its next token; the newest sequence makes room."""
         while sequence.state is State.DECODING and not self._has_room(sequence):
-            if self._can_grow():
-                self._grow(sequence)
-            elif not self._preempt_newest():
+            if not self._grow(sequence) and not self._preempt_newest():
                 return False
         return sequence.state is State.DECODING
 
@@ -276,20 +294,25 @@ class Scheduler:
             and num_tokens + pending < self.max_context_tokens
         ):
             return False
-        if not self._has_room(sequence) and self._can_grow():
-            self._grow(sequence)
-        return self._has_room(sequence)
+        return self._has_room(sequence) or self._grow(sequence)
 
     def _has_room(self, sequence: Sequence) -> bool:
         num_rows = len(sequence.block_table) // self._cache.num_groups
         return sequence.num_launched < num_rows * self._cache.block_tokens
 
-    def _can_grow(self) -> bool:
-        return self._cache.num_available >= self._cache.num_groups
+    def _grow(self, sequence: Sequence) -> bool:
+        """A block in every KV group, if they are spare."""
+        cache = self._cache
+        promise = max(sequence.num_promised, self._decode_promise(sequence))
+        if cache.num_spare < cache.reach.num_whole + promise - sequence.num_promised:
+            return False
+        cache.promise(sequence, promise)
+        cache.add_row(sequence)
+        return True
 
-    def _grow(self, sequence: Sequence) -> None:
-        """A block in every KV group."""
-        sequence.block_table += self._cache.take((), num_new=self._cache.num_groups)
+    def _decode_promise(self, sequence: Sequence) -> int:
+        """As of `_promise`, for one whose prompt is computed."""
+        return self._cache.reach.most_held(sequence.num_launched + 1, num_ahead=STEPS_AHEAD)
 
     def _preempt_newest(self) -> bool:
         """To be recomputed later: the only one who loses is the one who came last. False while a
@@ -316,31 +339,35 @@ class Scheduler:
         return head
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Match the prefix cache and take blocks for all tokens that it will still see: both or
-        neither.
+        """Match the prefix cache and take blocks for all tokens, of groups with a window a
+        promise: all or nothing.
 
         At least one token is left to compute, unless a fetch brings the next one along.
         """
         cache = self._cache
-        available = cache.num_available - self._headroom()
+        available = cache.num_spare - self._headroom()
         if self._blocked is not None:
             blocked, num_needed = self._blocked
             if blocked is sequence and num_needed > available:
                 return False  # matching a long prompt in every step would cost the decodes
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
-        resume_at = self._resume_at(sequence)
+        resume_at = num_tokens if sequence.needs_fetch else 0
         matched = cache.match(sequence, max_tokens=computable, resume_at=resume_at)
         num_matched = len(matched) // cache.num_groups
         if self._is_arriving(sequence, num_matched):
             return False
-        lacking = cache.lacking(matched, num_tokens=num_tokens, resume_at=resume_at)
-        num_needed = sum(lacking) + cache.num_unheld(matched)
+        promise = self._promise(sequence)
+        num_new = cache.reach.num_whole * (cache.reach.num_rows(num_tokens) - num_matched)
+        num_needed = num_new + cache.num_unheld(matched) + promise
         if num_needed > available:
             self._blocked = (sequence, num_needed)
             return False
         self._blocked = None
-        sequence.block_table = cache.take_table(matched, lacking)
+        named = sequence.leases or sequence.needs_fetch
+        lacking = cache.reach.lacking(num_matched, num_tokens=num_tokens, named=named)
+        cache.promise(sequence, promise)
+        cache.take_table(sequence, matched, lacking)
         sequence.num_sealed = num_matched
         sequence.num_computed = sequence.num_launched = num_matched * cache.block_tokens
         return True

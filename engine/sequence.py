@@ -33,7 +33,8 @@ class State(StrEnum):
     FETCHING = "fetching"
     """REMOTE: its blocks are reserved and a fetch writes into them."""
     PREFILLING = "prefilling"
-    """Owns blocks for all tokens that are still seen; the KV of some is still to be computed."""
+    """Owns blocks, or in windows a promise of them, for all its tokens; the KV of some is still to
+    be computed."""
     DECODING = "decoding"
     """One token a step."""
     DRAINING = "draining"
@@ -164,6 +165,8 @@ class Sequence:
     """Flat, as of `engine.batch.Chunk`; NO_BLOCK where a group needs none."""
     num_lent_tokens: int = 0
     """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
+    num_promised: int = 0
+    """Blocks of groups with a window that it may hold at a time (see `engine.prefix`)."""
     twins: dict[int, int] = field(default_factory=dict)
     """By place in the table: cached blocks equal to own ones that cannot move (see
     `engine.prefix.seal`)."""

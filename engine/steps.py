@@ -49,6 +49,7 @@ class Steps:
         start, num_tokens = sequence.num_launched, sequence.num_tokens
         pending = max(0, start - num_tokens + 1)
         stop = start + 1 if pending else min(start + max_tokens, num_tokens)
+        self._cache.extend(sequence, start, stop)
         sequence.num_launched = stop
         sequence.in_flight += 1
         self._steps[-1].parts.append((sequence, start, stop))

@@ -124,8 +124,8 @@ def test_a_handover_offers_no_block_that_its_windows_leave_behind(
 
 
 def test_blocks_left_behind_serve_others_while_their_sequence_runs(model: Model) -> None:
-    """Four answers of 8 token blocks each, on a pool for 20 token blocks."""
-    num_blocks = 20 * len(model.config.kv_groups)
+    """Four answers of 8 token blocks each, on a pool for 22 token blocks."""
+    num_blocks = 22 * len(model.config.kv_groups)
     prompts = [[9 + i, *STEM[:36]] for i in range(4)]
     roomy, tight = Side(model), Side(model, num_blocks=num_blocks)
     answers = []

@@ -201,7 +201,7 @@ class Ownership(RuleBasedStateMachine):
                 assert block == NO_BLOCK or self.stepper.generations[block] == generation
             written = max(run.written, default=0)
             table = [block for block, _ in run.leased_blocks]
-            for group, first in enumerate(self.stepper.cache.first_blocks(len(run.tokens))):
+            for group, first in enumerate(self.stepper.cache.reach.firsts(len(run.tokens))):
                 start = first * BLOCK_TOKENS
                 read = self.stepper.runner.read(table, num_tokens=written, start=start, group=group)
                 assert read == run.tokens[start:written]
@@ -210,7 +210,7 @@ class Ownership(RuleBasedStateMachine):
     def nobody_holds_what_its_windows_have_left_behind(self) -> None:
         for run in self.stepper.runs.values():
             sequence = run.sequence
-            firsts = self.stepper.cache.first_blocks(sequence.num_sealed * BLOCK_TOKENS)
+            firsts = self.stepper.cache.reach.firsts(sequence.num_sealed * BLOCK_TOKENS)
             for group, first in enumerate(firsts):
                 held = sequence.block_table[group :: len(firsts)][:first]
                 assert set(held) <= {NO_BLOCK}
@@ -286,8 +286,9 @@ class OwnershipInTwoGroups(Ownership):
 
 
 class OwnershipInAWindow(Ownership):
-    """No layer sees more than a block and a half."""
+    """No layer sees more than a block and a half: a sequence may be longer than the pool."""
 
+    num_blocks = 10
     windows = (6,)
 
 

@@ -142,7 +142,7 @@ class FakeRunner:
         return [
             self.generations[block]
             for place, block in enumerate(chunk.block_table)
-            if place // num_groups >= rows[place % num_groups]
+            if block != NO_BLOCK and place // num_groups >= rows[place % num_groups]
         ]
 
     def _check_pending(self, chunk: Chunk) -> None:

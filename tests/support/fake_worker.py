@@ -159,7 +159,7 @@ class FakeWorker:
             compat=compat,
             layout=LAYOUT,
             num_blocks=num_blocks,
-            max_context_tokens=1_000_000,
+            max_context_tokens=min(1_000_000, num_blocks * LAYOUT.block_tokens),
             transports=("memory",),
         )
 

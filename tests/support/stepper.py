@@ -201,6 +201,7 @@ class Stepper:
         self.scheduler.record(self.flights.popleft().tokens())
         self.num_steps += 1
         self._settle()
+        self.scheduler.check()
 
     def fail(self) -> None:
         """The oldest step fails."""

@@ -39,11 +39,13 @@ def computed(cache: PrefixCache, tokens: Seq[int], *, mode: Mode = Mode.LOCAL) -
     """A sequence that has computed its tokens four at a time, and holds what it still sees."""
     held = sequence(cache, tokens, mode=mode)
     matched = cache.match(held, max_tokens=len(tokens))
-    lacking = cache.lacking(matched, num_tokens=len(tokens))
-    held.block_table = cache.take_table(matched, lacking)
     held.num_sealed = len(matched) // cache.num_groups
+    cache.promise(held, cache.reach.most_held(len(tokens), num_ahead=4, lends=held.leases))
+    lacking = cache.reach.lacking(held.num_sealed, num_tokens=len(tokens), named=held.leases)
+    cache.take_table(held, matched, lacking)
     held.lease_held, held.num_lent_tokens = held.leases, len(tokens) if held.leases else 0
     for num_computed in range(4 * held.num_sealed + 4, len(tokens) + 1, 4):
+        cache.extend(held, held.num_computed, num_computed)
         held.num_computed = num_computed
         cache.seal(held)
         cache.drop_unreachable(held)
@@ -111,7 +113,7 @@ def test_what_a_fetch_will_bring_needs_no_window_before_it(mixed: PrefixCache) -
     assert len(matched(mixed, longer)) < 2 * 4
     resumed = matched(mixed, longer, resume_at=len(longer))
     assert resumed == [entry for block in full for entry in (block, NO_BLOCK)]
-    lacking = mixed.lacking(resumed, num_tokens=32, resume_at=32)
+    lacking = mixed.reach.lacking(4, num_tokens=32, named=True)
     assert lacking[::2] == [True] * 4, "all of the full group"
     assert lacking[1::2] == [False, False, True, True], "blocks 6 and 7 of the window's"
 
@@ -130,10 +132,8 @@ def test_with_windows_alone_only_their_last_blocks_are_needed() -> None:
 
 def test_the_blocks_a_window_left_first_are_evicted_first(mixed: PrefixCache) -> None:
     held = computed(mixed, LONG)
-    early = matched(mixed, LONG[:8])[1::2]
-    assert mixed.num_unheld(early) == 2
-    evict(mixed, *())
-    mixed.take((), num_new=mixed.blocks.num_free + 2)
+    assert mixed.blocks.num_cached == 2
+    mixed.take((), num_new=mixed.num_available)
     assert matched(mixed, [*LONG, 99]) == held.block_table
     assert not mixed.num_available
 
@@ -147,22 +147,22 @@ def test_what_is_lent_is_kept_whatever_is_computed() -> None:
     assert tuple(leased.block_table) == offered
 
 
-def test_under_a_lease_the_twins_of_what_a_window_leaves_are_let_go_with_it() -> None:
+def test_under_a_lease_a_window_keeps_its_own_blocks_and_no_equal_ones() -> None:
     cache = cache_of((6,))
     leased = sequence(cache, LONG, mode=Mode.HANDOVER)
-    leased.block_table = cache.take((), num_new=4)
+    cache.promise(leased, 4)
+    cache.take_table(leased, (), [True] * 4)
     leased.lease_held, leased.num_lent_tokens = True, 16
-    other = computed(cache, LONG[:8])
-    leased.num_computed = 8
-    cache.seal(leased)
-    assert set(leased.twins) == {0, 1}
+    own = list(leased.block_table)
+    other = computed(cache, LONG)
     leased.num_computed = 16
+    cache.seal(leased)
     cache.drop_unreachable(leased)
-    assert set(leased.twins) == set() and leased.block_table[:2] == [NO_BLOCK] * 2
+    assert leased.block_table == [NO_BLOCK, NO_BLOCK, *own[2:]] and not leased.twins
     cache.give_back(other)
     cache.give_back(leased)
     cache.check()
-    assert cache.num_available == cache.blocks.num_blocks
+    assert cache.num_available == cache.num_spare == cache.blocks.num_blocks
 
 
 def test_a_hash_is_stored_and_evicted_once_whatever_the_number_of_groups(

@@ -37,6 +37,24 @@ def test_blocks_that_keep_a_prefix_for_nobody_are_free_to_take() -> None:
     assert made.candidate(num_cached_tokens=0).num_free_blocks == 6
 
 
+def test_a_token_of_a_model_with_windows_takes_a_block_of_every_group() -> None:
+    words = registration("decode-0")
+    layout = replace(words.layout, num_groups=4)
+    made = LiveWorker(replace(words, layout=layout, max_context_tokens=8))
+    made.note_beat(beat(), now=0.0)
+    candidate = made.candidate(num_cached_tokens=0)
+    assert (candidate.num_blocks, candidate.num_free_blocks) == (2, 2)
+    assert candidate.token_bytes == 4 * words.layout.token_bytes
+
+
+def test_a_worker_that_takes_longer_sequences_than_its_pool_gets_them() -> None:
+    """Windows let it go on without the blocks they have left behind."""
+    made = LiveWorker(replace(registration("decode-0"), num_blocks=4, max_context_tokens=400))
+    made.note_beat(beat(), now=0.0)
+    choice = place([made.candidate(num_cached_tokens=0)], num_tokens=300, max_output_tokens=4)
+    assert isinstance(choice, Choice)
+
+
 def test_a_warm_pool_attracts_the_prompt_it_has() -> None:
     """After some time every pool is warm: no block of it is empty."""
     warm, fresh = worker("decode-1", free=0), worker("decode-0", free=8)
