@@ -40,7 +40,8 @@ class ForwardInputs:
 def forward_inputs(
     chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1
 ) -> ForwardInputs:
-    """Raises ValueError for a chunk without tokens or with too short a block table."""
+    """Raises ValueError for a chunk without tokens, or with a block table that is too short or has
+    no block where it computes."""
     lengths = [len(chunk.token_ids) for chunk in chunks]
     starts = np.zeros(len(chunks) + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
@@ -58,9 +59,11 @@ def forward_inputs(
         tables[s, :own_blocks] = np.reshape(chunk.block_table, (own_blocks, num_groups))
         token_ids[starts[s] : starts[s + 1]] = chunk.token_ids
         positions[starts[s] : starts[s + 1]] = range(chunk.start, chunk.position)
-    np.maximum(tables, 0, out=tables)
     sequences = np.repeat(np.arange(len(chunks)), lengths)
     blocks_TG = tables[sequences, positions // block_tokens].astype(np.int64)
+    if blocks_TG.min() < 0:
+        raise ValueError("a token has no block to write its KV to in one of its groups")
+    np.maximum(tables, 0, out=tables)
     slots_TG = blocks_TG * block_tokens + (positions % block_tokens)[:, None]
     rows = [int(starts[s + 1]) - 1 for s, chunk in enumerate(chunks) if chunk.sampling is not None]
     return ForwardInputs(
