@@ -49,6 +49,7 @@ class BatonSide:
             compat="bench",
             generations=[0] * NUM_BLOCKS,
             observer=self._clockwork,
+            windows=[group.window for group in model.config.kv_groups],
         )
         self._engine.start()
 

@@ -1,8 +1,11 @@
 from pathlib import Path
 
+import pytest
+from msgspec.structs import replace
 from support.words import LAYOUT
 
-from engine.assembly import assemble, num_pool_blocks
+from engine.assembly import Assembly, assemble, num_pool_blocks
+from protocol.errors import SettingsError
 from protocol.settings import WorkerSettings
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -29,15 +32,31 @@ def test_a_pool_of_default_size_takes_a_quarter_of_the_free_memory_at_most() -> 
     assert blocks(free=0) == 2
 
 
-def test_what_ends_a_text_is_the_union_of_all_files_for_sampler_and_scheduler(
-    tmp_path: Path,
-) -> None:
-    make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
-    parts = assemble(
-        WorkerSettings(model=tmp_path, redis="redis://localhost", dtype="float32", kv_blocks=2),
+def test_a_pool_has_room_for_two_token_blocks_in_every_group() -> None:
+    layout = replace(LAYOUT, num_groups=3)
+    assert num_pool_blocks(layout, max_context_tokens=64, free_bytes=0) == 6
+
+
+def test_fewer_blocks_than_kv_groups_are_refused_with_the_setting(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, Shape(family="qwen2", layers=3, window=9, window_from_layer=1))
+    with pytest.raises(SettingsError, match="kv_blocks: is 2; a token needs one in each of 3"):
+        assembled(tmp_path, kv_blocks=2)
+    assert assembled(tmp_path, kv_blocks=3).windows == (None, 9, 9)
+
+
+def assembled(path: Path, *, kv_blocks: int) -> Assembly:
+    return assemble(
+        WorkerSettings(model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks),
         eos_token_ids=(5,),
         memory=lambda layout, num_blocks: memoryview(bytearray(layout.block_bytes * num_blocks)),
         progress=lambda done, total: None,
     )
+
+
+def test_what_ends_a_text_is_the_union_of_all_files_for_sampler_and_scheduler(
+    tmp_path: Path,
+) -> None:
+    make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
+    parts = assembled(tmp_path, kv_blocks=2)
     assert parts.eos_token_ids == {2, 5}
     assert set(parts.runner.eos_token_ids) == {2, 5}

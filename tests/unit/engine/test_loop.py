@@ -9,6 +9,7 @@ from support.observed import RecordingObserver
 from engine.batch import Chunk, SequenceId
 from engine.commands import Submission
 from engine.ending import Aborted, Failed, Finished, HandedOver
+from engine.kvgroups import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.loop import Engine, EngineBroken
 from engine.prefix import Stored
@@ -30,9 +31,10 @@ class Bench:
         max_waiting: int = 8,
         clock: Callable[[], float] = time.monotonic,
         depth: int = 1,
+        windows: Sequence[Window] = (None,),
         runner: type[FakeRunner] = FakeRunner,
     ) -> None:
-        self.runner = runner(num_blocks=num_blocks, depth=depth)
+        self.runner = runner(num_blocks=num_blocks, depth=depth, windows=windows)
         self.runner.generations = [0] * num_blocks
         self.observer = RecordingObserver()
         self.engine = Engine(
@@ -46,6 +48,7 @@ class Bench:
             observer=self.observer,
             clock=clock,
             check=True,
+            windows=windows,
         )
 
     def submit(
@@ -372,3 +375,33 @@ def test_events_reach_the_observer_in_order(bench: Bench) -> None:
     eventually(lambda: bool(bench.observer.cache_events))
     assert isinstance(bench.observer.cache_events[0], Stored)
     assert bench.engine.stats().blocks.total == 32
+
+
+def test_a_handover_is_told_of_the_blocks_that_its_windows_still_see() -> None:
+    """10 tokens in blocks of 4: a window of 3 reaches back from token 8 into block 1."""
+    bench = Bench(windows=(None, 3))
+    bench.engine.start()
+    bench.submit(mode=Mode.HANDOVER)
+    bench.wait_end()
+    admission = bench.observer.admissions[A]
+    assert [block == NO_BLOCK for block in admission.block_table] == [
+        False, True, False, False, False, False,
+    ]  # fmt: skip
+    assert admission.generations == (1, 0, 1, 1, 1, 1)
+    bench.engine.release(A)
+    eventually(bench.all_back)
+    bench.engine.stop()
+
+
+def test_windows_of_another_number_of_groups_than_the_layout_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="windows: of 1 KV groups, the layout has 2"):
+        Engine(
+            runner=FakeRunner(num_blocks=8, windows=(None, 3)),
+            limits=EngineLimits(
+                max_running=4, max_waiting=8, token_budget=8, max_context_tokens=96
+            ),
+            eos_token_ids=(),
+            compat="test",
+            generations=[0] * 8,
+            observer=RecordingObserver(),
+        )
