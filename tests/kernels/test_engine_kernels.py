@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support.gpu import ENVIRONMENT, why_no_gpu
 
+from engine.families import FAMILIES
 from tools.make_checkpoint import Shape, make_checkpoint
 
 _WITHIN_S = 110
@@ -69,11 +70,9 @@ def test_every_check_is_run() -> None:
 
 @pytest.mark.slow
 def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path) -> None:
-    """Full attention with q and k norms; a window shorter than a chunk."""
-    shapes = {
-        "qwen3": Shape(family="qwen3"),
-        "windowed": Shape(family="mistral", window=6, head_dim=20),
-    }
+    """Every family that there is, and one with a window shorter than a chunk."""
+    shapes = {family: Shape(family=family) for family in FAMILIES}
+    shapes["windowed"] = Shape(family="mistral", window=6, head_dim=20)
     for name, shape in shapes.items():
         make_checkpoint(tmp_path / name, shape)
     interpreted("kernel_models", *(str(tmp_path / name) for name in shapes))
