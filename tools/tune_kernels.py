@@ -28,6 +28,7 @@ from engine.kernels import attention, experts, launch, sample
 from engine.kernels.launch import Launch
 from engine.ops import HeadShape
 
+DEVICE = "cuda"
 KERNELS = ("attention", "experts", "sample")
 BLOCK_TOKENS = 16
 CONTEXT = 4_096
@@ -125,7 +126,7 @@ def on_gpu(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 
 def noise(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.bfloat16, device="cuda") / 4
+    return torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) / 4
 
 
 def attention_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iterator[Subject]:
@@ -160,9 +161,9 @@ def attention_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iter
 
 def _inputs(num_sequences: int, tokens_each: int) -> ForwardInputs:
     num_blocks = CONTEXT // BLOCK_TOKENS
-    order = torch.randperm(num_sequences * num_blocks, device="cuda", dtype=torch.int32)
-    nothing = torch.empty(0, dtype=torch.int64, device="cuda")
-    starts_S1 = torch.arange(num_sequences + 1, dtype=torch.int32, device="cuda") * tokens_each
+    order = torch.randperm(num_sequences * num_blocks, device=DEVICE, dtype=torch.int32)
+    nothing = torch.empty(0, dtype=torch.int64, device=DEVICE)
+    starts_S1 = torch.arange(num_sequences + 1, dtype=torch.int32, device=DEVICE) * tokens_each
     return ForwardInputs(
         token_ids_T=nothing,
         positions_T=nothing,
@@ -204,12 +205,12 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
     num_rows = 32
 
     def column(value: float, dtype: torch.dtype) -> Tensor:
-        return torch.full((num_rows,), value, dtype=dtype, device="cuda")
+        return torch.full((num_rows,), value, dtype=dtype, device=DEVICE)
 
     rows = sample.SamplingRows(
         temperature_R=column(0.8, torch.float32), top_k_R=column(50, torch.int32),
         top_p_R=column(0.95, torch.float32), min_p_R=column(0.0, torch.float32),
-        seed_R=column(1, torch.int64), position_R=torch.arange(num_rows, device="cuda"),
+        seed_R=column(1, torch.int64), position_R=torch.arange(num_rows, device=DEVICE),
     )  # fmt: skip
     logits_RV = noise(num_rows, vocab_size).float() * 12
     yield Subject(
@@ -224,7 +225,17 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
+    match kernel:
+        case "attention":
+            return attention_subjects(asked.heads, asked.kv_heads, asked.head_dim)
+        case "experts":
+            return experts_subjects(asked.experts, asked.choices, asked.width, asked.hidden)
+        case _:
+            return sample_subjects(asked.vocab)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -235,18 +246,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     parser.add_argument("--out", type=Path, default=launch.TUNED, help="folder of the files")
-    asked = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parsed(arguments)
     if not torch.cuda.is_available():
         print("tune_kernels: no NVIDIA GPU here, nothing can be measured", file=sys.stderr)
         return 1
-    subjects: dict[str, Callable[[], Iterator[Subject]]] = {
-        "attention": lambda: attention_subjects(asked.heads, asked.kv_heads, asked.head_dim),
-        "experts": lambda: experts_subjects(
-            asked.experts, asked.choices, asked.width, asked.hidden
-        ),
-        "sample": lambda: sample_subjects(asked.vocab),
-    }
-    chosen = (one for name in asked.kernel or KERNELS for one in subjects[name]())
+    chosen = (one for name in asked.kernel or KERNELS for one in subjects_of(name, asked))
     file = asked.out / launch.file_name(torch.cuda.get_device_capability())
     device = torch.cuda.get_device_name()
     measured = list(tune(chosen, on_gpu, within_s=asked.seconds))

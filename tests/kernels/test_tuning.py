@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import launch
+from engine.kernels import attention, experts, gated, launch, reduce_splits, sample
 from engine.kernels.launch import Launch
+from tools import tune_kernels
 from tools.tune_kernels import Measured, NoRoom, Subject, main, tune, written
 
 DEFAULT, WRONG, FAST, LARGE, SLOW = (Launch(block_n=n, num_warps=4) for n in (16, 32, 64, 128, 256))
@@ -38,6 +39,38 @@ def test_the_fastest_candidate_with_the_right_result_wins() -> None:
     assert best == Measured(
         kernel="attention", shape="decode-d64", launch=FAST, median_us=4.0, default_us=9.0
     )
+
+
+def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On meta tensors, the kernels themselves left out."""
+
+    class Silent:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            assert all(count > 0 for count in grid)
+            return lambda *args, **named: None
+
+    for module, name in (
+        (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
+        (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (gated, "gated_kernel"), (sample, "sample_kernel"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Silent())
+    monkeypatch.setattr(tune_kernels, "DEVICE", "meta")
+    asked = tune_kernels.parsed([])
+    shapes = set()
+    for kernel in tune_kernels.KERNELS:
+        for one in tune_kernels.subjects_of(kernel, asked):
+            assert {one.run(candidate).shape for candidate in one.candidates} == {
+                one.run(one.default).shape
+            }
+            shapes.add((one.kernel, one.shape))
+    assert shapes == {
+        ("attention", "decode-d128-g4-bfloat16"),
+        ("attention", "chunk-d128-g4-bfloat16"),
+        ("experts", "few-e128-k2048-f768-bfloat16"),
+        ("experts", "many-e128-k2048-f768-bfloat16"),
+        ("sample", "any"),
+    }
 
 
 def test_no_candidate_is_begun_once_the_time_is_up() -> None:
