@@ -43,7 +43,8 @@ class ForwardInputs:
 def forward_inputs(
     chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1
 ) -> ForwardInputs:
-    """Raises ValueError for a chunk without tokens or with too short a block table."""
+    """Raises ValueError for a chunk without tokens, or with a block table that is too short or has
+    no block where it computes."""
     num_chunks = len(chunks)
     lengths = np.fromiter([len(chunk.token_ids) for chunk in chunks], np.int64, num_chunks)
     firsts = np.fromiter([chunk.start for chunk in chunks], np.int64, num_chunks)
@@ -60,7 +61,11 @@ def forward_inputs(
         sequences = np.repeat(sequences, lengths)
         positions = np.arange(num_tokens) + np.repeat(firsts - starts[:-1], lengths)
     blocks, places = np.divmod(positions, block_tokens)
-    slots_TG = tables_SBG[sequences, blocks].astype(np.int64) * block_tokens + places[:, None]
+    blocks_TG = tables_SBG[sequences, blocks].astype(np.int64)
+    if blocks_TG.min() < 0:
+        raise ValueError("a token has no block to write its KV to in one of its groups")
+    slots_TG = blocks_TG * block_tokens + places[:, None]
+    reachable_GSB = np.maximum(tables_SBG.transpose(2, 0, 1), 0, order="C")
     asking = [s for s, chunk in enumerate(chunks) if chunk.sampling is not None]
     return ForwardInputs(
         token_ids_T=torch.from_numpy(token_ids),
@@ -68,7 +73,7 @@ def forward_inputs(
         slots_GT=torch.from_numpy(np.ascontiguousarray(slots_TG.T)),
         starts_S1=torch.from_numpy(starts),
         ends_S=torch.from_numpy(ends.astype(np.int32)),
-        tables_GSB=torch.from_numpy(np.ascontiguousarray(tables_SBG.transpose(2, 0, 1))),
+        tables_GSB=torch.from_numpy(reachable_GSB),
         rows_R=torch.from_numpy(starts[1:][asking].astype(np.int64) - 1),
     )
 
@@ -76,7 +81,7 @@ def forward_inputs(
 def _tables(
     chunks: Sequence[Chunk], ends: NDArray[np.int64], *, block_tokens: int, num_groups: int
 ) -> NDArray[np.int32]:
-    """[S, B, G], padded with 0."""
+    """[S, B, G], padded with 0; -1 where there is no block."""
     sizes = [len(chunk.block_table) for chunk in chunks]
     longest = max(sizes)
     for s, chunk in enumerate(chunks):
@@ -87,4 +92,4 @@ def _tables(
             )
     rows = [array("i", chunk.block_table).tobytes().ljust(4 * longest, b"\0") for chunk in chunks]
     flat = np.frombuffer(b"".join(rows), dtype=np.int32)
-    return np.maximum(flat, 0).reshape(len(chunks), longest // num_groups, num_groups)
+    return flat.reshape(len(chunks), longest // num_groups, num_groups)

@@ -94,6 +94,8 @@ def test_a_chunk_its_blocks_cannot_hold_is_refused(model: Model) -> None:
         step(runner, [chunk(PROMPT, table=[1])])
     with pytest.raises(ValueError, match="0 tokens"):
         step(runner, [chunk([], table=[1])])
+    with pytest.raises(ValueError, match="no block to write"):
+        step(runner, [chunk(PROMPT, table=[1, -1])])
 
 
 def test_a_sequence_with_damaged_kv_gets_no_token_and_the_one_beside_it_does(model: Model) -> None:
