@@ -65,6 +65,7 @@ def forward_inputs(
     if blocks_TG.min() < 0:
         raise ValueError("a token has no block to write its KV to in one of its groups")
     slots_TG = blocks_TG * block_tokens + places[:, None]
+    reachable_GSB = np.maximum(tables_SBG.transpose(2, 0, 1), 0, order="C")
     asking = [s for s, chunk in enumerate(chunks) if chunk.sampling is not None]
     return ForwardInputs(
         token_ids_T=torch.from_numpy(token_ids),
@@ -72,7 +73,7 @@ def forward_inputs(
         slots_GT=torch.from_numpy(np.ascontiguousarray(slots_TG.T)),
         starts_S1=torch.from_numpy(starts),
         ends_S=torch.from_numpy(ends.astype(np.int32)),
-        tables_GSB=torch.from_numpy(np.maximum(tables_SBG.transpose(2, 0, 1), 0, order="C")),
+        tables_GSB=torch.from_numpy(reachable_GSB),
         rows_R=torch.from_numpy(starts[1:][asking].astype(np.int64) - 1),
     )
 
@@ -80,7 +81,7 @@ def forward_inputs(
 def _tables(
     chunks: Sequence[Chunk], ends: NDArray[np.int64], *, block_tokens: int, num_groups: int
 ) -> NDArray[np.int32]:
-    """[S, B, G], padded with 0; -1 as in the tables."""
+    """[S, B, G], padded with 0; -1 where there is no block."""
     sizes = [len(chunk.block_table) for chunk in chunks]
     longest = max(sizes)
     for s, chunk in enumerate(chunks):

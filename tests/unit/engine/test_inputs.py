@@ -54,3 +54,8 @@ def test_a_table_too_short_is_refused_with_the_numbers(num_groups: int) -> None:
     bad = chunk([1, 2], start=3, table=[0] * num_groups, sequence="bad")
     with pytest.raises(ValueError, match="chunk bad: 2 tokens from 3 on do not fit 1 blocks of 4"):
         forward_inputs([good, bad], block_tokens=4, num_groups=num_groups)
+
+
+def test_a_token_without_a_block_to_go_to_is_refused() -> None:
+    with pytest.raises(ValueError, match="no block to write"):
+        forward_inputs([chunk([1, 2], start=3, table=[0, -1])], block_tokens=4)

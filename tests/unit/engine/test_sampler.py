@@ -281,6 +281,6 @@ def test_one_token_with_weight_is_always_drawn() -> None:
 
 
 def test_a_chunk_that_asks_for_no_token_is_a_slip() -> None:
-    silent = replace(asking(), sampling=None)
+    silent = msgspec.structs.replace(asking(), sampling=None)
     with pytest.raises(AssertionError):
         sample_one(row().numpy(), silent, eos_token_ids=())
