@@ -12,6 +12,8 @@ from protocol.messages import Sampling
 
 SequenceId = NewType("SequenceId", str)
 """One sequence inside one engine; never crosses a process."""
+PENDING = -1
+"""Stands for a token that a launched step samples and nobody has read yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,14 @@ class Chunk:
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated so far, by whichever worker: what the penalties see."""
+    pending: int = 0
+    """Tokens after `outputs` that were sampled by steps whose tokens nobody has read yet; then
+    `token_ids` is `(PENDING,)`, for the newest of them."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens before the one sampled after this chunk: what `min_tokens` counts."""
+        return len(self.outputs) + self.pending
 
     @property
     def position(self) -> int:

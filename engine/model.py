@@ -58,7 +58,9 @@ class Model:
         self.config, self.ops = config, ops
         self._embedding_VK, self._layers = embedding_VK, layers
         self._final_norm_K, self._head = final_norm_K, head
-        self._frequencies_D = frequencies(config.rope, head_dim=config.head_dim)
+        self._frequencies_D = frequencies(config.rope, head_dim=config.head_dim).to(
+            embedding_VK.device
+        )
 
     @property
     def kv_dtype(self) -> torch.dtype:
@@ -92,19 +94,26 @@ class Model:
 
 
 def load_model(
-    path: Path, *, dtype: Dtype, progress: Progress | None = None, native: bool | None = None
+    path: Path,
+    *,
+    dtype: Dtype,
+    progress: Progress | None = None,
+    native: bool | None = None,
+    ops: Ops | None = None,
+    device: torch.device | None = None,
 ) -> Model:
-    """The model in directory `path`, weights in `dtype`.
+    """The model in directory `path`, weights in `dtype` on `device` (None: the host).
 
     `progress` is called with (bytes done, bytes in all) after every tensor; `native` as in
-    `engine.ops.choose_ops`. Raises CheckpointError naming the file and the key or tensor.
+    `engine.ops.choose_ops`, which chooses where no `ops` are given. Raises CheckpointError naming
+    the file and the key or tensor.
     """
     config = read_config(path)
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
     checkpoint = Checkpoint(path)
-    ops = choose_ops(dtype=DTYPES[dtype], native=native)
-    loader = _Loader(config, checkpoint, ops, dtype, progress)
+    ops = ops or choose_ops(dtype=DTYPES[dtype], native=native)
+    loader = _Loader(config, checkpoint, ops, dtype, progress, device)
     loader.check_names()
     model = loader.model()
     revision = checkpoint.revision((path / "config.json").read_bytes())
@@ -122,7 +131,9 @@ class _Loader:
         ops: Ops,
         dtype: Dtype,
         progress: Progress | None,
+        device: torch.device | None,
     ) -> None:
+        self._device = device
         self._config, self._checkpoint, self._ops = config, checkpoint, ops
         self._dtype, self._progress = DTYPES[dtype], progress
         self._done_bytes = 0
@@ -206,7 +217,7 @@ class _Loader:
         self._done_bytes += self._checkpoint.tensors[name].num_bytes
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
-        return tensor
+        return tensor.to(self._device) if self._device is not None else tensor
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

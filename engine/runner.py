@@ -11,6 +11,15 @@ from engine.batch import Chunk, SampledToken, SequenceId
 from protocol.layout import KvLayout
 
 
+class Launched(Protocol):
+    """A step on its way."""
+
+    def tokens(self) -> dict[SequenceId, SampledToken]:
+        """Waits for the step; tokens of those chunks that asked for one and whose row is a
+        number. All KV of the step is written then."""
+        ...
+
+
 class Runner(Protocol):
     @property
     def layout(self) -> KvLayout: ...

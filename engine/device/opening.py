@@ -1,0 +1,41 @@
+"""From the words of a setting to a device, and to who computes a model's steps on it.
+
+Called by the workers and `engine.assembly`. None is the host itself: `engine.torch_runner` and the
+C kernels serve there, without any of `engine.device`.
+"""
+
+from importlib import import_module
+
+import torch
+
+from engine.device.base import Device
+from engine.ops import Ops, choose_ops
+from protocol.errors import SettingsError
+
+
+def open_device(setting: str) -> Device | None:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` names; None: the host.
+
+    Raises SettingsError for a GPU that this torch does not see.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if setting == "cpu" or (setting == "auto" and not num_gpus):
+        return None
+    index = int(setting.partition(":")[2] or 0)
+    if index >= num_gpus:
+        built = torch.version.cuda or "no CUDA"
+        raise SettingsError(
+            f"device: {setting!r}: torch {torch.__version__} ({built}) sees {num_gpus} GPUs here; "
+            "use auto or cpu, or install a torch for this machine's driver"
+        )
+    from engine.device.cuda import CudaDevice
+
+    return CudaDevice(index)
+
+
+def ops_for(device: Device, *, dtype: torch.dtype) -> Ops:
+    """The Triton kernels on a GPU, the torch twins anywhere else."""
+    if device.where.type == "cuda":
+        ops: Ops = import_module("engine.kernels.ops").TritonOps(io_dtype=dtype)
+        return ops
+    return choose_ops(dtype=dtype, native=False)

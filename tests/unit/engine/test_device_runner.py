@@ -1,0 +1,248 @@
+"""The path of a step on a device, over the host's stand-in: padding, feedback, late tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from support.forwards import chunk, pool_for
+
+from engine.batch import PENDING, Chunk, SampledToken, SequenceId
+from engine.device.choosing import choose_on_host
+from engine.device.host import HostDevice
+from engine.device.runner import DeviceRunner
+from engine.limits import EngineLimits
+from engine.model import Model, load_model
+from engine.torch_runner import TorchRunner
+from protocol.messages import Sampling
+from tools.make_checkpoint import Shape, make_checkpoint
+
+PROMPTS = {
+    SequenceId("a"): [5, 9, 200, 31, 77, 8, 120, 44, 301, 2, 6],
+    SequenceId("b"): [7, 7, 90],
+    SequenceId("c"): [400, 3, 18, 250, 61],
+}
+TABLES = {sequence: range(8 * n, 8 * n + 8) for n, sequence in enumerate(PROMPTS)}
+LIMITS = EngineLimits(max_running=6, max_waiting=8, token_budget=64, max_context_tokens=64)
+GIB = 1 << 30
+GREEDY = Sampling(seed=0, max_tokens=9, temperature=0.0)
+SEEDED = Sampling(seed=11, max_tokens=9, temperature=1.3, top_p=0.95)
+Tokens = dict[SequenceId, list[SampledToken]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path = tmp_path_factory.mktemp("model")
+    make_checkpoint(path, Shape(family="qwen3"))
+    return load_model(path, dtype="float32", native=False)
+
+
+def device_runner(model: Model, *, graphs: bool = True, depth: int = 2) -> DeviceRunner:
+    runner = DeviceRunner(
+        model, pool_for(model), device=HostDevice(depth=depth), choose=choose_on_host,
+        limits=LIMITS, eos_token_ids=(2,),
+    )  # fmt: skip
+    if graphs:
+        runner.capture(limit_bytes=GIB)
+    return runner
+
+
+def torch_runner(model: Model) -> TorchRunner:
+    return TorchRunner(model, pool_for(model), eos_token_ids=(2,))
+
+
+def prefills(rules: Mapping[SequenceId, Sampling]) -> list[Chunk]:
+    return [
+        chunk(PROMPTS[s], table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s])
+        for s, rule in rules.items()
+    ]
+
+
+def decodes(rules: Mapping[SequenceId, Sampling], outputs: Tokens, *, pending: int) -> list[Chunk]:
+    """The next token of each, of which the newest `pending` have not been read."""
+    chunks = []
+    for s, rule in rules.items():
+        known = [token.token_id for token in outputs[s]]
+        part = chunk(
+            [PENDING] if pending else known[-1:],
+            start=len(PROMPTS[s]) + len(known) + pending - 1,
+            table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s], outputs=known,
+        )  # fmt: skip
+        chunks.append(replace(part, pending=pending))
+    return chunks
+
+
+def expected(model: Model, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
+    runner, outputs = torch_runner(model), {s: list[SampledToken]() for s in rules}
+    for step in range(count):
+        part = decodes(rules, outputs, pending=0) if step else prefills(rules)
+        for s, token in runner.execute(part).items():
+            outputs[s].append(token)
+    return outputs
+
+
+def ahead(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
+    """Each step launched before the last one's tokens are read."""
+    outputs = {s: list[SampledToken]() for s in rules}
+    unread = [runner.launch(prefills(rules))]
+    for step in range(1, count):
+        unread.append(runner.launch(decodes(rules, outputs, pending=len(unread))))
+        if len(unread) == runner.depth or step == count - 1:
+            for s, token in unread.pop(0).tokens().items():
+                outputs[s].append(token)
+    for launched in unread:
+        for s, token in launched.tokens().items():
+            outputs[s].append(token)
+    return outputs
+
+
+def all_with(rule: Sampling) -> dict[SequenceId, Sampling]:
+    return dict.fromkeys(PROMPTS, rule)
+
+
+def stepwise(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
+    outputs = {s: list[SampledToken]() for s in rules}
+    for step in range(count):
+        part = decodes(rules, outputs, pending=0) if step else prefills(rules)
+        for s, token in runner.launch(part).tokens().items():
+            outputs[s].append(token)
+    return outputs
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("rule", [GREEDY, SEEDED])
+def test_steps_launched_ahead_give_the_tokens_of_steps_one_by_one(
+    model: Model, rule: Sampling, graphs: bool
+) -> None:
+    tokens = ahead(device_runner(model, graphs=graphs), all_with(rule), count=9)
+    assert tokens == expected(model, all_with(rule), count=9)
+    assert len({token.token_id for token in tokens[SequenceId("a")]}) > 3
+
+
+def test_a_batch_is_filled_up_to_the_next_captured_size(model: Model) -> None:
+    runner = device_runner(model)
+    assert runner.captured_sizes == (1, 2, 4, 6)
+    few = {SequenceId("a"): GREEDY, SequenceId("b"): SEEDED, SequenceId("c"): GREEDY}
+    for count in (1, 2, 3):
+        rules = dict(list(few.items())[:count])
+        assert stepwise(device_runner(model), rules, count=4) == expected(model, rules, count=4)
+
+
+def test_rows_that_fill_a_batch_up_write_no_kv(model: Model) -> None:
+    pool = pool_for(model, fill=7.0)
+    runner = DeviceRunner(
+        model, pool, device=HostDevice(), choose=choose_on_host, limits=LIMITS
+    )  # fmt: skip
+    runner.capture(limit_bytes=GIB)
+    assert (pool.tensor == 7.0).all()
+    rules = all_with(GREEDY)
+    runner.launch(prefills(rules)).tokens()
+    before = pool.tensor.clone()
+    runner.launch(decodes(rules, {s: [SampledToken(token_id=9)] for s in rules}, pending=0))
+    changed = (pool.tensor != before).flatten(1).any(1).nonzero().flatten().tolist()
+    assert changed == [TABLES[s][len(prompt) // 8] for s, prompt in PROMPTS.items()]
+
+
+def test_prefills_beside_a_pending_decode_change_nothing(model: Model) -> None:
+    a, b = SequenceId("a"), SequenceId("b")
+    want = expected(model, {a: SEEDED, b: GREEDY}, count=2)
+    runner = device_runner(model)
+    first = runner.launch(prefills({a: SEEDED}))
+    mixed = decodes({a: SEEDED}, {a: []}, pending=1) + prefills({b: GREEDY})
+    second = runner.launch(mixed)
+    third = runner.launch(decodes({b: GREEDY}, {b: []}, pending=1))
+    assert first.tokens() == {a: want[a][0]}
+    assert second.tokens() == {a: want[a][1], b: want[b][0]}
+    assert third.tokens() == {b: want[b][1]}
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        replaced
+        for base in (GREEDY, SEEDED)
+        for replaced in (
+            Sampling(
+                seed=base.seed, max_tokens=9, temperature=base.temperature, num_logprobs=number,
+                repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3,
+                logit_bias=((44, 2.5), (7, -1.0)),
+            )
+            for number in (None, 3)
+        )
+    ],
+)  # fmt: skip
+def test_penalties_bias_and_logprobs_are_those_of_the_sampler(model: Model, rule: Sampling) -> None:
+    rules = {SequenceId("a"): rule, SequenceId("b"): GREEDY, SequenceId("c"): rule}
+    want = expected(model, rules, count=5)
+    tokens = stepwise(device_runner(model), rules, count=5)
+    for s in rules:
+        assert [t.token_id for t in tokens[s]] == [t.token_id for t in want[s]]
+        for mine, theirs in zip(tokens[s], want[s], strict=True):
+            assert [i for i, _ in mine.top] == [i for i, _ in theirs.top]
+            assert [p for _, p in mine.top] == pytest.approx([p for _, p in theirs.top], abs=1e-4)
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_min_tokens_counts_the_tokens_that_nobody_has_read(model: Model) -> None:
+    free = Sampling(seed=0, max_tokens=9, temperature=0.0, logit_bias=((2, 100.0),))
+    rule = Sampling(seed=0, max_tokens=9, temperature=0.0, logit_bias=((2, 100.0),), min_tokens=3)
+    a = SequenceId("a")
+    assert [t.token_id for t in ahead(device_runner(model), {a: free}, count=2)[a]] == [2, 2]
+    ids = [t.token_id for t in ahead(device_runner(model), {a: rule}, count=5)[a]]
+    assert 2 not in ids[:3] and ids[3:] == [2, 2]
+
+
+def test_a_ban_that_leaves_nothing_is_lifted(model: Model) -> None:
+    everything = tuple(range(model.config.vocab_size))
+    rule = Sampling(
+        seed=0, max_tokens=9, temperature=0.0, min_tokens=5, stop_token_ids=everything
+    )  # fmt: skip
+    a = SequenceId("a")
+    assert stepwise(device_runner(model), {a: rule}, count=2) == expected(model, {a: rule}, count=2)
+
+
+@pytest.mark.parametrize("rule", [GREEDY, SEEDED])
+def test_a_row_without_a_number_has_no_token_and_the_others_theirs(
+    model: Model, rule: Sampling
+) -> None:
+    runner, rules = device_runner(model), all_with(rule)
+    want = expected(model, rules, count=2)
+    runner._pool.tensor[:] = 0
+    first = runner.launch(prefills(rules))
+    runner._pool.tensor[TABLES[SequenceId("b")][0]] = float("nan")  # damaged after it was computed
+    second = runner.launch(decodes(rules, {s: [] for s in rules}, pending=1))
+    assert first.tokens() == {s: want[s][0] for s in rules}
+    third = runner.launch(decodes(rules, {s: want[s][:1] for s in rules}, pending=1))
+    assert second.tokens() == {s: want[s][1] for s in rules if s != "b"}
+    assert set(third.tokens()) == {"a", "c"}
+
+
+def test_a_step_that_samples_nothing_can_be_waited_for(model: Model) -> None:
+    runner, a = device_runner(model), SequenceId("a")
+    part = chunk(PROMPTS[a][:6], table=TABLES[a], sequence=a, sampling=None)
+    assert runner.launch([part]).tokens() == {}
+    rest = chunk(PROMPTS[a][6:], start=6, table=TABLES[a], sequence=a, sampling=GREEDY)
+    want = expected(model, {a: GREEDY}, count=1)[a][0]
+    assert runner.launch([rest]).tokens() == {a: want}
+
+
+def test_a_pending_token_that_nobody_samples_is_refused(model: Model) -> None:
+    runner, a = device_runner(model), SequenceId("a")
+    with pytest.raises(ValueError, match="chunk a: no launched step samples its pending token"):
+        runner.launch(decodes({a: GREEDY}, {a: []}, pending=1))
+
+
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_a_bias_outside_the_vocabulary_is_refused_before_it_reaches_the_device(
+    model: Model, token: int
+) -> None:
+    rule = Sampling(seed=0, max_tokens=9, logit_bias=((token, 1.0),))
+    with pytest.raises(ValueError, match="logit_bias: token"):
+        device_runner(model).launch(prefills({SequenceId("a"): rule}))
+
+
+def test_a_step_larger_than_the_limits_is_refused(model: Model) -> None:
+    runner = device_runner(model)
+    prompt: Sequence[int] = [1] * 64
+    parts = [chunk(prompt, table=range(8), sequence=str(n), sampling=None) for n in range(9)]
+    with pytest.raises(ValueError, match="does not fit"):
+        runner.launch(parts)
