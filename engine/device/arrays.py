@@ -20,6 +20,8 @@ from protocol.messages import Sampling
 Array = NDArray[Any]
 NO_FEED = -1
 """The token is the uploaded one."""
+WIDTH_GRAIN = 16
+"""Tables are a multiple of it wide: kernels are compiled anew for strides that are none."""
 NO_SLOT = -1
 """Nothing is written for this token: it fills a batch up."""
 
@@ -40,7 +42,7 @@ class StepArrays:
     temperature_R: Array  # float32
     top_p_R: Array  # float32
     min_p_R: Array  # float32
-    top_k_R: Array  # int64; 0: all
+    top_k_R: Array  # int32; 0: all
     seed_R: Array  # int64: the same 64 bits
     position_R: Array  # int64
     tables_GSB: Array  # int32
@@ -54,6 +56,7 @@ def step_arrays(
     inputs = forward_inputs(chunks, block_tokens=layout.block_tokens, num_groups=layout.num_groups)
     asking = [chunk for chunk in chunks if chunk.sampling is not None]
     rules = [_rule(chunk) for chunk in asking]
+    more = -inputs.tables_GSB.shape[2] % WIDTH_GRAIN
     return StepArrays(
         token_ids_T=inputs.token_ids_T.numpy(),
         feed_T=np.repeat(np.array(feeds, np.int64), [len(chunk.token_ids) for chunk in chunks]),
@@ -66,10 +69,10 @@ def step_arrays(
         temperature_R=np.array([rule.temperature for rule in rules], np.float32),
         top_p_R=np.array([rule.top_p for rule in rules], np.float32),
         min_p_R=np.array([rule.min_p for rule in rules], np.float32),
-        top_k_R=np.array([rule.top_k for rule in rules], np.int64),
+        top_k_R=np.array([rule.top_k for rule in rules], np.int32),
         seed_R=np.array([_signed(rule.seed) for rule in rules], np.int64),
         position_R=np.array([chunk.position for chunk in asking], np.int64),
-        tables_GSB=inputs.tables_GSB.numpy(),
+        tables_GSB=np.pad(inputs.tables_GSB.numpy(), ((0, 0), (0, 0), (0, more))),
     )
 
 
@@ -107,10 +110,16 @@ def empty_decode(size: int, *, num_groups: int, num_blocks: int, nowhere: int) -
     nothing = StepArrays(
         token_ids_T=ids, feed_T=ids, positions_T=ids, slots_GT=np.empty((num_groups, 0), np.int64),
         starts_S1=counts, ends_S=counts, rows_R=ids, keep_R=ids, temperature_R=shares,
-        top_p_R=shares, min_p_R=shares, top_k_R=ids, seed_R=ids, position_R=ids,
+        top_p_R=shares, min_p_R=shares, top_k_R=counts, seed_R=ids, position_R=ids,
         tables_GSB=np.empty((num_groups, 0, num_blocks), np.int32),
     )  # fmt: skip
     return padded(nothing, size, nowhere=nowhere)
+
+
+def widest_table(max_context_tokens: int, layout: KvLayout) -> int:
+    """Blocks of one group that a sequence may have, and the one it grows into."""
+    num_blocks = 1 + -(-max_context_tokens // layout.block_tokens)
+    return -(-num_blocks // WIDTH_GRAIN) * WIDTH_GRAIN
 
 
 def is_decode(chunks: Sequence[Chunk]) -> bool:

@@ -28,7 +28,7 @@ class RowRules:
     """How each row is sampled, on the device. `top_k_R` 0: all; `seed_R` the seed's 64 bits."""
 
     temperature_R: Tensor  # float32
-    top_k_R: Tensor  # int64
+    top_k_R: Tensor  # int32
     top_p_R: Tensor  # float32
     min_p_R: Tensor  # float32
     seed_R: Tensor  # int64

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken, SequenceId
-from engine.device.arrays import StepArrays, is_decode, padded, step_arrays
+from engine.device.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
 from engine.device.base import Device
 from engine.device.choosing import Chooser, RowRules, logprobs, rows_with_logprobs
 from engine.device.edits import edited, edits_of
@@ -48,7 +48,7 @@ class DeviceRunner:
         self._model, self._pool, self._device, self._choose = model, pool, device, choose
         self._limits = limits
         self.eos_token_ids = tuple(eos_token_ids)
-        max_blocks = 1 + -(-limits.max_context_tokens // pool.layout.block_tokens)
+        max_blocks = widest_table(limits.max_context_tokens, pool.layout)
         self._last = LastTokens(device, max_rows=limits.max_running)
         self._upload = Upload(
             device,
