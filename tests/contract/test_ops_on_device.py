@@ -6,7 +6,7 @@ what is compared, and how, is known to run.
 
 # Shapes: T tokens, K features, N features out, F of an MLP, E experts, J experts of a token.
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -46,6 +46,15 @@ class Rivals:
     def close(self, got: Tensor, expected: Tensor) -> None:
         tolerance = TOLERANCES[self.dtype]
         torch.testing.assert_close(got.float(), expected.float(), atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: a second thread would only wait for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(

@@ -1,32 +1,33 @@
 """The path of a step on a device, over the host's stand-in: padding, feedback, late tokens."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import pytest
+from support.device_steps import (
+    EOS,
+    GREEDY,
+    LIMITS,
+    PROMPTS,
+    SEEDED,
+    TABLES,
+    ahead,
+    all_with,
+    decodes,
+    expected,
+    prefills,
+    stepwise,
+)  # fmt: skip
 from support.forwards import chunk, pool_for
 
-from engine.batch import PENDING, Chunk, SampledToken, SequenceId
+from engine.batch import SampledToken, SequenceId
 from engine.device.choosing import choose_on_host
 from engine.device.host import HostDevice
 from engine.device.runner import DeviceRunner
-from engine.limits import EngineLimits
 from engine.model import Model, load_model
-from engine.torch_runner import TorchRunner
 from protocol.messages import Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
 
-PROMPTS = {
-    SequenceId("a"): [5, 9, 200, 31, 77, 8, 120, 44, 301, 2, 6],
-    SequenceId("b"): [7, 7, 90],
-    SequenceId("c"): [400, 3, 18, 250, 61],
-}
-TABLES = {sequence: range(8 * n, 8 * n + 8) for n, sequence in enumerate(PROMPTS)}
-LIMITS = EngineLimits(max_running=6, max_waiting=8, token_budget=64, max_context_tokens=64)
 GIB = 1 << 30
-GREEDY = Sampling(seed=0, max_tokens=9, temperature=0.0)
-SEEDED = Sampling(seed=11, max_tokens=9, temperature=1.3, top_p=0.95)
-Tokens = dict[SequenceId, list[SampledToken]]
 
 
 @pytest.fixture(scope="module")
@@ -39,73 +40,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def device_runner(model: Model, *, graphs: bool = True, depth: int = 2) -> DeviceRunner:
     runner = DeviceRunner(
         model, pool_for(model), device=HostDevice(depth=depth), choose=choose_on_host,
-        limits=LIMITS, eos_token_ids=(2,),
+        limits=LIMITS, eos_token_ids=EOS,
     )  # fmt: skip
     if graphs:
         runner.capture(limit_bytes=GIB)
     return runner
-
-
-def torch_runner(model: Model) -> TorchRunner:
-    return TorchRunner(model, pool_for(model), eos_token_ids=(2,))
-
-
-def prefills(rules: Mapping[SequenceId, Sampling]) -> list[Chunk]:
-    return [
-        chunk(PROMPTS[s], table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s])
-        for s, rule in rules.items()
-    ]
-
-
-def decodes(rules: Mapping[SequenceId, Sampling], outputs: Tokens, *, pending: int) -> list[Chunk]:
-    """The next token of each, of which the newest `pending` have not been read."""
-    chunks = []
-    for s, rule in rules.items():
-        known = [token.token_id for token in outputs[s]]
-        part = chunk(
-            [PENDING] if pending else known[-1:],
-            start=len(PROMPTS[s]) + len(known) + pending - 1,
-            table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s], outputs=known,
-        )  # fmt: skip
-        chunks.append(replace(part, pending=pending))
-    return chunks
-
-
-def expected(model: Model, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
-    runner, outputs = torch_runner(model), {s: list[SampledToken]() for s in rules}
-    for step in range(count):
-        part = decodes(rules, outputs, pending=0) if step else prefills(rules)
-        for s, token in runner.execute(part).items():
-            outputs[s].append(token)
-    return outputs
-
-
-def ahead(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
-    """Each step launched before the last one's tokens are read."""
-    outputs = {s: list[SampledToken]() for s in rules}
-    unread = [runner.launch(prefills(rules))]
-    for step in range(1, count):
-        unread.append(runner.launch(decodes(rules, outputs, pending=len(unread))))
-        if len(unread) == runner.depth or step == count - 1:
-            for s, token in unread.pop(0).tokens().items():
-                outputs[s].append(token)
-    for launched in unread:
-        for s, token in launched.tokens().items():
-            outputs[s].append(token)
-    return outputs
-
-
-def all_with(rule: Sampling) -> dict[SequenceId, Sampling]:
-    return dict.fromkeys(PROMPTS, rule)
-
-
-def stepwise(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, count: int) -> Tokens:
-    outputs = {s: list[SampledToken]() for s in rules}
-    for step in range(count):
-        part = decodes(rules, outputs, pending=0) if step else prefills(rules)
-        for s, token in runner.launch(part).tokens().items():
-            outputs[s].append(token)
-    return outputs
 
 
 @pytest.mark.parametrize("graphs", [True, False])
