@@ -101,17 +101,18 @@ def load_model(
     native: bool | None = None,
     ops: Ops | None = None,
     device: torch.device | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model in directory `path`, weights in `dtype` on `device` (None: the host).
 
     `progress` is called with (bytes done, bytes in all) after every tensor; `native` as in
-    `engine.ops.choose_ops`, which chooses where no `ops` are given. Raises CheckpointError naming
-    the file and the key or tensor.
+    `engine.ops.choose_ops`, which chooses where no `ops` are given; `checkpoint` stands for the
+    directory's tensors. Raises CheckpointError naming the file and the key or tensor.
     """
     config = read_config(path)
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
-    checkpoint = Checkpoint(path)
+    checkpoint = checkpoint or Checkpoint(path)
     ops = ops or choose_ops(dtype=DTYPES[dtype], native=native)
     loader = _Loader(config, checkpoint, ops, dtype, progress, device)
     loader.check_names()

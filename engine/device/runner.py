@@ -84,11 +84,11 @@ class DeviceRunner:
         return self._graphs.sizes
 
     @torch.inference_mode()
-    def capture(self, *, limit_bytes: int) -> int:
-        """Capture decode steps, before the first launch; what they took of the device's memory,
-        little more than `limit_bytes` at most."""
+    def capture(self, *, limit_bytes: int, sizes: Sequence[int] = ()) -> int:
+        """Capture decode steps, before the first launch, of `sizes` sequences or of those that
+        serve best; what they took of the device's memory, little more than `limit_bytes`."""
         self._device.bind()
-        sizes = decode_sizes(self._limits.max_running)
+        sizes = sizes or decode_sizes(self._limits.max_running)
         return self._graphs.capture(sizes, limit_bytes=limit_bytes)
 
     @torch.inference_mode()
