@@ -12,7 +12,7 @@ from engine.device.base import Device
 from engine.device.choosing import chooser_for
 from engine.device.opening import ops_for
 from engine.device.runner import DeviceRunner
-from engine.device.sizing import GRAPH_BYTES, measured_blocks
+from engine.device.sizing import GRAPH_BYTES, blocks_left, largest_step_bytes
 from engine.kvpool import Buffer, KvPool
 from engine.limits import EngineLimits
 from engine.model import DTYPES, Model, Progress, load_model
@@ -150,16 +150,16 @@ def _device_runner(
     if settings.kv_huge_pages:
         raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, which has none")
     choose = chooser_for(device)
+    peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
     if settings.kv_blocks is not None or settings.kv_bytes is not None:
         num_blocks = settings.kv_blocks or max(2, (settings.kv_bytes or 0) // layout.block_bytes)
     else:
-        num_blocks = measured_blocks(
-            model, layout, device=device, choose=choose, limits=limits,
-            share=settings.kv_memory_share,
-        )  # fmt: skip
+        num_blocks = blocks_left(
+            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share
+        )
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
-    except TransferError as error:
+    except (TransferError, ValueError) as error:
         asked = f"{num_blocks} blocks of {layout.block_bytes} bytes"
         raise SettingsError(f"kv_blocks: {asked} on {device.name}: {error}") from error
     runner = DeviceRunner(

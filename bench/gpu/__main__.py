@@ -152,6 +152,7 @@ class Bench:
             self.part(f"prefill_{self.plan.load.prompt}", lambda: self._prefill(made[0]))
         made.clear()
         gc.collect()
+        self.device.free_bytes()  # the workers and the peers need what our allocator keeps
 
     def attention(self) -> None:
         """Decode of the middle batch, and one prompt."""
@@ -162,7 +163,7 @@ class Bench:
         self.part("attention_prefill", lambda: self._attention(**prefill))
 
     def peers(self) -> None:
-        self.device.free_bytes()  # they need what our allocator keeps
+        self.device.free_bytes()
         for peer in self.plan.peers:
             within_s = min(150.0, self.left_s - 60)
             if within_s < 20:

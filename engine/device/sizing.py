@@ -31,12 +31,9 @@ def pool_bytes(*, free_bytes: int, peak_bytes: int, graph_bytes: int, share: flo
     return max(0, math.floor(left * share) - min(graph_bytes, left // 8))
 
 
-def measured_blocks(
-    model: Model, layout: KvLayout, *, device: Device, choose: Chooser, limits: EngineLimits,
-    share: float,
-) -> int:  # fmt: skip
-    """Blocks of the pool. Raises SettingsError where not even two fit."""
-    peak_bytes = _peak_bytes(model, layout, device=device, choose=choose, limits=limits)
+def blocks_left(layout: KvLayout, *, device: Device, peak_bytes: int, share: float) -> int:
+    """Blocks of the pool, beside a largest step of `peak_bytes`. Raises SettingsError where not
+    even two fit."""
     free_bytes = device.free_bytes()
     room_bytes = pool_bytes(
         free_bytes=free_bytes, peak_bytes=peak_bytes, graph_bytes=GRAPH_BYTES, share=share
@@ -77,10 +74,11 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
     return chunks
 
 
-def _peak_bytes(
+def largest_step_bytes(
     model: Model, layout: KvLayout, *, device: Device, choose: Chooser, limits: EngineLimits
 ) -> int:
-    """Of the largest step; its pool's bytes, which come back, are not counted."""
+    """Runs the largest step: what it takes of the device, its pool not counted. It also compiles
+    the kernels that the first request would wait for."""
     chunks = largest_step(layout, limits)
     num_blocks = sum(len(chunk.block_table) for chunk in chunks)
     pool = KvPool(layout, num_blocks, device=device.where)

@@ -30,7 +30,7 @@ from engine.device.choosing import chooser_for
 from engine.device.host import HostDevice
 from engine.device.opening import ops_for
 from engine.device.runner import DeviceRunner
-from engine.device.sizing import measured_blocks
+from engine.device.sizing import blocks_left, largest_step_bytes
 from engine.kvpool import KvPool
 from engine.model import Model, load_model
 from protocol.layout import KvLayout
@@ -146,10 +146,11 @@ def test_penalties_bias_bans_and_logprobs_are_those_of_the_cpu(place: Place) -> 
 
 
 def test_the_pool_is_sized_by_running_the_largest_step(place: Place) -> None:
-    num_blocks = measured_blocks(
+    peak_bytes = largest_step_bytes(
         place.model, place.layout, device=place.device, choose=chooser_for(place.device),
-        limits=LIMITS, share=0.5,
+        limits=LIMITS,
     )  # fmt: skip
+    num_blocks = blocks_left(place.layout, device=place.device, peak_bytes=peak_bytes, share=0.5)
     pool_bytes = num_blocks * place.layout.block_bytes
     assert 0 < pool_bytes < 0.5 * place.device.free_bytes()
 

@@ -42,7 +42,8 @@ from protocol.telemetry import WorkerMetrics
 from protocol.text import Tokenizer
 
 TRANSPORTS = ("cuda_ipc",)
-DEADLINE_S = 60.0
+DEADLINE_S = 100.0
+"""On a GPU the first steps compile kernels."""
 Driver = FakeDriver | CudaDriver
 T = TypeVar("T", Started, Landed, Finished, Failed)
 

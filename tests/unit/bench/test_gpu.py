@@ -80,7 +80,7 @@ def test_a_peer_that_answers_other_numbers_has_no_time(monkeypatch: pytest.Monke
     monkeypatch.setattr(attention, "sdpa", lambda batch: lambda: right() + 1)
     ops = ops_for(device, dtype=torch.float32)
     results = attention.measure(batch, ops, times=1)
-    assert results["sdpa"]["failed"] == "its numbers differ by 1"
+    assert str(results["sdpa"]["failed"]).startswith("its numbers differ by ")
     assert "ModuleNotFoundError" in str(results["flashinfer"]["failed"])
 
 
