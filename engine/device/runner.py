@@ -18,7 +18,7 @@ from engine.batch import Chunk, SampledToken, SequenceId
 from engine.device.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
 from engine.device.base import Device
 from engine.device.choosing import Chooser, RowRules, logprobs, rows_with_logprobs
-from engine.device.edits import edited, edits_of
+from engine.device.edits import Edits, edited, edits_of
 from engine.device.feedback import LastTokens
 from engine.device.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.device.launched import LaunchedStep
@@ -94,16 +94,29 @@ class DeviceRunner:
     @torch.inference_mode()
     def launch(self, chunks: Sequence[Chunk]) -> LaunchedStep:
         """At most `depth` may be unread. Raises ValueError for a chunk that does not fit its
-        block table, or has a pending token that no unread step samples."""
+        block table, or has a pending token that no unread step samples; whatever it raises,
+        nothing of the step is under way then."""
         self._device.bind()
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
+        edits = edits_of(
+            asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
+        )
         feeds, keeps = self._last.places(chunks)
         arrays = step_arrays(chunks, self.layout, feeds=feeds, keeps=keeps)
-        step, logits_RV = self._forward(arrays, decode=is_decode(chunks))
+        try:
+            return self._launched(arrays, asking, edits, decode=is_decode(chunks))
+        except Exception:
+            self._device.record().wait()
+            raise
+
+    def _launched(
+        self, arrays: StepArrays, asking: Sequence[Chunk], edits: Edits, *, decode: bool
+    ) -> LaunchedStep:
+        step, logits_RV = self._forward(arrays, decode=decode)
         tokens_R, num_top = torch.empty(0, dtype=torch.int64), rows_with_logprobs(asking)
         reports = torch.empty(0, 1)
         if asking:
-            chosen_R = self._chosen(step, logits_RV[: len(asking)], asking)
+            chosen_R = self._chosen(step, logits_RV[: len(asking)], edits)
             if num_top:
                 reports = self._report(logits_RV, chosen_R, num_top)
             tokens_R = fetch(self._device, chosen_R)
@@ -126,11 +139,9 @@ class DeviceRunner:
         token_ids_T = self._last.fed(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
-    def _chosen(self, step: StepTensors, logits_RV: Tensor, asking: Sequence[Chunk]) -> Tensor:
+    def _chosen(self, step: StepTensors, logits_RV: Tensor, edits: Edits) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
-        vocab_size = self._model.config.vocab_size
-        edits = edits_of(asking, eos_token_ids=self.eos_token_ids, vocab_size=vocab_size)
-        num_rows = len(asking)
+        num_rows = len(logits_RV)
         rules = RowRules(
             temperature_R=step.temperature_R[:num_rows],
             top_k_R=step.top_k_R[:num_rows],

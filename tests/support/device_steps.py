@@ -1,7 +1,6 @@
 """Steps of a few sequences driven through a runner: one by one, or launched ahead."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from support.forwards import chunk, pool_for
 
@@ -41,12 +40,18 @@ def decodes(rules: Mapping[SequenceId, Sampling], outputs: Tokens, *, pending: i
     chunks = []
     for s, rule in rules.items():
         known = [token.token_id for token in outputs[s]]
-        part = chunk(
-            [PENDING] if pending else known[-1:],
-            start=len(PROMPTS[s]) + len(known) + pending - 1,
-            table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s], outputs=known,
-        )  # fmt: skip
-        chunks.append(replace(part, pending=pending))
+        chunks.append(
+            Chunk(
+                sequence=s,
+                token_ids=[PENDING] if pending else known[-1:],
+                start=len(PROMPTS[s]) + len(known) + pending - 1,
+                block_table=TABLES[s],
+                sampling=rule,
+                prompt_ids=PROMPTS[s],
+                outputs=known,
+                pending=pending,
+            )
+        )
     return chunks
 
 
