@@ -9,6 +9,7 @@ and those of its blocks that had arrived and were verified stay in the prefix ca
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -17,6 +18,7 @@ from decode_worker.tally import Tally
 from engine import sequence as outcomes
 from engine.batch import SequenceId
 from engine.desk import Job, Key, LastWord
+from engine.kvgroups import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
@@ -39,6 +41,8 @@ class DecodeJob(Job):
     ticket: Ticket | None
     fetch: FetchId | None = None
     num_reused_blocks: int = 0
+    indices: tuple[int, ...] = ()
+    """Of the slots that are fetched."""
 
 
 class DecodeService(EngineService[DecodeJob]):
@@ -129,13 +133,16 @@ class DecodeService(EngineService[DecodeJob]):
         assert job is not None, f"{sequence} was admitted after its ending"
         if job.ticket is None:
             return
-        first = job.num_reused_blocks = num_cached_tokens // self._layout.block_tokens
+        first = self._layout.num_blocks(num_cached_tokens)
+        present = [index for index, block in enumerate(block_table) if block != NO_BLOCK]
+        job.num_reused_blocks = bisect_left(present, first)
+        job.indices = tuple(present[job.num_reused_blocks :])
         self._fetching[job.key] = job
         try:
             job.fetch = self._sink.fetch(
                 ticket=job.ticket,
-                indices=range(first, len(block_table)),
-                block_ids=block_table[first:],
+                indices=job.indices,
+                block_ids=[block_table[index] for index in job.indices],
                 deadline_s=max(0.0, job.deadline_at - time.monotonic()),
                 on_end=lambda end: self._fetched(job, end),
             )
@@ -188,15 +195,17 @@ class DecodeService(EngineService[DecodeJob]):
                 assert_never(end)
 
     def _num_kept(self, job: DecodeJob, end: Lost | Aborted) -> int:
-        """Tokens from the first on whose KV is here: of the own cache, and without a gap after it
-        of the fetch that did not end well."""
+        """Tokens from the first on whose KV is here, as far as any layer still sees it: of the own
+        cache, and without a gap after it of the fetch that did not end well."""
         assert job.ticket is not None
         landed = frozenset(end.landed)
-        index = job.num_reused_blocks
-        while index in landed:
-            index += 1
-        self._tally.kept(index - job.num_reused_blocks)
-        return min(index * self._layout.block_tokens, job.ticket.num_tokens)
+        num_groups, num_tokens = self._layout.num_groups, job.ticket.num_tokens
+        lacking = next((index for index in job.indices if index not in landed), None)
+        num_rows = -(-num_tokens // self._layout.block_tokens)
+        if lacking is not None:
+            num_rows = lacking // num_groups
+        self._tally.kept(bisect_left(job.indices, num_rows * num_groups))
+        return min(num_rows * self._layout.block_tokens, num_tokens)
 
     def _first_token(self, job: DecodeJob, end: Landed) -> outcomes.FetchOutcome:
         try:

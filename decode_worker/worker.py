@@ -75,6 +75,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             compat=parts.compat,
             generations=cast(MutableSequence[int], memory.generations),
             observer=service,
+            windows=parts.windows,
         )
         service.attach(epoch=epoch, engine=engine, sink=sink, layout=parts.layout)
         stack.callback(sink.close)

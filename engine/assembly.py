@@ -13,6 +13,7 @@ from engine.device.choosing import chooser_for
 from engine.device.opening import ops_for
 from engine.device.runner import DeviceRunner
 from engine.device.sizing import GRAPH_BYTES, blocks_left, largest_step_bytes
+from engine.kvgroups import Window
 from engine.kvpool import Buffer, KvPool
 from engine.limits import EngineLimits
 from engine.model import DTYPES, Model, Progress, load_model
@@ -34,6 +35,8 @@ class Assembly:
     runner: TorchRunner | DeviceRunner
     config: ModelConfig
     layout: KvLayout
+    windows: tuple[Window, ...]
+    """Of each KV group."""
     compat: str
     """Workers with the same may be paired, and their blocks' hashes compared."""
     transfer_compat: str
@@ -52,13 +55,13 @@ def num_pool_blocks(
     kv_bytes: int | None = None,
 ) -> int:
     """Blocks of the pool: those asked for, or room for 16 full contexts within a quarter of the
-    free memory and 1 GiB; at least two."""
+    free memory and 1 GiB; at least two of each KV group."""
     if kv_blocks is not None:
         return kv_blocks
     if kv_bytes is None:
         wanted = FULL_CONTEXTS * layout.num_blocks(max_context_tokens) * layout.block_bytes
         kv_bytes = min(wanted, free_bytes // FREE_SHARE, MAX_DEFAULT_BYTES)
-    return max(2, kv_bytes // layout.block_bytes)
+    return max(2 * layout.num_groups, kv_bytes // layout.block_bytes)
 
 
 Memory = Callable[[KvLayout, int], Buffer]
@@ -87,7 +90,7 @@ def assemble(
         dtype=settings.dtype,
         progress=progress,
         ops=None if device is None else ops_for(device, dtype=DTYPES[settings.dtype]),
-        device=None if device is None else device.where,
+        device="cpu" if device is None else device.where,
     )
     layout = model.config.kv_layout(block_tokens=settings.block_tokens, dtype=settings.dtype)
     enders = frozenset({*eos_token_ids, *model.config.eos_token_ids})
@@ -100,6 +103,7 @@ def assemble(
         runner=runner,
         config=model.config,
         layout=layout,
+        windows=tuple(group.window for group in model.config.kv_groups),
         compat=compat_hash(layout, model_revision=model.config.revision),
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
         limits=limits,
@@ -119,6 +123,13 @@ def _limits(settings: WorkerSettings) -> EngineLimits:
         raise SettingsError(str(error)) from error
 
 
+def _check_groups(num_blocks: int, layout: KvLayout) -> None:
+    if num_blocks < layout.num_groups:
+        raise SettingsError(
+            f"kv_blocks: is {num_blocks}; a token needs one in each of {layout.num_groups} groups"
+        )
+
+
 def _host_runner(
     settings: WorkerSettings,
     model: Model,
@@ -133,6 +144,7 @@ def _host_runner(
         kv_blocks=settings.kv_blocks,
         kv_bytes=settings.kv_bytes,
     )
+    _check_groups(num_blocks, layout)
     pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
     return TorchRunner(model, pool, eos_token_ids=enders)
 
@@ -157,6 +169,7 @@ def _device_runner(
         num_blocks = blocks_left(
             layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share
         )
+    _check_groups(num_blocks, layout)
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
     except (TransferError, ValueError) as error:

@@ -2,27 +2,37 @@
 
 Made by `engine.scheduler`, consumed by a `Runner`. Pure values, no tensors; whoever builds a
 chunk guarantees that its block table covers `start + len(token_ids)` tokens.
+
+msgspec structs, not dataclasses: one of each is made per token, and a frozen dataclass takes ten
+times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NewType
+
+import msgspec
 
 from protocol.messages import Sampling
 
 SequenceId = NewType("SequenceId", str)
 """One sequence inside one engine; never crosses a process."""
+
+
 PENDING = -1
-"""Stands for a token that a launched step samples and nobody has read yet."""
+"""Stands for a token that an earlier step samples and that nobody has read yet."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """Part of one sequence to compute in this step: one token (decode) or several (prefill)."""
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Part of one sequence to compute in this step: one token (decode) or several (prefill).
+
+    Tables and outputs are the scheduler's own lists: what they hold is this step's only until
+    `Runner.launch` returns.
+    """
 
     sequence: SequenceId
     token_ids: Sequence[int]
-    """Tokens whose KV this step computes, at positions `start`, `start + 1`, ..."""
+    """Tokens whose KV this step computes, at positions `start`, `start + 1`, ...; `(PENDING,)`
+    for the newest of the `pending` ones, which the runner has and nobody else."""
     start: int
     block_table: Sequence[int]
     """Block id of token block i in KV group g at [i * num_groups + g]; -1 where nobody can reach
@@ -32,14 +42,13 @@ class Chunk:
     prompt_ids: Sequence[int]
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
-    """Every token generated so far, by whichever worker: what the penalties see."""
+    """Every token generated and read so far, by whichever worker: what the penalties see."""
     pending: int = 0
-    """Tokens after `outputs` that were sampled by steps whose tokens nobody has read yet; then
-    `token_ids` is `(PENDING,)`, for the newest of them."""
+    """Tokens after `outputs` that launched steps sample and nobody has read yet."""
 
     @property
     def num_outputs(self) -> int:
-        """Tokens before the one sampled after this chunk: what `min_tokens` counts."""
+        """Tokens generated before the one sampled after this chunk; keys `min_tokens`."""
         return len(self.outputs) + self.pending
 
     @property
@@ -51,8 +60,7 @@ class Chunk:
 StepInput = tuple[Chunk, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampledToken:
+class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A chosen token. Logprobs are of the model's own distribution, before temperature,
     penalties and bias; None and empty when they were not asked for."""
 

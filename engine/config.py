@@ -4,97 +4,25 @@ Called by `engine.model` and by whoever sizes a pool. Accepts transformers 4 and
 Whatever would change the result and is not understood is refused by name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.families import FAMILIES, BiasRule, Family
+from engine.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
+from engine.families import FAMILIES, WRAPPERS
+from engine.family import BiasRule, Family
 from engine.fields import Fields, read_json
-from engine.kvgroups import KvGroup
+from engine.kvgroups import KvGroup, group_layers
+from engine.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
+from engine.ops import Activation
 from engine.rope import Rope
-from engine.rope_config import read_rope
 from protocol.layout import KvDtype, KvLayout
 
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
-COMMON = frozenset(
-    {*REQUIRED, "model_type", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps"}
-    | {"tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "eos_token_id"}
-    | {"original_max_position_embeddings", "partial_rotary_factor", "pretraining_tp"}
-)
-# Written by transformers and trainers; they do not change logits.
-IGNORED = frozenset(
-    {
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "bos_token_id",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "chunk_size_feed_forward",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "embd_pdrop",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "name_or_path",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "resid_pdrop",
-        "return_dict",
-        "return_dict_in_generate",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "use_bfloat16",
-        "use_cache",
-        "attn_implementation",
-        "unsloth_version",
-        "unsloth_fixed",
-    }
-)
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,15 +33,24 @@ class ModelConfig:
     vocab_size: int
     hidden_size: int
     mlp_size: int
-    num_layers: int
+    """Features of a dense layer's MLP."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
     max_context_tokens: int
     norm_eps: float
-    rope: Rope
-    windows: tuple[int | None, ...]
-    """Per layer: how many last tokens a token sees, itself included; None: all."""
+    layers: tuple[LayerSpec, ...]
+    mixture: MixtureSpec | None
+    activation: Activation
+    attention_scale: float
+    """Of q . k."""
+    attention_softcap: float | None
+    final_softcap: float | None
+    """Logits become `softcap * tanh(logits / softcap)`."""
+    embedding_scale: float
+    residual_scale: float
+    """Of what attention and MLP add to the residual."""
+    logits_divisor: float
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
@@ -123,8 +60,22 @@ class ModelConfig:
     """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
 
     @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Per layer: how many last tokens a token sees, itself included; None: all."""
+        return tuple(layer.window for layer in self.layers)
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Each rope once, in the order of the layers that use it first."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
+
+    @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
-        return (KvGroup(window=None, layers=tuple(range(self.num_layers))),)
+        return group_layers(self.windows)
 
     def kv_layout(self, *, block_tokens: int, dtype: KvDtype) -> KvLayout:
         return KvLayout(
@@ -139,12 +90,10 @@ class ModelConfig:
 
 def read_config(path: Path) -> ModelConfig:
     """The model in directory `path`. Raises CheckpointError naming the file and the key."""
-    file = path / "config.json"
-    raw = read_json(file)
-    fields = Fields(file, raw)
+    fields = _text(Fields(path / "config.json", read_json(path / "config.json")))
     family = _family(fields)
     fields.defaults = family.defaults
-    _refuse_unknown(fields, family)
+    refuse_unknown(fields, family)
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
@@ -152,20 +101,27 @@ def read_config(path: Path) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2:
         raise fields.error("head_dim", f"must be even, is {head_dim}")
-    num_layers = fields.size("num_hidden_layers")
     return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
         mlp_size=fields.size("intermediate_size"),
-        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_context_tokens=fields.size("max_position_embeddings"),
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=read_rope(fields),
-        windows=_windows(fields, family, num_layers=num_layers),
+        layers=read_layers(fields, family, head_dim=head_dim),
+        mixture=read_mixture(fields, family.mixture),
+        activation=_activation(fields, family),
+        attention_scale=_attention_scale(fields, family, head_dim=head_dim),
+        attention_softcap=_option(fields, family, "attn_logit_softcapping"),
+        final_softcap=_option(fields, family, "final_logit_softcapping"),
+        embedding_scale=hidden_size**0.5
+        if family.embedding_sqrt
+        else _scale(fields, family, "embedding_multiplier"),
+        residual_scale=_scale(fields, family, "residual_multiplier"),
+        logits_divisor=_scale(fields, family, "logits_scaling"),
         qkv_bias=_bias(fields, family.qkv_bias),
         output_bias=_bias(fields, family.output_bias),
         mlp_bias=_bias(fields, family.mlp_bias),
@@ -174,28 +130,31 @@ def read_config(path: Path) -> ModelConfig:
     )
 
 
-def _refuse_unknown(fields: Fields, family: Family) -> None:
-    known = COMMON | IGNORED | family.keys
-    for key, value in fields.raw.items():
-        if key.startswith("_") or key in known or value in (None, False, {}, []):
-            continue
-        raise fields.error(key, f"= {value!r} is not supported for {family.model_type}")
-    if (act := fields.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise fields.error("hidden_act", f"= {act!r} is not supported; silu is")
-    if fields.get("pretraining_tp") not in (None, 1):
-        raise fields.error("pretraining_tp", "other than 1 is not supported")
-    if fields.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise fields.error("partial_rotary_factor", "other than 1 is not supported")
+def _text(fields: Fields) -> Fields:
+    """The part that describes the text model: the whole, unless it is a multimodal one."""
+    wrapper = WRAPPERS.get(str(fields.get("model_type")))
+    if wrapper is None:
+        return fields
+    check_architecture(fields, wrapper)
+    known = wrapper.keys | IGNORED | _INHERITED | {"model_type", "text_config"}
+    refuse_keys(fields, known, wrapper)
+    text = fields.get("text_config")
+    if not isinstance(text, dict):
+        raise fields.error("text_config", "is missing or not an object")
+    raw = {key: fields.raw[key] for key in _INHERITED if key in fields.raw} | text
+    return Fields(fields.file, raw, prefix="text_config.")
+
+
+_INHERITED = frozenset({"eos_token_id", "tie_word_embeddings"})
 
 
 def _family(fields: Fields) -> Family:
     name = fields.get("model_type")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        raise fields.error("model_type", f"= {name!r} is not one of {', '.join(FAMILIES)}")
-    architectures = fields.get("architectures")
-    if architectures and architectures != [family.architecture]:
-        raise fields.error("architectures", f"= {architectures!r} is not [{family.architecture!r}]")
+        known = ", ".join([*FAMILIES, *WRAPPERS])
+        raise fields.error("model_type", f"= {name!r} is not one of {known}")
+    check_architecture(fields, family)
     return family
 
 
@@ -203,22 +162,27 @@ def _bias(fields: Fields, rule: BiasRule) -> bool:
     return rule == "always" or (rule != "never" and fields.flag(rule, False))
 
 
-def _windows(fields: Fields, family: Family, *, num_layers: int) -> tuple[int | None, ...]:
-    none: tuple[int | None, ...] = (None,) * num_layers
-    if family.window == "never":
-        return none
-    if family.window == "every_layer":
-        return (fields.optional_size("sliding_window"),) * num_layers
-    kinds = fields.get("layer_types")
-    size = fields.optional_size("sliding_window")
-    window = size if fields.flag("use_sliding_window", False) else None
-    if kinds is None:
-        first = int(fields.number("max_window_layers"))
-        return tuple(window if layer >= first else None for layer in range(num_layers))
-    allowed = {"full_attention", "sliding_attention"} if window else {"full_attention"}
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= allowed:
-        raise fields.error("layer_types", f"must be {num_layers} of {sorted(allowed)}")
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+def _activation(fields: Fields, family: Family) -> Activation:
+    name = fields.get(family.activation_key, "silu")
+    known = ["silu"] if family.activation else list(ACTIVATIONS)
+    if name not in known:
+        raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")
+    return family.activation or ACTIVATIONS[str(name)]
+
+
+def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:
+    if "attention_multiplier" in family.options:
+        return fields.number("attention_multiplier")
+    return float((_option(fields, family, "query_pre_attn_scalar") or head_dim) ** -0.5)
+
+
+def _option(fields: Fields, family: Family, key: str) -> float | None:
+    return fields.optional_number(key) if key in family.options else None
+
+
+def _scale(fields: Fields, family: Family, key: str) -> float:
+    value = _option(fields, family, key)
+    return 1.0 if value is None else value
 
 
 def _eos(path: Path, fields: Fields) -> tuple[int, ...]:

@@ -1,44 +1,31 @@
-"""The model families, as tables over shared parts: a new Llama-like family is a row here.
+"""The model families, as tables over shared parts: a new family of known parts is a row here.
 
-Read by `engine.config`. A row says which parts a layer has, where its tensors are in the
-checkpoint, and what an absent key of `config.json` means (transformers' defaults).
+Read by `engine.config`. Defaults are transformers' meaning of absent keys.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
 
-BiasRule = Literal["never", "always", "attention_bias", "mlp_bias"]
-"""The last two: as that key of config.json says."""
-WindowRule = Literal["never", "every_layer", "flagged"]
-"""`flagged`: when `use_sliding_window`, on the layers that `layer_types` or
-`max_window_layers` name (Qwen); `every_layer`: whenever `sliding_window` is a number."""
+from engine.family import Family, MixtureRule, Norms, WindowRule, Wrapper
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    model_type: str
-    architecture: str
-    qkv_bias: BiasRule = "never"
-    output_bias: BiasRule = "never"
-    mlp_bias: BiasRule = "never"
-    qk_norm: bool = False
-    """RMSNorm over each head of q and k before the rotation."""
-    window: WindowRule = "never"
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    """What absent keys mean; a key neither here nor in the checkpoint is missing."""
-
-    @property
-    def keys(self) -> frozenset[str]:
-        """Keys of config.json that change what this family computes."""
-        rules = {self.qkv_bias, self.output_bias, self.mlp_bias} - {"never", "always"}
-        windows: dict[WindowRule, set[str]] = {
-            "never": set(),
-            "every_layer": {"sliding_window"},
-            "flagged": {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
-        }
-        return frozenset(rules | windows[self.window])
-
+NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
+_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+_UPPER_WINDOWS = WindowRule(flag="use_sliding_window", typed=True, bound="from")
+_EVEN_WINDOWS = WindowRule(typed=True, full_every=2)
+_GEMMA_NORMS = Norms(
+    after_attention="post_attention_layernorm",
+    before_mlp="pre_feedforward_layernorm",
+    after_mlp="post_feedforward_layernorm",
+    plus_one=True,
+)
+_GEMMA_DEFAULTS: Mapping[str, object] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
 
 LLAMA = Family(
     model_type="llama",
@@ -46,20 +33,19 @@ LLAMA = Family(
     qkv_bias="attention_bias",
     output_bias="attention_bias",
     mlp_bias="mlp_bias",
-    defaults={"num_key_value_heads": None, "head_dim": None},
+    defaults=NO_HEADS,
 )
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    window="every_layer",
+    window=WindowRule(),
     defaults={"num_key_value_heads": 8, "head_dim": None, "sliding_window": 4096},
 )
-_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     qkv_bias="always",
-    window="flagged",
+    window=_UPPER_WINDOWS,
     defaults={"num_key_value_heads": 32, "head_dim": None, **_QWEN_WINDOW},
 )
 QWEN3 = Family(
@@ -67,33 +53,191 @@ QWEN3 = Family(
     architecture="Qwen3ForCausalLM",
     qkv_bias="attention_bias",
     output_bias="attention_bias",
-    qk_norm=True,
-    window="flagged",
+    qk_norm="head",
+    window=_UPPER_WINDOWS,
     defaults={"num_key_value_heads": 32, "head_dim": 128, **_QWEN_WINDOW},
 )
+GEMMA2 = Family(
+    model_type="gemma2",
+    architecture="Gemma2ForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    norms=_GEMMA_NORMS,
+    window=_EVEN_WINDOWS,
+    activation_key="hidden_activation",
+    embedding_sqrt=True,
+    options=frozenset(
+        {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
+    ),
+    ignored=frozenset({"hidden_act"}),
+    defaults={
+        **_GEMMA_DEFAULTS,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+)
+GEMMA3 = Family(
+    model_type="gemma3_text",
+    architecture="Gemma3ForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    qk_norm="head",
+    norms=_GEMMA_NORMS,
+    window=WindowRule(typed=True, full_every=6, full_every_key="sliding_window_pattern"),
+    activation_key="hidden_activation",
+    embedding_sqrt=True,
+    local_rope=True,
+    options=frozenset({"query_pre_attn_scalar", "final_logit_softcapping"}),
+    ignored=frozenset({"hidden_act"}),
+    defaults={
+        **_GEMMA_DEFAULTS,
+        "vocab_size": 262_208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "max_position_embeddings": 131_072,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+    },
+)
+PHI3 = Family(
+    model_type="phi3",
+    architecture="Phi3ForCausalLM",
+    fused=True,
+    window=WindowRule(),
+    partial_rotary=True,
+    rope_aliases={"su": "longrope", "yarn": "longrope"},
+    fixed={"full_attn_mod": 1, "interpolate_factor": 1},
+    defaults={
+        "num_key_value_heads": None,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-5,
+        "original_max_position_embeddings": 4096,
+    },
+)
+OLMO2 = Family(
+    model_type="olmo2",
+    architecture="Olmo2ForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    qk_norm="full",
+    norms=Norms(
+        before_attention=None,
+        after_attention="post_attention_layernorm",
+        before_mlp=None,
+        after_mlp="post_feedforward_layernorm",
+    ),
+    defaults={**NO_HEADS, "rms_norm_eps": 1e-5},
+)
+GRANITE = Family(
+    model_type="granite",
+    architecture="GraniteForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    mlp_bias="mlp_bias",
+    options=frozenset(
+        {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
+    ),
+    defaults={**NO_HEADS, "attention_multiplier": 1.0},
+)
+MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    window=WindowRule(),
+    mixture=MixtureRule(
+        size_key="intermediate_size",
+        count_key="num_local_experts",
+        renormalise="always",
+        block="block_sparse_moe.",
+        gate="w1",
+        up="w3",
+        down="w2",
+    ),
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": None,
+        "sliding_window": None,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0,
+    },
+)
+_STEPPED: Mapping[str, object] = {
+    "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False,
+    "use_sliding_window": False, "sliding_window": 4096,
+}  # fmt: skip
+QWEN2_MOE = Family(
+    model_type="qwen2_moe",
+    architecture="Qwen2MoeForCausalLM",
+    qkv_bias="qkv_bias",
+    window=WindowRule(flag="use_sliding_window", typed=True, full_every=2, bound="below"),
+    mixture=MixtureRule(
+        size_key="moe_intermediate_size", renormalise="norm_topk_prob", shared=True, stepped=True
+    ),
+    defaults={
+        **_STEPPED, "num_key_value_heads": 16, "head_dim": None, "qkv_bias": True,
+        "max_window_layers": 28, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+        "shared_expert_intermediate_size": 5632,
+    },
+)  # fmt: skip
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    qk_norm="head",
+    window=WindowRule(flag="use_sliding_window"),
+    mixture=MixtureRule(
+        size_key="moe_intermediate_size", renormalise="norm_topk_prob", stepped=True
+    ),
+    ignored=frozenset({"max_window_layers"}),
+    defaults={
+        **_STEPPED, "num_key_value_heads": 4, "head_dim": None,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+    },
+)  # fmt: skip
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    architecture="GptOssForCausalLM",
+    qkv_bias="attention_bias",
+    output_bias="attention_bias",
+    sinks=True,
+    window=_EVEN_WINDOWS,
+    mixture=MixtureRule(
+        size_key="intermediate_size", count_key="num_local_experts", softmax="after",
+        router="router", biased=True,
+        forms=("stacked", "mxfp4"), transposed=True, interleaved=True,
+    ),
+    activation="swiglu_oai",
+    fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    ignored=frozenset({"experts_per_token", "initial_context_length"}),
+    defaults={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "attention_bias": True,
+        "sliding_window": 128,
+        "num_experts_per_tok": 4,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150_000.0,
+        "rope_parameters": {
+            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "truncate": False, "original_max_position_embeddings": 4096,
+        },
+    },
+)  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)
+    family.model_type: family
+    for family in (
+        LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
+        MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS,
+    )
+}  # fmt: skip
+WRAPPERS: Mapping[str, Wrapper] = {
+    "gemma3": Wrapper(
+        model_type="gemma3",
+        architecture="Gemma3ForConditionalGeneration",
+        keys=frozenset({"vision_config", "mm_tokens_per_image", "boi_token_index"})
+        | {"eoi_token_index", "image_token_index"},
+    )
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
-    """One linear we run, made of tensors of the checkpoint stacked along their output rows."""
-
-    name: str
-    sources: tuple[str, ...]
-
-
-LAYER_LINEARS = (
-    Merged(name="qkv", sources=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-    Merged(name="output", sources=("self_attn.o_proj",)),
-    Merged(name="gate_up", sources=("mlp.gate_proj", "mlp.up_proj")),
-    Merged(name="down", sources=("mlp.down_proj",)),
-)
-LAYER_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-QK_NORMS = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-LAYER_PREFIX = "model.layers.{layer}."
-EMBEDDING = "model.embed_tokens.weight"
-FINAL_NORM = "model.norm.weight"
-HEAD = "lm_head.weight"

@@ -1,6 +1,6 @@
 """Typed access to the JSON files of a checkpoint; every error names the file and the key.
 
-Called by `engine.config`, `engine.rope_config` and `engine.weights`.
+Called by `engine.config`, `engine.layer_spec`, `engine.rope_config` and `engine.weights`.
 """
 
 import json
@@ -25,12 +25,13 @@ def read_json(file: Path) -> dict[str, object]:
 class Fields:
     """One JSON object; an absent key means its default, if it has one."""
 
-    def __init__(self, file: Path, raw: Mapping[str, object]) -> None:
-        self.file, self.raw = file, raw
+    def __init__(self, file: Path, raw: Mapping[str, object], *, prefix: str = "") -> None:
+        """`prefix` goes before every key in errors: where in the file the object is."""
+        self.file, self.raw, self._prefix = file, raw, prefix
         self.defaults: Mapping[str, object] = {}
 
     def error(self, key: str, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.file}: {key} {problem}")
+        return CheckpointError(f"{self.file}: {self._prefix}{key} {problem}")
 
     def get(self, key: str, default: object = None) -> object:
         return self.raw.get(key, self.defaults.get(key, default))

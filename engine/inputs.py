@@ -1,16 +1,19 @@
 """Turns the chunks of a step into the few index tensors a forward needs.
 
-Called by `engine.torch_runner` once per step; the only per-token Python work of a step.
+Called by `engine.torch_runner` once per step.
 """
 
-# Shapes: T tokens, S sequences, G KV groups, B blocks of the longest table of one group, R rows
-# whose logits are asked for.
+# Shapes: T tokens, S sequences (one chunk each), G KV groups, B blocks of the longest table of one
+# group, R rows whose logits are asked for.
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Chunk
@@ -41,34 +44,47 @@ def forward_inputs(
     chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1
 ) -> ForwardInputs:
     """Raises ValueError for a chunk without tokens or with too short a block table."""
-    lengths = [len(chunk.token_ids) for chunk in chunks]
-    starts = np.zeros(len(chunks) + 1, dtype=np.int32)
+    num_chunks = len(chunks)
+    lengths = np.fromiter([len(chunk.token_ids) for chunk in chunks], np.int64, num_chunks)
+    firsts = np.fromiter([chunk.start for chunk in chunks], np.int64, num_chunks)
+    ends = firsts + lengths
+    tables_SBG = _tables(chunks, ends, block_tokens=block_tokens, num_groups=num_groups)
+    starts = np.zeros(num_chunks + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
-    num_blocks = max(len(chunk.block_table) // num_groups for chunk in chunks)
-    tables = np.zeros((len(chunks), num_blocks, num_groups), dtype=np.int32)
-    token_ids = np.empty(starts[-1], dtype=np.int64)
-    positions = np.empty(starts[-1], dtype=np.int64)
-    for s, chunk in enumerate(chunks):
-        own_blocks = len(chunk.block_table) // num_groups
-        if not lengths[s] or chunk.position > own_blocks * block_tokens:
-            raise ValueError(
-                f"chunk {chunk.sequence}: {lengths[s]} tokens from {chunk.start} on do not fit "
-                f"{own_blocks} blocks of {block_tokens}"
-            )
-        tables[s, :own_blocks] = np.reshape(chunk.block_table, (own_blocks, num_groups))
-        token_ids[starts[s] : starts[s + 1]] = chunk.token_ids
-        positions[starts[s] : starts[s + 1]] = range(chunk.start, chunk.position)
-    np.maximum(tables, 0, out=tables)
-    sequences = np.repeat(np.arange(len(chunks)), lengths)
-    blocks_TG = tables[sequences, positions // block_tokens].astype(np.int64)
-    slots_TG = blocks_TG * block_tokens + (positions % block_tokens)[:, None]
-    rows = [int(starts[s + 1]) - 1 for s, chunk in enumerate(chunks) if chunk.sampling is not None]
+    num_tokens = int(starts[-1])
+    token_ids = np.fromiter(
+        chain.from_iterable([chunk.token_ids for chunk in chunks]), np.int64, num_tokens
+    )
+    sequences, positions = np.arange(num_chunks), firsts
+    if num_tokens > num_chunks:  # not a step of decodes alone
+        sequences = np.repeat(sequences, lengths)
+        positions = np.arange(num_tokens) + np.repeat(firsts - starts[:-1], lengths)
+    blocks, places = np.divmod(positions, block_tokens)
+    slots_TG = tables_SBG[sequences, blocks].astype(np.int64) * block_tokens + places[:, None]
+    asking = [s for s, chunk in enumerate(chunks) if chunk.sampling is not None]
     return ForwardInputs(
         token_ids_T=torch.from_numpy(token_ids),
         positions_T=torch.from_numpy(positions),
         slots_GT=torch.from_numpy(np.ascontiguousarray(slots_TG.T)),
         starts_S1=torch.from_numpy(starts),
-        ends_S=torch.tensor([chunk.position for chunk in chunks], dtype=torch.int32),
-        tables_GSB=torch.from_numpy(np.ascontiguousarray(tables.transpose(2, 0, 1))),
-        rows_R=torch.tensor(rows, dtype=torch.int64),
+        ends_S=torch.from_numpy(ends.astype(np.int32)),
+        tables_GSB=torch.from_numpy(np.ascontiguousarray(tables_SBG.transpose(2, 0, 1))),
+        rows_R=torch.from_numpy(starts[1:][asking].astype(np.int64) - 1),
     )
+
+
+def _tables(
+    chunks: Sequence[Chunk], ends: NDArray[np.int64], *, block_tokens: int, num_groups: int
+) -> NDArray[np.int32]:
+    """[S, B, G], padded with 0."""
+    sizes = [len(chunk.block_table) for chunk in chunks]
+    longest = max(sizes)
+    for s, chunk in enumerate(chunks):
+        if not chunk.token_ids or ends[s] > sizes[s] // num_groups * block_tokens:
+            raise ValueError(
+                f"chunk {chunk.sequence}: {len(chunk.token_ids)} tokens from {chunk.start} on do "
+                f"not fit {sizes[s] // num_groups} blocks of {block_tokens}"
+            )
+    rows = [array("i", chunk.block_table).tobytes().ljust(4 * longest, b"\0") for chunk in chunks]
+    flat = np.frombuffer(b"".join(rows), dtype=np.int32)
+    return np.maximum(flat, 0).reshape(len(chunks), longest // num_groups, num_groups)

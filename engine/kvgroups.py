@@ -1,14 +1,18 @@
 """Which layers share a block: KV groups, so that a window's layers can free what they left behind.
 
-Called by `engine.config`. A block holds the KV of `block_tokens` tokens for the layers of one
-group; every group has the same number of layers, so that all blocks of a pool have one size and
-any group can use any (the idea is that of vLLM's hybrid KV cache manager). Pure.
+Called by `engine.config`; `engine.prefix` asks how far back a window reaches. A block holds the KV
+of `block_tokens` tokens for the layers of one group; every group has the same number of layers, so
+that all blocks of a pool have one size and any group can use any (the idea is that of vLLM's hybrid
+KV cache manager). Pure.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 Window = int | None
+
+NO_BLOCK = -1
+"""In a block table, where a group has none: nobody can reach those tokens any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +45,13 @@ def group_layers(windows: Sequence[Window]) -> tuple[KvGroup, ...]:
 def first_reachable(position: int, window: Window) -> int:
     """The first token that a query at `position`, or any later one, can see."""
     return 0 if window is None else max(0, position - window + 1)
+
+
+def first_block(num_tokens: int, window: Window, *, block_tokens: int) -> int:
+    """The first token block that is kept of a sequence with so many computed tokens.
+
+    Counted from its last whole block: a sequence that shares the prefix up to there goes on from
+    there, and this one sees no further back.
+    """
+    whole = num_tokens - num_tokens % block_tokens
+    return first_reachable(whole, window) // block_tokens

@@ -7,7 +7,9 @@ deadlines: who waits too long aborts.
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, MutableSequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from threading import Thread, current_thread
 from typing import assert_never
@@ -27,10 +29,11 @@ from engine.commands import (
 )
 from engine.effects import Admitted, Computed, Effect, Ended, Freed
 from engine.ending import ending_of
+from engine.kvgroups import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver, SequenceToken
 from engine.prefix import PrefixCache
-from engine.runner import Runner
+from engine.runner import Launched, Runner
 from engine.scheduler import Scheduler
 from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
 from engine.speeds import Speedometer
@@ -58,6 +61,15 @@ class EngineStats:
     num_preempted: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flight:
+    """A step that is launched and whose tokens are not read."""
+
+    batch: StepInput
+    launched: Launched
+    at: float
+
+
 class Engine:
     """Start it, submit sequences, stop it. Every submission accepted gets exactly one ending."""
 
@@ -72,8 +84,15 @@ class Engine:
         observer: EngineObserver,
         clock: Callable[[], float] = time.monotonic,
         check: bool = False,
+        windows: Seq[Window] = (None,),
     ) -> None:
-        """`generations` has one counter per block; `check` looks for lost blocks when idle."""
+        """`generations` has one counter per block; `check` looks for lost blocks when idle;
+        `windows` are those of the model's KV groups. Raises ValueError for another number of
+        groups than the runner's layout has, or fewer blocks than groups."""
+        if len(windows) != runner.layout.num_groups:
+            raise ValueError(
+                f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
+            )
         self._runner = runner
         self._observer = observer
         self._clock = clock
@@ -81,10 +100,15 @@ class Engine:
         self._generations = generations
         self._block_tokens = runner.layout.block_tokens
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
-        self._cache = PrefixCache(blocks, block_tokens=self._block_tokens, compat=compat)
+        self._cache = PrefixCache(
+            blocks, block_tokens=self._block_tokens, compat=compat, windows=windows
+        )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
+        self._flights: deque[Flight] = deque()
+        """Oldest first, at most the runner's depth."""
+        self._collected_at = 0.0
         self._num_steps = 0
         self._num_failures = 0
         self._stopping = False
@@ -131,7 +155,7 @@ class Engine:
         return self._stats
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Abort what still runs and end the thread, after the step in flight."""
+        """Abort what still runs and end the thread, after the steps in flight."""
         self._inbox.close("the engine has stopped")
         self._inbox.put(Stop())
         if self._thread.is_alive() and self._thread is not current_thread():
@@ -143,17 +167,20 @@ class Engine:
         try:
             while not self._stopping:
                 self._iterate()
+            self._await_flights()
             self._end_all(Cancel())
         except Exception as error:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
             try:
+                self._await_flights()
                 self._end_all(Fail("internal", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
 
     def _iterate(self) -> None:
-        """Commands, then one step; waits for a command when there is nothing to compute."""
+        """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
+        may be or nothing can be; waits for a command when there is nothing to compute."""
         for command in self._inbox.take(wait=self._idle):
             self._obey(command)
         self._deliver()
@@ -161,11 +188,13 @@ class Engine:
             return
         batch = self._scheduler.next_batch()
         self._deliver()
-        self._idle = not batch
+        self._idle = not batch and not self._flights
         if batch:
-            self._step(batch)
+            self._launch(batch)
         elif self._check:
             self._scheduler.check()
+        if self._flights and (not batch or len(self._flights) >= self._runner.depth):
+            self._collect()
         if self._idle or self._freed or self._clock() - self._stats_at > STATS_AGE_S:
             self._refresh_stats()
         self._forget_freed()
@@ -187,30 +216,59 @@ class Engine:
             case _:
                 assert_never(command)
 
-    def _step(self, batch: StepInput) -> None:
-        started = self._clock()
+    def _launch(self, batch: StepInput) -> None:
+        at = self._clock()
         try:
-            sampled = self._runner.execute(batch)
+            launched = self._runner.launch(batch)
         except Exception as error:
-            log.exception("step failed", extra={"sequences": len(batch)})
-            self._scheduler.fail_batch(f"{type(error).__name__}: {error}")
-            self._deliver()
-            self._num_failures += 1
-            if self._num_failures >= MAX_FAILURES:
-                raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
+            self._fail(batch, error, self._scheduler.fail_newest)
+        else:
+            self._flights.append(Flight(batch=batch, launched=launched, at=at))
+
+    def _collect(self) -> None:
+        """Wait for the oldest step and say what it brought."""
+        flight = self._flights.popleft()
+        try:
+            sampled = flight.launched.tokens()
+        except Exception as error:
+            self._fail(flight.batch, error, self._scheduler.fail_oldest)
             return
         self._num_failures = 0
         self._num_steps += 1
-        self._measure(batch, self._clock() - started)
+        self._measure(flight)
         self._scheduler.record(sampled)
         self._deliver()
 
-    def _measure(self, batch: StepInput, step_s: float) -> None:
-        num_tokens = sum(len(chunk.token_ids) for chunk in batch)
-        num_decodes = sum(1 for c in batch if c.sampling is not None and len(c.token_ids) == 1)
+    def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:
+        log.error("step failed", exc_info=error, extra={"sequences": len(batch)})
+        fail(f"{type(error).__name__}: {error}")
+        self._deliver()
+        self._num_failures += 1
+        if self._num_failures >= MAX_FAILURES:
+            raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
+
+    def _await_flights(self) -> None:
+        """Nobody writes into the blocks afterwards. What the steps say interests nobody."""
+        for flight in self._flights:
+            try:
+                flight.launched.tokens()
+            except Exception:
+                log.exception("step failed", extra={"sequences": len(flight.batch)})
+        self._flights.clear()
+
+    def _measure(self, flight: Flight) -> None:
+        """A step launched behind another begins when that one ends."""
+        now = self._clock()
+        num_tokens = num_decodes = 0
+        for chunk in flight.batch:
+            num_tokens += len(chunk.token_ids)
+            num_decodes += chunk.sampling is not None and len(chunk.token_ids) == 1
         self._speeds.measure(
-            num_prefill_tokens=num_tokens - num_decodes, num_decodes=num_decodes, step_s=step_s
+            num_prefill_tokens=num_tokens - num_decodes,
+            num_decodes=num_decodes,
+            step_s=now - max(flight.at, self._collected_at),
         )
+        self._collected_at = now
 
     def _deliver(self) -> None:
         """Tell the observer all that happened, and settle what it says about the texts."""
@@ -248,11 +306,11 @@ class Engine:
 
     def _tell_admitted(self, sequence: Sequence) -> None:
         sequence.admitted_at = self._clock()
-        table = tuple(sequence.block_table)
+        table = self._cache.offered(sequence)
         self._observer.admitted(
             sequence.id,
             table,
-            tuple(self._generations[block] for block in table),
+            tuple(0 if block == NO_BLOCK else self._generations[block] for block in table),
             sequence.num_cached or 0,
             sequence.admitted_at - sequence.submitted_at,
         )

@@ -2,20 +2,20 @@
 
 Implemented by the services of the two workers. Every method is called on the engine thread, in
 the order things happened, and must neither block nor raise: an exception here stops the engine.
-Commands to the engine may be given from here; they take effect before the next step.
+Commands to the engine may be given from here; they take effect before the next launch.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from engine.batch import SampledToken, SequenceId
 from engine.ending import EngineEnding
 from engine.prefix import CacheEvent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceToken:
+class SequenceToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One token of one sequence. Index 0 is the first after the prompt, given ones included."""
 
     id: SequenceId
@@ -32,10 +32,12 @@ class EngineObserver(Protocol):
         num_cached_tokens: int,
         queued_s: float,
     ) -> None:
-        """Blocks for all tokens are allocated; called once, even if preempted later.
+        """Blocks are allocated; called once, even if preempted later. The table is flat, as of
+        `engine.batch.Chunk`, with generation 0 where it has no block.
 
-        HANDOVER: offer the lease; from here the blocks stay until `Engine.release`, whatever the
-        ending. REMOTE: start the fetch of blocks `num_cached_tokens // block_tokens` and on;
+        HANDOVER: lend these; from here the blocks stay until `Engine.release`, whatever the
+        ending. The table has no block for tokens that are out of a window at the end.
+        REMOTE: start the fetch of those blocks whose tokens come after `num_cached_tokens`;
         from here they stay until `Engine.fetch_done`, whatever the ending.
         """
 

@@ -9,6 +9,7 @@ the oracle in tests and serve where nothing can be compiled. The residual is flo
 # Shapes: T tokens, K features in, N features out, F features of an MLP, H query heads, G KV
 # heads, D head dim, E experts, J experts of a token.
 
+import importlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -136,30 +137,47 @@ class Ops(Protocol):
         ...
 
 
-def choose_ops(*, dtype: torch.dtype, native: bool | None = None) -> Ops:
-    """The fastest ops for weights of `dtype` here. `native` False asks for the torch twins;
-    True for the kernels, raising `protocol.kernels.NoKernels` where there are none."""
+def choose_ops(
+    *, dtype: torch.dtype, device: torch.device | None = None, native: bool | None = None
+) -> Ops:
+    """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU. `native`
+    False asks for the torch twins; True for the kernels, raising `protocol.kernels.NoKernels`
+    where there are none."""
+    from engine.layers import TorchOps
+
+    if native is False:
+        return TorchOps(io_dtype=dtype)
+    if device is not None and device.type == "cuda":
+        # By name: a machine without a GPU may have no Triton, and need not.
+        kernels = importlib.import_module("engine.kernels.ops")
+        ops: Ops = kernels.TritonOps(io_dtype=dtype)
+        return ops
+    if device is not None and device.type != "cpu":
+        return TorchOps(io_dtype=dtype)
+    return _cpu_ops(dtype, required=native is True)
+
+
+def _cpu_ops(dtype: torch.dtype, *, required: bool) -> Ops:
     from engine.layers import TorchOps
     from engine.native.build import NoKernels, load
     from engine.native.linears import onednn_works
     from engine.native.ops import NativeOps
 
-    onednn = dtype == torch.bfloat16 and has_bf16_hardware() and onednn_works(dtype)
-    io_dtype = torch.bfloat16 if onednn else torch.float32
-    if native is False:
-        return TorchOps(io_dtype=dtype)
     try:
-        return NativeOps(load(), io_dtype=io_dtype, kv_dtype=dtype, onednn=onednn)
+        kernels = load()
     except NoKernels as error:
-        if native:
+        if required:
             raise
         log.warning("no C kernels, torch serves instead", extra={"why": str(error)})
         return TorchOps(io_dtype=dtype)
+    narrow = dtype == torch.bfloat16
+    onednn = narrow and has_amx() and onednn_works(dtype)
+    io_dtype = torch.bfloat16 if onednn or (narrow and kernels.baton_dot()) else torch.float32
+    return NativeOps(kernels, io_dtype=io_dtype, kv_dtype=dtype, onednn=onednn)
 
 
-def has_bf16_hardware() -> bool:
-    """Whether oneDNN multiplies bfloat16 in hardware here (AMX or AVX512-BF16). It accepts
-    bfloat16 on every AVX512 machine, but widens it in slow steps: our own kernel is faster."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 in tiles here. It accepts bfloat16 on every AVX512
+    machine, but widens it in slow steps where there is no instruction, and where there is
+    AVX512-BF16 our own kernel is as fast and keeps a row's bits (docs/lab.md)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported())

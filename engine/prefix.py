@@ -1,11 +1,13 @@
 """Sealed blocks found again by their contents: the prefix cache over the block allocator.
 
 Used by `engine.scheduler`, the one place where blocks are taken and given back. A block is found
-by its chained hash and then by its tokens, so a hash collision costs a miss, not a wrong answer.
+by its chained hash and its KV group, and then by its tokens, so a hash collision costs a miss, not
+a wrong answer. Block tables are flat, as of `engine.batch.Chunk`: `i * num_groups + group`.
 
-Whoever holds a cached block also holds every cached block before it in the chain, and gives them
-back tail first. So the least recently used block never has a cached successor: evicting it keeps
-the set prefix-closed, and every unheld block can be evicted. Pure.
+In a group without a window whoever holds a cached block also holds every cached block before it in
+the chain, and gives them back tail first. So the least recently used block never has a cached
+successor: evicting it keeps the group prefix-closed. Of a group with a window only the last blocks
+are held and needed, and any may go. Every unheld block can be evicted. Pure.
 """
 
 from collections import OrderedDict
@@ -13,6 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from engine.blocks import BlockAllocator
+from engine.kvgroups import NO_BLOCK, Window, first_block
 from engine.sequence import Sequence
 from protocol.blocks import chain_seed, next_hash
 from protocol.ids import BlockHash
@@ -20,26 +23,34 @@ from protocol.ids import BlockHash
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """These blocks can be found now, parents before children."""
+    """These blocks can be found now, parents before children.
+
+    Told of the first group's blocks, without a window if the model has such layers: a router that
+    counts them may count a prefix as cached whose end the other groups have evicted. With windows
+    alone it may count too few, since early blocks go first and are not needed.
+    """
 
     hashes: tuple[BlockHash, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """These blocks cannot be found any more, children before parents."""
+    """These blocks cannot be found any more; without a window, children before parents."""
 
     hashes: tuple[BlockHash, ...]
 
 
 CacheEvent = Stored | Evicted
+Key = tuple[BlockHash, int]
+"""Hash and group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One sealed block. `parent` stands for all tokens before these."""
+    """One sealed block of one group. `parent` stands for all tokens before these."""
 
     hash: BlockHash
+    group: int
     parent: BlockHash
     index: int
     """Place in the chain; 0 has no parent block."""
@@ -50,15 +61,35 @@ class Entry:
 class PrefixCache:
     """Finds, hands out and takes back blocks. Every other owner goes through here."""
 
-    def __init__(self, blocks: BlockAllocator, *, block_tokens: int, compat: str) -> None:
+    def __init__(
+        self,
+        blocks: BlockAllocator,
+        *,
+        block_tokens: int,
+        compat: str,
+        windows: Seq[Window] = (None,),
+    ) -> None:
+        """`windows`: of each KV group, those without one first."""
+        if blocks.num_blocks < len(windows):
+            raise ValueError(
+                f"num_blocks is {blocks.num_blocks}; a token needs one in each of "
+                f"{len(windows)} KV groups"
+            )
         self.blocks = blocks
         self.block_tokens = block_tokens
+        self.windows = tuple(windows)
+        self._num_whole = sum(1 for window in windows if window is None)
+        assert None not in self.windows[self._num_whole :], "groups without a window come first"
         self._compat = compat
-        self._entries: dict[BlockHash, Entry] = {}
+        self._entries: dict[Key, Entry] = {}
         self._by_block: dict[int, Entry] = {}
         self._idle: OrderedDict[int, Entry] = OrderedDict()
         """Unheld entries by block, least recently used first."""
         self._events: list[tuple[type[CacheEvent], BlockHash]] = []
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.windows)
 
     @property
     def num_available(self) -> int:
@@ -69,45 +100,121 @@ class PrefixCache:
         """Where the hash chains of one tenant begin."""
         return chain_seed(compat=self._compat, salt=salt)
 
-    def match(self, sequence: Sequence, *, max_tokens: int) -> list[int]:
-        """Blocks that hold the KV of the first tokens, at most `max_tokens` of them; not yet
-        held by the caller."""
-        found: list[int] = []
-        chain = sequence.chain
-        for index in range(max_tokens // self.block_tokens):
-            start = index * self.block_tokens
-            tokens = sequence.tokens(start, start + self.block_tokens)
-            if len(chain) == index + 1:
-                chain.append(next_hash(chain[index], tokens))
-            entry = self._entries.get(chain[index + 1])
-            if entry is None or not _same(entry, chain[index], tokens):
-                break
-            found.append(entry.block)
-        return found
+    def first_blocks(self, num_tokens: int) -> list[int]:
+        """Of each group, the first token block kept of a sequence with so many computed tokens."""
+        return [first_block(num_tokens, w, block_tokens=self.block_tokens) for w in self.windows]
 
-    def num_held(self, matched: Seq[int]) -> int:
-        """Of matched blocks, those that somebody holds already: sharing them costs no room."""
-        return sum(1 for block in matched if self.blocks.refs(block))
+    def match(self, sequence: Sequence, *, max_tokens: int, resume_at: int = 0) -> list[int]:
+        """The table of the most first token blocks, of at most `max_tokens` tokens, that are
+        cached as far as it takes to go on after them; the blocks are not yet held by the caller.
+
+        A group with a window has NO_BLOCK where it is not needed: out of reach from the end of
+        the match, or from `resume_at` if that is later and something else brings the rest.
+        """
+        found: list[int] = []
+        matched, firsts = 0, self.first_blocks(resume_at)
+        ends = [0] * self.num_groups
+        """Of each group, one past the last token block that is lacking."""
+        for index in range(max_tokens // self.block_tokens):
+            row = self._row(sequence, index)
+            found += row
+            if NO_BLOCK in row[: self._num_whole]:
+                break
+            if self._num_whole < self.num_groups:
+                ends = [index + 1 if b == NO_BLOCK else e for b, e in zip(row, ends, strict=True)]
+                reach = self.first_blocks(max((index + 1) * self.block_tokens, resume_at))
+                if any(end > first for end, first in zip(ends, reach, strict=True)):
+                    continue
+                firsts = reach
+            matched = index + 1
+        table = self._reachable(found[: matched * self.num_groups], firsts)
+        while table and set(table[-self.num_groups :]) == {NO_BLOCK}:
+            del table[-self.num_groups :]  # out of reach, but not cached
+        return table
+
+    def _reachable(self, table: Seq[int], firsts: Seq[int]) -> list[int]:
+        """The table without the blocks before those that each group needs first."""
+        groups = self.num_groups
+        return [
+            block if place // groups >= firsts[place % groups] else NO_BLOCK
+            for place, block in enumerate(table)
+        ]
+
+    def _row(self, sequence: Sequence, index: int) -> list[int]:
+        """The cached blocks of one token block, one a group; NO_BLOCK for those lacking."""
+        tokens = self._tokens(sequence, index)
+        parent, own = sequence.chain[index], sequence.chain[index + 1]
+        entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
+        return [e.block if e and _same(e, parent, tokens) else NO_BLOCK for e in entries]
+
+    def _tokens(self, sequence: Sequence, index: int) -> list[int]:
+        """Tokens of one full token block; its hash is in the chain afterwards."""
+        start = index * self.block_tokens
+        tokens = sequence.tokens(start, start + self.block_tokens)
+        if len(sequence.chain) == index + 1:
+            sequence.chain.append(next_hash(sequence.chain[index], tokens))
+        return tokens
+
+    def lacking(self, matched: Seq[int], *, num_tokens: int, resume_at: int = 0) -> list[bool]:
+        """The rest of a table after the matched part: where a sequence of so many tokens needs a
+        block, `resume_at` as of `match`."""
+        firsts = self.first_blocks(resume_at)
+        rest = range(len(matched) // self.num_groups, -(-num_tokens // self.block_tokens))
+        return [index >= first for index in rest for first in firsts]
+
+    def num_lacking(self, num_tokens: int, *, resume_at: int = 0) -> int:
+        """Blocks that a sequence needs of which nothing is cached."""
+        firsts = self.first_blocks(resume_at)
+        return self.num_groups * -(-num_tokens // self.block_tokens) - sum(firsts)
+
+    def num_unheld(self, matched: Seq[int]) -> int:
+        """Of matched blocks, those that take room when they are held: nobody holds them yet."""
+        return sum(1 for block in matched if block != NO_BLOCK and not self.blocks.refs(block))
 
     def take(self, matched: Seq[int], *, num_new: int) -> list[int]:
         """Hold the matched blocks and `num_new` empty ones. The caller has checked the room:
         `num_new` plus the unheld ones of `matched` is at most `num_available`."""
         for block in matched:
-            self.blocks.acquire(block)
-            self._idle.pop(block, None)
+            if block != NO_BLOCK:
+                self.blocks.acquire(block)
+                self._idle.pop(block, None)
         while self.blocks.num_free < num_new:
             self._evict()
         return [*matched, *(self.blocks.allocate() for _ in range(num_new))]
 
+    def take_table(self, matched: Seq[int], lacking: Seq[bool]) -> list[int]:
+        """`take`, with the new blocks where they are `lacking`, NO_BLOCK where not."""
+        taken = self.take(matched, num_new=sum(lacking))
+        new = iter(taken[len(matched) :])
+        return taken[: len(matched)] + [next(new) if lacks else NO_BLOCK for lacks in lacking]
+
+    def offered(self, sequence: Sequence) -> tuple[int, ...]:
+        """The table as it is shown to whoever lends or fetches: of a HANDOVER what it lends."""
+        table = sequence.block_table
+        if sequence.leases:
+            table = self._reachable(table, self.first_blocks(sequence.num_lent_tokens))
+        return tuple(table)
+
+    def drop_unreachable(self, sequence: Sequence) -> None:
+        """Let go of what none of its tokens to come can see. A launched forward does not read it
+        either: it computes tokens after `num_computed`. Nor is it lent: that is what is seen after
+        the last token that a HANDOVER computes."""
+        groups = self.num_groups
+        for group, window in enumerate(self.windows):
+            if window is None:
+                continue
+            first = first_block(sequence.num_computed, window, block_tokens=self.block_tokens)
+            place = (first - 1) * groups + group
+            while place >= 0 and sequence.block_table[place] != NO_BLOCK:
+                self._drop(sequence, place)
+                place -= groups
+
     def give_back(self, sequence: Sequence) -> None:
         """Let go of every block of the sequence, tail first."""
-        for index in reversed(range(len(sequence.block_table))):
-            twin = sequence.twins.get(index)
-            if twin is not None:
-                self._release(twin)
-            self._release(sequence.block_table[index])
+        for place in reversed(range(len(sequence.block_table))):
+            self._drop(sequence, place)
         sequence.block_table.clear()
-        sequence.twins.clear()
+        assert not sequence.twins
 
     def hold(self, block: int) -> None:
         """Keep a block that a sequence owns from being given to another, until `let_go`."""
@@ -116,42 +223,48 @@ class PrefixCache:
     def let_go(self, block: int) -> None:
         self._release(block)
 
-    def seal(self, sequence: Sequence) -> None:
+    def seal(self, sequence: Sequence) -> list[int]:
         """Make the full, computed blocks of the sequence findable.
 
-        If an equal block is cached already the sequence shares that one and frees its own;
-        under a lease it cannot move, so it keeps its own and holds the other as well.
+        Its own takes the place of an equal block that nobody holds; one that is held it shares, and
+        its own are returned, for the caller to `let_go` when no launched forward reads them any
+        more. Under a lease it cannot move, so it keeps its own and holds the other as well. So
+        sealing takes no room from anybody.
         """
+        displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
-            start = index * self.block_tokens
-            tokens = sequence.tokens(start, start + self.block_tokens)
-            if len(sequence.chain) == index + 1:
-                sequence.chain.append(next_hash(sequence.chain[index], tokens))
-            if not self._seal_block(sequence, index, tokens):
-                return
+            if not self._seal_row(sequence, index, self._tokens(sequence, index), displaced):
+                break
             sequence.num_sealed = index + 1
+        return displaced
 
-    def _seal_block(self, sequence: Sequence, index: int, tokens: list[int]) -> bool:
+    def _seal_row(
+        self, sequence: Sequence, index: int, tokens: list[int], displaced: list[int]
+    ) -> bool:
         """False if the hash belongs to other tokens: this chain cannot be cached further."""
-        block = sequence.block_table[index]
         parent, own = sequence.chain[index], sequence.chain[index + 1]
-        entry = self._entries.get(own)
-        if entry is None:
-            entry = Entry(own, parent, index, tokens, block)
-            self.blocks.keep(block)
-            self._entries[own] = self._by_block[block] = entry
-            self._events.append((Stored, own))
-            return True
-        if not _same(entry, parent, tokens):
+        entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
+        if any(entry is not None and not _same(entry, parent, tokens) for entry in entries):
             return False
-        self.blocks.acquire(entry.block)
-        self._idle.pop(entry.block, None)
-        if sequence.leases:
-            sequence.twins[index] = entry.block
-        else:
-            sequence.block_table[index] = entry.block
-            self._release(block)
+        for group, entry in enumerate(entries):
+            place = index * self.num_groups + group
+            block = sequence.block_table[place]
+            if block == NO_BLOCK:
+                continue
+            if entry is None or entry.block in self._idle:
+                mine = Entry(own, group, parent, index, tokens, block)
+                self._store(mine, instead_of=entry)
+            else:
+                self._share(sequence, place, entry.block, displaced)
         return True
+
+    def _share(self, sequence: Sequence, place: int, cached: int, displaced: list[int]) -> None:
+        self.blocks.acquire(cached)
+        if sequence.leases:
+            sequence.twins[place] = cached
+        else:
+            displaced.append(sequence.block_table[place])
+            sequence.block_table[place] = cached
 
     def take_events(self) -> list[CacheEvent]:
         """What was stored and evicted since the last call, in order."""
@@ -172,13 +285,38 @@ class PrefixCache:
         self.blocks.check()
         assert len(self._entries) == len(self._by_block), "two entries share a block"
         assert len(self._idle) == self.blocks.num_cached, "an unheld entry is not in the queue"
-        for entry in self._entries.values():
-            assert self._by_block[entry.block] is entry, "an entry lost its block"
+        for key, entry in self._entries.items():
+            assert key == (entry.hash, entry.group) and self._by_block[entry.block] is entry
             assert (entry.block in self._idle) == (self.blocks.refs(entry.block) == 0)
-            parent = self._entries.get(entry.parent)
-            assert (parent is None) == (entry.index == 0), "the set is not prefix-closed"
-            if parent is not None and entry.block not in self._idle:
-                assert parent.block not in self._idle, "a held block has an unheld parent"
+            if self.windows[entry.group] is None:
+                self._check_parent(entry)
+
+    def _check_parent(self, entry: Entry) -> None:
+        parent = self._entries.get((entry.parent, entry.group))
+        assert (parent is None) == (entry.index == 0), "the group is not prefix-closed"
+        if parent is not None and entry.block not in self._idle:
+            assert parent.block not in self._idle, "a held block has an unheld parent"
+
+    def _drop(self, sequence: Sequence, place: int) -> None:
+        block = sequence.block_table[place]
+        if block == NO_BLOCK:
+            return
+        twin = sequence.twins.pop(place, None)
+        if twin is not None:
+            self._release(twin)
+        self._release(block)
+        sequence.block_table[place] = NO_BLOCK
+
+    def _store(self, entry: Entry, *, instead_of: Entry | None) -> None:
+        """`instead_of` an equal one that nobody holds."""
+        if instead_of is None and entry.group == 0:
+            self._events.append((Stored, entry.hash))
+        if instead_of is not None:
+            del self._idle[instead_of.block]
+            del self._by_block[instead_of.block]
+            self.blocks.forget(instead_of.block)
+        self.blocks.keep(entry.block)
+        self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
 
     def _release(self, block: int) -> None:
         if self.blocks.release(block):
@@ -186,9 +324,10 @@ class PrefixCache:
 
     def _evict(self) -> None:
         block, entry = self._idle.popitem(last=False)
-        del self._entries[entry.hash]
+        del self._entries[entry.hash, entry.group]
         del self._by_block[block]
-        self._events.append((Evicted, entry.hash))
+        if entry.group == 0:
+            self._events.append((Evicted, entry.hash))
         self.blocks.forget(block)
 
 

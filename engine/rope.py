@@ -1,10 +1,11 @@
 """Rotary position embedding: which kinds there are, and their frequencies.
 
-Made by `engine.config`, used by `engine.model`. Follows transformers' modeling_rope_utils so that
-logits agree; `dynamic` and `longrope` depend on the sequence length and are refused by name.
+Made by `engine.rope_config`, used by `engine.model`. Follows transformers' modeling_rope_utils so
+that logits agree, but for one choice: LongRoPE's frequencies never change with the length of a
+sequence (docs/decisions/0009). `dynamic`, which does nothing else, is refused by name.
 """
 
-# Shapes: T tokens, D head dim.
+# Shapes: T tokens, D head dim, R dims that turn.
 
 import math
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,8 @@ class Rope:
 
     kind: RopeKind = "default"
     theta: float = 10_000.0
+    share: float = 1.0
+    """Of a head's dims, the first that turn (`partial_rotary_factor`)."""
     factor: float = 1.0
     original_max_tokens: int = 0
     low_freq_factor: float = 1.0
@@ -29,13 +32,21 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    dim_factors: tuple[float, ...] = ()
+    """LongRoPE (arXiv 2402.13753): each pair's frequency is divided by its factor."""
     attention_factor: float = 1.0
     """Multiplies cos and sin: q·k grows by its square (YaRN, arXiv 2309.00071)."""
 
 
+def rotary_dim(rope: Rope, *, head_dim: int) -> int:
+    """How many of a head's first dims turn."""
+    return int(head_dim * rope.share)
+
+
 def frequencies(rope: Rope, *, head_dim: int) -> Tensor:
-    """Angular frequency of each pair of dims, float32 [D / 2]."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    """Angular frequency of each pair of dims, float32 [R / 2]."""
+    dim = rotary_dim(rope, head_dim=head_dim)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     freq = 1.0 / rope.theta**exponents
     match rope.kind:
         case "default":
@@ -45,12 +56,14 @@ def frequencies(rope: Rope, *, head_dim: int) -> Tensor:
         case "llama3":
             return _llama3(freq, rope)
         case "yarn":
-            return _yarn(freq, rope, head_dim=head_dim)
+            return _yarn(freq, rope, dim=dim)
+        case "longrope":
+            return freq / torch.tensor(rope.dim_factors, dtype=torch.float32)
 
 
-def rotations(freq_D: Tensor, positions_T: Tensor, *, attention_factor: float) -> Tensor:
-    """cos then sin of every position, float32 [T, 2, D / 2]."""
-    angles = positions_T.to(torch.float32)[:, None] * freq_D
+def rotations(freq_R: Tensor, positions_T: Tensor, *, attention_factor: float) -> Tensor:
+    """cos then sin of every position, float32 [T, 2, R / 2]."""
+    angles = positions_T.to(torch.float32)[:, None] * freq_R
     return torch.stack((angles.cos(), angles.sin()), dim=1).mul_(attention_factor)
 
 
@@ -67,6 +80,13 @@ def yarn_attention_factor(
     return scale(1.0)
 
 
+def longrope_attention_factor(factor: float, *, original_max_tokens: int) -> float:
+    """The factor a LongRoPE checkpoint means when it does not name one."""
+    if factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_max_tokens))
+
+
 def _llama3(freq: Tensor, rope: Rope) -> Tensor:
     """Long waves are slowed by `factor`, short ones kept, those between blended (Llama 3.1)."""
     wavelength = 2 * math.pi / freq
@@ -81,16 +101,16 @@ def _llama3(freq: Tensor, rope: Rope) -> Tensor:
     return torch.where(between, blended, slowed)
 
 
-def _yarn(freq: Tensor, rope: Rope, *, head_dim: int) -> Tensor:
+def _yarn(freq: Tensor, rope: Rope, *, dim: int) -> Tensor:
     def dim_of(num_rotations: float) -> float:
         turns = rope.original_max_tokens / (num_rotations * 2 * math.pi)
-        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+        return dim * math.log(turns) / (2 * math.log(rope.theta))
 
     low, high = dim_of(rope.beta_fast), dim_of(rope.beta_slow)
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, head_dim - 1)
+    low, high = max(low, 0), min(high, dim - 1)
     if low == high:
         high += 0.001  # as transformers: no division by zero
-    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
     return freq / rope.factor * ramp + freq * (1 - ramp)

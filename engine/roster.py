@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from engine.batch import SequenceId
 from engine.effects import Admitted, Computed, Effect, Ended, Freed
+from engine.kvgroups import NO_BLOCK
 from engine.prefix import PrefixCache
 from engine.sequence import Event, Sequence, State, Verdict
 from protocol.messages import Blocks, Load
@@ -54,6 +55,7 @@ class Roster:
             self.move(sequence, Event.RESERVED)
         else:
             sequence.lease_held = sequence.leases
+            sequence.num_lent_tokens = sequence.num_tokens if sequence.leases else 0
             self.move(sequence, Event.ADMITTED)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
@@ -64,22 +66,33 @@ class Roster:
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, owning nothing."""
+        assert not sequence.in_flight, f"sequence {sequence.id} is preempted in flight"
         self._cache.give_back(sequence)
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_launched = 0
         self.move(sequence, Event.PREEMPTED)
         self.waiting.move_to_end(sequence.id, last=False)
 
     def end(self, sequence: Sequence, verdict: Verdict) -> None:
-        """Give it its one ending, and its blocks back unless a lease or a fetch refers to them."""
-        assert sequence.verdict is None and not sequence.in_flight
+        """Give it its one ending, and its blocks back unless somebody refers to them: a launched
+        forward, a lease or a fetch."""
+        assert sequence.verdict is None
         sequence.verdict = verdict
         self._effects.append(Ended(sequence))
-        if sequence.lease_held:
+        if sequence.in_flight:
+            self.move(sequence, Event.ENDED_IN_FLIGHT)
+        elif sequence.lease_held:
             self.move(sequence, Event.ENDED_UNDER_LEASE)
         elif sequence.fetch_open:
             self.move(sequence, Event.ENDED_UNDER_FETCH)
         else:
             self._free(sequence, Event.ENDED)
+
+    def drained(self, sequence: Sequence) -> None:
+        """No launched forward refers any more to the blocks of this one, which has its ending."""
+        if sequence.lease_held:
+            self.move(sequence, Event.DRAINED_UNDER_LEASE)
+        else:
+            self._free(sequence, Event.DRAINED)
 
     def lease_ended(self, sequence: Sequence) -> None:
         sequence.lease_held = False
@@ -135,21 +148,24 @@ class Roster:
             leased=sum(1 for block, count in holds.items() if refs(block) == count)
         )
 
-    def check(self) -> None:
-        """Raise AssertionError unless every block is held by exactly those who say so."""
+    def check(self, displaced: Collection[int] = ()) -> None:
+        """Raise AssertionError unless every block is held by exactly those who say so, among them
+        the scheduler with the `displaced` ones."""
         self._cache.check()
         for state, lane in self._lanes.items():
             for sequence in lane.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
                 assert sequence.num_computed <= sequence.num_tokens
                 assert not sequence.block_table or state is not State.WAITING
-                ended = state in (State.LEASED, State.UNWINDING)
+                ended = state in (State.DRAINING, State.LEASED, State.UNWINDING)
                 assert (sequence.verdict is not None) == ended
+                _check_flight(sequence)
         assert sum(len(lane) for lane in self._lanes.values()) == len(self._sequences)
         arrivals = [sequence.arrival for sequence in self.waiting.values()]
         assert arrivals == sorted(arrivals), "somebody overtook in the queue"
         holds = self._holds(*self._lanes)
         holds.update(self._quarantined)
+        holds.update(displaced)
         for block in range(self._cache.blocks.num_blocks):
             refs = self._cache.blocks.refs(block)
             assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"
@@ -158,7 +174,7 @@ class Roster:
         holds: Counter[int] = Counter()
         for state in states:
             for sequence in self._lanes[state].values():
-                holds.update(sequence.block_table)
+                holds.update(block for block in sequence.block_table if block != NO_BLOCK)
                 holds.update(sequence.twins.values())
         return holds
 
@@ -167,3 +183,15 @@ class Roster:
         self.move(sequence, event)
         del self._sequences[sequence.id]
         self._effects.append(Freed(sequence))
+
+
+def _check_flight(sequence: Sequence) -> None:
+    match sequence.state:
+        case State.PREFILLING | State.DECODING:
+            assert sequence.num_computed <= sequence.num_launched
+            assert sequence.pending <= sequence.in_flight
+            assert sequence.in_flight or sequence.num_launched == sequence.num_computed
+        case State.DRAINING:
+            assert sequence.in_flight
+        case _:
+            assert not sequence.in_flight

@@ -1,10 +1,11 @@
-"""The contract of whatever computes a step: `engine.torch_runner` in earnest, a fake in tests.
+"""The contract of whatever computes steps: `engine.torch_runner` in earnest, a fake in tests.
 
-Called by `engine.loop` from its one thread. A step is complete when `execute` returns: the KV of
-every chunk is written to its blocks, so they may be sent, reused or freed.
+Called by `engine.loop` from its one thread. Steps are computed in the order of their launches.
+Nothing of a step may be relied upon, its KV least of all, before `Launched.tokens` has returned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from engine.batch import Chunk, SampledToken, SequenceId
@@ -14,9 +15,10 @@ from protocol.layout import KvLayout
 class Launched(Protocol):
     """A step on its way."""
 
-    def tokens(self) -> dict[SequenceId, SampledToken]:
-        """Waits for the step; tokens of those chunks that asked for one and whose row is a
-        number. All KV of the step is written then."""
+    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+        """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
+        one. A sequence for which the model answers no number is left out. Called once; also when
+        it raises, the step is over."""
         ...
 
 
@@ -27,7 +29,24 @@ class Runner(Protocol):
     @property
     def num_blocks(self) -> int: ...
 
-    def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
-        """Compute the chunks, at most one per sequence; tokens of those that ask for one. A
-        sequence for which the model answers no number is left out."""
+    @property
+    def depth(self) -> int:
+        """Steps that may be launched before the first one's tokens are read: 1 where `launch`
+        returns when all is computed, 2 where a device computes one while the next is prepared."""
         ...
+
+    def launch(self, chunks: Sequence[Chunk]) -> Launched:
+        """Compute the chunks, at most one per sequence. What the chunks refer to (block tables,
+        outputs) is the caller's again when this returns. Raises only when nothing of the step is
+        under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A step that was computed before `launch` returned."""
+
+    sampled: Mapping[SequenceId, SampledToken]
+
+    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+        return self.sampled

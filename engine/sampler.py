@@ -1,13 +1,18 @@
 """Chooses a token from one row of logits.
 
-Called by `engine.torch_runner`. A pure function of (row, sampling, prompt, outputs, position):
-the same token whatever the batch, the worker or a restart in between.
+Called by `engine.torch_runner`; the twin of `engine.kernels.sample`. A pure function of (row,
+sampling, prompt, outputs, position): the same token whatever the batch, the worker or a restart
+in between.
+
+The token is the one with the largest score / temperature + gumbel(seed, position, token id)
+(`engine.philox`) of those that the filters keep: noise belongs to a token, so the choice does not
+depend on which others are looked at. Equal sums go to the lower id.
 
 Order, as vLLM: repetition, frequency and presence penalties; logit_bias; min_tokens bans the
 tokens that would end the text; temperature; min_p; top_k; top_p on what is left. Logprobs are of
 the model's own distribution, before all of it. NaN is never chosen and counts as -inf; when the
 bans leave nothing they are lifted; a row with no finite logit at all (damaged weights or KV) has
-no token, and the other rows theirs.
+no token, and the other rows theirs. Temperature, min_p and top_p count as float32.
 In numpy, not torch: sums do not depend on the number of threads.
 """
 
@@ -20,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
-from engine.philox import uniform
+from engine.philox import MAX_GUMBEL, all_words, gumbel, words
 from protocol.messages import Sampling
 
 Floats = NDArray[np.float32]
@@ -29,7 +34,8 @@ Ids = NDArray[np.int64]
 GREEDY_BELOW = 1e-5
 """A temperature this low is 0: dividing by it would overflow."""
 _MOST_LIKELY = 256
-"""Candidates top_p looks at before it sorts the whole vocabulary."""
+"""Candidates top_p looks at before it sorts the whole vocabulary, and whose noise is drawn before
+that of the others."""
 
 
 def sample(
@@ -64,8 +70,7 @@ def sample_one(
     if sampling.temperature < GREEDY_BELOW:
         token_id = int(scores_V.argmax())
     else:
-        number = uniform(seed=sampling.seed, position=chunk.position)
-        token_id = _draw(scores_V, sampling, number)
+        token_id = _draw(scores_V, sampling, chunk.position)
     if sampling.num_logprobs is None:
         return SampledToken(token_id=token_id)
     return _with_logprobs(token_id, raw_V, sampling.num_logprobs)
@@ -76,7 +81,7 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
     s = chunk.sampling
     assert s is not None, "the chunk asks for no token"
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
-    banned = not s.may_end(len(chunk.outputs))
+    banned = not s.may_end(chunk.num_outputs)
     return not (
         s.temperature >= GREEDY_BELOW
         or penalised
@@ -102,60 +107,81 @@ def _shaped(
         scores_V[seen] -= malus.astype(np.float32)
     for token_id, bias in sampling.logit_bias:
         scores_V[token_id] += np.float32(bias)
-    if not sampling.may_end(len(chunk.outputs)):
+    if not sampling.may_end(chunk.num_outputs):
         enders = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
         scores_V[[token_id for token_id in enders if token_id < len(scores_V)]] = -np.inf
     return scores_V
 
 
-def _draw(scores_V: Floats, sampling: Sampling, number: float) -> int:
-    """Inverse transform over the candidates in order of token id, in float64."""
-    scores_V = scores_V / np.float32(sampling.temperature)
+def _draw(scores_V: Floats, sampling: Sampling, position: int) -> int:
+    with np.errstate(over="ignore"):  # a gap too wide for float32 is infinite
+        gaps_V = np.abs((scores_V.max() - scores_V) / np.float32(sampling.temperature))
     if sampling.min_p > 0:
-        floor = scores_V.max() + np.float32(np.log(sampling.min_p))
-        scores_V[scores_V < floor] = -np.inf
-    ids_C = _candidates(scores_V, sampling)
-    chosen_C = (scores_V if ids_C is None else scores_V[ids_C]).astype(np.float64)
-    cumulative_C = np.exp(chosen_C - chosen_C.max()).cumsum()
-    goal = number * cumulative_C[-1]
-    # The first whose sum passes the goal; never a token of weight 0, for it adds nothing.
-    index = min(
-        int(np.searchsorted(cumulative_C, goal, side="right")),
-        int(np.searchsorted(cumulative_C, cumulative_C[-1], side="left")),
-    )
+        gaps_V[gaps_V > -np.log(np.float32(sampling.min_p))] = np.inf
+    ids_C = _candidates(gaps_V, sampling)
+    gaps_C = gaps_V if ids_C is None else gaps_V[ids_C]
+    index = _loudest(gaps_C, ids_C, sampling.seed, position)
     return index if ids_C is None else int(ids_C[index])
 
 
-def _candidates(scores_V: Floats, sampling: Sampling) -> Ids | None:
+def _loudest(gaps_C: Floats, ids_C: Ids | None, seed: int, position: int) -> int:
+    """Which of the candidates, ascending by id, has the largest gumbel - gap. The noise of the
+    best few comes first; then only that of candidates whose gap it could still make up for."""
+    if len(gaps_C) > 2 * _MOST_LIKELY:
+        best = np.argpartition(gaps_C, _MOST_LIKELY)[:_MOST_LIKELY]
+        sums = _sums(gaps_C[best], best if ids_C is None else ids_C[best], seed, position)
+        left = np.flatnonzero(gaps_C <= MAX_GUMBEL - sums.max())
+    else:
+        left = np.flatnonzero(gaps_C < np.inf)
+    if 4 * len(left) > len(gaps_C) and ids_C is None:  # all words cost a quarter each
+        words_V = all_words(len(gaps_C), seed=seed, position=position)
+        sums = gumbel(words_V[left]) - gaps_C[left]
+    else:
+        sums = _sums(gaps_C[left], left if ids_C is None else ids_C[left], seed, position)
+    return int(left[sums.argmax()])
+
+
+def _sums(gaps_N: Floats, ids_N: Ids, seed: int, position: int) -> NDArray[np.float64]:
+    noise_N = gumbel(words(ids_N, seed=seed, position=position))
+    return np.subtract(noise_N, gaps_N, dtype=np.float64)
+
+
+def _candidates(gaps_V: Floats, sampling: Sampling) -> Ids | None:
     """Ids that top_k and top_p keep, ascending; None: all. Ties at the edge go to lower ids."""
-    size = len(scores_V)
+    size = len(gaps_V)
     top_k = sampling.top_k if 0 < sampling.top_k < size else size
     if sampling.top_p >= 1:
-        return None if top_k == size else np.sort(_best(scores_V, top_k))
+        return None if top_k == size else np.sort(_best(gaps_V, top_k))
     if top_k == size > _MOST_LIKELY:  # mostly a few tokens hold the mass: no need to sort all
-        ids_C = _best(scores_V, _MOST_LIKELY)
-        kept = _num_reaching(scores_V[ids_C], sampling.top_p, log_total=_log_sum_exp(scores_V))
+        ids_C = _best(gaps_V, _MOST_LIKELY)
+        total = float(_masses(gaps_V).sum())
+        kept = _num_reaching(gaps_V[ids_C], sampling.top_p, total=total)
         if kept < _MOST_LIKELY:
             return np.sort(ids_C[:kept])
-    ids_C = _best(scores_V, top_k)
-    chosen_C = scores_V[ids_C]
-    kept = _num_reaching(chosen_C, sampling.top_p, log_total=_log_sum_exp(chosen_C))
+    ids_C = _best(gaps_V, top_k)
+    gaps_C = gaps_V[ids_C]
+    kept = _num_reaching(gaps_C, sampling.top_p, total=float(_masses(gaps_C).sum()))
     return np.sort(ids_C[:kept])
 
 
-def _num_reaching(scores_C: Floats, top_p: float, *, log_total: float) -> int:
-    """How many of the scores, best first, it takes for their probabilities to sum to top_p."""
-    mass_C = np.exp(scores_C.astype(np.float64) - log_total).cumsum()
-    return min(int((mass_C < top_p).sum()) + 1, len(scores_C))
+def _masses(gaps_C: Floats) -> NDArray[np.float64]:
+    """Probabilities, that of the best being 1."""
+    return np.exp(-gaps_C.astype(np.float64))
 
 
-def _best(scores_V: Floats, count: int) -> Ids:
-    """The ids of the `count` best scores, best first, equals by id."""
-    ids = np.arange(len(scores_V))
-    if count < len(scores_V):
-        edge = np.partition(scores_V, len(scores_V) - count)[len(scores_V) - count]
-        ids = ids[scores_V >= edge]
-    return ids[np.argsort(-scores_V[ids], kind="stable")[:count]]
+def _num_reaching(gaps_C: Floats, top_p: float, *, total: float) -> int:
+    """How many of the candidates, best first, it takes to hold top_p of the total mass."""
+    held_C = _masses(gaps_C).cumsum()
+    return min(int((held_C < np.float32(top_p) * total).sum()) + 1, len(gaps_C))
+
+
+def _best(gaps_V: Floats, count: int) -> Ids:
+    """The ids of the `count` smallest gaps, best first, equals by id."""
+    ids = np.arange(len(gaps_V))
+    if count < len(gaps_V):
+        edge = np.partition(gaps_V, count - 1)[count - 1]
+        ids = ids[gaps_V <= edge]
+    return ids[np.argsort(gaps_V[ids], kind="stable")[:count]]
 
 
 def _log_sum_exp(scores_V: Floats) -> float:
@@ -167,6 +193,6 @@ def _with_logprobs(token_id: int, raw_V: Floats, num_logprobs: int) -> SampledTo
     log_total = _log_sum_exp(raw_V)
     top: tuple[tuple[int, float], ...] = ()
     if num_logprobs:
-        ids = _best(raw_V, min(num_logprobs, len(raw_V)))
+        ids = _best(-raw_V, min(num_logprobs, len(raw_V)))
         top = tuple((int(i), float(raw_V[i]) - log_total) for i in ids)
     return SampledToken(token_id=token_id, logprob=float(raw_V[token_id]) - log_total, top=top)

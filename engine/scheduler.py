@@ -2,17 +2,18 @@
 
 Driven by `engine.loop`: commands in (`submit`, `abort`, `fetch_done`, ...), one batch out
 (`next_batch`), its tokens in (`record`, then `settle`), what happened out (`take_effects`).
-Pure: the caller runs the batch and brings the clock's reading.
+Several batches may be out at once; they are recorded in the order they were made. Pure: the caller
+runs the batches and brings the clock's reading.
 
 First come, first served, decodes before prefill chunks in every batch. Nothing waits in a circle:
-a lease or a fetch holds all it will ever need and ends by a deadline of its own; of the others the
-newest makes room, so the oldest always gets on.
+a launched forward is recorded whatever happens; a lease or a fetch holds all it will ever need and
+ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 
-from engine.batch import Chunk, SampledToken, SequenceId, StepInput
+from engine.batch import SampledToken, SequenceId, StepInput
 from engine.effects import Effect
 from engine.limits import EngineLimits
 from engine.prefix import PrefixCache
@@ -30,6 +31,7 @@ from engine.sequence import (
     State,
     Verdict,
 )
+from engine.steps import Part, Steps
 from protocol.messages import Blocks, Load
 
 
@@ -42,14 +44,16 @@ class Scheduler:
         self._cache = cache
         self._limits = limits
         self._eos = frozenset(eos_token_ids)
-        pool_tokens = cache.blocks.num_blocks * cache.block_tokens
+        pool_tokens = cache.blocks.num_blocks // cache.num_groups * cache.block_tokens
         self.max_context_tokens = min(limits.max_context_tokens, pool_tokens)
-        """What fits: a pool smaller than the model's context bounds it."""
+        """What fits: a pool smaller than the model's context bounds it. A prompt takes blocks of
+        every group when it is admitted, those that its windows leave behind later included."""
         self.num_preempted = 0
         self._num_arrivals = 0
         self._roster = Roster(cache)
-        self._launched: list[tuple[Sequence, int]] = []
-        """Sequences of the batch being computed, and how many tokens of each."""
+        self._steps = Steps(cache)
+        self._leaving: Sequence | None = None
+        """To be preempted once no launched forward refers to it: it gets no chunk meanwhile."""
         self._sampled: list[tuple[Sequence, SampledToken]] = []
         """Tokens whose sequence has not been told yet whether it goes on."""
         self._blocked: tuple[Sequence, int] | None = None
@@ -74,13 +78,9 @@ class Scheduler:
             self._roster.end(sequence, Fail("overloaded", message))
 
     def abort(self, sequence_id: SequenceId) -> None:
-        """End it as soon as no launched forward refers to it. Harmless when unknown or ended."""
+        """End it. Harmless when unknown or ended."""
         sequence = self._roster.get(sequence_id)
-        if sequence is None or sequence.verdict is not None:
-            return
-        if sequence.in_flight:
-            sequence.cancelled = True
-        else:
+        if sequence is not None and sequence.verdict is None:
             self._roster.end(sequence, Cancel())
 
     def fetch_done(self, sequence_id: SequenceId, outcome: FetchOutcome) -> None:
@@ -110,47 +110,50 @@ class Scheduler:
     # -- one step ---------------------------------------------------------------------------
 
     def next_batch(self) -> StepInput:
-        """What to compute now; empty if nothing can be. Must be recorded before the next one."""
-        assert not self._launched, "the last batch is not recorded yet"
-        self._grow_decodes()
-        chunks = [self._launch(sequence, 1) for sequence in self._roster.decoding.values()]
+        """What to compute next, to be launched at once; empty if nothing can be."""
+        self._steps.begin()
+        chunks = [self._steps.add(sequence, 1) for sequence in self._next_decodes()]
         budget = self._limits.token_budget - len(chunks)
         for sequence in self._roster.prefilling.values():
             if budget <= 0:
                 break
-            chunks.append(self._launch(sequence, budget))
-            budget -= len(chunks[-1].token_ids)
+            if sequence.num_launched < sequence.num_tokens and sequence is not self._leaving:
+                chunks.append(self._steps.add(sequence, budget))
+                budget -= len(chunks[-1].token_ids)
         while (head := self._admit(budget)) is not None:
             if head.state is State.PREFILLING:
-                chunks.append(self._launch(head, budget))
+                chunks.append(self._steps.add(head, budget))
                 budget -= len(chunks[-1].token_ids)
+        if not chunks:
+            self._steps.take_newest()
         return tuple(chunks)
 
     def record(self, sampled: Mapping[SequenceId, SampledToken]) -> None:
-        """The batch is computed: its KV is written, these are its tokens. Who asked for one and
-        has none ends, alone."""
-        launched, self._launched = self._launched, []
+        """The oldest batch is computed: its KV is written, these are its tokens. Who asked for one
+        and has none ends, alone; tokens of those that have their ending are nobody's."""
         block_tokens = self._cache.block_tokens
-        for sequence, num_tokens in launched:
-            sequence.in_flight = False
-            sequence.num_computed += num_tokens
-            if sequence.num_computed // block_tokens > sequence.num_sealed:
-                self._cache.seal(sequence)
-            if sequence.cancelled:
-                self._roster.end(sequence, Cancel())
+        for sequence, start, stop in self._steps.take_oldest():
+            sequence.in_flight -= 1
+            if sequence.verdict is not None:
+                self._record_ended(sequence, start, stop)
                 continue
+            assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
+            sequence.num_computed = stop
+            if stop // block_tokens > sequence.num_sealed:
+                self._steps.seal(sequence)
+                self._cache.drop_unreachable(sequence)
             if sequence.leases:
                 self._roster.computed(sequence)
-            if sequence.num_computed == sequence.num_tokens:
+            if stop == sequence.num_tokens:
                 self._append(sequence, sampled.get(sequence.id))
 
-    def fail_batch(self, message: str) -> None:
-        """The batch could not be computed: its sequences end, the others go on."""
-        launched, self._launched = self._launched, []
-        for sequence, _ in launched:
-            sequence.in_flight = False
-            verdict = Cancel() if sequence.cancelled else Fail("internal", message)
-            self._roster.end(sequence, verdict)
+    def fail_oldest(self, message: str) -> None:
+        """The oldest batch could not be computed: its sequences end, the others go on."""
+        self._fail(self._steps.take_oldest(), message)
+
+    def fail_newest(self, message: str) -> None:
+        """The batch last made could not be launched: its sequences end, the others go on."""
+        self._fail(self._steps.take_newest(), message)
 
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
         """Tokens since the last `settle`, each the last of its sequence's outputs."""
@@ -158,9 +161,10 @@ class Scheduler:
 
     def settle(self, stopped: Collection[SequenceId], *, now: float) -> None:
         """Decide who goes on; the text of the `stopped` ones has come to its end."""
-        unsettled = self.unsettled()
-        self._sampled = []
-        for sequence, token in unsettled:
+        settled, self._sampled = self._sampled, []
+        for sequence, token in settled:
+            if sequence.verdict is not None:
+                continue
             if not sequence.first_token_at:
                 sequence.first_token_at = now
             verdict = self._judge(sequence, token.token_id, stopped)
@@ -175,11 +179,15 @@ class Scheduler:
 
     def end_all(self, verdict: Verdict) -> None:
         """Give every sequence without an ending this one. Nothing may run afterwards."""
-        self._launched, self._sampled = [], []
+        self._sampled = []
+        while self._steps:
+            self._steps.take_oldest()
         for sequence in self._roster.all():
-            sequence.in_flight = False
+            sequence.in_flight = 0
             if sequence.verdict is None:
                 self._roster.end(sequence, verdict)
+            elif sequence.state is State.DRAINING:
+                self._roster.drained(sequence)
 
     # -- facts ------------------------------------------------------------------------------
 
@@ -191,7 +199,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise AssertionError unless every block is held by exactly those who say so."""
-        self._roster.check()
+        self._roster.check(self._steps.displaced)
 
     # -- decisions --------------------------------------------------------------------------
 
@@ -204,13 +212,17 @@ class Scheduler:
         num_blocks = self._cache.num_available
         for sequence in islice(self._roster.waiting.values(), num_over + 1):
             num_seats -= 1
-            num_blocks -= self._num_blocks(sequence)
+            num_blocks -= self._cache.num_lacking(
+                sequence.num_tokens, resume_at=self._resume_at(sequence)
+            )
             if num_seats < 0 or num_blocks < 0:
                 return True
         return False
 
-    def _num_blocks(self, sequence: Sequence) -> int:
-        return -(-sequence.num_tokens // self._cache.block_tokens)
+    @staticmethod
+    def _resume_at(sequence: Sequence) -> int:
+        """Where it goes on at the earliest, whatever is cached: a fetch brings all before it."""
+        return sequence.num_tokens if sequence.needs_fetch else 0
 
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
@@ -225,24 +237,71 @@ class Scheduler:
             return Complete("length")
         return HandOver() if sequence.leases else None
 
-    def _grow_decodes(self) -> None:
-        """A block for the next token of every decode; the newest sequences make room."""
-        block_tokens = self._cache.block_tokens
-        for sequence in list(self._roster.decoding.values()):
-            while (
-                sequence.num_tokens > len(sequence.block_table) * block_tokens
-                and sequence.state is State.DECODING
-            ):
-                if self._cache.num_available:
-                    sequence.block_table += self._cache.take((), num_new=1)
-                else:
-                    self._preempt_newest()
+    def _next_decodes(self) -> list[Sequence]:
+        """Who gets its next token in this step, a block for it included. Those whose last token is
+        known come first: for them the newest sequence makes room. The others may be launched ahead
+        of it, into room that nobody needs more."""
+        roster, num_preempted = self._roster, self.num_preempted
+        self._leaving = None
+        running = list(roster.decoding.values())
+        chosen = [
+            s for s in running if not s.in_flight and (self._has_room(s) or self._make_room(s))
+        ]
+        if self._leaving is not None or self.num_preempted != num_preempted:
+            chosen = [s for s in chosen if s is not self._leaving and s.state is State.DECODING]
+        if len(self._steps) > 1:
+            running += roster.prefilling.values()
+            chosen += [s for s in running if s.in_flight and self._may_lead(s)]
+        return chosen
 
-    def _preempt_newest(self) -> None:
-        """To be recomputed later: the only one who loses is the one who came last."""
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Blocks for its next token; the newest sequence makes room."""
+        while sequence.state is State.DECODING and not self._has_room(sequence):
+            if self._can_grow():
+                self._grow(sequence)
+            elif not self._preempt_newest():
+                return False
+        return sequence.state is State.DECODING
+
+    def _may_lead(self, sequence: Sequence) -> bool:
+        """Whether its next token may be computed before the last one is read: it is certain to go
+        on but for a word that ends it, and there is room."""
+        num_tokens, pending = sequence.num_tokens, sequence.pending
+        if not (
+            pending
+            and sequence is not self._leaving
+            and not sequence.leases
+            and not sequence.looks_back
+            and len(sequence.outputs) + pending < sequence.sampling.max_tokens
+            and num_tokens + pending < self.max_context_tokens
+        ):
+            return False
+        if not self._has_room(sequence) and self._can_grow():
+            self._grow(sequence)
+        return self._has_room(sequence)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        num_rows = len(sequence.block_table) // self._cache.num_groups
+        return sequence.num_launched < num_rows * self._cache.block_tokens
+
+    def _can_grow(self) -> bool:
+        return self._cache.num_available >= self._cache.num_groups
+
+    def _grow(self, sequence: Sequence) -> None:
+        """A block in every KV group."""
+        sequence.block_table += self._cache.take((), num_new=self._cache.num_groups)
+
+    def _preempt_newest(self) -> bool:
+        """To be recomputed later: the only one who loses is the one who came last. False while a
+        launched forward refers to it: it then sits this step out, and so does who needs room."""
         running = [*self._roster.prefilling.values(), *self._roster.decoding.values()]
-        self._roster.preempt(max((s for s in running if s.preemptible), key=lambda s: s.arrival))
+        newest = max((s for s in running if s.preemptible), key=lambda s: s.arrival)
+        if newest.in_flight:
+            self._leaving = newest
+            return False
+        self._roster.preempt(newest)
         self.num_preempted += 1
+        return True
 
     def _admit(self, budget: int) -> Sequence | None:
         """The head of the queue if it may start now. Nobody overtakes it."""
@@ -257,7 +316,8 @@ class Scheduler:
         return head
 
     def _allocate(self, sequence: Sequence) -> bool:
-        """Match the prefix cache and take blocks for all tokens: both or neither.
+        """Match the prefix cache and take blocks for all tokens that it will still see: both or
+        neither.
 
         At least one token is left to compute, unless a fetch brings the next one along.
         """
@@ -269,18 +329,20 @@ class Scheduler:
                 return False  # matching a long prompt in every step would cost the decodes
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
-        matched = cache.match(sequence, max_tokens=computable)
-        if self._is_arriving(sequence, len(matched)):
+        resume_at = self._resume_at(sequence)
+        matched = cache.match(sequence, max_tokens=computable, resume_at=resume_at)
+        num_matched = len(matched) // cache.num_groups
+        if self._is_arriving(sequence, num_matched):
             return False
-        num_blocks = self._num_blocks(sequence)
-        num_needed = num_blocks - cache.num_held(matched)
+        lacking = cache.lacking(matched, num_tokens=num_tokens, resume_at=resume_at)
+        num_needed = sum(lacking) + cache.num_unheld(matched)
         if num_needed > available:
             self._blocked = (sequence, num_needed)
             return False
         self._blocked = None
-        sequence.block_table = cache.take(matched, num_new=num_blocks - len(matched))
-        sequence.num_sealed = len(matched)
-        sequence.num_computed = len(matched) * cache.block_tokens
+        sequence.block_table = cache.take_table(matched, lacking)
+        sequence.num_sealed = num_matched
+        sequence.num_computed = sequence.num_launched = num_matched * cache.block_tokens
         return True
 
     def _is_arriving(self, sequence: Sequence, index: int) -> bool:
@@ -292,35 +354,39 @@ class Scheduler:
         return bool(wanted) and any(s.chain[index + 1 : index + 2] == wanted for s in unwinding)
 
     def _headroom(self) -> int:
-        """Blocks left to those that grow, so that admission is not undone at once: one each, at
-        most a twentieth of the pool."""
+        """Blocks left to those that grow, so that admission is not undone at once: one of each
+        group, at most a twentieth of the pool."""
         num_growing = len(self._roster.decoding) + len(self._roster.fetching)
-        return min(num_growing, self._cache.blocks.num_blocks // 20 + 1)
+        num_groups = self._cache.num_groups
+        return min(num_growing * num_groups, self._cache.blocks.num_blocks // 20 + num_groups)
 
     # -- mechanics --------------------------------------------------------------------------
 
-    def _launch(self, sequence: Sequence, max_tokens: int) -> Chunk:
-        start, num_tokens = sequence.num_computed, sequence.num_tokens
-        stop = min(start + max_tokens, num_tokens)
-        sequence.in_flight = True
-        self._launched.append((sequence, stop - start))
-        return Chunk(
-            sequence=sequence.id,
-            token_ids=sequence.tokens(start, stop),
-            start=start,
-            block_table=sequence.block_table,
-            sampling=sequence.sampling if stop == num_tokens else None,
-            prompt_ids=sequence.prompt_ids,
-            outputs=sequence.outputs,
-        )
+    def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:
+        """What it has computed may still be found, unless a step before has failed; not what it
+        has computed of a token that nobody knows."""
+        if sequence.num_computed == start:
+            sequence.num_computed = min(stop, sequence.num_tokens)
+            self._steps.seal(sequence)
+            self._cache.drop_unreachable(sequence)
+        if not sequence.in_flight:
+            self._roster.drained(sequence)
+
+    def _fail(self, parts: Iterable[Part], message: str) -> None:
+        for sequence, _, _ in parts:
+            sequence.in_flight -= 1
+            if sequence.verdict is None:
+                self._roster.end(sequence, Fail("internal", message))
+            elif not sequence.in_flight:
+                self._roster.drained(sequence)
 
     def _land(self, sequence: Sequence, landed: Landed) -> None:
         """The KV of all its tokens is here, and with it the next token."""
         self._roster.fetch_ended(sequence)
         self._roster.move(sequence, Event.LANDED)
         sequence.landed = True
-        sequence.num_computed = sequence.num_tokens
-        self._cache.seal(sequence)
+        sequence.num_computed = sequence.num_launched = sequence.num_tokens
+        self._steps.seal(sequence)
         token = SampledToken(
             token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
         )
@@ -330,9 +396,10 @@ class Scheduler:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""
         self._roster.quarantine(lost.quarantined)
         if lost.num_tokens > sequence.num_computed:
-            assert lost.num_tokens <= len(sequence.block_table) * self._cache.block_tokens
+            num_rows = len(sequence.block_table) // self._cache.num_groups
+            assert lost.num_tokens <= num_rows * self._cache.block_tokens
             sequence.num_computed = min(lost.num_tokens, sequence.num_tokens)
-            self._cache.seal(sequence)
+            self._steps.seal(sequence)
         if sequence.verdict is None:
             sequence.fetch_open = False
             self._roster.end(sequence, Fail("source_lost", lost.reason))

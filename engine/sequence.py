@@ -33,9 +33,11 @@ class State(StrEnum):
     FETCHING = "fetching"
     """REMOTE: its blocks are reserved and a fetch writes into them."""
     PREFILLING = "prefilling"
-    """Owns blocks for all its tokens; the KV of some is still to be computed."""
+    """Owns blocks for all tokens that are still seen; the KV of some is still to be computed."""
     DECODING = "decoding"
     """One token a step."""
+    DRAINING = "draining"
+    """Has its ending; its blocks stay until no launched forward refers to them."""
     LEASED = "leased"
     """HANDOVER: has its ending; its blocks stay until the lease's end."""
     UNWINDING = "unwinding"
@@ -52,8 +54,12 @@ class Event(StrEnum):
     PREEMPTED = "preempted"
     ENDED = "ended"
     """The ending is out and nothing else refers to the blocks."""
+    ENDED_IN_FLIGHT = "ended_in_flight"
     ENDED_UNDER_LEASE = "ended_under_lease"
     ENDED_UNDER_FETCH = "ended_under_fetch"
+    DRAINED = "drained"
+    """The last launched forward that refers to the blocks is over."""
+    DRAINED_UNDER_LEASE = "drained_under_lease"
     LEASE_ENDED = "lease_ended"
     FETCH_ENDED = "fetch_ended"
 
@@ -68,9 +74,13 @@ TABLE = {
     (State.PREFILLING, Event.SAMPLED): State.DECODING,
     (State.PREFILLING, Event.PREEMPTED): State.WAITING,
     (State.PREFILLING, Event.ENDED): State.FREED,
+    (State.PREFILLING, Event.ENDED_IN_FLIGHT): State.DRAINING,
     (State.PREFILLING, Event.ENDED_UNDER_LEASE): State.LEASED,
     (State.DECODING, Event.PREEMPTED): State.WAITING,
     (State.DECODING, Event.ENDED): State.FREED,
+    (State.DECODING, Event.ENDED_IN_FLIGHT): State.DRAINING,
+    (State.DRAINING, Event.DRAINED): State.FREED,
+    (State.DRAINING, Event.DRAINED_UNDER_LEASE): State.LEASED,
     (State.LEASED, Event.LEASE_ENDED): State.FREED,
     (State.UNWINDING, Event.FETCH_ENDED): State.FREED,
 }
@@ -151,22 +161,27 @@ class Sequence:
 
     state: State = State.WAITING
     block_table: list[int] = field(default_factory=list)
+    """Flat, as of `engine.batch.Chunk`; NO_BLOCK where a group needs none."""
+    num_lent_tokens: int = 0
+    """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
     twins: dict[int, int] = field(default_factory=dict)
-    """By index: cached blocks equal to own ones that cannot move (see `engine.prefix.seal`)."""
+    """By place in the table: cached blocks equal to own ones that cannot move (see
+    `engine.prefix.seal`)."""
     num_computed: int = 0
     """Tokens whose KV is in the blocks."""
+    num_launched: int = 0
+    """Tokens whose KV is in the blocks once every launched forward is over."""
+    in_flight: int = 0
+    """Launched forwards that refer to the blocks."""
     num_sealed: int = 0
-    """Blocks of this sequence that the prefix cache knows."""
+    """Token blocks of this sequence that the prefix cache knows, in every group that has them."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
     landed: bool = False
-    in_flight: bool = False
-    """A launched forward refers to the blocks."""
     lease_held: bool = False
     fetch_open: bool = False
     """Somebody may write into the blocks."""
     verdict: Verdict | None = None
-    cancelled: bool = False
     history: deque[tuple[Event, State]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     _prompt_ids: Seq[int] | None = None
@@ -178,6 +193,17 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt) + len(self.outputs)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that launched forwards sample and nobody has read yet."""
+        return max(0, self.num_launched - self.num_tokens + 1)
+
+    @property
+    def looks_back(self) -> bool:
+        """A penalty needs to see every token before the next is chosen."""
+        s = self.sampling
+        return bool(s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty)
 
     @property
     def needs_fetch(self) -> bool:
@@ -220,7 +246,8 @@ class Sequence:
             raise IllegalTransition(
                 f"sequence {self.id} ({self.mode}): {event} in state {self.state}; "
                 f"history: [{story}]; {self.num_computed}/{self.num_tokens} tokens computed, "
-                f"{len(self.block_table)} blocks, verdict {self.verdict}"
+                f"{self.in_flight} steps in flight, {len(self.block_table)} blocks, "
+                f"verdict {self.verdict}"
             )
         self.history.append((event, target))
         self.state = target

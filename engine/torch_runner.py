@@ -7,16 +7,17 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import Chunk
 from engine.inputs import forward_inputs
 from engine.kvpool import KvPool
 from engine.model import Model
+from engine.runner import Ready
 from engine.sampler import sample
 from protocol.layout import KvLayout
 
 
 class TorchRunner:
-    """Computes steps; when `execute` returns, every chunk's KV is in the pool."""
+    """Computes steps; when `launch` returns, every chunk's KV is in the pool."""
 
     def __init__(self, model: Model, pool: KvPool, *, eos_token_ids: Collection[int] = ()) -> None:
         """`eos_token_ids` as the engine's: those that `min_tokens` bans."""
@@ -31,8 +32,12 @@ class TorchRunner:
     def num_blocks(self) -> int:
         return self._pool.num_blocks
 
+    @property
+    def depth(self) -> int:
+        return 1
+
     @torch.inference_mode()
-    def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
+    def launch(self, chunks: Sequence[Chunk]) -> Ready:
         """Raises ValueError for a chunk that does not fit its block table."""
         inputs = forward_inputs(
             chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups
@@ -41,4 +46,4 @@ class TorchRunner:
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)
         pairs = zip(asking, tokens, strict=True)
-        return {chunk.sequence: token for chunk, token in pairs if token is not None}
+        return Ready({chunk.sequence: token for chunk, token in pairs if token is not None})

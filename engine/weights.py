@@ -1,6 +1,6 @@
 """Reads the safetensors of a Hugging Face directory, one tensor at a time.
 
-Called by `engine.model`. Checks every file against its own header before anything is read, so a
+Called by `engine.loader`. Checks every file against its own header before anything is read, so a
 truncated or incomplete checkpoint fails at once with CheckpointError naming file and tensor.
 The format is read by hand: the `safetensors` library says neither which tensor a truncated file
 ends in nor gives the raw bytes, which are the model's revision. It writes, in `tools`.
@@ -24,7 +24,9 @@ from protocol.errors import CheckpointError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+BYTES = {"U8": torch.uint8}
+DTYPES = FLOATS | BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +46,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: Mapping[str, StoredTensor] = _tensors(path)
-        self._digests: dict[str, bytes] = {}
-        """Of the bytes of every tensor read so far."""
+        self._digests: dict[tuple[str, int], bytes] = {}
+        """Of the bytes read so far, by tensor and row of its first dim; -1: all rows."""
 
     @property
     def num_bytes(self) -> int:
@@ -57,14 +59,15 @@ class Checkpoint:
         Neither the dtype they were converted to nor their spread over files is part of it.
         """
         digest = hashlib.sha256(config_text)
-        for name in sorted(self._digests):
+        for name, row in sorted(self._digests):
             stored = self.tensors[name]
             digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
-            digest.update(self._digests[name])
+            digest.update(self._digests[name, row])
         return digest.hexdigest()[:32]
 
-    def stored(self, name: str, *, shape: tuple[int, ...]) -> StoredTensor:
-        """The tensor's place; raises CheckpointError when missing or of another shape."""
+    def stored(self, name: str, *, shape: tuple[int, ...], quantised: bool = False) -> StoredTensor:
+        """The tensor's place; raises CheckpointError when missing, of another shape, or of a dtype
+        that is not understood: `quantised` are bytes, all others are floats."""
         stored = self.tensors.get(name)
         if stored is None:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
@@ -73,26 +76,32 @@ class Checkpoint:
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}, "
                 f"config.json asks for {list(shape)}"
             )
-        if stored.dtype not in DTYPES:
+        known = BYTES if quantised else FLOATS
+        if stored.dtype not in known:
             raise CheckpointError(
-                f"{stored.file}: tensor {name} is {stored.dtype}; supported: {', '.join(DTYPES)}"
+                f"{stored.file}: tensor {name} is {stored.dtype}; supported: {', '.join(known)}"
             )
         return stored
 
-    def read(self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A private copy of the tensor, converted to `dtype`."""
-        stored = self.stored(name, shape=shape)
-        buffer = bytearray(stored.num_bytes)
+    def read(
+        self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
+    ) -> Tensor:
+        """A private copy of the tensor of `shape`, converted to `dtype`; with `row`, of that one
+        row of its first dim. uint8 is read as it is."""
+        stored = self.stored(name, shape=shape, quantised=dtype == torch.uint8)
+        num_bytes = stored.num_bytes if row is None else stored.num_bytes // shape[0]
+        buffer = bytearray(num_bytes)
         try:
             with stored.file.open("rb") as file:
-                file.seek(stored.offset)
+                file.seek(stored.offset + (row or 0) * num_bytes)
                 num_read = file.readinto(buffer)
         except OSError as error:
             raise CheckpointError(f"{stored.file}: tensor {name}: {error.strerror}") from error
-        if num_read != stored.num_bytes:
+        if num_read != num_bytes:
             raise CheckpointError(f"{stored.file}: ends inside tensor {name}")
-        self._digests[name] = xxhash.xxh3_128_digest(buffer)
-        return torch.frombuffer(buffer, dtype=DTYPES[stored.dtype]).view(shape).to(dtype)
+        self._digests[name, -1 if row is None else row] = xxhash.xxh3_128_digest(buffer)
+        tensor = torch.frombuffer(buffer, dtype=DTYPES[stored.dtype])
+        return tensor.view(shape if row is None else shape[1:]).to(dtype)
 
 
 def _tensors(path: Path) -> dict[str, StoredTensor]:

@@ -26,7 +26,8 @@ PIECE: Final = np.dtype(
         ("checksum", "<u8"),
     ]
 )
-"""index: the slot, counted from token 0 of the lease in the fetcher's blocks. slot: its block in
+"""index: the slot, counted from token 0 of the lease in the fetcher's blocks, those of all KV
+groups (`protocol.layout`). slot: its block in
 the fetcher's pool. generation: the sum of those of the source blocks it is read from; each only
 grows, so an equal sum means equal ones. checksum: of its bytes, in the order of the slot."""
 
@@ -63,7 +64,7 @@ def describe(
     """The pieces of all slots of a fetch, without generations and checksums, `[slot]`."""
     block_tokens = plan.target_layout.block_tokens
     pieces_S = np.zeros(len(indices_S), PIECE)
-    start_S = indices_S.astype(np.int64) * block_tokens
+    start_S = indices_S.astype(np.int64) // plan.target_layout.num_groups * block_tokens
     pieces_S["index"], pieces_S["slot"], pieces_S["token_start"] = indices_S, slots_S, start_S
     pieces_S["token_count"] = np.minimum(block_tokens, num_tokens - start_S)
     pieces_S["num_bytes"] = plan.piece_bytes

@@ -245,8 +245,11 @@ class Lender:
             return self._how(lease, visitor)
         fetch = FetchId(message.fetch)
         try:
+            indices = u4(message.indices)
+            if len(behind := way.not_lent(indices, lending.block_ids_B)):
+                raise Refusal(f"block {behind.min()} is not lent: a window has left it behind")
             if lending.fetched(
-                fetch=fetch, attempt=message.attempt, indices=u4(message.indices),
+                fetch=fetch, attempt=message.attempt, indices=indices,
                 slots=u4(message.slots), block_tokens=message.layout.block_tokens,
             ):  # fmt: skip
                 # What is on its way goes on: the sink may be writing it, and has not asked again.

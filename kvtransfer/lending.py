@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer.messages import FetchId
+from kvtransfer.plan import NO_BLOCK
 from kvtransfer.session import ascending
 from protocol.ids import LeaseId
 
@@ -49,14 +50,17 @@ class Lending:
 
     def __init__(
         self, *, lease: LeaseId, block_ids: ArrayLike, generations: ArrayLike,
-        num_tokens: int, block_tokens: int,
+        num_tokens: int, block_tokens: int, num_groups: int = 1,
     ) -> None:  # fmt: skip
+        """`block_ids` are flat, as of `protocol.layout`, with NO_BLOCK for what is not lent."""
         self.lease = lease
         self.stage = LeaseStage.LEASED
         self.block_ids_B = np.asarray(block_ids, np.uint32)
         self.generations_B = np.asarray(generations, np.uint64)
+        self.lent_B = self.block_ids_B != NO_BLOCK
         self.num_tokens = num_tokens
         self.block_tokens = block_tokens
+        self.num_groups = num_groups
         self.num_written = 0
         self.note: bytes | None = None
         self.fetch: FetchId | None = None
@@ -100,7 +104,7 @@ class Lending:
             wanted = ascending(indices, slots)
         except ValueError as error:
             raise Refusal(str(error)) from error
-        num_blocks = -(-self.num_tokens // block_tokens)
+        num_blocks = -(-self.num_tokens // block_tokens) * self.num_groups
         if len(wanted[0]) and wanted[0][-1] >= num_blocks:
             raise Refusal(f"block {wanted[0][-1]} of a lease of {num_blocks} blocks")
         self._move(LeaseEvent.FETCHED)
@@ -117,7 +121,7 @@ class Lending:
             return 0
         if self.num_written >= self.num_tokens:
             return len(self._indices_S) - self._num_offered
-        written = self.num_written // self._wanted_tokens
+        written = self.num_written // self._wanted_tokens * self.num_groups
         return int(np.searchsorted(self._indices_S, written)) - self._num_offered
 
     @property

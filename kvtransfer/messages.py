@@ -128,7 +128,8 @@ class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     layout: Layout
     """Of the fetcher's pool."""
     indices: bytes
-    """Packed u4[], ascending: slots wanted, counted from token 0 in the fetcher's blocks."""
+    """Packed u4[], ascending: slots wanted, counted from token 0 in the fetcher's blocks, those of
+    all KV groups."""
     slots: bytes
     """Packed u4[]: the block of the fetcher's pool that each goes to."""
     heads: tuple[Count, Count] | None = None

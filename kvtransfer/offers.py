@@ -62,12 +62,13 @@ class Offers:
     def written(self, lending: Lending) -> None:
         """More of a lease is written: its full blocks will be summed when there is time."""
         first = self._num_noted.get(lending.lease, 0)
-        last = lending.num_written // lending.block_tokens
+        last = lending.num_written // lending.block_tokens * lending.num_groups
         if last > first:
-            new = slice(first, last)
-            self._unsummed.append(
-                (lending.lease, lending.block_ids_B[new], lending.generations_B[new])
-            )
+            new = np.flatnonzero(lending.lent_B[first:last]) + first
+            if len(new):
+                self._unsummed.append(
+                    (lending.lease, lending.block_ids_B[new], lending.generations_B[new])
+                )
             self._num_noted[lending.lease] = last
 
     def sum_some(self) -> None:
@@ -120,8 +121,9 @@ class Offers:
 
     def _held(self, lending: Lending) -> bool:
         """All blocks of the lease still have the generations it was opened with."""
-        now_B = self._memory.generations_N[lending.block_ids_B]
-        return bool((now_B == lending.generations_B).all())
+        lent_B = lending.lent_B
+        now = self._memory.generations_N[lending.block_ids_B[lent_B]]
+        return bool((now == lending.generations_B[lent_B]).all())
 
     def _checksums(
         self, lending: Lending, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32],

@@ -20,7 +20,7 @@ from protocol.errors import LayoutMismatch, TransferError
 from protocol.layout import DTYPE_BYTES, KvLayout, LatentLayout, Layout, StateLayout
 
 NO_BLOCK = 0xFFFF_FFFF
-"""In place of a source block that the lease's last slot lacks."""
+"""In place of a source block that the lease's last slot lacks, or that a lease does not lend."""
 MAX_PIECE_RANGES = 1 << 16
 """A peer chooses its block size, and so how finely a piece is cut. 80 layers of 8 heads in blocks
 a quarter of the slot's make 5,120."""
@@ -72,12 +72,21 @@ class Plan:
         return counts_P * (self.piece_bytes // self.blocks_per_slot)
 
     def source_blocks(self, index_P: Integers, lease_block_ids: Integers) -> NDArray[np.uint32]:
-        """[P, B] ids of the blocks to read; NO_BLOCK beyond the lease's last one.
+        """[P, B] ids of the blocks to read; NO_BLOCK beyond the lease's last one, or not lent.
 
-        `index_P` counts slots from token 0 of the lease, `lease_block_ids` are its blocks in order.
+        `index_P` counts slots from token 0 of the lease, those of all KV groups of a token block
+        one after the other; `lease_block_ids` are its blocks in the same order.
         """
         ids = np.append(lease_block_ids.astype(np.uint32, copy=False), np.uint32(NO_BLOCK))
         return ids[np.minimum(self._numbers(index_P), len(lease_block_ids))]
+
+    def not_lent(self, index_P: Integers, lease_block_ids: Integers) -> Integers:
+        """Of these slots, those that read a block which the lease has in order, but does not lend:
+        a window has left its tokens behind."""
+        due_PB = self._numbers(index_P) < len(lease_block_ids)
+        absent_PB = self.source_blocks(index_P, lease_block_ids) == NO_BLOCK
+        behind_X: Integers = index_P[(due_PB & absent_PB).any(axis=1)]
+        return behind_X
 
     def check(self, index_P: Integers, blocks_PB: Integers, *, num_tokens: int) -> None:
         """Refuse slots beyond the lease's tokens, and source blocks missing or surplus.
@@ -97,7 +106,7 @@ class Plan:
             return whole_blocks(blocks_PB[:, 0], self.source_layout.block_bytes)
         offsets_PB = blocks_PB.astype(np.int64) * self.source_layout.block_bytes
         if self.slots_per_block > 1:
-            places_P = index_P.astype(np.int64) % self.slots_per_block
+            places_P = index_P.astype(np.int64) // self._num_groups % self.slots_per_block
             offsets_PB += (places_P * self.slot_run_bytes)[:, None]
         offsets_GB = self.source_offsets_T.reshape(-1, self.blocks_per_slot)
         offsets_PGB = np.empty((len(blocks_PB), *offsets_GB.shape), np.int64)
@@ -116,10 +125,16 @@ class Plan:
 
     def _numbers(self, index_P: Integers) -> Int64s:
         """[P, B] numbers, within the lease, of the source blocks of each slot."""
-        first_P = index_P.astype(np.int64)
+        first_P, group_P = np.divmod(index_P.astype(np.int64), self._num_groups)
         if self.slots_per_block > 1:
             first_P //= self.slots_per_block
-        return (first_P * self.blocks_per_slot)[:, None] + np.arange(self.blocks_per_slot)
+        numbers_PB = (first_P * self.blocks_per_slot)[:, None] + np.arange(self.blocks_per_slot)
+        return numbers_PB * self._num_groups + group_P[:, None]
+
+    @property
+    def _num_groups(self) -> int:
+        """KV groups, the same on both sides."""
+        return self.target_layout.num_groups
 
     def _ranges(self, offsets_PT: Int64s, blocks_PB: Integers) -> Ranges:
         """Of all offsets, in any shape of P times T, those of blocks that are not lacking."""

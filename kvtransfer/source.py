@@ -24,6 +24,7 @@ from kvtransfer.lender import Lender, Wares
 from kvtransfer.lending import Lending
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
 from kvtransfer.names import HOST_TRANSPORTS
+from kvtransfer.plan import NO_BLOCK
 from kvtransfer.pool import WRITTEN, Mark, Pool
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
@@ -140,20 +141,25 @@ class Source:
         return self._lender.num_sent(lease)
 
     def open_lease(self, *, block_ids: Sequence[int], num_tokens: int) -> Ticket:
-        """Lend these blocks, which will hold the KV of `num_tokens` tokens in this order.
+        """Lend these blocks, which will hold the KV of `num_tokens` tokens in this order: of
+        several KV groups, token block by token block. -1 in place of one that is not lent, because
+        a window leaves its tokens behind; a fetch that needs it is refused.
 
         Raises ValueError for blocks that do not fit, CapacityError when closed or too many.
         """
         if len(block_ids) != self._layout.num_blocks(num_tokens):
             raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
         blocks_B = np.asarray(block_ids, np.int64)
-        if len(blocks_B) and not 0 <= blocks_B.min() <= blocks_B.max() < self._memory.num_blocks:
+        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < self._memory.num_blocks:
             raise ValueError(f"block_ids: not all below {self._memory.num_blocks}")
+        lent_B = blocks_B >= 0
+        generations_B = np.zeros(len(blocks_B), np.uint64)
+        generations_B[lent_B] = self._memory.generations_N[blocks_B[lent_B]]
         lease = LeaseId(secrets.randbits(63))
         lending = Lending(
-            lease=lease, block_ids=blocks_B, num_tokens=num_tokens,
-            generations=self._memory.generations_N[blocks_B],
-            block_tokens=self._layout.block_tokens,
+            lease=lease, block_ids=np.where(lent_B, blocks_B, NO_BLOCK), num_tokens=num_tokens,
+            generations=generations_B, block_tokens=self._layout.block_tokens,
+            num_groups=self._layout.num_groups,
         )  # fmt: skip
         self._lender.let_in(lending)
         self._command(_Opened(lease, self._clock()))

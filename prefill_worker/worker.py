@@ -73,6 +73,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
             compat=parts.compat,
             generations=cast(MutableSequence[int], memory.generations),
             observer=service,
+            windows=parts.windows,
         )
         service.attach(epoch=epoch, engine=engine, source=source)
         stack.callback(source.close)

@@ -1,10 +1,12 @@
 """How one block lies in memory, and the arithmetic on its bytes.
 
-A KV block is `block_tokens` consecutive tokens of all layers, laid out as
-`[layer, K/V, head, token, dim]`, so one block is one byte range and a slice of heads is a set
-of sub-ranges. A pool may hold some of the model's heads only, as a tensor-parallel rank does.
-Latent (MLA) and per-request state (SSM) blocks are layouts of their own. Called by the engine
-(allocates pools), kvtransfer (moves bytes) and the router (counts blocks). Does not know tensors.
+A KV block is `block_tokens` consecutive tokens of all layers, or of those of one KV group, laid
+out as `[layer, K/V, head, token, dim]`, so one block is one byte range and a slice of heads is a
+set of sub-ranges. Blocks of several groups are numbered token block by token block: number
+`i * num_groups + g` holds group g's layers for token block i. A pool may hold some of the model's
+heads only, as a tensor-parallel rank does. Latent (MLA) and per-request state (SSM) blocks are
+layouts of their own. Called by the engine (allocates pools), kvtransfer (moves bytes) and the
+router (counts blocks). Does not know tensors.
 """
 
 import hashlib
@@ -118,6 +120,10 @@ class LatentLayout(msgspec.Struct, frozen=True, kw_only=True, tag="latent"):
         )
 
     @property
+    def num_groups(self) -> int:
+        return 1
+
+    @property
     def heads(self) -> range:
         """One unit, which no rank can cut."""
         return range(1)
@@ -160,6 +166,10 @@ class StateLayout(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
             raise ValueError(f"num_bytes: is {self.num_bytes}, must be 1 to {1 << 40}")
         if not 0 <= self.part < self.num_parts:
             raise ValueError(f"part: is {self.part}, must be below num_parts={self.num_parts}")
+
+    @property
+    def num_groups(self) -> int:
+        return 1
 
     @property
     def heads(self) -> range:

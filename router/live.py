@@ -80,6 +80,7 @@ class LiveWorker:
         assert self.beat is not None, f"{self.id} is {self.state}, not a candidate"
         registration, load, speeds = self.registration, self.beat.load, self.beat.speeds
         sent_tokens = sum(sent.num_tokens for sent in self._sent.values())
+        num_groups = registration.layout.num_groups  # a token takes a place in a block of each
         return Candidate(
             worker=self.id,
             role=self.role,
@@ -87,10 +88,10 @@ class LiveWorker:
             num_cached_tokens=num_cached_tokens,
             num_waiting_tokens=load.waiting_tokens + sent_tokens,
             num_running=load.running + load.waiting + len(self._sent),
-            num_free_blocks=self.beat.blocks.free + self.beat.blocks.cached,
-            num_blocks=registration.num_blocks,
+            num_free_blocks=(self.beat.blocks.free + self.beat.blocks.cached) // num_groups,
+            num_blocks=registration.num_blocks // num_groups,
             block_tokens=registration.layout.block_tokens,
-            token_bytes=registration.layout.token_bytes,
+            token_bytes=registration.layout.token_bytes * num_groups,
             max_context_tokens=registration.max_context_tokens,
             prefill_tokens_per_s=speeds.prefill_tokens_per_s,
             decode_step_s=speeds.decode_step_s,

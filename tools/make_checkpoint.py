@@ -10,6 +10,7 @@ so it can be served; what it says is noise. The same arguments give the same byt
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from engine.config import ModelConfig, read_config
 from engine.families import FAMILIES
-from engine.model import tensor_shapes
+from engine.family import ExpertForm, Family
+from engine.mxfp4 import BLOCK
+from engine.tensors import QUANTISED, Naming, tensor_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHAT_TEMPLATE = (
@@ -58,6 +61,14 @@ class Shape:
     rope_theta: float = 10_000.0
     window: int | None = None
     window_from_layer: int = 0
+    num_experts: int = 4
+    experts_per_token: int = 2
+    expert_mlp: int = 48
+    """Features of an expert, where its size has a key of its own; of the shared one too."""
+    expert_form: ExpertForm | None = None
+    """None: as most checkpoints of the family have it."""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    """Keys of config.json that go before all others."""
     shard_bytes: int | None = None
     eos_token_ids: tuple[int, ...] = (END_ID,)
     seed: int = 0
@@ -75,30 +86,59 @@ class Shape:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": self.context,
-            "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": self.tied,
             "bos_token_id": 1,
+            "pad_token_id": None,
             "eos_token_id": self.eos_token_ids[0] if self.eos_token_ids else None,
             "torch_dtype": self.dtype,
         }
+        config[family.activation_key] = family.defaults.get(family.activation_key, "silu")
         if self.head_dim is not None:
             config["head_dim"] = self.head_dim
         for key in ("attention_bias", "mlp_bias"):
             if key in family.keys:
                 config[key] = self.bias
-        if family.window != "never":
-            config["sliding_window"] = self.window
-        if family.window == "flagged":
-            config |= {"use_sliding_window": self.window is not None}
-            config |= {"max_window_layers": self.window_from_layer}
-        return config | self._rope()
+        config |= self._window(family) | self._mixture(family) | self._rope(family)
+        return config | dict(self.extra)
 
-    def _rope(self) -> dict[str, object]:
+    def form(self) -> ExpertForm:
+        mixture = FAMILIES[self.family].mixture
+        return self.expert_form or (mixture.forms[0] if mixture else "each")
+
+    def _window(self, family: Family) -> dict[str, object]:
+        rule = family.window
+        if rule is None or (rule.full_every and self.window is None):
+            return {}
+        keys: dict[str, object] = {"sliding_window": self.window}
+        if rule.flag:
+            keys[rule.flag] = self.window is not None
+        if rule.bound != "none":
+            keys["max_window_layers"] = self.window_from_layer
+        return keys
+
+    def _mixture(self, family: Family) -> dict[str, object]:
+        rule = family.mixture
+        if rule is None:
+            return {}
+        keys: dict[str, object] = {rule.count_key: self.num_experts}
+        keys["num_experts_per_tok"] = self.experts_per_token
+        if rule.size_key != "intermediate_size":
+            keys[rule.size_key] = self.expert_mlp
+        if rule.shared:
+            keys["shared_expert_intermediate_size"] = self.expert_mlp
+        if self.form() == "mxfp4":
+            keys["quantization_config"] = {"quant_method": "mxfp4"}
+        return keys
+
+    def _rope(self, family: Family) -> dict[str, object]:
         if self.legacy_rope:
             return {"rope_theta": self.rope_theta, "rope_scaling": dict(self.rope) or None}
         rope = {"rope_type": "default", "rope_theta": self.rope_theta, **self.rope}
-        return {"rope_parameters": rope}
+        if not family.local_rope:
+            return {"rope_parameters": rope}
+        local = {"rope_type": "default", "rope_theta": family.defaults["rope_local_base_freq"]}
+        return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
 
 
 BENCH = Shape(
@@ -127,15 +167,27 @@ def _write_json(file: Path, value: object) -> None:
 def _tensors(shape: Shape, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Large enough that logits differ clearly and no part of the model is a near no-op."""
     generator = torch.Generator().manual_seed(shape.seed)
-    for name, size in tensor_shapes(config).items():
+    plus_one = config.family.norms.plus_one
+    for name, size in tensor_shapes(config, Naming(experts=shape.form())).items():
+        if name.endswith(QUANTISED):
+            yield name, _mxfp4(name, size, generator)
+            continue
         noise = torch.randn(size, generator=generator)
         if name.endswith("norm.weight"):
-            value = 1 + 0.1 * noise
-        elif name.endswith(".bias"):
-            value = 0.1 * noise
+            value = 0.1 * noise + (0 if plus_one else 1)
+        elif name.endswith(("bias", ".sinks")):
+            value = 0.1 * noise if name.endswith("bias") else noise
         else:
             value = noise * (1.0 if name.endswith("embed_tokens.weight") else size[-1] ** -0.5)
         yield name, value.to(DTYPES[shape.dtype]).contiguous()
+
+
+def _mxfp4(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Bytes of blocks, or scales that make the numbers about as large as the other weights."""
+    if name.endswith("_blocks"):
+        return torch.randint(256, size, generator=generator, dtype=torch.uint8)
+    centre = 127 - round(math.log2(3 * math.sqrt(size[-1] * BLOCK)))
+    return torch.randint(centre - 1, centre + 2, size, generator=generator, dtype=torch.uint8)
 
 
 def _write_weights(path: Path, shape: Shape, config: ModelConfig) -> None:
@@ -194,13 +246,16 @@ def main() -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--family", choices=sorted(FAMILIES), default="llama")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    for name in ("hidden", "layers", "heads", "kv-heads", "mlp", "vocab", "context", "seed"):
+    for name in ("hidden", "layers", "heads", "kv-heads", "mlp", "vocab", "context", "seed",
+                 "num-experts", "experts-per-token", "expert-mlp"):  # fmt: skip
         default = getattr(Shape, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("head-dim", "window", "shard-bytes"):
         parser.add_argument(f"--{name}", type=int, default=None)
     for name in ("tied", "bias", "legacy-rope"):
         parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--expert-form", choices=["each", "stacked", "mxfp4"], default=None)
+    parser.add_argument("--extra", type=json.loads, default={}, help="JSON, keys of config.json")
     parser.add_argument("--rope", type=json.loads, default={}, help="JSON, as rope_scaling")
     parser.add_argument("--rope-theta", type=float, default=Shape.rope_theta)
     arguments = vars(parser.parse_args())

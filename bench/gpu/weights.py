@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.gpu.shapes import BYTES
 from engine.config import ModelConfig
-from engine.model import tensor_shapes
+from engine.tensors import Naming, tensor_shapes
 from engine.weights import Checkpoint, StoredTensor
 from tools.make_checkpoint import Shape
 
@@ -30,13 +30,16 @@ class RandomCheckpoint(Checkpoint):
                 file=self.path, dtype="BF16", shape=size, offset=0,
                 num_bytes=prod(size) * BYTES[shape.dtype],
             )
-            for name, size in tensor_shapes(config).items()
+            for name, size in tensor_shapes(config, Naming()).items()
         }  # fmt: skip
 
-    def stored(self, name: str, *, shape: tuple[int, ...]) -> StoredTensor:
+    def stored(self, name: str, *, shape: tuple[int, ...], quantised: bool = False) -> StoredTensor:
         return self.tensors[name]
 
-    def read(self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def read(
+        self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
+    ) -> Tensor:
+        assert row is None, "dense shapes only"
         if len(shape) == 1:  # a norm
             return torch.ones(shape, dtype=dtype, device=self._device)
         tensor = torch.empty(shape, dtype=dtype, device=self._device)

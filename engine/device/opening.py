@@ -4,8 +4,6 @@ Called by the workers and `engine.assembly`. None is the host itself: `engine.to
 C kernels serve there, without any of `engine.device`.
 """
 
-from importlib import import_module
-
 import torch
 
 from engine.device.base import Device
@@ -35,7 +33,5 @@ def open_device(setting: str) -> Device | None:
 
 def ops_for(device: Device, *, dtype: torch.dtype) -> Ops:
     """The Triton kernels on a GPU, the torch twins anywhere else."""
-    if device.where.type == "cuda":
-        ops: Ops = import_module("engine.kernels.ops").TritonOps(io_dtype=dtype)
-        return ops
-    return choose_ops(dtype=dtype, native=False)
+    native = None if device.where.type == "cuda" else False
+    return choose_ops(dtype=dtype, device=device.where, native=native)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import Chunk
 from engine.device.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
 from engine.device.base import Device
 from engine.device.choosing import Chooser, RowRules, logprobs, rows_with_logprobs
@@ -124,10 +124,6 @@ class DeviceRunner:
             asking=asking, event=self._device.record(), tokens_R=tokens_R, reports=reports,
             num_top=num_top,
         )  # fmt: skip
-
-    def execute(self, chunks: Sequence[Chunk]) -> dict[SequenceId, SampledToken]:
-        """Launch, and wait: a step at a time."""
-        return self.launch(chunks).tokens()
 
     def _forward(self, arrays: StepArrays, *, decode: bool) -> tuple[StepTensors, Tensor]:
         """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""

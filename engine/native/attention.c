@@ -3,18 +3,19 @@
  * A row's tiles, and the order of every sum in them, depend only on its own position: decode,
  * prefill and any chunking of it give the same bits, whatever else is in the batch. */
 #pragma GCC optimize("O3") /* the build is -O2: at -O3 linear.c takes six seconds to compile */
-#include "vec.h"
+#include "heads.h"
 
 #define TILE 64
 #define MAX_ROWS 32 /* query rows (tokens x heads of one KV head) that share a tile */
-#define MAX_HEAD_DIM 512
+#if defined(__AVX512BF16__)
+#define PAD 32 /* a head's dims are padded to this many */
+#else
+#define PAD VL
+#endif
 
-struct pool { /* of one layer; block_stride in elements */
-    int64_t block_stride, block_tokens, num_kv_heads, head_dim;
-};
-struct rows {
-    long num_tokens, group, kv_head, position, window, q_stride, out_stride;
-    float scale;
+struct rows { /* of one sequence and KV head; `position` of the first token */
+    const struct heads *heads;
+    long num_tokens, group, kv_head, position;
 };
 struct tile {
     float *q, *acc, *k, *v, *score, *max, *sum;
@@ -22,13 +23,16 @@ struct tile {
 
 INLINE long rows_of(long group) { return group > MAX_ROWS ? group : MAX_ROWS; }
 
+INLINE long padded(long D) { return (D + PAD - 1) / PAD * PAD; }
+
 INLINE long scratch_bytes(long D, long group) {
-    const long P = (D + VL - 1) / VL * VL, R = rows_of(group);
+    const long P = padded(D), R = rows_of(group);
     return (long)sizeof(float) * (2 * R * P + 2 * TILE * P + R * TILE + 2 * R + 64) / 64 * 64;
 }
 
 /* Rows last: their number is the only size not fixed by P. */
-INLINE struct tile carve_rows(float *at, long P, long R) {
+INLINE struct tile carve(float *at, const struct rows *rows) {
+    const long P = padded(rows->heads->head_dim), R = rows_of(rows->group);
     struct tile tile;
     tile.k = at, at += TILE * P;
     tile.v = at, at += TILE * P;
@@ -72,21 +76,44 @@ INLINE void score(const struct tile *tile, long R, long P, long n) {
     if (r < R) score_rows(1, tile, r, P, n);
 }
 
-/* Scores become weights relative to the row's maximum so far; acc and sum follow it. */
+/* A row before its first tile: a sink is a score of weight 1 without a value. */
+INLINE void begin(const struct tile *tile, const struct rows *rows, long R, long P) {
+    const float *sinks = rows->heads->sinks;
+    memset(tile->acc, 0, sizeof(float) * R * P);
+    for (long r = 0; r < R; r++) {
+        tile->max[r] = sinks ? sinks[rows->kv_head * rows->group + r % rows->group] : -INFINITY;
+        tile->sum[r] = tile->max[r] == -INFINITY ? 0.0f : 1.0f;
+    }
+}
+
+INLINE long first_seen(const struct rows *rows, long position) {
+    const long window = rows->heads->window;
+    return window && position >= window ? position - window + 1 : 0;
+}
+
+INLINE void cap(float *s, long n, float softcap) {
+    for (long t = 0; t < n; t += VL)
+        vstore_f32(s + t, softcap * vtanh(vload_f32(s + t) / softcap));
+}
+
+/* Scores become weights relative to the row's maximum so far; acc and sum follow it. Where a row
+ * has seen nothing yet its weights are 0, unless a score is NaN: then so is the row. */
 INLINE void weigh(const struct tile *tile, const struct rows *rows, long R, long P, long t0,
                   long n) {
     for (long r = 0; r < R; r++) {
         float *s = tile->score + r * TILE;
         const long position = rows->position + r / rows->group;
-        const long first = rows->window ? position - rows->window + 1 : 0;
+        const long first = first_seen(rows, position);
+        if (rows->heads->softcap != 0.0f) cap(s, n, rows->heads->softcap);
         if (t0 + n > position + 1 || t0 < first)
             for (long t = 0; t < n; t++)
                 if (t0 + t > position || t0 + t < first) s[t] = -INFINITY;
         vf tops = vload_f32(s);
         for (long t = VL; t < n; t += VL) tops = vmax(tops, vload_f32(s + t));
-        float top = tile->max[r];
-        for (int i = 0; i < VL; i++) top = tops[i] > top ? tops[i] : top;
-        if (top == -INFINITY) { /* nothing seen yet: no weights, nothing to rescale */
+        const float best = vtop(tops), top = best > tile->max[r] ? best : tile->max[r];
+        if (top == -INFINITY) {
+            for (long t = 0; t < n; t++)
+                if (s[t] != s[t]) tile->sum[r] = NAN;
             memset(s, 0, sizeof(float) * n);
             continue;
         }
@@ -142,32 +169,21 @@ INLINE void accumulate(const struct tile *tile, long R, long P, long n) {
     }
 }
 
-INLINE float head_inverse_rms(const float *x, long D, float eps) {
-    float sum = 0.0f;
-    for (long d = 0; d < D; d++) sum += x[d] * x[d];
-    return 1.0f / sqrtf(sum / (float)D + eps);
-}
-
-#define carve(at, P) carve_rows(at, P, rows_of(rows->group))
-
 #define LOAD_IO load_f32
 #define STORE_IO store_f32
 #define IO float
 #define KV float
 #define NAME(x) x##_f32_f32
 #define LOAD_KV load_f32
-#define STORE_KV store_f32
 #define VLOAD_KV vload_f32
 #include "paged.h"
 #undef KV
 #undef NAME
 #undef LOAD_KV
-#undef STORE_KV
 #undef VLOAD_KV
 #define KV bf16
 #define NAME(x) x##_f32_bf16
 #define LOAD_KV load_bf16
-#define STORE_KV store_bf16
 #define VLOAD_KV vload_bf16
 #include "paged.h"
 #undef LOAD_IO
@@ -178,4 +194,8 @@ INLINE float head_inverse_rms(const float *x, long D, float eps) {
 #define STORE_IO store_bf16
 #define IO bf16
 #define NAME(x) x##_bf16_bf16
+#if defined(__AVX512BF16__)
+#include "pairs.h"
+#define ATTEND_ROWS attend_pairs
+#endif
 #include "paged.h"

@@ -74,13 +74,35 @@ INLINE vf vload_bf16(const bf16 *p) { /* gcc 12 widens a generic vector in four 
     return (vf)(bits << 16);
 }
 
+INLINE void vstore_f32(float *p, vf x) { *(vf *)p = x; }
+INLINE void vstore_bf16(bf16 *p, vf x) { /* a subnormal may become 0, where the CPU narrows */
+#if defined(__AVX512BF16__)
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    vu bits = (vu)x, rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
+    vi number = x == x;
+    bits = ((vu)number & rounded) | (~(vu)number & ((bits >> 16) | 0x40));
+    *(vh *)p = __builtin_convertvector(bits, vh);
+#endif
+}
+
+#if VL == 16
+#define HALVES(v) __builtin_shuffle(v, (vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})
+#define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})
+#define PAIRS(v) __builtin_shuffle(v, (vi){2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13})
+#define ONES(v) __builtin_shuffle(v, (vi){1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14})
+#else
+#define HALVES(v) (v)
+#define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3})
+#define PAIRS(v) __builtin_shuffle(v, (vi){2, 3, 0, 1, 6, 7, 4, 5})
+#define ONES(v) __builtin_shuffle(v, (vi){1, 0, 3, 2, 5, 4, 7, 6})
+#endif
+
 /* Lanes added pairwise, always in the same order. */
 INLINE float vsum(vf v) {
-    float lanes[VL];
-    memcpy(lanes, &v, sizeof lanes);
-    for (int width = VL / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-    return lanes[0];
+    if (VL == 16) v += HALVES(v);
+    v += QUARTERS(v), v += PAIRS(v), v += ONES(v);
+    return v[0];
 }
 
 /* Lane i of the result is the sum of vector i's lanes: VL sums for the price of a few shuffles. */
@@ -114,9 +136,19 @@ INLINE vf vsums(const vf v[VL]) {
 #endif
 }
 
+/* b where either is NaN */
 INLINE vf vmax(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
     vi first = a > b;
     return (vf)((first & (vi)a) | (~first & (vi)b));
+#endif
+}
+
+INLINE float vtop(vf v) {
+    v = vmax(v, HALVES(v)), v = vmax(v, QUARTERS(v)), v = vmax(v, PAIRS(v));
+    return vmax(v, ONES(v))[0];
 }
 
 /* exp of each lane for x <= 0 (-inf gives 0), relative error below 2e-7. Cephes' expf. */
@@ -138,6 +170,27 @@ INLINE vf vexp(vf x) {
     vi exponent = (__builtin_convertvector(n, vi) + 127) << 23;
     p = p * (vf)exponent;
     return (vf)(~tiny & (vi)p);
+}
+
+INLINE vf vselect(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+INLINE vf vabs(vf x) { return (vf)((vi)x & INT32_MAX); }
+
+/* 1 / (1 + exp(-x)), never overflowing. */
+INLINE vf vsigmoid(vf x) {
+    vf e = vexp(-vabs(x));
+    return vselect(x < 0.0f, e, vf_all(1.0f)) / (1.0f + e);
+}
+
+/* Cephes' tanhf: a polynomial near 0, where the quotient would cancel. */
+INLINE vf vtanh(vf x) {
+    vf size = vabs(x), e = vexp(-2.0f * size), z = x * x;
+    vf p = vf_all(-5.70498872745e-3f);
+    p = vfma(p, z, vf_all(2.06390887954e-2f));
+    p = vfma(p, z, vf_all(-5.37397155531e-2f));
+    p = vfma(p, z, vf_all(1.33314422036e-1f));
+    p = vfma(p, z, vf_all(-3.33332819422e-1f));
+    vf far = (vf)((vi)((1.0f - e) / (1.0f + e)) | ((vi)x & INT32_MIN));
+    return vselect(size < 0.625f, vfma(p * z, x, x), far);
 }
 
 #endif

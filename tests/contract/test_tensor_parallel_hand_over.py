@@ -12,6 +12,7 @@ import torch
 from support.eventually import eventually
 from support.ranks import REQUEST, WITHIN_S, EngineBench, RankedDecode, RankedPrefill
 
+from engine.kvgroups import NO_BLOCK
 from engine.model import Model, load_model
 from engine.sequence import Mode
 from protocol.layout import shard
@@ -23,11 +24,19 @@ NUM_TOKENS = 12
 CHANGES = [(1, 2), (2, 1), (2, 4), (4, 1)]
 
 
-@pytest.fixture(scope="module", params=[4, 2], ids=["4 heads", "2 heads"])
+SHAPES = {
+    "4 heads": Shape(family="qwen3", heads=8, kv_heads=4),
+    "2 heads": Shape(family="qwen3", heads=8, kv_heads=2),
+    "a window": Shape(family="qwen2", heads=8, kv_heads=4, window=20, window_from_layer=1),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Of 2 heads, four ranks hold each twice."""
+    """Of 2 heads, four ranks hold each twice. The window begins with token 32 for blocks of 16
+    and of 32, so that either may fetch from the other."""
     path = tmp_path_factory.mktemp("model")
-    make_checkpoint(path, Shape(family="qwen3", heads=8, kv_heads=request.param))
+    make_checkpoint(path, SHAPES[request.param])
     return load_model(path, dtype="float32")
 
 
@@ -62,10 +71,17 @@ def handed_over(
 
 
 def prompt_kv(bench: EngineBench) -> torch.Tensor:
-    """[L, 2, G, T, D] of the prompt's tokens, wherever its blocks are."""
-    blocks = bench.pool.tensor[list(bench.admissions[REQUEST].block_table)]
-    flat = blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
-    return flat[:, :, :, : len(PROMPT)]
+    """[L, 2, G, T, D] of the prompt's tokens, wherever their blocks are: first all that the first
+    KV group has, then what is left of the next."""
+    num_groups, layout = bench.layout.num_groups, bench.layout
+    table = bench.admissions[REQUEST].block_table
+    parts = []
+    for group in range(num_groups):
+        rows = [row for row, block in enumerate(table[group::num_groups]) if block != NO_BLOCK]
+        blocks = bench.pool.tensor[[table[row * num_groups + group] for row in rows]]
+        flat = blocks.permute(1, 2, 3, 0, 4, 5).flatten(3, 4)
+        parts.append(flat[:, :, :, : len(PROMPT) - rows[0] * layout.block_tokens])
+    return torch.cat(parts, dim=3)
 
 
 def all_back(bench: EngineBench) -> bool:

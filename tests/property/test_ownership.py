@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
+from engine.kvgroups import NO_BLOCK, Window
 from engine.prefix import Evicted, Stored
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash
 
-NUM_BLOCKS = 12
 MAX_CONTEXT = 44
 STEM = list(range(100, 140))
 
@@ -26,10 +26,19 @@ prompts = st.builds(
 
 
 class Ownership(RuleBasedStateMachine):
+    num_blocks = 12
+    windows: tuple[Window, ...] = (None,)
+    depth = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.stepper = Stepper(
-            num_blocks=NUM_BLOCKS, max_running=4, max_waiting=5, max_context_tokens=MAX_CONTEXT
+            num_blocks=self.num_blocks,
+            max_running=4,
+            max_waiting=5,
+            max_context_tokens=MAX_CONTEXT,
+            windows=self.windows,
+            depth=self.depth,
         )
         self.replica: set[BlockHash] = set()
         """What a router knows from the events alone."""
@@ -44,6 +53,7 @@ class Ownership(RuleBasedStateMachine):
         seed=st.integers(1, 2),
         salt=st.sampled_from(("", "", "tenant")),
         stop_at=st.none() | st.integers(1, 12),
+        penalty=st.sampled_from((0.0, 0.0, 0.5)),
     )
     def submit(
         self,
@@ -54,6 +64,7 @@ class Ownership(RuleBasedStateMachine):
         seed: int,
         salt: str,
         stop_at: int | None,
+        penalty: float,
     ) -> None:
         self.stepper.submit(
             prompt,
@@ -63,6 +74,7 @@ class Ownership(RuleBasedStateMachine):
             seed=seed,
             salt=salt,
             stop_at=stop_at,
+            penalty=penalty,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))
@@ -71,26 +83,39 @@ class Ownership(RuleBasedStateMachine):
         for mode in modes:
             self.stepper.submit(prompt, mode=mode)
 
-    @precondition(lambda self: not self.stepper.batch)
+    @precondition(lambda self: self.stepper.may_launch)
     @rule()
     def launch(self) -> None:
         self.stepper.launch()
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule()
     def complete(self) -> None:
         self.stepper.complete()
 
-    @precondition(lambda self: not self.stepper.batch)
+    @precondition(lambda self: self.stepper.may_launch)
     @rule(num_steps=st.integers(1, 12))
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.stepper.step()
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule()
     def fail(self) -> None:
         self.stepper.fail()
+
+    @precondition(lambda self: self.stepper.may_launch)
+    @rule()
+    def fail_launch(self) -> None:
+        self.stepper.fail_launch()
+
+    @precondition(lambda self: self.stepper.may_launch)
+    @rule(data=st.data())
+    def mute(self, data: st.DataObject) -> None:
+        """The model answers no number for some sequence from now on."""
+        runs = [r for r in self.stepper.runs.values() if not r.verdicts]
+        if runs:
+            self.stepper.runner.mute.add(data.draw(st.sampled_from(runs)).sequence.id)
 
     @precondition(lambda self: self.stepper.runs)
     @rule(data=st.data())
@@ -98,10 +123,11 @@ class Ownership(RuleBasedStateMachine):
         """Also those that have ended, and those aborted before."""
         self.stepper.abort(data.draw(st.sampled_from(list(self.stepper.runs.values()))))
 
-    @precondition(lambda self: self.stepper.batch)
+    @precondition(lambda self: self.stepper.flights)
     @rule(data=st.data())
     def abort_in_flight(self, data: st.DataObject) -> None:
-        chunk = data.draw(st.sampled_from(self.stepper.batch))
+        flight = data.draw(st.sampled_from(self.stepper.flights))
+        chunk = data.draw(st.sampled_from(flight.chunks))
         self.stepper.abort(self.stepper.runs[chunk.sequence])
 
     @precondition(lambda self: self.stepper.fetches)
@@ -127,7 +153,8 @@ class Ownership(RuleBasedStateMachine):
         self.stepper.fetch(run, fraction=fraction)
         cached = run.sequence.num_cached or 0
         arrived = cached + int((len(run.tokens) - cached) * fraction)
-        lacking = run.fetched_into[arrived // BLOCK_TOKENS :]
+        first = arrived // BLOCK_TOKENS * len(self.windows)
+        lacking = [block for block in run.fetched_into[first:] if block != NO_BLOCK]
         quarantined = data.draw(st.sets(st.sampled_from(lacking))) if lacking else ()
         self.stepper.lose(run, num_tokens=arrived, quarantined=sorted(quarantined))
 
@@ -155,15 +182,15 @@ class Ownership(RuleBasedStateMachine):
         self.stepper.scheduler.check()
         counts = self.stepper.scheduler.block_counts()
         owned = self.stepper.blocks.num_owned
-        assert counts.free + counts.cached + owned == counts.total == NUM_BLOCKS
+        assert counts.free + counts.cached + owned == counts.total == self.num_blocks
         assert counts.leased <= owned
 
     @invariant()
     def nobody_else_owns_a_block_under_a_write(self) -> None:
         for run in self.stepper.fetches:
-            first = (run.sequence.num_cached or 0) // BLOCK_TOKENS
+            first = (run.sequence.num_cached or 0) // BLOCK_TOKENS * len(self.windows)
             for block in run.fetched_into[first:]:
-                assert self.stepper.blocks.refs(block) == 1
+                assert block == NO_BLOCK or self.stepper.blocks.refs(block) == 1
         for block in self.stepper.quarantined:
             assert self.stepper.blocks.refs(block) == 1
 
@@ -171,10 +198,22 @@ class Ownership(RuleBasedStateMachine):
     def a_leased_block_keeps_its_contents(self) -> None:
         for run in self.stepper.leases:
             for block, generation in run.leased_blocks:
-                assert self.stepper.generations[block] == generation
+                assert block == NO_BLOCK or self.stepper.generations[block] == generation
             written = max(run.written, default=0)
             table = [block for block, _ in run.leased_blocks]
-            assert self.stepper.runner.read(table, num_tokens=written) == run.tokens[:written]
+            for group, first in enumerate(self.stepper.cache.first_blocks(len(run.tokens))):
+                start = first * BLOCK_TOKENS
+                read = self.stepper.runner.read(table, num_tokens=written, start=start, group=group)
+                assert read == run.tokens[start:written]
+
+    @invariant()
+    def nobody_holds_what_its_windows_have_left_behind(self) -> None:
+        for run in self.stepper.runs.values():
+            sequence = run.sequence
+            firsts = self.stepper.cache.first_blocks(sequence.num_sealed * BLOCK_TOKENS)
+            for group, first in enumerate(firsts):
+                held = sequence.block_table[group :: len(firsts)][:first]
+                assert set(held) <= {NO_BLOCK}
 
     @invariant()
     def tokens_are_those_of_an_undisturbed_run(self) -> None:
@@ -193,25 +232,27 @@ class Ownership(RuleBasedStateMachine):
                 case Evicted(hashes):
                     assert set(hashes) <= self.replica
                     self.replica -= set(hashes)
-        assert self.replica == set(self.stepper.cache._entries)
+        first = {own for own, group in self.stepper.cache._entries if group == 0}
+        assert self.replica == first
 
     def teardown(self) -> None:
         """When everybody lets go, everything returns and every request has had its ending."""
-        if self.stepper.batch:
-            self.stepper.complete()
         for _ in range(200):
             for run in self.stepper.fetches:
                 self.stepper.land(run)
             for run in self.stepper.leases:
                 self.stepper.release(run)
             self.stepper.quiet(*self.stepper.quarantined)
-            if not self.stepper.step() and not self.stepper.fetches and not self.stepper.leases:
+            busy = bool(self.stepper.flights)
+            busy = bool(self.stepper.step()) or busy
+            if not (busy or self.stepper.fetches or self.stepper.leases):
                 break
         for run in self.stepper.runs.values():
             self._check_ending(run)
         self.every_block_is_held_by_exactly_those_who_say_so()
         assert self.stepper.all_back
-        assert len(set(self.stepper.cache.take((), num_new=NUM_BLOCKS))) == NUM_BLOCKS
+        taken = self.stepper.cache.take((), num_new=self.num_blocks)
+        assert len(set(taken)) == self.num_blocks
 
     def _check_ending(self, run: Run) -> None:
         assert run.freed and len(run.verdicts) == 1
@@ -237,10 +278,42 @@ class Ownership(RuleBasedStateMachine):
         assert chain[1:] == expected[: len(chain) - 1]
 
 
-TestOwnership = Ownership.TestCase
-TestOwnership.settings = settings(
+class OwnershipInTwoGroups(Ownership):
+    """Layers that see all, and layers that see two and a half blocks."""
+
+    num_blocks = 24
+    windows = (None, 10)
+
+
+class OwnershipInAWindow(Ownership):
+    """No layer sees more than a block and a half."""
+
+    windows = (6,)
+
+
+class OwnershipWithStepsAhead(Ownership):
+    """The next step is launched before the tokens of the last are read."""
+
+    depth = 2
+
+
+class OwnershipInTwoGroupsWithStepsAhead(OwnershipInTwoGroups):
+    depth = 2
+
+
+SETTINGS = settings(
     max_examples=60,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
+TestOwnership = Ownership.TestCase
+TestOwnershipInTwoGroups = OwnershipInTwoGroups.TestCase
+TestOwnershipInAWindow = OwnershipInAWindow.TestCase
+TestOwnershipWithStepsAhead = OwnershipWithStepsAhead.TestCase
+TestOwnershipInTwoGroupsWithStepsAhead = OwnershipInTwoGroupsWithStepsAhead.TestCase
+TestOwnership.settings = SETTINGS
+TestOwnershipInTwoGroups.settings = SETTINGS
+TestOwnershipInAWindow.settings = SETTINGS
+TestOwnershipWithStepsAhead.settings = SETTINGS
+TestOwnershipInTwoGroupsWithStepsAhead.settings = SETTINGS

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.relay import Cuttable, Pool, request_kv
 
-from kvtransfer.plan import cover
+from kvtransfer.plan import cover, plan
 from protocol.layout import KvDtype, KvLayout, LatentLayout, shard
 
 DEGREES = (1, 2, 4, 8)
@@ -47,11 +47,11 @@ def hand_over(
     index_P = index_P[index_P >= skip]
     for rank, layout in enumerate(targets):
         pool, expected = Pool(layout, num_slots + 2), Pool(layout, num_slots + 2)
-        for place, plan in cover(layout, sources, prefer=rank):
-            blocks_PB = plan.source_blocks(index_P, lease)
-            plan.check(index_P, blocks_PB, num_tokens=num_tokens)
-            ranges = plan.target(index_P, slots[index_P], blocks_PB)
-            pool.take(ranges, full[place], plan.source(index_P, blocks_PB))
+        for place, way in cover(layout, sources, prefer=rank):
+            blocks_PB = way.source_blocks(index_P, lease)
+            way.check(index_P, blocks_PB, num_tokens=num_tokens)
+            ranges = way.target(index_P, slots[index_P], blocks_PB)
+            pool.take(ranges, full[place], way.source(index_P, blocks_PB))
         # In token order the oracle needs no slot for what was skipped: it goes to a spare copy.
         expected.lay(kv_LHND, slots.tolist())
         for slot in slots[:skip]:
@@ -99,6 +99,36 @@ def test_any_shape_arrives_as_if_laid_out_there(
         ranks(source, degree_from), ranks(target, degree_to),
         num_tokens=num_tokens, skip=min(skip, target.num_blocks(num_tokens)), seed=seed,
     )  # fmt: skip
+
+
+@settings(deadline=None)
+@given(
+    num_groups=st.integers(1, 4), tokens=st.tuples(sizes, st.sampled_from((1, 2, 3))),
+    grows=st.booleans(), num_tokens=st.integers(1, 40), seed=st.integers(0, 1 << 30),
+)  # fmt: skip
+def test_each_group_moves_as_if_it_were_alone(
+    num_groups: int, tokens: tuple[int, int], grows: bool, num_tokens: int, seed: int
+) -> None:
+    small = KvLayout(
+        num_layers=2, num_kv_heads=2, head_dim=2, block_tokens=tokens[0], dtype="float32"
+    )
+    alone = [small, msgspec.structs.replace(small, block_tokens=tokens[0] * tokens[1])]
+    source, target = alone if grows else alone[::-1]
+    single = plan(source, target)
+    several = plan(*(msgspec.structs.replace(x, num_groups=num_groups) for x in (source, target)))
+    lease = np.random.default_rng(seed).permutation(source.num_blocks(num_tokens) * num_groups)
+    rows = np.arange(target.num_blocks(num_tokens))
+    for group in range(num_groups):
+        index_P = rows * num_groups + group
+        blocks_PB = several.source_blocks(index_P, lease)
+        assert (blocks_PB == single.source_blocks(rows, lease[group::num_groups])).all()
+        several.check(index_P, blocks_PB, num_tokens=num_tokens)
+        assert not len(several.not_lent(index_P, lease))
+        for mine, its in (
+            (several.source(index_P, blocks_PB), single.source(rows, blocks_PB)),
+            (several.target(index_P, rows, blocks_PB), single.target(rows, rows, blocks_PB)),
+        ):
+            assert (mine.offsets_R == its.offsets_R).all() and (mine.sizes_R == its.sizes_R).all()
 
 
 @settings(deadline=None)

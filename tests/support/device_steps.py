@@ -59,7 +59,7 @@ def expected(model: Model, rules: Mapping[SequenceId, Sampling], *, count: int) 
     runner, outputs = torch_runner(model), {s: list[SampledToken]() for s in rules}
     for step in range(count):
         part = decodes(rules, outputs, pending=0) if step else prefills(rules)
-        for s, token in runner.execute(part).items():
+        for s, token in runner.launch(part).tokens().items():
             outputs[s].append(token)
     return outputs
 

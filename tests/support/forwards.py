@@ -2,16 +2,17 @@
 
 # Shapes: T tokens, V vocabulary.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk, SequenceId
+from engine.batch import Chunk, SampledToken, SequenceId
 from engine.inputs import forward_inputs
 from engine.kvpool import KvPool
 from engine.model import Model
+from engine.runner import Runner
 from protocol.layout import KvDtype
 from protocol.messages import Sampling
 
@@ -37,6 +38,11 @@ def chunk(
         prompt_ids=prompt_ids,
         outputs=outputs,
     )
+
+
+def step(runner: Runner, chunks: Sequence[Chunk]) -> Mapping[SequenceId, SampledToken]:
+    """What the chunks sample, awaited."""
+    return runner.launch(chunks).tokens()
 
 
 def pool_for(

@@ -17,6 +17,7 @@ from support.observed import RecordingObserver
 
 from engine.batch import SequenceId
 from engine.commands import Submission
+from engine.kvgroups import NO_BLOCK
 from engine.kvpool import KvPool
 from engine.limits import EngineLimits
 from engine.loop import Engine
@@ -81,6 +82,7 @@ class EngineBench(RecordingObserver):
         self.engine = Engine(
             runner=TorchRunner(model, self.pool), limits=LIMITS, eos_token_ids=(),
             compat=self.compat, generations=[1] * NUM_BLOCKS, observer=self, check=True,
+            windows=[group.window for group in model.config.kv_groups],
         )  # fmt: skip
         self.engine.start()
 
@@ -95,6 +97,10 @@ class EngineBench(RecordingObserver):
         eventually(lambda: REQUEST in self.endings or self.errors, within_s=WITHIN_S)
         assert not self.errors, self.errors
         return self.tokens[REQUEST]
+
+    def blocks(self, sequence: SequenceId) -> list[int]:
+        """Those that were lent or fetched, of all KV groups."""
+        return [b for b in self.admissions[sequence].block_table if b != NO_BLOCK]
 
     def close(self) -> None:
         self.engine.stop()
@@ -129,7 +135,8 @@ class RankedPrefill(EngineBench):
         super().admitted(sequence, block_table, generations, num_cached_tokens, queued_s)
         for rank in self.ranks:
             for block, generation in zip(block_table, generations, strict=True):
-                rank.memory.generations[block] = generation
+                if block != NO_BLOCK:
+                    rank.memory.generations[block] = generation
         layouts = [rank.layout for rank in self.ranks]
         covers = [cover(t, layouts, prefer=n) for n, t in enumerate(self._targets)]
         self._num_open = sum(map(len, covers))
@@ -148,7 +155,7 @@ class RankedPrefill(EngineBench):
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         super().computed(sequence, num_tokens)
-        table = list(self.admissions[sequence].block_table)
+        table = self.blocks(sequence)
         for rank, source, leases in zip(self.ranks, self.sources, self._leases, strict=True):
             heads = slice(rank.layout.heads.start, rank.layout.heads.stop)
             rank.pool.tensor[table] = self.pool.tensor[table][:, :, :, heads]
@@ -202,10 +209,11 @@ class RankedDecode(EngineBench):
         num_cached_tokens: int, queued_s: float,
     ) -> None:  # fmt: skip
         super().admitted(sequence, block_table, generations, num_cached_tokens, queued_s)
+        indices = [index for index, block in enumerate(block_table) if block != NO_BLOCK]
         for sink, parts in zip(self.sinks, self._parts, strict=True):
             for part in parts:
                 sink.fetch(
-                    ticket=part.ticket, indices=range(len(block_table)), block_ids=block_table,
+                    ticket=part.ticket, indices=indices, block_ids=self.blocks(sequence),
                     heads=part.heads, deadline_s=WITHIN_S, on_end=self._fetched,
                 )  # fmt: skip
 
@@ -220,7 +228,7 @@ class RankedDecode(EngineBench):
         first = [int(end.note) for end in self.ends if isinstance(end, sinks.Landed)]
         if len(first) < len(self.ends):
             return Lost(str([end for end in self.ends if not isinstance(end, sinks.Landed)]))
-        table = list(self.admissions[REQUEST].block_table)
+        table = self.blocks(REQUEST)
         for rank in self.ranks:
             heads = slice(rank.layout.heads.start, rank.layout.heads.stop)
             self.pool.tensor[table, :, :, heads] = rank.pool.tensor[table]

@@ -12,15 +12,17 @@ from support.words import LAYOUT, decode
 from decode_worker.service import DecodeService
 from engine.batch import SequenceId
 from engine.commands import Submission
+from engine.kvgroups import NO_BLOCK
 from engine.loop import EngineStats
 from engine.sequence import FetchOutcome
 from engine.sequence import Lost as EngineLost
 from kvtransfer.messages import FetchId
 from kvtransfer.notices import AskedAgain, LinkRefused, LinkUp, Rejected
 from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost
-from protocol import codec
+from protocol import codec, messages
 from protocol.errors import PeerLost
 from protocol.ids import Epoch, LeaseId, RouterId, WorkerId
+from protocol.layout import KvLayout
 from protocol.messages import Blocks, FirstToken, Load, Ticket, ToRouter
 from protocol.telemetry import WorkerMetrics
 from protocol.text import Tokenizer
@@ -70,17 +72,20 @@ class FakeSink:
 
     def __init__(self) -> None:
         self.ends: list[Callable[[FetchEnd], None]] = []
+        self.asked: list[tuple[list[int], list[int]]] = []
+        """Indices and block ids of each fetch."""
 
     def hold(self, ticket: Ticket) -> None:
         pass
 
-    def fetch(self, *, on_end: Callable[[FetchEnd], None], **_: Any) -> FetchId:
+    def fetch(self, *, on_end: Callable[[FetchEnd], None], **asked: Any) -> FetchId:
         self.ends.append(on_end)
+        self.asked.append((list(asked["indices"]), list(asked["block_ids"])))
         return FetchId(len(self.ends))
 
 
 class Bench:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, layout: KvLayout = LAYOUT) -> None:
         self.said: list[ToRouter] = []
         self.engine, self.sink = FakeEngine(), FakeSink()
         self.metrics = WorkerMetrics()
@@ -95,18 +100,25 @@ class Bench:
             epoch=Epoch(1),
             engine=self.engine,  # type: ignore[arg-type]
             sink=self.sink,  # type: ignore[arg-type]
-            layout=LAYOUT,
+            layout=layout,
         )
 
     def fetch(
-        self, request: str, end: FetchEnd, *, num_blocks: int = 1, num_cached_tokens: int = 0
+        self,
+        request: str,
+        end: FetchEnd,
+        *,
+        num_blocks: int = 1,
+        num_cached_tokens: int = 0,
+        table: tuple[int, ...] = (),
     ) -> None:
-        """A request of so many full blocks whose fetch ends so."""
+        """A request of so many full token blocks whose fetch ends so."""
         num_tokens = TICKET.num_tokens if num_blocks == 1 else num_blocks * LAYOUT.block_tokens
         message = replace(decode(request), token_ids=tuple(range(1, num_tokens + 1)))
         ticket = replace(TICKET, num_tokens=num_tokens)
         self.service.take(RouterId("router"), replace(message, ticket=ticket))
-        table, generations = tuple(range(num_blocks)), (1,) * num_blocks
+        table = table or tuple(range(num_blocks))
+        generations = (1,) * len(table)
         sequence = self.engine.submitted[-1].id
         self.service.admitted(sequence, table, generations, num_cached_tokens, 0.0)
         self.sink.ends[-1](end)
@@ -161,6 +173,36 @@ def test_what_arrived_without_a_gap_before_a_fetch_ended_badly_is_kept(
     assert outcome.num_tokens == 3 * LAYOUT.block_tokens
     assert outcome.quarantined == (3,)
     assert bench.sample("baton_worker_kv_kept_blocks_total") == 2
+
+
+TWO_GROUPS = replace(LAYOUT, num_groups=2)
+WINDOWED = (10, NO_BLOCK, 11, NO_BLOCK, 12, 22, 13, 23)
+"""Four token blocks; the second group sees the last two."""
+
+
+def test_only_blocks_that_are_seen_and_not_cached_are_fetched(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, layout=TWO_GROUPS)
+    end = landed(num_bytes=10, flow_s=0.5)
+    bench.fetch("r1", end, num_blocks=4, num_cached_tokens=4, table=WINDOWED)
+    assert bench.sink.asked == [([2, 4, 5, 6, 7], [11, 12, 22, 13, 23])]
+    (message,) = bench.said
+    assert isinstance(message, messages.Landed) and message.blocks_reused == 1
+
+
+@pytest.mark.parametrize(
+    ("arrived", "num_kept", "num_blocks"),
+    [((2, 4), 2, 1), ((2, 4, 5, 6), 3, 3), ((2, 4, 5, 6, 7), 4, 5), ((4, 5), 1, 0)],
+)
+def test_a_token_block_is_kept_when_every_group_that_needs_it_has_it(
+    tmp_path: Path, arrived: tuple[int, ...], num_kept: int, num_blocks: int
+) -> None:
+    bench = Bench(tmp_path, layout=TWO_GROUPS)
+    lost = Lost(PeerLost("gone"), landed=arrived)
+    bench.fetch("r1", lost, num_blocks=4, num_cached_tokens=4, table=WINDOWED)
+    (outcome,) = bench.engine.outcomes
+    assert isinstance(outcome, EngineLost)
+    assert outcome.num_tokens == num_kept * LAYOUT.block_tokens
+    assert bench.sample("baton_worker_kv_kept_blocks_total") == num_blocks
 
 
 def test_a_source_lost_before_anything_arrived_keeps_nothing(tmp_path: Path) -> None:

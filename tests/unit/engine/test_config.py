@@ -1,32 +1,11 @@
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.configs import config, read, refused
 
-from engine.config import ModelConfig, read_config
+from engine.config import read_config
 from protocol.errors import CheckpointError
-from tools.make_checkpoint import Shape
-
-
-def read(
-    path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None
-) -> ModelConfig:
-    (path / "config.json").write_text(json.dumps(config))
-    if generation is not None:
-        (path / "generation_config.json").write_text(json.dumps(generation))
-    return read_config(path)
-
-
-def config(family: str = "llama", /, **changes: Any) -> dict[str, Any]:
-    return Shape(family=family).config() | changes
-
-
-def refused(path: Path, raw: dict[str, Any], *words: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        read(path, raw)
-    for word in ("config.json", *words):
-        assert word in str(caught.value)
 
 
 def test_heads_default_to_the_hidden_size_over_their_number(tmp_path: Path) -> None:
@@ -60,20 +39,20 @@ def test_both_spellings_of_a_rope_mean_the_same(tmp_path: Path) -> None:
     old = config(rope_scaling={"type": "linear", **rope}, rope_theta=5e5)
     del old["rope_parameters"]
     new = config(rope_parameters={"rope_type": "linear", "rope_theta": 5e5, **rope})
-    assert read(tmp_path, old).rope == read(tmp_path, new).rope
+    assert read(tmp_path, old).ropes == read(tmp_path, new).ropes
 
 
 def test_yarn_brings_its_attention_factor(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
     got = read(tmp_path, config(rope_parameters=yarn))
-    assert got.rope.attention_factor == pytest.approx(1.1386, abs=1e-4)
+    assert got.ropes[0].attention_factor == pytest.approx(1.1386, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     ("rope", "word"),
     [
         ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
-        ({"rope_type": "longrope", "short_factor": [1.0]}, "longrope"),
+        ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}, "short_factor"),
         ({"rope_type": "linear"}, "factor"),
         ({"rope_type": "linear", "factor": 2.0, "mystery": 1}, "mystery"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),

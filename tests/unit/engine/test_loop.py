@@ -1,12 +1,12 @@
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from support.eventually import eventually
-from support.fake_runner import FakeRunner, continuation
+from support.fake_runner import FakeRunner, FakeStep, continuation
 from support.observed import RecordingObserver
 
-from engine.batch import SequenceId
+from engine.batch import Chunk, SequenceId
 from engine.commands import Submission
 from engine.ending import Aborted, Failed, Finished, HandedOver
 from engine.limits import EngineLimits
@@ -29,8 +29,11 @@ class Bench:
         num_blocks: int = 32,
         max_waiting: int = 8,
         clock: Callable[[], float] = time.monotonic,
+        depth: int = 1,
+        runner: type[FakeRunner] = FakeRunner,
     ) -> None:
-        self.runner = FakeRunner(num_blocks=num_blocks)
+        self.runner = runner(num_blocks=num_blocks, depth=depth)
+        self.runner.generations = [0] * num_blocks
         self.observer = RecordingObserver()
         self.engine = Engine(
             runner=self.runner,
@@ -39,7 +42,7 @@ class Bench:
             ),
             eos_token_ids=(),
             compat="test",
-            generations=[0] * num_blocks,
+            generations=self.runner.generations,
             observer=self.observer,
             clock=clock,
             check=True,
@@ -71,9 +74,14 @@ class Bench:
         return blocks.free + blocks.cached == blocks.total
 
 
+@pytest.fixture(params=[1, 2])
+def depth(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
+def bench(depth: int) -> Iterator[Bench]:
+    bench = Bench(depth=depth)
     bench.engine.start()
     yield bench
     bench.engine.stop()
@@ -141,8 +149,10 @@ def test_a_lost_fetchs_quarantined_blocks_are_back_once_they_are_quiet(bench: Be
     eventually(bench.all_back)
 
 
-def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench) -> None:
-    bench.runner.fail_next = 1
+@pytest.mark.parametrize("where", ["fail_next", "fail_tokens"])
+def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench, where: str) -> None:
+    """Whether it cannot be launched or its tokens do not come."""
+    setattr(bench.runner, where, 1)
     bench.submit(A)
     bench.wait_end(A)
     bench.submit(B)
@@ -151,6 +161,7 @@ def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench) 
     assert isinstance(ending, Failed)
     assert ending.code == "internal"
     assert isinstance(bench.observer.endings[B], Finished)
+    eventually(bench.all_back)
 
 
 def test_stopping_aborts_what_still_runs(bench: Bench) -> None:
@@ -239,13 +250,17 @@ def test_a_text_that_ends_ends_its_sequence(bench: Bench) -> None:
     assert len(bench.observer.tokens[A]) == 2
 
 
-def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud() -> None:
-    bench = Bench()
-    bench.runner.fail_next = 3
-    bench.engine.start()
+@pytest.mark.parametrize("where", ["fail_next", "fail_tokens"])
+def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud(
+    depth: int, where: str
+) -> None:
+    bench = Bench(depth=depth)
+    setattr(bench.runner, where, 3)
     names = [SequenceId(str(i)) for i in range(3)]
     for name in names:
         bench.submit(name)
+    bench.engine.start()
+    for name in names:
         bench.wait_end(name)
     eventually(lambda: bench.observer.errors)
     assert isinstance(bench.observer.errors[0], EngineBroken)
@@ -254,8 +269,10 @@ def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud() -> None:
     assert bench.all_back()
 
 
-def test_a_broken_engine_gives_every_sequence_its_ending(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench()
+def test_a_broken_engine_gives_every_sequence_its_ending(
+    monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    bench = Bench(depth=depth)
     bench.submit(A, mode=Mode.REMOTE)
     bench.submit(B)
 
@@ -296,6 +313,57 @@ def test_seconds_are_told_by_the_clock_given(monkeypatch: pytest.MonkeyPatch) ->
     stats = bench.engine.stats()
     assert stats.prefill_tokens_per_s == pytest.approx((0.9 * 8 + 2) / 1.9)
     assert stats.decode_step_s == 1.0
+
+
+def test_a_step_ahead_is_timed_from_the_end_of_the_one_before() -> None:
+    """Each launch takes 1 s, each step ahead is awaited for 10 s more."""
+    now = 0.0
+
+    class Slow(FakeRunner):
+        def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
+            nonlocal now
+            now += 1.0
+            return super().launch(chunks)
+
+        def finish(self, step: FakeStep) -> None:
+            nonlocal now
+            now += 10.0
+            super().finish(step)
+
+    bench = Bench(depth=2, clock=lambda: now, runner=Slow)
+    bench.submit(max_tokens=50)
+    bench.engine.start()
+    bench.wait_end()
+    bench.engine.stop()
+    assert 10 <= bench.engine.stats().decode_step_s <= 11
+
+
+def test_steps_in_flight_are_awaited_before_the_engine_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody writes into the blocks once their sequences have ended."""
+
+    def stop(observer: RecordingObserver, tokens: object) -> set[SequenceId]:
+        bench.engine.stop()
+        return set()
+
+    monkeypatch.setattr(RecordingObserver, "step", stop)
+    bench.submit(max_tokens=50)
+    bench.wait_end()
+    assert bench.observer.endings[A] == Aborted()
+    assert bench.runner.num_in_flight == 0
+    assert bench.all_back()
+
+
+def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read() -> None:
+    bench = Bench(depth=2)
+    bench.submit(max_tokens=20)
+    bench.engine.start()
+    bench.wait_end()
+    bench.engine.stop()
+    pending = [chunk.pending for batch in bench.runner.batches for chunk in batch]
+    assert pending == [0, 0, *[1] * 19]
+    assert bench.observer.tokens[A] == continuation(PROMPT, seed=1, num_tokens=20)
 
 
 def test_events_reach_the_observer_in_order(bench: Bench) -> None:

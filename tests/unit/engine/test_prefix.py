@@ -31,6 +31,11 @@ def sequence(
     )
 
 
+def seal(cache: PrefixCache, held: Sequence) -> None:
+    for displaced in cache.seal(held):
+        cache.let_go(displaced)
+
+
 def computed(
     cache: PrefixCache, tokens: Seq[int], *, salt: str = "", mode: Mode = Mode.LOCAL
 ) -> Sequence:
@@ -41,7 +46,7 @@ def computed(
     held.block_table = cache.take(matched, num_new=num_blocks - len(matched))
     held.num_sealed = len(matched)
     held.num_computed = len(tokens)
-    cache.seal(held)
+    seal(cache, held)
     cache.check()
     return held
 
@@ -131,20 +136,25 @@ def test_the_second_of_two_equal_sequences_shares_the_blocks_of_the_first(
         held.block_table = cache.take((), num_new=3)
         held.num_computed = len(LONG)
     for held in (first, second):
-        cache.seal(held)
+        seal(cache, held)
     assert first.block_table == second.block_table
     assert cache.blocks.num_owned == 3
 
 
-def test_a_cached_block_that_is_shared_at_sealing_can_no_longer_be_evicted(
-    cache: PrefixCache,
+@pytest.mark.parametrize("mode", [Mode.LOCAL, Mode.HANDOVER])
+def test_a_block_takes_the_place_of_an_equal_one_that_nobody_holds(
+    cache: PrefixCache, mode: Mode
 ) -> None:
-    late = sequence(cache, LONG[:8])
+    """So that sealing makes nothing scarcer, and whoever reads its blocks need not move."""
+    late = sequence(cache, LONG[:8], mode=mode)
     late.block_table = cache.take((), num_new=2)
     cache_it(cache, LONG[:8])
     late.num_computed = 8
-    cache.seal(late)
+    before = list(late.block_table)
+    assert cache.seal(late) == []
     cache.check()
+    assert late.block_table == before and not late.twins
+    assert cache.take_events() == [Stored(tuple(late.chain[1:]))]
     cache.take((), num_new=6)
     assert cache.num_available == 0
     assert num_matched(cache, LONG[:8]) == 2
@@ -158,7 +168,7 @@ def test_under_a_lease_a_sequence_keeps_its_blocks_and_holds_the_equal_ones(
     offered = list(leased.block_table)
     first = computed(cache, LONG[:8])
     leased.num_computed = 8
-    cache.seal(leased)
+    seal(cache, leased)
     cache.give_back(first)
     assert leased.block_table == offered
     assert cache.num_available == 4

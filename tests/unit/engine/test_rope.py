@@ -28,3 +28,14 @@ def test_rotations_are_cosines_then_sines_times_the_attention_factor() -> None:
     angles = torch.tensor([[0.0, 0.0], [2.0, 1.0]])
     assert torch.allclose(got[:, 0], 2 * angles.cos())
     assert torch.allclose(got[:, 1], 2 * angles.sin())
+
+
+def test_longrope_divides_each_frequency_by_its_factor() -> None:
+    rope = Rope(kind="longrope", dim_factors=(1.0, 2.0, 4.0, 8.0))
+    ratio = frequencies(Rope(), head_dim=8) / frequencies(rope, head_dim=8)
+    assert torch.allclose(ratio, torch.tensor([1.0, 2.0, 4.0, 8.0]))
+
+
+def test_a_share_of_the_dims_turns_as_a_whole_head_of_that_size_would() -> None:
+    got = frequencies(Rope(share=0.25), head_dim=32)
+    assert torch.equal(got, frequencies(Rope(), head_dim=8))

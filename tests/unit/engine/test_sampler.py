@@ -6,16 +6,18 @@ the seeds are fixed, so they either always pass or always fail."""
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from support.forwards import chunk
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
+from engine.philox import all_words, gumbel
 from engine.sampler import sample, sample_one
 from protocol.messages import Sampling
 
@@ -108,6 +110,54 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_p(size: int, top_p: floa
     kept = ordered.indices[before < top_p]
     expected = torch.zeros(size).index_copy(0, kept, logits.softmax(0)[kept])
     assert_drawn_from(expected / expected.sum(), draw(logits, 1500, top_p=top_p, seed=5))
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.4])
+def test_all_filters_together_draw_from_what_each_leaves_the_next(temperature: float) -> None:
+    """min_p, then top_k, then top_p on the mass that is left."""
+    best = (row(4) / temperature).softmax(0).sort(descending=True)
+    kept = best.values * (best.values >= 0.02 * best.values[0])
+    kept[12:] = 0
+    kept /= kept.sum()
+    kept[kept.cumsum(0) - kept >= 0.9] = 0
+    assert 3 < kept.count_nonzero() < 12
+    expected = torch.zeros(V).index_copy(0, best.indices, kept / kept.sum())
+    fields = {"min_p": 0.02, "top_k": 12, "top_p": 0.9, "temperature": temperature}
+    assert_drawn_from(expected, draw(row(4), 2000, seed=21, **fields))
+
+
+def test_equal_scores_at_the_edge_of_a_filter_go_to_lower_ids() -> None:
+    logits = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    assert set(draw(logits, 100, top_k=3)) == {1, 3, 4}
+    assert set(draw(logits[logits > 0], 100, top_p=0.5)) == {0, 1}
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0, 12.0])
+@pytest.mark.parametrize("fields", [{}, {"top_k": 900}, {"top_p": 0.98}, {"min_p": 1e-6}])
+def test_noise_left_undrawn_could_not_have_won(scale: float, fields: dict[str, Any]) -> None:
+    """Beside the definition, written out over every token."""
+    logits = row(3, size=2000, scale=scale)
+    for position in range(1, 25):
+        asked = asking(position=position, seed=-9, **fields)
+        assert asked.sampling is not None
+        gaps_V = (logits.max() - logits).numpy()
+        if asked.sampling.min_p:
+            gaps_V[gaps_V > -np.log(np.float32(asked.sampling.min_p))] = np.inf
+        order = np.argsort(gaps_V, kind="stable")
+        order = order[: asked.sampling.top_k or None]
+        held = np.exp(-gaps_V[order].astype(np.float64)).cumsum()
+        if asked.sampling.top_p < 1:
+            order = order[: int((held < np.float32(asked.sampling.top_p) * held[-1]).sum()) + 1]
+        kept = np.full(len(logits), -np.inf)
+        kept[order] = -gaps_V[order].astype(np.float64)
+        sums = kept + gumbel(all_words(len(logits), seed=-9, position=position))
+        assert choose(logits, position=position, seed=-9, **fields).token_id == sums.argmax()
+
+
+def test_long_texts_and_any_seed_draw_from_the_softmax_too() -> None:
+    far = (1 << 31) - 500
+    drawn = Counter(choose(row(), position=far + i, seed=-(1 << 63)).token_id for i in range(1000))
+    assert_drawn_from(row().softmax(0), drawn)
 
 
 def test_top_p_counts_within_what_top_k_left() -> None:

@@ -2,10 +2,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.forwards import chunk, pool_for
+from support.eventually import eventually
+from support.forwards import chunk, pool_for, step
+from support.observed import RecordingObserver
 
 from engine.batch import SequenceId
+from engine.commands import Submission
 from engine.kvpool import KvPool
+from engine.limits import EngineLimits
+from engine.loop import Engine
 from engine.model import Model, load_model
 from engine.torch_runner import TorchRunner
 from protocol.layout import KvLayout
@@ -42,7 +47,7 @@ def generate(model: Model, sizes: list[int], *, count: int, beside: int = 0) -> 
             chunk([s] * (1 + s), table=tables[s], sequence=f"other {s}")
             for s in range(1, beside + 1)
         ]
-        sampled = runner.execute([*others[:2], mine, *others[2:]])
+        sampled = step(runner, [*others[:2], mine, *others[2:]])
         assert len(sampled) == len(others) + (not todo)
         start += len(token_ids)
         if not todo:
@@ -61,12 +66,13 @@ def test_a_sequence_continues_on_another_runner_from_the_same_blocks(model: Mode
     """What decode does: the pool's bytes are copied, nothing else."""
     here, there = pool_for(model), pool_for(model)
     sampling = Sampling(seed=3, max_tokens=9, temperature=1.0)
-    first = TorchRunner(model, here).execute([chunk(PROMPT, table=[4, 9], sampling=sampling)])
+    first = step(TorchRunner(model, here), [chunk(PROMPT, table=[4, 9], sampling=sampling)])
     there.tensor[[0, 7]] = here.tensor[[4, 9]]
     token = next(iter(first.values())).token_id
     results = [
-        TorchRunner(model, pool).execute(
-            [chunk([token], start=len(PROMPT), table=table, sampling=sampling, outputs=[token])]
+        step(
+            TorchRunner(model, pool),
+            [chunk([token], start=len(PROMPT), table=table, sampling=sampling, outputs=[token])],
         )
         for pool, table in ((here, [4, 9]), (there, [0, 7]))
     ]
@@ -76,7 +82,7 @@ def test_a_sequence_continues_on_another_runner_from_the_same_blocks(model: Mode
 def test_a_step_that_samples_nothing_still_writes_its_kv(model: Model) -> None:
     pools = [pool_for(model), pool_for(model)]
     for pool, sampling in zip(pools, (None, Sampling(seed=0, max_tokens=1)), strict=True):
-        TorchRunner(model, pool).execute([chunk(PROMPT, table=[1, 2], sampling=sampling)])
+        step(TorchRunner(model, pool), [chunk(PROMPT, table=[1, 2], sampling=sampling)])
     written = [pool.tensor[[1, 2]][:, :, :, :, :3] for pool in pools]
     assert torch.equal(*written)
     assert not written[0].isnan().any()
@@ -85,9 +91,9 @@ def test_a_step_that_samples_nothing_still_writes_its_kv(model: Model) -> None:
 def test_a_chunk_its_blocks_cannot_hold_is_refused(model: Model) -> None:
     runner = TorchRunner(model, pool_for(model))
     with pytest.raises(ValueError, match="do not fit 1 blocks of 8"):
-        runner.execute([chunk(PROMPT, table=[1])])
+        step(runner, [chunk(PROMPT, table=[1])])
     with pytest.raises(ValueError, match="0 tokens"):
-        runner.execute([chunk([], table=[1])])
+        step(runner, [chunk([], table=[1])])
 
 
 def test_a_sequence_with_damaged_kv_gets_no_token_and_the_one_beside_it_does(model: Model) -> None:
@@ -95,7 +101,7 @@ def test_a_sequence_with_damaged_kv_gets_no_token_and_the_one_beside_it_does(mod
         chunk(PROMPT, table=[1, 2], sequence="good"),
         chunk([5], start=3, table=[7], sequence="damaged"),  # nobody wrote tokens 0 to 2
     ]
-    assert list(TorchRunner(model, pool_for(model)).execute(chunks)) == ["good"]
+    assert list(step(TorchRunner(model, pool_for(model)), chunks)) == ["good"]
 
 
 def test_min_tokens_bans_every_token_that_ends_a_text(model: Model) -> None:
@@ -104,7 +110,7 @@ def test_min_tokens_bans_every_token_that_ends_a_text(model: Model) -> None:
     def answer(*eos_token_ids: int) -> int:
         runner = TorchRunner(model, pool_for(model), eos_token_ids=eos_token_ids)
         sampling = Sampling(seed=0, max_tokens=9, temperature=0.0, min_tokens=2)
-        sampled = runner.execute([chunk(PROMPT, table=[1, 2], sampling=sampling)])
+        sampled = step(runner, [chunk(PROMPT, table=[1, 2], sampling=sampling)])
         return sampled[SequenceId("a")].token_id
 
     likeliest = answer()
@@ -129,5 +135,36 @@ def test_kernels_and_twins_fill_the_pool_alike(tmp_path: Path) -> None:
     for native in (True, False):
         model = load_model(tmp_path, dtype="float32", native=native)
         pools.append(pool_for(model, fill=0.0))
-        TorchRunner(model, pools[-1]).execute([chunk(PROMPT, table=[3, 1])])
+        step(TorchRunner(model, pools[-1]), [chunk(PROMPT, table=[3, 1])])
     assert torch.allclose(pools[0].tensor, pools[1].tensor, atol=1e-4)
+
+
+def texts(model: Model, *, num_blocks: int) -> tuple[list[list[int]], int]:
+    """What an engine on a pool of that size says to three prompts, and how often it preempted."""
+    observer = RecordingObserver()
+    engine = Engine(
+        runner=TorchRunner(model, pool_for(model, num_blocks=num_blocks)),
+        limits=EngineLimits(
+            max_running=4, max_waiting=4, token_budget=16, max_context_tokens=num_blocks * 8
+        ),
+        eos_token_ids=(),
+        compat="test",
+        generations=[0] * num_blocks,
+        observer=observer,
+    )
+    names = [SequenceId(str(i)) for i in range(3)]
+    for i, name in enumerate(names):
+        sampling = Sampling(seed=i, max_tokens=24, temperature=0.8, repetition_penalty=1 + i / 10)
+        engine.submit(Submission(id=name, prompt=[*PROMPT, i], sampling=sampling))
+    engine.start()
+    eventually(lambda: len(observer.endings) == 3)
+    engine.stop()
+    return [observer.tokens[name] for name in names], engine.stats().num_preempted
+
+
+def test_preempted_requests_finish_with_identical_tokens(model: Model) -> None:
+    undisturbed, none = texts(model, num_blocks=64)
+    preempted, some = texts(model, num_blocks=8)
+    assert (none, some > 0) == (0, True)
+    assert preempted == undisturbed
+    assert [len(text) for text in preempted] == [24] * 3

@@ -4,6 +4,7 @@ import pytest
 
 from kvtransfer.lending import LEASE_TABLE, LeaseEvent, LeaseStage, Lending, Refusal
 from kvtransfer.messages import FetchId
+from kvtransfer.plan import NO_BLOCK
 from protocol.ids import LeaseId
 
 BLOCK_TOKENS = 4
@@ -62,6 +63,20 @@ def test_pieces_larger_than_the_sources_blocks_wait_for_all_of_them() -> None:
     assert ready(lending) == [0]
     lending.finish(b"")
     assert ready(lending) == [1]
+
+
+def test_slots_of_all_groups_are_ready_when_their_tokens_are_written() -> None:
+    lending = Lending(
+        lease=LeaseId(2), block_ids=[50, NO_BLOCK, 51, NO_BLOCK, 52, 53], num_tokens=10,
+        generations=[3, 0, 3, 0, 3, 3], block_tokens=BLOCK_TOKENS, num_groups=2,
+    )  # fmt: skip
+    fetch_it(lending, 0, 2, 4, 5)
+    lending.publish(8)
+    assert ready(lending) == [0, 2]
+    lending.publish(10)
+    assert ready(lending) == [4, 5]
+    with pytest.raises(Refusal, match="block 6 of a lease of 6"):
+        fetch_it(lending, 6, attempt=2)
 
 
 def test_what_is_written_stays_written() -> None:

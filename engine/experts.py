@@ -1,0 +1,94 @@
+"""Experts: read from a checkpoint one at a time, whatever their form, and chosen by a router.
+
+Called by `engine.loader` and `engine.parts`. A new form of storage is a new function here.
+"""
+
+# Shapes: T tokens, K hidden size, N features out, F features of an expert, E experts, J experts
+# of a token.
+
+from collections.abc import Iterator
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.family import ExpertForm
+from engine.layer_spec import MixtureSpec
+from engine.mxfp4 import dequantise
+from engine.ops import ExpertWeights
+from engine.tensors import mixture_block
+
+
+class Read(Protocol):
+    def __call__(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
+        """A tensor of the checkpoint on its device, or one row of its first dim."""
+        ...
+
+
+def read_experts(
+    read: Read, mixture: MixtureSpec, prefix: str, form: ExpertForm, dtype: torch.dtype
+) -> Iterator[ExpertWeights]:
+    """Every expert of the layer whose tensors start with `prefix`, in order."""
+    rule, experts = mixture.rule, f"{prefix}{mixture_block(mixture, form)}experts."
+    biases: tuple[Tensor | None, Tensor | None] = (None, None)
+    for expert in range(mixture.num_experts):
+        if form == "each":
+            names = [f"{experts}{expert}.{name}.weight" for name in (rule.gate, rule.up, rule.down)]
+            gate_FK, up_FK, down_KF = (read(name, dtype) for name in names)
+            gate_up_NK = torch.cat((gate_FK, up_FK))
+        else:
+            gate_up_NK = _linear(
+                read, f"{experts}gate_up_proj", form, rule.transposed, dtype, expert
+            )
+            down_KF = _linear(read, f"{experts}down_proj", form, rule.transposed, dtype, expert)
+            biases = _biases(read, experts, expert) if rule.biased else biases
+        gate_up_bias_N, down_bias_K = biases
+        if rule.interleaved:
+            gate_up_NK = gate_then_up(gate_up_NK)
+            gate_up_bias_N = None if gate_up_bias_N is None else gate_then_up(gate_up_bias_N)
+        yield ExpertWeights(
+            gate_up_NK=gate_up_NK.to(dtype).contiguous(),
+            gate_up_bias_N=gate_up_bias_N,
+            down_KF=down_KF.to(dtype).contiguous(),
+            down_bias_K=down_bias_K,
+        )
+
+
+def gate_then_up(rows: Tensor) -> Tensor:
+    """The even rows, then the odd ones."""
+    return torch.cat((rows[0::2], rows[1::2]))
+
+
+def route(
+    logits_TE: Tensor, *, per_token: int, softmax: Literal["before", "after"], renormalise: bool
+) -> tuple[Tensor, Tensor]:
+    """The experts of each token and their weights: ids int64 [T, J], weights float32 [T, J].
+
+    `softmax` over all experts before the best are taken, or over the best after; `renormalise`
+    makes a token's weights sum to one.
+    """
+    scores_TE = logits_TE.float()
+    if softmax == "before":
+        scores_TE = scores_TE.softmax(-1)
+    weights_TJ, ids_TJ = scores_TE.topk(per_token, dim=-1)
+    if softmax == "after":
+        weights_TJ = weights_TJ.softmax(-1)
+    if renormalise:
+        weights_TJ = weights_TJ / weights_TJ.sum(-1, keepdim=True)
+    return ids_TJ, weights_TJ
+
+
+def _linear(
+    read: Read, name: str, form: ExpertForm, transposed: bool, dtype: torch.dtype, expert: int
+) -> Tensor:
+    if form == "mxfp4":
+        blocks = read(f"{name}_blocks", torch.uint8, expert)
+        return dequantise(blocks, read(f"{name}_scales", torch.uint8, expert))
+    weight = read(name, dtype, expert)
+    return weight.T if transposed else weight
+
+
+def _biases(read: Read, experts: str, expert: int) -> tuple[Tensor, Tensor]:
+    """Of one expert."""
+    gate_up_bias_N = read(f"{experts}gate_up_proj_bias", torch.float32, expert)
+    return gate_up_bias_N, read(f"{experts}down_proj_bias", torch.float32, expert)

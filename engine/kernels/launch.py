@@ -1,0 +1,141 @@
+"""How a kernel is launched on a chip: what was measured there, else what is safe anywhere.
+
+Called by the kernels' launchers. `tools/tune_kernels.py` writes one file a device to `tuned/`;
+none ships yet, for nothing was measured. The defaults fit sm_80 without spills
+(`tests/kernels/test_engine_kernels_compiled.py`).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TUNED = Path(__file__).parent / "tuned"
+Capability = tuple[int, int]
+NOWHERE: Capability = (0, 0)
+"""Of the interpreter."""
+FUSED = {"enable_fp_fusion": True}
+"""Multiply and add in one rounding; said in every launch, for Triton's default changes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Tile sizes, and the warps and pipeline stages of a program. A kernel without a dimension
+    leaves its block at 0."""
+
+    block_m: int = 0
+    block_n: int = 0
+    block_k: int = 0
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
+
+
+def chosen(kernel: str, shape: str, device: torch.device, default: Launch) -> Launch:
+    """What was measured for this kernel and shape class on such a device, else `default`."""
+    return _tuned(capability(device)).get((kernel, shape), default)
+
+
+def capability(device: torch.device) -> Capability:
+    if device.type != "cuda":
+        return NOWHERE
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _tuned(chip: Capability) -> dict[tuple[str, str], Launch]:
+    return read_tuned(TUNED / file_name(chip))
+
+
+def file_name(chip: Capability) -> str:
+    return f"sm_{chip[0]}{chip[1]}.json"
+
+
+def read_tuned(file: Path) -> dict[tuple[str, str], Launch]:
+    """Launches by (kernel, shape class); empty without the file."""
+    if not file.exists():
+        return {}
+    entries: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["entries"]
+    return {(entry["kernel"], entry["shape"]): Launch(**entry["launch"]) for entry in entries}
+
+
+def attention_class(head_dim: int, group: int, *, decode: bool, dtype: torch.dtype) -> str:
+    kind = "decode" if decode else "chunk"
+    return f"{kind}-d{head_dim}-g{group}-{dtype_name(dtype)}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def attention_default(head_dim: int, group: int, *, decode: bool, itemsize: int) -> Launch:
+    """`group` query heads share a KV head; their rows must fit a tile."""
+    rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
+    if itemsize == 4:  # no tensor cores: products of float32 live in registers
+        return Launch(block_m=rows, block_n=16, num_warps=4 if rows <= 32 else 8, num_stages=1)
+    if decode:
+        narrow = 64 if padded_dim <= 128 else 32
+        return Launch(block_m=rows, block_n=narrow, num_warps=4, num_stages=2)
+    if padded_dim <= 128:
+        keys = 64 if padded_dim == head_dim else 32  # masks take registers
+        return Launch(block_m=max(64, rows), block_n=keys, num_warps=4, num_stages=2)
+    return Launch(block_m=max(64, rows), block_n=32, num_warps=8, num_stages=2)
+
+
+FEW_ROWS = 16
+"""Rows of an expert up to which its tiles are the smallest."""
+
+
+def experts_class(
+    rows: float, num_experts: int, width: int, hidden: int, dtype: torch.dtype
+) -> str:
+    """`rows` of an expert on average, `hidden` features of its MLP."""
+    kind = "few" if rows <= FEW_ROWS else "many"
+    return f"{kind}-e{num_experts}-k{width}-f{hidden}-{dtype_name(dtype)}"
+
+
+def experts_default(rows_per_expert: float, *, itemsize: int) -> Launch:
+    if itemsize == 4:
+        return Launch(block_m=16, block_n=32, block_k=32, num_warps=4, num_stages=1)
+    block_m = 16 if rows_per_expert <= FEW_ROWS else 64
+    return Launch(block_m=block_m, block_n=64, block_k=64, num_warps=4, num_stages=3)
+
+
+def row_warps(width: int) -> int:
+    """Warps of a program that holds a row of so many float32 in registers."""
+    return 4 if width <= 2_048 else 8 if width <= 8_192 else 16
+
+
+def power_of_two(number: int) -> int:
+    """The smallest that is no smaller."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+SPLIT_TOKENS = 1_024
+"""Context of one split of attention: a fixed size, so that a row's splits, and with them the
+order of its sums, depend on its own context only. Not measured yet."""
+FULL_PROGRAMS = 256
+"""So many (sequence, KV head) pairs keep a GPU busy without splits. Not measured yet."""
+
+
+def num_splits(
+    *, num_sequences: int, num_tokens: int, num_kv_heads: int, capacity_tokens: int
+) -> int:
+    """From shapes alone, so that a captured graph stays right: 1 unless every sequence has one
+    token at most, they are few, and their tables have room for more than one split."""
+    if num_tokens > num_sequences or num_sequences * num_kv_heads >= FULL_PROGRAMS:
+        return 1
+    return max(1, -(-capacity_tokens // SPLIT_TOKENS))
+
+
+def as_stride(tensor: Tensor, dim: int) -> int:
+    """Elements between neighbours; the last dim must be contiguous for every kernel here."""
+    assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1, "rows must be contiguous"
+    return tensor.stride(dim)

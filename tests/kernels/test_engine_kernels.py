@@ -1,0 +1,79 @@
+"""The engine's kernels beside their torch twins, without a GPU and, where there is one, on it.
+
+Triton decides at import whether it interprets, so the comparisons run in processes of their own;
+what each shows is a function of `support.engine_kernels` by the same name.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.gpu import ENVIRONMENT, why_no_gpu
+
+from tools.make_checkpoint import Shape, make_checkpoint
+
+_WITHIN_S = 110
+BETWEEN_THE_LINEARS = ("norms", "gates", "blocks", "stores", "ropes", "alignments", "experts")
+ATTENTION = (
+    "attentions",
+    "splits",
+    "what_lies_beyond_the_context_is_never_read",
+    "a_row_depends_neither_on_its_chunk_nor_on_the_batch",
+    "rows_that_pad_a_batch_are_harmless",
+    "a_row_that_sees_nothing_is_zero",
+    "damaged_keys_stay_in_their_sequence",
+)
+SAMPLING = (
+    "tokens",
+    "ties",
+    "a_row_without_a_finite_logit_has_no_token",
+    "a_token_depends_on_its_row_alone",
+)
+
+
+def interpreted(module: str, *arguments: str) -> None:
+    run({"TRITON_INTERPRET": "1"}, module, *arguments)
+
+
+def run(variables: dict[str, str], module: str, *arguments: str) -> None:
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, "-m", f"support.{module}", *arguments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, timeout=_WITHIN_S, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "checks", [BETWEEN_THE_LINEARS, ATTENTION, SAMPLING], ids=["between", "attention", "sampling"]
+)
+def test_the_kernels_do_what_their_twins_do(checks: tuple[str, ...]) -> None:
+    interpreted("engine_kernels", *checks)
+
+
+@pytest.mark.gpu
+def test_the_kernels_do_what_their_twins_do_on_a_gpu() -> None:
+    if why := why_no_gpu():
+        pytest.skip(why)
+    run({}, "engine_kernels")
+
+
+def test_every_check_is_run() -> None:
+    source = (Path(__file__).parents[1] / "support" / "engine_kernels.py").read_text()
+    named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
+    assert source.count("\n@check\n") == len(named)
+    assert all(f"\n@check\ndef {name}(" in source for name in named)
+
+
+@pytest.mark.slow
+def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path) -> None:
+    """Full attention with q and k norms; a window shorter than a chunk."""
+    shapes = {
+        "qwen3": Shape(family="qwen3"),
+        "windowed": Shape(family="mistral", window=6, head_dim=20),
+    }
+    for name, shape in shapes.items():
+        make_checkpoint(tmp_path / name, shape)
+    interpreted("kernel_models", *(str(tmp_path / name) for name in shapes))

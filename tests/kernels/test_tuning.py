@@ -1,0 +1,97 @@
+"""Tuning without a GPU: what is tried, kept, written and read back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.kernels import launch
+from engine.kernels.launch import Launch
+from tools.tune_kernels import Measured, NoRoom, Subject, main, tune, written
+
+DEFAULT, WRONG, FAST, LARGE, SLOW = (Launch(block_n=n, num_warps=4) for n in (16, 32, 64, 128, 256))
+TOOK_US = {DEFAULT: 9.0, WRONG: 1.0, FAST: 4.0, SLOW: 12.0}
+
+
+def subject() -> Subject:
+    def run(one: Launch) -> Tensor:
+        if one == LARGE:
+            raise NoRoom
+        return torch.tensor([float(one == WRONG), TOOK_US[one]])
+
+    return Subject(
+        kernel="attention", shape="decode-d64", default=DEFAULT,
+        candidates=[WRONG, LARGE, SLOW, FAST], run=run,
+    )  # fmt: skip
+
+
+def measure(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    wrong, took_us = call()
+    return float(took_us), wrong
+
+
+def test_the_fastest_candidate_with_the_right_result_wins() -> None:
+    (best,) = tune([subject()], measure, within_s=10)
+    assert best == Measured(
+        kernel="attention", shape="decode-d64", launch=FAST, median_us=4.0, default_us=9.0
+    )
+
+
+def test_no_candidate_is_begun_once_the_time_is_up() -> None:
+    ticks = iter(range(99))
+    found = list(tune([subject(), subject()], measure, within_s=3, clock=lambda: next(ticks)))
+    assert [one.launch for one in found] == [DEFAULT]
+
+
+def test_what_is_written_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tuned" / launch.file_name((9, 0))
+    found = list(tune([subject()], measure, within_s=10))
+    assert written(file, found, device="a GPU") == 1
+    entry = json.loads(file.read_text())["entries"][0]
+    assert entry["device"] == "a GPU" and entry["median_us"] == 4.0
+    monkeypatch.setattr(launch, "TUNED", file.parent)
+    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
+    launch._tuned.cache_clear()
+    gpu = torch.device("cuda", 0)
+    assert launch.chosen("attention", "decode-d64", gpu, DEFAULT) == FAST
+    assert launch.chosen("attention", "decode-d128", gpu, DEFAULT) == DEFAULT
+    launch._tuned.cache_clear()
+
+
+def test_other_entries_of_the_file_stay(tmp_path: Path) -> None:
+    file = tmp_path / "sm_90.json"
+    one = Measured(kernel="sample", shape="any", launch=SLOW, median_us=2.0, default_us=2.0)
+    written(file, [one], device="a GPU")
+    written(file, tune([subject()], measure, within_s=10), device="a GPU")
+    assert launch.read_tuned(file) == {("sample", "any"): SLOW, ("attention", "decode-d64"): FAST}
+
+
+def test_nothing_that_was_never_measured_ships() -> None:
+    for file in launch.TUNED.glob("*.json"):
+        for entry in json.loads(file.read_text())["entries"]:
+            assert entry["device"] and entry["median_us"] > 0
+
+
+def test_without_a_gpu_tuning_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["--out", str(tmp_path)]) == 1
+    assert "no NVIDIA GPU here" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "num_tokens", "expected"),
+    [(4, 4, 8), (4, 5, 1), (32, 32, 1), (4, 0, 8)],
+    ids=["decode", "a chunk among them", "enough programs", "graph of padding"],
+)
+def test_splits_follow_from_shapes(num_sequences: int, num_tokens: int, expected: int) -> None:
+    assert launch.SPLIT_TOKENS == 1024 and launch.FULL_PROGRAMS == 256
+    count = launch.num_splits(
+        num_sequences=num_sequences, num_tokens=num_tokens, num_kv_heads=8, capacity_tokens=8192
+    )
+    assert count == expected

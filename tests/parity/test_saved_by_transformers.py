@@ -1,0 +1,73 @@
+"""What transformers itself saves, in the published form and in its own, is read as it means it."""
+
+# Shapes: T tokens, V vocabulary.
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.family_shapes import SHAPES
+from support.forwards import pool_for, split_logits
+from support.reference import reference
+from torch import Tensor
+
+from engine.model import load_model
+from tools.make_checkpoint import make_checkpoint
+
+TOLERANCE = 1e-4
+FUSED = ("mixtral", "qwen2-moe-some-layers-dense", "qwen3-moe")
+"""Families whose experts transformers 5 fuses in memory, and saves so when asked to."""
+PLAIN = (
+    "llama-llama3-rope",
+    "qwen3-tied-bias-window",
+    "gemma2-window",
+    "gemma3",
+    "olmo2",
+    "phi3-longrope-within-the-original-context",
+    "granite-biases-tied",
+    "gpt-oss-yarn",
+)
+TOKEN_IDS = torch.randint(300, (24,), generator=torch.Generator().manual_seed(5))
+
+
+def error(path: Path, hf: Any) -> float:
+    """Relative to the largest logit."""
+    with torch.inference_mode():
+        expected_TV: Tensor = hf(TOKEN_IDS[None]).logits[0]
+    model = load_model(path, dtype="float32", native=False)
+    pool = pool_for(model, num_blocks=128)
+    got_TV = split_logits(model, pool, TOKEN_IDS.tolist(), sizes=[20, 4], first_block=127)
+    return float((got_TV - expected_TV).abs().max() / expected_TV.abs().max())
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *FUSED])
+def test_a_model_saved_in_the_published_form_is_read(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path / "made", SHAPES[name])
+    hf = reference(tmp_path / "made")
+    hf.save_pretrained(tmp_path / "saved")
+    assert error(tmp_path / "saved", hf) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_model_saved_with_fused_experts_is_read(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path / "made", SHAPES[name])
+    hf = reference(tmp_path / "made")
+    hf.save_pretrained(tmp_path / "saved", save_original_format=False)
+    assert error(tmp_path / "saved", hf) < TOLERANCE
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_text_of_a_multimodal_gemma_is_read(tmp_path: Path, published: bool) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    text = SHAPES["gemma3"].config() | {"pad_token_id": 0}
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 16, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, attn_implementation="eager"
+    )
+    torch.manual_seed(3)
+    hf = transformers.Gemma3ForConditionalGeneration(config).eval()
+    hf.save_pretrained(tmp_path, save_original_format=published)
+    assert error(tmp_path, hf) < TOLERANCE
