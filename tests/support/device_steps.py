@@ -16,7 +16,8 @@ PROMPTS = {
     SequenceId("b"): [7, 7, 90],
     SequenceId("c"): [400, 3, 18, 250, 61],
 }
-TABLES = {sequence: range(8 * n, 8 * n + 8) for n, sequence in enumerate(PROMPTS)}
+TABLES = {sequence: range(12 * n, 12 * n + 12) for n, sequence in enumerate(PROMPTS)}
+"""Of 12 blocks, which up to four KV groups divide."""
 LIMITS = EngineLimits(max_running=6, max_waiting=8, token_budget=64, max_context_tokens=64)
 EOS = (2,)
 GREEDY = Sampling(seed=0, max_tokens=9, temperature=0.0)
