@@ -1,6 +1,7 @@
 """The path of a step on a device, over the host's stand-in: padding, feedback, late tokens."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from support.device_steps import (
@@ -17,6 +18,7 @@ from support.device_steps import (
     prefills,
     stepwise,
 )  # fmt: skip
+from support.family_shapes import SHAPES
 from support.forwards import chunk, pool_for
 
 from engine.batch import SampledToken, SequenceId
@@ -28,6 +30,7 @@ from protocol.messages import Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30
+NUM_STEPS = 6
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +188,12 @@ def test_a_step_larger_than_the_limits_is_refused(model: Model) -> None:
     parts = [chunk(prompt, table=range(8), sequence=str(n), sampling=None) for n in range(9)]
     with pytest.raises(ValueError, match="does not fit"):
         runner.launch(parts)
+
+
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "gemma3"])  # seven KV groups
+def test_every_family_gives_the_tokens_of_the_torch_runner(name: str, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, SHAPES[name])
+    model = load_model(tmp_path, dtype="float32", native=False)
+    rules = all_with(GREEDY)
+    want = expected(model, rules, count=NUM_STEPS)
+    assert ahead(device_runner(model), rules, count=NUM_STEPS) == want
