@@ -64,6 +64,15 @@ def test_disaggregated_tokens_equal_colocated_ones(pair: Pair, length: int, rule
     assert ids(apart) == ids(together)
 
 
+@pytest.mark.parametrize("rule", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+def test_many_at_once_say_what_each_says_alone(pair: Pair, rule: Sampling) -> None:
+    """More than may run together: some wait, prompts are computed beside decodes."""
+    prompts = {f"{n} of many {rule.temperature}": prompt(3 + 13 * n, salt=n + 20) for n in range(9)}
+    many = pair.all_apart(prompts, rule)
+    for name, tokens in prompts.items():
+        assert ids(many[name]) == ids(pair.together(f"{name}, alone", tokens, rule))
+
+
 def test_blocks_in_either_cache_are_neither_computed_nor_moved_again(pair: Pair) -> None:
     tokens = prompt(50, salt=9)
     pair.apart("first", tokens, GREEDY)

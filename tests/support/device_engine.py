@@ -3,7 +3,7 @@
 Everything is the workers' own but the sockets to the router: what is told to it is remembered.
 """
 
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,23 +61,31 @@ class Pair:
 
     def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """Prefilled by one, decoded by the other."""
-        request = RequestId(name)
-        self.prefill.take(
-            ROUTER,
-            Prefill(
-                request=request, attempt=0, token_ids=tuple(prompt), generated=(), sampling=rule,
-                salt="", deadline_s=DEADLINE_S,
-            ),
-        )  # fmt: skip
-        started = eventually(lambda: _of(Started, self.prefill_told, request))
-        self._decode(request, prompt, rule, started)
-        first = emits(self.prefill_told, request)
-        return first + emits(self.decode_told, request)
+        return self.all_apart({name: prompt}, rule)[name]
+
+    def all_apart(
+        self, prompts: Mapping[str, Sequence[int]], rule: Sampling
+    ) -> dict[str, list[Emit]]:
+        """All at once."""
+        for name, prompt in prompts.items():
+            self.prefill.take(
+                ROUTER,
+                Prefill(
+                    request=RequestId(name), attempt=0, token_ids=tuple(prompt), generated=(),
+                    sampling=rule, salt="", deadline_s=DEADLINE_S,
+                ),
+            )  # fmt: skip
+        for name, prompt in prompts.items():
+            started = eventually(lambda name=name: self.started(name), within_s=DEADLINE_S)  # type: ignore[misc]
+            self._decode(RequestId(name), prompt, rule, started)
+        return {
+            name: emits(self.prefill_told, RequestId(name)) + self._said(name) for name in prompts
+        }
 
     def together(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """All on the decode worker, which finds nothing of it in its cache: the salt is another."""
         self._decode(RequestId(name), prompt, rule, None, salt=name)
-        return emits(self.decode_told, RequestId(name))
+        return self._said(name)
 
     def landed(self, name: str) -> Landed | None:
         return _of(Landed, self.decode_told, RequestId(name))
@@ -101,6 +109,10 @@ class Pair:
                 salt=salt, deadline_s=DEADLINE_S, ticket=started.ticket if started else None,
             ),
         )  # fmt: skip
+
+    def _said(self, name: str) -> list[Emit]:
+        """By the decode worker, once it has ended well."""
+        request = RequestId(name)
         eventually(
             lambda: (
                 _of(Finished, self.decode_told, request) or _of(Failed, self.decode_told, request)
@@ -109,6 +121,7 @@ class Pair:
         )
         failed = _of(Failed, self.decode_told, request)
         assert failed is None, failed
+        return emits(self.decode_told, request)
 
 
 def emits(story: Story, request: RequestId) -> list[Emit]:
