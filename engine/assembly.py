@@ -84,6 +84,10 @@ def assemble(
     """
     limits = _limits(settings)
     if device is not None:
+        if settings.kv_huge_pages:
+            raise SettingsError(
+                f"kv_huge_pages: True: the KV pool is on {device.name}, without any"
+            )
         device.bind()
     model = load_model(
         settings.model,
@@ -159,16 +163,16 @@ def _device_runner(
     limits: EngineLimits,
 ) -> DeviceRunner:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    if settings.kv_huge_pages:
-        raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, which has none")
     choose = chooser_for(device)
     peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
+    free_bytes = device.free_bytes()  # what that step took is given back with it
     if settings.kv_blocks is not None or settings.kv_bytes is not None:
         num_blocks = settings.kv_blocks or max(2, (settings.kv_bytes or 0) // layout.block_bytes)
     else:
         num_blocks = blocks_left(
-            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share
-        )
+            layout, device=device, free_bytes=free_bytes, peak_bytes=peak_bytes,
+            share=settings.kv_memory_share,
+        )  # fmt: skip
     _check_groups(num_blocks, layout)
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))

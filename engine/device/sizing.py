@@ -31,10 +31,11 @@ def pool_bytes(*, free_bytes: int, peak_bytes: int, graph_bytes: int, share: flo
     return max(0, math.floor(left * share) - min(graph_bytes, left // 8))
 
 
-def blocks_left(layout: KvLayout, *, device: Device, peak_bytes: int, share: float) -> int:
+def blocks_left(
+    layout: KvLayout, *, device: Device, free_bytes: int, peak_bytes: int, share: float
+) -> int:
     """Blocks of the pool, beside a largest step of `peak_bytes`. Raises SettingsError where not
     even two fit."""
-    free_bytes = device.free_bytes()
     room_bytes = pool_bytes(
         free_bytes=free_bytes, peak_bytes=peak_bytes, graph_bytes=GRAPH_BYTES, share=share
     )
