@@ -6,7 +6,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Event
 
-from bench.workload import BLOCK_TOKENS, MAX_RUNNING, NUM_BLOCKS, TOKEN_BUDGET, Job, Times
+from bench.workload import (
+    BLOCK_TOKENS,
+    MAX_RUNNING,
+    NUM_BLOCKS,
+    RUN_LIMIT_S,
+    TOKEN_BUDGET,
+    Job,
+    Times,
+    TooSlow,
+)
 from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.ending import EngineEnding, Finished
@@ -51,7 +60,7 @@ class BatonSide:
             self._engine.submit(
                 Submission(id=SequenceId(str(index)), prompt=job.prompt, sampling=sampling)
             )
-        times = self._clockwork.finish(timeout_s=1800)
+        times = self._clockwork.finish(timeout_s=RUN_LIMIT_S)
         return [[at - started for at in times[str(index)]] for index in range(len(jobs))]
 
     def close(self) -> None:
@@ -67,8 +76,10 @@ class _Clockwork:
         self._failure: object = None
 
     def finish(self, *, timeout_s: float) -> dict[str, Times]:
-        if not self._done.wait(timeout_s) or self._failure is not None:
-            raise RuntimeError(f"the run did not end well: {self._failure or 'timeout'}")
+        if not self._done.wait(timeout_s):
+            raise TooSlow(f"baton: no end within {timeout_s:.0f} s")
+        if self._failure is not None:
+            raise RuntimeError(f"the run did not end well: {self._failure}")
         return self._times
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:

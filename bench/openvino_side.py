@@ -1,10 +1,16 @@
 """OpenVINO GenAI as a side of the benchmark, in an interpreter of its own.
 
 `OpenVinoSide` runs in the benchmark and talks JSON lines to this same file, run as a script by
-the Python of a virtual environment that has openvino-genai and optimum-intel.
+the Python of a virtual environment that has openvino-genai and optimum-intel:
+
+    python -m venv VENV && VENV/bin/pip install -c constraints-cpu.txt torch
+    VENV/bin/pip install -c constraints-cpu.txt openvino-genai "optimum-intel[openvino]"
+    VENV/bin/pip uninstall -y torchvision  # comes along, and does not fit a CPU torch
 """
 
 import json
+import os
+import select
 import subprocess
 import sys
 import time
@@ -27,19 +33,20 @@ class OpenVinoSide:
             exporter = python.parent / "optimum-cli"
             command = [str(exporter), "export", "openvino", "--model", str(path)]
             command += ["--task", "text-generation-with-past", "--weight-format", "fp16"]
-            subprocess.run([*command, str(converted)], check=True, timeout=900)
+            offline = {**os.environ, "HF_HUB_OFFLINE": "1"}  # else it asks the hub for minutes
+            subprocess.run([*command, str(converted)], check=True, timeout=900, env=offline)
         self._process = subprocess.Popen(
             [str(python), __file__, str(converted), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # `select` sees no buffer
         )
         self.version = str(self._answer()["version"])
 
     def run(self, jobs: "Sequence[Job]") -> "list[Times]":
         assert self._process.stdin is not None
         asked = [[job.prompt, job.num_tokens] for job in jobs]
-        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
         self._process.stdin.flush()
         times: list[Times] = self._answer()["times"]
         return times
@@ -47,15 +54,28 @@ class OpenVinoSide:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(60)
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:  # it was too slow
+            self._process.kill()
+            self._process.wait()
 
     def _answer(self) -> dict[str, Any]:
+        """The next line that is ours; the library prints its own."""
+        from bench.workload import RUN_LIMIT_S, TooSlow
+
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("{"):
+        deadline = time.monotonic() + RUN_LIMIT_S
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            if not select.select([self._process.stdout], [], [], left_s)[0]:
+                raise TooSlow(f"openvino: no answer within {RUN_LIMIT_S:.0f} s")
+            line = self._process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"openvino: its process has ended ({self._process.poll()})")
+            if line.startswith(b"{"):
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-        raise RuntimeError(f"openvino: its process has ended ({self._process.poll()})")
 
 
 def _serve(path: str, threads: int) -> None:

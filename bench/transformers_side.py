@@ -12,7 +12,16 @@ from typing import Any
 
 import torch
 
-from bench.workload import BLOCK_TOKENS, MAX_RUNNING, NUM_BLOCKS, TOKEN_BUDGET, Job, Times
+from bench.workload import (
+    BLOCK_TOKENS,
+    MAX_RUNNING,
+    NUM_BLOCKS,
+    RUN_LIMIT_S,
+    TOKEN_BUDGET,
+    Job,
+    Times,
+    TooSlow,
+)
 from engine.model import DTYPES, Dtype
 
 PAGE_TOKENS = 256
@@ -58,6 +67,8 @@ class TransformersSide:
         ]
         times: dict[str, Times] = {}
         while len(times) < len(jobs):
+            if time.perf_counter() - started > RUN_LIMIT_S:
+                raise TooSlow(f"transformers: {len(times)} of {len(jobs)} in {RUN_LIMIT_S:.0f} s")
             result = self._manager.get_result(timeout=1)
             if result is not None and result.is_finished():
                 if result.error is not None:

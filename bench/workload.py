@@ -18,6 +18,8 @@ TOKEN_BUDGET = 1024
 BLOCK_TOKENS = 16
 NUM_BLOCKS = 2400
 """Of 16 tokens: 32 sequences of 512 + 128 and room to spare."""
+RUN_LIMIT_S = 300.0
+"""Of one run of a side: the slowest run of a peer on two quiet cores takes a minute."""
 FIRST_ID, VOCABULARY = 300, 32_000
 
 
@@ -26,6 +28,10 @@ class Job:
     prompt: list[int]
     num_tokens: int
     """Exactly so many are generated, greedily; nothing ends a text early."""
+
+
+class TooSlow(Exception):
+    """A side did not end a run within RUN_LIMIT_S. It is of no use any more: close it."""
 
 
 Times = list[float]
@@ -37,7 +43,7 @@ class Side(Protocol):
     version: str
 
     def run(self, jobs: Sequence[Job]) -> list[Times]:
-        """All jobs at once, at most MAX_RUNNING of them running."""
+        """All jobs at once, at most MAX_RUNNING of them running. Raises TooSlow."""
         ...
 
     def close(self) -> None: ...

@@ -44,8 +44,8 @@ def sample(
     """One token for each row; row r belongs to chunk r, which must have `sampling`. None: the
     model answered NaN or -inf for every token."""
     plain = [_is_plain_greedy(chunk) for chunk in chunks]
-    best: list[int] = logits_RV.argmax(dim=1).tolist() if any(plain) else []
     rows_RV: Floats = logits_RV.float().numpy()
+    best: list[int] = rows_RV.argmax(axis=1).tolist() if any(plain) else []
     tokens: list[SampledToken | None] = []
     for r, chunk in enumerate(chunks):
         if plain[r] and np.isfinite(rows_RV[r, best[r]]):

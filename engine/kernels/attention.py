@@ -6,9 +6,10 @@ the rows of one tile, with as many tokens as fit, so that decode fills tensor co
 sequences are split along their context (Flash-Decoding, Dao et al. 2023): splits have a fixed
 size in tokens, leave (max, sum, values) in float32, and `reduce_splits` joins them in order.
 
-What holds: a row's result depends on its own query, context and sinks, and on the launch
-parameters and whether splits are made, which follow from shapes (`engine.kernels.launch`); not on
-the other rows, nor on where its chunk starts. Twin: `engine.attention.attend`.
+What holds: a row's bits depend on its own query and context, on the launch parameters and on
+whether splits are made; not on the other rows, nor on where its chunk starts. The latter two
+follow from shapes (`engine.kernels.launch`): a batch with a chunk in it rounds differently from
+decode alone, and so do more sequences than need splits. Twin: `engine.attention.attend`.
 """
 
 # Shapes: T tokens, S sequences, B blocks of a table, H query heads, G KV heads, D head dim,

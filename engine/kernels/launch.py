@@ -76,17 +76,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def attention_default(head_dim: int, group: int, *, decode: bool, itemsize: int) -> Launch:
-    """`group` query heads share a KV head; their rows must fit a tile."""
+    """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: the
+    widest tiles that spill nothing on any chip the tests name."""
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
     if itemsize == 4:  # no tensor cores: products of float32 live in registers
         return Launch(block_m=rows, block_n=16, num_warps=4 if rows <= 32 else 8, num_stages=1)
-    if decode:
-        narrow = 64 if padded_dim <= 128 else 32
-        return Launch(block_m=rows, block_n=narrow, num_warps=4, num_stages=2)
-    if padded_dim <= 128:
-        keys = 64 if padded_dim == head_dim else 32  # masks take registers
-        return Launch(block_m=max(64, rows), block_n=keys, num_warps=4, num_stages=2)
-    return Launch(block_m=max(64, rows), block_n=32, num_warps=8, num_stages=2)
+    block_m = rows if decode else max(64 if padded_dim <= 256 else 32, rows)
+    crowded = block_m >= 64 and (decode or padded_dim != head_dim)  # masks take registers
+    block_n = 16 if padded_dim > 256 else 32 if padded_dim > 128 or crowded else 64
+    num_warps = 4 if block_m * padded_dim <= 64 * 128 else 8
+    return Launch(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=2)
 
 
 FEW_ROWS = 16

@@ -6,6 +6,7 @@ meta tensors of real sizes. Marked slow: ptxas takes a second for each.
 
 # Shapes: T tokens, H query heads, G KV heads, D head dim, K features, R rows, V vocabulary.
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from engine.inputs import ForwardInputs
 from engine.kernels import attention, blocks, experts, gated, norm, reduce_splits, rope_store
 from engine.kernels import sample as sampling
 from engine.kernels import store_kv as storing
+from engine.kernels.choose import Shaping, Sparse, logprobs, shape_logits
 from engine.ops import HeadShape
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -94,6 +96,17 @@ def test_attention_of_decode_in_splits_fits(dim: int, arch: int, tmp_path: Path)
     calls = attention_calls(heads(dim), num_tokens=8, num_sequences=8)
     assert calls[0].constants["SPLIT"] > 0
     check(calls, (arch,), tmp_path)
+
+
+@pytest.mark.slow
+def test_keys_and_values_come_sixteen_bytes_at_a_time_for_tensor_cores(tmp_path: Path) -> None:
+    """Through the block tables, past the registers; decode as well as chunks."""
+    for num_tokens, product in ((2048, "wgmma.mma_async"), (4, "mma.sync.aligned.m16n8k16")):
+        (call,) = attention_calls(heads(128), num_tokens=num_tokens, num_sequences=4)
+        ptx = call.compiled(90).asm["ptx"]
+        assert product in ptx
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", ptx)
+        assert copies and set(copies) == {"0x10"}
 
 
 @pytest.mark.slow
@@ -238,3 +251,33 @@ def test_the_experts_fit(num_tokens: int, arch: int, tmp_path: Path) -> None:
 class Silent:
     def __getitem__(self, grid: object) -> Callable[..., None]:
         return lambda *args, **named: None
+
+
+def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meta tensor has no values: whatever would read one back raises."""
+    for module, name in (
+        (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
+        (rope_store, "rope_store_kernel"), (storing, "store_kv_kernel"), (norm, "norm_kernel"),
+        (gated, "gated_kernel"), (sampling, "sample_kernel"), (experts, "count_kernel"),
+        (experts, "place_kernel"), (experts, "grouped_kernel"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, Silent())
+    for num_tokens, num_sequences in ((64, 64), (100, 3)):
+        given, qkv = inputs(num_tokens, num_sequences), meta(num_tokens, 48, 128)
+        turns = meta(num_tokens, 2, 64, dtype=F32)
+        rope_store.rope_store(
+            qkv.view(num_tokens, -1), turns, heads(128), layer_pool(128), given.slots_GT[0]
+        )
+        assert attention.attention(qkv[:, :32], layer_pool(128), given, heads(128)).shape == (
+            num_tokens, 32 * 128,
+        )  # fmt: skip
+    mixture = experts.GroupedExperts(
+        gate_up_ENK=meta(8, 64, 32), gate_up_bias_EN=None, down_EKF=meta(8, 32, 32),
+        down_bias_EK=None, activation="silu",
+    )  # fmt: skip
+    assert mixture(meta(5, 32), meta(5, 2, dtype=torch.int64), meta(5, 2)).shape == (5, 32)
+    logits_RV, ids_R = meta(7, 100, dtype=F32), meta(7, dtype=torch.int64)
+    one = Sparse(rows_N=ids_R, ids_N=ids_R, values_N=meta(7, dtype=F32))
+    shaping = Shaping(repetition=one, malus=one, bias=one, bans=one)
+    assert shape_logits(logits_RV, shaping).shape == (7, 100)
+    assert [part.shape for part in logprobs(logits_RV, ids_R, 3)] == [(7,), (7, 3), (7, 3)]
