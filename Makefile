@@ -7,7 +7,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test test-ucx check bench bench-kvtransfer gpu-check gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo test test-ucx check bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -48,8 +48,11 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 
 # Ten minutes at most. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
 GPU_ENV := NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_NVLS_ENABLE=0
-gpu-check: setup  ## what needs an NVIDIA GPU: the device pools, cuda_ipc and nccl with two processes on one
-	$(GPU_ENV) timeout 600 $(BIN)/python -m pytest -m gpu tests/contract $(ARGS)
+gpu-check: setup  ## what needs an NVIDIA GPU: the engine on it beside its twins, device pools, hand-overs on one
+	$(GPU_ENV) timeout 600 $(BIN)/python -m pytest -m gpu tests $(ARGS)
+
+gpu-bench: setup  ## an 8-billion-parameter shape on one GPU, beside its limits and its peers
+	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.gpu $(ARGS)
 
 gpu-bench-kvtransfer: setup  ## cuda_ipc and nccl between two processes on one GPU, beside its own copy
 	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.device $(ARGS)

@@ -15,7 +15,7 @@ from typing import Any
 from controlplane.child import Child, ChildFailed, ChildSpec, OnChildEvent
 from controlplane.cores import usable_cores
 from controlplane.embedded_redis import EmbeddedRedis
-from controlplane.plan import router_spec, worker_names, worker_specs
+from controlplane.plan import gpu_share, router_spec, worker_names, worker_specs
 from controlplane.settings import UpFlags, UpSettings
 from protocol.errors import SettingsError, StoreError
 
@@ -131,7 +131,8 @@ async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start
 
 
 def _specs(flags: UpFlags, *, redis: str, port: int) -> list[ChildSpec]:
-    workers = worker_specs(flags.settings, redis=redis, cores=usable_cores(), env=flags.child_env)
+    env = {**gpu_share(flags.settings, os.environ), **flags.child_env}
+    workers = worker_specs(flags.settings, redis=redis, cores=usable_cores(), env=env)
     return [*workers, router_spec(flags.settings, redis=redis, port=port, env=flags.child_env)]
 
 

@@ -8,6 +8,9 @@ from controlplane.cores import pinned_core, threads_per_worker
 from controlplane.settings import UpSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+GPU_SHARE_VARIABLE = "BATON_KV_MEMORY_SHARE"
+GPU_SHARE = 0.9
+"""Of all workers together, as the default of one alone (`protocol.settings`)."""
 OURS_ALONE = frozenset({"BATON_CONFIG"})
 """The supervisor's file: it has told each child what concerns it."""
 
@@ -15,6 +18,14 @@ OURS_ALONE = frozenset({"BATON_CONFIG"})
 def worker_names(settings: UpSettings) -> list[str]:
     prefill = [f"prefill-{index}" for index in range(settings.prefill)]
     return prefill + [f"decode-{index}" for index in range(settings.decode)]
+
+
+def gpu_share(settings: UpSettings, environment: Mapping[str, str]) -> dict[str, str]:
+    """What each worker may take of a GPU's free memory, should they share one: all measure at the
+    same time. Nothing where the environment says it."""
+    if GPU_SHARE_VARIABLE in environment:
+        return {}
+    return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, len(worker_names(settings))):.3f}"}
 
 
 def worker_specs(

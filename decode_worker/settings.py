@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from kvtransfer.names import in_host
+from kvtransfer.names import listed
 from protocol.settings import WorkerSettings
 
 
@@ -27,4 +27,4 @@ class DecodeSettings(WorkerSettings):
     @field_validator("transports")
     @classmethod
     def _known_transports(cls, value: str) -> str:
-        return in_host(value)
+        return listed(value)

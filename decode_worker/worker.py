@@ -15,7 +15,11 @@ from decode_worker.service import DecodeService
 from decode_worker.settings import DecodeSettings
 from decode_worker.tamper import corrupt_first
 from engine.assembly import Assembly, assemble
+from engine.device.opening import open_device
+from engine.kvpool import Buffer
 from engine.loop import Engine
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.names import chosen
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Sink
 from protocol.channel import RouterPort
@@ -38,6 +42,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
     async with AsyncExitStack() as stack:
         tokenizer, parts, memory = await load(lambda: _load(settings), stop)
         stack.callback(memory.close)
+        transports = chosen(settings.transports, on_device=isinstance(memory, DeviceMemory))
 
         epoch = new_epoch()
         give_up = partial(stop.ask, exit_code=1)
@@ -53,7 +58,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             layout=parts.layout,
             worker=worker,
             compat=parts.transfer_compat,
-            transports=settings.transports.split(","),
+            transports=transports,
             allow_fallback=settings.allow_fallback,
             tcp_lanes=settings.tcp_lanes,
             lease_ttl_s=settings.lease_ttl_s,
@@ -76,7 +81,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
         stack.callback(sink.close)
         engine.start()
         stack.callback(engine.stop)
-        registration = _registration(settings, worker, epoch, parts, engine, doors.port)
+        registration = _registration(settings, worker, epoch, parts, engine, doors.port, transports)
         membership = Membership(doors.store, registration=registration)
         life = Life(
             service,
@@ -90,23 +95,34 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
     return stop.exit_code
 
 
-def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
+def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory | DeviceMemory]:
     tokenizer = Tokenizer.load(settings.model)
-    made: list[BlockMemory] = []
+    device = open_device(settings.device)
+    chosen(settings.transports, on_device=device is not None)  # refused before the weights are read
+    made: list[BlockMemory | DeviceMemory] = []
 
-    def memory(layout: KvLayout, num_blocks: int) -> memoryview:
+    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
+        if device is not None:
+            from kvtransfer.device.pools import cuda_pool
+
+            on_gpu = cuda_pool(
+                device.where.index, num_blocks=num_blocks, block_bytes=layout.block_bytes
+            )
+            made.append(on_gpu.memory)
+            return on_gpu.blocks_B
         pool = BlockMemory.create(
             num_blocks=num_blocks, block_bytes=layout.block_bytes, helped=True,
             huge=settings.kv_huge_pages,
         )  # fmt: skip
         made.append(pool)
-        return made[0].blocks
+        return pool.blocks
 
     parts = assemble(
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
         memory=memory,
         progress=LoadProgress(log),
+        device=device,
     )
     return tokenizer, parts, made[0]
 
@@ -118,6 +134,7 @@ def _registration(
     parts: Assembly,
     engine: Engine,
     port: RouterPort,
+    transports: tuple[str, ...],
 ) -> Registration:
     return Registration(
         worker=worker,
@@ -131,5 +148,5 @@ def _registration(
         layout=parts.layout,
         num_blocks=parts.runner.num_blocks,
         max_context_tokens=engine.max_context_tokens,
-        transports=tuple(settings.transports.split(",")),
+        transports=transports,
     )

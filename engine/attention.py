@@ -14,8 +14,12 @@ from engine.ops import HeadShape
 
 
 def store(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
-    """Write k and v of every token to its slot of layer_pool [B, 2, G, S, D]."""
+    """Write k and v of every token to its slot of layer_pool [B, 2, G, S, D]; a slot below 0
+    belongs to a row that only fills a batch up, and is not written."""
     block_tokens = layer_pool.shape[3]
+    if layer_pool.device.type == "cpu" and (slots_T < 0).any():
+        kept_T = slots_T >= 0
+        k_TGD, v_TGD, slots_T = k_TGD[kept_T], v_TGD[kept_T], slots_T[kept_T]
     blocks_T, places_T = slots_T // block_tokens, slots_T % block_tokens
     layer_pool[blocks_T, 0, :, places_T] = k_TGD.to(layer_pool.dtype)
     layer_pool[blocks_T, 1, :, places_T] = v_TGD.to(layer_pool.dtype)

@@ -12,25 +12,34 @@ from torch import Tensor
 from protocol.layout import KvLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Buffer = memoryview | bytearray | Tensor
 
 
 class KvPool:
-    """`.tensor` [B, L, 2, G, S, D] over `buffer`, or over fresh memory without one."""
+    """`.tensor` [B, L, 2, G, S, D] over `buffer`, or over fresh memory of `device` without one."""
 
     def __init__(
-        self, layout: KvLayout, num_blocks: int, buffer: memoryview | bytearray | None = None
+        self,
+        layout: KvLayout,
+        num_blocks: int,
+        buffer: Buffer | None = None,
+        *,
+        device: torch.device | None = None,
     ) -> None:
+        """A tensor as buffer is of bytes, on any device. Raises ValueError when it is too small."""
         needed = layout.block_bytes * num_blocks
-        if buffer is not None and memoryview(buffer).nbytes < needed:
-            raise ValueError(
-                f"buffer: {memoryview(buffer).nbytes} bytes, {num_blocks} blocks need {needed}"
-            )
         self.layout = layout
         self.num_blocks = num_blocks
         dtype = DTYPES[layout.dtype]
         shape = (num_blocks, *layout.shape)
         if buffer is None:
-            self.tensor: Tensor = torch.zeros(shape, dtype=dtype)
+            self.tensor: Tensor = torch.zeros(shape, dtype=dtype, device=device)
+            return
+        num_bytes = buffer.nbytes if isinstance(buffer, Tensor) else memoryview(buffer).nbytes
+        if num_bytes < needed:
+            raise ValueError(f"buffer: {num_bytes} bytes, {num_blocks} blocks need {needed}")
+        if isinstance(buffer, Tensor):
+            self.tensor = buffer[:needed].view(dtype).view(shape)
         else:
             count = needed // dtype.itemsize
             self.tensor = torch.frombuffer(buffer, dtype=dtype, count=count).view(shape)

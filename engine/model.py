@@ -106,17 +106,20 @@ def load_model(
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
     native: bool | None = None,
+    ops: Ops | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Model:
     """The model in directory `path`, weights in `dtype` on `device`.
 
     `progress` is called with (bytes done, bytes in all) after every tensor; `native` as in
-    `engine.ops.choose_ops`. Raises CheckpointError naming the file and the key or tensor.
+    `engine.ops.choose_ops`, which chooses where no `ops` are given; `checkpoint` stands for the
+    directory's tensors. Raises CheckpointError naming the file and the key or tensor.
     """
     config = read_config(path)
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
-    checkpoint, place = Checkpoint(path), torch.device(device)
-    ops = choose_ops(dtype=DTYPES[dtype], device=place, native=native)
+    checkpoint, place = checkpoint or Checkpoint(path), torch.device(device)
+    ops = ops or choose_ops(dtype=DTYPES[dtype], device=place, native=native)
     loader = Loader(config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress)
     model = Model(config, ops, loader.parts())
     revision = checkpoint.revision((path / "config.json").read_bytes())

@@ -11,7 +11,7 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,8 @@ class _Written:
         return True
 
 
-_WRITTEN = _Written()
+WRITTEN: Final[Mark] = _Written()
+"""The point of work that is known to be done."""
 
 
 class BlockMemory:
@@ -198,7 +199,7 @@ class BlockMemory:
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
-        return _WRITTEN
+        return WRITTEN
 
     def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
         """Let a test change a block's bytes."""

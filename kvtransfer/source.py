@@ -25,7 +25,7 @@ from kvtransfer.lending import Lending
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
 from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.plan import NO_BLOCK
-from kvtransfer.pool import Mark, Pool
+from kvtransfer.pool import WRITTEN, Mark, Pool
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
 from kvtransfer.transports.helping import HelpCopy
@@ -168,18 +168,21 @@ class Source:
             layout=self._layout, compat=self._compat, num_tokens=num_tokens,
         )  # fmt: skip
 
-    def publish(self, lease: LeaseId, num_tokens: int) -> None:
-        """KV of the first `num_tokens` tokens is written. A lease that has ended is no error."""
+    def publish(self, lease: LeaseId, num_tokens: int, *, awaited: bool = False) -> None:
+        """KV of the first `num_tokens` tokens is written, once the device has done what the
+        calling thread's stream was given so far; `awaited`: the caller has seen it done, and later
+        work of that stream need not be waited for. A lease that has ended is no error."""
         most = self._lender.num_tokens(lease)
         if most is not None and not 0 <= num_tokens <= most:
             raise ValueError(f"num_tokens: {num_tokens} of a lease of {most}")
-        self._command(_Written(lease, num_tokens, self._memory.mark()))
+        self._command(_Written(lease, num_tokens, self._mark(awaited)))
 
-    def finish(self, lease: LeaseId, note: bytes) -> None:
-        """Everything is written; `note` is told to the fetcher with the last block."""
+    def finish(self, lease: LeaseId, note: bytes, *, awaited: bool = False) -> None:
+        """Everything is written; `note` is told to the fetcher with the last block. `awaited` as
+        in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
-        self._command(_Finished(lease, note, self._clock(), self._memory.mark()))
+        self._command(_Finished(lease, note, self._clock(), self._mark(awaited)))
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
@@ -191,6 +194,9 @@ class Source:
         self._waker.wake()
         self._thread.join()
         self._waker.close()
+
+    def _mark(self, awaited: bool) -> Mark:
+        return WRITTEN if awaited else self._memory.mark()
 
     def _command(self, command: _Command) -> None:
         if not self._closing.is_set():

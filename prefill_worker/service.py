@@ -86,7 +86,7 @@ class PrefillService(EngineService[PrefillJob]):
         if job.lease is None or isinstance(word, Finished):
             return
         if isinstance(word, PrefillDone):
-            self._source.finish(job.lease, _note(job.emits[-1][1]))
+            self._source.finish(job.lease, _note(job.emits[-1][1]), awaited=True)
         else:
             self._failing.append((job.lease, name_of(word)))
 
@@ -175,6 +175,8 @@ class PrefillService(EngineService[PrefillJob]):
         self._lent[ticket.lease] = (sequence, job.key)
         self._metrics.transfer.leases.set(len(self._lent))
         self._leases[job.key] = ticket.lease
+        # Cached tokens may be of a step that is on its way. On a GPU the mark is of the calling
+        # thread's current stream, and the runner has made that the one it launches on.
         self._source.publish(ticket.lease, num_cached_tokens)
         self._desk.say(
             job,
@@ -196,7 +198,9 @@ class PrefillService(EngineService[PrefillJob]):
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         job = self._desk.get(sequence)
         if job is not None and job.lease is not None:
-            self._source.publish(job.lease, num_tokens)
+            # Said when the step's tokens are read, so its KV is written. A mark would be behind
+            # the step launched since, and each block announced a step too late.
+            self._source.publish(job.lease, num_tokens, awaited=True)
 
 
 def _note(token: SampledToken) -> bytes:

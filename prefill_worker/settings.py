@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from kvtransfer.names import in_host
+from kvtransfer.names import listed
 from protocol.settings import WorkerSettings
 
 
@@ -21,4 +21,4 @@ class PrefillSettings(WorkerSettings):
     @field_validator("transports")
     @classmethod
     def _known_transports(cls, value: str) -> str:
-        return in_host(value)
+        return listed(value)

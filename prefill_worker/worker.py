@@ -12,7 +12,11 @@ from functools import partial
 from typing import cast
 
 from engine.assembly import Assembly, assemble
+from engine.device.opening import open_device
+from engine.kvpool import Buffer
 from engine.loop import Engine
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.names import chosen
 from kvtransfer.pool import BlockMemory
 from kvtransfer.source import Source
 from prefill_worker.service import PrefillService
@@ -37,6 +41,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
     async with AsyncExitStack() as stack:
         tokenizer, parts, memory = await load(lambda: _load(settings), stop)
         stack.callback(memory.close)
+        transports = chosen(settings.transports, on_device=isinstance(memory, DeviceMemory))
 
         epoch = new_epoch()
         give_up = partial(stop.ask, exit_code=1)
@@ -57,7 +62,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
             host=settings.host,
             advertised_host=settings.advertise,
             lease_ttl_s=settings.lease_ttl_s,
-            transports=settings.transports.split(","),
+            transports=transports,
             help_copy=settings.kv_help_copy,
             on_broken=give_up,
         )
@@ -74,7 +79,7 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
         stack.callback(source.close)
         engine.start()
         stack.callback(engine.stop)
-        registration = _registration(settings, worker, epoch, parts, engine, doors.port)
+        registration = _registration(settings, worker, epoch, parts, engine, doors.port, transports)
         membership = Membership(doors.store, registration=registration)
         life = Life(
             service,
@@ -88,22 +93,33 @@ async def serve(settings: PrefillSettings, worker: WorkerId, *, doors: Doors, st
     return stop.exit_code
 
 
-def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory]:
+def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory | DeviceMemory]:
     tokenizer = Tokenizer.load(settings.model)
-    made: list[BlockMemory] = []
+    device = open_device(settings.device)
+    chosen(settings.transports, on_device=device is not None)  # refused before the weights are read
+    made: list[BlockMemory | DeviceMemory] = []
 
-    def memory(layout: KvLayout, num_blocks: int) -> memoryview:
+    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
+        if device is not None:
+            from kvtransfer.device.pools import cuda_pool
+
+            on_gpu = cuda_pool(
+                device.where.index, num_blocks=num_blocks, block_bytes=layout.block_bytes
+            )
+            made.append(on_gpu.memory)
+            return on_gpu.blocks_B
         pool = BlockMemory.create(
             num_blocks=num_blocks, block_bytes=layout.block_bytes, huge=settings.kv_huge_pages
         )
         made.append(pool)
-        return made[0].blocks
+        return pool.blocks
 
     parts = assemble(
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
         memory=memory,
         progress=LoadProgress(log),
+        device=device,
     )
     return tokenizer, parts, made[0]
 
@@ -115,6 +131,7 @@ def _registration(
     parts: Assembly,
     engine: Engine,
     port: RouterPort,
+    transports: tuple[str, ...],
 ) -> Registration:
     return Registration(
         worker=worker,
@@ -128,5 +145,5 @@ def _registration(
         layout=parts.layout,
         num_blocks=parts.runner.num_blocks,
         max_context_tokens=engine.max_context_tokens,
-        transports=tuple(settings.transports.split(",")),
+        transports=transports,
     )

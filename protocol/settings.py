@@ -88,11 +88,21 @@ class WorkerSettings(ProcessSettings):
     the workers' beats."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
+    torch sees, or else the CPU."""
+    cuda_graphs: bool = True
+    """On a GPU: capture decode steps of 1, 2, 4, 8, 16, 24 ... sequences at the start and replay
+    them, so that a step costs one launch and not some hundreds. Off: to look for a fault."""
+    kv_memory_share: float = Field(default=0.9, gt=0, le=1)
+    """On a GPU: the KV pool's part of the memory that is free beside weights and the largest step,
+    which is measured at the start. Of 1: the rest covers gaps between allocations, and what
+    libraries take later. Two workers on one GPU need `kv_bytes`, or smaller shares."""
     block_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per KV block. 16 wastes at most 15 tokens a request and hashes in microseconds."""
     kv_blocks: int | None = Field(default=None, ge=2)
-    """KV pool in blocks. None: `kv_bytes`, or else room for 16 full contexts, at most a
-    quarter of the free memory and 1 GiB."""
+    """KV pool in blocks. None: `kv_bytes`, or else on a CPU room for 16 full contexts, at most a
+    quarter of the free memory and 1 GiB, on a GPU by `kv_memory_share`."""
     kv_bytes: int | None = Field(default=None, ge=1)
     """KV pool in bytes, rounded down to blocks. None: see `kv_blocks`."""
     kv_huge_pages: bool = False
@@ -105,10 +115,11 @@ class WorkerSettings(ProcessSettings):
     """Requests queued before new ones are refused as overloaded: four full batches."""
     token_budget: int = Field(default=512, ge=1)
     """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
-    transports: str = "shm,tcp"
-    """Ways KV may travel, best first. Shared memory serves one host, TCP any; `shm,ucx,tcp` is for
-    hosts with RDMA devices and `baton[ucx]`: not the default, or every link elsewhere would warn
-    that it takes a slower way than it was told."""
+    transports: str = ""
+    """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl` from a
+    GPU. Shared memory and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts
+    with RDMA devices and `baton[ucx]`: not the default, or every link elsewhere would warn that it
+    takes a slower way than it was told."""
     threads: int = Field(default=0, ge=0)
     """Compute threads. 0: one per core this process may use."""
     cores: str = Field(default="", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")

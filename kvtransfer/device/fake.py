@@ -199,6 +199,10 @@ class FakeDriver:
         """Allocated or opened and not given back."""
         return len(self._mappings)
 
+    def tensor(self, span: Span) -> torch.Tensor:
+        """The bytes of a span, shared, as of `CudaDriver`: what an engine computes in."""
+        return self.words(span).view(torch.uint8)
+
     def words(self, span: Span) -> torch.Tensor:
         """All of a span, as int64 words."""
         return self._mappings[span.address].words_W

@@ -62,6 +62,11 @@ class DeviceMemory:
         """A block's is bumped whenever it is allocated afresh."""
         return self._generations.counts_N
 
+    @property
+    def generations(self) -> memoryview:
+        """The same, as a host pool has them: what the engine counts in."""
+        return self._generations.counts_N.data
+
     def generations_fd(self) -> int:
         """A descriptor by which another process maps the generations; the caller closes it."""
         return self._generations.reader_fd()

@@ -87,6 +87,19 @@ def test_a_block_is_not_sent_before_its_event_has_happened(
     assert borrower.memory.block(1) == memory.block(1)
 
 
+def test_what_the_caller_has_awaited_is_sent_whatever_its_stream_does_next(
+    lender: Lender, borrower: Borrower
+) -> None:
+    memory, ticket = pool(lender), lender.lend([0])
+    outcome = borrower.fetch(ticket, [Slot(0, 0)])
+    with memory.fake.engine.held():
+        memory.mark()  # the next step, launched and not done
+        lender.source.publish(ticket.lease, 4, awaited=True)
+        lender.source.finish(ticket.lease, b"note", awaited=True)
+        assert landed(outcome).note == b"note"
+    assert borrower.memory.block(0) == memory.block(0)
+
+
 def test_a_lease_can_end_while_its_event_is_awaited(lender: Lender, borrower: Borrower) -> None:
     ticket = lender.lend([0])
     outcome = borrower.fetch(ticket, [Slot(0, 0)])

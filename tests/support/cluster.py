@@ -51,7 +51,10 @@ class Cluster:
         """E.g. `http://127.0.0.1:41234`; known once ready."""
         pools = ("--prefill", str(prefill), "--decode", str(decode))
         where = ("--model", str(checkpoint), "--dtype", dtype, "--port", "0", "--verbose")
-        self._command = [sys.executable, "-m", "controlplane.cli", "up", *where, *pools, *extra]
+        # Also where there is a GPU: these tests are not of it.
+        here = ("--device", "cpu")
+        command = [sys.executable, "-m", "controlplane.cli", "up"]
+        self._command = [*command, *where, *pools, *here, *extra]
         self._env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         self._wait = wait
         self._directory = tempfile.TemporaryDirectory(prefix="cluster-")

@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kvtransfer.device.fake import FakeDriver
 from kvtransfer.device.fake_collectives import FakeCollectives
 from kvtransfer.device.memory import DeviceMemory
@@ -22,10 +19,6 @@ class FakeDeviceMemory(DeviceMemory):
             self.fake, num_blocks=num_blocks, block_bytes=block_bytes,
             collectives=self.fake_collectives,
         )  # fmt: skip
-
-    @property
-    def generations(self) -> NDArray[np.uint64]:
-        return self.generations_N
 
     @property
     def blocks(self) -> memoryview:

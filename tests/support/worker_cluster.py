@@ -47,6 +47,7 @@ class WorkerCluster:
                 *("--worker", worker, "--dtype", "float32", "--block-tokens", str(BLOCK)),
                 *("--token-budget", "32", "--max-running", "8", "--kv-blocks", "96"),
                 *("--threads", "1", "--drain-s", "10", "--lease-ttl-s", "2"),
+                *(() if "--device" in flags else ("--device", "cpu")),
                 *flags,
             )
         )

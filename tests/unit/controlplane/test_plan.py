@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.child import ChildSpec
-from controlplane.plan import router_spec, worker_specs
+from controlplane.plan import gpu_share, router_spec, worker_specs
 from controlplane.settings import UpSettings
 
 
@@ -59,3 +59,9 @@ def test_no_child_reads_the_file_of_the_supervisor() -> None:
     settings = _settings()
     specs = [*_specs(settings), router_spec(settings, redis="unix:///r", port=8080, env={})]
     assert all("BATON_CONFIG" in spec.not_inherited for spec in specs)
+
+
+def test_workers_that_may_share_a_gpu_divide_its_memory_unless_told_otherwise() -> None:
+    settings = _settings(prefill=2, decode=1)
+    assert gpu_share(settings, {}) == {"BATON_KV_MEMORY_SHARE": "0.300"}
+    assert gpu_share(settings, {"BATON_KV_MEMORY_SHARE": "0.5"}) == {}

@@ -37,7 +37,7 @@ class Desk:
             num_tokens=3,
         )
         self.source.fail.side_effect = lambda lease, why: self.story.told.append(f"fail: {why}")
-        self.source.finish.side_effect = lambda lease, note: self.story.told.append("finish")
+        self.source.finish.side_effect = lambda lease, note, **_: self.story.told.append("finish")
         engine = mute_engine()
         self.service.attach(epoch=new_epoch(), engine=engine, source=self.source)
         message = msgspec.structs.replace(prefill(), sampling=sampling(max_tokens=1))

@@ -1,0 +1,44 @@
+"""Times work on a device from the host: launched many times, waited for once."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from engine.device.base import Device
+
+ROUNDS = 5
+
+
+def seconds(
+    device: Device, work: Callable[[], object], *, times: int, rounds: int = ROUNDS
+) -> float:
+    """Median over `rounds` of the seconds that one of `times` takes, after one for warm-up."""
+    device.bind()
+    work()
+    device.record().wait()
+    taken_s = []
+    for _ in range(ROUNDS):
+        started_s = time.perf_counter()
+        for _ in range(times):
+            work()
+        device.record().wait()
+        taken_s.append((time.perf_counter() - started_s) / times)
+    return statistics.median(taken_s)
+
+
+def copy_bytes_per_s(device: Device, *, num_bytes: int) -> float:
+    """Read and written by a copy within the device's memory: what a decode step is held to."""
+    source = torch.zeros(num_bytes, dtype=torch.uint8, device=device.where)
+    target = torch.empty_like(source)
+    return 2 * num_bytes / seconds(device, lambda: target.copy_(source), times=10)
+
+
+def matrix_flops_per_s(device: Device, *, size: int, dtype: torch.dtype) -> float:
+    """Of a square product of `size`, weights and activations in `dtype`: what a prefill is held
+    to."""
+    left, right = (torch.randn(size, size, device=device.where, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(left)
+    taken_s = seconds(device, lambda: torch.mm(left, right, out=out), times=10)
+    return 2 * size**3 / taken_s

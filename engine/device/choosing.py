@@ -1,0 +1,87 @@
+"""Who chooses the tokens of a step on a device, and what is reported of the choice.
+
+`Chooser` is `engine.kernels.choose.choose` on a GPU; `choose_on_host` stands for it elsewhere and
+is the rows' oracle, `engine.sampler`. Called by `engine.device.runner`.
+"""
+
+# Shapes: R rows, V vocabulary, N of the most likely, A rows whose logprobs are asked for.
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.batch import Chunk, SequenceId
+from engine.device.base import Device
+from engine.sampler import sample_one
+from protocol.messages import Sampling
+
+NO_TOKEN = -1
+"""Of a row without a finite logit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRules:
+    """How each row is sampled, on the device. `top_k_R` 0: all; `seed_R` the seed's 64 bits."""
+
+    temperature_R: Tensor  # float32
+    top_k_R: Tensor  # int32
+    top_p_R: Tensor  # float32
+    min_p_R: Tensor  # float32
+    seed_R: Tensor  # int64
+    position_R: Tensor  # int64
+
+
+class Chooser(Protocol):
+    def __call__(self, logits_RV: Tensor, params: RowRules, /) -> Tensor:
+        """int64 [R] on the device of the logits, which are float32; NO_TOKEN where none is
+        finite."""
+        ...
+
+
+def chooser_for(device: Device) -> Chooser:
+    if device.where.type == "cuda":
+        choose: Chooser = import_module("engine.kernels.choose").choose
+        return choose
+    return choose_on_host
+
+
+def choose_on_host(logits_RV: Tensor, params: RowRules, /) -> Tensor:
+    """Row by row by `engine.sampler`."""
+    rows_RV = logits_RV.numpy()
+    tokens = []
+    for row in range(len(logits_RV)):
+        rule = Sampling(
+            seed=int(params.seed_R[row]), max_tokens=1,
+            temperature=float(params.temperature_R[row]), top_k=int(params.top_k_R[row]),
+            top_p=float(params.top_p_R[row]), min_p=float(params.min_p_R[row]),
+        )  # fmt: skip
+        chunk = Chunk(
+            sequence=SequenceId("row"), token_ids=(), start=int(params.position_R[row]),
+            block_table=(), sampling=rule, prompt_ids=(), outputs=(),
+        )  # fmt: skip
+        chosen = sample_one(rows_RV[row], chunk, eos_token_ids=())
+        tokens.append(NO_TOKEN if chosen is None else chosen.token_id)
+    return torch.tensor(tokens, dtype=torch.int64)
+
+
+def logprobs(logits_AV: Tensor, tokens_A: Tensor, *, num_top: int) -> Tensor:
+    """float64 [A, 1 + 2 N]: the logprob of the token, the ids of the N most likely, theirs; of
+    the model's own distribution, as `engine.sampler`. Every id is a float64 exactly."""
+    rows_AV = logits_AV.double().nan_to_num_(nan=-torch.inf, posinf=None, neginf=-torch.inf)
+    total_A1 = rows_AV.logsumexp(dim=1, keepdim=True)
+    chosen_A1 = rows_AV.gather(1, tokens_A.clamp(min=0)[:, None]) - total_A1
+    best_AN, ids_AN = rows_AV.topk(min(num_top, rows_AV.shape[1]), dim=1)
+    return torch.cat((chosen_A1, ids_AN.double(), best_AN - total_A1), dim=1)
+
+
+def rows_with_logprobs(chunks: Sequence[Chunk]) -> dict[int, int]:
+    """Row and how many of the most likely it asks for, of those that ask."""
+    return {
+        row: chunk.sampling.num_logprobs
+        for row, chunk in enumerate(chunks)
+        if chunk.sampling is not None and chunk.sampling.num_logprobs is not None
+    }

@@ -1,0 +1,82 @@
+"""An NVIDIA GPU as an engine uses it: one stream, pinned memory, CUDA graphs.
+
+Implements `engine.device.base.Device`. Made by `engine.device.opening`; nothing else of the
+engine asks which device it has.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.device.base import Step
+
+DEPTH = 2
+"""One step computes while the host reads the last one's tokens and decides the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaEvent:
+    event: torch.cuda.Event
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+
+class CudaDevice:
+    def __init__(self, index: int, *, depth: int = DEPTH) -> None:
+        """Device `index` of those visible."""
+        self.index, self.depth = index, depth
+        self.where = torch.device("cuda", index)
+        self.name = f"{self.where} {torch.cuda.get_device_name(index)}"
+        # A stream of our own: the default one cannot be captured, and would wait for, and be
+        # waited for by, whoever else uses it.
+        self._stream = torch.cuda.Stream(device=index)  # type: ignore[no-untyped-call]
+        self._graph_pool = torch.cuda.graph_pool_handle()
+
+    def bind(self) -> None:
+        """Also for who marks what is written: `CudaDriver.mark` records on the calling thread's
+        current stream, which must be the one that the KV was written on."""
+        torch.cuda.set_device(self.index)
+        torch.cuda.set_stream(self._stream)
+
+    def host_bytes(self, num_bytes: int) -> Tensor:
+        """Pinned; torch's allocator keeps it from reuse until the copies that use it are done."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+    def record(self) -> CudaEvent:
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        return CudaEvent(self._stream.record_event(event))
+
+    def capture(self, step: Step) -> Step:
+        """Done twice first: kernels are compiled and libraries make their workspaces in the first
+        run, which a capture forbids, and the second shows that the first left nothing to do."""
+        self.bind()
+        step()
+        step()
+        self._stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Only this thread's calls are held to the rules of capture: others may be asking for
+        # their events.
+        with torch.cuda.graph(
+            graph, pool=self._graph_pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            step()
+        graph.replay()
+        return graph.replay
+
+    def free_bytes(self) -> int:
+        self._stream.synchronize()
+        torch.cuda.empty_cache()
+        free_bytes, _ = torch.cuda.mem_get_info(self.index)
+        return int(free_bytes)
+
+    def peak_bytes(self, step: Step) -> int:
+        """What torch's allocator took from the device, the gaps it leaves included."""
+        self.bind()
+        self.free_bytes()
+        before_bytes = torch.cuda.memory_reserved(self.index)
+        torch.cuda.reset_peak_memory_stats(self.index)
+        step()
+        self._stream.synchronize()
+        return int(torch.cuda.max_memory_reserved(self.index)) - before_bytes

@@ -1,0 +1,219 @@
+"""A prefill and a decode worker's engines and services in one process, their pools on devices.
+
+Everything is the workers' own but the sockets to the router: what is told to it is remembered.
+"""
+
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from support.eventually import eventually
+from support.services import ROUTER, Story
+
+from decode_worker.service import DecodeService
+from engine.assembly import Assembly, assemble
+from engine.device.base import Device
+from engine.kvpool import Buffer
+from engine.loop import Engine
+from engine.observer import EngineObserver
+from kvtransfer.device.cuda import CudaDriver
+from kvtransfer.device.fake import FakeDriver
+from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.sink import Sink
+from kvtransfer.source import Source
+from prefill_worker.service import PrefillService
+from protocol.ids import RequestId, WorkerId, new_epoch
+from protocol.layout import KvLayout
+from protocol.messages import (
+    Decode,
+    Emit,
+    Failed,
+    Finished,
+    Landed,
+    Prefill,
+    Sampling,
+    Started,
+    Step,
+)
+from protocol.settings import WorkerSettings
+from protocol.telemetry import WorkerMetrics
+from protocol.text import Tokenizer
+
+TRANSPORTS = ("cuda_ipc",)
+DEADLINE_S = 100.0
+"""On a GPU the first steps compile kernels."""
+Driver = FakeDriver | CudaDriver
+T = TypeVar("T", Started, Landed, Finished, Failed)
+
+
+@dataclass
+class Pair:
+    """One of each; `prefill_memory` is the pool that is lent from."""
+
+    prefill: PrefillService
+    decode: DecodeService
+    prefill_told: Story
+    decode_told: Story
+    prefill_memory: DeviceMemory
+    decode_memory: DeviceMemory
+
+    def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
+        """Prefilled by one, decoded by the other."""
+        return self.all_apart({name: prompt}, rule)[name]
+
+    def all_apart(
+        self, prompts: Mapping[str, Sequence[int]], rule: Sampling
+    ) -> dict[str, list[Emit]]:
+        """All at once."""
+        for name, prompt in prompts.items():
+            self.prefill.take(
+                ROUTER,
+                Prefill(
+                    request=RequestId(name), attempt=0, token_ids=tuple(prompt), generated=(),
+                    sampling=rule, salt="", deadline_s=DEADLINE_S,
+                ),
+            )  # fmt: skip
+        for name, prompt in prompts.items():
+            started = eventually(lambda name=name: self.started(name), within_s=DEADLINE_S)  # type: ignore[misc]
+            self._decode(RequestId(name), prompt, rule, started)
+        return {
+            name: emits(self.prefill_told, RequestId(name)) + self._said(name) for name in prompts
+        }
+
+    def together(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
+        """All on the decode worker, which finds nothing of it in its cache: the salt is another."""
+        self._decode(RequestId(name), prompt, rule, None, salt=name)
+        return self._said(name)
+
+    def landed(self, name: str) -> Landed | None:
+        return _of(Landed, self.decode_told, RequestId(name))
+
+    def started(self, name: str) -> Started | None:
+        return _of(Started, self.prefill_told, RequestId(name))
+
+    def _decode(
+        self,
+        request: RequestId,
+        prompt: Sequence[int],
+        rule: Sampling,
+        started: Started | None,
+        *,
+        salt: str = "",
+    ) -> None:
+        self.decode.take(
+            ROUTER,
+            Decode(
+                request=request, attempt=0, token_ids=tuple(prompt), generated=(), sampling=rule,
+                salt=salt, deadline_s=DEADLINE_S, ticket=started.ticket if started else None,
+            ),
+        )  # fmt: skip
+
+    def _said(self, name: str) -> list[Emit]:
+        """By the decode worker, once it has ended well."""
+        request = RequestId(name)
+        eventually(
+            lambda: (
+                _of(Finished, self.decode_told, request) or _of(Failed, self.decode_told, request)
+            ),
+            within_s=DEADLINE_S,
+        )
+        failed = _of(Failed, self.decode_told, request)
+        assert failed is None, failed
+        return emits(self.decode_told, request)
+
+
+def emits(story: Story, request: RequestId) -> list[Emit]:
+    return [
+        emit
+        for told in list(story.told)
+        if isinstance(told, Step)
+        for emit in told.emits
+        if emit.request == request
+    ]
+
+
+@contextmanager
+def device_pair(
+    settings: WorkerSettings, *, drivers: tuple[Driver, Driver], devices: tuple[Device, Device]
+) -> Iterator[Pair]:
+    """Of prefill, then decode; both over the same model."""
+    tokenizer = Tokenizer.load(settings.model)
+    stories, epoch = (Story(), Story()), new_epoch()
+    with ExitStack() as stack:
+        parts, memories = [], []
+        for driver, device in zip(drivers, devices, strict=True):
+            part, memory = _assembled(settings, tokenizer, driver, device)
+            stack.callback(memory.close)
+            parts.append(part)
+            memories.append(memory)
+        prefill = PrefillService(
+            tokenizer=tokenizer, send=stories[0].send, record=lambda changes: None,
+            give_up=print, metrics=WorkerMetrics(),
+        )  # fmt: skip
+        decode = DecodeService(
+            tokenizer=tokenizer, send=stories[1].send, record=lambda changes: None,
+            give_up=print, metrics=WorkerMetrics(),
+        )  # fmt: skip
+        services: tuple[EngineObserver, EngineObserver] = (prefill, decode)
+        source = Source(
+            memory=memories[0], layout=parts[0].layout, worker=WorkerId("prefill-0"), epoch=epoch,
+            compat=parts[0].transfer_compat, on_lease_end=prefill.lease_ended,
+            transports=TRANSPORTS,
+        )  # fmt: skip
+        sink = Sink(
+            memory=memories[1], layout=parts[1].layout, worker=WorkerId("decode-0"),
+            compat=parts[1].transfer_compat, transports=TRANSPORTS, allow_fallback=False,
+            on_quiet=decode.quiet, on_notice=decode.noticed,
+        )  # fmt: skip
+        engines = [
+            Engine(
+                runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
+                compat=part.compat, observer=service,
+                generations=cast(MutableSequence[int], memory.generations),
+            )
+            for part, memory, service in zip(parts, memories, services, strict=True)
+        ]  # fmt: skip
+        prefill.attach(epoch=epoch, engine=engines[0], source=source)
+        decode.attach(epoch=epoch, engine=engines[1], sink=sink, layout=parts[1].layout)
+        for end in (source, sink):
+            stack.enter_context(closing(end))
+        for engine in engines:
+            engine.start()
+            stack.callback(engine.stop)
+        yield Pair(prefill, decode, *stories, *memories)
+
+
+def _assembled(
+    settings: WorkerSettings, tokenizer: Tokenizer, driver: Driver, device: Device
+) -> tuple[Assembly, DeviceMemory]:
+    made: list[DeviceMemory] = []
+
+    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
+        pool = DeviceMemory(driver, num_blocks=num_blocks, block_bytes=layout.block_bytes)
+        made.append(pool)
+        return driver.tensor(pool.span)
+
+    parts = assemble(
+        settings,
+        eos_token_ids=tokenizer.eos_token_ids,
+        memory=memory,
+        progress=lambda done, total: None,
+        device=device,
+    )
+    return parts, made[0]
+
+
+def settings_for(path: Path, **more: object) -> WorkerSettings:
+    """Small steps, so that longer prompts are computed in chunks."""
+    values = {"dtype": "float32", "block_tokens": 8, "token_budget": 24, "max_running": 4}
+    return WorkerSettings.model_validate({"model": path, "kv_blocks": 96, **values, **more})
+
+
+def _of(kind: type[T], story: Story, request: RequestId) -> T | None:
+    """What was told of this kind about a request; None if nothing."""
+    for told in list(story.told):
+        if isinstance(told, kind) and told.request == request:
+            return told
+    return None

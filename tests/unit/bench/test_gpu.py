@@ -1,0 +1,100 @@
+"""The GPU benchmark without a GPU: its arithmetic, and that its parts run."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.gpu import ENVIRONMENT
+
+from bench.gpu import __main__ as bench
+from bench.gpu import attention, peers
+from bench.gpu.peers import Peer
+from bench.gpu.shapes import LLAMA_8B, TOY, costs
+from engine.device.host import HostDevice
+from engine.device.opening import ops_for
+
+
+def test_a_decode_step_of_8b_reads_fifteen_gigabytes_of_weights_and_128_kib_a_token() -> None:
+    llama = costs(LLAMA_8B)
+    assert llama.linear_parameters == 6_979_321_856 and llama.head_parameters == 525_336_576
+    assert llama.kv_token_bytes == 128 << 10
+    assert llama.decode_bytes(batch=0, context=0) == pytest.approx(15.0e9, rel=0.01)
+    # 24,890 tokens/s at 4.8 TB/s: shared figures for batch 256 at 1,024 tokens of context.
+    least_s = llama.decode_bytes(batch=256, context=1024) / 4.8e12
+    assert 256 / least_s == pytest.approx(24_890, rel=0.01)
+
+
+def test_a_prefill_of_8b_multiplies_its_parameters_and_half_the_square_of_attention() -> None:
+    rate = 2048 / (costs(LLAMA_8B).prefill_flops(2048) / 790e12)
+    assert rate == pytest.approx(54_500, rel=0.02)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors here are tiny: a second thread would only wait for a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> bench.Bench:
+    return bench.Bench(bench.SMALL, HostDevice(), tmp_path, time.monotonic() + 60)
+
+
+def test_every_part_of_ours_runs_on_the_host(
+    toy: bench.Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.part("limits", toy.limits)
+    toy.engine()
+    toy.attention()
+    assert not toy.failures
+    said = capsys.readouterr()
+    assert said.out == "", "what is measured on the host is not recorded"
+    parts = [line.split()[0] for line in said.err.splitlines()]
+    decodes = [f"decode_b{batch}" for batch in (1, 2, 4)]
+    attentions = ["attention_decode", "attention_prefill"]
+    assert parts == ["limits", "start", *decodes, "prefill_64", *attentions]
+
+
+def test_a_part_that_fails_is_told_at_the_end_and_the_others_go_on(toy: bench.Bench) -> None:
+    def fails() -> dict[str, object]:
+        raise RuntimeError("no memory")
+
+    toy.part("one", fails)
+    toy.part("two", dict)
+    assert toy.failures == ["one: RuntimeError: no memory"]
+
+
+def test_a_peer_that_answers_other_numbers_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = HostDevice()
+    batch = attention.PagedBatch(
+        TOY, batch=2, context=20, num_new=1, device=device, dtype="float32"
+    )  # fmt: skip
+    right = attention.sdpa(batch)
+    monkeypatch.setattr(attention, "sdpa", lambda batch: lambda: right() + 1)
+    ops = ops_for(device, dtype=torch.float32)
+    results = attention.measure(batch, ops, times=1)
+    assert str(results["sdpa"]["failed"]).startswith("its numbers differ by ")
+    assert "ModuleNotFoundError" in str(results["flashinfer"]["failed"])
+
+
+def test_a_peer_that_fails_or_is_late_is_a_result_with_its_reason(tmp_path: Path) -> None:
+    peer = Peer(kind="static", batch=1, context=4, steps=4)
+    missing = peers.run(peer, tmp_path / "none", device="cpu", dtype="float32", within_s=60)
+    assert "none" in str(missing["failed"])
+    late = peers.run(peer, tmp_path, device="cpu", dtype="float32", within_s=0.01)
+    assert late == {"failed": "not done within 0 s"}
+
+
+def test_without_a_gpu_nothing_is_measured() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "-m", "bench.gpu"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout.startswith("nothing measured: device: 'cuda'")

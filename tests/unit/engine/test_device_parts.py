@@ -1,0 +1,245 @@
+"""What a step on a device is made of, each by itself."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.forwards import GREEDY, chunk, pool_for
+from support.words import LAYOUT
+
+from engine.assembly import assemble
+from engine.device.arrays import (
+    NO_FEED,
+    StepArrays,
+    empty_decode,
+    is_decode,
+    padded,
+    step_arrays,
+)
+from engine.device.base import Step
+from engine.device.choosing import choose_on_host
+from engine.device.graphs import decode_sizes, size_for
+from engine.device.host import HostDevice
+from engine.device.opening import open_device
+from engine.device.runner import DeviceRunner
+from engine.device.sizing import largest_step, pool_bytes
+from engine.device.upload import ALIGN_BYTES, Upload, largest_step_bytes
+from engine.kvpool import KvPool
+from engine.limits import EngineLimits
+from engine.model import load_model
+from protocol.errors import SettingsError, TransferError
+from protocol.layout import KvLayout
+from protocol.messages import Sampling
+from protocol.settings import WorkerSettings
+from tools.make_checkpoint import Shape, make_checkpoint
+
+GIB = 1 << 30
+LIMITS = EngineLimits(max_running=4, max_waiting=8, token_budget=24, max_context_tokens=256)
+
+
+class SmallDevice(HostDevice):
+    """Has so many bytes, and says that a step needs some of them."""
+
+    free, peak = 1 << 20, 1 << 18
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def peak_bytes(self, step: Step) -> int:
+        step()
+        return self.peak
+
+
+# -- choosing the device --------------------------------------------------------------------
+
+
+def test_a_gpu_that_torch_does_not_see_is_refused_with_field_value_and_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_device("auto") is None and open_device("cpu") is None
+    with pytest.raises(SettingsError, match=r"device: 'cuda': torch .* sees 0 GPUs here; use auto"):
+        open_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SettingsError, match=r"device: 'cuda:2': .* sees 2 GPUs"):
+        open_device("cuda:2")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA"])
+def test_a_device_of_no_known_kind_is_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="device"):
+        WorkerSettings(model=Path("m"), device=device)
+
+
+# -- batch sizes ----------------------------------------------------------------------------
+
+
+def test_decode_steps_are_captured_for_small_batches_multiples_of_eight_and_the_largest() -> None:
+    assert decode_sizes(1) == (1,)
+    assert decode_sizes(6) == (1, 2, 4, 6)
+    assert decode_sizes(33) == (1, 2, 4, 8, 16, 24, 32, 33)
+    assert len(decode_sizes(256)) == 35
+
+
+def test_a_batch_takes_the_smallest_size_that_holds_it() -> None:
+    sizes = decode_sizes(24)
+    assert [size_for(rows, sizes) for rows in (1, 3, 8, 9, 24)] == [1, 4, 8, 16, 24]
+    assert size_for(25, sizes) is None and size_for(1, ()) is None
+
+
+def test_only_a_step_whose_every_chunk_is_one_token_that_samples_is_a_decode() -> None:
+    one = chunk([3], table=[0])
+    assert is_decode([one, one])
+    assert not is_decode([one, chunk([3, 4], table=[0])])
+    assert not is_decode([one, chunk([3], table=[0], sampling=None)])
+
+
+# -- the upload -----------------------------------------------------------------------------
+
+
+def test_an_upload_arrives_as_aligned_views_of_one_buffer() -> None:
+    rule = Sampling(seed=2**64 - 1, max_tokens=1, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1)
+    parts = [chunk([5, 6, 7], table=[3, 1], sampling=rule), chunk([9], start=9, table=[2, 0, 4])]
+    step = step_arrays(parts, LAYOUT, feeds=[NO_FEED, 4], keeps=[0, 1])
+    upload = Upload(HostDevice(), num_bytes=4096)
+    sent = upload.send(step)
+    for field in fields(StepArrays):
+        tensor, array = getattr(sent, field.name), getattr(step, field.name)
+        assert tensor.numpy().dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+        assert tensor.data_ptr() % ALIGN_BYTES == upload._there.data_ptr() % ALIGN_BYTES
+    assert sent.feed_T.tolist() == [-1, -1, -1, 4]
+    assert sent.seed_R.tolist() == [-1, 0]
+
+
+def test_what_a_captured_step_reads_stays_where_it_is_however_long_the_tables() -> None:
+    upload = Upload(HostDevice(), num_bytes=1 << 14)
+    places = set()
+    for num_blocks in (1, 5, 30):
+        empty = empty_decode(8, num_groups=2, num_blocks=num_blocks, nowhere=9)
+        sent = upload.send(empty)
+        places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepArrays)))
+    assert len(places) == 1
+
+
+def test_the_largest_step_fits_the_buffer_made_for_it() -> None:
+    layout = KvLayout(
+        num_layers=1, num_kv_heads=1, head_dim=2, block_tokens=4, dtype="float32", num_groups=3
+    )
+    for sampling in (GREEDY, None):
+        parts = [chunk([1] * 5, start=251, table=range(192), sampling=sampling)] * 8
+        step = step_arrays(parts, layout, feeds=[NO_FEED] * 8, keeps=[0] * (8 if sampling else 0))
+        num_bytes = largest_step_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
+        Upload(HostDevice(), num_bytes=num_bytes).send(step)
+
+
+def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
+    step = step_arrays([chunk([9], start=5, table=[2, 1])], LAYOUT, feeds=[NO_FEED], keeps=[3])
+    full = padded(step, 4, nowhere=8)
+    assert full.slots_GT.tolist() == [[step.slots_GT[0, 0], -1, -1, -1]]
+    assert full.ends_S.tolist() == [6, 0, 0, 0] and full.starts_S1.tolist() == [0, 1, 2, 3, 4]
+    assert (
+        full.keep_R.tolist() == [3, 8, 8, 8]
+        and full.tables_GSB[0].tolist() == [[2, 1, *[0] * 14]] + [[0] * 16] * 3
+    )
+    for field in fields(StepArrays):
+        assert getattr(full, field.name).dtype == getattr(step, field.name).dtype, field.name
+
+
+# -- the pool's size ------------------------------------------------------------------------
+
+
+def test_the_pool_takes_its_share_of_what_weights_and_the_largest_step_leave() -> None:
+    size = pool_bytes(free_bytes=60 * GIB, peak_bytes=4 * GIB, graph_bytes=2 * GIB, share=0.9)
+    assert size == int(56 * GIB * 0.9) - 2 * GIB
+
+
+def test_where_little_is_free_the_graphs_get_an_eighth_and_never_all() -> None:
+    assert pool_bytes(free_bytes=8000, peak_bytes=0, graph_bytes=GIB, share=0.5) == 3000
+    assert pool_bytes(free_bytes=10, peak_bytes=20, graph_bytes=GIB, share=0.9) == 0
+
+
+def test_the_largest_step_has_every_token_and_every_row() -> None:
+    parts = largest_step(LAYOUT, LIMITS)
+    assert sum(len(part.token_ids) for part in parts) == 24
+    assert len(parts) == 4 and all(part.sampling is not None for part in parts)
+    tables = [block for part in parts for block in part.block_table]
+    assert len(set(tables)) == len(tables)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    make_checkpoint(path, Shape(context=256))
+    return path
+
+
+def assembled(checkpoint: Path, device: HostDevice, **more: object) -> DeviceRunner:
+    values = {"dtype": "float32", "token_budget": 24, "max_running": 4, "kv_memory_share": 0.5}
+    settings = WorkerSettings.model_validate({"model": checkpoint, **values, **more})
+
+    def memory(layout: KvLayout, num_blocks: int) -> torch.Tensor:
+        if num_blocks > 10_000:
+            raise TransferError("out of memory")
+        return torch.zeros(layout.block_bytes * num_blocks, dtype=torch.uint8)
+
+    parts = assemble(
+        settings, eos_token_ids=(), memory=memory, progress=lambda done, total: None, device=device
+    )
+    assert isinstance(parts.runner, DeviceRunner)
+    return parts.runner
+
+
+def test_an_engine_on_a_device_sizes_its_pool_by_measuring(checkpoint: Path) -> None:
+    runner = assembled(checkpoint, SmallDevice())
+    left = SmallDevice.free - SmallDevice.peak
+    assert runner.num_blocks == (left // 2 - left // 8) // runner.layout.block_bytes
+    assert runner.depth == 2
+
+
+def test_the_settings_may_say_the_size_of_the_pool_and_leave_graphs_out(checkpoint: Path) -> None:
+    assert assembled(checkpoint, HostDevice(), kv_blocks=9).captured_sizes == (1, 2, 4)
+    runner = assembled(checkpoint, HostDevice(), kv_blocks=9, cuda_graphs=False)
+    assert runner.num_blocks == 9 and runner.captured_sizes == ()
+    by_bytes = assembled(checkpoint, HostDevice(), kv_bytes=5 * runner.layout.block_bytes + 1)
+    assert by_bytes.num_blocks == 5
+
+
+def test_what_a_device_cannot_do_is_refused(checkpoint: Path) -> None:
+    class Full(SmallDevice):
+        free = 1 << 18
+
+    with pytest.raises(SettingsError, match=r"kv_memory_share: 0.5: 0 bytes are left for KV"):
+        assembled(checkpoint, Full())
+    with pytest.raises(SettingsError, match=r"kv_blocks: 20000 blocks .* on host: out of memory"):
+        assembled(checkpoint, HostDevice(), kv_blocks=20_000)
+    with pytest.raises(SettingsError, match=r"kv_huge_pages: True"):
+        assembled(checkpoint, HostDevice(), kv_huge_pages=True)
+
+
+def test_capturing_stops_at_its_bound_with_the_largest_batches_done(checkpoint: Path) -> None:
+    class Shrinking(HostDevice):
+        def free_bytes(self) -> int:
+            calls.append(0)
+            return 1000 - 100 * len(calls)
+
+    calls: list[int] = []
+    model = load_model(checkpoint, dtype="float32", native=False)
+    runner = DeviceRunner(
+        model, pool_for(model), device=Shrinking(), choose=choose_on_host, limits=LIMITS
+    )
+    assert runner.capture(limit_bytes=150) == 200
+    assert runner.captured_sizes == (2, 4)
+
+
+def test_a_pool_over_a_tensor_is_those_bytes() -> None:
+    memory = torch.zeros(3 * LAYOUT.block_bytes + 5, dtype=torch.uint8)
+    pool = KvPool(LAYOUT, 3, memory)
+    pool.tensor[1] = 1
+    assert memory.view(torch.uint8)[LAYOUT.block_bytes :].any()
+    assert not memory[: LAYOUT.block_bytes].any()
+    with pytest.raises(ValueError, match="4 blocks need"):
+        KvPool(LAYOUT, 4, memory)
