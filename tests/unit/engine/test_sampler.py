@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import replace
 from support.forwards import chunk
 from torch import Tensor
 
