@@ -9,6 +9,9 @@ INLINE void NAME(step)(const int MR, const int NP, const X *x, long stride, cons
     vf b[NP_MAX][2];
 #pragma GCC unroll 16
     for (int p = 0; p < NP; p++) NAME(load_pair)(w + p * panel_size, b[p]);
+    if (NP == 1) /* with several panels at once the CPU keeps up by itself */
+        for (int l = 0; l < (int)(PANEL * STEP * sizeof(WEIGHT)); l += 64)
+            __builtin_prefetch((const char *)w + AHEAD_BYTES + l);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; m++) {
         vf a = NAME(spread)(x + m * stride);
