@@ -9,6 +9,9 @@ INLINE void NAME(step)(const int MR, const int NP, const X *x, long stride, cons
     vf b[NP_MAX][2];
 #pragma GCC unroll 16
     for (int p = 0; p < NP; p++) NAME(load_pair)(w + p * panel_size, b[p]);
+    if (NP == 1) /* with several panels at once the CPU keeps up by itself */
+        for (int l = 0; l < (int)(PANEL * STEP * sizeof(WEIGHT)); l += 64)
+            __builtin_prefetch((const char *)w + AHEAD_BYTES + l);
 #pragma GCC unroll 16
     for (int m = 0; m < MR; m++) {
         vf a = NAME(spread)(x + m * stride);
@@ -57,10 +60,14 @@ static void NAME(panels)(int NP, const X *x, long M, long K, const WEIGHT *w, X 
         break;
         switch (mr) {
             ROWS(1) ROWS(2) ROWS(3)
+#if MR_MAX == 11
+            ROWS(4) ROWS(5)
+#endif
 #define WIDE(R) case R: NAME(tile)(R, 1, x, K, w, y, N, n0, bias); break;
+#if MR_MAX == 11
+            WIDE(6) WIDE(7) WIDE(8) WIDE(9) WIDE(10) WIDE(11)
+#else
             WIDE(4) WIDE(5) WIDE(6)
-#if MR_MAX == 12
-            WIDE(7) WIDE(8) WIDE(9) WIDE(10) WIDE(11) WIDE(12)
 #endif
         }
 #undef ROWS
@@ -72,7 +79,7 @@ static void NAME(panels)(int NP, const X *x, long M, long K, const WEIGHT *w, X 
 /* y[M][N] = x[M][K] w^T + bias; w packed by linears.pack; bias may be null. */
 void NAME(linear)(const X *x, const WEIGHT *w, const float *bias, X *y, long M, long N, long K) {
     const long num_panels = (N + PANEL - 1) / PANEL, padded = (K + STEP - 1) / STEP * STEP;
-    const int group = M == 1 ? 4 : M <= 3 ? 2 : 1;
+    const int group = M == 1 ? 4 : M <= (MR_MAX == 11 ? 5 : 3) ? 2 : 1;
     const long num_groups = num_panels / group, rest = num_panels % group;
     long rows = L2_BYTES / (long)sizeof(X) / K; /* rows of x that stay in the second-level cache */
     rows = rows < MR_MAX ? MR_MAX : rows / MR_MAX * MR_MAX;
