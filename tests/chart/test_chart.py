@@ -57,6 +57,12 @@ def test_the_pools_are_sized_apart() -> None:
     assert found["Deployment/demo-baton-decode"]["spec"]["replicas"] == 1
 
 
+def test_a_pool_of_workers_gets_gpus() -> None:
+    found = render(prefill={"resources": {"limits": {"nvidia.com/gpu": "1"}}})
+    limits = container(found["Deployment/demo-baton-prefill"])["resources"]["limits"]
+    assert limits == {"memory": "4Gi", "nvidia.com/gpu": "1"}
+
+
 def test_the_router_gets_settings_that_it_knows() -> None:
     module, *args = container(render()["Deployment/demo-baton-router"])["args"]
     settings = load(RouterSettings, args)
