@@ -190,6 +190,8 @@ class PrefixCache:
     def extend(self, sequence: Sequence, start: int, stop: int) -> None:
         """Blocks for tokens from `start` to `stop` where windows had none so far. There is room:
         the sequence was promised it."""
+        if self._num_whole == self.num_groups:
+            return
         for row in range(start // self.block_tokens, self.reach.num_rows(stop)):
             for group in range(self._num_whole, self.num_groups):
                 place = row * self.num_groups + group
@@ -257,12 +259,14 @@ class PrefixCache:
 
         Its own takes the place of an equal block that nobody holds; one that is held it shares, and
         its own are returned, for the caller to `let_go` when no launched forward reads them any
-        more. Under a lease it cannot move, so it keeps its own and holds the other as well. So
-        sealing takes no room from anybody.
+        more. In a window it then keeps its own while one is launched: there is no spare block to
+        wait with. Under a lease it cannot move: it keeps its own and, where later blocks lean on
+        it, holds the other as well. So sealing takes no room from anybody.
         """
         displaced: list[int] = []
         for index in range(sequence.num_sealed, sequence.num_computed // self.block_tokens):
-            if not self._seal_row(sequence, index, self._tokens(sequence, index), displaced):
+            tokens = self._tokens(sequence, index)
+            if not self._seal_row(sequence, index, tokens, displaced):
                 break
             sequence.num_sealed = index + 1
         return displaced
@@ -275,28 +279,41 @@ class PrefixCache:
         entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
         if any(entry is not None and not _same(entry, parent, tokens) for entry in entries):
             return False
-        num_twins = sum(1 for e in entries[: self._num_whole] if e and e.block in self._idle)
-        if sequence.leases and num_twins > self.num_spare:
-            return False
+        pinned = sequence.leases or sequence.in_flight
         for group, entry in enumerate(entries):
             place = index * self.num_groups + group
             block = sequence.block_table[place]
             if block == NO_BLOCK:
                 continue
             if entry is None or entry.block in self._idle:
-                mine = Entry(own, group, parent, index, tokens, block)
-                self._store(mine, instead_of=entry)
-            elif group < self._num_whole:
-                self._share(sequence, place, entry.block, displaced)
+                self._store(Entry(own, group, parent, index, tokens, block), instead_of=entry)
+            elif group < self._num_whole or not pinned:
+                displaced += self._share(sequence, place, entry.block)
         return True
 
-    def _share(self, sequence: Sequence, place: int, cached: int, displaced: list[int]) -> None:
+    def _store(self, entry: Entry, *, instead_of: Entry | None) -> None:
+        """`instead_of` an equal one that nobody holds."""
+        if instead_of is not None:
+            del self._idle[instead_of.block]
+            del self._by_block[instead_of.block]
+            self.blocks.forget(instead_of.block)
+        elif entry.group == 0:
+            self._events.append((Stored, entry.hash))
+        self.blocks.keep(entry.block)
+        self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
+
+    def _share(self, sequence: Sequence, place: int, cached: int) -> list[int]:
+        """The sequence holds this one too; the block that it took the place of, if any."""
         self.blocks.acquire(cached)
         if sequence.leases:
             sequence.twins[place] = cached
-        else:
-            displaced.append(sequence.block_table[place])
-            sequence.block_table[place] = cached
+            return []
+        own = sequence.block_table[place]
+        if place % self.num_groups >= self._num_whole:
+            self._in_windows[cached] += 1
+            self._leave(own)
+        sequence.block_table[place] = cached
+        return [own]
 
     def _leave(self, block: int) -> None:
         """One sequence less holds it in a window."""
@@ -347,17 +364,6 @@ class PrefixCache:
             self._leave(block)
         self._release(block)
         sequence.block_table[place] = NO_BLOCK
-
-    def _store(self, entry: Entry, *, instead_of: Entry | None) -> None:
-        """`instead_of` an equal one that nobody holds."""
-        if instead_of is None and entry.group == 0:
-            self._events.append((Stored, entry.hash))
-        if instead_of is not None:
-            del self._idle[instead_of.block]
-            del self._by_block[instead_of.block]
-            self.blocks.forget(instead_of.block)
-        self.blocks.keep(entry.block)
-        self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
 
     def _release(self, block: int) -> None:
         if self.blocks.release(block):

@@ -92,6 +92,7 @@ class Roster:
     def drained(self, sequence: Sequence) -> None:
         """No launched forward refers any more to the blocks of this one, which has its ending."""
         if sequence.lease_held:
+            self._cache.promise_no_more(sequence)
             self.move(sequence, Event.DRAINED_UNDER_LEASE)
         else:
             self._free(sequence, Event.DRAINED)

@@ -275,7 +275,7 @@ class Scheduler:
         return chosen
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """Blocks for its next token; the newest sequence makes room."""
+        """A block for its next token; the newest sequence makes room."""
         while sequence.state is State.DECODING and not self._has_room(sequence):
             if not self._grow(sequence) and not self._preempt_newest():
                 return False
@@ -297,22 +297,27 @@ class Scheduler:
         return self._has_room(sequence) or self._grow(sequence)
 
     def _has_room(self, sequence: Sequence) -> bool:
-        num_rows = len(sequence.block_table) // self._cache.num_groups
-        return sequence.num_launched < num_rows * self._cache.block_tokens
+        cache = self._cache
+        num_rows = len(sequence.block_table) // cache.num_groups
+        return sequence.num_launched < num_rows * cache.block_tokens
 
     def _grow(self, sequence: Sequence) -> bool:
-        """A block in every KV group, if they are spare."""
+        """One more row of blocks, unless others were promised all that is left."""
         cache = self._cache
         promise = max(sequence.num_promised, self._decode_promise(sequence))
-        if cache.num_spare < cache.reach.num_whole + promise - sequence.num_promised:
+        rise = promise - sequence.num_promised
+        if cache.num_spare < cache.reach.num_whole + rise:
             return False
         cache.promise(sequence, promise)
         cache.add_row(sequence)
         return True
 
     def _decode_promise(self, sequence: Sequence) -> int:
-        """As of `_promise`, for one whose prompt is computed."""
-        return self._cache.reach.most_held(sequence.num_launched + 1, num_ahead=STEPS_AHEAD)
+        """As of `_promise`, for one whose next token is launched when all its prompt is, the last
+        chunk perhaps not recorded."""
+        num_tokens = sequence.num_launched + 1
+        num_ahead = max(STEPS_AHEAD, num_tokens - sequence.num_computed)
+        return self._cache.reach.most_held(num_tokens, num_ahead=num_ahead)
 
     def _preempt_newest(self) -> bool:
         """To be recomputed later: the only one who loses is the one who came last. False while a
