@@ -26,7 +26,8 @@ def census() -> Census:
 
 
 def settled(still_s: float = 0.3) -> Census:
-    """What is held once nothing has come or gone for a while."""
+    """What is held once nothing has come or gone for a while, garbage left out."""
+    gc.collect()
     seen, since_s = census(), time.monotonic()
 
     def still() -> bool:
