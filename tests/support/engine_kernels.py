@@ -329,6 +329,10 @@ def splits() -> None:
         assert more.equal(got), "empty splits change nothing"
         one = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=1)
         assert sinks or one[:3].equal(got[:3]), "nor does being the only one"
+        chunks = replace(case, sequences=((size - 3, 5), (40, 2)))
+        qkv, inputs, pool = chunks.qkv(), chunks.inputs(), chunks.pool()
+        chosen = OURS.attend(qkv, chunks.heads, pool, inputs)
+        close(chosen, TWIN.attend(qkv, chunks.heads, pool, inputs))
 
 
 # -- rows and tiles with nothing in them ------------------------------------------------------
