@@ -8,8 +8,9 @@ size in tokens, leave (max, sum, values) in float32, and `reduce_splits` joins t
 
 What holds: a row's bits depend on its own query and context, on the launch parameters and on
 whether splits are made; not on the other rows, nor on where its chunk starts. The latter two
-follow from shapes (`engine.kernels.launch`): a batch with a chunk in it rounds differently from
-decode alone, and so do more sequences than need splits. Twin: `engine.attention.attend`.
+follow from shapes (`engine.kernels.launch`): a batch with a chunk in it may round differently
+from decode alone, and a batch too large for splits from a small one. Twin:
+`engine.attention.attend`.
 """
 
 # Shapes: T tokens, S sequences, B blocks of a table, H query heads, G KV heads, D head dim,
@@ -157,21 +158,20 @@ def attention(
         return out
     num_kv_heads, group = heads.num_kv_heads, num_heads // heads.num_kv_heads
     tables_SB = inputs.tables_GSB[heads.group]
-    capacity = tables_SB.shape[1] * layer_pool.shape[3]
+    launch = launch or _launch(q_THD, group, decode=num_tokens <= inputs.num_sequences)
+    tile_tokens = launch.block_m // group
     if splits is None:
         splits = num_splits(
-            num_sequences=inputs.num_sequences,
-            num_tokens=num_tokens,
-            num_kv_heads=num_kv_heads,
-            capacity_tokens=capacity,
+            num_programs=max(inputs.num_sequences, num_tokens // tile_tokens) * num_kv_heads,
+            row_bytes=4 * num_tokens * num_heads * dim,
+            capacity_tokens=tables_SB.shape[1] * layer_pool.shape[3],
         )
-    launch = launch or _launch(q_THD, group, decode=num_tokens <= inputs.num_sequences)
     split_tokens = 0 if splits == 1 else SPLIT_TOKENS
     shape = (num_tokens, num_heads, splits)
     rows = shape if split_tokens else (1, 1, 1)
     partial = torch.empty(*rows, dim, dtype=torch.float32, device=q_THD.device)
     limits = torch.empty(*rows, 2, dtype=torch.float32, device=q_THD.device)
-    tiles = num_tokens // (launch.block_m // group) + inputs.num_sequences
+    tiles = num_tokens // tile_tokens + inputs.num_sequences
     attention_kernel[(tiles, num_kv_heads, splits)](
         q_THD, layer_pool, out, partial, limits, inputs.starts_S1, inputs.ends_S, tables_SB,
         heads.sinks_H, inputs.num_sequences, splits,

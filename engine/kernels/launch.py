@@ -121,17 +121,19 @@ SPLIT_TOKENS = 1_024
 """Context of one split of attention: a fixed size, so that a row's splits, and with them the
 order of its sums, depend on its own context only. Not measured yet."""
 FULL_PROGRAMS = 256
-"""So many (sequence, KV head) pairs keep a GPU busy without splits. Not measured yet."""
+"""So many programs keep a GPU busy without splits. Not measured yet."""
+SCRATCH_BYTES = 128 << 20
+"""Most that the splits of a layer may leave for their reduction."""
 
 
-def num_splits(
-    *, num_sequences: int, num_tokens: int, num_kv_heads: int, capacity_tokens: int
-) -> int:
-    """From shapes alone, so that a captured graph stays right: 1 unless every sequence has one
-    token at most, they are few, and their tables have room for more than one split."""
-    if num_tokens > num_sequences or num_sequences * num_kv_heads >= FULL_PROGRAMS:
+def num_splits(*, num_programs: int, row_bytes: int, capacity_tokens: int) -> int:
+    """From shapes alone, so that a captured graph stays right: as many as the block tables have
+    room for, or 1 where `num_programs` (query tiles x KV heads) are enough, or where so many
+    rows, `row_bytes` in all, would fill the scratch."""
+    splits = max(1, -(-capacity_tokens // SPLIT_TOKENS))
+    if num_programs >= FULL_PROGRAMS or splits * row_bytes > SCRATCH_BYTES:
         return 1
-    return max(1, -(-capacity_tokens // SPLIT_TOKENS))
+    return splits
 
 
 def as_stride(tensor: Tensor, dim: int) -> int:

@@ -1,7 +1,8 @@
 """The engine's kernels beside their torch twins, without a GPU and, where there is one, on it.
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own;
-what each shows is a function of `support.engine_kernels` by the same name.
+what each shows is a function by the same name in `support.step_checks`, `.attention_checks` or
+`.sampling_checks`.
 """
 
 import subprocess
@@ -66,7 +67,9 @@ def test_the_kernels_do_what_their_twins_do_on_a_gpu() -> None:
 
 
 def test_every_check_is_run() -> None:
-    source = (Path(__file__).parents[1] / "support" / "engine_kernels.py").read_text()
+    folder = Path(__file__).parents[1] / "support"
+    modules = ("step_checks", "attention_checks", "sampling_checks")
+    source = "".join((folder / f"{module}.py").read_text() for module in modules)
     named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
     assert source.count("\n@check\n") == len(named)
     assert all(f"\n@check\ndef {name}(" in source for name in named)

@@ -118,13 +118,13 @@ def test_without_a_gpu_tuning_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "num_tokens", "expected"),
-    [(4, 4, 8), (4, 5, 1), (32, 32, 1), (4, 0, 8)],
-    ids=["decode", "a chunk among them", "enough programs", "graph of padding"],
+    ("num_programs", "row_bytes", "expected"),
+    [(32, 65_536, 8), (256, 65_536, 1), (32, 16 << 20, 8), (32, (16 << 20) + 1, 1)],
+    ids=["few", "enough programs", "scratch filled", "no scratch for so many rows"],
 )
-def test_splits_follow_from_shapes(num_sequences: int, num_tokens: int, expected: int) -> None:
+def test_splits_follow_from_shapes(num_programs: int, row_bytes: int, expected: int) -> None:
     assert launch.SPLIT_TOKENS == 1024 and launch.FULL_PROGRAMS == 256
     count = launch.num_splits(
-        num_sequences=num_sequences, num_tokens=num_tokens, num_kv_heads=8, capacity_tokens=8192
+        num_programs=num_programs, row_bytes=row_bytes, capacity_tokens=8 * 1024
     )
     assert count == expected

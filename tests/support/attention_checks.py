@@ -1,0 +1,219 @@
+"""Paged attention beside its twin, and rows and tiles with nothing in them."""
+
+# Shapes: H query heads, G KV heads, D head dim, B blocks.
+
+from dataclasses import replace
+
+import msgspec
+import torch
+from support.kernel_cases import BF16, INTERPRETED, OURS, TWIN, Case, check, close, noise
+
+from engine.kernels.attention import attention
+from engine.kernels.launch import SPLIT_TOKENS, Launch
+from engine.kernels.ops import TritonOps
+from engine.kvpool import KvPool
+from engine.layers import TorchOps
+from engine.ops import ExpertWeights, Ops
+
+SMALL = Launch(block_m=16, block_n=16)
+ATTENTIONS = {
+    "plain": Case(),
+    "window": Case(window=9),
+    "window wider than a tile": Case(window=25),
+    "sinks": Case(sinks=True, window=9),
+    "cap": Case(softcap=0.7),
+    "one KV head of five": Case(num_heads=5, num_kv_heads=1),
+    "ungrouped": Case(num_kv_heads=4),
+    "40 heads of one": Case(num_heads=40, num_kv_heads=1, sequences=((0, 3), (20, 1))),
+    "dim 10": Case(head_dim=10, num_turned=None),
+    "dim 40": Case(head_dim=40, num_turned=None, sequences=((17, 3),)),
+    "dim 96": Case(head_dim=96, num_turned=None, sequences=((17, 3),)),
+    "block of one": Case(block_tokens=1),
+    "block of three": Case(block_tokens=3),
+    "blocks wider than a tile": Case(block_tokens=32),
+    "one token each": Case(sequences=((0, 1), (15, 1), (16, 1), (40, 1))),
+}
+
+
+@check
+def attentions() -> None:
+    for name, case in ATTENTIONS.items():
+        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+        try:
+            close(
+                OURS.attend(qkv, case.heads, pool, inputs),
+                TWIN.attend(qkv, case.heads, pool, inputs),
+            )
+        except AssertionError as error:
+            raise AssertionError(name) from error
+
+
+@check
+def what_lies_beyond_the_context_is_never_read() -> None:
+    """Nor what lies before the window, whose block somebody else may have by now."""
+    for window in (None, 9):
+        case = Case(window=window)
+        inputs, pool, spoilt = case.inputs(), case.pool(), case.pool()
+        spoilt.tensor.fill_(torch.nan)
+        tables_SB = inputs.tables_GSB[0]
+        for s, (before, now) in enumerate(case.sequences):
+            first = 0 if window is None else max(0, before - window + 1)
+            for position in range(first, before + now):
+                block, place = int(tables_SB[s, position // 8]), position % 8
+                spoilt.tensor[block, :, :, :, place] = pool.tensor[block, :, :, :, place]
+            tables_SB[s, : first // 8] = 0
+        close(
+            OURS.attend(case.qkv(), case.heads, spoilt, inputs),
+            TWIN.attend(case.qkv(), case.heads, spoilt, inputs),
+        )
+
+
+@check
+def a_row_depends_neither_on_its_chunk_nor_on_the_batch() -> None:
+    """Bit for bit, but for single rows under the interpreter: numpy's products depend a little on
+    the place of a row."""
+    case = Case(window=9, sinks=True)
+    qkv, inputs, pool = case.qkv(), case.inputs(), case.pool().tensor[:, 1]
+    q_THD = qkv.view(len(qkv), -1, 16)[:, :4]
+    launch = Launch(block_m=16, block_n=16)
+    together = attention(q_THD, pool, inputs, case.heads, launch=launch, splits=1)
+    starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
+    for s in range(len(ends)):
+        own = replace(
+            inputs,
+            starts_S1=torch.tensor([0, starts[s + 1] - starts[s]], dtype=torch.int32),
+            ends_S=inputs.ends_S[s : s + 1],
+            tables_GSB=inputs.tables_GSB[:, s : s + 1].contiguous(),
+        )
+        mine = slice(starts[s], starts[s + 1])
+        got = attention(q_THD[mine].contiguous(), pool, own, case.heads, launch=launch, splits=1)
+        assert got.equal(together[mine])
+    for s, t in ((0, 3), (2, 6), (3, 9), (3, 25), (4, 34)):
+        alone = replace(
+            inputs,
+            starts_S1=torch.tensor([0, 1], dtype=torch.int32),
+            ends_S=torch.tensor([ends[s] - starts[s + 1] + t + 1], dtype=torch.int32),
+            tables_GSB=inputs.tables_GSB[:, s : s + 1].contiguous(),
+        )
+        got = attention(
+            q_THD[t : t + 1].contiguous(), pool, alone, case.heads, launch=launch, splits=1
+        )
+        close(got[0], together[t], 1e-6 if INTERPRETED else 0.0)
+
+
+@check
+def splits() -> None:
+    """Contexts of none, part, one and several splits, beside attention without them."""
+    size = SPLIT_TOKENS
+    for window, sinks in ((None, False), (None, True), (size + 300, False), (7, True)):
+        case = Case(
+            num_heads=2, num_kv_heads=1, block_tokens=64, window=window, sinks=sinks,
+            sequences=((5, 1), (size - 1, 1), (size, 1), (2 * size + 37, 1)),
+        )  # fmt: skip
+        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+        layer_pool = pool.tensor[:, 1]
+        q_THD = qkv.view(len(qkv), -1, 16)[:, :2]
+        wide = Launch(block_m=16, block_n=128)
+        got = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=3)
+        close(got, TWIN.attend(qkv, case.heads, pool, inputs))
+        more = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=4)
+        assert more.equal(got), "empty splits change nothing"
+        one = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=1)
+        assert sinks or one[:3].equal(got[:3]), "nor does being the only one"
+        chunks = replace(case, sequences=((size - 3, 5), (40, 2)))
+        qkv, inputs, pool = chunks.qkv(), chunks.inputs(), chunks.pool()
+        chosen = OURS.attend(qkv, chunks.heads, pool, inputs)
+        close(chosen, TWIN.attend(qkv, chunks.heads, pool, inputs))
+
+
+# -- rows and tiles with nothing in them ------------------------------------------------------
+
+
+@check
+def rows_that_pad_a_batch_are_harmless() -> None:
+    """Slots -1, tables 0, sequences without tokens: before, between and after the real ones."""
+    case = Case(sequences=((9, 2), (20, 1)), sinks=True)
+    qkv, inputs, pool, plain = case.qkv(), case.inputs(), case.pool(), case.pool()
+    tables_GSB = torch.zeros(1, 5, inputs.tables_GSB.shape[2], dtype=torch.int32)
+    tables_GSB[:, [1, 3]] = inputs.tables_GSB
+    padded = replace(
+        inputs,
+        slots_GT=torch.cat((inputs.slots_GT, torch.full((1, 4), -1)), dim=1),
+        starts_S1=torch.tensor([0, 0, 2, 2, 3, 3], dtype=torch.int32),
+        ends_S=torch.tensor([0, 11, 0, 21, 0], dtype=torch.int32),
+        tables_GSB=tables_GSB,
+    )
+    many = torch.cat((qkv, torch.full((4, qkv.shape[1]), torch.nan)))
+    angles = noise(len(many), 8, seed=6)
+    rotations = torch.stack((angles.cos(), angles.sin()), dim=1)
+    OURS.rotate_and_store(qkv, rotations[:3].contiguous(), case.heads, plain, inputs)
+    OURS.rotate_and_store(many, rotations, case.heads, pool, padded)
+    assert pool.tensor.equal(plain.tensor)
+    expected = OURS.attend(qkv, case.heads, plain, inputs)
+    assert OURS.attend(many, case.heads, pool, padded)[:3].equal(expected)
+    q_THD = many.view(len(many), -1, 16)[:, :4]
+    launch = Launch(block_m=16, block_n=64)
+    got = attention(q_THD, pool.tensor[:, 1], padded, case.heads, launch=launch, splits=2)
+    close(got[:3], expected)
+
+
+@check
+def a_row_that_sees_nothing_is_zero() -> None:
+    """A context of no token, as rows have that fill up a captured step: with sinks they take all
+    of the weight, without there is none."""
+    for sinks in (True, False):
+        for sequences in (((0, 2),), ((0, 1), (0, 1))):
+            case = Case(sequences=sequences, sinks=sinks)
+            q_THD = case.qkv().view(2, -1, 16)[:, :4]
+            empty = replace(case.inputs(), ends_S=torch.zeros(len(sequences), dtype=torch.int32))
+            pool = case.pool()
+            pool.tensor.fill_(torch.nan)
+            results = [TWIN.attend(case.qkv(), case.heads, pool, empty)] + [
+                attention(q_THD, pool.tensor[:, 1], empty, case.heads, launch=SMALL, splits=count)
+                for count in (1, 2)
+            ]
+            assert all(got.equal(torch.zeros_like(got)) for got in results)
+
+
+@check
+def damaged_keys_stay_in_their_sequence() -> None:
+    case = Case(sequences=((20, 1), (20, 3), (9, 1)))
+    inputs, pool = case.inputs(), case.pool()
+    clean = OURS.attend(case.qkv(), case.heads, pool, inputs)
+    pool.tensor[int(inputs.tables_GSB[0, 1, 1]), 1, 0, :, 2] = torch.nan
+    got = OURS.attend(case.qkv(), case.heads, pool, inputs)
+    assert got[[0, 4]].equal(clean[[0, 4]])
+    assert got[1:4].isnan().all()
+    assert TWIN.attend(case.qkv(), case.heads, pool, inputs)[1:4].isnan().all()
+
+
+@check
+def bfloat16() -> None:
+    """Not by the interpreter, whose products of bfloat16 are wrong."""
+    if INTERPRETED:
+        return
+    for name, case in ATTENTIONS.items():
+        inputs, pool = case.inputs(), case.pool()
+        narrow = KvPool(msgspec.structs.replace(pool.layout, dtype="bfloat16"), pool.num_blocks)
+        narrow.tensor.copy_(pool.tensor)
+        pool.tensor.copy_(narrow.tensor)
+        qkv = case.qkv().to(BF16)
+        got = TritonOps(io_dtype=BF16).attend(qkv, case.heads, narrow, inputs)
+        expected = TWIN.attend(qkv.float(), case.heads, pool, inputs)
+        assert torch.allclose(got.float(), expected, atol=2e-2, rtol=2e-2), name
+    weights = [
+        ExpertWeights(
+            gate_up_NK=noise(128, 64, seed=e).to(BF16) / 8,
+            gate_up_bias_N=noise(128, seed=e + 10).to(BF16),
+            down_KF=noise(64, 64, seed=e + 20).to(BF16) / 8,
+            down_bias_K=None,
+        )
+        for e in range(4)
+    ]
+    x_TK, ids_TJ = noise(70, 64).to(BF16), noise(70, 4, seed=8).argsort(1)[:, :2].contiguous()
+    ops: tuple[Ops, ...] = (TritonOps(io_dtype=BF16), TorchOps(io_dtype=BF16))
+    got, expected = (
+        one.experts(weights, num_experts=4, activation="silu")(x_TK, ids_TJ, noise(70, 2, seed=9))
+        for one in ops
+    )
+    assert torch.allclose(got.float(), expected.float(), atol=5e-2, rtol=5e-2)

@@ -1,0 +1,109 @@
+"""The sampling kernel beside `engine.sampler`: the same tokens."""
+
+# Shapes: R rows, V vocabulary.
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from support.forwards import chunk
+from support.kernel_cases import DEVICE, F32, check, noise
+from torch import Tensor
+
+from engine.kernels.choose import choose
+from engine.kernels.sample import SamplingRows
+from engine.sampler import sample as twin_sample
+from protocol.messages import Sampling
+
+
+def rows_of(settings: Sequence[Sampling], positions: Sequence[int]) -> SamplingRows:
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(one, name) for one in settings], dtype=dtype)
+
+    seeds = np.array([one.seed % 2**64 for one in settings], dtype=np.uint64)
+    return SamplingRows(
+        temperature_R=column("temperature", F32),
+        top_k_R=column("top_k", torch.int32),
+        top_p_R=column("top_p", F32),
+        min_p_R=column("min_p", F32),
+        seed_R=torch.from_numpy(seeds.view(np.int64)).to(DEVICE),
+        position_R=torch.tensor(positions),
+    )
+
+
+def twin_tokens(logits_RV: Tensor, settings: Sequence[Sampling], positions: list[int]) -> list[int]:
+    chunks = [
+        chunk([1], table=[0], start=position - 1, sampling=one)
+        for one, position in zip(settings, positions, strict=True)
+    ]
+    tokens = twin_sample(logits_RV.cpu(), chunks, eos_token_ids=())
+    return [-1 if token is None else token.token_id for token in tokens]
+
+
+FILTERS: tuple[dict[str, float], ...] = (
+    {},
+    {"temperature": 0.0},
+    {"temperature": 0.3},
+    {"temperature": 2.5, "top_k": 7},
+    {"top_p": 0.8},
+    {"top_p": 1e-9},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 1},
+    {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "temperature": 1.3},
+    {"top_k": 3000, "top_p": 0.999},
+)
+
+
+@check
+def tokens() -> None:
+    """Chosen alike to the last: seeds of any sign, positions beyond 2^31, tiles cut anywhere."""
+    for size, scale in ((5, 1.0), (4099, 3.0)):
+        logits_RV = noise(len(FILTERS), size) * scale
+        settings = [
+            Sampling(seed=seed, max_tokens=1, **filters)  # type: ignore[arg-type]
+            for seed, filters in zip((-(2**63), 2**64 - 1, 7, -1) * 3, FILTERS, strict=False)
+        ]
+        for start in (1, 2**31 - 1, 2**40):
+            positions = [start + 3 * r for r in range(len(FILTERS))]
+            got = choose(logits_RV, rows_of(settings, positions)).tolist()
+            assert got == twin_tokens(logits_RV, settings, positions)
+
+
+@check
+def ties() -> None:
+    """Equal scores at every edge go to lower ids, as the twin's do."""
+    dice = torch.Generator().manual_seed(5)
+    logits_RV = torch.randint(0, 4, (40, 300), generator=dice, device="cpu").to(DEVICE, F32)
+    filters: tuple[dict[str, float], ...] = (
+        {"top_k": 3}, {"top_k": 90}, {"top_p": 0.5}, {"top_k": 90, "top_p": 0.75}, {"min_p": 0.3},
+    )  # fmt: skip
+    settings = [Sampling(seed=r, max_tokens=1, **filters[r % 5]) for r in range(40)]  # type: ignore[arg-type]
+    positions = list(range(1, 41))
+    got = choose(logits_RV, rows_of(settings, positions)).tolist()
+    assert got == twin_tokens(logits_RV, settings, positions)
+    greedy = [Sampling(seed=0, max_tokens=1, temperature=0.0)]
+    assert choose(torch.zeros(1, 5000), rows_of(greedy, [1])).tolist() == [0]
+
+
+@check
+def a_row_without_a_finite_logit_has_no_token() -> None:
+    for temperature in (0.0, 1.0):
+        settings = [Sampling(seed=1, max_tokens=1, temperature=temperature, top_p=0.9)] * 5
+        logits_RV = noise(5, 50)
+        logits_RV[1], logits_RV[2] = torch.nan, -torch.inf
+        logits_RV[3, 4:] = torch.nan
+        logits_RV[4, 9] = torch.inf
+        got = choose(logits_RV, rows_of(settings, [4] * 5)).tolist()
+        assert got == twin_tokens(logits_RV, settings, [4] * 5)
+        assert got[1:3] == [-1, -1] and 0 <= got[3] < 4 and got[4] == 9
+
+
+@check
+def a_token_depends_on_its_row_alone() -> None:
+    logits_RV = noise(6, 500) * 2
+    settings = [Sampling(seed=100 + r, max_tokens=1, top_p=0.95) for r in range(6)]
+    together = choose(logits_RV, rows_of(settings, [9] * 6))
+    for r in range(6):
+        alone = choose(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
+        assert alone == together[r]
