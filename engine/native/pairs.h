@@ -18,7 +18,7 @@ INLINE __m512i load_dims(const bf16 *row, long d, long D) {
     return _mm512_maskz_loadu_epi16(dims_from(d, D), row + d);
 }
 
-/* Tokens [low, high) of the tile at t0, on their way into the cache. */
+/* Tokens [low, high) of the tile at t0. */
 INLINE void point(const struct rows *rows, const int32_t *table, long t0, long low, long high,
                   struct page *page) {
     const struct heads *heads = rows->heads;
@@ -30,8 +30,6 @@ INLINE void point(const struct rows *rows, const int32_t *table, long t0, long l
         const bf16 *key = pool + table[block] * heads->block_stride + place * D;
         for (; place < B && t < high - t0; place++, t++, key += D) {
             page->keys[t] = key, page->values[t] = key + G * B * D;
-            for (long d = 0; d < D; d += 32)
-                _mm_prefetch(key + d, _MM_HINT_T0), _mm_prefetch(key + G * B * D + d, _MM_HINT_T0);
         }
     }
     for (; t < TILE; t++) page->keys[t] = page->values[t] = nothing;
@@ -65,13 +63,19 @@ INLINE void turn_over(const __m512i row[16], __m512i out[16]) {
     }
 }
 
-/* Keys as [P / 2 pairs of dims][TILE tokens]. */
-INLINE void turn_keys(const struct page *page, long D, long P, long n, int32_t *out) {
+INLINE void fetch(const bf16 *row, long d) { _mm_prefetch((const char *)(row + d), _MM_HINT_T0); }
+
+/* Keys as [P / 2 pairs of dims][TILE tokens]; those of the page `ahead` on their way. */
+INLINE void turn_keys(const struct page *page, const struct page *ahead, long D, long P, long n,
+                      int32_t *out) {
     for (long t = 0; t < n; t += 16)
         for (long d = 0; d < P; d += 32) {
             __m512i row[16], column[16];
 #pragma GCC unroll 16
-            for (int i = 0; i < 16; i++) row[i] = load_dims(page->keys[t + i], d, D);
+            for (int i = 0; i < 16; i++) {
+                row[i] = load_dims(page->keys[t + i], d, D);
+                fetch(ahead->keys[t + i], d);
+            }
             turn_over(row, column);
 #pragma GCC unroll 16
             for (int j = 0; j < 16; j++)
@@ -130,9 +134,11 @@ INLINE void narrow_weights(const struct tile *tile, long R, long n) {
                         vload_f32(tile->score + r * TILE + t));
 }
 
-/* acc += weights . values of NR rows and 32 NC dims, pairs of tokens in order. */
+/* acc += weights . values of NR rows and 32 NC dims, pairs of tokens in order; the values of the
+ * page `ahead` on their way. */
 INLINE void accumulate_pairs_of(const int NR, const int NC, const struct tile *tile,
-                                const struct page *page, long r, long d, long D, long P, long n) {
+                                const struct page *page, const struct page *ahead, long r,
+                                long d, long D, long P, long n) {
     float *at = tile->acc + r * P + d;
     __m512 acc[4][4];
 #pragma GCC unroll 4
@@ -145,6 +151,7 @@ INLINE void accumulate_pairs_of(const int NR, const int NC, const struct tile *t
         for (int c = 0; c < NC; c++) {
             __m512i one = load_dims(page->values[t], d + 32 * c, D);
             __m512i two = load_dims(page->values[t + 1], d + 32 * c, D);
+            fetch(ahead->values[t], d + 32 * c), fetch(ahead->values[t + 1], d + 32 * c);
             v[2 * c] = (__m512bh)_mm512_unpacklo_epi16(one, two);
             v[2 * c + 1] = (__m512bh)_mm512_unpackhi_epi16(one, two);
         }
@@ -162,12 +169,12 @@ INLINE void accumulate_pairs_of(const int NR, const int NC, const struct tile *t
 }
 
 INLINE void accumulate_pairs(const int NC, const struct tile *tile, const struct page *page,
-                             long R, long d, long D, long P, long n) {
+                             const struct page *ahead, long R, long d, long D, long P, long n) {
     long r = 0;
-    for (; r + 4 <= R; r += 4) accumulate_pairs_of(4, NC, tile, page, r, d, D, P, n);
-    if (R - r == 3) accumulate_pairs_of(3, NC, tile, page, r, d, D, P, n);
-    if (R - r == 2) accumulate_pairs_of(2, NC, tile, page, r, d, D, P, n);
-    if (R - r == 1) accumulate_pairs_of(1, NC, tile, page, r, d, D, P, n);
+    for (; r + 4 <= R; r += 4) accumulate_pairs_of(4, NC, tile, page, ahead, r, d, D, P, n);
+    if (R - r == 3) accumulate_pairs_of(3, NC, tile, page, ahead, r, d, D, P, n);
+    if (R - r == 2) accumulate_pairs_of(2, NC, tile, page, ahead, r, d, D, P, n);
+    if (R - r == 1) accumulate_pairs_of(1, NC, tile, page, ahead, r, d, D, P, n);
 }
 
 /* acc / sum, its dims put back in order. */
@@ -185,7 +192,8 @@ INLINE void finish(const float *acc, float sum, long D, bf16 *out) {
     }
 }
 
-/* As attend_rows of paged.h. While one tile is at work the next is on its way to the cache. */
+/* As attend_rows of paged.h. While one tile is at work the next is on its way to the cache, a
+ * row at a time: all at once they wait for each other. */
 static void attend_pairs(const bf16 *q, bf16 *out, const int32_t *table, const struct rows *rows,
                          float *scratch) {
     const struct heads *heads = rows->heads;
@@ -203,17 +211,17 @@ static void attend_pairs(const bf16 *q, bf16 *out, const int32_t *table, const s
     point(rows, table, t0, low, high, &pages[0]);
     for (int turn = 0; t0 < last; turn ^= 1) {
         const long n = high - t0, wide = n > 32, next = t0 + TILE;
-        const struct page *page = &pages[turn];
+        const struct page *page = &pages[turn], *ahead = next < last ? &pages[turn ^ 1] : page;
         low = next, high = last - next < TILE ? last : next + TILE;
         if (next < last) point(rows, table, next, low, high, &pages[turn ^ 1]);
-        turn_keys(page, D, P, wide ? 64 : 32, (int32_t *)tile.k);
+        turn_keys(page, ahead, D, P, wide ? 64 : 32, (int32_t *)tile.k);
         if (wide) score_pairs(4, &tile, R, P, heads->scale);
         else score_pairs(2, &tile, R, P, heads->scale);
         weigh(&tile, rows, R, P, t0, wide ? 64 : 32);
         narrow_weights(&tile, R, wide ? 64 : 32);
         long d = 0;
-        for (; d + 64 <= P; d += 64) accumulate_pairs(2, &tile, page, R, d, D, P, n);
-        if (d < P) accumulate_pairs(1, &tile, page, R, d, D, P, n);
+        for (; d + 64 <= P; d += 64) accumulate_pairs(2, &tile, page, ahead, R, d, D, P, n);
+        if (d < P) accumulate_pairs(1, &tile, page, ahead, R, d, D, P, n);
         t0 = next;
     }
     for (long r = 0; r < R; r++)
