@@ -1,4 +1,4 @@
-"""Linears with packed weights: our own kernel, and oneDNN's where bfloat16 is in hardware.
+"""Linears with packed weights: our own kernels, and oneDNN's on CPUs with AMX.
 
 Made by `engine.native.ops`. Packing copies; the caller drops the tensor it gave.
 """
