@@ -23,6 +23,7 @@ import torch
 import triton
 from torch import Tensor
 
+from engine.device.choosing import RowRules
 from engine.inputs import ForwardInputs
 from engine.kernels import attention, experts, launch, sample
 from engine.kernels.launch import Launch
@@ -207,7 +208,7 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
     def column(value: float, dtype: torch.dtype) -> Tensor:
         return torch.full((num_rows,), value, dtype=dtype, device=DEVICE)
 
-    rows = sample.SamplingRows(
+    rows = RowRules(
         temperature_R=column(0.8, torch.float32), top_k_R=column(50, torch.int32),
         top_p_R=column(0.95, torch.float32), min_p_R=column(0.0, torch.float32),
         seed_R=column(1, torch.int64), position_R=torch.arange(num_rows, device=DEVICE),

@@ -1,6 +1,6 @@
 """Who chooses the tokens of a step on a device, and what is reported of the choice.
 
-`Chooser` is `engine.kernels.choose.choose` on a GPU; `choose_on_host` stands for it elsewhere and
+`Chooser` is `engine.kernels.sample.sample` on a GPU; `choose_on_host` stands for it elsewhere and
 is the rows' oracle, `engine.sampler`. Called by `engine.device.runner`.
 """
 
@@ -21,6 +21,7 @@ from protocol.messages import Sampling
 
 NO_TOKEN = -1
 """Of a row without a finite logit."""
+_ID = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class Chooser(Protocol):
 
 def chooser_for(device: Device) -> Chooser:
     if device.where.type == "cuda":
-        choose: Chooser = import_module("engine.kernels.choose").choose
-        return choose
+        sample: Chooser = import_module("engine.kernels.sample").sample
+        return sample
     return choose_on_host
 
 
@@ -70,12 +71,25 @@ def choose_on_host(logits_RV: Tensor, params: RowRules, /) -> Tensor:
 
 def logprobs(logits_AV: Tensor, tokens_A: Tensor, *, num_top: int) -> Tensor:
     """float64 [A, 1 + 2 N]: the logprob of the token, the ids of the N most likely, theirs; of
-    the model's own distribution, as `engine.sampler`. Every id is a float64 exactly."""
-    rows_AV = logits_AV.double().nan_to_num_(nan=-torch.inf, posinf=None, neginf=-torch.inf)
+    the model's own distribution, as `engine.sampler`, equals by id. `logits_AV` float32; every
+    id is a float64 exactly."""
+    most = torch.finfo(torch.float32).max
+    scores_AV = logits_AV.nan_to_num(nan=-torch.inf, posinf=most, neginf=-torch.inf)
+    rows_AV = scores_AV.double()
     total_A1 = rows_AV.logsumexp(dim=1, keepdim=True)
     chosen_A1 = rows_AV.gather(1, tokens_A.clamp(min=0)[:, None]) - total_A1
-    best_AN, ids_AN = rows_AV.topk(min(num_top, rows_AV.shape[1]), dim=1)
-    return torch.cat((chosen_A1, ids_AN.double(), best_AN - total_A1), dim=1)
+    best_AN = _ordered(scores_AV).topk(min(num_top, rows_AV.shape[1]), dim=1).values
+    ids_AN = (best_AN & _ID) ^ _ID
+    best_AN = rows_AV.gather(1, ids_AN) - total_A1
+    return torch.cat((chosen_A1, ids_AN.double(), best_AN), dim=1)
+
+
+def _ordered(scores_AV: Tensor) -> Tensor:
+    """int64 that orders as (score, lower id first) does: the float's bits above the id's."""
+    bits_AV = (scores_AV + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
+    rising_AV = torch.where(bits_AV >= 0, bits_AV, bits_AV ^ 0x7FFF_FFFF)
+    ids_V = torch.arange(scores_AV.shape[1], device=scores_AV.device)
+    return (rising_AV << 32) | (ids_V ^ _ID)
 
 
 def rows_with_logprobs(chunks: Sequence[Chunk]) -> dict[int, int]:

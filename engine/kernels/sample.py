@@ -10,13 +10,12 @@ sorting-free sampling, Ye et al., 2025, made exact). Among what is kept the Gumb
 
 # Shapes: R rows, V vocabulary.
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.device.choosing import RowRules
 from engine.kernels.launch import Launch, as_stride, chosen
 from engine.sampler import GREEDY_BELOW
 
@@ -213,28 +212,18 @@ def sample_kernel(  # type: ignore[no-untyped-def]
     tl.store(tokens + r, token.to(tl.int64))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingRows:
-    """How each row is sampled, on the device of its logits."""
-
-    temperature_R: Tensor  # float32; below sampler.GREEDY_BELOW: the largest logit
-    top_k_R: Tensor  # int32; 0: all
-    top_p_R: Tensor  # float32; 1: all
-    min_p_R: Tensor  # float32; 0: all
-    seed_R: Tensor  # int64, the bits of an unsigned seed
-    position_R: Tensor  # int64, of the token that is chosen
-
-
-def sample(logits_RV: Tensor, rows: SamplingRows, *, launch: Launch | None = None) -> Tensor:
-    """Token ids [R] int64; see `engine.kernels.choose.choose`. `launch` for the tuner."""
+def sample(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None = None) -> Tensor:
+    """Token ids [R] int64 on the device of the logits (float32 or bfloat16), -1 for a row without
+    a finite logit. A row's token depends on its logits and its rules alone. Nothing waits for the
+    device. `launch` for the tuner."""
     num_rows, size = logits_RV.shape
     tokens_R = torch.empty(num_rows, dtype=torch.int64, device=logits_RV.device)
     if not num_rows:
         return tokens_R
     launch = launch or chosen("sample", "any", logits_RV.device, DEFAULT)
     sample_kernel[(num_rows,)](
-        logits_RV, rows.temperature_R, rows.top_k_R, rows.top_p_R, rows.min_p_R,
-        rows.seed_R, rows.position_R, tokens_R, as_stride(logits_RV, 0), size,
+        logits_RV, rules.temperature_R, rules.top_k_R, rules.top_p_R, rules.min_p_R,
+        rules.seed_R, rules.position_R, tokens_R, as_stride(logits_RV, 0), size,
         TILE=launch.block_n, **launch.options,
     )  # fmt: skip
     return tokens_R

@@ -16,11 +16,11 @@ import torch
 from support.ahead import Call, assert_fits, recorded
 from torch import Tensor
 
+from engine.device.choosing import RowRules, logprobs
 from engine.inputs import ForwardInputs
 from engine.kernels import attention, blocks, experts, gated, norm, reduce_splits, rope_store
 from engine.kernels import sample as sampling
 from engine.kernels import store_kv as storing
-from engine.kernels.choose import Shaping, Sparse, logprobs, shape_logits
 from engine.ops import HeadShape
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -210,7 +210,7 @@ def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
     def column(dtype: torch.dtype) -> Tensor:
         return meta(64, dtype=dtype)
 
-    rows = sampling.SamplingRows(
+    rows = RowRules(
         temperature_R=column(F32),
         top_k_R=column(torch.int32),
         top_p_R=column(F32),
@@ -277,7 +277,4 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     assert mixture(meta(5, 32), meta(5, 2, dtype=torch.int64), meta(5, 2)).shape == (5, 32)
     logits_RV, ids_R = meta(7, 100, dtype=F32), meta(7, dtype=torch.int64)
-    one = Sparse(rows_N=ids_R, ids_N=ids_R, values_N=meta(7, dtype=F32))
-    shaping = Shaping(repetition=one, malus=one, bias=one, bans=one)
-    assert shape_logits(logits_RV, shaping).shape == (7, 100)
-    assert [part.shape for part in logprobs(logits_RV, ids_R, 3)] == [(7,), (7, 3), (7, 3)]
+    assert logprobs(logits_RV, ids_R, num_top=3).shape == (7, 7)

@@ -27,14 +27,14 @@ def main() -> None:
     torch.set_num_threads(1)
     device = HostDevice()
     ops = import_module("engine.kernels.ops").TritonOps(io_dtype=torch.float32)
-    choose = import_module("engine.kernels.choose").choose
+    sample = import_module("engine.kernels.sample").sample
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), SHAPE)
         model = load_model(Path(directory), dtype="float32", ops=ops, device=device.where)
         twin = load_model(Path(directory), dtype="float32", native=False)
     for rule in (GREEDY, SEEDED):
         runner = DeviceRunner(
-            model, pool_for(model), device=device, choose=choose, limits=LIMITS, eos_token_ids=EOS
+            model, pool_for(model), device=device, choose=sample, limits=LIMITS, eos_token_ids=EOS
         )
         runner.capture(limit_bytes=1 << 40)
         rules = all_with(rule)

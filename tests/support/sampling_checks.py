@@ -10,18 +10,18 @@ from support.forwards import chunk
 from support.kernel_cases import DEVICE, F32, check, noise
 from torch import Tensor
 
-from engine.kernels.choose import choose
-from engine.kernels.sample import SamplingRows
+from engine.device.choosing import RowRules
+from engine.kernels.sample import sample
 from engine.sampler import sample as twin_sample
 from protocol.messages import Sampling
 
 
-def rows_of(settings: Sequence[Sampling], positions: Sequence[int]) -> SamplingRows:
+def rows_of(settings: Sequence[Sampling], positions: Sequence[int]) -> RowRules:
     def column(name: str, dtype: torch.dtype) -> Tensor:
         return torch.tensor([getattr(one, name) for one in settings], dtype=dtype)
 
     seeds = np.array([one.seed % 2**64 for one in settings], dtype=np.uint64)
-    return SamplingRows(
+    return RowRules(
         temperature_R=column("temperature", F32),
         top_k_R=column("top_k", torch.int32),
         top_p_R=column("top_p", F32),
@@ -66,7 +66,7 @@ def tokens() -> None:
         ]
         for start in (1, 2**31 - 1, 2**40):
             positions = [start + 3 * r for r in range(len(FILTERS))]
-            got = choose(logits_RV, rows_of(settings, positions)).tolist()
+            got = sample(logits_RV, rows_of(settings, positions)).tolist()
             assert got == twin_tokens(logits_RV, settings, positions)
 
 
@@ -80,10 +80,10 @@ def ties() -> None:
     )  # fmt: skip
     settings = [Sampling(seed=r, max_tokens=1, **filters[r % 5]) for r in range(40)]  # type: ignore[arg-type]
     positions = list(range(1, 41))
-    got = choose(logits_RV, rows_of(settings, positions)).tolist()
+    got = sample(logits_RV, rows_of(settings, positions)).tolist()
     assert got == twin_tokens(logits_RV, settings, positions)
     greedy = [Sampling(seed=0, max_tokens=1, temperature=0.0)]
-    assert choose(torch.zeros(1, 5000), rows_of(greedy, [1])).tolist() == [0]
+    assert sample(torch.zeros(1, 5000), rows_of(greedy, [1])).tolist() == [0]
 
 
 @check
@@ -94,7 +94,7 @@ def a_row_without_a_finite_logit_has_no_token() -> None:
         logits_RV[1], logits_RV[2] = torch.nan, -torch.inf
         logits_RV[3, 4:] = torch.nan
         logits_RV[4, 9] = torch.inf
-        got = choose(logits_RV, rows_of(settings, [4] * 5)).tolist()
+        got = sample(logits_RV, rows_of(settings, [4] * 5)).tolist()
         assert got == twin_tokens(logits_RV, settings, [4] * 5)
         assert got[1:3] == [-1, -1] and 0 <= got[3] < 4 and got[4] == 9
 
@@ -103,7 +103,7 @@ def a_row_without_a_finite_logit_has_no_token() -> None:
 def a_token_depends_on_its_row_alone() -> None:
     logits_RV = noise(6, 500) * 2
     settings = [Sampling(seed=100 + r, max_tokens=1, top_p=0.95) for r in range(6)]
-    together = choose(logits_RV, rows_of(settings, [9] * 6))
+    together = sample(logits_RV, rows_of(settings, [9] * 6))
     for r in range(6):
-        alone = choose(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
+        alone = sample(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
         assert alone == together[r]
