@@ -117,9 +117,10 @@ def power_of_two(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-SPLIT_TOKENS = 1_024
+SPLIT_TOKENS = 256
 """Context of one split of attention: a fixed size, so that a row's splits, and with them the
-order of its sums, depend on its own context only. Not measured yet."""
+order of its sums, depend on its own context only. Short, or one sequence of 1,024 tokens and 8 KV
+heads would keep a dozen of a GPU's hundred multiprocessors busy; not measured yet."""
 FULL_PROGRAMS = 256
 """So many programs keep a GPU busy without splits. Not measured yet."""
 SCRATCH_BYTES = 128 << 20

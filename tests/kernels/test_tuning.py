@@ -123,8 +123,8 @@ def test_without_a_gpu_tuning_is_refused(
     ids=["few", "enough programs", "scratch filled", "no scratch for so many rows"],
 )
 def test_splits_follow_from_shapes(num_programs: int, row_bytes: int, expected: int) -> None:
-    assert launch.SPLIT_TOKENS == 1024 and launch.FULL_PROGRAMS == 256
+    assert launch.SPLIT_TOKENS == 256 and launch.FULL_PROGRAMS == 256
     count = launch.num_splits(
-        num_programs=num_programs, row_bytes=row_bytes, capacity_tokens=8 * 1024
+        num_programs=num_programs, row_bytes=row_bytes, capacity_tokens=8 * 256
     )
     assert count == expected
