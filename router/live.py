@@ -96,6 +96,7 @@ class LiveWorker:
             block_tokens=layout.block_tokens,
             token_bytes=layout.token_bytes * num_groups,
             max_context_tokens=registration.max_context_tokens,
+            transports=registration.transports,
             prefill_tokens_per_s=speeds.prefill_tokens_per_s,
             decode_step_s=speeds.decode_step_s,
             transfer_bytes_per_s=speeds.transfer_bytes_per_s,

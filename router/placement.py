@@ -55,6 +55,8 @@ class Candidate:
     block_tokens: int
     token_bytes: int
     max_context_tokens: int
+    transports: tuple[str, ...]
+    """Ways that KV may travel to or from it: a pool on a GPU has others than one of a host."""
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
     transfer_bytes_per_s: float = 0.0
@@ -110,7 +112,8 @@ def place(
     alone = min(request.alone(decode) for decode in able)
     pairs = request.pairs(prefills, able)
     if not pairs:
-        return _choice(alone, None, num_tokens)
+        note = " that KV could come from" if prefills else ""
+        return _choice(alone, None, num_tokens, note=note)
     pair = min(pairs)
     if pair < alone:
         return _choice(pair, alone, num_tokens)
@@ -149,7 +152,7 @@ class _Request:
             self._pair(prefill, decode)
             for prefill in near_prefills[:NUM_CONSIDERED]
             for decode in near_decodes[:NUM_CONSIDERED]
-            if prefill.compat == decode.compat
+            if _can_hand_over(prefill, decode)
         ]
 
     def _pair(self, prefill: Candidate, decode: Candidate) -> _Way:
@@ -204,6 +207,11 @@ def _can_hold(candidate: Candidate, num_tokens: int) -> bool:
     )
 
 
+def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
+    shared = set(prefill.transports) & set(decode.transports)
+    return prefill.compat == decode.compat and bool(shared)
+
+
 def _refuse(decodes: Sequence[Candidate], total: int) -> Refusal:
     if not decodes:
         return Refusal(why="no_decode_worker", reason="no decode worker")
@@ -229,7 +237,7 @@ def _mean(values: Sequence[float], prior: float) -> float:
 def _choice(way: _Way, other: _Way | None, num_tokens: int, *, note: str = "") -> Choice:
     name = f"{way.prefill}>{way.decode}" if way.prefill else way.decode
     if other is None:
-        compared = "no prefill worker"
+        compared = f"no prefill worker{note}"
     else:
         compared = f"{way.cost_s:.3f} s against {other.cost_s:.3f} s "
         compared += f"by {other.prefill}" if other.prefill else f"local{note}"

@@ -22,6 +22,7 @@ def candidate(name: str, **changes: object) -> Candidate:
         block_tokens=16,
         token_bytes=1_000,
         max_context_tokens=8_192,
+        transports=("shm", "tcp"),
         prefill_tokens_per_s=10_000.0,
         decode_step_s=0.002,
         transfer_bytes_per_s=1e9,
@@ -106,6 +107,18 @@ def chosen(*candidates: Candidate, num_tokens: int = 2_000, prefer: Prefer = "ch
             "decode-0",
         ),
         ("other layouts are never paired", (replace(P0, compat="other"), D0), 2_000, "decode-0"),
+        (
+            "a pool on a GPU hands nothing to one of a host",
+            (replace(P0, transports=("cuda_ipc", "nccl")), D0),
+            2_000,
+            "decode-0",
+        ),
+        (
+            "one common way is enough",
+            (replace(P0, transports=("tcp",)), D0),
+            2_000,
+            "prefill-0>decode-0",
+        ),
         (
             "a prefill pool too small is passed over",
             (replace(P0, num_blocks=100), P1, D0),
