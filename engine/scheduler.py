@@ -140,6 +140,10 @@ class Scheduler:
                 self._record_ended(sequence, start, stop)
                 continue
             assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
+            if stop == sequence.num_tokens and sequence.id not in sampled:
+                message = "the model answers no number for its next token"
+                self._roster.end(sequence, Fail("internal", message, final=True))
+                continue  # nothing of this step is sealed: its KV may be damaged
             sequence.num_computed = stop
             if stop // block_tokens > sequence.num_sealed:
                 self._steps.seal(sequence)
@@ -147,7 +151,7 @@ class Scheduler:
             if sequence.leases:
                 self._roster.computed(sequence)
             if stop == sequence.num_tokens:
-                self._append(sequence, sampled.get(sequence.id))
+                self._append(sequence, sampled[sequence.id])
 
     def fail_oldest(self, message: str) -> None:
         """The oldest batch could not be computed: its sequences end, the others go on."""
@@ -438,10 +442,6 @@ class Scheduler:
         else:
             self._roster.fetch_ended(sequence)
 
-    def _append(self, sequence: Sequence, token: SampledToken | None) -> None:
-        if token is None:
-            message = "the model answers no number for its next token"
-            self._roster.end(sequence, Fail("internal", message, final=True))
-            return
+    def _append(self, sequence: Sequence, token: SampledToken) -> None:
         sequence.outputs.append(token.token_id)
         self._sampled.append((sequence, token))

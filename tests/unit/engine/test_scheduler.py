@@ -217,6 +217,16 @@ def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
     assert stepper.all_back
 
 
+def test_what_a_step_without_a_number_computed_is_found_by_nobody() -> None:
+    """Its KV may be damaged."""
+    stepper = Stepper()
+    bad = stepper.submit(STORY[:8])
+    stepper.runner.mute.add(bad.sequence.id)
+    stepper.step()
+    assert bad.freed
+    assert not stepper.cache.take_events() and not stepper.blocks.num_cached
+
+
 def test_a_sequence_without_a_number_ends_alone_and_for_good() -> None:
     stepper = Stepper()
     good, bad = decoding(stepper, count=2)
