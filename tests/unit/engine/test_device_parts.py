@@ -23,12 +23,14 @@ from engine.device.choosing import choose_on_host
 from engine.device.graphs import decode_sizes, size_for
 from engine.device.host import HostDevice
 from engine.device.opening import open_device
+from engine.device.patience import wait_until
 from engine.device.runner import DeviceRunner
 from engine.device.sizing import largest_step, pool_bytes
-from engine.device.upload import ALIGN_BYTES, Upload, largest_step_bytes
+from engine.device.upload import ALIGN_BYTES, Upload, upload_bytes
 from engine.kvpool import KvPool
 from engine.limits import EngineLimits
 from engine.model import load_model
+from engine.runner import StepHung
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
@@ -50,6 +52,26 @@ class SmallDevice(HostDevice):
     def peak_bytes(self, step: Step) -> int:
         step()
         return self.peak
+
+
+# -- waiting for the device ------------------------------------------------------------------
+
+
+def test_a_step_that_never_ends_is_given_up() -> None:
+    with pytest.raises(StepHung, match=r"has not ended its step in 0\.005 s"):
+        wait_until(lambda: False, patience_s=0.005)
+
+
+def test_a_step_is_asked_after_until_it_has_ended_or_failed() -> None:
+    answers = iter([False, False, True])
+    wait_until(lambda: next(answers))
+    assert next(answers, None) is None
+
+    def failed() -> bool:
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        wait_until(failed)
 
 
 # -- choosing the device --------------------------------------------------------------------
@@ -132,7 +154,7 @@ def test_the_largest_step_fits_the_buffer_made_for_it() -> None:
     for sampling in (GREEDY, None):
         parts = [chunk([1] * 5, start=251, table=range(192), sampling=sampling)] * 8
         step = step_arrays(parts, layout, feeds=[NO_FEED] * 8, keeps=[0] * (8 if sampling else 0))
-        num_bytes = largest_step_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
+        num_bytes = upload_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
         Upload(HostDevice(), num_bytes=num_bytes).send(step)
 
 
@@ -220,19 +242,23 @@ def test_what_a_device_cannot_do_is_refused(checkpoint: Path) -> None:
         assembled(checkpoint, HostDevice(), kv_huge_pages=True)
 
 
-def test_capturing_stops_at_its_bound_with_the_largest_batches_done(checkpoint: Path) -> None:
-    class Shrinking(HostDevice):
-        def free_bytes(self) -> int:
+def test_beyond_its_bound_capturing_leaves_out_all_but_the_small_batches(checkpoint: Path) -> None:
+    class Filling(HostDevice):
+        def held_bytes(self) -> int:
             calls.append(0)
-            return 1000 - 100 * len(calls)
+            return 100 * len(calls)
+
+        def free_bytes(self) -> int:
+            raise AssertionError("others' memory is counted")
 
     calls: list[int] = []
     model = load_model(checkpoint, dtype="float32", native=False)
+    limits = EngineLimits(max_running=32, max_waiting=8, token_budget=40, max_context_tokens=256)
     runner = DeviceRunner(
-        model, pool_for(model), device=Shrinking(), choose=choose_on_host, limits=LIMITS
+        model, pool_for(model), device=Filling(), choose=choose_on_host, limits=limits
     )
-    assert runner.capture(limit_bytes=150) == 200
-    assert runner.captured_sizes == (2, 4)
+    assert runner.capture(limit_bytes=150) == 600
+    assert runner.captured_sizes == (1, 2, 4, 8, 24, 32)
 
 
 def test_a_pool_over_a_tensor_is_those_bytes() -> None:
