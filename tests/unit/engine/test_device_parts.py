@@ -17,6 +17,7 @@ from engine.device.arrays import (
     is_decode,
     padded,
     step_arrays,
+    widest_table,
 )
 from engine.device.base import Step
 from engine.device.choosing import choose_on_host
@@ -25,8 +26,8 @@ from engine.device.host import HostDevice
 from engine.device.opening import open_device
 from engine.device.patience import wait_until
 from engine.device.runner import DeviceRunner
-from engine.device.sizing import largest_step, pool_bytes
-from engine.device.upload import ALIGN_BYTES, Upload, upload_bytes
+from engine.device.sizing import largest_step, largest_step_bytes, pool_bytes
+from engine.device.upload import ALIGN_BYTES, StepTensors, Upload, upload_bytes
 from engine.kvpool import KvPool
 from engine.limits import EngineLimits
 from engine.model import load_model
@@ -192,6 +193,25 @@ def test_the_largest_step_has_every_token_and_every_row() -> None:
     assert len(set(tables)) == len(tables)
 
 
+def test_steps_with_the_widest_tables_are_measured_too(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    widths = dict[int, int]()
+    send = Upload.send
+
+    def seen(upload: Upload, step: StepArrays) -> StepTensors:
+        if len(step.ends_S) == 1:
+            widths[len(step.token_ids_T)] = step.tables_GSB.shape[2]
+        return send(upload, step)
+
+    monkeypatch.setattr(Upload, "send", seen)
+    model = load_model(checkpoint, dtype="float32", native=False)
+    layout = model.config.kv_layout(block_tokens=4, dtype="float32")
+    largest_step_bytes(model, layout, device=HostDevice(), choose=choose_on_host, limits=LIMITS)
+    assert widths == dict.fromkeys((1, 4, 16), widest_table(256, layout))
+    assert widest_table(256, layout) > 256 // 4
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
@@ -199,7 +219,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def assembled(checkpoint: Path, device: HostDevice, **more: object) -> DeviceRunner:
+def assembled(
+    checkpoint: Path, device: HostDevice, *, decodes: bool = True, **more: object
+) -> DeviceRunner:
     values = {"dtype": "float32", "token_budget": 24, "max_running": 4, "kv_memory_share": 0.5}
     settings = WorkerSettings.model_validate({"model": checkpoint, **values, **more})
 
@@ -209,8 +231,9 @@ def assembled(checkpoint: Path, device: HostDevice, **more: object) -> DeviceRun
         return torch.zeros(layout.block_bytes * num_blocks, dtype=torch.uint8)
 
     parts = assemble(
-        settings, eos_token_ids=(), memory=memory, progress=lambda done, total: None, device=device
-    )
+        settings, eos_token_ids=(), memory=memory, progress=lambda done, total: None,
+        device=device, decodes=decodes,
+    )  # fmt: skip
     assert isinstance(parts.runner, DeviceRunner)
     return parts.runner
 
@@ -226,8 +249,55 @@ def test_the_settings_may_say_the_size_of_the_pool_and_leave_graphs_out(checkpoi
     assert assembled(checkpoint, HostDevice(), kv_blocks=9).captured_sizes == (1, 2, 4)
     runner = assembled(checkpoint, HostDevice(), kv_blocks=9, cuda_graphs=False)
     assert runner.num_blocks == 9 and runner.captured_sizes == ()
+    with pytest.raises(SettingsError, match=r"kv_bytes: 9: two blocks"):
+        assembled(checkpoint, HostDevice(), kv_bytes=9)
     by_bytes = assembled(checkpoint, HostDevice(), kv_bytes=5 * runner.layout.block_bytes + 1)
     assert by_bytes.num_blocks == 5
+
+
+def test_an_engine_that_decodes_nothing_captures_nothing_and_has_their_memory_for_kv(
+    checkpoint: Path,
+) -> None:
+    runner = assembled(checkpoint, SmallDevice(), decodes=False)
+    assert runner.captured_sizes == ()
+    left = SmallDevice.free - SmallDevice.peak
+    assert runner.num_blocks == left // 2 // runner.layout.block_bytes
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("load_model", "model: .* host has no memory left for weights in float32; take a smaller"),
+        ("peak_bytes", "token_budget: 24, max_running: 4: .* for the largest step; lower either"),
+        ("capture", "max_running: 4: .* a step beside 9 blocks .*; lower it or kv_blocks"),
+    ],
+)
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA error: out of memory")]
+)
+def test_a_device_without_memory_left_is_refused_with_what_to_change(
+    checkpoint: Path, call: str, said: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise error
+
+    if call == "load_model":
+        monkeypatch.setattr("engine.assembly.load_model", full)
+    else:
+        monkeypatch.setattr(HostDevice, call, full)
+    with pytest.raises(SettingsError, match=said):
+        assembled(checkpoint, HostDevice(), kv_blocks=9)
+
+
+def test_other_failures_of_a_device_stay_what_they_are(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(device: HostDevice, step: Step) -> int:
+        raise RuntimeError("CUDA error: illegal address")
+
+    monkeypatch.setattr(HostDevice, "peak_bytes", broken)
+    with pytest.raises(RuntimeError, match="illegal address"):
+        assembled(checkpoint, HostDevice())
 
 
 def test_what_a_device_cannot_do_is_refused(checkpoint: Path) -> None:
