@@ -10,7 +10,7 @@ from decode_worker.settings import DecodeSettings
 from protocol import process
 from protocol.doors import open_doors
 from protocol.ids import WorkerId
-from protocol.machine import claim_cores, host_name
+from protocol.machine import check_device, claim_cores, host_name
 from protocol.settings import load_or_exit
 from protocol.telemetry import configure_logging
 
@@ -28,12 +28,11 @@ def main(argv: Sequence[str]) -> int:
             exit_code: int = await module.serve(settings, worker, doors=doors, stop=stop)
             return exit_code
 
-    return process.run(
-        worker,
-        serve,
-        parent_pid=settings.parent_pid,
-        prepare=lambda: claim_cores(cores=settings.cores, threads=settings.threads),
-    )
+    def prepare() -> None:
+        claim_cores(cores=settings.cores, threads=settings.threads)
+        check_device(settings.device)
+
+    return process.run(worker, serve, parent_pid=settings.parent_pid, prepare=prepare)
 
 
 def _import_worker() -> ModuleType:

@@ -12,9 +12,14 @@ from engine.device.base import Device
 from engine.device.choosing import chooser_for
 from engine.device.opening import ops_for
 from engine.device.runner import DeviceRunner
-from engine.device.sizing import GRAPH_BYTES, blocks_left, largest_step_bytes
+from engine.device.sizing import (
+    GRAPH_BYTES,
+    blocks_left,
+    largest_step_bytes,
+    refused_when_full,
+)
 from engine.kvgroups import Window
-from engine.kvpool import Buffer, KvPool
+from engine.kvpool import Buffer, KvPool, fewest_blocks
 from engine.limits import EngineLimits
 from engine.model import DTYPES, Model, Progress, load_model
 from engine.torch_runner import TorchRunner
@@ -55,13 +60,32 @@ def num_pool_blocks(
     kv_bytes: int | None = None,
 ) -> int:
     """Blocks of the pool: those asked for, or room for 16 full contexts within a quarter of the
-    free memory and 1 GiB; at least two of each KV group."""
+    free memory and 1 GiB, at least two of each KV group. Raises SettingsError as
+    `asked_blocks`."""
+    asked = asked_blocks(layout, kv_blocks=kv_blocks, kv_bytes=kv_bytes)
+    if asked is not None:
+        return asked
+    wanted = FULL_CONTEXTS * layout.num_blocks(max_context_tokens) * layout.block_bytes
+    num_bytes = min(wanted, free_bytes // FREE_SHARE, MAX_DEFAULT_BYTES)
+    return max(fewest_blocks(layout), num_bytes // layout.block_bytes)
+
+
+def asked_blocks(layout: KvLayout, *, kv_blocks: int | None, kv_bytes: int | None) -> int | None:
+    """Blocks that the settings ask for; None: they leave it open. Raises SettingsError for fewer
+    than two of each KV group."""
     if kv_blocks is not None:
-        return kv_blocks
-    if kv_bytes is None:
-        wanted = FULL_CONTEXTS * layout.num_blocks(max_context_tokens) * layout.block_bytes
-        kv_bytes = min(wanted, free_bytes // FREE_SHARE, MAX_DEFAULT_BYTES)
-    return max(2 * layout.num_groups, kv_bytes // layout.block_bytes)
+        num_blocks, asked = kv_blocks, f"kv_blocks: {kv_blocks}"
+    elif kv_bytes is not None:
+        num_blocks, asked = kv_bytes // layout.block_bytes, f"kv_bytes: {kv_bytes}"
+    else:
+        return None
+    least = fewest_blocks(layout)
+    if num_blocks < least:
+        raise SettingsError(
+            f"{asked}: two blocks in each KV group are {least} blocks, of {layout.block_bytes} "
+            "bytes each"
+        )
+    return num_blocks
 
 
 Memory = Callable[[KvLayout, int], Buffer]
@@ -75,9 +99,10 @@ def assemble(
     memory: Memory,
     progress: Progress,
     device: Device | None = None,
+    decodes: bool = True,
 ) -> Assembly:
     """Load the model and size its pool; `eos_token_ids` are those the tokeniser knows, `device`
-    None is the host.
+    None is the host. Without `decodes` no decode steps are captured: hardly any will come.
 
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
@@ -89,20 +114,17 @@ def assemble(
                 f"kv_huge_pages: True: the KV pool is on {device.name}, without any"
             )
         device.bind()
-    model = load_model(
-        settings.model,
-        dtype=settings.dtype,
-        progress=progress,
-        ops=None if device is None else ops_for(device, dtype=DTYPES[settings.dtype]),
-        device="cpu" if device is None else device.where,
-    )
+    model = _loaded(settings, progress, device)
     layout = model.config.kv_layout(block_tokens=settings.block_tokens, dtype=settings.dtype)
     enders = frozenset({*eos_token_ids, *model.config.eos_token_ids})
     runner: TorchRunner | DeviceRunner
     if device is None:
         runner = _host_runner(settings, model, layout, enders, memory)
     else:
-        runner = _device_runner(settings, model, layout, enders, memory, device, limits)
+        graphs = settings.cuda_graphs and decodes
+        runner = _device_runner(
+            settings, model, layout, enders, memory, device, limits, graphs=graphs
+        )
     return Assembly(
         runner=runner,
         config=model.config,
@@ -127,10 +149,16 @@ def _limits(settings: WorkerSettings) -> EngineLimits:
         raise SettingsError(str(error)) from error
 
 
-def _check_groups(num_blocks: int, layout: KvLayout) -> None:
-    if num_blocks < layout.num_groups:
-        raise SettingsError(
-            f"kv_blocks: is {num_blocks}; a token needs one in each of {layout.num_groups} groups"
+def _loaded(settings: WorkerSettings, progress: Progress, device: Device | None) -> Model:
+    if device is None:
+        return load_model(settings.model, dtype=settings.dtype, progress=progress)
+    with refused_when_full(
+        device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {settings.dtype}",
+        advice="take a smaller model, or a device that nobody else uses",
+    ):  # fmt: skip
+        ops = ops_for(device, dtype=DTYPES[settings.dtype])
+        return load_model(
+            settings.model, dtype=settings.dtype, progress=progress, ops=ops, device=device.where
         )
 
 
@@ -148,7 +176,6 @@ def _host_runner(
         kv_blocks=settings.kv_blocks,
         kv_bytes=settings.kv_bytes,
     )
-    _check_groups(num_blocks, layout)
     pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
     return TorchRunner(model, pool, eos_token_ids=enders)
 
@@ -161,31 +188,50 @@ def _device_runner(
     memory: Memory,
     device: Device,
     limits: EngineLimits,
+    *,
+    graphs: bool,
 ) -> DeviceRunner:
     """The pool takes what the largest step leaves, unless the settings say its size."""
     choose = chooser_for(device)
-    peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
-    free_bytes = device.free_bytes()  # what that step took is given back with it
-    if settings.kv_blocks is not None or settings.kv_bytes is not None:
-        num_blocks = settings.kv_blocks or max(2, (settings.kv_bytes or 0) // layout.block_bytes)
-    else:
+    num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
+    with refused_when_full(
+        device, doing="the largest step", advice="lower either of them",
+        setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
+    ):  # fmt: skip
+        peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
+    if num_blocks is None:
         num_blocks = blocks_left(
-            layout, device=device, free_bytes=free_bytes, peak_bytes=peak_bytes,
-            share=settings.kv_memory_share,
+            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
+            free_bytes=device.free_bytes(),  # what that step took is given back with it
+            graph_bytes=GRAPH_BYTES if graphs else 0,
         )  # fmt: skip
-    _check_groups(num_blocks, layout)
+    asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
     except (TransferError, ValueError) as error:
-        asked = f"{num_blocks} blocks of {layout.block_bytes} bytes"
-        raise SettingsError(f"kv_blocks: {asked} on {device.name}: {error}") from error
-    runner = DeviceRunner(
-        model, pool, device=device, choose=choose, limits=limits, eos_token_ids=enders
-    )
-    if settings.cuda_graphs:
-        taken_bytes = runner.capture(limit_bytes=min(GRAPH_BYTES, device.free_bytes() // 2))
-        log.info(
-            "decode steps captured",
-            extra={"sizes": len(runner.captured_sizes), "bytes": taken_bytes},
+        raise SettingsError(f"{_sized_by(settings)}: {asked}: {error}") from error
+    with refused_when_full(
+        device, doing=f"a step beside {asked}", setting=f"max_running: {limits.max_running}",
+        advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
+    ):  # fmt: skip
+        runner = DeviceRunner(
+            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=enders
         )
+        if graphs:
+            _capture(runner, device)
     return runner
+
+
+def _capture(runner: DeviceRunner, device: Device) -> None:
+    taken_bytes = runner.capture(limit_bytes=min(GRAPH_BYTES, device.free_bytes() // 2))
+    log.info(
+        "decode steps captured",
+        extra={"sizes": len(runner.captured_sizes), "bytes": taken_bytes},
+    )
+
+
+def _sized_by(settings: WorkerSettings) -> str:
+    """The setting that a pool on a device has its size from."""
+    if settings.kv_blocks is not None:
+        return "kv_blocks"
+    return "kv_memory_share" if settings.kv_bytes is None else "kv_bytes"

@@ -15,6 +15,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Buffer = memoryview | bytearray | Tensor
 
 
+def fewest_blocks(layout: KvLayout) -> int:
+    """Of a pool that serves anybody: two of each KV group, a full one and the one that follows."""
+    return 2 * layout.num_groups
+
+
 class KvPool:
     """`.tensor` [B, L, 2, G, S, D] over `buffer`, or over fresh memory of `device` without one."""
 

@@ -33,8 +33,8 @@ from engine.kvgroups import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver, SequenceToken
 from engine.prefix import PrefixCache
-from engine.runner import Launched, Runner
-from engine.scheduler import Scheduler
+from engine.runner import Launched, Runner, StepHung
+from engine.scheduler import STEPS_AHEAD, Scheduler
 from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
@@ -88,7 +88,10 @@ class Engine:
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
         `windows` are those of the model's KV groups. Raises ValueError for another number of
-        groups than the runner's layout has, or fewer blocks than groups."""
+        groups than the runner's layout has, fewer blocks than groups, or a runner that wants
+        more steps launched than the scheduler finds blocks for."""
+        if runner.depth > STEPS_AHEAD:
+            raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
         if len(windows) != runner.layout.num_groups:
             raise ValueError(
                 f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
@@ -173,7 +176,8 @@ class Engine:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
             try:
-                self._await_flights()
+                if not isinstance(error, StepHung):
+                    self._await_flights()
                 self._end_all(Fail("internal", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
@@ -220,6 +224,8 @@ class Engine:
         at = self._clock()
         try:
             launched = self._runner.launch(batch)
+        except StepHung:
+            raise
         except Exception as error:
             self._fail(batch, error, self._scheduler.fail_newest)
         else:
@@ -230,6 +236,8 @@ class Engine:
         flight = self._flights.popleft()
         try:
             sampled = flight.launched.tokens()
+        except StepHung:
+            raise
         except Exception as error:
             self._fail(flight.batch, error, self._scheduler.fail_oldest)
             return
@@ -248,10 +256,14 @@ class Engine:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
 
     def _await_flights(self) -> None:
-        """Nobody writes into the blocks afterwards. What the steps say interests nobody."""
+        """Nobody writes into the blocks afterwards, unless the device hangs: then waiting for the
+        rest is in vain. What the steps say interests nobody."""
         for flight in self._flights:
             try:
                 flight.launched.tokens()
+            except StepHung:
+                log.exception("device hung", extra={"flights": len(self._flights)})
+                break
             except Exception:
                 log.exception("step failed", extra={"sequences": len(flight.batch)})
         self._flights.clear()

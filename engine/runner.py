@@ -12,13 +12,17 @@ from engine.batch import Chunk, SampledToken, SequenceId
 from protocol.layout import KvLayout
 
 
+class StepHung(RuntimeError):
+    """The device does not answer: no step of it, launched or to come, can be waited for."""
+
+
 class Launched(Protocol):
     """A step on its way."""
 
     def tokens(self) -> Mapping[SequenceId, SampledToken]:
         """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
         one. A sequence for which the model answers no number is left out. Called once; also when
-        it raises, the step is over."""
+        it raises, the step is over, unless that is StepHung."""
         ...
 
 

@@ -120,6 +120,7 @@ def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory |
         memory=memory,
         progress=LoadProgress(log),
         device=device,
+        decodes=False,
     )
     return tokenizer, parts, made[0]
 

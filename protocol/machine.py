@@ -1,5 +1,6 @@
 """Facts about this machine that a worker sizes itself by: cores, memory, its own address."""
 
+import ctypes
 import os
 import socket
 from ipaddress import ip_address
@@ -33,6 +34,19 @@ def claim_cores(*, cores: str, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads or len(os.sched_getaffinity(0)))
 
 
+def check_device(setting: str) -> None:
+    """Whether the driver sees the GPU that `cuda` or `cuda:N` names, which is known long before
+    torch is imported. Raises SettingsError."""
+    kind, _, index = setting.partition(":")
+    if kind != "cuda":
+        return
+    num_gpus = _num_gpus()
+    if int(index or 0) >= num_gpus:
+        raise SettingsError(
+            f"device: {setting!r}: NVIDIA's driver shows {num_gpus} GPUs here; use auto or cpu"
+        )
+
+
 def free_memory_bytes() -> int:
     """What may still be allocated: of the machine's memory and of the container's limit."""
     free = [_meminfo("MemAvailable")]
@@ -53,6 +67,18 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _num_gpus() -> int:
+    """Of those that CUDA_VISIBLE_DEVICES leaves; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
 
 
 def _meminfo(field: str) -> int:

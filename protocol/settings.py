@@ -93,7 +93,8 @@ class WorkerSettings(ProcessSettings):
     torch sees, or else the CPU."""
     cuda_graphs: bool = True
     """On a GPU: capture decode steps of 1, 2, 4, 8, 16, 24 ... sequences at the start and replay
-    them, so that a step costs one launch and not some hundreds. Off: to look for a fault."""
+    them, so that a step costs one launch and not some hundreds. Off: to look for a fault. A
+    prefill worker decodes nothing, and captures none."""
     kv_memory_share: float = Field(default=0.9, gt=0, le=1)
     """On a GPU: the KV pool's part of the memory that is free beside weights and the largest step,
     which is measured at the start. Of 1: the rest covers gaps between allocations, and what

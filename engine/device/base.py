@@ -20,7 +20,7 @@ class Event(Protocol):
 
     def wait(self) -> None:
         """Returns when everything launched before it is done; lets other threads run. Raises
-        RuntimeError when the device has failed."""
+        RuntimeError when the device has failed, StepHung when it does not answer."""
 
 
 class Device(Protocol):
@@ -58,7 +58,12 @@ class Device(Protocol):
         ...
 
     def free_bytes(self) -> int:
-        """What may still be allocated, memory kept for reuse included."""
+        """What may still be allocated, memory kept for reuse included. Others' allocations on
+        the same device change it at any time."""
+        ...
+
+    def held_bytes(self) -> int:
+        """What this process has allocated, memory kept for reuse not included."""
         ...
 
     def peak_bytes(self, step: Step) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.device.base import Step
+from engine.device.patience import wait_until
 
 DEPTH = 2
 """One step computes while the host reads the last one's tokens and decides the next."""
@@ -20,7 +21,7 @@ class CudaEvent:
     event: torch.cuda.Event
 
     def wait(self) -> None:
-        self.event.synchronize()
+        wait_until(self.event.query)
 
 
 class CudaDevice:
@@ -71,11 +72,16 @@ class CudaDevice:
         free_bytes, _ = torch.cuda.mem_get_info(self.index)
         return int(free_bytes)
 
+    def held_bytes(self) -> int:
+        """As torch's allocator counts: captured steps' scratch memory is among it, the driver's
+        own records of them (some MB) are not."""
+        self.free_bytes()
+        return int(torch.cuda.memory_reserved(self.index))
+
     def peak_bytes(self, step: Step) -> int:
         """What torch's allocator took from the device, the gaps it leaves included."""
         self.bind()
-        self.free_bytes()
-        before_bytes = torch.cuda.memory_reserved(self.index)
+        before_bytes = self.held_bytes()
         torch.cuda.reset_peak_memory_stats(self.index)
         step()
         self._stream.synchronize()

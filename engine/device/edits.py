@@ -6,6 +6,7 @@ Called by `engine.device.runner` for the rows that ask; the rules and their orde
 
 # Shapes: R rows, V vocabulary, E entries, each one (row, token id) of one step of the order.
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def edits_of(chunks: Sequence[Chunk], *, eos_token_ids: Collection[int], vocab_s
             edits.biased.append((row, token, bias))
         if not rule.may_end(chunk.num_outputs):
             enders = {*rule.stop_token_ids, *(() if rule.ignore_eos else eos_token_ids)}
-            edits.banned.extend((row, token, 0.0) for token in enders if token < vocab_size)
+            edits.banned.extend((row, token, -math.inf) for token in enders if token < vocab_size)
     return edits
 
 
@@ -72,8 +73,8 @@ def edited(logits_RV: Tensor, edits: Edits, device: Device) -> Tensor:
         at, bias_E = _sent(edits.biased, device)
         shaped_RV.index_put_(at, bias_E, accumulate=True)  # a token may be named twice
     if edits.banned:
-        at, _ = _sent(edits.banned, device)
-        shaped_RV[at] = -torch.inf
+        at, nothing_E = _sent(edits.banned, device)
+        shaped_RV[at] = nothing_E  # a plain -inf would be copied from the host, with a wait
         left_R1 = (shaped_RV > -torch.inf).any(dim=1, keepdim=True)
         shaped_RV = torch.where(left_R1, shaped_RV, logits_RV)
     return shaped_RV

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 _SMALL_SIZES = (1, 2, 4)
 _GRAIN = 8
-"""Beyond the small ones: at most 7 rows of a batch are empty."""
+"""Beyond the small ones: at most 7 rows of a batch are empty. Up to it sizes are captured whatever
+they take: they gain the most by it, and their scratch memory is small."""
 
 
 def decode_sizes(max_rows: int) -> tuple[int, ...]:
@@ -65,26 +66,28 @@ class DecodeGraphs:
         return tuple(sorted(self._steps))
 
     def capture(self, sizes: Iterable[int], *, limit_bytes: int) -> int:
-        """Capture the largest first, so that the others find their scratch memory made; stop
-        when all have taken `limit_bytes`. What they took."""
+        """Capture the largest first, so that the others find their scratch memory made; only
+        those of up to 8 rows once `limit_bytes` are taken. What they took."""
         room, largest = self._room, max(sizes)
-        before = room.device.free_bytes()
+        before = room.device.held_bytes()
         where, num_groups = room.device.where, room.pool.layout.num_groups
         self._tables = torch.zeros(
             num_groups * largest * room.max_blocks, dtype=torch.int32, device=where
         )
         # One place for the logits of all: each graph would keep its own while the others live.
         self._logits_SV = torch.empty(largest, room.model.config.vocab_size, device=where)
-        taken = 0
+        taken, left_out = 0, 0
         for size in sorted(sizes, reverse=True):
+            if taken > limit_bytes and size > _GRAIN:
+                left_out += 1
+                continue
             self._steps[size] = self._captured(size)
-            taken = before - room.device.free_bytes()
-            if taken > limit_bytes:
-                log.warning(
-                    "not all decode steps are captured",
-                    extra={"smallest": size, "bytes": taken, "limit_bytes": limit_bytes},
-                )
-                break
+            taken = room.device.held_bytes() - before
+        if left_out:
+            log.warning(
+                "not all decode steps are captured",
+                extra={"left_out": left_out, "bytes": taken, "limit_bytes": limit_bytes},
+            )
         return taken
 
     def run(self, step: StepTensors) -> Tensor:

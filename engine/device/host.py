@@ -45,6 +45,10 @@ class HostDevice:
     def free_bytes(self) -> int:
         return free_memory_bytes()
 
+    def held_bytes(self) -> int:
+        """0: the host has no counter of its own for it."""
+        return 0
+
     def peak_bytes(self, step: Step) -> int:
         """0: the host has no counter of its own for it."""
         step()

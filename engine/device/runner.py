@@ -22,7 +22,7 @@ from engine.device.edits import Edits, edited, edits_of
 from engine.device.feedback import LastTokens
 from engine.device.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.device.launched import LaunchedStep
-from engine.device.upload import StepTensors, Upload, fetch, largest_step_bytes, send_array
+from engine.device.upload import StepTensors, Upload, fetch, send_array, upload_bytes
 from engine.kvpool import KvPool
 from engine.limits import EngineLimits
 from engine.model import Model
@@ -52,7 +52,7 @@ class DeviceRunner:
         self._last = LastTokens(device, max_rows=limits.max_running)
         self._upload = Upload(
             device,
-            num_bytes=largest_step_bytes(
+            num_bytes=upload_bytes(
                 max_tokens=limits.token_budget,
                 max_rows=limits.max_running,
                 max_blocks=max_blocks,
@@ -86,7 +86,8 @@ class DeviceRunner:
     @torch.inference_mode()
     def capture(self, *, limit_bytes: int, sizes: Sequence[int] = ()) -> int:
         """Capture decode steps, before the first launch, of `sizes` sequences or of those that
-        serve best; what they took of the device's memory, little more than `limit_bytes`."""
+        serve best; what they took of the device's memory: little more than `limit_bytes`, or what
+        the small sizes need."""
         self._device.bind()
         sizes = sizes or decode_sizes(self._limits.max_running)
         return self._graphs.capture(sizes, limit_bytes=limit_bytes)

@@ -104,7 +104,7 @@ def fetch(device: Device, there: Tensor) -> Tensor:
     return here.copy_(there, non_blocking=True)
 
 
-def largest_step_bytes(*, max_tokens: int, max_rows: int, max_blocks: int, num_groups: int) -> int:
+def upload_bytes(*, max_tokens: int, max_rows: int, max_blocks: int, num_groups: int) -> int:
     """Room for every step of so many tokens and sequences, with tables so wide."""
     tokens = max(max_tokens, max_rows) * 8 * (3 + num_groups)
     rows = max_rows * (2 * 4 + 2 * 8 + 3 * 4 + 3 * 8)

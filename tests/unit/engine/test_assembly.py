@@ -37,11 +37,16 @@ def test_a_pool_has_room_for_two_token_blocks_in_every_group() -> None:
     assert num_pool_blocks(layout, max_context_tokens=64, free_bytes=0) == 6
 
 
-def test_fewer_blocks_than_kv_groups_are_refused_with_the_setting(tmp_path: Path) -> None:
+def test_less_than_two_blocks_in_every_kv_group_is_refused_with_the_setting_given(
+    tmp_path: Path,
+) -> None:
+    layout = replace(LAYOUT, num_groups=3)
+    with pytest.raises(SettingsError, match=f"kv_bytes: 9: two .* are 6 .*{layout.block_bytes} b"):
+        num_pool_blocks(layout, max_context_tokens=64, free_bytes=GIB, kv_bytes=9)
     make_checkpoint(tmp_path, Shape(family="qwen2", layers=3, window=9, window_from_layer=1))
-    with pytest.raises(SettingsError, match="kv_blocks: is 2; a token needs one in each of 3"):
-        assembled(tmp_path, kv_blocks=2)
-    assert assembled(tmp_path, kv_blocks=3).windows == (None, 9, 9)
+    with pytest.raises(SettingsError, match="kv_blocks: 5: two blocks in each KV group are 6"):
+        assembled(tmp_path, kv_blocks=5)
+    assert assembled(tmp_path, kv_blocks=6).windows == (None, 9, 9)
 
 
 def assembled(path: Path, *, kv_blocks: int) -> Assembly:

@@ -1,15 +1,18 @@
 """What a step on a device is made of, each by itself."""
 
+import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support.forwards import GREEDY, chunk, pool_for
+from support.forwards import GREEDY, chunk
 from support.words import LAYOUT
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.assembly import assemble
 from engine.device.arrays import (
     NO_FEED,
     StepArrays,
@@ -18,38 +21,36 @@ from engine.device.arrays import (
     padded,
     step_arrays,
 )
-from engine.device.base import Step
-from engine.device.choosing import choose_on_host
+from engine.device.edits import edited, edits_of
 from engine.device.graphs import decode_sizes, size_for
 from engine.device.host import HostDevice
 from engine.device.opening import open_device
-from engine.device.runner import DeviceRunner
-from engine.device.sizing import largest_step, pool_bytes
-from engine.device.upload import ALIGN_BYTES, Upload, largest_step_bytes
-from engine.kvpool import KvPool
-from engine.limits import EngineLimits
-from engine.model import load_model
-from protocol.errors import SettingsError, TransferError
+from engine.device.patience import wait_until
+from engine.device.upload import ALIGN_BYTES, Upload, upload_bytes
+from engine.runner import StepHung
+from protocol.errors import SettingsError
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
 from protocol.settings import WorkerSettings
-from tools.make_checkpoint import Shape, make_checkpoint
 
-GIB = 1 << 30
-LIMITS = EngineLimits(max_running=4, max_waiting=8, token_budget=24, max_context_tokens=256)
+# -- waiting for the device ------------------------------------------------------------------
 
 
-class SmallDevice(HostDevice):
-    """Has so many bytes, and says that a step needs some of them."""
+def test_a_step_that_never_ends_is_given_up() -> None:
+    with pytest.raises(StepHung, match=r"has not ended its step in 0\.005 s"):
+        wait_until(lambda: False, patience_s=0.005)
 
-    free, peak = 1 << 20, 1 << 18
 
-    def free_bytes(self) -> int:
-        return self.free
+def test_a_step_is_asked_after_until_it_has_ended_or_failed() -> None:
+    answers = iter([False, False, True])
+    wait_until(lambda: next(answers))
+    assert next(answers, None) is None
 
-    def peak_bytes(self, step: Step) -> int:
-        step()
-        return self.peak
+    def failed() -> bool:
+        raise RuntimeError("CUDA error")
+
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        wait_until(failed)
 
 
 # -- choosing the device --------------------------------------------------------------------
@@ -97,6 +98,37 @@ def test_only_a_step_whose_every_chunk_is_one_token_that_samples_is_a_decode() -
     assert not is_decode([one, chunk([3], table=[0], sampling=None)])
 
 
+# -- bans -----------------------------------------------------------------------------------
+
+
+class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps the shapes of what is written by index."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if "index_put" in str(func):
+            self.shapes.append(tuple(args[2].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_bans_are_written_from_the_device_because_a_number_would_be_copied_with_a_wait() -> None:
+    rule = Sampling(seed=0, max_tokens=9, min_tokens=5, stop_token_ids=(1, 3))
+    edits = edits_of([chunk([9], table=[0], sampling=rule)], eos_token_ids=(2,), vocab_size=5)
+    with Written() as written:
+        shaped_RV = edited(torch.zeros(1, 5), edits, HostDevice())
+    assert written.shapes == [(3,)]
+    assert shaped_RV.tolist() == [[0, -math.inf, -math.inf, -math.inf, 0]]
+
+
 # -- the upload -----------------------------------------------------------------------------
 
 
@@ -132,7 +164,7 @@ def test_the_largest_step_fits_the_buffer_made_for_it() -> None:
     for sampling in (GREEDY, None):
         parts = [chunk([1] * 5, start=251, table=range(192), sampling=sampling)] * 8
         step = step_arrays(parts, layout, feeds=[NO_FEED] * 8, keeps=[0] * (8 if sampling else 0))
-        num_bytes = largest_step_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
+        num_bytes = upload_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
         Upload(HostDevice(), num_bytes=num_bytes).send(step)
 
 
@@ -147,99 +179,3 @@ def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
     )
     for field in fields(StepArrays):
         assert getattr(full, field.name).dtype == getattr(step, field.name).dtype, field.name
-
-
-# -- the pool's size ------------------------------------------------------------------------
-
-
-def test_the_pool_takes_its_share_of_what_weights_and_the_largest_step_leave() -> None:
-    size = pool_bytes(free_bytes=60 * GIB, peak_bytes=4 * GIB, graph_bytes=2 * GIB, share=0.9)
-    assert size == int(56 * GIB * 0.9) - 2 * GIB
-
-
-def test_where_little_is_free_the_graphs_get_an_eighth_and_never_all() -> None:
-    assert pool_bytes(free_bytes=8000, peak_bytes=0, graph_bytes=GIB, share=0.5) == 3000
-    assert pool_bytes(free_bytes=10, peak_bytes=20, graph_bytes=GIB, share=0.9) == 0
-
-
-def test_the_largest_step_has_every_token_and_every_row() -> None:
-    parts = largest_step(LAYOUT, LIMITS)
-    assert sum(len(part.token_ids) for part in parts) == 24
-    assert len(parts) == 4 and all(part.sampling is not None for part in parts)
-    tables = [block for part in parts for block in part.block_table]
-    assert len(set(tables)) == len(tables)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    make_checkpoint(path, Shape(context=256))
-    return path
-
-
-def assembled(checkpoint: Path, device: HostDevice, **more: object) -> DeviceRunner:
-    values = {"dtype": "float32", "token_budget": 24, "max_running": 4, "kv_memory_share": 0.5}
-    settings = WorkerSettings.model_validate({"model": checkpoint, **values, **more})
-
-    def memory(layout: KvLayout, num_blocks: int) -> torch.Tensor:
-        if num_blocks > 10_000:
-            raise TransferError("out of memory")
-        return torch.zeros(layout.block_bytes * num_blocks, dtype=torch.uint8)
-
-    parts = assemble(
-        settings, eos_token_ids=(), memory=memory, progress=lambda done, total: None, device=device
-    )
-    assert isinstance(parts.runner, DeviceRunner)
-    return parts.runner
-
-
-def test_an_engine_on_a_device_sizes_its_pool_by_measuring(checkpoint: Path) -> None:
-    runner = assembled(checkpoint, SmallDevice())
-    left = SmallDevice.free - SmallDevice.peak
-    assert runner.num_blocks == (left // 2 - left // 8) // runner.layout.block_bytes
-    assert runner.depth == 2
-
-
-def test_the_settings_may_say_the_size_of_the_pool_and_leave_graphs_out(checkpoint: Path) -> None:
-    assert assembled(checkpoint, HostDevice(), kv_blocks=9).captured_sizes == (1, 2, 4)
-    runner = assembled(checkpoint, HostDevice(), kv_blocks=9, cuda_graphs=False)
-    assert runner.num_blocks == 9 and runner.captured_sizes == ()
-    by_bytes = assembled(checkpoint, HostDevice(), kv_bytes=5 * runner.layout.block_bytes + 1)
-    assert by_bytes.num_blocks == 5
-
-
-def test_what_a_device_cannot_do_is_refused(checkpoint: Path) -> None:
-    class Full(SmallDevice):
-        free = 1 << 18
-
-    with pytest.raises(SettingsError, match=r"kv_memory_share: 0.5: 0 bytes are left for KV"):
-        assembled(checkpoint, Full())
-    with pytest.raises(SettingsError, match=r"kv_blocks: 20000 blocks .* on host: out of memory"):
-        assembled(checkpoint, HostDevice(), kv_blocks=20_000)
-    with pytest.raises(SettingsError, match=r"kv_huge_pages: True"):
-        assembled(checkpoint, HostDevice(), kv_huge_pages=True)
-
-
-def test_capturing_stops_at_its_bound_with_the_largest_batches_done(checkpoint: Path) -> None:
-    class Shrinking(HostDevice):
-        def free_bytes(self) -> int:
-            calls.append(0)
-            return 1000 - 100 * len(calls)
-
-    calls: list[int] = []
-    model = load_model(checkpoint, dtype="float32", native=False)
-    runner = DeviceRunner(
-        model, pool_for(model), device=Shrinking(), choose=choose_on_host, limits=LIMITS
-    )
-    assert runner.capture(limit_bytes=150) == 200
-    assert runner.captured_sizes == (2, 4)
-
-
-def test_a_pool_over_a_tensor_is_those_bytes() -> None:
-    memory = torch.zeros(3 * LAYOUT.block_bytes + 5, dtype=torch.uint8)
-    pool = KvPool(LAYOUT, 3, memory)
-    pool.tensor[1] = 1
-    assert memory.view(torch.uint8)[LAYOUT.block_bytes :].any()
-    assert not memory[: LAYOUT.block_bytes].any()
-    with pytest.raises(ValueError, match="4 blocks need"):
-        KvPool(LAYOUT, 4, memory)

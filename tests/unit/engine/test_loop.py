@@ -6,13 +6,14 @@ from support.eventually import eventually
 from support.fake_runner import FakeRunner, FakeStep, continuation
 from support.observed import RecordingObserver
 
-from engine.batch import Chunk, SequenceId
+from engine.batch import Chunk, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.ending import Aborted, Failed, Finished, HandedOver
 from engine.kvgroups import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.loop import Engine, EngineBroken
 from engine.prefix import Stored
+from engine.runner import StepHung
 from engine.sequence import Landed, Lost, Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
@@ -270,6 +271,39 @@ def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud(
     with pytest.raises(CapacityError, match="broken"):
         bench.submit()
     assert bench.all_back()
+
+
+@pytest.mark.parametrize("where", ["launch", "tokens"])
+def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_step(
+    depth: int, where: str
+) -> None:
+    asked = []
+
+    class HungStep(FakeStep):
+        def tokens(self) -> dict[SequenceId, SampledToken]:
+            asked.append(self)
+            raise StepHung("no answer")
+
+    class Hung(FakeRunner):
+        def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
+            if where == "launch":
+                raise StepHung("no answer")
+            super().launch(chunks)
+            return HungStep(self, chunks)
+
+    bench = Bench(depth=depth, runner=Hung)
+    bench.submit(A)
+    bench.submit(B)
+    bench.engine.start()
+    failed = Failed(code="internal", message="the engine is broken: no answer")
+    eventually(lambda: bench.observer.errors)
+    assert bench.observer.endings == {A: failed, B: failed}
+    assert len(asked) == (where == "tokens")
+
+
+def test_a_runner_that_launches_further_ahead_than_the_scheduler_plans_is_refused() -> None:
+    with pytest.raises(ValueError, match="depth: the runner's is 3, at most 2 work"):
+        Bench(depth=3)
 
 
 def test_a_broken_engine_gives_every_sequence_its_ending(

@@ -1,10 +1,18 @@
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import SettingsError
-from protocol.machine import claim_cores, free_memory_bytes, is_loopback, parse_cores
+from protocol.machine import (
+    check_device,
+    claim_cores,
+    free_memory_bytes,
+    is_loopback,
+    parse_cores,
+)
+from protocol.settings import EXIT_BAD_SETTINGS
 
 
 def test_cores_are_numbers_and_ranges() -> None:
@@ -38,3 +46,24 @@ def test_only_this_machine_reaches_its_loopback(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "10.0.0.1", "worker-3"])
 def test_anything_else_is_open_to_others(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_a_gpu_that_the_driver_does_not_show_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.machine._num_gpus", lambda: 2)
+    for device in ("auto", "cpu", "cuda", "cuda:1"):
+        check_device(device)
+    with pytest.raises(SettingsError, match=r"device: 'cuda:2': NVIDIA's driver shows 2 GPUs"):
+        check_device("cuda:2")
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_a_worker_says_that_its_gpu_is_missing_before_it_asks_for_redis(
+    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("protocol.machine._num_gpus", lambda: 0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    module = import_module(f"{role}_worker.__main__")
+    monkeypatch.setattr(module, "configure_logging", lambda **_: None)
+    flags = ["--model", str(tmp_path), "--redis", "redis://127.0.0.1:1", "--threads", "1"]
+    assert module.main([*flags, "--device", "cuda"]) == EXIT_BAD_SETTINGS
+    assert "device: 'cuda': NVIDIA's driver shows 0 GPUs here" in capsys.readouterr().err
