@@ -100,8 +100,8 @@ def read_config(path: Path) -> ModelConfig:
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
     if num_heads % num_kv_heads:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
-    if head_dim % 2:
-        raise fields.error("head_dim", f"must be even, is {head_dim}")
+    if head_dim % 2 or not head_dim:
+        raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
     return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
