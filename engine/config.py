@@ -17,6 +17,7 @@ from engine.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
 from engine.ops import Activation
 from engine.rope import Rope
 from protocol.layout import KvDtype, KvLayout
+from protocol.text_config import INHERITED, inherit
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -99,8 +100,8 @@ def read_config(path: Path) -> ModelConfig:
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
     if num_heads % num_kv_heads:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
-    if head_dim % 2:
-        raise fields.error("head_dim", f"must be even, is {head_dim}")
+    if head_dim % 2 or not head_dim:
+        raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
     return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
@@ -121,7 +122,7 @@ def read_config(path: Path) -> ModelConfig:
         if family.embedding_sqrt
         else _scale(fields, family, "embedding_multiplier"),
         residual_scale=_scale(fields, family, "residual_multiplier"),
-        logits_divisor=_scale(fields, family, "logits_scaling"),
+        logits_divisor=_divisor(fields, family, "logits_scaling"),
         qkv_bias=_bias(fields, family.qkv_bias),
         output_bias=_bias(fields, family.output_bias),
         mlp_bias=_bias(fields, family.mlp_bias),
@@ -136,16 +137,12 @@ def _text(fields: Fields) -> Fields:
     if wrapper is None:
         return fields
     check_architecture(fields, wrapper)
-    known = wrapper.keys | IGNORED | _INHERITED | {"model_type", "text_config"}
+    known = wrapper.keys | IGNORED | {*INHERITED, "model_type", "text_config"}
     refuse_keys(fields, known, wrapper)
     text = fields.get("text_config")
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
-    raw = {key: fields.raw[key] for key in _INHERITED if key in fields.raw} | text
-    return Fields(fields.file, raw, prefix="text_config.")
-
-
-_INHERITED = frozenset({"eos_token_id", "tie_word_embeddings"})
+    return Fields(fields.file, inherit(fields.raw, text), prefix="text_config.")
 
 
 def _family(fields: Fields) -> Family:
@@ -183,6 +180,13 @@ def _option(fields: Fields, family: Family, key: str) -> float | None:
 def _scale(fields: Fields, family: Family, key: str) -> float:
     value = _option(fields, family, key)
     return 1.0 if value is None else value
+
+
+def _divisor(fields: Fields, family: Family, key: str) -> float:
+    value = _scale(fields, family, key)
+    if value <= 0:
+        raise fields.error(key, f"must be positive, is {value!r}")
+    return value
 
 
 def _eos(path: Path, fields: Fields) -> tuple[int, ...]:

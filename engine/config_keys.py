@@ -89,6 +89,14 @@ IGNORED = frozenset(
         "attn_implementation",
         "unsloth_version",
         "unsloth_fixed",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation",
+        "_flash_attn_2_enabled",
+        "_from_model_config",
+        "_name_or_path",
     }
 )
 
@@ -109,9 +117,9 @@ def refuse_unknown(fields: Fields, family: Family) -> None:
 
 def refuse_keys(fields: Fields, known: frozenset[str], model: Family | Wrapper) -> None:
     for key, value in fields.raw.items():
-        if key.startswith("_") or key in known or value in (None, False, {}, []):
-            continue
-        raise fields.error(key, f"= {value!r} is not supported for {model.model_type}")
+        off = value is None or value is False or value in ({}, [])  # a zero is a value
+        if key not in known and not off:
+            raise fields.error(key, f"= {value!r} is not supported for {model.model_type}")
 
 
 def check_architecture(fields: Fields, model: Family | Wrapper) -> None:

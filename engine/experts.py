@@ -29,29 +29,39 @@ def read_experts(
     read: Read, mixture: MixtureSpec, prefix: str, form: ExpertForm, dtype: torch.dtype
 ) -> Iterator[ExpertWeights]:
     """Every expert of the layer whose tensors start with `prefix`, in order."""
-    rule, experts = mixture.rule, f"{prefix}{mixture_block(mixture, form)}experts."
-    biases: tuple[Tensor | None, Tensor | None] = (None, None)
+    experts = f"{prefix}{mixture_block(mixture, form)}experts."
     for expert in range(mixture.num_experts):
-        if form == "each":
-            names = [f"{experts}{expert}.{name}.weight" for name in (rule.gate, rule.up, rule.down)]
-            gate_FK, up_FK, down_KF = (read(name, dtype) for name in names)
-            gate_up_NK = torch.cat((gate_FK, up_FK))
-        else:
-            gate_up_NK = _linear(
-                read, f"{experts}gate_up_proj", form, rule.transposed, dtype, expert
-            )
-            down_KF = _linear(read, f"{experts}down_proj", form, rule.transposed, dtype, expert)
-            biases = _biases(read, experts, expert) if rule.biased else biases
-        gate_up_bias_N, down_bias_K = biases
-        if rule.interleaved:
-            gate_up_NK = gate_then_up(gate_up_NK)
-            gate_up_bias_N = None if gate_up_bias_N is None else gate_then_up(gate_up_bias_N)
-        yield ExpertWeights(
-            gate_up_NK=gate_up_NK.to(dtype).contiguous(),
-            gate_up_bias_N=gate_up_bias_N,
-            down_KF=down_KF.to(dtype).contiguous(),
-            down_bias_K=down_bias_K,
-        )
+        yield _expert(read, mixture, experts, form, dtype, expert)  # keeps none while it waits
+
+
+def _expert(
+    read: Read,
+    mixture: MixtureSpec,
+    experts: str,
+    form: ExpertForm,
+    dtype: torch.dtype,
+    expert: int,
+) -> ExpertWeights:
+    rule = mixture.rule
+    biases: tuple[Tensor | None, Tensor | None] = (None, None)
+    if form == "each":
+        names = [f"{experts}{expert}.{name}.weight" for name in (rule.gate, rule.up, rule.down)]
+        gate_FK, up_FK, down_KF = (read(name, dtype) for name in names)
+        gate_up_NK = torch.cat((gate_FK, up_FK))
+    else:
+        gate_up_NK = _linear(read, f"{experts}gate_up_proj", form, rule.transposed, dtype, expert)
+        down_KF = _linear(read, f"{experts}down_proj", form, rule.transposed, dtype, expert)
+        biases = _biases(read, experts, expert) if rule.biased else biases
+    gate_up_bias_N, down_bias_K = biases
+    if rule.interleaved:
+        gate_up_NK = gate_then_up(gate_up_NK)
+        gate_up_bias_N = None if gate_up_bias_N is None else gate_then_up(gate_up_bias_N)
+    return ExpertWeights(
+        gate_up_NK=gate_up_NK.to(dtype).contiguous(),
+        gate_up_bias_N=gate_up_bias_N,
+        down_KF=down_KF.to(dtype).contiguous(),
+        down_bias_K=down_bias_K,
+    )
 
 
 def gate_then_up(rows: Tensor) -> Tensor:

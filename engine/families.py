@@ -6,6 +6,7 @@ Read by `engine.config`. Defaults are transformers' meaning of absent keys.
 from collections.abc import Mapping
 
 from engine.family import Family, MixtureRule, Norms, WindowRule, Wrapper
+from protocol.text_config import TEXT_DEFAULTS
 
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -88,14 +89,13 @@ GEMMA3 = Family(
     embedding_sqrt=True,
     local_rope=True,
     options=frozenset({"query_pre_attn_scalar", "final_logit_softcapping"}),
-    ignored=frozenset({"hidden_act"}),
+    ignored=frozenset({"hidden_act", "_sliding_window_pattern"}),
     defaults={
         **_GEMMA_DEFAULTS,
-        "vocab_size": 262_208,
+        **TEXT_DEFAULTS["gemma3_text"],
         "hidden_size": 2304,
         "intermediate_size": 9216,
         "num_hidden_layers": 26,
-        "max_position_embeddings": 131_072,
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     },

@@ -40,7 +40,7 @@ def read_layers(fields: Fields, family: Family, *, head_dim: int) -> tuple[Layer
     num_layers = fields.size("num_hidden_layers")
     ropes = read_ropes(fields, family, head_dim=head_dim)
     kinds = _kinds(fields, family.window, num_layers=num_layers)
-    window = fields.size("sliding_window") if "sliding_attention" in kinds else None
+    window = _window(fields) if "sliding_attention" in kinds else None
     sparse = _sparse(fields, family.mixture, num_layers=num_layers)
     return tuple(
         LayerSpec(
@@ -50,6 +50,12 @@ def read_layers(fields: Fields, family: Family, *, head_dim: int) -> tuple[Layer
         )
         for layer, kind in enumerate(kinds)
     )
+
+
+def _window(fields: Fields) -> int | None:
+    """None where it reaches the whole context: then nothing leaves it."""
+    window = fields.size("sliding_window")
+    return window if window < fields.size("max_position_embeddings") else None
 
 
 def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None:

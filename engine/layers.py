@@ -68,16 +68,12 @@ class TorchOps:
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
     ) -> LoopedExperts:
-        return LoopedExperts(
-            tuple(
-                (
-                    self.linear(one.gate_up_NK, one.gate_up_bias_N),
-                    self.linear(one.down_KF, one.down_bias_K),
-                )
-                for one in weights
-            ),
-            lambda gate_up: self.gated(gate_up, activation),
-        )
+        def linears(one: ExpertWeights) -> tuple[TorchLinear, TorchLinear]:
+            gate_up = self.linear(one.gate_up_NK, one.gate_up_bias_N)
+            return gate_up, self.linear(one.down_KF, one.down_bias_K)
+
+        pairs = tuple(map(linears, weights))  # a loop would hold one while the next is read
+        return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
 
     def norm(
         self,

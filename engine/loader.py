@@ -1,7 +1,8 @@
 """Makes a model's parts of a checkpoint, one tensor at a time.
 
-Called by `engine.model`. The host never holds more than one tensor, or one expert's, beside what
-the ops keep; each goes to the device as it is read.
+Called by `engine.model`. Beside what the model keeps, the host holds no more than the linear being
+made and one tensor it is merged of, or its bias; of a mixture, the tensors of one expert. Each goes
+to the device as it is read.
 """
 
 # Shapes: V vocabulary, K hidden size, N features out.

@@ -7,13 +7,14 @@ Called by `engine.loader` and by `tools.make_checkpoint`. Families differ in nam
 # Shapes: V vocabulary, K hidden size, N features out, F features of an MLP or expert, E experts,
 # B MXFP4 blocks of a row.
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from engine.config import ModelConfig
 from engine.family import ExpertForm
 from engine.layer_spec import MixtureSpec
 from engine.mxfp4 import BLOCK
+from protocol.errors import CheckpointError
 
 Shapes = dict[str, tuple[int, ...]]
 NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
@@ -134,8 +135,10 @@ def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
 
 
 def tensor_shapes(config: ModelConfig, naming: Naming) -> Shapes:
-    """Every tensor the checkpoint must hold, by name."""
+    """Every tensor it must hold, by name. CheckpointError for sizes that its form cannot hold."""
     hidden = config.hidden_size
+    if naming.experts == "mxfp4" and config.mixture is not None:
+        _check_blocks({"hidden_size": hidden, config.mixture.rule.size_key: config.mixture.size})
     shapes: Shapes = {naming.embedding: (config.vocab_size, hidden)}
     for index, layer in enumerate(config.layers):
         prefix = naming.layer(index)
@@ -152,6 +155,14 @@ def tensor_shapes(config: ModelConfig, naming: Naming) -> Shapes:
     if not config.tied_embeddings:
         shapes[naming.head] = (config.vocab_size, hidden)
     return shapes
+
+
+def _check_blocks(sizes: Mapping[str, int]) -> None:
+    for key, size in sizes.items():
+        if size % BLOCK:
+            raise CheckpointError(
+                f"config.json: {key} = {size} must be a multiple of {BLOCK} for MXFP4 experts"
+            )
 
 
 def _mlp(config: ModelConfig, prefix: str, size: int) -> Shapes:

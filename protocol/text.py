@@ -17,6 +17,7 @@ from protocol.detokenize import Detokenizer, TokenBytes
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
 from protocol.stop import StopMatcher
+from protocol.text_config import text_config
 
 
 class Tokenizer:
@@ -47,13 +48,13 @@ class Tokenizer:
         config = _read_json(path / "config.json", required=True)
         tokenizer_config = _read_json(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
-        text_config = config.get("text_config") or config
+        text = text_config(config)
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
-            eos_token_ids=_eos_token_ids(path, raw, text_config, tokenizer_config),
-            vocab_size=_positive(path, text_config, "vocab_size"),
-            max_context_tokens=_positive(path, text_config, "max_position_embeddings"),
+            eos_token_ids=_eos_token_ids(path, raw, text, tokenizer_config),
+            vocab_size=_positive(path, text, "vocab_size"),
+            max_context_tokens=_positive(path, text, "max_position_embeddings"),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -11,10 +11,9 @@ so it can be served; what it says is noise. The same arguments give the same byt
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -23,9 +22,12 @@ from torch import Tensor
 
 from engine.config import ModelConfig, read_config
 from engine.families import FAMILIES
-from engine.family import ExpertForm, Family
 from engine.mxfp4 import BLOCK
 from engine.tensors import QUANTISED, Naming, tensor_shapes
+from protocol.errors import CheckpointError
+from tools.checkpoint_shape import END_ID, Shape
+
+__all__ = ["BENCH", "END_ID", "Shape", "make_checkpoint"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHAT_TEMPLATE = (
@@ -33,113 +35,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 SPECIAL_TOKENS = ("<|end|>", "<|begin|>", "<|system|>", "<|user|>", "<|assistant|>")
-END_ID = 0
-Rope = Mapping[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What to write. Fields that a family does not have are ignored by it."""
-
-    family: str = "llama"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    hidden: int = 64
-    layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int | None = None
-    mlp: int = 128
-    vocab: int = 512
-    context: int = 2048
-    tied: bool = False
-    bias: bool = False
-    """attention_bias and mlp_bias, for families that have them."""
-    rope: Rope = field(default_factory=dict)
-    """As in `rope_scaling`, with `rope_type`; empty: default."""
-    legacy_rope: bool = False
-    """Write `rope_scaling` and `rope_theta` (transformers 4) instead of `rope_parameters`."""
-    rope_theta: float = 10_000.0
-    window: int | None = None
-    window_from_layer: int = 0
-    num_experts: int = 4
-    experts_per_token: int = 2
-    expert_mlp: int = 48
-    """Features of an expert, where its size has a key of its own; of the shared one too."""
-    expert_form: ExpertForm | None = None
-    """None: as most checkpoints of the family have it."""
-    extra: Mapping[str, object] = field(default_factory=dict)
-    """Keys of config.json that go before all others."""
-    shard_bytes: int | None = None
-    eos_token_ids: tuple[int, ...] = (END_ID,)
-    seed: int = 0
-
-    def config(self) -> dict[str, object]:
-        """config.json."""
-        family = FAMILIES[self.family]
-        config: dict[str, object] = {
-            "architectures": [family.architecture],
-            "model_type": family.model_type,
-            "vocab_size": self.vocab,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.mlp,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "max_position_embeddings": self.context,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": self.tied,
-            "bos_token_id": 1,
-            "pad_token_id": None,
-            "eos_token_id": self.eos_token_ids[0] if self.eos_token_ids else None,
-            "torch_dtype": self.dtype,
-        }
-        config[family.activation_key] = family.defaults.get(family.activation_key, "silu")
-        if self.head_dim is not None:
-            config["head_dim"] = self.head_dim
-        for key in ("attention_bias", "mlp_bias"):
-            if key in family.keys:
-                config[key] = self.bias
-        config |= self._window(family) | self._mixture(family) | self._rope(family)
-        return config | dict(self.extra)
-
-    def form(self) -> ExpertForm:
-        mixture = FAMILIES[self.family].mixture
-        return self.expert_form or (mixture.forms[0] if mixture else "each")
-
-    def _window(self, family: Family) -> dict[str, object]:
-        rule = family.window
-        if rule is None or (rule.full_every and self.window is None):
-            return {}
-        keys: dict[str, object] = {"sliding_window": self.window}
-        if rule.flag:
-            keys[rule.flag] = self.window is not None
-        if rule.bound != "none":
-            keys["max_window_layers"] = self.window_from_layer
-        return keys
-
-    def _mixture(self, family: Family) -> dict[str, object]:
-        rule = family.mixture
-        if rule is None:
-            return {}
-        keys: dict[str, object] = {rule.count_key: self.num_experts}
-        keys["num_experts_per_tok"] = self.experts_per_token
-        if rule.size_key != "intermediate_size":
-            keys[rule.size_key] = self.expert_mlp
-        if rule.shared:
-            keys["shared_expert_intermediate_size"] = self.expert_mlp
-        if self.form() == "mxfp4":
-            keys["quantization_config"] = {"quant_method": "mxfp4"}
-        return keys
-
-    def _rope(self, family: Family) -> dict[str, object]:
-        if self.legacy_rope:
-            return {"rope_theta": self.rope_theta, "rope_scaling": dict(self.rope) or None}
-        rope = {"rope_type": "default", "rope_theta": self.rope_theta, **self.rope}
-        if not family.local_rope:
-            return {"rope_parameters": rope}
-        local = {"rope_type": "default", "rope_theta": family.defaults["rope_local_base_freq"]}
-        return {"rope_parameters": {"full_attention": rope, "sliding_attention": local}}
-
+MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("e", "r"), ("Ġ", "the")]
 
 BENCH = Shape(
     dtype="bfloat16", hidden=1024, layers=8, heads=16, kv_heads=4, mlp=2816, vocab=32_000,
@@ -149,15 +45,36 @@ BENCH = Shape(
 
 
 def make_checkpoint(path: Path, shape: Shape) -> None:
-    """Write the whole directory; existing files of the same names are replaced."""
+    """Write the whole directory; existing files of the same names are replaced.
+
+    CheckpointError or ValueError, before anything is written, for a shape that would not load.
+    """
+    config = _checked(shape)
     path.mkdir(parents=True, exist_ok=True)
     _write_json(path / "config.json", shape.config())
     _write_json(
         path / "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": list(shape.eos_token_ids)},
     )
-    _write_weights(path, shape, read_config(path))
+    _write_weights(path, shape, config)
     _write_tokenizer(path, shape)
+
+
+def _checked(shape: Shape) -> ModelConfig:
+    mixture = FAMILIES[shape.family].mixture
+    if mixture is not None and shape.form() not in mixture.forms:
+        raise ValueError(f"expert_form: {shape.family} has {' or '.join(mixture.forms)}")
+    num_entries = len(_entries())
+    if shape.vocab < num_entries:
+        raise ValueError(f"vocab: {shape.vocab} is below {num_entries}, the bytes and specials")
+    with TemporaryDirectory() as directory:
+        _write_json(Path(directory) / "config.json", shape.config())
+        try:
+            config = read_config(Path(directory))
+        except CheckpointError as error:  # its own directory says nothing
+            raise CheckpointError(str(error).removeprefix(f"{directory}/")) from error
+    tensor_shapes(config, Naming(experts=shape.form()))
+    return config
 
 
 def _write_json(file: Path, value: object) -> None:
@@ -212,16 +129,18 @@ def _write_weights(path: Path, shape: Shape, config: ModelConfig) -> None:
     _write_json(path / "model.safetensors.index.json", index)
 
 
+def _entries() -> list[str]:
+    """Of every tokenizer: special tokens, bytes, and what is merged of them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    return [*SPECIAL_TOKENS, *alphabet, *(left + right for left, right in MERGES)]
+
+
 def _write_tokenizer(path: Path, shape: Shape) -> None:
     """Bytes, a few merges, then filler words: every id below the vocabulary size has a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "a"), ("e", "r"), ("Ġ", "the")]
-    entries = [*SPECIAL_TOKENS, *alphabet, *(left + right for left, right in merges)]
-    if shape.vocab < len(entries):
-        raise ValueError(f"vocab: {shape.vocab} is below {len(entries)}, the bytes and specials")
+    entries = _entries()
     entries += [f"Ġw{index}" for index in range(len(entries), shape.vocab)]
     vocab = {entry: index for index, entry in enumerate(entries)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=MERGES))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -239,27 +158,81 @@ def _write_tokenizer(path: Path, shape: Shape) -> None:
     )
 
 
-def main() -> None:
+NUMBERS = {
+    "hidden": "hidden size",
+    "layers": "decoder layers",
+    "heads": "query heads",
+    "kv-heads": "key and value heads; must divide --heads",
+    "head-dim": "features of a head (default: the family's own, or --hidden over --heads)",
+    "mlp": "features of the MLP, and of an expert where the family has one size for both",
+    "vocab": "tokens",
+    "context": "most tokens of a sequence",
+    "window": "sliding window in tokens (default: none, or the family's own)",
+    "window-from-layer": "first layer with the window, or first without it (qwen2_moe)",
+    "num-experts": "experts of a layer",
+    "experts-per-token": "experts that a token chooses",
+    "expert-mlp": "features of an expert, where the family has a size for it alone",
+    "shard-bytes": "most bytes of a file of weights (default: one file)",
+    "seed": "of the random weights",
+}
+SWITCHES = {
+    "tied": "the head is the embedding",
+    "bias": "biases of attention and MLP",
+    "legacy-rope": "write rope_scaling and rope_theta, as transformers 4 does",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Leaves out what was not given: only then may the family lack it."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("path", type=Path)
-    parser.add_argument("--family", choices=sorted(FAMILIES), default="llama")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
-    for name in ("hidden", "layers", "heads", "kv-heads", "mlp", "vocab", "context", "seed",
-                 "num-experts", "experts-per-token", "expert-mlp"):  # fmt: skip
+    parser.add_argument("path", type=Path, help="directory to write")
+    parser.add_argument("--family", choices=sorted(FAMILIES), help="model_type (default: llama)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: float32)")
+    for name, text in NUMBERS.items():
         default = getattr(Shape, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name in ("head-dim", "window", "shard-bytes"):
-        parser.add_argument(f"--{name}", type=int, default=None)
-    for name in ("tied", "bias", "legacy-rope"):
-        parser.add_argument(f"--{name}", action="store_true")
-    parser.add_argument("--expert-form", choices=["each", "stacked", "mxfp4"], default=None)
-    parser.add_argument("--extra", type=json.loads, default={}, help="JSON, keys of config.json")
-    parser.add_argument("--rope", type=json.loads, default={}, help="JSON, as rope_scaling")
-    parser.add_argument("--rope-theta", type=float, default=Shape.rope_theta)
-    arguments = vars(parser.parse_args())
-    make_checkpoint(arguments.pop("path"), Shape(**arguments))
+        text += "" if default is None else f" (default: {default})"
+        parser.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    for name, text in SWITCHES.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_argument(
+        "--expert-form", choices=["each", "stacked", "mxfp4"],
+        help="how experts are stored (default: as most checkpoints of the family)",
+    )  # fmt: skip
+    for name, text in {
+        "extra": "keys of config.json that go before all others",
+        "rope": "as rope_scaling of config.json",
+    }.items():
+        parser.add_argument(f"--{name}", type=_object, metavar="JSON", help=text)
+    text = f"base of the rope (default: {Shape.rope_theta})"
+    parser.add_argument("--rope-theta", type=float, metavar="X", help=text)
+    return parser
+
+
+def _object(text: str) -> dict[str, object]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return value
+
+
+def main() -> None:
+    parser = _parser()
+    given = vars(parser.parse_args())
+    path = given.pop("path")
+    shape = Shape(**given)
+    for name in shape.lacking():
+        if name in given:
+            parser.error(f"--{name.replace('_', '-')}: {shape.family} has none")
+    try:
+        if "window" in given and not any(_checked(shape).windows):
+            parser.error("--window: no layer of this shape has one")
+        make_checkpoint(path, shape)
+    except (CheckpointError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

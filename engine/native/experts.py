@@ -36,6 +36,9 @@ class NativeExperts:
         gate_up, down = self._linears_E[0]
         self._num_in, self._num_out, self._width = gate_up.num_in, down.num_out, down.num_in
         self._io_dtype = gate_up.io_dtype
+        for gate_up, down in self._linears_E:
+            assert gate_up.num_in == down.num_out == self._num_in
+            assert gate_up.num_out == 2 * down.num_in == 2 * self._width
         self._gate_up, self._down = (
             (_Linear * len(linears_E))(*(_Linear(one[i].weights, one[i].bias) for one in linears_E))
             for i in (0, 1)

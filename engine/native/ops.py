@@ -62,25 +62,18 @@ class NativeOps:
     def _native_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> NativeLinear:
         return NativeLinear(self._kernels, weight_NK, bias_N, io_dtype=self.io_dtype)
 
+    def _native_linears(self, one: ExpertWeights) -> tuple[NativeLinear, NativeLinear]:
+        gate_up = self._native_linear(one.gate_up_NK, one.gate_up_bias_N)
+        return gate_up, self._native_linear(one.down_KF, one.down_bias_K)
+
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
     ) -> Experts:
+        # map, for a loop would hold one expert while the next is read.
         if self._onednn:
-            pairs = tuple(
-                (
-                    OneDnnLinear(one.gate_up_NK, one.gate_up_bias_N),
-                    OneDnnLinear(one.down_KF, one.down_bias_K),
-                )
-                for one in weights
-            )
+            pairs = tuple(map(_onednn_linears, weights))
             return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
-        linears = tuple(
-            (
-                self._native_linear(one.gate_up_NK, one.gate_up_bias_N),
-                self._native_linear(one.down_KF, one.down_bias_K),
-            )
-            for one in weights
-        )
+        linears = tuple(map(self._native_linears, weights))
         assert len(linears) == num_experts
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
@@ -166,6 +159,11 @@ class NativeOps:
         if found is None:
             found = self._sites[id(heads)] = site(heads, pool)
         return found
+
+
+def _onednn_linears(one: ExpertWeights) -> tuple[OneDnnLinear, OneDnnLinear]:
+    gate_up = OneDnnLinear(one.gate_up_NK, one.gate_up_bias_N)
+    return gate_up, OneDnnLinear(one.down_KF, one.down_bias_K)
 
 
 def _group(tensor: Tensor, group: int) -> int:

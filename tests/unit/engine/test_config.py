@@ -69,10 +69,18 @@ def test_a_rope_not_understood_is_refused_by_name(
 def test_a_mistral_without_a_window_key_has_the_window_transformers_gives_it(
     tmp_path: Path,
 ) -> None:
-    raw = config("mistral")
+    raw = config("mistral", max_position_embeddings=8192)
     del raw["sliding_window"]
     assert read(tmp_path, raw).windows == (4096, 4096)
-    assert read(tmp_path, config("mistral", sliding_window=None)).windows == (None, None)
+    assert read(tmp_path, raw | {"sliding_window": None}).windows == (None, None)
+
+
+@pytest.mark.parametrize(("window", "read_as"), [(2047, 2047), (2048, None), (4096, None)])
+def test_a_window_that_reaches_the_whole_context_is_none(
+    tmp_path: Path, window: int, read_as: int | None
+) -> None:
+    raw = config("phi3", max_position_embeddings=2048, sliding_window=window)
+    assert read(tmp_path, raw).windows == (read_as, read_as)
 
 
 def test_a_qwen_window_holds_only_when_it_is_switched_on(tmp_path: Path) -> None:
@@ -106,6 +114,10 @@ def test_layer_types_place_the_window(tmp_path: Path) -> None:
         ({"head_dim": 15}, "head_dim"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
         ({"pretraining_tp": 2}, "pretraining_tp"),
+        ({"new_key": 0}, "new_key"),
+        ({"new_key": 0.0}, "new_key"),
+        ({"new_key": ""}, "new_key"),
+        ({"_new_key": 1}, "_new_key"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(
@@ -115,7 +127,17 @@ def test_what_is_not_understood_is_refused_by_name(
 
 
 def test_keys_that_change_no_logits_are_accepted(tmp_path: Path) -> None:
-    read(tmp_path, config(attention_dropout=0.1, use_cache=True, _name_or_path="x", new_key=None))
+    read(tmp_path, config(attention_dropout=0.1, use_cache=True, _name_or_path="x"))
+
+
+@pytest.mark.parametrize("off", [None, False, {}, []])
+def test_a_key_not_understood_that_is_off_is_accepted(tmp_path: Path, off: object) -> None:
+    read(tmp_path, config(new_key=off))
+
+
+@pytest.mark.parametrize("divisor", [0, 0.0, -1.0])
+def test_logits_are_divided_by_a_positive_number_only(tmp_path: Path, divisor: float) -> None:
+    refused(tmp_path, config("granite", logits_scaling=divisor), "logits_scaling", "positive")
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:

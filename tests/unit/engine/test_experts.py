@@ -1,5 +1,6 @@
 """How tokens choose experts, and how experts are read whatever form they are stored in."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_experts_of_floats_where_bytes_belong_are_refused(tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes().replace(b'"U8"', b'"I8"'))
     with pytest.raises(CheckpointError, match="is I8; supported: U8"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "size"), [("hidden_size", 48), ("intermediate_size", 80)])
+def test_mxfp4_experts_of_broken_blocks_are_refused(tmp_path: Path, key: str, size: int) -> None:
+    make_checkpoint(tmp_path, SHAPES["mxfp4"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: size}))
+    with pytest.raises(CheckpointError, match=f"{key} = {size} must be a multiple of 32"):
+        load(tmp_path)
+
+
+def test_stacked_floats_need_no_whole_blocks(tmp_path: Path) -> None:
+    shape = Shape(family="gpt_oss", head_dim=16, hidden=48, mlp=80, expert_form="stacked")
+    make_checkpoint(tmp_path, shape)
+    load(tmp_path)
 
 
 def test_one_row_of_a_stacked_tensor_is_read_alone(tmp_path: Path) -> None:

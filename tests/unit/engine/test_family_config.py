@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoints import write_checkpoint
 from support.configs import config, read, refused
+
+from protocol.text import Tokenizer
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 
@@ -89,6 +92,22 @@ def test_what_a_multimodal_model_leaves_out_means_what_transformers_makes_of_it(
     assert (got.vocab_size, got.num_heads, got.num_kv_heads) == (262_208, 8, 4)
     assert got.tied_embeddings
     assert got.eos_token_ids == (1, 106)
+
+
+@pytest.mark.parametrize("named", [{}, {"eos_token_id": None}, {"eos_token_id": 7}])
+def test_the_engine_and_the_tokenizer_read_the_same_of_a_multimodal_model(
+    tmp_path: Path, named: dict[str, Any]
+) -> None:
+    """As Gemma 3 is published: neither vocabulary nor context is in `text_config`."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    raw = wrapped() | {"eos_token_id": [1, 106]}
+    raw["text_config"] = {"model_type": "gemma3_text", "hidden_size": 2560, **named}
+    got, tokenizer = read(tmp_path, raw), Tokenizer.load(tmp_path)
+    assert got.vocab_size == tokenizer.vocab_size == 262_208
+    assert got.max_context_tokens == tokenizer.max_context_tokens == 131_072
+    expected = (7,) if named.get("eos_token_id") else (1, 106)
+    assert got.eos_token_ids == tokenizer.eos_token_ids == expected
 
 
 def test_an_error_in_the_text_part_says_where_it_is(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 # Shapes: T tokens, K features in, N features out, F features of an MLP, E experts, J experts of
 # a token.
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -125,6 +126,15 @@ def test_experts_equal_their_twin(
         got, expected = mine(x, ids, weights), theirs(x.float(), ids, weights)
         assert got.dtype == kind[0]
         assert close(got, expected, kind)
+
+
+@pytest.mark.parametrize("change", ["gate_up_NK", "down_KF"])
+def test_experts_whose_linears_do_not_fit_each_other_are_refused(change: str) -> None:
+    ops = NativeOps(load(), io_dtype=F32, kv_dtype=F32, onednn=False)
+    *most, last = expert_weights(F32, biased=False)
+    narrow = replace(last, **{change: getattr(last, change)[:, :-2].contiguous()})
+    with pytest.raises(AssertionError):
+        ops.experts([*most, narrow], num_experts=NUM_EXPERTS, activation="silu")
 
 
 def test_a_token_of_a_mixture_does_not_depend_on_the_tokens_beside_it(
