@@ -46,10 +46,13 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
 
-# Ten minutes at most. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
+# Ten minutes at most for all of it: the quick tests first, then the kernels, which are compiled the
+# first time. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
 GPU_ENV := NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_NVLS_ENABLE=0
 gpu-check: setup  ## what needs an NVIDIA GPU: the engine on it beside its twins, device pools, hand-overs on one
-	$(GPU_ENV) timeout 600 $(BIN)/python -m pytest -m gpu tests $(ARGS)
+	$(GPU_ENV) timeout 600 sh -c '"$$@" tests --ignore=tests/kernels; quick=$$?; \
+		"$$@" tests/kernels; kernels=$$?; [ $$quick = 0 ] && [ $$kernels = 0 ]' \
+		gpu-check $(BIN)/python -m pytest -m gpu $(ARGS)
 
 gpu-bench: setup  ## an 8-billion-parameter shape on one GPU, beside its limits and its peers
 	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.gpu $(ARGS)

@@ -5,6 +5,11 @@
 Needs an NVIDIA GPU that nobody else uses meanwhile. A candidate counts only when its result is
 that of the default parameters; one that the chip has no room for is passed over. Entries of other
 kernels and shapes in the file stay.
+
+Not tuned: the size of attention's splits and when there are any (`SPLIT_TOKENS`, `FULL_PROGRAMS`),
+for the order of a row's sums follows them; and the sampler's tile, for the tokens that top_p keeps
+may follow it. Of the sampler only the warps vary, which the sum of one tile's masses may still
+follow in its last bits.
 """
 
 # Shapes: T tokens, S sequences, H query heads, G KV heads, D head dim, E experts, J experts of a
@@ -137,27 +142,30 @@ def attention_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iter
     )  # fmt: skip
     group = num_heads // num_kv_heads
     rows = max(16, launch.power_of_two(group))
-    for decode in (True, False):
-        num_sequences, tokens_each = (32, 1) if decode else (2, 2_048)
+    for decode, in_splits in ((True, False), (False, False), (False, True)):
+        num_sequences, tokens_each = (32, 1) if decode else (2, 40) if in_splits else (2, 2_048)
+        splits = CONTEXT // launch.SPLIT_TOKENS if in_splits else 1
+        kind: dict[str, bool] = {"decode": decode, "in_splits": in_splits}
         q_THD = noise(num_sequences * tokens_each, num_heads, head_dim)
         inputs = _inputs(num_sequences, tokens_each)
         blocks = num_sequences * CONTEXT // BLOCK_TOKENS
         pool = noise(blocks, 2, num_kv_heads, BLOCK_TOKENS, head_dim)
         yield Subject(
             kernel="attention",
-            shape=launch.attention_class(head_dim, group, decode=decode, dtype=torch.bfloat16),
-            default=launch.attention_default(head_dim, group, decode=decode, itemsize=2),
+            shape=launch.attention_class(head_dim, group, **kind, dtype=torch.bfloat16),
+            default=launch.attention_default(head_dim, group, **kind, itemsize=2),
             candidates=[
                 Launch(block_m=m, block_n=n, num_warps=warps, num_stages=stages)
                 for m, n, warps, stages in product(
-                    (rows,) if decode else (64, 128), (32, 64, 128), (4, 8), (2, 3, 4)
+                    (rows,) if decode else (32, 64) if in_splits else (64, 128),
+                    (32, 64, 128), (4, 8), (2, 3, 4),
                 )
                 if m >= rows
             ],
-            run=lambda one, q_THD=q_THD, pool=pool, inputs=inputs: attention.attention(  # type: ignore[misc]
-                q_THD, pool, inputs, heads, launch=one
+            run=lambda one, q_THD=q_THD, pool=pool, inputs=inputs, splits=splits: (  # type: ignore[misc]
+                attention.attention(q_THD, pool, inputs, heads, launch=one, splits=splits)
             ),
-        )
+        )  # fmt: skip
 
 
 def _inputs(num_sequences: int, tokens_each: int) -> ForwardInputs:
@@ -219,8 +227,7 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
         shape="any",
         default=sample.DEFAULT,
         candidates=[
-            Launch(block_n=tile, num_warps=warps)
-            for tile, warps in product((1_024, 2_048, 4_096, 8_192), (4, 8, 16))
+            Launch(block_n=sample.DEFAULT.block_n, num_warps=warps) for warps in (4, 8, 16)
         ],
         run=lambda one: sample.sample(logits_RV, rows, launch=one),
     )

@@ -11,10 +11,8 @@ from engine.device.base import Device
 ROUNDS = 5
 
 
-def seconds(
-    device: Device, work: Callable[[], object], *, times: int, rounds: int = ROUNDS
-) -> float:
-    """Median over `rounds` of the seconds that one of `times` takes, after one for warm-up."""
+def seconds(device: Device, work: Callable[[], object], *, times: int) -> float:
+    """Median over ROUNDS of the seconds that one of `times` takes, after one for warm-up."""
     device.bind()
     work()
     device.record().wait()

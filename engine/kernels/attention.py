@@ -31,6 +31,7 @@ from engine.kernels.launch import (
     chosen,
     num_splits,
     power_of_two,
+    split_programs,
 )
 from engine.kernels.reduce_splits import reduce_splits
 from engine.ops import HeadShape
@@ -52,56 +53,17 @@ def sequence_of(starts, num_sequences, tile, TOKENS: tl.constexpr):  # type: ign
     return low
 
 
-@triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_sequences", "num_splits", "table_stride"],
-    do_not_specialize_on_alignment=["starts", "ends", "tables"],
-)
-def attention_kernel(  # type: ignore[no-untyped-def]
-    q, pool, out, partial, limits, starts, ends, tables, sinks, num_sequences, num_splits,
-    q_stride, out_stride, block_stride, kv_stride, head_stride, table_stride, scale, softcap,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
-    HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr,
+@triton.jit  # type: ignore[untyped-decorator]
+def over_keys(  # type: ignore[no-untyped-def]
+    query, best, total, position, base, table, low, high, block_stride, kv_stride, scale, softcap,
+    HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile, g, p): the rows of one query tile over split p of their context. WINDOW 0:
-    none; SPLIT 0: the context is one split, and `out` is written rather than `partial`."""
-    tokens: tl.constexpr = BLOCK_M // GROUP
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
-    sequence = sequence_of(starts, num_sequences, tile, tokens)
-    start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
-    begin = start + (tile - (start // tokens + sequence)) * tokens
-    if begin >= stop:
-        return
-    end = tl.load(ends + sequence)
-    before = end - stop  # position of a token less its place in the batch
-    rows = tl.arange(0, BLOCK_M)
-    token = begin + rows // GROUP
-    position = before + token
-    real = (rows < tokens * GROUP) & (token < stop)
-    head = kv_head * GROUP + rows % GROUP
-    high = tl.minimum(before + begin + tokens, end)
-    low = 0
-    if WINDOW > 0:
-        low = tl.maximum(before + begin - WINDOW + 1, 0)
-    if SPLIT > 0:
-        split = tl.program_id(2)
-        low = tl.maximum(low, split * SPLIT)
-        high = tl.minimum(high, (split + 1) * SPLIT)
-        if low >= high:
-            return
+    """The online softmax of a tile's rows over keys low .. high: (max, sum, values)."""
     dims = tl.arange(0, BLOCK_D)
     in_dims = dims < HEAD_DIM
-    at = token.to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
-    query = tl.load(q + at, mask=real[:, None] & in_dims[None, :], other=0.0)
-    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    if HAS_SINKS and SPLIT == 0:
-        best = tl.load(sinks + head, mask=real, other=0.0) * LOG2_E
-        total = tl.full((BLOCK_M,), 1.0, tl.float32)
     values = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    table = tables + sequence.to(tl.int64) * table_stride
-    base = pool + kv_head.to(tl.int64) * head_stride
     for first in range(low // BLOCK_N * BLOCK_N, high, BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
         within = (keys >= low) & (keys < high)  # beyond lies anything, NaN included
@@ -128,13 +90,78 @@ def attention_kernel(  # type: ignore[no-untyped-def]
             weight.to(query.dtype), value.to(query.dtype), values, input_precision="ieee"
         )
         best = higher
-    inside = real[:, None] & in_dims[None, :]
+    return best, total, values
+
+
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["num_sequences", "num_splits", "table_stride"],
+    do_not_specialize_on_alignment=["starts", "ends", "tables"],
+)
+def attention_kernel(  # type: ignore[no-untyped-def]
+    q, pool, out, partial, limits, starts, ends, tables, sinks, num_sequences, num_splits,
+    q_stride, out_stride, block_stride, kv_stride, head_stride, table_stride, scale, softcap,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Program (tile, g, p): the rows of one query tile over every so many-th split of their
+    context, from the p-th that they see. WINDOW 0: none; SPLIT 0: the context is one split, and
+    `out` is written rather than `partial`."""
+    tokens: tl.constexpr = BLOCK_M // GROUP
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    sequence = sequence_of(starts, num_sequences, tile, tokens)
+    start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
+    begin = start + (tile - (start // tokens + sequence)) * tokens
+    if begin >= stop:
+        return
+    end = tl.load(ends + sequence)
+    before = end - stop  # position of a token less its place in the batch
+    rows = tl.arange(0, BLOCK_M)
+    token = begin + rows // GROUP
+    position = before + token
+    real = (rows < tokens * GROUP) & (token < stop)
+    head = kv_head * GROUP + rows % GROUP
+    high = tl.minimum(before + begin + tokens, end)
+    low = 0
+    if WINDOW > 0:
+        low = tl.maximum(before + begin - WINDOW + 1, 0)
+    first_split = low
     if SPLIT > 0:
-        row = (token.to(tl.int64) * NUM_HEADS + head) * num_splits + split
-        tl.store(partial + row[:, None] * HEAD_DIM + dims[None, :], values, mask=inside)
-        tl.store(limits + 2 * row, best, mask=real)
-        tl.store(limits + 2 * row + 1, total, mask=real)
+        first_split = low // SPLIT + tl.program_id(2)
+        if first_split * SPLIT >= high:
+            return
+    dims = tl.arange(0, BLOCK_D)
+    in_dims = dims < HEAD_DIM
+    at = token.to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
+    inside = real[:, None] & in_dims[None, :]
+    query = tl.load(q + at, mask=inside, other=0.0)
+    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    table = tables + sequence.to(tl.int64) * table_stride
+    base = pool + kv_head.to(tl.int64) * head_stride
+    if SPLIT > 0:
+        row = (token.to(tl.int64) * NUM_HEADS + head) * num_splits
+        for split in range(first_split, tl.cdiv(high, SPLIT), tl.num_programs(2)):
+            peak, mass, values = over_keys(
+                query, best, total, position, base, table,
+                tl.maximum(low, split * SPLIT), tl.minimum(high, (split + 1) * SPLIT),
+                block_stride, kv_stride, scale, softcap,
+                HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+            to = row + split
+            tl.store(partial + to[:, None] * HEAD_DIM + dims[None, :], values, mask=inside)
+            tl.store(limits + 2 * to, peak, mask=real)
+            tl.store(limits + 2 * to + 1, mass, mask=real)
     else:
+        if HAS_SINKS:
+            best = tl.load(sinks + head, mask=real, other=0.0) * LOG2_E
+            total = tl.full((BLOCK_M,), 1.0, tl.float32)
+        best, total, values = over_keys(
+            query, best, total, position, base, table, low, high,
+            block_stride, kv_stride, scale, softcap,
+            HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
         values = values / tl.where(total == 0.0, 1.0, total)[:, None]
         at = token.to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
@@ -158,21 +185,23 @@ def attention(
         return out
     num_kv_heads, group = heads.num_kv_heads, num_heads // heads.num_kv_heads
     tables_SB = inputs.tables_GSB[heads.group]
-    launch = launch or _launch(q_THD, group, decode=num_tokens <= inputs.num_sequences)
-    tile_tokens = launch.block_m // group
+    decode = num_tokens <= inputs.num_sequences
     if splits is None:
+        tile_tokens = _launch(q_THD, group, heads, decode=decode).block_m // group
         splits = num_splits(
             num_programs=max(inputs.num_sequences, num_tokens // tile_tokens) * num_kv_heads,
             row_bytes=4 * num_tokens * num_heads * dim,
             capacity_tokens=tables_SB.shape[1] * layer_pool.shape[3],
         )
+    launch = launch or _launch(q_THD, group, heads, decode=decode, in_splits=splits > 1)
     split_tokens = 0 if splits == 1 else SPLIT_TOKENS
     shape = (num_tokens, num_heads, splits)
     rows = shape if split_tokens else (1, 1, 1)
     partial = torch.empty(*rows, dim, dtype=torch.float32, device=q_THD.device)
     limits = torch.empty(*rows, 2, dtype=torch.float32, device=q_THD.device)
-    tiles = num_tokens // tile_tokens + inputs.num_sequences
-    attention_kernel[(tiles, num_kv_heads, splits)](
+    tiles = num_tokens // (launch.block_m // group) + inputs.num_sequences
+    programs = split_programs(splits, num_programs=tiles * num_kv_heads)
+    attention_kernel[(tiles, num_kv_heads, programs)](
         q_THD, layer_pool, out, partial, limits, inputs.starts_S1, inputs.ends_S, tables_SB,
         heads.sinks_H, inputs.num_sequences, splits,
         q_THD.stride(0), out.stride(0), layer_pool.stride(0), layer_pool.stride(1),
@@ -188,8 +217,13 @@ def attention(
     return out
 
 
-def _launch(q_THD: Tensor, group: int, *, decode: bool) -> Launch:
+def _launch(
+    q_THD: Tensor, group: int, heads: HeadShape, *, decode: bool, in_splits: bool = False
+) -> Launch:
     dim = q_THD.shape[-1]
-    default = attention_default(dim, group, decode=decode, itemsize=q_THD.element_size())
-    shape = attention_class(dim, group, decode=decode, dtype=q_THD.dtype)
+    default = attention_default(
+        dim, group, decode=decode, in_splits=in_splits, windowed=heads.window is not None,
+        itemsize=q_THD.element_size(),
+    )  # fmt: skip
+    shape = attention_class(dim, group, decode=decode, in_splits=in_splits, dtype=q_THD.dtype)
     return chosen("attention", shape, q_THD.device, default)

@@ -66,8 +66,11 @@ def read_tuned(file: Path) -> dict[tuple[str, str], Launch]:
     return {(entry["kernel"], entry["shape"]): Launch(**entry["launch"]) for entry in entries}
 
 
-def attention_class(head_dim: int, group: int, *, decode: bool, dtype: torch.dtype) -> str:
-    kind = "decode" if decode else "chunk"
+def attention_class(
+    head_dim: int, group: int, *, decode: bool, in_splits: bool = False, dtype: torch.dtype
+) -> str:
+    """Decode has one class, in splits or not."""
+    kind = "decode" if decode else "chunk-in-splits" if in_splits else "chunk"
     return f"{kind}-d{head_dim}-g{group}-{dtype_name(dtype)}"
 
 
@@ -75,17 +78,28 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def attention_default(head_dim: int, group: int, *, decode: bool, itemsize: int) -> Launch:
-    """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: the
-    widest tiles that spill nothing on any chip the tests name."""
+def attention_default(
+    head_dim: int,
+    group: int,
+    *,
+    decode: bool,
+    in_splits: bool = False,
+    windowed: bool = False,
+    itemsize: int,
+) -> Launch:
+    """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: wide
+    tiles that spill nothing on any chip the tests name."""
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
     if itemsize == 4:  # no tensor cores: products of float32 live in registers
-        return Launch(block_m=rows, block_n=16, num_warps=4 if rows <= 32 else 8, num_stages=1)
-    block_m = rows if decode else max(64 if padded_dim <= 256 else 32, rows)
-    crowded = block_m >= 64 and (decode or padded_dim != head_dim)  # masks take registers
-    block_n = 16 if padded_dim > 256 else 32 if padded_dim > 128 or crowded else 64
-    num_warps = 4 if block_m * padded_dim <= 64 * 128 else 8
-    return Launch(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=2)
+        num_warps = 16 if padded_dim > 256 else 4 if rows <= 32 else 8
+        return Launch(block_m=rows, block_n=16, num_warps=num_warps, num_stages=1)
+    padded, in_splits = padded_dim != head_dim, in_splits and not decode
+    deep = padded_dim > (128 if in_splits else 256)
+    block_m = rows if decode else max(32 if deep else 64, rows)
+    crowded = block_m >= 64 and (decode or in_splits or windowed or padded)  # masks: registers
+    block_n = 16 if deep else 32 if padded_dim > 128 or crowded else 64
+    roomy = block_m * padded_dim <= 64 * 128 and not (in_splits and padded)
+    return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=2)
 
 
 FEW_ROWS = 16
@@ -125,6 +139,9 @@ FULL_PROGRAMS = 256
 """So many programs keep a GPU busy without splits. Not measured yet."""
 SCRATCH_BYTES = 128 << 20
 """Most that the splits of a layer may leave for their reduction."""
+SPLIT_PROGRAMS = 2_048
+"""So many programs are launched over splits, however wide the tables: at short contexts nearly all
+have nothing to do, at long ones each takes several. Not measured yet."""
 
 
 def num_splits(*, num_programs: int, row_bytes: int, capacity_tokens: int) -> int:
@@ -135,6 +152,12 @@ def num_splits(*, num_programs: int, row_bytes: int, capacity_tokens: int) -> in
     if num_programs >= FULL_PROGRAMS or splits * row_bytes > SCRATCH_BYTES:
         return 1
     return splits
+
+
+def split_programs(splits: int, *, num_programs: int) -> int:
+    """Programs that share the splits of one tile and KV head, of which there are `num_programs`.
+    Decides nothing about sums: each split is summed by itself."""
+    return max(1, min(splits, SPLIT_PROGRAMS // num_programs))
 
 
 def as_stride(tensor: Tensor, dim: int) -> int:

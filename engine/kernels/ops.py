@@ -1,6 +1,6 @@
 """The Triton kernels as `engine.ops.Ops`: for GPUs, and under Triton's interpreter for tests.
 
-Made by the GPU runner's assembly. Linears are torch's (cuBLAS); the residual is float32. Every
+Made by `engine.ops.choose_ops`. Linears are torch's (cuBLAS); the residual is float32. Every
 call only enqueues work: it reads nothing back, so that a CUDA graph can hold a whole forward.
 """
 

@@ -1,12 +1,15 @@
 """The engine's kernels beside their torch twins, without a GPU and, where there is one, on it.
 
-Triton decides at import whether it interprets, so the comparisons run in processes of their own;
-what each shows is a function by the same name in `support.step_checks`, `.attention_checks` or
-`.sampling_checks`.
+Triton decides at import whether it interprets, so the comparisons run in processes of their own,
+one for a group of checks; each check is a function by the same name in `support.step_checks`,
+`.attention_checks` or `.sampling_checks`, and is reported by itself.
 """
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,8 @@ ATTENTION = (
     "a_row_depends_neither_on_its_chunk_nor_on_the_batch",
     "rows_that_pad_a_batch_are_harmless",
     "a_row_that_sees_nothing_is_zero",
+    "a_tile_that_is_wholly_masked_changes_nothing",
+    "an_empty_split_changes_nothing",
     "damaged_keys_stay_in_their_sequence",
 )
 SAMPLING = (
@@ -34,36 +39,57 @@ SAMPLING = (
 )
 
 
-def interpreted(module: str, *arguments: str) -> None:
-    run({"TRITON_INTERPRET": "1"}, module, *arguments)
+GROUPS = (BETWEEN_THE_LINEARS, ATTENTION, SAMPLING)
+Reports = Callable[[tuple[str, ...]], dict[str, str]]
 
 
 def run(
     variables: dict[str, str], module: str, *arguments: str, within_s: float = _WITHIN_S
-) -> None:
+) -> str:
+    """What the process says on stdout, once it has ended well."""
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, "-m", f"support.{module}", *arguments]
     done = subprocess.run(
-        command, env=environment, capture_output=True, timeout=within_s, check=False
+        command, env=environment, capture_output=True, timeout=within_s, check=False, text=True
     )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def reports(said: str) -> dict[str, str]:
+    return dict(json.loads(line) for line in said.splitlines() if line.startswith("["))
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Reports:
+    """Why each check of a group failed, or "": the first asked for runs the group."""
+    return cache(lambda group: reports(run({"TRITON_INTERPRET": "1"}, "engine_kernels", *group)))
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu() -> dict[str, str]:
+    """The first time on a machine a hundred variants are compiled."""
+    if why := why_no_gpu():
+        pytest.skip(why)
+    return reports(run({}, "engine_kernels", within_s=400))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "checks", [BETWEEN_THE_LINEARS, ATTENTION, SAMPLING], ids=["between", "attention", "sampling"]
+    ("group", "name"), [pytest.param(group, name, id=name) for group in GROUPS for name in group]
 )
-def test_the_kernels_do_what_their_twins_do(checks: tuple[str, ...]) -> None:
-    interpreted("engine_kernels", *checks)
+def test_the_kernels_do_what_their_twins_do(
+    group: tuple[str, ...], name: str, interpreted: Reports
+) -> None:
+    why = interpreted(group)[name]
+    assert not why, why
 
 
 @pytest.mark.gpu
 @pytest.mark.timeout(420)
-def test_the_kernels_do_what_their_twins_do_on_a_gpu() -> None:
-    """The first time on a machine a hundred variants are compiled."""
-    if why := why_no_gpu():
-        pytest.skip(why)
-    run({}, "engine_kernels", within_s=400)
+@pytest.mark.parametrize("name", [name for group in GROUPS for name in group] + ["bfloat16"])
+def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[str, str]) -> None:
+    assert not on_a_gpu[name], on_a_gpu[name]
 
 
 def test_every_check_is_run() -> None:
@@ -82,4 +108,4 @@ def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path
     shapes["windowed"] = Shape(family="mistral", window=6, head_dim=20)
     for name, shape in shapes.items():
         make_checkpoint(tmp_path / name, shape)
-    interpreted("kernel_models", *(str(tmp_path / name) for name in shapes))
+    run({"TRITON_INTERPRET": "1"}, "kernel_models", *(str(tmp_path / name) for name in shapes))

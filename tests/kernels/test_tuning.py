@@ -67,10 +67,26 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
     assert shapes == {
         ("attention", "decode-d128-g4-bfloat16"),
         ("attention", "chunk-d128-g4-bfloat16"),
+        ("attention", "chunk-in-splits-d128-g4-bfloat16"),
         ("experts", "few-e128-k2048-f768-bfloat16"),
         ("experts", "many-e128-k2048-f768-bfloat16"),
         ("sample", "any"),
     }
+
+
+def test_the_sampler_keeps_its_tile() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune_kernels, "DEVICE", "meta")
+        (one,) = tune_kernels.sample_subjects(1_000)
+    assert {candidate.block_n for candidate in one.candidates} == {sample.DEFAULT.block_n}
+
+
+@pytest.mark.parametrize(
+    ("splits", "num_programs", "expected"),
+    [(512, 8, 256), (4, 8, 4), (512, 255, 8), (512, 4_000, 1)],
+)
+def test_programs_over_splits_are_bounded(splits: int, num_programs: int, expected: int) -> None:
+    assert launch.split_programs(splits, num_programs=num_programs) == expected
 
 
 def test_no_candidate_is_begun_once_the_time_is_up() -> None:

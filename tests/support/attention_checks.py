@@ -3,11 +3,14 @@
 # Shapes: H query heads, G KV heads, D head dim, B blocks.
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import msgspec
 import torch
 from support.kernel_cases import BF16, INTERPRETED, OURS, TWIN, Case, check, close, noise
+from torch import Tensor
 
+from engine.kernels import launch as launching
 from engine.kernels.attention import attention
 from engine.kernels.launch import SPLIT_TOKENS, Launch
 from engine.kernels.ops import TritonOps
@@ -116,10 +119,11 @@ def splits() -> None:
         wide = Launch(block_m=16, block_n=128)
         got = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=3)
         close(got, TWIN.attend(qkv, case.heads, pool, inputs))
-        more = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=4)
-        assert more.equal(got), "empty splits change nothing"
+        with patch.object(launching, "SPLIT_PROGRAMS", 1):
+            alone = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=3)
+        assert alone.equal(got), "how many programs share them changes nothing"
         one = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=1)
-        assert sinks or one[:3].equal(got[:3]), "nor does being the only one"
+        assert sinks or one[:3].equal(got[:3]), "being the only one changes nothing"
         chunks = replace(case, sequences=((size - 3, 5), (40, 2)))
         qkv, inputs, pool = chunks.qkv(), chunks.inputs(), chunks.pool()
         chosen = OURS.attend(qkv, chunks.heads, pool, inputs)
@@ -173,6 +177,51 @@ def a_row_that_sees_nothing_is_zero() -> None:
                 for count in (1, 2)
             ]
             assert all(got.equal(torch.zeros_like(got)) for got in results)
+
+
+@check
+def a_tile_that_is_wholly_masked_changes_nothing() -> None:
+    """Tiles of keys that others of a row's tile see: before its window, and after its place."""
+    case = Case(window=4, sequences=((28, 8),))
+    inputs, pool, other = case.inputs(), case.pool(), case.pool()
+    q_THD = case.qkv().view(8, -1, 16)[:, :4]
+
+    def attended(pool: KvPool) -> Tensor:
+        return attention(q_THD, pool.tensor[:, 1], inputs, case.heads, launch=SMALL, splits=1)
+
+    got = attended(pool)
+    close(got, TWIN.attend(case.qkv(), case.heads, pool, inputs))
+    first, second = inputs.tables_GSB[0, 0, 2:4].tolist(), inputs.tables_GSB[0, 0, 4:5].tolist()
+    other.tensor[first] = 1e4  # keys 16 .. 31, of which the token at 35 sees none
+    assert attended(other)[7].equal(got[7])
+    other = case.pool()
+    other.tensor[second] = 1e4  # keys 32 .. 35, of which the tokens before them see none
+    assert attended(other)[:4].equal(got[:4])
+
+
+@check
+def an_empty_split_changes_nothing() -> None:
+    """Past the context or before the window: never written, so what lay there is never read."""
+    size = SPLIT_TOKENS
+    for window in (None, 7):
+        case = Case(
+            num_heads=2, num_kv_heads=1, block_tokens=64, window=window,
+            sequences=((5, 1), (size, 1), (2 * size + 37, 3)),
+        )  # fmt: skip
+        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+        q_THD, layer_pool = qkv.view(len(qkv), -1, 16)[:, :2], pool.tensor[:, 1]
+        wide = Launch(block_m=16, block_n=128)
+        with patch.object(torch, "empty", _nan):
+            few, many = (
+                attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=count)
+                for count in (3, 9)
+            )
+        assert many.equal(few)
+        close(few, TWIN.attend(qkv, case.heads, pool, inputs))
+
+
+def _nan(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full(shape, torch.nan, dtype=dtype, device=device)
 
 
 @check

@@ -3,11 +3,13 @@
     TRITON_INTERPRET=1 python -m support.engine_kernels NAME ...
 
 Started by `tests/kernels/test_engine_kernels.py`; a name is that of a function in one of the
-three modules of checks; the first that differs ends the process with its traceback. Toy sizes: a
+three modules of checks. One JSON line a check on stdout, [name, why it failed or ""]. Toy sizes: a
 program takes the interpreter milliseconds.
 """
 
+import json
 import sys
+import traceback
 
 import torch
 from support import attention_checks, sampling_checks, step_checks
@@ -16,11 +18,19 @@ from support.kernel_cases import CHECKS, DEVICE
 MODULES = (step_checks, attention_checks, sampling_checks)
 
 
+def why_not(name: str) -> str:
+    try:
+        CHECKS[name]()
+    except Exception:  # the checks after it are still worth running
+        return traceback.format_exc()[-3000:]
+    return ""
+
+
 def main() -> None:
     torch.set_num_threads(1)
     torch.set_default_device(DEVICE)
     for name in sys.argv[1:] or CHECKS:
-        CHECKS[name]()
+        print(json.dumps([name, why_not(name)]), flush=True)
 
 
 if __name__ == "__main__":
