@@ -49,6 +49,7 @@ class TritonOps:
                 if stack is not None and part is not None:
                     stack[e].copy_(part)
             count = e + 1
+            del one, parts, part  # the next one is read while nobody holds this one
         assert count == num_experts
         gate_up_ENK, gate_up_bias_EN, down_EKF, down_bias_EK = stacks
         assert gate_up_ENK is not None and down_EKF is not None
