@@ -1,6 +1,7 @@
 """Random numbers that are a function of a counter: nothing to store, nothing to hand over.
 
-Called by `engine.sampler`; `engine.kernels.sample` computes the same on a GPU. Philox4x32-10 of
+Called by `engine.sampler`; `engine.native.words` computes the same in C and `engine.kernels.sample`
+on a GPU. Philox4x32-10 of
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); checked against the
 vectors of its reference library.
 """
@@ -9,6 +10,7 @@ vectors of its reference library.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +41,14 @@ def philox4x32(counter: Sequence[Words | int], key: tuple[int, int]) -> Words:
     return np.stack((c0, c1, c2, c3))
 
 
+def place(*, seed: int, position: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The counter's first two words and the key: halves of position and seed, low ones first."""
+    return (position & _MASK, position >> 32 & _MASK), (seed & _MASK, seed >> 32 & _MASK)
+
+
 def words(ids_N: NDArray[np.int64], *, seed: int, position: int) -> Words:
     """The word of each token id at this position: word id % 4 of counter (position, id // 4)."""
-    key, low, high = (seed & _MASK, seed >> 32 & _MASK), position & _MASK, position >> 32 & _MASK
+    (low, high), key = place(seed=seed, position=position)
     words_N = np.empty(len(ids_N), dtype=np.uint64)
     for start in range(0, len(ids_N), _TILE):
         ids = ids_N[start : start + _TILE]
@@ -52,14 +59,14 @@ def words(ids_N: NDArray[np.int64], *, seed: int, position: int) -> Words:
 
 def all_words(size: int, *, seed: int, position: int) -> Words:
     """`words` of ids 0 to size - 1, at a quarter of the work."""
-    key, low, high = (seed & _MASK, seed >> 32 & _MASK), position & _MASK, position >> 32 & _MASK
+    (low, high), key = place(seed=seed, position=position)
     counters_N = np.arange(-(-size // 4), dtype=np.uint64)
     tiles = (counters_N[start : start + _TILE] for start in range(0, len(counters_N), _TILE))
     fours = [philox4x32((low, high, tile, 0), key).T.ravel() for tile in tiles]
     return np.concatenate(fours)[:size]
 
 
-def gumbel(words_N: Words) -> NDArray[np.float64]:
+def gumbel(words_N: NDArray[np.unsignedinteger[Any]]) -> NDArray[np.float64]:
     """-log(-log(u)) with u = (word + 0.5) / 2^32: the largest of score + gumbel over all tokens
     is each token with the probability that softmax gives it (Gumbel 1954)."""
     noise: NDArray[np.float64] = -np.log(-np.log((words_N + 0.5) * 2.0**-32))

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
-from engine.philox import MAX_GUMBEL, all_words, gumbel, words
+from engine.native.words import all_words
+from engine.philox import MAX_GUMBEL, gumbel, words
 from protocol.messages import Sampling
 
 Floats = NDArray[np.float32]
@@ -33,6 +34,8 @@ Ids = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5
 """A temperature this low is 0: dividing by it would overflow."""
+_FEW = 16
+"""All words of a vocabulary cost less than those of this part of it, one by one."""
 _MOST_LIKELY = 256
 """Candidates top_p looks at before it sorts the whole vocabulary, and whose noise is drawn before
 that of the others."""
@@ -133,7 +136,7 @@ def _loudest(gaps_C: Floats, ids_C: Ids | None, seed: int, position: int) -> int
         left = np.flatnonzero(gaps_C <= MAX_GUMBEL - sums.max())
     else:
         left = np.flatnonzero(gaps_C < np.inf)
-    if 4 * len(left) > len(gaps_C) and ids_C is None:  # all words cost a quarter each
+    if _FEW * len(left) > len(gaps_C) and ids_C is None:
         words_V = all_words(len(gaps_C), seed=seed, position=position)
         sums = gumbel(words_V[left]) - gaps_C[left]
     else:

@@ -140,7 +140,8 @@ class Scheduler:
                 self._record_ended(sequence, start, stop)
                 continue
             assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
-            if stop == sequence.num_tokens and sequence.id not in sampled:
+            asked = stop == sequence.num_tokens
+            if asked and sequence.id not in sampled:
                 message = "the model answers no number for its next token"
                 self._roster.end(sequence, Fail("internal", message, final=True))
                 continue  # nothing of this step is sealed: its KV may be damaged
@@ -150,7 +151,7 @@ class Scheduler:
                 self._cache.drop_unreachable(sequence)
             if sequence.leases:
                 self._roster.computed(sequence)
-            if stop == sequence.num_tokens:
+            if asked:
                 self._append(sequence, sampled[sequence.id])
 
     def fail_oldest(self, message: str) -> None:

@@ -67,15 +67,14 @@ class CudaDevice:
         return graph.replay
 
     def free_bytes(self) -> int:
-        self._stream.synchronize()
-        torch.cuda.empty_cache()
+        self._give_back()
         free_bytes, _ = torch.cuda.mem_get_info(self.index)
         return int(free_bytes)
 
     def held_bytes(self) -> int:
         """As torch's allocator counts: captured steps' scratch memory is among it, the driver's
         own records of them (some MB) are not."""
-        self.free_bytes()
+        self._give_back()
         return int(torch.cuda.memory_reserved(self.index))
 
     def peak_bytes(self, step: Step) -> int:
@@ -86,3 +85,8 @@ class CudaDevice:
         step()
         self._stream.synchronize()
         return int(torch.cuda.max_memory_reserved(self.index)) - before_bytes
+
+    def _give_back(self) -> None:
+        """What torch's allocator keeps for reuse."""
+        self._stream.synchronize()
+        torch.cuda.empty_cache()

@@ -40,15 +40,15 @@ class TritonOps:
     ) -> GroupedExperts:
         stacks: tuple[Tensor | None, ...] = ()
         count = 0
-        for e, one in enumerate(weights):
+        for one in weights:
             parts = (one.gate_up_NK, one.gate_up_bias_N, one.down_KF, one.down_bias_K)
             if not stacks:
                 stacks = tuple(self._stack(part, num_experts) for part in parts)
             for stack, part in zip(stacks, parts, strict=True):
                 assert (stack is None) == (part is None), "a bias for all experts or for none"
                 if stack is not None and part is not None:
-                    stack[e].copy_(part)
-            count = e + 1
+                    stack[count].copy_(part)
+            count += 1
             del one, parts, part  # the next one is read while nobody holds this one
         assert count == num_experts
         gate_up_ENK, gate_up_bias_EN, down_EKF, down_bias_EK = stacks

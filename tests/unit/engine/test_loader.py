@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from engine.kernels.ops import TritonOps
 from engine.layers import TorchLinear, TorchOps
 from engine.model import load_model
 from engine.weights import Checkpoint
@@ -48,6 +49,14 @@ class Packing(TorchOps):
         return TorchLinear(weight_NK.clone(), None if bias_N is None else bias_N.clone())
 
 
+class PackingOnGpu(TritonOps):
+    """Stacks the experts as the GPU's ops do; no kernel runs while a model is made."""
+
+    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
+        return TorchLinear(weight_NK.clone(), None if bias_N is None else bias_N.clone())
+
+
+@pytest.mark.parametrize("ops", [Packing, PackingOnGpu], ids=["torch", "triton"])
 @pytest.mark.parametrize(
     ("shape", "most"),
     [
@@ -66,11 +75,11 @@ class Packing(TorchOps):
     ],
 )
 def test_no_more_is_held_than_one_linear_or_one_expert(
-    tmp_path: Path, shape: Shape, most: int
+    tmp_path: Path, shape: Shape, most: int, ops: type[Packing | PackingOnGpu]
 ) -> None:
     make_checkpoint(tmp_path, shape)
     checkpoint = Watched(tmp_path)
-    ops = Packing(io_dtype=torch.float32)
-    model = load_model(tmp_path, dtype="float32", ops=ops, checkpoint=checkpoint)
+    made = ops(io_dtype=torch.float32)
+    model = load_model(tmp_path, dtype="float32", ops=made, checkpoint=checkpoint)
     assert checkpoint.peak() == most
     assert model.config.num_layers == shape.layers

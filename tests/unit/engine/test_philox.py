@@ -4,6 +4,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from engine.native import words as native_words
+from engine.native.build import load
+from engine.native.words import all_words as words_in_c
 from engine.philox import MAX_GUMBEL, all_words, gumbel, philox4x32, words
 
 VECTORS: list[tuple[Sequence[int], tuple[int, int], list[int]]] = [
@@ -40,6 +43,20 @@ def test_the_words_of_all_tokens_are_those_of_each() -> None:
     ids = np.array([20_001, 3, 0, 16_384, 5])
     all_V = all_words(20_002, seed=-5, position=1)
     assert np.array_equal(all_V[ids], words(ids, seed=-5, position=1))
+
+
+@pytest.mark.parametrize("size", [1, 4, 1023, 1024, 20_002])
+@pytest.mark.parametrize(("seed", "position"), [(0, 0), (-5, 1), (2**63 + 9, 2**32 + 3)])
+def test_the_words_in_c_are_the_same(size: int, seed: int, position: int) -> None:
+    load()  # or the twin would be compared with itself
+    expected = all_words(size, seed=seed, position=position)
+    assert np.array_equal(words_in_c(size, seed=seed, position=position), expected)
+
+
+def test_without_kernels_the_words_are_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_words, "_bound", lambda: None)
+    expected = all_words(100, seed=3, position=9)
+    assert np.array_equal(words_in_c(100, seed=3, position=9), expected)
 
 
 def test_negative_and_large_seeds_and_positions_are_their_own() -> None:
