@@ -22,6 +22,7 @@ from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.names import chosen
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Sink
+from kvtransfer.worker_pool import make_pool
 from protocol.channel import RouterPort
 from protocol.doors import Doors
 from protocol.ids import Epoch, WorkerId, new_epoch
@@ -102,20 +103,13 @@ def _load(settings: DecodeSettings) -> tuple[Tokenizer, Assembly, BlockMemory | 
     made: list[BlockMemory | DeviceMemory] = []
 
     def memory(layout: KvLayout, num_blocks: int) -> Buffer:
-        if device is not None:
-            from kvtransfer.device.pools import cuda_pool
-
-            on_gpu = cuda_pool(
-                device.where.index, num_blocks=num_blocks, block_bytes=layout.block_bytes
-            )
-            made.append(on_gpu.memory)
-            return on_gpu.blocks_B
-        pool = BlockMemory.create(
-            num_blocks=num_blocks, block_bytes=layout.block_bytes, helped=True,
-            huge=settings.kv_huge_pages,
+        pool = make_pool(
+            None if device is None else device.where.index, num_blocks=num_blocks,
+            block_bytes=layout.block_bytes, helped=True, huge=settings.kv_huge_pages,
         )  # fmt: skip
-        made.append(pool)
-        return pool.blocks
+        made.append(pool.memory)
+        blocks: Buffer = pool.blocks
+        return blocks
 
     parts = assemble(
         settings,

@@ -19,6 +19,7 @@ from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.names import chosen
 from kvtransfer.pool import BlockMemory
 from kvtransfer.source import Source
+from kvtransfer.worker_pool import make_pool
 from prefill_worker.service import PrefillService
 from prefill_worker.settings import PrefillSettings
 from protocol.channel import RouterPort
@@ -100,19 +101,13 @@ def _load(settings: PrefillSettings) -> tuple[Tokenizer, Assembly, BlockMemory |
     made: list[BlockMemory | DeviceMemory] = []
 
     def memory(layout: KvLayout, num_blocks: int) -> Buffer:
-        if device is not None:
-            from kvtransfer.device.pools import cuda_pool
-
-            on_gpu = cuda_pool(
-                device.where.index, num_blocks=num_blocks, block_bytes=layout.block_bytes
-            )
-            made.append(on_gpu.memory)
-            return on_gpu.blocks_B
-        pool = BlockMemory.create(
-            num_blocks=num_blocks, block_bytes=layout.block_bytes, huge=settings.kv_huge_pages
-        )
-        made.append(pool)
-        return pool.blocks
+        pool = make_pool(
+            None if device is None else device.where.index, num_blocks=num_blocks,
+            block_bytes=layout.block_bytes, huge=settings.kv_huge_pages,
+        )  # fmt: skip
+        made.append(pool.memory)
+        blocks: Buffer = pool.blocks
+        return blocks
 
     parts = assemble(
         settings,

@@ -1,10 +1,9 @@
 """A worker's pool on a GPU, for kvtransfer to move blocks of and for the engine to compute in.
 
-Made by the workers. Loads torch, as only who makes a device pool does.
+Called by `kvtransfer.worker_pool`. Loads torch, as only who makes a device pool does.
 """
 
 import logging
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -17,15 +16,9 @@ from protocol.errors import TransferError
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnginePool:
-    memory: DeviceMemory
-    blocks_B: Tensor
-    """All its bytes, uint8 on the device, shared."""
-
-
-def cuda_pool(index: int, *, num_blocks: int, block_bytes: int) -> EnginePool:
-    """A pool of zeros on GPU `index` of those visible; moved by NCCL too where there is one.
+def cuda_pool(index: int, *, num_blocks: int, block_bytes: int) -> tuple[DeviceMemory, Tensor]:
+    """A pool of zeros on GPU `index` of those visible, moved by NCCL too where there is one; and
+    all its bytes, uint8 on the device, shared.
 
     Raises TransferError when the device has no room.
     """
@@ -33,7 +26,7 @@ def cuda_pool(index: int, *, num_blocks: int, block_bytes: int) -> EnginePool:
     memory = DeviceMemory(
         driver, num_blocks=num_blocks, block_bytes=block_bytes, collectives=_nccl(driver)
     )
-    return EnginePool(memory=memory, blocks_B=driver.tensor(memory.span))
+    return memory, driver.tensor(memory.span)
 
 
 def _nccl(driver: CudaDriver) -> Collectives | None:
