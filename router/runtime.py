@@ -10,13 +10,13 @@ from typing import Protocol
 
 from protocol.telemetry import RouterMetrics
 from protocol.text import Tokenizer
-from router.cluster_view import Cluster
-from router.events import Event, GenerationRequest
+from router.requests.events import Event, GenerationRequest
+from router.workers.cluster_view import Cluster
 
 
 class Dispatcher(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
-        """See `router.events`. Closing the generator aborts the request."""
+        """See `router.requests.events`. Closing the generator aborts the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

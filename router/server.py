@@ -20,16 +20,16 @@ from protocol.messages import Registration
 from protocol.store import Store
 from protocol.telemetry import RouterMetrics
 from protocol.text import Tokenizer
-from router.app import create_app
-from router.cluster import LocalCluster
-from router.dispatch import Dispatcher, DispatchLimits
-from router.index_feed import IndexFeed
-from router.prefix_index import PrefixIndex
-from router.registry import Registry
-from router.replay import Replay
+from router.http.app import create_app
+from router.http.cluster import LocalCluster
+from router.placement.prefix_index import PrefixIndex
+from router.requests.dispatch import Dispatcher, DispatchLimits
+from router.requests.replay import Replay
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
 from router.trace import TraceRing
+from router.workers.index_feed import IndexFeed
+from router.workers.registry import Registry
 
 PARENT_POLL_S = 1.0
 log = logging.getLogger("baton.router")

@@ -9,7 +9,7 @@ from support.api import HI, MODEL, Bench
 from support.eventually import soon
 
 from protocol.errors import CapacityError
-from router.events import NoWorkers, RequestFailed
+from router.requests.events import NoWorkers, RequestFailed
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,8 @@ from support.fake_cluster import FakeCluster, fake_cluster, request, tokens_of
 from support.fake_worker import Act, expected
 
 from protocol.errors import CapacityError
-from router.dispatch import DispatchLimits
-from router.events import Ended, Event, Token
+from router.requests.dispatch import DispatchLimits
+from router.requests.events import Ended, Event, Token
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 acts = st.builds(

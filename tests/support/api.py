@@ -16,7 +16,7 @@ from support.fake_dispatcher import FakeCluster, FakeDispatcher
 
 from protocol.telemetry import RouterMetrics
 from protocol.text import Tokenizer
-from router.app import create_app
+from router.http.app import create_app
 from router.runtime import ApiLimits, Runtime
 
 MODEL = "tiny"

@@ -11,11 +11,11 @@ from protocol.channel import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
 from protocol.telemetry import RouterMetrics
-from router.dispatch import Dispatcher, DispatchLimits
-from router.events import Ended, Event, GenerationRequest, Placed, Token
-from router.prefix_index import PrefixIndex
-from router.registry import Registry
+from router.placement.prefix_index import PrefixIndex
+from router.requests.dispatch import Dispatcher, DispatchLimits
+from router.requests.events import Ended, Event, GenerationRequest, Placed, Token
 from router.trace import TraceRing
+from router.workers.registry import Registry
 
 PROMPT = tuple(range(100, 140))
 

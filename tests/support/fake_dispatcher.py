@@ -1,6 +1,7 @@
 """A dispatcher without workers: it says a fixed reply, token by token, or fails as told.
 
-Keeps the promises of `router.events`; text, stops and limits go through the real `TextState`.
+Keeps the promises of `router.requests.events`; text, stops and limits go through the real
+`TextState`.
 """
 
 import asyncio
@@ -10,9 +11,9 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
 from protocol.text import TextState, Tokenizer
-from router.cluster_view import ClusterView
-from router.events import Ended, Event, GenerationRequest, Placed, Route, Token
+from router.requests.events import Ended, Event, GenerationRequest, Placed, Route, Token
 from router.trace import RequestTrace
+from router.workers.cluster_view import ClusterView
 
 ROUTE = Route(
     reason="split; warm prefix", prefill=WorkerId("prefill-0"), decode=WorkerId("decode-0")

@@ -1,0 +1,167 @@
+"""The HTTP surface: OpenAI's endpoints and the operator's, over one `Runtime`.
+
+Served by `router.__main__` with uvicorn. FastAPI routes and documents; bodies are read and
+answers written by `router.http.generate`, because a token should cost one write and no more.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from protocol.errors import BatonError
+from protocol.ids import RequestId
+from router.http.admission import Admission
+from router.http.exchange import Exchange
+from router.http.generate import Generate, Surface
+from router.http.middleware import Edge
+from router.http.tokenize import detokenize, tokenize
+from router.http.tokenize_threads import Tokenizing
+from router.openai.errors import ApiError, ClientGone, as_api_error
+from router.openai.prepare import check_model, context_tokens, prepare_chat, prepare_completion
+from router.runtime import Runtime
+
+NOT_READY_RETRY_AFTER_S = 1.0
+
+
+def create_app(runtime: Runtime) -> FastAPI:
+    """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
+    surface = Surface(
+        runtime=runtime,
+        admission=Admission(
+            max_in_flight=runtime.limits.max_in_flight,
+            retry_after_s=runtime.limits.retry_after_s,
+        ),
+        tokenizing=Tokenizing(num_threads=runtime.tokenize_threads),
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            surface.tokenizing.close()
+
+    app = FastAPI(title="Baton", lifespan=lifespan)
+    app.add_middleware(Edge, api_keys=runtime.api_keys, metrics=runtime.metrics)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ApiError, _api_error)
+    _add_generation(app, surface)
+    _add_models(app, runtime)
+    _add_tokens(app, surface)
+    _add_operations(app, runtime)
+    return app
+
+
+def _add_generation(app: FastAPI, surface: Surface) -> None:
+    @app.post("/v1/chat/completions")
+    async def chat_completions() -> Response:
+        return Generate(surface, prepare_chat)
+
+    @app.post("/v1/completions")
+    async def completions() -> Response:
+        return Generate(surface, prepare_completion)
+
+
+def _add_models(app: FastAPI, runtime: Runtime) -> None:
+    since = int(time.time())
+
+    def shape() -> dict[str, object]:
+        return {
+            "id": runtime.model,
+            "object": "model",
+            "created": since,
+            "owned_by": "baton",
+            "max_model_len": context_tokens(runtime),
+        }
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [shape()]})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> Response:
+        check_model(runtime, model)
+        return _json(shape())
+
+
+def _add_tokens(app: FastAPI, surface: Surface) -> None:
+    runtime = surface.runtime
+
+    async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
+        exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
+        try:
+            with surface.admission.enter():
+                body = await exchange.read_body()
+                return _json(await surface.tokenizing.run(work, runtime, body))
+        except BatonError as error:
+            raise as_api_error(error) from error
+        except ClientGone:
+            return Response(status_code=499)  # nobody reads it
+
+    @app.post("/tokenize")
+    async def tokenize_(request: Request) -> Response:
+        return await answer(request, partial(tokenize, context=context_tokens(runtime)))
+
+    @app.post("/detokenize")
+    async def detokenize_(request: Request) -> Response:
+        return await answer(request, detokenize)
+
+
+def _add_operations(app: FastAPI, runtime: Runtime) -> None:
+    cluster = runtime.cluster
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while this process lives, whatever the workers do."""
+        return _json({"status": "alive"})
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 only when a request would be served now."""
+        reason = cluster.not_ready()
+        if reason is None:
+            return _json({"ready": True})
+        retry_after = {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}
+        return _json({"ready": False, "reason": reason}, status=503, headers=retry_after)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        exposition = generate_latest(runtime.metrics.registry)
+        return Response(exposition, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    @app.get("/cluster")
+    async def view() -> Response:
+        return _json(cluster.view())
+
+    @app.get("/trace/{request:path}")
+    async def trace(request: str) -> Response:
+        """What became of a recent request; of each choice, when it had several."""
+        traces = cluster.traces(RequestId(request))
+        if not traces:
+            raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
+        return _json({"request": request, "traces": traces})
+
+
+def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, str(error.detail)).response()
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _never(_: object) -> None:
+    raise AssertionError("the response is FastAPI's to send")

@@ -1,0 +1,116 @@
+"""The cluster as this router sees it: fills `router.workers.cluster_view` from the parts that know.
+
+Answers `/cluster`, `/ready` and `/trace`. Local and immediate: asks no other process.
+"""
+
+from collections import Counter
+from typing import Literal
+
+from protocol.ids import RequestId, RouterId
+from protocol.messages import Blocks, Load, Speeds, WorkerState
+from protocol.telemetry import RouterMetrics
+from router.placement.prefix_index import PrefixIndex
+from router.trace import RequestTrace, TraceRing
+from router.workers.cluster_view import ClusterView, WorkerView
+from router.workers.index_feed import IndexFeed
+from router.workers.registry import Registry
+from router.workers.worker import LiveWorker
+
+_NO_BLOCKS = Blocks(total=0, free=0, cached=0, leased=0)
+_NO_LOAD = Load(running=0, waiting=0, waiting_tokens=0)
+_NO_SPEEDS = Speeds(prefill_tokens_per_s=0.0, decode_step_s=0.0, transfer_bytes_per_s=0.0)
+
+
+class LocalCluster:
+    """`router.workers.cluster_view.Cluster`. `drain` makes it not ready for good."""
+
+    def __init__(
+        self,
+        *,
+        router: RouterId,
+        registry: Registry,
+        index: PrefixIndex,
+        feed: IndexFeed,
+        traces: TraceRing,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._router = router
+        self._registry = registry
+        self._index = index
+        self._feed = feed
+        self._traces = traces
+        self._metrics = metrics
+        self._draining = False
+        registry.listeners.append(self._count_workers)
+
+    def drain(self) -> None:
+        self._draining = True
+
+    def not_ready(self) -> str | None:
+        return "this router is draining" if self._draining else self._registry.not_ready()
+
+    def view(self) -> ClusterView:
+        return ClusterView(
+            router=self._router,
+            index=self._index.state.value,
+            redis=self._feed.redis,
+            workers=tuple(
+                _view(worker, why=self._registry.why_unused(worker))
+                for worker in self._registry.workers
+            ),
+        )
+
+    def max_context_tokens(self) -> int | None:
+        return max(
+            (
+                worker.registration.max_context_tokens
+                for worker in self._registry.ready_workers()
+                if worker.role == "decode"
+            ),
+            default=None,
+        )
+
+    def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
+        return self._traces.find(request)
+
+    def _count_workers(self) -> None:
+        counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
+        self._metrics.workers.clear()
+        for (role, state), number in counts.items():
+            self._metrics.workers.labels(role=role, state=state).set(number)
+
+
+def _view(worker: LiveWorker, *, why: str) -> WorkerView:
+    registration, beat = worker.registration, worker.beat
+    load = beat.load if beat else _NO_LOAD
+    return WorkerView(
+        id=worker.id,
+        role=worker.role,
+        pid=registration.pid,
+        host=registration.host,
+        epoch=worker.epoch,
+        state=_state(worker),
+        why=why,
+        transport=_transport(worker),
+        transports=beat.transports if beat else (),
+        blocks=beat.blocks if beat else _NO_BLOCKS,
+        running=load.running,
+        waiting=load.waiting,
+        speeds=beat.speeds if beat else _NO_SPEEDS,
+    )
+
+
+def _state(worker: LiveWorker) -> WorkerState | Literal["lost"]:
+    """ "lost" is whoever is registered and not on the line, for whatever reason."""
+    match worker.state:
+        case "connecting" | "mismatched":
+            return "lost"
+        case state:
+            return state
+
+
+def _transport(worker: LiveWorker) -> str:
+    used = worker.beat.transports_used if worker.beat else ()
+    if used:
+        return max(used, key=lambda transport: (transport[1], transport[0]))[0]
+    return next(iter(worker.registration.transports), "")

@@ -1,0 +1,133 @@
+"""The endpoint that generates: admitted, read, prepared, dispatched, answered, in that order.
+
+One per HTTP request, made by `router.http.app`. Every request gets one ending: an answer, an error,
+or, when the client hung up, an abort of whatever it still had running.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import BatonError
+from protocol.ids import RequestId
+from router.http.admission import Admission
+from router.http.choices import ChoiceEvent, open_choices
+from router.http.exchange import Exchange
+from router.http.json_answer import Sink, WholeAnswer
+from router.http.middleware import request_id
+from router.http.sse_answer import StreamedAnswer
+from router.http.tokenize_threads import Tokenizing
+from router.openai.errors import ApiError, ClientGone, as_api_error
+from router.openai.prepare import Generation, context_tokens
+from router.requests.events import Ended, Placed, Token
+from router.runtime import Runtime
+
+log = logging.getLogger("baton.api")
+
+
+class Prepare(Protocol):
+    """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
+
+    def __call__(
+        self, runtime: Runtime, body: bytes, request: RequestId, *, context: int
+    ) -> Generation: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """What all requests of one app share."""
+
+    runtime: Runtime
+    admission: Admission
+    tokenizing: Tokenizing
+
+
+class Generate(Response):
+    """A response that is made while it is sent. `prepare` tells the two endpoints apart."""
+
+    def __init__(self, surface: Surface, prepare: Prepare) -> None:
+        super().__init__()
+        self._surface = surface
+        self._prepare = prepare
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send, limits=self._surface.runtime.limits)
+        try:
+            await self._serve(exchange)
+        except ClientGone:
+            log.info("client gone")
+
+    async def _serve(self, exchange: Exchange) -> None:
+        surface = self._surface
+        try:
+            with surface.admission.enter() as seat:
+                generation = await self._prepared(exchange)
+                seat.widen(len(generation.requests))
+                await self._answer(generation, exchange)
+        except ApiError as error:
+            await exchange.respond(error.response())
+        except BatonError as error:
+            await exchange.respond(as_api_error(error).response())
+
+    async def _prepared(self, exchange: Exchange) -> Generation:
+        body = await exchange.read_body()
+        request = request_id(exchange.scope)
+        runtime, tokenizing = self._surface.runtime, self._surface.tokenizing
+        context = context_tokens(runtime)
+        return await tokenizing.run(self._prepare, runtime, body, request, context=context)
+
+    async def _answer(self, generation: Generation, exchange: Exchange) -> None:
+        """Until the answer is sent or the client hangs up, whichever is first."""
+        tokenizer = self._surface.runtime.tokenizer
+        make = StreamedAnswer if generation.stream else WholeAnswer
+        sink = make(generation, exchange, tokenizer=tokenizer)
+        async with asyncio.TaskGroup() as tasks:
+            answering = tasks.create_task(self._follow(generation, sink, tasks), name="answer")
+            watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
+            answering.add_done_callback(lambda _: watching.cancel())
+
+    async def _follow(self, generation: Generation, sink: Sink, tasks: asyncio.TaskGroup) -> None:
+        dispatcher = self._surface.runtime.dispatcher
+        try:
+            async with open_choices(dispatcher, generation.requests, tasks=tasks) as events:
+                error = await _pour(events, sink)
+            if error is None:
+                await sink.finish()
+            else:
+                await sink.fail(error)
+        except ClientGone:
+            log.info("client gone")
+
+
+async def _pour(events: AsyncIterator[ChoiceEvent], sink: Sink) -> ApiError | None:
+    """All events into the sink. Returns what went wrong, if anything did."""
+    try:
+        async for index, event in events:
+            match event:
+                case Token():
+                    await sink.token(index, event)
+                case Placed():
+                    sink.placed(event.route)
+                case Ended():
+                    await sink.ended(index, event)
+                case _:
+                    assert_never(event)
+    except BatonError as error:
+        return as_api_error(error)
+    except ClientGone:
+        raise
+    except Exception:  # the edge of the process: a mistake of ours must not be silent
+        log.exception("request failed")
+        return ApiError(500, "internal error", code="internal_error")
+    return None
+
+
+async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:
+    await exchange.until_gone()
+    if answering.cancel():
+        log.info("client gone")

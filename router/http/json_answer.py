@@ -1,0 +1,140 @@
+"""An answer given whole: choices are collected, then sent as one JSON object.
+
+Called by `router.http.generate`. `Sink` is what it shares with `router.http.sse_answer`: the events
+of a request go in, HTTP goes out.
+"""
+
+from typing import Any, Protocol
+
+import msgspec
+from starlette.responses import Response
+
+from protocol.text import Tokenizer
+from router.http.exchange import Exchange
+from router.http.logprobs import ChatLogprobs, Entry, Logprobs, TextLogprobs
+from router.openai.errors import ApiError
+from router.openai.prepare import Generation
+from router.requests.events import Ended, Route, Token
+
+
+class Sink(Protocol):
+    """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
+
+    def placed(self, route: Route) -> None: ...
+
+    async def token(self, index: int, token: Token) -> None: ...
+
+    async def ended(self, index: int, ended: Ended) -> None: ...
+
+    async def finish(self) -> None:
+        """Every choice has ended."""
+
+    async def fail(self, error: ApiError) -> None:
+        """The request is over. Says so in whatever way is still possible."""
+
+
+class Usage:
+    """Tokens of all choices so far."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self.completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}
+
+    def ended(self, index: int, ended: Ended) -> None:
+        """Of several choices of one prompt the one that found least counts."""
+        prompt = index // self._generation.n
+        known = self._cached_tokens.get(prompt, ended.cached_tokens)
+        self._cached_tokens[prompt] = min(known, ended.cached_tokens)
+
+    def shape(self) -> dict[str, Any]:
+        prompt_tokens = self._generation.prompt_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens.values())},
+        }
+
+
+class Choice:
+    """One choice as it grows."""
+
+    def __init__(self, generation: Generation, index: int, *, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.logprobs = logprobs_of(generation, index, tokenizer=tokenizer)
+        self._kind = generation.kind
+        self._texts = [generation.echoes[index]]
+        self._entries: list[Entry] = []
+        self.finish_reason: str | None = None
+
+    def add(self, token: Token) -> None:
+        self._texts.append(token.text)
+        if self.logprobs is not None:
+            self._entries.append(self.logprobs.entry(token))
+
+    def shape(self) -> dict[str, Any]:
+        text = "".join(self._texts)
+        logprobs = None if self.logprobs is None else self.logprobs.join(self._entries)
+        shown: dict[str, Any] = {"index": self.index}
+        if self._kind == "chat":
+            shown["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            shown["text"] = text
+        return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
+
+
+class WholeAnswer:
+    """A `Sink` that sends one JSON object, or one error object, at the end."""
+
+    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._exchange = exchange
+        self._usage = Usage(generation)
+        self._choices = [
+            Choice(generation, index, tokenizer=tokenizer)
+            for index in range(len(generation.requests))
+        ]
+        self._route: Route | None = None
+
+    def placed(self, route: Route) -> None:
+        self._route = self._route or route
+
+    async def token(self, index: int, token: Token) -> None:
+        self._usage.completion_tokens += 1
+        self._choices[index].add(token)
+
+    async def ended(self, index: int, ended: Ended) -> None:
+        self._usage.ended(index, ended)
+        self._choices[index].finish_reason = ended.finish_reason
+
+    async def finish(self) -> None:
+        generation = self._generation
+        answer = {
+            "id": generation.id,
+            "object": "chat.completion" if generation.kind == "chat" else "text_completion",
+            "created": generation.created,
+            "model": generation.model,
+            "system_fingerprint": None,
+            "choices": [choice.shape() for choice in self._choices],
+            "usage": self._usage.shape(),
+        }
+        body = msgspec.json.encode(answer)
+        headers = route_header(self._route)
+        await self._exchange.respond(Response(body, 200, headers, media_type="application/json"))
+
+    async def fail(self, error: ApiError) -> None:
+        await self._exchange.respond(error.response())
+
+
+def route_header(route: Route | None) -> dict[str, str]:
+    return {} if route is None else {"x-baton-route": route.reason}
+
+
+def logprobs_of(generation: Generation, index: int, *, tokenizer: Tokenizer) -> Logprobs | None:
+    sampling = generation.requests[index].sampling
+    if sampling.num_logprobs is None:
+        return None
+    if generation.kind == "chat":
+        return ChatLogprobs(tokenizer)
+    return TextLogprobs(tokenizer, skip_special_tokens=sampling.skip_special_tokens)

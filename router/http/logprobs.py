@@ -1,0 +1,88 @@
+"""Log probabilities in the shapes of the two endpoints.
+
+Called by `router.http.json_answer` and `router.http.sse_answer`, for each token when they were
+asked for. Every sampled token has an entry, also the one that ended the request and those whose
+text a stop string removed.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from protocol.detokenize import Detokenizer
+from protocol.text import Tokenizer
+from router.requests.events import Token
+
+FLOOR = -9999.0
+"""Stands for minus infinity, which JSON cannot hold; OpenAI's value."""
+Entry = dict[str, Any]
+
+
+class Logprobs(Protocol):
+    """Of one choice. `entry` is called once per token, in order."""
+
+    def entry(self, token: Token) -> Entry: ...
+
+    def join(self, entries: Sequence[Entry]) -> Entry:
+        """The `logprobs` object of a choice or of a chunk."""
+
+
+class ChatLogprobs:
+    """`content: [{token, logprob, bytes, top_logprobs}]`"""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def entry(self, token: Token) -> Entry:
+        top = [self._one(other.token_id, other.logprob) for other in token.top]
+        return self._one(token.token_id, token.logprob) | {"top_logprobs": top}
+
+    def join(self, entries: Sequence[Entry]) -> Entry:
+        return {"content": list(entries), "refusal": None}
+
+    def _one(self, token_id: int, logprob: float | None) -> Entry:
+        return {
+            "token": self._tokenizer.token_text(token_id),
+            "logprob": _finite(logprob),
+            "bytes": list(self._tokenizer.token_bytes(token_id)),
+        }
+
+
+class TextLogprobs:
+    """`tokens`, `token_logprobs`, `top_logprobs` and `text_offset`, one element a token.
+
+    Offsets count characters of the choice's text. A token that is part of a character is
+    written `bytes:\\xe6\\x9d`, as OpenAI does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._text = Detokenizer(tokenizer.token_bytes, skip_special_tokens=skip_special_tokens)
+        self._offset = 0
+
+    def entry(self, token: Token) -> Entry:
+        name = self._name(token.token_id)
+        top = {self._name(other.token_id): _finite(other.logprob) for other in token.top}
+        top.setdefault(name, _finite(token.logprob))
+        offset = self._offset
+        self._offset += len(self._text.feed(token.token_id))
+        return {
+            "tokens": name,
+            "token_logprobs": _finite(token.logprob),
+            "top_logprobs": top,
+            "text_offset": offset,
+        }
+
+    def join(self, entries: Sequence[Entry]) -> Entry:
+        columns = ("text_offset", "token_logprobs", "tokens", "top_logprobs")
+        return {column: [entry[column] for entry in entries] for column in columns}
+
+    def _name(self, token_id: int) -> str:
+        raw = self._tokenizer.token_bytes(token_id)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _finite(logprob: float | None) -> float:
+    return FLOOR if logprob is None else max(FLOOR, logprob)

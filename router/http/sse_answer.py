@@ -1,0 +1,137 @@
+"""An answer given as server-sent events, one chunk per token, written straight to ASGI.
+
+Called by `router.http.generate`. Everything of a chunk that does not change is formatted once per
+choice: per token there is one JSON string to encode and one write. The response begins with the
+first token, so what is refused before it is still a plain status; an error after it is an event
+`{"error": ...}` and the end of the stream, without `[DONE]`.
+"""
+
+import msgspec
+
+from protocol.text import Tokenizer
+from router.http.exchange import Exchange
+from router.http.json_answer import Usage, logprobs_of, route_header
+from router.openai.errors import ApiError
+from router.openai.prepare import Generation
+from router.requests.events import Ended, Route, Token
+
+DONE = b"data: [DONE]\n\n"
+_encode = msgspec.json.encode
+
+
+class Frames:
+    """The chunks of one request as bytes."""
+
+    def __init__(self, generation: Generation) -> None:
+        chat = generation.kind == "chat"
+        common = {
+            "id": generation.id,
+            "object": "chat.completion.chunk" if chat else "text_completion",
+            "created": generation.created,
+            "model": generation.model,
+            "system_fingerprint": None,
+        }
+        self._head = b"data: " + _encode(common)[:-1] + b',"choices":['
+        self._tail = b"]" + (b',"usage":null' if generation.include_usage else b"") + b"}\n\n"
+        name = b'"delta":' if chat else b'"text":'
+        self._heads = [
+            self._head + b'{"index":%d,' % index + name for index in range(len(generation.requests))
+        ]
+        self._before, self._after = (b'{"content":', b"}") if chat else (b"", b"")
+        self._role = _encode({"role": "assistant", "content": "", "refusal": None}) if chat else b""
+        self._no_text = b"{}" if chat else b'""'
+        self._echoes = generation.echoes
+
+    def opening(self, index: int) -> bytes:
+        """What comes before a choice's first text: the role, or the echoed prompt."""
+        if self._role:
+            return self._chunk(index, self._role)
+        return self.text(index, self._echoes[index]) if self._echoes[index] else b""
+
+    def text(self, index: int, text: str, logprobs: bytes = b"null") -> bytes:
+        return self._chunk(index, self._before + _encode(text) + self._after, logprobs)
+
+    def closing(self, index: int, reason: str) -> bytes:
+        return self._chunk(index, self._no_text, finish_reason=b'"%s"' % reason.encode())
+
+    def usage(self, usage: Usage) -> bytes:
+        return self._head + b'],"usage":' + _encode(usage.shape()) + b"}\n\n"
+
+    def _chunk(
+        self, index: int, shown: bytes, logprobs: bytes = b"null", finish_reason: bytes = b"null"
+    ) -> bytes:
+        return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
+            self._heads[index],
+            shown,
+            logprobs,
+            finish_reason,
+            self._tail,
+        )
+
+
+class StreamedAnswer:
+    """A `Sink` that writes each event as it comes."""
+
+    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+        self._include_usage = generation.include_usage
+        self._exchange = exchange
+        self._frames = Frames(generation)
+        self._usage = Usage(generation)
+        num_choices = len(generation.requests)
+        self._logprobs = [
+            logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
+        ]
+        self._opened = [False] * num_choices
+        self._started = False
+        self._route: Route | None = None
+
+    def placed(self, route: Route) -> None:
+        self._route = self._route or route
+
+    async def token(self, index: int, token: Token) -> None:
+        self._usage.completion_tokens += 1
+        logprobs = self._logprobs[index]
+        frame = self._open(index)
+        if logprobs is not None:
+            entry = _encode(logprobs.join([logprobs.entry(token)]))
+            frame += self._frames.text(index, token.text, entry)
+        elif token.text:
+            frame += self._frames.text(index, token.text)
+        if frame:
+            await self._write(frame)
+
+    async def ended(self, index: int, ended: Ended) -> None:
+        self._usage.ended(index, ended)
+        await self._write(self._open(index) + self._frames.closing(index, ended.finish_reason))
+
+    async def finish(self) -> None:
+        usage = self._frames.usage(self._usage) if self._include_usage else b""
+        await self._write(usage + DONE, more=False)
+
+    async def fail(self, error: ApiError) -> None:
+        if self._started:
+            await self._write(b"data: " + error.body + b"\n\n", more=False)
+        else:
+            await self._exchange.respond(error.response())
+
+    def _open(self, index: int) -> bytes:
+        if self._opened[index]:
+            return b""
+        self._opened[index] = True
+        return self._frames.opening(index)
+
+    async def _write(self, frame: bytes, *, more: bool = True) -> None:
+        if not self._started:
+            self._started = True
+            await self._start()
+        await self._exchange.send({"type": "http.response.body", "body": frame, "more_body": more})
+
+    async def _start(self) -> None:
+        headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",  # nginx would hold the chunks back
+            **route_header(self._route),
+        }
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})

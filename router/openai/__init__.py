@@ -1,0 +1,1 @@
+"""OpenAI's API as data: its schemas, what is refused by name, its errors."""

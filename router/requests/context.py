@@ -1,0 +1,64 @@
+"""What one call of `Dispatcher.generate` knows beside its flight: times, reasons, whom to avoid.
+
+Belongs to `router.requests.dispatch`. Times are readings of the dispatcher's clock.
+"""
+
+from dataclasses import dataclass, field
+
+from protocol.ids import BlockHash, WorkerId
+from router.requests.events import GenerationRequest
+from router.requests.request import Flight
+from router.trace import RequestTrace
+from router.workers.mailbox import Mailbox
+
+
+@dataclass(slots=True, kw_only=True)
+class Journey:
+    flight: Flight
+    mailbox: Mailbox
+    begun_at: float
+    ends_at: float
+    placed_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    alone_since: float | None = None
+    """Since when nobody could take it; None while someone has it."""
+    num_lost: int = 0
+    num_pauses: int = 0
+    """Waits so far because every worker was full."""
+    reasons: list[str] = field(default_factory=list)
+    """Why each attempt so far was lost or refused."""
+    refused: set[WorkerId] = field(default_factory=set)
+    """Had no room a moment ago."""
+    suspects: set[WorkerId] = field(default_factory=set)
+    """Failed this request; avoided while there is anyone else."""
+    final_trace: RequestTrace | None = None
+    """Once a good ending was reached: what `Ended` carries and the ring keeps."""
+    hashes: dict[str, list[BlockHash]] = field(default_factory=dict)
+    """Of prompt and output so far, by compat hash."""
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.flight.request
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output so far: the context the next attempt begins with."""
+        return len(self.flight.request.token_ids) + len(self.flight.generated)
+
+    def trace(self, *, now: float) -> RequestTrace:
+        flight = self.flight
+        return RequestTrace(
+            request=flight.request.id,
+            outcome=flight.outcome,
+            prompt_tokens=len(flight.request.token_ids),
+            output_tokens=len(flight.generated),
+            cached_tokens=flight.cached_tokens or 0,
+            placed_s=self._since_begin(self.placed_at),
+            first_token_s=self._since_begin(self.first_token_at),
+            total_s=now - self.begun_at,
+            attempts=tuple(flight.attempts),
+        )
+
+    def _since_begin(self, at: float | None) -> float:
+        return 0.0 if at is None else at - self.begun_at

@@ -1,0 +1,89 @@
+"""What passes between the HTTP surface and `router.requests.dispatch`: one request in, its events
+out.
+
+`Dispatcher.generate` yields `Placed` first, then `Token`s, then exactly one `Ended`; or it
+raises one of the errors below, before or after tokens. Closing the iterator aborts the request
+on its workers. Nothing here knows HTTP.
+"""
+
+from dataclasses import dataclass
+
+from protocol.errors import BatonError
+from protocol.ids import RequestId, WorkerId
+from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
+from router.trace import RequestTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt, one choice. The caller has checked every range and the context length."""
+
+    id: RequestId
+    token_ids: tuple[int, ...]
+    sampling: Sampling
+    salt: str
+    """Tenant's salt: prefixes of different salts never meet."""
+    deadline_s: float
+    """Seconds from now until the request is given up, retries included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    reason: str
+    """Header-safe ASCII; the value of `x-baton-route`."""
+    prefill: WorkerId | None
+    """None: `decode` computes the prompt itself."""
+    decode: WorkerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """The first route. A retry does not repeat this event; the trace has all attempts."""
+
+    route: Route
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    index: int
+    """0, 1, 2, ...: never a gap, never twice."""
+    token_id: int
+    text: str
+    """May lag behind the token: held back while it could be part of a stop string."""
+    logprob: float | None
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    finish_reason: FinishReason
+    cached_tokens: int
+    """Prompt tokens nobody computed for this request."""
+    trace: RequestTrace
+
+
+Event = Placed | Token | Ended
+
+
+class NoWorkers(BatonError):
+    """No worker may take the request; the message says what is missing. 503 with Retry-After."""
+
+    retryable = True
+    retry_after_s = 1.0
+
+
+class TooLong(BatonError):
+    """No live worker's pool or context can ever hold the request; has the numbers. 400."""
+
+
+class RequestFailed(BatonError):
+    """The request was given up: the message has the reason of every attempt.
+
+    `code` "deadline" is the client's time running out (504), "overloaded" a client that reads
+    too slowly, anything else ours (500, 503 if retryable).
+    """
+
+    def __init__(self, message: str, *, code: FailCode, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code: FailCode = code
+        self.retryable = retryable

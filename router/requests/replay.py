@@ -1,0 +1,23 @@
+"""Whether output tokens already end their request. Called by `router.requests.request` when a
+worker is lost: it may have died between its last token and the word that it was the last."""
+
+from collections.abc import Sequence
+
+from protocol.messages import FinishReason, Sampling
+from protocol.text import TextState, Tokenizer
+
+
+class Replay:
+    """An `AlreadyEnded` with the rules of the workers: the same text state, fed again."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, sampling: Sampling, outputs: Sequence[int]) -> FinishReason | None:
+        if not outputs:
+            return None
+        text = TextState(self._tokenizer, sampling)
+        steps = [text.feed(token_id) for token_id in outputs]
+        if steps[-1].stopped:
+            return "stop"
+        return "length" if len(outputs) >= sampling.max_tokens else None

@@ -1,0 +1,345 @@
+"""One request between its placement and its ending: messages in, instructions out.
+
+`router.requests.dispatch` owns a `Flight` per request, feeds it what workers say and does what it
+answers. No clock, no socket. An attempt is one try on one pair of workers; when it is lost the
+next one continues from the prompt and the tokens the client already has, which is the same
+stream because sampling depends on (seed, position) alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
+
+from protocol.errors import BatonError
+from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.messages import (
+    Abort,
+    Aborted,
+    Decode,
+    Emit,
+    Failed,
+    Finished,
+    FinishReason,
+    Landed,
+    Prefill,
+    PrefillDone,
+    Sampling,
+    Started,
+)
+from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
+from router.requests.instructions import Deliver, Finish, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.states import ENDINGS, TABLE, Move, Stage
+from router.trace import AttemptTrace
+from router.workers.letters import Gone, Letter
+
+AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
+"""Whether these output tokens already end the request: its last worker may have died between
+the last token and the word that it was the last."""
+
+
+@dataclass(slots=True)
+class _Leg:
+    """One worker's part of the attempt; `open` while it may hold blocks for us."""
+
+    worker: WorkerId
+    epoch: Epoch
+    open: bool = True
+
+    def sent(self, letter: Letter) -> bool:
+        return letter.worker == self.worker and letter.epoch == self.epoch
+
+
+@dataclass(slots=True)
+class Flight:
+    """The only writer of its fields is itself; `wire_id` is what the workers call it."""
+
+    request: GenerationRequest
+    wire_id: RequestId
+    already_ended: AlreadyEnded
+    stage: Stage = Stage.PLACING
+    generated: list[int] = field(default_factory=list)
+    cached_tokens: int | None = None
+    attempts: list[AttemptTrace] = field(default_factory=list)
+    outcome: str = ""
+    """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
+    _prefill: _Leg | None = None
+    _decode: _Leg | None = None
+    _block_tokens: int = 1
+    _num_given: int = 0
+    """Output tokens the current attempt was told of; its workers send those that follow."""
+    _story: list[str] = field(default_factory=list)
+
+    @property
+    def attempt(self) -> int:
+        """Number of the current or last attempt, from 1."""
+        return len(self.attempts)
+
+    @property
+    def route(self) -> Route:
+        last = self.attempts[-1]
+        return Route(reason=last.reason, prefill=last.prefill, decode=last.decode)
+
+    def launch(
+        self,
+        route: Route,
+        *,
+        prefill_epoch: Epoch | None,
+        decode_epoch: Epoch,
+        block_tokens: int,
+        remaining_s: float,
+    ) -> Send:
+        """Begin the next attempt: the first message of it."""
+        trace = AttemptTrace(
+            attempt=self.attempt + 1,
+            reason=route.reason,
+            prefill=route.prefill,
+            decode=route.decode,
+        )
+        self.attempts.append(trace)
+        self._num_given = len(self.generated)
+        self._block_tokens = block_tokens
+        self._decode = _Leg(route.decode, decode_epoch, open=False)
+        self._prefill = None
+        if route.prefill is None or prefill_epoch is None:
+            self._move(Move.ROUTED_ALONE)
+            self._decode.open = True
+            return Send(route.decode, decode_epoch, self._decode_message(None, remaining_s))
+        self._move(Move.ROUTED_APART)
+        self._prefill = _Leg(route.prefill, prefill_epoch)
+        return Send(route.prefill, prefill_epoch, self._prefill_message(remaining_s))
+
+    def handle(self, letter: Letter, *, remaining_s: float) -> list[Instruction]:
+        """What to do about one word; nothing for a word of an older attempt or worker."""
+        leg = self._leg(letter)
+        word = letter.word
+        if leg is None or self.stage in ENDINGS or self.stage is Stage.PLACING:
+            return []
+        if not isinstance(word, Gone) and word.attempt != self.attempt:
+            return []
+        match word:
+            case Emit():
+                return self._emit(leg, word)
+            case Started():
+                return self._started(leg, word, remaining_s)
+            case PrefillDone():
+                return self._prefill_done(word)
+            case Landed():
+                return self._landed(word)
+            case Finished():
+                return self._finished(leg, word)
+            case Failed():
+                return self._failed(leg, word)
+            case Aborted():
+                return self._leg_lost(leg, f"{leg.worker} dropped the request")
+            case Gone():
+                return self._leg_lost(leg, f"{leg.worker} {word.reason}")
+            case _:
+                assert_never(word)
+
+    def close(self, reason: str, *, move: Move = Move.CLOSED) -> list[Send]:
+        """End now, for the client's sake or ours; the aborts to send. Idempotent."""
+        if self.stage in ENDINGS:
+            return []
+        self._move(move)
+        self.outcome = f"{'aborted' if move is Move.CLOSED else 'failed'}: {reason}"
+        self._note(outcome=self.outcome)
+        return self._abort_legs(reason)
+
+    # -- one word each --------------------------------------------------------------------
+
+    def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
+        have = len(self.generated)
+        if emit.index < have:
+            if emit.token_id == self.generated[emit.index]:
+                return []
+            why = f"token {emit.index} of {leg.worker} differs from the one already sent"
+            return self._lost(why, suspect=leg.worker)
+        if emit.index > have:
+            why = f"token {emit.index} of {leg.worker} came when {have} was due"
+            return self._lost(why, suspect=leg.worker)
+        self.generated.append(emit.token_id)
+        token = Token(
+            index=emit.index,
+            token_id=emit.token_id,
+            text=emit.text,
+            logprob=emit.logprob,
+            top=emit.top,
+        )
+        return [Deliver(token)]
+
+    def _started(self, leg: _Leg, started: Started, remaining_s: float) -> list[Instruction]:
+        if self.stage is not Stage.PREFILL or self._decode is None:
+            return []
+        if started.ticket.epoch != leg.epoch:
+            why = f"{leg.worker} gave a ticket of another epoch"
+            return self._lost(why, suspect=leg.worker)
+        self._move(Move.STARTED)
+        self._count_cached(started.cached_tokens)
+        self._note(
+            prefill_cached_tokens=started.cached_tokens,
+            prefill_blocks_reused=started.cached_tokens // self._block_tokens,
+            prefill_queued_s=started.queued_s,
+        )
+        self._decode.open = True
+        decode = self._decode_message(started, remaining_s)
+        return [Send(self._decode.worker, self._decode.epoch, decode)]
+
+    def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
+        self._note(
+            prefill_cached_tokens=done.cached_tokens,
+            prefill_queued_s=done.queued_s,
+            prefill_s=done.prefill_s,
+        )
+        return []
+
+    def _landed(self, landed: Landed) -> list[Instruction]:
+        if self.stage is not Stage.HANDOVER:
+            return []
+        self._move(Move.LANDED)
+        if self._prefill is not None:
+            self._prefill.open = False
+        self._note(
+            transport=landed.transport,
+            blocks_reused=landed.blocks_reused,
+            blocks_moved=landed.blocks_moved,
+            bytes_moved=landed.bytes_moved,
+            fetch_s=landed.fetch_s,
+            exposed_s=landed.exposed_s,
+        )
+        return []
+
+    def _finished(self, leg: _Leg, finished: Finished) -> list[Instruction]:
+        leg.open = False
+        have, due = len(self.generated), self.request.sampling.max_tokens
+        if finished.num_tokens != have:
+            why = f"{leg.worker} finished at {finished.num_tokens} tokens, of which {have} came"
+            return self._lost(why, suspect=leg.worker)
+        if finished.reason == "length" and have < due:
+            why = f"{leg.worker} finished at {have} of {due} tokens"
+            return self._lost(why, suspect=leg.worker)
+        self._count_cached(finished.cached_tokens)
+        if leg is self._prefill:
+            self._note(prefill_queued_s=finished.queued_s, prefill_s=finished.prefill_s)
+        else:
+            self._note(
+                decode_cached_tokens=finished.cached_tokens,
+                decode_queued_s=finished.queued_s,
+                decode_s=finished.decode_s,
+            )
+            if self._prefill is None:
+                num_reused = finished.cached_tokens // self._block_tokens
+                self._note(prefill_s=finished.prefill_s, blocks_reused=num_reused)
+        return self._end_well(finished.reason)
+
+    def _failed(self, leg: _Leg, failed: Failed) -> list[Instruction]:
+        leg.open = False
+        why = f"{leg.worker}: {failed.message}"
+        if self._is_spent(leg):
+            return []
+        match failed.code:
+            case "overloaded":
+                return self._lost(why, suspect=leg.worker, is_refusal=True)
+            case "too_long" if leg is self._prefill:
+                return self._lost(why, suspect=leg.worker, is_refusal=True)
+            case "source_lost":
+                return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
+            case "internal" if failed.retryable:
+                return self._lost(why, suspect=leg.worker)
+            case "internal":
+                return self._give_up(why, failed)
+            case "too_long" | "deadline":
+                return self._give_up(why, failed)
+            case _:
+                assert_never(failed.code)
+
+    def _leg_lost(self, leg: _Leg, why: str) -> list[Instruction]:
+        leg.open = False
+        if self._is_spent(leg):
+            return []
+        return self._lost(why, suspect=leg.worker)
+
+    # -- endings and new beginnings -------------------------------------------------------
+
+    def _is_spent(self, leg: _Leg) -> bool:
+        """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
+        return leg is self._prefill and self.stage is Stage.DECODE
+
+    def _lost(
+        self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
+    ) -> list[Instruction]:
+        ended = self.already_ended(self.request.sampling, self.generated)
+        if ended is not None:
+            return self._end_well(ended)
+        self._move(Move.LOST)
+        self._note(outcome=why)
+        return [*self._abort_legs(why), PlaceAgain(why, suspect, is_refusal)]
+
+    def _end_well(self, reason: FinishReason) -> list[Instruction]:
+        self._move(Move.ENDED_WELL)
+        self.outcome = reason
+        self._note(outcome=reason)
+        return [*self._abort_legs("finished"), Finish(reason)]
+
+    def _give_up(self, why: str, failed: Failed) -> list[Instruction]:
+        self._move(Move.GIVEN_UP)
+        self.outcome = f"failed: {why}"
+        self._note(outcome=self.outcome)
+        error: BatonError = RequestFailed(why, code=failed.code, retryable=failed.retryable)
+        if failed.code == "too_long" and not self.generated:
+            error = TooLong(why)
+        return [*self._abort_legs(why), GiveUp(error)]
+
+    def _abort_legs(self, reason: str) -> list[Send]:
+        aborts = []
+        for leg in (self._prefill, self._decode):
+            if leg is not None and leg.open:
+                leg.open = False
+                abort = Abort(request=self.wire_id, attempt=self.attempt, reason=reason)
+                aborts.append(Send(leg.worker, leg.epoch, abort))
+        return aborts
+
+    # -- small things ---------------------------------------------------------------------
+
+    def _move(self, move: Move) -> None:
+        following = TABLE.get((self.stage, move))
+        self._story.append(f"{self.stage}+{move}")
+        assert following is not None, f"{self.wire_id}: no row for {' '.join(self._story)}"
+        self.stage = following
+
+    def _leg(self, letter: Letter) -> _Leg | None:
+        for leg in (self._decode, self._prefill):
+            if leg is not None and leg.sent(letter):
+                return leg
+        return None
+
+    def _note(self, **facts: Any) -> None:
+        if self.attempts:
+            self.attempts[-1] = replace(self.attempts[-1], **facts)
+
+    def _count_cached(self, num_tokens: int) -> None:
+        """The first attempt that computed the prompt says what was saved on it."""
+        if self.cached_tokens is None:
+            self.cached_tokens = min(num_tokens, len(self.request.token_ids))
+
+    def _prefill_message(self, remaining_s: float) -> Prefill:
+        return Prefill(
+            request=self.wire_id,
+            attempt=self.attempt,
+            token_ids=self.request.token_ids,
+            generated=tuple(self.generated[: self._num_given]),
+            sampling=self.request.sampling,
+            salt=self.request.salt,
+            deadline_s=remaining_s,
+        )
+
+    def _decode_message(self, started: Started | None, remaining_s: float) -> Decode:
+        return Decode(
+            request=self.wire_id,
+            attempt=self.attempt,
+            token_ids=self.request.token_ids,
+            generated=tuple(self.generated[: self._num_given]),
+            sampling=self.request.sampling,
+            salt=self.request.salt,
+            deadline_s=remaining_s,
+            ticket=started.ticket if started is not None else None,
+        )

@@ -1,0 +1,130 @@
+"""Keeps the prefix index true: block events from Redis, snapshots at the start and after gaps.
+
+`router.__main__` runs it beside the HTTP server. Redis away means a degraded index, never a
+failed request; when it answers again every worker's snapshot is read and the index is exact.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from protocol.errors import StoreError
+from protocol.ids import Epoch, WorkerId
+from protocol.store import BlockEvent, Snapshot
+from protocol.telemetry import RouterMetrics
+from router.placement.prefix_index import IndexState, PrefixIndex
+from router.workers.registry import Registry
+
+log = logging.getLogger("baton.index")
+
+WAIT_S = 0.5
+"""How long a read waits for an event; also the least time between two tries of a snapshot."""
+
+
+class EventStore(Protocol):
+    """What the feed needs of `protocol.store.Store`. Every call may raise StoreError."""
+
+    async def last_event_id(self) -> str: ...
+
+    async def read_events(
+        self, after: str, *, count: int = 500, block_s: float = 0.5
+    ) -> tuple[str, tuple[BlockEvent, ...]]: ...
+
+    async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None: ...
+
+
+class IndexFeed:
+    """The only writer of the index, other than dispatch's speculative entries."""
+
+    def __init__(
+        self,
+        *,
+        store: EventStore,
+        index: PrefixIndex,
+        registry: Registry,
+        metrics: RouterMetrics,
+        wait_s: float = WAIT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._registry = registry
+        self._metrics = metrics
+        self._wait_s = wait_s
+        self._clock = clock
+        self._asked_at: dict[tuple[WorkerId, Epoch], float] = {}
+        self.redis: Literal["connected", "lost"] = "lost"
+        registry.listeners.append(self.reconcile)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                await self._follow()
+            except StoreError as error:
+                self._lose(error)
+                await asyncio.sleep(self._wait_s)
+
+    def reconcile(self) -> None:
+        """Follow the workers of the moment; what others held is forgotten at once."""
+        self._index.follow_only({w.id: w.epoch for w in self._registry.workers})
+        self._show()
+
+    async def _follow(self) -> None:
+        """The stream's end is read before the snapshots, so that nothing falls between."""
+        after = await self._store.last_event_id()
+        if self.redis == "lost":
+            log.info("index feed", extra={"redis": "connected"})
+        self.redis = "connected"
+        self._asked_at.clear()
+        while True:
+            for worker, epoch in self._index.doubted():
+                await self._read_snapshot(worker, epoch)
+            after, events = await self._store.read_events(after, block_s=self._wait_s)
+            for event in events:
+                self._apply(event)
+            self._show()
+
+    async def _read_snapshot(self, worker: WorkerId, epoch: Epoch) -> None:
+        """Every worker writes its set when it starts, and again when Redis has lost it."""
+        now = self._clock()
+        asked_at = self._asked_at.get((worker, epoch))
+        if asked_at is not None and now < asked_at + self._wait_s:
+            return
+        self._asked_at[worker, epoch] = now
+        snapshot = await self._store.snapshot(worker, epoch)
+        if snapshot is None:
+            return
+        if self._index.load_snapshot(
+            worker, epoch, sequence=snapshot.sequence, hashes=snapshot.hashes
+        ):
+            del self._asked_at[worker, epoch]
+        self._show()
+
+    def _apply(self, event: BlockEvent) -> None:
+        before = self._index.states.get(event.worker)
+        after = self._index.apply(
+            event.worker,
+            event.epoch,
+            sequence=event.sequence,
+            kind=event.kind,
+            hashes=event.hashes,
+        )
+        if before is IndexState.EXACT and after is IndexState.DEGRADED:
+            self._metrics.index_gaps.inc()
+            log.warning("index gap", extra={"worker": event.worker, "sequence": event.sequence})
+
+    def _lose(self, error: StoreError) -> None:
+        if self.redis == "connected":
+            log.warning("index feed", extra={"redis": "lost", "why": str(error)})
+        self.redis = "lost"
+        self._index.doubt_all()
+        self._show()
+
+    def _show(self) -> None:
+        for state in IndexState:
+            gauge = self._metrics.index_state.labels(state=state)
+            gauge.set(1 if state is self._index.state else 0)
+        self._metrics.index_blocks.set(len(self._index))

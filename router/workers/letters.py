@@ -1,0 +1,33 @@
+"""What one worker incarnation has said of one request."""
+
+from dataclasses import dataclass
+
+from protocol.ids import Epoch, WorkerId
+from protocol.messages import (
+    Aborted,
+    Emit,
+    Failed,
+    Finished,
+    Landed,
+    PrefillDone,
+    Started,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Said by the registry, not by a worker: this incarnation will say nothing more."""
+
+    reason: str
+
+
+Word = Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | Gone
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One word of one worker incarnation."""
+
+    worker: WorkerId
+    epoch: Epoch
+    word: Word

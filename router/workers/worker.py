@@ -1,0 +1,103 @@
+"""One worker incarnation as this router knows it: what it is, its last beat, what was sent since.
+
+Written by `router.workers.registry`; read by `router.requests.dispatch` and `GET /cluster`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.messages import Beat, Registration, Role, ToWorker, WorkerState
+from router.placement.place import Candidate
+
+BEAT_LAG_S = 0.1
+"""A beat may have been written before what was sent this long before it arrived."""
+
+
+class Outlet(Protocol):
+    """The sending half of a link."""
+
+    def send_now(self, message: ToWorker) -> None:
+        """Raises PeerLost when the link is lost."""
+
+
+LinkState = Literal["connecting", "mismatched"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    at: float
+    num_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class LiveWorker:
+    """`state` is the worker's own once it has said so; `why` explains any but "ready"."""
+
+    registration: Registration
+    state: WorkerState | LinkState = "connecting"
+    why: str = "connecting"
+    beat: Beat | None = None
+    outlet: Outlet | None = None
+    """None until the link is up."""
+    _sent: dict[RequestId, _Sent] = field(default_factory=dict)
+
+    @property
+    def id(self) -> WorkerId:
+        return self.registration.worker
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.registration.epoch
+
+    @property
+    def role(self) -> Role:
+        return self.registration.role
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "ready" and self.beat is not None
+
+    def note_beat(self, beat: Beat, *, now: float) -> None:
+        self.beat = beat
+        if self.state != "mismatched":
+            self.state = beat.state
+            self.why = "" if beat.state == "ready" else beat.state
+        counted = [r for r, sent in self._sent.items() if sent.at <= now - BEAT_LAG_S]
+        for request in counted:
+            del self._sent[request]
+
+    def note_sent(self, request: RequestId, num_tokens: int, *, now: float) -> None:
+        """A prompt with so many tokens to compute was sent; the next beats will count it."""
+        self._sent[request] = _Sent(now, num_tokens)
+
+    def note_ended(self, request: RequestId) -> None:
+        """It is no load any more, even if no beat has come since it was sent."""
+        self._sent.pop(request, None)
+
+    def candidate(self, *, num_cached_tokens: int) -> Candidate:
+        """As `placement` sees it; only for a ready worker."""
+        assert self.beat is not None, f"{self.id} is {self.state}, not a candidate"
+        registration, load, speeds = self.registration, self.beat.load, self.beat.speeds
+        sent_tokens = sum(sent.num_tokens for sent in self._sent.values())
+        layout, num_groups = registration.layout, registration.layout.num_groups
+        # Counted as if every token took a place in each group's blocks. A worker whose layers see
+        # windows holds longer sequences than that: it says what it takes by `max_context_tokens`.
+        longest = -(-registration.max_context_tokens // layout.block_tokens)
+        return Candidate(
+            worker=self.id,
+            role=self.role,
+            compat=registration.compat,
+            num_cached_tokens=num_cached_tokens,
+            num_waiting_tokens=load.waiting_tokens + sent_tokens,
+            num_running=load.running + load.waiting + len(self._sent),
+            num_free_blocks=(self.beat.blocks.free + self.beat.blocks.cached) // num_groups,
+            num_blocks=max(longest, registration.num_blocks // num_groups),
+            block_tokens=layout.block_tokens,
+            token_bytes=layout.token_bytes * num_groups,
+            max_context_tokens=registration.max_context_tokens,
+            transports=registration.transports,
+            prefill_tokens_per_s=speeds.prefill_tokens_per_s,
+            decode_step_s=speeds.decode_step_s,
+            transfer_bytes_per_s=speeds.transfer_bytes_per_s,
+        )

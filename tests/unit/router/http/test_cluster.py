@@ -1,0 +1,101 @@
+"""What HTTP shows of a cluster of fake workers on real links."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from support.api import Bench
+from support.eventually import soon
+from support.fake_cluster import FakeCluster, fake_cluster
+from support.fake_worker import FakeWorker
+
+from protocol.errors import StoreError
+from protocol.ids import Epoch, RouterId, WorkerId
+from protocol.store import BlockEvent, Snapshot
+from router.http.cluster import LocalCluster
+from router.workers.index_feed import IndexFeed
+
+pytestmark = pytest.mark.anyio
+
+
+class NoStore:
+    """Redis is away."""
+
+    async def last_event_id(self) -> str:
+        raise StoreError("away")
+
+    async def read_events(
+        self, after: str, *, count: int = 500, block_s: float = 0.5
+    ) -> tuple[str, tuple[BlockEvent, ...]]:
+        raise StoreError("away")
+
+    async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None:
+        raise StoreError("away")
+
+
+def local(cluster: FakeCluster) -> LocalCluster:
+    return LocalCluster(
+        router=RouterId("router"),
+        registry=cluster.registry,
+        index=cluster.index,
+        feed=IndexFeed(
+            store=NoStore(),
+            index=cluster.index,
+            registry=cluster.registry,
+            metrics=cluster.metrics,
+        ),
+        traces=cluster.traces,
+        metrics=cluster.metrics,
+    )
+
+
+@asynccontextmanager
+async def http(bench: Bench, cluster: FakeCluster) -> AsyncIterator[httpx.AsyncClient]:
+    async with bench.client(cluster=local(cluster), dispatcher=cluster.dispatcher) as client:
+        yield client
+
+
+async def until_known(cluster: FakeCluster, num_workers: int) -> None:
+    """So many workers have said what they are."""
+    registry = cluster.registry
+    await soon(lambda: sum(w.state != "connecting" for w in registry.workers) == num_workers)
+
+
+async def test_cluster_says_why_a_worker_is_not_used(bench: Bench) -> None:
+    async with fake_cluster(prefill=1, decode=1, model="fake") as cluster:
+        others = [
+            FakeWorker("prefill-1", "prefill", cluster.fabric, compat="other"),
+            FakeWorker("prefill-2", "prefill", cluster.fabric, state="draining"),
+            FakeWorker("prefill-3", "prefill", cluster.fabric, model="large"),
+        ]
+        for worker in others:
+            cluster.add(worker)
+        await until_known(cluster, 5)
+        async with http(bench, cluster) as client:
+            shown = (await client.get("/cluster")).json()["workers"]
+            assert (await client.get("/ready")).json() == {"ready": True}
+        assert [(worker["id"], worker["state"], worker["why"]) for worker in shown] == [
+            ("decode-0", "ready", ""),
+            ("prefill-0", "ready", ""),
+            ("prefill-1", "ready", "no decode worker shares its model and KV layout"),
+            ("prefill-2", "draining", "draining"),
+            ("prefill-3", "lost", "it serves large, this router fake"),
+        ]
+
+
+async def test_not_ready_names_every_worker_that_could_not_help(bench: Bench) -> None:
+    async with fake_cluster(prefill=1, model="fake") as cluster:
+        cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, model="large"))
+        cluster.add(FakeWorker("decode-1", "decode", cluster.fabric, state="draining"))
+        cluster.add(FakeWorker("prefill-1", "prefill", cluster.fabric, state="draining"))
+        await until_known(cluster, 4)
+        async with http(bench, cluster) as client:
+            response = await client.get("/ready")
+            shown = {w["id"]: w["why"] for w in (await client.get("/cluster")).json()["workers"]}
+        assert response.status_code == 503
+        assert response.json()["reason"] == (
+            "no decode worker; decode-0: it serves large, this router fake; "
+            "decode-1: draining; prefill-1: draining"
+        )
+        assert shown["prefill-0"] == "there is no decode worker"

@@ -1,0 +1,195 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.api import HI, Bench, chat, complete, error_of, make_bench
+from support.fake_dispatcher import BEFORE_PLACED
+
+from protocol.errors import BatonError, CapacityError
+from router.requests.events import NoWorkers, RequestFailed, TooLong
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "code"),
+    [
+        ({"model": "gpt-4"}, 404, "model", "model_not_found"),
+        ({"max_tokens": 300}, 400, "messages", "context_length_exceeded"),
+        ({"n": 129}, 400, "n", None),
+        ({"stop_token_ids": [100_000]}, 400, "stop_token_ids[0]", None),
+        ({"logit_bias": {"100000": 1}}, 400, "logit_bias", None),
+        ({"min_tokens": 5, "max_tokens": 4}, 400, "min_tokens", None),
+        ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs", None),
+        ({"tools": [1]}, 400, "tools", "unsupported_parameter"),
+        ({"nonsense": 1}, 400, "nonsense", "unknown_parameter"),
+        ({"temperature": "hot"}, 400, "temperature", None),
+        ({"messages": [{"role": "user", "content": "x " * 300}]}, 400, "messages", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_bad_chat_request_reaches_no_worker(
+    bench: Bench,
+    client: httpx.AsyncClient,
+    fields: dict[str, Any],
+    status: int,
+    param: str,
+    code: str | None,
+    stream: bool,
+) -> None:
+    response = await chat(client, stream=stream, **fields)
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (status, param)
+    assert code is None or error["code"] == code
+    assert error["type"] == "invalid_request_error"
+    assert bench.dispatcher.requests == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ("", "prompt"),
+        ([], "prompt"),
+        ([5, -1], "prompt[1]"),
+        ([[5], [6, 10**9]], "prompt[1][1]"),
+        (["a", ""], "prompt[1]"),
+        (["a"] * 129, "prompt"),
+    ],
+)
+async def test_a_bad_prompt_reaches_no_worker(
+    bench: Bench, client: httpx.AsyncClient, prompt: object, param: str
+) -> None:
+    response = await complete(client, prompt=prompt)
+    assert (response.status_code, error_of(response)["param"]) == (400, param)
+    assert bench.dispatcher.requests == []
+
+
+async def test_a_prompt_over_the_context_is_told_the_numbers(client: httpx.AsyncClient) -> None:
+    message = error_of(await complete(client, prompt=[5] * 250, max_tokens=10))["message"]
+    assert all(number in message for number in ("256", "250", "10", "260"))
+
+
+async def test_the_whole_context_may_be_used(client: httpx.AsyncClient) -> None:
+    response = await complete(client, prompt=[5] * 250, max_tokens=6)
+    assert response.status_code == 200
+
+
+async def test_a_prompt_that_leaves_little_room_gets_what_is_left(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    await complete(client, prompt=[5] * 250)
+    assert bench.dispatcher.requests[0].sampling.max_tokens == 6
+
+
+async def test_the_context_is_that_of_the_workers_if_it_is_shorter(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.cluster.context = 100
+    assert (await complete(client, prompt=[5] * 101)).status_code == 400
+
+
+async def test_a_model_without_a_chat_template_says_so(tmp_path: Path) -> None:
+    async with make_bench(tmp_path / "plain", chat_template=None).client() as client:
+        response = await chat(client)
+        assert response.status_code == 400
+        assert "no chat template" in error_of(response)["message"]
+        assert (await complete(client)).status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"", b"\xff\xfe"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/detokenize"])
+async def test_malformed_json_is_a_clear_error(
+    client: httpx.AsyncClient, path: str, body: bytes
+) -> None:
+    response = await client.post(path, content=body)
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid_json")
+
+
+async def chunks(num: int, size: int) -> AsyncIterator[bytes]:
+    for _ in range(num):
+        yield b" " * size
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
+async def test_an_oversized_body_is_refused_announced_or_not(bench: Bench, path: str) -> None:
+    async with bench.client(max_body_bytes=1000) as client:
+        for content in (b" " * 1001, chunks(11, 100)):
+            response = await client.post(path, content=content)
+            assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "code", "retry_after"),
+    [
+        (CapacityError("full", retry_after_s=2.5), 429, "overloaded", "3"),
+        (NoWorkers("no decode worker"), 503, "no_workers", "1"),
+        (TooLong("300 of 256"), 400, "context_length_exceeded", None),
+        (RequestFailed("late", code="deadline"), 504, "deadline_exceeded", None),
+        (RequestFailed("lost", code="source_lost", retryable=True), 503, "unavailable", "1"),
+        (RequestFailed("broken", code="internal"), 500, "internal_error", None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("index", [BEFORE_PLACED, 0])
+async def test_a_failure_before_the_first_token_is_a_plain_status(
+    bench: Bench,
+    client: httpx.AsyncClient,
+    failure: BatonError,
+    status: int,
+    code: str,
+    retry_after: str | None,
+    stream: bool,
+    index: int,
+) -> None:
+    bench.dispatcher.failures[index] = failure
+    response = await chat(client, stream=stream)
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert response.headers.get("retry-after") == retry_after
+
+
+async def test_a_failure_of_one_choice_ends_the_others(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.dispatcher.failures[2] = NoWorkers("gone")
+    response = await chat(client, n=3)
+    assert response.status_code == 503
+    assert bench.dispatcher.num_active == 0
+
+
+async def test_a_mistake_of_ours_is_a_500_in_openais_shape(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.dispatcher.failures[1] = ZeroDivisionError("secret")
+    response = await chat(client)
+    assert (response.status_code, error_of(response)["message"]) == (500, "internal error")
+
+
+async def test_a_full_router_refuses_with_retry_after(bench: Bench) -> None:
+    async with bench.client(max_in_flight=2, retry_after_s=7.0) as client:
+        response = await chat(client, n=3)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+        assert error_of(response)["type"] == "rate_limit_error"
+        assert (await chat(client, n=2)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "x", "messages": HI}, "prompt"),
+        ("/tokenize", {"prompt": 5}, "prompt"),
+        ("/tokenize", {"prompt": "x", "extra": 1}, "extra"),
+        ("/tokenize", {"prompt": "x", "model": "other"}, "model"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [10**9]}, "tokens[0]"),
+        ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
+    ],
+)
+async def test_bad_token_requests_are_named_by_field(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], param: str
+) -> None:
+    response = await client.post(path, json=body)
+    assert response.status_code in (400, 404)
+    assert error_of(response)["param"] == param

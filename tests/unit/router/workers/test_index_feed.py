@@ -1,0 +1,165 @@
+"""The feed against a real Redis that comes and goes, written to by a real worker's membership."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from support.eventually import soon
+from support.fake_cluster import FakeCluster, fake_cluster
+from support.redis_server import RedisServer, redis_server
+
+from protocol.blocks import BlockChange
+from protocol.ids import BlockHash
+from protocol.membership import Membership
+from protocol.store import BlockEvent, Store, pack_hashes
+from router.placement.prefix_index import IndexState
+from router.workers.index_feed import IndexFeed
+
+CHAIN = [BlockHash(bytes([n]) * 16) for n in range(4)]
+
+
+def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(test())
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+class Fed:
+    """A cluster of one decode worker, its membership, and a feed that reads the same Redis."""
+
+    def __init__(self, cluster: FakeCluster, store: Store) -> None:
+        self.cluster = cluster
+        self.store = store
+        self.worker = cluster.workers["decode-0"]
+        self.membership = Membership(store, registration=self.worker.registration, interval_s=0.05)
+        self.feed = IndexFeed(
+            store=store,
+            index=cluster.index,
+            registry=cluster.registry,
+            metrics=cluster.metrics,
+            wait_s=0.05,
+        )
+        self.feed.reconcile()
+
+    @property
+    def redis(self) -> str:
+        return self.feed.redis
+
+    def stored(self, *blocks: BlockHash) -> None:
+        self.membership.record([BlockChange(kind="stored", hashes=blocks)])
+
+    async def until_exact(self, *, depth: int) -> None:
+        index = self.cluster.index
+        await soon(
+            lambda: (
+                index.state is IndexState.EXACT
+                and index.depths(CHAIN, now=0) == {self.worker.id: depth}
+            ),
+            what=f"exact with {depth} blocks",
+        )
+
+
+@asynccontextmanager
+async def fed(redis: RedisServer) -> AsyncIterator[Fed]:
+    async with fake_cluster(decode=1) as cluster:
+        store = Store(redis.url)
+        made = Fed(cluster, store)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(made.membership.run(made.worker.beat), name="membership"),
+                    tasks.create_task(made.feed.run(), name="feed"),
+                ]
+                yield made
+                for task in running:
+                    task.cancel()
+        finally:
+            await store.close()
+
+
+def test_blocks_a_worker_stores_and_evicts_reach_the_index(redis: RedisServer) -> None:
+    async def test() -> None:
+        async with fed(redis) as made:
+            await made.until_exact(depth=0)
+            made.stored(*CHAIN)
+            await made.until_exact(depth=4)
+            made.membership.record([BlockChange(kind="evicted", hashes=CHAIN[3:])])
+            await made.until_exact(depth=3)
+
+    run(test)
+
+
+def test_a_router_that_starts_late_reads_the_snapshot(redis: RedisServer) -> None:
+    async def test() -> None:
+        async with fed(redis) as made:
+            made.stored(*CHAIN)
+            await made.until_exact(depth=4)
+            late = type(made.cluster.index)()
+            made.cluster.index = late
+            feed = IndexFeed(
+                store=made.store,
+                index=late,
+                registry=made.cluster.registry,
+                metrics=made.cluster.metrics,
+                wait_s=0.05,
+            )
+            feed.reconcile()
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(feed.run(), name="late feed")
+                await made.until_exact(depth=4)
+                running.cancel()
+
+    run(test)
+
+
+def test_a_gap_is_seen_and_mended_by_the_snapshot(redis: RedisServer) -> None:
+    async def test() -> None:
+        async with fed(redis) as made:
+            made.stored(*CHAIN[:2])
+            await made.until_exact(depth=2)
+            metrics = made.cluster.metrics.registry
+            lie = BlockEvent(
+                worker=made.worker.id,
+                epoch=made.worker.epoch,
+                sequence=1_000,
+                kind="evicted",
+                packed_hashes=pack_hashes(CHAIN[:1]),
+            )
+            await made.store.publish([lie], ttl_s=5)
+            await soon(lambda: metrics.get_sample_value("baton_prefix_index_gaps_total") == 1)
+            await soon(lambda: made.cluster.index.state is IndexState.EXACT)
+
+    run(test)
+
+
+def test_redis_killed_degrades_and_redis_back_empty_is_exact_again(redis: RedisServer) -> None:
+    async def test() -> None:
+        async with fed(redis) as made:
+            made.stored(*CHAIN[:2])
+            await made.until_exact(depth=2)
+            redis.kill()
+            await soon(lambda: made.cluster.index.state is IndexState.DEGRADED)
+            assert made.redis == "lost"
+            assert made.cluster.index.depths(CHAIN, now=0) == {made.worker.id: 2}
+            made.stored(*CHAIN[2:])
+            redis.start()
+            await made.until_exact(depth=4)
+            assert made.redis == "connected"
+
+    run(test)
+
+
+def test_a_worker_that_is_gone_is_forgotten_at_once(redis: RedisServer) -> None:
+    async def test() -> None:
+        async with fed(redis) as made:
+            made.stored(*CHAIN)
+            await made.until_exact(depth=4)
+            made.worker.die()
+            await soon(lambda: len(made.cluster.index) == 0)
+
+    run(test)

@@ -1,0 +1,199 @@
+"""The registry against fake workers over real sockets on loopback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import pytest
+from support.eventually import soon
+from support.fake_cluster import fake_cluster
+from support.fake_worker import FakeWorker
+from support.words import beat, registration
+
+from protocol.errors import WireError
+from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.messages import Abort, Registration, ToRouter, ToWorker
+from router.workers.letters import Gone, Letter
+from router.workers.mailbox import Mailbox, Overflowed
+from router.workers.registry import Registry
+
+ABORT = Abort(request=RequestId("r"), attempt=1, reason="test")
+
+
+def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
+    asyncio.run(test())
+
+
+def mailbox(deadline_s: float = 5.0) -> Mailbox:
+    return Mailbox(bound=10, deadline_s=deadline_s, on_overflow=lambda: None)
+
+
+def test_a_worker_is_ready_once_it_has_said_so() -> None:
+    async def test() -> None:
+        async with fake_cluster() as cluster:
+            assert cluster.registry.not_ready() == "no decode worker"
+            worker = FakeWorker("decode-0", "decode", cluster.fabric, state="draining")
+            cluster.add(worker)
+            await soon(
+                lambda: cluster.registry.not_ready() == "no decode worker; decode-0: draining"
+            )
+            worker.state = "ready"
+            worker.say()
+            await soon(lambda: cluster.registry.not_ready() is None)
+
+    run(test)
+
+
+def test_a_prefill_worker_alone_is_not_ready() -> None:
+    async def test() -> None:
+        async with fake_cluster(prefill=1) as cluster:
+            assert cluster.registry.not_ready() == "no decode worker"
+
+    run(test)
+
+
+def test_a_lost_worker_is_removed_and_open_requests_are_told_at_once() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=1) as cluster:
+            worker, box = cluster.workers["decode-0"], mailbox()
+            cluster.registry.open_mailbox(RequestId("r"), box)
+            worker.die()
+            letter = await box.get()
+            assert (letter.worker, letter.epoch) == (worker.id, worker.epoch)
+            assert isinstance(letter.word, Gone)
+            assert cluster.registry.workers == []
+            assert not cluster.registry.post(worker.id, worker.epoch, ABORT)
+
+    run(test)
+
+
+def test_a_worker_that_leaves_redis_stays_while_its_link_lives() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=2) as cluster:
+            gone_from_redis = cluster.workers.pop("decode-0")
+            cluster.announce()
+            await cluster.until_ready()
+            gone_from_redis.say()
+            assert len(cluster.registry.ready_workers()) == 2
+            cluster.workers["decode-0"] = gone_from_redis
+
+    run(test)
+
+
+def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=1) as cluster:
+            old, box = cluster.workers["decode-0"], mailbox()
+            cluster.registry.open_mailbox(RequestId("r"), box)
+            new = cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
+            letter = await box.get()
+            assert letter == Letter(old.id, old.epoch, Gone("was replaced by a new incarnation"))
+            await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
+            assert not cluster.registry.post(old.id, old.epoch, ABORT)
+            assert cluster.registry.post(new.id, new.epoch, ABORT)
+
+    run(test)
+
+
+def test_nobody_at_a_registered_address_is_tried_again_with_the_next_membership() -> None:
+    async def test() -> None:
+        attempts: list[Epoch] = []
+
+        @asynccontextmanager
+        async def connect(wanted: Registration) -> AsyncIterator["SilentLink"]:
+            attempts.append(wanted.epoch)
+            link = SilentLink(wanted)
+            if len(attempts) == 1:
+                link.registration = registration("decode-0", epoch=99)
+            yield link
+
+        async with asyncio.TaskGroup() as tasks:
+            registry = Registry(connect=connect)
+            running = tasks.create_task(registry.run(often()), name="registry")
+            await soon(lambda: len(attempts) == 2)
+            running.cancel()
+
+    run(test)
+
+
+def test_another_protocol_version_is_kept_unused_and_readiness_says_why() -> None:
+    async def test() -> None:
+        @asynccontextmanager
+        async def connect(_: Registration) -> AsyncIterator["SilentLink"]:
+            raise WireError("worker decode-0 speaks version 2, this router 1")
+            yield
+
+        async with asyncio.TaskGroup() as tasks:
+            registry = Registry(connect=connect)
+            running = tasks.create_task(registry.run(often()), name="registry")
+            await soon(
+                lambda: (registry.not_ready() or "").endswith("speaks version 2, this router 1")
+            )
+            assert registry.ready_workers() == []
+            running.cancel()
+
+    run(test)
+
+
+def test_a_worker_of_another_model_is_kept_unused_and_readiness_says_why() -> None:
+    async def test() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            registry = Registry(connect=never, model="large")
+            running = tasks.create_task(registry.run(often()), name="registry")
+            await soon(
+                lambda: (
+                    registry.not_ready()
+                    == "no decode worker; decode-0: it serves tiny, this router large"
+                )
+            )
+            running.cancel()
+
+    run(test)
+
+
+@asynccontextmanager
+async def never(_: Registration) -> AsyncIterator["SilentLink"]:
+    raise AssertionError("nobody connects to it")
+    yield
+
+
+async def often() -> AsyncIterator[tuple[Registration, ...]]:
+    while True:
+        yield (registration("decode-0", epoch=1),)
+        await asyncio.sleep(0)
+
+
+class SilentLink:
+    """Shakes hands and says one beat."""
+
+    def __init__(self, wanted: Registration) -> None:
+        self.registration = wanted
+
+    async def messages(self) -> AsyncIterator[ToRouter]:
+        yield beat(epoch=self.registration.epoch)
+        await asyncio.Event().wait()
+
+    def send_now(self, message: ToWorker) -> None:
+        raise AssertionError(message)
+
+
+def test_a_full_mailbox_says_so_at_once_and_then_to_its_reader() -> None:
+    async def test() -> None:
+        told = []
+        box = Mailbox(bound=2, deadline_s=5, on_overflow=lambda: told.append(True))
+        letter = Letter(WorkerId("w"), Epoch(1), Gone("test"))
+        for _ in range(4):
+            box.put(letter)
+        assert told == [True]
+        with pytest.raises(Overflowed):
+            await box.get()
+
+    run(test)
+
+
+def test_an_empty_mailbox_times_out() -> None:
+    async def test() -> None:
+        with pytest.raises(TimeoutError):
+            await mailbox(deadline_s=0.01).get()
+
+    run(test)
