@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from controlplane.http import HttpSettings, Unreachable, error_message, get_json
-from protocol.settings import load
+from protocol.process.settings import load
 
 Message = dict[str, str]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from controlplane.backoff import Backoff
 from controlplane.line import Line, parse_line
 from protocol.errors import BatonError
-from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
+from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 TETHER = str(Path(__file__).with_name("tether.py"))
 MAX_LINE_BYTES = 64 << 10

@@ -9,7 +9,7 @@ import httpx
 from pydantic import Field
 
 from protocol.errors import BatonError
-from protocol.settings import CommandSettings
+from protocol.process.settings import CommandSettings
 
 
 class Unreachable(BatonError):

@@ -10,7 +10,7 @@ from controlplane.settings import UpSettings
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 GPU_SHARE_VARIABLE = "BATON_KV_MEMORY_SHARE"
 GPU_SHARE = 0.9
-"""Of all workers together, as the default of one alone (`protocol.settings`)."""
+"""Of all workers together, as the default of one alone (`protocol.process.settings`)."""
 OURS_ALONE = frozenset({"BATON_CONFIG"})
 """The supervisor's file: it has told each child what concerns it."""
 

@@ -17,8 +17,8 @@ from controlplane.checkout import shipped_model
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
-from protocol.settings import CommandSettings, load, read_file, redis_url
-from protocol.variables import PREFIX
+from protocol.process.environment import PREFIX
+from protocol.process.settings import CommandSettings, load, read_file, redis_url
 from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from controlplane.http import HttpSettings, get_json
-from protocol.settings import load
+from protocol.process.settings import load
 
 
 class StatusSettings(HttpSettings):

@@ -31,7 +31,7 @@ from protocol.errors import CapacityError, WireError
 from protocol.ids import Epoch, RouterId
 from protocol.layout import KvLayout
 from protocol.messages import Beat, Decode, Prefill, Speeds, Ticket, WorkerState
-from protocol.text import TextState
+from protocol.text.tokenizer import TextState
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from pydantic import Field, field_validator
 
 from kvtransfer.names import listed
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 
 
 class DecodeSettings(WorkerSettings):

@@ -10,7 +10,7 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.notices import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
 from kvtransfer.uses import Uses
 from protocol.ids import WorkerId
-from protocol.telemetry import TransferMetrics
+from protocol.process.metrics import TransferMetrics
 
 
 class Tally:

@@ -25,8 +25,8 @@ from engine.model import DTYPES, Model, Progress, load_model
 from engine.torch_runner import TorchRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
-from protocol.machine import free_memory_bytes
-from protocol.settings import WorkerSettings
+from protocol.process.machine import free_memory_bytes
+from protocol.process.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from engine.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
 from engine.ops import Activation
 from engine.rope import Rope
 from protocol.layout import KvDtype, KvLayout
-from protocol.text_config import INHERITED, inherit
+from protocol.text.text_config import INHERITED, inherit
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",

@@ -23,7 +23,7 @@ from protocol.messages import (
     TokenLogprob,
     ToRouter,
 )
-from protocol.text import TextState
+from protocol.text.tokenizer import TextState
 
 LastWord = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]

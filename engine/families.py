@@ -6,7 +6,7 @@ Read by `engine.config`. Defaults are transformers' meaning of absent keys.
 from collections.abc import Mapping
 
 from engine.family import Family, MixtureRule, Norms, WindowRule, Wrapper
-from protocol.text_config import TEXT_DEFAULTS
+from protocol.text.text_config import TEXT_DEFAULTS
 
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}

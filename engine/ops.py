@@ -140,9 +140,9 @@ class Ops(Protocol):
 def choose_ops(
     *, dtype: torch.dtype, device: torch.device | None = None, native: bool | None = None
 ) -> Ops:
-    """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU. `native`
-    False asks for the torch twins; True for the kernels, raising `protocol.kernels.NoKernels`
-    where there are none."""
+    """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU.
+    `native` False asks for the torch twins; True for the kernels, raising
+    `protocol.process.c_kernels.NoKernels` where there are none."""
     from engine.layers import TorchOps
 
     if native is False:

@@ -33,8 +33,9 @@ from protocol.messages import (
     PrefillDone,
     ToRouter,
 )
-from protocol.telemetry import WorkerMetrics, request_context
-from protocol.text import TextState, Tokenizer
+from protocol.process.logs import request_context
+from protocol.process.metrics import WorkerMetrics
+from protocol.text.tokenizer import TextState, Tokenizer
 
 RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})
 """Another worker, or this one a moment later, may do what this one could not now."""

@@ -7,12 +7,12 @@ from importlib import import_module
 from types import ModuleType
 
 from prefill_worker.settings import PrefillSettings
-from protocol import process
 from protocol.doors import open_doors
 from protocol.ids import WorkerId
-from protocol.machine import check_device, claim_cores, host_name
-from protocol.settings import load_or_exit
-from protocol.telemetry import configure_logging
+from protocol.process import run as process
+from protocol.process.logs import configure_logging
+from protocol.process.machine import check_device, claim_cores, host_name
+from protocol.process.settings import load_or_exit
 
 
 def main(argv: Sequence[str]) -> int:

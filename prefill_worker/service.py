@@ -31,7 +31,7 @@ from protocol.messages import (
     Started,
     WorkerState,
 )
-from protocol.text import TextState
+from protocol.text.tokenizer import TextState
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from kvtransfer.names import listed
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 
 
 class PrefillSettings(WorkerSettings):

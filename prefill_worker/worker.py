@@ -27,12 +27,12 @@ from protocol.doors import Doors
 from protocol.ids import Epoch, WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.life import Life
-from protocol.machine import host_name
 from protocol.membership import Membership
 from protocol.messages import Registration
-from protocol.process import Stop, load
-from protocol.telemetry import LoadProgress
-from protocol.text import Tokenizer
+from protocol.process.logs import LoadProgress
+from protocol.process.machine import host_name
+from protocol.process.run import Stop, load
+from protocol.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from protocol.channel import RouterPort
-from protocol.machine import is_loopback
-from protocol.settings import WorkerSettings
+from protocol.process.machine import is_loopback
+from protocol.process.metrics import WorkerMetrics
+from protocol.process.settings import WorkerSettings
 from protocol.store import Store
-from protocol.telemetry import WorkerMetrics
 
 OPEN = "links are neither authenticated nor encrypted: let nobody else reach this network"
 log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from protocol.channel import Request, RouterGone, RouterJoined, RouterPort
 from protocol.ids import RequestId, RouterId
 from protocol.membership import Membership
 from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
-from protocol.process import Stop
-from protocol.telemetry import WorkerMetrics
+from protocol.process.metrics import WorkerMetrics
+from protocol.process.run import Stop
 
 BEAT_S = 0.5
 TICK_S = 0.05

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import uvloop
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
-from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS, load_or_exit
-from protocol.telemetry import configure_logging
-from protocol.text import Tokenizer
+from protocol.process.logs import configure_logging
+from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS, load_or_exit
+from protocol.text.tokenizer import Tokenizer
 from router.server import listen, serve
 from router.settings import RouterSettings
 

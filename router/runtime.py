@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from protocol.telemetry import RouterMetrics
-from protocol.text import Tokenizer
+from protocol.process.metrics import RouterMetrics
+from protocol.text.tokenizer import Tokenizer
 from router.requests.events import Event, GenerationRequest
 from router.workers.cluster_view import Cluster
 

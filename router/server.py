@@ -17,9 +17,9 @@ from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.process.metrics import RouterMetrics
 from protocol.store import Store
-from protocol.telemetry import RouterMetrics
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from protocol.settings import ProcessSettings
+from protocol.process.settings import ProcessSettings
 
 
 class RouterSettings(ProcessSettings):

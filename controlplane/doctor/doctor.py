@@ -26,8 +26,8 @@ from controlplane.doctor.settings import DoctorSettings
 from controlplane.doctor.trial import Offer, Outcome, Unusable
 from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from protocol.errors import BatonError, SettingsError
-from protocol.settings import load
-from protocol.telemetry import configure_logging
+from protocol.process.logs import configure_logging
+from protocol.process.settings import load
 
 GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""

@@ -26,8 +26,8 @@ from controlplane.doctor.trial import (
 from kvtransfer.pool import BlockMemory
 from kvtransfer.source import Source
 from protocol.ids import WorkerId, new_epoch
-from protocol.machine import free_memory_bytes
 from protocol.messages import Ticket
+from protocol.process.machine import free_memory_bytes
 
 LEND_S: Final = 30.0
 """Every lease ends by then, and with them this process."""

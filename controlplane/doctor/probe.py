@@ -24,8 +24,8 @@ from controlplane.doctor.facts import (
     RdmaDevice,
 )
 from kvtransfer.native import KERNELS
-from protocol.kernels import NoKernels
-from protocol.machine import free_memory_bytes, host_name
+from protocol.process.c_kernels import NoKernels
+from protocol.process.machine import free_memory_bytes, host_name
 
 _CAP_IPC_LOCK = 14
 _CGROUP = Path("/sys/fs/cgroup")

@@ -4,7 +4,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from protocol.settings import CommandSettings
+from protocol.process.settings import CommandSettings
 
 
 class DoctorSettings(CommandSettings):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.device.base import Step
-from protocol.machine import free_memory_bytes
+from protocol.process.machine import free_memory_bytes
 
 
 class _Happened:

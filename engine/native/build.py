@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (first: its libgomp then serves the kernels too, one thread pool)
 
-from protocol.kernels import Kernels, NoKernels
+from protocol.process.c_kernels import Kernels, NoKernels
 
 KERNELS = Kernels(
     name="kernels",

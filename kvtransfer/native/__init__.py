@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from kvtransfer.plan import Ranges
-from protocol.kernels import Kernels, NoKernels
+from protocol.process.c_kernels import Kernels, NoKernels
 
 log = logging.getLogger(__name__)
 

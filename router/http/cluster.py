@@ -8,7 +8,7 @@ from typing import Literal
 
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Blocks, Load, Speeds, WorkerState
-from protocol.telemetry import RouterMetrics
+from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.trace import RequestTrace, TraceRing
 from router.workers.cluster_view import ClusterView, WorkerView

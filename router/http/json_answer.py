@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from starlette.responses import Response
 
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
 from router.http.logprobs import ChatLogprobs, Entry, Logprobs, TextLogprobs
 from router.openai.errors import ApiError

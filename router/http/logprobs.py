@@ -8,8 +8,8 @@ text a stop string removed.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from protocol.detokenize import Detokenizer
-from protocol.text import Tokenizer
+from protocol.text.detokenize import Detokenizer
+from protocol.text.tokenizer import Tokenizer
 from router.requests.events import Token
 
 FLOOR = -9999.0

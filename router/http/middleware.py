@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.ids import RequestId
-from protocol.telemetry import RouterMetrics, request_context
+from protocol.process.logs import request_context
+from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
 
 log = logging.getLogger("baton.api")

@@ -8,7 +8,7 @@ first token, so what is refused before it is still a plain status; an error afte
 
 import msgspec
 
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
 from router.http.json_answer import Usage, logprobs_of, route_header
 from router.openai.errors import ApiError

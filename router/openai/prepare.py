@@ -12,7 +12,7 @@ from typing import Literal
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 from router.openai.errors import ApiError, bad_field
 from router.openai.schemas import (
     MAX_SEED,

@@ -17,7 +17,7 @@ from typing import assert_never
 from protocol.errors import BatonError, CapacityError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FinishReason
-from protocol.telemetry import RouterMetrics
+from protocol.process.metrics import RouterMetrics
 from router.placement.place import Choice, Prefer, Refusal
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Chooser

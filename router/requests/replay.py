@@ -4,7 +4,7 @@ worker is lost: it may have died between its last token and the word that it was
 from collections.abc import Sequence
 
 from protocol.messages import FinishReason, Sampling
-from protocol.text import TextState, Tokenizer
+from protocol.text.tokenizer import TextState, Tokenizer
 
 
 class Replay:

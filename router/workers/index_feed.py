@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 from protocol.errors import StoreError
 from protocol.ids import Epoch, WorkerId
+from protocol.process.metrics import RouterMetrics
 from protocol.store import BlockEvent, Snapshot
-from protocol.telemetry import RouterMetrics
 from router.placement.prefix_index import IndexState, PrefixIndex
 from router.workers.registry import Registry
 

@@ -10,7 +10,7 @@ import yaml
 
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
-from protocol.settings import load
+from protocol.process.settings import load
 from router.settings import RouterSettings
 
 CHART = Path(__file__).resolve().parents[2] / "charts" / "baton"

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from support.checkpoints import write_checkpoint
 from support.fake_dispatcher import FakeCluster, FakeDispatcher
 
-from protocol.telemetry import RouterMetrics
-from protocol.text import Tokenizer
+from protocol.process.metrics import RouterMetrics
+from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.runtime import ApiLimits, Runtime
 

@@ -1,6 +1,6 @@
 """Small tokeniser directories, written out in code: byte-level and byte-fallback.
 
-No weights. Called by tests of `protocol.text` and of the router's HTTP surface.
+No weights. Called by tests of `protocol.text.tokenizer` and of the router's HTTP surface.
 """
 
 import json
@@ -75,7 +75,7 @@ def write_checkpoint(
     max_context_tokens: int = 256,
     **tokenizer_config: Any,
 ) -> Path:
-    """The files `protocol.text.Tokenizer.load` reads, in `path`."""
+    """The files `protocol.text.tokenizer.Tokenizer.load` reads, in `path`."""
     raw = raw or byte_level_tokenizer()
     path.mkdir(parents=True, exist_ok=True)
     raw.save(str(path / "tokenizer.json"))

@@ -37,9 +37,9 @@ from protocol.messages import (
     Started,
     Step,
 )
-from protocol.settings import WorkerSettings
-from protocol.telemetry import WorkerMetrics
-from protocol.text import Tokenizer
+from protocol.process.metrics import WorkerMetrics
+from protocol.process.settings import WorkerSettings
+from protocol.text.tokenizer import Tokenizer
 
 TRANSPORTS = ("cuda_ipc",)
 DEADLINE_S = 100.0

@@ -10,7 +10,7 @@ from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 from protocol.channel import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
-from protocol.telemetry import RouterMetrics
+from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, Event, GenerationRequest, Placed, Token

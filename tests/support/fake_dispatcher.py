@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
-from protocol.text import TextState, Tokenizer
+from protocol.text.tokenizer import TextState, Tokenizer
 from router.requests.events import Ended, Event, GenerationRequest, Placed, Route, Token
 from router.trace import RequestTrace
 from router.workers.cluster_view import ClusterView

@@ -10,8 +10,8 @@ from engine.loop import Engine
 from engine.service import EngineService
 from protocol.ids import RouterId
 from protocol.messages import ToRouter
-from protocol.telemetry import WorkerMetrics
-from protocol.text import Tokenizer
+from protocol.process.metrics import WorkerMetrics
+from protocol.text.tokenizer import Tokenizer
 
 ROUTER = RouterId("router")
 VOCAB_SIZE = 500

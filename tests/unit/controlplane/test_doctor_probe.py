@@ -12,7 +12,7 @@ import pytest
 from controlplane.checkout import ROOT
 from controlplane.doctor import gpu, probe
 from controlplane.doctor.facts import GpuFacts
-from protocol.kernels import compiler as find_compiler
+from protocol.process.c_kernels import compiler as find_compiler
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from protocol.errors import PeerLost
 from protocol.ids import Epoch, LeaseId, RouterId, WorkerId
 from protocol.layout import KvLayout
 from protocol.messages import Blocks, FirstToken, Load, Ticket, ToRouter
-from protocol.telemetry import WorkerMetrics
-from protocol.text import Tokenizer
+from protocol.process.metrics import WorkerMetrics
+from protocol.text.tokenizer import Tokenizer
 
 TICKET = Ticket(
     worker=WorkerId("prefill-0"),

@@ -6,7 +6,7 @@ from support.words import LAYOUT
 
 from engine.assembly import Assembly, assemble, num_pool_blocks
 from protocol.errors import SettingsError
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30

@@ -6,7 +6,7 @@ from engine.batch import SampledToken
 from engine.desk import Desk, Job, check_tokens
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
-from protocol.text import TextState, Tokenizer
+from protocol.text.tokenizer import TextState, Tokenizer
 
 HERE, THERE = RouterId("here"), RouterId("there")
 

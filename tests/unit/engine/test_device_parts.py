@@ -31,7 +31,7 @@ from engine.runner import StepHung
 from protocol.errors import SettingsError
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 
 # -- waiting for the device ------------------------------------------------------------------
 

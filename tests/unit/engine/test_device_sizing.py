@@ -23,7 +23,7 @@ from engine.limits import EngineLimits
 from engine.model import load_model
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30

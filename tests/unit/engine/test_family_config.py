@@ -7,7 +7,7 @@ import pytest
 from support.checkpoints import write_checkpoint
 from support.configs import config, read, refused
 
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
 

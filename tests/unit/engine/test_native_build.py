@@ -8,7 +8,7 @@ import pytest
 
 from engine.native import build
 from kvtransfer import native
-from protocol import kernels
+from protocol.process import c_kernels as kernels
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from kvtransfer import planes
 from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS, chosen, listed
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
-from protocol.settings import load
+from protocol.process.settings import load
 
 
 def test_every_name_is_of_a_plane() -> None:

@@ -14,7 +14,7 @@ from kvtransfer.source import LeaseEnd, LeaseEndReason, Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Step, Ticket
-from protocol.telemetry import WorkerMetrics
+from protocol.process.metrics import WorkerMetrics
 
 LEASE = LeaseId(7)
 

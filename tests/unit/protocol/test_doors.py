@@ -8,7 +8,7 @@ from support.redis_server import redis_server
 
 from protocol.doors import open_doors
 from protocol.errors import StoreError
-from protocol.settings import WorkerSettings
+from protocol.process.settings import WorkerSettings
 
 
 def _knock(settings: WorkerSettings) -> None:

@@ -13,8 +13,8 @@ from protocol.ids import RequestId, RouterId
 from protocol.life import Life
 from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, Prefill, WorkerState
-from protocol.process import Stop
-from protocol.telemetry import WorkerMetrics
+from protocol.process.metrics import WorkerMetrics
+from protocol.process.run import Stop
 
 
 class FakeService:

@@ -2,7 +2,7 @@
 
 Flags win over the environment (`BATON_<FIELD>`), which wins over the TOML file named by
 `--config`, which wins over the defaults. Called by each process's `settings` and `__main__`.
-An unknown flag, file key or `BATON_` variable is refused; `protocol.variables` says which
+An unknown flag, file key or `BATON_` variable is refused; `protocol.process.environment` says which
 variables are known.
 """
 
@@ -26,7 +26,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from protocol.errors import SettingsError
-from protocol.variables import check_variables
+from protocol.process.environment import check_variables
 
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_CHECKPOINT = 3

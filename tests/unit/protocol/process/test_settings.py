@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from protocol.errors import SettingsError
-from protocol.settings import ProcessSettings, WorkerSettings, load, load_or_exit
+from protocol.process.settings import ProcessSettings, WorkerSettings, load, load_or_exit
 
 
 def test_flags_win_over_environment_over_file_over_defaults(

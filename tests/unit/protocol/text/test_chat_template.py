@@ -8,7 +8,7 @@ from support.checkpoints import CHATML, byte_fallback_tokenizer, write_checkpoin
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
-from protocol.text import Tokenizer
+from protocol.text.tokenizer import Tokenizer
 
 LLAMA_3 = (
     "{{- bos_token }}\n"

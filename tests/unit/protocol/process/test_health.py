@@ -1,4 +1,4 @@
-from protocol.health import STUCK_S, Health
+from protocol.process.health import STUCK_S, Health
 
 
 def test_a_worker_is_not_ready_while_it_loads_and_lives_all_the_same() -> None:

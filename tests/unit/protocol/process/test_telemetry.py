@@ -6,14 +6,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import generate_latest
 
-from protocol.telemetry import (
-    LoadProgress,
-    Reasons,
-    RouterMetrics,
-    WorkerMetrics,
-    configure_logging,
-    request_context,
-)
+from protocol.process.logs import LoadProgress, configure_logging, request_context
+from protocol.process.metrics import Reasons, RouterMetrics, WorkerMetrics
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tokenizers import decoders
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text import TextState, Tokenizer
+from protocol.text.tokenizer import TextState, Tokenizer
 
 BYTE_LEVEL = byte_level_tokenizer()
 BYTE_FALLBACK = byte_fallback_tokenizer()

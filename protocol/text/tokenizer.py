@@ -12,12 +12,12 @@ from typing import Any
 
 import tokenizers
 
-from protocol.chat_template import ChatTemplate, load_chat_template
-from protocol.detokenize import Detokenizer, TokenBytes
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.stop import StopMatcher
-from protocol.text_config import text_config
+from protocol.text.chat_template import ChatTemplate, load_chat_template
+from protocol.text.detokenize import Detokenizer, TokenBytes
+from protocol.text.stop import StopMatcher
+from protocol.text.text_config import text_config
 
 
 class Tokenizer:

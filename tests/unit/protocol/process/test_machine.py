@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import SettingsError
-from protocol.machine import (
+from protocol.process.machine import (
     check_device,
     claim_cores,
     free_memory_bytes,
     is_loopback,
     parse_cores,
 )
-from protocol.settings import EXIT_BAD_SETTINGS
+from protocol.process.settings import EXIT_BAD_SETTINGS
 
 
 def test_cores_are_numbers_and_ranges() -> None:
@@ -49,7 +49,7 @@ def test_anything_else_is_open_to_others(host: str) -> None:
 
 
 def test_a_gpu_that_the_driver_does_not_show_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.machine._num_gpus", lambda: 2)
+    monkeypatch.setattr("protocol.process.machine._num_gpus", lambda: 2)
     for device in ("auto", "cpu", "cuda", "cuda:1"):
         check_device(device)
     with pytest.raises(SettingsError, match=r"device: 'cuda:2': NVIDIA's driver shows 2 GPUs"):
@@ -60,7 +60,7 @@ def test_a_gpu_that_the_driver_does_not_show_is_refused(monkeypatch: pytest.Monk
 def test_a_worker_says_that_its_gpu_is_missing_before_it_asks_for_redis(
     role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("protocol.machine._num_gpus", lambda: 0)
+    monkeypatch.setattr("protocol.process.machine._num_gpus", lambda: 0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     module = import_module(f"{role}_worker.__main__")
     monkeypatch.setattr(module, "configure_logging", lambda **_: None)

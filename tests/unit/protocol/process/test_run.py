@@ -5,7 +5,7 @@ from controlplane.checkout import ROOT
 
 PROGRAM = """
 import atexit, sys
-from protocol.process import leave
+from protocol.process.run import leave
 atexit.register(print, "taken down")
 print("last word", file=sys.stdout)
 leave(3)

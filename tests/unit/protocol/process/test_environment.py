@@ -7,8 +7,8 @@ from controlplane.status import StatusSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
-from protocol.settings import CommandSettings
-from protocol.variables import KNOWN, check_variables
+from protocol.process.environment import KNOWN, check_variables
+from protocol.process.settings import CommandSettings
 from router.settings import RouterSettings
 
 

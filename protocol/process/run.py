@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
-from protocol.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
+from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
