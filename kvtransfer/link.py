@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import assert_never
 
-from kvtransfer import planes
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_RENEWED,
@@ -29,8 +28,10 @@ from kvtransfer.messages import (
 from kvtransfer.notices import LinkRefused, LinkUp, Notice
 from kvtransfer.pool import Pool
 from kvtransfer.receiver import Receiver
-from kvtransfer.transports.base import Dial, SinkStream, Unreachable
+from kvtransfer.transports import planes
+from kvtransfer.transports.base import SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
+from kvtransfer.transports.dial import Dial
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
 from protocol.ids import LeaseId, WorkerId
 from protocol.messages import Ticket

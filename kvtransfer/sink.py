@@ -18,7 +18,7 @@ from typing import Any, Final, assert_never
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer import planes, session
+from kvtransfer import session
 from kvtransfer.active import Active, Means
 from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
@@ -28,8 +28,9 @@ from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.notices import Notice
 from kvtransfer.plan import Plan, plan
 from kvtransfer.pool import Pool
+from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller, Waker
-from kvtransfer.transports.tcp_frames import MAX_LANES
+from kvtransfer.transports.tcp.frames import MAX_LANES
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout

@@ -18,7 +18,6 @@ from typing import Final, assert_never
 
 import numpy as np
 
-from kvtransfer import planes
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.lender import Lender, Wares
 from kvtransfer.lending import Lending
@@ -26,11 +25,12 @@ from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, 
 from kvtransfer.names import HOST_TRANSPORTS
 from kvtransfer.plan import NO_BLOCK
 from kvtransfer.pool import WRITTEN, Mark, Pool
+from kvtransfer.transports import planes
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
-from kvtransfer.transports.helping import HelpCopy
-from kvtransfer.transports.tcp import resolved
-from kvtransfer.transports.watch import Ticker
+from kvtransfer.transports.polling import Ticker
+from kvtransfer.transports.shm.helper import HelpCopy
+from kvtransfer.transports.tcp.plane import resolved
 from kvtransfer.visitors import Visitors
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId

@@ -24,8 +24,9 @@ from kvtransfer.messages import (
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.transports.base import Listener, SourceStream, WordReader, close_fds, send_word
+from kvtransfer.transports.base import Listener, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity, Poller
+from kvtransfer.transports.framing import WordReader, close_fds, send_word
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 from protocol.lease import Deadlines

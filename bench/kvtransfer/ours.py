@@ -23,7 +23,7 @@ from bench.kvtransfer.mover import Place
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Landed, Sink
 from kvtransfer.source import Source
-from kvtransfer.transports.helping import HelpCopy
+from kvtransfer.transports.shm.helper import HelpCopy
 from protocol.ids import WorkerId, new_epoch
 from protocol.layout import KvLayout, compat_hash
 from protocol.messages import Ticket

@@ -104,7 +104,7 @@ def obstacle(name: str, here: Facts, there: Facts) -> str:
 
 
 def _no_ucx(facts: Facts) -> str:
-    """Why this machine does not use UCX: `kvtransfer.transports.ucx` decides so too."""
+    """Why this machine does not use UCX: `kvtransfer.transports.ucx.plane` decides so too."""
     if not facts.network.ucx:
         return f"ucxx is not installed on {facts.host}"
     if not facts.network.rdma and not facts.network.ucx_forced:

@@ -10,9 +10,10 @@ from collections import deque
 
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports import base
+from kvtransfer.transports import base, framing
 from kvtransfer.transports.control import Waker
-from kvtransfer.transports.reading import AnnouncingStream, ReadingStream
+from kvtransfer.transports.dial import Dial
+from kvtransfer.transports.shm.streams import AnnouncingStream, ReadingStream
 from protocol.errors import LayoutMismatch
 from protocol.ids import Epoch
 
@@ -58,7 +59,7 @@ class MemoryListener:
     def welcome(
         self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> base.SourceStream:
-        base.send_word(sock, stream_welcome.encode(word))
+        framing.send_word(sock, stream_welcome.encode(word))
         return AnnouncingStream(sock, NAME, helper=None)
 
     def close(self) -> None:
@@ -68,7 +69,7 @@ class MemoryListener:
         self._waker.close()
 
 
-def dial(hello: StreamHello, memory: BlockMemory) -> base.Dial:
+def dial(hello: StreamHello, memory: BlockMemory) -> Dial:
     """Connect to a source of this process, to fetch into `memory`. Raises base.Unreachable."""
     listener = _listeners.get(hello.epoch)
     if listener is None:
@@ -81,4 +82,4 @@ def dial(hello: StreamHello, memory: BlockMemory) -> base.Dial:
         except (LayoutMismatch, OSError) as error:
             raise base.Unreachable(str(error)) from error
 
-    return base.Dial(listener.connect(), transport=NAME, hello=hello, finish=finish)
+    return Dial(listener.connect(), transport=NAME, hello=hello, finish=finish)

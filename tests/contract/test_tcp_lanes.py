@@ -12,7 +12,7 @@ from support.transfer import LAYOUT, Borrower, Lender, Slot
 
 from kvtransfer.notices import Rejected
 from kvtransfer.sink import Landed
-from kvtransfer.transports.tcp_sink import TcpSinkStream
+from kvtransfer.transports.tcp.sink import TcpSinkStream
 
 LANES = 3
 

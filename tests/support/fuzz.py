@@ -43,8 +43,8 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
-from kvtransfer.transports.tcp import WINDOW_BYTES
-from kvtransfer.transports.tcp_frames import Window, window
+from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.ids import WorkerId
 from protocol.messages import Ticket
 

@@ -18,8 +18,8 @@ import xxhash
 import zmq
 
 from kvtransfer.messages import Opened, Plane, pack_to_sink, unpack_to_sink
-from kvtransfer.transports.tcp_frames import _FIELDS, HEADER_BYTES, Header, unpack_header
-from kvtransfer.transports.tcp_frames import _MAGIC as MAGIC
+from kvtransfer.transports.tcp.frames import _FIELDS, HEADER_BYTES, Header, unpack_header
+from kvtransfer.transports.tcp.frames import _MAGIC as MAGIC
 from protocol.errors import WireError
 from protocol.messages import Ticket
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from support.nursery import Words
 
-from kvtransfer.board import MAX_RANGES, Board
 from kvtransfer.pool import BlockMemory
+from kvtransfer.transports.shm.copy_job import MAX_RANGES, Board
 
 ROUNDS = 3_000
 NUM_BLOCKS, BLOCK_BYTES = 8, 256

@@ -19,8 +19,8 @@ from kvtransfer.messages import (
     StreamWelcome,
 )
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports.tcp_sink import TcpSinkStream
-from kvtransfer.transports.tcp_source import TcpSourceStream
+from kvtransfer.transports.tcp.sink import TcpSinkStream
+from kvtransfer.transports.tcp.source import TcpSourceStream
 from protocol.ids import Epoch
 
 NUM_BLOCKS, BLOCK_BYTES = 64, 100_032

@@ -12,7 +12,7 @@ from kvtransfer.notices import Notice
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import FetchEnd, Sink
 from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
-from kvtransfer.transports.helping import HelpCopy
+from kvtransfer.transports.shm.helper import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvtransfer.transports.ucx_session import why_not
+from kvtransfer.transports.ucx.session import why_not
 
 needs_ucx = pytest.mark.skipif(bool(why_not()), reason=f"{why_not()} (make test-ucx)")
 UCX = pytest.param("ucx", marks=needs_ucx)

@@ -24,10 +24,11 @@ from kvtransfer.messages import (
     stream_welcome,
 )
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports import ucx
-from kvtransfer.transports.base import SinkStream, WordReader, send_word
-from kvtransfer.transports.ucx_session import Ready
-from kvtransfer.transports.ucx_worker import UcxWorker
+from kvtransfer.transports.base import SinkStream
+from kvtransfer.transports.framing import WordReader, send_word
+from kvtransfer.transports.ucx import plane as ucx
+from kvtransfer.transports.ucx.session import Ready
+from kvtransfer.transports.ucx.thread import UcxWorker
 from protocol.ids import Epoch
 
 LENGTH = struct.Struct("<I")

@@ -24,7 +24,7 @@ from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.messages import Sending, ucx_to_sink
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.base import Unreachable
-from kvtransfer.transports.ucx_session import why_not
+from kvtransfer.transports.ucx.session import why_not
 from protocol.errors import PeerLost, WireError
 
 pytestmark = pytest.mark.system

@@ -11,9 +11,9 @@ from support.device import FakeDeviceMemory
 
 from kvtransfer.device.driver import CannotMap
 from kvtransfer.device.generations import Generations
-from kvtransfer.device.peer import PeerMemory, offer_of
 from kvtransfer.device.table import table
 from kvtransfer.plan import NO_BLOCK
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
 from protocol.errors import LayoutMismatch, TransferError
 
 NUM_BLOCKS = 8

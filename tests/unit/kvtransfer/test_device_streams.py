@@ -13,7 +13,6 @@ from support.device import FakeDeviceMemory
 from support.eventually import eventually
 
 from kvtransfer.chunk import PIECE, Landing
-from kvtransfer.device.peer import PeerMemory, offer_of
 from kvtransfer.messages import (
     CONTROL_VERSION,
     Chunk,
@@ -23,12 +22,13 @@ from kvtransfer.messages import (
     StreamHello,
     stream_word,
 )
-from kvtransfer.transports import nccl
 from kvtransfer.transports.base import Unreachable
-from kvtransfer.transports.cuda_ipc import CopyingStream
-from kvtransfer.transports.nccl_sink import NcclSinkStream
-from kvtransfer.transports.nccl_words import Join, NcclWord, nccl_word, rank_of
-from kvtransfer.transports.words import WordOutbox
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
+from kvtransfer.transports.cuda_ipc.plane import CopyingStream
+from kvtransfer.transports.framing import WordOutbox
+from kvtransfer.transports.nccl import plane as nccl
+from kvtransfer.transports.nccl.messages import Join, NcclWord, nccl_word, rank_of
+from kvtransfer.transports.nccl.sink import NcclSinkStream
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch
 

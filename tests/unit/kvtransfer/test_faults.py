@@ -17,7 +17,6 @@ from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
 from kvtransfer import session, visitors
 from kvtransfer.active import Active, Means
-from kvtransfer.board import Board
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.fetcher import Fetcher
 from kvtransfer.lender import Lender as Lending
@@ -25,8 +24,11 @@ from kvtransfer.link import Link
 from kvtransfer.messages import MAX_RENEWED, FetchId
 from kvtransfer.plan import plan
 from kvtransfer.pool import BlockMemory
-from kvtransfer.transports import base, tcp_sink, tcp_source
+from kvtransfer.transports import tcp_port
 from kvtransfer.transports.control import Poller
+from kvtransfer.transports.shm.copy_job import Board
+from kvtransfer.transports.tcp import sink as tcp_sink
+from kvtransfer.transports.tcp import source as tcp_source
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
 
@@ -151,7 +153,7 @@ def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
     lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(base, "accept_from", full)
+            patched.setattr(tcp_port, "accept_from", full)
             ticket = lender.lend([0])
             outcome = borrower.fetch(ticket, [Slot(0, 0)])
             eventually(lambda: len(looks) >= 3)

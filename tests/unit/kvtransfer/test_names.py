@@ -1,8 +1,8 @@
 import pytest
 
 from decode_worker.settings import DecodeSettings
-from kvtransfer import planes
 from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS, chosen, listed
+from kvtransfer.transports import planes
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
 from protocol.process.settings import load

@@ -29,9 +29,10 @@ from kvtransfer.messages import (
 )
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Aborted, Lost
-from kvtransfer.transports.base import SourceStream, WordReader, close_fds
+from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
-from kvtransfer.transports.shm import ShmListener
+from kvtransfer.transports.framing import WordReader, close_fds
+from kvtransfer.transports.shm.plane import ShmListener
 from protocol.errors import PeerLost, TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.messages import Ticket

@@ -32,8 +32,8 @@ from kvtransfer.messages import (
 from kvtransfer.pool import BlockMemory
 from kvtransfer.sink import Landed
 from kvtransfer.source import LeaseEnd, Source
-from kvtransfer.transports.tcp import WINDOW_BYTES
-from kvtransfer.transports.tcp_frames import Window, window
+from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, WorkerId, new_epoch
 from protocol.messages import Ticket

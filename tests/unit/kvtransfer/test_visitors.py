@@ -7,7 +7,7 @@ import pytest
 from kvtransfer.messages import CONTROL_VERSION, Open, Opened, StreamWelcome
 from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.control import ControlServer, Poller
-from kvtransfer.transports.tcp import TcpListener
+from kvtransfer.transports.tcp.plane import TcpListener
 from kvtransfer.visitors import Visitor, Visitors
 from protocol.ids import Epoch, WorkerId
 

@@ -1,0 +1,1 @@
+"""CUDA IPC within a host: the sink maps the source's pool and copies on the device."""

@@ -1,0 +1,79 @@
+"""A source's device pool as a sink of the same host sees it: its memory and its generations.
+
+Made by `kvtransfer.transports.cuda_ipc.plane` from what the source said and passed; read only by
+launched copies. The memory stays mapped until no copy can be under way.
+"""
+
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.device.driver import Driver, Span
+from kvtransfer.device.generations import Generations
+from kvtransfer.device.memory import SUM_KIND, DeviceMemory
+from protocol.codec import Codec
+from protocol.errors import LayoutMismatch
+
+
+class DeviceOffer(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """In a welcome's setup: the source's pool on its device."""
+
+    driver: str
+    device: str
+    sum_kind: str
+    handle: bytes
+
+
+device_offer: Final[Codec[DeviceOffer]] = Codec(DeviceOffer, max_bytes=1024)
+
+
+def offer_of(memory: DeviceMemory) -> DeviceOffer:
+    driver = memory.driver
+    return DeviceOffer(
+        driver=driver.name, device=driver.device, sum_kind=SUM_KIND,
+        handle=driver.export(memory.span),
+    )  # fmt: skip
+
+
+class PeerMemory:
+    def __init__(self, driver: Driver, span: Span, generations: Generations, num_blocks: int):
+        """Use `open`."""
+        self.span = span
+        self._driver = driver
+        self._generations = generations
+        self._num_blocks = num_blocks
+
+    @classmethod
+    def open(
+        cls, driver: Driver, offer: DeviceOffer, fd: int, *, num_blocks: int, block_bytes: int
+    ) -> "PeerMemory":
+        """Map what was offered; takes `fd`. Raises TransferError when it cannot be used."""
+        generations = Generations.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)
+        try:
+            if (offer.driver, offer.sum_kind) != (driver.name, SUM_KIND):
+                theirs = f"{offer.driver} with {offer.sum_kind}"
+                raise LayoutMismatch(f"its driver is {theirs}, ours {driver.name} with {SUM_KIND}")
+            span = driver.open(
+                offer.handle, num_bytes=num_blocks * block_bytes, device=offer.device
+            )
+        except BaseException:
+            generations.close()
+            raise
+        return cls(driver, span, generations, num_blocks)
+
+    def why_not(self, landing: Landing) -> str:
+        """Why this chunk's blocks are not to be read; empty when they are."""
+        there_PB = landing.blocks_PB != NO_BLOCK
+        if int(landing.blocks_PB[there_PB].max(initial=0)) >= self._num_blocks:
+            return "the source named a block that it has not"
+        generations_P: NDArray[np.uint64] = landing.pieces_P["generation"]
+        if (self._generations.sums(landing.blocks_PB) != generations_P).any():
+            return "the block has another generation"
+        return ""
+
+    def close(self) -> None:
+        self._generations.close()
+        self._driver.close(self.span)

@@ -1,0 +1,1 @@
+"""NCCL between two ranks: one communicator a pair of workers."""

@@ -1,0 +1,68 @@
+"""What the two ends of an NCCL stream say to each other, and whether they can be a pair.
+
+Called by both ends of `kvtransfer.transports.nccl.plane`. Chunks and finishes are those of any
+stream.
+"""
+
+from typing import Final
+
+import msgspec
+
+from kvtransfer.device.memory import SUM_KIND, DeviceMemory
+from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from protocol.codec import Codec
+
+NAME: Final = "nccl"
+CHUNK_BYTES: Final = 4 << 20
+"""A few of them fill a link while the next is gathered; not measured on a GPU."""
+MAX_CHUNK_BYTES: Final = 1 << 30
+"""A peer's block may be larger than a chunk, and so its staging, but not without bound."""
+NUM_STAGED: Final = 4
+"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
+
+
+class Rank(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """In hello's and welcome's setup: one end of the pair to be."""
+
+    driver: str
+    device: str
+    library: str
+    sum_kind: str
+    block_bytes: Count
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+    """Source -> sink: meet me by this id, as rank 1."""
+
+    unique_id: bytes
+
+
+NcclWord = Chunk | Finish | Join
+rank_word: Final[Codec[Rank]] = Codec(Rank, max_bytes=1024)
+nccl_word: Final[Codec[NcclWord]] = Codec(NcclWord, max_bytes=MAX_WORD_BYTES)
+
+
+def rank_of(memory: DeviceMemory) -> Rank:
+    assert memory.collectives is not None
+    return Rank(
+        driver=memory.driver.name, device=memory.driver.device, sum_kind=SUM_KIND,
+        library=memory.collectives.version, block_bytes=memory.block_bytes,
+    )  # fmt: skip
+
+
+def staging_bytes(ours: Rank, theirs: Rank) -> int:
+    """The largest chunk either may send."""
+    return max(CHUNK_BYTES, ours.block_bytes, theirs.block_bytes)
+
+
+def why_not(memory: DeviceMemory, theirs: Rank) -> str:
+    """Why the two cannot be a pair; empty when they can."""
+    assert memory.collectives is not None
+    ours = rank_of(memory)
+    for field in ("driver", "library", "sum_kind"):
+        mine, other = getattr(ours, field), getattr(theirs, field)
+        if mine != other:
+            return f"its {field} is {other}, ours {mine}"
+    if staging_bytes(ours, theirs) > MAX_CHUNK_BYTES:
+        return f"a chunk may have {MAX_CHUNK_BYTES} bytes at most"
+    return memory.collectives.why_not(ours=ours.device, theirs=theirs.device)

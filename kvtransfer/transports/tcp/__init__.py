@@ -1,0 +1,1 @@
+"""TCP between hosts: lanes, credit and frames; the source writes."""

@@ -1,0 +1,178 @@
+"""The sink's end of a TCP stream: chunks come in over its lanes straight into their slots.
+
+Lane 0 is there when the stream is; the others come up by themselves, or do not and are done
+without. One that dies ends the stream. Grants the source credit as bytes arrive, and hands on the
+end of a fetch only when all chunks begun before it are here. Called by `kvtransfer.link` on the
+sink's thread; it alone writes, so a writer can always be stopped at once.
+"""
+
+import logging
+import select
+import socket
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native import flows
+from kvtransfer.pool import BlockMemory
+from kvtransfer.transports.base import ChunkTaker, Unreachable
+from kvtransfer.transports.dial import Dial
+from kvtransfer.transports.framing import WordOutbox
+from kvtransfer.transports.tcp.frames import Credit, credit
+from kvtransfer.transports.tcp.lane import Lane
+from kvtransfer.transports.tcp.order import ChunkOrder
+from protocol.errors import WireError
+
+log = logging.getLogger(__name__)
+
+_TURN_BYTES: Final = 16 << 20
+"""Most bytes taken in one turn: a few milliseconds at loopback's speed."""
+_GRANTS: Final = 4
+"""Credit is granted in as many parts of the window."""
+DialLane = Callable[["TcpSinkStream"], Dial]
+
+
+class TcpSinkStream:
+    def __init__(
+        self, sock: socket.socket, *, transport: str, memory: BlockMemory, window: int,
+        lanes: Sequence[DialLane] = (),
+    ) -> None:  # fmt: skip
+        """`lanes` dial the stream's further sockets. `window` is what the hello granted."""
+        self.transport = transport
+        self._memory = memory
+        self._window = self._told = window
+        self._received = 0
+        """Bytes of chunks, over all lanes."""
+        self._order = ChunkOrder()
+        self._lanes: list[Lane] = []
+        self._epoll = select.epoll()
+        self._credits = WordOutbox(sock, credit)
+        self._dials: list[Dial] = []
+        self._awaits_room = False
+        """The credits do; the socket never was that full."""
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self.admit(sock)
+        for dial in lanes:
+            self._dial(dial)
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def admit(self, sock: socket.socket) -> None:
+        """A lane is up."""
+        self._lanes.append(Lane(sock))
+
+    def receive(self, taker: ChunkTaker) -> bool:
+        if self._dials:
+            self._advance()
+        left = _TURN_BYTES
+        while left > 0 and self._begin(taker):
+            moving = [lane.flow for lane in self._lanes if lane.flow is not None]
+            idle = [lane.fileno() for lane in self._lanes if lane.flow is None]
+            count = flows.receive(moving, idle=idle, budget=left)
+            self._received += count
+            left -= count
+            ended = self._end(taker)
+            self._grant()
+            if not ended and not count:
+                break
+        return left <= 0
+
+    def stop_writing(self, fetch: FetchId) -> bool:
+        for lane in self._lanes:
+            lane.stop_writing(fetch)
+        return True
+
+    def close(self) -> bool:
+        for dial in self._dials:
+            dial.close()
+        for lane in self._lanes:
+            lane.close()
+        self._dials, self._lanes = [], []
+        self._epoll.close()
+        return True
+
+    def _begin(self, taker: ChunkTaker) -> bool:
+        """Take the heads of frames that have come; True when a body is to be read."""
+        for lane in self._lanes:
+            while lane.flow is None and (frame := lane.read_head()) is not None:
+                word, body_bytes = frame
+                match word:
+                    case Chunk():
+                        self._begin_chunk(lane, word, body_bytes, taker)
+                    case Finish():
+                        if body_bytes:
+                            raise WireError("a finish comes with bytes")
+                        self._tell(self._order.finish(word, after=lane.number), taker)
+        return any(lane.flow is not None for lane in self._lanes)
+
+    def _begin_chunk(self, lane: Lane, chunk: Chunk, body_bytes: int, taker: ChunkTaker) -> None:
+        if not body_bytes:
+            raise WireError("a chunk without bytes")
+        landing = taker.begin_chunk(chunk)
+        if landing is None:
+            lane.discard(body_bytes)
+            return
+        if landing.num_bytes != body_bytes:
+            why = f"a chunk of {landing.num_bytes} bytes comes as {body_bytes}"
+            taker.end_chunk(landing, None, broken=why)
+            raise WireError(why)
+        lane.land(landing, self._memory.span)
+
+    def _end(self, taker: ChunkTaker) -> bool:
+        """Hand on the chunks that are here whole; True when there was one. Raises PeerLost."""
+        any_ended = False
+        for lane in self._lanes:
+            if (end := lane.take_end()) is None:
+                continue
+            any_ended = True
+            landing, sums_P = end
+            if landing is not None:
+                if sums_P is None:
+                    sums_P = self._memory.checksums(landing.target)
+                taker.end_chunk(landing, sums_P)
+            self._tell(self._order.end(lane.number), taker)
+        return any_ended
+
+    def _tell(self, finished: list[Finish], taker: ChunkTaker) -> None:
+        for word in finished:
+            taker.finished(word)
+
+    def _grant(self) -> None:
+        """Let the source send as much more as has come; at the latest when nothing comes."""
+        total = self._received + self._window
+        idle = total > self._told and not any(lane.flow for lane in self._lanes)
+        if idle or total - self._told >= self._window // _GRANTS:
+            self._credits.put(Credit(total_bytes=total))
+            self._told = total
+        self._credits.flush()
+        if bool(self._credits.num_bytes) != self._awaits_room:
+            self._awaits_room = not self._awaits_room
+            self._watch(self._lanes[0].fileno(), writable=self._awaits_room)
+
+    def _dial(self, dial_lane: DialLane) -> None:
+        try:
+            dial = dial_lane(self)
+        except Unreachable as error:
+            log.info("a lane less", extra={"why": str(error)})
+            return
+        self._dials.append(dial)
+        self._epoll.register(dial.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def _advance(self) -> None:
+        """Go on with the lanes that are on their way up."""
+        for dial in list(self._dials):
+            fd = dial.fileno()
+            try:
+                if dial.advance() is None:
+                    self._watch(fd, writable=dial.writable)
+                    continue
+                self._watch(fd, writable=False)
+            except Unreachable as error:
+                log.info("a lane less", extra={"why": str(error)})
+                self._epoll.unregister(fd)
+                dial.close()
+            self._dials.remove(dial)
+
+    def _watch(self, fd: int, *, writable: bool) -> None:
+        self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if writable else 0))

@@ -1,0 +1,193 @@
+"""The source's end of a TCP stream: chunks go out over its lanes straight from the pool.
+
+Frames are dealt to lanes as these fall idle, whole chunks to a lane; never more bytes of chunks
+than the sink has granted. Called by `kvtransfer.visitors` and `kvtransfer.lender` on the source's
+thread. Reads the pool only inside `flush`, and nothing of a fetch once it is dropped.
+"""
+
+import os
+import select
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native import Memory, flows
+from kvtransfer.plan import Ranges
+from kvtransfer.transports.dial import end_of
+from kvtransfer.transports.framing import WordInbox
+from kvtransfer.transports.tcp.frames import (
+    MAX_CREDIT_BYTES,
+    MAX_LANES,
+    Credit,
+    FrameWord,
+    credit,
+    pack_head,
+)
+from kvtransfer.transports.tcp.tuning import is_local, tune
+from protocol.errors import PeerLost, WireError
+
+CHUNK_BYTES: Final = 8 << 20
+"""Between hosts: 6 ms of 10 Gbit/s, which is how long others may wait for a lane."""
+LOCAL_CHUNK_BYTES: Final = 32 << 20
+"""Within a host: 6 ms too, and each chunk costs either end 0.7 ms of Python whose caches the
+bytes have emptied."""
+_TURN_BYTES: Final = 16 << 20
+"""Most bytes sent in one turn: a few milliseconds at loopback's speed."""
+_NOTHING: Final = Ranges(
+    offsets_R=np.empty(0, np.int64), sizes_R=np.empty(0, np.int64), starts_P=np.zeros(1, np.int64)
+)
+_zeros = bytearray(64 << 10)
+_ZEROS: Final = Memory(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
+
+
+@dataclass(slots=True, eq=False)
+class _Frame:
+    """A word that waits for a lane, and where the bytes of its chunk lie."""
+
+    word: FrameWord
+    ranges: Ranges
+    body_bytes: int
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    sock: socket.socket
+    fetch: FetchId | None = None
+    flow: flows.Flow | None = None
+    """The frame on its way, of `fetch`."""
+    awaits_room: bool = False
+
+
+class TcpSourceStream:
+    def __init__(self, sock: socket.socket, *, transport: str, memory: Memory, window: int) -> None:
+        """`memory` is our pool, `window` the bytes of chunks granted to begin with."""
+        self.transport = transport
+        self.chunk_bytes = LOCAL_CHUNK_BYTES if is_local(sock) else CHUNK_BYTES
+        self._memory = memory
+        self._granted = window
+        self._begun_bytes = 0
+        """Of the chunks dealt to lanes so far."""
+        self._num_begun = 0
+        self._frames: deque[_Frame] = deque()
+        self._queued_bytes = 0
+        self._lanes: dict[int, _Lane] = {}
+        self._epoll = select.epoll()
+        self._inbox = WordInbox(sock, credit, max_bytes=MAX_CREDIT_BYTES)
+        self.add_lane(sock, 0)
+
+    @property
+    def queued_bytes(self) -> int:
+        """Of chunks that wait for a lane: each lane has one besides, so that none runs dry."""
+        return self._queued_bytes
+
+    @property
+    def awaits_room(self) -> bool:
+        """Never: the lanes' own epoll, which is what `fileno` gives, waits for room."""
+        return False
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def receive(self) -> None:
+        for fd, _ in self._epoll.poll(0, MAX_LANES):
+            for number, lane in self._lanes.items():
+                if lane.sock.fileno() == fd and number:
+                    end_of(lane.sock)
+        for word in self._inbox.receive():
+            self._grant(word)
+
+    def add_lane(self, sock: socket.socket, lane: int) -> None:
+        if lane in self._lanes or not 0 <= lane < MAX_LANES:
+            raise WireError(f"lane {lane} is there already, or one too many")
+        tune(sock)
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._lanes[lane] = _Lane(sock)
+
+    def offer(self, chunk: Chunk, ranges: Ranges) -> None:
+        body_bytes = int(ranges.sizes_R.sum())
+        self._frames.append(_Frame(chunk, ranges, body_bytes))
+        self._queued_bytes += body_bytes
+
+    def finish(self, word: Finish) -> None:
+        self._frames.append(_Frame(word, _NOTHING, 0))
+
+    def flush(self) -> None:
+        left = _TURN_BYTES
+        while left > 0:
+            self._deal()
+            moving = [lane.flow for lane in self._lanes.values() if lane.flow is not None]
+            if not moving:
+                break
+            left -= flows.send(moving, budget=left)
+            if not self._settle():
+                break
+        self._watch()
+
+    def drop(self, fetch: FetchId) -> None:
+        """What is on a lane already goes on as zeros: its length was promised, its bytes were
+        not, and its checksums tell."""
+        self._frames = deque(frame for frame in self._frames if frame.word.fetch != fetch)
+        self._queued_bytes = sum(frame.body_bytes for frame in self._frames)
+        for lane in self._lanes.values():
+            if lane.flow is not None and lane.fetch == fetch and lane.flow.left_bytes:
+                zeros = flows.repeated(lane.flow.left_bytes, _ZEROS)
+                head = lane.flow.head_left
+                lane.flow = flows.Flow(lane.sock.fileno(), _ZEROS, zeros, head=head)
+
+    def close(self) -> None:
+        self._frames.clear()
+        self._queued_bytes = 0
+        for lane in self._lanes.values():
+            lane.flow = None
+            lane.sock.close()
+        self._epoll.close()
+
+    def _grant(self, word: Credit) -> None:
+        if word.total_bytes < self._granted:
+            raise WireError("credit was taken back")
+        self._granted = word.total_bytes
+
+    def _deal(self) -> None:
+        """Give frames to idle lanes, in order, as far as the credit goes."""
+        for lane in self._lanes.values():
+            if not self._frames:
+                return
+            if lane.flow is not None:
+                continue
+            frame = self._frames[0]
+            if self._begun_bytes + frame.body_bytes > self._granted:
+                return
+            self._frames.popleft()
+            self._begin(lane, frame)
+
+    def _begin(self, lane: _Lane, frame: _Frame) -> None:
+        self._queued_bytes -= frame.body_bytes
+        self._begun_bytes += frame.body_bytes
+        self._num_begun += isinstance(frame.word, Chunk)
+        head = pack_head(frame.word, number=self._num_begun, body_bytes=frame.body_bytes)
+        lane.fetch = FetchId(frame.word.fetch)
+        lane.flow = flows.Flow(lane.sock.fileno(), self._memory, frame.ranges, head=head)
+
+    def _settle(self) -> bool:
+        """Take sent frames off their lanes; False when none was sent whole. Raises PeerLost."""
+        any_sent = False
+        for lane in self._lanes.values():
+            if lane.flow is None or lane.flow.state == flows.MOVING:
+                continue
+            if lane.flow.state != flows.MOVED:
+                raise PeerLost(f"the stream broke: {os.strerror(-lane.flow.state)}")
+            lane.flow = None
+            any_sent = True
+        return any_sent
+
+    def _watch(self) -> None:
+        """Wake up when a lane with something to send can take more."""
+        for lane in self._lanes.values():
+            if lane.awaits_room != (lane.flow is not None):
+                lane.awaits_room = not lane.awaits_room
+                mask = select.EPOLLIN | (select.EPOLLOUT if lane.awaits_room else 0)
+                self._epoll.modify(lane.sock.fileno(), mask)

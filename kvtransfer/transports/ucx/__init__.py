@@ -1,0 +1,1 @@
+"""UCX, for RDMA: tagged messages on a thread of its own."""

@@ -1,0 +1,57 @@
+"""Abstract unix sockets between processes of one user on one host.
+
+Called by the data planes that pass descriptors. Do not reach across hosts or network namespaces,
+and say so at once.
+"""
+
+import os
+import secrets
+import socket
+import struct
+
+from kvtransfer.transports import base, dial
+from protocol.ids import Epoch
+
+_BACKLOG = 128
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
+
+
+class LocalSocket:
+    """A source's abstract socket, from which its listeners inherit; `address` is what `connect`
+    takes."""
+
+    def __init__(self, kind: str, *, epoch: Epoch) -> None:
+        self.address = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.setblocking(False)
+        self._sock.bind("\0" + self.address)
+        self._sock.listen(_BACKLOG)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """A new connection of our own user, non-blocking; None when there is none."""
+        sock = dial.accept_from(self._sock)
+        if sock is not None and not _same_user(sock):
+            sock.close()
+            return None
+        return sock
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def connect(address: str) -> socket.socket:
+    """Begin to connect to a source of this host. Raises base.Unreachable."""
+    sock = dial.connect(socket.AF_UNIX, "\0" + address)
+    if not _same_user(sock):
+        sock.close()
+        raise base.Unreachable("the socket belongs to another user")
+    return sock
+
+
+def _same_user(sock: socket.socket) -> bool:
+    packed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(packed)
+    return bool(uid == os.geteuid())
