@@ -18,9 +18,9 @@ from support.device_source import Child, content_of, device_source, layout_of, p
 from support.gpu import why_no_gpu, why_no_nccl
 
 from bench.record import record
-from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.endings import FetchEnd, Landed
-from kvtransfer.sink import Sink
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.layout import compat_hash
 

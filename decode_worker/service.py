@@ -24,8 +24,8 @@ from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
 from engine.speeds import Rate
 from kvtransfer.messages import FetchId
-from kvtransfer.notices import Notice
-from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost, Sink
+from kvtransfer.sink.events import Notice
+from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.ids import Epoch, RouterId

@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from kvtransfer.names import listed
+from kvtransfer.transport_names import listed
 from protocol.process.settings import WorkerSettings
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.notices import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
+from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
 from kvtransfer.uses import Uses
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics

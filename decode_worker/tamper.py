@@ -7,7 +7,7 @@ log = logging.getLogger(__name__)
 
 
 def corrupt_first(num_blocks: int) -> Callable[[memoryview], None] | None:
-    """What `kvtransfer.sink.Sink` takes as `tamper`: flips a byte in each of the first
+    """What `kvtransfer.sink.sink.Sink` takes as `tamper`: flips a byte in each of the first
     `num_blocks` blocks. None for none."""
     if not num_blocks:
         return None

@@ -18,10 +18,10 @@ from engine.assembly import Assembly, assemble
 from engine.device.opening import open_device
 from engine.kvpool import Buffer
 from engine.loop import Engine
-from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.names import chosen
-from kvtransfer.pool import BlockMemory
-from kvtransfer.sink import Sink
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.sink.sink import Sink
+from kvtransfer.transport_names import chosen
 from kvtransfer.worker_pool import make_pool
 from protocol.channel import RouterPort
 from protocol.doors import Doors

@@ -7,14 +7,13 @@ block sizes of which one divides the other. Does not know which blocks may be re
 
 # Shapes: P pieces, B source blocks of a slot, R ranges of all pieces, T ranges of a full piece,
 # which are G groups of one from each of the B blocks.
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, assert_never
+from typing import Any, Final, TypeAlias, assert_never
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from protocol.errors import LayoutMismatch, TransferError
 from protocol.layout import DTYPE_BYTES, KvLayout, LatentLayout, Layout, StateLayout
@@ -278,3 +277,34 @@ def _must_share(source: Layout, target: Layout) -> None:
 
 def _mismatch(field: str, source: object, target: object, rule: str) -> LayoutMismatch:
     return LayoutMismatch(f"{field}: source has {source}, target {target}; {rule}")
+
+
+_MARKED: Final = 1 << 20
+"""A megabyte of marks at most."""
+
+
+def ascending(
+    indices: ArrayLike, slots: ArrayLike
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Both by ascending index. Raises ValueError when their numbers differ or one comes twice."""
+    indices_S, slots_S = np.asarray(indices, np.uint32), np.asarray(slots, np.uint32)
+    if indices_S.shape != slots_S.shape or indices_S.ndim != 1:
+        raise ValueError(f"indices: {indices_S.shape} for slots of {slots_S.shape}")
+    steps = np.diff(indices_S.astype(np.int64))
+    if (steps <= 0).any():
+        order = np.argsort(indices_S, kind="stable")
+        indices_S, slots_S = indices_S[order], slots_S[order]
+        if (np.diff(indices_S.astype(np.int64)) == 0).any():
+            raise ValueError("indices: one comes twice")
+    if _has_twins(slots_S):
+        raise ValueError("block_ids: one comes twice")
+    return indices_S, slots_S
+
+
+def _has_twins(slots_S: NDArray[np.uint32]) -> bool:
+    """Whether a number comes twice. Marks cost a tenth of sorting, unless the numbers are wild."""
+    if not len(slots_S) or (highest := int(slots_S.max())) > _MARKED:
+        return len(np.unique(slots_S)) < len(slots_S)
+    marks = np.zeros(highest + 1, np.bool_)
+    marks[slots_S] = True
+    return int(np.count_nonzero(marks)) < len(slots_S)

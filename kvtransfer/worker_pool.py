@@ -6,8 +6,8 @@ Made by both workers. Loads torch for a GPU only, as only who makes a device poo
 from dataclasses import dataclass
 from typing import Any
 
-from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.pool import BlockMemory
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +21,12 @@ def make_pool(
     gpu: int | None, *, num_blocks: int, block_bytes: int, helped: bool = False, huge: bool = False
 ) -> WorkerPool:
     """A pool of zeros on GPU `gpu` of those visible, or in this host's memory, to which `helped`
-    and `huge` apply (`kvtransfer.pool.BlockMemory.create`).
+    and `huge` apply (`kvtransfer.memory.host_pool.BlockMemory.create`).
 
     Raises TransferError when the GPU has no room.
     """
     if gpu is not None:
-        from kvtransfer.device.pools import cuda_pool
+        from kvtransfer.memory.cuda_pool import cuda_pool
 
         memory, blocks_B = cuda_pool(gpu, num_blocks=num_blocks, block_bytes=block_bytes)
         return WorkerPool(memory=memory, blocks=blocks_B)

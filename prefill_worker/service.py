@@ -15,7 +15,7 @@ from engine.desk import Job, Key, LastWord, wire_top
 from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of
-from kvtransfer.source import LeaseEnd, Source
+from kvtransfer.source.source import LeaseEnd, Source
 from kvtransfer.uses import Uses
 from protocol import codec
 from protocol.errors import CapacityError

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from kvtransfer.names import listed
+from kvtransfer.transport_names import listed
 from protocol.process.settings import WorkerSettings
 
 

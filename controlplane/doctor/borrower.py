@@ -12,8 +12,8 @@ from typing import Final
 from controlplane.doctor.trial import COMPAT, LAYOUT, Measured, Offer, Outcome, Unusable, percentile
 from kvtransfer.endings import FetchEnd
 from kvtransfer.endings import Landed as FetchLanded
-from kvtransfer.pool import BlockMemory
-from kvtransfer.sink import Sink
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.messages import Ticket
 

@@ -24,7 +24,7 @@ from controlplane.doctor.meeting import Encounter, serve, visit
 from controlplane.doctor.report import Report, Way, as_json, as_text
 from controlplane.doctor.settings import DoctorSettings
 from controlplane.doctor.trial import Offer, Outcome, Unusable
-from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from protocol.errors import BatonError, SettingsError
 from protocol.process.logs import configure_logging
 from protocol.process.settings import load

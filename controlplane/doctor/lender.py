@@ -23,8 +23,8 @@ from controlplane.doctor.trial import (
     WARM_BLOCKS,
     Offer,
 )
-from kvtransfer.pool import BlockMemory
-from kvtransfer.source import Source
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.source.source import Source
 from protocol.ids import WorkerId, new_epoch
 from protocol.messages import Ticket
 from protocol.process.machine import free_memory_bytes

@@ -12,7 +12,7 @@ from controlplane.doctor.facts import Facts
 from controlplane.doctor.finding import Finding, ok, warn
 from controlplane.doctor.pair import one_host, shares_memory
 from controlplane.doctor.trial import Measured, Outcome, Unusable
-from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 
 LADDER: Final = ("cuda_ipc", "nccl", "shm", "ucx", "tcp")
 """Fastest first; the first two for pools on a GPU."""

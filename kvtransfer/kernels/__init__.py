@@ -1,5 +1,5 @@
 """Triton kernels that move and sum KV bytes on a GPU, each with its torch twin beside it.
 
-Called by `kvtransfer.device.cuda` (the kernels) and `kvtransfer.device.fake` (the twins). The
+Called by `kvtransfer.device.cuda` (the kernels) and `support.fake_driver` (the twins). The
 only part of `kvtransfer`, with the CUDA driver, that knows torch; nothing else imports it.
 """

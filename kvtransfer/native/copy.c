@@ -4,7 +4,7 @@
  * and stored past the cache (the next reader is an attention kernel, much later). The hash is
  * XXH3 with 64 bits, seed 0, default secret, of inputs above 240 bytes (Collet,
  * https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md); tests compare it with the
- * library's. Called through kvtransfer/native/__init__.py, which checks every bound first.
+ * library's. Called through kvtransfer/native/copy.py, which checks every bound first.
  */
 #include "copy.h"
 

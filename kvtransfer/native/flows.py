@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer import native
-from kvtransfer.native import Memory
+from kvtransfer.native import copy as native
+from kvtransfer.native.copy import Memory
 from kvtransfer.plan import Ranges
 
 MOVING: Final = 0

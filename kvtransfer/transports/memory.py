@@ -1,15 +1,15 @@
 """Source and sink in one process: the sink copies straight from the source's pool.
 
 For tests, and for pools that live beside the engine's own. The stream is a pair of connected
-sockets, so an end looks exactly as it does between processes. Called by `kvtransfer.source` and
-`kvtransfer.link`.
+sockets, so an end looks exactly as it does between processes. Called by `kvtransfer.source.source`
+and `kvtransfer.sink.link`.
 """
 
 import socket
 from collections import deque
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base, framing
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.dial import Dial

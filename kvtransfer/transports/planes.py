@@ -1,19 +1,19 @@
 """Which data planes there are, and which of them can move the blocks of which pool.
 
-Called by `kvtransfer.source` to listen and by `kvtransfer.link` to dial; the one file to touch
-for a new plane. The orders are those of preference: bytes that stay on a device first, then
-those that stay on a host.
+Called by `kvtransfer.source.source` to listen and by `kvtransfer.sink.link` to dial; the one file
+to touch for a new plane. The orders are those of preference: bytes that stay on a device first,
+then those that stay on a host.
 """
 
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from kvtransfer import native
-from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory, Pool
 from kvtransfer.messages import StreamHello
-from kvtransfer.names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
-from kvtransfer.pool import BlockMemory, Pool
+from kvtransfer.native import copy as native
+from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from kvtransfer.transports import memory
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.cuda_ipc import plane as cuda_ipc

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from support.device_engine import Pair, device_pair, settings_for
 from support.eventually import eventually
+from support.fake_driver import FakeDriver
 from support.gpu import DRIVERS, driver_for
 
 from engine.device.base import Device
 from engine.device.host import HostDevice
 from kvtransfer.device.cuda import CudaDriver
-from kvtransfer.device.fake import FakeDriver
 from protocol.messages import Emit, Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
 

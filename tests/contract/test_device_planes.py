@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from support.device import FakeDeviceMemory
 from support.eventually import eventually
+from support.fake_driver import FakeStream
 from support.transfer import Borrower, Lender, Outcome, Slot
 
-from kvtransfer.device.fake import FakeStream
-from kvtransfer.names import DEVICE_TRANSPORTS
-from kvtransfer.sink import Aborted, Landed, Lost
+from kvtransfer.sink.sink import Aborted, Landed, Lost
+from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from protocol.errors import LayoutMismatch
 
 

@@ -17,7 +17,7 @@ from support.fetching import TimedEnds, fetch
 from support.middle import Middle, NoHarm
 from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender, fill
 
-from kvtransfer.sink import Aborted, Landed, Lost
+from kvtransfer.sink.sink import Aborted, Landed, Lost
 from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost
 from protocol.messages import Ticket
 

@@ -21,7 +21,7 @@ from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender, fill
 
 from kvtransfer.chunk import PIECE
 from kvtransfer.messages import Chunk, stream_word
-from kvtransfer.sink import Aborted, Landed
+from kvtransfer.sink.sink import Aborted, Landed
 from protocol.errors import CorruptBlock, LayoutMismatch, LeaseExpired, WireError
 
 

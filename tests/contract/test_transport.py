@@ -8,9 +8,9 @@ from support.eventually import eventually
 from support.transfer import NUM_BLOCKS, Borrower, Lender, Outcome, Slot, fill
 from support.ucx import UCX
 
-from kvtransfer.names import DEVICE_TRANSPORTS
-from kvtransfer.sink import Aborted, Landed, Lost
-from kvtransfer.source import TRANSPORTS
+from kvtransfer.sink.sink import Aborted, Landed, Lost
+from kvtransfer.source.source import TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
 

@@ -10,7 +10,7 @@ from support.hand_over import DecodeSide, PrefillSide, Side
 
 from engine.kvgroups import NO_BLOCK, first_block
 from engine.model import Model, load_model
-from kvtransfer.sink import Landed
+from kvtransfer.sink.sink import Landed
 from tools.make_checkpoint import Shape, make_checkpoint
 
 WINDOW = 20

@@ -12,7 +12,7 @@ from support.transfer import Borrower, Lender, Outcome, Slot
 from engine.kvgroups import NO_BLOCK, first_block
 from kvtransfer.chunk import describe
 from kvtransfer.plan import plan
-from kvtransfer.sink import Landed, Lost
+from kvtransfer.sink.sink import Landed, Lost
 from protocol.errors import TransferError
 from protocol.layout import KvLayout
 

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.transfer_world import BLOCK_TOKENS, POOL_BLOCKS, Chunked, Transfer, World
 
-from kvtransfer.lending import LeaseStage
+from kvtransfer.source.lease import LeaseStage
 from protocol.errors import TransferError
 
 MAX_BLOCKS = 5

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from kvtransfer.device.fake import FakeDriver
-from kvtransfer.device.fake_collectives import FakeCollectives
-from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.names import DEVICE_TRANSPORTS
-from kvtransfer.pool import BlockMemory
+from support.fake_collectives import FakeCollectives
+from support.fake_driver import FakeDriver
+
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.transport_names import DEVICE_TRANSPORTS
 
 
 class FakeDeviceMemory(DeviceMemory):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from support.eventually import eventually
+from support.fake_driver import FakeDriver
 from support.services import ROUTER, Story
 
 from decode_worker.service import DecodeService
@@ -19,10 +20,9 @@ from engine.kvpool import Buffer
 from engine.loop import Engine
 from engine.observer import EngineObserver
 from kvtransfer.device.cuda import CudaDriver
-from kvtransfer.device.fake import FakeDriver
-from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.sink import Sink
-from kvtransfer.source import Source
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
 from prefill_worker.service import PrefillService
 from protocol.ids import RequestId, WorkerId, new_epoch
 from protocol.layout import KvLayout

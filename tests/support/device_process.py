@@ -19,7 +19,7 @@ _WITHIN_S = 30.0
 
 def driver_of(kind: str) -> Driver:
     if kind == "fake":
-        from kvtransfer.device.fake import FakeDriver
+        from support.fake_driver import FakeDriver
 
         return FakeDriver()
     from kvtransfer.device.cuda import CudaDriver

@@ -18,8 +18,8 @@ from support.gpu import ENVIRONMENT
 from support.transfer_process import pack, unpack
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.memory import DeviceMemory
-from kvtransfer.source import Source
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.source.source import Source
 from protocol.errors import TransferError
 from protocol.ids import WorkerId, new_epoch
 from protocol.layout import KvLayout, compat_hash
@@ -44,8 +44,8 @@ def content_of(block_id: int, block_bytes: int) -> bytes:
 def pool_of(kind: str, *, block_bytes: int, num_blocks: int) -> DeviceMemory:
     """A pool on a device of this kind, with the library that goes with it if there is one."""
     if kind == "fake":
-        from kvtransfer.device.fake import FakeDriver
-        from kvtransfer.device.fake_collectives import FakeCollectives
+        from support.fake_collectives import FakeCollectives
+        from support.fake_driver import FakeDriver
 
         fake = FakeDriver()
         return DeviceMemory(

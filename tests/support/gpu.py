@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from support.fake_collectives import FakeCollectives
+from support.fake_driver import FakeDriver
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver
-from kvtransfer.device.fake import FakeDriver
-from kvtransfer.device.fake_collectives import FakeCollectives
 from protocol.errors import TransferError
 
 

@@ -21,11 +21,11 @@ from engine.model import Model
 from engine.observer import SequenceToken
 from engine.sequence import FetchOutcome, Landed, Lost, Mode
 from engine.torch_runner import TorchRunner
-from kvtransfer import sink as sinks
 from kvtransfer.endings import LeaseEnd
-from kvtransfer.pool import BlockMemory
-from kvtransfer.sink import FetchEnd, Sink
-from kvtransfer.source import Source
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.sink import sink as sinks
+from kvtransfer.sink.sink import FetchEnd, Sink
+from kvtransfer.source.source import Source
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import transfer_compat
 from protocol.messages import Sampling, Ticket

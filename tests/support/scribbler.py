@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from support.nursery import Words
 
-from kvtransfer.pool import BlockMemory
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.transports.shm.copy_job import MAX_RANGES, Board
 
 ROUNDS = 3_000

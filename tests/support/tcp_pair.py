@@ -10,6 +10,7 @@ from support.eventually import eventually
 from support.transfer import fill
 
 from kvtransfer.chunk import PIECE, Landing, pack, unpack
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
     Chunk,
@@ -18,7 +19,6 @@ from kvtransfer.messages import (
     StreamHello,
     StreamWelcome,
 )
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
 from protocol.ids import Epoch

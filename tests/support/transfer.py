@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from support.device import FakeDeviceMemory, pool_for
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
-from kvtransfer.notices import Notice
-from kvtransfer.pool import BlockMemory
-from kvtransfer.sink import FetchEnd, Sink
-from kvtransfer.source import TRANSPORTS, LeaseEnd, Source
+from kvtransfer.sink.events import Notice
+from kvtransfer.sink.sink import FetchEnd, Sink
+from kvtransfer.source.source import TRANSPORTS, LeaseEnd, Source
 from kvtransfer.transports.shm.helper import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash

@@ -1,8 +1,9 @@
 """A source's pool, a sink's pool, and transfers between them as values: no thread, socket or clock.
 
-What `kvtransfer.lender`, `kvtransfer.fetcher` and the streams do around the two state tables, as
-little of it as there is to do. A block's bytes are one number, so a wrong byte is another number.
-The test decides what happens next; this world only keeps the books, and fails when they are off.
+What `kvtransfer.source.leases`, `kvtransfer.sink.fetches` and the streams do around the two state
+tables, as little of it as there is to do. A block's bytes are one number, so a wrong byte is
+another number. The test decides what happens next; this world only keeps the books, and fails when
+they are off.
 """
 
 from collections.abc import Sequence
@@ -14,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from support.pieces import pieces
 
-from kvtransfer.lending import Lending, Refusal
 from kvtransfer.messages import FetchId
-from kvtransfer.session import (
+from kvtransfer.sink.fetch import (
     End,
     Fetch,
     FetchStage,
@@ -25,6 +25,7 @@ from kvtransfer.session import (
     SendFetch,
     SendRelease,
 )
+from kvtransfer.source.lease import Lending, Refusal
 from protocol.errors import TransferError
 from protocol.ids import LeaseId
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from support.eventually import eventually
 
 from kvtransfer.chunk import Landing
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_STREAM_WORD_BYTES,
@@ -23,7 +24,6 @@ from kvtransfer.messages import (
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.framing import WordReader, send_word
 from kvtransfer.transports.ucx import plane as ucx

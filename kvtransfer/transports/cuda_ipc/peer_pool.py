@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import NO_BLOCK, Landing
 from kvtransfer.device.driver import Driver, Span
-from kvtransfer.device.generations import Generations
-from kvtransfer.device.memory import SUM_KIND, DeviceMemory
+from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
+from kvtransfer.memory.generations import Generations
 from protocol.codec import Codec
 from protocol.errors import LayoutMismatch
 

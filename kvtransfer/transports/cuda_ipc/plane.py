@@ -1,10 +1,10 @@
 """GPUs of one host: the sink opens the source's pool by its handle and copies blocks out of it.
 
 The handle comes with the welcome over an abstract unix socket, the generations as a descriptor;
-then the source only announces what lies ready. It does so once the engine's event has happened,
-so the bytes are there when a copy is launched, and a dead source can leave no stream of ours
-waiting for its event. Copies run on a side stream and sum what they write; the sink's thread asks
-whether they have happened and never waits. Called by `kvtransfer.source` and `kvtransfer.link`.
+then the source only announces what lies ready. It does so once the engine's event has happened, so
+the bytes are there when a copy is launched, and a dead source can leave no stream of ours waiting
+for its event. Copies run on a side stream and sum what they write; the sink's thread asks whether
+they have happened and never waits. Called by `kvtransfer.source.source` and `kvtransfer.sink.link`.
 """
 
 import os
@@ -17,8 +17,8 @@ import msgspec
 
 from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Sums
-from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.device.table import table
+from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import (
     MAX_WORD_BYTES,
     Chunk,

@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from kvtransfer.device.memory import SUM_KIND, DeviceMemory
+from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
 from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 

@@ -3,15 +3,15 @@
 A TCP socket carries the words: how to meet, which chunk comes next, the fetch's end; its end of
 file tells that the peer died. For each announced chunk the source posts a send and the sink the
 matching receive, in the same order, into staging; a slot has a writer only while a received chunk
-is scattered into it, so a sender that hangs keeps no slot. Called by `kvtransfer.source` and
-`kvtransfer.link`. The socket is not encrypted, nor is NCCL.
+is scattered into it, so a sender that hangs keeps no slot. Called by `kvtransfer.source.source` and
+`kvtransfer.sink.link`. The socket is not encrypted, nor is NCCL.
 """
 
 import socket
 
 import msgspec
 
-from kvtransfer.device.memory import DeviceMemory
+from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
 from kvtransfer.transports import base, framing
 from kvtransfer.transports.dial import Dial

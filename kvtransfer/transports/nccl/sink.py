@@ -15,8 +15,8 @@ import numpy as np
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
 from kvtransfer.device.driver import Span, Sums
-from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
+from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports import base
 from kvtransfer.transports.framing import WordInbox

@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from kvtransfer.device.driver import Span, Stream
-from kvtransfer.device.memory import DeviceMemory
 from kvtransfer.device.table import packed, table
+from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.dial import end_of

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer import native
 from kvtransfer.chunk import Landing
+from kvtransfer.native import copy as native
 from protocol.errors import LayoutMismatch
 
 MAX_RANGES: Final = 16_384

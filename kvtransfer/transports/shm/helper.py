@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import HelpOffer
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.shm.copy_job import Board
 from protocol.errors import LayoutMismatch
 

@@ -2,8 +2,8 @@
 
 The descriptor of the source's pool is passed over an abstract unix socket, read-only, to processes
 of the same user; that of a sink's pool, for a source that helps to copy, can be written. The socket
-then carries words, and its end tells that the peer died. Called by `kvtransfer.source` and
-`kvtransfer.link`. Does not work across hosts or network namespaces, and says so at once.
+then carries words, and its end tells that the peer died. Called by `kvtransfer.source.source` and
+`kvtransfer.sink.link`. Does not work across hosts or network namespaces, and says so at once.
 """
 
 import logging
@@ -12,6 +12,7 @@ import socket
 
 import msgspec
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     HelpOffer,
     StreamHello,
@@ -19,7 +20,6 @@ from kvtransfer.messages import (
     help_offer,
     stream_welcome,
 )
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base, framing
 from kvtransfer.transports import unix_socket as local
 from kvtransfer.transports.dial import Dial

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     MAX_WORD_BYTES,
     Chunk,
@@ -25,7 +26,6 @@ from kvtransfer.messages import (
     stream_word,
 )
 from kvtransfer.plan import Ranges
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.framing import WordInbox, WordOutbox
 from kvtransfer.transports.shm.copy_job import Board

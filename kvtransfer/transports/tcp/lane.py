@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
 from kvtransfer.messages import FetchId
-from kvtransfer.native import Memory, flows
+from kvtransfer.native import flows
+from kvtransfer.native.copy import Memory
 from kvtransfer.transports.tcp.frames import (
     HEADER_BYTES,
     FrameWord,

@@ -2,8 +2,8 @@
 receives each straight into the slots it named.
 
 A stream is several connections ("lanes"), all between two workers, that carry all fetches between
-them; whole chunks are spread over the lanes, and a window of credit granted by the sink bounds
-what is under way. Called by `kvtransfer.source` (listens) and `kvtransfer.link` (dials). Not
+them; whole chunks are spread over the lanes, and a window of credit granted by the sink bounds what
+is under way. Called by `kvtransfer.source.source` (listens) and `kvtransfer.sink.link` (dials). Not
 encrypted.
 """
 
@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base, framing
 from kvtransfer.transports.dial import Dial, connect
 from kvtransfer.transports.tcp.frames import Window, window

@@ -2,8 +2,8 @@
 
 Lane 0 is there when the stream is; the others come up by themselves, or do not and are done
 without. One that dies ends the stream. Grants the source credit as bytes arrive, and hands on the
-end of a fetch only when all chunks begun before it are here. Called by `kvtransfer.link` on the
-sink's thread; it alone writes, so a writer can always be stopped at once.
+end of a fetch only when all chunks begun before it are here. Called by `kvtransfer.sink.link` on
+the sink's thread; it alone writes, so a writer can always be stopped at once.
 """
 
 import logging
@@ -12,9 +12,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.base import ChunkTaker, Unreachable
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.framing import WordOutbox

@@ -1,8 +1,8 @@
 """The source's end of a TCP stream: chunks go out over its lanes straight from the pool.
 
 Frames are dealt to lanes as these fall idle, whole chunks to a lane; never more bytes of chunks
-than the sink has granted. Called by `kvtransfer.visitors` and `kvtransfer.lender` on the source's
-thread. Reads the pool only inside `flush`, and nothing of a fetch once it is dropped.
+than the sink has granted. Called by `kvtransfer.source.sinks` and `kvtransfer.source.leases` on the
+source's thread. Reads the pool only inside `flush`, and nothing of a fetch once it is dropped.
 """
 
 import os
@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.native import Memory, flows
+from kvtransfer.native import flows
+from kvtransfer.native.copy import Memory
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.dial import end_of
 from kvtransfer.transports.framing import WordInbox

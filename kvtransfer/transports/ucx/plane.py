@@ -3,15 +3,15 @@
 An optional extra (`baton[ucx]`): without it, or without a device to use it on, the plane is
 unreachable and says why. A stream is up only when a byte has come through UCX, so a device that
 cannot reach the peer's falls back to the next plane instead of failing fetches. Called by
-`kvtransfer.source` and `kvtransfer.link`. Host memory only. Not encrypted.
+`kvtransfer.source.source` and `kvtransfer.sink.link`. Host memory only. Not encrypted.
 """
 
 import socket
 
 import msgspec
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports import base, framing
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.polling import eyes_for

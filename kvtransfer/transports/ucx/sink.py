@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     MAX_WORD_BYTES,
     Chunk,
@@ -24,7 +25,6 @@ from kvtransfer.messages import (
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.framing import WordInbox, WordOutbox
 from kvtransfer.transports.polling import Eyes

@@ -11,6 +11,7 @@ from typing import Final, assert_never
 
 import msgspec
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     MAX_WORD_BYTES,
     Chunk,
@@ -25,7 +26,6 @@ from kvtransfer.messages import (
     ucx_to_source,
 )
 from kvtransfer.plan import Ranges
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.framing import WordInbox, WordOutbox, send_word
 from kvtransfer.transports.polling import eyes_for
 from kvtransfer.transports.ucx.cut import cut, runs_of

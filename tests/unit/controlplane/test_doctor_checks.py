@@ -11,7 +11,7 @@ from controlplane.doctor.facts import Facts, GpuFacts
 from controlplane.doctor.finding import Finding, size
 from controlplane.doctor.planes import chosen, findings, measurable, planes
 from controlplane.doctor.trial import Unusable, percentile
-from kvtransfer.names import HOST_TRANSPORTS
+from kvtransfer.transport_names import HOST_TRANSPORTS
 
 
 def every(facts: Facts) -> list[Finding]:

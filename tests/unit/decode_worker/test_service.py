@@ -17,8 +17,8 @@ from engine.loop import EngineStats
 from engine.sequence import FetchOutcome
 from engine.sequence import Lost as EngineLost
 from kvtransfer.messages import FetchId
-from kvtransfer.notices import AskedAgain, LinkRefused, LinkUp, Rejected
-from kvtransfer.sink import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
+from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost
 from protocol import codec, messages
 from protocol.errors import PeerLost
 from protocol.ids import Epoch, LeaseId, RouterId, WorkerId

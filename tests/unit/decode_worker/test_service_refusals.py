@@ -8,7 +8,7 @@ from support.services import ROUTER, VOCAB_SIZE, Story, make_service, mute_engin
 from support.words import LAYOUT, decode
 
 from decode_worker.service import DecodeService
-from kvtransfer.sink import Sink
+from kvtransfer.sink.sink import Sink
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Decode, Failed, Sampling, Ticket
 

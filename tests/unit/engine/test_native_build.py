@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.native import build
-from kvtransfer import native
+from kvtransfer.native import copy as native
 from protocol.process import c_kernels as kernels
 
 

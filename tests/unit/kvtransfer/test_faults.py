@@ -15,15 +15,17 @@ from support.eventually import eventually
 from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
-from kvtransfer import session, visitors
-from kvtransfer.active import Active, Means
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.fetcher import Fetcher
-from kvtransfer.lender import Lender as Lending
-from kvtransfer.link import Link
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import MAX_RENEWED, FetchId
 from kvtransfer.plan import plan
-from kvtransfer.pool import BlockMemory
+from kvtransfer.sink import fetch as session
+from kvtransfer.sink.fetches import Fetcher
+from kvtransfer.sink.link import Link
+from kvtransfer.sink.means import Means
+from kvtransfer.sink.running_fetch import Active
+from kvtransfer.source import sinks as visitors
+from kvtransfer.source.leases import Lender as Lending
 from kvtransfer.transports import tcp_port
 from kvtransfer.transports.control import Poller
 from kvtransfer.transports.shm.copy_job import Board

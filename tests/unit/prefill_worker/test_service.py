@@ -10,7 +10,7 @@ from support.words import LAYOUT, prefill, sampling
 from engine.batch import SampledToken, SequenceId
 from engine.ending import EngineEnding, Failed, Finished, HandedOver
 from engine.observer import SequenceToken
-from kvtransfer.source import LeaseEnd, LeaseEndReason, Source
+from kvtransfer.source.source import LeaseEnd, LeaseEndReason, Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Step, Ticket

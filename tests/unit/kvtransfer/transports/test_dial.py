@@ -9,13 +9,13 @@ from support.eventually import eventually
 from support.tcp_pair import AMPLE, HELLO, WELCOME, Pairs, Taker, chunk_of, sockets
 from support.transfer import Borrower, Lender, Slot, fill
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     MAX_STREAM_WORD_BYTES,
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.pool import BlockMemory
-from kvtransfer.sink import Landed
+from kvtransfer.sink.sink import Landed
 from kvtransfer.transports import base, framing
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.tcp import plane as tcp
@@ -70,7 +70,7 @@ def test_a_lane_that_does_not_come_up_is_done_without() -> None:
 
 
 class Door:
-    """What `kvtransfer.visitors` does with the connections of one sink."""
+    """What `kvtransfer.source.sinks` does with the connections of one sink."""
 
     def __init__(self, listener: tcp.TcpListener) -> None:
         self.stream: TcpSourceStream | None = None

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pytest
 from support.eventually import eventually
+from support.fake_collectives import FakeCollectives
+from support.fake_driver import FakeDriver
 
 from kvtransfer.device.driver import Span
-from kvtransfer.device.fake import FakeDriver
-from kvtransfer.device.fake_collectives import FakeCollectives
 from kvtransfer.transports.nccl.pair import Pair, Staging
 from protocol.errors import PeerLost, TransferError
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from kvtransfer import native
 from kvtransfer.chunk import PIECE, Landing
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, Finish, Left, stream_word
+from kvtransfer.native import copy as native
 from kvtransfer.plan import Ranges
-from kvtransfer.pool import BlockMemory
 from kvtransfer.transports.framing import WordOutbox
 from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, Board
 from kvtransfer.transports.shm.streams import ReadingStream

@@ -10,8 +10,8 @@ from support.eventually import eventually
 from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, ONE, TWO, Pairs, done
 from support.transfer import fill
 
-from kvtransfer import native
 from kvtransfer.chunk import PIECE, Landing, pack
+from kvtransfer.native import copy as native
 from kvtransfer.native import flows
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.tcp.frames import Credit, credit

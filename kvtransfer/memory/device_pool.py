@@ -1,0 +1,134 @@
+"""The memory all KV blocks of one worker lie in, on a GPU.
+
+What `kvtransfer.memory.host_pool.BlockMemory` is in host memory: made by a worker at start with the
+driver it chose; the engine computes in the blocks and counts allocations in `generations`,
+`kvtransfer` moves single blocks. Its checksums are those of `kvtransfer.kernels.mix`, so it is
+paired with device pools only. Does not know who owns a block.
+"""
+
+# Shapes: N blocks, P pieces.
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.device.collectives import Collectives
+from kvtransfer.device.driver import Driver, Event, Span, Stream, Sums
+from kvtransfer.device.table import GRAIN_BYTES, table
+from kvtransfer.memory.generations import Generations
+from kvtransfer.plan import Ranges, whole_blocks
+from protocol.errors import TransferError
+
+SUM_KIND: Final = "splitmix64-sum"
+"""What both ends must mean by a checksum."""
+_SUM_S: Final = 2.0
+"""Sums of a turn's blocks take a device well under a millisecond; then it is taken for lost."""
+_LOOK_S: Final = 50e-6
+
+
+class DeviceMemory:
+    """`num_blocks` blocks of `block_bytes` on one device, and a generation for each."""
+
+    def __init__(
+        self, driver: Driver, *, num_blocks: int, block_bytes: int,
+        collectives: Collectives | None = None,
+    ) -> None:  # fmt: skip
+        """A pool of zeros; with `collectives` it can be moved by NCCL too.
+
+        Raises ValueError for a shape that kernels cannot move, TransferError when the device has
+        no room.
+        """
+        if num_blocks < 1 or block_bytes < 1:
+            raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
+        if block_bytes % GRAIN_BYTES:
+            raise ValueError(f"block_bytes: {block_bytes} is no multiple of {GRAIN_BYTES}")
+        self.driver = driver
+        self.collectives = collectives
+        self.num_blocks = num_blocks
+        self.block_bytes = block_bytes
+        self.span: Span = driver.allocate(num_blocks * block_bytes)
+        """Where the blocks lie, as this process addresses them."""
+        self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
+        self._stream: Stream = driver.stream()
+        self._summing = threading.Lock()
+        self._closed = False
+
+    @property
+    def generations_N(self) -> NDArray[np.uint64]:
+        """A block's is bumped whenever it is allocated afresh."""
+        return self._generations.counts_N
+
+    @property
+    def generations(self) -> memoryview:
+        """The same, as a host pool has them: what the engine counts in."""
+        return self._generations.counts_N.data
+
+    def generations_fd(self) -> int:
+        """A descriptor by which another process maps the generations; the caller closes it."""
+        return self._generations.reader_fd()
+
+    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
+        return self._generations.sums(blocks_PB)
+
+    def mark(self) -> Event:
+        """The point that the engine's stream has reached: what it launched before is written
+        once this has happened. Called by the engine's thread, and cheap."""
+        return self.driver.mark()
+
+    def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
+        """The ranges of whole blocks, one each."""
+        return whole_blocks(blocks, self.block_bytes)
+
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+        """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.
+
+        Raises ValueError for ranges outside the pool, TransferError when the device is lost.
+        """
+        self.span.check(ranges)
+        with self._summing:
+            launched = self.driver.sum(
+                self._stream, source=self.span, table_5R=table(ranges),
+                num_pieces=len(ranges.starts_P) - 1,
+            )  # fmt: skip
+            return _await(launched)
+
+    def read(self, block_id: int) -> bytes:
+        """The bytes of one block; waits for the device: for tests and tools."""
+        return self.driver.read(self.span, self._offset(block_id), self.block_bytes)
+
+    def write(self, block_id: int, content: bytes) -> None:
+        """Fill one block as the engine would, on its stream: for tests and tools."""
+        assert len(content) == self.block_bytes
+        self.driver.write(self.span, self._offset(block_id), content)
+
+    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
+        """Let a test change a block's bytes."""
+        content = bytearray(self.read(block_id))
+        how(memoryview(content))
+        self.write(block_id, bytes(content))
+
+    def close(self) -> None:
+        """Give the memory back; nobody may use it any more, here or in another process."""
+        if not self._closed:
+            self._closed = True
+            self._generations.close()
+            self.driver.free(self.span)
+
+    def _offset(self, block_id: int) -> int:
+        if not 0 <= block_id < self.num_blocks:
+            raise ValueError(f"block_id {block_id} is not in a pool of {self.num_blocks} blocks")
+        return block_id * self.block_bytes
+
+
+def _await(launched: Sums) -> NDArray[np.uint64]:
+    deadline_s = time.monotonic() + _SUM_S
+    while not launched.happened():
+        if time.monotonic() > deadline_s:
+            raise TransferError(f"the device has not summed blocks within {_SUM_S} s")
+        time.sleep(_LOOK_S)
+    return launched.take()

@@ -1,0 +1,154 @@
+"""Scattered copies with their checksums, in C where the machine has a compiler.
+
+`copy` moves pieces from one mapped pool to another and gives each piece's xxh3_64, in one pass
+past the cache and without the GIL; `checksums` only hashes. Called by pools and data planes.
+Without a compiler a twin of memmove and xxhash does the same, at about half the speed. Neither
+knows who owns a byte; both check that every range lies in its pool.
+"""
+
+import ctypes
+import itertools
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from kvtransfer.plan import Ranges
+from protocol.process.c_kernels import Kernels, NoKernels
+
+log = logging.getLogger(__name__)
+
+KERNELS = Kernels(
+    name="kvcopy",
+    folder=Path(__file__).parent,
+    flags=("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared"),
+)
+_MIN_HASHED_BYTES = 241
+"""XXH3 treats shorter inputs in another way, which the C twin leaves out."""
+_STRIPE_BYTES = 64
+_OUTSIDE, _UNFIT = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A mapped span of this process: `num_bytes` from `address`."""
+
+    address: int
+    num_bytes: int
+
+    def check(self, ranges: Ranges) -> None:
+        """Raise ValueError unless all ranges lie inside."""
+        if not len(ranges.sizes_R):
+            return
+        ends_R = ranges.offsets_R + ranges.sizes_R
+        lowest, highest = int(ranges.offsets_R.min()), int(ends_R.max())
+        if lowest < 0 or highest > self.num_bytes or int(ranges.sizes_R.min()) < 0:
+            raise ValueError(f"ranges {lowest}..{highest} of a span of {self.num_bytes} bytes")
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """The library, or None where it cannot be built: said once."""
+    try:
+        library = KERNELS.load()
+    except NoKernels as error:
+        log.warning("no C kernels, copies are slower", extra={"why": str(error)})
+        return None
+    at, word, signed = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64
+    library.baton_kv_copy.argtypes = [at, word, at, at, word, at, at, at, signed, at]
+    library.baton_kv_work.argtypes = [at, word, at, word, at, word]
+    library.baton_kv_work.restype = signed
+    library.baton_kv_shut.argtypes = [at]
+    library.baton_kv_put_up.argtypes = [at, word, word, word]
+    library.baton_kv_put_up.restype = word
+    library.baton_kv_await.argtypes = [at, signed]
+    library.baton_kv_board_bytes.restype = signed
+    return library
+
+
+def copy(
+    target: Memory, target_ranges: Ranges, source: Memory, source_ranges: Ranges
+) -> NDArray[np.uint64]:
+    """Copy each range over its counterpart; the checksum of each piece, `[piece]`.
+
+    Both sides have the same sizes and starts. Raises ValueError for ranges out of bounds, having
+    copied nothing.
+    """
+    sums_P = _call(target, target_ranges.offsets_R, source, source_ranges)
+    if sums_P is not None:
+        return sums_P
+    target.check(target_ranges)
+    source.check(source_ranges)
+    pairs = zip(
+        target_ranges.offsets_R.tolist(), source_ranges.offsets_R.tolist(),
+        source_ranges.sizes_R.tolist(), strict=True,
+    )  # fmt: skip
+    for into, origin, size in pairs:
+        ctypes.memmove(target.address + into, source.address + origin, size)
+    return checksums(target, target_ranges)
+
+
+def checksums(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
+    """xxh3_64 of each piece's bytes, its ranges one after another, `[piece]`. Raises ValueError."""
+    sums_P = _call(None, None, memory, ranges)
+    if sums_P is not None:
+        return sums_P
+    memory.check(ranges)
+    return _checksums_twin(memory, ranges)
+
+
+def _call(
+    target: Memory | None, offsets_R: NDArray[np.int64] | None, source: Memory, ranges: Ranges
+) -> NDArray[np.uint64] | None:
+    """What the C kernel answers; None where there is none, or none for these ranges."""
+    library = kernels()
+    num_pieces = len(ranges.starts_P) - 1
+    if library is None or not num_pieces:
+        return None
+    sums_P = np.empty(num_pieces, np.uint64)
+    answer = library.baton_kv_copy(
+        target.address if target else None, target.num_bytes if target else 0,
+        None if offsets_R is None else _at(offsets_R), source.address, source.num_bytes,
+        _at(ranges.offsets_R), _at(ranges.sizes_R), _at(ranges.starts_P), num_pieces, _at(sums_P),
+    )  # fmt: skip
+    if answer == _OUTSIDE:
+        raise ValueError("ranges: one lies outside its pool")
+    return None if answer == _UNFIT else sums_P
+
+
+def fits(ranges: Ranges) -> bool:
+    """Whether the C kernel takes these: whole stripes, and no short piece."""
+    sizes_R, starts_P = ranges.sizes_R, ranges.starts_P
+    if len(starts_P) < 2 or bool((sizes_R % _STRIPE_BYTES).any()):
+        return False
+    if len(sizes_R) == len(starts_P) - 1:
+        return int(sizes_R.min()) >= _MIN_HASHED_BYTES
+    totals_P = np.diff(np.concatenate(([0], np.cumsum(sizes_R)))[starts_P])
+    return int(totals_P.min()) >= _MIN_HASHED_BYTES
+
+
+def _checksums_twin(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
+    whole: Any = (ctypes.c_ubyte * memory.num_bytes).from_address(memory.address)
+    span = memoryview(whole).cast("B")
+    offsets, sizes = ranges.offsets_R.tolist(), ranges.sizes_R.tolist()
+    starts = ranges.starts_P.tolist()
+    sums_P = np.empty(len(starts) - 1, np.uint64)
+    for piece, (first, last) in enumerate(itertools.pairwise(starts)):
+        digest = xxhash.xxh3_64()
+        for at in range(first, last):
+            digest.update(span[offsets[at] : offsets[at] + sizes[at]])
+        sums_P[piece] = digest.intdigest()
+    return sums_P
+
+
+def _at(array: NDArray[Any]) -> int:
+    assert array.flags.c_contiguous and array.itemsize == 8
+    return int(array.__array_interface__["data"][0])
+
+
+__all__ = ["KERNELS", "Memory", "checksums", "copy", "fits", "kernels"]

@@ -1,0 +1,268 @@
+"""One sink's link to one source incarnation: a control socket, and a stream chosen by reach.
+
+Called by `kvtransfer.sink.fetches` from its thread. Comes up by itself (dialling, attaching, open),
+tries the transports in the configured order and says which it took and why not an earlier one.
+When its stream breaks it attaches again within a short grace; when anything else breaks it is
+lost, for good: a later fetch makes a new one.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import assert_never
+
+from kvtransfer.memory.host_pool import Pool
+from kvtransfer.messages import (
+    CONTROL_VERSION,
+    MAX_RENEWED,
+    FetchFailed,
+    Open,
+    Opened,
+    Refused,
+    Renew,
+    Renewed,
+    SessionId,
+    StreamHello,
+    ToSource,
+)
+from kvtransfer.sink.events import LinkRefused, LinkUp, Notice
+from kvtransfer.sink.receiver import Receiver
+from kvtransfer.transports import planes
+from kvtransfer.transports.base import SinkStream, Unreachable
+from kvtransfer.transports.control import ControlContext, Poller
+from kvtransfer.transports.dial import Dial
+from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
+from protocol.ids import LeaseId, WorkerId
+from protocol.messages import Ticket
+
+log = logging.getLogger(__name__)
+
+OPEN_S = 3.0
+"""From the first fetch to an open stream. Two local round trips; a dead host shows here."""
+REOPEN_S = 0.4
+"""From a stream's end to the next: within the grace that the source gives."""
+MAX_BREAKS = 3
+"""Streams of one link that may end in a row, with no fetch landed in between."""
+
+
+class LinkStage(StrEnum):
+    DIALLING = "dialling"
+    """`Open` is sent."""
+    ATTACHING = "attaching"
+    """The source answered; a stream is on its way up."""
+    OPEN = "open"
+    LOST = "lost"
+
+
+class Link:
+    """Raises TransferError from any method when the link breaks; then call `lose`."""
+
+    def __init__(
+        self,
+        ticket: Ticket,
+        *,
+        worker: WorkerId,
+        context: ControlContext,
+        poller: Poller,
+        transports: Sequence[str],
+        allow_fallback: bool,
+        tcp_lanes: int,
+        memory: Pool,
+        receiver: Receiver,
+        on_word: Callable[["Link", FetchFailed | Renewed], None],
+        on_notice: Callable[[Notice], None],
+        now_s: float,
+    ) -> None:
+        self.stage = LinkStage.DIALLING
+        self.source = ticket.worker
+        self.stream: SinkStream | None = None
+        self.receiver = receiver
+        self.num_breaks = 0
+        """Streams that ended since the last fetch landed."""
+        self.why = ""
+        """Why this transport and not an earlier one."""
+        self.leases: set[LeaseId] = set()
+        """Those to renew."""
+        self.open_by_s = now_s + OPEN_S
+        self.renew_at_s = now_s
+        self._heard_s = now_s
+        self._ticket = ticket
+        self._poller = poller
+        self._transports = tuple(transports)
+        self._untried = list(transports)
+        self._allow_fallback = allow_fallback
+        self._tcp_lanes = tcp_lanes
+        self._memory = memory
+        self._on_word = on_word
+        self._on_notice = on_notice
+        self._session = SessionId(secrets.randbits(63))
+        self._dial: Dial | None = None
+        self._opened: Opened | None = None
+        self._missed: list[tuple[str, str]] = []
+        """Transports that cannot be used now, and why."""
+        self._broke = ""
+        """How the last stream ended."""
+        self.has_more = False
+        """The stream has more to do without waiting."""
+        self._control = context.connect(ticket.address)
+        self._number = self._control.number
+        poller.watch(self._control)
+        self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
+
+    def say(self, message: ToSource) -> None:
+        self._control.send(message)
+
+    def keep(self, lease: LeaseId, *, now_s: float) -> None:
+        """Renew this lease from now on."""
+        if not self.leases:
+            self._heard_s = now_s
+        self.leases.add(lease)
+
+    def check(self, *, now_s: float, silence_s: float) -> None:
+        """Raise PeerLost when the link does not come up, or its renewals stay unanswered."""
+        if self.stage is not LinkStage.OPEN and now_s > self.open_by_s:
+            raise PeerLost(f"no stream to {self.source} came up: still {self.stage}")
+        if self.leases and now_s - self._heard_s > silence_s:
+            raise PeerLost(f"{self.source} has been silent for {now_s - self._heard_s:.1f} s")
+
+    def renew(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
+        """Renew all leases of this link in one message, if it is time."""
+        if now_s < self.renew_at_s or not self.leases or self._opened is None:
+            return
+        self.renew_at_s = now_s + every_s
+        leases = tuple(self.leases)
+        for first in range(0, len(leases), MAX_RENEWED):
+            some = leases[first : first + MAX_RENEWED]
+            self.say(Renew(leases=some, remaining_s=remaining_s))
+
+    def look(self, ready: set[int], *, now_s: float) -> None:
+        """Take in what the control socket and the descriptors in `ready` have."""
+        heard = self._control.receive() if self._number in ready else ()
+        for message in heard:
+            self._heard_s = now_s
+            match message:
+                case Opened():
+                    self._attach(message)
+                case Refused(reason=reason):
+                    raise PeerLost(f"the source refused the link: {reason}")
+                case FetchFailed() | Renewed():
+                    self._on_word(self, message)
+                case _:
+                    assert_never(message)
+        if self._dial is not None and self._dial.fileno() in ready:
+            self._advance()
+
+    def receive(self, ready: set[int], *, now_s: float) -> SinkStream | None:
+        """Take in what the stream has. When it has just broken: that stream, for the caller to
+        close before `attach_again`."""
+        stream = self.stream
+        if stream is None or not (self.has_more or stream.fileno() in ready):
+            return None
+        self._heard_s = now_s
+        try:
+            self.has_more = stream.receive(self.receiver)
+        except PeerLost as error:
+            self._broke = f"{stream.transport} broke: {error}"
+            return self._take_stream()
+        return None
+
+    def attach_again(self, *, now_s: float) -> None:
+        """Go on after a stream's end. Raises PeerLost when that was tried enough."""
+        self.num_breaks += 1
+        if self.num_breaks >= MAX_BREAKS:
+            raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
+        log.warning("stream broke", extra={"source": self.source, "why": self._broke})
+        self.stage = LinkStage.ATTACHING
+        self.open_by_s = now_s + REOPEN_S
+        self._untried, self._missed = list(self._transports), []
+        self._try_next()
+
+    def lose(self) -> SinkStream | None:
+        """Close everything but the stream, which the caller closes."""
+        self.stage = LinkStage.LOST
+        self._drop_dial()
+        stream = self._take_stream()
+        self._poller.forget(self._control)
+        self._control.close()
+        return stream
+
+    def _take_stream(self) -> SinkStream | None:
+        stream, self.stream, self.has_more = self.stream, None, False
+        if stream is not None:
+            self._poller.forget(stream.fileno())
+        return stream
+
+    def _attach(self, opened: Opened) -> None:
+        if self.stage is not LinkStage.DIALLING or opened.epoch != self._ticket.epoch:
+            raise WireError("the source opened the link twice, or another epoch's")
+        self.stage = LinkStage.ATTACHING
+        self._opened = opened
+        self._try_next()
+
+    def _try_next(self) -> None:
+        """Start on the first transport left that can be reached at all."""
+        while self._untried:
+            if self._missed and not self._allow_fallback:
+                self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+                raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._reasons())}")
+            name = self._untried.pop(0)
+            try:
+                dial = self._dial_to(name)
+            except Unreachable as error:
+                self._missed.append((name, str(error)))
+                continue
+            self._dial = dial
+            self._poller.watch(dial.fileno(), writable=dial.writable)
+            return
+        self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+        reasons = [self._broke, *self._reasons()] if self._broke else self._reasons()
+        raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
+
+    def _reasons(self) -> list[str]:
+        return [f"not {name}: {why}" for name, why in self._missed]
+
+    def _dial_to(self, name: str) -> Dial:
+        assert self._opened is not None
+        planes.check_here(name)
+        address = next((p.address for p in self._opened.planes if p.transport == name), None)
+        if address is None:
+            raise Unreachable(f"the source does not serve {name}")
+        hello = StreamHello(
+            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
+        )
+        return planes.dial(name, address, hello, self._memory, tcp_lanes=self._tcp_lanes)
+
+    def _advance(self) -> None:
+        assert self._dial is not None
+        dial, name = self._dial, self._dial.transport
+        try:
+            stream = dial.advance()
+        except Unreachable as error:
+            self._drop_dial()
+            self._missed.append((name, str(error)))
+            self._try_next()
+            return
+        if stream is None:
+            self._poller.watch(dial.fileno(), writable=dial.writable)
+            return
+        self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
+        self._poller.forget(dial.fileno())  # the stream may be watched by another descriptor
+        self._poller.watch(stream.fileno())
+        reasons = [f"{name} reachable", *self._reasons()]
+        self.why = "; ".join([*reasons, self._broke] if self._broke else reasons)
+        level = logging.WARNING if self._missed else logging.INFO
+        said = {"source": self.source, "transport": name, "why": self.why}
+        log.log(level, "transport chosen", extra=said)
+        self._on_notice(LinkUp(source=self.source, transport=name, missed=tuple(self._missed)))
+
+    def _drop_dial(self) -> None:
+        if self._dial is not None:
+            self._poller.forget(self._dial.fileno())
+            self._dial.close()
+            self._dial = None
+
+
+def broken(error: TransferError | WireError) -> TransferError:
+    """What a fetch is told when its link breaks."""
+    return error if isinstance(error, TransferError) else PeerLost(f"link dropped: {error}")

@@ -1,0 +1,60 @@
+"""A fetch under way: its table, its ticket, and what was measured on the way.
+
+Made by `kvtransfer.sink.sink`, owned by `kvtransfer.sink.fetches` until its end has been told.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.plan import Plan
+from kvtransfer.sink import fetch as session
+from kvtransfer.sink.fetch import FetchStage
+from kvtransfer.sink.link import Link
+from protocol.errors import LayoutMismatch
+from protocol.messages import Ticket
+
+
+@dataclass(slots=True, eq=False)
+class Active:
+    """One fetch under way."""
+
+    fetch: session.Fetch
+    ticket: Ticket
+    way: Plan | LayoutMismatch
+    on_end: Callable[[FetchEnd], None]
+    started_s: float
+    deadline_s: float
+    heads: range | None = None
+    """Those to fetch of our layout's; None: all."""
+    link: Link | None = None
+    written_s: float = 0.0
+    """When the source was told that everything is written, on our clock."""
+    num_bytes: int = 0
+    first_s: float = 0.0
+    """When the first of them were verified."""
+    flow_s: float = 0.0
+
+    @property
+    def plan(self) -> Plan | None:
+        return self.way if isinstance(self.way, Plan) else None
+
+    def outcome(self, *, now_s: float) -> FetchEnd:
+        """What its end is, now that its table has ended."""
+        fetch, link = self.fetch, self.link
+        quarantined = tuple(fetch.slots_S[fetch.writing_S].tolist())
+        if fetch.stage is FetchStage.FAILED:
+            assert fetch.error is not None
+            # A fresh one: a traceback would keep views of the pool alive as long as its reader.
+            error = type(fetch.error)(str(fetch.error))
+            return Lost(error, landed=fetch.verified, quarantined=quarantined)
+        if fetch.stage is FetchStage.ABORTED:
+            return Aborted(fetch.reason, landed=fetch.verified, quarantined=quarantined)
+        assert link is not None and link.stream is not None and fetch.note is not None
+        return Landed(
+            note=fetch.note, transport=link.stream.transport, transport_why=link.why,
+            num_blocks=fetch.num_slots, num_bytes=self.num_bytes,
+            fetch_s=now_s - self.started_s, flow_s=self.flow_s,
+            first_s=(self.first_s or now_s) - self.started_s,
+            exposed_s=now_s - max(self.started_s, self.written_s),
+        )  # fmt: skip
