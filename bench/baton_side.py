@@ -17,15 +17,15 @@ from bench.workload import (
     TooSlow,
 )
 from engine.batch import SequenceId
+from engine.checkpoint.load import load_model
 from engine.commands import Submission
-from engine.ending import EngineEnding, Finished
-from engine.kvpool import KvPool
+from engine.kvcache.pool import KvPool
+from engine.kvcache.prefix_cache import CacheEvent
 from engine.limits import EngineLimits
 from engine.loop import Engine
-from engine.model import Dtype, load_model
-from engine.observer import SequenceToken
-from engine.prefix import CacheEvent
-from engine.torch_runner import TorchRunner
+from engine.models.model import Dtype
+from engine.observer import EngineEnding, Finished, SequenceToken
+from engine.runner.cpu import TorchRunner
 from protocol.messages import Sampling
 
 

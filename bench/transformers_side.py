@@ -22,7 +22,7 @@ from bench.workload import (
     Times,
     TooSlow,
 )
-from engine.model import DTYPES, Dtype
+from engine.models.model import DTYPES, Dtype
 
 PAGE_TOKENS = 256
 """transformers' own default, and its best here."""

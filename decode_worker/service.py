@@ -18,7 +18,7 @@ from decode_worker.tally import Tally
 from engine import sequence as outcomes
 from engine.batch import SequenceId
 from engine.desk import Job, Key, LastWord
-from engine.kvgroups import NO_BLOCK
+from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import Mode
 from engine.service import EngineService, failed, name_of

@@ -15,9 +15,9 @@ from decode_worker.service import DecodeService
 from decode_worker.settings import DecodeSettings
 from decode_worker.tamper import corrupt_first
 from engine.assembly import Assembly, assemble
-from engine.device.opening import open_device
-from engine.kvpool import Buffer
+from engine.kvcache.pool import Buffer
 from engine.loop import Engine
+from engine.runner.gpu.opening import open_device
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.sink.sink import Sink

@@ -7,22 +7,23 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from engine.config import ModelConfig, read_config
-from engine.device.base import Device
-from engine.device.choosing import chooser_for
-from engine.device.opening import ops_for
-from engine.device.runner import DeviceRunner
-from engine.device.sizing import (
+from engine.checkpoint.load import load_model
+from engine.checkpoint.loader import Progress
+from engine.kvcache.pool import Buffer, KvPool, fewest_blocks
+from engine.kvcache.windows import Window
+from engine.limits import EngineLimits
+from engine.models.config import ModelConfig, read_config
+from engine.models.model import DTYPES, Model
+from engine.runner.cpu import TorchRunner
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
     largest_step_bytes,
     refused_when_full,
 )
-from engine.kvgroups import Window
-from engine.kvpool import Buffer, KvPool, fewest_blocks
-from engine.limits import EngineLimits
-from engine.model import DTYPES, Model, Progress, load_model
-from engine.torch_runner import TorchRunner
+from engine.runner.gpu.runner import DeviceRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
 from protocol.process.machine import free_memory_bytes

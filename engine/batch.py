@@ -1,7 +1,7 @@
 """What one forward computes, and what it returns: the words between scheduler and runner.
 
-Made by `engine.scheduler`, consumed by a `Runner`. Pure values, no tensors; whoever builds a
-chunk guarantees that its block table covers `start + len(token_ids)` tokens.
+Made by `engine.scheduling.scheduler`, consumed by a `Runner`. Pure values, no tensors; whoever
+builds a chunk guarantees that its block table covers `start + len(token_ids)` tokens.
 
 msgspec structs, not dataclasses: one of each is made per token, and a frozen dataclass takes ten
 times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
@@ -36,7 +36,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     start: int
     block_table: Sequence[int]
     """Block id of token block i in KV group g at [i * num_groups + g]; -1 where nobody can reach
-    its tokens any more (`engine.kvgroups`)."""
+    its tokens any more (`engine.kvcache.windows`)."""
     sampling: Sampling | None
     """None: no token is sampled after this chunk (more of the prompt is to come)."""
     prompt_ids: Sequence[int]

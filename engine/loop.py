@@ -15,7 +15,6 @@ from threading import Thread, current_thread
 from typing import assert_never
 
 from engine.batch import SequenceId, StepInput
-from engine.blocks import BlockAllocator
 from engine.commands import (
     Abort,
     Command,
@@ -27,14 +26,14 @@ from engine.commands import (
     Submission,
     Submit,
 )
-from engine.effects import Admitted, Computed, Effect, Ended, Freed
-from engine.ending import ending_of
-from engine.kvgroups import NO_BLOCK, Window
+from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.prefix_cache import PrefixCache
+from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
-from engine.observer import EngineObserver, SequenceToken
-from engine.prefix import PrefixCache
-from engine.runner import Launched, Runner, StepHung
-from engine.scheduler import STEPS_AHEAD, Scheduler
+from engine.observer import EngineObserver, SequenceToken, ending_of
+from engine.runner.contract import Launched, Runner, StepHung
+from engine.scheduling.scheduler import STEPS_AHEAD, Scheduler
+from engine.scheduling.sequence_table import Admitted, Computed, Effect, Ended, Freed
 from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load

@@ -1,7 +1,7 @@
 """One sequence's life inside one engine: its tokens, its blocks, its state.
 
-Made by `engine.loop`, moved by `engine.scheduler` alone, on the engine thread. Holds facts only;
-it never allocates, frees or reads a clock (the loop writes the three time stamps).
+Made by `engine.loop`, moved by `engine.scheduling.scheduler` alone, on the engine thread. Holds
+facts only; it never allocates, frees or reads a clock (the loop writes the three time stamps).
 """
 
 from array import array
@@ -166,10 +166,11 @@ class Sequence:
     num_lent_tokens: int = 0
     """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
     num_promised: int = 0
-    """Blocks of groups with a window that it may hold at a time (see `engine.prefix`)."""
+    """Blocks of groups with a window that it may hold at a time (see
+    `engine.kvcache.prefix_cache`)."""
     twins: dict[int, int] = field(default_factory=dict)
     """By place in the table: cached blocks equal to own ones that cannot move (see
-    `engine.prefix.seal`)."""
+    `engine.kvcache.prefix_cache.seal`)."""
     num_computed: int = 0
     """Tokens whose KV is in the blocks."""
     num_launched: int = 0

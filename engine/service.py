@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Generic, assert_never
 
-from engine import ending as endings
+from engine import observer as endings
 from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.desk import Desk, J, Key, LastWord, check_tokens
-from engine.ending import EngineEnding
+from engine.kvcache.prefix_cache import CacheEvent, Evicted, Stored
 from engine.loop import Engine
-from engine.observer import SequenceToken
-from engine.prefix import CacheEvent, Evicted, Stored
+from engine.observer import EngineEnding, SequenceToken
 from engine.sequence import Mode
 from protocol.blocks import BlockChange
 from protocol.errors import CapacityError

@@ -12,9 +12,9 @@ from functools import partial
 from typing import cast
 
 from engine.assembly import Assembly, assemble
-from engine.device.opening import open_device
-from engine.kvpool import Buffer
+from engine.kvcache.pool import Buffer
 from engine.loop import Engine
+from engine.runner.gpu.opening import open_device
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.source.source import Source

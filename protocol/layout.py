@@ -47,8 +47,9 @@ class KvLayout(msgspec.Struct, frozen=True, kw_only=True, tag="kv"):
     total_kv_heads: int | None = None
     """KV heads of the model; None: those held here are all."""
     num_groups: int = 1
-    """KV groups of the model, whose layers lie in blocks of their own (`engine.kvgroups`): each
-    token block is `num_groups` blocks of `num_layers` layers, in the order of the groups."""
+    """KV groups of the model, whose layers lie in blocks of their own
+    (`engine.kvcache.windows`): each token block is `num_groups` blocks of `num_layers` layers,
+    in the order of the groups."""
 
     def __post_init__(self) -> None:
         _check_sizes(

@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from engine.config import ModelConfig, read_config
-from engine.families import FAMILIES
-from engine.mxfp4 import BLOCK
-from engine.tensors import QUANTISED, Naming, tensor_shapes
+from engine.checkpoint.quant.mxfp4 import BLOCK
+from engine.checkpoint.tensor_names import QUANTISED, Naming, tensor_shapes
+from engine.models.config import ModelConfig, read_config
+from engine.models.families import FAMILIES
 from protocol.errors import CheckpointError
 from tools.checkpoint_shape import END_ID, Shape
 

@@ -1,4 +1,4 @@
-"""Measures launch parameters on this GPU and writes them where `engine.kernels.launch` looks.
+"""Measures launch parameters on this GPU and writes them where `engine.ops.triton.launch` looks.
 
     python -m tools.tune_kernels --kernel attention --heads 32 --kv-heads 8 --head-dim 128
 
@@ -28,11 +28,12 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.device.choosing import RowRules
-from engine.inputs import ForwardInputs
-from engine.kernels import attention, experts, launch, sample
-from engine.kernels.launch import Launch
-from engine.ops import HeadShape
+from engine.ops.contract import HeadShape
+from engine.ops.inputs import ForwardInputs
+from engine.ops.triton import attention, experts, launch
+from engine.ops.triton.launch import Launch
+from engine.sampling import triton_sample as sample
+from engine.sampling.rows import RowRules
 
 DEVICE = "cuda"
 KERNELS = ("attention", "experts", "sample")

@@ -15,9 +15,10 @@ BUDGET_S = 570.0
 
 def main() -> int:
     asked = _arguments()
+    from support.host_device import HostDevice
+
     from bench.gpu.parts import REAL, SMALL, Bench  # torch: seconds that --help need not wait
-    from engine.device.host import HostDevice
-    from engine.device.opening import open_device
+    from engine.runner.gpu.opening import open_device
     from protocol.errors import SettingsError
 
     try:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bench.gpu.clock import seconds
 from bench.gpu.engine_side import BLOCK_TOKENS
-from engine.device.base import Device
-from engine.inputs import ForwardInputs
-from engine.kvpool import KvPool
-from engine.model import Dtype
-from engine.ops import HeadShape, Ops
+from engine.kvcache.pool import KvPool
+from engine.models.model import Dtype
+from engine.ops.contract import HeadShape, Ops
+from engine.ops.inputs import ForwardInputs
+from engine.runner.gpu.device import Device
 from protocol.layout import KvLayout
 from tools.make_checkpoint import Shape
 

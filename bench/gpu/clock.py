@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from engine.device.base import Device
+from engine.runner.gpu.device import Device
 
 ROUNDS = 5
 

@@ -9,13 +9,13 @@ from statistics import median
 
 from bench.gpu.clock import ROUNDS
 from engine.batch import PENDING, Chunk, SequenceId
-from engine.device.base import Device
-from engine.device.choosing import chooser_for
-from engine.device.launched import LaunchedStep
-from engine.device.runner import DeviceRunner
-from engine.kvpool import KvPool
+from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
-from engine.model import Dtype, Model
+from engine.models.model import Dtype, Model
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.launched import LaunchedStep
+from engine.runner.gpu.opening import chooser_for
+from engine.runner.gpu.runner import DeviceRunner
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 16

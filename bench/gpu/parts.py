@@ -22,9 +22,10 @@ from bench.gpu.peers import Peer
 from bench.gpu.shapes import LLAMA_8B, TOY, Costs, costs, write_config
 from bench.gpu.weights import RandomCheckpoint
 from bench.record import record
-from engine.device.base import Device
-from engine.device.opening import ops_for
-from engine.model import DTYPES, Dtype, Model, load_model
+from engine.checkpoint.load import load_model
+from engine.models.model import DTYPES, Dtype, Model
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.opening import ops_for
 from tools.make_checkpoint import Shape
 
 BARS = {"decode_b1": 0.65, "decode_b32": 0.65, "decode_b256": 0.60, "prefill_2048": 0.60}

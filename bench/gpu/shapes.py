@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.config import ModelConfig, read_config
+from engine.models.config import ModelConfig, read_config
 from tools.make_checkpoint import Shape
 
 LLAMA_8B = Shape(

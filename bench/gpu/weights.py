@@ -1,6 +1,6 @@
 """Random weights made on the device: a model of 16 GB without a byte on disk.
 
-Stands for a checkpoint's tensors in `engine.model.load_model`.
+Stands for a checkpoint's tensors in `engine.checkpoint.load.load_model`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bench.gpu.shapes import BYTES
-from engine.config import ModelConfig
-from engine.tensors import Naming, tensor_shapes
-from engine.weights import Checkpoint, StoredTensor
+from engine.checkpoint.safetensors import Checkpoint, StoredTensor
+from engine.checkpoint.tensor_names import Naming, tensor_shapes
+from engine.models.config import ModelConfig
 from tools.make_checkpoint import Shape
 
 SPREAD = 0.02

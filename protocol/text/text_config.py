@@ -1,6 +1,6 @@
 """Where `config.json` describes the text model, and what it leaves to transformers.
 
-Called by `protocol.text.tokenizer` and by `engine.config`, so that both read the same sizes.
+Called by `protocol.text.tokenizer` and by `engine.models.config`, so that both read the same sizes.
 """
 
 from collections.abc import Mapping

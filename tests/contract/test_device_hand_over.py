@@ -10,9 +10,9 @@ from support.device_engine import Pair, device_pair, settings_for
 from support.eventually import eventually
 from support.fake_driver import FakeDriver
 from support.gpu import DRIVERS, driver_for
+from support.host_device import HostDevice
 
-from engine.device.base import Device
-from engine.device.host import HostDevice
+from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
 from protocol.messages import Emit, Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -35,7 +35,7 @@ def pair(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     if kind == "fake":
         drivers, devices = (FakeDriver(), FakeDriver()), (HostDevice(), HostDevice())
     else:
-        from engine.device.cuda import CudaDevice
+        from engine.runner.gpu.cuda import CudaDevice
 
         driver = driver_for(kind)
         assert isinstance(driver, CudaDriver)

@@ -20,19 +20,19 @@ from support.device_steps import (
     stepwise,
 )  # fmt: skip
 from support.gpu import why_no_gpu
+from support.host_device import HostDevice
 from support.mini_router import MiniRouter
 from support.worker_cluster import GREEDY as TWELVE
 from support.worker_cluster import WorkerCluster, drive, prompt, tiny_checkpoint
 
 from engine.batch import SampledToken
-from engine.device.base import Device
-from engine.device.choosing import chooser_for
-from engine.device.host import HostDevice
-from engine.device.opening import ops_for
-from engine.device.runner import DeviceRunner
-from engine.device.sizing import blocks_left, largest_step_bytes
-from engine.kvpool import KvPool
-from engine.model import Model, load_model
+from engine.checkpoint.load import load_model
+from engine.kvcache.pool import KvPool
+from engine.models.model import Model
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.pool_size import blocks_left, largest_step_bytes
+from engine.runner.gpu.runner import DeviceRunner
 from protocol.layout import KvLayout
 from protocol.messages import Finished, Landed, PrefillDone, Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -80,7 +80,7 @@ def device(request: pytest.FixtureRequest) -> Device:
         return HostDevice()
     if why := why_no_gpu():
         pytest.skip(why)
-    from engine.device.cuda import CudaDevice
+    from engine.runner.gpu.cuda import CudaDevice
 
     return CudaDevice(0)
 

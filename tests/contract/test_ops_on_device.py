@@ -13,17 +13,18 @@ import pytest
 import torch
 from support.forwards import chunk
 from support.gpu import why_no_gpu
+from support.host_device import HostDevice
 from torch import Tensor
 
-from engine.device.arrays import NO_FEED, padded, step_arrays
-from engine.device.base import Device
-from engine.device.host import HostDevice
-from engine.device.opening import ops_for
-from engine.device.upload import Upload
-from engine.inputs import ForwardInputs
-from engine.kvpool import KvPool
-from engine.layers import TorchOps
-from engine.ops import Activation, ExpertWeights, HeadShape, Ops, choose_ops
+from engine.kvcache.pool import KvPool
+from engine.ops.choose import choose_ops
+from engine.ops.contract import Activation, ExpertWeights, HeadShape, Ops
+from engine.ops.inputs import ForwardInputs
+from engine.ops.torch_ops import TorchOps
+from engine.runner.gpu.arrays import NO_FEED, padded, step_arrays
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.opening import ops_for
+from engine.runner.gpu.upload import Upload
 from protocol.layout import KvDtype, KvLayout
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -74,7 +75,7 @@ def rivals(request: pytest.FixtureRequest) -> Rivals:
         )
     if why := why_no_gpu():
         pytest.skip(why)
-    from engine.device.cuda import CudaDevice
+    from engine.runner.gpu.cuda import CudaDevice
 
     device = CudaDevice(0)
     kernels = ops_for(device, dtype=dtype)

@@ -14,9 +14,9 @@ from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.batch import Chunk, SequenceId
 from engine.commands import Submission
-from engine.ending import Aborted, Finished
 from engine.limits import EngineLimits
 from engine.loop import Engine
+from engine.observer import Aborted, Finished
 from engine.sequence import Cancel, Complete, State
 from protocol.messages import Sampling
 

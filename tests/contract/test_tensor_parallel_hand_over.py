@@ -12,8 +12,9 @@ import torch
 from support.eventually import eventually
 from support.ranks import REQUEST, WITHIN_S, EngineBench, RankedDecode, RankedPrefill
 
-from engine.kvgroups import NO_BLOCK
-from engine.model import Model, load_model
+from engine.checkpoint.load import load_model
+from engine.kvcache.windows import NO_BLOCK
+from engine.models.model import Model
 from engine.sequence import Mode
 from protocol.layout import shard
 from tools.make_checkpoint import Shape, make_checkpoint

@@ -8,8 +8,9 @@ import pytest
 from support.eventually import eventually
 from support.hand_over import DecodeSide, PrefillSide, Side
 
-from engine.kvgroups import NO_BLOCK, first_block
-from engine.model import Model, load_model
+from engine.checkpoint.load import load_model
+from engine.kvcache.windows import NO_BLOCK, first_block
+from engine.models.model import Model
 from kvtransfer.sink.sink import Landed
 from tools.make_checkpoint import Shape, make_checkpoint
 

@@ -9,7 +9,7 @@ from support.eventually import eventually
 from support.relay import Pool, request_kv
 from support.transfer import Borrower, Lender, Outcome, Slot
 
-from engine.kvgroups import NO_BLOCK, first_block
+from engine.kvcache.windows import NO_BLOCK, first_block
 from kvtransfer.chunk import describe
 from kvtransfer.plan import plan
 from kvtransfer.sink.sink import Landed, Lost

@@ -16,13 +16,13 @@ import torch
 from support.ahead import Call, assert_fits, recorded
 from torch import Tensor
 
-from engine.device.choosing import RowRules, logprobs
-from engine.inputs import ForwardInputs
-from engine.kernels import attention, blocks, experts, gated, norm, reduce_splits, rope_store
-from engine.kernels import sample as sampling
-from engine.kernels import store_kv as storing
-from engine.model import MAX_HEAD_DIM
-from engine.ops import HeadShape
+from engine.checkpoint.load import MAX_HEAD_DIM
+from engine.ops.contract import HeadShape
+from engine.ops.inputs import ForwardInputs
+from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
+from engine.sampling import triton_sample as sampling
+from engine.sampling.logprobs import logprobs
+from engine.sampling.rows import RowRules
 
 BF16, F32 = torch.bfloat16, torch.float32
 ARCHS = (80, 90, 100)
@@ -173,24 +173,6 @@ def test_the_rotation_and_store_fits(dim: int, norms: str, tmp_path: Path) -> No
         check(calls, ARCHS if dim == 128 else (80,), tmp_path)
 
 
-def test_stores_and_block_copies_fit(tmp_path: Path) -> None:
-    slots_T = meta(64, dtype=torch.int64)
-    for dim in (64, 256):
-        rows = meta(64, 8, dim)
-        calls = recorded(
-            storing,
-            "store_kv_kernel",
-            lambda rows=rows, dim=dim: storing.store_kv(layer_pool(dim), rows, rows, slots_T),  # type: ignore[misc]
-        )
-        check(calls, ARCHS if dim == 256 else (80,), tmp_path)
-    pool, staging, listed_N = meta(500, 32 << 10), meta(9, 32 << 10), meta(9, dtype=torch.int64)
-    for copy, archs in (
-        (lambda: blocks.gather(pool, listed_N, staging), ARCHS),
-        (lambda: blocks.scatter(staging, listed_N, pool), ARCHS),
-    ):
-        check(recorded(blocks, "copy_blocks_kernel", copy), archs, tmp_path)
-
-
 @pytest.mark.parametrize("width", [896, 4096, 8192, 16_384])
 def test_the_norms_fit(width: int, tmp_path: Path) -> None:
     x_TK, delta_TK, weight_K = (
@@ -269,7 +251,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A meta tensor has no values: whatever would read one back raises."""
     for module, name in (
         (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
-        (rope_store, "rope_store_kernel"), (storing, "store_kv_kernel"), (norm, "norm_kernel"),
+        (rope_store, "rope_store_kernel"), (norm, "norm_kernel"),
         (gated, "gated_kernel"), (sampling, "sample_kernel"), (experts, "count_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
     ):  # fmt: skip

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels import attention, experts, gated, launch, reduce_splits, sample
-from engine.kernels.launch import Launch
+from engine.ops.triton import attention, experts, gated, launch, reduce_splits
+from engine.ops.triton.launch import Launch
+from engine.sampling import triton_sample as sample
 from tools import tune_kernels
 from tools.tune_kernels import Measured, NoRoom, Subject, main, tune, written
 

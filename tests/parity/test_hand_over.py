@@ -12,7 +12,8 @@ from support.eventually import eventually
 from support.family_shapes import SHAPES
 from support.hand_over import DecodeSide, PrefillSide, Side
 
-from engine.model import Model, load_model
+from engine.checkpoint.load import load_model
+from engine.models.model import Model
 from tools.make_checkpoint import make_checkpoint
 
 NUM_TOKENS = 30

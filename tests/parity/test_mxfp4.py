@@ -13,8 +13,9 @@ from support.forwards import pool_for, split_logits
 from support.reference import reference
 from torch import Tensor
 
-from engine.model import Model, load_model
-from engine.mxfp4 import dequantise
+from engine.checkpoint.load import load_model
+from engine.checkpoint.quant.mxfp4 import dequantise
+from engine.models.model import Model
 from tools.make_checkpoint import Shape, make_checkpoint
 
 SHAPES = {

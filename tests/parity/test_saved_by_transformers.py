@@ -13,7 +13,7 @@ from support.forwards import pool_for, split_logits
 from support.reference import reference
 from torch import Tensor
 
-from engine.model import load_model
+from engine.checkpoint.load import load_model
 from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4

@@ -16,8 +16,9 @@ from support.forwards import chunk, logits, pool_for, split_logits, step
 from support.reference import reference
 from torch import Tensor
 
-from engine.model import Model, load_model
-from engine.torch_runner import TorchRunner
+from engine.checkpoint.load import load_model
+from engine.models.model import Model
+from engine.runner.cpu import TorchRunner
 from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
-from engine.kvgroups import NO_BLOCK, Window
-from engine.prefix import Evicted, Stored
+from engine.kvcache.prefix_cache import Evicted, Stored
+from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash

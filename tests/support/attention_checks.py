@@ -10,13 +10,13 @@ import torch
 from support.kernel_cases import BF16, INTERPRETED, OURS, TWIN, Case, check, close, noise
 from torch import Tensor
 
-from engine.kernels import launch as launching
-from engine.kernels.attention import attention
-from engine.kernels.launch import SPLIT_TOKENS, Launch
-from engine.kernels.ops import TritonOps
-from engine.kvpool import KvPool
-from engine.layers import TorchOps
-from engine.ops import ExpertWeights, Ops
+from engine.kvcache.pool import KvPool
+from engine.ops.contract import ExpertWeights, Ops
+from engine.ops.torch_ops import TorchOps
+from engine.ops.triton import launch as launching
+from engine.ops.triton.attention import attention
+from engine.ops.triton.launch import SPLIT_TOKENS, Launch
+from engine.ops.triton.ops import TritonOps
 
 SMALL = Launch(block_m=16, block_n=16)
 ATTENTIONS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from engine.config import ModelConfig, read_config
+from engine.models.config import ModelConfig, read_config
 from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape
 

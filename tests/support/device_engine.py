@@ -15,10 +15,10 @@ from support.services import ROUTER, Story
 
 from decode_worker.service import DecodeService
 from engine.assembly import Assembly, assemble
-from engine.device.base import Device
-from engine.kvpool import Buffer
+from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.observer import EngineObserver
+from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.sink.sink import Sink

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from support.forwards import chunk, pool_for
 
 from engine.batch import PENDING, Chunk, SampledToken, SequenceId
-from engine.device.runner import DeviceRunner
 from engine.limits import EngineLimits
-from engine.model import Model
-from engine.torch_runner import TorchRunner
+from engine.models.model import Model
+from engine.runner.cpu import TorchRunner
+from engine.runner.gpu.runner import DeviceRunner
 from protocol.messages import Sampling
 
 PROMPTS = {

@@ -13,7 +13,7 @@ import msgspec
 import xxhash
 
 from engine.batch import PENDING, Chunk, SampledToken, SequenceId
-from engine.kvgroups import NO_BLOCK, Window, first_reachable
+from engine.kvcache.windows import NO_BLOCK, Window, first_reachable
 from protocol.layout import KvLayout
 
 VOCAB_SIZE = 997
@@ -48,7 +48,7 @@ class StaleBlock(Exception):
 
 
 class FakeStep:
-    """Implements `engine.runner.Launched`."""
+    """Implements `engine.runner.contract.Launched`."""
 
     def __init__(self, runner: "FakeRunner", chunks: Sequence[Chunk]) -> None:
         self._runner = runner
@@ -67,7 +67,7 @@ class FakeStep:
 
 
 class FakeRunner:
-    """Implements `engine.runner.Runner`.
+    """Implements `engine.runner.contract.Runner`.
 
     A step is computed as late as may be: when its tokens are read. `fail_next` launches
     and `fail_tokens` steps raise instead of computing; `mute` sequences get no number from the

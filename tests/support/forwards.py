@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken, SequenceId
-from engine.inputs import forward_inputs
-from engine.kvpool import KvPool
-from engine.model import Model
-from engine.runner import Runner
+from engine.kvcache.pool import KvPool
+from engine.models.model import Model
+from engine.ops.inputs import forward_inputs
+from engine.runner.contract import Runner
 from protocol.layout import KvDtype
 from protocol.messages import Sampling
 

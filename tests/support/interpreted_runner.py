@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from support.device_steps import EOS, GREEDY, LIMITS, SEEDED, ahead, all_with, expected
 from support.forwards import pool_for
+from support.host_device import HostDevice
 
-from engine.device.host import HostDevice
-from engine.device.runner import DeviceRunner
-from engine.model import load_model
+from engine.checkpoint.load import load_model
+from engine.runner.gpu.runner import DeviceRunner
 from tools.make_checkpoint import Shape, make_checkpoint
 
 NUM_STEPS = 4
@@ -26,8 +26,8 @@ SHAPE = Shape(family="qwen3", layers=1, hidden=32, heads=2, kv_heads=1, mlp=32)
 def main() -> None:
     torch.set_num_threads(1)
     device = HostDevice()
-    ops = import_module("engine.kernels.ops").TritonOps(io_dtype=torch.float32)
-    sample = import_module("engine.kernels.sample").sample
+    ops = import_module("engine.ops.triton.ops").TritonOps(io_dtype=torch.float32)
+    sample = import_module("engine.sampling.triton_sample").sample
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), SHAPE)
         model = load_model(Path(directory), dtype="float32", ops=ops, device=device.where)

@@ -13,11 +13,11 @@ import torch
 from support.forwards import chunk
 from torch import Tensor
 
-from engine.inputs import ForwardInputs, forward_inputs
-from engine.kernels.ops import TritonOps
-from engine.kvpool import KvPool
-from engine.layers import TorchOps
-from engine.ops import HeadShape, Ops
+from engine.kvcache.pool import KvPool
+from engine.ops.contract import HeadShape, Ops
+from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.ops.torch_ops import TorchOps
+from engine.ops.triton.ops import TritonOps
 from protocol.layout import KvLayout
 
 F32, BF16 = torch.float32, torch.bfloat16

@@ -19,16 +19,17 @@ from support.forwards import chunk, logits, pool_for
 from torch import Tensor
 
 from engine.batch import Chunk
-from engine.kernels.ops import TritonOps
-from engine.layers import TorchOps
-from engine.model import Model, load_model
-from engine.ops import Ops
+from engine.checkpoint.load import load_model
+from engine.models.model import Model
+from engine.ops.contract import Ops
+from engine.ops.torch_ops import TorchOps
+from engine.ops.triton.ops import TritonOps
 
 TOKENS = [5, 9, 200, 31, 77, 8, 120, 44, 301, 2, 6, 90, 91, 17, 18, 3, 400, 401]
 
 
 def model_with(path: Path, ops: Ops) -> Model:
-    with patch("engine.model.choose_ops", lambda **_: ops):
+    with patch("engine.checkpoint.load.choose_ops", lambda **_: ops):
         return load_model(path, dtype="float32")
 
 

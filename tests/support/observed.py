@@ -4,9 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.batch import SequenceId
-from engine.ending import EngineEnding
-from engine.observer import SequenceToken
-from engine.prefix import CacheEvent
+from engine.kvcache.prefix_cache import CacheEvent
+from engine.observer import EngineEnding, SequenceToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,14 +17,14 @@ from support.observed import RecordingObserver
 
 from engine.batch import SequenceId
 from engine.commands import Submission
-from engine.kvgroups import NO_BLOCK
-from engine.kvpool import KvPool
+from engine.kvcache.pool import KvPool
+from engine.kvcache.windows import NO_BLOCK
 from engine.limits import EngineLimits
 from engine.loop import Engine
-from engine.model import Model
+from engine.models.model import Model
 from engine.observer import SequenceToken
+from engine.runner.cpu import TorchRunner
 from engine.sequence import FetchOutcome, Landed, Lost, Mode
-from engine.torch_runner import TorchRunner
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.plan import cover

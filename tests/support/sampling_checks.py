@@ -1,4 +1,4 @@
-"""The sampling kernel beside `engine.sampler`: the same tokens."""
+"""The sampling kernel beside `engine.sampling.sampler`: the same tokens."""
 
 # Shapes: R rows, V vocabulary.
 
@@ -10,9 +10,9 @@ from support.forwards import chunk
 from support.kernel_cases import DEVICE, F32, check, noise
 from torch import Tensor
 
-from engine.device.choosing import RowRules
-from engine.kernels.sample import sample
-from engine.sampler import sample as twin_sample
+from engine.sampling.rows import RowRules
+from engine.sampling.sampler import sample as twin_sample
+from engine.sampling.triton_sample import sample
 from protocol.messages import Sampling
 
 

@@ -6,13 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from support.kernel_cases import BF16, BOTH, DEVICE, F32, OURS, TWIN, Case, check, close, noise
+from support.kernel_cases import BOTH, DEVICE, OURS, TWIN, Case, check, close, noise
 
-from engine import attention as twin_attention
-from engine.kernels.blocks import gather, gather_twin, scatter, scatter_twin
-from engine.kernels.experts import align
-from engine.kernels.store_kv import store_kv
-from engine.ops import Activation, ExpertWeights
+from engine.ops.contract import Activation, ExpertWeights
+from engine.ops.triton.experts import align
 
 
 @check
@@ -47,21 +44,6 @@ def gates() -> None:
         close(OURS.gated(gate_up[:, :6], activation), TWIN.gated(gate_up[:, :6], activation))
 
 
-@check
-def blocks() -> None:
-    for shape, dtype in (((9, 2, 1100), F32), ((9, 3, 5), BF16), ((9, 6), torch.uint8)):
-        pool = (noise(*shape) * 50).to(dtype)
-        listed_N = torch.tensor([4, 0, -1, 8, 5])
-        staged = [torch.zeros(5, *shape[1:], dtype=dtype) for _ in range(2)]
-        gather(pool, listed_N, staged[0])
-        gather_twin(pool, listed_N, staged[1])
-        assert staged[0].equal(staged[1]) and not staged[0][2].any()
-        pools = [torch.ones_like(pool) for _ in range(2)]
-        scatter(staged[0], listed_N, pools[0])
-        scatter_twin(staged[1], listed_N, pools[1])
-        assert pools[0].equal(pools[1]) and pools[0][[4, 0, 8, 5]].equal(pool[[4, 0, 8, 5]])
-
-
 ROPES = (
     Case(),
     Case(norms="head"),
@@ -87,18 +69,6 @@ def ropes() -> None:
         close(qkvs[0], qkvs[1])
         close(pools[0].tensor, pools[1].tensor)
         assert not pools[0].tensor[:, 1].equal(case.pool().tensor[:, 1])
-
-
-@check
-def stores() -> None:
-    case = Case(num_heads=3, num_kv_heads=3, head_dim=10)
-    k_TGD, v_TGD = noise(7, 3, 10), noise(7, 6, 10)[:, 3:]
-    slots_T = torch.tensor([5, -1, 17, 0, 30, -1, 8])
-    pools = [case.pool().tensor[:, 1] for _ in range(2)]
-    store_kv(pools[0], k_TGD, v_TGD, slots_T)
-    real_T = slots_T >= 0
-    twin_attention.store(pools[1], k_TGD[real_T], v_TGD[real_T], slots_T[real_T])
-    assert pools[0].equal(pools[1])
 
 
 @check

@@ -13,12 +13,12 @@ import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
 from engine.batch import SequenceId, StepInput
-from engine.blocks import BlockAllocator
-from engine.effects import Admitted, Computed, Ended, Freed
-from engine.kvgroups import NO_BLOCK, Window
+from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.prefix_cache import PrefixCache
+from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
-from engine.prefix import PrefixCache
-from engine.scheduler import Scheduler
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence_table import Admitted, Computed, Ended, Freed
 from engine.sequence import FetchOutcome, Landed, Lost, Mode, Sequence, State, Verdict
 from protocol.messages import Sampling
 

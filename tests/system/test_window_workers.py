@@ -8,7 +8,7 @@ import pytest
 from support.mini_router import MiniRouter
 from support.worker_cluster import BLOCK, CONTEXT, GREEDY, WorkerCluster, drive, prompt
 
-from engine.config import read_config
+from engine.models.config import read_config
 from protocol.messages import Finished, Landed
 from tools.make_checkpoint import Shape, make_checkpoint
 

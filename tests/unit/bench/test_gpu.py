@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from support.gpu import ROOT
+from support.host_device import HostDevice
 
 from bench.gpu import attention, peers
 from bench.gpu import parts as bench
 from bench.gpu.peers import Peer
 from bench.gpu.shapes import LLAMA_8B, TOY, costs
-from engine.device.host import HostDevice
-from engine.device.opening import ops_for
+from engine.runner.gpu.opening import ops_for
 
 
 def test_a_decode_step_of_8b_reads_fifteen_gigabytes_of_weights_and_128_kib_a_token() -> None:

@@ -12,7 +12,7 @@ from support.words import LAYOUT, decode
 from decode_worker.service import DecodeService
 from engine.batch import SequenceId
 from engine.commands import Submission
-from engine.kvgroups import NO_BLOCK
+from engine.kvcache.windows import NO_BLOCK
 from engine.loop import EngineStats
 from engine.sequence import FetchOutcome
 from engine.sequence import Lost as EngineLost

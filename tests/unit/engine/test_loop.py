@@ -8,12 +8,12 @@ from support.observed import RecordingObserver
 
 from engine.batch import Chunk, SampledToken, SequenceId
 from engine.commands import Submission
-from engine.ending import Aborted, Failed, Finished, HandedOver
-from engine.kvgroups import NO_BLOCK, Window
+from engine.kvcache.prefix_cache import Stored
+from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.loop import Engine, EngineBroken
-from engine.prefix import Stored
-from engine.runner import StepHung
+from engine.observer import Aborted, Failed, Finished, HandedOver
+from engine.runner.contract import StepHung
 from engine.sequence import Landed, Lost, Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling

@@ -8,8 +8,7 @@ from support.services import ROUTER, Story, make_service, mute_engine
 from support.words import LAYOUT, prefill, sampling
 
 from engine.batch import SampledToken, SequenceId
-from engine.ending import EngineEnding, Failed, Finished, HandedOver
-from engine.observer import SequenceToken
+from engine.observer import EngineEnding, Failed, Finished, HandedOver, SequenceToken
 from kvtransfer.source.source import LeaseEnd, LeaseEndReason, Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch

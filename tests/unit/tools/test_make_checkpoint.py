@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import read_config
+from engine.models.config import read_config
 from tools.make_checkpoint import main
 
 

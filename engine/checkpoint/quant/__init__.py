@@ -1,0 +1,1 @@
+"""Formats of weights with fewer bits than they are computed in, a file each."""

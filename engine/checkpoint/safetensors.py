@@ -1,0 +1,166 @@
+"""Reads the safetensors of a Hugging Face directory, one tensor at a time.
+
+Called by `engine.checkpoint.loader`. Checks every file against its own header before anything is
+read, so a truncated or incomplete checkpoint fails at once with CheckpointError naming file and
+tensor. The format is read by hand: the `safetensors` library says neither which tensor a truncated
+file ends in nor gives the raw bytes, which are the model's revision. It writes, in `tools`.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from engine.models.json_fields import Fields, read_json
+from protocol.errors import CheckpointError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_HEADER_BYTES = 100 << 20  # as the safetensors library
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+BYTES = {"U8": torch.uint8}
+DTYPES = FLOATS | BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """Where one tensor lies."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class Checkpoint:
+    """The tensors of one directory, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: Mapping[str, StoredTensor] = _tensors(path)
+        self._digests: dict[tuple[str, int], bytes] = {}
+        """Of the bytes read so far, by tensor and row of its first dim; -1: all rows."""
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stored.num_bytes for stored in self.tensors.values())
+
+    def revision(self, config_text: bytes) -> str:
+        """Stable digest of the configuration and of the bytes of every tensor read so far.
+
+        Neither the dtype they were converted to nor their spread over files is part of it.
+        """
+        digest = hashlib.sha256(config_text)
+        for name, row in sorted(self._digests):
+            stored = self.tensors[name]
+            digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
+            digest.update(self._digests[name, row])
+        return digest.hexdigest()[:32]
+
+    def stored(self, name: str, *, shape: tuple[int, ...], quantised: bool = False) -> StoredTensor:
+        """The tensor's place; raises CheckpointError when missing, of another shape, or of a dtype
+        that is not understood: `quantised` are bytes, all others are floats."""
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{stored.file}: tensor {name} has shape {list(stored.shape)}, "
+                f"config.json asks for {list(shape)}"
+            )
+        known = BYTES if quantised else FLOATS
+        if stored.dtype not in known:
+            raise CheckpointError(
+                f"{stored.file}: tensor {name} is {stored.dtype}; supported: {', '.join(known)}"
+            )
+        return stored
+
+    def read(
+        self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
+    ) -> Tensor:
+        """A private copy of the tensor of `shape`, converted to `dtype`; with `row`, of that one
+        row of its first dim. uint8 is read as it is."""
+        stored = self.stored(name, shape=shape, quantised=dtype == torch.uint8)
+        num_bytes = stored.num_bytes if row is None else stored.num_bytes // shape[0]
+        buffer = bytearray(num_bytes)
+        try:
+            with stored.file.open("rb") as file:
+                file.seek(stored.offset + (row or 0) * num_bytes)
+                num_read = file.readinto(buffer)
+        except OSError as error:
+            raise CheckpointError(f"{stored.file}: tensor {name}: {error.strerror}") from error
+        if num_read != num_bytes:
+            raise CheckpointError(f"{stored.file}: ends inside tensor {name}")
+        self._digests[name, -1 if row is None else row] = xxhash.xxh3_128_digest(buffer)
+        tensor = torch.frombuffer(buffer, dtype=DTYPES[stored.dtype])
+        return tensor.view(shape if row is None else shape[1:]).to(dtype)
+
+
+def _tensors(path: Path) -> dict[str, StoredTensor]:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: is not a directory")
+    index = path / INDEX
+    if not index.exists():
+        return _header(path / SINGLE)
+    names = Fields(index, read_json(index)).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: weight_map is missing or empty")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in sorted(set(names.values())):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise CheckpointError(f"{index}: {shard!r} is not a file name")
+        tensors |= _header(path / shard)
+    for name, shard in names.items():
+        if name not in tensors:
+            raise CheckpointError(f"{path / shard}: tensor {name} is missing (named by {INDEX})")
+    return tensors
+
+
+def _header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, its bytes checked to lie inside it."""
+    try:
+        file_bytes = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
+                raise CheckpointError(f"{file}: is truncated or not safetensors")
+            raw = json.loads(stream.read(header_bytes))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: is missing") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: header cannot be read: {error}") from error
+    tensors = {}
+    for name, entry in raw.items():
+        if name != "__metadata__":
+            tensors[name] = _entry(file, name, entry, start=8 + header_bytes, end=file_bytes)
+    return tensors
+
+
+def _entry(file: Path, name: str, entry: object, *, start: int, end: int) -> StoredTensor:
+    try:
+        assert isinstance(entry, dict)
+        first, last = entry["data_offsets"]
+        stored = StoredTensor(
+            file=file,
+            dtype=str(entry["dtype"]),
+            shape=tuple(int(size) for size in entry["shape"]),
+            offset=start + int(first),
+            num_bytes=int(last) - int(first),
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: tensor {name}: malformed header entry") from error
+    if stored.offset < start or stored.offset + stored.num_bytes > end:
+        raise CheckpointError(f"{file}: is truncated: it ends before the end of tensor {name}")
+    dtype = DTYPES.get(stored.dtype)
+    if dtype and prod(stored.shape) * dtype.itemsize != stored.num_bytes:
+        raise CheckpointError(f"{file}: tensor {name}: its size does not fit its shape")
+    return stored

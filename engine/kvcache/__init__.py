@@ -1,0 +1,1 @@
+"""Blocks of KV: who holds them, what they hold, which of them a window still sees."""

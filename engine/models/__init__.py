@@ -1,0 +1,1 @@
+"""Models as data: families as rows, layers of orthogonal parts, configs and rotations."""

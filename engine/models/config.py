@@ -1,0 +1,203 @@
+"""What `config.json` and `generation_config.json` say, checked, as one frozen value.
+
+Called by `engine.models.model` and by whoever sizes a pool. Accepts transformers 4 and 5 spellings.
+Whatever would change the result and is not understood is refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.kvcache.windows import KvGroup, group_layers
+from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
+from engine.models.families import FAMILIES, WRAPPERS
+from engine.models.family import BiasRule, Family
+from engine.models.json_fields import Fields, read_json
+from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
+from engine.models.rope import Rope
+from engine.ops.contract import Activation
+from protocol.layout import KvDtype, KvLayout
+from protocol.text.text_config import INHERITED, inherit
+
+ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """One model, ready to build."""
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    mlp_size: int
+    """Features of a dense layer's MLP."""
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_context_tokens: int
+    norm_eps: float
+    layers: tuple[LayerSpec, ...]
+    mixture: MixtureSpec | None
+    activation: Activation
+    attention_scale: float
+    """Of q . k."""
+    attention_softcap: float | None
+    final_softcap: float | None
+    """Logits become `softcap * tanh(logits / softcap)`."""
+    embedding_scale: float
+    residual_scale: float
+    """Of what attention and MLP add to the residual."""
+    logits_divisor: float
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    tied_embeddings: bool
+    eos_token_ids: tuple[int, ...]
+    revision: str = ""
+    """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Per layer: how many last tokens a token sees, itself included; None: all."""
+        return tuple(layer.window for layer in self.layers)
+
+    @property
+    def ropes(self) -> tuple[Rope, ...]:
+        """Each rope once, in the order of the layers that use it first."""
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
+
+    @property
+    def kv_groups(self) -> tuple[KvGroup, ...]:
+        return group_layers(self.windows)
+
+    def kv_layout(self, *, block_tokens: int, dtype: KvDtype) -> KvLayout:
+        return KvLayout(
+            num_layers=len(self.kv_groups[0].layers),
+            num_groups=len(self.kv_groups),
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            block_tokens=block_tokens,
+            dtype=dtype,
+        )
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The model in directory `path`. Raises CheckpointError naming the file and the key."""
+    fields = _text(Fields(path / "config.json", read_json(path / "config.json")))
+    family = _family(fields)
+    fields.defaults = family.defaults
+    refuse_unknown(fields, family)
+    hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
+    num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
+    if num_heads % num_kv_heads:
+        raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
+    if head_dim % 2 or not head_dim:
+        raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
+    return ModelConfig(
+        family=family,
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=hidden_size,
+        mlp_size=fields.size("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_context_tokens=fields.size("max_position_embeddings"),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        layers=read_layers(fields, family, head_dim=head_dim),
+        mixture=read_mixture(fields, family.mixture),
+        activation=_activation(fields, family),
+        attention_scale=_attention_scale(fields, family, head_dim=head_dim),
+        attention_softcap=_option(fields, family, "attn_logit_softcapping"),
+        final_softcap=_option(fields, family, "final_logit_softcapping"),
+        embedding_scale=hidden_size**0.5
+        if family.embedding_sqrt
+        else _scale(fields, family, "embedding_multiplier"),
+        residual_scale=_scale(fields, family, "residual_multiplier"),
+        logits_divisor=_divisor(fields, family, "logits_scaling"),
+        qkv_bias=_bias(fields, family.qkv_bias),
+        output_bias=_bias(fields, family.output_bias),
+        mlp_bias=_bias(fields, family.mlp_bias),
+        tied_embeddings=fields.flag("tie_word_embeddings", False),
+        eos_token_ids=_eos(path, fields),
+    )
+
+
+def _text(fields: Fields) -> Fields:
+    """The part that describes the text model: the whole, unless it is a multimodal one."""
+    wrapper = WRAPPERS.get(str(fields.get("model_type")))
+    if wrapper is None:
+        return fields
+    check_architecture(fields, wrapper)
+    known = wrapper.keys | IGNORED | {*INHERITED, "model_type", "text_config"}
+    refuse_keys(fields, known, wrapper)
+    text = fields.get("text_config")
+    if not isinstance(text, dict):
+        raise fields.error("text_config", "is missing or not an object")
+    return Fields(fields.file, inherit(fields.raw, text), prefix="text_config.")
+
+
+def _family(fields: Fields) -> Family:
+    name = fields.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        known = ", ".join([*FAMILIES, *WRAPPERS])
+        raise fields.error("model_type", f"= {name!r} is not one of {known}")
+    check_architecture(fields, family)
+    return family
+
+
+def _bias(fields: Fields, rule: BiasRule) -> bool:
+    return rule == "always" or (rule != "never" and fields.flag(rule, False))
+
+
+def _activation(fields: Fields, family: Family) -> Activation:
+    name = fields.get(family.activation_key, "silu")
+    known = ["silu"] if family.activation else list(ACTIVATIONS)
+    if name not in known:
+        raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")
+    return family.activation or ACTIVATIONS[str(name)]
+
+
+def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:
+    if "attention_multiplier" in family.options:
+        return fields.number("attention_multiplier")
+    return float((_option(fields, family, "query_pre_attn_scalar") or head_dim) ** -0.5)
+
+
+def _option(fields: Fields, family: Family, key: str) -> float | None:
+    return fields.optional_number(key) if key in family.options else None
+
+
+def _scale(fields: Fields, family: Family, key: str) -> float:
+    value = _option(fields, family, key)
+    return 1.0 if value is None else value
+
+
+def _divisor(fields: Fields, family: Family, key: str) -> float:
+    value = _scale(fields, family, key)
+    if value <= 0:
+        raise fields.error(key, f"must be positive, is {value!r}")
+    return value
+
+
+def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
+    """Every id that ends a text; `generation_config.json` goes before `config.json`."""
+    file = path / "generation_config.json"
+    generation = Fields(file, read_json(file) if file.exists() else {})
+    source = generation if generation.get("eos_token_id") is not None else fields
+    value = source.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    vocab_size = fields.size("vocab_size")
+    for token_id in ids:
+        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,151 @@
+"""What a family of models is, as a value: which parts its layers have, how they are named.
+
+The rows are in `engine.models.families`; read by `engine.models.config`,
+`engine.models.layer_spec`, `engine.checkpoint.tensor_names`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.ops.contract import Activation
+
+BiasRule = Literal["never", "always", "attention_bias", "qkv_bias", "mlp_bias"]
+"""The last three: as that key of config.json says."""
+QkNorm = Literal["none", "head", "full"]
+"""RMS norm of q and k before the rotation: each head alone, or all heads as one row."""
+
+ExpertForm = Literal["each", "stacked", "mxfp4"]
+"""How experts lie in a checkpoint: a tensor per expert and linear, as most are published; all
+experts of a layer in one tensor, as GPT-OSS is, and the others where transformers 5 saved them in
+its own form; stacked MXFP4 blocks and scales."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """Tensors of the norms around attention and MLP, below a layer's prefix; None: no norm."""
+
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+    plus_one: bool = False
+    """The stored weight is that of the norm less one, q's and k's norms included (Gemma)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowRule:
+    """Which layers see `sliding_window` tokens only, where `sliding_window` is a number."""
+
+    flag: str | None = None
+    """Key that must be true for any window."""
+    typed: bool = False
+    """`layer_types` names each layer's kind; the rest of the rule holds where it is absent."""
+    full_every: int | None = None
+    """Every so manieth layer sees all."""
+    full_every_key: str | None = None
+    """Key that goes before `full_every`."""
+    bound: Literal["none", "from", "below"] = "none"
+    """Only layers from, or below, `max_window_layers`."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        names = {"sliding_window", self.flag, self.full_every_key}
+        names |= {"layer_types"} if self.typed else set()
+        names |= {"max_window_layers"} if self.bound != "none" else set()
+        return frozenset(name for name in names if name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureRule:
+    """Experts in place of the MLP."""
+
+    size_key: str
+    """Features of one expert."""
+    count_key: str = "num_experts"
+    """How many there are; transformers 5 writes and reads either name for some families."""
+    softmax: Literal["before", "after"] = "before"
+    """Router: softmax over all experts and then the best, or over the best only."""
+    renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
+    shared: bool = False
+    """An expert for every token, weighed by a sigmoid gate (Qwen2-MoE)."""
+    stepped: bool = False
+    """`decoder_sparse_step` and `mlp_only_layers` leave some layers dense."""
+    forms: tuple[ExpertForm, ...] = ("each", "stacked")
+    block: str = "mlp."
+    """Where router and experts of the form "each" are; the others' are always in `mlp.`."""
+    router: str = "gate"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    biased: bool = False
+    """Router and experts have biases."""
+    transposed: bool = False
+    """Stacked experts lie as [E, K, N] (GPT-OSS); blocks and scales never do."""
+    interleaved: bool = False
+    """Rows of gate and up take turns (GPT-OSS)."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
+        names |= {"shared_expert_intermediate_size"} if self.shared else set()
+        names |= {"decoder_sparse_step", "mlp_only_layers"} if self.stepped else set()
+        return frozenset(names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    model_type: str
+    architecture: str
+    qkv_bias: BiasRule = "never"
+    output_bias: BiasRule = "never"
+    mlp_bias: BiasRule = "never"
+    qk_norm: QkNorm = "none"
+    norms: Norms = field(default_factory=Norms)
+    fused: bool = False
+    """`qkv_proj` and `gate_up_proj` are one tensor each in the checkpoint."""
+    sinks: bool = False
+    window: WindowRule | None = None
+    mixture: MixtureRule | None = None
+    activation: Activation | None = None
+    """None: as `activation_key` says."""
+    activation_key: Literal["hidden_act", "hidden_activation"] = "hidden_act"
+    embedding_sqrt: bool = False
+    """Embeddings grow by sqrt(hidden_size), itself rounded to the weights' dtype (Gemma)."""
+    local_rope: bool = False
+    """Layers with a window have a rope of their own."""
+    partial_rotary: bool = False
+    rope_aliases: Mapping[str, str] = field(default_factory=dict)
+    options: frozenset[str] = frozenset()
+    """Numbers of config.json that this family has, of those `engine.models.config` knows."""
+    fixed: Mapping[str, object] = field(default_factory=dict)
+    """Keys that are understood with this value only."""
+    ignored: frozenset[str] = frozenset()
+    """Keys that transformers does not read for this family."""
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """What absent keys mean; a key neither here nor in the checkpoint is missing."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of config.json that change what this family computes."""
+        biases = {self.qkv_bias, self.output_bias, self.mlp_bias} - {"never", "always"}
+        return (
+            frozenset({*biases, *self.fixed, self.activation_key})
+            | self.options
+            | (self.window.keys if self.window else frozenset())
+            | (self.mixture.keys if self.mixture else frozenset())
+            | ({"partial_rotary_factor"} if self.partial_rotary else set())
+            | ({"rope_local_base_freq"} if self.local_rope else set())
+            | ({"quantization_config"} if self.mixture and "mxfp4" in self.mixture.forms else set())
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapper:
+    """A multimodal model of which only the text part, described by `text_config`, is served."""
+
+    model_type: str
+    architecture: str
+    keys: frozenset[str]
+    """Keys beside `text_config` that describe what is not served."""

@@ -1,0 +1,75 @@
+"""Typed access to the JSON files of a checkpoint; every error names the file and the key.
+
+Called by `engine.models.config`, `engine.models.layer_spec`, `engine.models.rope_config` and
+`engine.checkpoint.safetensors`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from protocol.errors import CheckpointError
+
+
+def read_json(file: Path) -> dict[str, object]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file}: is not a JSON object")
+    return raw
+
+
+class Fields:
+    """One JSON object; an absent key means its default, if it has one."""
+
+    def __init__(self, file: Path, raw: Mapping[str, object], *, prefix: str = "") -> None:
+        """`prefix` goes before every key in errors: where in the file the object is."""
+        self.file, self.raw, self._prefix = file, raw, prefix
+        self.defaults: Mapping[str, object] = {}
+
+    def error(self, key: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.file}: {self._prefix}{key} {problem}")
+
+    def get(self, key: str, default: object = None) -> object:
+        return self.raw.get(key, self.defaults.get(key, default))
+
+    def optional_size(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(key, f"must be a positive integer, is {value!r}")
+        return value
+
+    def size(self, key: str) -> int:
+        value = self.optional_size(key)
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.error(key, f"must be a number, is {value!r}")
+        return float(value)
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.optional_number(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.error(key, "is missing")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, f"must be true or false, is {value!r}")
+        return value

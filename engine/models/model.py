@@ -1,0 +1,89 @@
+"""A decoder built from a family's table, and its forward over the paged pool.
+
+One process, one device, not thread-safe. A forward never waits for the device and branches on
+shapes only, so a CUDA graph can hold one (the torch twins of attention and experts excepted).
+"""
+
+# Shapes: T tokens, R rows whose logits are asked for, K hidden size, V vocabulary, D head dim.
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kvcache.pool import KvPool
+from engine.models.config import ModelConfig
+from engine.models.parts import Parts
+from engine.models.rope import frequencies, rotations
+from engine.ops.contract import Ops
+from engine.ops.inputs import ForwardInputs
+
+Dtype = Literal["float32", "bfloat16"]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Model:
+    """Weights and how to run them."""
+
+    def __init__(self, config: ModelConfig, ops: Ops, parts: Parts) -> None:
+        self.config, self.ops, self._parts = config, ops, parts
+        self._ropes = [
+            (frequencies(rope, head_dim=config.head_dim).to(self.device), rope.attention_factor)
+            for rope in config.ropes
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        return self._parts.embedding_VK.device
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """Of the pools this model works with: that of its weights."""
+        return self._parts.embedding_VK.dtype
+
+    @torch.inference_mode()
+    def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
+        """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
+        layers, ops = self._parts.layers, self.ops
+        turns = [
+            rotations(freq_R, inputs.positions_T, attention_factor=factor)
+            for freq_R, factor in self._ropes
+        ]
+        x_TK = self._embedded(inputs.token_ids_T)
+        delta_TK: Tensor | None = None
+        for layer in layers:
+            qkv = layer.qkv(self._normed(x_TK, delta_TK, layer.norm_K))
+            ops.rotate_and_store(qkv, turns[layer.rope], layer.heads, pool, inputs)
+            if layer is layers[-1] and not len(inputs.rows_R):
+                break  # the KV is all that was asked for
+            attended = ops.attend(qkv, layer.heads, pool, inputs)
+            if layer is layers[-1]:  # from here on only the rows asked for matter
+                attended, x_TK = attended[inputs.rows_R], x_TK[inputs.rows_R]
+            delta_TK = self._after(layer.output(attended), layer.after_attention_K)
+            normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm_K)
+            delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp_K)
+        else:
+            return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm_K))
+        return torch.empty(0, self.config.vocab_size, device=self.device)
+
+    def _embedded(self, token_ids_T: Tensor) -> Tensor:
+        x_TK = F.embedding(token_ids_T, self._parts.embedding_VK).float()
+        scale = self._parts.embedding_scale
+        return x_TK if scale == 1 else x_TK * scale
+
+    def _normed(self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None) -> Tensor:
+        scale = self.config.residual_scale
+        return self.ops.norm(x_TK, delta_TK, weight_K, self.config.norm_eps, delta_scale=scale)
+
+    def _after(self, y_TK: Tensor, weight_K: Tensor | None) -> Tensor:
+        """What is added to the residual: the attention's or the MLP's answer, perhaps normed."""
+        if weight_K is None:
+            return y_TK
+        return self.ops.post_norm(y_TK, weight_K, self.config.norm_eps)
+
+    def _logits(self, x_RK: Tensor) -> Tensor:
+        logits_RV = self._parts.head(x_RK).float()
+        if self.config.logits_divisor != 1:
+            logits_RV = logits_RV / self.config.logits_divisor
+        softcap = self.config.final_softcap
+        return logits_RV if softcap is None else softcap * torch.tanh(logits_RV / softcap)

@@ -1,0 +1,102 @@
+"""The parts of a decoder, ready to run: what `engine.checkpoint.loader` makes and
+`engine.models.model` runs."""
+
+# Shapes: T tokens, K hidden size, V vocabulary, H query heads, D head dim, J experts of a token.
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from engine.ops.contract import Activation, Experts, HeadShape, Linear, Ops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    ops: Ops
+    activation: Activation
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return self.down(self.ops.gated(self.gate_up(x_TK), self.activation))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """The expert of all tokens, weighed by a sigmoid of its gate."""
+
+    mlp: Mlp
+    gate: Linear  # float32 to one feature
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        return torch.sigmoid(self.gate(x_TK.float())) * self.mlp(x_TK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """A mixture of experts in place of an MLP. The router works in float32."""
+
+    router: Linear  # float32
+    experts: Experts
+    per_token: int
+    softmax: Literal["before", "after"]
+    renormalise: bool
+    shared: Shared | None
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        ids_TJ, weights_TJ = route(
+            self.router(x_TK.float()),
+            per_token=self.per_token,
+            softmax=self.softmax,
+            renormalise=self.renormalise,
+        )
+        y_TK = self.experts(x_TK, ids_TJ, weights_TJ)
+        return y_TK if self.shared is None else (y_TK + self.shared(x_TK)).to(x_TK.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer; a norm that is None is not there. Norms are float32."""
+
+    norm_K: Tensor | None
+    qkv: Linear
+    heads: HeadShape
+    rope: int
+    """Which of the model's ropes."""
+    output: Linear
+    after_attention_K: Tensor | None
+    mlp_norm_K: Tensor | None
+    mlp: Callable[[Tensor], Tensor]
+    after_mlp_K: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """All weights of a model, on one device."""
+
+    embedding_VK: Tensor
+    embedding_scale: float
+    layers: tuple[Layer, ...]
+    final_norm_K: Tensor
+    head: Linear
+
+
+def route(
+    logits_TE: Tensor, *, per_token: int, softmax: Literal["before", "after"], renormalise: bool
+) -> tuple[Tensor, Tensor]:
+    """The experts of each token and their weights: ids int64 [T, J], weights float32 [T, J].
+
+    `softmax` over all experts before the best are taken, or over the best after; `renormalise`
+    makes a token's weights sum to one.
+    """
+    scores_TE = logits_TE.float()
+    if softmax == "before":
+        scores_TE = scores_TE.softmax(-1)
+    weights_TJ, ids_TJ = scores_TE.topk(per_token, dim=-1)
+    if softmax == "after":
+        weights_TJ = weights_TJ.softmax(-1)
+    if renormalise:
+        weights_TJ = weights_TJ / weights_TJ.sum(-1, keepdim=True)
+    return ids_TJ, weights_TJ

@@ -1,0 +1,1 @@
+"""What layers compute with, behind one contract: torch, C for CPUs, Triton for GPUs."""

@@ -1,0 +1,56 @@
+"""Which ops compute here: C kernels for the processor, or torch."""
+
+import importlib
+import logging
+
+import torch
+
+from engine.ops.contract import Ops
+
+log = logging.getLogger(__name__)
+
+
+def choose_ops(
+    *, dtype: torch.dtype, device: torch.device | None = None, native: bool | None = None
+) -> Ops:
+    """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU.
+    `native` False asks for the torch twins; True for the kernels, raising
+    `protocol.process.c_kernels.NoKernels` where there are none."""
+    from engine.ops.torch_ops import TorchOps
+
+    if native is False:
+        return TorchOps(io_dtype=dtype)
+    if device is not None and device.type == "cuda":
+        # By name: a machine without a GPU may have no Triton, and need not.
+        kernels = importlib.import_module("engine.ops.triton.ops")
+        ops: Ops = kernels.TritonOps(io_dtype=dtype)
+        return ops
+    if device is not None and device.type != "cpu":
+        return TorchOps(io_dtype=dtype)
+    return _cpu_ops(dtype, required=native is True)
+
+
+def _cpu_ops(dtype: torch.dtype, *, required: bool) -> Ops:
+    from engine.ops.cpu.build import NoKernels, load
+    from engine.ops.cpu.linears import onednn_works
+    from engine.ops.cpu.ops import NativeOps
+    from engine.ops.torch_ops import TorchOps
+
+    try:
+        kernels = load()
+    except NoKernels as error:
+        if required:
+            raise
+        log.warning("no C kernels, torch serves instead", extra={"why": str(error)})
+        return TorchOps(io_dtype=dtype)
+    narrow = dtype == torch.bfloat16
+    onednn = narrow and has_amx() and onednn_works(dtype)
+    io_dtype = torch.bfloat16 if onednn or (narrow and kernels.baton_dot()) else torch.float32
+    return NativeOps(kernels, io_dtype=io_dtype, kv_dtype=dtype, onednn=onednn)
+
+
+def has_amx() -> bool:
+    """Whether oneDNN multiplies bfloat16 in tiles here. It accepts bfloat16 on every AVX512
+    machine, but widens it in slow steps where there is no instruction, and where there is
+    AVX512-BF16 our own kernel is as fast and keeps a row's bits (docs/lab.md)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_amx_tile_supported())

@@ -1,0 +1,31 @@
+"""The engine's C kernels, built once per machine and loaded beside torch.
+
+Called by `engine.ops.contract`. Without a compiler `load` raises `NoKernels` and the torch twins
+serve.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch  # noqa: F401  (first: its libgomp then serves the kernels too, one thread pool)
+
+from protocol.process.c_kernels import Kernels, NoKernels
+
+KERNELS = Kernels(
+    name="kernels",
+    folder=Path(__file__).parent,
+    flags=(
+        *("-O2", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno"),
+        *("-fopenmp", "-fPIC", "-shared"),
+    ),
+)
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The kernels, built if this machine has not built them yet. Raises NoKernels."""
+    return KERNELS.load()
+
+
+__all__ = ["KERNELS", "NoKernels", "load"]

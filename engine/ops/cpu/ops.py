@@ -1,0 +1,172 @@
+"""The C kernels as `engine.ops.contract.Ops`; checks per call only what a slip could crash.
+
+Made by `engine.ops.contract`. Every row's result is the same bits whatever the batch, the chunking
+or the number of threads. With oneDNN's packed bfloat16 linears that holds for the steps between the
+linears only: oneDNN picks its kernel by the number of rows.
+"""
+
+# Shapes: T tokens, K features in, N features out, F features of the MLP, D head dim, J experts
+# of a token.
+
+import ctypes
+from collections.abc import Iterable
+from ctypes import c_float, c_long, c_void_p
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from engine.kvcache.pool import KvPool
+from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape, Linear
+from engine.ops.cpu.experts import NativeExperts
+from engine.ops.cpu.layer_args import Site, site
+from engine.ops.cpu.linears import NativeLinear, OneDnnLinear
+from engine.ops.inputs import ForwardInputs
+from engine.ops.torch_ops import LoopedExperts
+
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+ACTIVATIONS: dict[Activation, int] = {name: i for i, name in enumerate(get_args(Activation))}
+"""In the order of `enum activation` in elementwise.c."""
+
+
+class NativeOps:
+    """See `engine.ops.contract.Ops`."""
+
+    name = "native"
+
+    def __init__(
+        self, kernels: ctypes.CDLL, *, io_dtype: torch.dtype, kv_dtype: torch.dtype, onednn: bool
+    ) -> None:
+        self.io_dtype = io_dtype
+        self._kernels, self._onednn, self._kv_dtype = kernels, onednn, kv_dtype
+        self._pool: KvPool | None = None
+        self._sites: dict[int, Site] = {}
+        io, kv = SUFFIXES[io_dtype], SUFFIXES[kv_dtype]
+        p, n, f = c_void_p, c_long, c_float
+        self._norm = self._bound(f"norm_{io}", p, p, f, p, f, p, n, n)
+        self._post_norm = self._bound(f"post_norm_{io}", p, p, f, p, n, n)
+        self._gated = self._bound(f"gated_{io}", p, p, n, n, n)
+        self._rotate_store = self._bound(f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
+        self._attend = self._bound(f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
+
+    def _bound(self, name: str, *argtypes: Any) -> Any:
+        function = getattr(self._kernels, name)
+        function.argtypes, function.restype = argtypes, None
+        return function
+
+    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+        if self._onednn:
+            return OneDnnLinear(weight_NK, bias_N)
+        return self._native_linear(weight_NK, bias_N)
+
+    def _native_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> NativeLinear:
+        return NativeLinear(self._kernels, weight_NK, bias_N, io_dtype=self.io_dtype)
+
+    def _native_linears(self, one: ExpertWeights) -> tuple[NativeLinear, NativeLinear]:
+        gate_up = self._native_linear(one.gate_up_NK, one.gate_up_bias_N)
+        return gate_up, self._native_linear(one.down_KF, one.down_bias_K)
+
+    def experts(
+        self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
+    ) -> Experts:
+        # map, for a loop would hold one expert while the next is read.
+        if self._onednn:
+            pairs = tuple(map(_onednn_linears, weights))
+            return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
+        linears = tuple(map(self._native_linears, weights))
+        assert len(linears) == num_experts
+        return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
+
+    def norm(
+        self,
+        x_TK: Tensor,
+        delta_TK: Tensor | None,
+        weight_K: Tensor | None,
+        eps: float,
+        *,
+        delta_scale: float = 1.0,
+    ) -> Tensor:
+        assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
+        out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
+        self._norm(
+            x_TK.data_ptr(),
+            0 if delta_TK is None else delta_TK.data_ptr(),
+            delta_scale,
+            0 if weight_K is None else weight_K.data_ptr(),
+            eps,
+            out_TK.data_ptr(),
+            *x_TK.shape,
+        )
+        return out_TK
+
+    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+        assert y_TK.is_contiguous() and y_TK.dtype == self.io_dtype
+        out_TK = torch.empty_like(y_TK)
+        self._post_norm(y_TK.data_ptr(), weight_K.data_ptr(), eps, out_TK.data_ptr(), *y_TK.shape)
+        return out_TK
+
+    def rotate_and_store(
+        self,
+        qkv: Tensor,
+        rotations_T2D: Tensor | None,
+        heads: HeadShape,
+        pool: KvPool,
+        inputs: ForwardInputs,
+    ) -> None:
+        rotations, num_turned = 0, 0
+        if rotations_T2D is not None:
+            assert rotations_T2D.is_contiguous() and rotations_T2D.dtype == torch.float32
+            rotations, num_turned = rotations_T2D.data_ptr(), 2 * rotations_T2D.shape[-1]
+        assert qkv.is_contiguous() and num_turned <= heads.head_dim
+        self._rotate_store(
+            qkv.data_ptr(),
+            rotations,
+            num_turned,
+            _group(inputs.slots_GT, heads.group),
+            self._site(heads, pool).address,
+            qkv.shape[0],
+        )
+
+    def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
+        here, tables_GSB = self._site(heads, pool), inputs.tables_GSB
+        out = torch.empty(qkv.shape[0], here.q_width, dtype=self.io_dtype)
+        self._attend(
+            qkv.data_ptr(),
+            out.data_ptr(),
+            here.address,
+            inputs.starts_S1.data_ptr(),
+            inputs.ends_S.data_ptr(),
+            _group(tables_GSB, heads.group),
+            tables_GSB.shape[2],
+            tables_GSB.shape[1],
+        )
+        return out
+
+    def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
+        assert gate_up.is_contiguous()
+        num_tokens, width = gate_up.shape
+        out_TF = torch.empty(num_tokens, width // 2, dtype=self.io_dtype)
+        self._gated(
+            gate_up.data_ptr(), out_TF.data_ptr(), num_tokens, width // 2, ACTIVATIONS[activation]
+        )
+        return out_TF
+
+    def _site(self, heads: HeadShape, pool: KvPool) -> Site:
+        if pool is not self._pool:
+            assert pool.tensor.dtype == self._kv_dtype
+            self._pool, self._sites = pool, {}
+        found = self._sites.get(id(heads))
+        if found is None:
+            found = self._sites[id(heads)] = site(heads, pool)
+        return found
+
+
+def _onednn_linears(one: ExpertWeights) -> tuple[OneDnnLinear, OneDnnLinear]:
+    gate_up = OneDnnLinear(one.gate_up_NK, one.gate_up_bias_N)
+    return gate_up, OneDnnLinear(one.down_KF, one.down_bias_K)
+
+
+def _group(tensor: Tensor, group: int) -> int:
+    """Address of the part that is of one KV group; indexing would cost more than the kernel."""
+    assert tensor.is_contiguous() and group < tensor.shape[0]
+    return tensor.data_ptr() + group * tensor.stride(0) * tensor.element_size()

@@ -1,0 +1,38 @@
+"""The random words of a whole vocabulary, in C; `engine.ops.philox` serves where nothing compiles.
+
+Called by `engine.sampling.sampler` for rows that no filter has made short: they are most clients'
+default.
+"""
+
+from ctypes import c_int64, c_uint32, c_void_p
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.ops import philox
+from engine.ops.cpu.build import NoKernels, load
+
+
+def all_words(size: int, *, seed: int, position: int) -> NDArray[np.unsignedinteger[Any]]:
+    """As `engine.ops.philox.all_words`, its twin."""
+    run = _bound()
+    if run is None:
+        return philox.all_words(size, seed=seed, position=position)
+    counter, key = philox.place(seed=seed, position=position)
+    words_N = np.empty(-(-size // 4) * 4, dtype=np.uint32)
+    run(*counter, *key, len(words_N) // 4, words_N.ctypes.data)
+    return words_N[:size]
+
+
+@cache
+def _bound() -> Any:
+    """None without kernels: `engine.ops.contract` has said why."""
+    try:
+        run = load().baton_words
+    except NoKernels:
+        return None
+    run.argtypes = [c_uint32] * 4 + [c_int64, c_void_p]
+    run.restype = None
+    return run

@@ -1,0 +1,50 @@
+"""The gate of an MLP: SwiGLU and GeGLU (Shazeer 2020), and GPT-OSS's clamped variant.
+
+Twin: `engine.ops.torch_ops.TorchOps.gated`.
+"""
+
+# Shapes: T tokens, F features of the MLP.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.ops.contract import SWIGLU_ALPHA, SWIGLU_LIMIT, Activation
+from engine.ops.triton.launch import FUSED, as_stride
+
+TILE = 1_024
+_ALPHA, _LIMIT = tl.constexpr(SWIGLU_ALPHA), tl.constexpr(SWIGLU_LIMIT)
+_GELU = tl.constexpr((2 / torch.pi) ** 0.5)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def gated_kernel(gate_up, out, row_stride, width, ACTIVATION: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Program (t, i) does tile i of row t; gate in the first half of a row, up in the second."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = at < width
+    gate = tl.load(gate_up + token * row_stride + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + token * row_stride + width + at, mask=inside, other=0.0).to(tl.float32)
+    if ACTIVATION == "silu":
+        made = gate * tl.sigmoid(gate) * up
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh z) / 2 = sigmoid(2 z)
+        made = gate * tl.sigmoid((gate + 0.044715 * gate * gate * gate) * (2 * _GELU)) * up
+    else:
+        tl.static_assert(ACTIVATION == "swiglu_oai")
+        # Not minimum and maximum: they would turn NaN into the limit.
+        gate = tl.where(gate > _LIMIT, _LIMIT, gate)
+        up = tl.where(up > _LIMIT, _LIMIT, tl.where(up < -_LIMIT, -_LIMIT, up))
+        made = (up + 1) * gate * tl.sigmoid(gate * _ALPHA)
+    tl.store(out + token * width + at, made.to(out.dtype.element_ty), mask=inside)
+
+
+def gated(gate_up: Tensor, activation: Activation, *, dtype: torch.dtype) -> Tensor:
+    """[T, F] in `dtype` of [T, 2 F]."""
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+    out_TF = torch.empty(num_tokens, width, dtype=dtype, device=gate_up.device)
+    if num_tokens:
+        gated_kernel[(num_tokens, triton.cdiv(width, TILE))](
+            gate_up, out_TF, as_stride(gate_up, 0), width, ACTIVATION=activation, TILE=TILE, **FUSED
+        )
+    return out_TF

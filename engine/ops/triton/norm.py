@@ -1,0 +1,59 @@
+"""RMS norms (Zhang, Sennrich 2019): of the residual after adding to it, or of a part's answer.
+
+The residual is float32 and changed in place, so one pass reads and writes it once. Twins:
+`engine.ops.torch_ops.TorchOps.norm` and `.post_norm`.
+"""
+
+# Shapes: T tokens, K features.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.ops.triton.launch import FUSED, power_of_two, row_warps
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def norm_kernel(  # type: ignore[no-untyped-def]
+    x, delta, weight, out, width, delta_scale, eps,
+    HAS_DELTA: tl.constexpr, HAS_WEIGHT: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Program t does row t: x += scale * delta; out = norm(x) * weight, or x without a weight."""
+    start = tl.program_id(0).to(tl.int64) * width
+    at = tl.arange(0, TILE)
+    inside = at < width
+    row = tl.load(x + start + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_DELTA:
+        added = tl.load(delta + start + at, mask=inside, other=0.0).to(tl.float32)
+        row += delta_scale * added
+        tl.store(x + start + at, row, mask=inside)
+    if HAS_WEIGHT:
+        mean = tl.sum(row * row, axis=0) / width
+        row = row * tl.rsqrt(mean + eps) * tl.load(weight + at, mask=inside, other=0.0)
+    tl.store(out + start + at, row.to(out.dtype.element_ty), mask=inside)
+
+
+def norm(
+    x_TK: Tensor,
+    delta_TK: Tensor | None,
+    weight_K: Tensor | None,
+    eps: float,
+    *,
+    delta_scale: float = 1.0,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See `engine.ops.contract.Ops.norm`; `post_norm` is this one without a delta. [T, K] of
+    `dtype`."""
+    assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
+    num_tokens, width = x_TK.shape
+    out_TK = torch.empty_like(x_TK, dtype=dtype)
+    if num_tokens == 0:
+        return out_TK
+    tile = power_of_two(width)
+    norm_kernel[(num_tokens,)](
+        x_TK, delta_TK, weight_K, out_TK, width, delta_scale, eps,
+        HAS_DELTA=delta_TK is not None, HAS_WEIGHT=weight_K is not None, TILE=tile,
+        num_warps=row_warps(tile), **FUSED,
+    )  # fmt: skip
+    return out_TK

@@ -1,0 +1,181 @@
+"""Norms and rotates the query and key heads, and writes keys and values to their slots.
+
+One pass over qkv between its linear and attention: q changes in place, k and v go to the paged
+pool. Rotation as in RoFormer (Su et al., 2021), dim r with dim r + R / 2; norms of q and k per head
+(Qwen3, Gemma 3) or over all heads (OLMo 2). Twin: `engine.ops.torch_ops.TorchOps.rotate_and_store`.
+"""
+
+# Shapes: T tokens, H query heads, G KV heads, D head dim, R dims that turn, N heads of a tile.
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.ops.contract import HeadShape
+from engine.ops.triton.launch import FUSED, as_stride, power_of_two
+
+TILE_VALUES = 2_048
+"""Heads of a program together hold about so many."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _squares(row, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Mean square over all heads."""
+    total = tl.zeros((TILE,), tl.float32)
+    for start in range(0, NUM_HEADS * HEAD_DIM, TILE):
+        at = start + tl.arange(0, TILE)
+        part = tl.load(row + at, mask=at < NUM_HEADS * HEAD_DIM, other=0.0).to(tl.float32)
+        total += part * part
+    return tl.sum(total, axis=0) / (NUM_HEADS * HEAD_DIM)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _move(  # type: ignore[no-untyped-def]
+    row, goal, goal_stride, weight, rotations, token, mean, eps, first,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TURNED: tl.constexpr, NORM: tl.constexpr,
+    HEADS: tl.constexpr, HALF_TILE: tl.constexpr, REST_TILE: tl.constexpr,
+):  # fmt: skip
+    """Heads first .. first + HEADS of `row` to `goal`: the dims that turn in two halves, whose
+    lanes match, then the rest. `mean` is the mean square of all heads for NORM "whole"."""
+    half: tl.constexpr = TURNED // 2
+    heads = first + tl.arange(0, HEADS)[:, None]
+    real = heads < NUM_HEADS
+    pair, rest = tl.arange(0, HALF_TILE)[None, :], TURNED + tl.arange(0, REST_TILE)[None, :]
+    in_pair, in_rest = real & (pair < half), real & (rest < HEAD_DIM)
+    source, target = row + heads * HEAD_DIM, goal + heads * goal_stride
+    tail = tl.load(source + rest, mask=in_rest, other=0.0)
+    if TURNED > 0:
+        low = tl.load(source + pair, mask=in_pair, other=0.0)
+        high = tl.load(source + half + pair, mask=in_pair, other=0.0)
+    # Other lanes may store to what a slower one has yet to load.
+    tl.debug_barrier()
+    if NORM != "none":
+        wide_tail = tail.to(tl.float32)
+        if NORM == "head":
+            squares = tl.sum(wide_tail * wide_tail, axis=1)
+            if TURNED > 0:
+                wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+                squares += tl.sum(wide_low * wide_low + wide_high * wide_high, axis=1)
+            scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
+            own = weight + heads * 0
+        else:
+            scale = tl.rsqrt(mean + eps)
+            own = weight + heads * HEAD_DIM
+        tail = wide_tail * scale * tl.load(own + rest, mask=in_rest, other=0.0)
+    tl.store(target + rest, tail.to(goal.dtype.element_ty), mask=in_rest)
+    if TURNED > 0:
+        wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+        if NORM != "none":
+            wide_low = wide_low * scale * tl.load(own + pair, mask=in_pair, other=0.0)
+            wide_high = wide_high * scale * tl.load(own + half + pair, mask=in_pair, other=0.0)
+        in_turn, turns = pair < half, rotations + token * TURNED
+        cos = tl.load(turns + pair, mask=in_turn, other=0.0)
+        sin = tl.load(turns + half + pair, mask=in_turn, other=0.0)
+        turned_low = wide_low * cos - wide_high * sin
+        turned_high = wide_high * cos + wide_low * sin
+        tl.store(target + pair, turned_low.to(goal.dtype.element_ty), mask=in_pair)
+        tl.store(target + half + pair, turned_high.to(goal.dtype.element_ty), mask=in_pair)
+
+
+@triton.jit(do_not_specialize_on_alignment=["slots"])  # type: ignore[untyped-decorator]
+def rope_store_kernel(  # type: ignore[no-untyped-def]
+    qkv, rotations, q_norm, k_norm, slots, pool,
+    row_stride, block_stride, kv_stride, head_stride, eps,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    TURNED: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr, Q_PARTS: tl.constexpr, TILE: tl.constexpr,
+    Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
+    HALF_TILE: tl.constexpr, REST_TILE: tl.constexpr, WHOLE_TILE: tl.constexpr,
+):  # fmt: skip
+    """Program (t, p) does part p of token t: of q, then k, then v."""
+    token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = qkv + token * row_stride
+    if part < Q_PARTS:
+        mean = 0.0
+        if Q_NORM == "whole":
+            mean = _squares(row, NUM_HEADS, HEAD_DIM, TILE)
+        for first in range(part * Q_HEADS, NUM_HEADS, Q_PARTS * Q_HEADS):
+            _move(
+                row, row, HEAD_DIM, q_norm, rotations, token, mean, eps, first,
+                NUM_HEADS, HEAD_DIM, TURNED, Q_NORM, Q_HEADS, HALF_TILE, REST_TILE,
+            )  # fmt: skip
+    else:
+        slot = tl.load(slots + token)
+        if slot >= 0:
+            goal = pool + slot // BLOCK_TOKENS * block_stride + slot % BLOCK_TOKENS * HEAD_DIM
+            row += NUM_HEADS * HEAD_DIM
+            if part == Q_PARTS:
+                mean = 0.0
+                if K_NORM == "whole":
+                    mean = _squares(row, NUM_KV_HEADS, HEAD_DIM, TILE)
+                for first in range(0, NUM_KV_HEADS, KV_HEADS):
+                    _move(
+                        row, goal, head_stride, k_norm, rotations, token, mean, eps, first,
+                        NUM_KV_HEADS, HEAD_DIM, TURNED, K_NORM, KV_HEADS, HALF_TILE, REST_TILE,
+                    )  # fmt: skip
+            else:
+                row += NUM_KV_HEADS * HEAD_DIM
+                for first in range(0, NUM_KV_HEADS, KV_HEADS):
+                    _move(
+                        row, goal + kv_stride, head_stride,
+                        k_norm, rotations, token, 0.0, eps, first,
+                        NUM_KV_HEADS, HEAD_DIM, 0, "none", KV_HEADS, HALF_TILE, WHOLE_TILE,
+                    )  # fmt: skip
+
+
+def rope_store(
+    qkv: Tensor,
+    rotations_T2D: Tensor | None,
+    heads: HeadShape,
+    layer_pool: Tensor,
+    slots_T: Tensor,
+) -> None:
+    """See `engine.ops.contract.Ops.rotate_and_store`; layer_pool [B, 2, G, S, D]. A row with
+    slot -1 is turned but not stored."""
+    if not len(qkv):
+        return
+    q_parts, constants = parts_of(
+        heads,
+        num_turned=0 if rotations_T2D is None else 2 * rotations_T2D.shape[-1],
+        block_tokens=layer_pool.shape[3],
+    )
+    assert rotations_T2D is None or rotations_T2D.is_contiguous()
+    assert rotations_T2D is None or rotations_T2D.dtype == torch.float32
+    rope_store_kernel[(len(qkv), q_parts + 2)](
+        qkv, rotations_T2D, heads.q_norm, heads.k_norm, slots_T, layer_pool,
+        as_stride(qkv, 0), layer_pool.stride(0), layer_pool.stride(1), layer_pool.stride(2),
+        heads.norm_eps, **constants, **FUSED,
+    )  # fmt: skip
+
+
+def parts_of(
+    heads: HeadShape, *, num_turned: int, block_tokens: int
+) -> tuple[int, dict[str, object]]:
+    """Programs that share q, and the kernel's constants. A norm over all of q needs one program
+    to see q before it turns."""
+    dim = heads.head_dim
+    room = max(1, TILE_VALUES // power_of_two(dim))
+    q_heads = min(room, power_of_two(heads.num_heads))
+    q_norm = _kind(heads.q_norm, dim)
+    q_parts = 1 if q_norm == "whole" else -(-heads.num_heads // q_heads)
+    return q_parts, {
+        "NUM_HEADS": heads.num_heads,
+        "NUM_KV_HEADS": heads.num_kv_heads,
+        "HEAD_DIM": dim,
+        "TURNED": num_turned,
+        "Q_NORM": q_norm,
+        "K_NORM": _kind(heads.k_norm, dim),
+        "BLOCK_TOKENS": block_tokens,
+        "Q_PARTS": q_parts,
+        "TILE": TILE_VALUES,
+        "Q_HEADS": q_heads,
+        "KV_HEADS": min(room, power_of_two(heads.num_kv_heads)),
+        "HALF_TILE": power_of_two(num_turned // 2),
+        "REST_TILE": power_of_two(dim - num_turned),
+        "WHOLE_TILE": power_of_two(dim),
+    }
+
+
+def _kind(weight: Tensor | None, head_dim: int) -> str:
+    return "none" if weight is None else "head" if len(weight) == head_dim else "whole"

@@ -1,0 +1,1 @@
+"""A step computed: its contract, and who computes it on a CPU."""

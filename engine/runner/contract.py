@@ -1,0 +1,56 @@
+"""The contract of whatever computes steps: `engine.runner.cpu` in earnest, a fake in tests.
+
+Called by `engine.loop` from its one thread. Steps are computed in the order of their launches.
+Nothing of a step may be relied upon, its KV least of all, before `Launched.tokens` has returned.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.batch import Chunk, SampledToken, SequenceId
+from protocol.layout import KvLayout
+
+
+class StepHung(RuntimeError):
+    """The device does not answer: no step of it, launched or to come, can be waited for."""
+
+
+class Launched(Protocol):
+    """A step on its way."""
+
+    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+        """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
+        one. A sequence for which the model answers no number is left out. Called once; also when
+        it raises, the step is over, unless that is StepHung."""
+        ...
+
+
+class Runner(Protocol):
+    @property
+    def layout(self) -> KvLayout: ...
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def depth(self) -> int:
+        """Steps that may be launched before the first one's tokens are read: 1 where `launch`
+        returns when all is computed, 2 where a device computes one while the next is prepared."""
+        ...
+
+    def launch(self, chunks: Sequence[Chunk]) -> Launched:
+        """Compute the chunks, at most one per sequence. What the chunks refer to (block tables,
+        outputs) is the caller's again when this returns. Raises only when nothing of the step is
+        under way."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A step that was computed before `launch` returned."""
+
+    sampled: Mapping[SequenceId, SampledToken]
+
+    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+        return self.sampled

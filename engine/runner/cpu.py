@@ -1,0 +1,49 @@
+"""The real `engine.runner.contract.Runner`: a model, a pool, a sampler.
+
+Made by a worker, called by `engine.loop` from its thread only.
+"""
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from engine.batch import Chunk
+from engine.kvcache.pool import KvPool
+from engine.models.model import Model
+from engine.ops.inputs import forward_inputs
+from engine.runner.contract import Ready
+from engine.sampling.sampler import sample
+from protocol.layout import KvLayout
+
+
+class TorchRunner:
+    """Computes steps; when `launch` returns, every chunk's KV is in the pool."""
+
+    def __init__(self, model: Model, pool: KvPool, *, eos_token_ids: Collection[int] = ()) -> None:
+        """`eos_token_ids` as the engine's: those that `min_tokens` bans."""
+        self._model, self._pool = model, pool
+        self.eos_token_ids = tuple(eos_token_ids)
+
+    @property
+    def layout(self) -> KvLayout:
+        return self._pool.layout
+
+    @property
+    def num_blocks(self) -> int:
+        return self._pool.num_blocks
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    @torch.inference_mode()
+    def launch(self, chunks: Sequence[Chunk]) -> Ready:
+        """Raises ValueError for a chunk that does not fit its block table."""
+        inputs = forward_inputs(
+            chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups
+        )
+        logits_RV = self._model.forward(inputs, self._pool)
+        asking = [chunk for chunk in chunks if chunk.sampling is not None]
+        tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)
+        pairs = zip(asking, tokens, strict=True)
+        return Ready({chunk.sequence: token for chunk, token in pairs if token is not None})

@@ -1,0 +1,118 @@
+"""Decode steps captured once for each of some batch sizes, and replayed at the cost of a launch.
+
+Owned by `engine.runner.gpu.runner`. A captured step reads the upload's buffer and tables of full
+width, so nothing about it changes from step to step; a batch takes the next size up, its rest
+filled with rows that touch no KV.
+"""
+
+# Shapes: S sequences of a batch, G KV groups, B blocks of the widest table, V vocabulary.
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.kvcache.pool import KvPool
+from engine.models.model import Model
+from engine.runner.gpu.arrays import empty_decode
+from engine.runner.gpu.device import Device, Step
+from engine.runner.gpu.last_tokens import LastTokens
+from engine.runner.gpu.upload import StepTensors, Upload
+
+log = logging.getLogger(__name__)
+
+_SMALL_SIZES = (1, 2, 4)
+_GRAIN = 8
+"""Beyond the small ones: at most 7 rows of a batch are empty. Up to it sizes are captured whatever
+they take: they gain the most by it, and their scratch memory is small."""
+
+
+def decode_sizes(max_rows: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, 16, 24, 32, ... and the largest batch itself; ascending."""
+    regular = (*_SMALL_SIZES, *range(_GRAIN, max_rows, _GRAIN))
+    return (*(size for size in regular if size < max_rows), max_rows)
+
+
+def size_for(num_rows: int, sizes: Iterable[int]) -> int | None:
+    """The smallest of `sizes` that holds so many rows; None: none does."""
+    return min((size for size in sizes if size >= num_rows), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeRoom:
+    """What every captured step works with."""
+
+    device: Device
+    model: Model
+    pool: KvPool
+    upload: Upload
+    last: LastTokens
+    max_blocks: int
+    """Width of the tables."""
+
+
+class DecodeGraphs:
+    def __init__(self, room: DecodeRoom) -> None:
+        self._room = room
+        self._steps: dict[int, Step] = {}
+        self._tables: Tensor = torch.empty(0)
+        self._logits_SV: Tensor = torch.empty(0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those captured."""
+        return tuple(sorted(self._steps))
+
+    def capture(self, sizes: Iterable[int], *, limit_bytes: int) -> int:
+        """Capture the largest first, so that the others find their scratch memory made; only
+        those of up to 8 rows once `limit_bytes` are taken. What they took."""
+        room, largest = self._room, max(sizes)
+        before = room.device.held_bytes()
+        where, num_groups = room.device.where, room.pool.layout.num_groups
+        self._tables = torch.zeros(
+            num_groups * largest * room.max_blocks, dtype=torch.int32, device=where
+        )
+        # One place for the logits of all: each graph would keep its own while the others live.
+        self._logits_SV = torch.empty(largest, room.model.config.vocab_size, device=where)
+        taken, left_out = 0, 0
+        for size in sorted(sizes, reverse=True):
+            if taken > limit_bytes and size > _GRAIN:
+                left_out += 1
+                continue
+            self._steps[size] = self._captured(size)
+            taken = room.device.held_bytes() - before
+        if left_out:
+            log.warning(
+                "not all decode steps are captured",
+                extra={"left_out": left_out, "bytes": taken, "limit_bytes": limit_bytes},
+            )
+        return taken
+
+    def run(self, step: StepTensors) -> Tensor:
+        """Logits float32 [S, V] of an uploaded step of a captured size; valid until the next."""
+        size = len(step.ends_S)
+        width = step.tables_GSB.shape[2]
+        # Entries beyond the width are of earlier steps: valid blocks, which no row reaches.
+        self._tables_of(size)[:, :, :width].copy_(step.tables_GSB)
+        self._steps[size]()
+        return self._logits_SV[:size]
+
+    def _captured(self, size: int) -> Step:
+        room = self._room
+        empty = empty_decode(
+            size, num_groups=room.pool.layout.num_groups, num_blocks=1, nowhere=room.last.nowhere
+        )
+        step, tables_GSB = room.upload.send(empty), self._tables_of(size)
+
+        def decode() -> None:
+            token_ids_T = room.last.fed(step.token_ids_T, step.feed_T)
+            logits_SV = room.model.forward(step.inputs(token_ids_T, tables_GSB), room.pool)
+            self._logits_SV[:size].copy_(logits_SV)
+
+        return room.device.capture(decode)
+
+    def _tables_of(self, size: int) -> Tensor:
+        num_groups, width = self._room.pool.layout.num_groups, self._room.max_blocks
+        return self._tables[: num_groups * size * width].view(num_groups, size, width)

@@ -1,0 +1,49 @@
+"""From the words of a setting to a device, and to who computes a model's steps on it.
+
+Called by the workers and `engine.assembly`. None is the host itself: `engine.runner.cpu` and the
+C kernels serve there, without any of `engine.runner.gpu`.
+"""
+
+from importlib import import_module
+
+import torch
+
+from engine.ops.choose import choose_ops
+from engine.ops.contract import Ops
+from engine.runner.gpu.device import Device
+from engine.sampling.on_host import choose_on_host
+from engine.sampling.rows import Chooser
+from protocol.errors import SettingsError
+
+
+def open_device(setting: str) -> Device | None:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` names; None: the host.
+
+    Raises SettingsError for a GPU that this torch does not see.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if setting == "cpu" or (setting == "auto" and not num_gpus):
+        return None
+    index = int(setting.partition(":")[2] or 0)
+    if index >= num_gpus:
+        built = torch.version.cuda or "no CUDA"
+        raise SettingsError(
+            f"device: {setting!r}: torch {torch.__version__} ({built}) sees {num_gpus} GPUs here; "
+            "use auto or cpu, or install a torch for this machine's driver"
+        )
+    from engine.runner.gpu.cuda import CudaDevice
+
+    return CudaDevice(index)
+
+
+def ops_for(device: Device, *, dtype: torch.dtype) -> Ops:
+    """The Triton kernels on a GPU, the torch twins anywhere else."""
+    native = None if device.where.type == "cuda" else False
+    return choose_ops(dtype=dtype, device=device.where, native=native)
+
+
+def chooser_for(device: Device) -> Chooser:
+    if device.where.type == "cuda":
+        sample: Chooser = import_module("engine.sampling.triton_sample").sample
+        return sample
+    return choose_on_host

@@ -1,0 +1,92 @@
+"""What penalties, bias and bans do to logits, as a few indexed writes on the device.
+
+Called by `engine.runner.gpu.runner` for the rows that ask; the rules and their order are those of
+`engine.sampling.sampler`, which is the oracle.
+"""
+
+# Shapes: R rows, V vocabulary, E entries, each one (row, token id) of one step of the order.
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Chunk
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.upload import send_array
+from protocol.messages import Sampling
+
+Entry = tuple[int, int, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edits:
+    """In this order; only `biased` may name a (row, token id) twice."""
+
+    penalised: list[Entry]
+    """Positive scores are divided, negative ones multiplied."""
+    lowered: list[Entry]
+    biased: list[Entry]
+    banned: list[Entry]
+
+    def __bool__(self) -> bool:
+        return bool(self.penalised or self.lowered or self.biased or self.banned)
+
+
+def edits_of(chunks: Sequence[Chunk], *, eos_token_ids: Collection[int], vocab_size: int) -> Edits:
+    """Of the chunks that sample, row r of chunk r."""
+    edits = Edits(penalised=[], lowered=[], biased=[], banned=[])
+    for row, chunk in enumerate(chunks):
+        rule = chunk.sampling
+        assert rule is not None, "the chunk asks for no token"
+        if rule.repetition_penalty != 1:
+            seen = {*chunk.prompt_ids, *chunk.outputs}
+            edits.penalised.extend((row, token, rule.repetition_penalty) for token in seen)
+        if chunk.outputs and (rule.frequency_penalty != 0 or rule.presence_penalty != 0):
+            edits.lowered.extend((row, token, malus) for token, malus in _malus(chunk, rule))
+        for token, bias in rule.logit_bias:
+            if not 0 <= token < vocab_size:  # on a GPU it would end the process, not the request
+                raise ValueError(f"logit_bias: token {token} of a vocabulary of {vocab_size}")
+            edits.biased.append((row, token, bias))
+        if not rule.may_end(chunk.num_outputs):
+            enders = {*rule.stop_token_ids, *(() if rule.ignore_eos else eos_token_ids)}
+            edits.banned.extend((row, token, -math.inf) for token in enders if token < vocab_size)
+    return edits
+
+
+def edited(logits_RV: Tensor, edits: Edits, device: Device) -> Tensor:
+    """A copy with the edits made; where the bans leave a row nothing, the row as it was."""
+    if not edits:
+        return logits_RV
+    shaped_RV = logits_RV.clone()
+    if edits.penalised:
+        at, factor_E = _sent(edits.penalised, device)
+        score_E = shaped_RV[at]
+        shaped_RV[at] = torch.where(score_E > 0, score_E / factor_E, score_E * factor_E)
+    if edits.lowered:
+        at, malus_E = _sent(edits.lowered, device)
+        shaped_RV[at] -= malus_E
+    if edits.biased:
+        at, bias_E = _sent(edits.biased, device)
+        shaped_RV.index_put_(at, bias_E, accumulate=True)  # a token may be named twice
+    if edits.banned:
+        at, nothing_E = _sent(edits.banned, device)
+        shaped_RV[at] = nothing_E  # a plain -inf would be copied from the host, with a wait
+        left_R1 = (shaped_RV > -torch.inf).any(dim=1, keepdim=True)
+        shaped_RV = torch.where(left_R1, shaped_RV, logits_RV)
+    return shaped_RV
+
+
+def _malus(chunk: Chunk, rule: Sampling) -> Iterable[tuple[int, float]]:
+    outputs = np.asarray(chunk.outputs, dtype=np.int64)
+    for token, count in zip(*np.unique(outputs, return_counts=True), strict=True):
+        yield int(token), rule.frequency_penalty * int(count) + rule.presence_penalty
+
+
+def _sent(entries: list[Entry], device: Device) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    rows, tokens, values = zip(*entries, strict=True)
+    places_2E = send_array(device, np.array([rows, tokens], np.int64))
+    return (places_2E[0], places_2E[1]), send_array(device, np.array(values, np.float32))

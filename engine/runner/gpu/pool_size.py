@@ -1,0 +1,144 @@
+"""How large a device's KV pool may be: what is free, less what the largest step needs.
+
+Called by `engine.assembly` once the weights are there. The largest step is run, over a pool of its
+own, because what libraries and allocators take for it cannot be computed.
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from engine.batch import Chunk, SequenceId
+from engine.kvcache.pool import KvPool, fewest_blocks
+from engine.limits import EngineLimits
+from engine.models.model import Model
+from engine.runner.gpu.arrays import widest_table
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.runner import DeviceRunner
+from engine.sampling.rows import Chooser
+from protocol.errors import SettingsError
+from protocol.layout import KvLayout
+from protocol.messages import Sampling
+
+log = logging.getLogger(__name__)
+
+GRAPH_BYTES = 2 << 30
+"""Kept for captured decode steps: their logits in float32 are 131 MB for 256 rows of 128,256."""
+FULL = "out of memory"
+"""What CUDA's own errors say."""
+
+
+def pool_bytes(*, free_bytes: int, peak_bytes: int, graph_bytes: int, share: float) -> int:
+    """Bytes for KV: `share` of what is free beside weights and the largest step, less the graphs'
+    part, which shrinks to an eighth where little is free."""
+    left = max(0, free_bytes - peak_bytes)
+    return max(0, math.floor(left * share) - min(graph_bytes, left // 8))
+
+
+def blocks_left(
+    layout: KvLayout,
+    *,
+    device: Device,
+    free_bytes: int,
+    peak_bytes: int,
+    share: float,
+    graph_bytes: int = GRAPH_BYTES,
+) -> int:
+    """Blocks of the pool, beside a largest step of `peak_bytes`. Raises SettingsError where not
+    even two of each KV group fit."""
+    room_bytes = pool_bytes(
+        free_bytes=free_bytes, peak_bytes=peak_bytes, graph_bytes=graph_bytes, share=share
+    )
+    num_blocks = room_bytes // layout.block_bytes
+    log.info(
+        "kv pool sized",
+        extra={"free_bytes": free_bytes, "peak_bytes": peak_bytes, "blocks": num_blocks},
+    )
+    least = fewest_blocks(layout)
+    if num_blocks < least:
+        raise SettingsError(
+            f"kv_memory_share: {share}: {room_bytes} bytes are left for KV on {device.name}, "
+            f"{least} blocks need {least * layout.block_bytes}; lower token_budget or max_running"
+        )
+    return num_blocks
+
+
+def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
+    """`token_budget` tokens of `max_running` sequences that all sample: the most logits too."""
+    share, rest = divmod(limits.token_budget, limits.max_running)
+    rule = Sampling(seed=1, max_tokens=1, temperature=1.0, top_p=0.9, num_logprobs=1)
+    chunks, first_block = [], 0
+    for number in range(limits.max_running):
+        num_tokens = min(share + (rest if number == 0 else 0), limits.max_context_tokens)
+        num_blocks = layout.num_blocks(num_tokens)
+        chunks.append(
+            Chunk(
+                sequence=SequenceId(f"largest {number}"),
+                token_ids=[0] * num_tokens,
+                start=0,
+                block_table=range(first_block, first_block + num_blocks),
+                sampling=rule,
+                prompt_ids=(),
+                outputs=(),
+            )
+        )
+        first_block += num_blocks
+    return chunks
+
+
+def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
+    """A decode and ever longer chunks, each of one sequence with the widest table: only then are
+    few tokens' contexts split, by kernels of their own and over scratch of their own. Every entry
+    names block 0, which they overwrite."""
+    most = min(limits.token_budget, limits.max_context_tokens)
+    rule = Sampling(seed=1, max_tokens=1)
+    steps, num_tokens = list[list[Chunk]](), 1
+    while num_tokens <= most:
+        wide = Chunk(
+            sequence=SequenceId(f"wide {num_tokens}"),
+            token_ids=[0] * num_tokens,
+            start=0,
+            block_table=[0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups,
+            sampling=rule,
+            prompt_ids=(),
+            outputs=(),
+        )
+        steps.append([wide])
+        num_tokens *= 4
+    return steps
+
+
+def largest_step_bytes(
+    model: Model, layout: KvLayout, *, device: Device, choose: Chooser, limits: EngineLimits
+) -> int:
+    """Runs the largest step, and the wide ones: the most that one takes of the device, its pool
+    not counted. It also compiles the kernels that the first request would wait for."""
+    chunks = largest_step(layout, limits)
+    num_blocks = sum(len(chunk.block_table) for chunk in chunks)
+    pool = KvPool(layout, num_blocks, device=device.where)
+    runner = DeviceRunner(model, pool, device=device, choose=choose, limits=limits)
+    steps = [chunks, *wide_steps(layout, limits)]
+    return device.peak_bytes(lambda: _run(runner, steps))
+
+
+@contextmanager
+def refused_when_full(device: Device, *, setting: str, doing: str, advice: str) -> Iterator[None]:
+    """Raises SettingsError, which names the setting with its value and what to do, where the
+    device has no memory left for what is done."""
+    try:
+        yield
+    except RuntimeError as error:  # capturing knows no error of its own for it
+        if not isinstance(error, torch.OutOfMemoryError) and FULL not in str(error):
+            raise
+        why = str(error).partition("\n")[0]
+        raise SettingsError(
+            f"{setting}: {device.name} has no memory left for {doing}; {advice} ({why})"
+        ) from error
+
+
+def _run(runner: DeviceRunner, steps: list[list[Chunk]]) -> None:
+    for chunks in steps:
+        runner.launch(chunks).tokens()

@@ -1,0 +1,159 @@
+"""The `engine.runner.contract.Runner` of a GPU: launches steps ahead of the host, reads tokens
+late.
+
+Made by `engine.assembly`, called by `engine.loop` from its thread only. A step is one upload, a
+forward (a captured one where every chunk is a decode), the choice of tokens on the device, and
+one copy of them back; the host waits for that copy's event alone, in `LaunchedStep.tokens`.
+torch.compile is not used: what lies between the kernels is captured with them.
+"""
+
+# Shapes: R rows sampled, A of them with logprobs, V vocabulary.
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Chunk
+from engine.kvcache.pool import KvPool
+from engine.limits import EngineLimits
+from engine.models.model import Model
+from engine.runner.gpu.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
+from engine.runner.gpu.last_tokens import LastTokens
+from engine.runner.gpu.launched import LaunchedStep
+from engine.runner.gpu.penalties import Edits, edited, edits_of
+from engine.runner.gpu.upload import StepTensors, Upload, fetch, send_array, upload_bytes
+from engine.sampling.logprobs import logprobs, rows_with_logprobs
+from engine.sampling.rows import Chooser, RowRules
+from protocol.layout import KvLayout
+
+
+class DeviceRunner:
+    """Steps are computed in the order they are launched, so a block that one wrote may be read
+    by the next, and one that was freed be written again."""
+
+    def __init__(
+        self,
+        model: Model,
+        pool: KvPool,
+        *,
+        device: Device,
+        choose: Chooser,
+        limits: EngineLimits,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
+        """Model and pool lie on the device; `eos_token_ids` as the engine's: those that
+        `min_tokens` bans. Captures nothing yet."""
+        self._model, self._pool, self._device, self._choose = model, pool, device, choose
+        self._limits = limits
+        self.eos_token_ids = tuple(eos_token_ids)
+        max_blocks = widest_table(limits.max_context_tokens, pool.layout)
+        self._last = LastTokens(device, max_rows=limits.max_running)
+        self._upload = Upload(
+            device,
+            num_bytes=upload_bytes(
+                max_tokens=limits.token_budget,
+                max_rows=limits.max_running,
+                max_blocks=max_blocks,
+                num_groups=pool.layout.num_groups,
+            ),
+        )
+        room = DecodeRoom(
+            device=device, model=model, pool=pool, upload=self._upload, last=self._last,
+            max_blocks=max_blocks,
+        )  # fmt: skip
+        self._graphs = DecodeGraphs(room)
+
+    @property
+    def layout(self) -> KvLayout:
+        return self._pool.layout
+
+    @property
+    def num_blocks(self) -> int:
+        return self._pool.num_blocks
+
+    @property
+    def depth(self) -> int:
+        return self._device.depth
+
+    @property
+    def captured_sizes(self) -> tuple[int, ...]:
+        """Batches of decodes that are replayed; larger ones, and all without any, are launched
+        kernel by kernel."""
+        return self._graphs.sizes
+
+    @torch.inference_mode()
+    def capture(self, *, limit_bytes: int, sizes: Sequence[int] = ()) -> int:
+        """Capture decode steps, before the first launch, of `sizes` sequences or of those that
+        serve best; what they took of the device's memory: little more than `limit_bytes`, or what
+        the small sizes need."""
+        self._device.bind()
+        sizes = sizes or decode_sizes(self._limits.max_running)
+        return self._graphs.capture(sizes, limit_bytes=limit_bytes)
+
+    @torch.inference_mode()
+    def launch(self, chunks: Sequence[Chunk]) -> LaunchedStep:
+        """At most `depth` may be unread. Raises ValueError for a chunk that does not fit its
+        block table, or has a pending token that no unread step samples; whatever it raises,
+        nothing of the step is under way then."""
+        self._device.bind()
+        asking = [chunk for chunk in chunks if chunk.sampling is not None]
+        edits = edits_of(
+            asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
+        )
+        feeds, keeps = self._last.places(chunks)
+        arrays = step_arrays(chunks, self.layout, feeds=feeds, keeps=keeps)
+        try:
+            return self._launched(arrays, asking, edits, decode=is_decode(chunks))
+        except Exception:
+            self._device.record().wait()
+            raise
+
+    def _launched(
+        self, arrays: StepArrays, asking: Sequence[Chunk], edits: Edits, *, decode: bool
+    ) -> LaunchedStep:
+        step, logits_RV = self._forward(arrays, decode=decode)
+        tokens_R, num_top = torch.empty(0, dtype=torch.int64), rows_with_logprobs(asking)
+        reports = torch.empty(0, 1)
+        if asking:
+            chosen_R = self._chosen(step, logits_RV[: len(asking)], edits)
+            if num_top:
+                reports = self._report(logits_RV, chosen_R, num_top)
+            tokens_R = fetch(self._device, chosen_R)
+        return LaunchedStep(
+            asking=asking, event=self._device.record(), tokens_R=tokens_R, reports=reports,
+            num_top=num_top,
+        )  # fmt: skip
+
+    def _forward(self, arrays: StepArrays, *, decode: bool) -> tuple[StepTensors, Tensor]:
+        """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""
+        size = size_for(len(arrays.ends_S), self._graphs.sizes) if decode else None
+        if size is not None:
+            step = self._upload.send(padded(arrays, size, nowhere=self._last.nowhere))
+            return step, self._graphs.run(step)
+        step = self._upload.send(arrays)
+        token_ids_T = self._last.fed(step.token_ids_T, step.feed_T)
+        return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
+
+    def _chosen(self, step: StepTensors, logits_RV: Tensor, edits: Edits) -> Tensor:
+        """Token ids [R], kept on the device for the next step too."""
+        num_rows = len(logits_RV)
+        rules = RowRules(
+            temperature_R=step.temperature_R[:num_rows],
+            top_k_R=step.top_k_R[:num_rows],
+            top_p_R=step.top_p_R[:num_rows],
+            min_p_R=step.min_p_R[:num_rows],
+            seed_R=step.seed_R[:num_rows],
+            position_R=step.position_R[:num_rows],
+        )
+        chosen_R = self._choose(edited(logits_RV, edits, self._device), rules)
+        self._last.keep(chosen_R, step.keep_R[:num_rows])
+        return chosen_R
+
+    def _report(self, logits_RV: Tensor, chosen_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
+        rows_A = send_array(self._device, np.array(list(num_top), np.int64))
+        reports = logprobs(logits_RV[rows_A], chosen_R[rows_A], num_top=max(num_top.values()))
+        return fetch(self._device, reports)

@@ -1,0 +1,94 @@
+"""Steps that are launched and not recorded, and the blocks that only they still read.
+
+Used by `engine.scheduling.scheduler` alone, which decides who is in a step; here it is written
+down. Pure.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from engine.batch import PENDING, Chunk
+from engine.kvcache.prefix_cache import PrefixCache
+from engine.sequence import Sequence
+
+_STAND_IN = (PENDING,)
+
+Part = tuple[Sequence, int, int]
+"""(sequence, start, stop): whose tokens [start, stop) a step computes."""
+
+
+@dataclass(slots=True)
+class _Step:
+    parts: list[Part] = field(default_factory=list)
+    displaced: list[int] = field(default_factory=list)
+    """Blocks that equal ones took the place of while this was the newest step: it, or one before,
+    may read them."""
+
+
+class Steps:
+    """Oldest first."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+        self._steps: deque[_Step] = deque()
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def displaced(self) -> list[int]:
+        """Blocks held here, for no sequence."""
+        return [block for step in self._steps for block in step.displaced]
+
+    def begin(self) -> None:
+        self._steps.append(_Step())
+
+    def add(self, sequence: Sequence, max_tokens: int) -> Chunk:
+        """Its next tokens, in the newest step. Where the next one is sampled by a step that is
+        launched already, something stands in for it."""
+        start, num_tokens = sequence.num_launched, sequence.num_tokens
+        pending = max(0, start - num_tokens + 1)
+        stop = start + 1 if pending else min(start + max_tokens, num_tokens)
+        self._cache.extend(sequence, start, stop)
+        sequence.num_launched = stop
+        sequence.in_flight += 1
+        self._steps[-1].parts.append((sequence, start, stop))
+        return Chunk(
+            sequence=sequence.id,
+            token_ids=_STAND_IN if pending else sequence.tokens(start, stop),
+            start=start,
+            block_table=sequence.block_table,
+            sampling=sequence.sampling if stop >= num_tokens else None,
+            prompt_ids=sequence.prompt_ids,
+            outputs=sequence.outputs,
+            pending=pending,
+        )
+
+    def take_oldest(self) -> list[Part]:
+        """It is over."""
+        step = self._steps.popleft()
+        self._let_go(step.displaced)
+        return step.parts
+
+    def take_newest(self) -> list[Part]:
+        """It never came to be launched; those before it are."""
+        step = self._steps.pop()
+        if self._steps:
+            self._steps[-1].displaced += step.displaced
+        else:
+            self._let_go(step.displaced)
+        return step.parts
+
+    def seal(self, sequence: Sequence) -> None:
+        """Make the sequence's full, computed blocks findable. Of those that equal ones take the
+        place of, let go once no step reads them any more."""
+        displaced = self._cache.seal(sequence)
+        if sequence.in_flight:
+            self._steps[-1].displaced += displaced
+        else:
+            self._let_go(displaced)
+
+    def _let_go(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._cache.let_go(block)

@@ -1,0 +1,235 @@
+"""Every sequence that owns something, by id and by state; where endings happen and blocks go back.
+
+Used by `engine.scheduling.scheduler` alone, which decides; this part keeps the books. A sequence's
+blocks are given back in `_free` and nowhere else but `preempt`; a quarantined one returns in
+`quiet`. Pure.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from engine.batch import SequenceId
+from engine.kvcache.prefix_cache import PrefixCache
+from engine.kvcache.windows import NO_BLOCK
+from engine.sequence import Event, Sequence, State, Verdict
+from protocol.messages import Blocks, Load
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Its blocks are allocated, for the first time."""
+
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """HANDOVER: the KV of the first `num_tokens` tokens is written."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`sequence.verdict` is final."""
+
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """It owns nothing any more; its id may be used again."""
+
+    sequence: Sequence
+
+
+Effect = Admitted | Computed | Ended | Freed
+
+
+class Roster:
+    """Sequences in lanes, one per state, each in the order its members came."""
+
+    def __init__(self, cache: PrefixCache) -> None:
+        self._cache = cache
+        self._sequences: dict[SequenceId, Sequence] = {}
+        self._lanes: dict[State, OrderedDict[SequenceId, Sequence]] = {
+            state: OrderedDict() for state in State if state is not State.FREED
+        }
+        self.waiting = self._lanes[State.WAITING]
+        self.fetching = self._lanes[State.FETCHING]
+        self.prefilling = self._lanes[State.PREFILLING]
+        self.decoding = self._lanes[State.DECODING]
+        self.unwinding = self._lanes[State.UNWINDING]
+        self._effects: list[Effect] = []
+        self._quarantined: set[int] = set()
+        """Blocks of ended fetches that somebody may still write into."""
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that own blocks and have no ending yet."""
+        return len(self.fetching) + len(self.prefilling) + len(self.decoding)
+
+    def get(self, sequence_id: SequenceId) -> Sequence | None:
+        return self._sequences.get(sequence_id)
+
+    def all(self) -> list[Sequence]:
+        return list(self._sequences.values())
+
+    def enter(self, sequence: Sequence) -> None:
+        assert sequence.id not in self._sequences, f"sequence {sequence.id} exists already"
+        self._sequences[sequence.id] = self.waiting[sequence.id] = sequence
+
+    def admit(self, sequence: Sequence) -> None:
+        """Its blocks are allocated."""
+        if sequence.needs_fetch:
+            sequence.fetch_open = True
+            self.move(sequence, Event.RESERVED)
+        else:
+            sequence.lease_held = sequence.leases
+            sequence.num_lent_tokens = sequence.num_tokens if sequence.leases else 0
+            self.move(sequence, Event.ADMITTED)
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+            self._effects.append(Admitted(sequence))
+
+    def computed(self, sequence: Sequence) -> None:
+        self._effects.append(Computed(sequence, sequence.num_computed))
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Back to the head of the queue, owning nothing."""
+        assert not sequence.in_flight, f"sequence {sequence.id} is preempted in flight"
+        self._cache.give_back(sequence)
+        sequence.num_computed = sequence.num_launched = 0
+        self.move(sequence, Event.PREEMPTED)
+        self.waiting.move_to_end(sequence.id, last=False)
+
+    def end(self, sequence: Sequence, verdict: Verdict) -> None:
+        """Give it its one ending, and its blocks back unless somebody refers to them: a launched
+        forward, a lease or a fetch."""
+        assert sequence.verdict is None
+        sequence.verdict = verdict
+        self._effects.append(Ended(sequence))
+        if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
+            self._cache.promise_no_more(sequence)
+        if sequence.in_flight:
+            self.move(sequence, Event.ENDED_IN_FLIGHT)
+        elif sequence.lease_held:
+            self.move(sequence, Event.ENDED_UNDER_LEASE)
+        elif sequence.fetch_open:
+            self.move(sequence, Event.ENDED_UNDER_FETCH)
+        else:
+            self._free(sequence, Event.ENDED)
+
+    def drained(self, sequence: Sequence) -> None:
+        """No launched forward refers any more to the blocks of this one, which has its ending."""
+        if sequence.lease_held:
+            self._cache.promise_no_more(sequence)
+            self.move(sequence, Event.DRAINED_UNDER_LEASE)
+        else:
+            self._free(sequence, Event.DRAINED)
+
+    def lease_ended(self, sequence: Sequence) -> None:
+        sequence.lease_held = False
+        if sequence.state is State.LEASED:
+            self._free(sequence, Event.LEASE_ENDED)
+
+    def fetch_ended(self, sequence: Sequence) -> None:
+        sequence.fetch_open = False
+        if sequence.state is State.UNWINDING:
+            self._free(sequence, Event.FETCH_ENDED)
+
+    def quarantine(self, blocks: Collection[int]) -> None:
+        """Hold these, whatever becomes of the sequence that owns them, until `quiet`."""
+        for block in blocks:
+            assert block not in self._quarantined, f"block {block} is quarantined twice"
+            self._cache.hold(block)
+            self._quarantined.add(block)
+
+    def quiet(self, blocks: Collection[int]) -> None:
+        """Nobody writes into these any more. Harmless for others."""
+        for block in self._quarantined.intersection(blocks):
+            self._quarantined.remove(block)
+            self._cache.let_go(block)
+
+    def move(self, sequence: Sequence, event: Event) -> None:
+        before = sequence.state
+        sequence.move(event)
+        del self._lanes[before][sequence.id]
+        if sequence.state is not State.FREED:
+            self._lanes[sequence.state][sequence.id] = sequence
+
+    def take_effects(self) -> list[Effect]:
+        """What happened since the last call, in order."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # -- facts ------------------------------------------------------------------------------
+
+    def load(self) -> Load:
+        to_compute = [s for s in self.waiting.values() if not s.needs_fetch]
+        to_compute += self.prefilling.values()
+        return Load(
+            running=self.num_running,
+            waiting=len(self.waiting),
+            waiting_tokens=sum(s.num_tokens - s.num_computed for s in to_compute),
+        )
+
+    def block_counts(self) -> Blocks:
+        """Leased are the blocks held by nobody but sequences that wait for their lease to end."""
+        holds = self._holds(State.LEASED)
+        refs = self._cache.blocks.refs
+        return self._cache.blocks.counts(
+            leased=sum(1 for block, count in holds.items() if refs(block) == count)
+        )
+
+    def check(self, displaced: Collection[int] = ()) -> None:
+        """Raise AssertionError unless every block is held by exactly those who say so, among them
+        the scheduler with the `displaced` ones."""
+        self._cache.check()
+        sequences = self._sequences.values()
+        assert all(self._cache.keeps_promise(sequence) for sequence in sequences)
+        for state, lane in self._lanes.items():
+            for sequence in lane.values():
+                assert sequence.state is state and self._sequences[sequence.id] is sequence
+                assert sequence.num_computed <= sequence.num_tokens
+                assert not sequence.block_table or state is not State.WAITING
+                ended = state in (State.DRAINING, State.LEASED, State.UNWINDING)
+                assert (sequence.verdict is not None) == ended
+                _check_flight(sequence)
+        assert sum(len(lane) for lane in self._lanes.values()) == len(self._sequences)
+        arrivals = [sequence.arrival for sequence in self.waiting.values()]
+        assert arrivals == sorted(arrivals), "somebody overtook in the queue"
+        holds = self._holds(*self._lanes)
+        holds.update(self._quarantined)
+        holds.update(displaced)
+        for block in range(self._cache.blocks.num_blocks):
+            refs = self._cache.blocks.refs(block)
+            assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"
+
+    def _holds(self, *states: State) -> Counter[int]:
+        holds: Counter[int] = Counter()
+        for state in states:
+            for sequence in self._lanes[state].values():
+                holds.update(block for block in sequence.block_table if block != NO_BLOCK)
+                holds.update(sequence.twins.values())
+        return holds
+
+    def _free(self, sequence: Sequence, event: Event) -> None:
+        self._cache.give_back(sequence)
+        self.move(sequence, event)
+        del self._sequences[sequence.id]
+        self._effects.append(Freed(sequence))
+
+
+def _check_flight(sequence: Sequence) -> None:
+    match sequence.state:
+        case State.PREFILLING | State.DECODING:
+            assert sequence.num_computed <= sequence.num_launched
+            assert sequence.pending <= sequence.in_flight
+            assert sequence.in_flight or sequence.num_launched == sequence.num_computed
+        case State.DRAINING:
+            assert sequence.in_flight
+        case _:
+            assert not sequence.in_flight
