@@ -16,6 +16,7 @@ COPY protocol protocol
 COPY engine engine
 COPY kvtransfer kvtransfer
 COPY router router
+COPY worker worker
 COPY prefill_worker prefill_worker
 COPY decode_worker decode_worker
 COPY controlplane controlplane
@@ -37,4 +38,4 @@ USER 1000:1000
 WORKDIR /tmp
 EXPOSE 8000
 ENTRYPOINT ["python", "-m"]
-CMD ["controlplane.cli", "up", "--host", "0.0.0.0"]
+CMD ["controlplane.cli.main", "up", "--host", "0.0.0.0"]

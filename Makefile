@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 	touch $@
 
 demo: setup  ## one question and a follow-up through two prefill and two decode workers
-	$(BIN)/python -m controlplane.demo
+	$(BIN)/python -m controlplane.cli.demo
 
 test: setup  ## every test, system tests included
 	$(BIN)/python -m pytest $(ARGS)

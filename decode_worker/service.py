@@ -1,6 +1,6 @@
 """The decode leg: fetch a prompt's KV from the prefill worker, or compute it, then generate.
 
-Made by `decode_worker.__main__`; driven by `protocol.life` (event loop), the engine (its thread,
+Made by `decode_worker.__main__`; driven by `worker.life` (event loop), the engine (its thread,
 as observer) and the KV sink (its thread). With a ticket only the blocks that the own prefix cache
 lacks are fetched. Reserved blocks go back to the pool only when the sink says that nobody writes
 into them. Never decodes from a block that was not verified: a fetch that failed is `source_lost`,
@@ -14,14 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from decode_worker.tally import Tally
+from decode_worker.fetch_metrics import Tally
 from engine import sequence as outcomes
 from engine.batch import SequenceId
-from engine.desk import Job, Key, LastWord
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import Mode
-from engine.service import EngineService, failed, name_of
 from engine.speeds import Rate
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import Notice
@@ -32,6 +30,8 @@ from protocol.ids import Epoch, RouterId
 from protocol.layout import KvLayout
 from protocol.messages import Beat, Decode, Prefill, Speeds, Ticket, WorkerState
 from protocol.text.tokenizer import TextState
+from worker.requests import Job, Key, LastWord
+from worker.service import EngineService, failed, name_of
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class DecodeJob(Job):
 
 
 class DecodeService(EngineService[DecodeJob]):
-    """Implements `protocol.life.Service` and `engine.observer.EngineObserver`."""
+    """Implements `worker.life.Service` and `engine.observer.EngineObserver`."""
 
     def attach(self, *, epoch: Epoch, engine: Engine, sink: Sink, layout: KvLayout) -> None:
         """Before anything is taken. Engine and sink call back, so they are made later."""

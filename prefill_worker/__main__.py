@@ -1,4 +1,4 @@
-"""`python -m prefill_worker`: settings, cores and signals; then `prefill_worker.worker`."""
+"""`python -m prefill_worker`: settings, cores and signals; then `prefill_worker.wiring`."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from importlib import import_module
 from types import ModuleType
 
 from prefill_worker.settings import PrefillSettings
-from protocol.doors import open_doors
 from protocol.ids import WorkerId
 from protocol.process import run as process
 from protocol.process.logs import configure_logging
 from protocol.process.machine import check_device, claim_cores, host_name
 from protocol.process.settings import load_or_exit
+from worker.startup import open_doors
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _import_worker() -> ModuleType:
     """Brings torch, which takes seconds and sizes its thread pool by what `claim_cores` set."""
-    return import_module("prefill_worker.worker")
+    return import_module("prefill_worker.wiring")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The prefill leg: compute a prompt, sample one token, lend the blocks to whoever decodes.
 
-Made by `prefill_worker.__main__`; driven by `protocol.life` (event loop), the engine (its thread,
+Made by `prefill_worker.__main__`; driven by `worker.life` (event loop), the engine (its thread,
 as observer) and the KV source (its thread). Each request's words leave in order: Started, the
 token, then one ending. A lease may outlive its request; its end frees the blocks.
 """
@@ -11,12 +11,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from engine.batch import SampledToken, SequenceId
-from engine.desk import Job, Key, LastWord, wire_top
 from engine.loop import Engine
 from engine.sequence import Mode
-from engine.service import EngineService, failed, name_of
 from kvtransfer.source.source import LeaseEnd, Source
-from kvtransfer.uses import Uses
 from protocol import codec
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, RouterId
@@ -32,6 +29,9 @@ from protocol.messages import (
     WorkerState,
 )
 from protocol.text.tokenizer import TextState
+from worker.requests import Job, Key, LastWord, wire_top
+from worker.service import EngineService, failed, name_of
+from worker.transport_uses import Uses
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PrefillJob(Job):
 
 
 class PrefillService(EngineService[PrefillJob]):
-    """Implements `protocol.life.Service` and `engine.observer.EngineObserver`."""
+    """Implements `worker.life.Service` and `engine.observer.EngineObserver`."""
 
     def attach(self, *, epoch: Epoch, engine: Engine, source: Source) -> None:
         """Before anything is taken. Engine and source call back, so they are made later."""

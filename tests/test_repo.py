@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAX_LINES = 500
 OUR_PACKAGES = (
-    *("protocol", "engine", "kvtransfer"),
+    *("protocol", "engine", "kvtransfer", "worker"),
     *("router", "prefill_worker", "decode_worker", "controlplane"),
 )
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|home/\w+|root|Users/\w+)/[\w.]")

@@ -53,7 +53,7 @@ class Cluster:
         where = ("--model", str(checkpoint), "--dtype", dtype, "--port", "0", "--verbose")
         # Also where there is a GPU: these tests are not of it.
         here = ("--device", "cpu")
-        command = [sys.executable, "-m", "controlplane.cli", "up"]
+        command = [sys.executable, "-m", "controlplane.cli.main", "up"]
         self._command = [*command, *where, *pools, *here, *extra]
         self._env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
         self._wait = wait

@@ -7,11 +7,11 @@ from unittest.mock import Mock, create_autospec
 from support.checkpoints import byte_level_tokenizer
 
 from engine.loop import Engine
-from engine.service import EngineService
 from protocol.ids import RouterId
 from protocol.messages import ToRouter
 from protocol.process.metrics import WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
+from worker.service import EngineService
 
 ROUTER = RouterId("router")
 VOCAB_SIZE = 500

@@ -16,7 +16,7 @@ WEIGHTS = shipped_model() / "model.safetensors"
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="no shipped model in this checkout")
 def test_the_demo_moves_blocks_reuses_the_prefix_and_answers_right() -> None:
     demo = subprocess.run(
-        [sys.executable, "-m", "controlplane.demo"],
+        [sys.executable, "-m", "controlplane.cli.demo"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

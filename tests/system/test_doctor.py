@@ -16,7 +16,7 @@ from support.processes import ROOT
 
 pytestmark = pytest.mark.system
 
-COMMAND = (sys.executable, "-m", "controlplane.cli", "doctor")
+COMMAND = (sys.executable, "-m", "controlplane.cli.main", "doctor")
 WITHIN_S = 60.0
 """Far above the few seconds it takes on a machine that is not busy."""
 INVITATION = re.compile(r"BATON_TOKEN=(\S+) baton doctor --peer \S+:(\d+)")

@@ -157,7 +157,7 @@ def _complete(cluster: Cluster) -> httpx.Response:
 
 def _baton(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "controlplane.cli", *argv],
+        [sys.executable, "-m", "controlplane.cli.main", *argv],
         input=stdin,
         capture_output=True,
         text=True,

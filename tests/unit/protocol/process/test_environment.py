@@ -1,9 +1,9 @@
 import pytest
 
-from controlplane.chat import ChatSettings
+from controlplane.cli.chat import ChatSettings
+from controlplane.cli.status import StatusSettings
 from controlplane.doctor.settings import DoctorSettings
-from controlplane.settings import UpSettings
-from controlplane.status import StatusSettings
+from controlplane.local.settings import UpSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError

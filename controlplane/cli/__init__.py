@@ -1,0 +1,1 @@
+"""The `baton` command and what it says to a person."""

@@ -1,0 +1,1 @@
+"""All processes of one machine: planned, started, watched, ended together."""

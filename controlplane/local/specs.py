@@ -1,0 +1,80 @@
+"""The command lines of one machine's processes. Pure: called by `controlplane.local.cluster`."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from controlplane.local.child import ChildSpec
+from controlplane.local.cores import pinned_core, threads_per_worker
+from controlplane.local.settings import UpSettings
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+GPU_SHARE_VARIABLE = "BATON_KV_MEMORY_SHARE"
+GPU_SHARE = 0.9
+"""Of all workers together, as the default of one alone (`protocol.process.settings`)."""
+OURS_ALONE = frozenset({"BATON_CONFIG"})
+"""The supervisor's file: it has told each child what concerns it."""
+
+
+def worker_names(settings: UpSettings) -> list[str]:
+    prefill = [f"prefill-{index}" for index in range(settings.prefill)]
+    return prefill + [f"decode-{index}" for index in range(settings.decode)]
+
+
+def gpu_share(settings: UpSettings, environment: Mapping[str, str]) -> dict[str, str]:
+    """What each worker may take of a GPU's free memory, should they share one: all measure at the
+    same time. Nothing where the environment says it."""
+    if GPU_SHARE_VARIABLE in environment:
+        return {}
+    return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, len(worker_names(settings))):.3f}"}
+
+
+def worker_specs(
+    settings: UpSettings, *, redis: str, cores: Sequence[int], env: Mapping[str, str]
+) -> list[ChildSpec]:
+    names = worker_names(settings)
+    threads = settings.threads or threads_per_worker(num_cores=len(cores), num_workers=len(names))
+    if settings.pin:
+        threads = 1
+    thread_env = {name: str(threads) for name in THREAD_VARIABLES}
+    specs = []
+    for index, name in enumerate(names):
+        flags = {
+            "model": str(settings.model),
+            "redis": redis,
+            "worker": name,
+            "dtype": settings.dtype,
+            "host": "127.0.0.1",
+            "port": "0",
+            "threads": str(threads),
+            "drain-s": str(settings.drain_s),
+            **({"served-name": settings.served_name} if settings.served_name else {}),
+            **({"kv-blocks": str(settings.kv_blocks)} if settings.kv_blocks else {}),
+            **({"cores": str(pinned_core(cores, worker=index))} if settings.pin else {}),
+        }
+        module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
+        command = _python(module, flags)
+        specs.append(_spec(name, command, {**thread_env, **env}))
+    return specs
+
+
+def router_spec(
+    settings: UpSettings, *, redis: str, port: int, env: Mapping[str, str]
+) -> ChildSpec:
+    flags = {
+        "model": str(settings.model),
+        "redis": redis,
+        "host": settings.host,
+        "port": str(port),
+        "drain-s": str(settings.drain_s),
+        **({"served-name": settings.served_name} if settings.served_name else {}),
+    }
+    return _spec("router", _python("router", flags), env)
+
+
+def _spec(name: str, command: tuple[str, ...], env: Mapping[str, str]) -> ChildSpec:
+    return ChildSpec(name=name, command=command, env=env, not_inherited=OURS_ALONE)
+
+
+def _python(module: str, flags: Mapping[str, str]) -> tuple[str, ...]:
+    words = [word for key, value in flags.items() for word in (f"--{key}", value)]
+    return (sys.executable, "-m", module, *words)

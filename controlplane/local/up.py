@@ -1,0 +1,73 @@
+"""`baton up`: serves until told to stop. Called by `controlplane.cli.main`.
+
+SIGINT or SIGTERM drains; a second one hurries.
+"""
+
+import asyncio
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from controlplane.local.cluster import running
+from controlplane.local.display import Display
+from controlplane.local.settings import UpFlags, UpSettings, load_up
+from protocol.errors import BatonError
+
+
+def up(argv: Sequence[str]) -> None:
+    """Raises SettingsError or ChildFailed, whose messages are one line each."""
+    flags = load_up(argv)
+    try:
+        asyncio.run(_serve(flags))
+    except ExceptionGroup as group:
+        raise first_failure(group) from None
+
+
+def first_failure(group: ExceptionGroup) -> Exception:
+    """The BatonError in `group` if there is one, else the group: then it is our bug."""
+    for error in group.exceptions:
+        found = first_failure(error) if isinstance(error, ExceptionGroup) else error
+        if isinstance(found, BatonError):
+            return found
+    return group
+
+
+async def _serve(flags: UpFlags) -> None:
+    display = Display(verbose=flags.settings.verbose)
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    try:
+        display.begin(_headline(flags.settings))
+        with stop_signals(stop, hurry):
+            async with running(flags, on_event=display.on_event, hurry=hurry) as local:
+                if await local.wait_ready(unless=stop):
+                    display.ready(url=local.url, model=flags.settings.api_name)
+                    await stop.wait()
+                display.stop("stopping; a second signal hurries")
+            display.say("stopped")
+    finally:
+        display.close()
+
+
+@contextmanager
+def stop_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
+    """Inside, the first signal to end sets `stop` and the next one `hurry`."""
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(number)
+
+
+def _headline(settings: UpSettings) -> str:
+    pools = f"{settings.prefill} prefill + {settings.decode} decode"
+    if settings.prefill == 0:
+        pools = f"{settings.decode} decode, prefilling their own requests"
+    redis = "embedded Redis" if not settings.redis else "the Redis given"
+    return f"Baton starts {settings.api_name} in {settings.dtype}: {pools}, 1 router, {redis}"

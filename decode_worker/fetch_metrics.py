@@ -1,0 +1,83 @@
+"""Counts what a sink says: for the metrics, and for the beats that `/cluster` shows.
+
+Called by `decode_worker.service` on the sink's thread; `uses` may be read from any other.
+"""
+
+from collections.abc import Iterable
+from typing import assert_never
+
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
+from protocol.ids import WorkerId
+from protocol.process.metrics import TransferMetrics
+from worker.transport_uses import Uses
+
+
+class Tally:
+    def __init__(self, metrics: TransferMetrics) -> None:
+        self.uses = Uses()
+        self._metrics = metrics
+        self._quarantined: set[int] = set()
+
+    @property
+    def num_quarantined(self) -> int:
+        """Blocks of ended fetches that somebody may still write into."""
+        return len(self._quarantined)
+
+    def noticed(self, notice: Notice) -> None:
+        metrics = self._metrics
+        match notice:
+            case LinkUp(transport=transport, missed=missed):
+                first = "fallback" if missed else "first choice"
+                metrics.transports.labels("chosen", transport, "", first).inc()
+                for name, why in missed:
+                    reason = metrics.reasons.label(why)
+                    metrics.transports.labels("fallback", transport, name, reason).inc()
+            case LinkRefused(missed=missed):
+                for name, why in missed:
+                    reason = metrics.reasons.label(why)
+                    metrics.transports.labels("refused", "", name, reason).inc()
+            case AskedAgain():
+                metrics.retries.inc()
+            case Rejected(num_blocks=num_blocks, why=why):
+                metrics.rejected_blocks.labels(metrics.reasons.label(why)).inc(num_blocks)
+            case _:
+                assert_never(notice)
+
+    def ended(self, end: FetchEnd, *, peer: WorkerId) -> None:
+        match end:
+            case Landed():
+                self._landed(end, peer)
+            case Lost():
+                self._metrics.fetches.labels("", "lost").inc()
+                self._hold(end.quarantined)
+            case Aborted():
+                self._metrics.fetches.labels("", "aborted").inc()
+                self._hold(end.quarantined)
+            case _:
+                assert_never(end)
+
+    def kept(self, num_blocks: int) -> None:
+        """Of a lost fetch so many blocks stay usable."""
+        self._metrics.kept_blocks.inc(num_blocks)
+
+    def quiet(self, block_ids: Iterable[int]) -> None:
+        """Nobody writes into these any more."""
+        self._quarantined.difference_update(block_ids)
+        self._metrics.quarantined_blocks.set(len(self._quarantined))
+
+    def _landed(self, end: Landed, peer: WorkerId) -> None:
+        metrics, transport = self._metrics, end.transport
+        metrics.fetches.labels(transport, "landed").inc()
+        metrics.moved_bytes.labels(transport).inc(end.num_bytes)
+        metrics.fetch_s.labels(transport).observe(end.fetch_s)
+        metrics.exposed_s.labels(transport).observe(end.exposed_s)
+        if end.num_blocks:
+            metrics.first_s.labels(transport).observe(end.first_s)
+        self.uses.add(
+            peer=peer, transport=transport, why=end.transport_why, num_bytes=end.num_bytes
+        )
+
+    def _hold(self, block_ids: tuple[int, ...]) -> None:
+        self._quarantined.update(block_ids)
+        self._metrics.quarantined_blocks.set(len(self._quarantined))

@@ -1,0 +1,44 @@
+import subprocess
+import sys
+
+import pytest
+
+from controlplane.checkout import ROOT, baton_version
+from controlplane.cli.main import run
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"baton {baton_version()}\n"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("up", "chat", "status"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["fly"], "unknown command: fly"),
+        (["up", "--no-such", "1"], "unknown setting: --no-such"),
+        (["up", "--model", "/nowhere"], "no checkpoint at '/nowhere'"),
+        (["status", "--url", "ftp://x"], "url: 'ftp://x'"),
+        (["status", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
+        (["chat", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_code(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(argv) != 0
+    shown = capsys.readouterr()
+    assert says in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert shown.out == ""
+
+
+def test_the_supervisor_does_not_import_torch() -> None:
+    program = "import controlplane.local.up, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0

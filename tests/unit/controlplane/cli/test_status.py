@@ -1,0 +1,65 @@
+"""What `baton status` makes of `/cluster`."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from controlplane.cli.main import run
+
+CLUSTER = {
+    "router": "router-0",
+    "workers": [
+        {
+            "id": "decode-0",
+            "state": "ready",
+            "pid": 7,
+            "transport": "tcp",
+            "why": "",
+            "running": 1,
+            "waiting": 0,
+            "blocks": {"total": 8, "free": 6, "cached": 2, "leased": 0},
+            "speeds": {"prefill_tokens_per_s": 0.0, "decode_step_s": 0.0},
+            "transports": [
+                {"name": "tcp", "peer": "prefill-0", "why": "tcp reachable; not shm: elsewhere"},
+                {"name": "shm", "peer": "prefill-1", "why": "shm reachable"},
+            ],
+        }
+    ],
+}
+
+
+class Router(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(CLUSTER).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Router) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_slower_way_for_kv_than_configured_is_said_with_its_reason(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status", "--url", url]) == 0
+    shown = capsys.readouterr().out
+    assert "decode-0: KV from prefill-0 by tcp: tcp reachable; not shm: elsewhere" in shown
+    assert "prefill-1" not in shown
+
+
+def test_json_is_what_the_router_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--url", url, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == CLUSTER

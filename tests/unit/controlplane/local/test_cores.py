@@ -1,0 +1,20 @@
+import pytest
+
+from controlplane.local.cores import pinned_core, quota_cores, threads_per_worker
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
+)
+def test_a_containers_quota_bounds_the_cores(quota: str, cores: int) -> None:
+    assert quota_cores(quota, num_cores=8) == cores
+
+
+def test_workers_share_the_cores_evenly_and_get_at_least_one_thread() -> None:
+    assert threads_per_worker(num_cores=8, num_workers=3) == 2
+    assert threads_per_worker(num_cores=2, num_workers=4) == 1
+
+
+def test_pinned_workers_take_cores_by_turns() -> None:
+    assert [pinned_core([4, 6], worker=index) for index in range(3)] == [4, 6, 4]

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from controlplane.local.child import ChildSpec
+from controlplane.local.settings import UpSettings
+from controlplane.local.specs import gpu_share, router_spec, worker_specs
+
+
+def _settings(**given: object) -> UpSettings:
+    return UpSettings.model_validate({"model": Path("model"), **given})
+
+
+def _specs(settings: UpSettings, *, cores: tuple[int, ...] = (0, 1, 2, 3)) -> list[ChildSpec]:
+    return worker_specs(settings, redis="unix:///r", cores=cores, env={})
+
+
+def _flag(spec: ChildSpec, name: str) -> str:
+    return spec.command[spec.command.index(name) + 1]
+
+
+def test_each_role_runs_its_own_module_under_a_stable_name() -> None:
+    specs = _specs(_settings(prefill=1, decode=2))
+    assert [spec.name for spec in specs] == ["prefill-0", "decode-0", "decode-1"]
+    modules = [spec.command[2] for spec in specs]
+    assert modules == ["prefill_worker", "decode_worker", "decode_worker"]
+    assert [_flag(spec, "--worker") for spec in specs] == [spec.name for spec in specs]
+
+
+def test_the_cores_are_divided_among_the_workers() -> None:
+    (spec, _) = _specs(_settings())
+    assert _flag(spec, "--threads") == "2"
+    assert spec.env["OMP_NUM_THREADS"] == "2"
+
+
+def test_threads_that_are_given_are_taken() -> None:
+    assert _flag(_specs(_settings(threads=3))[0], "--threads") == "3"
+
+
+def test_pinned_workers_have_a_core_and_a_thread_each() -> None:
+    specs = _specs(_settings(pin=True), cores=(5, 6))
+    assert [_flag(spec, "--cores") for spec in specs] == ["5", "6"]
+    assert {_flag(spec, "--threads") for spec in specs} == {"1"}
+
+
+def test_only_the_router_listens_where_clients_come_from() -> None:
+    settings = _settings(host="0.0.0.0")
+    router = router_spec(settings, redis="unix:///r", port=8080, env={})
+    assert (_flag(router, "--host"), _flag(router, "--port")) == ("0.0.0.0", "8080")
+    assert {_flag(spec, "--host") for spec in _specs(settings)} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("name", ["--served-name", "--kv-blocks", "--cores"])
+def test_what_was_not_asked_for_is_left_to_the_children(name: str) -> None:
+    assert all(name not in spec.command for spec in _specs(_settings()))
+
+
+def test_no_child_reads_the_file_of_the_supervisor() -> None:
+    settings = _settings()
+    specs = [*_specs(settings), router_spec(settings, redis="unix:///r", port=8080, env={})]
+    assert all("BATON_CONFIG" in spec.not_inherited for spec in specs)
+
+
+def test_workers_that_may_share_a_gpu_divide_its_memory_unless_told_otherwise() -> None:
+    settings = _settings(prefill=2, decode=1)
+    assert gpu_share(settings, {}) == {"BATON_KV_MEMORY_SHARE": "0.300"}
+    assert gpu_share(settings, {"BATON_KV_MEMORY_SHARE": "0.5"}) == {}

@@ -1,0 +1,83 @@
+"""What a worker tells its routers without being asked."""
+
+import asyncio
+from typing import cast
+
+import msgspec
+import pytest
+from support.words import beat, registration
+
+from protocol.channel import RouterPort, WorkerLink
+from protocol.ids import RequestId, RouterId
+from protocol.membership import Membership
+from protocol.messages import Beat, Blocks, Decode, Failed, Prefill, WorkerState
+from protocol.process.metrics import WorkerMetrics
+from protocol.process.run import Stop
+from worker import life
+from worker.life import Life
+
+
+class FakeService:
+    """Nothing but counts that a test sets."""
+
+    def __init__(self) -> None:
+        self.num_free, self.num_running = 8, 0
+
+    def beat(self, state: WorkerState) -> Beat:
+        blocks = Blocks(total=8, free=self.num_free, cached=0, leased=0)
+        return msgspec.structs.replace(beat(running=self.num_running), state=state, blocks=blocks)
+
+    def is_idle(self) -> bool:
+        return True
+
+    def take(self, router: RouterId, message: Prefill | Decode) -> None: ...
+    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None: ...
+    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None: ...
+    def forget_router(self, router: RouterId) -> None: ...
+    def expire(self, now: float) -> None: ...
+    def end_all(self, message: str) -> None: ...
+
+
+class FakeMembership:
+    store_is_up, num_dropped_events = True, 0
+
+    async def run(self, beat: object) -> None: ...
+    async def leave(self) -> None: ...
+
+
+async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:
+    """Until a beat says so. The one that greets a router may come twice."""
+    beats = (word async for word in link.messages() if isinstance(word, Beat))
+    async for said in beats:
+        if (said.blocks.free, said.load.running) == (num_free, num_running):
+            return
+
+
+def test_blocks_that_come_back_are_told_before_the_next_beat_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life, "BEAT_S", 1e6)
+
+    async def test() -> None:
+        service, port, stop = FakeService(), RouterPort(), Stop()
+        here = registration(address=f"tcp://127.0.0.1:{port.port}")
+        worker = Life(
+            service,
+            port=port,
+            membership=cast(Membership, FakeMembership()),
+            metrics=WorkerMetrics(),
+            stop=stop,
+            drain_s=0.0,
+        )
+        service.num_free, service.num_running = 3, 2
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(here), name="life")
+            async with WorkerLink(address=here.address, router=RouterId("r")) as link:
+                await heard(link, num_free=3, num_running=2)
+                service.num_free = 8
+                await heard(link, num_free=8, num_running=2)
+                service.num_running = 0
+                await heard(link, num_free=8, num_running=0)
+                stop.ask("the test is over")
+
+    asyncio.run(test())

@@ -1,0 +1,109 @@
+import pytest
+from support.checkpoints import write_checkpoint
+from support.words import sampling
+
+from engine.batch import SampledToken
+from protocol.ids import RequestId, RouterId
+from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
+from protocol.text.tokenizer import TextState, Tokenizer
+from worker.requests import Desk, Job, check_tokens
+
+HERE, THERE = RouterId("here"), RouterId("there")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.load(write_checkpoint(tmp_path_factory.mktemp("tokenizer")))
+
+
+class Post:
+    def __init__(self) -> None:
+        self.sent: list[tuple[RouterId, ToRouter]] = []
+
+    def __call__(self, router: RouterId, message: ToRouter) -> None:
+        self.sent.append((router, message))
+
+
+def job(tokenizer: Tokenizer, name: str, *, router: RouterId = HERE, **more: str) -> Job:
+    stopping = Sampling(seed=1, max_tokens=8, stop=tuple(more.values()))
+    return Job(
+        router=router,
+        request=RequestId(name),
+        attempt=0,
+        sequence=name,
+        text=TextState(tokenizer, stopping),
+        deadline_at=0.0,
+    )
+
+
+def finished(of: Job) -> Finished:
+    return Finished(
+        request=of.request,
+        attempt=of.attempt,
+        reason="length",
+        num_tokens=1,
+        cached_tokens=0,
+        queued_s=0.0,
+        prefill_s=0.0,
+        decode_s=0.0,
+    )
+
+
+def test_one_step_is_one_message_per_router_before_the_endings(tokenizer: Tokenizer) -> None:
+    post = Post()
+    desk: Desk[Job] = Desk(post)
+    jobs = [job(tokenizer, "a"), job(tokenizer, "b"), job(tokenizer, "c", router=THERE)]
+    for one in jobs:
+        assert desk.open(one)
+        assert not desk.emit(one, index=0, token=SampledToken(token_id=70))
+    desk.end(jobs[0], finished(jobs[0]))
+    assert post.sent == []
+
+    assert desk.flush() == 3
+    kinds = [(router, type(message)) for router, message in post.sent]
+    assert kinds == [(HERE, Step), (THERE, Step), (HERE, Finished)]
+    step = post.sent[0][1]
+    assert isinstance(step, Step) and [emit.request for emit in step.emits] == ["a", "b"]
+    assert desk.flush() == 0 and len(post.sent) == 3
+
+
+def test_the_token_that_ends_a_request_carries_the_text_held_back(tokenizer: Tokenizer) -> None:
+    post = Post()
+    desk: Desk[Job] = Desk(post)
+    held = job(tokenizer, "a", stop="dog and")
+    desk.open(held)
+    ids = tokenizer.encode("a dog")
+    for index, token_id in enumerate(ids):
+        assert not desk.emit(held, index=index, token=SampledToken(token_id=token_id))
+    desk.end(held, finished(held))
+    desk.flush()
+    step = post.sent[0][1]
+    assert isinstance(step, Step)
+    assert "".join(emit.text for emit in step.emits) == "a dog"
+    assert step.emits[-1].text.endswith("dog")
+
+
+def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> None:
+    post = Post()
+    desk: Desk[Job] = Desk(post)
+    one = job(tokenizer, "a")
+    assert desk.open(one)
+    assert not desk.open(job(tokenizer, "a"))
+    desk.end(one, finished(one))
+    desk.end(one, Aborted(request=one.request, attempt=0))
+    desk.refuse(one, Aborted(request=one.request, attempt=0))
+    desk.flush()
+    assert post.sent == [(HERE, finished(one))]
+    assert desk.jobs() == [] and desk.find(one.key) is None
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "generated", "what"),
+    [([], [], "empty"), ([10], [], "token_ids"), ([1], [-1], "generated")],
+)
+def test_tokens_that_would_harm_the_batch_are_refused(
+    token_ids: list[int], generated: list[int], what: str
+) -> None:
+    with pytest.raises(ValueError, match=what):
+        check_tokens(token_ids, generated, sampling(), vocab_size=10)
+    check_tokens([9], [0], sampling(), vocab_size=10)

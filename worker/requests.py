@@ -1,0 +1,180 @@
+"""The requests a worker has accepted: what was said about each, and that each gets one ending.
+
+Used by `worker.service`. Jobs are opened by the event loop and closed by the engine thread.
+Tokens and endings of one engine step wait until `flush`, so that they leave as one `Step` message
+per router, and the token that ends a request carries the text still held back.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from engine.batch import SampledToken
+from protocol.ids import RequestId, RouterId
+from protocol.messages import (
+    Aborted,
+    Emit,
+    Failed,
+    Finished,
+    PrefillDone,
+    Sampling,
+    Step,
+    TokenLogprob,
+    ToRouter,
+)
+from protocol.text.tokenizer import TextState
+
+LastWord = Finished | Failed | Aborted | PrefillDone
+Key = tuple[RouterId, RequestId, int]
+"""Router, request, attempt."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Job:
+    """One attempt at a request that this worker has accepted."""
+
+    router: RouterId
+    request: RequestId
+    attempt: int
+    sequence: str
+    """Its name inside this worker; never used again."""
+    text: TextState
+    deadline_at: float
+    """On this process's monotonic clock."""
+    failure: Failed | None = None
+    """Why we abort it ourselves; said in place of Aborted."""
+    emits: list[tuple[int, SampledToken, str]] = field(default_factory=list)
+    """Index, token and its text, since the last flush."""
+
+    @property
+    def key(self) -> Key:
+        return (self.router, self.request, self.attempt)
+
+
+J = TypeVar("J", bound=Job)
+
+
+class Desk(Generic[J]):
+    """`send` hands a message to a router's link, from any thread."""
+
+    def __init__(self, send: Callable[[RouterId, ToRouter], None]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._by_sequence: dict[str, J] = {}
+        self._by_key: dict[Key, J] = {}
+        self._spoken: dict[str, J] = {}
+        self._endings: list[tuple[J, LastWord]] = []
+
+    def open(self, job: J) -> bool:
+        """Accepts it; False when this attempt is here already."""
+        with self._lock:
+            if job.key in self._by_key:
+                return False
+            self._by_key[job.key] = self._by_sequence[job.sequence] = job
+            return True
+
+    def get(self, sequence: str) -> J | None:
+        return self._by_sequence.get(sequence)
+
+    def find(self, key: Key) -> J | None:
+        return self._by_key.get(key)
+
+    def jobs(self) -> list[J]:
+        with self._lock:
+            return list(self._by_sequence.values())
+
+    def say(self, job: J, message: ToRouter) -> None:
+        """Sends at once; from any thread."""
+        self._send(job.router, message)
+
+    def refuse(self, job: J, ending: LastWord) -> None:
+        """Ends a job that never reached the engine; from any thread."""
+        if self._close(job):
+            self._send(job.router, ending)
+
+    def reply(self, router: RouterId, message: ToRouter) -> None:
+        """Answers what never became a job."""
+        self._send(router, message)
+
+    # -- the engine thread ------------------------------------------------------------------
+
+    def emit(self, job: J, *, index: int, token: SampledToken) -> bool:
+        """Notes a token. True when the text ends with it."""
+        step = job.text.feed(token.token_id)
+        job.emits.append((index, token, step.text))
+        self._spoken[job.sequence] = job
+        return step.stopped
+
+    def end(self, job: J, ending: LastWord) -> None:
+        """Notes the job's only ending. A second one is dropped."""
+        if not self._close(job):
+            return
+        if isinstance(ending, Finished) and job.emits:
+            index, token, text = job.emits[-1]
+            job.emits[-1] = (index, token, text + job.text.flush())
+        self._endings.append((job, ending))
+
+    def flush(self) -> int:
+        """Sends what was noted: first one Step per router, then the endings. Returns how many
+        tokens it were."""
+        num_tokens = 0
+        if self._spoken:
+            steps: dict[RouterId, list[Emit]] = {}
+            for job in self._spoken.values():
+                steps.setdefault(job.router, []).extend(_emits(job))
+            self._spoken.clear()
+            for router, emits in steps.items():
+                num_tokens += len(emits)
+                self._send(router, Step(emits=tuple(emits)))
+        if self._endings:
+            endings, self._endings = self._endings, []
+            for job, ending in endings:
+                self._send(job.router, ending)
+        return num_tokens
+
+    def _close(self, job: J) -> bool:
+        with self._lock:
+            self._by_key.pop(job.key, None)
+            return self._by_sequence.pop(job.sequence, None) is not None
+
+
+def check_tokens(
+    token_ids: Sequence[int], generated: Sequence[int], sampling: Sampling, *, vocab_size: int
+) -> None:
+    """What would harm other requests of the batch if it came through. Raises ValueError."""
+    if not token_ids:
+        raise ValueError("token_ids: empty")
+    for name, ids in (
+        ("token_ids", token_ids),
+        ("generated", generated),
+        ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+            raise ValueError(f"{name}: not all in a vocabulary of {vocab_size}")
+    if sampling.max_tokens < 1:
+        raise ValueError(f"max_tokens: {sampling.max_tokens}, at least 1")
+    if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= vocab_size:
+        raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
+
+
+def _emits(job: Job) -> list[Emit]:
+    emits, job.emits = job.emits, []
+    return [
+        Emit(
+            request=job.request,
+            attempt=job.attempt,
+            index=index,
+            token_id=token.token_id,
+            text=text,
+            logprob=token.logprob,
+            top=wire_top(token),
+        )
+        for index, token, text in emits
+    ]
+
+
+def wire_top(token: SampledToken) -> tuple[TokenLogprob, ...]:
+    """The most likely tokens as a message carries them."""
+    return tuple(TokenLogprob(token_id=id_, logprob=value) for id_, value in token.top)
