@@ -7,7 +7,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test test-ucx check bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo test test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -40,6 +40,9 @@ check: setup  ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+tree: setup  ## the shape of the house: files, folders, circles and lines, beside their limits
+	$(BIN)/python -m tools.tree $(ARGS)
 
 bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
