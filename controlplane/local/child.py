@@ -20,7 +20,7 @@ from controlplane.local.log_line import Line, parse_line
 from protocol.errors import BatonError
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
-TETHER = str(Path(__file__).with_name("tether.py"))
+DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
 MAX_LINE_BYTES = 64 << 10
 PERMANENT_EXIT_CODES = frozenset({EXIT_BAD_SETTINGS, EXIT_BAD_CHECKPOINT})
 """What our processes exit with when only the operator can help: settings, checkpoint."""
@@ -122,7 +122,7 @@ class Child:
 
     async def _run_once(self) -> int:
         self._last_lines.clear()
-        python = (sys.executable, "-I", "-S", TETHER, str(os.getpid()))
+        python = (sys.executable, "-I", "-S", DIE_WITH_PARENT, str(os.getpid()))
         self._process = process = await asyncio.create_subprocess_exec(
             *python,
             *self._spec.command,
