@@ -1,7 +1,7 @@
 """Where this source tree is, and what it says about itself.
 
-Called by the command line and the demo. The shipped model is part of the checkout, not of the
-wheel: installed elsewhere, `baton up` needs `--model`.
+The shipped model is part of the checkout, not of the wheel: installed elsewhere, `baton up` needs
+`--model`.
 """
 
 import tomllib

@@ -1,6 +1,6 @@
 """Counts what a sink says: for the metrics, and for the beats that `/cluster` shows.
 
-Called by `decode_worker.service` on the sink's thread; `uses` may be read from any other.
+Counts on the sink's thread; `uses` may be read from any other.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Puts a decode worker together and runs it until it has drained. Called by `__main__`.
+"""Puts a decode worker together and runs it until it has drained.
 
 Whatever is made here is closed here, in reverse. What an operator can change is raised as a
 SettingsError, CheckpointError or StoreError.

@@ -1,7 +1,4 @@
-"""Puts an engine's parts together from a checkpoint and memory that the worker provides.
-
-Called by both workers, in a thread: loading takes long.
-"""
+"""Puts an engine's parts together from a checkpoint and memory that the worker provides."""
 
 import logging
 from collections.abc import Callable, Collection

@@ -1,8 +1,7 @@
 """The engine: one thread that runs a model for many sequences.
 
-Called by the services of the two workers. Commands come from any thread and return at once; what
-happens is told to the observer on the engine thread. The engine knows no sockets, no text and no
-deadlines: who waits too long aborts.
+Commands come from any thread and return at once; what happens is told to the observer on the
+engine thread. The engine knows no sockets, no text and no deadlines: who waits too long aborts.
 """
 
 import logging

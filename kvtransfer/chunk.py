@@ -1,8 +1,7 @@
 """Pieces and chunks: what travels, described by its source and checked by its fetcher.
 
 A piece is what one source provides of one slot; a chunk is pieces of one fetch that travel
-together. Packed as arrays, so a chunk of thousands costs no Python per piece. Called by both ends
-and by every data plane; trusts nothing it unpacks.
+together. Packed as arrays, so a chunk of thousands costs no Python per piece.
 """
 
 from dataclasses import dataclass

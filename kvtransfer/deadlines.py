@@ -1,7 +1,6 @@
 """Deadlines of many things at once, as values: no clock is read here.
 
-Called by both ends of `kvtransfer` (leases, fetches, handshakes). Renewals come out of order, so
-every look scans all entries; thousands are fine, millions are not.
+Renewals come out of order, so every look scans all entries; thousands are fine, millions are not.
 """
 
 from collections.abc import Hashable

@@ -1,8 +1,8 @@
 """Chained block hashes: `hash_i = H(hash_{i-1}, tokens_i)`.
 
-The seed holds the compat hash, the adapter and the tenant salt, so blocks of different models
-or tenants never meet. Called by the router (to place), by both workers (to find and publish).
-xxh3-128 is not a cryptographic hash: whoever owns the tokens compares them as well.
+The seed holds the compat hash, the adapter and the tenant salt, so blocks of different models or
+tenants never meet. xxh3-128 is not a cryptographic hash: whoever owns the tokens compares them as
+well.
 """
 
 from array import array

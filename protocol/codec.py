@@ -1,7 +1,7 @@
 """Packs and unpacks messages: msgpack, typed, bounded. Nothing is ever unpickled.
 
-Called by `protocol.channel` and `kvtransfer`. A frame that is too large or does not fit its
-type is refused with `WireError`; the caller decides whether to drop the peer.
+A frame that is too large or does not fit its type is refused with `WireError`; the caller decides
+whether to drop the peer.
 """
 
 from typing import Generic, TypeVar

@@ -1,6 +1,6 @@
 """The names things go by between processes.
 
-Called by every package. Values are opaque: compare them, print them, never parse them.
+Values are opaque: compare them, print them, never parse them.
 """
 
 import secrets

@@ -2,11 +2,10 @@
 
 A KV block is `block_tokens` consecutive tokens of all layers, or of those of one KV group, laid
 out as `[layer, K/V, head, token, dim]`, so one block is one byte range and a slice of heads is a
-set of sub-ranges. Blocks of several groups are numbered token block by token block: number
-`i * num_groups + g` holds group g's layers for token block i. A pool may hold some of the model's
-heads only, as a tensor-parallel rank does. Latent (MLA) and per-request state (SSM) blocks are
-layouts of their own. Called by the engine (allocates pools), kvtransfer (moves bytes) and the
-router (counts blocks). Does not know tensors.
+set of sub-ranges. Blocks of several groups are numbered token block by token block: number `i *
+num_groups + g` holds group g's layers for token block i. A pool may hold some of the model's heads
+only, as a tensor-parallel rank does. Latent (MLA) and per-request state (SSM) blocks are layouts
+of their own. Does not know tensors.
 """
 
 import hashlib

@@ -6,9 +6,9 @@ Keys, all of which die with their worker's epoch:
 - `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
   of the last event it holds: the snapshot for a router that starts or sees a gap.
 
-Called by `protocol.membership` and the router's index feed. Every call has a deadline and
-raises StoreError when Redis does not answer; no call retries. Nothing here is on the path of a
-token. What Redis holds was written by peers: it is decoded as strictly as any message.
+Every call has a deadline and raises StoreError when Redis does not answer; no call retries.
+Nothing here is on the path of a token. What Redis holds was written by peers: it is decoded as
+strictly as any message.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The router process from its first socket to its last request. Called by `router.__main__`."""
+"""The router process from its first socket to its last request."""
 
 import asyncio
 import logging

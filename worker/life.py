@@ -1,7 +1,6 @@
 """A worker's life between loading its model and its exit: serve, beat, expire, drain.
 
-Called by the `__main__` of both workers with a `Service`, which does the work itself. Runs in the
-event loop; the service's methods must not block it.
+Runs in the event loop; the service's methods must not block it.
 """
 
 import asyncio

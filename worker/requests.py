@@ -1,8 +1,8 @@
 """The requests a worker has accepted: what was said about each, and that each gets one ending.
 
-Used by `worker.service`. Jobs are opened by the event loop and closed by the engine thread.
-Tokens and endings of one engine step wait until `flush`, so that they leave as one `Step` message
-per router, and the token that ends a request carries the text still held back.
+Jobs are opened by the event loop and closed by the engine thread. Tokens and endings of one engine
+step wait until `flush`, so that they leave as one `Step` message per router, and the token that
+ends a request carries the text still held back.
 """
 
 import threading

@@ -1,8 +1,4 @@
-"""What a worker needs of the outside before it loads anything: its port, and Redis.
-
-Called by the `__main__` of both workers, before torch is imported, so that a taken port or an
-absent Redis is said at once.
-"""
+"""What a worker needs of the outside before it loads anything: its port, and Redis."""
 
 import logging
 from collections.abc import AsyncIterator

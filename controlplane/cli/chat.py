@@ -1,7 +1,7 @@
 """`baton chat`: a conversation in the terminal, token by token.
 
-Called by `controlplane.cli.main`. Reads lines from stdin, so it works in a pipe as well. Ctrl-C
-ends the answer being written, Ctrl-D the conversation. Keeps the conversation in memory only.
+Reads lines from stdin, so it works in a pipe as well. Ctrl-C ends the answer being written, Ctrl-D
+the conversation. Keeps the conversation in memory only.
 """
 
 import json

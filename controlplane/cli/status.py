@@ -1,6 +1,6 @@
 """`baton status`: the workers of a running cluster, as the router sees them.
 
-Called by `controlplane.cli.main`. A picture of one moment; `/metrics` has the history.
+A picture of one moment; `/metrics` has the history.
 """
 
 import json

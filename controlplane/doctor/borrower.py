@@ -1,7 +1,6 @@
 """The end that fetches in a measurement: a real sink, one transport, bounded time.
 
-Called by `controlplane.doctor.doctor` for this machine and by `controlplane.doctor.meeting` for
-two. Measures what a decode worker would see: from asking until the bytes are verified.
+Measures what a decode worker would see: from asking until the bytes are verified.
 """
 
 import threading

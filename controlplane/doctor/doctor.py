@@ -1,7 +1,7 @@
 """`baton doctor`: look at this machine, measure what moves KV, say why nothing faster would.
 
-Called by `controlplane.cli.main`. Changes nothing, leaves nothing behind. Takes a few seconds
-alone; with a peer as long as the other takes to come, and some seconds more.
+Changes nothing, leaves nothing behind. Takes a few seconds alone; with a peer as long as the other
+takes to come, and some seconds more.
 """
 
 import secrets

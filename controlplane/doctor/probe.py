@@ -1,8 +1,8 @@
 """Reads the facts of this machine from the kernel, within a few milliseconds. Changes nothing,
 but that the compiled copy loop is built where it is not yet.
 
-Called by `controlplane.doctor.doctor`. What cannot be read is None or "", never a guess. The GPU
-is asked elsewhere, because that takes longer.
+What cannot be read is None or "", never a guess. The GPU is asked elsewhere, because that takes
+longer.
 """
 
 import fcntl

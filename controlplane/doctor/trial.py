@@ -1,6 +1,6 @@
 """What two ends measure together: leases to fetch, and what came of fetching them. Values only.
 
-Made by `controlplane.doctor.lender`, used by `controlplane.doctor.borrower`; they may be in two
+Lender and borrower may be in two
 processes or on two machines, so everything here travels.
 """
 

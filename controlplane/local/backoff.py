@@ -1,5 +1,4 @@
-"""How long to wait before a dead child is started again. Pure: called by
-`controlplane.local.child`."""
+"""How long to wait before a dead child is started again. Pure."""
 
 from dataclasses import dataclass
 

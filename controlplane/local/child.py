@@ -1,8 +1,8 @@
 """Keeps one child process running: starts it, reads its lines, restarts it when it dies.
 
-Called by `controlplane.local.cluster`, one per child. A child is a process group of its own, so a
-Ctrl-C in the terminal reaches the supervisor alone, and dies with the supervisor
-(`controlplane.local.die_with_parent`). Does not decide when to stop: `stop` and `kill` are called.
+A child is a process group of its own, so a Ctrl-C in the terminal reaches the supervisor alone,
+and dies with the supervisor (`controlplane.local.die_with_parent`). Does not decide when to stop:
+`stop` and `kill` are called.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """One machine's cluster: a router, its workers and a Redis, supervised.
 
-Called by `baton up` and the demo. A child that dies is started again; one that cannot start
-ends the whole with its own last word. Requests are none of its business: what happens to them
-when a process dies is the router's to solve.
+A child that dies is started again; one that cannot start ends the whole with its own last word.
+Requests are none of its business: what happens to them when a process dies is the router's to
+solve.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Becomes another program that dies with its parent: `python -I -S die_with_parent.py PARENT COMMAND...`.
+"""Becomes another program that dies with its parent: `die_with_parent.py PARENT COMMAND...`.
 
 `controlplane.local.child` starts every child through it, so that a supervisor killed with SIGKILL
 leaves nothing running. The death signal survives `exec`. Linux only; elsewhere it just execs.

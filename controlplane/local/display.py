@@ -1,7 +1,7 @@
 """What `baton up` shows: progress while weights load, then where to send requests.
 
-A live table on a terminal, plain lines otherwise. Progress and warnings go to stderr, the
-address to stdout. Called by `controlplane.local.up` on the event loop; it only writes.
+A live table on a terminal, plain lines otherwise. Progress and warnings go to stderr, the address
+to stdout.
 """
 
 import json

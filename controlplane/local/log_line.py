@@ -1,7 +1,6 @@
 """One line a child wrote: a JSON log event where it is one, plain text otherwise.
 
-Called by `controlplane.local.child` and the display. Children are ours but may crash with a
-traceback, so nothing about a line is assumed.
+Children are ours but may crash with a traceback, so nothing about a line is assumed.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What `baton up` can be told. Called by `controlplane.cli.main`.
+"""What `baton up` can be told.
 
 Flags and file keys that `up` does not know itself but its children do (`--token-budget`,
 `--lease-ttl-s`, ...) are handed to them as `BATON_` variables: each child takes those it knows and

@@ -1,4 +1,4 @@
-"""The command lines of one machine's processes. Pure: called by `controlplane.local.cluster`."""
+"""The command lines of one machine's processes. Pure."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`baton up`: serves until told to stop. Called by `controlplane.cli.main`.
+"""`baton up`: serves until told to stop.
 
 SIGINT or SIGTERM drains; a second one hurries.
 """

@@ -1,7 +1,6 @@
 """Experts: read from a checkpoint one at a time, whatever their form, and chosen by a router.
 
-Called by `engine.checkpoint.loader` and `engine.models.parts`. A new form of storage is a new
-function here.
+A new form of storage is a new function here.
 """
 
 # Shapes: T tokens, K hidden size, N features out, F features of an expert, E experts, J experts

@@ -1,8 +1,8 @@
 """Makes a model's parts of a checkpoint, one tensor at a time.
 
-Called by `engine.models.model`. Beside what the model keeps, the host holds no more than the linear
-being made and one tensor it is merged of, or its bias; of a mixture, the tensors of one expert.
-Each goes to the device as it is read.
+Beside what the model keeps, the host holds no more than the linear being made and one tensor it is
+merged of, or its bias; of a mixture, the tensors of one expert. Each goes to the device as it is
+read.
 """
 
 # Shapes: V vocabulary, K hidden size, N features out.

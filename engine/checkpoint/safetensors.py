@@ -1,9 +1,9 @@
 """Reads the safetensors of a Hugging Face directory, one tensor at a time.
 
-Called by `engine.checkpoint.loader`. Checks every file against its own header before anything is
-read, so a truncated or incomplete checkpoint fails at once with CheckpointError naming file and
-tensor. The format is read by hand: the `safetensors` library says neither which tensor a truncated
-file ends in nor gives the raw bytes, which are the model's revision. It writes, in `tools`.
+Checks every file against its own header before anything is read, so a truncated or incomplete
+checkpoint fails at once with CheckpointError naming file and tensor. The format is read by hand:
+the `safetensors` library says neither which tensor a truncated file ends in nor gives the raw
+bytes, which are the model's revision. It writes, in `tools`.
 """
 
 import hashlib

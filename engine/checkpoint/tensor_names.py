@@ -1,7 +1,7 @@
 """Which tensors a checkpoint of a model holds: their names and shapes.
 
-Called by `engine.checkpoint.loader` and by `tools.make_checkpoint`. Families differ in names
-(`engine.models.family`); one family's checkpoints differ in a `Naming`, which is found by looking.
+Families differ in names (`engine.models.family`); one family's checkpoints differ in a `Naming`,
+which is found by looking.
 """
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an MLP or expert, E experts,

@@ -1,7 +1,7 @@
 """Who holds which block of the pool. Reference counts, no contents.
 
-Used by `engine.kvcache.prefix_cache` alone, which decides what is worth keeping. A block is always
-exactly one of free (empty), cached (kept for its contents, held by nobody) or owned (held). Pure.
+A block is always exactly one of free (empty), cached (kept for its contents, held by nobody) or
+owned (held). Pure.
 """
 
 from collections import deque

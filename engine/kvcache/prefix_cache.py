@@ -1,9 +1,8 @@
 """Sealed blocks found again by their contents: the prefix cache over the block allocator.
 
-Used by `engine.scheduling.scheduler`, the one place where blocks are taken and given back. A block
-is found by its chained hash and its KV group, and then by its tokens, so a hash collision costs a
-miss, not a wrong answer. Block tables are flat, as of `engine.batch.Chunk`: `i * num_groups +
-group`.
+A block is found by its chained hash and its KV group, and then by its tokens, so a hash collision
+costs a miss, not a wrong answer. Block tables are flat, as of `engine.batch.Chunk`: `i *
+num_groups + group`.
 
 In a group without a window whoever holds a cached block also holds every cached block before it in
 the chain, and gives them back tail first. So the least recently used block never has a cached

@@ -1,6 +1,5 @@
 """Which layers share a block: KV groups, so that a window's layers can free what they left behind.
 
-Called by `engine.models.config`; `engine.kvcache.prefix_cache` asks how far back a window reaches.
 A block holds the KV of `block_tokens` tokens for the layers of one group; every group has the same
 number of layers, so that all blocks of a pool have one size and any group can use any (the idea is
 that of vLLM's hybrid KV cache manager). Pure.

@@ -1,7 +1,7 @@
 """What `config.json` and `generation_config.json` say, checked, as one frozen value.
 
-Called by `engine.models.model` and by whoever sizes a pool. Accepts transformers 4 and 5 spellings.
-Whatever would change the result and is not understood is refused by name.
+Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
+refused by name.
 """
 
 from collections.abc import Mapping

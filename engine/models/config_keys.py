@@ -1,7 +1,4 @@
-"""Which keys of `config.json` are understood; all others are refused by name.
-
-Called by `engine.models.config`.
-"""
+"""Which keys of `config.json` are understood; all others are refused by name."""
 
 from engine.models.family import Family, Wrapper
 from engine.models.json_fields import Fields

@@ -1,8 +1,4 @@
-"""Typed access to the JSON files of a checkpoint; every error names the file and the key.
-
-Called by `engine.models.config`, `engine.models.layer_spec`, `engine.models.rope_config` and
-`engine.checkpoint.safetensors`.
-"""
+"""Typed access to the JSON files of a checkpoint; every error names the file and the key."""
 
 import json
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """What each layer of a model is made of: its window, its rope, whether it has experts.
 
-Called by `engine.models.config`. Follows a family's rules (`engine.models.family`) and the keys of
-`config.json` that they name.
+Follows a family's rules (`engine.models.family`) and the keys of `config.json` that they name.
 """
 
 from dataclasses import dataclass

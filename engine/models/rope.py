@@ -1,7 +1,6 @@
 """Rotary position embedding: which kinds there are, and their frequencies.
 
-Made by `engine.models.rope_config`, used by `engine.models.model`. Follows transformers'
-modeling_rope_utils so that logits agree, but for one choice: LongRoPE's frequencies never change
+Follows transformers' modeling_rope_utils so that logits agree, but for one choice: LongRoPE's frequencies never change
 with the length of a sequence (docs/decisions/0009). `dynamic`, which does nothing else, is refused
 by name.
 """

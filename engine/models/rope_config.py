@@ -1,6 +1,6 @@
 """Reads the ropes of a `config.json`, in the spelling of transformers 4 or 5.
 
-Called by `engine.models.layer_spec`. A kind or a key that is not understood is refused by name.
+A kind or a key that is not understood is refused by name.
 """
 
 from collections.abc import Mapping

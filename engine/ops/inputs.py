@@ -1,7 +1,4 @@
-"""Turns the chunks of a step into the few index tensors a forward needs.
-
-Called by `engine.runner.cpu` once per step.
-"""
+"""Turns the chunks of a step into the few index tensors a forward needs."""
 
 # Shapes: T tokens, S sequences (one chunk each), G KV groups, B blocks of the longest table of one
 # group, R rows whose logits are asked for.

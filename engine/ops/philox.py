@@ -1,8 +1,7 @@
 """Random numbers that are a function of a counter: nothing to store, nothing to hand over.
 
-Called by `engine.sampling.sampler`; `engine.ops.cpu.words` computes the same in C and
-`engine.sampling.triton_sample` on a GPU. Philox4x32-10 of Salmon et al., "Parallel random numbers:
-as easy as 1, 2, 3" (SC 2011); checked against the vectors of its reference library.
+Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); checked
+against the vectors of its reference library.
 """
 
 # Shapes: N counters or tokens.

@@ -1,7 +1,7 @@
 """The contract of whatever computes steps: `engine.runner.cpu` in earnest, a fake in tests.
 
-Called by `engine.loop` from its one thread. Steps are computed in the order of their launches.
-Nothing of a step may be relied upon, its KV least of all, before `Launched.tokens` has returned.
+Steps are computed in the order of their launches. Nothing of a step may be relied upon, its KV
+least of all, before `Launched.tokens` has returned.
 """
 
 from collections.abc import Mapping, Sequence

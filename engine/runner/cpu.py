@@ -1,6 +1,6 @@
 """The real `engine.runner.contract.Runner`: a model, a pool, a sampler.
 
-Made by a worker, called by `engine.loop` from its thread only.
+Not thread-safe: one thread calls it.
 """
 
 from collections.abc import Collection, Sequence

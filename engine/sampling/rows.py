@@ -1,7 +1,7 @@
 """Who chooses the tokens of a step on a device, and what is reported of the choice.
 
 `Chooser` is `engine.sampling.triton_sample.sample` on a GPU; `choose_on_host` stands for it
-elsewhere and is the rows' oracle, `engine.sampling.sampler`. Called by `engine.runner.gpu.runner`.
+elsewhere and is the rows' oracle, `engine.sampling.sampler`.
 """
 
 # Shapes: R rows, V vocabulary, N of the most likely, A rows whose logprobs are asked for.

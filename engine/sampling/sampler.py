@@ -1,8 +1,7 @@
 """Chooses a token from one row of logits.
 
-Called by `engine.runner.cpu`; the twin of `engine.sampling.triton_sample`. A pure function of (row,
-sampling, prompt, outputs, position): the same token whatever the batch, the worker or a restart
-in between.
+A pure function of (row, sampling, prompt, outputs, position): the same token whatever the batch,
+the worker or a restart in between.
 
 The token is the one with the largest score / temperature + gumbel(seed, position, token id)
 (`engine.ops.philox`) of those that the filters keep: noise belongs to a token, so the choice does

@@ -1,7 +1,6 @@
 """Steps that are launched and not recorded, and the blocks that only they still read.
 
-Used by `engine.scheduling.scheduler` alone, which decides who is in a step; here it is written
-down. Pure.
+Pure.
 """
 
 from collections import deque

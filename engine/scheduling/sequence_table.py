@@ -1,8 +1,7 @@
 """Every sequence that owns something, by id and by state; where endings happen and blocks go back.
 
-Used by `engine.scheduling.scheduler` alone, which decides; this part keeps the books. A sequence's
-blocks are given back in `_free` and nowhere else but `preempt`; a quarantined one returns in
-`quiet`. Pure.
+A sequence's blocks are given back in `_free` and nowhere else but `preempt`; a quarantined one
+returns in `quiet`. Pure.
 """
 
 from collections import Counter, OrderedDict

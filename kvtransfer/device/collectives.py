@@ -1,9 +1,8 @@
 """What the NCCL plane needs of a communication library: two ranks, sends and receives, an abort.
 
-Called by `kvtransfer.transports.nccl.pair`. `kvtransfer.device.libnccl` is the real one,
-`support.fake_collectives` stands for it; one contract suite holds for both. Nothing
-here waits: a call begins something, and `settled` says later whether the library has done its
-part of it, after which an event of the stream tells the rest.
+`kvtransfer.device.libnccl` is the real one, `support.fake_collectives` stands for it; one contract
+suite holds for both. Nothing here waits: a call begins something, and `settled` says later whether
+the library has done its part of it, after which an event of the stream tells the rest.
 """
 
 from typing import Protocol

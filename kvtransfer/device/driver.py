@@ -1,9 +1,8 @@
 """What a data plane needs of a device: memory that other processes can map, streams, events.
 
-Called by `kvtransfer.memory.device_pool` and the device planes. `kvtransfer.device.cuda` is the
-real driver, `support.fake_driver` stands for it without a GPU; one contract suite holds for both.
-Nothing here waits for the device: work is launched, and asked later whether it has happened. A
-device that fails raises TransferError from whichever call notices.
+`kvtransfer.device.cuda` is the real driver, `support.fake_driver` stands for it without a GPU; one
+contract suite holds for both. Nothing here waits for the device: work is launched, and asked later
+whether it has happened. A device that fails raises TransferError from whichever call notices.
 """
 
 # Shapes: R ranges in P pieces; the 5 rows of a table are those of `kvtransfer.device.table`.

@@ -1,7 +1,6 @@
 """The few calls of the CUDA driver API that torch does not give: allocations that can be exported.
 
 Loaded when the first device pool is made; a machine without a driver raises TransferError then.
-Called by `kvtransfer.device.cuda` alone, each call with the device's primary context current.
 """
 
 import ctypes

@@ -1,6 +1,6 @@
 """Ranges as the device kernels read them: one row of words for each range, in one array.
 
-Called by drivers. The only place where byte ranges become words; refuses what is not whole.
+The only place where byte ranges become words; refuses what is not whole.
 """
 
 # Shapes: R ranges in P pieces; the 5 are source, target, size, number of the first word within

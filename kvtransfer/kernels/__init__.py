@@ -1,5 +1,4 @@
 """Triton kernels that move and sum KV bytes on a GPU, each with its torch twin beside it.
 
-Called by `kvtransfer.device.cuda` (the kernels) and `support.fake_driver` (the twins). The
-only part of `kvtransfer`, with the CUDA driver, that knows torch; nothing else imports it.
+The only part of `kvtransfer`, with the CUDA driver, that knows torch; nothing else imports it.
 """

@@ -1,8 +1,8 @@
 """Copies ranges of one device span over ranges of another, and sums each piece on the way.
 
-One pass: a word is loaded once, stored once and mixed in registers. The same kernel copies
-between peer-mapped pools, gathers scattered ranges into contiguous staging and scatters them
-out of it; only the table differs. Called by `kvtransfer.device.cuda`; ranges are checked there.
+One pass: a word is loaded once, stored once and mixed in registers. The same kernel copies between
+peer-mapped pools, gathers scattered ranges into contiguous staging and scatters them out of it;
+only the table differs.
 """
 
 # Shapes: R ranges, P pieces, W words of 8 bytes.

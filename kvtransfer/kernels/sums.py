@@ -1,7 +1,6 @@
 """Sums each piece of scattered ranges of a device span; copies nothing.
 
-What a source does once to each block it lends. Called by `kvtransfer.device.cuda`; ranges are
-checked there.
+What a source does once to each block it lends.
 """
 
 # Shapes: R ranges, P pieces, W words of 8 bytes.

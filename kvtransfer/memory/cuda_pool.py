@@ -1,6 +1,6 @@
 """A worker's pool on a GPU, for kvtransfer to move blocks of and for the engine to compute in.
 
-Called by `worker.pool`. Loads torch, as only who makes a device pool does.
+Loads torch, as only who makes a device pool does.
 """
 
 import logging

@@ -77,7 +77,7 @@ class DeviceMemory:
 
     def mark(self) -> Event:
         """The point that the engine's stream has reached: what it launched before is written
-        once this has happened. Called by the engine's thread, and cheap."""
+        once this has happened. For the engine's thread; cheap."""
         return self.driver.mark()
 
     def whole(self, blocks: NDArray[np.uint32]) -> Ranges:

@@ -1,9 +1,9 @@
 """Scattered copies with their checksums, in C where the machine has a compiler.
 
 `copy` moves pieces from one mapped pool to another and gives each piece's xxh3_64, in one pass
-past the cache and without the GIL; `checksums` only hashes. Called by pools and data planes.
-Without a compiler a twin of memmove and xxhash does the same, at about half the speed. Neither
-knows who owns a byte; both check that every range lies in its pool.
+past the cache and without the GIL; `checksums` only hashes. Without a compiler a twin of memmove
+and xxhash does the same, at about half the speed. Neither knows who owns a byte; both check that
+every range lies in its pool.
 """
 
 import ctypes

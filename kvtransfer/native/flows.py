@@ -1,8 +1,8 @@
 """Bytes between non-blocking sockets and scattered ranges of memory, in C where it can be built.
 
 A `Flow` is the body of one frame on its way through one socket; `send` and `receive` go on with
-many at a time, without the GIL. Called by the data planes that push bytes. Without a compiler a
-twin of writev and readv does the same, slower. Does not know what the bytes are.
+many at a time, without the GIL. Without a compiler a twin of writev and readv does the same,
+slower. Does not know what the bytes are.
 """
 
 import ctypes

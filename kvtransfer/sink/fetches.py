@@ -1,7 +1,7 @@
 """All of a sink's fetches and links, on the sink's thread: facts in, table steps carried out.
 
-Called by `kvtransfer.sink.sink` alone. Owns each fetch from `begin` until its end has been told,
-and each link until it is lost. Knows no locks: nothing here is called from a second thread.
+Owns each fetch from `begin` until its end has been told, and each link until it is lost. Knows no
+locks: nothing here is called from a second thread.
 """
 
 import logging

@@ -1,9 +1,8 @@
 """One sink's link to one source incarnation: a control socket, and a stream chosen by reach.
 
-Called by `kvtransfer.sink.fetches` from its thread. Comes up by itself (dialling, attaching, open),
-tries the transports in the configured order and says which it took and why not an earlier one.
-When its stream breaks it attaches again within a short grace; when anything else breaks it is
-lost, for good: a later fetch makes a new one.
+Comes up by itself (dialling, attaching, open), tries the transports in the configured order and
+says which it took and why not an earlier one. When its stream breaks it attaches again within a
+short grace; when anything else breaks it is lost, for good: a later fetch makes a new one.
 """
 
 import logging

@@ -1,7 +1,6 @@
 """Where bytes become blocks: says where each chunk goes, and verifies it there.
 
-One a link; called by its streams, through `kvtransfer.sink.link`, and by `kvtransfer.sink.fetches`,
-on the sink's thread. A piece counts only when its description, its blocks' generations (where the
+One a link, on the sink's thread. A piece counts only when its description, its blocks' generations (where the
 source's memory can be read) and its checksum are right; every write is begun and ended in the
 fetch's state table, so a slot never has two writers.
 """

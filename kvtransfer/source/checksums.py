@@ -1,7 +1,7 @@
 """Checksums of a source's blocks, each taken once, when it is written.
 
-Called by `kvtransfer.source.leases` from its thread. Full blocks never change while they keep their
-generation, so a prefix that many requests share is summed once. Knows no leases.
+Full blocks never change while they keep their generation, so a prefix that many requests share is
+summed once. Knows no leases.
 """
 
 import numpy as np

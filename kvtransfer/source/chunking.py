@@ -1,6 +1,6 @@
 """How many of the pieces that are ready travel together.
 
-A pure decision, called by a source before each chunk: few large chunks, because each costs a
+A pure decision before each chunk: few large chunks, because each costs a
 word, a turn and a notice on both sides, yet none so large that it holds up the others.
 """
 

@@ -1,7 +1,7 @@
 """What a source says of the pieces it sends: their blocks, generations, checksums, and ranges.
 
-Called by `kvtransfer.source.leases` on the source's thread. Sums blocks while nothing else is to be
-done, so that a fetch that comes after the prefill finds the checksums ready. Sends nothing itself.
+Sums blocks while nothing else is to be done, so that a fetch that comes after the prefill finds
+the checksums ready. Sends nothing itself.
 """
 
 from collections import deque

@@ -1,8 +1,7 @@
 """All of a source's leases, on the source's thread: what is written goes out, what ends is told.
 
-Called by `kvtransfer.source.source` alone. Sums and offers blocks in turns, so control messages and
-renewals are never kept waiting by bytes. A lease belongs to the first sink that renews or
-fetches it, and ends with it.
+Sums and offers blocks in turns, so control messages and renewals are never kept waiting by bytes.
+A lease belongs to the first sink that renews or fetches it, and ends with it.
 """
 
 import logging

@@ -1,9 +1,8 @@
 """The sinks connected to one source: each has a control identity, a session and a stream.
 
-Called by `kvtransfer.source.source` from its thread. A visitor says `Open` on the control link,
-then proves on a data stream that the session is its own. When that stream ends it may open another
-within a short grace; after that the visitor is gone, and so is everything it held. Knows nothing of
-leases beyond their ids.
+A visitor says `Open` on the control link, then proves on a data stream that the session is its
+own. When that stream ends it may open another within a short grace; after that the visitor is
+gone, and so is everything it held. Knows nothing of leases beyond their ids.
 """
 
 import logging

@@ -8,9 +8,8 @@ streams, or between a stream and the control link. Errors are PeerLost (the othe
 WireError (it makes no sense); after either the stream is only closed.
 
 Two ways of carrying: a *reading* stream tells the sink which pieces lie ready in the source's
-memory, and the sink copies; on a *pushing* stream the source sends their bytes. To the session both
-look the same. Called by `kvtransfer.source.sinks`, `kvtransfer.sink.link` and the threads they run
-on, each stream from one thread only.
+memory, and the sink copies; on a *pushing* stream the source sends their bytes. To the session
+both look the same.
 """
 
 import socket

@@ -1,8 +1,7 @@
 """Source and sink in one process: the sink copies straight from the source's pool.
 
 For tests, and for pools that live beside the engine's own. The stream is a pair of connected
-sockets, so an end looks exactly as it does between processes. Called by `kvtransfer.source.source`
-and `kvtransfer.sink.link`.
+sockets, so an end looks exactly as it does between processes.
 """
 
 import socket

@@ -1,8 +1,7 @@
 """Which data planes there are, and which of them can move the blocks of which pool.
 
-Called by `kvtransfer.source.source` to listen and by `kvtransfer.sink.link` to dial; the one file
-to touch for a new plane. The orders are those of preference: bytes that stay on a device first,
-then those that stay on a host.
+The orders are those of preference: bytes that stay on a device first, then those that stay on a
+host.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """One descriptor for a stream that waits for its socket and for a device.
 
 A device tells no descriptor when its work is done, so while some is under way a timer makes the
-stream look every 200 us; otherwise only the socket wakes it. Called by the device planes.
+stream look every 200 us; otherwise only the socket wakes it.
 """
 
 import ctypes

@@ -1,7 +1,6 @@
 """Abstract unix sockets between processes of one user on one host.
 
-Called by the data planes that pass descriptors. Do not reach across hosts or network namespaces,
-and say so at once.
+Do not reach across hosts or network namespaces, and say so at once.
 """
 
 import os

@@ -1,9 +1,8 @@
 """Builds C kernels once per machine and loads them.
 
-Called by `engine.ops.cpu` and `kvtransfer.native.copy`. A library lies in the user's cache under a
-name made of its sources, flags, compiler and CPU, so an old or foreign build is never loaded.
-Without a compiler there are no kernels: `load` raises `NoKernels`, and the callers' slower twins
-serve.
+A library lies in the user's cache under a name made of its sources, flags, compiler and CPU, so an
+old or foreign build is never loaded. Without a compiler there are no kernels: `load` raises
+`NoKernels`, and the callers' slower twins serve.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """The `BATON_` variables of the environment: which of them mean something to some process.
 
-Called by `protocol.process.settings` for every process and command. The environment is shared by
-processes with different settings, so a variable that only another one reads is accepted; one
-that nobody reads is refused, for it is a slip of the hand that would silently change nothing.
+The environment is shared by processes with different settings, so a variable that only another one
+reads is accepted; one that nobody reads is refused, for it is a slip of the hand that would
+silently change nothing.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Logs as JSON events and every metric's name. Called by each process once, at its start.
+"""Logs as JSON events and every metric's name.
 
 A log line is `{"time", "level", "event", "process", "request", ...fields}`: the event is the
 message of the call, the fields its `extra`, the request that of the context the call runs in.

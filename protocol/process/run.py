@@ -1,7 +1,7 @@
 """How a process of ours starts and ends: signals, start-up errors, death of its supervisor.
 
-Called by each worker's `__main__`. SIGTERM and SIGINT ask to stop, with time to finish; a second
-one takes that time away. A mistake of the operator is one line on stderr, not a traceback.
+SIGTERM and SIGINT ask to stop, with time to finish; a second one takes that time away. A mistake
+of the operator is one line on stderr, not a traceback.
 """
 
 import asyncio

@@ -1,9 +1,8 @@
 """Settings of one process: frozen, read once, refused as a whole when one value is wrong.
 
 Flags win over the environment (`BATON_<FIELD>`), which wins over the TOML file named by
-`--config`, which wins over the defaults. Called by each process's `settings` and `__main__`.
-An unknown flag, file key or `BATON_` variable is refused; `protocol.process.environment` says which
-variables are known.
+`--config`, which wins over the defaults. An unknown flag, file key or `BATON_` variable is
+refused; `protocol.process.environment` says which variables are known.
 """
 
 import os

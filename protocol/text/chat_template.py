@@ -1,7 +1,7 @@
 """Renders a checkpoint's chat template: messages to prompt text, as transformers would.
 
-Called by `protocol.text.tokenizer`. The template comes with the checkpoint and runs in jinja2's
-immutable sandbox; it sees plain JSON values only. Does not tokenise.
+The template comes with the checkpoint and runs in jinja2's immutable sandbox; it sees plain JSON
+values only. Does not tokenise.
 """
 
 import json

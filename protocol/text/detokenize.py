@@ -1,10 +1,10 @@
 """Token ids to text, one token at a time, never splitting a character.
 
-Called by `protocol.text.tokenizer`. A tokeniser's decoder is reduced to one rule, the bytes of a
-token; text is the UTF-8 of those bytes as they arrive. For byte-level tokenisers the deltas are,
-put together, exactly what `tokenizers` decodes at once; for byte-fallback ones too, wherever the
-bytes are valid UTF-8, except that a leading space the first token carries is kept: generated text
-continues a prompt, and the space is part of it. Other decoders (WordPiece, CTC) are refused.
+A tokeniser's decoder is reduced to one rule, the bytes of a token; text is the UTF-8 of those
+bytes as they arrive. For byte-level tokenisers the deltas are, put together, exactly what
+`tokenizers` decodes at once; for byte-fallback ones too, wherever the bytes are valid UTF-8,
+except that a leading space the first token carries is kept: generated text continues a prompt, and
+the space is part of it. Other decoders (WordPiece, CTC) are refused.
 """
 
 import codecs

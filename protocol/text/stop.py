@@ -1,7 +1,7 @@
 """Finds stop strings in text that arrives in pieces, wherever the pieces are cut.
 
-Called by `protocol.text.tokenizer`. Of several matches the one that ends first counts, so the
-outcome is the same as if the text had come one character at a time.
+Of several matches the one that ends first counts, so the outcome is the same as if the text had
+come one character at a time.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Where `config.json` describes the text model, and what it leaves to transformers.
-
-Called by `protocol.text.tokenizer` and by `engine.models.config`, so that both read the same sizes.
-"""
+"""Where `config.json` describes the text model, and what it leaves to transformers."""
 
 from collections.abc import Mapping
 

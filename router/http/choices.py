@@ -1,6 +1,6 @@
 """Runs the choices of one HTTP request side by side and merges their events.
 
-Called by `router.http.generate`. One choice, the usual case, is passed through untouched.
+One choice, the usual case, is passed through untouched.
 """
 
 import asyncio

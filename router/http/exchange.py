@@ -1,6 +1,6 @@
 """One HTTP exchange over ASGI: the body within its limits, writes, the hang-up.
 
-Used by `router.http.generate` and the sinks. Nothing of it is shared between requests.
+Nothing of it is shared between requests.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """An answer given whole: choices are collected, then sent as one JSON object.
 
-Called by `router.http.generate`. `Sink` is what it shares with `router.http.sse_answer`: the events
-of a request go in, HTTP goes out.
+`Sink` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP goes
+out.
 """
 
 from typing import Any, Protocol

@@ -1,8 +1,7 @@
 """Log probabilities in the shapes of the two endpoints.
 
-Called by `router.http.json_answer` and `router.http.sse_answer`, for each token when they were
-asked for. Every sampled token has an entry, also the one that ended the request and those whose
-text a stop string removed.
+Every sampled token has an entry, also the one that ended the request and those whose text a stop
+string removed.
 """
 
 from collections.abc import Sequence

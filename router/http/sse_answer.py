@@ -1,9 +1,9 @@
 """An answer given as server-sent events, one chunk per token, written straight to ASGI.
 
-Called by `router.http.generate`. Everything of a chunk that does not change is formatted once per
-choice: per token there is one JSON string to encode and one write. The response begins with the
-first token, so what is refused before it is still a plain status; an error after it is an event
-`{"error": ...}` and the end of the stream, without `[DONE]`.
+Everything of a chunk that does not change is formatted once per choice: per token there is one
+JSON string to encode and one write. The response begins with the first token, so what is refused
+before it is still a plain status; an error after it is an event `{"error": ...}` and the end of
+the stream, without `[DONE]`.
 """
 
 import msgspec

@@ -1,7 +1,7 @@
 """Bytes of a request body to a checked schema, or a refusal that names the field.
 
-Called by `router.openai.schemas`, in a tokenising thread. Null means "not given". What Baton does
-not do is refused by name; a value that asks for nothing (`tools: []`) is accepted.
+Null means "not given". What Baton does not do is refused by name; a value that asks for nothing
+(`tools: []`) is accepted.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The requests of OpenAI's API as far as Baton serves them, and a few common extras.
 
-Defaults are OpenAI's (temperature 1, top_p 1), never the checkpoint's generation_config. Called by
-`router.openai.prepare`; answers are in `router.http.json_answer`. Checks what needs no tokeniser.
+Defaults are OpenAI's (temperature 1, top_p 1), never the checkpoint's generation_config. Answers
+are in `router.http.json_answer`. Checks what needs no tokeniser.
 """
 
 from collections.abc import Mapping

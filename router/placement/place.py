@@ -1,4 +1,4 @@
-"""Chooses the workers of one request. Called by `router.requests.dispatch`; pure.
+"""Chooses the workers of one request.
 
 Every cost is in seconds: what this request waits for, plus what it makes others wait for.
 Either a prefill worker computes the prompt and a decode worker fetches it, or, when little is

@@ -1,6 +1,6 @@
 """Asks `router.placement.place` about the workers of the moment and what the index knows of them.
 
-Called by `router.requests.dispatch` before each attempt. Never awaits.
+Never awaits.
 """
 
 from collections.abc import Sequence

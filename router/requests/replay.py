@@ -1,5 +1,4 @@
-"""Whether output tokens already end their request. Called by `router.requests.request` when a
-worker is lost: it may have died between its last token and the word that it was the last."""
+"""Whether output tokens already end their request."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,7 @@
 """MXFP4 weights, as GPT-OSS stores its experts (OCP Microscaling Formats v1.0).
 
-Called by `engine.checkpoint.experts`. A block is 32 numbers of four bits (e2m1), two a byte, the
-low half first; its scale is a power of two, stored as the exponent plus 127 (e8m0).
+A block is 32 numbers of four bits (e2m1), two a byte, the low half first; its scale is a power of
+two, stored as the exponent plus 127 (e8m0).
 """
 
 # Shapes: N rows, B blocks of a row, K = 32 B numbers of a row.

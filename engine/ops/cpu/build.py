@@ -1,7 +1,6 @@
 """The engine's C kernels, built once per machine and loaded beside torch.
 
-Called by `engine.ops.contract`. Without a compiler `load` raises `NoKernels` and the torch twins
-serve.
+Without a compiler `load` raises `NoKernels` and the torch twins serve.
 """
 
 import ctypes

@@ -1,8 +1,4 @@
-"""The random words of a whole vocabulary, in C; `engine.ops.philox` serves where nothing compiles.
-
-Called by `engine.sampling.sampler` for rows that no filter has made short: they are most clients'
-default.
-"""
+"""The random words of a whole vocabulary, in C; `engine.ops.philox` where nothing compiles."""
 
 from ctypes import c_int64, c_uint32, c_void_p
 from functools import cache

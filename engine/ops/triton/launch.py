@@ -1,8 +1,7 @@
 """How a kernel is launched on a chip: what was measured there, else what is safe anywhere.
 
-Called by the kernels' launchers. `tools/tune_kernels.py` writes one file a device to `tuned/`;
-none ships yet, for nothing was measured. The defaults fit sm_80 without spills
-(`tests/kernels/test_engine_kernels_compiled.py`).
+`tools/tune_kernels.py` writes one file a device to `tuned/`; none ships yet, for nothing was
+measured. The defaults fit sm_80 without spills (`tests/kernels/test_engine_kernels_compiled.py`).
 """
 
 import json

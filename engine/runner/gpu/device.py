@@ -1,8 +1,8 @@
 """What the runner needs of a device: memory to copy from and to, events, captured steps.
 
-Called by `engine.runner.gpu.runner` and `engine.assembly`. `engine.runner.gpu.cuda` is the real
-one, `support.host_device` stands for it where there is no GPU: there everything has happened when
-the call returns, so the whole path of a step runs in tests.
+`engine.runner.gpu.cuda` is the real one, `support.host_device` stands for it where there is no
+GPU: there everything has happened when the call returns, so the whole path of a step runs in
+tests.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """From the words of a setting to a device, and to who computes a model's steps on it.
 
-Called by the workers and `engine.assembly`. None is the host itself: `engine.runner.cpu` and the
-C kernels serve there, without any of `engine.runner.gpu`.
+None is the host itself: `engine.runner.cpu` and the C kernels serve there, without any of
+`engine.runner.gpu`.
 """
 
 from importlib import import_module

@@ -1,8 +1,4 @@
-"""What penalties, bias and bans do to logits, as a few indexed writes on the device.
-
-Called by `engine.runner.gpu.runner` for the rows that ask; the rules and their order are those of
-`engine.sampling.sampler`, which is the oracle.
-"""
+"""What penalties, bias and bans do to logits, as a few indexed writes on the device."""
 
 # Shapes: R rows, V vocabulary, E entries, each one (row, token id) of one step of the order.
 

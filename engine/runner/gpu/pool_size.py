@@ -1,7 +1,7 @@
 """How large a device's KV pool may be: what is free, less what the largest step needs.
 
-Called by `engine.assembly` once the weights are there. The largest step is run, over a pool of its
-own, because what libraries and allocators take for it cannot be computed.
+The largest step is run, over a pool of its own, because what libraries and allocators take for it
+cannot be computed.
 """
 
 import logging

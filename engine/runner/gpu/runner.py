@@ -1,7 +1,7 @@
 """The `engine.runner.contract.Runner` of a GPU: launches steps ahead of the host, reads tokens
 late.
 
-Made by `engine.assembly`, called by `engine.loop` from its thread only. A step is one upload, a
+Not thread-safe: one thread calls it. A step is one upload, a
 forward (a captured one where every chunk is a decode), the choice of tokens on the device, and
 one copy of them back; the host waits for that copy's event alone, in `LaunchedStep.tokens`.
 torch.compile is not used: what lies between the kernels is captured with them.

@@ -1,7 +1,7 @@
 """One copy takes a step's numbers to the device; there they are views of one buffer.
 
-Used by `engine.runner.gpu.runner`. The buffer never moves, so captured steps may read it, and the
-next upload comes after them in the engine's stream.
+The buffer never moves, so captured steps may read it, and the next upload comes after them in the
+engine's stream.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ The handle comes with the welcome over an abstract unix socket, the generations 
 then the source only announces what lies ready. It does so once the engine's event has happened, so
 the bytes are there when a copy is launched, and a dead source can leave no stream of ours waiting
 for its event. Copies run on a side stream and sum what they write; the sink's thread asks whether
-they have happened and never waits. Called by `kvtransfer.source.source` and `kvtransfer.sink.link`.
+they have happened and never waits.
 """
 
 import os

@@ -1,7 +1,6 @@
 """What the two ends of an NCCL stream say to each other, and whether they can be a pair.
 
-Called by both ends of `kvtransfer.transports.nccl.plane`. Chunks and finishes are those of any
-stream.
+Chunks and finishes are those of any stream.
 """
 
 from typing import Final

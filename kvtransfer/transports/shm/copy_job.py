@@ -1,8 +1,7 @@
 """The board: one copy job in shared memory that both processes of a stream may work on.
 
 The sink makes it, fills a job in and works on it; the source, told the job's number, helps. Pieces
-are claimed one batch at a time, so nobody waits for a side that is busy. Called by the reading
-streams; needs the C kernels.
+are claimed one batch at a time, so nobody waits for a side that is busy.
 """
 
 import ctypes

@@ -1,8 +1,7 @@
 """A source that copies along: it has mapped a sink's pool and board, and works on their jobs.
 
-Called by the announcing stream on the source's thread, which serves nobody else meanwhile: one
-job is at most one chunk, about a millisecond. Whether it helps depends on idle cores: a copy that
-takes a core from the engine costs more than it saves.
+Whether it helps depends on idle cores: a copy that takes a core from the engine costs more than it
+saves.
 """
 
 import logging

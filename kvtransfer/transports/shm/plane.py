@@ -1,9 +1,9 @@
 """Shared memory on one host: the sink maps the source's pool and copies blocks out of it.
 
 The descriptor of the source's pool is passed over an abstract unix socket, read-only, to processes
-of the same user; that of a sink's pool, for a source that helps to copy, can be written. The socket
-then carries words, and its end tells that the peer died. Called by `kvtransfer.source.source` and
-`kvtransfer.sink.link`. Does not work across hosts or network namespaces, and says so at once.
+of the same user; that of a sink's pool, for a source that helps to copy, can be written. The
+socket then carries words, and its end tells that the peer died. Does not work across hosts or
+network namespaces, and says so at once.
 """
 
 import logging

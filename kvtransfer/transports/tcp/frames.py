@@ -1,9 +1,8 @@
 """What travels on a TCP data stream: sealed headers, words, and the bytes of chunks.
 
 Source to sink, on every lane: frames of a header, a word (`Chunk` or `Finish`), and the bytes of
-the chunk. Sink to source, on lane 0 alone: `Credit`. Called by both ends of `tcp`. Every length
-is bounded before anything is read by it; what makes no sense ends the stream, because nothing
-after it can be trusted.
+the chunk. Sink to source, on lane 0 alone: `Credit`. Every length is bounded before anything is
+read by it; what makes no sense ends the stream, because nothing after it can be trusted.
 """
 
 import struct

@@ -1,8 +1,7 @@
 """One connection of a TCP stream at the sink: frames come in, one after another.
 
-Called by `kvtransfer.transports.tcp.sink`. Reads header and word of a frame, however they are
-cut, and never a byte beyond; the bytes of its chunk go straight into the slots of its landing, or
-nowhere. Does not know other lanes.
+Reads header and word of a frame, however they are cut, and never a byte beyond; the bytes of its
+chunk go straight into the slots of its landing, or nowhere. Does not know other lanes.
 """
 
 import os

@@ -1,7 +1,7 @@
 """Holds back the end of a fetch until every chunk begun before it is here.
 
 Lanes keep no order between them, so chunks are numbered and a finish names the last one begun
-before it. Called by `kvtransfer.transports.tcp.sink`; knows no bytes.
+before it.
 """
 
 from collections import deque

@@ -2,9 +2,8 @@
 receives each straight into the slots it named.
 
 A stream is several connections ("lanes"), all between two workers, that carry all fetches between
-them; whole chunks are spread over the lanes, and a window of credit granted by the sink bounds what
-is under way. Called by `kvtransfer.source.source` (listens) and `kvtransfer.sink.link` (dials). Not
-encrypted.
+them; whole chunks are spread over the lanes, and a window of credit granted by the sink bounds
+what is under way. Not encrypted.
 """
 
 import logging

@@ -2,8 +2,7 @@
 
 Lane 0 is there when the stream is; the others come up by themselves, or do not and are done
 without. One that dies ends the stream. Grants the source credit as bytes arrive, and hands on the
-end of a fetch only when all chunks begun before it are here. Called by `kvtransfer.sink.link` on
-the sink's thread; it alone writes, so a writer can always be stopped at once.
+end of a fetch only when all chunks begun before it are here.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """The source's end of a TCP stream: chunks go out over its lanes straight from the pool.
 
 Frames are dealt to lanes as these fall idle, whole chunks to a lane; never more bytes of chunks
-than the sink has granted. Called by `kvtransfer.source.sinks` and `kvtransfer.source.leases` on the
-source's thread. Reads the pool only inside `flush`, and nothing of a fetch once it is dropped.
+than the sink has granted. Reads the pool only inside `flush`, and nothing of a fetch once it is
+dropped.
 """
 
 import os

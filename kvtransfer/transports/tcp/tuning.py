@@ -1,8 +1,7 @@
 """How the sockets of TCP data streams are set, on both ends.
 
-Called by the listener, the dialler and the streams. On a real link the kernel's own tuning of
-buffers finds the bandwidth-delay product; within one host there is no such thing, and no network
-to be fair to (docs/lab.md has the figures).
+On a real link the kernel's own tuning of buffers finds the bandwidth-delay product; within one
+host there is no such thing, and no network to be fair to (docs/lab.md has the figures).
 """
 
 import ipaddress

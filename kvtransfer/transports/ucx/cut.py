@@ -1,7 +1,7 @@
 """How a chunk's ranges are cut into UCX messages: both ends cut alike, and say how.
 
 Pure. The sink knows both pools' ranges, so it joins those that are neighbours in both; the source
-checks what it is told against its own. Called by the two ends of a UCX stream.
+checks what it is told against its own.
 """
 
 # Shapes: R ranges of a chunk, M messages that carry them.

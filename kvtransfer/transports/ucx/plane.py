@@ -2,8 +2,8 @@
 
 An optional extra (`baton[ucx]`): without it, or without a device to use it on, the plane is
 unreachable and says why. A stream is up only when a byte has come through UCX, so a device that
-cannot reach the peer's falls back to the next plane instead of failing fetches. Called by
-`kvtransfer.source.source` and `kvtransfer.sink.link`. Host memory only. Not encrypted.
+cannot reach the peer's falls back to the next plane instead of failing fetches.
+Host memory only. Not encrypted.
 """
 
 import socket

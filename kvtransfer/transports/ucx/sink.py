@@ -3,8 +3,7 @@
 It posts a receive for every message of a chunk that the source announces, and says so; only then
 does the source send, so UCX never buffers what nobody awaits. The socket's end means the source's
 death, whatever UCX knows of it. One receive cannot be cancelled, only all of a stream: the open
-chunks of a fetch that ends arrive, or end with the stream. Called by
-`kvtransfer.transports.ucx.plane`.
+chunks of a fetch that ends arrive, or end with the stream.
 """
 
 import socket

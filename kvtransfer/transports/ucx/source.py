@@ -2,7 +2,7 @@
 straight from the pool.
 
 A message that UCX has been given cannot be recalled: it is read to its end, and its checksum tells
-if its block was changed meanwhile. Called by `kvtransfer.transports.ucx.plane`.
+if its block was changed meanwhile.
 """
 
 import socket

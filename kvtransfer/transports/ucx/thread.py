@@ -2,8 +2,7 @@
 
 The thread ("kv-ucx") sleeps until UCX or the owner has something, so it neither spins a core nor
 holds the owner up; what has happened is handed over through a descriptor that the owner polls.
-Called by the two ends of a UCX stream, each from one thread. After `stop` it says when nothing
-touches the pool any more.
+After `stop` it says when nothing touches the pool any more.
 """
 
 import atexit
