@@ -1,8 +1,8 @@
 """Rotary position embedding: which kinds there are, and their frequencies.
 
-Follows transformers' modeling_rope_utils so that logits agree, but for one choice: LongRoPE's frequencies never change
-with the length of a sequence (docs/decisions/0009). `dynamic`, which does nothing else, is refused
-by name.
+Follows transformers' modeling_rope_utils so that logits agree, but for one choice: LongRoPE's
+frequencies never change with the length of a sequence (docs/decisions/0009). `dynamic`, which does
+nothing else, is refused by name.
 """
 
 # Shapes: T tokens, D head dim, R dims that turn.

@@ -1,8 +1,8 @@
 """Where bytes become blocks: says where each chunk goes, and verifies it there.
 
-One a link, on the sink's thread. A piece counts only when its description, its blocks' generations (where the
-source's memory can be read) and its checksum are right; every write is begun and ended in the
-fetch's state table, so a slot never has two writers.
+One a link, on the sink's thread. A piece counts only when its description, its blocks' generations
+(where the source's memory can be read) and its checksum are right; every write is begun and ended
+in the fetch's state table, so a slot never has two writers.
 """
 
 import logging

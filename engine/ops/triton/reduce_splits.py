@@ -1,6 +1,7 @@
 """Joins what the splits of attention left, in the order of the context.
 
-The second half of Flash-Decoding (Dao et al. 2023). The sinks come in here, once a row. Its twin is attention without splits.
+The second half of Flash-Decoding (Dao et al. 2023). The sinks come in here, once a row. Its twin
+is attention without splits.
 """
 
 # Shapes: T tokens, S sequences, H query heads, D head dim, P splits.
