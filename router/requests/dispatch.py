@@ -35,7 +35,6 @@ from router.requests.events import (
 )
 from router.requests.instructions import Deliver, Finish, GiveUp, PlaceAgain, Send
 from router.requests.request import AlreadyEnded, Flight
-from router.requests.states import Move
 from router.trace import TraceRing
 from router.workers.letters import Gone, Letter
 from router.workers.mailbox import Mailbox, Overflowed
@@ -99,7 +98,7 @@ class Dispatcher:
         """
         journey = self._set_out(request)
         self._metrics.active.inc()
-        closing, move = "an error of ours", Move.GIVEN_UP
+        closing, client_left = "an error of ours", False
         try:
             async with aclosing(self._follow(journey)) as events:
                 async for event in events:
@@ -115,13 +114,13 @@ class Dispatcher:
             closing = str(error)
             raise
         except (asyncio.CancelledError, GeneratorExit):
-            closing, move = "the client is gone", Move.CLOSED
+            closing, client_left = "the client is gone", True
             raise
         finally:
             self._chooser.note_ended(journey)
             self._registry.close_mailbox(journey.flight.wire_id)
             journey.mailbox.close()
-            for send in journey.flight.close(closing, move=move):
+            for send in journey.flight.close(closing, client_left=client_left):
                 self._registry.post(send.worker, send.epoch, send.message)
             self._metrics.active.dec()
             self._record(journey)
@@ -193,7 +192,7 @@ class Dispatcher:
 
     def _cut_off(self, flight: Flight) -> None:
         """The client reads too slowly: free its workers now, it may never read again."""
-        for send in flight.close(_TOO_SLOW, move=Move.GIVEN_UP):
+        for send in flight.close(_TOO_SLOW, client_left=False):
             self._registry.post(send.worker, send.epoch, send.message)
 
     # -- placing --------------------------------------------------------------------------
