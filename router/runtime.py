@@ -10,12 +10,12 @@ from typing import Protocol
 
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
-from router.requests.events import Event, GenerationRequest
+from router.requests.events import GenerationEvent, GenerationRequest
 from router.workers.cluster_view import Cluster
 
 
-class Dispatcher(Protocol):
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+class GenerationService(Protocol):
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See `router.requests.events`. Closing the generator aborts the request."""
 
 
@@ -44,7 +44,7 @@ class Runtime:
     model: str
     """The name clients use."""
     tokenizer: Tokenizer
-    dispatcher: Dispatcher
+    dispatcher: GenerationService
     cluster: Cluster
     metrics: RouterMetrics
     api_keys: tuple[str, ...] = field(default=(), repr=False)

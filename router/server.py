@@ -100,7 +100,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
-            max_queued_words=settings.max_lag_tokens,
+            max_queued_messages=settings.max_lag_tokens,
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )

@@ -1,7 +1,7 @@
 """An answer given whole: choices are collected, then sent as one JSON object.
 
-`Sink` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP goes
-out.
+`AnswerWriter` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP
+goes out.
 """
 
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from router.openai.prepare import Generation
 from router.requests.events import Ended, Route, Token
 
 
-class Sink(Protocol):
+class AnswerWriter(Protocol):
     """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
 
     def placed(self, route: Route) -> None: ...
@@ -57,7 +57,7 @@ class Usage:
         }
 
 
-class Choice:
+class JsonChoice:
     """One choice as it grows."""
 
     def __init__(self, generation: Generation, index: int, *, tokenizer: Tokenizer) -> None:
@@ -84,15 +84,15 @@ class Choice:
         return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
 
 
-class WholeAnswer:
-    """A `Sink` that sends one JSON object, or one error object, at the end."""
+class JsonAnswer:
+    """An `AnswerWriter` that sends one JSON object, or one error object, at the end."""
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
         self._generation = generation
         self._exchange = exchange
         self._usage = Usage(generation)
         self._choices = [
-            Choice(generation, index, tokenizer=tokenizer)
+            JsonChoice(generation, index, tokenizer=tokenizer)
             for index in range(len(generation.requests))
         ]
         self._route: Route | None = None

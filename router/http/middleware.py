@@ -32,7 +32,7 @@ COUNTED_PATHS = OPEN_PATHS | {
 _ID_KEY = "baton.request_id"
 
 
-class Edge:
+class ApiMiddleware:
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], metrics: RouterMetrics) -> None:
         self._app = app
         self._api_keys = [key.encode() for key in api_keys]

@@ -69,8 +69,8 @@ class Frames:
         )
 
 
-class StreamedAnswer:
-    """A `Sink` that writes each event as it comes."""
+class SseAnswer:
+    """An `AnswerWriter` that writes each event as it comes."""
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
         self._include_usage = generation.include_usage

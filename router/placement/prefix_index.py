@@ -53,11 +53,11 @@ class PrefixIndex:
         self._hoped: dict[BlockHash, dict[WorkerId, float]] = {}
         self._hopes: deque[tuple[float, WorkerId, Sequence[BlockHash]]] = deque()
 
-    def follow_only(self, live: Mapping[WorkerId, Epoch]) -> None:
+    def follow_only(self, workers: Mapping[WorkerId, Epoch]) -> None:
         """Follow these incarnations; what any other held is forgotten."""
-        for worker in self._workers.keys() - live.keys():
+        for worker in self._workers.keys() - workers.keys():
             self.forget(worker)
-        for worker, epoch in live.items():
+        for worker, epoch in workers.items():
             self.follow(worker, epoch)
 
     def follow(self, worker: WorkerId, epoch: Epoch) -> None:
@@ -79,7 +79,7 @@ class PrefixIndex:
         for holders in self._hoped.values():
             holders.pop(worker, None)
 
-    def apply(
+    def apply_event(
         self,
         worker: WorkerId,
         epoch: Epoch,

@@ -1,9 +1,8 @@
 """One request between its placement and its ending: messages in, instructions out.
 
-`router.requests.dispatch` owns a `Flight` per request, feeds it what workers say and does what it
-answers. No clock, no socket. An attempt is one try on one pair of workers; when it is lost the
-next one continues from the prompt and the tokens the client already has, which is the same
-stream because sampling depends on (seed, position) alone.
+No clock, no socket: somebody else does what it answers. An attempt is one try on one pair of
+workers; when it is lost the next one continues from the prompt and the tokens the client already
+has, which is the same stream because sampling depends on (seed, position) alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,14 +27,14 @@ from protocol.messages import (
 )
 from protocol.state_table import Life
 from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
-from router.requests.instructions import Deliver, Finish, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
 from router.trace import AttemptTrace
-from router.workers.letters import Gone, Letter
+from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
 """Whether these output tokens already end the request: its last worker may have died between
-the last token and the word that it was the last."""
+the last token and the message that it was the last."""
 
 
 @dataclass(slots=True)
@@ -46,12 +45,12 @@ class _Leg:
     epoch: Epoch
     open: bool = True
 
-    def sent(self, letter: Letter) -> bool:
-        return letter.worker == self.worker and letter.epoch == self.epoch
+    def is_sender(self, message: WorkerMessage) -> bool:
+        return message.worker == self.worker and message.epoch == self.epoch
 
 
 @dataclass(slots=True)
-class Flight:
+class RoutedRequest:
     """The only writer of its fields is itself; `wire_id` is what the workers call it."""
 
     request: GenerationRequest
@@ -86,7 +85,7 @@ class Flight:
         last = self.attempts[-1]
         return Route(reason=last.reason, prefill=last.prefill, decode=last.decode)
 
-    def launch(
+    def begin_attempt(
         self,
         route: Route,
         *,
@@ -115,33 +114,33 @@ class Flight:
         self._prefill = _Leg(route.prefill, prefill_epoch)
         return Send(route.prefill, prefill_epoch, self._prefill_message(remaining_s))
 
-    def handle(self, letter: Letter, *, remaining_s: float) -> list[Instruction]:
-        """What to do about one word; nothing for a word of an older attempt or worker."""
-        leg = self._leg(letter)
-        word = letter.word
+    def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
+        """What to do about one message; nothing if it is of an older attempt or worker."""
+        leg = self._leg_of(received)
+        message = received.message
         if leg is None or self._life.state not in WITH_WORKERS:
             return []
-        if not isinstance(word, Gone) and word.attempt != self.attempt:
+        if not isinstance(message, WorkerGone) and message.attempt != self.attempt:
             return []
-        match word:
+        match message:
             case Emit():
-                return self._emit(leg, word)
+                return self._emit(leg, message)
             case Started():
-                return self._started(leg, word, remaining_s)
+                return self._started(leg, message, remaining_s)
             case PrefillDone():
-                return self._prefill_done(word)
+                return self._prefill_done(message)
             case Landed():
-                return self._landed(word)
+                return self._landed(message)
             case Finished():
-                return self._finished(leg, word)
+                return self._finished(leg, message)
             case Failed():
-                return self._failed(leg, word)
+                return self._failed(leg, message)
             case Aborted():
                 return self._leg_lost(leg, f"{leg.worker} dropped the request")
-            case Gone():
-                return self._leg_lost(leg, f"{leg.worker} {word.reason}")
+            case WorkerGone():
+                return self._leg_lost(leg, f"{leg.worker} {message.reason}")
             case _:
-                assert_never(word)
+                assert_never(message)
 
     def close(self, reason: str, *, client_left: bool) -> list[Send]:
         """End now, for the client's sake or ours; the aborts to send. Idempotent."""
@@ -152,7 +151,7 @@ class Flight:
         self._note(outcome=self.outcome)
         return self._abort_legs(reason)
 
-    # -- one word each --------------------------------------------------------------------
+    # -- one message each -----------------------------------------------------------------
 
     def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
@@ -285,7 +284,7 @@ class Flight:
         self._move(RequestEvent.ENDED_WELL)
         self.outcome = reason
         self._note(outcome=reason)
-        return [*self._abort_legs("finished"), Finish(reason)]
+        return [*self._abort_legs("finished"), EndWell(reason)]
 
     def _give_up(self, why: str, failed: Failed) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)
@@ -310,9 +309,9 @@ class Flight:
     def _move(self, event: RequestEvent) -> None:
         self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
 
-    def _leg(self, letter: Letter) -> _Leg | None:
+    def _leg_of(self, message: WorkerMessage) -> _Leg | None:
         for leg in (self._decode, self._prefill):
-            if leg is not None and leg.sent(letter):
+            if leg is not None and leg.is_sender(message):
                 return leg
         return None
 

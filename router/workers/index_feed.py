@@ -105,7 +105,7 @@ class IndexFeed:
 
     def _apply(self, event: BlockEvent) -> None:
         before = self._index.states.get(event.worker)
-        after = self._index.apply(
+        after = self._index.apply_event(
             event.worker,
             event.epoch,
             sequence=event.sequence,

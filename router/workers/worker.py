@@ -14,14 +14,14 @@ BEAT_LAG_S = 0.1
 """A beat may have been written before what was sent this long before it arrived."""
 
 
-class Outlet(Protocol):
+class MessageSender(Protocol):
     """The sending half of a link."""
 
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
 
-LinkState = Literal["connecting", "mismatched"]
+ConnectionState = Literal["connecting", "mismatched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +31,14 @@ class _Sent:
 
 
 @dataclass(slots=True, eq=False)
-class LiveWorker:
+class KnownWorker:
     """`state` is the worker's own once it has said so; `why` explains any but "ready"."""
 
     registration: Registration
-    state: WorkerState | LinkState = "connecting"
+    state: WorkerState | ConnectionState = "connecting"
     why: str = "connecting"
     beat: Beat | None = None
-    outlet: Outlet | None = None
+    connection: MessageSender | None = None
     """None until the link is up."""
     _sent: dict[RequestId, _Sent] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
 from protocol.text.tokenizer import TextState, Tokenizer
-from router.requests.events import Ended, Event, GenerationRequest, Placed, Route, Token
+from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Route, Token
 from router.trace import RequestTrace
 from router.workers.cluster_view import ClusterView
 
@@ -39,7 +39,7 @@ class FakeDispatcher:
         self.num_made = 0
         """Tokens yielded."""
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         self.requests.append(request)
         self.num_active += 1
         finished = False
