@@ -1,22 +1,39 @@
 """What the HTTP surface stands on: `create_app(runtime)` needs this and nothing else.
 
-Built by `router.__main__` from the settings, and by tests from fakes. Owns nothing: whoever
-built the parts closes them after the app has shut down.
+Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
 from router.requests.events import GenerationEvent, GenerationRequest
-from router.workers.cluster_view import Cluster
+from router.requests.trace import RequestTrace
+from router.workers.cluster_view import ClusterView
 
 
 class GenerationService(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See `router.requests.events`. Closing the generator aborts the request."""
+
+
+class Cluster(Protocol):
+    """What the HTTP surface may ask about the cluster, on the event loop: workers come and go
+    there, so no other thread may look. All answers are local and immediate."""
+
+    def not_ready(self) -> str | None:
+        """Why a request would not be served now; None when it would."""
+
+    def view(self) -> ClusterView: ...
+
+    def max_context_tokens(self) -> int | None:
+        """The longest context a ready decode worker takes; None while none is known."""
+
+    def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
+        """As `TraceRing.find`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,9 +25,9 @@ from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import Replay
+from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
-from router.trace import TraceRing
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 

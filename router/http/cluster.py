@@ -1,6 +1,6 @@
-"""The cluster as this router sees it: fills `router.workers.cluster_view` from the parts that know.
+"""The cluster as this router sees it, for `/cluster`, `/ready` and `/trace`.
 
-Answers `/cluster`, `/ready` and `/trace`. Local and immediate: asks no other process.
+Local and immediate: asks no other process.
 """
 
 from collections import Counter
@@ -10,7 +10,7 @@ from protocol.ids import RequestId, RouterId
 from protocol.messages import Blocks, Load, Speeds, WorkerState
 from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
-from router.trace import RequestTrace, TraceRing
+from router.requests.trace import RequestTrace, TraceRing
 from router.workers.cluster_view import ClusterView, WorkerView
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
@@ -22,7 +22,7 @@ _NO_SPEEDS = Speeds(prefill_tokens_per_s=0.0, decode_step_s=0.0, transfer_bytes_
 
 
 class LocalCluster:
-    """`router.workers.cluster_view.Cluster`. `drain` makes it not ready for good."""
+    """`router.runtime.Cluster`. `drain` makes it not ready for good."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LocalCluster:
     def view(self) -> ClusterView:
         return ClusterView(
             router=self._router,
-            index=self._index.state.value,
+            index=self._index.state,
             redis=self._feed.redis,
             workers=tuple(
                 _view(worker, why=self._registry.why_unused(worker))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from protocol.ids import BlockHash, WorkerId
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
-from router.trace import RequestTrace
+from router.requests.trace import RequestTrace
 from router.workers.mailbox import Mailbox
 
 

@@ -35,7 +35,7 @@ from router.requests.events import (
 )
 from router.requests.instructions import Deliver, EndWell, GiveUp, PlaceAgain, Send
 from router.requests.request import AlreadyEnded, RoutedRequest
-from router.trace import TraceRing
+from router.requests.trace import TraceRing
 from router.workers.mailbox import Mailbox, Overflowed
 from router.workers.registry import Registry
 from router.workers.worker import KnownWorker

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
-from router.trace import RequestTrace
+from router.requests.trace import RequestTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

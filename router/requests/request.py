@@ -29,7 +29,7 @@ from protocol.state_table import Life
 from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
-from router.trace import AttemptTrace
+from router.requests.trace import AttemptTrace
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]

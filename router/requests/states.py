@@ -39,11 +39,7 @@ class RequestEvent(StrEnum):
 
 WITH_WORKERS: Final = (RequestState.PREFILL, RequestState.HANDOVER, RequestState.DECODE)
 """States in which a worker has the request, so that what it says matters."""
-_ENDINGS: Final = {
-    RequestEvent.ENDED_WELL: RequestState.FINISHED,
-    RequestEvent.GIVEN_UP: RequestState.FAILED,
-    RequestEvent.CLOSED: RequestState.ABORTED,
-}
+_UNENDED: Final = (RequestState.PLACING, *WITH_WORKERS)
 REQUEST_TABLE: Final = StateTable(
     {
         (RequestState.PLACING, RequestEvent.ROUTED_APART): RequestState.PREFILL,
@@ -51,10 +47,8 @@ REQUEST_TABLE: Final = StateTable(
         (RequestState.PREFILL, RequestEvent.STARTED): RequestState.HANDOVER,
         (RequestState.HANDOVER, RequestEvent.LANDED): RequestState.DECODE,
         **{(state, RequestEvent.LOST): RequestState.PLACING for state in WITH_WORKERS},
-        **{
-            (state, event): ending
-            for state in (RequestState.PLACING, *WITH_WORKERS)
-            for event, ending in _ENDINGS.items()
-        },
+        **{(state, RequestEvent.ENDED_WELL): RequestState.FINISHED for state in WITH_WORKERS},
+        **{(state, RequestEvent.GIVEN_UP): RequestState.FAILED for state in _UNENDED},
+        **{(state, RequestEvent.CLOSED): RequestState.ABORTED for state in _UNENDED},
     }
 )

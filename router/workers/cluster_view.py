@@ -1,16 +1,12 @@
-"""What `/cluster` and `/ready` show of the cluster.
-
-Filled by whoever owns the registry, shown by `router.http.app`. Plain values, no behaviour.
-"""
+"""What `/cluster` shows: plain values, no behaviour."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
-from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
-from router.trace import RequestTrace
+from router.placement.prefix_index import IndexState
 
-IndexState = Literal["exact", "degraded", "off"]
 RedisState = Literal["connected", "lost", "none"]
 
 
@@ -40,19 +36,3 @@ class ClusterView:
     index: IndexState
     redis: RedisState
     workers: tuple[WorkerView, ...]
-
-
-class Cluster(Protocol):
-    """What the HTTP surface may ask about the cluster, on the event loop: workers come and go
-    there, so no other thread may look. All answers are local and immediate."""
-
-    def not_ready(self) -> str | None:
-        """Why a request would not be served now; None when it would."""
-
-    def view(self) -> ClusterView: ...
-
-    def max_context_tokens(self) -> int | None:
-        """The longest context a live worker takes; None while none is known."""
-
-    def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
-        """As `TraceRing.find`."""

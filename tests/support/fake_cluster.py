@@ -14,7 +14,7 @@ from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Token
-from router.trace import TraceRing
+from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
 PROMPT = tuple(range(100, 140))

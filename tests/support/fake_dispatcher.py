@@ -11,8 +11,9 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
 from protocol.text.tokenizer import TextState, Tokenizer
+from router.placement.prefix_index import IndexState
 from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Route, Token
-from router.trace import RequestTrace
+from router.requests.trace import RequestTrace
 from router.workers.cluster_view import ClusterView
 
 ROUTE = Route(
@@ -114,7 +115,7 @@ class FakeCluster:
         self.reason: str | None = None
         self.context: int | None = None
         self.shown = ClusterView(
-            router=RouterId("router-0"), index="exact", redis="none", workers=()
+            router=RouterId("router-0"), index=IndexState.EXACT, redis="none", workers=()
         )
 
     def not_ready(self) -> str | None:
