@@ -1,6 +1,6 @@
 """How many choices this router has in flight, and the refusal of those beyond its limit.
 
-Called once per HTTP request, before its body is read. Not thread-safe: one event loop owns it.
+Not thread-safe: one event loop owns it.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The HTTP surface: OpenAI's endpoints and the operator's, over one `Runtime`.
 
-Served by `router.__main__` with uvicorn. FastAPI routes and documents; bodies are read and
-answers written by `router.http.generate`, because a token should cost one write and no more.
+FastAPI routes and documents; bodies are read and answers written by `router.http.generate`,
+because a token should cost one write and no more.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The endpoint that generates: admitted, read, prepared, dispatched, answered, in that order.
 
-One per HTTP request, made by `router.http.app`. Every request gets one ending: an answer, an error,
-or, when the client hung up, an abort of whatever it still had running.
+Every request gets one ending: an answer, an error, or, when the client hung up, an abort of
+whatever it still had running.
 """
 
 import asyncio
@@ -123,7 +123,7 @@ async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> Api
     except ClientGone:
         raise
     except Exception:  # the edge of the process: a mistake of ours must not be silent
-        log.exception("request failed")
+        log.exception("request failed", extra={"remedy": "report it with this traceback"})
         return ApiError(500, "internal error", code="internal_error")
     return None
 

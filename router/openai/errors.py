@@ -1,7 +1,6 @@
 """What a client is told when a request is not served: OpenAI's error object and a status.
 
-Raised anywhere between the socket and the dispatcher, shown by `router.http.app` and, once the
-stream has begun, by `router.http.sse_answer`.
+Before the first byte it is a response; in a stream that has begun, its body is the last event.
 """
 
 import math

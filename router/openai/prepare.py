@@ -1,7 +1,7 @@
 """A request body to generations ready for dispatch: model, prompt, context and token ids checked.
 
-Runs in a tokenising thread (`router.http.tokenize_threads`), so it may parse and encode megabytes.
-Every mistake of the client ends here, as an `ApiError` naming the field.
+Thread-safe, because it parses and encodes megabytes: no work for the event loop. Every mistake of
+the client ends here, as an `ApiError` naming the field.
 """
 
 import secrets

@@ -1,8 +1,6 @@
 """Which worker holds which sealed blocks: a local replica, answered without an await.
 
-Fed by `router.workers.index_feed` from Redis, asked by `router.requests.dispatch` before each
-placement. Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache
-again.
+Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache again.
 """
 
 from collections import deque

@@ -273,7 +273,8 @@ class Dispatcher:
         kind = "refused" if loss.is_refusal else "lost"
         self._metrics.retries.labels(why=kind).inc()
         extra = {"request": context.routed.wire_id, "attempt": context.routed.attempt}
-        log.warning("attempt lost", extra={**extra, "why": loss.why})
+        remedy = "none, it is placed again; if it happens often, see the log of that worker"
+        log.warning("attempt lost", extra={**extra, "why": loss.why, "remedy": remedy})
         if loss.is_refusal and loss.suspect is not None:
             context.refused.add(loss.suspect)
             return

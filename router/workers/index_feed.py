@@ -1,7 +1,7 @@
 """Keeps the prefix index true: block events from Redis, snapshots at the start and after gaps.
 
-`router.__main__` runs it beside the HTTP server. Redis away means a degraded index, never a
-failed request; when it answers again every worker's snapshot is read and the index is exact.
+Redis away means a degraded index, never a failed request; when it answers again every worker's
+snapshot is read and the index is exact.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class IndexFeed:
         """The stream's end is read before the snapshots, so that nothing falls between."""
         after = await self._store.last_event_id()
         if self.redis == "lost":
-            log.info("index feed", extra={"redis": "connected"})
+            log.info("Redis connected")
         self.redis = "connected"
         self._asked_at.clear()
         while True:
@@ -114,11 +114,13 @@ class IndexFeed:
         )
         if before is IndexState.EXACT and after is IndexState.DEGRADED:
             self._metrics.index_gaps.inc()
-            log.warning("index gap", extra={"worker": event.worker, "sequence": event.sequence})
+            seen = {"worker": event.worker, "sequence": event.sequence}
+            log.warning("index gap", extra={**seen, "remedy": "none, its snapshot is read now"})
 
     def _lose(self, error: StoreError) -> None:
         if self.redis == "connected":
-            log.warning("index feed", extra={"redis": "lost", "why": str(error)})
+            remedy = "bring Redis back; until then requests are placed by what is known"
+            log.warning("Redis lost", extra={"why": str(error), "remedy": remedy})
         self.redis = "lost"
         self._index.doubt_all()
         self._show()

@@ -193,7 +193,7 @@ class Registry:
             case Beat():
                 self._beat(worker, message)
             case Welcome():
-                log.warning("second welcome", extra={"worker": worker.id})
+                log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:
                 assert_never(message)
 
@@ -208,14 +208,15 @@ class Registry:
         before = worker.state
         worker.note_beat(beat, now=self._clock())
         if worker.state != before:
-            log.info("worker", extra={"worker": worker.id, "state": worker.state})
+            log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
 
     def _mismatch(self, worker: KnownWorker, why: str) -> None:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
         self._tell_gone(worker, why)
         worker.state, worker.why = "mismatched", why
-        log.error("worker", extra={"worker": worker.id, "state": worker.state, "why": why})
+        remedy = "start it with the model and the version of this router"
+        log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
         self._signal()
 
     def _stop_serving(self, worker: WorkerId) -> None:
@@ -230,7 +231,8 @@ class Registry:
         del self._workers[worker.id]
         self._serving.pop(worker.id, None)
         if worker.state != "connecting":
-            log.warning("worker", extra={"worker": worker.id, "state": "gone", "why": reason})
+            remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
+            log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
         self._tell_gone(worker, reason)
         self._signal()
 

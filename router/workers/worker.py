@@ -1,6 +1,6 @@
 """One worker incarnation as this router knows it: what it is, its last beat, what was sent since.
 
-Written by `router.workers.registry`; read by `router.requests.dispatch` and `GET /cluster`.
+Pure. Says what a beat said, never what is true now: a worker may be gone before its link is.
 """
 
 from dataclasses import dataclass, field
