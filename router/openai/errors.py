@@ -73,12 +73,10 @@ def as_api_error(error: BatonError) -> ApiError:
             return ApiError(429, message, code="overloaded", retry_after_s=error.retry_after_s)
         case NoWorkers():
             return ApiError(503, message, code="no_workers", retry_after_s=error.retry_after_s)
-        case TooLong():
+        case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, message, code="context_length_exceeded")
         case RequestFailed(code="deadline"):
             return ApiError(504, message, code="deadline_exceeded")
-        case RequestFailed(code="too_long"):
-            return ApiError(400, message, code="context_length_exceeded")
         case _ if error.retryable:
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)
         case _:
