@@ -5,19 +5,50 @@ Owns nothing: whoever built the parts closes them after the app has shut down.
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
-from protocol.ids import RequestId
+from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
+from router.placement.prefix_index import IndexState
 from router.requests.events import GenerationEvent, GenerationRequest
 from router.requests.trace import RequestTrace
-from router.workers.cluster_view import ClusterView
+
+RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See `router.requests.events`. Closing the generator aborts the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    id: WorkerId
+    role: Role
+    pid: int
+    host: str
+    epoch: Epoch
+    state: WorkerState | Literal["lost"]
+    why: str
+    """Why it gets no requests; "" when it may get some."""
+    transport: str
+    """The transport this worker used most, else the first it offers."""
+    transports: tuple[TransportUse, ...] = ()
+    """By which transport and why it moved KV from or to each peer, the latest first."""
+    blocks: Blocks
+    running: int
+    waiting: int
+    speeds: Speeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    router: RouterId
+    index: IndexState
+    redis: RedisState
+    workers: tuple[WorkerView, ...]
 
 
 class Cluster(Protocol):

@@ -11,7 +11,7 @@ from protocol.messages import Blocks, Load, Speeds, WorkerState
 from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.requests.trace import RequestTrace, TraceRing
-from router.workers.cluster_view import ClusterView, WorkerView
+from router.runtime import ClusterView, WorkerView
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 from router.workers.worker import KnownWorker

@@ -8,12 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 from protocol.errors import StoreError
 from protocol.ids import Epoch, WorkerId
 from protocol.process.metrics import RouterMetrics
-from protocol.store import BlockEvent, Snapshot
+from protocol.store import BlockEvent, Store
 from router.placement.prefix_index import IndexState, PrefixIndex
 from router.workers.registry import Registry
 
@@ -23,25 +23,13 @@ WAIT_S = 0.5
 """How long a read waits for an event; also the least time between two tries of a snapshot."""
 
 
-class EventStore(Protocol):
-    """What the feed needs of `protocol.store.Store`. Every call may raise StoreError."""
-
-    async def last_event_id(self) -> str: ...
-
-    async def read_events(
-        self, after: str, *, count: int = 500, block_s: float = 0.5
-    ) -> tuple[str, tuple[BlockEvent, ...]]: ...
-
-    async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None: ...
-
-
 class IndexFeed:
     """The only writer of the index, other than dispatch's speculative entries."""
 
     def __init__(
         self,
         *,
-        store: EventStore,
+        store: Store,
         index: PrefixIndex,
         registry: Registry,
         metrics: RouterMetrics,

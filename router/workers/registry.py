@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
@@ -29,19 +29,10 @@ from protocol.messages import (
     Welcome,
 )
 from router.workers.mailbox import Mailbox
-from router.workers.worker import KnownWorker, MessageSender
+from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.registry")
-
-
-class WorkerConnection(MessageSender, Protocol):
-    """What the registry needs of `protocol.channel.WorkerLink`."""
-
-    registration: Registration
-
-    def messages(self) -> AsyncIterator[ToRouter]:
-        """Ends by raising PeerLost when the worker is gone."""
 
 
 Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]]

@@ -3,22 +3,28 @@
 Pure. Says what a beat said, never what is true now: a worker may be gone before its link is.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Registration, Role, ToWorker, WorkerState
+from protocol.messages import Beat, Registration, Role, ToRouter, ToWorker, WorkerState
 from router.placement.place import Candidate
 
 BEAT_LAG_S = 0.1
 """A beat may have been written before what was sent this long before it arrived."""
 
 
-class MessageSender(Protocol):
-    """The sending half of a link."""
+class WorkerConnection(Protocol):
+    """What a router needs of `protocol.channel.WorkerLink`."""
+
+    registration: Registration
 
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
+
+    def messages(self) -> AsyncIterator[ToRouter]:
+        """Ends by raising PeerLost when the worker is gone."""
 
 
 ConnectionState = Literal["connecting", "mismatched"]
@@ -38,7 +44,7 @@ class KnownWorker:
     state: WorkerState | ConnectionState = "connecting"
     why: str = "connecting"
     beat: Beat | None = None
-    connection: MessageSender | None = None
+    connection: WorkerConnection | None = None
     """None until the link is up."""
     _sent: dict[RequestId, _Sent] = field(default_factory=dict)
 

@@ -14,7 +14,7 @@ from protocol.text.tokenizer import TextState, Tokenizer
 from router.placement.prefix_index import IndexState
 from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Route, Token
 from router.requests.trace import RequestTrace
-from router.workers.cluster_view import ClusterView
+from router.runtime import ClusterView
 
 ROUTE = Route(
     reason="split; warm prefix", prefill=WorkerId("prefill-0"), decode=WorkerId("decode-0")

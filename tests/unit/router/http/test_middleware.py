@@ -10,7 +10,7 @@ from support.api import HI, MODEL, Bench, chat, error_of
 from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.messages import Blocks, Speeds, TransportUse
 from router.placement.prefix_index import IndexState
-from router.workers.cluster_view import ClusterView, WorkerView
+from router.runtime import ClusterView, WorkerView
 
 pytestmark = pytest.mark.anyio
 
