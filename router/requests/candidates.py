@@ -1,6 +1,7 @@
-"""Asks `router.placement.place` about the workers of the moment and what the index knows of them.
+"""Which workers a request may go to at this moment, and what is known to be cached on each.
 
-Never awaits.
+Asks `router.placement.place`. Pure: workers and time are values passed in. Believes what was sent a
+moment ago before the workers tell of it, for that may take them a beat.
 """
 
 from collections.abc import Sequence
@@ -10,37 +11,44 @@ from protocol.ids import BlockHash, WorkerId
 from router.placement.place import Placement, PlacementRefusal, Prefer, place
 from router.placement.prefix_index import PrefixIndex
 from router.requests.context import RequestContext
-from router.workers.registry import Registry
 from router.workers.worker import KnownWorker
 
 
 class Candidates:
-    def __init__(self, *, registry: Registry, index: PrefixIndex, prefer: Prefer) -> None:
-        self._registry = registry
+    def __init__(self, *, index: PrefixIndex, prefer: Prefer) -> None:
         self._index = index
         self._prefer = prefer
 
-    def place_request(self, context: RequestContext, *, now: float) -> Placement | PlacementRefusal:
+    def place_request(
+        self, context: RequestContext, ready: Sequence[KnownWorker], *, now: float
+    ) -> Placement | PlacementRefusal:
         """Among ready workers that did not refuse; suspects only when there is nobody else."""
-        ready = [w for w in self._registry.ready_workers() if w.id not in context.refused]
-        trusted = [worker for worker in ready if worker.id not in context.suspects]
+        willing = [worker for worker in ready if worker.id not in context.refused]
+        trusted = [worker for worker in willing if worker.id not in context.suspects]
         placement = self._place(context, trusted, now)
-        if isinstance(placement, PlacementRefusal) and len(trusted) < len(ready):
-            placement = self._place(context, ready, now)
+        if isinstance(placement, PlacementRefusal) and len(trusted) < len(willing):
+            placement = self._place(context, willing, now)
         return placement
 
-    def note_placed(self, context: RequestContext, placement: Placement, *, now: float) -> None:
+    def note_placed(
+        self,
+        context: RequestContext,
+        placement: Placement,
+        ready: Sequence[KnownWorker],
+        *,
+        now: float,
+    ) -> None:
         """Until the workers' beats and events tell of this prompt, believe in it."""
-        for worker in self._registry.ready_workers():
+        for worker in ready:
             if worker.id in (placement.prefill, placement.decode):
                 computes = placement.prefill is None or worker.id == placement.prefill
                 num_tokens = placement.num_uncached_tokens if computes else 0
                 worker.note_sent(context.routed.wire_id, num_tokens, now=now)
                 self._index.expect(worker.id, _hashes(context, worker), now=now)
 
-    def note_ended(self, context: RequestContext) -> None:
+    def note_ended(self, context: RequestContext, workers: Sequence[KnownWorker]) -> None:
         """The attempt is over, well or not."""
-        for worker in self._registry.workers:
+        for worker in workers:
             worker.note_ended(context.routed.wire_id)
 
     def _place(

@@ -9,13 +9,11 @@ from protocol.ids import BlockHash, WorkerId
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
 from router.requests.trace import RequestTrace
-from router.workers.mailbox import Mailbox
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
     routed: RoutedRequest
-    mailbox: Mailbox
     begun_at: float
     ends_at: float
     placed_at: float | None = None

@@ -86,7 +86,7 @@ class Dispatcher:
         self._traces = traces
         self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
-        self._candidates = Candidates(registry=registry, index=index, prefer=limits.prefer)
+        self._candidates = Candidates(index=index, prefer=limits.prefer)
         self._clock = clock
         self._numbers = count(1)
 
@@ -96,11 +96,11 @@ class Dispatcher:
         Raises NoWorkers, TooLong and CapacityError before the first event; RequestFailed then
         or later.
         """
-        context = self._set_out(request)
+        context, mailbox = self._set_out(request)
         self._metrics.active.inc()
         closing, client_left = "an error of ours", False
         try:
-            async with aclosing(self._follow(context)) as events:
+            async with aclosing(self._follow(context, mailbox)) as events:
                 async for event in events:
                     yield event
         except TimeoutError as error:
@@ -117,9 +117,9 @@ class Dispatcher:
             closing, client_left = "the client is gone", True
             raise
         finally:
-            self._candidates.note_ended(context)
+            self._candidates.note_ended(context, self._registry.workers)
             self._registry.close_mailbox(context.routed.wire_id)
-            context.mailbox.close()
+            mailbox.close()
             for send in context.routed.close(closing, client_left=client_left):
                 self._registry.post(send.worker, send.epoch, send.message)
             self._metrics.active.dec()
@@ -127,7 +127,7 @@ class Dispatcher:
 
     # -- the way --------------------------------------------------------------------------
 
-    def _set_out(self, request: GenerationRequest) -> RequestContext:
+    def _set_out(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
@@ -138,15 +138,16 @@ class Dispatcher:
         )
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
-        return RequestContext(
-            routed=routed, mailbox=mailbox, begun_at=now, ends_at=now + request.deadline_s
-        )
+        context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
+        return context, mailbox
 
-    async def _follow(self, context: RequestContext) -> AsyncGenerator[GenerationEvent, None]:
+    async def _follow(
+        self, context: RequestContext, mailbox: Mailbox
+    ) -> AsyncGenerator[GenerationEvent, None]:
         routed = context.routed
         await self._launch(context)
         while True:
-            message = await context.mailbox.get()
+            message = await mailbox.get()
             remaining_s = context.ends_at - self._clock()
             for instruction in routed.accept_message(message, remaining_s=remaining_s):
                 match instruction:
@@ -188,7 +189,8 @@ class Dispatcher:
         """A worker that cannot be told any more is as good as gone."""
         if not self._registry.post(send.worker, send.epoch, send.message):
             gone = WorkerGone("was gone when it was to be told")
-            context.mailbox.put(WorkerMessage(send.worker, send.epoch, gone))
+            message = WorkerMessage(send.worker, send.epoch, gone)
+            self._registry.deliver(context.routed.wire_id, message)
 
     def _cut_off(self, routed: RoutedRequest) -> None:
         """The client reads too slowly: free its workers now, it may never read again."""
@@ -200,7 +202,9 @@ class Dispatcher:
     async def _launch(self, context: RequestContext) -> None:
         """Begin the next attempt, waiting for a worker to come back if one was lost."""
         while True:
-            placement = self._candidates.place_request(context, now=self._clock())
+            placement = self._candidates.place_request(
+                context, self._registry.ready_workers(), now=self._clock()
+            )
             if isinstance(placement, Placement):
                 return self._begin(context, placement)
             if placement.why == "too_long" and not context.reasons:
@@ -216,7 +220,7 @@ class Dispatcher:
 
     def _begin(self, context: RequestContext, placement: Placement) -> None:
         now = self._clock()
-        self._candidates.note_placed(context, placement, now=now)
+        self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
         decode = self._known(placement.decode)
         prefill = None if placement.prefill is None else self._known(placement.prefill)
         send = context.routed.begin_attempt(
@@ -267,7 +271,7 @@ class Dispatcher:
 
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
-        self._candidates.note_ended(context)
+        self._candidates.note_ended(context, self._registry.workers)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
         kind = "refused" if loss.is_refusal else "lost"

@@ -105,6 +105,12 @@ class Registry:
     def close_mailbox(self, request: RequestId) -> None:
         self._mailboxes.pop(request, None)
 
+    def deliver(self, request: RequestId, message: WorkerMessage) -> None:
+        """Into the request's mailbox; dropped where it has none any more."""
+        mailbox = self._mailboxes.get(request)
+        if mailbox is not None:
+            mailbox.put(message)
+
     def post(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
         """Hand the message to that incarnation's link; False if it is gone: removed already, or
         found to be gone by this very call."""
@@ -178,20 +184,15 @@ class Registry:
         match message:
             case Step():
                 for emit in message.emits:
-                    self._deliver(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
+                    self.deliver(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Started() | PrefillDone() | Landed() | Finished() | Failed() | Aborted():
-                self._deliver(message.request, WorkerMessage(worker.id, worker.epoch, message))
+                self.deliver(message.request, WorkerMessage(worker.id, worker.epoch, message))
             case Beat():
                 self._beat(worker, message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:
                 assert_never(message)
-
-    def _deliver(self, request: RequestId, message: WorkerMessage) -> None:
-        mailbox = self._mailboxes.get(request)
-        if mailbox is not None:
-            mailbox.put(message)
 
     def _beat(self, worker: KnownWorker, beat: Beat) -> None:
         if beat.epoch != worker.epoch:
