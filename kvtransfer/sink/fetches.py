@@ -303,7 +303,7 @@ class Fetcher:
                     self._end(active)
                 case _:
                     assert_never(step)
-        if fetch.over and not fetch.ended:
+        if fetch.is_over and not fetch.ended:
             self._stop_writers(active)
 
     def _stop_writers(self, active: Active) -> None:

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
 from kvtransfer.memory.host_pool import Pool
 from kvtransfer.messages import (
@@ -34,6 +34,7 @@ from kvtransfer.transports.dial import Dial
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
 from protocol.ids import LeaseId, WorkerId
 from protocol.messages import Ticket
+from protocol.state_table import StateTable
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,28 @@ class LinkStage(StrEnum):
     """The source answered; a stream is on its way up."""
     OPEN = "open"
     LOST = "lost"
+
+
+class LinkEvent(StrEnum):
+    ANSWERED = "answered"
+    """The source said `Opened`."""
+    STREAM_UP = "stream up"
+    STREAM_ENDED = "stream ended"
+    BROKE = "broke"
+    """Anything else ended, was late or made no sense; or the sink closes."""
+
+
+_K, _KE = LinkStage, LinkEvent
+LINK_STATES: Final = StateTable(
+    {
+        (_K.DIALLING, _KE.ANSWERED): _K.ATTACHING,
+        (_K.DIALLING, _KE.BROKE): _K.LOST,
+        (_K.ATTACHING, _KE.STREAM_UP): _K.OPEN,
+        (_K.ATTACHING, _KE.BROKE): _K.LOST,
+        (_K.OPEN, _KE.STREAM_ENDED): _K.ATTACHING,
+        (_K.OPEN, _KE.BROKE): _K.LOST,
+    }
+)
 
 
 class Link:
@@ -73,7 +96,7 @@ class Link:
         on_notice: Callable[[Notice], None],
         now_s: float,
     ) -> None:
-        self.stage = LinkStage.DIALLING
+        self._life = LINK_STATES.begin(LinkStage.DIALLING, name=f"link to {ticket.worker}")
         self.source = ticket.worker
         self.stream: SinkStream | None = None
         self.receiver = receiver
@@ -108,6 +131,10 @@ class Link:
         self._number = self._control.number
         poller.watch(self._control)
         self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
+
+    @property
+    def stage(self) -> LinkStage:
+        return self._life.state
 
     def say(self, message: ToSource) -> None:
         self._control.send(message)
@@ -172,14 +199,14 @@ class Link:
         if self.num_breaks >= MAX_BREAKS:
             raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
         log.warning("stream broke", extra={"source": self.source, "why": self._broke})
-        self.stage = LinkStage.ATTACHING
+        self._life.move(LinkEvent.STREAM_ENDED)
         self.open_by_s = now_s + REOPEN_S
         self._untried, self._missed = list(self._transports), []
         self._try_next()
 
     def lose(self) -> SinkStream | None:
         """Close everything but the stream, which the caller closes."""
-        self.stage = LinkStage.LOST
+        self._life.move(LinkEvent.BROKE)
         self._drop_dial()
         stream = self._take_stream()
         self._poller.forget(self._control)
@@ -195,7 +222,7 @@ class Link:
     def _attach(self, opened: Opened) -> None:
         if self.stage is not LinkStage.DIALLING or opened.epoch != self._ticket.epoch:
             raise WireError("the source opened the link twice, or another epoch's")
-        self.stage = LinkStage.ATTACHING
+        self._life.move(LinkEvent.ANSWERED)
         self._opened = opened
         self._try_next()
 
@@ -245,7 +272,8 @@ class Link:
         if stream is None:
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
+        self._life.move(LinkEvent.STREAM_UP)
+        self._dial, self.stream = None, stream
         self._poller.forget(dial.fileno())  # the stream may be watched by another descriptor
         self._poller.watch(stream.fileno())
         reasons = [f"{name} reachable", *self._reasons()]

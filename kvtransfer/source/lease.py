@@ -5,6 +5,7 @@
 """
 
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import NO_BLOCK, ascending
 from protocol.ids import LeaseId
+from protocol.state_table import StateTable
 
 
 class LeaseStage(StrEnum):
@@ -30,14 +32,16 @@ class LeaseEvent(StrEnum):
 
 
 _L, _LE = LeaseStage, LeaseEvent
-LEASE_TABLE: dict[tuple[LeaseStage, LeaseEvent], LeaseStage] = {
-    (_L.LEASED, _LE.FETCHED): _L.SENDING,
-    (_L.LEASED, _LE.RELEASED): _L.RELEASED,
-    (_L.LEASED, _LE.LAPSED): _L.EXPIRED,
-    (_L.SENDING, _LE.FETCHED): _L.SENDING,
-    (_L.SENDING, _LE.RELEASED): _L.RELEASED,
-    (_L.SENDING, _LE.LAPSED): _L.EXPIRED,
-}
+LEASE_STATES: Final = StateTable(
+    {
+        (_L.LEASED, _LE.FETCHED): _L.SENDING,
+        (_L.LEASED, _LE.RELEASED): _L.RELEASED,
+        (_L.LEASED, _LE.LAPSED): _L.EXPIRED,
+        (_L.SENDING, _LE.FETCHED): _L.SENDING,
+        (_L.SENDING, _LE.RELEASED): _L.RELEASED,
+        (_L.SENDING, _LE.LAPSED): _L.EXPIRED,
+    }
+)
 
 
 class Refusal(Exception):
@@ -53,7 +57,7 @@ class Lending:
     ) -> None:  # fmt: skip
         """`block_ids` are flat, as of `protocol.layout`, with NO_BLOCK for what is not lent."""
         self.lease = lease
-        self.stage = LeaseStage.LEASED
+        self._life = LEASE_STATES.begin(LeaseStage.LEASED, name=f"lease {lease}")
         self.block_ids_B = np.asarray(block_ids, np.uint32)
         self.generations_B = np.asarray(generations, np.uint64)
         self.lent_B = self.block_ids_B != NO_BLOCK
@@ -73,8 +77,12 @@ class Lending:
         self._note_due = False
 
     @property
-    def over(self) -> bool:
-        return self.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
+    def stage(self) -> LeaseStage:
+        return self._life.state
+
+    @property
+    def is_over(self) -> bool:
+        return self._life.is_over
 
     def publish(self, num_tokens: int) -> None:
         """KV of the first `num_tokens` tokens is written; what is written stays so."""
@@ -93,7 +101,7 @@ class Lending:
     ) -> bool:  # fmt: skip
         """Someone asks for these of its blocks, of `block_tokens` each. False when this word is
         a late one. Raises Refusal."""
-        if self.over:
+        if self.is_over:
             raise Refusal(f"the lease is {self.stage}")
         if self.fetch is not None and fetch != self.fetch:
             raise Refusal("another fetch holds this lease")
@@ -116,7 +124,7 @@ class Lending:
     @property
     def num_ready(self) -> int:
         """Pieces that can be sent now."""
-        if self.over:
+        if self.is_over:
             return 0
         if self.num_written >= self.num_tokens:
             return len(self._indices_S) - self._num_offered
@@ -137,7 +145,7 @@ class Lending:
 
     def take_note(self) -> bytes | None:
         """The note, once an attempt, after everything asked for was offered."""
-        if not self._note_due or self.over or self._num_offered < len(self._indices_S):
+        if not self._note_due or self.is_over or self._num_offered < len(self._indices_S):
             return None
         self._note_due = False
         return self.note
@@ -149,8 +157,4 @@ class Lending:
         self._move(LeaseEvent.LAPSED)
 
     def _move(self, event: LeaseEvent) -> None:
-        key = (self.stage, event)
-        assert key in LEASE_TABLE, (
-            f"lease {self.lease}: no row {key}; fetch {self.fetch}, attempt {self.attempt}"
-        )
-        self.stage = LEASE_TABLE[key]
+        self._life.move(event, facts=f"fetch {self.fetch}, attempt {self.attempt}")

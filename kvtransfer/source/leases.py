@@ -268,7 +268,7 @@ class Lender:
     def _serve(self, lending: Lending) -> None:
         if self._can_serve(lending):
             self._send_chunk(lending)
-        if not lending.over and not lending.num_ready:
+        if not lending.is_over and not lending.num_ready:
             self._send_note(lending)
             self._busy.pop(lending.lease, None)
         visitor = self._holders.get(lending.lease)
@@ -300,7 +300,7 @@ class Lender:
 
     def _end(self, lending: Lending, reason: LeaseEndReason, detail: str) -> None:
         """The one place where a lease ends."""
-        if lending.over:
+        if lending.is_over:
             return
         if reason == "expired":
             lending.lapse()

@@ -154,7 +154,7 @@ class Transfers(RuleBasedStateMachine):
                 world.follow(transfer, fetch.cancel("client gone"))
             case 1:
                 world.follow(transfer, fetch.fail(TransferError("late")))
-            case 2 if not lending.over:
+            case 2 if not lending.is_over:
                 lending.lapse()
                 transfer.refusals.append(TransferError("the lease ran out"))
                 world.give_away(transfer)
@@ -180,7 +180,7 @@ class Transfers(RuleBasedStateMachine):
             world.follow(transfer, transfer.fetch.cancel("the sink closes"))
             while transfer.writes:
                 world.stop_write(transfer, transfer.writes[0])
-            if not transfer.lending.over:
+            if not transfer.lending.is_over:
                 transfer.lending.lapse()
             world.give_away(transfer)
             world.release(transfer)

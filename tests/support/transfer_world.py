@@ -122,7 +122,7 @@ class World:
     def compute(self, transfer: Transfer, num_tokens: int) -> None:
         """The prefill writes up to so many tokens, and says so."""
         lending = transfer.lending
-        if lending.over:
+        if lending.is_over:
             return
         lending.publish(num_tokens)
         written = num_tokens // BLOCK_TOKENS
@@ -133,12 +133,12 @@ class World:
 
     def finish(self, transfer: Transfer) -> None:
         self.compute(transfer, transfer.lending.num_tokens)
-        if not transfer.lending.over:
+        if not transfer.lending.is_over:
             transfer.lending.finish(NOTE)
 
     def give_away(self, transfer: Transfer) -> None:
         """Blocks of a lease that is over are computed on for someone else."""
-        if transfer.lending.over and not transfer.lent_back:
+        if transfer.lending.is_over and not transfer.lent_back:
             transfer.lent_back = True
             for block in transfer.lent:
                 self.generations[block] += 1
@@ -147,7 +147,7 @@ class World:
 
     def tell_source(self, transfer: Transfer, word: FetchStep) -> None:
         lending = transfer.lending
-        if lending.over:
+        if lending.is_over:
             transfer.refusals.append(TransferError("the lease has ended"))
             return
         match word:
@@ -165,7 +165,7 @@ class World:
     def send(self, transfer: Transfer, limit: int) -> None:
         """A chunk of what is ready, and the note when it is due."""
         lending = transfer.lending
-        if lending.over or not transfer.attached:
+        if lending.is_over or not transfer.attached:
             return
         indices_S, slots_S = lending.wanted
         taken = lending.take_ready(limit)
@@ -265,7 +265,7 @@ class World:
                 self._end(transfer)
             else:
                 transfer.to_source.append(step)
-        if transfer.fetch.over and not transfer.fetch.ended:
+        if transfer.fetch.is_over and not transfer.fetch.ended:
             if transfer.stoppable:
                 self._stop_writers(transfer)
             self.follow(transfer, transfer.fetch.abandon())
@@ -306,7 +306,7 @@ class World:
         assert not self.free_slots & set(writers), "a free slot has a writer"
         for transfer in self.transfers:
             fetch = transfer.fetch
-            assert transfer.num_ends == int(fetch.ended) == int(fetch.over)
+            assert transfer.num_ends == int(fetch.ended) == int(fetch.is_over)
             assert fetch.num_writing == sum(len(write.slots) for write in transfer.writes)
             for slot, content in transfer.adopted.items():
                 assert self.bytes_here[slot] == content, "an adopted block was written over"

@@ -63,7 +63,7 @@ class Rig:
 
     def follow(self, active: Receiving, steps: Sequence[FetchStep]) -> None:
         self.steps += steps
-        if active.fetch.over and not active.fetch.ended:
+        if active.fetch.is_over and not active.fetch.ended:
             self.receiver.stopped(active.fetch.fetch)
 
     def finished(self, active: Receiving, word: Finish) -> None:
@@ -151,7 +151,7 @@ def test_a_chunk_that_contradicts_the_lease_fails_the_fetch(rig: Rig) -> None:
 def test_slots_of_a_stream_that_stopped_wait_for_the_next(rig: Rig) -> None:
     assert rig.begin(0, 1) is not None
     rig.receiver.stopped()
-    assert rig.active.fetch.num_writing == 0 and not rig.active.fetch.over
+    assert rig.active.fetch.num_writing == 0 and not rig.active.fetch.is_over
     assert rig.begin(0) is not None
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import NO_BLOCK
-from kvtransfer.source.lease import LEASE_TABLE, LeaseEvent, LeaseStage, Lending, Refusal
+from kvtransfer.source.lease import LEASE_STATES, LeaseEvent, LeaseStage, Lending, Refusal
 from protocol.ids import LeaseId
+from protocol.state_table import IllegalTransition
 
 BLOCK_TOKENS = 4
 
@@ -37,9 +38,9 @@ def ready(lending: Lending, limit: int = 9) -> list[int]:
 
 def test_every_running_stage_has_a_row_to_every_end_and_no_row_leaves_one() -> None:
     for running in (LeaseStage.LEASED, LeaseStage.SENDING):
-        assert LEASE_TABLE[running, LeaseEvent.RELEASED] is LeaseStage.RELEASED
-        assert LEASE_TABLE[running, LeaseEvent.LAPSED] is LeaseStage.EXPIRED
-    assert not {stage for stage, _ in LEASE_TABLE} & {LeaseStage.RELEASED, LeaseStage.EXPIRED}
+        assert LEASE_STATES.rows[running, LeaseEvent.RELEASED] is LeaseStage.RELEASED
+        assert LEASE_STATES.rows[running, LeaseEvent.LAPSED] is LeaseStage.EXPIRED
+    assert not {stage for stage, _ in LEASE_STATES.rows} & {LeaseStage.RELEASED, LeaseStage.EXPIRED}
 
 
 def test_a_source_offers_pieces_as_they_are_written_each_once() -> None:
@@ -130,8 +131,8 @@ def test_an_ended_lease_serves_nobody() -> None:
     assert lending.num_ready == 0 and lending.take_note() is None
 
 
-def test_a_missing_row_is_reported_with_the_history() -> None:
+def test_a_missing_row_is_reported_with_the_story() -> None:
     lending = new_lending()
     lending.release()
-    with pytest.raises(AssertionError, match="lease 2: no row"):
+    with pytest.raises(IllegalTransition, match=r"lease 2: lapsed .* \[released->released\]"):
         lending.lapse()
