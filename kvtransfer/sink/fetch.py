@@ -1,8 +1,8 @@
 """A fetch as a state table: what its fetcher may do next, without clock, socket or memory.
 
-`kvtransfer.sink.fetches` feeds it what happened and carries out what it answers. It keeps every
-slot's writer: a slot has at most one, and an end names the slots that still have one. The source's
-side is `kvtransfer.source.lease`.
+Its events are methods; what they answer is for `kvtransfer.sink.fetches` to carry out. It keeps
+every slot's writer: a slot has at most one, and an end names the slots that still have one. The
+source's side is `kvtransfer.source.lease`.
 """
 
 from dataclasses import dataclass
@@ -92,11 +92,11 @@ class Fetch:
     Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
-    def __init__(self, *, fetch: FetchId, lease: LeaseId, pieces_S: NDArray[Any]) -> None:
+    def __init__(self, *, fetch_id: FetchId, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
         """`pieces_S`: as `kvtransfer.chunk.describe` makes them, by ascending index."""
-        self.fetch = fetch
-        self.lease = lease
-        self._life = FETCH_STATES.begin(FetchStage.REQUESTED, name=f"fetch {fetch}")
+        self.id = fetch_id
+        self.lease_id = lease_id
+        self._life = FETCH_STATES.begin(FetchStage.REQUESTED, name=f"fetch {fetch_id}")
         self.attempt = 0
         self.note: bytes | None = None
         self.error: TransferError | None = None
@@ -169,12 +169,14 @@ class Fetch:
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
         self._num_writing -= len(places_P)
         num_right = int(np.count_nonzero(right_P))
-        whole = num_right == len(places_P)
-        self._states_S[places_P] = _VERIFIED if whole else np.where(right_P, _VERIFIED, _WAITING)
+        all_right = num_right == len(places_P)
+        self._states_S[places_P] = (
+            _VERIFIED if all_right else np.where(right_P, _VERIFIED, _WAITING)
+        )
         self._num_open -= num_right
         if self.is_over:
             return self._end_when_quiet()
-        if num_right == len(places_P):
+        if all_right:
             return self._complete_or([])
         return self._ask_again(int(self.indices_S[places_P[~right_P]][0]), broken)
 

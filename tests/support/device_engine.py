@@ -165,7 +165,7 @@ def device_pair(
         sink = Sink(
             memory=memories[1], layout=parts[1].layout, worker=WorkerId("decode-0"),
             compat=parts[1].transfer_compat, transports=TRANSPORTS, allow_fallback=False,
-            on_quiet=decode.quiet, on_notice=decode.noticed,
+            on_quiet=decode.quiet, on_event=decode.noticed,
         )  # fmt: skip
         engines = [
             Engine(

@@ -142,7 +142,7 @@ class Fuzz:
         self._ends.told.clear()
         self._ends.told_s.clear()
         for borrower in self._borrowers:
-            borrower.notices.clear()
+            borrower.events.clear()
 
     def check(self) -> None:
         """Honest fetches land, and nothing has stayed behind."""

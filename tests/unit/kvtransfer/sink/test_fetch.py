@@ -30,7 +30,7 @@ INDICES = (0, 2)
 
 
 def new_fetch(indices: tuple[int, ...] = INDICES) -> Fetch:
-    return Fetch(fetch=FetchId(1), lease=LeaseId(2), pieces_S=described(*indices))
+    return Fetch(fetch_id=FetchId(1), lease_id=LeaseId(2), pieces_S=described(*indices))
 
 
 def described(*indices: int, **changes: int) -> NDArray[Any]:
