@@ -9,11 +9,10 @@ that is the router's choice.
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +27,7 @@ from kvtransfer.sink.fetch import Fetch
 from kvtransfer.sink.fetches import FetchTable
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.running_fetch import RunningFetch
+from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller, Waker
@@ -46,31 +46,6 @@ MAX_SLOTS: Final = 262_144
 _IDLE_S: Final = 1.0
 _LOOKS: Final = 32
 """At the streams, while spinning, for each at the control links."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    running: RunningFetch
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    fetch: FetchId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Hold:
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class _Drop:
-    ticket: Ticket
-    reason: str
-
-
-_Command = _Start | _Stop | _Hold | _Drop
 
 
 class Sink:
@@ -97,7 +72,7 @@ class Sink:
     ) -> None:
         """`transports` are tried in order, all that suit the memory unless told; without
         `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream,
-        or 0 for as many as suit the way.
+        or 0 for as many as suit the network.
 
         `tamper` sees each slot after its bytes came and before they are verified: a fault for
         tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
@@ -123,7 +98,6 @@ class Sink:
         self._spin_s = spin_s
         self._clock = clock
         self._ids = count(1)
-        self._commands: deque[_Command] = deque()
         self._num_fetches = 0
         self._lock = threading.Lock()
         """Held to add a fetch, and to close: none is added after the last has ended."""
@@ -131,6 +105,7 @@ class Sink:
         self._poller = Poller()
         self._waker = Waker()
         self._poller.watch(self._waker.fileno())
+        self._calls = ThreadCalls(self._waker.wake)
         means = SinkMeans(
             memory=memory, layout=layout, worker=worker, compat=compat,
             transports=tuple(transports), allow_fallback=allow_fallback,
@@ -153,11 +128,11 @@ class Sink:
 
     def hold(self, ticket: Ticket) -> None:
         """Keep a lease alive while its fetch must wait, until `fetch` or `drop`."""
-        self._command(_Hold(ticket))
+        self._ask(partial(self._fetches.hold_lease, ticket))
 
     def drop(self, ticket: Ticket, *, reason: str) -> None:
         """The ticket will not be fetched: free the blocks at the source at once."""
-        self._command(_Drop(ticket, reason))
+        self._ask(partial(self._fetches.drop_lease, ticket, reason))
 
     def fetch(
         self,
@@ -206,13 +181,12 @@ class Sink:
             if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")
             self._num_fetches += 1
-            self._commands.append(_Start(running))
-        self._waker.wake()
+            self._calls.add(partial(self._fetches.start_fetch, running))
         return fetch_id
 
     def cancel(self, fetch: FetchId, *, reason: str = "cancelled") -> None:
         """End a fetch as Aborted, unless it has ended."""
-        self._command(_Stop(fetch, reason))
+        self._ask(partial(self._fetches.cancel_fetch, fetch, reason))
 
     def close(self) -> None:
         """End every fetch as Aborted; leave no thread, socket or mapping."""
@@ -222,10 +196,10 @@ class Sink:
         self._thread.join()
         self._waker.close()
 
-    def _command(self, command: _Command) -> None:
+    def _ask(self, call: Callable[[], None]) -> None:
+        """Nothing is asked of a sink that closes."""
         if not self._closing.is_set():
-            self._commands.append(command)
-            self._waker.wake()
+            self._calls.add(call)
 
     def _describe(
         self,
@@ -250,7 +224,7 @@ class Sink:
                 ready = self._wait()
                 if self._waker.fileno() in ready:
                     self._waker.clear()
-                self._obey()
+                self._calls.make_all()
                 self._fetches.run_turn(ready)
         except Exception as error:
             log.exception("the kv sink stopped")
@@ -258,7 +232,7 @@ class Sink:
         finally:
             with self._lock:
                 self._closing.set()
-            self._obey()
+            self._calls.make_all()
             self._fetches.close()
             self._poller.close()
 
@@ -275,21 +249,6 @@ class Sink:
             if ready := self._poller.wait(0.0):
                 return ready
         return self._poller.wait(sleep_s)
-
-    def _obey(self) -> None:
-        while self._commands:
-            command = self._commands.popleft()
-            match command:
-                case _Start(running):
-                    self._fetches.start_fetch(running)
-                case _Stop(fetch, reason):
-                    self._fetches.cancel_fetch(fetch, reason)
-                case _Hold(ticket):
-                    self._fetches.hold_lease(ticket)
-                case _Drop(ticket, reason):
-                    self._fetches.drop_lease(ticket, reason)
-                case _:
-                    assert_never(command)
 
 
 def _check(values: NDArray[np.int64], name: str, bound: int) -> None:

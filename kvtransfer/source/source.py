@@ -13,8 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, assert_never
+from functools import partial
+from typing import Final
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from kvtransfer.source.lease import Lease
 from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
+from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import Listener, Unreachable
@@ -42,36 +43,6 @@ log = logging.getLogger(__name__)
 
 TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    lease: LeaseId
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    lease: LeaseId
-    num_tokens: int
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    lease: LeaseId
-    note: bytes
-    at_s: float
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    lease: LeaseId
-    reason: str
-
-
-_Command = _Opened | _Written | _Finished | _Failed
 
 
 class Source:
@@ -114,9 +85,8 @@ class Source:
         self._advertised_host = advertised_host or host
         self._on_broken = on_broken
         self._clock = clock
-        self._commands: deque[_Command] = deque()
-        self._unwritten: deque[_Written | _Finished] = deque()
-        """Said by the engine, whose device has not got that far."""
+        self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
+        """What to do once the engine's device has got that far, in order."""
         self._closing = threading.Event()
         self._help_copy: HelpCopy = help_copy
         if transports is None:
@@ -163,7 +133,7 @@ class Source:
             num_groups=self._layout.num_groups,
         )  # fmt: skip
         self._leases.add_lease(lent)
-        self._command(_Opened(lease, self._clock()))
+        self._ask(partial(self._leases.start_term, lease, self._clock()))
         return Ticket(
             worker=self._worker, epoch=self._epoch, lease=lease, address=self.address,
             layout=self._layout, compat=self._compat, num_tokens=num_tokens,
@@ -176,18 +146,19 @@ class Source:
         most = self._leases.num_tokens(lease)
         if most is not None and not 0 <= num_tokens <= most:
             raise ValueError(f"num_tokens: {num_tokens} of a lease of {most}")
-        self._command(_Written(lease, num_tokens, self._mark(awaited)))
+        self._ask_once_written(awaited, partial(self._leases.publish_tokens, lease, num_tokens))
 
     def finish(self, lease: LeaseId, note: bytes, *, awaited: bool = False) -> None:
         """Everything is written; `note` is told to the fetcher with the last block. `awaited` as
         in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
-        self._command(_Finished(lease, note, self._clock(), self._mark(awaited)))
+        call = partial(self._leases.finish_lease, lease, note, self._clock())
+        self._ask_once_written(awaited, call)
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
-        self._command(_Failed(lease, reason))
+        self._ask(partial(self._leases.fail_lease, lease, reason))
 
     def close(self) -> None:
         """End every lease as "closed", tell their fetchers, leave no thread or socket."""
@@ -196,13 +167,14 @@ class Source:
         self._thread.join()
         self._waker.close()
 
-    def _mark(self, awaited: bool) -> Mark:
-        return WRITTEN if awaited else self._memory.mark()
+    def _ask_once_written(self, awaited: bool, call: Callable[[], None]) -> None:
+        mark = WRITTEN if awaited else self._memory.mark()
+        self._ask(partial(self._unwritten.append, (mark, call)))
 
-    def _command(self, command: _Command) -> None:
+    def _ask(self, call: Callable[[], None]) -> None:
+        """Nothing is asked of a source that closes."""
         if not self._closing.is_set():
-            self._commands.append(command)
-            self._waker.wake()
+            self._calls.add(call)
 
     def _listen(self, host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
@@ -222,6 +194,7 @@ class Source:
         self._poller = Poller()
         self._waker = Waker()
         self._poller.watch(self._waker.fileno())
+        self._calls = ThreadCalls(self._waker.wake)
         self._poller.watch(self._control)
         self._number = self._control.number
         self._ticker = Ticker()
@@ -257,9 +230,9 @@ class Source:
                 self._leases.sinks.receive_ready(ready)
                 heard = self._control.receive() if self._number in ready else ()
                 for identity, message in heard:
-                    self._obey()  # a lease opened a moment ago may be asked for already
+                    self._make_calls()  # a lease opened a moment ago may be asked for already
                     self._leases.answer_message(identity, message)
-                self._obey()
+                self._make_calls()
                 self._leases.run_turn()
         except Exception as error:
             log.exception("the kv source stopped")
@@ -277,28 +250,11 @@ class Source:
         next_s = self._leases.sinks.next_in_s()
         return sleep_s if next_s is None else min(sleep_s, next_s)
 
-    def _obey(self) -> None:
-        while self._commands:
-            command = self._commands.popleft()
-            match command:
-                case _Opened(lease, at_s):
-                    self._leases.start_term(lease, at_s)
-                case _Written() | _Finished():
-                    self._unwritten.append(command)
-                case _Failed(lease, reason):
-                    self._leases.fail_lease(lease, reason)
-                case _:
-                    assert_never(command)
-        self._tell_written()
-
-    def _tell_written(self) -> None:
-        """Pass on what the engine said of its bytes, as far as its device has written them."""
-        while self._unwritten and self._unwritten[0].mark.happened():
-            match self._unwritten.popleft():
-                case _Written(lease, num_tokens):
-                    self._leases.publish_tokens(lease, num_tokens)
-                case _Finished(lease, note, at_s):
-                    self._leases.finish_lease(lease, note, at_s)
+    def _make_calls(self) -> None:
+        """Those asked for, and of what the engine said of its bytes, what its device has done."""
+        self._calls.make_all()
+        while self._unwritten and self._unwritten[0][0].happened():
+            self._unwritten.popleft()[1]()
         self._ticker.run(bool(self._unwritten))
 
 
