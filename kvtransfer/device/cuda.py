@@ -27,7 +27,7 @@ _HANDLE = struct.Struct(f"<IQ{libcuda.HANDLE_BYTES}s")  # process, address there
 
 
 @dataclass(frozen=True, slots=True)
-class CudaEvent:
+class CudaMark:
     event: torch.cuda.Event
 
     def happened(self) -> bool:
@@ -45,23 +45,23 @@ class CudaStream:
     def handle(self) -> int:
         return int(self.stream.cuda_stream)
 
-    def record(self) -> CudaEvent:
+    def record(self) -> CudaMark:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        return CudaEvent(self.stream.record_event(event))
+        return CudaMark(self.stream.record_event(event))
 
 
 @dataclass(frozen=True, slots=True)
 class CudaSums:
-    event: CudaEvent
+    mark: CudaMark
     sums_P: torch.Tensor
     """Pinned, filled when the event has happened."""
     kept: tuple[torch.Tensor, ...]
     """What the launched work still uses."""
 
     def happened(self) -> bool:
-        return self.event.happened()
+        return self.mark.happened()
 
-    def take(self) -> NDArray[np.uint64]:
+    def take_sums(self) -> NDArray[np.uint64]:
         sums_P: NDArray[np.uint64] = self.sums_P.numpy().copy().view(np.uint64)
         return sums_P
 
@@ -135,7 +135,7 @@ class CudaDriver:
         stream = torch.cuda.Stream(device=self.index)  # type: ignore[no-untyped-call]
         return CudaStream(stream)
 
-    def mark(self) -> CudaEvent:
+    def mark(self) -> CudaMark:
         return CudaStream(torch.cuda.current_stream(self.index)).record()
 
     def copy(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.memory.pool import Pool
 from kvtransfer.sink.events import SinkEvent
 from protocol.ids import WorkerId
 from protocol.layout import Layout

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer.chunk import PIECE, describe
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import Plan, ascending, plan
 from kvtransfer.sink.events import SinkEvent

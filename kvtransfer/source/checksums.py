@@ -7,7 +7,8 @@ summed once. Knows no leases.
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.memory.pool import Pool
+from kvtransfer.plan import whole_blocks
 
 
 class BlockChecksums:
@@ -26,7 +27,7 @@ class BlockChecksums:
         due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
         blocks = blocks_P[due_P]
         if len(blocks):
-            self._sums_N[blocks] = self._memory.checksums(self._memory.whole(blocks))
+            self._sums_N[blocks] = self._sum(blocks)
             self._generations_N[blocks] = generations_P[due_P]
 
     def checksums(
@@ -38,5 +39,8 @@ class BlockChecksums:
         sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
         if not full_P.all():
             growing_P = blocks_P[~full_P]
-            sums_P[~full_P] = self._memory.checksums(self._memory.whole(growing_P))
+            sums_P[~full_P] = self._sum(growing_P)
         return sums_P
+
+    def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        return self._memory.checksums(whole_blocks(blocks_P, self._memory.block_bytes))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, describe, pack
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges
 from kvtransfer.source.checksums import BlockChecksums
@@ -102,7 +102,7 @@ class Chunks:
         taken = lease.take_ready(_how_many(lease, planned.plan, most_bytes))
         pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
-        pieces_P["generation"] = self._memory.generation_sums(blocks_PB)
+        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
         pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None

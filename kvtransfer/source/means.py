@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtransfer.endings import LeaseEnd
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.memory.pool import Pool
 from protocol.layout import Layout
 
 

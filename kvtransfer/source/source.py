@@ -18,8 +18,9 @@ from typing import Final
 
 import numpy as np
 
+from kvtransfer.device.driver import Mark
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
-from kvtransfer.memory.host_pool import WRITTEN, Mark, Pool
+from kvtransfer.memory.pool import WRITTEN, Pool
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
 from kvtransfer.source.lease import Lease

@@ -28,6 +28,7 @@ from kvtransfer.messages import (
     ToSource,
     stream_hello,
 )
+from kvtransfer.plan import whole_blocks
 from kvtransfer.sink.sink import Aborted, Lost
 from kvtransfer.transports import control
 from kvtransfer.transports.base import SourceStream
@@ -96,7 +97,7 @@ class Liar:
 
     def describe(self, word: Chunk) -> None:
         assert self.stream is not None
-        ranges = self.memory.whole(pieces_of(0)["index"])
+        ranges = whole_blocks(pieces_of(0)["index"], self.memory.block_bytes)
         self.stream.offer(word, ranges)
         self.stream.flush()
 
