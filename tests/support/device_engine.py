@@ -58,6 +58,8 @@ class Pair:
     decode_told: Story
     prefill_memory: DeviceMemory
     decode_memory: DeviceMemory
+    engines: Sequence[Engine]
+    """Of prefill, then decode."""
 
     def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """Prefilled by one, decoded by the other."""
@@ -182,7 +184,7 @@ def device_pair(
         for engine in engines:
             engine.start()
             stack.callback(engine.stop)
-        yield Pair(prefill, decode, *stories, *memories)
+        yield Pair(prefill, decode, *stories, memories[0], memories[1], engines)
 
 
 def _assembled(

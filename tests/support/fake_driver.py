@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvtransfer.device.driver import CannotMap, Mark, Span, Stream, Sums
-from kvtransfer.kernels.copy import copy_twin
-from kvtransfer.kernels.sums import sums_twin
+from kvtransfer.kernels.copy import copy_twin, sums_twin
 from protocol.errors import TransferError
 
 Step = Callable[[], bool]
