@@ -22,7 +22,7 @@ from engine.loop import Engine
 from engine.sequence import Mode
 from engine.speeds import Rate
 from kvtransfer.messages import FetchId
-from kvtransfer.sink.events import Notice
+from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
@@ -155,9 +155,9 @@ class DecodeService(EngineService[DecodeJob]):
 
     # -- the sink's thread ------------------------------------------------------------------
 
-    def noticed(self, notice: Notice) -> None:
+    def noticed(self, event: SinkEvent) -> None:
         """What happens on the way."""
-        self._tally.noticed(notice)
+        self._tally.noticed(event)
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         """Nobody writes into these quarantined blocks any more."""

@@ -13,7 +13,6 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.plan import NO_BLOCK
 from protocol.errors import LayoutMismatch
 
 _HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
@@ -61,13 +60,6 @@ class Generations:
             os.close(fd)
             raise
         return cls(fd, mapping, num_blocks=num_blocks)
-
-    def sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        there_PB = blocks_PB != NO_BLOCK
-        each_PB = self.counts_N[np.where(there_PB, blocks_PB, 0)]
-        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
-        return sums_P
 
     def reader_fd(self) -> int:
         """A new descriptor that can be mapped for reading only; the caller closes it."""

@@ -11,13 +11,14 @@ import os
 import struct
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.native import copy as native
-from kvtransfer.plan import NO_BLOCK, Ranges, whole_blocks
+from kvtransfer.device.driver import Mark
+from kvtransfer.memory.pool import WRITTEN
+from kvtransfer.native.copy import Memory, checksums, copy
+from kvtransfer.plan import Ranges
 from protocol.errors import LayoutMismatch
 
 _HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
@@ -45,48 +46,8 @@ def _blocks_at(num_blocks: int, block_bytes: int) -> int:
     return -(-used // page_bytes) * page_bytes
 
 
-class Mark(Protocol):
-    """A point in the engine's work."""
-
-    def happened(self) -> bool:
-        """What the engine launched before it is written. Never waits. Raises TransferError."""
-
-
-class Pool(Protocol):
-    """What sources and sinks need of the memory their blocks lie in, wherever that is."""
-
-    num_blocks: int
-    block_bytes: int
-
-    @property
-    def generations_N(self) -> NDArray[np.uint64]: ...
-
-    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]: ...
-
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges: ...
-
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]: ...
-
-    def mark(self) -> Mark: ...
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None: ...
-
-
-class _Written:
-    def happened(self) -> bool:
-        return True
-
-
-WRITTEN: Final[Mark] = _Written()
-"""The point of work that is known to be done."""
-
-
 class BlockMemory:
-    """`num_blocks` blocks of `block_bytes`, one after another, and a generation for each.
-
-    A block's generation is bumped whenever it is allocated afresh; a reader that finds the one it
-    expects before and after its copy has copied one owner's bytes.
-    """
+    """A `kvtransfer.memory.pool.Pool` in host memory."""
 
     def __init__(
         self,
@@ -111,7 +72,7 @@ class BlockMemory:
         self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
         """The same generations, for many at a time."""
         address = _address_of(mapping) + start
-        self.span = native.Memory(address, num_blocks * block_bytes)
+        self.span = Memory(address, num_blocks * block_bytes)
         """Where the blocks are mapped in this process."""
         self.writable = writable
         self.helped = helped
@@ -193,9 +154,9 @@ class BlockMemory:
         start = self._offset(block_id)
         return self.blocks[start : start + self.block_bytes]
 
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
-        """The ranges of whole blocks, one each."""
-        return whole_blocks(blocks, self.block_bytes)
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
+        return checksums(self.span, ranges)
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
@@ -205,27 +166,13 @@ class BlockMemory:
         """Let a test change a block's bytes."""
         how(self.block(block_id))
 
-    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        if blocks_PB.shape[1] == 1:
-            alone_P: NDArray[np.uint64] = self.generations_N[blocks_PB[:, 0]]
-            return alone_P
-        there_PB = blocks_PB != NO_BLOCK
-        each_PB = self.generations_N[np.where(there_PB, blocks_PB, 0)]
-        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
-        return sums_P
-
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
-        return native.checksums(self.span, ranges)
-
     def copy_from(
         self, source: "BlockMemory", source_ranges: Ranges, ranges: Ranges
     ) -> NDArray[np.uint64]:
         """Copy ranges of `source` over ours, in one copy and without the GIL; the checksum of
         each piece. Raises ValueError for ranges outside either pool."""
         assert self.writable
-        return native.copy(self.span, ranges, source.span, source_ranges)
+        return copy(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:
         """Give the descriptor back, and the memory unless someone still holds a view of it:
@@ -233,7 +180,7 @@ class BlockMemory:
         if self.fd < 0:
             return
         self.generations_N = np.empty(0, np.uint64)
-        self.span = native.Memory(0, 0)
+        self.span = Memory(0, 0)
         with suppress(BufferError):
             for view in (self.blocks, self.generations, self._whole):
                 view.release()

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Final
 
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.memory.host_pool import BlockMemory, Pool
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import StreamHello
 from kvtransfer.native import copy as native
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS

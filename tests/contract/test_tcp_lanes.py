@@ -35,7 +35,7 @@ def stream_of(borrower: Borrower) -> TcpSinkStream:
     """The sink's stream, once all its lanes are up."""
 
     def up() -> TcpSinkStream | None:
-        for link in list(borrower.sink._fetcher._links.values()):
+        for link in list(borrower.sink._fetches._links.values()):
             stream = link.stream
             if isinstance(stream, TcpSinkStream) and len(stream._lanes) == LANES:
                 return stream
@@ -56,7 +56,7 @@ def test_a_fetch_goes_on_over_a_new_stream_with_what_had_not_landed(
     lender.source.publish(ticket.lease, 12 * lender.layout.block_tokens)
     first = stream_of(borrower)
     eventually(lambda: borrower.memory.block(29) == lender.memory.block(11))
-    eventually(lambda: not next(iter(borrower.sink._fetcher._active.values())).fetch.num_writing)
+    eventually(lambda: not next(iter(borrower.sink._fetches._running.values())).fetch.num_writing)
     first._lanes[dead].sock.shutdown(socket.SHUT_RDWR)
     eventually(lambda: stream_of(borrower) is not first)
     lender.write_all(ticket)
@@ -86,7 +86,7 @@ def test_within_one_host_a_stream_has_one_lane_unless_told(lender: Lender) -> No
     outcome = borrower.fetch(ticket, [Slot(0, 0)])
     lender.write_all(ticket)
     assert isinstance(outcome.end, Landed)
-    (link,) = borrower.sink._fetcher._links.values()
+    (link,) = borrower.sink._fetches._links.values()
     assert isinstance(link.stream, TcpSinkStream)
     assert len(link.stream._lanes) == 1 and not link.stream._dials
     borrower.close()
@@ -108,6 +108,6 @@ def test_of_many_blocks_on_their_way_one_broken_one_is_asked_for_again_and_no_ot
         lender.write_all(ticket)
         outcome = borrower.fetch(ticket, [Slot(i, i) for i in range(num_blocks)])
         assert isinstance(outcome.end, Landed), outcome.end
-        rejected = [x.num_blocks for x in borrower.notices if isinstance(x, Rejected)]
+        rejected = [x.num_blocks for x in borrower.events if isinstance(x, Rejected)]
         assert rejected == [1]
         assert bytes(borrower.memory.blocks) == bytes(lender.memory.blocks)

@@ -3,6 +3,7 @@
 A part of `support.transfer_process`, so that a fault in C ends a child and not the tests.
 """
 
+import mmap
 import random
 
 import numpy as np
@@ -30,7 +31,7 @@ def be_scribbler(words: Words, arguments: list[str]) -> None:
         return
     memory = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
     source = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
-    scribbled = np.frombuffer(board._mapping, np.int64)
+    scribbled = np.frombuffer(mmap.mmap(board.fd, 0), np.int64)
     told = [*range(_COUNTERS), *(at + i for at in _ARRAYS for i in range(NUM_BLOCKS + 1))]
     num_done = 0
     for _ in range(ROUNDS):

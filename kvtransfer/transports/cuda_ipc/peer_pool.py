@@ -14,6 +14,7 @@ from kvtransfer.chunk import NO_BLOCK, Landing
 from kvtransfer.device.driver import Driver, Span
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
 from kvtransfer.memory.generations import Generations
+from kvtransfer.memory.pool import generation_sums
 from protocol.codec import Codec
 from protocol.errors import LayoutMismatch
 
@@ -70,7 +71,7 @@ class PeerMemory:
         if int(landing.blocks_PB[there_PB].max(initial=0)) >= self._num_blocks:
             return "the source named a block that it has not"
         generations_P: NDArray[np.uint64] = landing.pieces_P["generation"]
-        if (self._generations.sums(landing.blocks_PB) != generations_P).any():
+        if (generation_sums(self._generations.counts_N, landing.blocks_PB) != generations_P).any():
             return "the block has another generation"
         return ""
 

@@ -151,7 +151,7 @@ class NcclSinkStream:
             if arrival.sums is not None and arrival.sums.happened():
                 assert arrival.landing is not None
                 self._forget(arrival)
-                taker.end_chunk(arrival.landing, arrival.sums.take())
+                taker.end_chunk(arrival.landing, arrival.sums.take_sums())
 
     def _scatter(self, arrival: _Arrival, taker: base.ChunkTaker) -> None:
         """Launch the copy into the slots, if the chunk is still wanted."""

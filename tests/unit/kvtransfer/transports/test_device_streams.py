@@ -22,6 +22,7 @@ from kvtransfer.messages import (
     StreamHello,
     stream_word,
 )
+from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.base import Unreachable
 from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
 from kvtransfer.transports.cuda_ipc.plane import CopyingStream
@@ -49,8 +50,8 @@ class Taker:
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         pieces_P = np.frombuffer(chunk.pieces, PIECE)
         blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(-1, 1)
-        source = self.memory.whole(blocks_PB[:, 0])
-        target = self.memory.whole(pieces_P["slot"])
+        source = whole_blocks(blocks_PB[:, 0], self.memory.block_bytes)
+        target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         return Landing(chunk, pieces_P, blocks_PB, source, target) if self.wants else None
 
     def end_chunk(
@@ -126,7 +127,10 @@ class TestCudaIpc:
         assert taker.memory.read(2) == b"\3" * BLOCK_BYTES
         ((sums_P, broken),) = taker.ends
         assert sums_P is not None and not broken
-        assert (sums_P == taker.memory.checksums(taker.memory.whole(np.array([2, 5])))).all()
+        assert (
+            sums_P
+            == taker.memory.checksums(whole_blocks(np.array([2, 5]), taker.memory.block_bytes))
+        ).all()
 
     def test_a_block_of_another_generation_is_not_used(
         self, stream: CopyingStream, taker: Taker, lent: FakeDeviceMemory,

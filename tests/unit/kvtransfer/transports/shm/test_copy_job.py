@@ -12,7 +12,7 @@ from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, Finish, Left, stream_word
 from kvtransfer.native import copy as native
-from kvtransfer.plan import Ranges
+from kvtransfer.plan import Ranges, whole_blocks
 from kvtransfer.transports.framing import WordOutbox
 from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, Board
 from kvtransfer.transports.shm.streams import ReadingStream
@@ -73,7 +73,8 @@ def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
     chunk = Chunk(fetch=1, attempt=1, pieces=pieces_P.tobytes(), blocks=blocks_PB.tobytes())
     return Landing(
         chunk=chunk, pieces_P=pieces_P, blocks_PB=blocks_PB,
-        source=source.whole(blocks_PB[:, 0]), target=target.whole(blocks_PB[:, 0]),
+        source=whole_blocks(blocks_PB[:, 0], source.block_bytes),
+        target=whole_blocks(blocks_PB[:, 0], target.block_bytes),
     )  # fmt: skip
 
 
