@@ -28,7 +28,7 @@ from kvtransfer.messages import (
 from kvtransfer.sink.events import LinkRefused, LinkUp, Notice
 from kvtransfer.sink.receiver import Receiver
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import SinkStream, Unreachable
+from kvtransfer.transports.base import DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
 from kvtransfer.transports.dial import Dial
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
@@ -230,7 +230,8 @@ class Link:
         hello = StreamHello(
             version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
         )
-        return planes.dial(name, address, hello, self._memory, tcp_lanes=self._tcp_lanes)
+        options = DialOptions(address=address, hello=hello, tcp_lanes=self._tcp_lanes)
+        return planes.dial(name, self._memory, options)
 
     def _advance(self) -> None:
         assert self._dial is not None

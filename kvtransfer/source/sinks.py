@@ -26,7 +26,7 @@ from kvtransfer.messages import (
 )
 from kvtransfer.transports.base import Listener, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity, Poller
-from kvtransfer.transports.framing import WordReader, close_fds, send_word
+from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 
@@ -64,7 +64,7 @@ class _Arrival:
 
     sock: socket.socket
     listener: Listener
-    reader: WordReader
+    reader: FirstMessage
 
 
 @dataclass(slots=True, eq=False)
@@ -199,7 +199,7 @@ class Visitors:
             if len(self._arrivals) >= MAX_VISITORS:
                 sock.close()
                 continue
-            arrival = _Arrival(sock, listener, WordReader(MAX_STREAM_WORD_BYTES))
+            arrival = _Arrival(sock, listener, FirstMessage(MAX_STREAM_WORD_BYTES))
             self._arrivals[sock.fileno()] = arrival
             self._hellos.set(arrival, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
@@ -220,7 +220,7 @@ class Visitors:
         fd = sock.fileno()
         if hello.lane:
             assert visitor.stream is not None
-            send_word(sock, stream_welcome.encode(self._welcome))
+            send_message(sock, stream_welcome.encode(self._welcome))
             visitor.stream.add_lane(sock, hello.lane)
         else:
             visitor.stream = arrival.listener.welcome(sock, self._welcome, hello, fds)

@@ -25,13 +25,11 @@ from kvtransfer.plan import NO_BLOCK
 from kvtransfer.source.lease import Lending
 from kvtransfer.source.leases import Lender, Wares
 from kvtransfer.source.sinks import Visitors
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import Listener, Unreachable
+from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
 from kvtransfer.transports.polling import Ticker
-from kvtransfer.transports.shm.helper import HelpCopy
-from kvtransfer.transports.tcp.plane import resolved
+from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
@@ -39,7 +37,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
 
 
@@ -239,9 +236,8 @@ class Source:
         self._lender.use(self._visitors)
 
     def _listener(self, transport: str, host: str) -> Listener:
-        return planes.listen(
-            transport, self._memory, host=host, epoch=self._epoch, help_copy=self._help_copy
-        )
+        options = ListenOptions(host=host, epoch=self._epoch, help_copy=self._help_copy)
+        return planes.listen(transport, self._memory, options)
 
     # -- on the source's thread -----------------------------------------------------------
 
@@ -312,4 +308,4 @@ def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:
     return tuple(planes)
 
 
-__all__ = ["TRANSPORTS", "LeaseEnd", "LeaseEndReason", "Source"]
+__all__ = ["LeaseEnd", "LeaseEndReason", "Source"]
