@@ -27,7 +27,7 @@ from kvtransfer.messages import (
 from kvtransfer.sink.events import LinkRefused, LinkUp
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import ChunkTaker, SinkStream, Unreachable
+from kvtransfer.transports.base import ChunkTaker, DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
 from kvtransfer.transports.dial import Dial
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
@@ -247,9 +247,8 @@ class Link:
         hello = StreamHello(
             version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
         )
-        return planes.dial(
-            name, address, hello, self._means.memory, tcp_lanes=self._means.tcp_lanes
-        )
+        options = DialOptions(address=address, hello=hello, tcp_lanes=self._means.tcp_lanes)
+        return planes.dial(name, self._means.memory, options)
 
     def _advance(self) -> None:
         assert self._dial is not None

@@ -31,7 +31,7 @@ from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller, Waker
-from kvtransfer.transports.tcp.frames import MAX_LANES
+from kvtransfer.transports.tcp.messages import MAX_LANES
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout

@@ -26,7 +26,7 @@ from kvtransfer.messages import (
 )
 from kvtransfer.transports.base import Listener, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity, Poller
-from kvtransfer.transports.framing import WordReader, close_fds, send_word
+from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 
@@ -64,7 +64,7 @@ class _Connection:
 
     sock: socket.socket
     listener: Listener
-    reader: WordReader
+    reader: FirstMessage
 
 
 @dataclass(slots=True, eq=False)
@@ -206,7 +206,7 @@ class Sinks:
             if len(self._connections) >= MAX_SINKS:
                 sock.close()
                 continue
-            connection = _Connection(sock, listener, WordReader(MAX_STREAM_WORD_BYTES))
+            connection = _Connection(sock, listener, FirstMessage(MAX_STREAM_WORD_BYTES))
             self._connections[sock.fileno()] = connection
             self._deadlines.set(connection, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
@@ -229,7 +229,7 @@ class Sinks:
         fd = sock.fileno()
         if hello.lane:
             assert sink.stream is not None
-            send_word(sock, stream_welcome.encode(self._welcome))
+            send_message(sock, stream_welcome.encode(self._welcome))
             sink.stream.add_lane(sock, hello.lane)
         else:
             sink.stream = connection.listener.welcome(sock, self._welcome, hello, fds)

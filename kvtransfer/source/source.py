@@ -28,13 +28,11 @@ from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.thread_calls import ThreadCalls
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import Listener, Unreachable
+from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
 from kvtransfer.transports.polling import Ticker
-from kvtransfer.transports.shm.helper import HelpCopy
-from kvtransfer.transports.tcp.plane import resolved
+from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
@@ -42,7 +40,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
 
 
@@ -214,9 +211,8 @@ class Source:
         )  # fmt: skip
 
     def _listener(self, transport: str, host: str) -> Listener:
-        return planes.listen(
-            transport, self._memory, host=host, epoch=self._epoch, help_copy=self._help_copy
-        )
+        options = ListenOptions(host=host, epoch=self._epoch, help_copy=self._help_copy)
+        return planes.listen(transport, self._memory, options)
 
     # -- on the source's thread -----------------------------------------------------------
 
@@ -266,4 +262,4 @@ def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, 
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)
 
 
-__all__ = ["TRANSPORTS", "LeaseEnd", "LeaseEndReason", "Source"]
+__all__ = ["LeaseEnd", "LeaseEndReason", "Source"]

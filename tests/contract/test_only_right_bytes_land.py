@@ -13,8 +13,9 @@ from support.outcomes import ended, error_of, lands, untouched
 from support.transfer import LAYOUT, Borrower, Lender, fill
 
 from kvtransfer.chunk import PIECE
-from kvtransfer.messages import Chunk, stream_word
+from kvtransfer.messages import Chunk
 from kvtransfer.sink.sink import Aborted, Landed
+from kvtransfer.transports.announcing import announcement
 from protocol.errors import CorruptBlock, LeaseExpired, WireError
 
 
@@ -71,13 +72,13 @@ class Overlapping(NoHarm):
 
     def word(self, way: Way, packed: bytes) -> list[bytes]:
         with suppress(WireError):
-            word = stream_word.decode(packed)
+            word = announcement.decode(packed)
             if isinstance(word, Chunk):
                 pieces_P = np.frombuffer(word.pieces, PIECE).copy()
                 for piece in pieces_P:
                     piece[self._field] = self._change(int(piece[self._field]))
                 return [
-                    stream_word.encode(msgspec.structs.replace(word, pieces=pieces_P.tobytes()))
+                    announcement.encode(msgspec.structs.replace(word, pieces=pieces_P.tobytes()))
                 ]
         return [packed]
 

@@ -43,7 +43,7 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
-from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.ids import WorkerId
 from protocol.messages import Ticket
@@ -268,7 +268,7 @@ class Stranger:
         hello = stream_hello.encode(
             StreamHello(
                 version=CONTROL_VERSION, session=SessionId(session), epoch=ticket.epoch,
-                setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+                setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
             )
         )  # fmt: skip
         said = hello if self._chance.random() < 0.5 else self._mutator.word(hello)

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +95,28 @@ class Taker:
         self.words.append(f"finish of {word.fetch}")
 
 
+class HeldLane:
+    """A lane that takes all that the source sends, and gives it to the sink when released."""
+
+    def __init__(self) -> None:
+        self.ours, self._entry = sockets()
+        self._exit, self.theirs = sockets()
+        self._held = bytearray()
+        self.is_released = False
+
+    def pass_on(self) -> None:
+        with suppress(BlockingIOError):
+            while data := self._entry.recv(1 << 20):
+                self._held += data
+        with suppress(BlockingIOError):
+            while self._held and self.is_released:
+                del self._held[: self._exit.send(self._held)]
+
+    def close(self) -> None:
+        self._entry.close()
+        self._exit.close()
+
+
 @dataclass
 class Pair:
     """A source's pool of filled blocks and a sink's of zeros, and a stream of lanes between."""
@@ -105,6 +128,8 @@ class Pair:
     ours: list[socket.socket]
     """The source's ends, lane by lane."""
     theirs: list[socket.socket]
+    held: HeldLane | None = None
+    """Lane 0, if it is held back."""
 
     def offer(self, blocks: Sequence[int], slots: Sequence[int], *, fetch: FetchId = ONE) -> None:
         blocks_P = np.array(blocks, np.uint32)
@@ -116,11 +141,12 @@ class Pair:
     @property
     def unsent_bytes(self) -> int:
         """Of chunks offered."""
-        on_lanes = (lane.flow.left_bytes for lane in self.source._lanes.values() if lane.flow)
-        return self.source.queued_bytes + sum(on_lanes)
+        return self.source.unsent_bytes
 
     def step(self) -> None:
         self.source.flush()
+        if self.held is not None:
+            self.held.pass_on()
         self.sink.receive(self.taker)
         self.source.receive()
 
@@ -143,23 +169,31 @@ class Pairs:
     def __init__(self) -> None:
         self._pairs: list[Pair] = []
 
-    def make(self, *, num_lanes: int = 1, granted: int = AMPLE) -> Pair:
+    def make(self, *, num_lanes: int = 1, granted: int = AMPLE, held: bool = False) -> Pair:
+        """`held`: lane 0 is held back."""
         lent = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
         for block in range(NUM_BLOCKS):
             fill(lent, block)
         pool = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
         ours, theirs = map(list, zip(*(sockets() for _ in range(num_lanes)), strict=True))
-        source = TcpSourceStream(ours[0], transport="tcp", memory=lent.span, window=granted)
-        sink = TcpSinkStream(theirs[0], transport="tcp", memory=pool, window=granted)
+        held_lane = HeldLane() if held else None
+        if held_lane is not None:
+            ours[0].close()
+            theirs[0].close()
+            ours[0], theirs[0] = held_lane.ours, held_lane.theirs
+        source = TcpSourceStream(ours[0], lent, window=granted)
+        sink = TcpSinkStream(theirs[0], pool, window=granted)
         for lane in range(1, num_lanes):
             source.add_lane(ours[lane], lane)
             sink.admit(theirs[lane])
-        self._pairs.append(Pair(source, sink, lent, Taker(pool), ours, theirs))
+        self._pairs.append(Pair(source, sink, lent, Taker(pool), ours, theirs, held_lane))
         return self._pairs[-1]
 
     def close(self) -> None:
         for pair in self._pairs:
             pair.source.close()
             pair.sink.close()
+            if pair.held is not None:
+                pair.held.close()
             pair.lent.close()
             pair.taker.memory.close()

@@ -5,20 +5,23 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from support import memory_plane
 from support.device import FakeDeviceMemory, pool_for
 
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.sink import FetchEnd, Sink
-from kvtransfer.source.source import TRANSPORTS, LeaseEnd, Source
-from kvtransfer.transports.shm.helper import HelpCopy
+from kvtransfer.source.source import LeaseEnd, Source
+from kvtransfer.transport_names import HOST_TRANSPORTS
+from kvtransfer.transports.base import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
 COMPAT = compat_hash(LAYOUT, model_revision="tiny")
+TRANSPORTS = (memory_plane.NAME, *HOST_TRANSPORTS)
 NUM_BLOCKS = 64
 NO_FETCH = FetchId(0)
 WITHIN_S = 10.0

@@ -60,11 +60,11 @@ class Staging:
             raise
         self._idle = list(self._spans)
 
-    def take(self) -> Span | None:
+    def take_span(self) -> Span | None:
         """A span nobody uses; None while all are in use."""
         return self._idle.pop() if self._idle else None
 
-    def give_back(self, span: Span) -> None:
+    def return_span(self, span: Span) -> None:
         self._idle.append(span)
 
     def free(self) -> None:

@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -26,10 +26,11 @@ from kvtransfer.sink.link import Link
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.sinks import PAUSE_S
-from kvtransfer.transports import tcp_port
+from kvtransfer.transports import tcp_socket
 from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.control import Poller
-from kvtransfer.transports.shm.copy_job import Board
+from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.tcp import sink as tcp_sink
 from kvtransfer.transports.tcp import source as tcp_source
 from protocol.errors import CapacityError
@@ -132,13 +133,13 @@ def test_no_descriptor_to_give_away_turns_one_sink_to_tcp(
     assert isinstance(end, Landed) and end.transport == "tcp"
 
 
-def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
+def test_no_descriptor_for_a_copy_job_has_the_sink_copy_alone(
     lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> Board | None:
+    def fail() -> CopyJob | None:
         raise FULL
 
-    monkeypatch.setattr(Board, "create", fail)
+    monkeypatch.setattr(CopyJob, "create", fail)
     end = fetch_end(lender, borrower)
     assert isinstance(end, Landed) and end.transport == "shm"
 
@@ -156,7 +157,7 @@ def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
     lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(tcp_port, "accept_from", full)
+            patched.setattr(tcp_socket, "accept_from", full)
             ticket = lender.lend([0])
             outcome = borrower.fetch(ticket, [Slot(0, 0)])
             eventually(lambda: len(looks) >= 3)
@@ -173,13 +174,12 @@ def test_no_descriptor_for_a_stream_that_is_up_loses_one_fetch(
     lender = Lender(transports=("tcp",), on_broken=told.append)
     borrower = Borrower(transports=("tcp",), on_broken=told.append)
 
-    class Full(SimpleNamespace):
-        def epoll(self) -> None:
-            raise FULL
+    def full() -> FdPoller:
+        raise FULL
 
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(side, "select", Full())
+            patched.setattr(side, "FdPoller", full)
             assert isinstance(fetch_end(lender, borrower), Lost)
         assert isinstance(fetch_end(lender, borrower), Landed) and not told
 

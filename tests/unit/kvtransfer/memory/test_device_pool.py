@@ -14,7 +14,8 @@ from kvtransfer.device.table import table
 from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import generation_sums
 from kvtransfer.plan import NO_BLOCK, whole_blocks
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
+from kvtransfer.transports.cuda_ipc.messages import setup_of
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
 from protocol.errors import LayoutMismatch, TransferError
 
 NUM_BLOCKS = 8
@@ -94,7 +95,7 @@ def test_a_peer_sees_bytes_and_generations_as_they_change(memory: FakeDeviceMemo
 
 
 def opened(memory: FakeDeviceMemory, **changed: str) -> PeerMemory:
-    offer = msgspec.structs.replace(offer_of(memory), **changed)
+    offer = msgspec.structs.replace(setup_of(memory), **changed)
     return PeerMemory.open(
         memory.driver, offer, memory.generations_fd(), num_blocks=NUM_BLOCKS,
         block_bytes=BLOCK_BYTES,

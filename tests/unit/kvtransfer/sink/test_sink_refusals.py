@@ -31,9 +31,9 @@ from kvtransfer.messages import (
 from kvtransfer.plan import whole_blocks
 from kvtransfer.sink.sink import Aborted, Lost
 from kvtransfer.transports import control
-from kvtransfer.transports.base import SourceStream
+from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
-from kvtransfer.transports.framing import WordReader, close_fds
+from kvtransfer.transports.framing import FirstMessage, close_fds
 from kvtransfer.transports.shm.plane import ShmListener
 from protocol.errors import PeerLost, TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
@@ -58,7 +58,7 @@ class Liar:
     def __init__(self, *, block_bytes: int = LAYOUT.block_bytes) -> None:
         self.memory = BlockMemory.create(num_blocks=4, block_bytes=block_bytes)
         self.control = ControlServer("127.0.0.1")
-        self.listener = ShmListener(self.memory, epoch=EPOCH)
+        self.listener = ShmListener(self.memory, ListenOptions(host="127.0.0.1", epoch=EPOCH))
         self.ticket = msgspec.structs.replace(
             TICKET, address=f"tcp://127.0.0.1:{self.control.port}"
         )
@@ -84,7 +84,7 @@ class Liar:
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = WordReader(MAX_STREAM_WORD_BYTES)
+        reader = FirstMessage(MAX_STREAM_WORD_BYTES)
         hello = eventually(lambda: reader.read(sock, stream_hello))
         assert hello is not None
         welcome = StreamWelcome(

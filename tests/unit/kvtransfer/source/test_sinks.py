@@ -7,6 +7,7 @@ import pytest
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import CONTROL_VERSION, Open, Opened, StreamWelcome
 from kvtransfer.source.sinks import ConnectedSink, Sinks
+from kvtransfer.transports.base import ListenOptions
 from kvtransfer.transports.control import ControlServer, Poller
 from kvtransfer.transports.tcp.plane import TcpListener
 from protocol.ids import Epoch, WorkerId
@@ -23,7 +24,7 @@ class Rig:
         self.control = ControlServer("127.0.0.1")
         self.sinks = Sinks(
             control=self.control, poller=Poller(),
-            listeners=[TcpListener(self.memory, "127.0.0.1")],
+            listeners=[TcpListener(self.memory, ListenOptions(host="127.0.0.1", epoch=EPOCH))],
             opened=Opened(epoch=EPOCH, planes=()),
             welcome=StreamWelcome(
                 version=CONTROL_VERSION, epoch=EPOCH, num_blocks=1, block_bytes=64

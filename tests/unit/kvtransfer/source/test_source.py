@@ -36,7 +36,7 @@ from kvtransfer.source import sinks
 from kvtransfer.source.sinks import ConnectedSink
 from kvtransfer.source.source import LeaseEnd, Source
 from kvtransfer.transports.control import Identity
-from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, WorkerId, new_epoch
@@ -243,7 +243,7 @@ def test_a_stream_with_a_wrong_first_word_is_closed(
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     if wrong == "junk":
         word = b"\x05\x00\x00\x00hello"
@@ -262,7 +262,7 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     address = tcp_address(answer)
     with socket.create_connection(address, timeout=10.0) as first:
@@ -288,7 +288,7 @@ def test_a_fetch_that_meets_a_stream_just_broken_is_left_to_be_asked_again(
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     with socket.create_connection(tcp_address(answer), timeout=10.0) as first:
         first.sendall(_word(hello))
