@@ -22,14 +22,14 @@ from engine.scheduling.sequence_table import Effect, Roster
 from engine.sequence import (
     Cancel,
     Complete,
-    Event,
     Fail,
     FetchOutcome,
     HandOver,
     Landed,
     Lost,
     Sequence,
-    State,
+    SequenceEvent,
+    SequenceState,
     Verdict,
 )
 from protocol.messages import Blocks, Load
@@ -91,7 +91,7 @@ class Scheduler:
         if sequence is None or not sequence.needs_fetch:
             return
         match outcome:
-            case Landed() if sequence.state is State.FETCHING:
+            case Landed() if sequence.state is SequenceState.FETCHING:
                 self._land(sequence, outcome)
             case Landed():
                 self._roster.fetch_ended(sequence)
@@ -122,7 +122,7 @@ class Scheduler:
                 chunks.append(self._steps.add(sequence, budget))
                 budget -= len(chunks[-1].token_ids)
         while (head := self._admit(budget)) is not None:
-            if head.state is State.PREFILLING:
+            if head.state is SequenceState.PREFILLING:
                 chunks.append(self._steps.add(head, budget))
                 budget -= len(chunks[-1].token_ids)
         if not chunks:
@@ -176,8 +176,8 @@ class Scheduler:
             verdict = self._judge(sequence, token.token_id, stopped)
             if verdict is not None:
                 self._roster.end(sequence, verdict)
-            elif sequence.state is State.PREFILLING:
-                self._roster.move(sequence, Event.SAMPLED)
+            elif sequence.state is SequenceState.PREFILLING:
+                self._roster.move(sequence, SequenceEvent.SAMPLED)
                 promise = min(sequence.num_promised, self._decode_promise(sequence))
                 self._cache.promise(sequence, promise)
 
@@ -194,7 +194,7 @@ class Scheduler:
             sequence.in_flight = 0
             if sequence.verdict is None:
                 self._roster.end(sequence, verdict)
-            elif sequence.state is State.DRAINING:
+            elif sequence.state is SequenceState.DRAINING:
                 self._roster.drained(sequence)
 
     # -- facts ------------------------------------------------------------------------------
@@ -272,7 +272,9 @@ class Scheduler:
             s for s in running if not s.in_flight and (self._has_room(s) or self._make_room(s))
         ]
         if self._leaving is not None or self.num_preempted != num_preempted:
-            chosen = [s for s in chosen if s is not self._leaving and s.state is State.DECODING]
+            chosen = [
+                s for s in chosen if s is not self._leaving and s.state is SequenceState.DECODING
+            ]
         if len(self._steps) > 1:
             running += roster.prefilling.values()
             chosen += [s for s in running if s.in_flight and self._may_lead(s)]
@@ -280,10 +282,10 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence) -> bool:
         """A block for its next token; the newest sequence makes room."""
-        while sequence.state is State.DECODING and not self._has_room(sequence):
+        while sequence.state is SequenceState.DECODING and not self._has_room(sequence):
             if not self._grow(sequence) and not self._preempt_newest():
                 return False
-        return sequence.state is State.DECODING
+        return sequence.state is SequenceState.DECODING
 
     def _may_lead(self, sequence: Sequence) -> bool:
         """Whether its next token may be computed before the last one is read: it is certain to go
@@ -419,7 +421,7 @@ class Scheduler:
     def _land(self, sequence: Sequence, landed: Landed) -> None:
         """The KV of all its tokens is here, and with it the next token."""
         self._roster.fetch_ended(sequence)
-        self._roster.move(sequence, Event.LANDED)
+        self._roster.move(sequence, SequenceEvent.LANDED)
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
         self._steps.seal(sequence)

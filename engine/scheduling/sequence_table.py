@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engine.batch import SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK
-from engine.sequence import Event, Sequence, State, Verdict
+from engine.sequence import Sequence, SequenceEvent, SequenceState, Verdict
 from protocol.messages import Blocks, Load
 
 
@@ -53,14 +53,14 @@ class Roster:
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._lanes: dict[State, OrderedDict[SequenceId, Sequence]] = {
-            state: OrderedDict() for state in State if state is not State.FREED
+        self._lanes: dict[SequenceState, OrderedDict[SequenceId, Sequence]] = {
+            state: OrderedDict() for state in SequenceState if state is not SequenceState.FREED
         }
-        self.waiting = self._lanes[State.WAITING]
-        self.fetching = self._lanes[State.FETCHING]
-        self.prefilling = self._lanes[State.PREFILLING]
-        self.decoding = self._lanes[State.DECODING]
-        self.unwinding = self._lanes[State.UNWINDING]
+        self.waiting = self._lanes[SequenceState.WAITING]
+        self.fetching = self._lanes[SequenceState.FETCHING]
+        self.prefilling = self._lanes[SequenceState.PREFILLING]
+        self.decoding = self._lanes[SequenceState.DECODING]
+        self.unwinding = self._lanes[SequenceState.UNWINDING]
         self._effects: list[Effect] = []
         self._quarantined: set[int] = set()
         """Blocks of ended fetches that somebody may still write into."""
@@ -84,11 +84,11 @@ class Roster:
         """Its blocks are allocated."""
         if sequence.needs_fetch:
             sequence.fetch_open = True
-            self.move(sequence, Event.RESERVED)
+            self.move(sequence, SequenceEvent.RESERVED)
         else:
             sequence.lease_held = sequence.leases
             sequence.num_lent_tokens = sequence.num_tokens if sequence.leases else 0
-            self.move(sequence, Event.ADMITTED)
+            self.move(sequence, SequenceEvent.ADMITTED)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
             self._effects.append(Admitted(sequence))
@@ -101,7 +101,7 @@ class Roster:
         assert not sequence.in_flight, f"sequence {sequence.id} is preempted in flight"
         self._cache.give_back(sequence)
         sequence.num_computed = sequence.num_launched = 0
-        self.move(sequence, Event.PREEMPTED)
+        self.move(sequence, SequenceEvent.PREEMPTED)
         self.waiting.move_to_end(sequence.id, last=False)
 
     def end(self, sequence: Sequence, verdict: Verdict) -> None:
@@ -113,31 +113,31 @@ class Roster:
         if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
             self._cache.promise_no_more(sequence)
         if sequence.in_flight:
-            self.move(sequence, Event.ENDED_IN_FLIGHT)
+            self.move(sequence, SequenceEvent.ENDED_IN_FLIGHT)
         elif sequence.lease_held:
-            self.move(sequence, Event.ENDED_UNDER_LEASE)
+            self.move(sequence, SequenceEvent.ENDED_UNDER_LEASE)
         elif sequence.fetch_open:
-            self.move(sequence, Event.ENDED_UNDER_FETCH)
+            self.move(sequence, SequenceEvent.ENDED_UNDER_FETCH)
         else:
-            self._free(sequence, Event.ENDED)
+            self._free(sequence, SequenceEvent.ENDED)
 
     def drained(self, sequence: Sequence) -> None:
         """No launched forward refers any more to the blocks of this one, which has its ending."""
         if sequence.lease_held:
             self._cache.promise_no_more(sequence)
-            self.move(sequence, Event.DRAINED_UNDER_LEASE)
+            self.move(sequence, SequenceEvent.DRAINED_UNDER_LEASE)
         else:
-            self._free(sequence, Event.DRAINED)
+            self._free(sequence, SequenceEvent.DRAINED)
 
     def lease_ended(self, sequence: Sequence) -> None:
         sequence.lease_held = False
-        if sequence.state is State.LEASED:
-            self._free(sequence, Event.LEASE_ENDED)
+        if sequence.state is SequenceState.LEASED:
+            self._free(sequence, SequenceEvent.LEASE_ENDED)
 
     def fetch_ended(self, sequence: Sequence) -> None:
         sequence.fetch_open = False
-        if sequence.state is State.UNWINDING:
-            self._free(sequence, Event.FETCH_ENDED)
+        if sequence.state is SequenceState.UNWINDING:
+            self._free(sequence, SequenceEvent.FETCH_ENDED)
 
     def quarantine(self, blocks: Collection[int]) -> None:
         """Hold these, whatever becomes of the sequence that owns them, until `quiet`."""
@@ -152,11 +152,11 @@ class Roster:
             self._quarantined.remove(block)
             self._cache.let_go(block)
 
-    def move(self, sequence: Sequence, event: Event) -> None:
+    def move(self, sequence: Sequence, event: SequenceEvent) -> None:
         before = sequence.state
         sequence.move(event)
         del self._lanes[before][sequence.id]
-        if sequence.state is not State.FREED:
+        if sequence.state is not SequenceState.FREED:
             self._lanes[sequence.state][sequence.id] = sequence
 
     def take_effects(self) -> list[Effect]:
@@ -177,7 +177,7 @@ class Roster:
 
     def block_counts(self) -> Blocks:
         """Leased are the blocks held by nobody but sequences that wait for their lease to end."""
-        holds = self._holds(State.LEASED)
+        holds = self._holds(SequenceState.LEASED)
         refs = self._cache.blocks.refs
         return self._cache.blocks.counts(
             leased=sum(1 for block, count in holds.items() if refs(block) == count)
@@ -193,8 +193,12 @@ class Roster:
             for sequence in lane.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
                 assert sequence.num_computed <= sequence.num_tokens
-                assert not sequence.block_table or state is not State.WAITING
-                ended = state in (State.DRAINING, State.LEASED, State.UNWINDING)
+                assert not sequence.block_table or state is not SequenceState.WAITING
+                ended = state in (
+                    SequenceState.DRAINING,
+                    SequenceState.LEASED,
+                    SequenceState.UNWINDING,
+                )
                 assert (sequence.verdict is not None) == ended
                 _check_flight(sequence)
         assert sum(len(lane) for lane in self._lanes.values()) == len(self._sequences)
@@ -207,7 +211,7 @@ class Roster:
             refs = self._cache.blocks.refs(block)
             assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"
 
-    def _holds(self, *states: State) -> Counter[int]:
+    def _holds(self, *states: SequenceState) -> Counter[int]:
         holds: Counter[int] = Counter()
         for state in states:
             for sequence in self._lanes[state].values():
@@ -215,7 +219,7 @@ class Roster:
                 holds.update(sequence.twins.values())
         return holds
 
-    def _free(self, sequence: Sequence, event: Event) -> None:
+    def _free(self, sequence: Sequence, event: SequenceEvent) -> None:
         self._cache.give_back(sequence)
         self.move(sequence, event)
         del self._sequences[sequence.id]
@@ -224,11 +228,11 @@ class Roster:
 
 def _check_flight(sequence: Sequence) -> None:
     match sequence.state:
-        case State.PREFILLING | State.DECODING:
+        case SequenceState.PREFILLING | SequenceState.DECODING:
             assert sequence.num_computed <= sequence.num_launched
             assert sequence.pending <= sequence.in_flight
             assert sequence.in_flight or sequence.num_launched == sequence.num_computed
-        case State.DRAINING:
+        case SequenceState.DRAINING:
             assert sequence.in_flight
         case _:
             assert not sequence.in_flight

@@ -17,7 +17,7 @@ from engine.commands import Submission
 from engine.limits import EngineLimits
 from engine.loop import Engine
 from engine.observer import Aborted, Finished
-from engine.sequence import Cancel, Complete, State
+from engine.sequence import Cancel, Complete, SequenceState
 from protocol.messages import Sampling
 
 PROMPT = list(range(200, 220))
@@ -164,7 +164,7 @@ def test_mini_sglang_an_abort_after_the_last_token_with_a_step_ahead_in_flight_f
     while not run.verdicts:
         stepper.step()
     ahead = depth == 2 and eos  # its length ends a sequence foreseeably: then nothing goes ahead
-    assert (run.sequence.state is State.DRAINING) == ahead
+    assert (run.sequence.state is SequenceState.DRAINING) == ahead
     stepper.abort(run)
     stepper.run()
     assert run.verdicts == [Complete("stop" if eos else "length")]
@@ -201,7 +201,7 @@ def preempted_at(depth: int, **prompts: int) -> tuple[Stepper, list[Run]]:
     ]
     while not stepper.scheduler.num_preempted:
         stepper.step()
-    assert runs[-1].sequence.state is State.WAITING
+    assert runs[-1].sequence.state is SequenceState.WAITING
     return stepper, runs
 
 

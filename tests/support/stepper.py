@@ -19,7 +19,7 @@ from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence_table import Admitted, Computed, Ended, Freed
-from engine.sequence import FetchOutcome, Landed, Lost, Mode, Sequence, State, Verdict
+from engine.sequence import FetchOutcome, Landed, Lost, Mode, Sequence, SequenceState, Verdict
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 4
@@ -280,7 +280,7 @@ class Stepper:
         """Whose blocks a peer may read now."""
         return [r for r in self.runs.values() if r.leased_blocks and not r.lease_over]
 
-    def in_state(self, *states: State) -> list[Run]:
+    def in_state(self, *states: SequenceState) -> list[Run]:
         return [run for run in self.runs.values() if run.sequence.state in states]
 
     @property

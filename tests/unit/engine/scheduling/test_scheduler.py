@@ -3,7 +3,7 @@ from support.fake_runner import continuation
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.limits import EngineLimits
-from engine.sequence import Complete, Fail, HandOver, Mode, State
+from engine.sequence import Complete, Fail, HandOver, Mode, SequenceState
 from protocol.messages import Sampling
 
 STORY = list(range(200, 260))
@@ -11,7 +11,7 @@ STORY = list(range(200, 260))
 
 def decoding(stepper: Stepper, *, count: int = 1, max_tokens: int = 40) -> list[Run]:
     runs = [stepper.submit([300 + i], max_tokens=max_tokens) for i in range(count)]
-    while len(stepper.in_state(State.DECODING)) < count:
+    while len(stepper.in_state(SequenceState.DECODING)) < count:
         stepper.step()
     return runs
 
@@ -258,8 +258,8 @@ def test_the_newest_makes_room_and_returns_to_the_head_of_the_queue() -> None:
     late = stepper.submit([1], max_tokens=1)
     while not stepper.scheduler.num_preempted:
         stepper.step()
-    assert old.sequence.state is State.DECODING
-    while new.sequence.state is State.WAITING:
+    assert old.sequence.state is SequenceState.DECODING
+    while new.sequence.state is SequenceState.WAITING:
         assert not late.admissions
         stepper.step()
     stepper.run()
@@ -279,7 +279,7 @@ def test_a_decode_grows_into_cached_blocks_before_anybody_is_preempted() -> None
 def test_a_prompt_whose_blocks_are_in_use_already_fits_beside_them() -> None:
     stepper = Stepper(num_blocks=8)
     first = stepper.submit(STORY[:22], max_tokens=5)
-    while first.sequence.state is not State.DECODING:
+    while first.sequence.state is not SequenceState.DECODING:
         stepper.step()
     second = stepper.submit(STORY[:20], max_tokens=1)
     stepper.step()

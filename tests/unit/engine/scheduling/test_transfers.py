@@ -3,7 +3,7 @@
 import pytest
 from support.stepper import Stepper
 
-from engine.sequence import Cancel, Complete, Fail, HandOver, Landed, Mode, State
+from engine.sequence import Cancel, Complete, Fail, HandOver, Landed, Mode, SequenceState
 
 STORY = list(range(200, 260))
 
@@ -57,7 +57,7 @@ def test_a_handover_waits_for_the_blocks_of_earlier_leases() -> None:
     first = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
     second = stepper.submit(STORY[30:50], mode=Mode.HANDOVER)
     stepper.run()
-    assert second.sequence.state is State.WAITING
+    assert second.sequence.state is SequenceState.WAITING
     stepper.release(first)
     stepper.run()
     assert second.verdicts == [HandOver()]
@@ -71,7 +71,7 @@ def test_a_remote_sequence_waits_for_its_fetch_without_taking_budget() -> None:
     stepper.submit(STORY[30:50])
     remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     assert sum(len(chunk.token_ids) for chunk in stepper.step()) == 8
-    assert remote.sequence.state is State.FETCHING
+    assert remote.sequence.state is SequenceState.FETCHING
     assert len(remote.sequence.block_table) == 5
 
 
@@ -106,7 +106,7 @@ def test_a_wholly_cached_remote_prompt_still_waits_for_its_token() -> None:
     run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
     stepper.run()
     assert run.sequence.num_cached == 12
-    assert run.sequence.state is State.FETCHING
+    assert run.sequence.state is SequenceState.FETCHING
     stepper.land(run)
     stepper.run()
     assert run.outputs == run.expected(4)
@@ -195,7 +195,7 @@ def test_a_request_placed_again_waits_for_what_its_last_attempt_has_brought() ->
     again = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     other = stepper.submit(STORY[30:50])
     stepper.step()
-    assert again.sequence.state is State.WAITING
+    assert again.sequence.state is SequenceState.WAITING
     stepper.lose(first, num_tokens=16)
     stepper.step()
     assert again.sequence.num_cached == 16
@@ -213,7 +213,7 @@ def test_another_prompt_does_not_wait_for_a_fetch_that_unwinds() -> None:
     stepper.abort(first)
     other = stepper.submit(STORY[30:50], mode=Mode.REMOTE)
     stepper.step()
-    assert other.sequence.state is State.FETCHING
+    assert other.sequence.state is SequenceState.FETCHING
 
 
 def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
@@ -268,7 +268,7 @@ def test_reservations_that_fill_the_pool_do_not_block_each_other() -> None:
     runs = [stepper.submit(STORY[i : i + 16], mode=Mode.REMOTE, max_tokens=8) for i in range(4)]
     for _ in range(100):
         stepper.step()
-        for run in stepper.in_state(State.FETCHING):
+        for run in stepper.in_state(SequenceState.FETCHING):
             stepper.land(run)
     assert [run.outputs for run in runs] == [run.expected(8) for run in runs]
 

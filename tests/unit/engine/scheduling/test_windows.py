@@ -4,7 +4,7 @@ import pytest
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.kvcache.windows import NO_BLOCK, Window
-from engine.sequence import Complete, Fail, HandOver, Mode, State
+from engine.sequence import Complete, Fail, HandOver, Mode, SequenceState
 
 STORY = list(range(200, 260))
 MIXED: tuple[Window, ...] = (None, 6)
@@ -281,5 +281,5 @@ def test_a_handover_of_a_cached_prompt_computes_one_block_and_lends_the_window()
         stepper.run()
         stepper.release(run)
     assert run.sequence.num_cached == 20
-    assert run.sequence.state is State.FREED
+    assert run.sequence.state is SequenceState.FREED
     assert NO_BLOCK not in [block for block, _ in run.leased_blocks][-2 * 2 :]
