@@ -29,11 +29,17 @@ from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
-from engine.observer import EngineObserver, SequenceToken, ending_of
+from engine.observer import EngineObserver, SequenceToken
 from engine.runner.contract import Launched, Runner, StepHung
 from engine.scheduling.scheduler import STEPS_AHEAD, Scheduler
-from engine.scheduling.sequence_table import Admitted, Computed, Effect, Ended, Freed
-from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
+from engine.scheduling.sequence_table import (
+    Effect,
+    SequenceAdmitted,
+    SequenceComputed,
+    SequenceEnded,
+    SequenceFreed,
+)
+from engine.sequence import Abandon, Fail, FetchOutcome, Sequence, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
 
@@ -169,7 +175,7 @@ class Engine:
             while not self._stopping:
                 self._iterate()
             self._await_flights()
-            self._end_all(Cancel())
+            self._end_all(Abandon())
         except Exception as error:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
@@ -293,9 +299,9 @@ class Engine:
             self._scheduler.settle(stopped, now=self._clock())
             self._report()
         self._observer.settled()
-        events = self._cache.take_events()
-        if events:
-            self._observer.events(events)
+        changes = self._cache.take_changes()
+        if changes:
+            self._observer.blocks_changed(changes)
 
     def _report(self) -> None:
         for effect in self._scheduler.take_effects():
@@ -303,13 +309,13 @@ class Engine:
 
     def _tell(self, effect: Effect) -> None:
         match effect:
-            case Admitted(sequence):
+            case SequenceAdmitted(sequence):
                 self._tell_admitted(sequence)
-            case Computed(sequence, num_tokens):
+            case SequenceComputed(sequence, num_tokens):
                 self._observer.computed(sequence.id, num_tokens)
-            case Ended(sequence):
-                self._observer.ended(sequence.id, ending_of(sequence, now=self._clock()))
-            case Freed(sequence):
+            case SequenceEnded(sequence, verdict):
+                self._observer.ended(sequence.id, verdict, sequence.usage(now=self._clock()))
+            case SequenceFreed(sequence):
                 self._freed.append(sequence.id)
             case _:
                 assert_never(effect)

@@ -109,16 +109,30 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class Abandon:
     """Somebody asked for its end."""
 
 
-Verdict = Complete | HandOver | Fail | Cancel
-"""How a sequence ended, before the loop adds the seconds."""
+Verdict = Complete | HandOver | Fail | Abandon
+"""How a sequence ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Landed:
+class Usage:
+    """What a sequence took until its ending."""
+
+    num_tokens: int
+    """Outputs, those given at submission included."""
+    cached_tokens: int
+    """Prompt tokens found in the prefix cache."""
+    queued_s: float
+    prefill_s: float
+    """From admission to the first token; for REMOTE the time of the fetch."""
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLanded:
     """The prompt's KV is in the reserved blocks; with it came the first token."""
 
     first_token: int
@@ -127,7 +141,7 @@ class Landed:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class FetchLost:
     """The KV did not arrive whole. But for the quarantined ones, nobody writes into the blocks any
     more."""
 
@@ -139,7 +153,7 @@ class Lost:
     """Blocks that somebody may still write into, until `Engine.quiet` names them."""
 
 
-FetchOutcome = Landed | Lost
+FetchOutcome = FetchLanded | FetchLost
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -245,6 +259,18 @@ class Sequence:
         if stop > split:
             head += self.outputs[: stop - split]
         return head
+
+    def usage(self, *, now: float) -> Usage:
+        """Until `now`; 0 s for what it has not come to."""
+        admitted = self.admitted_at or now
+        first_token = self.first_token_at or now
+        return Usage(
+            num_tokens=len(self.outputs),
+            cached_tokens=min(self.num_cached or 0, len(self.prompt)),
+            queued_s=admitted - self.submitted_at,
+            prefill_s=first_token - admitted,
+            decode_s=now - first_token,
+        )
 
     def move(self, event: SequenceEvent) -> None:
         """Go where SEQUENCE_TABLE says; raises IllegalTransition where it says nothing."""

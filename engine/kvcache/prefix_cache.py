@@ -17,34 +17,16 @@ each holder's promise counts, since what it lets go may stay with another. Pure.
 from collections import Counter, OrderedDict
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Literal
 
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.windows import NO_BLOCK, Reach, Window
 from engine.sequence import Sequence
-from protocol.blocks import chain_seed, next_hash
+from protocol.blocks import BlockChange, chain_seed, next_hash
 from protocol.ids import BlockHash
 
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """These blocks can be found now, parents before children.
-
-    Told of the first group's blocks, without a window if the model has such layers: a router that
-    counts them may count a prefix as cached whose end the other groups have evicted. With windows
-    alone it may count too few, since early blocks go first and are not needed.
-    """
-
-    hashes: tuple[BlockHash, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    """These blocks cannot be found any more; without a window, children before parents."""
-
-    hashes: tuple[BlockHash, ...]
-
-
-CacheEvent = Stored | Evicted
 Key = tuple[BlockHash, int]
 """Hash and group."""
 
@@ -89,7 +71,7 @@ class PrefixCache:
         self._by_block: dict[int, Entry] = {}
         self._idle: OrderedDict[int, Entry] = OrderedDict()
         """Unheld entries by block, least recently used first."""
-        self._events: list[tuple[type[CacheEvent], BlockHash]] = []
+        self._changes: list[tuple[Literal["stored", "evicted"], BlockHash]] = []
         self._num_promised = 0
         self._in_windows: Counter[int] = Counter()
         """Blocks that sequences hold in groups with a window, and how many do."""
@@ -297,7 +279,7 @@ class PrefixCache:
             del self._by_block[instead_of.block]
             self.blocks.forget(instead_of.block)
         elif entry.group == 0:
-            self._events.append((Stored, entry.hash))
+            self._changes.append(("stored", entry.hash))
         self.blocks.keep(entry.block)
         self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
 
@@ -320,19 +302,19 @@ class PrefixCache:
         if not self._in_windows[block]:
             del self._in_windows[block]
 
-    def take_events(self) -> list[CacheEvent]:
-        """What was stored and evicted since the last call, in order."""
-        grouped: list[CacheEvent] = []
-        start = 0
-        raw = self._events
-        for stop in range(1, len(raw) + 1):
-            if stop < len(raw) and raw[stop][0] is raw[start][0]:
-                continue
-            kind, _ = raw[start]
-            grouped.append(kind(tuple(own for _, own in raw[start:stop])))
-            start = stop
-        self._events = []
-        return grouped
+    def take_changes(self) -> list[BlockChange]:
+        """What can be found since the last call, and what cannot any more, in order: parents are
+        stored before their children and, without a window, evicted after them.
+
+        Told of the first group's blocks, without a window if the model has such layers: a router
+        that counts them may count a prefix as cached whose end the other groups have evicted. With
+        windows alone it may count too few, since early blocks go first and are not needed.
+        """
+        changes, self._changes = self._changes, []
+        return [
+            BlockChange(kind=kind, hashes=tuple(own for _, own in same))
+            for kind, same in groupby(changes, key=itemgetter(0))
+        ]
 
     def check(self) -> None:
         """Raise AssertionError if the cache and the allocator disagree."""
@@ -373,7 +355,7 @@ class PrefixCache:
         del self._entries[entry.hash, entry.group]
         del self._by_block[block]
         if entry.group == 0:
-            self._events.append((Evicted, entry.hash))
+            self._changes.append(("evicted", entry.hash))
         self.blocks.forget(block)
 
 

@@ -20,13 +20,13 @@ from engine.limits import EngineLimits
 from engine.scheduling.in_flight import Part, Steps
 from engine.scheduling.sequence_table import Effect, Roster
 from engine.sequence import (
-    Cancel,
+    Abandon,
     Complete,
     Fail,
+    FetchLanded,
+    FetchLost,
     FetchOutcome,
     HandOver,
-    Landed,
-    Lost,
     Sequence,
     SequenceEvent,
     SequenceState,
@@ -82,7 +82,7 @@ class Scheduler:
         """End it. Harmless when unknown or ended."""
         sequence = self._roster.get(sequence_id)
         if sequence is not None and sequence.verdict is None:
-            self._roster.end(sequence, Cancel())
+            self._roster.end(sequence, Abandon())
 
     def fetch_done(self, sequence_id: SequenceId, outcome: FetchOutcome) -> None:
         """Nobody writes into the reserved blocks any more, the quarantined ones apart. Harmless
@@ -91,11 +91,11 @@ class Scheduler:
         if sequence is None or not sequence.needs_fetch:
             return
         match outcome:
-            case Landed() if sequence.state is SequenceState.FETCHING:
+            case FetchLanded() if sequence.state is SequenceState.FETCHING:
                 self._land(sequence, outcome)
-            case Landed():
+            case FetchLanded():
                 self._roster.fetch_ended(sequence)
-            case Lost():
+            case FetchLost():
                 self._lose(sequence, outcome)
 
     def quiet(self, blocks: Collection[int]) -> None:
@@ -418,7 +418,7 @@ class Scheduler:
             elif not sequence.in_flight:
                 self._roster.drained(sequence)
 
-    def _land(self, sequence: Sequence, landed: Landed) -> None:
+    def _land(self, sequence: Sequence, landed: FetchLanded) -> None:
         """The KV of all its tokens is here, and with it the next token."""
         self._roster.fetch_ended(sequence)
         self._roster.move(sequence, SequenceEvent.LANDED)
@@ -430,7 +430,7 @@ class Scheduler:
         )
         self._append(sequence, token)
 
-    def _lose(self, sequence: Sequence, lost: Lost) -> None:
+    def _lose(self, sequence: Sequence, lost: FetchLost) -> None:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""
         self._roster.quarantine(lost.quarantined)
         if lost.num_tokens > sequence.num_computed:

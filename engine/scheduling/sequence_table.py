@@ -16,14 +16,14 @@ from protocol.messages import Blocks, Load
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class SequenceAdmitted:
     """Its blocks are allocated, for the first time."""
 
     sequence: Sequence
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class SequenceComputed:
     """HANDOVER: the KV of the first `num_tokens` tokens is written."""
 
     sequence: Sequence
@@ -31,20 +31,21 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """`sequence.verdict` is final."""
+class SequenceEnded:
+    """Its verdict is final."""
 
     sequence: Sequence
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Freed:
+class SequenceFreed:
     """It owns nothing any more; its id may be used again."""
 
     sequence: Sequence
 
 
-Effect = Admitted | Computed | Ended | Freed
+Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
 
 
 class Roster:
@@ -91,10 +92,10 @@ class Roster:
             self.move(sequence, SequenceEvent.ADMITTED)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
-            self._effects.append(Admitted(sequence))
+            self._effects.append(SequenceAdmitted(sequence))
 
     def computed(self, sequence: Sequence) -> None:
-        self._effects.append(Computed(sequence, sequence.num_computed))
+        self._effects.append(SequenceComputed(sequence, sequence.num_computed))
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, owning nothing."""
@@ -109,7 +110,7 @@ class Roster:
         forward, a lease or a fetch."""
         assert sequence.verdict is None
         sequence.verdict = verdict
-        self._effects.append(Ended(sequence))
+        self._effects.append(SequenceEnded(sequence, verdict))
         if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
             self._cache.promise_no_more(sequence)
         if sequence.in_flight:
@@ -223,7 +224,7 @@ class Roster:
         self._cache.give_back(sequence)
         self.move(sequence, event)
         del self._sequences[sequence.id]
-        self._effects.append(Freed(sequence))
+        self._effects.append(SequenceFreed(sequence))
 
 
 def _check_flight(sequence: Sequence) -> None:

@@ -16,8 +16,7 @@ from engine.batch import Chunk, SequenceId
 from engine.commands import Submission
 from engine.limits import EngineLimits
 from engine.loop import Engine
-from engine.observer import Aborted, Finished
-from engine.sequence import Cancel, Complete, SequenceState
+from engine.sequence import Abandon, Complete, SequenceState
 from protocol.messages import Sampling
 
 PROMPT = list(range(200, 220))
@@ -103,7 +102,7 @@ def test_mini_sglang_an_abort_while_a_prefill_is_in_flight_leaves_no_block_with_
     for _ in range(num_complete):
         stepper.complete()
     stepper.abort(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     while stepper.flights:
         assert stepper.blocks.num_owned == 5
         stepper.complete()
@@ -124,7 +123,7 @@ def test_mini_sglang_an_engine_survives_an_abort_while_a_prefill_is_in_flight(de
     bench.runner.at_launch = abort_at_the_second_chunk
     bench.submit(A, max_tokens=4)
     bench.run(A)
-    assert bench.observer.endings[A] == Aborted()
+    assert bench.observer.endings[A] == Abandon()
 
 
 # -- mini-sglang: abort while the token in flight is the last -----------------------------
@@ -150,7 +149,7 @@ def test_mini_sglang_an_abort_while_the_last_token_is_in_flight_frees_once(
     stepper, run = last_in_flight(depth, eos=eos)
     stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert run.outputs == SAID[: len(run.outputs)] and len(run.outputs) < 3
     assert whole(stepper)
 
@@ -186,7 +185,7 @@ def test_mini_sglang_an_engine_survives_an_abort_while_the_last_token_is_in_flig
     bench.submit(A, max_tokens=20 if eos else 3)
     bench.run(A)
     ending = bench.observer.endings[A]  # at depth 1 the token is read before the abort is
-    assert ending == Aborted() if depth == 2 else isinstance(ending, Finished)
+    assert ending == Abandon() if depth == 2 else isinstance(ending, Complete)
 
 
 # -- nano-vllm: preempted, then prefilled again on cached blocks --------------------------

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
-from engine.kvcache.prefix_cache import Evicted, Stored
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
@@ -224,14 +223,14 @@ class Ownership(RuleBasedStateMachine):
 
     @invariant()
     def the_events_tell_what_the_cache_holds(self) -> None:
-        for event in self.stepper.cache.take_events():
-            match event:
-                case Stored(hashes):
-                    assert not self.replica & set(hashes)
-                    self.replica |= set(hashes)
-                case Evicted(hashes):
-                    assert set(hashes) <= self.replica
-                    self.replica -= set(hashes)
+        for change in self.stepper.cache.take_changes():
+            hashes = set(change.hashes)
+            if change.kind == "stored":
+                assert not self.replica & hashes
+                self.replica |= hashes
+            else:
+                assert change.kind == "evicted" and hashes <= self.replica
+                self.replica -= hashes
         first = {own for own, group in self.stepper.cache._entries if group == 0}
         assert self.replica == first
 

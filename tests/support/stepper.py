@@ -18,8 +18,21 @@ from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence_table import Admitted, Computed, Ended, Freed
-from engine.sequence import FetchOutcome, Landed, Lost, Mode, Sequence, SequenceState, Verdict
+from engine.scheduling.sequence_table import (
+    SequenceAdmitted,
+    SequenceComputed,
+    SequenceEnded,
+    SequenceFreed,
+)
+from engine.sequence import (
+    FetchLanded,
+    FetchLost,
+    FetchOutcome,
+    Mode,
+    Sequence,
+    SequenceState,
+    Verdict,
+)
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 4
@@ -160,12 +173,12 @@ class Stepper:
 
     def land(self, run: Run) -> None:
         self.fetch(run)
-        self._fetch_done(run, Landed(first_token=run.expected(1)[0]))
+        self._fetch_done(run, FetchLanded(first_token=run.expected(1)[0]))
 
     def lose(self, run: Run, *, num_tokens: int = 0, quarantined: Seq[int] = ()) -> None:
         """`num_tokens` of it are there all the same: `fetch` has written them."""
         self.quarantined += quarantined
-        self._fetch_done(run, Lost("source is gone", num_tokens, tuple(quarantined)))
+        self._fetch_done(run, FetchLost("source is gone", num_tokens, tuple(quarantined)))
 
     def scribble(self, block: int) -> None:
         """The writer of a quarantined block writes once more: nothing that anybody asked for."""
@@ -249,15 +262,14 @@ class Stepper:
         for effect in self.scheduler.take_effects():
             run = self.runs[effect.sequence.id]
             match effect:
-                case Admitted(sequence):
+                case SequenceAdmitted():
                     run.admissions += 1
                     self._offer(run)
-                case Computed(_, num_tokens):
+                case SequenceComputed(_, num_tokens):
                     run.written.append(num_tokens)
-                case Ended(sequence):
-                    assert sequence.verdict is not None
-                    run.verdicts.append(sequence.verdict)
-                case Freed():
+                case SequenceEnded(_, verdict):
+                    run.verdicts.append(verdict)
+                case SequenceFreed():
                     run.freed = True
 
     def _offer(self, run: Run) -> None:

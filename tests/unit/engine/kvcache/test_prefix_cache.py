@@ -5,9 +5,9 @@ import pytest
 from engine.batch import SequenceId
 from engine.kvcache import prefix_cache as prefix_module
 from engine.kvcache.allocator import BlockAllocator
-from engine.kvcache.prefix_cache import Evicted, PrefixCache, Stored
+from engine.kvcache.prefix_cache import PrefixCache
 from engine.sequence import Mode, Sequence
-from protocol.blocks import block_hashes, chain_seed
+from protocol.blocks import BlockChange, block_hashes, chain_seed
 from protocol.messages import Sampling
 
 LONG = list(range(12))
@@ -154,7 +154,7 @@ def test_a_block_takes_the_place_of_an_equal_one_that_nobody_holds(
     assert cache.seal(late) == []
     cache.check()
     assert late.block_table == before and not late.twins
-    assert cache.take_events() == [Stored(tuple(late.chain[1:]))]
+    assert cache.take_changes() == [BlockChange(kind="stored", hashes=tuple(late.chain[1:]))]
     cache.take((), num_new=6)
     assert cache.num_available == 0
     assert num_matched(cache, LONG[:8]) == 2
@@ -181,5 +181,8 @@ def test_events_tell_the_order_in_which_the_set_changed(cache: PrefixCache) -> N
     chain = block_hashes(LONG, block_tokens=4, seed=cache.seed(""))
     cache_it(cache, LONG)
     cache.take((), num_new=7)
-    assert cache.take_events() == [Stored(tuple(chain)), Evicted((chain[2], chain[1]))]
-    assert cache.take_events() == []
+    assert cache.take_changes() == [
+        BlockChange(kind="stored", hashes=tuple(chain)),
+        BlockChange(kind="evicted", hashes=(chain[2], chain[1])),
+    ]
+    assert cache.take_changes() == []

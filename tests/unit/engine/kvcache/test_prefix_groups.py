@@ -6,10 +6,10 @@ import pytest
 
 from engine.batch import SequenceId
 from engine.kvcache.allocator import BlockAllocator
-from engine.kvcache.prefix_cache import Evicted, PrefixCache, Stored
+from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Mode, Sequence
-from protocol.blocks import block_hashes
+from protocol.blocks import BlockChange, block_hashes
 from protocol.messages import Sampling
 
 LONG = list(range(16))
@@ -171,7 +171,10 @@ def test_a_hash_is_stored_and_evicted_once_whatever_the_number_of_groups(
     chain = block_hashes(LONG, block_tokens=4, seed=mixed.seed(""))
     mixed.give_back(computed(mixed, LONG))
     mixed.take((), num_new=24)
-    assert mixed.take_events() == [Stored(tuple(chain)), Evicted(tuple(reversed(chain)))]
+    assert mixed.take_changes() == [
+        BlockChange(kind="stored", hashes=tuple(chain)),
+        BlockChange(kind="evicted", hashes=tuple(reversed(chain))),
+    ]
 
 
 def test_a_pool_with_fewer_blocks_than_groups_is_refused() -> None:

@@ -224,7 +224,7 @@ def test_what_a_step_without_a_number_computed_is_found_by_nobody() -> None:
     stepper.runner.mute.add(bad.sequence.id)
     stepper.step()
     assert bad.freed
-    assert not stepper.cache.take_events() and not stepper.blocks.num_cached
+    assert not stepper.cache.take_changes() and not stepper.blocks.num_cached
 
 
 def test_a_sequence_without_a_number_ends_alone_and_for_good() -> None:

@@ -7,7 +7,7 @@ from support.fake_runner import StaleBlock
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.batch import PENDING, Chunk
-from engine.sequence import Cancel, Complete, Fail, HandOver, Mode, SequenceState
+from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, SequenceState
 from protocol.messages import Sampling
 
 STORY = list(range(200, 260))
@@ -195,7 +195,7 @@ def test_an_abort_answers_at_once_and_frees_after_the_last_step_in_flight(
     for _ in range(num_complete):
         stepper.complete()
     stepper.abort(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     num_outputs = len(run.outputs)
     while stepper.flights:
         assert not run.freed

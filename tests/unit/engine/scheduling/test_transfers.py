@@ -3,7 +3,7 @@
 import pytest
 from support.stepper import Stepper
 
-from engine.sequence import Cancel, Complete, Fail, HandOver, Landed, Mode, SequenceState
+from engine.sequence import Abandon, Complete, Fail, FetchLanded, HandOver, Mode, SequenceState
 
 STORY = list(range(200, 260))
 
@@ -287,7 +287,7 @@ def test_abort_while_the_prefill_is_in_flight_frees_its_blocks_once() -> None:
     stepper.abort(run)
     assert stepper.blocks.num_owned == 5
     stepper.complete()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     stepper.scheduler.check()
     assert stepper.all_back
 
@@ -303,7 +303,7 @@ def test_abort_while_the_token_in_flight_is_the_last_one_ends_once() -> None:
     stepper.launch()
     stepper.abort(run)
     stepper.complete()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert len(run.outputs) == 1
     stepper.scheduler.check()
     assert stepper.all_back
@@ -314,10 +314,10 @@ def test_abort_between_landing_and_the_next_step_ends_once() -> None:
     run = stepper.submit(STORY[:8], mode=Mode.REMOTE)
     stepper.step()
     stepper.fetch(run)
-    stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
+    stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
     stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert run.outputs == []
     assert stepper.all_back
 
@@ -327,10 +327,10 @@ def test_abort_while_fetching_answers_at_once_and_frees_when_the_writer_has_stop
     run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     stepper.step()
     stepper.abort(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert stepper.blocks.num_owned == 5
     stepper.lose(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert stepper.all_back
 
 
@@ -342,7 +342,7 @@ def test_abort_of_a_handover_keeps_its_blocks_until_the_lease_ends(num_steps: in
     for _ in range(num_steps):
         stepper.step()
     stepper.abort(run)
-    assert run.verdicts == [Cancel() if num_steps == 1 else HandOver()]
+    assert run.verdicts == [Abandon() if num_steps == 1 else HandOver()]
     assert stepper.scheduler.block_counts().leased == 5
     stepper.release(run)
     assert stepper.all_back
@@ -354,7 +354,7 @@ def test_abort_in_the_queue_leaves_no_trace(mode: Mode) -> None:
     run = stepper.submit(STORY, mode=mode)
     stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert run.freed
     assert stepper.runner.batches == []
 
@@ -368,10 +368,10 @@ def test_commands_that_come_twice_or_too_late_are_harmless(mode: Mode) -> None:
         stepper.abort(run)
     for _ in range(2):
         stepper.lose(run)
-        stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
+        stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
         stepper.release(run)
         stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel() if mode is not Mode.HANDOVER else HandOver()]
+    assert run.verdicts == [Abandon() if mode is not Mode.HANDOVER else HandOver()]
     assert stepper.all_back
     stepper.scheduler.check()
