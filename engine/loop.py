@@ -26,12 +26,14 @@ from engine.commands import (
     Submit,
 )
 from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver, SequenceToken
 from engine.runner.contract import Launched, Runner, StepHung
-from engine.scheduling.scheduler import STEPS_AHEAD, Scheduler
+from engine.scheduling.in_flight import STEPS_AHEAD
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence_table import (
     Effect,
     SequenceAdmitted,
@@ -39,7 +41,7 @@ from engine.scheduling.sequence_table import (
     SequenceEnded,
     SequenceFreed,
 )
-from engine.sequence import Abandon, Fail, FetchOutcome, Sequence, Verdict
+from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
 
@@ -66,7 +68,7 @@ class EngineStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flight:
+class StepInFlight:
     """A step that is launched and whose tokens are not read."""
 
     batch: StepInput
@@ -113,7 +115,7 @@ class Engine:
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
         self._num_steps = 0
@@ -174,14 +176,14 @@ class Engine:
         try:
             while not self._stopping:
                 self._iterate()
-            self._await_flights()
+            self._await_steps()
             self._end_all(Abandon())
         except Exception as error:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
             try:
                 if not isinstance(error, StepHung):
-                    self._await_flights()
+                    self._await_steps()
                 self._end_all(Fail("internal", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
@@ -194,14 +196,14 @@ class Engine:
         self._deliver()
         if self._stopping:
             return
-        batch = self._scheduler.next_batch()
+        batch = self._scheduler.schedule(now=self._clock())
         self._deliver()
-        self._idle = not batch and not self._flights
+        self._idle = not batch and not self._in_flight
         if batch:
             self._launch(batch)
         elif self._check:
             self._scheduler.check()
-        if self._flights and (not batch or len(self._flights) >= self._runner.depth):
+        if self._in_flight and (not batch or len(self._in_flight) >= self._runner.depth):
             self._collect()
         if self._idle or self._freed or self._clock() - self._stats_at > STATS_AGE_S:
             self._refresh_stats()
@@ -233,21 +235,21 @@ class Engine:
         except Exception as error:
             self._fail(batch, error, self._scheduler.fail_newest)
         else:
-            self._flights.append(Flight(batch=batch, launched=launched, at=at))
+            self._in_flight.append(StepInFlight(batch=batch, launched=launched, at=at))
 
     def _collect(self) -> None:
         """Wait for the oldest step and say what it brought."""
-        flight = self._flights.popleft()
+        step = self._in_flight.popleft()
         try:
-            sampled = flight.launched.tokens()
+            sampled = step.launched.tokens()
         except StepHung:
             raise
         except Exception as error:
-            self._fail(flight.batch, error, self._scheduler.fail_oldest)
+            self._fail(step.batch, error, self._scheduler.fail_oldest)
             return
         self._num_failures = 0
         self._num_steps += 1
-        self._measure(flight)
+        self._measure(step)
         self._scheduler.record(sampled)
         self._deliver()
 
@@ -259,30 +261,30 @@ class Engine:
         if self._num_failures >= MAX_FAILURES:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
 
-    def _await_flights(self) -> None:
+    def _await_steps(self) -> None:
         """Nobody writes into the blocks afterwards, unless the device hangs: then waiting for the
         rest is in vain. What the steps say interests nobody."""
-        for flight in self._flights:
+        for step in self._in_flight:
             try:
-                flight.launched.tokens()
+                step.launched.tokens()
             except StepHung:
-                log.exception("device hung", extra={"flights": len(self._flights)})
+                log.exception("device hung", extra={"steps": len(self._in_flight)})
                 break
             except Exception:
-                log.exception("step failed", extra={"sequences": len(flight.batch)})
-        self._flights.clear()
+                log.exception("step failed", extra={"sequences": len(step.batch)})
+        self._in_flight.clear()
 
-    def _measure(self, flight: Flight) -> None:
+    def _measure(self, step: StepInFlight) -> None:
         """A step launched behind another begins when that one ends."""
         now = self._clock()
         num_tokens = num_decodes = 0
-        for chunk in flight.batch:
+        for chunk in step.batch:
             num_tokens += len(chunk.token_ids)
             num_decodes += chunk.sampling is not None and len(chunk.token_ids) == 1
         self._speeds.measure(
             num_prefill_tokens=num_tokens - num_decodes,
             num_decodes=num_decodes,
-            step_s=now - max(flight.at, self._collected_at),
+            step_s=now - max(step.at, self._collected_at),
         )
         self._collected_at = now
 
@@ -321,8 +323,7 @@ class Engine:
                 assert_never(effect)
 
     def _tell_admitted(self, sequence: Sequence) -> None:
-        sequence.admitted_at = self._clock()
-        table = self._cache.offered(sequence)
+        table = sequence.shown_blocks
         self._observer.admitted(
             sequence.id,
             table,
@@ -359,7 +360,9 @@ class Engine:
             outputs=list(submission.generated),
             sampling=submission.sampling,
             mode=submission.mode,
-            chain=[self._cache.seed(submission.salt)],
+            block_table=BlockTable(
+                self._cache, salt=submission.salt, lent=submission.mode is Mode.HANDOVER
+            ),
             submitted_at=submitted_at,
         )
 

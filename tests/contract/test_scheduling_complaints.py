@@ -80,7 +80,7 @@ def whole(stepper: Stepper) -> bool:
     stepper.run()
     stepper.scheduler.check()
     num_blocks = stepper.blocks.num_blocks
-    return stepper.all_back and len(set(stepper.cache.take((), num_new=num_blocks))) == num_blocks
+    return stepper.all_back and len(set(stepper.cache.allocate_blocks(num_blocks))) == num_blocks
 
 
 # -- mini-sglang: abort while a prefill is in flight --------------------------------------
@@ -103,7 +103,7 @@ def test_mini_sglang_an_abort_while_a_prefill_is_in_flight_leaves_no_block_with_
         stepper.complete()
     stepper.abort(run)
     assert run.verdicts == [Abandon()]
-    while stepper.flights:
+    while stepper.in_flight:
         assert stepper.blocks.num_owned == 5
         stepper.complete()
     assert run.freed and stepper.blocks.num_owned == 0
@@ -134,7 +134,7 @@ def last_in_flight(depth: int, *, eos: bool) -> tuple[Stepper, Run]:
     stepper = Stepper(depth=depth, eos_token_ids=(SAID[2],) if eos else ())
     sampling = Sampling(seed=1, max_tokens=20 if eos else 3)
     run = stepper.submit(PROMPT, sampling=sampling)
-    while not any(chunk.position == 22 for flight in stepper.flights for chunk in flight.chunks):
+    while not any(chunk.position == 22 for flight in stepper.in_flight for chunk in flight.chunks):
         if not stepper.may_launch:
             stepper.complete()
         stepper.launch()

@@ -295,7 +295,7 @@ def test_a_handover_is_never_preempted_however_new() -> None:
     stepper.run()
     assert stepper.scheduler.num_preempted > 0
     assert leased.verdicts == [HandOver()]
-    assert leased.sequence.block_table == [block for block, _ in leased.leased_blocks]
+    assert leased.sequence.block_table.blocks == [block for block, _ in leased.leased_blocks]
     stepper.release(leased)
     stepper.run()
     assert [run.outputs for run in (old, new)] == [run.expected(12) for run in (old, new)]
