@@ -43,7 +43,7 @@ class Scheduler:
     ) -> None:
         self._cache = cache
         self._limits = limits
-        self._eos = frozenset(eos_token_ids)
+        self._eos_token_ids = frozenset(eos_token_ids)
         self._num_arrivals = 0
         self._table = SequenceTable(cache)
         self._steps = InFlightSteps(cache)
@@ -232,13 +232,13 @@ class Scheduler:
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
     ) -> Verdict | None:
-        sampling, num_outputs = sequence.sampling, len(sequence.outputs)
-        ends_here = token_id in sampling.stop_token_ids or (
-            token_id in self._eos and not sampling.ignore_eos
-        )
-        if sequence.id in stopped or (ends_here and sampling.may_end(num_outputs - 1)):
+        rule, num_outputs = sequence.sampling, len(sequence.outputs)
+        if sequence.id in stopped:
             return Complete("stop")
-        if num_outputs >= sampling.max_tokens or sequence.num_tokens >= self.max_context_tokens:
+        reason = rule.reason_to_end(token_id, num_outputs, self._eos_token_ids)
+        if reason is not None:
+            return Complete(reason)
+        if sequence.num_tokens >= self.max_context_tokens:
             return Complete("length")
         return HandOver() if sequence.leases else None
 
