@@ -14,17 +14,7 @@ from threading import Thread, current_thread
 from typing import assert_never
 
 from engine.batch import SequenceId, StepInput
-from engine.commands import (
-    Abort,
-    Command,
-    FetchDone,
-    Inbox,
-    Quiet,
-    Release,
-    Stop,
-    Submission,
-    Submit,
-)
+from engine.commands import Inbox, Submission
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -107,10 +97,9 @@ class Engine:
         self._clock = clock
         self._check = check
         self._generations = generations
-        self._block_tokens = runner.layout.block_tokens
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
         self._cache = PrefixCache(
-            blocks, block_tokens=self._block_tokens, compat=compat, windows=windows
+            blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
@@ -138,26 +127,29 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded (then nothing
-        is told to the observer) and ValueError for an empty prompt or an id in use."""
+        is told to the observer) and ValueError for an empty prompt, an adapter or an id in
+        use."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
-        self._inbox.submit(Submit(submission, self._clock()))
+        if submission.adapter is not None:
+            raise ValueError(f"adapter is {submission.adapter!r}; there is none but None")
+        self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
         """End it soon. Its blocks still wait for its fetch or its lease to end."""
-        self._inbox.tell(Abort(sequence))
+        self._inbox.tell(sequence, self._scheduler.abort)
 
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
         """REMOTE: nobody writes into its blocks any more, but into those `outcome` quarantines."""
-        self._inbox.tell(FetchDone(sequence, outcome))
+        self._inbox.tell(sequence, self._scheduler.fetch_done, outcome)
 
     def quiet(self, blocks: tuple[int, ...]) -> None:
         """Nobody writes into these quarantined blocks any more: they may be used again."""
-        self._inbox.put(Quiet(blocks))
+        self._inbox.put_command(self._scheduler.quiet, blocks)
 
     def release(self, sequence: SequenceId) -> None:
         """HANDOVER: the lease is over, nobody reads its blocks any more."""
-        self._inbox.tell(Release(sequence))
+        self._inbox.tell(sequence, self._scheduler.release)
 
     def stats(self) -> EngineStats:
         """At most 50 ms old while busy, exact when idle."""
@@ -166,7 +158,7 @@ class Engine:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Abort what still runs and end the thread, after the steps in flight."""
         self._inbox.close("the engine has stopped")
-        self._inbox.put(Stop())
+        self._inbox.put_command(self._begin_stop)
         if self._thread.is_alive() and self._thread is not current_thread():
             self._thread.join(timeout_s)
 
@@ -191,8 +183,8 @@ class Engine:
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
         may be or nothing can be; waits for a command when there is nothing to compute."""
-        for command in self._inbox.take(wait=self._idle):
-            self._obey(command)
+        for call, args in self._inbox.take_commands(wait=self._idle):
+            call(*args)
         self._deliver()
         if self._stopping:
             return
@@ -209,22 +201,28 @@ class Engine:
             self._refresh_stats()
         self._forget_freed()
 
-    def _obey(self, command: Command) -> None:
-        match command:
-            case Submit(submission, at):
-                self._scheduler.submit(self._sequence(submission, submitted_at=at))
-            case Abort(sequence):
-                self._scheduler.abort(sequence)
-            case FetchDone(sequence, outcome):
-                self._scheduler.fetch_done(sequence, outcome)
-            case Release(sequence):
-                self._scheduler.release(sequence)
-            case Quiet(blocks):
-                self._scheduler.quiet(blocks)
-            case Stop():
-                self._stopping = True
-            case _:
-                assert_never(command)
+    def _accept(self, submission: Submission, submitted_at: float) -> None:
+        table = BlockTable(
+            self._cache,
+            salt=submission.salt,
+            adapter=submission.adapter or "",
+            lent=submission.mode is Mode.HANDOVER,
+        )
+        self._scheduler.submit(
+            Sequence(
+                id=submission.id,
+                prompt=submission.prompt,
+                outputs=list(submission.generated),
+                sampling=submission.sampling,
+                mode=submission.mode,
+                adapter=submission.adapter,
+                block_table=table,
+                submitted_at=submitted_at,
+            )
+        )
+
+    def _begin_stop(self) -> None:
+        self._stopping = True
 
     def _launch(self, batch: StepInput) -> None:
         at = self._clock()
@@ -334,9 +332,9 @@ class Engine:
 
     def _end_all(self, verdict: Verdict) -> None:
         """The inbox is closed: whoever came through it gets an ending before the thread ends."""
-        for command in self._inbox.take(wait=False):
-            if isinstance(command, Submit):
-                self._obey(command)
+        for call, args in self._inbox.take_commands(wait=False):
+            if call == self._accept:
+                call(*args)
         self._scheduler.end_all(verdict)
         for effect in self._scheduler.take_effects():
             try:
@@ -352,19 +350,6 @@ class Engine:
         for sequence_id in self._freed:
             self._inbox.forget(sequence_id)
         self._freed.clear()
-
-    def _sequence(self, submission: Submission, *, submitted_at: float) -> Sequence:
-        return Sequence(
-            id=submission.id,
-            prompt=submission.prompt,
-            outputs=list(submission.generated),
-            sampling=submission.sampling,
-            mode=submission.mode,
-            block_table=BlockTable(
-                self._cache, salt=submission.salt, lent=submission.mode is Mode.HANDOVER
-            ),
-            submitted_at=submitted_at,
-        )
 
     def _refresh_stats(self) -> None:
         self._stats_at = self._clock()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from engine.batch import SequenceId
+from engine.batch import AdapterId, SequenceId
 from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.state_table import Life, StateTable
@@ -168,6 +168,7 @@ class Sequence:
     mode: Mode
     block_table: BlockTable
     """Its blocks, changed by the scheduler as the rest is."""
+    adapter: AdapterId | None = None
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
 

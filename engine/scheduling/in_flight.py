@@ -64,6 +64,7 @@ class InFlightSteps:
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
             pending=pending,
+            adapter=sequence.adapter,
         )
 
     def pop_oldest_step(self) -> list[Part]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import SequenceId, StepInput
+from engine.batch import AdapterId, SequenceId, StepInput
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -130,6 +130,7 @@ class Stepper:
         num_given: int = 0,
         seed: int = 1,
         salt: str = "",
+        adapter: AdapterId | None = None,
         stop_at: int | None = None,
         penalty: float = 0.0,
         sampling: Sampling | None = None,
@@ -148,7 +149,10 @@ class Stepper:
             outputs=list(given),
             sampling=sampling,
             mode=mode,
-            block_table=BlockTable(self.cache, salt=salt, lent=mode is Mode.HANDOVER),
+            block_table=BlockTable(
+                self.cache, salt=salt, adapter=adapter or "", lent=mode is Mode.HANDOVER
+            ),
+            adapter=adapter,
         )
         run = Run(sequence, [*prompt, *given], num_given, stop_at=stop_at, window=window)
         self.runs[name] = run

@@ -6,7 +6,7 @@ from support.eventually import eventually
 from support.fake_runner import FakeRunner, FakeStep, continuation
 from support.observed import RecordingObserver
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import AdapterId, Chunk, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
@@ -208,6 +208,13 @@ def test_an_id_in_use_and_an_empty_prompt_are_the_callers_mistakes(bench: Bench)
         bench.submit(A)
     with pytest.raises(ValueError, match="prompt is empty"):
         bench.submit(B, prompt=[])
+
+
+def test_an_adapter_is_refused_until_an_engine_has_any(bench: Bench) -> None:
+    sampling = Sampling(seed=1, max_tokens=1)
+    asked = Submission(id=A, prompt=PROMPT, sampling=sampling, adapter=AdapterId("lora"))
+    with pytest.raises(ValueError, match="adapter is 'lora'; there is none but None"):
+        bench.engine.submit(asked)
 
 
 def test_an_id_may_be_used_again_once_its_blocks_are_back(bench: Bench) -> None:

@@ -2,6 +2,7 @@ import pytest
 from support.fake_runner import continuation
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
+from engine.batch import AdapterId
 from engine.limits import EngineLimits
 from engine.sequence import Complete, Fail, HandOver, Mode, SequenceState
 from protocol.messages import Sampling
@@ -102,6 +103,18 @@ def test_the_next_turn_of_a_conversation_finds_the_generated_tokens() -> None:
     second = stepper.submit([*STORY[:10], *first.outputs, 1, 2, 3])
     stepper.run()
     assert second.sequence.num_cached == 20
+
+
+def test_chunks_name_the_adapter_of_their_submission_and_its_blocks_are_not_anothers() -> None:
+    stepper = Stepper(token_budget=100)
+    lora = AdapterId("lora")
+    for adapter in (None, lora, lora):
+        run = stepper.submit(STORY[:10], max_tokens=2, adapter=adapter)
+        (chunk,) = stepper.step()
+        assert chunk.adapter == adapter
+        stepper.run()
+    caches = [run.sequence.num_cached for run in stepper.runs.values()]
+    assert caches == [0, 0, 8]
 
 
 # -- endings ------------------------------------------------------------------------------
