@@ -109,7 +109,7 @@ def test_chunks_name_the_adapter_of_their_submission_and_its_blocks_are_not_anot
     stepper = Stepper(token_budget=100)
     lora = AdapterId("lora")
     for adapter in (None, lora, lora):
-        run = stepper.submit(STORY[:10], max_tokens=2, adapter=adapter)
+        stepper.submit(STORY[:10], max_tokens=2, adapter=adapter)
         (chunk,) = stepper.step()
         assert chunk.adapter == adapter
         stepper.run()
