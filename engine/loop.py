@@ -248,7 +248,7 @@ class Engine:
         self._num_failures = 0
         self._num_steps += 1
         self._measure(step)
-        self._scheduler.record(sampled)
+        self._scheduler.record({sequence: (token,) for sequence, token in sampled.items()})
         self._deliver()
 
     def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:
@@ -289,8 +289,7 @@ class Engine:
     def _deliver(self) -> None:
         """Tell the observer all that happened, and settle what it says about the texts."""
         self._report()
-        unsettled = self._scheduler.unsettled()
-        if unsettled:
+        while unsettled := self._scheduler.unsettled():
             tokens = [
                 SequenceToken(id=sequence.id, index=len(sequence.outputs) - 1, token=token)
                 for sequence, token in unsettled

@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Literal
+from typing import Literal, Protocol
 
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.promises import Promises
@@ -42,6 +42,14 @@ class Entry:
     block: int
 
 
+class Tier(Protocol):
+    """Memory below the pool, for blocks whose place in the pool is needed. There is none yet."""
+
+    def take_over(self, entry: Entry) -> None:
+        """The entry is about to be evicted: copy its block, or do without. The block may have other
+        contents once this has returned."""
+
+
 class PrefixCache:
     """Finds, hands out and takes back blocks. Every other owner goes through here."""
 
@@ -52,8 +60,10 @@ class PrefixCache:
         block_tokens: int,
         compat: str,
         windows: Seq[Window] = (None,),
+        tier: Tier | None = None,
     ) -> None:
-        """`windows`: of each KV group, those without one first."""
+        """`windows`: of each KV group, those without one first; `tier` is asked before a block is
+        evicted."""
         if blocks.num_blocks < len(windows):
             raise ValueError(
                 f"num_blocks is {blocks.num_blocks}; a token needs one in each of "
@@ -67,6 +77,7 @@ class PrefixCache:
         """Groups with a window."""
         self.promises = Promises()
         self._compat = compat
+        self._tier = tier
         self._entries: dict[Key, Entry] = {}
         self._by_block: dict[int, Entry] = {}
         self._idle: OrderedDict[int, Entry] = OrderedDict()
@@ -220,6 +231,8 @@ class PrefixCache:
 
     def _evict(self) -> None:
         block, entry = self._idle.popitem(last=False)
+        if self._tier is not None:
+            self._tier.take_over(entry)
         del self._entries[entry.hash, entry.group]
         del self._by_block[block]
         if entry.group == 0:

@@ -11,6 +11,7 @@ ends by a deadline of its own; of the others the newest makes room, so the oldes
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Sequence as Seq
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput
 from engine.kvcache.prefix_cache import PrefixCache
@@ -56,8 +57,9 @@ class Scheduler:
             steps=self._steps,
             max_context_tokens=self.max_context_tokens,
         )
-        self._sampled: list[tuple[Sequence, SampledToken]] = []
-        """Tokens whose sequence has not been told yet whether it goes on."""
+        self._sampled: list[tuple[Sequence, Seq[SampledToken]]] = []
+        """Tokens of one step, of which the first is the last of its sequence's outputs and has not
+        been settled yet."""
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -145,9 +147,10 @@ class Scheduler:
         chunks.append(chunk)
         return budget - len(chunk.token_ids)
 
-    def record(self, sampled: Mapping[SequenceId, SampledToken]) -> None:
-        """The oldest batch is computed: its KV is written, these are its tokens. Who asked for one
-        and has none ends, alone; tokens of those that have their ending are nobody's."""
+    def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
+        """The oldest batch is computed: its KV is written, these are its tokens, one a sequence or,
+        as speculation would find them, several that follow each other. Who asked for one and has
+        none ends, alone; tokens of those that have their ending are nobody's."""
         block_tokens = self._cache.block_tokens
         for sequence, start, stop in self._steps.pop_oldest_step():
             sequence.in_flight -= 1
@@ -177,23 +180,27 @@ class Scheduler:
         self._fail(self._steps.pop_newest_step(), message)
 
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
-        """Tokens since the last `settle`, each the last of its sequence's outputs."""
-        return [pair for pair in self._sampled if pair[0].verdict is None]
+        """One token of each sequence that has any, the last of its outputs. A step's tokens are
+        settled one by one, so until there are none: what follows an ending is nobody's."""
+        return [(each, tokens[0]) for each, tokens in self._sampled if each.verdict is None]
 
     def settle(self, stopped: Collection[SequenceId], *, now: float) -> None:
         """Decide who goes on; the text of the `stopped` ones has come to its end."""
         settled, self._sampled = self._sampled, []
-        for sequence, token in settled:
+        for sequence, tokens in settled:
             if sequence.verdict is not None:
                 continue
             if not sequence.first_token_at:
                 sequence.first_token_at = now
-            verdict = self._judge(sequence, token.token_id, stopped)
+            verdict = self._judge(sequence, tokens[0].token_id, stopped)
             if verdict is not None:
                 self._table.finish(sequence, verdict)
-            elif sequence.state is SequenceState.PREFILLING:
+                continue
+            if sequence.state is SequenceState.PREFILLING:
                 self._table.move(sequence, SequenceEvent.SAMPLED)
                 self._running.lower_promise(sequence)
+            if len(tokens) > 1:
+                self._append(sequence, tokens[1:])
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
@@ -273,7 +280,7 @@ class Scheduler:
         token = SampledToken(
             token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
         )
-        self._append(sequence, token)
+        self._append(sequence, (token,))
 
     def _lose(self, sequence: Sequence, lost: FetchLost) -> None:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""
@@ -288,6 +295,6 @@ class Scheduler:
         else:
             self._table.fetch_ended(sequence)
 
-    def _append(self, sequence: Sequence, token: SampledToken) -> None:
-        sequence.outputs.append(token.token_id)
-        self._sampled.append((sequence, token))
+    def _append(self, sequence: Sequence, tokens: Seq[SampledToken]) -> None:
+        sequence.outputs.append(tokens[0].token_id)
+        self._sampled.append((sequence, tokens))

@@ -6,13 +6,14 @@ depth 2 a second step may be launched before the first is complete. `step` does 
 """
 
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import AdapterId, SequenceId, StepInput
+from engine.batch import AdapterId, SampledToken, SequenceId, StepInput
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -216,7 +217,13 @@ class Stepper:
 
     def complete(self) -> None:
         """The oldest step."""
-        self.scheduler.record(self.in_flight.popleft().tokens())
+        sampled = self.in_flight.popleft().tokens()
+        self.record({name: [token] for name, token in sampled.items()})
+
+    def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
+        """Of the oldest step, already taken from those in flight: several tokens of a sequence, as
+        the fake model gives none."""
+        self.scheduler.record(sampled)
         self.num_steps += 1
         self._settle()
         self.scheduler.check()
@@ -253,15 +260,16 @@ class Stepper:
 
     def _settle(self) -> None:
         self._hear()
-        stopped = set()
-        for sequence, token in self.scheduler.unsettled():
-            run = self.runs[sequence.id]
-            assert not run.verdicts, "a token after the ending"
-            run.outputs.append(token.token_id)
-            if run.stop_at is not None and len(sequence.outputs) >= run.stop_at:
-                stopped.add(sequence.id)
-        self.scheduler.settle(stopped, now=float(self.num_steps + 1))
-        self._hear()
+        while unsettled := self.scheduler.unsettled():
+            stopped = set()
+            for sequence, token in unsettled:
+                run = self.runs[sequence.id]
+                assert not run.verdicts, "a token after the ending"
+                run.outputs.append(token.token_id)
+                if run.stop_at is not None and len(sequence.outputs) >= run.stop_at:
+                    stopped.add(sequence.id)
+            self.scheduler.settle(stopped, now=float(self.num_steps + 1))
+            self._hear()
 
     def _hear(self) -> None:
         for effect in self.scheduler.take_effects():

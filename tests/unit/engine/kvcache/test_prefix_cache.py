@@ -5,8 +5,9 @@ import pytest
 from engine.kvcache import prefix_cache as prefix_module
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
-from engine.kvcache.prefix_cache import PrefixCache, Tokens
+from engine.kvcache.prefix_cache import Entry, PrefixCache, Tokens
 from protocol.blocks import BlockChange, block_hashes, chain_seed
+from protocol.ids import BlockHash
 
 LONG = list(range(12))
 
@@ -166,6 +167,30 @@ def test_under_a_lease_a_sequence_keeps_its_blocks_and_holds_the_equal_ones(
     leased.give_back()
     cache.check()
     assert cache.num_available == 8
+
+
+def test_a_lower_tier_is_asked_before_a_block_is_evicted() -> None:
+    blocks = BlockAllocator(8, generations=[0] * 8)
+
+    class Below:
+        """Notes what it is given, and that the contents are still there."""
+
+        def __init__(self) -> None:
+            self.taken: list[tuple[int, BlockHash, int]] = []
+
+        def take_over(self, entry: Entry) -> None:
+            self.taken.append((entry.block, entry.hash, blocks.generations[entry.block]))
+
+    below = Below()
+    cache = PrefixCache(blocks, block_tokens=4, compat="test", tier=below)
+    held = computed(cache, LONG[:8])
+    first, last = held.blocks
+    chain = held.chain[1:]
+    held.give_back()
+    cache.allocate_blocks(6)
+    assert not below.taken
+    cache.allocate_blocks(2)
+    assert below.taken == [(last, chain[1], 1), (first, chain[0], 1)]
 
 
 def test_events_tell_the_order_in_which_the_set_changed(cache: PrefixCache) -> None:
