@@ -19,15 +19,22 @@ from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
-from engine.runner.gpu.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
+from engine.runner.gpu.arrays import (
+    StepArrays,
+    StepTensors,
+    is_decode,
+    padded,
+    step_arrays,
+    widest_table,
+)
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.launched import LaunchedStep
 from engine.runner.gpu.penalties import Edits, edited, edits_of
-from engine.runner.gpu.upload import StepTensors, Upload, fetch, send_array, upload_bytes
+from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
 from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import Chooser, RowRules
+from engine.sampling.rows import Chooser
 from protocol.layout import KvLayout
 
 
@@ -141,15 +148,7 @@ class DeviceRunner:
     def _chosen(self, step: StepTensors, logits_RV: Tensor, edits: Edits) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        rules = RowRules(
-            temperature_R=step.temperature_R[:num_rows],
-            top_k_R=step.top_k_R[:num_rows],
-            top_p_R=step.top_p_R[:num_rows],
-            min_p_R=step.min_p_R[:num_rows],
-            seed_R=step.seed_R[:num_rows],
-            position_R=step.position_R[:num_rows],
-        )
-        chosen_R = self._choose(edited(logits_RV, edits, self._device), rules)
+        chosen_R = self._choose(edited(logits_RV, edits, self._device), step.rules(num_rows))
         self._last.keep(chosen_R, step.keep_R[:num_rows])
         return chosen_R
 

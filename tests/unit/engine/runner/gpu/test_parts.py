@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.runner.contract import StepHung
 from engine.runner.gpu.arrays import (
     NO_FEED,
-    StepArrays,
+    StepFields,
     empty_decode,
     is_decode,
     padded,
@@ -138,7 +138,7 @@ def test_an_upload_arrives_as_aligned_views_of_one_buffer() -> None:
     step = step_arrays(parts, LAYOUT, feeds=[NO_FEED, 4], keeps=[0, 1])
     upload = Upload(HostDevice(), num_bytes=4096)
     sent = upload.send(step)
-    for field in fields(StepArrays):
+    for field in fields(StepFields):
         tensor, array = getattr(sent, field.name), getattr(step, field.name)
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -153,7 +153,7 @@ def test_what_a_captured_step_reads_stays_where_it_is_however_long_the_tables() 
     for num_blocks in (1, 5, 30):
         empty = empty_decode(8, num_groups=2, num_blocks=num_blocks, nowhere=9)
         sent = upload.send(empty)
-        places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepArrays)))
+        places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepFields)))
     assert len(places) == 1
 
 
@@ -177,5 +177,5 @@ def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
         full.keep_R.tolist() == [3, 8, 8, 8]
         and full.tables_GSB[0].tolist() == [[2, 1, *[0] * 14]] + [[0] * 16] * 3
     )
-    for field in fields(StepArrays):
+    for field in fields(StepFields):
         assert getattr(full, field.name).dtype == getattr(step, field.name).dtype, field.name

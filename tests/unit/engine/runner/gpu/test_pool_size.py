@@ -12,11 +12,11 @@ from engine.assembly import assemble
 from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
-from engine.runner.gpu.arrays import StepArrays, widest_table
+from engine.runner.gpu.arrays import StepArrays, StepTensors, widest_table
 from engine.runner.gpu.device import Step
 from engine.runner.gpu.pool_size import largest_step, largest_step_bytes, pool_bytes
 from engine.runner.gpu.runner import DeviceRunner
-from engine.runner.gpu.upload import StepTensors, Upload
+from engine.runner.gpu.upload import Upload
 from engine.sampling.on_host import choose_on_host
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout
