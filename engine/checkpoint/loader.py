@@ -28,6 +28,7 @@ from engine.checkpoint.tensor_names import (
     tensor_shapes,
 )
 from engine.models.config import ModelConfig
+from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
 from engine.ops.contract import HeadShape, Linear, Ops
 from engine.ops.torch_ops import TorchLinear
@@ -100,11 +101,14 @@ class Loader:
         spec, norms = config.layers[index], config.family.norms
         return Layer(
             norm_K=self._optional_norm(prefix, norms.before_attention),
-            qkv=self._linear(stored_qkv(config, prefix)),
-            heads=self._heads(index, prefix),
-            rope=config.ropes.index(spec.rope),
-            output=self._linear((stored_output(config, prefix),)),
-            after_attention_K=self._optional_norm(prefix, norms.after_attention),
+            mixer=Attention(
+                ops=self._ops,
+                qkv=self._linear(stored_qkv(config, prefix)),
+                heads=self._heads(index, prefix),
+                rope=config.ropes.index(spec.rope),
+                output=self._linear((stored_output(config, prefix),)),
+            ),
+            after_mixer_K=self._optional_norm(prefix, norms.after_attention),
             mlp_norm_K=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
