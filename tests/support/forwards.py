@@ -50,7 +50,7 @@ def pool_for(
 ) -> KvPool:
     """Unwritten slots hold NaN: reading one shows."""
     dtype: KvDtype = "bfloat16" if model.kv_dtype == torch.bfloat16 else "float32"
-    layout = model.config.kv_layout(block_tokens=block_tokens, dtype=dtype)
+    (layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype=dtype)
     pool = KvPool(layout, num_blocks)
     pool.tensor.fill_(fill)
     return pool
