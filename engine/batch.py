@@ -43,6 +43,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated and read so far, by whichever worker: what the penalties see."""
+    allowed: bytes | None = None
+    """A byte for each id of the vocabulary, 0 where it may not be the token sampled; None: all
+    may. What a grammar says; penalties, bias and bans come after it."""
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
 
