@@ -7,7 +7,7 @@ msgspec structs, not dataclasses: one of each is made per token, and a frozen da
 times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NewType
 
 import msgspec
@@ -71,3 +71,7 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """The most likely (token id, logprob) pairs, best first."""
+
+
+StepTokens = Mapping[SequenceId, Sequence[SampledToken]]
+"""Of each sequence in the order of their positions; one, as long as a step samples no more."""

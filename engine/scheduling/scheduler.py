@@ -11,10 +11,10 @@ ends by a deadline of its own; of the others the newest makes room, so the oldes
 """
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from itertools import islice
 
-from engine.batch import SampledToken, SequenceId, StepInput
+from engine.batch import SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.in_flight import Part, Steps
@@ -129,7 +129,7 @@ class Scheduler:
             self._steps.take_newest()
         return tuple(chunks)
 
-    def record(self, sampled: Mapping[SequenceId, SampledToken]) -> None:
+    def record(self, sampled: StepTokens) -> None:
         """The oldest batch is computed: its KV is written, these are its tokens. Who asked for one
         and has none ends, alone; tokens of those that have their ending are nobody's."""
         block_tokens = self._cache.block_tokens
@@ -151,7 +151,8 @@ class Scheduler:
             if sequence.leases:
                 self._roster.computed(sequence)
             if asked:
-                self._append(sequence, sampled[sequence.id])
+                for token in sampled[sequence.id]:
+                    self._append(sequence, token)
 
     def fail_oldest(self, message: str) -> None:
         """The oldest batch could not be computed: its sequences end, the others go on."""

@@ -41,8 +41,9 @@ def chunk(
 
 
 def step(runner: Runner, chunks: Sequence[Chunk]) -> Mapping[SequenceId, SampledToken]:
-    """What the chunks sample, awaited."""
-    return runner.launch(chunks).tokens()
+    """What the chunks sample, one token each, awaited."""
+    sampled = runner.launch(chunks).tokens()
+    return {sequence: token for sequence, (token,) in sampled.items()}
 
 
 def pool_for(
