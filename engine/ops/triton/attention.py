@@ -10,7 +10,7 @@ What holds: a row's bits depend on its own query and context, on the launch para
 whether splits are made; not on the other rows, nor on where its chunk starts. The latter two
 follow from shapes (`engine.ops.triton.launch`): a batch with a chunk in it may round differently
 from decode alone, and a batch too large for splits from a small one. Twin:
-`engine.ops.torch_ops.attend`.
+`engine.ops.torch_ops.paged_attention`.
 """
 
 # Shapes: T tokens, S sequences, B blocks of a table, H query heads, G KV heads, D head dim,
@@ -211,9 +211,9 @@ def attention(
     launch: Launch | None = None,
     splits: int | None = None,
 ) -> Tensor:
-    """[T, H D] as `engine.ops.torch_ops.attend`; layer_pool [B, 2, G, S, D]. Rows of tokens that no
-    sequence owns (they pad a batch) are left undefined. `splits` and `launch` for tests and the
-    tuner; otherwise they follow from the shapes."""
+    """[T, H D] as `engine.ops.torch_ops.paged_attention`; layer_pool [B, 2, G, S, D]. Rows of
+    tokens that no sequence owns (they pad a batch) are left undefined. `splits` and `launch` for
+    tests and the tuner; otherwise they follow from the shapes."""
     num_tokens, num_heads, dim = q_THD.shape
     out = torch.empty(num_tokens, num_heads * dim, dtype=q_THD.dtype, device=q_THD.device)
     if not num_tokens or not inputs.num_sequences:
