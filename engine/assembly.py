@@ -37,7 +37,7 @@ FREE_SHARE = 4
 class Assembly:
     runner: TorchRunner | DeviceRunner
     config: ModelConfig
-    layout: KvLayout
+    layouts: tuple[KvLayout, ...]
     windows: tuple[Window, ...]
     """Of each KV group."""
     compat: str
@@ -47,6 +47,12 @@ class Assembly:
     limits: EngineLimits
     eos_token_ids: frozenset[int]
     """Every token that ends a text, whichever file of the checkpoint names it."""
+
+    @property
+    def layout(self) -> KvLayout:
+        """The only one: a runner has one pool, and `Registration` and tickets name one layout."""
+        (layout,) = self.layouts
+        return layout
 
 
 def num_pool_blocks(
@@ -113,7 +119,8 @@ def assemble(
             )
         device.bind()
     model = _loaded(settings, progress, device)
-    layout = model.config.kv_layout(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    (layout,) = layouts
     runner: TorchRunner | DeviceRunner
     if device is None:
         runner = _host_runner(settings, model, layout, eos_token_ids, memory)
@@ -125,7 +132,7 @@ def assemble(
     return Assembly(
         runner=runner,
         config=model.config,
-        layout=layout,
+        layouts=layouts,
         windows=tuple(group.window for group in model.config.kv_groups),
         compat=compat_hash(layout, model_revision=model.config.revision),
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),

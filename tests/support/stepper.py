@@ -217,8 +217,7 @@ class Stepper:
 
     def complete(self) -> None:
         """The oldest step."""
-        sampled = self.in_flight.popleft().tokens()
-        self.record({name: [token] for name, token in sampled.items()})
+        self.record(self.in_flight.popleft().tokens())
 
     def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
         """Of the oldest step, already taken from those in flight: several tokens of a sequence, as
