@@ -17,8 +17,7 @@ from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges
 from kvtransfer.source.checksums import BlockChecksums
 from kvtransfer.source.chunking import num_in_next_chunk
-from kvtransfer.source.lease import Lease
-from protocol.errors import WireError
+from kvtransfer.source.lease import FetchRefused, Lease
 from protocol.ids import LeaseId
 
 _SUMMED_BYTES: Final = 8 << 20
@@ -99,7 +98,11 @@ class Chunks:
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
-        taken = lease.take_ready(_how_many(lease, planned.plan, most_bytes))
+        most_pieces = num_in_next_chunk(
+            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
+            most_pieces=MAX_CHUNK_PIECES,
+        )  # fmt: skip
+        taken = lease.take_ready(most_pieces)
         pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
         pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
@@ -135,16 +138,8 @@ class Chunks:
         )
 
 
-def _how_many(lease: Lease, plan: Plan, most_bytes: int) -> int:
-    """Of the pieces that are ready, those of the next chunk."""
-    return num_in_next_chunk(
-        lease.num_ready, piece_bytes=plan.piece_bytes, most_bytes=most_bytes,
-        most_pieces=MAX_CHUNK_PIECES,
-    )  # fmt: skip
-
-
 def unpack_u4(packed: bytes) -> NDArray[np.uint32]:
-    """Unpack u4[]. Raises WireError when bytes are left over."""
+    """Unpack u4[]. Raises FetchRefused when bytes are left over."""
     if len(packed) % 4:
-        raise WireError(f"{len(packed)} bytes are no whole number of u4")
+        raise FetchRefused(f"{len(packed)} bytes are no whole number of u4")
     return np.frombuffer(packed, "<u4")
