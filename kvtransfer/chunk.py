@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.plan import NO_BLOCK, Plan, Ranges
+from kvtransfer.plan import Plan, Ranges
 from protocol.errors import WireError
 
 PIECE: Final = np.dtype(
@@ -97,15 +97,3 @@ def unpack(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray
     pieces_P = np.frombuffer(chunk.pieces, PIECE)
     blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(num_pieces, blocks_per_slot)
     return pieces_P, blocks_PB
-
-
-__all__ = [
-    "MAX_CHUNK_PIECES",
-    "NO_BLOCK",
-    "PIECE",
-    "Landing",
-    "describe",
-    "known",
-    "pack",
-    "unpack",
-]

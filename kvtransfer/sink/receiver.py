@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing, unpack
+from kvtransfer.chunk import Landing, unpack
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.plan import Plan
+from kvtransfer.plan import NO_BLOCK, Plan
 from kvtransfer.sink.events import Rejected
 from kvtransfer.sink.fetch import FetchStep
 from kvtransfer.sink.means import SinkMeans

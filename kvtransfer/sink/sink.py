@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer.chunk import PIECE, describe
-from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.pool import Pool, check_block_bytes
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import Plan, ascending, plan
@@ -28,7 +28,6 @@ from kvtransfer.sink.fetches import FetchTable
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.thread_calls import ThreadCalls
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller
 from kvtransfer.transports.tcp.frames import MAX_LANES
@@ -39,7 +38,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 MAX_SLOTS: Final = 262_144
 """Of one fetch: they pack to 2 MB, half of what a control message may have."""
@@ -238,6 +236,3 @@ class Sink:
 def _check(values: NDArray[np.int64], name: str, bound: int) -> None:
     if len(values) and not 0 <= values.min() <= values.max() < bound:
         raise ValueError(f"{name}: {values.min()} to {values.max()}, not all from 0 to {bound - 1}")
-
-
-__all__ = ["TRANSPORTS", "Aborted", "FetchEnd", "Landed", "Lost", "Sink"]

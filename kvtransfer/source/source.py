@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 
 from kvtransfer.device.driver import Mark
-from kvtransfer.endings import LeaseEnd, LeaseEndReason
+from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.pool import WRITTEN, Pool, check_block_bytes
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
@@ -28,7 +28,6 @@ from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.thread_calls import ThreadCalls
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import Listener, Unreachable
 from kvtransfer.transports.control import ControlServer, Poller, in_address
@@ -42,7 +41,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
 
 
@@ -252,6 +250,3 @@ def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, 
     here: a sink would do it on the thread that renews its leases, and refuses."""
     host = in_address(resolved(host))
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)
-
-
-__all__ = ["TRANSPORTS", "LeaseEnd", "LeaseEndReason", "Source"]

@@ -10,8 +10,8 @@ import pytest
 from support.eventually import eventually
 from support.transfer import LAYOUT, Borrower, Lender, Slot
 
+from kvtransfer.endings import Landed
 from kvtransfer.sink.events import Rejected
-from kvtransfer.sink.sink import Landed
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 
 LANES = 3

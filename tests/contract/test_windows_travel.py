@@ -11,8 +11,8 @@ from support.transfer import Borrower, Lender, Outcome, Slot
 
 from engine.kvcache.windows import NO_BLOCK, first_block
 from kvtransfer.chunk import describe
+from kvtransfer.endings import Landed, Lost
 from kvtransfer.plan import plan
-from kvtransfer.sink.sink import Landed, Lost
 from protocol.errors import TransferError
 from protocol.layout import KvLayout
 

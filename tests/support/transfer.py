@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 
 from support.device import FakeDeviceMemory, pool_for
 
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
-from kvtransfer.sink.sink import FetchEnd, Sink
-from kvtransfer.source.source import TRANSPORTS, LeaseEnd, Source
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
+from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports.shm.helper import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
+TRANSPORTS = ("memory", *HOST_TRANSPORTS)
 COMPAT = compat_hash(LAYOUT, model_revision="tiny")
 NUM_BLOCKS = 64
 NO_FETCH = FetchId(0)

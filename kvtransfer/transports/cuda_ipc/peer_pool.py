@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Driver, Span
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
 from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import generation_sums
+from kvtransfer.plan import NO_BLOCK
 from protocol.codec import Codec
 from protocol.errors import LayoutMismatch
 

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.memory.pool import generation_sums
 from kvtransfer.messages import (
@@ -26,7 +26,7 @@ from kvtransfer.messages import (
     help_word,
     stream_word,
 )
-from kvtransfer.plan import Ranges
+from kvtransfer.plan import NO_BLOCK, Ranges
 from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.framing import WordInbox, WordOutbox
 from kvtransfer.transports.shm.copy_job import Board

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from support.sink_means import sink_means
 
-from kvtransfer.chunk import NO_BLOCK, PIECE, describe, pack
+from kvtransfer.chunk import PIECE, describe, pack
 from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.plan import plan
+from kvtransfer.plan import NO_BLOCK, plan
 from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.fetch import Fetch, FetchStage, FetchStep
 from kvtransfer.sink.receiver import Receiver
