@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer.chunk import PIECE, describe
+from kvtransfer.chunk import PIECE, describe_pieces
 from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.pool import Pool, check_block_bytes
 from kvtransfer.messages import FetchId
@@ -196,7 +196,7 @@ class Sink:
             found = plan(ticket.layout, self._means.layout, heads=heads)
         except LayoutMismatch as mismatch:
             return mismatch, np.empty(0, PIECE)
-        pieces_S = describe(
+        pieces_S = describe_pieces(
             found, indices_S=indices_S, slots_S=slots_S, num_tokens=ticket.num_tokens
         )
         return found, pieces_S

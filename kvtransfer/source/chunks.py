@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, describe, pack
+from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, pack_chunk
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
@@ -124,7 +124,7 @@ class Chunks:
         indices_S, slots_S = lease.wanted
         self._planned[lease.id] = _PlannedFetch(
             plan=plan,
-            pieces_S=describe(
+            pieces_S=describe_pieces(
                 plan, indices_S=indices_S, slots_S=slots_S, num_tokens=lease.num_tokens
             ),
             blocks_SB=plan.source_blocks(indices_S, lease.block_ids_B),
@@ -147,7 +147,7 @@ class Chunks:
         pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None
-        chunk = pack(
+        chunk = pack_chunk(
             fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
         )
         return ReadyChunk(chunk, ranges)
