@@ -36,7 +36,7 @@ class _Write:
 
 
 class Receiver:
-    """Of the chunks of one link's streams."""
+    """Takes the chunks of one link's streams."""
 
     def __init__(
         self,

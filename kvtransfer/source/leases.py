@@ -51,13 +51,14 @@ _CODES: Final[dict[LeaseEndReason, FailureCode]] = {
 
 
 class LeaseTable:
+    """Those of one source, by their ids."""
+
     def __init__(
         self,
         means: SourceMeans,
         connect_sinks: Callable[[Callable[[ConnectedSink, str], None]], Sinks],
     ) -> None:
-        """`connect_sinks` makes the sinks that are lent to; told whom to tell of one that is
-        lost."""
+        """`connect_sinks` makes the sinks that are lent to, given what to call when one is lost."""
         self._means = means
         self._chunks = Chunks(means.memory)
         self._leases: dict[LeaseId, Lease] = {}
