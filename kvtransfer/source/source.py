@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 
 from kvtransfer.device.driver import Mark
-from kvtransfer.endings import LeaseEnd, LeaseEndReason
-from kvtransfer.memory.pool import WRITTEN, Pool
+from kvtransfer.endings import LeaseEnd
+from kvtransfer.memory.pool import WRITTEN, Pool, check_block_bytes
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
 from kvtransfer.source.lease import Lease
@@ -30,7 +30,7 @@ from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
-from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
+from kvtransfer.transports.control import ControlServer, Poller, in_address
 from kvtransfer.transports.polling import Ticker
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
@@ -71,10 +71,7 @@ class Source:
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
         """
-        if memory.block_bytes != layout.block_bytes:
-            raise ValueError(
-                f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
-            )
+        check_block_bytes(memory, layout)
         self._memory = memory
         self._layout = layout
         self._worker = worker
@@ -85,7 +82,6 @@ class Source:
         self._clock = clock
         self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
         """What to do once the engine's device has got that far, in order."""
-        self._closing = threading.Event()
         self._help_copy: HelpCopy = help_copy
         if transports is None:
             transports = planes.of_pool(memory)
@@ -131,7 +127,7 @@ class Source:
             num_groups=self._layout.num_groups,
         )  # fmt: skip
         self._leases.add_lease(lent)
-        self._ask(partial(self._leases.start_term, lease, self._clock()))
+        self._calls.add(partial(self._leases.start_term, lease, self._clock()))
         return Ticket(
             worker=self._worker, epoch=self._epoch, lease=lease, address=self.address,
             layout=self._layout, compat=self._compat, num_tokens=num_tokens,
@@ -156,23 +152,17 @@ class Source:
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
-        self._ask(partial(self._leases.fail_lease, lease, reason))
+        self._calls.add(partial(self._leases.fail_lease, lease, reason))
 
     def close(self) -> None:
         """End every lease as "closed", tell their fetchers, leave no thread or socket."""
-        self._closing.set()
-        self._waker.wake()
+        self._calls.refuse_more()
         self._thread.join()
-        self._waker.close()
+        self._calls.close()
 
     def _ask_once_written(self, awaited: bool, call: Callable[[], None]) -> None:
         mark = WRITTEN if awaited else self._memory.mark()
-        self._ask(partial(self._unwritten.append, (mark, call)))
-
-    def _ask(self, call: Callable[[], None]) -> None:
-        """Nothing is asked of a source that closes."""
-        if not self._closing.is_set():
-            self._calls.add(call)
+        self._calls.add(partial(self._unwritten.append, (mark, call)))
 
     def _listen(self, host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
@@ -190,9 +180,8 @@ class Source:
             self._control.close()
             raise
         self._poller = Poller()
-        self._waker = Waker()
-        self._poller.watch(self._waker.fileno())
-        self._calls = ThreadCalls(self._waker.wake)
+        self._calls = ThreadCalls()
+        self._poller.watch(self._calls.fileno())
         self._poller.watch(self._control)
         self._number = self._control.number
         self._ticker = Ticker()
@@ -218,10 +207,9 @@ class Source:
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._calls.is_closing:
                 ready = self._poller.wait(self._sleep_s())
-                if self._waker.fileno() in ready:
-                    self._waker.clear()
+                self._calls.clear_wake(ready)
                 if self._ticker.fileno() in ready:
                     self._ticker.clear()
                 self._leases.sinks.receive_ready(ready)
@@ -235,7 +223,7 @@ class Source:
             log.exception("the kv source stopped")
             self._on_broken(f"the kv source is broken: {error}")
         finally:
-            self._closing.set()
+            self._calls.refuse_more()
             self._leases.close()
             self._leases.sinks.close()
             self._control.close()
@@ -260,6 +248,3 @@ def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, 
     here: a sink would do it on the thread that renews its leases, and refuses."""
     host = in_address(resolved(host))
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)
-
-
-__all__ = ["LeaseEnd", "LeaseEndReason", "Source"]
