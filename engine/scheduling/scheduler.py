@@ -169,8 +169,7 @@ class Scheduler:
             if sequence.leases:
                 self._table.note_computed(sequence)
             if asked:
-                for token in sampled[sequence.id]:
-                    self._append(sequence, token)
+                self._append(sequence, sampled[sequence.id])
 
     def fail_oldest(self, message: str) -> None:
         """The oldest batch could not be computed: its sequences end, the others go on."""
