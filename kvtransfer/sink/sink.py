@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kvtransfer.chunk import PIECE, describe_pieces
 from kvtransfer.endings import FetchEnd
-from kvtransfer.memory.pool import Pool, check_block_bytes
+from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import Plan, ascending, plan
 from kvtransfer.sink.events import SinkEvent
@@ -30,7 +30,6 @@ from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller
-from kvtransfer.transports.tcp.messages import MAX_LANES
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout
@@ -79,13 +78,15 @@ class Sink:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ValueError when memory and layout disagree or a transport is unknown."""
-        check_block_bytes(memory, layout)
-        if not 0 <= tcp_lanes <= MAX_LANES:
-            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 0 and {MAX_LANES}")
-        if transports is None:
-            transports = planes.of_pool(memory)
+        transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
+        self._means = SinkMeans(
+            memory=memory, layout=layout, worker=worker, compat=compat,
+            transports=tuple(transports), allow_fallback=allow_fallback,
+            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
+            on_event=on_event, clock=clock,
+        )  # fmt: skip
         self._on_broken = on_broken
         self._spin_s = spin_s
         self._ids = count(1)
@@ -95,12 +96,6 @@ class Sink:
         self._poller = Poller()
         self._calls = ThreadCalls()
         self._poller.watch(self._calls.fileno())
-        self._means = SinkMeans(
-            memory=memory, layout=layout, worker=worker, compat=compat,
-            transports=tuple(transports), allow_fallback=allow_fallback,
-            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
-            on_event=on_event, clock=clock,
-        )  # fmt: skip
         self._fetches = FetchTable(self._means, poller=self._poller)
         self._thread = threading.Thread(target=self._run, name="kv-sink", daemon=True)
         self._thread.start()
@@ -145,33 +140,23 @@ class Sink:
         fetch waits for the source's note. Raises ValueError for slots that do not fit this pool
         or this ticket, CapacityError when closed or beyond MAX_FETCHES.
         """
-        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
-        _check(indices_S, "indices", self._means.layout.num_blocks(ticket.num_tokens))
-        _check(slots_S, "block_ids", self._means.memory.num_blocks)
+        slots = self._checked_slots(ticket, indices, block_ids)
         ours = self._means.layout.heads
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
-        if len(indices_S) > MAX_SLOTS:
-            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
-        found, pieces_S = self._describe(ticket, heads, *ascending(indices_S, slots_S))
-        fetch_id = FetchId(next(self._ids))
-        fetch = Fetch(fetch_id=fetch_id, lease_id=ticket.lease, pieces_S=pieces_S)
+        found, pieces_S = self._describe(ticket, heads, *slots)
+        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=ticket.lease, pieces_S=pieces_S)
         now_s = self._means.clock()
-
-        def ended(end: FetchEnd) -> None:
-            with self._lock:
-                self._num_fetches -= 1
-            on_end(end)
-
         running = RunningFetch(
-            fetch, ticket, found, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
-        )
+            fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,
+            deadline_s=now_s + deadline_s, heads=heads,
+        )  # fmt: skip
         with self._lock:
             if self._calls.is_closing or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")
             self._num_fetches += 1
             self._calls.add(partial(self._fetches.start_fetch, running))
-        return fetch_id
+        return fetch.id
 
     def cancel(self, fetch: FetchId, *, reason: str = "cancelled") -> None:
         """End a fetch as Aborted, unless it has ended."""
@@ -183,6 +168,22 @@ class Sink:
             self._calls.refuse_more()
         self._thread.join()
         self._calls.close()
+
+    def _end_fetch(self, on_end: Callable[[FetchEnd], None], end: FetchEnd) -> None:
+        with self._lock:
+            self._num_fetches -= 1
+        on_end(end)
+
+    def _checked_slots(
+        self, ticket: Ticket, indices: ArrayLike, block_ids: ArrayLike
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Indices and blocks by ascending index. Raises ValueError."""
+        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
+        _check(indices_S, "indices", self._means.layout.num_blocks(ticket.num_tokens))
+        _check(slots_S, "block_ids", self._means.memory.num_blocks)
+        if len(indices_S) > MAX_SLOTS:
+            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
+        return ascending(indices_S, slots_S)
 
     def _describe(
         self,
