@@ -25,7 +25,7 @@ from router.http.app import create_app
 from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.replay import Replay
+from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
@@ -46,22 +46,22 @@ def listen(settings: RouterSettings) -> socket.socket:
         raise SettingsError(f"port: cannot listen on {where}: {why}") from error
 
 
-async def serve(settings: RouterSettings, stop: Stop) -> int:
-    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
+async def serve(settings: RouterSettings, shutdown: Stop) -> int:
+    """Until asked to shutdown, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
-        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        tokenizer = await load(partial(Tokenizer.load, settings.model), shutdown)
         store = Store(settings.redis)
         try:
             await store.ping()
             parts = _build(settings, store, tokenizer)
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
-            await _run(settings, parts, store, listener, stop)
+            await _run(settings, parts, store, listener, shutdown)
         finally:
             with suppress(StoreError):
                 await store.close()
-    return stop.exit_code
+    return shutdown.exit_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         index=index,
         metrics=metrics,
         traces=traces,
-        already_ended=Replay(tokenizer),
+        already_ended=partial(already_ended, tokenizer),
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
@@ -134,24 +134,24 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def hurry_when_asked(self, stop: Stop) -> None:
-        await stop.hurry.wait()
+    async def hurry_when_asked(self, shutdown: Stop) -> None:
+        await shutdown.hurry.wait()
         self.force_exit = True
 
 
 async def _run(
-    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Stop
+    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, shutdown: Stop
 ) -> None:
     server = _Server(parts.runtime, drain_s=settings.drain_s)
     async with asyncio.TaskGroup() as tasks:
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
-            tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
+            tasks.create_task(server.hurry_when_asked(shutdown), name="hurry"),
         ]
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-        serving.add_done_callback(lambda _: stop.asked.set())
-        await stop.asked.wait()
+        serving.add_done_callback(lambda _: shutdown.asked.set())
+        await shutdown.asked.wait()
         parts.cluster.drain()
         log.info("draining", extra={"drain_s": settings.drain_s})
         server.should_exit = True

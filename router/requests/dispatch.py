@@ -120,8 +120,7 @@ class Dispatcher:
             self._candidates.note_ended(context, self._registry.workers)
             self._registry.close_mailbox(context.routed.wire_id)
             mailbox.close()
-            for send in context.routed.close(closing, client_left=client_left):
-                self._registry.post(send.worker, send.epoch, send.message)
+            self._close(context.routed, closing, client_left=client_left)
             self._metrics.active.dec()
             self._record(context)
 
@@ -134,7 +133,8 @@ class Dispatcher:
         mailbox = Mailbox(
             bound=self._limits.max_queued_messages,
             deadline_s=request.deadline_s,
-            on_overflow=lambda: self._cut_off(routed),
+            # It may never read again: its workers are free at once.
+            on_overflow=lambda: self._close(routed, _TOO_SLOW, client_left=False),
         )
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
@@ -187,15 +187,14 @@ class Dispatcher:
 
     def _send(self, context: RequestContext, send: Send) -> None:
         """A worker that cannot be told any more is as good as gone."""
-        if not self._registry.post(send.worker, send.epoch, send.message):
+        if not self._registry.post_message(send.worker, send.epoch, send.message):
             gone = WorkerGone("was gone when it was to be told")
             message = WorkerMessage(send.worker, send.epoch, gone)
-            self._registry.deliver(context.routed.wire_id, message)
+            self._registry.deliver_message(context.routed.wire_id, message)
 
-    def _cut_off(self, routed: RoutedRequest) -> None:
-        """The client reads too slowly: free its workers now, it may never read again."""
-        for send in routed.close(_TOO_SLOW, client_left=False):
-            self._registry.post(send.worker, send.epoch, send.message)
+    def _close(self, routed: RoutedRequest, why: str, *, client_left: bool) -> None:
+        for send in routed.close(why, client_left=client_left):
+            self._registry.post_message(send.worker, send.epoch, send.message)
 
     # -- placing --------------------------------------------------------------------------
 
