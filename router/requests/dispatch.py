@@ -29,7 +29,6 @@ from router.requests.events import (
     NoWorkers,
     Placed,
     RequestFailed,
-    Route,
     Token,
     TooLong,
 )
@@ -223,11 +222,7 @@ class Dispatcher:
         decode = self._known(placement.decode)
         prefill = None if placement.prefill is None else self._known(placement.prefill)
         send = context.routed.begin_attempt(
-            Route(reason=placement.reason, prefill=placement.prefill, decode=placement.decode),
-            prefill_epoch=None if prefill is None else prefill.epoch,
-            decode_epoch=decode.epoch,
-            block_tokens=decode.registration.layout.block_tokens,
-            remaining_s=context.ends_at - now,
+            placement.reason, prefill=prefill, decode=decode, remaining_s=context.ends_at - now
         )
         context.placed_at = context.placed_at or now
         context.alone_since = None
