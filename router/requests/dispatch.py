@@ -15,7 +15,7 @@ from itertools import count
 from typing import assert_never
 
 from protocol.errors import BatonError, CapacityError
-from protocol.ids import RequestId, WorkerId
+from protocol.ids import RequestId
 from protocol.messages import FinishReason
 from protocol.process.metrics import RouterMetrics
 from router.placement.place import Placement, PlacementRefusal, Prefer
@@ -37,7 +37,6 @@ from router.requests.request import AlreadyEnded, RoutedRequest
 from router.requests.trace import TraceRing
 from router.workers.mailbox import Mailbox, Overflowed
 from router.workers.registry import Registry
-from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.dispatch")
@@ -95,7 +94,7 @@ class Dispatcher:
         Raises NoWorkers, TooLong and CapacityError before the first event; RequestFailed then
         or later.
         """
-        context, mailbox = self._set_out(request)
+        context, mailbox = self._open_request(request)
         self._metrics.active.inc()
         closing, client_left = "an error of ours", False
         try:
@@ -123,9 +122,9 @@ class Dispatcher:
             self._metrics.active.dec()
             self._record(context)
 
-    # -- the way --------------------------------------------------------------------------
+    # -- following one request ------------------------------------------------------------
 
-    def _set_out(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
+    def _open_request(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
@@ -219,20 +218,17 @@ class Dispatcher:
     def _begin(self, context: RequestContext, placement: Placement) -> None:
         now = self._clock()
         self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
-        decode = self._known(placement.decode)
-        prefill = None if placement.prefill is None else self._known(placement.prefill)
+        known, prefill = self._registry.known_worker, placement.prefill
         send = context.routed.begin_attempt(
-            placement.reason, prefill=prefill, decode=decode, remaining_s=context.ends_at - now
+            placement.reason,
+            prefill=None if prefill is None else known(prefill),
+            decode=known(placement.decode),
+            remaining_s=context.ends_at - now,
         )
         context.placed_at = context.placed_at or now
         context.alone_since = None
         self._note_placed(context, placement)
         self._send(context, send)
-
-    def _known(self, worker: WorkerId) -> KnownWorker:
-        known = self._registry.incarnation(worker)
-        assert known is not None, f"{worker} was chosen and is unknown"
-        return known
 
     async def _wait_for_worker(self, context: RequestContext, refusal: PlacementRefusal) -> None:
         """Until the workers change or, when all were full, for a moment; bounded by patience."""

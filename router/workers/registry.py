@@ -70,8 +70,9 @@ class Registry:
     def ready_workers(self) -> list[KnownWorker]:
         return [worker for worker in self.workers if worker.is_ready]
 
-    def incarnation(self, worker: WorkerId) -> KnownWorker | None:
-        return self._workers.get(worker)
+    def known_worker(self, worker: WorkerId) -> KnownWorker:
+        """One that was among `workers` a moment ago, before anything was awaited."""
+        return self._workers[worker]
 
     def not_ready(self) -> str | None:
         """None with one ready decode worker: it can prefill too, if it must."""
