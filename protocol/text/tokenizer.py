@@ -104,22 +104,19 @@ class TextState:
             tokenizer.token_bytes, skip_special_tokens=sampling.skip_special_tokens
         )
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
-        self._stop_token_ids = set(sampling.stop_token_ids)
-        if not sampling.ignore_eos:
-            self._stop_token_ids.update(tokenizer.eos_token_ids)
-        self._include_stop = sampling.include_stop
+        self._eos_token_ids = tokenizer.eos_token_ids
         self._sampling = sampling
         self._num_tokens = 0
 
     def feed(self, token_id: int) -> TextStep:
         """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
-        armed = self._sampling.may_end(self._num_tokens)
+        sampling = self._sampling
         self._num_tokens += 1
-        if armed and token_id in self._stop_token_ids:
-            text = self._detokenizer.feed(token_id) if self._include_stop else ""
+        if sampling.reason_to_end(token_id, self._num_tokens, self._eos_token_ids) == "stop":
+            text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)
         text = self._detokenizer.feed(token_id)
-        if not armed:
+        if not sampling.may_end(self._num_tokens - 1):
             return TextStep(text=text, stopped=False)
         text = self._matcher.feed(text)
         return TextStep(text=text, stopped=self._matcher.matched)
