@@ -46,22 +46,22 @@ def listen(settings: RouterSettings) -> socket.socket:
         raise SettingsError(f"port: cannot listen on {where}: {why}") from error
 
 
-async def serve(settings: RouterSettings, shutdown: Stop) -> int:
-    """Until asked to shutdown, then until the requests are done or `drain_s` is over. Raises
+async def serve(settings: RouterSettings, stop: Stop) -> int:
+    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
-        tokenizer = await load(partial(Tokenizer.load, settings.model), shutdown)
+        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
         store = Store(settings.redis)
         try:
             await store.ping()
             parts = _build(settings, store, tokenizer)
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
-            await _run(settings, parts, store, listener, shutdown)
+            await _run(settings, parts, store, listener, stop)
         finally:
             with suppress(StoreError):
                 await store.close()
-    return shutdown.exit_code
+    return stop.exit_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would die of SIGTERM after a clean shutdown."""
+    """Leaves signals to us: uvicorn would die of SIGTERM after a clean stop."""
 
     def __init__(self, runtime: Runtime, *, drain_s: float) -> None:
         config = uvicorn.Config(
@@ -134,24 +134,24 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def hurry_when_asked(self, shutdown: Stop) -> None:
-        await shutdown.hurry.wait()
+    async def hurry_when_asked(self, stop: Stop) -> None:
+        await stop.hurry.wait()
         self.force_exit = True
 
 
 async def _run(
-    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, shutdown: Stop
+    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Stop
 ) -> None:
     server = _Server(parts.runtime, drain_s=settings.drain_s)
     async with asyncio.TaskGroup() as tasks:
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
-            tasks.create_task(server.hurry_when_asked(shutdown), name="hurry"),
+            tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-        serving.add_done_callback(lambda _: shutdown.asked.set())
-        await shutdown.asked.wait()
+        serving.add_done_callback(lambda _: stop.asked.set())
+        await stop.asked.wait()
         parts.cluster.drain()
         log.info("draining", extra={"drain_s": settings.drain_s})
         server.should_exit = True
