@@ -115,7 +115,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would die of SIGTERM after a clean stop."""
+    """Leaves signals to us: uvicorn would die of SIGTERM after a clean shutdown."""
 
     def __init__(self, runtime: Runtime, *, drain_s: float) -> None:
         config = uvicorn.Config(
