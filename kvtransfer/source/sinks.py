@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Open,
     Opened,
     Refused,
@@ -199,7 +199,7 @@ class Visitors:
             if len(self._arrivals) >= MAX_VISITORS:
                 sock.close()
                 continue
-            arrival = _Arrival(sock, listener, FirstMessage(MAX_STREAM_WORD_BYTES))
+            arrival = _Arrival(sock, listener, FirstMessage(MAX_HELLO_BYTES))
             self._arrivals[sock.fileno()] = arrival
             self._hellos.set(arrival, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())

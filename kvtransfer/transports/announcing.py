@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish, Id
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, Id
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import end_of
@@ -24,7 +24,7 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, tag=3):
 
 
 Announcement = Chunk | Finish | Left
-announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_WORD_BYTES)
+announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 
 
 class AnnouncingStream(SourceStream):
@@ -51,8 +51,8 @@ class AnnouncingStream(SourceStream):
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         self._outbox.put_message(chunk)
 
-    def finish(self, word: Finish) -> None:
-        self._outbox.put_message(word)
+    def finish(self, message: Finish) -> None:
+        self._outbox.put_message(message)
 
     def flush(self) -> None:
         self._outbox.flush()

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 
 NAME: Final = "nccl"
@@ -37,7 +37,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag=4):
 
 
 NcclToSink = Chunk | Finish | Join
-nccl_to_sink: Final[Codec[NcclToSink]] = Codec(NcclToSink, max_bytes=MAX_WORD_BYTES)
+nccl_to_sink: Final[Codec[NcclToSink]] = Codec(NcclToSink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 nccl_setup: Final[Codec[NcclSetup]] = Codec(NcclSetup, max_bytes=1024)
 
 

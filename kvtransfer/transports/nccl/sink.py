@@ -17,7 +17,7 @@ from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
@@ -58,7 +58,7 @@ class NcclSinkStream(SinkStream):
         self._num_staged_bytes = staging_bytes(setup_of(memory), theirs)
         self._poller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
-        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._waiting: deque[NcclToSink] = deque()
         self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None

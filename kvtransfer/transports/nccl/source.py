@@ -72,8 +72,8 @@ class NcclSourceStream(SourceStream):
         self._offers.append(_OfferedChunk(chunk, ranges, num_bytes))
         self._queued_bytes += num_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._offers.append(word)
+    def finish(self, message: Finish) -> None:
+        self._offers.append(message)
 
     def flush(self) -> None:
         self._advance()

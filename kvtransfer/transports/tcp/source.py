@@ -118,8 +118,8 @@ class TcpSourceStream(SourceStream):
         self._frames.append(_Frame(chunk, ranges, body_bytes))
         self._queued_bytes += body_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._frames.append(_Frame(word, _NOTHING, 0))
+    def finish(self, message: Finish) -> None:
+        self._frames.append(_Frame(message, _NOTHING, 0))
 
     def flush(self) -> None:
         left = _TURN_BYTES

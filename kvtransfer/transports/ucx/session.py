@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal
 
 import numpy as np
 import xxhash
@@ -109,21 +109,6 @@ class SessionBroke:
 UcxEvent = WorkerUp | PeerReached | MessagesMoved | SessionBroke
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectPeer:
-    address: bytes
-    direction: Direction
-
-
-@dataclass(frozen=True, slots=True)
-class MoveMessages:
-    messages: Messages
-    direction: Direction
-
-
-UcxCommand = ConnectPeer | MoveMessages
-
-
 @dataclass(slots=True, eq=False)
 class _Batch:
     """Requests of one move, and what they read or write."""
@@ -172,10 +157,23 @@ class UcxSession:
         self._poll.register(self._worker.epoll_file_descriptor, select.EPOLLIN)
         self._poll.register(wake_fd, select.EPOLLIN)
 
-    def step(self, commands: deque[UcxCommand]) -> Iterator[UcxEvent]:
-        """Obey, let UCX work for a moment, and say what is through."""
-        while commands:
-            self._obey(commands.popleft())
+    def connect_peer(self, sealed: bytes, *, probe: Direction) -> None:
+        """Connect to the worker of this address, and send or await the byte that proves the way."""
+        address = self._api.UCXAddress.create_from_buffer(self._opened(sealed))
+        # Errors are reported to us: without that UCX ends the process when a peer dies.
+        self._endpoint = self._api.UCXEndpoint.create_from_worker_address(
+            self._worker, address, endpoint_error_handling=True
+        )
+        batch = _Batch(None)
+        self._post(batch, np.ones(1, np.uint8), _PROBE, probe)
+        self._batches.append(batch)
+
+    def move_messages(self, messages: Messages, direction: Direction) -> None:
+        """Send these ranges of the pool, or fill them."""
+        self._batches.append(self._begin(messages, direction))
+
+    def step(self) -> Iterator[UcxEvent]:
+        """Let UCX work for a moment, and say what is through."""
         self._has_more = self._progress()
         yield from self._through()
         if self._endpoint is not None and not self._endpoint.alive:
@@ -212,26 +210,6 @@ class UcxSession:
             if time.monotonic() > late_s:
                 log.error("UCX does not cancel", extra={"num_moves": len(self._batches)})
                 late_s = math.inf
-
-    def _obey(self, command: UcxCommand) -> None:
-        match command:
-            case ConnectPeer(address, direction):
-                self._meet(self._opened(address))
-                probe = _Batch(None)
-                self._post(probe, np.ones(1, np.uint8), _PROBE, direction)
-                self._batches.append(probe)
-            case MoveMessages(messages, direction):
-                self._batches.append(self._begin(messages, direction))
-            case _:
-                assert_never(command)
-
-    def _meet(self, address: bytes) -> None:
-        # Errors are reported to us: without that UCX ends the process when a peer dies.
-        self._endpoint = self._api.UCXEndpoint.create_from_worker_address(
-            self._worker,
-            self._api.UCXAddress.create_from_buffer(address),
-            endpoint_error_handling=True,
-        )
 
     def _seal(self, address: bytes) -> bytes:
         return xxhash.xxh3_64_digest(self._version.encode() + address)
