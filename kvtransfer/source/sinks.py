@@ -22,11 +22,11 @@ from kvtransfer.messages import (
     StreamWelcome,
     ToSink,
     stream_hello,
-    stream_welcome,
 )
 from kvtransfer.transports.base import Listener, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity, Poller
-from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
+from kvtransfer.transports.dial import send_welcome
+from kvtransfer.transports.framing import FirstMessage, close_fds
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 
@@ -220,7 +220,7 @@ class Visitors:
         fd = sock.fileno()
         if hello.lane:
             assert visitor.stream is not None
-            send_message(sock, stream_welcome.encode(self._welcome))
+            send_welcome(sock, self._welcome)
             visitor.stream.add_lane(sock, hello.lane)
         else:
             visitor.stream = arrival.listener.welcome(sock, self._welcome, hello, fds)

@@ -12,7 +12,7 @@ import msgspec
 from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, Id
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
-from kvtransfer.transports.dial import end_of
+from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageOutbox
 from protocol.codec import Codec
 
@@ -46,7 +46,7 @@ class AnnouncingStream(SourceStream):
         return self._sock.fileno()
 
     def receive(self) -> None:
-        end_of(self._sock)
+        check_for_end(self._sock)
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         self._outbox.put_message(chunk)

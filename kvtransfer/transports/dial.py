@@ -19,8 +19,9 @@ from kvtransfer.transports.framing import FirstMessage, close_fds, received, sen
 from protocol.errors import PeerLost, WireError
 
 
-def end_of(sock: socket.socket) -> None:
-    """Look whether the peer has gone, on a stream on which it has nothing to say."""
+def check_for_end(sock: socket.socket) -> None:
+    """Look at a stream on which the peer has nothing to say. Raises PeerLost when it has gone,
+    WireError when it says something."""
     data = received(sock, 1)
     if data:
         raise WireError("unexpected bytes on a data stream")

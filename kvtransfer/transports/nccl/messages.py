@@ -16,8 +16,6 @@ CHUNK_BYTES: Final = 4 << 20
 """A few of them fill a link while the next is gathered; not measured on a GPU."""
 MAX_CHUNK_BYTES: Final = 1 << 30
 """A peer's block may be larger than a chunk, and so its staging, but not without bound."""
-NUM_STAGED: Final = 4
-"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 
 
 class NcclSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):

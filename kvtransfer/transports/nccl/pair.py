@@ -17,11 +17,14 @@ from typing import Final
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Event, Span
+from kvtransfer.memory.device_pool import DeviceMemory
 from protocol.errors import PeerLost, TransferError
 
 log = logging.getLogger(__name__)
 
 
+NUM_STAGED: Final = 4
+"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 _LOOK_S: Final = 0.001
 _JOIN_FACTOR: Final = 4
 """To join, NCCL looks at all of the machine and its networks: more patience than for a chunk."""
@@ -71,6 +74,19 @@ class Staging:
         """No launched work may use any of it any more."""
         while self._spans:
             self._driver.free(self._spans.pop())
+
+
+def join_pair(memory: DeviceMemory, unique_id: bytes, *, rank: int, chunk_bytes: int) -> "Pair":
+    """Begin to meet the other rank, with staging for chunks of so many bytes. Raises PeerLost."""
+    assert memory.collectives is not None
+    try:
+        return Pair(
+            driver=memory.driver, collectives=memory.collectives, unique_id=unique_id, rank=rank,
+            staging=Staging(memory.driver, num=NUM_STAGED, num_bytes=chunk_bytes),
+            clock=time.monotonic,
+        )  # fmt: skip
+    except TransferError as error:
+        raise PeerLost(f"no communicator can be made: {error}") from error
 
 
 class Pair:

@@ -1,12 +1,10 @@
 """The sink's end of an NCCL stream: receives announced chunks into staging and scatters them.
 
-A chunk is received whether
-it is still wanted or not, because the source's send waits for it; its slots are written only after,
-by a scatter that takes a fraction of a millisecond.
+A chunk is received whether it is still wanted or not, because the source's send waits for it; its
+slots are written only after, by a scatter that takes a fraction of a millisecond.
 """
 
 import socket
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -22,7 +20,6 @@ from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
     NAME,
-    NUM_STAGED,
     Join,
     NcclSetup,
     NcclToSink,
@@ -30,9 +27,9 @@ from kvtransfer.transports.nccl.messages import (
     setup_of,
     staging_bytes,
 )
-from kvtransfer.transports.nccl.pair import Pair, Staging, Transfer
+from kvtransfer.transports.nccl.pair import Pair, Transfer, join_pair
 from kvtransfer.transports.polling import DevicePoller, is_over
-from protocol.errors import PeerLost, TransferError, WireError
+from protocol.errors import WireError
 
 _MAX_WAITING: Final = 64
 """Messages heard and not taken up; then no more are read."""
@@ -55,7 +52,7 @@ class NcclSinkStream(SinkStream):
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._num_staged_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
         self._poller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
         self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
@@ -115,25 +112,16 @@ class NcclSinkStream(SinkStream):
 
     def _meet(self, unique_id: bytes) -> None:
         """Raises WireError for a second communicator, PeerLost when none can be made."""
-        collectives, driver = self._memory.collectives, self._memory.driver
-        assert collectives is not None
         if self._pair is not None:
             raise WireError("the source makes a second communicator on one stream")
-        try:
-            staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
-            self._pair = Pair(
-                driver=driver, collectives=collectives, unique_id=unique_id, rank=1,
-                staging=staging, clock=time.monotonic,
-            )  # fmt: skip
-        except TransferError as error:
-            raise PeerLost(f"no communicator can be made: {error}") from error
+        self._pair = join_pair(self._memory, unique_id, rank=1, chunk_bytes=self._max_chunk_bytes)
 
     def _expect(self, chunk: Chunk) -> bool:
         """Post the receive of an announced chunk; False when there is no staging for it now."""
         if self._pair is None:
             raise WireError("a chunk was announced before a communicator")
         num_bytes = _num_bytes(chunk)
-        if not 0 < num_bytes <= self._num_staged_bytes or num_bytes % GRAIN_BYTES:
+        if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
         span = self._pair.staging.take_span()
         if span is None:
