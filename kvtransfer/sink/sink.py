@@ -28,7 +28,6 @@ from kvtransfer.sink.events import Notice
 from kvtransfer.sink.fetches import Fetcher
 from kvtransfer.sink.means import Means
 from kvtransfer.sink.running_fetch import Active
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller, Waker
 from kvtransfer.transports.tcp.messages import MAX_LANES
@@ -39,7 +38,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 MAX_SLOTS: Final = 262_144
 """Of one fetch: they pack to 2 MB, half of what a control message may have."""
@@ -294,4 +292,4 @@ def _check(values: NDArray[np.int64], name: str, bound: int) -> None:
         raise ValueError(f"{name}: {values.min()} to {values.max()}, not all from 0 to {bound - 1}")
 
 
-__all__ = ["TRANSPORTS", "Aborted", "FetchEnd", "Landed", "Lost", "Sink"]
+__all__ = ["Aborted", "FetchEnd", "Landed", "Lost", "Sink"]

@@ -139,14 +139,26 @@ def pop_fd(fds: list[int]) -> int:
     return fds.pop()
 
 
-def accept_from(listening: socket.socket) -> socket.socket | None:
-    """A new connection, non-blocking; None when there is none. Raises OSError without a descriptor
-    for it."""
-    try:
-        sock, _ = listening.accept()
-    except OSError as error:  # nobody there, or gone again
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
-        return None
-    sock.setblocking(False)
-    return sock
+class Port:
+    """Where a source's streams arrive: what listeners have alike."""
+
+    address: str
+    _sock: socket.socket
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """A new connection, non-blocking; None when there is none. Raises OSError without a
+        descriptor for it."""
+        try:
+            sock, _ = self._sock.accept()
+        except OSError as error:  # nobody there, or gone again
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            return None
+        sock.setblocking(False)
+        return sock
+
+    def close(self) -> None:
+        self._sock.close()

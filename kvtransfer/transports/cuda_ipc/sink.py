@@ -56,7 +56,7 @@ class CudaIpcSinkStream(SinkStream):
         return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear()
+        self._poller.clear_tick()
         self._end_copies(taker)
         if len(self._waiting) < _MAX_WAITING:
             for message in self._inbox.receive():
@@ -65,7 +65,7 @@ class CudaIpcSinkStream(SinkStream):
                 self._waiting.append(message)
         while self._waiting and self._take_up(self._waiting[0], taker):
             self._waiting.popleft()
-        self._poller.expect(device=bool(self._copies))
+        self._poller.expect_device(bool(self._copies))
         return self._inbox.has_more and not self._waiting
 
     def stop_writing(self, fetch: FetchId) -> bool:

@@ -65,7 +65,7 @@ class NcclSinkStream(SinkStream):
         return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear()
+        self._poller.clear_tick()
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.extend(self._inbox.receive())
         self._go_on(taker)
@@ -73,7 +73,7 @@ class NcclSinkStream(SinkStream):
             self._waiting.popleft()
         self._go_on(taker)
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect(device=busy or bool(self._staged))
+        self._poller.expect_device(busy or bool(self._staged))
         if self._waiting:
             return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more

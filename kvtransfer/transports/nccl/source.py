@@ -60,7 +60,7 @@ class NcclSourceStream(SourceStream):
         return self._poller.fileno()
 
     def receive(self) -> None:
-        self._poller.clear()
+        self._poller.clear_tick()
         check_for_end(self._sock)
         self.flush()
 
@@ -80,7 +80,8 @@ class NcclSourceStream(SourceStream):
         self._advance()
         self._outbox.flush()
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect(device=busy or bool(self._offers), room=bool(self._outbox.num_bytes))
+        self._poller.expect_device(busy or bool(self._offers))
+        self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
         kept = [x for x in self._offers if isinstance(x, Finish) or x.chunk.fetch != fetch]

@@ -26,12 +26,12 @@ from kvtransfer.sink.means import Means
 from kvtransfer.sink.running_fetch import Active
 from kvtransfer.source import sinks as visitors
 from kvtransfer.source.leases import Lender as Lending
-from kvtransfer.transports import tcp_socket
 from kvtransfer.transports.control import Poller
 from kvtransfer.transports.polling import FdPoller
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.tcp import sink as tcp_sink
 from kvtransfer.transports.tcp import source as tcp_source
+from kvtransfer.transports.tcp_socket import TcpPort
 from protocol.errors import CapacityError
 from protocol.ids import WorkerId
 
@@ -149,14 +149,14 @@ def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
     """Who knocks stays at the door, which stays readable."""
     looks: list[float] = []
 
-    def full(listening: socket.socket) -> socket.socket | None:
+    def full(port: TcpPort) -> socket.socket | None:
         looks.append(time.monotonic())
         raise FULL
 
     lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(tcp_socket, "accept_from", full)
+            patched.setattr(TcpPort, "accept", full)
             ticket = lender.lend([0])
             outcome = borrower.fetch(ticket, [Slot(0, 0)])
             eventually(lambda: len(looks) >= 3)
