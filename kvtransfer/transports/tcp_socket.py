@@ -67,7 +67,10 @@ def resolved(host: str) -> str:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        log.warning("a host name is not known", extra={"host": host, "why": str(error)})
+        log.warning(
+            "host name not known, sinks will refuse it: advertise an address",
+            extra={"host": host, "why": str(error)},
+        )
         return host
     addresses = sorted(found, key=lambda each: each[0] != socket.AF_INET)
     return str(addresses[0][4][0])

@@ -126,7 +126,7 @@ class Pair:
         """Aborted, and its memory given back."""
         return self._reaper is not None and not self._reaper.is_alive()
 
-    def post(self, span: Span, num_bytes: int) -> Transfer:
+    def post_transfer(self, span: Span, num_bytes: int) -> Transfer:
         """Send or receive after everything posted before."""
         transfer = Transfer(span, num_bytes)
         self._waiting.append(transfer)
@@ -202,7 +202,10 @@ class Pair:
             self._communicator.abort()
             idle = self._is_idle_within(self._patience_s)
         except TransferError as error:
-            log.warning("abort failed", extra={"why": str(error)})
+            log.warning(
+                "NCCL abort failed, its staging stays allocated: restart this worker",
+                extra={"why": str(error)},
+            )
             return  # the library may still use the staging: it stays
         if idle:
             self.staging.free()
@@ -213,7 +216,7 @@ class Pair:
         event, deadline_s = self.stream.record(), time.monotonic() + patience_s
         while not event.happened():
             if time.monotonic() > deadline_s:
-                log.warning("staging is left to a device that does not answer")
+                log.warning("staging is left to a device that does not answer: restart this worker")
                 return False
             time.sleep(_LOOK_S)
         return True

@@ -126,7 +126,7 @@ class NcclSinkStream(SinkStream):
         span = self._pair.staging.take_span()
         if span is None:
             return False
-        self._staged.append(_StagedChunk(chunk, span, self._pair.post(span, num_bytes)))
+        self._staged.append(_StagedChunk(chunk, span, self._pair.post_transfer(span, num_bytes)))
         return True
 
     def _go_on(self, taker: ChunkTaker) -> None:

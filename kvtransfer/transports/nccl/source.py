@@ -110,7 +110,7 @@ class NcclSourceStream(SourceStream):
         if span is None:
             return False
         self._gather(offer.ranges, span, pair.stream)
-        pair.post(span, offer.num_bytes)
+        pair.post_transfer(span, offer.num_bytes)
         self._outbox.put_message(offer.chunk)
         self._queued_bytes -= offer.num_bytes
         return True

@@ -90,7 +90,10 @@ def _copy_job(memory: BlockMemory) -> CopyJob | None:
     try:
         return CopyJob.create()
     except OSError as error:
-        log.warning("no copy job, we copy alone", extra={"why": str(error)})
+        log.warning(
+            "no copy job, the sink copies alone: raise the limit of open files",
+            extra={"why": str(error)},
+        )
         return None
 
 

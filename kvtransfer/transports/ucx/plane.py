@@ -18,7 +18,7 @@ from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.tcp_socket import TcpPort, connect_to, tune
 from kvtransfer.transports.ucx import session
 from kvtransfer.transports.ucx.messages import NAME
-from kvtransfer.transports.ucx.session import UcxFailed, load, why_not
+from kvtransfer.transports.ucx.session import UcxFailed, load_ucxx, why_not
 from kvtransfer.transports.ucx.sink import UcxSinkStream
 from kvtransfer.transports.ucx.source import UcxSourceStream
 from kvtransfer.transports.ucx.thread import UcxWorker
@@ -30,7 +30,7 @@ def prepare() -> None:
     from that, `listen` and `dial` say."""
     if not why_not():
         with suppress(UcxFailed):
-            load()
+            load_ucxx()
 
 
 class UcxListener(TcpPort):
@@ -43,7 +43,7 @@ class UcxListener(TcpPort):
         if why := why_not():
             raise base.Unreachable(why)
         try:
-            load()
+            load_ucxx()
         except UcxFailed as error:
             raise base.Unreachable(str(error)) from error
         self._memory = memory
@@ -108,7 +108,7 @@ class UcxDial(Dial):
                     self._is_proved = True
                 case session.SessionBroke(why):
                     raise base.Unreachable(why)
-                case session.MessagesMoved():
+                case session.RangesMoved():
                     raise AssertionError("nothing moves before the stream is up")
 
     def _met(self, sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:

@@ -23,7 +23,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvtransfer.transports.ucx.cut import Messages
+from kvtransfer.transports.ucx.cut import TaggedRanges
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def why_not() -> str:
     return ""
 
 
-def load() -> tuple[Any, Any]:
+def load_ucxx() -> tuple[Any, Any]:
     """ucxx's low-level API and its view of a buffer. Raises UcxFailed."""
     # ucxx would stage through CUDA memory; our pools lie in host memory.
     os.environ.setdefault("UCX_RNDV_FRAG_MEM_TYPE", "host")
@@ -77,7 +77,9 @@ def _forget_cancelled(endpoint: Any) -> None:
         library = ctypes.CDLL(str(Path(libucxx.__file__).parent / "lib64" / "libucxx.so"))
         library[_CANCELLING](ctypes.c_void_p(endpoint.ucxx_ptr))
     except (OSError, AttributeError) as error:
-        log.warning("a UCX worker may be left behind", extra={"why": str(error)})
+        log.warning(
+            "a UCX worker may be left behind: is this ucxx 0.52?", extra={"why": str(error)}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ class PeerReached:
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesMoved:
-    """All messages of this move are through."""
+class RangesMoved:
+    """All of these ranges are through."""
 
     number: int
 
@@ -106,7 +108,7 @@ class SessionBroke:
     why: str
 
 
-UcxEvent = WorkerUp | PeerReached | MessagesMoved | SessionBroke
+UcxEvent = WorkerUp | PeerReached | RangesMoved | SessionBroke
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +140,7 @@ class UcxSession:
 
     def __init__(self, pool: NDArray[np.uint8], *, wake_fd: int) -> None:
         """Ranges are of `pool`. `sleep` ends when `wake_fd` is readable."""
-        self._api, self._array = load()
+        self._api, self._array = load_ucxx()
         self._pool = pool
         features = (self._api.Feature.TAG, self._api.Feature.WAKEUP)
         self._context = self._api.UCXContext(feature_flags=features)
@@ -168,9 +170,14 @@ class UcxSession:
         self._post(batch, np.ones(1, np.uint8), _PROBE, probe)
         self._batches.append(batch)
 
-    def move_messages(self, messages: Messages, direction: Direction) -> None:
+    def move_ranges(self, ranges: TaggedRanges, direction: Direction) -> None:
         """Send these ranges of the pool, or fill them."""
-        self._batches.append(self._begin(messages, direction))
+        batch = _Batch(ranges.number)
+        tag = ranges.number << 32
+        ends = (ranges.offsets_M + ranges.sizes_M).tolist()
+        for place, start in enumerate(ranges.offsets_M.tolist()):
+            self._post(batch, self._pool[start : ends[place]], tag | place, direction)
+        self._batches.append(batch)
 
     def step(self) -> Iterator[UcxEvent]:
         """Let UCX work for a moment, and say what is through."""
@@ -208,7 +215,10 @@ class UcxSession:
             self._poll.poll(_CANCEL_POLL_S)
             self._worker.progress()
             if time.monotonic() > late_s:
-                log.error("UCX does not cancel", extra={"num_moves": len(self._batches)})
+                log.error(
+                    "UCX does not cancel, blocks stay quarantined: restart this worker",
+                    extra={"num_moves": len(self._batches)},
+                )
                 late_s = math.inf
 
     def _seal(self, address: bytes) -> bytes:
@@ -220,14 +230,6 @@ class UcxSession:
         if not address or sealed[:_SEAL_BYTES] != self._seal(address):
             raise UcxFailed(f"the peer gave no address of UCX {self._version}, which we have")
         return address
-
-    def _begin(self, messages: Messages, direction: Direction) -> _Batch:
-        batch = _Batch(messages.number)
-        tag = messages.number << 32
-        ends = (messages.offsets_M + messages.sizes_M).tolist()
-        for place, start in enumerate(messages.offsets_M.tolist()):
-            self._post(batch, self._pool[start : ends[place]], tag | place, direction)
-        return batch
 
     def _post(self, batch: _Batch, view: NDArray[np.uint8], tag: int, direction: Direction) -> None:
         assert self._endpoint is not None
@@ -244,4 +246,4 @@ class UcxSession:
         for batch in tuple(self._batches):
             if batch.is_through():
                 self._batches.remove(batch)
-                yield PeerReached() if batch.number is None else MessagesMoved(batch.number)
+                yield PeerReached() if batch.number is None else RangesMoved(batch.number)

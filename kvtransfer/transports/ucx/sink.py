@@ -17,7 +17,7 @@ from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
 from kvtransfer.transports.polling import FdPoller
-from kvtransfer.transports.ucx.cut import cut, joint_runs
+from kvtransfer.transports.ucx.cut import cut_ranges, joint_runs
 from kvtransfer.transports.ucx.messages import (
     NAME,
     Posted,
@@ -26,7 +26,7 @@ from kvtransfer.transports.ucx.messages import (
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.transports.ucx.session import MessagesMoved, PeerReached, SessionBroke, WorkerUp
+from kvtransfer.transports.ucx.session import PeerReached, RangesMoved, SessionBroke, WorkerUp
 from kvtransfer.transports.ucx.thread import QUIET_S, UcxWorker
 from protocol.errors import PeerLost, WireError
 
@@ -96,7 +96,7 @@ class UcxSinkStream(SinkStream):
     def _look(self) -> None:
         for event in self._worker.events():
             match event:
-                case MessagesMoved(number):
+                case RangesMoved(number):
                     self._open[number].moved = True
                 case SessionBroke(why):
                     raise PeerLost(why)
@@ -146,7 +146,7 @@ class UcxSinkStream(SinkStream):
         self._open[number] = arriving
         self._order.append(arriving)
         runs_M = joint_runs(landing.source, landing.target)
-        self._worker.move_messages(cut(number, landing.target, runs_M), "receive")
+        self._worker.move_ranges(cut_ranges(number, landing.target, runs_M), "receive")
         self._outbox.put_message(Posted(number=number, runs=runs_M.astype("<u4").tobytes()))
 
     def _settle(self, taker: ChunkTaker) -> None:

@@ -15,7 +15,7 @@ from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import send_welcome
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
-from kvtransfer.transports.ucx.cut import cut, runs_of
+from kvtransfer.transports.ucx.cut import cut_ranges, runs_of
 from kvtransfer.transports.ucx.messages import (
     NAME,
     Posted,
@@ -24,7 +24,7 @@ from kvtransfer.transports.ucx.messages import (
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.transports.ucx.session import MessagesMoved, PeerReached, SessionBroke, WorkerUp
+from kvtransfer.transports.ucx.session import PeerReached, RangesMoved, SessionBroke, WorkerUp
 from kvtransfer.transports.ucx.thread import QUIET_S, UcxWorker
 from protocol.errors import PeerLost, WireError
 
@@ -78,7 +78,7 @@ class UcxSourceStream(SourceStream):
             match event:
                 case WorkerUp(address):
                     self._greet(address)
-                case MessagesMoved(number):
+                case RangesMoved(number):
                     del self._sending[number]
                 case SessionBroke(why):
                     raise PeerLost(why)
@@ -139,9 +139,9 @@ class UcxSourceStream(SourceStream):
     def _send(self, posted: Posted) -> None:
         number, offered = posted.number, self._pop_unanswered(posted.number)
         runs_M = runs_of(posted.runs, offered.ranges)
-        messages = cut(number, offered.ranges, runs_M)
+        ranges = cut_ranges(number, offered.ranges, runs_M)
         if offered.dropped:
-            messages = messages.emptied()
+            ranges = ranges.emptied()
         self._sending[number] = offered.num_bytes
-        self._worker.move_messages(messages, "send")
+        self._worker.move_ranges(ranges, "send")
         self._outbox.put_message(Sending(number=number, whole=not offered.dropped))

@@ -18,7 +18,7 @@ import numpy as np
 
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.polling import FdPoller
-from kvtransfer.transports.ucx.cut import Messages
+from kvtransfer.transports.ucx.cut import TaggedRanges
 from kvtransfer.transports.ucx.session import (
     Direction,
     SessionBroke,
@@ -26,7 +26,7 @@ from kvtransfer.transports.ucx.session import (
     UcxFailed,
     UcxSession,
     WorkerUp,
-    load,
+    load_ucxx,
 )
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,9 @@ class UcxWorker:
         """Connect to the peer's worker, and send or await the byte that proves the way."""
         self._enqueue(lambda session: session.connect_peer(address, probe=probe))
 
-    def move_messages(self, messages: Messages, direction: Direction) -> None:
+    def move_ranges(self, ranges: TaggedRanges, direction: Direction) -> None:
         """Send these ranges of the pool, or fill them."""
-        self._enqueue(lambda session: session.move_messages(messages, direction))
+        self._enqueue(lambda session: session.move_ranges(ranges, direction))
 
     def events(self) -> Iterator[UcxEvent]:
         """What has happened since the last call."""
@@ -126,7 +126,7 @@ class UcxWorker:
 
     def _serve(self) -> None:
         """Run until stopped. On return, or raise, UCX has let go of the pool."""
-        api, _ = load()
+        api, _ = load_ucxx()
         try:
             session = UcxSession(self._pool, wake_fd=self._waker.fileno())
             try:
