@@ -69,7 +69,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     """Of the source, as its ticket says; another incarnation refuses."""
 
 
-class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+class FetchBlocks(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Give me these blocks as they are written. A higher attempt replaces a lower one."""
 
     fetch: Id
@@ -107,12 +107,12 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     reason: Reason
 
 
-ToSource = Open | Fetch | Renew | Release | Cancel
+ToSource = Open | FetchBlocks | Renew | Release | Cancel
 
 # -- source -> sink -----------------------------------------------------------------------
 
 
-class Plane(msgspec.Struct, frozen=True, array_like=True):
+class PlaneAddress(msgspec.Struct, frozen=True, array_like=True):
     """Where a source's streams of one transport connect: `host:port` or an abstract socket."""
 
     transport: Annotated[str, msgspec.Meta(max_length=32)]
@@ -121,7 +121,7 @@ class Plane(msgspec.Struct, frozen=True, array_like=True):
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
-    planes: Annotated[tuple[Plane, ...], msgspec.Meta(max_length=16)]
+    planes: Annotated[tuple[PlaneAddress, ...], msgspec.Meta(max_length=16)]
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
@@ -138,7 +138,7 @@ class FetchFailed(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     reason: Reason
 
 
-class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class EndedLease(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A lease that has ended, and how."""
 
     lease: LeaseId
@@ -147,7 +147,7 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
-    gone: tuple[Gone, ...]
+    gone: tuple[EndedLease, ...]
     """Of the leases named, those that were not renewed."""
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.memory.sealed import create_sealed, header, open_sealed, reader_fd
-from kvtransfer.plan import NO_BLOCK
 
 _MAGIC = b"BatonKG1"
 _AT = 64
@@ -42,13 +41,6 @@ class Generations:
         num_bytes = _AT + 8 * num_blocks
         mapping = open_sealed(fd, what="generations", num_bytes=num_bytes, start=start)
         return cls(fd, mapping, num_blocks=num_blocks)
-
-    def sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        there_PB = blocks_PB != NO_BLOCK
-        each_PB = self.counts_N[np.where(there_PB, blocks_PB, 0)]
-        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
-        return sums_P
 
     def reader_fd(self) -> int:
         """A new descriptor that can be mapped for reading only; the caller closes it."""

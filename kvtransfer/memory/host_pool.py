@@ -9,11 +9,12 @@ import mmap
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvtransfer.device.driver import Mark
+from kvtransfer.memory.pool import WRITTEN
 from kvtransfer.memory.sealed import (
     HUGE_BYTES,
     MIN_HUGE,
@@ -24,7 +25,7 @@ from kvtransfer.memory.sealed import (
     reader_fd,
 )
 from kvtransfer.native.copy import Memory, checksums, copy_ranges
-from kvtransfer.plan import NO_BLOCK, Ranges, whole_blocks
+from kvtransfer.plan import Ranges
 from protocol.errors import LayoutMismatch
 
 _MAGIC = b"BatonKV1"
@@ -43,48 +44,8 @@ def _blocks_at(num_blocks: int, block_bytes: int) -> int:
     return -(-used // page_bytes) * page_bytes
 
 
-class Mark(Protocol):
-    """A point in the engine's work."""
-
-    def happened(self) -> bool:
-        """What the engine launched before it is written. Never waits. Raises TransferError."""
-
-
-class Pool(Protocol):
-    """What sources and sinks need of the memory their blocks lie in, wherever that is."""
-
-    num_blocks: int
-    block_bytes: int
-
-    @property
-    def generations_N(self) -> NDArray[np.uint64]: ...
-
-    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]: ...
-
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges: ...
-
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]: ...
-
-    def mark(self) -> Mark: ...
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None: ...
-
-
-class _Written:
-    def happened(self) -> bool:
-        return True
-
-
-WRITTEN: Final[Mark] = _Written()
-"""The point of work that is known to be done."""
-
-
 class BlockMemory:
-    """`num_blocks` blocks of `block_bytes`, one after another, and a generation for each.
-
-    A block's generation is bumped whenever it is allocated afresh; a reader that finds the one it
-    expects before and after its copy has copied one owner's bytes.
-    """
+    """A `kvtransfer.memory.pool.Pool` in host memory."""
 
     def __init__(
         self,
@@ -177,9 +138,9 @@ class BlockMemory:
         start = self._offset(block_id)
         return self.blocks[start : start + self.block_bytes]
 
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
-        """The ranges of whole blocks, one each."""
-        return whole_blocks(blocks, self.block_bytes)
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
+        return checksums(self.span, ranges)
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
@@ -188,20 +149,6 @@ class BlockMemory:
     def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
         """Let a test change a block's bytes."""
         how(self.block(block_id))
-
-    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        if blocks_PB.shape[1] == 1:
-            alone_P: NDArray[np.uint64] = self.generations_N[blocks_PB[:, 0]]
-            return alone_P
-        there_PB = blocks_PB != NO_BLOCK
-        each_PB = self.generations_N[np.where(there_PB, blocks_PB, 0)]
-        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
-        return sums_P
-
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
-        return checksums(self.span, ranges)
 
     def copy_from(
         self, source: "BlockMemory", source_ranges: Ranges, ranges: Ranges

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.memory.host_pool import BlockMemory, Pool
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import Pool
 from kvtransfer.native.library import kernels
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from kvtransfer.transports.base import DialOptions, Listener, ListenOptions, Unreachable

@@ -20,13 +20,13 @@ from kvtransfer.messages import (
     CONTROL_VERSION,
     Cancel,
     Chunk,
-    Fetch,
+    EndedLease,
+    FetchBlocks,
     FetchFailed,
     Finish,
-    Gone,
     Open,
     Opened,
-    Plane,
+    PlaneAddress,
     Refused,
     Release,
     Renew,
@@ -52,7 +52,7 @@ FINISH = Finish(fetch=1, attempt=1, note=b"note", since_s=0.5)
 
 TO_SOURCE = (
     Open(session=1, worker=WorkerId("w"), epoch=EPOCH),
-    Fetch(
+    FetchBlocks(
         fetch=1, attempt=1, lease=LEASE, compat=COMPAT, layout=LAYOUT, indices=bytes(12),
         slots=bytes(12),
     ),
@@ -61,10 +61,10 @@ TO_SOURCE = (
     Cancel(lease=LEASE, reason="client gone"),
 )  # fmt: skip
 TO_SINK = (
-    Opened(epoch=EPOCH, planes=(Plane("shm", "name"), Plane("tcp", "127.0.0.1:1"))),
+    Opened(epoch=EPOCH, planes=(PlaneAddress("shm", "name"), PlaneAddress("tcp", "127.0.0.1:1"))),
     Refused(code="epoch", reason="restarted"),
     FetchFailed(fetch=1, attempt=1, code="failed", reason="preempted"),
-    Renewed(gone=(Gone(lease=LEASE, code="closed", reason="over"),)),
+    Renewed(gone=(EndedLease(lease=LEASE, code="closed", reason="over"),)),
 )
 HELLO = StreamHello(version=CONTROL_VERSION, session=1, epoch=EPOCH)
 WELCOME = StreamWelcome(version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4, block_bytes=64)

@@ -167,6 +167,6 @@ def test_of_many_blocks_on_their_way_one_broken_one_is_asked_for_again_and_no_ot
         lender.write_all(ticket)
         outcome = borrower.fetch(ticket, [Slot(i, i) for i in range(num_blocks)])
         assert isinstance(outcome.end, Landed), outcome.end
-        rejected = [x.num_blocks for x in borrower.notices if isinstance(x, Rejected)]
+        rejected = [x.num_blocks for x in borrower.events if isinstance(x, Rejected)]
         assert rejected == [1]
         assert bytes(borrower.memory.blocks) == bytes(lender.memory.blocks)

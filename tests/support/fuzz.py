@@ -22,11 +22,11 @@ from pathlib import Path
 
 import zmq
 from support.census import Census, back_to, resident_bytes, settled
-from support.complaints import lands, same_bytes
 from support.eventually import eventually
 from support.fetching import TimedEnds, fetch
 from support.middle import Middle, Way
 from support.mutation import EDGES, Mutator
+from support.outcomes import lands, same_bytes
 from support.transfer import Borrower, Lender
 
 from kvtransfer.endings import FetchEnd, Landed, Lost
@@ -142,7 +142,7 @@ class Fuzz:
         self._ends.told.clear()
         self._ends.told_s.clear()
         for borrower in self._borrowers:
-            borrower.notices.clear()
+            borrower.events.clear()
 
     def check(self) -> None:
         """Honest fetches land, and nothing has stayed behind."""

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import msgspec
 import zmq
 
-from kvtransfer.messages import Opened, Plane, pack_to_sink, unpack_to_sink
+from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
 from kvtransfer.transports.tcp.frames import HEADER_BYTES, seal_head, unpack_header
 from protocol.errors import WireError
 from protocol.messages import Ticket
@@ -63,7 +63,7 @@ class Middle:
         self._door: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._port = self._door.bind_to_random_port("tcp://127.0.0.1")
         self._links: dict[bytes, zmq.Socket[bytes]] = {}
-        self._listeners: dict[int, tuple[socket.socket, Plane]] = {}
+        self._listeners: dict[int, tuple[socket.socket, PlaneAddress]] = {}
         self._flows: dict[int, _Flow] = {}
         self._closing = threading.Event()
         self._source = ""
@@ -133,12 +133,12 @@ class Middle:
             return packed
         if not isinstance(message, Opened):
             return packed
-        ours = tuple(Plane(plane.transport, self._listen(plane)) for plane in message.planes)
+        ours = tuple(PlaneAddress(plane.transport, self._listen(plane)) for plane in message.planes)
         return pack_to_sink(msgspec.structs.replace(message, planes=ours))
 
     # -- streams --------------------------------------------------------------------------
 
-    def _listen(self, plane: Plane) -> str:
+    def _listen(self, plane: PlaneAddress) -> str:
         if plane.transport == "tcp":
             sock = socket.create_server(("127.0.0.1", 0))
             address = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -150,7 +150,7 @@ class Middle:
         self._listeners[sock.fileno()] = (sock, plane)
         return address
 
-    def _admit(self, listener: socket.socket, plane: Plane) -> None:
+    def _admit(self, listener: socket.socket, plane: PlaneAddress) -> None:
         sink, _ = listener.accept()
         source = socket.socket(sink.family, socket.SOCK_STREAM)
         for sock in (sink, source):

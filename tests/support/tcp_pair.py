@@ -20,6 +20,7 @@ from kvtransfer.messages import (
     StreamHello,
     StreamWelcome,
 )
+from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
 from protocol.ids import Epoch
@@ -52,7 +53,7 @@ def chunk_of(
     pieces_P = np.zeros(len(blocks), PIECE)
     pieces_P["slot"] = slots
     pieces_P["num_bytes"] = memory.block_bytes
-    pieces_P["checksum"] = memory.checksums(memory.whole(blocks_P))
+    pieces_P["checksum"] = memory.checksums(whole_blocks(blocks_P, memory.block_bytes))
     return pack(fetch=fetch, attempt=1, pieces_P=pieces_P, blocks_PB=blocks_P.reshape(-1, 1))
 
 
@@ -77,7 +78,7 @@ class Taker:
         if chunk.fetch not in self.wanted:
             return None
         pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
-        target = self.memory.whole(pieces_P["slot"])
+        target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         landing = Landing(chunk, pieces_P, blocks_PB, target, target)
         self.begun.append(landing)
         return landing
@@ -133,7 +134,8 @@ class Pair:
     def offer(self, blocks: Sequence[int], slots: Sequence[int], *, fetch: FetchId = ONE) -> None:
         blocks_P = np.array(blocks, np.uint32)
         self.source.offer(
-            chunk_of(self.lent, blocks, slots, fetch=fetch), self.lent.whole(blocks_P)
+            chunk_of(self.lent, blocks, slots, fetch=fetch),
+            whole_blocks(blocks_P, self.lent.block_bytes),
         )
 
     @property

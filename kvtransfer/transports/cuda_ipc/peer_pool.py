@@ -11,6 +11,7 @@ from kvtransfer.chunk import NO_BLOCK, Landing
 from kvtransfer.device.driver import Driver, Span
 from kvtransfer.memory.device_pool import SUM_KIND
 from kvtransfer.memory.generations import Generations
+from kvtransfer.memory.pool import generation_sums
 from kvtransfer.transports.cuda_ipc.messages import CudaIpcSetup
 from protocol.errors import LayoutMismatch
 
@@ -47,7 +48,7 @@ class PeerMemory:
         if int(landing.blocks_PB[there_PB].max(initial=0)) >= self._num_blocks:
             return "the source named a block that it has not"
         generations_P: NDArray[np.uint64] = landing.pieces_P["generation"]
-        if (self._generations.sums(landing.blocks_PB) != generations_P).any():
+        if (generation_sums(self._generations.counts_N, landing.blocks_PB) != generations_P).any():
             return "the block has another generation"
         return ""
 

@@ -123,4 +123,4 @@ class CudaIpcSinkStream(SinkStream):
         while self._copies and self._copies[0].sums.happened():
             copy = self._copies.popleft()
             why = self._source.why_not(copy.landing)
-            taker.end_chunk(copy.landing, None if why else copy.sums.take(), broken=why)
+            taker.end_chunk(copy.landing, None if why else copy.sums.take_sums(), broken=why)

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.driver import Driver, Event, Span
+from kvtransfer.device.driver import Driver, Mark, Span
 from kvtransfer.memory.device_pool import DeviceMemory
 from protocol.errors import PeerLost, TransferError
 
@@ -43,7 +43,7 @@ class Transfer:
     span: Span
     num_bytes: int
     begun_s: float = 0.0
-    event: Event | None = None
+    event: Mark | None = None
     """Recorded once the library has launched it."""
 
 

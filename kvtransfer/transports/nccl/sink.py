@@ -140,7 +140,7 @@ class NcclSinkStream(SinkStream):
             if staged.sums is not None and staged.sums.happened():
                 assert staged.landing is not None
                 self._forget(staged)
-                taker.end_chunk(staged.landing, staged.sums.take())
+                taker.end_chunk(staged.landing, staged.sums.take_sums())
 
     def _scatter(self, staged: _StagedChunk, taker: ChunkTaker) -> None:
         """Launch the copy into the slots, if the chunk is still wanted."""

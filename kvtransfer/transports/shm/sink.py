@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import NO_BLOCK, Landing
 from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import generation_sums
 from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.base import ChunkTaker, SinkStream
@@ -172,8 +173,8 @@ class ShmSinkStream(SinkStream):
     def _unchanged(self, landing: Landing) -> bool:
         """The blocks have the generations that their descriptions say."""
         assert self._source is not None
-        sums_P = self._source.generation_sums(landing.blocks_PB)
-        return bool((sums_P == landing.pieces_P["generation"]).all())
+        now_P = generation_sums(self._source.generations_N, landing.blocks_PB)
+        return bool((now_P == landing.pieces_P["generation"]).all())
 
     def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
         if self._unchanged(landing):

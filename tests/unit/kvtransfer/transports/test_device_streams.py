@@ -14,6 +14,7 @@ from support.eventually import eventually
 
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.messages import CONTROL_VERSION, Chunk, FetchId, Finish, StreamHello
+from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.announcing import Announcement, Left, announcement
 from kvtransfer.transports.base import DialOptions, Unreachable
 from kvtransfer.transports.cuda_ipc.messages import setup_of as cuda_ipc_setup_of
@@ -43,8 +44,8 @@ class Taker:
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         pieces_P = np.frombuffer(chunk.pieces, PIECE)
         blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(-1, 1)
-        source = self.memory.whole(blocks_PB[:, 0])
-        target = self.memory.whole(pieces_P["slot"])
+        source = whole_blocks(blocks_PB[:, 0], self.memory.block_bytes)
+        target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         return Landing(chunk, pieces_P, blocks_PB, source, target) if self.wants else None
 
     def end_chunk(
@@ -118,7 +119,10 @@ class TestCudaIpc:
         assert taker.memory.read(2) == b"\3" * BLOCK_BYTES
         ((sums_P, broken),) = taker.ends
         assert sums_P is not None and not broken
-        assert (sums_P == taker.memory.checksums(taker.memory.whole(np.array([2, 5])))).all()
+        assert (
+            sums_P
+            == taker.memory.checksums(whole_blocks(np.array([2, 5]), taker.memory.block_bytes))
+        ).all()
 
     def test_a_block_of_another_generation_is_not_used(
         self, stream: CudaIpcSinkStream, taker: Taker, lent: FakeDeviceMemory,

@@ -15,6 +15,7 @@ from kvtransfer.messages import (
     stream_hello,
     stream_welcome,
 )
+from kvtransfer.plan import whole_blocks
 from kvtransfer.sink.sink import Landed
 from kvtransfer.transports import framing
 from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, Unreachable
@@ -119,7 +120,9 @@ def test_a_dialled_stream_brings_its_other_lanes_up_by_itself(host: str) -> None
 
     eventually(up)
     assert door.stream is not None
-    door.stream.offer(chunk_of(memory, [0], [3]), memory.whole(np.array([0], np.uint32)))
+    door.stream.offer(
+        chunk_of(memory, [0], [3]), whole_blocks(np.array([0], np.uint32), memory.block_bytes)
+    )
     door.stream.flush()
     eventually(lambda: streams[0].receive(taker) or taker.right == [3])
     assert memory.block(3) == expected

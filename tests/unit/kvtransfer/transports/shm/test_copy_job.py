@@ -13,7 +13,7 @@ from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, Finish
 from kvtransfer.native.copy import Memory
 from kvtransfer.native.library import kernels
-from kvtransfer.plan import Ranges
+from kvtransfer.plan import Ranges, whole_blocks
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, CopyJob
@@ -75,7 +75,8 @@ def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
     chunk = Chunk(fetch=1, attempt=1, pieces=pieces_P.tobytes(), blocks=blocks_PB.tobytes())
     return Landing(
         chunk=chunk, pieces_P=pieces_P, blocks_PB=blocks_PB,
-        source=source.whole(blocks_PB[:, 0]), target=target.whole(blocks_PB[:, 0]),
+        source=whole_blocks(blocks_PB[:, 0], source.block_bytes),
+        target=whole_blocks(blocks_PB[:, 0], target.block_bytes),
     )  # fmt: skip
 
 
