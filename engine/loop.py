@@ -171,7 +171,7 @@ class Engine:
             self._await_steps()
             self._end_all(Abandon())
         except Exception as error:
-            log.exception("engine broken")
+            log.exception("engine broken; the worker exits, start it again")
             self._inbox.close(f"the engine is broken: {error}")
             try:
                 if not isinstance(error, StepHung):
@@ -252,7 +252,8 @@ class Engine:
         self._deliver()
 
     def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:
-        log.error("step failed", exc_info=error, extra={"sequences": len(batch)})
+        size = {"sequences": len(batch)}
+        log.error("step failed; its requests have failed", exc_info=error, extra=size)
         fail(f"{type(error).__name__}: {error}")
         self._deliver()
         self._num_failures += 1
@@ -266,7 +267,8 @@ class Engine:
             try:
                 step.launched.tokens()
             except StepHung:
-                log.exception("device hung", extra={"steps": len(self._in_flight)})
+                given_up = {"steps": len(self._in_flight)}
+                log.exception("device hung; if it does again, see the driver's log", extra=given_up)
                 break
             except Exception:
                 log.exception("step failed", extra={"sequences": len(step.batch)})
