@@ -13,7 +13,7 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.opening import ops_for, token_sampler_for
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -197,13 +197,15 @@ def _device_runner(
     graphs: bool,
 ) -> DeviceRunner:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    choose = chooser_for(device)
+    sampler = token_sampler_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
     with refused_when_full(
         device, doing="the largest step", advice="lower either of them",
         setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
     ):  # fmt: skip
-        peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
+        peak_bytes = largest_step_bytes(
+            model, layout, device=device, sampler=sampler, limits=limits
+        )
     if num_blocks is None:
         num_blocks = blocks_left(
             layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
@@ -220,7 +222,7 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=enders
+            model, pool, device=device, sampler=sampler, limits=limits, eos_token_ids=enders
         )
         if graphs:
             _capture(runner, device)
