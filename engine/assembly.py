@@ -13,7 +13,7 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.opening import ops_for, token_sampler_for
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -37,7 +37,7 @@ FREE_SHARE = 4
 class Assembly:
     runner: TorchRunner | DeviceRunner
     config: ModelConfig
-    layout: KvLayout
+    layouts: tuple[KvLayout, ...]
     windows: tuple[Window, ...]
     """Of each KV group."""
     compat: str
@@ -47,6 +47,12 @@ class Assembly:
     limits: EngineLimits
     eos_token_ids: frozenset[int]
     """Every token that ends a text, whichever file of the checkpoint names it."""
+
+    @property
+    def layout(self) -> KvLayout:
+        """The only one: a runner has one pool, and `Registration` and tickets name one layout."""
+        (layout,) = self.layouts
+        return layout
 
 
 def num_pool_blocks(
@@ -113,7 +119,8 @@ def assemble(
             )
         device.bind()
     model = _loaded(settings, progress, device)
-    layout = model.config.kv_layout(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    (layout,) = layouts
     runner: TorchRunner | DeviceRunner
     if device is None:
         runner = _host_runner(settings, model, layout, eos_token_ids, memory)
@@ -125,7 +132,7 @@ def assemble(
     return Assembly(
         runner=runner,
         config=model.config,
-        layout=layout,
+        layouts=layouts,
         windows=tuple(group.window for group in model.config.kv_groups),
         compat=compat_hash(layout, model_revision=model.config.revision),
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
@@ -189,13 +196,15 @@ def _device_runner(
     graphs: bool,
 ) -> DeviceRunner:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    choose = chooser_for(device)
+    sampler = token_sampler_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
     with refused_when_full(
         device, doing="the largest step", advice="lower either of them",
         setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
     ):  # fmt: skip
-        peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
+        peak_bytes = largest_step_bytes(
+            model, layout, device=device, sampler=sampler, limits=limits
+        )
     if num_blocks is None:
         num_blocks = blocks_left(
             layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
@@ -212,7 +221,7 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=eos_token_ids
+            model, pool, device=device, sampler=sampler, limits=limits, eos_token_ids=eos_token_ids
         )
         if graphs:
             _capture(runner, device)

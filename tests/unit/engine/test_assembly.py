@@ -47,7 +47,9 @@ def test_less_than_two_blocks_in_every_kv_group_is_refused_with_the_setting_give
     make_checkpoint(tmp_path, Shape(family="qwen2", layers=3, window=9, window_from_layer=1))
     with pytest.raises(SettingsError, match="kv_blocks: 5: two blocks in each KV group are 6"):
         assembled(tmp_path, kv_blocks=5)
-    assert assembled(tmp_path, kv_blocks=6).windows == (None, 9, 9)
+    parts = assembled(tmp_path, kv_blocks=6)
+    assert parts.windows == (None, 9, 9)
+    assert parts.layouts == (parts.layout,)
 
 
 def assembled(path: Path, *, kv_blocks: int, eos_token_ids: tuple[int, ...] = (5,)) -> Assembly:

@@ -285,7 +285,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     asked = []
 
     class HungStep(FakeStep):
-        def tokens(self) -> dict[SequenceId, SampledToken]:
+        def tokens(self) -> dict[SequenceId, Sequence[SampledToken]]:
             asked.append(self)
             raise StepHung("no answer")
 
