@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from engine.batch import SampledToken, SequenceId
-from engine.sequence import Usage, Verdict
+from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 
 
@@ -50,7 +50,7 @@ class EngineObserver(Protocol):
         Returns the sequences whose text ends with them."""
         ...
 
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
         """The last word about a submission; exactly one each."""
 
     def settled(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Seq
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
-from engine.scheduling.admission import Admission
+from engine.scheduling.admission import SequenceAdmission
 from engine.scheduling.in_flight import InFlightSteps, Part
 from engine.scheduling.running import Running
 from engine.scheduling.sequence_table import Effect, SequenceTable
@@ -48,7 +48,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._table = SequenceTable(cache)
         self._steps = InFlightSteps(cache)
-        self._admission = Admission(cache=cache, limits=limits, table=self._table)
+        self._admission = SequenceAdmission(cache=cache, limits=limits, table=self._table)
         self.max_context_tokens = self._admission.max_context_tokens()
         """What fits: a pool smaller than the model's context bounds it."""
         self._running = Running(
