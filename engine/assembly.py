@@ -113,11 +113,7 @@ def assemble(
     """
     limits = _limits(settings)
     if device is not None:
-        if settings.kv_huge_pages:
-            raise SettingsError(
-                f"kv_huge_pages: True: the KV pool is on {device.name}, without any"
-            )
-        device.bind()
+        _bind(device, settings)
     model = _loaded(settings, progress, device)
     layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
     (layout,) = layouts
@@ -139,6 +135,12 @@ def assemble(
         limits=limits,
         eos_token_ids=frozenset(eos_token_ids),
     )
+
+
+def _bind(device: Device, settings: WorkerSettings) -> None:
+    if settings.kv_huge_pages:
+        raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, without any")
+    device.bind()
 
 
 def _limits(settings: WorkerSettings) -> EngineLimits:
@@ -206,11 +208,7 @@ def _device_runner(
             model, layout, device=device, sampler=sampler, limits=limits
         )
     if num_blocks is None:
-        num_blocks = blocks_left(
-            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
-            free_bytes=device.free_bytes(),  # what that step took is given back with it
-            graph_bytes=GRAPH_BYTES if graphs else 0,
-        )  # fmt: skip
+        num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
@@ -226,6 +224,16 @@ def _device_runner(
         if graphs:
             _capture(runner, device)
     return runner
+
+
+def _blocks_left(
+    settings: WorkerSettings, layout: KvLayout, device: Device, peak_bytes: int, *, graphs: bool
+) -> int:
+    return blocks_left(
+        layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
+        free_bytes=device.free_bytes(),  # what that step took is given back with it
+        graph_bytes=GRAPH_BYTES if graphs else 0,
+    )  # fmt: skip
 
 
 def _capture(runner: DeviceRunner, device: Device) -> None:

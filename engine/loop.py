@@ -86,12 +86,7 @@ class Engine:
         `windows` are those of the model's KV groups. Raises ValueError for another number of
         groups than the runner's layout has, fewer blocks than groups, or a runner that wants
         more steps launched than the scheduler finds blocks for."""
-        if runner.depth > STEPS_AHEAD:
-            raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
-        if len(windows) != runner.layout.num_groups:
-            raise ValueError(
-                f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
-            )
+        _check_runner(runner, windows)
         self._runner = runner
         self._observer = observer
         self._clock = clock
@@ -361,4 +356,13 @@ class Engine:
             decode_step_s=self._speeds.decode_step_s,
             num_steps=self._num_steps,
             num_preempted=self._scheduler.num_preempted,
+        )
+
+
+def _check_runner(runner: Runner, windows: Seq[Window]) -> None:
+    if runner.depth > STEPS_AHEAD:
+        raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
+    if len(windows) != runner.layout.num_groups:
+        raise ValueError(
+            f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
         )
