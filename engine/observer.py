@@ -1,8 +1,8 @@
 """What an engine tells the worker that runs it, and in which words.
 
-Implemented by the services of the two workers. Every method is called on the engine thread, in
-the order things happened, and must neither block nor raise: an exception here stops the engine.
-Commands to the engine may be given from here; they take effect before the next launch.
+Every method is called on the engine thread, in the order things happened, and must neither block
+nor raise: an exception here stops the engine. Commands to the engine may be given from here; they
+take effect before the next launch.
 """
 
 from collections.abc import Collection
