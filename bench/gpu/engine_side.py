@@ -14,7 +14,7 @@ from engine.limits import EngineLimits
 from engine.models.model import Dtype, Model
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.launched import LaunchedStep
-from engine.runner.gpu.opening import chooser_for
+from engine.runner.gpu.opening import token_sampler_for
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.messages import Sampling
 
@@ -56,7 +56,7 @@ class EngineSide:
             max_context_tokens=load.num_blocks * BLOCK_TOKENS,
         )  # fmt: skip
         self.runner = DeviceRunner(
-            model, pool, device=device, choose=chooser_for(device), limits=limits
+            model, pool, device=device, sampler=token_sampler_for(device), limits=limits
         )
         self.graph_bytes = self.runner.capture(limit_bytes=GRAPH_BYTES, sizes=load.batches)
 

@@ -1,7 +1,4 @@
-"""A step on its way: its tokens come to host memory, and an event says when they are there.
-
-Made by `engine.runner.gpu.runner`, read by `engine.loop`.
-"""
+"""A step on its way: its tokens come to host memory, and an event says when they are there."""
 
 # Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported at most.
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
-from engine.runner.gpu.device import Event
+from engine.runner.gpu.device import StepEvent
 from engine.sampling.rows import NO_TOKEN
 
 
@@ -21,7 +18,7 @@ class LaunchedStep:
 
     asking: Sequence[Chunk]
     """Those that sample, row r of chunk r."""
-    event: Event
+    event: StepEvent
     tokens_R: Tensor
     """Host memory, filled when the event has happened; so is the next."""
     reports: Tensor

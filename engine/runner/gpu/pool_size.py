@@ -18,7 +18,7 @@ from engine.models.model import Model
 from engine.runner.gpu.arrays import widest_table
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.runner import DeviceRunner
-from engine.sampling.rows import Chooser
+from engine.sampling.rows import TokenSampler
 from protocol.errors import SettingsError
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
@@ -112,14 +112,14 @@ def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
 
 
 def largest_step_bytes(
-    model: Model, layout: KvLayout, *, device: Device, choose: Chooser, limits: EngineLimits
+    model: Model, layout: KvLayout, *, device: Device, sampler: TokenSampler, limits: EngineLimits
 ) -> int:
     """Runs the largest step, and the wide ones: the most that one takes of the device, its pool
     not counted. It also compiles the kernels that the first request would wait for."""
     chunks = largest_step(layout, limits)
     num_blocks = sum(len(chunk.block_table) for chunk in chunks)
     pool = KvPool(layout, num_blocks, device=device.where)
-    runner = DeviceRunner(model, pool, device=device, choose=choose, limits=limits)
+    runner = DeviceRunner(model, pool, device=device, sampler=sampler, limits=limits)
     steps = [chunks, *wide_steps(layout, limits)]
     return device.peak_bytes(lambda: _run(runner, steps))
 

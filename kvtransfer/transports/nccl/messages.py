@@ -13,7 +13,7 @@ from protocol.codec import Codec
 
 NAME: Final = "nccl"
 CHUNK_BYTES: Final = 4 << 20
-"""A few of them fill a link while the next is gathered; not measured on a GPU."""
+"""A few of them fill a link while the next is gathered."""
 MAX_CHUNK_BYTES: Final = 1 << 30
 """A peer's block may be larger than a chunk, and so its staging, but not without bound."""
 
