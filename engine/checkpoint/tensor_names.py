@@ -195,32 +195,38 @@ def _router(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: Expert
 
 
 def _experts(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
-    specs: Specs = {}
-    for linears in expert_linears(config.hidden_size, mixture, prefix, form):
-        for linear in linears:
-            specs |= linear.tensors
-    return specs
+    parts = _expert_parts(config.hidden_size, mixture, form)
+    specs = [item for part in parts for item in part.tensors.items()]
+    stems = dict.fromkeys(_expert_stems(mixture, prefix, form))
+    return {f"{stem}{name}": spec for stem in stems for name, spec in specs}
 
 
 def expert_linears(
     hidden: int, mixture: MixtureSpec, prefix: str, form: ExpertForm
-) -> list[list[LinearSpec]]:
+) -> Iterator[list[LinearSpec]]:
     """Of each expert of the layer whose tensors start with `prefix`: gate, up and down, or the
-    stacks of gate with up and of down. Ranks share every expert, as they share an MLP."""
-    rule, size = mixture.rule, mixture.size
+    stacks of gate with up and of down."""
+    parts = _expert_parts(hidden, mixture, form)
+    for stem in _expert_stems(mixture, prefix, form):
+        yield [replace(part, name=f"{stem}{part.name}") for part in parts]
+
+
+def _expert_stems(mixture: MixtureSpec, prefix: str, form: ExpertForm) -> list[str]:
+    """What each expert's names begin with."""
     experts = f"{prefix}{mixture_block(mixture, form)}experts."
+    each = form == "each"
+    return [f"{experts}{number}." if each else experts for number in range(mixture.num_experts)]
+
+
+def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[LinearSpec, ...]:
+    """Their names without the stem. Ranks share every expert, as they share an MLP."""
+    rule, size = mixture.rule, mixture.size
     if form == "each":
         up = LinearSpec(name=rule.up, shape=(size, hidden), cut=_ROWS)
         down = LinearSpec(name=rule.down, shape=(hidden, size), cut=_COLUMNS)
-        return [
-            [
-                replace(one, name=f"{experts}{expert}.{one.name}")
-                for one in (replace(up, name=rule.gate), up, down)
-            ]
-            for expert in range(mixture.num_experts)
-        ]
+        return replace(up, name=rule.gate), up, down
     gate_up = LinearSpec(
-        name=f"{experts}gate_up_proj",
+        name="gate_up_proj",
         shape=(2 * size, hidden),
         bias=rule.biased,
         cut=Cut(axis=0, unit=2) if rule.interleaved else Cut(axis=0, sections=(size, size)),
@@ -228,5 +234,4 @@ def expert_linears(
         num_stacked=mixture.num_experts,
         transposed=rule.transposed,
     )
-    down = replace(gate_up, name=f"{experts}down_proj", shape=(hidden, size), cut=_COLUMNS)
-    return [[gate_up, down]] * mixture.num_experts
+    return gate_up, replace(gate_up, name="down_proj", shape=(hidden, size), cut=_COLUMNS)
