@@ -20,7 +20,7 @@ from engine.loop import Engine
 from engine.models.model import Model
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
-from engine.sequence import FetchOutcome, Landed, Lost, Mode
+from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.sink import sink as sinks
@@ -168,9 +168,9 @@ class DecodeSide(Side):
 
     def _fetched(self, sequence: SequenceId, end: FetchEnd) -> None:
         self.ends[sequence] = end
-        outcome: FetchOutcome = Lost(str(end))
+        outcome: FetchOutcome = FetchLost(str(end))
         if isinstance(end, sinks.Landed):
-            outcome = Landed(first_token=int(end.note))
+            outcome = FetchLanded(first_token=int(end.note))
         self.engine.fetch_done(sequence, outcome)
 
     def close(self) -> None:
