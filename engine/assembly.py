@@ -13,7 +13,7 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.opening import ops_for, token_sampler_for
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -113,11 +113,7 @@ def assemble(
     """
     limits = _limits(settings)
     if device is not None:
-        if settings.kv_huge_pages:
-            raise SettingsError(
-                f"kv_huge_pages: True: the KV pool is on {device.name}, without any"
-            )
-        device.bind()
+        _bind(device, settings)
     model = _loaded(settings, progress, device)
     layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
     (layout,) = layouts
@@ -139,6 +135,12 @@ def assemble(
         limits=limits,
         eos_token_ids=frozenset(eos_token_ids),
     )
+
+
+def _bind(device: Device, settings: WorkerSettings) -> None:
+    if settings.kv_huge_pages:
+        raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, without any")
+    device.bind()
 
 
 def _limits(settings: WorkerSettings) -> EngineLimits:
@@ -196,19 +198,17 @@ def _device_runner(
     graphs: bool,
 ) -> DeviceRunner:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    choose = chooser_for(device)
+    sampler = token_sampler_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
     with refused_when_full(
         device, doing="the largest step", advice="lower either of them",
         setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
     ):  # fmt: skip
-        peak_bytes = largest_step_bytes(model, layout, device=device, choose=choose, limits=limits)
+        peak_bytes = largest_step_bytes(
+            model, layout, device=device, sampler=sampler, limits=limits
+        )
     if num_blocks is None:
-        num_blocks = blocks_left(
-            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
-            free_bytes=device.free_bytes(),  # what that step took is given back with it
-            graph_bytes=GRAPH_BYTES if graphs else 0,
-        )  # fmt: skip
+        num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
@@ -219,11 +219,21 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=eos_token_ids
+            model, pool, device=device, sampler=sampler, limits=limits, eos_token_ids=eos_token_ids
         )
         if graphs:
             _capture(runner, device)
     return runner
+
+
+def _blocks_left(
+    settings: WorkerSettings, layout: KvLayout, device: Device, peak_bytes: int, *, graphs: bool
+) -> int:
+    return blocks_left(
+        layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
+        free_bytes=device.free_bytes(),  # what that step took is given back with it
+        graph_bytes=GRAPH_BYTES if graphs else 0,
+    )  # fmt: skip
 
 
 def _capture(runner: DeviceRunner, device: Device) -> None:

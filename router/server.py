@@ -25,7 +25,7 @@ from router.http.app import create_app
 from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.replay import Replay
+from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
@@ -89,7 +89,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         index=index,
         metrics=metrics,
         traces=traces,
-        already_ended=Replay(tokenizer),
+        already_ended=partial(already_ended, tokenizer),
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,

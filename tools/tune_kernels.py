@@ -230,7 +230,7 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
         candidates=[
             Launch(block_n=sample.DEFAULT.block_n, num_warps=warps) for warps in (4, 8, 16)
         ],
-        run=lambda one: sample.sample(logits_RV, rows, launch=one),
+        run=lambda one: sample.sample_tokens(logits_RV, rows, launch=one),
     )
 
 

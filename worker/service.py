@@ -15,7 +15,7 @@ from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.loop import Engine
 from engine.observer import SequenceToken
-from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, Usage, Verdict
+from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 from protocol.errors import CapacityError
 from protocol.ids import RequestId, RouterId
@@ -192,7 +192,7 @@ class EngineService(ABC, Generic[J]):
                 stopped.add(spoken.id)
         return stopped
 
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
         job = self._desk.get(sequence)
         if job is None:
             return
@@ -219,7 +219,7 @@ class EngineService(ABC, Generic[J]):
         self._metrics.endings.labels(name_of(word)).inc()
 
 
-def last_word(job: J, verdict: Verdict, usage: Usage) -> LastWord:
+def last_word(job: J, verdict: Verdict, usage: SequenceUsage) -> LastWord:
     """The engine's verdict as the message that carries it."""
     request, attempt = job.request, job.attempt
     match verdict:

@@ -13,9 +13,8 @@ from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Dtype, Model
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.launched import LaunchedStep
-from engine.runner.gpu.opening import chooser_for
-from engine.runner.gpu.runner import DeviceRunner
+from engine.runner.gpu.opening import token_sampler_for
+from engine.runner.gpu.runner import DeviceRunner, LaunchedStep
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 16
@@ -56,7 +55,7 @@ class EngineSide:
             max_context_tokens=load.num_blocks * BLOCK_TOKENS,
         )  # fmt: skip
         self.runner = DeviceRunner(
-            model, pool, device=device, choose=chooser_for(device), limits=limits
+            model, pool, device=device, sampler=token_sampler_for(device), limits=limits
         )
         self.graph_bytes = self.runner.capture(limit_bytes=GRAPH_BYTES, sizes=load.batches)
 

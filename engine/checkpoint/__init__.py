@@ -1,2 +1,1 @@
-"""A checkpoint's files to weights: names, shards, experts, and what each parameter takes of
-them."""
+"""From a checkpoint's files to weights: names, shards, formats, and what each parameter takes."""

@@ -15,13 +15,24 @@ class BlockTable:
     """Flat, as of `engine.batch.Chunk`: token block i of KV group g at `i * num_groups + g`,
     NO_BLOCK where the group needs none. A row is one token block, in every group."""
 
-    __slots__ = ("_cache", "_is_lent", "_twins", "blocks", "chain", "num_promised", "num_sealed")
+    __slots__ = (
+        "_cache",
+        "_is_lent",
+        "_twins",
+        "blocks",
+        "chain",
+        "num_promised",
+        "num_sealed",
+        "num_slots",
+    )
 
     def __init__(self, cache: PrefixCache, *, salt: str, adapter: str = "", lent: bool) -> None:
         """`lent`: somebody may read the blocks under a lease, so they cannot move."""
         self.blocks: list[int] = []
         self.chain: list[BlockHash] = [cache.seed(salt=salt, adapter=adapter)]
         """The first seeds the hash chain, `chain[i + 1]` is of token block i; grown as needed."""
+        self.num_slots = 0
+        """Tokens that its rows have room for."""
         self.num_sealed = 0
         """Rows that the prefix cache knows, in every group that has them."""
         self.num_promised = 0
@@ -30,15 +41,6 @@ class BlockTable:
         self._is_lent = lent
         self._twins: dict[int, int] = {}
         """By place: cached blocks equal to own ones that cannot move (see `seal`)."""
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.blocks) // self._cache.num_groups
-
-    @property
-    def num_slots(self) -> int:
-        """Tokens that its rows have room for."""
-        return len(self.blocks) // self._cache.num_groups * self._cache.block_tokens
 
     @property
     def holds(self) -> list[int]:
@@ -76,6 +78,7 @@ class BlockTable:
         self._cache.acquire_blocks(matched)
         new = iter(self._cache.allocate_blocks(sum(lacking)))
         self.blocks = [*matched, *(next(new) if lacks else NO_BLOCK for lacks in lacking)]
+        self.num_slots = len(self.blocks) // self._cache.num_groups * self._cache.block_tokens
         self.num_sealed = len(matched) // self._cache.num_groups
         for group in self._cache.windowed:
             self._cache.promises.add_holders(self._in_window(group))
@@ -89,6 +92,7 @@ class BlockTable:
         self.promise(promise)
         row = cache.allocate_blocks(cache.num_groups)
         self.blocks += row
+        self.num_slots += cache.block_tokens
         cache.promises.add_holders(row[cache.groups.num_whole :])
         return True
 
@@ -133,7 +137,7 @@ class BlockTable:
         for place in reversed(range(len(self.blocks))):
             self._drop(place)
         self.blocks.clear()
-        self.num_sealed = 0
+        self.num_slots = self.num_sealed = 0
         assert not self._twins
         self.promise(0)
 

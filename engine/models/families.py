@@ -1,6 +1,6 @@
 """The model families, as tables over shared parts: a new family of known parts is a row here.
 
-Read by `engine.models.config`. Defaults are transformers' meaning of absent keys.
+Defaults are transformers' meaning of absent keys.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,6 @@
 """What a family of models is, as a value: which parts its layers have, how they are named.
 
-The rows are in `engine.models.families`; read by `engine.models.config`,
-`engine.models.layer_spec`, `engine.checkpoint.tensor_names`.
+The rows are in `engine.models.families`.
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,4 @@
-"""The parts of a decoder, ready to run: what `engine.checkpoint.loader` makes and
-`engine.models.model` runs."""
+"""The parts of a decoder, ready to run."""
 
 # Shapes: T tokens, R rows whose answer is asked for, K hidden size, V vocabulary, J experts of a
 # token.

@@ -1,9 +1,9 @@
-"""The steps a model is made of, and the choice of who computes them.
+"""The steps a model is made of.
 
-`engine.models.model` calls an `Ops`; there are three: the C kernels for CPUs
-(`engine.ops.cpu.ops`), the Triton kernels for GPUs (`engine.ops.triton.ops`) and their torch twins
-(`engine.ops.torch_ops`), which are the oracle in tests and serve where nothing can be compiled. The
-residual is float32 everywhere; `io_dtype` is what flows into and out of the linears.
+Three compute them: the C kernels for CPUs (`engine.ops.cpu.ops`), the Triton kernels for GPUs
+(`engine.ops.triton.ops`) and their torch twins (`engine.ops.torch_ops`), which are the oracle in
+tests and serve where nothing can be compiled. The residual is float32 everywhere; `io_dtype` is
+what flows into and out of the linears.
 """
 
 # Shapes: T tokens, K features in, N features out, F features of an MLP, H query heads, G KV

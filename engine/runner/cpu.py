@@ -1,4 +1,4 @@
-"""The real `engine.runner.contract.Runner`: a model, a pool, a sampler.
+"""The `engine.runner.contract.Runner` of a CPU: a model, a pool, a sampler.
 
 Not thread-safe: one thread calls it.
 """
@@ -12,7 +12,7 @@ from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.ops.inputs import forward_inputs
 from engine.runner.contract import ComputedStep
-from engine.sampling.sampler import sample
+from engine.sampling.sampler import sample_tokens
 from protocol.layout import KvLayout
 
 
@@ -44,7 +44,7 @@ class TorchRunner:
         )
         logits_RV = self._model.forward(inputs, self._pool)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
-        tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)
+        tokens = sample_tokens(logits_RV, asking, eos_token_ids=self.eos_token_ids)
         pairs = zip(asking, tokens, strict=True)
         return ComputedStep(
             {chunk.sequence: (token,) for chunk, token in pairs if token is not None}

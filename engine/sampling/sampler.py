@@ -41,7 +41,7 @@ _MOST_LIKELY = 256
 that of the others."""
 
 
-def sample(
+def sample_tokens(
     logits_RV: Tensor, chunks: Sequence[Chunk], *, eos_token_ids: Sequence[int]
 ) -> list[SampledToken | None]:
     """One token for each row; row r belongs to chunk r, which must have `sampling`. None: the
@@ -54,14 +54,14 @@ def sample(
         if plain[r] and np.isfinite(rows_RV[r, best[r]]):
             tokens.append(SampledToken(token_id=best[r]))
         else:
-            tokens.append(sample_one(rows_RV[r], chunk, eos_token_ids=eos_token_ids))
+            tokens.append(sample_token(rows_RV[r], chunk, eos_token_ids=eos_token_ids))
     return tokens
 
 
-def sample_one(
+def sample_token(
     logits_V: Floats, chunk: Chunk, *, eos_token_ids: Sequence[int]
 ) -> SampledToken | None:
-    """The token after `chunk`, with the logprobs its sampling asks for. None as in `sample`."""
+    """The token after `chunk`, with the logprobs its sampling asks for. None as above."""
     sampling = chunk.sampling
     assert sampling is not None, "the chunk asks for no token"
     raw_V: Floats = np.nan_to_num(logits_V, nan=-np.inf, posinf=None, neginf=-np.inf)

@@ -219,7 +219,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
     tl.store(tokens + r, token.to(tl.int64))
 
 
-def sample(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None = None) -> Tensor:
+def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None = None) -> Tensor:
     """Token ids [R] int64 on the device of the logits (float32 or bfloat16), -1 for a row without
     a finite logit. A row's token depends on its logits and its rules alone. Nothing waits for the
     device. `launch` for the tuner."""

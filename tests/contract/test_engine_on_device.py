@@ -30,7 +30,7 @@ from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import chooser_for, ops_for
+from engine.runner.gpu.opening import ops_for, token_sampler_for
 from engine.runner.gpu.pool_size import blocks_left, largest_step_bytes
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.layout import KvLayout
@@ -58,8 +58,8 @@ class Place:
         pool = KvPool(self.layout, 64, device=self.device.where)
         pool.tensor.fill_(float("nan"))  # reading what nobody wrote shows
         runner = DeviceRunner(
-            self.model, pool, device=self.device, choose=chooser_for(self.device), limits=LIMITS,
-            eos_token_ids=EOS,
+            self.model, pool, device=self.device, sampler=token_sampler_for(self.device),
+            limits=LIMITS, eos_token_ids=EOS,
         )  # fmt: skip
         if graphs:
             runner.capture(limit_bytes=GRAPH_BYTES)
@@ -148,7 +148,7 @@ def test_penalties_bias_bans_and_logprobs_are_those_of_the_cpu(place: Place) -> 
 
 def test_the_pool_is_sized_by_running_the_largest_step(place: Place) -> None:
     peak_bytes = largest_step_bytes(
-        place.model, place.layout, device=place.device, choose=chooser_for(place.device),
+        place.model, place.layout, device=place.device, sampler=token_sampler_for(place.device),
         limits=LIMITS,
     )  # fmt: skip
     free_bytes = place.device.free_bytes()

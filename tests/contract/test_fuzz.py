@@ -108,9 +108,9 @@ def test_a_spoilt_chunk_is_refused_or_has_as_many_pieces_as_it_says() -> None:
 
 
 @pytest.mark.system
-def test_a_board_scribbled_over_by_its_other_side_harms_nobody() -> None:
+def test_a_copy_job_scribbled_over_by_its_other_side_harms_nobody() -> None:
     """In a process of its own: what C does wrong would end it without a word."""
-    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "board")) as child:
+    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "job")) as child:
         assert child.hear() == "unharmed"
 
 

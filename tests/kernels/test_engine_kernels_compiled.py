@@ -213,7 +213,7 @@ def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
         position_R=column(torch.int64),
     )
     logits_RV = meta(64, 151_936, dtype=F32)
-    calls = recorded(sampling, "sample_kernel", lambda: sampling.sample(logits_RV, rows))
+    calls = recorded(sampling, "sample_kernel", lambda: sampling.sample_tokens(logits_RV, rows))
     check(calls, (arch,), tmp_path)
 
 

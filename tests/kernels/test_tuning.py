@@ -104,11 +104,11 @@ def test_what_is_written_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert entry["device"] == "a GPU" and entry["median_us"] == 4.0
     monkeypatch.setattr(launch, "TUNED", file.parent)
     monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
-    launch._tuned.cache_clear()
+    launch.tuned_launches.cache_clear()
     gpu = torch.device("cuda", 0)
     assert launch.chosen("attention", "decode-d64", gpu, DEFAULT) == FAST
     assert launch.chosen("attention", "decode-d128", gpu, DEFAULT) == DEFAULT
-    launch._tuned.cache_clear()
+    launch.tuned_launches.cache_clear()
 
 
 def test_other_entries_of_the_file_stay(tmp_path: Path) -> None:

@@ -27,14 +27,19 @@ def main() -> None:
     torch.set_num_threads(1)
     device = HostDevice()
     ops = import_module("engine.ops.triton.ops").TritonOps(io_dtype=torch.float32)
-    sample = import_module("engine.sampling.triton_sample").sample
+    sampler = import_module("engine.sampling.triton_sample").sample_tokens
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), SHAPE)
         model = load_model(Path(directory), dtype="float32", ops=ops, device=device.where)
         twin = load_model(Path(directory), dtype="float32", native=False)
     for rule in (GREEDY, SEEDED):
         runner = DeviceRunner(
-            model, pool_for(model), device=device, choose=sample, limits=LIMITS, eos_token_ids=EOS
+            model,
+            pool_for(model),
+            device=device,
+            sampler=sampler,
+            limits=LIMITS,
+            eos_token_ids=EOS,
         )
         runner.capture(limit_bytes=1 << 40)
         rules = all_with(rule)

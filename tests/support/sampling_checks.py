@@ -10,9 +10,9 @@ from support.forwards import chunk
 from support.kernel_cases import DEVICE, F32, check, noise
 from torch import Tensor
 
+from engine.sampling import sampler
 from engine.sampling.rows import RowRules
-from engine.sampling.sampler import sample as twin_sample
-from engine.sampling.triton_sample import sample
+from engine.sampling.triton_sample import sample_tokens
 from protocol.messages import Sampling
 
 
@@ -36,7 +36,7 @@ def twin_tokens(logits_RV: Tensor, settings: Sequence[Sampling], positions: list
         chunk([1], table=[0], start=position - 1, sampling=one)
         for one, position in zip(settings, positions, strict=True)
     ]
-    tokens = twin_sample(logits_RV.cpu(), chunks, eos_token_ids=())
+    tokens = sampler.sample_tokens(logits_RV.cpu(), chunks, eos_token_ids=())
     return [-1 if token is None else token.token_id for token in tokens]
 
 
@@ -66,7 +66,7 @@ def tokens() -> None:
         ]
         for start in (1, 2**31 - 1, 2**40):
             positions = [start + 3 * r for r in range(len(FILTERS))]
-            got = sample(logits_RV, rows_of(settings, positions)).tolist()
+            got = sample_tokens(logits_RV, rows_of(settings, positions)).tolist()
             assert got == twin_tokens(logits_RV, settings, positions)
 
 
@@ -80,10 +80,10 @@ def ties() -> None:
     )  # fmt: skip
     settings = [Sampling(seed=r, max_tokens=1, **filters[r % 5]) for r in range(40)]  # type: ignore[arg-type]
     positions = list(range(1, 41))
-    got = sample(logits_RV, rows_of(settings, positions)).tolist()
+    got = sample_tokens(logits_RV, rows_of(settings, positions)).tolist()
     assert got == twin_tokens(logits_RV, settings, positions)
     greedy = [Sampling(seed=0, max_tokens=1, temperature=0.0)]
-    assert sample(torch.zeros(1, 5000), rows_of(greedy, [1])).tolist() == [0]
+    assert sample_tokens(torch.zeros(1, 5000), rows_of(greedy, [1])).tolist() == [0]
 
 
 @check
@@ -94,7 +94,7 @@ def a_row_without_a_finite_logit_has_no_token() -> None:
         logits_RV[1], logits_RV[2] = torch.nan, -torch.inf
         logits_RV[3, 4:] = torch.nan
         logits_RV[4, 9] = torch.inf
-        got = sample(logits_RV, rows_of(settings, [4] * 5)).tolist()
+        got = sample_tokens(logits_RV, rows_of(settings, [4] * 5)).tolist()
         assert got == twin_tokens(logits_RV, settings, [4] * 5)
         assert got[1:3] == [-1, -1] and 0 <= got[3] < 4 and got[4] == 9
 
@@ -103,7 +103,7 @@ def a_row_without_a_finite_logit_has_no_token() -> None:
 def a_token_depends_on_its_row_alone() -> None:
     logits_RV = noise(6, 500) * 2
     settings = [Sampling(seed=100 + r, max_tokens=1, top_p=0.95) for r in range(6)]
-    together = sample(logits_RV, rows_of(settings, [9] * 6))
+    together = sample_tokens(logits_RV, rows_of(settings, [9] * 6))
     for r in range(6):
-        alone = sample(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
+        alone = sample_tokens(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
         assert alone == together[r]

@@ -1,6 +1,6 @@
 """A mixture of experts in C: tokens grouped by expert, each linear one call for all experts.
 
-Made by `engine.ops.cpu.ops`. A token's result does not depend on the tokens beside it.
+A token's result does not depend on the tokens beside it.
 """
 
 # Shapes: T tokens, K hidden features, F features of the MLP, E experts, J experts of a token,

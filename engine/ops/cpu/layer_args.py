@@ -1,6 +1,6 @@
 """What the C kernels know of a layer: `struct heads` of heads.h.
 
-Made by `engine.ops.cpu.ops`, once for each layer of a pool: filling it costs as much as a step.
+To be made once for each layer of a pool: filling it costs as much as a step.
 """
 
 import ctypes

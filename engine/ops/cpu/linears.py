@@ -1,6 +1,6 @@
 """Linears with packed weights: our own kernels, and oneDNN's on CPUs with AMX.
 
-Made by `engine.ops.cpu.ops`. Packing copies; the caller drops the tensor it gave.
+Packing copies; the caller drops the tensor it gave.
 """
 
 # Shapes: T tokens, K features in, N features out, P panels of `panel` outputs.

@@ -13,7 +13,7 @@ from engine.ops.cpu.build import NoKernels, load
 
 def all_words(size: int, *, seed: int, position: int) -> NDArray[np.unsignedinteger[Any]]:
     """As `engine.ops.philox.all_words`, its twin."""
-    run = _bound()
+    run = words_kernel()
     if run is None:
         return philox.all_words(size, seed=seed, position=position)
     counter, key = philox.place(seed=seed, position=position)
@@ -23,8 +23,8 @@ def all_words(size: int, *, seed: int, position: int) -> NDArray[np.unsignedinte
 
 
 @cache
-def _bound() -> Any:
-    """None without kernels: `engine.ops.contract` has said why."""
+def words_kernel() -> Any:
+    """None without kernels: `engine.ops.choose` has said why."""
     try:
         run = load().baton_words
     except NoKernels:

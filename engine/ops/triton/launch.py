@@ -1,7 +1,8 @@
 """How a kernel is launched on a chip: what was measured there, else what is safe anywhere.
 
-`tools/tune_kernels.py` writes one file a device to `tuned/`; none ships yet, for nothing was
-measured. The defaults fit sm_80 without spills (`tests/kernels/test_engine_kernels_compiled.py`).
+`tools/tune_kernels.py` writes one file a device to `tuned/`; none ships yet (docs/operations.md,
+GPUs). The defaults fit sm_80 without spills (`tests/kernels/test_engine_kernels_compiled.py`).
+Counts that change with every batch are not specialised on: no request waits for a compiler.
 """
 
 import json
@@ -39,7 +40,7 @@ class Launch:
 
 def chosen(kernel: str, shape: str, device: torch.device, default: Launch) -> Launch:
     """What was measured for this kernel and shape class on such a device, else `default`."""
-    return _tuned(capability(device)).get((kernel, shape), default)
+    return tuned_launches(capability(device)).get((kernel, shape), default)
 
 
 def capability(device: torch.device) -> Capability:
@@ -49,7 +50,7 @@ def capability(device: torch.device) -> Capability:
 
 
 @cache
-def _tuned(chip: Capability) -> dict[tuple[str, str], Launch]:
+def tuned_launches(chip: Capability) -> dict[tuple[str, str], Launch]:
     return read_tuned(TUNED / file_name(chip))
 
 
@@ -133,14 +134,14 @@ def power_of_two(number: int) -> int:
 SPLIT_TOKENS = 256
 """Context of one split of attention: a fixed size, so that a row's splits, and with them the
 order of its sums, depend on its own context only. Short, or one sequence of 1,024 tokens and 8 KV
-heads would keep a dozen of a GPU's hundred multiprocessors busy; not measured yet."""
+heads would keep a dozen of a GPU's hundred multiprocessors busy."""
 FULL_PROGRAMS = 256
-"""So many programs keep a GPU busy without splits. Not measured yet."""
+"""So many programs keep a GPU busy without splits."""
 SCRATCH_BYTES = 128 << 20
 """Most that the splits of a layer may leave for their reduction."""
 SPLIT_PROGRAMS = 2_048
 """So many programs are launched over splits, however wide the tables: at short contexts nearly all
-have nothing to do, at long ones each takes several. Not measured yet."""
+have nothing to do, at long ones each takes several."""
 
 
 def num_splits(*, num_programs: int, row_bytes: int, capacity_tokens: int) -> int:

@@ -1,8 +1,9 @@
 """The Triton kernels as `engine.ops.contract.Ops`: for GPUs, and under Triton's interpreter for
 tests.
 
-Made by `engine.ops.choose.choose_ops`. Linears are torch's (cuBLAS); the residual is float32. Every
-call only enqueues work: it reads nothing back, so that a CUDA graph can hold a whole forward.
+Linears are torch's (cuBLAS); the residual is float32. Every call only enqueues work: it reads
+nothing back, so that a CUDA graph can hold a whole forward. Rows that only pad a batch are
+harmless: slot -1 stores nothing, a sequence without tokens computes nothing.
 """
 
 # Shapes: T tokens, K features in, N features out, F features of an MLP, D head dim, E experts.

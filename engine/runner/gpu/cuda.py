@@ -1,7 +1,6 @@
 """An NVIDIA GPU as an engine uses it: one stream, pinned memory, CUDA graphs.
 
-Implements `engine.runner.gpu.device.Device`. Made by `engine.runner.gpu.opening`; nothing else of
-the engine asks which device it has.
+Implements `engine.runner.gpu.device.Device`; nothing else of the engine asks which device it has.
 """
 
 import time
@@ -19,7 +18,7 @@ DEPTH = 2
 
 
 @dataclass(frozen=True, slots=True)
-class CudaEvent:
+class CudaStepEvent:
     event: torch.cuda.Event
 
     def wait(self) -> None:
@@ -47,9 +46,9 @@ class CudaDevice:
         """Pinned; torch's allocator keeps it from reuse until the copies that use it are done."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def record(self) -> CudaEvent:
+    def record(self) -> CudaStepEvent:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        return CudaEvent(self._stream.record_event(event))
+        return CudaStepEvent(self._stream.record_event(event))
 
     def capture(self, step: Step) -> Step:
         """Done twice first: kernels are compiled and libraries make their workspaces in the first

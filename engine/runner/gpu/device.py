@@ -1,8 +1,6 @@
-"""What the runner needs of a device: memory to copy from and to, events, captured steps.
+"""What a runner needs of a device: memory to copy from and to, events, captured steps.
 
-`engine.runner.gpu.cuda` is the real one, `support.host_device` stands for it where there is no
-GPU: there everything has happened when the call returns, so the whole path of a step runs in
-tests.
+One stream: what is launched happens in that order, perhaps before the call returns.
 """
 
 from collections.abc import Callable
@@ -15,7 +13,7 @@ Step = Callable[[], None]
 """Launches work that depends on nothing but buffers that stay where they are."""
 
 
-class Event(Protocol):
+class StepEvent(Protocol):
     """A point in the device's work."""
 
     def wait(self) -> None:
@@ -47,7 +45,7 @@ class Device(Protocol):
         copy uses it."""
         ...
 
-    def record(self) -> Event:
+    def record(self) -> StepEvent:
         """The point that the engine's stream has reached."""
         ...
 

@@ -1,8 +1,7 @@
 """Decode steps captured once for each of some batch sizes, and replayed at the cost of a launch.
 
-Owned by `engine.runner.gpu.runner`. A captured step reads the upload's buffer and tables of full
-width, so nothing about it changes from step to step; a batch takes the next size up, its rest
-filled with rows that touch no KV.
+A captured step reads the upload's buffer and tables of full width, so nothing about it changes
+from step to step; a batch takes the next size up, its rest filled with rows that touch no KV.
 """
 
 # Shapes: S sequences of a batch, G KV groups, B blocks of the widest table, V vocabulary.
@@ -107,7 +106,7 @@ class DecodeGraphs:
         step, tables_GSB = room.upload.send(empty), self._tables_of(size)
 
         def decode() -> None:
-            token_ids_T = room.last.fed(step.token_ids_T, step.feed_T)
+            token_ids_T = room.last.with_pending(step.token_ids_T, step.feed_T)
             logits_SV = room.model.forward(step.inputs(token_ids_T, tables_GSB), room.pool)
             self._logits_SV[:size].copy_(logits_SV)
 

@@ -1,7 +1,7 @@
 """The tokens of the newest steps, on the device: the next step takes them before the host has.
 
-Owned by `engine.runner.gpu.runner`. Every step has a part of the buffer until `depth` further steps
-were launched; by then its tokens have been read, and a chunk carries them itself.
+Every step has a part of the buffer until `depth` further steps were launched; by then its tokens
+have been read, and a chunk carries them itself.
 """
 
 # Shapes: T tokens, R rows sampled, P places.
@@ -27,7 +27,7 @@ class LastTokens:
         """A place that nobody reads."""
         self._tokens_P = torch.zeros(self.nowhere + 1, dtype=torch.int64, device=device.where)
 
-    def places(self, chunks: Sequence[Chunk]) -> tuple[list[int], list[int]]:
+    def reserve_places(self, chunks: Sequence[Chunk]) -> tuple[list[int], list[int]]:
         """Where each chunk's pending token lies (or NO_FEED), and where the tokens of those that
         sample are to go. Once for each step, in order.
 
@@ -42,11 +42,11 @@ class LastTokens:
         self._recent.appendleft({sequence: first + row for row, sequence in enumerate(asking)})
         return feeds, list(self._recent[0].values())
 
-    def fed(self, token_ids_T: Tensor, feed_T: Tensor) -> Tensor:
+    def with_pending(self, token_ids_T: Tensor, feed_T: Tensor) -> Tensor:
         """`token_ids_T` with the pending ones in their places."""
         return torch.where(feed_T == NO_FEED, token_ids_T, self._tokens_P[feed_T.clamp(min=0)])
 
-    def keep(self, tokens_R: Tensor, keep_R: Tensor) -> None:
+    def keep_tokens(self, tokens_R: Tensor, keep_R: Tensor) -> None:
         """A row without a token keeps 0: its sequence ends when the host reads that, and the step
         launched meanwhile must not look up an id that is none."""
         self._tokens_P.index_copy_(0, keep_R, tokens_R.clamp(min=0))

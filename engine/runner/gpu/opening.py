@@ -1,4 +1,4 @@
-"""From the words of a setting to a device, and to who computes a model's steps on it.
+"""From the words of a setting to a device, and to the ops and the sampler that work on it.
 
 None is the host itself: `engine.runner.cpu` and the C kernels serve there, without any of
 `engine.runner.gpu`.
@@ -11,8 +11,7 @@ import torch
 from engine.ops.choose import choose_ops
 from engine.ops.contract import Ops
 from engine.runner.gpu.device import Device
-from engine.sampling.on_host import choose_on_host
-from engine.sampling.rows import Chooser
+from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
 
 
@@ -42,8 +41,8 @@ def ops_for(device: Device, *, dtype: torch.dtype) -> Ops:
     return choose_ops(dtype=dtype, device=device.where, native=native)
 
 
-def chooser_for(device: Device) -> Chooser:
+def token_sampler_for(device: Device) -> TokenSampler:
     if device.where.type == "cuda":
-        sample: Chooser = import_module("engine.sampling.triton_sample").sample
-        return sample
-    return choose_on_host
+        sampler: TokenSampler = import_module("engine.sampling.triton_sample").sample_tokens
+        return sampler
+    return sample_on_host

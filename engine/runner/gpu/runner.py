@@ -1,21 +1,22 @@
 """The `engine.runner.contract.Runner` of a GPU: launches steps ahead of the host, reads tokens
 late.
 
-Not thread-safe: one thread calls it. A step is one upload, a
-forward (a captured one where every chunk is a decode), the choice of tokens on the device, and
-one copy of them back; the host waits for that copy's event alone, in `LaunchedStep.tokens`.
-torch.compile is not used: what lies between the kernels is captured with them.
+Not thread-safe: one thread calls it. A step is one upload, a forward (a captured one where every
+chunk is a decode), the sampling on the device, and one copy of the tokens back; the host waits for
+that copy's event alone, in `LaunchedStep.tokens`. torch.compile is not used: what lies between the
+kernels is captured with them.
 """
 
-# Shapes: R rows sampled, A of them with logprobs, V vocabulary.
+# Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported, V vocabulary.
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk
+from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
@@ -27,15 +28,47 @@ from engine.runner.gpu.arrays import (
     step_arrays,
     widest_table,
 )
-from engine.runner.gpu.device import Device
+from engine.runner.gpu.device import Device, StepEvent
 from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
-from engine.runner.gpu.launched import LaunchedStep
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
 from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import Chooser
+from engine.sampling.rows import NO_TOKEN, TokenSampler
 from protocol.layout import KvLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchedStep:
+    """On its way: its tokens come to host memory, and an event says when they are there."""
+
+    asking: Sequence[Chunk]
+    """Those that sample, row r of chunk r."""
+    event: StepEvent
+    tokens_R: Tensor
+    """Host memory, filled when the event has happened; so is the next."""
+    reports: Tensor
+    """[A, 1 + 2 N] as `engine.sampling.logprobs.logprobs`, of the rows that ask, in order."""
+    num_top: Mapping[int, int]
+    """How many of the most likely each of them wants, by row."""
+
+    def tokens(self) -> StepTokens:
+        """As the contract; raises RuntimeError when the device failed."""
+        self.event.wait()  # also where nothing is sampled: the KV is written then
+        reports = dict(zip(self.num_top, self.reports.tolist(), strict=True))
+        sampled: dict[SequenceId, Sequence[SampledToken]] = {}
+        for row, (chunk, token) in enumerate(zip(self.asking, self.tokens_R.tolist(), strict=True)):
+            if token != NO_TOKEN:
+                sampled[chunk.sequence] = (self._reported(token, row, reports.get(row)),)
+        return sampled
+
+    def _reported(self, token: int, row: int, report: list[float] | None) -> SampledToken:
+        if report is None:
+            return SampledToken(token_id=token)
+        most = (len(report) - 1) // 2
+        ids, values = report[1 : 1 + most], report[1 + most :]
+        pairs = list(zip(map(int, ids), values, strict=True))[: self.num_top[row]]
+        return SampledToken(token_id=token, logprob=report[0], top=tuple(pairs))
 
 
 class DeviceRunner:
@@ -48,13 +81,13 @@ class DeviceRunner:
         pool: KvPool,
         *,
         device: Device,
-        choose: Chooser,
+        sampler: TokenSampler,
         limits: EngineLimits,
         eos_token_ids: Collection[int] = (),
     ) -> None:
         """Model and pool lie on the device; `eos_token_ids` as the engine's: those that
         `min_tokens` bans. Captures nothing yet."""
-        self._model, self._pool, self._device, self._choose = model, pool, device, choose
+        self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
         self._limits = limits
         self.eos_token_ids = tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
@@ -111,7 +144,7 @@ class DeviceRunner:
         penalties = penalties_of(
             asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
         )
-        feeds, keeps = self._last.places(chunks)
+        feeds, keeps = self._last.reserve_places(chunks)
         arrays = step_arrays(chunks, self.layout, feeds=feeds, keeps=keeps)
         try:
             return self._launched(arrays, asking, penalties, decode=is_decode(chunks))
@@ -126,10 +159,10 @@ class DeviceRunner:
         tokens_R, num_top = torch.empty(0, dtype=torch.int64), rows_with_logprobs(asking)
         reports = torch.empty(0, 1)
         if asking:
-            chosen_R = self._chosen(step, logits_RV[: len(asking)], penalties)
+            sampled_R = self._sampled(step, logits_RV[: len(asking)], penalties)
             if num_top:
-                reports = self._report(logits_RV, chosen_R, num_top)
-            tokens_R = fetch(self._device, chosen_R)
+                reports = self._report(logits_RV, sampled_R, num_top)
+            tokens_R = fetch(self._device, sampled_R)
         return LaunchedStep(
             asking=asking, event=self._device.record(), tokens_R=tokens_R, reports=reports,
             num_top=num_top,
@@ -142,17 +175,19 @@ class DeviceRunner:
             step = self._upload.send(padded(arrays, size, nowhere=self._last.nowhere))
             return step, self._graphs.run(step)
         step = self._upload.send(arrays)
-        token_ids_T = self._last.fed(step.token_ids_T, step.feed_T)
+        token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
-    def _chosen(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
+    def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        chosen_R = self._choose(penalised(logits_RV, penalties, self._device), step.rules(num_rows))
-        self._last.keep(chosen_R, step.keep_R[:num_rows])
-        return chosen_R
+        sampled_R = self._sampler(
+            penalised(logits_RV, penalties, self._device), step.rules(num_rows)
+        )
+        self._last.keep_tokens(sampled_R, step.keep_R[:num_rows])
+        return sampled_R
 
-    def _report(self, logits_RV: Tensor, chosen_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
+    def _report(self, logits_RV: Tensor, sampled_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
         rows_A = send_array(self._device, np.array(list(num_top), np.int64))
-        reports = logprobs(logits_RV[rows_A], chosen_R[rows_A], num_top=max(num_top.values()))
+        reports = logprobs(logits_RV[rows_A], sampled_R[rows_A], num_top=max(num_top.values()))
         return fetch(self._device, reports)

@@ -6,7 +6,7 @@ from kvtransfer.transports.announcing import AnnouncingStream
 from kvtransfer.transports.cuda_ipc.messages import NAME
 
 CHUNK_BYTES: Final = 64 << 20
-"""A launch costs the sink's thread a few dozen array operations; not measured on a GPU."""
+"""A launch costs the sink's thread a few dozen array operations."""
 
 
 class CudaIpcSourceStream(AnnouncingStream):

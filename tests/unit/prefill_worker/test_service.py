@@ -9,7 +9,7 @@ from support.words import LAYOUT, prefill, sampling
 
 from engine.batch import SampledToken, SequenceId
 from engine.observer import SequenceToken
-from engine.sequence import Complete, Fail, HandOver, Usage, Verdict
+from engine.sequence import Complete, Fail, HandOver, SequenceUsage, Verdict
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.source.source import Source
 from prefill_worker.service import PrefillService
@@ -18,7 +18,7 @@ from protocol.messages import Step, Ticket
 from protocol.process.metrics import WorkerMetrics
 
 LEASE = LeaseId(7)
-USAGE = Usage(num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0)
+USAGE = SequenceUsage(num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0)
 
 
 class Desk:

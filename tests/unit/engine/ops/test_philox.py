@@ -54,7 +54,7 @@ def test_the_words_in_c_are_the_same(size: int, seed: int, position: int) -> Non
 
 
 def test_without_kernels_the_words_are_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_words, "_bound", lambda: None)
+    monkeypatch.setattr(native_words, "words_kernel", lambda: None)
     expected = all_words(100, seed=3, position=9)
     assert np.array_equal(words_in_c(100, seed=3, position=9), expected)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.sampling.logprobs import logprobs
 from engine.sampling.rows import NO_TOKEN
-from engine.sampling.sampler import sample_one
+from engine.sampling.sampler import sample_token
 from protocol.messages import Sampling
 
 V = 40
@@ -27,7 +27,7 @@ def test_logprobs_are_the_samplers() -> None:
     logits_AV = rows(1, 2)
     logits_AV[1, 3] = torch.nan
     asked = chunk([1], table=[0], sampling=Sampling(seed=3, max_tokens=1, num_logprobs=5))
-    tokens = [sample_one(row, asked, eos_token_ids=()) for row in logits_AV.numpy()]
+    tokens = [sample_token(row, asked, eos_token_ids=()) for row in logits_AV.numpy()]
     ids_A = torch.tensor([token.token_id for token in tokens if token is not None])
     for token, report in zip(tokens, logprobs(logits_AV, ids_A, num_top=5).tolist(), strict=True):
         assert token is not None

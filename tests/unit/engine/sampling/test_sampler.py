@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
 from engine.ops.philox import all_words, gumbel
-from engine.sampling.sampler import sample, sample_one
+from engine.sampling.sampler import sample_token, sample_tokens
 from protocol.messages import Sampling
 
 V = 50
@@ -46,13 +46,13 @@ def asking(
 
 
 def choose(logits_V: Tensor, eos: tuple[int, ...] = (), **fields: Any) -> SampledToken:
-    token = sample_one(logits_V.numpy(), asking(**fields), eos_token_ids=eos)
+    token = sample_token(logits_V.numpy(), asking(**fields), eos_token_ids=eos)
     assert token is not None
     return token
 
 
 def sample_all(logits_RV: Tensor, chunks: Sequence[Chunk]) -> list[int]:
-    tokens = sample(logits_RV, chunks, eos_token_ids=())
+    tokens = sample_tokens(logits_RV, chunks, eos_token_ids=())
     return [token.token_id for token in tokens if token is not None]
 
 
@@ -177,9 +177,11 @@ def test_the_token_depends_on_seed_and_position_alone() -> None:
     """Not on the batch, nor on what was drawn before."""
     logits_RV = torch.stack([row(seed) for seed in range(6)])
     chunks = [asking(position=5 + r, seed=100 + r, temperature=0.9, top_p=0.95) for r in range(6)]
-    together = sample(logits_RV, chunks, eos_token_ids=())
-    backwards = sample(logits_RV.flip(0), chunks[::-1], eos_token_ids=())[::-1]
-    alone = [sample(logits_RV[r : r + 1], [chunks[r]], eos_token_ids=())[0] for r in range(6)]
+    together = sample_tokens(logits_RV, chunks, eos_token_ids=())
+    backwards = sample_tokens(logits_RV.flip(0), chunks[::-1], eos_token_ids=())[::-1]
+    alone = [
+        sample_tokens(logits_RV[r : r + 1], [chunks[r]], eos_token_ids=())[0] for r in range(6)
+    ]
     assert together == backwards == alone
 
 
@@ -266,8 +268,8 @@ def test_a_row_without_a_finite_logit_has_no_token_and_the_others_have(
 ) -> None:
     logits_RV = torch.stack([row(1), torch.full((V,), value), row(2)])
     chunks = [asking(temperature=temperature)] * 3
-    tokens = sample(logits_RV, chunks, eos_token_ids=())
-    alone = [sample(logits_RV[r : r + 1], chunks[:1], eos_token_ids=())[0] for r in (0, 2)]
+    tokens = sample_tokens(logits_RV, chunks, eos_token_ids=())
+    alone = [sample_tokens(logits_RV[r : r + 1], chunks[:1], eos_token_ids=())[0] for r in (0, 2)]
     assert tokens == [alone[0], None, alone[1]]
     assert None not in alone
 
@@ -282,7 +284,7 @@ def test_one_token_with_weight_is_always_drawn() -> None:
 def test_a_chunk_that_asks_for_no_token_is_a_slip() -> None:
     silent = msgspec.structs.replace(asking(), sampling=None)
     with pytest.raises(AssertionError):
-        sample_one(row().numpy(), silent, eos_token_ids=())
+        sample_token(row().numpy(), silent, eos_token_ids=())
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -300,7 +302,7 @@ def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
     (token,) = sample_all(logits_V[None], [msgspec.structs.replace(banned, allowed=allowed)])
     assert token in (3, 7)
     nothing = msgspec.structs.replace(banned, allowed=bytes(V))
-    assert sample(
+    assert sample_tokens(
         logits_V[None],
         [
             nothing,
@@ -312,7 +314,7 @@ def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
 def test_logprobs_of_an_allowed_id_are_the_models_own() -> None:
     logits_V, allowed = row(), bytes(token == 3 for token in range(V))
     held = msgspec.structs.replace(asking(temperature=0.0, num_logprobs=1), allowed=allowed)
-    token = sample_one(logits_V.numpy(), held, eos_token_ids=())
+    token = sample_token(logits_V.numpy(), held, eos_token_ids=())
     assert token is not None and token.token_id == 3
     assert token.logprob == pytest.approx(float(logits_V.log_softmax(0)[3]), abs=1e-5)
     assert token.top[0][0] == int(logits_V.argmax())

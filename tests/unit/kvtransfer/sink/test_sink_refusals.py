@@ -15,7 +15,7 @@ from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Chunk,
     FetchBlocks,
     FetchFailed,
@@ -84,7 +84,7 @@ class Liar:
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = FirstMessage(MAX_STREAM_WORD_BYTES)
+        reader = FirstMessage(MAX_HELLO_BYTES)
         hello = eventually(lambda: reader.read(sock, stream_hello))
         assert hello is not None
         welcome = StreamWelcome(

@@ -17,7 +17,7 @@ from engine.runner.gpu.device import Step
 from engine.runner.gpu.pool_size import largest_step, largest_step_bytes, pool_bytes
 from engine.runner.gpu.runner import DeviceRunner
 from engine.runner.gpu.upload import Upload
-from engine.sampling.on_host import choose_on_host
+from engine.sampling.rows import sample_on_host
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout
 from protocol.process.settings import WorkerSettings
@@ -72,7 +72,7 @@ def test_steps_with_the_widest_tables_are_measured_too(
     monkeypatch.setattr(Upload, "send", seen)
     model = load_model(checkpoint, dtype="float32", native=False)
     (layout,) = model.config.kv_layouts(block_tokens=4, dtype="float32")
-    largest_step_bytes(model, layout, device=HostDevice(), choose=choose_on_host, limits=LIMITS)
+    largest_step_bytes(model, layout, device=HostDevice(), sampler=sample_on_host, limits=LIMITS)
     assert widths == dict.fromkeys((1, 4, 16), widest_table(256, layout))
     assert widest_table(256, layout) > 256 // 4
 
@@ -190,7 +190,7 @@ def test_beyond_its_bound_capturing_leaves_out_all_but_the_small_batches(checkpo
     model = load_model(checkpoint, dtype="float32", native=False)
     limits = EngineLimits(max_running=32, max_waiting=8, token_budget=40, max_context_tokens=256)
     runner = DeviceRunner(
-        model, pool_for(model), device=Filling(), choose=choose_on_host, limits=limits
+        model, pool_for(model), device=Filling(), sampler=sample_on_host, limits=limits
     )
     assert runner.capture(limit_bytes=150) == 600
     assert runner.captured_sizes == (1, 2, 4, 8, 24, 32)

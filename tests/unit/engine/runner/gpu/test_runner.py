@@ -24,9 +24,10 @@ from support.host_device import HostDevice
 
 from engine.batch import SampledToken, SequenceId
 from engine.checkpoint.load import load_model
+from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.runner.gpu.runner import DeviceRunner
-from engine.sampling.on_host import choose_on_host
+from engine.sampling.rows import sample_on_host
 from protocol.messages import Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -41,9 +42,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load_model(path, dtype="float32", native=False)
 
 
-def device_runner(model: Model, *, graphs: bool = True, depth: int = 2) -> DeviceRunner:
+def device_runner(
+    model: Model, *, graphs: bool = True, depth: int = 2, pool: KvPool | None = None
+) -> DeviceRunner:
     runner = DeviceRunner(
-        model, pool_for(model), device=HostDevice(depth=depth), choose=choose_on_host,
+        model, pool or pool_for(model), device=HostDevice(depth=depth), sampler=sample_on_host,
         limits=LIMITS, eos_token_ids=EOS,
     )  # fmt: skip
     if graphs:
@@ -73,7 +76,7 @@ def test_a_batch_is_filled_up_to_the_next_captured_size(model: Model) -> None:
 def test_rows_that_fill_a_batch_up_write_no_kv(model: Model) -> None:
     pool = pool_for(model, fill=7.0)
     runner = DeviceRunner(
-        model, pool, device=HostDevice(), choose=choose_on_host, limits=LIMITS
+        model, pool, device=HostDevice(), sampler=sample_on_host, limits=LIMITS
     )  # fmt: skip
     runner.capture(limit_bytes=GIB)
     assert (pool.tensor == 7.0).all()
@@ -147,11 +150,11 @@ def test_a_ban_that_leaves_nothing_is_lifted(model: Model) -> None:
 def test_a_row_without_a_number_has_no_token_and_the_others_theirs(
     model: Model, rule: Sampling
 ) -> None:
-    runner, rules = device_runner(model), all_with(rule)
+    pool, rules = pool_for(model, fill=0), all_with(rule)
+    runner = device_runner(model, pool=pool)
     want = expected(model, rules, count=2)
-    runner._pool.tensor[:] = 0
     first = runner.launch(prefills(rules))
-    runner._pool.tensor[TABLES[SequenceId("b")][0]] = float("nan")  # damaged after it was computed
+    pool.tensor[TABLES[SequenceId("b")][0]] = float("nan")  # damaged after it was computed
     second = runner.launch(decodes(rules, {s: [] for s in rules}, pending=1))
     assert first.tokens() == {s: (want[s][0],) for s in rules}
     third = runner.launch(decodes(rules, {s: want[s][:1] for s in rules}, pending=1))
