@@ -13,7 +13,6 @@ from typing import cast
 
 from decode_worker.service import DecodeService
 from decode_worker.settings import DecodeSettings
-from decode_worker.tamper import corrupt_first
 from engine.assembly import Assembly, assemble
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
@@ -63,7 +62,6 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             allow_fallback=settings.allow_fallback,
             tcp_lanes=settings.tcp_lanes,
             lease_ttl_s=settings.lease_ttl_s,
-            tamper=corrupt_first(settings.tamper_blocks),
             spin_s=settings.kv_spin_us / 1e6,
             on_quiet=service.quiet,
             on_notice=service.noticed,

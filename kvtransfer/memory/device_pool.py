@@ -10,7 +10,6 @@ paired with device pools only. Does not know who owns a block.
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -105,12 +104,6 @@ class DeviceMemory:
         """Fill one block as the engine would, on its stream: for tests and tools."""
         assert len(content) == self.block_bytes
         self.driver.write(self.span, self._offset(block_id), content)
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-        content = bytearray(self.read(block_id))
-        how(memoryview(content))
-        self.write(block_id, bytes(content))
 
     def close(self) -> None:
         """Give the memory back; nobody may use it any more, here or in another process."""

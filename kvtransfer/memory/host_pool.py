@@ -9,7 +9,6 @@ import fcntl
 import mmap
 import os
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -68,8 +67,6 @@ class Pool(Protocol):
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]: ...
 
     def mark(self) -> Mark: ...
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None: ...
 
 
 class _Written:
@@ -200,10 +197,6 @@ class BlockMemory:
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
         return WRITTEN
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-        how(self.block(block_id))
 
     def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""

@@ -171,10 +171,7 @@ class Fetcher:
         if key not in self._links:
             means = self._means
             receiver = Receiver(
-                means.memory,
-                _FetchesOf(self, key, source=ticket.worker),
-                tamper=means.tamper,
-                clock=means.clock,
+                means.memory, _FetchesOf(self, key, source=ticket.worker), clock=means.clock
             )
             self._links[key] = Link(
                 ticket, worker=means.worker, context=self._context, poller=self._poller,

@@ -21,7 +21,6 @@ class Means:
     allow_fallback: bool
     lease_ttl_s: float
     tcp_lanes: int
-    tamper: Callable[[memoryview], None] | None
     on_quiet: Callable[[Sequence[int]], None]
     on_notice: Callable[[Notice], None]
     clock: Callable[[], float]

@@ -71,23 +71,15 @@ class _Open:
 class Receiver:
     """The taker of one link's chunks."""
 
-    def __init__(
-        self,
-        memory: Pool,
-        fetches: Fetches,
-        *,
-        tamper: Callable[[memoryview], None] | None,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, memory: Pool, fetches: Fetches, *, clock: Callable[[], float]) -> None:
         self._memory = memory
         self._fetches = fetches
-        self._tamper = tamper
         self._clock = clock
         self._open: dict[int, _Open] = {}
 
     def successor(self) -> "Receiver":
         """Another, for the link's next stream, while writers of this one's go on."""
-        return Receiver(self._memory, self._fetches, tamper=self._tamper, clock=self._clock)
+        return Receiver(self._memory, self._fetches, clock=self._clock)
 
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         active = self._fetches.find(FetchId(chunk.fetch))
@@ -121,7 +113,7 @@ class Receiver:
         if sums_P is None:
             right_P = np.zeros(len(opened.places_P), np.bool_)
         else:
-            right_P = self._verify(landing, sums_P)
+            right_P = sums_P == landing.pieces_P["checksum"]
             broken = broken or "the checksum is another"
         if not right_P.all():
             self._fetches.rejected(int((~right_P).sum()), broken)
@@ -151,14 +143,6 @@ class Receiver:
             self._fetches.quiet(opened.landing.pieces_P["slot"].tolist())
         else:
             self._fetches.follow(opened.active, steps)
-
-    def _verify(self, landing: Landing, sums_P: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        if self._tamper is not None:
-            for slot in landing.pieces_P["slot"].tolist():
-                self._memory.tamper(slot, self._tamper)
-            sums_P = self._memory.checksums(landing.target)
-        right_P: NDArray[np.bool_] = sums_P == landing.pieces_P["checksum"]
-        return right_P
 
 
 def _bytes_of(landing: Landing, right_P: NDArray[np.bool_]) -> int:

@@ -188,7 +188,7 @@ def fetcher(lender: Lender) -> Iterator[Fetcher]:
     memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
     means = Means(
         memory=memory, layout=LAYOUT, worker=WorkerId("decode-0"), compat=COMPAT,
-        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tamper=None, tcp_lanes=2,
+        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tcp_lanes=2,
         on_quiet=lambda block_ids: None, on_notice=lambda notice: None, clock=lambda: 0.0,
     )  # fmt: skip
     fetcher = Fetcher(means, poller=Poller())

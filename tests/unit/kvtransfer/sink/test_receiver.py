@@ -56,7 +56,7 @@ class Rig:
         fetch = Fetch(fetch=FetchId(1), lease=LeaseId(1), pieces_S=pieces_S)
         fetch.start()
         self.active = Active(fetch)
-        self.receiver = Receiver(self.memory, self, tamper=None, clock=lambda: self.now_s)
+        self.receiver = Receiver(self.memory, self, clock=lambda: self.now_s)
 
     def find(self, fetch: FetchId) -> Receiving | None:
         return self.active if fetch == 1 else None

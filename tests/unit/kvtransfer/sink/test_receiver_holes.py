@@ -86,7 +86,7 @@ def memory() -> Iterator[BlockMemory]:
 
 
 def receiver(memory: BlockMemory, running: OneFetch) -> Receiver:
-    return Receiver(memory, running, tamper=None, clock=lambda: 0.0)
+    return Receiver(memory, running, clock=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
