@@ -86,14 +86,16 @@ class Engine:
         compat: str,
         generations: MutableSequence[int],
         observer: EngineObserver,
+        inbox: Inbox | None = None,
         clock: Callable[[], float] = time.monotonic,
         check: bool = False,
         windows: Seq[Window] = (None,),
     ) -> None:
-        """`generations` has one counter per block; `check` looks for lost blocks when idle;
-        `windows` are those of the model's KV groups. Raises ValueError for another number of
-        groups than the runner's layout has, fewer blocks than groups, or a runner that wants
-        more steps launched than the scheduler finds blocks for."""
+        """`generations` has one counter per block; `inbox` is for whoever must have it before the
+        engine is made; `check` looks for lost blocks when idle; `windows` are those of the model's
+        KV groups. Raises ValueError for another number of groups than the runner's layout has,
+        fewer blocks than groups, or a runner that wants more steps launched than the scheduler
+        finds blocks for."""
         if runner.depth > STEPS_AHEAD:
             raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
         if len(windows) != runner.layout.num_groups:
@@ -111,7 +113,7 @@ class Engine:
             blocks, block_tokens=self._block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
-        self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
+        self._inbox = inbox or Inbox(capacity=limits.num_submissions)
         self._speeds = Speedometer()
         self._flights: deque[Flight] = deque()
         """Oldest first, at most the runner's depth."""

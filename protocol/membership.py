@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from protocol.blocks import BlockChange
 from protocol.errors import StoreError
-from protocol.ids import BlockHash
+from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
 from protocol.store import BlockEvent, Store, WorkerRecord, pack_hashes
 
@@ -36,13 +36,15 @@ class Membership:
         self,
         store: Store,
         *,
-        registration: Registration,
+        worker: WorkerId,
+        epoch: Epoch,
         interval_s: float = INTERVAL_S,
         ttl_s: float = TTL_S,
         max_waiting_hashes: int = MAX_WAITING_HASHES,
     ) -> None:
         self._store = store
-        self._registration = registration
+        self._worker = worker
+        self._epoch = epoch
         self._interval_s = interval_s
         self._ttl_s = ttl_s
         self._max_waiting_hashes = max_waiting_hashes
@@ -64,15 +66,16 @@ class Membership:
                 self._note(change)
         self._loop.call_soon_threadsafe(self._work.set)
 
-    async def run(self, beat: Callable[[], Beat]) -> None:
-        """Until cancelled. `beat` says how the worker is. Call `leave` afterwards."""
+    async def run(self, registration: Registration, beat: Callable[[], Beat]) -> None:
+        """Until cancelled. `registration` says what the worker is, `beat` how it is. Call `leave`
+        afterwards."""
         loop = asyncio.get_running_loop()
         next_keep_alive = loop.time()
         while True:
             try:
                 if loop.time() >= next_keep_alive:
                     next_keep_alive = loop.time() + self._interval_s
-                    await self._keep_alive(beat())
+                    await self._keep_alive(WorkerRecord(registration=registration, beat=beat()))
                 await self._publish()
                 self._tell_store_is(up=True)
             except StoreError as error:
@@ -81,18 +84,17 @@ class Membership:
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
 
-    async def _keep_alive(self, beat: Beat) -> None:
+    async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
-        record = WorkerRecord(registration=self._registration, beat=beat)
         await self._store.register(record, ttl_s=self._ttl_s)
-        sequence = await self._store.sequence(self._registration.worker, self._registration.epoch)
+        sequence = await self._store.sequence(self._worker, self._epoch)
         if sequence is None:
             self._must_rewrite = True
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""
         try:
-            await self._store.deregister(self._registration.worker, self._registration.epoch)
+            await self._store.deregister(self._worker, self._epoch)
         except StoreError as error:
             log.warning("left without deregistering", extra={"why": str(error)})
 
@@ -108,8 +110,8 @@ class Membership:
         self._num_waiting_hashes += len(change.hashes) + 1
         self._waiting.append(
             BlockEvent(
-                worker=self._registration.worker,
-                epoch=self._registration.epoch,
+                worker=self._worker,
+                epoch=self._epoch,
                 sequence=self._sequence,
                 kind=change.kind,
                 packed_hashes=pack_hashes(change.hashes),
@@ -148,8 +150,8 @@ class Membership:
         try:
             await self._store.rewrite(
                 hashes,
-                worker=self._registration.worker,
-                epoch=self._registration.epoch,
+                worker=self._worker,
+                epoch=self._epoch,
                 sequence=sequence,
                 ttl_s=self._ttl_s,
             )

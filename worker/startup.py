@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
+class Endpoints:
     port: RouterPort
     store: Store
     metrics: WorkerMetrics
 
 
 @asynccontextmanager
-async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
+async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     """Raises SettingsError for a port that cannot be had, StoreError when Redis is silent."""
     if not is_loopback(settings.host):
         log.warning("open to the network", extra={"host": settings.host, "why": OPEN})
@@ -33,7 +33,7 @@ async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
     store = Store(settings.redis)
     try:
         await store.ping()
-        yield Doors(port=port, store=store, metrics=metrics)
+        yield Endpoints(port=port, store=store, metrics=metrics)
     finally:
         port.close()
         await store.close()

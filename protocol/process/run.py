@@ -24,7 +24,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Stop:
+class Shutdown:
     """The wish to end. Made in the event loop; `ask` is for any thread."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Stop:
 
 def run(
     process: str,
-    main: Callable[[Stop], Awaitable[int]],
+    main: Callable[[Shutdown], Awaitable[int]],
     *,
     parent_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
@@ -77,7 +77,7 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-async def load(work: Callable[[], T], stop: Stop) -> T:
+async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
     """Does slow start-up work in a thread. If asked to stop meanwhile the process ends at once:
     it has accepted nothing, and a library in the middle of reading weights cannot be stopped."""
     loop = asyncio.get_running_loop()
@@ -96,9 +96,9 @@ async def load(work: Callable[[], T], stop: Stop) -> T:
             loop.call_soon_threadsafe(settle, None, results)
 
     async def leave_if_asked() -> None:
-        await stop.asked.wait()
+        await shutdown.asked.wait()
         sys.stderr.flush()
-        os._exit(stop.exit_code)
+        os._exit(shutdown.exit_code)
 
     threading.Thread(target=thread, name="load", daemon=True).start()
     leave = asyncio.create_task(leave_if_asked(), name="leave-if-asked")
@@ -108,17 +108,17 @@ async def load(work: Callable[[], T], stop: Stop) -> T:
         leave.cancel()
 
 
-async def _run(main: Callable[[Stop], Awaitable[int]], parent_pid: int) -> int:
-    stop = Stop()
+async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
+    shutdown = Shutdown()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.ask, signal.Signals(number).name)
+        loop.add_signal_handler(number, shutdown.ask, signal.Signals(number).name)
     if not parent_pid:
-        return await main(stop)
+        return await main(shutdown)
     _signal_at_death_of_parent()
-    watch = asyncio.create_task(_watch_parent(parent_pid, stop), name="watch-parent")
+    watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
     try:
-        return await main(stop)
+        return await main(shutdown)
     finally:
         watch.cancel()
 
@@ -128,11 +128,11 @@ def _signal_at_death_of_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-async def _watch_parent(parent_pid: int, stop: Stop) -> None:
+async def _watch_parent(parent_pid: int, shutdown: Shutdown) -> None:
     """The signal is missed if the parent died before we asked for it."""
     while os.getppid() == parent_pid:  # noqa: ASYNC110 - nobody can set an event for us
         await asyncio.sleep(PARENT_CHECK_S)
-    stop.ask(f"supervisor {parent_pid} is gone")
+    shutdown.ask(f"supervisor {parent_pid} is gone")
 
 
 def _one_line(process: str, error: BatonError, exit_code: int) -> int:

@@ -38,12 +38,13 @@ def run(test: Callable[[RedisServer, Store], Awaitable[None]]) -> None:
 async def member(store: Store, *, max_waiting_hashes: int = 1000) -> AsyncIterator[Membership]:
     membership = Membership(
         store,
-        registration=registration(),
+        worker=WORKER,
+        epoch=EPOCH,
         interval_s=0.05,
         max_waiting_hashes=max_waiting_hashes,
     )
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(membership.run(beat), name="membership")
+        task = tasks.create_task(membership.run(registration(), beat), name="membership")
         yield membership
         task.cancel()
 

@@ -1,0 +1,86 @@
+"""What the engine says, turned into what routers, transfers, metrics and Redis are told.
+
+On the engine's thread. Knows messages and text, but neither sockets nor transports.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from engine.batch import SequenceId
+from engine.observer import SequenceToken
+from engine.sequence import Usage, Verdict
+from protocol.blocks import BlockChange
+from protocol.messages import Failed
+from protocol.process.logs import request_context
+from protocol.process.settings import WorkerSettings
+from worker.endings import ending_message, ending_name
+from worker.parts import Transfers, WorkerParts
+
+log = logging.getLogger(__name__)
+
+
+class WorkerObserver:
+    """An `engine.observer.EngineObserver`. `record` takes changes of the prefix cache and returns
+    at once."""
+
+    def __init__(
+        self,
+        parts: WorkerParts[WorkerSettings],
+        transfers: Transfers,
+        *,
+        record: Callable[[Sequence[BlockChange]], None],
+    ) -> None:
+        self._requests = parts.requests
+        self._transfers = transfers
+        self._record = record
+        self._give_up = parts.give_up
+        self._metrics = parts.metrics
+
+    def admitted(
+        self,
+        sequence: SequenceId,
+        block_table: tuple[int, ...],
+        generations: tuple[int, ...],
+        num_cached_tokens: int,
+        queued_s: float,
+    ) -> None:
+        job = self._requests.of_sequence(sequence)
+        assert job is not None, f"{sequence} was admitted after its ending"
+        self._transfers.admitted(job, block_table, num_cached_tokens, queued_s)
+
+    def computed(self, sequence: SequenceId, num_tokens: int) -> None:
+        job = self._requests.of_sequence(sequence)
+        if job is not None:
+            self._transfers.computed(job, num_tokens)
+
+    def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
+        requests, stopped = self._requests, set()
+        for spoken in tokens:
+            job = requests.of_sequence(spoken.id)
+            if job is not None and requests.add_token(job, index=spoken.index, token=spoken.token):
+                stopped.add(spoken.id)
+        return stopped
+
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+        job = self._requests.of_sequence(sequence)
+        if job is None:
+            return
+        message = ending_message(job, verdict, usage, instead=job.failure)
+        self._transfers.settle_job(job, message)
+        self._metrics.endings.labels(ending_name(message)).inc()
+        self._requests.end_job(job, message)
+        if isinstance(message, Failed):
+            with request_context(job.request):
+                log.warning("request failed", extra={"code": message.code, "why": message.message})
+
+    def settled(self) -> None:
+        num_tokens = self._requests.flush_step()
+        if num_tokens:
+            self._metrics.tokens.inc(num_tokens)
+        self._transfers.settled()
+
+    def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
+        self._record(changes)
+
+    def broken(self, error: BaseException) -> None:
+        self._give_up(f"the engine is broken: {error}")
