@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -108,19 +109,30 @@ async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
         leave.cancel()
 
 
+@contextmanager
+def asked_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> Iterator[None]:
+    """Inside, each of these signals asks to end; any second one hurries."""
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        loop.add_signal_handler(number, shutdown.ask, number.name)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
 async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
     shutdown = Shutdown()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, shutdown.ask, signal.Signals(number).name)
-    if not parent_pid:
-        return await main(shutdown)
-    _signal_at_death_of_parent()
-    watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
-    try:
-        return await main(shutdown)
-    finally:
-        watch.cancel()
+    with asked_by_signals(shutdown, signal.SIGTERM, signal.SIGINT):
+        if not parent_pid:
+            return await main(shutdown)
+        _signal_at_death_of_parent()
+        watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
+        try:
+            return await main(shutdown)
+        finally:
+            watch.cancel()
 
 
 def _signal_at_death_of_parent() -> None:
