@@ -59,6 +59,11 @@ class Membership:
         self.store_is_up = True
         self.num_dropped_events = 0
 
+    @property
+    def num_waiting_events(self) -> int:
+        """Recorded, and not in Redis yet."""
+        return len(self._waiting)
+
     def record(self, changes: Sequence[BlockChange]) -> None:
         """Notes the changes and returns; they are published soon."""
         with self._lock:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from protocol.channel import WorkerLink
+from protocol.channel.link import WorkerLink
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers

@@ -8,7 +8,7 @@ import logging
 import time
 from typing import Protocol, assert_never
 
-from protocol.channel import Request, RouterGone, RouterJoined, RouterPort
+from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RequestId, RouterId
 from protocol.membership import Membership
 from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
@@ -91,7 +91,7 @@ class Lifecycle:
     async def _receive(self) -> None:
         while True:
             match await self._port.receive():
-                case Request(router, message):
+                case RouterMessage(router, message):
                     self._answer(router, message)
                 case RouterJoined(router):
                     self._port.send(router, self._beat())

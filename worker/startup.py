@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from protocol.channel import RouterPort
+from protocol.channel.port import RouterPort
 from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings

@@ -37,7 +37,7 @@ log = logging.getLogger("baton.registry")
 
 
 class Link(Outlet, Protocol):
-    """What the registry needs of `protocol.channel.WorkerLink`."""
+    """What the registry needs of `protocol.channel.link.WorkerLink`."""
 
     registration: Registration
 

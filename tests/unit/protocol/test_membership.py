@@ -136,7 +136,8 @@ def test_a_redis_restarted_between_two_publications_is_not_left_with_half_a_set(
         async with member(store) as membership:
             membership.record([BlockChange(kind="stored", hashes=hashes(1))])
             await published(store, 1)
-            await store._redis.flushall()
+            with server.client() as redis:
+                redis.flushall()
             membership.record([BlockChange(kind="stored", hashes=hashes(2))])
             await published(store, 1, 2)
 
@@ -152,7 +153,7 @@ def test_more_events_than_may_wait_become_a_rewrite() -> None:
             for number in range(50):
                 membership.record([BlockChange(kind="stored", hashes=hashes(number))])
             assert membership.num_dropped_events >= 40
-            assert len(membership._waiting) <= 10
+            assert membership.num_waiting_events <= 10
 
             server.start()
             await published(store, *range(50))

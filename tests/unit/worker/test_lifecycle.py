@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from support.words import beat, registration
 
-from protocol.channel import RouterPort, WorkerLink
+from protocol.channel.link import WorkerLink
+from protocol.channel.port import RouterPort
 from protocol.ids import RequestId, RouterId
 from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, Prefill, WorkerState
