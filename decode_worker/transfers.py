@@ -24,8 +24,8 @@ from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.layout import KvLayout
 from protocol.messages import Decode, Prefill, Ticket
-from worker.endings import RequestEnding, ending_name, failure
-from worker.requests import Job, Key, RequestTable
+from worker.endings import ending_name, failure
+from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)

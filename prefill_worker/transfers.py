@@ -12,8 +12,8 @@ from protocol import codec
 from protocol.errors import CapacityError
 from protocol.ids import LeaseId
 from protocol.messages import Decode, Finished, FirstToken, Prefill, PrefillDone, Started
-from worker.endings import RequestEnding, ending_name, failure
-from worker.requests import Job, Key, RequestTable, wire_top
+from worker.endings import ending_name, failure
+from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
 from worker.transport_uses import TransportUses
 
 

@@ -26,6 +26,8 @@ refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
 
+_BRING_BACK = "bring Redis back; until then nobody finds workers that it does not know yet"
+
 log = logging.getLogger(__name__)
 
 
@@ -82,9 +84,9 @@ class Membership:
                     next_keep_alive = loop.time() + self._interval_s
                     await self._keep_alive(WorkerRecord(registration=registration, beat=beat()))
                 await self._publish()
-                self._tell_store_is(up=True)
+                self.store_is_up = _store_is_up(self.store_is_up)
             except StoreError as error:
-                self._tell_store_is(up=False, error=error)
+                self.store_is_up = _store_is_up(self.store_is_up, error)
                 await asyncio.sleep(self._interval_s)
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
@@ -101,7 +103,8 @@ class Membership:
         try:
             await self._store.deregister(self._worker, self._epoch)
         except StoreError as error:
-            log.warning("left without deregistering", extra={"why": str(error)})
+            remedy = f"none, Redis forgets it within {self._ttl_s:g} s"
+            log.warning("left without deregistering", extra={"why": str(error), "remedy": remedy})
 
     def _note(self, change: BlockChange) -> None:
         match change.kind:
@@ -177,11 +180,6 @@ class Membership:
             return
         self._work.clear()
 
-    def _tell_store_is(self, *, up: bool, error: StoreError | None = None) -> None:
-        if up != self.store_is_up:
-            log.warning("redis", extra={"up": up, "why": str(error or "")})
-        self.store_is_up = up
-
 
 async def watch_workers(
     store: Store, *, interval_s: float = INTERVAL_S
@@ -192,12 +190,17 @@ async def watch_workers(
     while True:
         try:
             known = tuple(record.registration for record in await store.list_workers())
-            if not is_up:
-                log.warning("redis", extra={"up": True})
-            is_up = True
+            is_up = _store_is_up(is_up)
         except StoreError as error:
-            if is_up:
-                log.warning("redis", extra={"up": False, "why": str(error)})
-            is_up = False
+            is_up = _store_is_up(is_up, error)
         yield known
         await asyncio.sleep(interval_s)
+
+
+def _store_is_up(was_up: bool, error: StoreError | None = None) -> bool:
+    """Whether it is now; a change is logged."""
+    if error is None and not was_up:
+        log.info("Redis connected")
+    elif error is not None and was_up:
+        log.warning("Redis lost", extra={"why": str(error), "remedy": _BRING_BACK})
+    return error is None

@@ -1,9 +1,9 @@
 """How a request ends, as its router is told: the message, and its name in metrics and reasons."""
 
-from typing import Protocol, assert_never
+from collections.abc import Mapping
+from typing import assert_never
 
 from engine.sequence import Abandon, Complete, Fail, HandOver, Usage, Verdict
-from protocol.ids import RequestId
 from protocol.messages import (
     Aborted,
     Decode,
@@ -13,29 +13,25 @@ from protocol.messages import (
     Prefill,
     PrefillDone,
 )
-
-RequestEnding = Finished | Failed | Aborted | PrefillDone
+from worker.requests import Job, RequestEnding
 
 RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})
 """Another worker, or this one a moment later, may do what this one could not now."""
 
 
-class Attempt(Protocol):
-    """What names one attempt at a request: a message of the router, or the job made of it."""
+REMEDIES: Mapping[FailCode, str] = {
+    "overloaded": "add workers, or raise max_waiting",
+    "source_lost": "none, the router places it again; if it comes often see the source's log",
+    "too_long": "none, unless the pool is smaller than the model's context: raise kv_blocks",
+    "deadline": "add workers, or raise the routers' request_timeout_s",
+    "internal": "report it with what this log says before it",
+}
+"""What an operator can do about failures."""
 
-    @property
-    def request(self) -> RequestId: ...
 
-    @property
-    def attempt(self) -> int: ...
-
-
-def ending_message(
-    of: Attempt, verdict: Verdict, usage: Usage, *, instead: Failed | None = None
-) -> RequestEnding:
-    """The engine's verdict as the message that carries it; `instead` of a failure or an abort, when
-    the worker itself has asked for it and knows why."""
-    request, attempt = of.request, of.attempt
+def ending_message(job: Job, verdict: Verdict, usage: Usage) -> RequestEnding:
+    """The engine's verdict as the message that carries it."""
+    request, attempt = job.request, job.attempt
     match verdict:
         case Complete(reason):
             return Finished(
@@ -57,14 +53,16 @@ def ending_message(
                 prefill_s=usage.prefill_s,
             )
         case Fail(code, message, final):
-            return instead or failure(of, code, message, retryable=False if final else None)
+            return job.failure or failure(job, code, message, retryable=False if final else None)
         case Abandon():
-            return instead or Aborted(request=request, attempt=attempt)
+            return job.failure or Aborted(request=request, attempt=attempt)
         case _:
             assert_never(verdict)
 
 
-def failure(of: Attempt, code: FailCode, message: str, *, retryable: bool | None = None) -> Failed:
+def failure(
+    of: Prefill | Decode | Job, code: FailCode, message: str, *, retryable: bool | None = None
+) -> Failed:
     return Failed(
         request=of.request,
         attempt=of.attempt,

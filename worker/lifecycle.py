@@ -1,19 +1,20 @@
 """A worker between loading its model and its exit: serve, beat, expire, drain.
 
-Runs in the event loop; the service's methods must not block it.
+Runs in the event loop.
 """
 
 import asyncio
 import logging
 import time
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
-from protocol.ids import RequestId, RouterId
+from protocol.ids import RouterId
 from protocol.membership import Membership
 from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from worker.service import EngineService
 
 BEAT_S = 0.5
 TICK_S = 0.05
@@ -22,39 +23,12 @@ TICK_S = 0.05
 log = logging.getLogger(__name__)
 
 
-class Service(Protocol):
-    """The work of one worker. Called in the event loop's thread."""
-
-    def accept_request(self, router: RouterId, message: Prefill | Decode) -> None:
-        """Accepts a request, or ends it at once."""
-
-    def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None:
-        """Ends a request without accepting it."""
-
-    def abort_request(self, router: RouterId, request: RequestId, attempt: int) -> None:
-        """The router does not want it any more; unknown ones are no error."""
-
-    def forget_router(self, router: RouterId) -> None:
-        """Aborts all that it asked for."""
-
-    def expire_requests(self, now: float) -> None:
-        """Ends what is past its deadline."""
-
-    def end_all_requests(self, why: str) -> None:
-        """Ends what still runs, so that routers place it elsewhere."""
-
-    def is_idle(self) -> bool:
-        """Nothing runs, and nobody reads or writes our blocks."""
-
-    def beat(self, state: WorkerState) -> Beat: ...
-
-
 class Lifecycle:
     """`await run()` returns once the worker has drained and left."""
 
     def __init__(
         self,
-        service: Service,
+        service: EngineService,
         *,
         port: RouterPort,
         membership: Membership,

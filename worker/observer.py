@@ -13,7 +13,7 @@ from protocol.blocks import BlockChange
 from protocol.messages import Failed
 from protocol.process.logs import request_context
 from protocol.process.settings import WorkerSettings
-from worker.endings import ending_message, ending_name
+from worker.endings import REMEDIES, ending_message, ending_name
 from worker.parts import Transfers, WorkerParts
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,15 @@ class WorkerObserver:
         job = self._requests.of_sequence(sequence)
         if job is None:
             return
-        message = ending_message(job, verdict, usage, instead=job.failure)
+        message = ending_message(job, verdict, usage)
         self._transfers.settle_job(job, message)
         self._metrics.endings.labels(ending_name(message)).inc()
         self._requests.end_job(job, message)
         if isinstance(message, Failed):
+            remedy = REMEDIES[message.code]
+            told = {"code": message.code, "why": message.message, "remedy": remedy}
             with request_context(job.request):
-                log.warning("request failed", extra={"code": message.code, "why": message.message})
+                log.warning("request failed", extra=told)
 
     def settled(self) -> None:
         num_tokens = self._requests.flush_step()

@@ -14,8 +14,7 @@ from protocol.messages import Decode, Prefill
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import Tokenizer
-from worker.endings import RequestEnding
-from worker.requests import Job, Key, RequestTable
+from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transport_uses import TransportUses
 
 S_co = TypeVar("S_co", bound=WorkerSettings, covariant=True)

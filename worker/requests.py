@@ -13,9 +13,11 @@ from engine.batch import SampledToken, SequenceId
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
 from protocol.messages import (
+    Aborted,
     Emit,
     Failed,
     Finished,
+    PrefillDone,
     Sampling,
     Step,
     Ticket,
@@ -23,8 +25,8 @@ from protocol.messages import (
     ToRouter,
 )
 from protocol.text.tokenizer import TextState
-from worker.endings import RequestEnding
 
+RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
 

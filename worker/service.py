@@ -18,15 +18,15 @@ from protocol.messages import Beat, Decode, Failed, Prefill, Speeds, WorkerState
 from protocol.process.logs import request_context
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
-from worker.endings import RequestEnding, ending_name, failure, nothing_left
+from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import Transfers, WorkerParts
-from worker.requests import Job, Key, check_tokens
+from worker.requests import Job, Key, RequestEnding, check_tokens
 
 log = logging.getLogger(__name__)
 
 
 class EngineService:
-    """Implements `worker.lifecycle.Service`."""
+    """What a worker does for its routers. In the event loop's thread; never blocks it."""
 
     def __init__(
         self, parts: WorkerParts[WorkerSettings], engine: Engine, transfers: Transfers
@@ -40,6 +40,7 @@ class EngineService:
         self._numbers = count()
 
     def accept_request(self, router: RouterId, message: Prefill | Decode) -> None:
+        """Accepts it, or ends it at once."""
         with request_context(message.request):
             if message.deadline_s <= 0:
                 late = failure(message, "deadline", "the deadline had passed on arrival")
@@ -51,7 +52,7 @@ class EngineService:
                 wrong = failure(message, "internal", str(error), retryable=False)
                 return self.refuse_request(router, message, wrong)
             if not self._requests.add_job(job):
-                log.warning("request came twice")
+                log.warning("request came twice", extra={"remedy": "report it"})
             elif any(job.text.feed(token_id).stopped for token_id in message.generated):
                 self._end(job, nothing_left(message))
             else:
@@ -60,26 +61,32 @@ class EngineService:
         return None
 
     def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None:
-        log.warning("request refused", extra={"why": why.message})
+        """Ends it without accepting it."""
+        told = {"why": why.message, "remedy": REMEDIES[why.code]}
+        log.warning("request refused", extra=told)
         self._requests.tell_router(router, why)
         self._transfers.drop_request(message)
 
     def abort_request(self, router: RouterId, request: RequestId, attempt: int) -> None:
+        """The router does not want it any more; an unknown one is no error."""
         self._abort((router, request, attempt))
 
     def forget_router(self, router: RouterId) -> None:
+        """Aborts all that it asked for."""
         keys = [*(job.key for job in self._requests.jobs()), *self._transfers.moving()]
         for key in keys:
             if key[0] == router:
                 self._abort(key)
 
     def expire_requests(self, now: float) -> None:
+        """Ends those past their deadline."""
         for job in self._requests.jobs():
             if now > job.deadline_at and job.failure is None:
                 job.failure = failure(job, "deadline", "the deadline has passed")
                 self._abort(job.key)
 
     def end_all_requests(self, why: str) -> None:
+        """So that routers place them elsewhere."""
         for job in self._requests.jobs():
             job.failure = job.failure or failure(job, "overloaded", why)
             self._abort(job.key)
@@ -87,6 +94,7 @@ class EngineService:
             self._transfers.abort_request(key)
 
     def is_idle(self) -> bool:
+        """Nothing runs, and nobody reads or writes our blocks."""
         return not self._requests.jobs() and self._transfers.is_idle()
 
     def beat(self, state: WorkerState) -> Beat:

@@ -35,6 +35,9 @@ from protocol.messages import (
     Welcome,
 )
 
+_ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
+_FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
+
 log = logging.getLogger(__name__)
 
 
@@ -191,7 +194,9 @@ class RouterPort:
         heard = self._heard.pop(router, None)
         if heard is not None:
             self._absent[router] = heard
-            log.warning("router gone", extra={"router": router, "reason": reason})
+            log.warning(
+                "router gone", extra={"router": router, "reason": reason, "remedy": _ROUTER_GONE}
+            )
             self._arrivals.put_nowait(RouterGone(router, reason))
 
     async def _watch(self) -> None:
@@ -217,7 +222,8 @@ class RouterPort:
                 await self._accept(frames, welcome)
             except (WireError, UnicodeDecodeError) as error:
                 self.refused_frames += 1
-                log.warning("frame refused", extra={"peer": repr(frames[0]), "why": str(error)})
+                extra = {"peer": repr(frames[0]), "why": str(error), "remedy": _FRAME_REFUSED}
+                log.warning("frame refused", extra=extra)
 
     async def _accept(self, frames: list[bytes], welcome: bytes) -> None:
         if len(frames) != 2:

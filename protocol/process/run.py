@@ -65,7 +65,7 @@ def run(
     except BatonError as error:
         return _one_line(process, error, EXIT_FAILED)
     except Exception:
-        log.exception("crashed")
+        log.exception("crashed", extra={"remedy": "report it with this traceback"})
         return EXIT_FAILED
 
 

@@ -16,6 +16,7 @@ from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from worker import lifecycle
 from worker.lifecycle import Lifecycle
+from worker.service import EngineService
 
 
 class FakeService:
@@ -63,7 +64,7 @@ def test_blocks_that_come_back_are_told_before_the_next_beat_is_due(
         service, port, shutdown = FakeService(), RouterPort(), Shutdown()
         here = registration(address=f"tcp://127.0.0.1:{port.port}")
         worker = Lifecycle(
-            service,
+            cast(EngineService, service),
             port=port,
             membership=cast(Membership, FakeMembership()),
             metrics=WorkerMetrics(),
