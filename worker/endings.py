@@ -10,6 +10,7 @@ from protocol.messages import (
     FailCode,
     Failed,
     Finished,
+    OfAttempt,
     Prefill,
     PrefillDone,
 )
@@ -61,7 +62,7 @@ def ending_message(job: Job, verdict: Verdict, usage: Usage) -> RequestEnding:
 
 
 def failure(
-    of: Prefill | Decode | Job, code: FailCode, message: str, *, retryable: bool | None = None
+    of: OfAttempt | Job, code: FailCode, message: str, *, retryable: bool | None = None
 ) -> Failed:
     return Failed(
         request=of.request,
