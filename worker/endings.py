@@ -1,24 +1,21 @@
 """How a request ends, as its router is told: the message, and its name in metrics and reasons."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from engine.sequence import Abandon, Complete, Fail, HandOver, Usage, Verdict
 from protocol.messages import (
     Aborted,
-    Decode,
     FailCode,
     Failed,
     Finished,
     OfAttempt,
-    Prefill,
     PrefillDone,
 )
 from worker.requests import Job, RequestEnding
 
 RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})
 """Another worker, or this one a moment later, may do what this one could not now."""
-
 
 REMEDIES: Mapping[FailCode, str] = {
     "overloaded": "add workers, or raise max_waiting",
@@ -73,18 +70,12 @@ def failure(
     )
 
 
-def nothing_left(message: Prefill | Decode) -> Finished:
+def nothing_left(job: Job, generated: Sequence[int]) -> RequestEnding:
     """The tokens that the client has end the text already; only the ending was missing."""
-    return Finished(
-        request=message.request,
-        attempt=message.attempt,
-        reason="stop",
-        num_tokens=len(message.generated),
-        cached_tokens=0,
-        queued_s=0.0,
-        prefill_s=0.0,
-        decode_s=0.0,
+    usage = Usage(
+        num_tokens=len(generated), cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0
     )
+    return ending_message(job, Complete("stop"), usage)
 
 
 def ending_name(ending: RequestEnding) -> str:

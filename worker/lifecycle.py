@@ -11,9 +11,10 @@ from typing import assert_never
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
+from protocol.messages import Abort, Beat, Decode, Prefill, Registration, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
+from worker.endings import failure
 from worker.service import EngineService
 
 BEAT_S = 0.5
@@ -81,7 +82,8 @@ class Lifecycle:
             self._metrics.accepted.inc()
             self._service.accept_request(router, message)
         else:
-            self._service.refuse_request(router, message, _not_ready(message, self.state))
+            why = failure(message, "overloaded", f"the worker is {self.state}")
+            self._service.refuse_request(router, message, why)
 
     async def _send_beats(self) -> None:
         """Every half second, and within a tick when there is more room than was last said."""
@@ -142,13 +144,3 @@ def _has_more_room(beat: Beat, *, than: Beat) -> bool:
     num_back = (now.free + now.cached) - (then.free + then.cached)
     num_gone = (than.load.running + than.load.waiting) - (beat.load.running + beat.load.waiting)
     return num_back > 0 or num_gone > 0
-
-
-def _not_ready(message: Prefill | Decode, state: WorkerState) -> Failed:
-    return Failed(
-        request=message.request,
-        attempt=message.attempt,
-        code="overloaded",
-        message=f"the worker is {state}",
-        retryable=True,
-    )

@@ -54,7 +54,7 @@ class EngineService:
             if not self._requests.add_job(job):
                 log.warning("request came twice", extra={"remedy": "report it"})
             elif any(job.text.feed(token_id).stopped for token_id in message.generated):
-                self._end(job, nothing_left(message))
+                self._end(job, nothing_left(job, message.generated))
             else:
                 self._transfers.hold_ticket(job)
                 self._submit(job, message, mode)
