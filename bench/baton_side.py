@@ -36,7 +36,7 @@ class BatonSide:
     def __init__(self, path: Path, *, dtype: Dtype) -> None:
         model = load_model(path, dtype=dtype)
         self.version = f"{importlib.metadata.version('torch')}, {model.ops.name} kernels"
-        layout = model.config.kv_layout(block_tokens=BLOCK_TOKENS, dtype=dtype)
+        (layout,) = model.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=dtype)
         self._clockwork = _Clockwork()
         self._engine = Engine(
             runner=TorchRunner(model, KvPool(layout, NUM_BLOCKS)),

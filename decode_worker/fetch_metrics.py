@@ -6,7 +6,7 @@ Counts on the sink's thread; `uses` may be read from any other.
 from typing import assert_never
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
+from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics
 from worker.transport_uses import TransportUses
@@ -17,9 +17,9 @@ class FetchMetrics:
         self.uses = TransportUses()
         self._metrics = metrics
 
-    def noticed(self, notice: Notice) -> None:
+    def noticed(self, event: SinkEvent) -> None:
         metrics = self._metrics
-        match notice:
+        match event:
             case LinkUp(transport=transport, missed=missed):
                 first = "fallback" if missed else "first choice"
                 metrics.transports.labels("chosen", transport, "", first).inc()
@@ -35,7 +35,7 @@ class FetchMetrics:
             case Rejected(num_blocks=num_blocks, why=why):
                 metrics.rejected_blocks.labels(metrics.reasons.label(why)).inc(num_blocks)
             case _:
-                assert_never(notice)
+                assert_never(event)
 
     def ended(self, end: FetchEnd, *, peer: WorkerId) -> None:
         match end:

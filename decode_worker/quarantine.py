@@ -5,13 +5,13 @@ Changed on the sink's thread; `num_blocks` may be read from any other.
 
 from collections.abc import Iterable, Sequence
 
-from engine.commands import Inbox, Quiet
+from engine.loop import Engine
 from protocol.process.metrics import TransferMetrics
 
 
 class Quarantine:
-    def __init__(self, inbox: Inbox, metrics: TransferMetrics) -> None:
-        self._inbox = inbox
+    def __init__(self, engine: Engine, metrics: TransferMetrics) -> None:
+        self._engine = engine
         self._metrics = metrics
         self._blocks: set[int] = set()
 
@@ -25,6 +25,6 @@ class Quarantine:
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         """Nobody writes into these any more: the engine may use them again."""
-        self._inbox.put(Quiet(tuple(block_ids)))
+        self._engine.quiet(tuple(block_ids))
         self._blocks.difference_update(block_ids)
         self._metrics.quarantined_blocks.set(len(self._blocks))

@@ -15,8 +15,8 @@ from typing import assert_never
 
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.quarantine import Quarantine
-from engine.commands import FetchDone, Inbox
 from engine.kvcache.windows import NO_BLOCK
+from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from engine.speeds import Rate
 from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
@@ -43,7 +43,7 @@ class Fetching:
 
 
 class DecodeTransfers:
-    """Implements `worker.parts.Transfers`: what it moves is fetched."""
+    """Implements `worker.requests.Transfers`: what it moves is fetched."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DecodeTransfers:
         sink: Sink,
         layout: KvLayout,
         vocab_size: int,
-        inbox: Inbox,
+        engine: Engine,
         requests: RequestTable,
         metrics: FetchMetrics,
         quarantine: Quarantine,
@@ -59,7 +59,7 @@ class DecodeTransfers:
         self._sink = sink
         self._layout = layout
         self._vocab_size = vocab_size
-        self._inbox = inbox
+        self._engine = engine
         self._requests = requests
         self._metrics = metrics
         self._quarantine = quarantine
@@ -139,13 +139,13 @@ class DecodeTransfers:
             )
         except (CapacityError, ValueError) as error:
             del self._fetching[job.key]
-            self._inbox.tell(FetchDone(job.sequence, FetchLost(str(error))))
+            self._engine.fetch_done(job.sequence, FetchLost(str(error)))
 
     def computed(self, job: Job, num_tokens: int) -> None:
         """Said of HANDOVER only, which never runs here."""
 
-    def settled(self) -> None:
-        """Nothing waits for it."""
+    def ending_told(self, job: Job, ending: RequestEnding) -> None:
+        """What moved has heard of it already."""
 
     # -- the sink's thread ------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class DecodeTransfers:
         if isinstance(end, Landed) and isinstance(outcome, FetchLanded):
             self._requests.tell_router(job.router, self._landed(fetching, end))
         self._fetching.pop(job.key, None)
-        self._inbox.tell(FetchDone(job.sequence, outcome))
+        self._engine.fetch_done(job.sequence, outcome)
 
     def _outcome(self, fetching: Fetching, end: FetchEnd) -> FetchOutcome:
         job = fetching.job

@@ -9,28 +9,28 @@ from worker.parts import WorkerParts
 
 
 def open_transfers(parts: WorkerParts[DecodeSettings]) -> DecodeTransfers:
-    settings = parts.settings
+    settings, model = parts.settings, parts.model
     metrics = FetchMetrics(parts.metrics.transfer)
-    quarantine = Quarantine(parts.inbox, parts.metrics.transfer)
+    quarantine = Quarantine(parts.engine, parts.metrics.transfer)
     sink = Sink(
-        memory=parts.memory,
-        layout=parts.assembly.layout,
+        memory=model.memory,
+        layout=model.assembly.layout,
         worker=parts.worker,
-        compat=parts.assembly.transfer_compat,
-        transports=parts.transports,
+        compat=model.assembly.transfer_compat,
+        transports=model.transports,
         allow_fallback=settings.allow_fallback,
         tcp_lanes=settings.tcp_lanes,
         lease_ttl_s=settings.lease_ttl_s,
         spin_s=settings.kv_spin_us / 1e6,
         on_quiet=quarantine.quiet,
-        on_notice=metrics.noticed,
+        on_event=metrics.noticed,
         on_broken=parts.give_up,
     )
     return DecodeTransfers(
         sink=sink,
-        layout=parts.assembly.layout,
-        vocab_size=parts.tokenizer.vocab_size,
-        inbox=parts.inbox,
+        layout=model.assembly.layout,
+        vocab_size=model.tokenizer.vocab_size,
+        engine=parts.engine,
         requests=parts.requests,
         metrics=metrics,
         quarantine=quarantine,

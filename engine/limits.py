@@ -14,11 +14,6 @@ class EngineLimits:
     max_context_tokens: int
     """Prompt and output together."""
 
-    @property
-    def num_submissions(self) -> int:
-        """That may wait to be looked at; more are refused before anybody looks."""
-        return 2 * self.max_waiting + 64
-
     def __post_init__(self) -> None:
         for name in self.__slots__:
             if getattr(self, name) < 1:

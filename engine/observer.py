@@ -46,7 +46,8 @@ class EngineObserver(Protocol):
         """HANDOVER: the KV of the first `num_tokens` tokens is written."""
 
     def step(self, tokens: Seq[SequenceToken]) -> Collection[SequenceId]:
-        """All tokens of one engine step. Returns the sequences whose text ends with them."""
+        """Tokens of one engine step, one of each sequence; called again for those that have more.
+        Returns the sequences whose text ends with them."""
         ...
 
     def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:

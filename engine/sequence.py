@@ -1,7 +1,7 @@
 """One sequence's life inside one engine: its tokens, its blocks, its state.
 
-Made by `engine.loop`, moved by `engine.scheduling.scheduler` alone, on the engine thread. Holds
-facts only; it never allocates, frees or reads a clock (the loop writes the three time stamps).
+Written by `engine.scheduling` alone, on the engine thread. Holds facts only; it never allocates,
+frees or reads a clock.
 """
 
 from array import array
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from engine.batch import SequenceId
-from protocol.ids import BlockHash
+from engine.batch import AdapterId, SequenceId
+from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.state_table import Life, StateTable
 
@@ -166,30 +166,19 @@ class Sequence:
     """Tokens generated so far, those given at submission first."""
     sampling: Sampling
     mode: Mode
-    chain: list[BlockHash]
-    """`chain[0]` seeds the hash chain, `chain[i + 1]` is of block i; grown as needed."""
+    block_table: BlockTable
+    """Its blocks, changed by the scheduler as the rest is."""
+    adapter: AdapterId | None = None
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
 
     life: Life[SequenceState, SequenceEvent] = field(init=False)
-    block_table: list[int] = field(default_factory=list)
-    """Flat, as of `engine.batch.Chunk`; NO_BLOCK where a group needs none."""
-    num_lent_tokens: int = 0
-    """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
-    num_promised: int = 0
-    """Blocks of groups with a window that it may hold at a time (see
-    `engine.kvcache.prefix_cache`)."""
-    twins: dict[int, int] = field(default_factory=dict)
-    """By place in the table: cached blocks equal to own ones that cannot move (see
-    `engine.kvcache.prefix_cache.seal`)."""
     num_computed: int = 0
     """Tokens whose KV is in the blocks."""
     num_launched: int = 0
     """Tokens whose KV is in the blocks once every launched forward is over."""
     in_flight: int = 0
     """Launched forwards that refer to the blocks."""
-    num_sealed: int = 0
-    """Token blocks of this sequence that the prefix cache knows, in every group that has them."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
     landed: bool = False
@@ -237,6 +226,14 @@ class Sequence:
         return self.mode is Mode.HANDOVER
 
     @property
+    def shown_blocks(self) -> tuple[int, ...]:
+        """The table as whoever lends or fetches knows it at admission: of a HANDOVER what it
+        lends."""
+        if self.leases:
+            return self.block_table.seen_after(self.num_tokens)
+        return tuple(self.block_table.blocks)
+
+    @property
     def preemptible(self) -> bool:
         """A lease or a fetch pins the others to their blocks."""
         return not self.leases and self.state in (SequenceState.PREFILLING, SequenceState.DECODING)
@@ -276,6 +273,6 @@ class Sequence:
         """Go where SEQUENCE_TABLE says; raises IllegalTransition where it says nothing."""
         facts = (
             f"{self.num_computed}/{self.num_tokens} tokens computed, {self.in_flight} steps in "
-            f"flight, {len(self.block_table)} blocks, verdict {self.verdict}"
+            f"flight, {len(self.block_table.blocks)} blocks, verdict {self.verdict}"
         )
         self.life.move(event, facts=facts)

@@ -6,7 +6,7 @@
 import logging
 
 from engine.batch import SequenceId
-from engine.commands import Inbox, Release
+from engine.loop import Engine
 from kvtransfer.endings import LeaseEnd
 from protocol.ids import LeaseId
 from protocol.process.metrics import TransferMetrics
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 class LentLeases:
     """A lease may outlive its request; its end frees the blocks."""
 
-    def __init__(self, inbox: Inbox, metrics: TransferMetrics) -> None:
+    def __init__(self, engine: Engine, metrics: TransferMetrics) -> None:
         self.uses = TransportUses()
-        self._inbox = inbox
+        self._engine = engine
         self._metrics = metrics
         self._lent: dict[LeaseId, tuple[SequenceId, Key]] = {}
         self._by_key: dict[Key, LeaseId] = {}
@@ -40,7 +40,7 @@ class LentLeases:
     def ended(self, end: LeaseEnd) -> None:
         """Nobody may read the blocks any more."""
         sequence, key = self._lent.pop(end.lease)
-        self._inbox.tell(Release(sequence))
+        self._engine.release(sequence)
         self._by_key.pop(key, None)
         self._measure(end)
         log.info(

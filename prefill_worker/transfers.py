@@ -4,33 +4,30 @@ What is told of a request leaves in order: Started, the token, then one ending.
 """
 
 from engine.batch import SampledToken
-from engine.commands import Abort, Inbox, Release
+from engine.loop import Engine
 from engine.sequence import Mode
 from kvtransfer.source.source import Source
 from prefill_worker.lent import LentLeases
 from protocol import codec
 from protocol.errors import CapacityError
-from protocol.ids import LeaseId
-from protocol.messages import Decode, Finished, FirstToken, Prefill, PrefillDone, Started
+from protocol.messages import Aborted, Decode, Failed, FirstToken, Prefill, PrefillDone, Started
 from worker.endings import ending_name, failure
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
 from worker.transport_uses import TransportUses
 
 
 class PrefillTransfers:
-    """Implements `worker.parts.Transfers`: what it moves is lent."""
+    """Implements `worker.requests.Transfers`: what it moves is lent."""
 
     bytes_per_s = 0.0
 
     def __init__(
-        self, *, source: Source, lent: LentLeases, inbox: Inbox, requests: RequestTable
+        self, *, source: Source, lent: LentLeases, engine: Engine, requests: RequestTable
     ) -> None:
         self._source = source
         self._lent = lent
-        self._inbox = inbox
+        self._engine = engine
         self._requests = requests
-        self._failing: list[tuple[LeaseId, str]] = []
-        """Leases to fail once the router has been told why."""
 
     @property
     def uses(self) -> TransportUses:
@@ -45,15 +42,15 @@ class PrefillTransfers:
         """Nothing is fetched here."""
 
     def settle_job(self, job: Job, ending: RequestEnding) -> None:
-        """The decode worker must not hear of an end before the router does, or it would call the
+        if job.lease is not None and isinstance(ending, PrefillDone):
+            self._source.finish(job.lease, _note(job.emits[-1][1]), awaited=True)
+
+    def ending_told(self, job: Job, ending: RequestEnding) -> None:
+        """The decode worker must not hear of a failure before the router does, or it would call the
         source lost. A request that its first token ended is left for the router to abort: the
         decode worker then gives the lease back."""
-        if job.lease is None or isinstance(ending, Finished):
-            return
-        if isinstance(ending, PrefillDone):
-            self._source.finish(job.lease, _note(job.emits[-1][1]), awaited=True)
-        else:
-            self._failing.append((job.lease, ending_name(ending)))
+        if job.lease is not None and isinstance(ending, Failed | Aborted):
+            self._source.fail(job.lease, ending_name(ending))
 
     def abort_request(self, key: Key) -> None:
         lease = self._lent.of_key(key)
@@ -76,8 +73,8 @@ class PrefillTransfers:
             ticket = self._source.open_lease(block_ids=block_table, num_tokens=job.num_tokens)
         except CapacityError as error:
             job.failure = failure(job, "overloaded", str(error))
-            self._inbox.tell(Abort(job.sequence))
-            self._inbox.tell(Release(job.sequence))
+            self._engine.abort(job.sequence)
+            self._engine.release(job.sequence)
             return
         job.lease = ticket.lease
         self._lent.add(ticket.lease, job.sequence, job.key)
@@ -100,11 +97,6 @@ class PrefillTransfers:
             # Said when the step's tokens are read, so its KV is written. A mark would be behind
             # the step launched since, and each block announced a step too late.
             self._source.publish(job.lease, num_tokens, awaited=True)
-
-    def settled(self) -> None:
-        failing, self._failing = self._failing, []
-        for lease, why in failing:
-            self._source.fail(lease, why)
 
     def close(self) -> None:
         self._source.close()

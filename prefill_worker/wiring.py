@@ -8,20 +8,20 @@ from worker.parts import WorkerParts
 
 
 def open_transfers(parts: WorkerParts[PrefillSettings]) -> PrefillTransfers:
-    settings = parts.settings
-    lent = LentLeases(parts.inbox, parts.metrics.transfer)
+    settings, model = parts.settings, parts.model
+    lent = LentLeases(parts.engine, parts.metrics.transfer)
     source = Source(
-        memory=parts.memory,
-        layout=parts.assembly.layout,
+        memory=model.memory,
+        layout=model.assembly.layout,
         worker=parts.worker,
         epoch=parts.epoch,
-        compat=parts.assembly.transfer_compat,
+        compat=model.assembly.transfer_compat,
         on_lease_end=lent.ended,
         host=settings.host,
         advertised_host=settings.advertise,
         lease_ttl_s=settings.lease_ttl_s,
-        transports=parts.transports,
+        transports=model.transports,
         help_copy=settings.kv_help_copy,
         on_broken=parts.give_up,
     )
-    return PrefillTransfers(source=source, lent=lent, inbox=parts.inbox, requests=parts.requests)
+    return PrefillTransfers(source=source, lent=lent, engine=parts.engine, requests=parts.requests)

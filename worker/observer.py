@@ -12,29 +12,29 @@ from engine.sequence import Usage, Verdict
 from protocol.blocks import BlockChange
 from protocol.messages import Failed
 from protocol.process.logs import request_context
-from protocol.process.settings import WorkerSettings
+from protocol.process.metrics import WorkerMetrics
 from worker.endings import REMEDIES, ending_message, ending_name
-from worker.parts import Transfers, WorkerParts
+from worker.requests import RequestTable
 
 log = logging.getLogger(__name__)
 
 
 class WorkerObserver:
     """An `engine.observer.EngineObserver`. `record` takes changes of the prefix cache and returns
-    at once."""
+    at once; `give_up` is told that the engine is broken."""
 
     def __init__(
         self,
-        parts: WorkerParts[WorkerSettings],
-        transfers: Transfers,
         *,
+        requests: RequestTable,
+        metrics: WorkerMetrics,
         record: Callable[[Sequence[BlockChange]], None],
+        give_up: Callable[[str], None],
     ) -> None:
-        self._requests = parts.requests
-        self._transfers = transfers
+        self._requests = requests
+        self._metrics = metrics
         self._record = record
-        self._give_up = parts.give_up
-        self._metrics = parts.metrics
+        self._give_up = give_up
 
     def admitted(
         self,
@@ -46,12 +46,12 @@ class WorkerObserver:
     ) -> None:
         job = self._requests.of_sequence(sequence)
         assert job is not None, f"{sequence} was admitted after its ending"
-        self._transfers.admitted(job, block_table, num_cached_tokens, queued_s)
+        job.transfers.admitted(job, block_table, num_cached_tokens, queued_s)
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         job = self._requests.of_sequence(sequence)
         if job is not None:
-            self._transfers.computed(job, num_tokens)
+            job.transfers.computed(job, num_tokens)
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         requests, stopped = self._requests, set()
@@ -66,7 +66,7 @@ class WorkerObserver:
         if job is None:
             return
         message = ending_message(job, verdict, usage)
-        self._transfers.settle_job(job, message)
+        job.transfers.settle_job(job, message)
         self._metrics.endings.labels(ending_name(message)).inc()
         self._requests.end_job(job, message)
         if isinstance(message, Failed):
@@ -79,7 +79,6 @@ class WorkerObserver:
         num_tokens = self._requests.flush_step()
         if num_tokens:
             self._metrics.tokens.inc(num_tokens)
-        self._transfers.settled()
 
     def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
         self._record(changes)

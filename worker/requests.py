@@ -1,4 +1,4 @@
-"""The requests a worker has accepted: what was said about each, and that each gets one ending.
+"""The requests a worker has accepted: what moves their KV, what was said, and one ending for each.
 
 The event loop adds jobs, the engine's thread ends them. Tokens and endings of one engine step wait
 until `flush_step`, so that they leave as one `Step` message per router, and the token that ends a
@@ -8,15 +8,19 @@ request carries the text still held back.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engine.batch import SampledToken, SequenceId
+from engine.sequence import Mode
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
 from protocol.messages import (
     Aborted,
+    Decode,
     Emit,
     Failed,
     Finished,
+    Prefill,
     PrefillDone,
     Sampling,
     Step,
@@ -25,10 +29,58 @@ from protocol.messages import (
     ToRouter,
 )
 from protocol.text.tokenizer import TextState
+from worker.transport_uses import TransportUses
 
 RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
+
+
+class Transfers(Protocol):
+    """What brings KV to a role's requests or lends theirs. `admitted`, `computed`, `settle_job` and
+    `ending_told` are for the engine's thread too; nothing but `close` may block."""
+
+    @property
+    def uses(self) -> TransportUses: ...
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Of KV fetched, while bytes flowed; 0.0 until measured."""
+
+    def mode_of(self, message: Prefill | Decode) -> Mode:
+        """How the engine runs it. ValueError when this role cannot do what it says."""
+
+    def hold_ticket(self, job: "Job") -> None:
+        """The job is accepted: keep alive the KV that waits for it elsewhere."""
+
+    def settle_job(self, job: "Job", ending: RequestEnding) -> None:
+        """The job has its ending, of which nobody is told yet. Any thread."""
+
+    def abort_request(self, key: Key) -> None:
+        """KV that still moves for this request, its job ended or not, is not wanted any more."""
+
+    def drop_request(self, message: Prefill | Decode) -> None:
+        """It is not accepted: whoever holds KV for it may let it go."""
+
+    def moving(self) -> list[Key]:
+        """Requests whose KV is read or written by others."""
+
+    def is_idle(self) -> bool:
+        """Nobody else reads or writes our blocks."""
+
+    def admitted(
+        self, job: "Job", block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
+    ) -> None:
+        """As `engine.observer.EngineObserver.admitted`."""
+
+    def computed(self, job: "Job", num_tokens: int) -> None:
+        """As `engine.observer.EngineObserver.computed`."""
+
+    def ending_told(self, job: "Job", ending: RequestEnding) -> None:
+        """The router has been told of an ending that the engine gave."""
+
+    def close(self) -> None:
+        """Leave no thread or socket; nobody reads or writes our blocks any more."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -47,6 +99,7 @@ class Job:
     """Of the prompt and what was generated before."""
     ticket: Ticket | None
     """Where their KV is fetched."""
+    transfers: Transfers
     fetch: FetchId | None = None
     lease: LeaseId | None = None
     """Under which their KV is lent."""
@@ -133,6 +186,7 @@ class RequestTable:
             endings, self._endings = self._endings, []
             for job, ending in endings:
                 self._send(job.router, ending)
+                job.transfers.ending_told(job, ending)
         return num_tokens
 
     def _forget_job(self, job: Job) -> bool:

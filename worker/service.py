@@ -10,7 +10,6 @@ from itertools import count
 
 from engine.batch import SequenceId
 from engine.commands import Submission
-from engine.loop import Engine
 from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.ids import RequestId, RouterId
@@ -19,8 +18,8 @@ from protocol.process.logs import request_context
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
-from worker.parts import Transfers, WorkerParts
-from worker.requests import Job, Key, RequestEnding, check_tokens
+from worker.parts import WorkerParts
+from worker.requests import Job, Key, RequestEnding, Transfers, check_tokens
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +27,11 @@ log = logging.getLogger(__name__)
 class EngineService:
     """What a worker does for its routers. In the event loop's thread; never blocks it."""
 
-    def __init__(
-        self, parts: WorkerParts[WorkerSettings], engine: Engine, transfers: Transfers
-    ) -> None:
+    def __init__(self, parts: WorkerParts[WorkerSettings], transfers: Transfers) -> None:
         self._epoch = parts.epoch
-        self._tokenizer = parts.tokenizer
+        self._tokenizer = parts.model.tokenizer
         self._requests = parts.requests
-        self._engine = engine
+        self._engine = parts.engine
         self._transfers = transfers
         self._metrics = parts.metrics
         self._numbers = count()
@@ -130,6 +127,7 @@ class EngineService:
             deadline_at=time.monotonic() + message.deadline_s,
             num_tokens=len(message.token_ids) + len(message.generated),
             ticket=message.ticket if isinstance(message, Decode) else None,
+            transfers=self._transfers,
         )
 
     def _submit(self, job: Job, message: Prefill | Decode, mode: Mode) -> None:

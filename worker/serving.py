@@ -12,7 +12,6 @@ from functools import partial
 from typing import TypeVar, cast
 
 from engine.assembly import assemble
-from engine.commands import Inbox
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
@@ -31,8 +30,8 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import Tokenizer
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
-from worker.parts import Transfers, WorkerParts
-from worker.requests import RequestTable
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 from worker.startup import Endpoints
 
@@ -51,30 +50,44 @@ async def serve(
 ) -> int:
     """Exit code of the process."""
     async with AsyncExitStack() as stack:
-        make = partial(_load, role, settings, worker, endpoints, shutdown)
-        parts = await load(make, shutdown)
-        stack.callback(parts.memory.close)
+        model = await load(partial(_load, role, settings), shutdown)
+        stack.callback(model.memory.close)
+        epoch, give_up = new_epoch(), partial(shutdown.ask, exit_code=1)
+        requests = RequestTable(endpoints.port.send)
+        membership = Membership(endpoints.store, worker=worker, epoch=epoch)
+        observer = WorkerObserver(
+            requests=requests,
+            metrics=endpoints.metrics,
+            record=membership.record,
+            give_up=give_up,
+        )
+        parts = WorkerParts(
+            settings=settings,
+            worker=worker,
+            epoch=epoch,
+            model=model,
+            engine=_engine(model, observer),
+            requests=requests,
+            metrics=endpoints.metrics,
+            give_up=give_up,
+        )
         transfers = open_transfers(parts)
         stack.callback(transfers.close)
-        membership = Membership(endpoints.store, worker=worker, epoch=parts.epoch)
-        engine = _engine(parts, WorkerObserver(parts, transfers, record=membership.record))
-        engine.start()
-        stack.callback(engine.stop)
+        parts.engine.start()
+        stack.callback(parts.engine.stop)
         lifecycle = Lifecycle(
-            EngineService(parts, engine, transfers),
+            EngineService(parts, transfers),
             port=endpoints.port,
             membership=membership,
             metrics=endpoints.metrics,
             shutdown=shutdown,
             drain_s=settings.drain_s,
         )
-        await lifecycle.run(_registration(role, parts, engine, port=endpoints.port.port))
+        await lifecycle.run(_registration(role, parts, port=endpoints.port.port))
     return shutdown.exit_code
 
 
-def _load(
-    role: Role, settings: S, worker: WorkerId, endpoints: Endpoints, shutdown: Shutdown
-) -> WorkerParts[S]:
+def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
     """Only a decode worker decodes, and only into its pool do others write."""
     tokenizer = Tokenizer.load(settings.model)
     device = open_device(settings.device)
@@ -94,18 +107,8 @@ def _load(
         device=device,
         decodes=role == "decode",
     )
-    return WorkerParts(
-        settings=settings,
-        worker=worker,
-        epoch=new_epoch(),
-        tokenizer=tokenizer,
-        assembly=assembly,
-        memory=made[0],
-        transports=transports,
-        inbox=Inbox(capacity=assembly.limits.num_submissions),
-        requests=RequestTable(endpoints.port.send),
-        metrics=endpoints.metrics,
-        give_up=partial(shutdown.ask, exit_code=1),
+    return LoadedModel(
+        tokenizer=tokenizer, assembly=assembly, memory=made[0], transports=transports
     )
 
 
@@ -129,22 +132,21 @@ def _pool(
     return pool, pool.blocks
 
 
-def _engine(parts: WorkerParts[S], observer: WorkerObserver) -> Engine:
-    assembly = parts.assembly
+def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
+    assembly = model.assembly
     return Engine(
         runner=assembly.runner,
         limits=assembly.limits,
         eos_token_ids=assembly.eos_token_ids,
         compat=assembly.compat,
-        generations=cast(MutableSequence[int], parts.memory.generations),
+        generations=cast(MutableSequence[int], model.memory.generations),
         observer=observer,
-        inbox=parts.inbox,
         windows=assembly.windows,
     )
 
 
-def _registration(role: Role, parts: WorkerParts[S], engine: Engine, *, port: int) -> Registration:
-    settings, assembly = parts.settings, parts.assembly
+def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registration:
+    settings, assembly = parts.settings, parts.model.assembly
     return Registration(
         worker=parts.worker,
         epoch=parts.epoch,
@@ -156,6 +158,6 @@ def _registration(role: Role, parts: WorkerParts[S], engine: Engine, *, port: in
         compat=assembly.compat,
         layout=assembly.layout,
         num_blocks=assembly.runner.num_blocks,
-        max_context_tokens=engine.max_context_tokens,
-        transports=parts.transports,
+        max_context_tokens=parts.engine.max_context_tokens,
+        transports=parts.model.transports,
     )

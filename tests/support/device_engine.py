@@ -16,7 +16,6 @@ from support.services import ROUTER, Story
 from decode_worker.settings import DecodeSettings
 from decode_worker.wiring import open_transfers as fetching
 from engine.assembly import Assembly, assemble
-from engine.commands import Inbox
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
@@ -41,8 +40,8 @@ from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
-from worker.parts import Transfers, WorkerParts
-from worker.requests import RequestTable
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 
 TRANSPORTS = ("cuda_ipc",)
@@ -63,6 +62,8 @@ class Pair:
     decode_told: Story
     prefill_memory: DeviceMemory
     decode_memory: DeviceMemory
+    engines: Sequence[Engine]
+    """Of prefill, then decode."""
 
     def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """Prefilled by one, decoded by the other."""
@@ -154,12 +155,14 @@ def device_pair(
             parts.append(part)
             memories.append(memory)
         given = settings.model_dump()
-        prefill = stack.enter_context(
+        prefill, lender = stack.enter_context(
             _serving(lending, PrefillSettings(**given), parts[0], memories[0], stories[0])
         )
         only = DecodeSettings(**given, allow_fallback=False)
-        decode = stack.enter_context(_serving(fetching, only, parts[1], memories[1], stories[1]))
-        yield Pair(prefill, decode, *stories, *memories)
+        decode, borrower = stack.enter_context(
+            _serving(fetching, only, parts[1], memories[1], stories[1])
+        )
+        yield Pair(prefill, decode, *stories, memories[0], memories[1], (lender, borrower))
 
 
 @contextmanager
@@ -169,23 +172,28 @@ def _serving(
     part: Assembly,
     memory: DeviceMemory,
     story: Story,
-) -> Iterator[EngineService]:
-    parts = WorkerParts(
-        settings=settings, worker=WorkerId("worker-0"), epoch=new_epoch(),
+) -> Iterator[tuple[EngineService, Engine]]:
+    requests, metrics = RequestTable(story.send), WorkerMetrics()
+    observer = WorkerObserver(
+        requests=requests, metrics=metrics, record=lambda changes: None, give_up=print
+    )
+    engine = Engine(
+        runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
+        compat=part.compat, observer=observer,
+        generations=cast(MutableSequence[int], memory.generations),
+    )  # fmt: skip
+    model = LoadedModel(
         tokenizer=Tokenizer.load(settings.model), assembly=part, memory=memory,
-        transports=TRANSPORTS, inbox=Inbox(capacity=part.limits.num_submissions),
-        requests=RequestTable(story.send), metrics=WorkerMetrics(), give_up=print,
+        transports=TRANSPORTS,
+    )  # fmt: skip
+    parts = WorkerParts(
+        settings=settings, worker=WorkerId("worker-0"), epoch=new_epoch(), model=model,
+        engine=engine, requests=requests, metrics=metrics, give_up=print,
     )  # fmt: skip
     with closing(open_transfers(parts)) as transfers:
-        observer = WorkerObserver(parts, transfers, record=lambda changes: None)
-        engine = Engine(
-            runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
-            compat=part.compat, observer=observer, inbox=parts.inbox,
-            generations=cast(MutableSequence[int], memory.generations),
-        )  # fmt: skip
         engine.start()
         try:
-            yield EngineService(parts, engine, transfers)
+            yield EngineService(parts, transfers), engine
         finally:
             engine.stop()
 

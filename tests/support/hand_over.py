@@ -38,7 +38,7 @@ class Side(RecordingObserver):
 
     def __init__(self, model: Model, *, num_blocks: int = 96, block_tokens: int = 16) -> None:
         super().__init__()
-        self.layout = model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+        (self.layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
         self.memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=self.layout.block_bytes)
         pool = KvPool(self.layout, num_blocks, self.memory.blocks)
         pool.tensor.fill_(float("nan"))

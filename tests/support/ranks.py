@@ -74,7 +74,7 @@ class EngineBench(RecordingObserver):
 
     def __init__(self, model: Model, *, block_tokens: int, mode: Mode) -> None:
         super().__init__()
-        self.layout = model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+        (self.layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
         self.pool = KvPool(self.layout, NUM_BLOCKS)
         self.pool.tensor.fill_(float("nan"))
         self.compat = transfer_compat(self.layout, model_revision=model.config.revision)
@@ -243,4 +243,5 @@ class RankedDecode(EngineBench):
 
 
 def _whole(model: Model, block_tokens: int) -> KvLayout:
-    return model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+    (layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
+    return layout

@@ -8,7 +8,7 @@ import pytest
 from support.checkpoints import byte_level_tokenizer
 
 from engine.batch import SequenceId
-from engine.commands import Abort, Command, FetchDone, Inbox, Submission, Submit
+from engine.commands import Submission
 from engine.loop import Engine, EngineStats
 from engine.sequence import FetchOutcome
 from protocol.ids import Epoch, RouterId, WorkerId
@@ -16,8 +16,8 @@ from protocol.messages import Blocks, Load, ToRouter
 from protocol.process.metrics import WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
-from worker.parts import Transfers, WorkerParts
-from worker.requests import RequestTable
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 
 ROUTER = RouterId("router")
@@ -35,30 +35,26 @@ class Story:
 
 
 class FakeEngine:
-    """Runs nothing: its inbox keeps what it was told."""
+    """Runs nothing, and keeps what it was told."""
 
     def __init__(self) -> None:
-        self.inbox = Inbox(capacity=100)
         self.submitted: list[Submission] = []
-        self._commands: list[Command] = []
+        self.outcomes: list[FetchOutcome] = []
+        """Of the fetches that have ended."""
+        self.quieted: list[tuple[int, ...]] = []
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
-        self.inbox.submit(Submit(submission, 0.0))
 
-    def abort(self, sequence: SequenceId) -> None:
-        self.inbox.tell(Abort(sequence))
+    def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
+        self.outcomes.append(outcome)
 
-    @property
-    def commands(self) -> list[Command]:
-        """All so far."""
-        self._commands += self.inbox.take(wait=False)
-        return self._commands
+    def quiet(self, blocks: tuple[int, ...]) -> None:
+        self.quieted.append(blocks)
 
-    @property
-    def outcomes(self) -> list[FetchOutcome]:
-        """Of the fetches that have ended."""
-        return [command.outcome for command in self.commands if isinstance(command, FetchDone)]
+    def release(self, sequence: SequenceId) -> None: ...
+
+    def abort(self, sequence: SequenceId) -> None: ...
 
     def stats(self) -> EngineStats:
         return EngineStats(
@@ -76,28 +72,37 @@ class ServiceBench:
 
     def __init__(
         self,
-        transfers: Callable[[Inbox, RequestTable, WorkerMetrics], Transfers],
+        transfers: Callable[[Engine, RequestTable, WorkerMetrics], Transfers],
         *,
         tokenizer: Tokenizer | None = None,
     ) -> None:
         self.story, self.engine, self.metrics = Story(), FakeEngine(), WorkerMetrics()
         requests, nothing = RequestTable(self.story.send), cast(Any, None)
-        self.transfers = transfers(self.engine.inbox, requests, self.metrics)
-        parts = WorkerParts(
-            settings=nothing,
-            worker=WorkerId("worker-0"),
-            epoch=Epoch(1),
+        engine = cast(Engine, self.engine)
+        self.observer = WorkerObserver(
+            requests=requests,
+            metrics=self.metrics,
+            record=lambda changes: None,
+            give_up=pytest.fail,
+        )
+        self.transfers = transfers(engine, requests, self.metrics)
+        model = LoadedModel(
             tokenizer=tokenizer or small_tokenizer(),
             assembly=nothing,
             memory=nothing,
             transports=(),
-            inbox=self.engine.inbox,
+        )
+        parts = WorkerParts(
+            settings=nothing,
+            worker=WorkerId("worker-0"),
+            epoch=Epoch(1),
+            model=model,
+            engine=engine,
             requests=requests,
             metrics=self.metrics,
             give_up=pytest.fail,
         )
-        self.observer = WorkerObserver(parts, self.transfers, record=lambda changes: None)
-        self.service = EngineService(parts, cast(Engine, self.engine), self.transfers)
+        self.service = EngineService(parts, self.transfers)
 
     def sample(self, name: str, **labels: str) -> float:
         """A metric's value; 0.0 when it was never counted."""

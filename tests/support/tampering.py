@@ -1,7 +1,8 @@
 """Blocks that change between their arrival and their verification: a fault for tests."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.memory.host_pool import BlockMemory, Pool
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.sink import fetches, receiver
+from kvtransfer.sink import fetches
+from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.receiver import Receiver
 
 Tamper = Callable[[memoryview], None]
@@ -24,9 +27,9 @@ def tampered(tamper: Tamper) -> Iterator[None]:
     verified, on the sink's thread."""
 
     class TamperingReceiver(Receiver):
-        def __init__(self, memory: Pool, fetches: receiver.Fetches, **more: object) -> None:
-            super().__init__(memory, fetches, **more)  # type: ignore[arg-type]
-            self.pool = memory
+        def __init__(self, means: SinkMeans, **more: Any) -> None:
+            super().__init__(means, **more)
+            self.pool = means.memory
             self.begun: dict[int, Landing] = {}
 
         def begin_chunk(self, chunk: Chunk) -> Landing | None:
@@ -45,15 +48,13 @@ def tampered(tamper: Tamper) -> Iterator[None]:
                 sums_P = self.pool.checksums(landing.target)
             super().end_chunk(landing, sums_P, broken=broken)
 
-        def stopped(self, fetch: FetchId | None = None) -> None:
-            super().stopped(fetch)
+        def stop_writes(self, fetch: FetchId | None = None) -> None:
+            super().stop_writes(fetch)
             stopped = {key for key, x in self.begun.items() if fetch in (None, x.fetch)}
             for key in stopped:
                 del self.begun[key]
 
-    with ExitStack() as patches:
-        for module in (fetches, receiver):
-            patches.enter_context(patch.object(module, "Receiver", TamperingReceiver))
+    with patch.object(fetches, "Receiver", TamperingReceiver):
         yield
 
 

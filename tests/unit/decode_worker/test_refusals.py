@@ -10,7 +10,7 @@ from support.words import LAYOUT, decode
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.quarantine import Quarantine
 from decode_worker.transfers import DecodeTransfers
-from engine.commands import Inbox
+from engine.loop import Engine
 from kvtransfer.sink.sink import Sink
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Decode, Failed, Sampling, Ticket
@@ -31,12 +31,12 @@ class Bench(ServiceBench):
         super().__init__(self._transfers)
 
     def _transfers(
-        self, inbox: Inbox, requests: RequestTable, metrics: WorkerMetrics
+        self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> DecodeTransfers:
         return DecodeTransfers(
-            sink=self.sink, layout=LAYOUT, vocab_size=VOCAB_SIZE, inbox=inbox, requests=requests,
+            sink=self.sink, layout=LAYOUT, vocab_size=VOCAB_SIZE, engine=engine, requests=requests,
             metrics=FetchMetrics(metrics.transfer),
-            quarantine=Quarantine(inbox, metrics.transfer),
+            quarantine=Quarantine(engine, metrics.transfer),
         )  # fmt: skip
 
 

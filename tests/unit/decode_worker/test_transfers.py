@@ -13,8 +13,8 @@ from support.words import LAYOUT, decode
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.quarantine import Quarantine
 from decode_worker.transfers import DecodeTransfers
-from engine.commands import Inbox, Quiet
 from engine.kvcache.windows import NO_BLOCK
+from engine.loop import Engine
 from engine.sequence import FetchLost
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
@@ -61,16 +61,16 @@ class Bench(ServiceBench):
         super().__init__(self._transfers, tokenizer=tokenizer)
 
     def _transfers(
-        self, inbox: Inbox, requests: RequestTable, metrics: WorkerMetrics
+        self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> DecodeTransfers:
         self.fetch_metrics = FetchMetrics(metrics.transfer)
-        self.quarantine = Quarantine(inbox, metrics.transfer)
+        self.quarantine = Quarantine(engine, metrics.transfer)
         sink: Any = self.sink
         return DecodeTransfers(
             sink=sink,
             layout=self.layout,
             vocab_size=VOCAB_SIZE,
-            inbox=inbox,
+            engine=engine,
             requests=requests,
             metrics=self.fetch_metrics,
             quarantine=self.quarantine,
@@ -192,7 +192,7 @@ def test_quarantined_blocks_are_given_back_to_the_engine_when_quiet(
     bench.quarantine.quiet([1])
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 1
     bench.quarantine.quiet([2])
-    assert [x.blocks for x in bench.engine.commands if isinstance(x, Quiet)] == [(1,), (2,)]
+    assert bench.engine.quieted == [(1,), (2,)]
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 0
 
 

@@ -6,7 +6,7 @@ from support.eventually import eventually
 from support.fake_runner import FakeRunner, FakeStep, continuation
 from support.observed import RecordingObserver
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import AdapterId, Chunk, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
@@ -210,6 +210,13 @@ def test_an_id_in_use_and_an_empty_prompt_are_the_callers_mistakes(bench: Bench)
         bench.submit(B, prompt=[])
 
 
+def test_an_adapter_is_refused_until_an_engine_has_any(bench: Bench) -> None:
+    sampling = Sampling(seed=1, max_tokens=1)
+    asked = Submission(id=A, prompt=PROMPT, sampling=sampling, adapter=AdapterId("lora"))
+    with pytest.raises(ValueError, match="adapter is 'lora'; there is none but None"):
+        bench.engine.submit(asked)
+
+
 def test_an_id_may_be_used_again_once_its_blocks_are_back(bench: Bench) -> None:
     bench.submit(mode=Mode.HANDOVER)
     bench.wait_end()
@@ -278,7 +285,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     asked = []
 
     class HungStep(FakeStep):
-        def tokens(self) -> dict[SequenceId, SampledToken]:
+        def tokens(self) -> dict[SequenceId, Sequence[SampledToken]]:
             asked.append(self)
             raise StepHung("no answer")
 

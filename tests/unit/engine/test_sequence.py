@@ -1,20 +1,24 @@
 import pytest
 
 from engine.batch import SequenceId
+from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.block_table import BlockTable
+from engine.kvcache.prefix_cache import PrefixCache
 from engine.sequence import SEQUENCE_TABLE, Mode, Sequence, SequenceEvent, SequenceState
-from protocol.blocks import chain_seed
 from protocol.messages import Sampling
 from protocol.state_table import IllegalTransition
 
 
 def sequence(prompt: list[int], outputs: list[int], *, repetition_penalty: float = 1.0) -> Sequence:
+    blocks = BlockAllocator(1, generations=[0])
+    cache = PrefixCache(blocks, block_tokens=4, compat="test")
     return Sequence(
         id=SequenceId("s"),
         prompt=prompt,
         outputs=outputs,
         sampling=Sampling(seed=1, max_tokens=8, repetition_penalty=repetition_penalty),
         mode=Mode.LOCAL,
-        chain=[chain_seed(compat="test")],
+        block_table=BlockTable(cache, salt="", lent=False),
     )
 
 

@@ -8,7 +8,7 @@ from support.services import ROUTER, ServiceBench
 from support.words import LAYOUT, prefill, sampling
 
 from engine.batch import SampledToken
-from engine.commands import Inbox
+from engine.loop import Engine
 from engine.observer import SequenceToken
 from engine.sequence import Complete, Fail, HandOver, Usage, Verdict
 from kvtransfer.source.source import LeaseEnd, LeaseEndReason, Source
@@ -50,10 +50,12 @@ class Bench(ServiceBench):
         self.observer.step([SequenceToken(id=self.sequence, index=0, token=token)])
 
     def _transfers(
-        self, inbox: Inbox, requests: RequestTable, metrics: WorkerMetrics
+        self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> PrefillTransfers:
-        self.lent = LentLeases(inbox, metrics.transfer)
-        return PrefillTransfers(source=self.source, lent=self.lent, inbox=inbox, requests=requests)
+        self.lent = LentLeases(engine, metrics.transfer)
+        return PrefillTransfers(
+            source=self.source, lent=self.lent, engine=engine, requests=requests
+        )
 
     def end(self, verdict: Verdict) -> list[str]:
         """What was told after the token, in order."""

@@ -1,3 +1,5 @@
+from unittest.mock import create_autospec
+
 import pytest
 from support.checkpoints import write_checkpoint
 from support.words import sampling
@@ -6,7 +8,7 @@ from engine.batch import SampledToken, SequenceId
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
 from protocol.text.tokenizer import TextState, Tokenizer
-from worker.requests import Job, RequestTable, check_tokens
+from worker.requests import Job, RequestTable, Transfers, check_tokens
 
 HERE, THERE = RouterId("here"), RouterId("there")
 
@@ -35,6 +37,7 @@ def job(tokenizer: Tokenizer, name: str, *, router: RouterId = HERE, **more: str
         deadline_at=0.0,
         num_tokens=1,
         ticket=None,
+        transfers=create_autospec(Transfers, instance=True),
     )
 
 

@@ -197,7 +197,7 @@ def test_an_abort_answers_at_once_and_frees_after_the_last_step_in_flight(
     stepper.abort(run)
     assert run.verdicts == [Abandon()]
     num_outputs = len(run.outputs)
-    while stepper.flights:
+    while stepper.in_flight:
         assert not run.freed
         stepper.complete()
     assert run.freed and stepper.all_back
@@ -285,10 +285,10 @@ def test_a_block_that_an_equal_one_displaces_stays_while_a_step_reads_it() -> No
     stepper = ahead(token_budget=40)
     first, second = (stepper.submit(STORY[:12], max_tokens=4, seed=seed) for seed in (1, 2))
     stepper.launch()
-    before = list(second.sequence.block_table)
+    before = list(second.sequence.block_table.blocks)
     stepper.launch()
     stepper.complete()
-    displaced = set(before) - set(second.sequence.block_table)
+    displaced = set(before) - set(second.sequence.block_table.blocks)
     assert len(displaced) == 3
     assert all(stepper.blocks.refs(block) == 1 for block in displaced)
     stepper.scheduler.check()
@@ -301,7 +301,7 @@ def test_a_block_that_an_equal_one_displaces_stays_while_a_step_reads_it() -> No
 def test_the_fake_runner_tells_when_a_block_changes_hands_under_a_step() -> None:
     stepper = ahead()
     run = decoding(stepper)
-    stepper.generations[run.sequence.block_table[0]] += 1
+    stepper.generations[run.sequence.block_table.blocks[0]] += 1
     with pytest.raises(StaleBlock):
         stepper.complete()
 

@@ -33,13 +33,13 @@ def test_a_handover_whose_token_ends_it_is_finished_and_still_leased() -> None:
     assert stepper.all_back
 
 
-def test_all_blocks_of_a_handover_are_offered_before_its_first_chunk() -> None:
+def test_all_blocks_of_a_handover_are_lent_before_its_first_chunk() -> None:
     stepper = Stepper(token_budget=8)
     run = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
     stepper.launch()
     assert len(run.leased_blocks) == 5
     stepper.complete()
-    assert tuple(run.sequence.block_table) == tuple(block for block, _ in run.leased_blocks)
+    assert tuple(run.sequence.block_table.blocks) == tuple(block for block, _ in run.leased_blocks)
 
 
 def test_a_lease_that_ends_in_the_middle_of_the_prefill_lets_the_blocks_go_at_the_end() -> None:
@@ -72,7 +72,7 @@ def test_a_remote_sequence_waits_for_its_fetch_without_taking_budget() -> None:
     remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     assert sum(len(chunk.token_ids) for chunk in stepper.step()) == 8
     assert remote.sequence.state is SequenceState.FETCHING
-    assert len(remote.sequence.block_table) == 5
+    assert len(remote.sequence.block_table.blocks) == 5
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 19, 20, 21])
@@ -225,7 +225,7 @@ def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
     assert run.freed and not stepper.all_back
     local = stepper.submit(STORY[30:44], max_tokens=2)  # takes every other block
     stepper.step()
-    assert not set(local.sequence.block_table) & set(late)
+    assert not set(local.sequence.block_table.blocks) & set(late)
     for block in late:
         stepper.scribble(block)
     stepper.run()

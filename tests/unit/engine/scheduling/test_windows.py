@@ -15,7 +15,7 @@ KEPT = 3
 
 def present(run: Run, *, group: int = 0, num_groups: int = 1) -> list[int]:
     """Token blocks for which a group has a block."""
-    table = run.sequence.block_table[group::num_groups]
+    table = run.sequence.block_table.blocks[group::num_groups]
     return [index for index, block in enumerate(table) if block != NO_BLOCK]
 
 
@@ -36,7 +36,7 @@ def test_a_decode_holds_all_blocks_of_the_full_group_and_the_window_of_the_other
     run = stepper.submit(STORY[:21], max_tokens=30)
     while len(run.outputs) < 29:
         stepper.step()
-    num_blocks = len(run.sequence.block_table) // 2
+    num_blocks = len(run.sequence.block_table.blocks) // 2
     assert present(run, group=0, num_groups=2) == list(range(num_blocks))
     assert present(run, group=1, num_groups=2) == list(range(num_blocks))[-KEPT:]
 
