@@ -25,17 +25,24 @@ from controlplane.doctor.facts import (
 )
 from kvtransfer.native.library import KERNELS
 from protocol.process.c_kernels import NoKernels
-from protocol.process.machine import free_memory_bytes, host_name
+from protocol.process.machine import (
+    cpu_quota,
+    free_memory_bytes,
+    host_name,
+    read_number,
+    read_text,
+)
 
 _CAP_IPC_LOCK = 14
 _CGROUP = Path("/sys/fs/cgroup")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 _RDMA = Path("/sys/class/infiniband")
 
 
 def facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
     return Facts(
         host=host_name(),
-        boot=_read(Path("/proc/sys/kernel/random/boot_id")),
+        boot=read_text(Path("/proc/sys/kernel/random/boot_id")),
         network_namespace=_link(Path("/proc/self/ns/net")),
         user=os.geteuid(),
         version=baton_version(),
@@ -52,10 +59,10 @@ def _memory() -> MemoryFacts:
     status = _fields(Path("/proc/self/status"))
     return MemoryFacts(
         free_bytes=free_memory_bytes(),
-        limit_bytes=_number(_CGROUP / "memory.max"),
+        limit_bytes=read_number(_CGROUP / "memory.max"),
         memfd_error=_share_memory(),
         dev_shm_bytes=_file_system_bytes(Path("/dev/shm")),
-        shmem_huge_pages=chosen(_read(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"))),
+        shmem_huge_pages=chosen(read_text(_HUGE_PAGES / "shmem_enabled")),
         memlock_bytes=None if pinned == resource.RLIM_INFINITY else pinned,
         ipc_lock_held=has_capability(status.get("CapEff", "0"), _CAP_IPC_LOCK),
         ipc_lock_granted=has_capability(status.get("CapBnd", "0"), _CAP_IPC_LOCK),
@@ -69,9 +76,9 @@ def _compute() -> ComputeFacts:
         kernel=os.uname().release,
         num_cores=len(os.sched_getaffinity(0)),
         num_cores_of_machine=os.cpu_count() or 1,
-        quota_cores=quota(_read(_CGROUP / "cpu.max")),
-        num_numa_nodes=num_listed(_read(Path("/sys/devices/system/node/online"))),
-        clock=_read(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+        quota_cores=cpu_quota(),
+        num_numa_nodes=num_listed(read_text(Path("/sys/devices/system/node/online"))),
+        clock=read_text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
         num_open_files=open_files,
         native=native,
         native_error=native_error,
@@ -80,7 +87,7 @@ def _compute() -> ComputeFacts:
 
 def _network() -> NetworkFacts:
     return NetworkFacts(
-        loopback_mtu=_number(Path("/sys/class/net/lo/mtu")),
+        loopback_mtu=read_number(Path("/sys/class/net/lo/mtu")),
         receive_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_rmem")),
         send_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_wmem")),
         rdma=_rdma_devices(),
@@ -129,8 +136,8 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     devices = []
     with suppress(OSError):
         for path in sorted(_RDMA.iterdir()):
-            states = [_read(port / "state") for port in sorted((path / "ports").iterdir())]
-            rates = [_read(port / "rate") for port in sorted((path / "ports").iterdir())]
+            states = [read_text(port / "state") for port in sorted((path / "ports").iterdir())]
+            rates = [read_text(port / "rate") for port in sorted((path / "ports").iterdir())]
             active = any("ACTIVE" in state for state in states)
             devices.append(
                 RdmaDevice(name=path.name, active=active, rate=rates[0] if rates else "")
@@ -146,12 +153,6 @@ def chosen(words: str) -> str:
 def has_capability(mask: str, bit: int) -> bool:
     """Of a hexadecimal mask as /proc prints it."""
     return bool(int(mask, 16) >> bit & 1)
-
-
-def quota(cpu_max: str) -> float | None:
-    """`150000 100000` is one core and a half; `max 100000` no limit."""
-    most, _, period = cpu_max.partition(" ")
-    return int(most) / int(period) if most.isdigit() and period.isdigit() else None
 
 
 def num_listed(ranges: str) -> int:
@@ -180,25 +181,13 @@ def _file_system_bytes(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    parted = (line.partition(":") for line in _read(path).splitlines())
+    parted = (line.partition(":") for line in read_text(path).splitlines())
     return {name: value.strip() for name, _, value in parted}
 
 
 def _last_number(path: Path) -> int | None:
-    words = _read(path).split()
+    words = read_text(path).split()
     return int(words[-1]) if words and words[-1].isdigit() else None
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path)
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _link(path: Path) -> str:

@@ -18,6 +18,7 @@ from controlplane.local.embedded_redis import EmbeddedRedis
 from controlplane.local.settings import UpFlags, UpSettings
 from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
 from protocol.errors import SettingsError, StoreError
+from protocol.process.settings import split_keys
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -44,8 +45,8 @@ class Local:
     @property
     def headers(self) -> dict[str, str]:
         """What opens the API: the first of the router's keys, if it has any."""
-        key = self._api_key.split(",")[0].strip()
-        return {"authorization": f"Bearer {key}"} if key else {}
+        keys = split_keys(self._api_key)
+        return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
     async def wait_ready(self, *, unless: asyncio.Event) -> bool:
         """True once every worker serves and the router takes requests; False if `unless` is
