@@ -25,14 +25,14 @@ from controlplane.doctor.facts import (
 )
 from kvtransfer.native.copy import KERNELS
 from protocol.process.c_kernels import NoKernels
-from protocol.process.machine import free_memory_bytes, host_name
+from protocol.process.machine import cpu_quota, free_memory_bytes, host_name, number_in, parse_cores
 
 _CAP_IPC_LOCK = 14
 _CGROUP = Path("/sys/fs/cgroup")
 _RDMA = Path("/sys/class/infiniband")
 
 
-def facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
+def read_facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
     return Facts(
         host=host_name(),
         boot=_read(Path("/proc/sys/kernel/random/boot_id")),
@@ -52,10 +52,12 @@ def _memory() -> MemoryFacts:
     status = _fields(Path("/proc/self/status"))
     return MemoryFacts(
         free_bytes=free_memory_bytes(),
-        limit_bytes=_number(_CGROUP / "memory.max"),
+        limit_bytes=number_in(_CGROUP / "memory.max"),
         memfd_error=_share_memory(),
         dev_shm_bytes=_file_system_bytes(Path("/dev/shm")),
-        shmem_huge_pages=chosen(_read(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"))),
+        shmem_huge_pages=bracketed(
+            _read(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"))
+        ),
         memlock_bytes=None if pinned == resource.RLIM_INFINITY else pinned,
         ipc_lock_held=has_capability(status.get("CapEff", "0"), _CAP_IPC_LOCK),
         ipc_lock_granted=has_capability(status.get("CapBnd", "0"), _CAP_IPC_LOCK),
@@ -69,7 +71,7 @@ def _compute() -> ComputeFacts:
         kernel=os.uname().release,
         num_cores=len(os.sched_getaffinity(0)),
         num_cores_of_machine=os.cpu_count() or 1,
-        quota_cores=quota(_read(_CGROUP / "cpu.max")),
+        quota_cores=cpu_quota(),
         num_numa_nodes=num_listed(_read(Path("/sys/devices/system/node/online"))),
         clock=_read(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
         num_open_files=open_files,
@@ -80,7 +82,7 @@ def _compute() -> ComputeFacts:
 
 def _network() -> NetworkFacts:
     return NetworkFacts(
-        loopback_mtu=_number(Path("/sys/class/net/lo/mtu")),
+        loopback_mtu=number_in(Path("/sys/class/net/lo/mtu")),
         receive_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_rmem")),
         send_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_wmem")),
         rdma=_rdma_devices(),
@@ -138,7 +140,7 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     return tuple(devices)
 
 
-def chosen(words: str) -> str:
+def bracketed(words: str) -> str:
     """The word in brackets: `always [never]` is `never`."""
     return words.partition("[")[2].partition("]")[0]
 
@@ -148,20 +150,9 @@ def has_capability(mask: str, bit: int) -> bool:
     return bool(int(mask, 16) >> bit & 1)
 
 
-def quota(cpu_max: str) -> float | None:
-    """`150000 100000` is one core and a half; `max 100000` no limit."""
-    most, _, period = cpu_max.partition(" ")
-    return int(most) / int(period) if most.isdigit() and period.isdigit() else None
-
-
 def num_listed(ranges: str) -> int:
-    """How many `0-1,4` names: 3; at least 1."""
-    count = 0
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            count += int(last or first) - int(first) + 1
-    return max(1, count)
+    """How many `0-1,4` names: 3. One for no list."""
+    return len(parse_cores(ranges)) if ranges else 1
 
 
 def _installed(*names: str) -> str:
@@ -187,11 +178,6 @@ def _fields(path: Path) -> dict[str, str]:
 def _last_number(path: Path) -> int | None:
     words = _read(path).split()
     return int(words[-1]) if words and words[-1].isdigit() else None
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path)
-    return int(text) if text.isdigit() else None
 
 
 def _read(path: Path) -> str:

@@ -50,10 +50,27 @@ def check_device(setting: str) -> None:
 def free_memory_bytes() -> int:
     """What may still be allocated: of the machine's memory and of the container's limit."""
     free = [_meminfo("MemAvailable")]
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    limit, used = number_in(_CGROUP / "memory.max"), number_in(_CGROUP / "memory.current")
     if limit is not None and used is not None:
         free.append(max(0, limit - used))
     return min(free)
+
+
+def cpu_quota() -> float | None:
+    """CPU time that the container may use, in cores. None: no limit."""
+    return parse_quota(_text(_CGROUP / "cpu.max"))
+
+
+def parse_quota(cpu_max: str) -> float | None:
+    """`150000 100000` is one core and a half; `max 100000` no limit."""
+    most, _, period = cpu_max.partition(" ")
+    return int(most) / int(period) if most.isdigit() and period.isdigit() and int(period) else None
+
+
+def number_in(path: Path) -> int | None:
+    """The number that a file of the kernel holds. None for a word, or without the file."""
+    text = _text(path)
+    return int(text) if text.isdigit() else None
 
 
 def host_name() -> str:
@@ -89,9 +106,8 @@ def _meminfo(field: str) -> int:
     raise OSError(f"/proc/meminfo has no {field}")
 
 
-def _number(path: Path) -> int | None:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text().strip()
+        return path.read_text().strip()
     except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+        return ""
