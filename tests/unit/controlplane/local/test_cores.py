@@ -1,6 +1,6 @@
 import pytest
 
-from controlplane.local.cores import cores_within, pinned_core, threads_per_worker
+from controlplane.local.specs import cores_within, pinned_core, threads_per_worker
 from protocol.process.machine import parse_quota
 
 
