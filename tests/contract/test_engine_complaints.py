@@ -1,6 +1,6 @@
 """What users of engines with separate prefill and decode reported, each made to happen to us.
 
-Numbered as in docs/complaints.md, which also names those that do not apply, and those that the
+Numbered as in docs/field-failures.md, which also names those that do not apply, and those that the
 libraries' reports in test_field_complaints.py show already.
 """
 

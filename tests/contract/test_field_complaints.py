@@ -1,6 +1,6 @@
 """What users of other transfer libraries reported, each made to happen to ours.
 
-These are the libraries', numbered as in docs/complaints.md, which also names the reports that do
+These are the libraries', numbered as in docs/field-failures.md, which also names the reports that do
 not apply and why; the engines' are in test_engine_complaints.py. A name carries the thread it was
 reported in. Both data planes, unless the report is about one kind.
 """

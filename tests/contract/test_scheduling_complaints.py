@@ -1,6 +1,6 @@
 """What users and readers of engines that schedule ahead reported, each made to happen to us.
 
-As in docs/complaints.md. Every one at the scheduler, moved by hand, and on an engine's own thread;
+As in docs/field-failures.md. Every one at the scheduler, moved by hand, and on an engine's own thread;
 with the next step launched before the last one's tokens are read (depth 2), and without.
 """
 
