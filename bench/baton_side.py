@@ -20,12 +20,13 @@ from engine.batch import SequenceId
 from engine.checkpoint.load import load_model
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
-from engine.kvcache.prefix_cache import CacheEvent
 from engine.limits import EngineLimits
 from engine.loop import Engine
 from engine.models.model import Dtype
-from engine.observer import EngineEnding, Finished, SequenceToken
+from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
+from engine.sequence import Complete, Usage, Verdict
+from protocol.blocks import BlockChange
 from protocol.messages import Sampling
 
 
@@ -35,7 +36,7 @@ class BatonSide:
     def __init__(self, path: Path, *, dtype: Dtype) -> None:
         model = load_model(path, dtype=dtype)
         self.version = f"{importlib.metadata.version('torch')}, {model.ops.name} kernels"
-        layout = model.config.kv_layout(block_tokens=BLOCK_TOKENS, dtype=dtype)
+        (layout,) = model.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=dtype)
         self._clockwork = _Clockwork()
         self._engine = Engine(
             runner=TorchRunner(model, KvPool(layout, NUM_BLOCKS)),
@@ -89,9 +90,9 @@ class _Clockwork:
             self._times.setdefault(token.id, []).append(now)
         return ()
 
-    def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
-        if not isinstance(ending, Finished):
-            self._failure = ending
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+        if not isinstance(verdict, Complete):
+            self._failure = verdict
         self._left -= 1
         if not self._left:
             self._done.set()
@@ -114,4 +115,4 @@ class _Clockwork:
 
     def settled(self) -> None: ...
 
-    def events(self, events: Sequence[CacheEvent]) -> None: ...
+    def blocks_changed(self, changes: Sequence[BlockChange]) -> None: ...

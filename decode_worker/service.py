@@ -15,14 +15,13 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from decode_worker.fetch_metrics import Tally
-from engine import sequence as outcomes
 from engine.batch import SequenceId
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
-from engine.sequence import Mode
+from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from engine.speeds import Rate
 from kvtransfer.messages import FetchId
-from kvtransfer.sink.events import Notice
+from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
@@ -148,16 +147,16 @@ class DecodeService(EngineService[DecodeJob]):
             )
         except (CapacityError, ValueError) as error:
             del self._fetching[job.key]
-            self._engine.fetch_done(sequence, outcomes.Lost(str(error)))
+            self._engine.fetch_done(sequence, FetchLost(str(error)))
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         """Said of HANDOVER only, which never runs here."""
 
     # -- the sink's thread ------------------------------------------------------------------
 
-    def noticed(self, notice: Notice) -> None:
+    def noticed(self, event: SinkEvent) -> None:
         """What happens on the way."""
-        self._tally.noticed(notice)
+        self._tally.noticed(event)
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         """Nobody writes into these quarantined blocks any more."""
@@ -169,12 +168,12 @@ class DecodeService(EngineService[DecodeJob]):
         assert job.ticket is not None
         self._tally.ended(end, peer=job.ticket.worker)
         outcome = self._outcome(job, end)
-        if isinstance(end, Landed) and isinstance(outcome, outcomes.Landed):
+        if isinstance(end, Landed) and isinstance(outcome, FetchLanded):
             self._desk.say(job, self._landed(job, end))
         self._fetching.pop(job.key, None)
         self._engine.fetch_done(SequenceId(job.sequence), outcome)
 
-    def _outcome(self, job: DecodeJob, end: FetchEnd) -> outcomes.FetchOutcome:
+    def _outcome(self, job: DecodeJob, end: FetchEnd) -> FetchOutcome:
         match end:
             case Landed():
                 return self._first_token(job, end)
@@ -182,13 +181,13 @@ class DecodeService(EngineService[DecodeJob]):
                 job.failure = job.failure or failed(
                     job, "source_lost", str(error), retryable=error.retryable
                 )
-                return outcomes.Lost(
+                return FetchLost(
                     f"{type(error).__name__}: {error}",
                     num_tokens=self._num_kept(job, end),
                     quarantined=end.quarantined,
                 )
             case Aborted(reason):
-                return outcomes.Lost(
+                return FetchLost(
                     reason, num_tokens=self._num_kept(job, end), quarantined=end.quarantined
                 )
             case _:
@@ -207,15 +206,15 @@ class DecodeService(EngineService[DecodeJob]):
         self._tally.kept(bisect_left(job.indices, num_rows * num_groups))
         return min(num_rows * self._layout.block_tokens, num_tokens)
 
-    def _first_token(self, job: DecodeJob, end: Landed) -> outcomes.FetchOutcome:
+    def _first_token(self, job: DecodeJob, end: Landed) -> FetchOutcome:
         try:
             first = codec.first_token.decode(end.note)
             if not 0 <= first.token_id < self._tokenizer.vocab_size:
                 raise WireError(f"token {first.token_id} is not in the vocabulary")
         except WireError as error:
             job.failure = failed(job, "source_lost", f"the source's note: {error}")
-            return outcomes.Lost(str(error))
-        return outcomes.Landed(
+            return FetchLost(str(error))
+        return FetchLanded(
             first_token=first.token_id,
             first_logprob=first.logprob,
             first_top=tuple((top.token_id, top.logprob) for top in first.top),

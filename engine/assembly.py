@@ -37,7 +37,7 @@ FREE_SHARE = 4
 class Assembly:
     runner: TorchRunner | DeviceRunner
     config: ModelConfig
-    layout: KvLayout
+    layouts: tuple[KvLayout, ...]
     windows: tuple[Window, ...]
     """Of each KV group."""
     compat: str
@@ -47,6 +47,12 @@ class Assembly:
     limits: EngineLimits
     eos_token_ids: frozenset[int]
     """Every token that ends a text, whichever file of the checkpoint names it."""
+
+    @property
+    def layout(self) -> KvLayout:
+        """The only one: a runner has one pool, and `Registration` and tickets name one layout."""
+        (layout,) = self.layouts
+        return layout
 
 
 def num_pool_blocks(
@@ -99,7 +105,7 @@ def assemble(
     device: Device | None = None,
     decodes: bool = True,
 ) -> Assembly:
-    """Load the model and size its pool; `eos_token_ids` are those the tokeniser knows, `device`
+    """Load the model and size its pool; `eos_token_ids` are the tokeniser's, `device`
     None is the host. Without `decodes` no decode steps are captured: hardly any will come.
 
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
@@ -113,25 +119,25 @@ def assemble(
             )
         device.bind()
     model = _loaded(settings, progress, device)
-    layout = model.config.kv_layout(block_tokens=settings.block_tokens, dtype=settings.dtype)
-    enders = frozenset({*eos_token_ids, *model.config.eos_token_ids})
+    layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    (layout,) = layouts
     runner: TorchRunner | DeviceRunner
     if device is None:
-        runner = _host_runner(settings, model, layout, enders, memory)
+        runner = _host_runner(settings, model, layout, eos_token_ids, memory)
     else:
         graphs = settings.cuda_graphs and decodes
         runner = _device_runner(
-            settings, model, layout, enders, memory, device, limits, graphs=graphs
+            settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
         )
     return Assembly(
         runner=runner,
         config=model.config,
-        layout=layout,
+        layouts=layouts,
         windows=tuple(group.window for group in model.config.kv_groups),
         compat=compat_hash(layout, model_revision=model.config.revision),
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
         limits=limits,
-        eos_token_ids=enders,
+        eos_token_ids=frozenset(eos_token_ids),
     )
 
 
@@ -164,7 +170,7 @@ def _host_runner(
     settings: WorkerSettings,
     model: Model,
     layout: KvLayout,
-    enders: Collection[int],
+    eos_token_ids: Collection[int],
     memory: Memory,
 ) -> TorchRunner:
     num_blocks = num_pool_blocks(
@@ -175,14 +181,14 @@ def _host_runner(
         kv_bytes=settings.kv_bytes,
     )
     pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
-    return TorchRunner(model, pool, eos_token_ids=enders)
+    return TorchRunner(model, pool, eos_token_ids=eos_token_ids)
 
 
 def _device_runner(
     settings: WorkerSettings,
     model: Model,
     layout: KvLayout,
-    enders: Collection[int],
+    eos_token_ids: Collection[int],
     memory: Memory,
     device: Device,
     limits: EngineLimits,
@@ -213,7 +219,7 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=enders
+            model, pool, device=device, choose=choose, limits=limits, eos_token_ids=eos_token_ids
         )
         if graphs:
             _capture(runner, device)

@@ -1,13 +1,13 @@
 """What one forward computes, and what it returns: the words between scheduler and runner.
 
-Made by `engine.scheduling.scheduler`, consumed by a `Runner`. Pure values, no tensors; whoever
-builds a chunk guarantees that its block table covers `start + len(token_ids)` tokens.
+Pure values, no tensors; whoever builds a chunk guarantees that its block table covers
+`start + len(token_ids)` tokens.
 
 msgspec structs, not dataclasses: one of each is made per token, and a frozen dataclass takes ten
 times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NewType
 
 import msgspec
@@ -16,7 +16,8 @@ from protocol.messages import Sampling
 
 SequenceId = NewType("SequenceId", str)
 """One sequence inside one engine; never crosses a process."""
-
+AdapterId = NewType("AdapterId", str)
+"""A set of weights beside the model's own, as a LoRA."""
 
 PENDING = -1
 """Stands for a token that an earlier step samples and that nobody has read yet."""
@@ -43,8 +44,13 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated and read so far, by whichever worker: what the penalties see."""
+    allowed: bytes | None = None
+    """A byte for each id of the vocabulary, 0 where it may not be the token sampled; None: all
+    may. What a grammar says; penalties, bias and bans come after it."""
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
+    adapter: AdapterId | None = None
+    """Whose weights are added to the model's; no runner knows any yet, so it is None."""
 
     @property
     def num_outputs(self) -> int:
@@ -68,3 +74,7 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
     """The most likely (token id, logprob) pairs, best first."""
+
+
+StepTokens = Mapping[SequenceId, Sequence[SampledToken]]
+"""Of each sequence in the order of their positions; one, as long as a step samples no more."""

@@ -1,17 +1,22 @@
 """What other threads ask of an engine, and the box they put it in.
 
-Written by any thread through `engine.loop.Engine`, emptied by the engine thread. Equal commands
-about one sequence collapse, so the box holds a bounded number per sequence that lives.
+Filled by any thread through `engine.loop.Engine`, emptied by the engine thread. Equal commands
+about one sequence collapse, so the box holds a bounded number per sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition
+from typing import TypeVarTuple
 
-from engine.batch import SequenceId
-from engine.sequence import FetchOutcome, Mode
+from engine.batch import AdapterId, SequenceId
+from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
+
+Command = tuple[Callable[..., None], tuple[object, ...]]
+"""What the engine thread is to call, and with what."""
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,43 +30,8 @@ class Submission:
     sampling: Sampling
     salt: str = ""
     mode: Mode = Mode.LOCAL
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Submit:
-    submission: Submission
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    id: SequenceId
-
-
-@dataclass(frozen=True, slots=True)
-class FetchDone:
-    id: SequenceId
-    outcome: FetchOutcome
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    id: SequenceId
-
-
-@dataclass(frozen=True, slots=True)
-class Quiet:
-    """Nobody writes into these quarantined blocks any more."""
-
-    blocks: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    pass
-
-
-Command = Submit | Abort | FetchDone | Release | Quiet | Stop
+    adapter: AdapterId | None = None
+    """The adapter whose weights it wants. No engine has any yet."""
 
 
 @dataclass(slots=True)
@@ -72,38 +42,37 @@ class Inbox:
     """Submissions not yet taken; further ones are refused."""
     _changed: Condition = field(default_factory=Condition)
     _commands: dict[Command, None] = field(default_factory=dict)
-    _live: set[SequenceId] = field(default_factory=set)
+    _ids: set[SequenceId] = field(default_factory=set)
     _num_submits: int = 0
     _closed: str = ""
 
-    def submit(self, command: Submit) -> None:
+    def submit(self, sequence: SequenceId, call: Callable[[*Ts], None], *args: *Ts) -> None:
         """Raise CapacityError when full or closed, ValueError when the id is in use."""
-        sequence_id = command.submission.id
         with self._changed:
             if self._closed:
                 raise CapacityError(self._closed)
             if self._num_submits >= self.capacity:
                 raise CapacityError(f"{self._num_submits} submissions wait to be looked at")
-            if sequence_id in self._live:
-                raise ValueError(
-                    f"id {sequence_id!r} is in use; an id names one sequence at a time"
-                )
-            self._live.add(sequence_id)
+            if sequence in self._ids:
+                raise ValueError(f"id {sequence!r} is in use; an id names one sequence at a time")
+            self._ids.add(sequence)
             self._num_submits += 1
-            self._put(command)
+            self._put(call, args)
 
-    def tell(self, command: Abort | FetchDone | Release) -> None:
-        """About a sequence that does not live (any more) there is nothing to say."""
+    def tell(
+        self, sequence: SequenceId, call: Callable[[SequenceId, *Ts], None], *args: *Ts
+    ) -> None:
+        """About a sequence that is not here (any more) there is nothing to say."""
         with self._changed:
-            if command.id in self._live:
-                self._put(command)
+            if sequence in self._ids:
+                self._put(call, (sequence, *args))
 
-    def put(self, command: Quiet | Stop) -> None:
+    def put_command(self, call: Callable[[*Ts], None], *args: *Ts) -> None:
         """About no sequence."""
         with self._changed:
-            self._put(command)
+            self._put(call, args)
 
-    def take(self, *, wait: bool) -> list[Command]:
+    def take_commands(self, *, wait: bool) -> list[Command]:
         """All commands so far; with `wait`, at least one."""
         if not wait and not self._commands:
             return []
@@ -115,16 +84,16 @@ class Inbox:
             self._num_submits = 0
             return commands
 
-    def forget(self, sequence_id: SequenceId) -> None:
-        """The sequence owns nothing any more."""
+    def forget(self, sequence: SequenceId) -> None:
+        """It owns nothing any more."""
         with self._changed:
-            self._live.discard(sequence_id)
+            self._ids.discard(sequence)
 
     def close(self, reason: str) -> None:
         """Refuse submissions from now on; the first reason stays."""
         with self._changed:
             self._closed = self._closed or reason
 
-    def _put(self, command: Command) -> None:
-        self._commands[command] = None
+    def _put(self, call: Callable[..., None], args: tuple[object, ...]) -> None:
+        self._commands[call, args] = None
         self._changed.notify_all()

@@ -14,26 +14,24 @@ from threading import Thread, current_thread
 from typing import assert_never
 
 from engine.batch import SequenceId, StepInput
-from engine.commands import (
-    Abort,
-    Command,
-    FetchDone,
-    Inbox,
-    Quiet,
-    Release,
-    Stop,
-    Submission,
-    Submit,
-)
+from engine.commands import Inbox, Submission
 from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
-from engine.observer import EngineObserver, SequenceToken, ending_of
+from engine.observer import EngineObserver, SequenceToken
 from engine.runner.contract import Launched, Runner, StepHung
-from engine.scheduling.scheduler import STEPS_AHEAD, Scheduler
-from engine.scheduling.sequence_table import Admitted, Computed, Effect, Ended, Freed
-from engine.sequence import Cancel, Fail, FetchOutcome, Sequence, Verdict
+from engine.scheduling.in_flight import STEPS_AHEAD
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence_table import (
+    Effect,
+    SequenceAdmitted,
+    SequenceComputed,
+    SequenceEnded,
+    SequenceFreed,
+)
+from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
 
@@ -60,7 +58,7 @@ class EngineStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Flight:
+class StepInFlight:
     """A step that is launched and whose tokens are not read."""
 
     batch: StepInput
@@ -99,15 +97,14 @@ class Engine:
         self._clock = clock
         self._check = check
         self._generations = generations
-        self._block_tokens = runner.layout.block_tokens
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
         self._cache = PrefixCache(
-            blocks, block_tokens=self._block_tokens, compat=compat, windows=windows
+            blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
         self._num_steps = 0
@@ -130,26 +127,29 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded (then nothing
-        is told to the observer) and ValueError for an empty prompt or an id in use."""
+        is told to the observer) and ValueError for an empty prompt, an adapter or an id in
+        use."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
-        self._inbox.submit(Submit(submission, self._clock()))
+        if submission.adapter is not None:
+            raise ValueError(f"adapter is {submission.adapter!r}; there is none but None")
+        self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
         """End it soon. Its blocks still wait for its fetch or its lease to end."""
-        self._inbox.tell(Abort(sequence))
+        self._inbox.tell(sequence, self._scheduler.abort)
 
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
         """REMOTE: nobody writes into its blocks any more, but into those `outcome` quarantines."""
-        self._inbox.tell(FetchDone(sequence, outcome))
+        self._inbox.tell(sequence, self._scheduler.fetch_done, outcome)
 
     def quiet(self, blocks: tuple[int, ...]) -> None:
         """Nobody writes into these quarantined blocks any more: they may be used again."""
-        self._inbox.put(Quiet(blocks))
+        self._inbox.put_command(self._scheduler.quiet, blocks)
 
     def release(self, sequence: SequenceId) -> None:
         """HANDOVER: the lease is over, nobody reads its blocks any more."""
-        self._inbox.tell(Release(sequence))
+        self._inbox.tell(sequence, self._scheduler.release)
 
     def stats(self) -> EngineStats:
         """At most 50 ms old while busy, exact when idle."""
@@ -158,7 +158,7 @@ class Engine:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Abort what still runs and end the thread, after the steps in flight."""
         self._inbox.close("the engine has stopped")
-        self._inbox.put(Stop())
+        self._inbox.put_command(self._begin_stop)
         if self._thread.is_alive() and self._thread is not current_thread():
             self._thread.join(timeout_s)
 
@@ -168,14 +168,14 @@ class Engine:
         try:
             while not self._stopping:
                 self._iterate()
-            self._await_flights()
-            self._end_all(Cancel())
+            self._await_steps()
+            self._end_all(Abandon())
         except Exception as error:
             log.exception("engine broken")
             self._inbox.close(f"the engine is broken: {error}")
             try:
                 if not isinstance(error, StepHung):
-                    self._await_flights()
+                    self._await_steps()
                 self._end_all(Fail("internal", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
@@ -183,40 +183,46 @@ class Engine:
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
         may be or nothing can be; waits for a command when there is nothing to compute."""
-        for command in self._inbox.take(wait=self._idle):
-            self._obey(command)
+        for call, args in self._inbox.take_commands(wait=self._idle):
+            call(*args)
         self._deliver()
         if self._stopping:
             return
-        batch = self._scheduler.next_batch()
+        batch = self._scheduler.schedule(now=self._clock())
         self._deliver()
-        self._idle = not batch and not self._flights
+        self._idle = not batch and not self._in_flight
         if batch:
             self._launch(batch)
         elif self._check:
             self._scheduler.check()
-        if self._flights and (not batch or len(self._flights) >= self._runner.depth):
+        if self._in_flight and (not batch or len(self._in_flight) >= self._runner.depth):
             self._collect()
         if self._idle or self._freed or self._clock() - self._stats_at > STATS_AGE_S:
             self._refresh_stats()
         self._forget_freed()
 
-    def _obey(self, command: Command) -> None:
-        match command:
-            case Submit(submission, at):
-                self._scheduler.submit(self._sequence(submission, submitted_at=at))
-            case Abort(sequence):
-                self._scheduler.abort(sequence)
-            case FetchDone(sequence, outcome):
-                self._scheduler.fetch_done(sequence, outcome)
-            case Release(sequence):
-                self._scheduler.release(sequence)
-            case Quiet(blocks):
-                self._scheduler.quiet(blocks)
-            case Stop():
-                self._stopping = True
-            case _:
-                assert_never(command)
+    def _accept(self, submission: Submission, submitted_at: float) -> None:
+        table = BlockTable(
+            self._cache,
+            salt=submission.salt,
+            adapter=submission.adapter or "",
+            lent=submission.mode is Mode.HANDOVER,
+        )
+        self._scheduler.submit(
+            Sequence(
+                id=submission.id,
+                prompt=submission.prompt,
+                outputs=list(submission.generated),
+                sampling=submission.sampling,
+                mode=submission.mode,
+                adapter=submission.adapter,
+                block_table=table,
+                submitted_at=submitted_at,
+            )
+        )
+
+    def _begin_stop(self) -> None:
+        self._stopping = True
 
     def _launch(self, batch: StepInput) -> None:
         at = self._clock()
@@ -227,21 +233,21 @@ class Engine:
         except Exception as error:
             self._fail(batch, error, self._scheduler.fail_newest)
         else:
-            self._flights.append(Flight(batch=batch, launched=launched, at=at))
+            self._in_flight.append(StepInFlight(batch=batch, launched=launched, at=at))
 
     def _collect(self) -> None:
         """Wait for the oldest step and say what it brought."""
-        flight = self._flights.popleft()
+        step = self._in_flight.popleft()
         try:
-            sampled = flight.launched.tokens()
+            sampled = step.launched.tokens()
         except StepHung:
             raise
         except Exception as error:
-            self._fail(flight.batch, error, self._scheduler.fail_oldest)
+            self._fail(step.batch, error, self._scheduler.fail_oldest)
             return
         self._num_failures = 0
         self._num_steps += 1
-        self._measure(flight)
+        self._measure(step)
         self._scheduler.record(sampled)
         self._deliver()
 
@@ -253,38 +259,37 @@ class Engine:
         if self._num_failures >= MAX_FAILURES:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
 
-    def _await_flights(self) -> None:
+    def _await_steps(self) -> None:
         """Nobody writes into the blocks afterwards, unless the device hangs: then waiting for the
         rest is in vain. What the steps say interests nobody."""
-        for flight in self._flights:
+        for step in self._in_flight:
             try:
-                flight.launched.tokens()
+                step.launched.tokens()
             except StepHung:
-                log.exception("device hung", extra={"flights": len(self._flights)})
+                log.exception("device hung", extra={"steps": len(self._in_flight)})
                 break
             except Exception:
-                log.exception("step failed", extra={"sequences": len(flight.batch)})
-        self._flights.clear()
+                log.exception("step failed", extra={"sequences": len(step.batch)})
+        self._in_flight.clear()
 
-    def _measure(self, flight: Flight) -> None:
+    def _measure(self, step: StepInFlight) -> None:
         """A step launched behind another begins when that one ends."""
         now = self._clock()
         num_tokens = num_decodes = 0
-        for chunk in flight.batch:
+        for chunk in step.batch:
             num_tokens += len(chunk.token_ids)
             num_decodes += chunk.sampling is not None and len(chunk.token_ids) == 1
         self._speeds.measure(
             num_prefill_tokens=num_tokens - num_decodes,
             num_decodes=num_decodes,
-            step_s=now - max(flight.at, self._collected_at),
+            step_s=now - max(step.at, self._collected_at),
         )
         self._collected_at = now
 
     def _deliver(self) -> None:
         """Tell the observer all that happened, and settle what it says about the texts."""
         self._report()
-        unsettled = self._scheduler.unsettled()
-        if unsettled:
+        while unsettled := self._scheduler.unsettled():
             tokens = [
                 SequenceToken(id=sequence.id, index=len(sequence.outputs) - 1, token=token)
                 for sequence, token in unsettled
@@ -293,9 +298,9 @@ class Engine:
             self._scheduler.settle(stopped, now=self._clock())
             self._report()
         self._observer.settled()
-        events = self._cache.take_events()
-        if events:
-            self._observer.events(events)
+        changes = self._cache.take_changes()
+        if changes:
+            self._observer.blocks_changed(changes)
 
     def _report(self) -> None:
         for effect in self._scheduler.take_effects():
@@ -303,20 +308,19 @@ class Engine:
 
     def _tell(self, effect: Effect) -> None:
         match effect:
-            case Admitted(sequence):
+            case SequenceAdmitted(sequence):
                 self._tell_admitted(sequence)
-            case Computed(sequence, num_tokens):
+            case SequenceComputed(sequence, num_tokens):
                 self._observer.computed(sequence.id, num_tokens)
-            case Ended(sequence):
-                self._observer.ended(sequence.id, ending_of(sequence, now=self._clock()))
-            case Freed(sequence):
+            case SequenceEnded(sequence, verdict):
+                self._observer.ended(sequence.id, verdict, sequence.usage(now=self._clock()))
+            case SequenceFreed(sequence):
                 self._freed.append(sequence.id)
             case _:
                 assert_never(effect)
 
     def _tell_admitted(self, sequence: Sequence) -> None:
-        sequence.admitted_at = self._clock()
-        table = self._cache.offered(sequence)
+        table = sequence.shown_blocks
         self._observer.admitted(
             sequence.id,
             table,
@@ -327,9 +331,9 @@ class Engine:
 
     def _end_all(self, verdict: Verdict) -> None:
         """The inbox is closed: whoever came through it gets an ending before the thread ends."""
-        for command in self._inbox.take(wait=False):
-            if isinstance(command, Submit):
-                self._obey(command)
+        for call, args in self._inbox.take_commands(wait=False):
+            if call == self._accept:
+                call(*args)
         self._scheduler.end_all(verdict)
         for effect in self._scheduler.take_effects():
             try:
@@ -345,17 +349,6 @@ class Engine:
         for sequence_id in self._freed:
             self._inbox.forget(sequence_id)
         self._freed.clear()
-
-    def _sequence(self, submission: Submission, *, submitted_at: float) -> Sequence:
-        return Sequence(
-            id=submission.id,
-            prompt=submission.prompt,
-            outputs=list(submission.generated),
-            sampling=submission.sampling,
-            mode=submission.mode,
-            chain=[self._cache.seed(submission.salt)],
-            submitted_at=submitted_at,
-        )
 
     def _refresh_stats(self) -> None:
         self._stats_at = self._clock()

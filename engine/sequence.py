@@ -1,21 +1,19 @@
 """One sequence's life inside one engine: its tokens, its blocks, its state.
 
-Made by `engine.loop`, moved by `engine.scheduling.scheduler` alone, on the engine thread. Holds
-facts only; it never allocates, frees or reads a clock (the loop writes the three time stamps).
+Written by `engine.scheduling` alone, on the engine thread. Holds facts only; it never allocates,
+frees or reads a clock.
 """
 
 from array import array
-from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
-from engine.batch import SequenceId
-from protocol.ids import BlockHash
+from engine.batch import AdapterId, SequenceId
+from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
-
-HISTORY = 16
-"""Transitions remembered for the exception that reports a missing row."""
+from protocol.state_table import Life, StateTable
 
 
 class Mode(StrEnum):
@@ -27,7 +25,7 @@ class Mode(StrEnum):
     """Wait for a fetch to land the prompt's KV, then decode here."""
 
 
-class State(StrEnum):
+class SequenceState(StrEnum):
     WAITING = "waiting"
     """In the queue; owns no block."""
     FETCHING = "fetching"
@@ -47,7 +45,7 @@ class State(StrEnum):
     """Owns nothing and is forgotten."""
 
 
-class Event(StrEnum):
+class SequenceEvent(StrEnum):
     ADMITTED = "admitted"
     RESERVED = "reserved"
     LANDED = "landed"
@@ -65,30 +63,29 @@ class Event(StrEnum):
     FETCH_ENDED = "fetch_ended"
 
 
-TABLE = {
-    (State.WAITING, Event.ADMITTED): State.PREFILLING,
-    (State.WAITING, Event.RESERVED): State.FETCHING,
-    (State.WAITING, Event.ENDED): State.FREED,
-    (State.FETCHING, Event.LANDED): State.DECODING,
-    (State.FETCHING, Event.ENDED): State.FREED,
-    (State.FETCHING, Event.ENDED_UNDER_FETCH): State.UNWINDING,
-    (State.PREFILLING, Event.SAMPLED): State.DECODING,
-    (State.PREFILLING, Event.PREEMPTED): State.WAITING,
-    (State.PREFILLING, Event.ENDED): State.FREED,
-    (State.PREFILLING, Event.ENDED_IN_FLIGHT): State.DRAINING,
-    (State.PREFILLING, Event.ENDED_UNDER_LEASE): State.LEASED,
-    (State.DECODING, Event.PREEMPTED): State.WAITING,
-    (State.DECODING, Event.ENDED): State.FREED,
-    (State.DECODING, Event.ENDED_IN_FLIGHT): State.DRAINING,
-    (State.DRAINING, Event.DRAINED): State.FREED,
-    (State.DRAINING, Event.DRAINED_UNDER_LEASE): State.LEASED,
-    (State.LEASED, Event.LEASE_ENDED): State.FREED,
-    (State.UNWINDING, Event.FETCH_ENDED): State.FREED,
-}
-
-
-class IllegalTransition(Exception):
-    """A row is missing from TABLE: a bug. Carries the sequence's history."""
+_S, _E = SequenceState, SequenceEvent
+SEQUENCE_TABLE: Final = StateTable(
+    {
+        (_S.WAITING, _E.ADMITTED): _S.PREFILLING,
+        (_S.WAITING, _E.RESERVED): _S.FETCHING,
+        (_S.WAITING, _E.ENDED): _S.FREED,
+        (_S.FETCHING, _E.LANDED): _S.DECODING,
+        (_S.FETCHING, _E.ENDED): _S.FREED,
+        (_S.FETCHING, _E.ENDED_UNDER_FETCH): _S.UNWINDING,
+        (_S.PREFILLING, _E.SAMPLED): _S.DECODING,
+        (_S.PREFILLING, _E.PREEMPTED): _S.WAITING,
+        (_S.PREFILLING, _E.ENDED): _S.FREED,
+        (_S.PREFILLING, _E.ENDED_IN_FLIGHT): _S.DRAINING,
+        (_S.PREFILLING, _E.ENDED_UNDER_LEASE): _S.LEASED,
+        (_S.DECODING, _E.PREEMPTED): _S.WAITING,
+        (_S.DECODING, _E.ENDED): _S.FREED,
+        (_S.DECODING, _E.ENDED_IN_FLIGHT): _S.DRAINING,
+        (_S.DRAINING, _E.DRAINED): _S.FREED,
+        (_S.DRAINING, _E.DRAINED_UNDER_LEASE): _S.LEASED,
+        (_S.LEASED, _E.LEASE_ENDED): _S.FREED,
+        (_S.UNWINDING, _E.FETCH_ENDED): _S.FREED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +109,30 @@ class Fail:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class Abandon:
     """Somebody asked for its end."""
 
 
-Verdict = Complete | HandOver | Fail | Cancel
-"""How a sequence ended, before the loop adds the seconds."""
+Verdict = Complete | HandOver | Fail | Abandon
+"""How a sequence ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Landed:
+class Usage:
+    """What a sequence took until its ending."""
+
+    num_tokens: int
+    """Outputs, those given at submission included."""
+    cached_tokens: int
+    """Prompt tokens found in the prefix cache."""
+    queued_s: float
+    prefill_s: float
+    """From admission to the first token; for REMOTE the time of the fetch."""
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLanded:
     """The prompt's KV is in the reserved blocks; with it came the first token."""
 
     first_token: int
@@ -130,7 +141,7 @@ class Landed:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class FetchLost:
     """The KV did not arrive whole. But for the quarantined ones, nobody writes into the blocks any
     more."""
 
@@ -142,7 +153,7 @@ class Lost:
     """Blocks that somebody may still write into, until `Engine.quiet` names them."""
 
 
-FetchOutcome = Landed | Lost
+FetchOutcome = FetchLanded | FetchLost
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -155,30 +166,19 @@ class Sequence:
     """Tokens generated so far, those given at submission first."""
     sampling: Sampling
     mode: Mode
-    chain: list[BlockHash]
-    """`chain[0]` seeds the hash chain, `chain[i + 1]` is of block i; grown as needed."""
+    block_table: BlockTable
+    """Its blocks, changed by the scheduler as the rest is."""
+    adapter: AdapterId | None = None
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
 
-    state: State = State.WAITING
-    block_table: list[int] = field(default_factory=list)
-    """Flat, as of `engine.batch.Chunk`; NO_BLOCK where a group needs none."""
-    num_lent_tokens: int = 0
-    """HANDOVER: the tokens whose KV, as far as it can still be reached, is lent."""
-    num_promised: int = 0
-    """Blocks of groups with a window that it may hold at a time (see
-    `engine.kvcache.prefix_cache`)."""
-    twins: dict[int, int] = field(default_factory=dict)
-    """By place in the table: cached blocks equal to own ones that cannot move (see
-    `engine.kvcache.prefix_cache.seal`)."""
+    life: Life[SequenceState, SequenceEvent] = field(init=False)
     num_computed: int = 0
     """Tokens whose KV is in the blocks."""
     num_launched: int = 0
     """Tokens whose KV is in the blocks once every launched forward is over."""
     in_flight: int = 0
     """Launched forwards that refer to the blocks."""
-    num_sealed: int = 0
-    """Token blocks of this sequence that the prefix cache knows, in every group that has them."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
     landed: bool = False
@@ -186,13 +186,20 @@ class Sequence:
     fetch_open: bool = False
     """Somebody may write into the blocks."""
     verdict: Verdict | None = None
-    history: deque[tuple[Event, State]] = field(default_factory=lambda: deque(maxlen=HISTORY))
 
     _prompt_ids: Seq[int] | None = None
 
     submitted_at: float = 0.0
     admitted_at: float = 0.0
     first_token_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        name = f"sequence {self.id} ({self.mode})"
+        self.life = SEQUENCE_TABLE.begin(SequenceState.WAITING, name=name)
+
+    @property
+    def state(self) -> SequenceState:
+        return self.life.state
 
     @property
     def num_tokens(self) -> int:
@@ -219,9 +226,17 @@ class Sequence:
         return self.mode is Mode.HANDOVER
 
     @property
+    def shown_blocks(self) -> tuple[int, ...]:
+        """The table as whoever lends or fetches knows it at admission: of a HANDOVER what it
+        lends."""
+        if self.leases:
+            return self.block_table.seen_after(self.num_tokens)
+        return tuple(self.block_table.blocks)
+
+    @property
     def preemptible(self) -> bool:
         """A lease or a fetch pins the others to their blocks."""
-        return not self.leases and self.state in (State.PREFILLING, State.DECODING)
+        return not self.leases and self.state in (SequenceState.PREFILLING, SequenceState.DECODING)
 
     @property
     def prompt_ids(self) -> Seq[int]:
@@ -242,16 +257,22 @@ class Sequence:
             head += self.outputs[: stop - split]
         return head
 
-    def move(self, event: Event) -> None:
-        """Go where TABLE says; raise `IllegalTransition` where it says nothing."""
-        target = TABLE.get((self.state, event))
-        if target is None:
-            story = ", ".join(f"{past}->{state}" for past, state in self.history)
-            raise IllegalTransition(
-                f"sequence {self.id} ({self.mode}): {event} in state {self.state}; "
-                f"history: [{story}]; {self.num_computed}/{self.num_tokens} tokens computed, "
-                f"{self.in_flight} steps in flight, {len(self.block_table)} blocks, "
-                f"verdict {self.verdict}"
-            )
-        self.history.append((event, target))
-        self.state = target
+    def usage(self, *, now: float) -> Usage:
+        """Until `now`; 0 s for what it has not come to."""
+        admitted = self.admitted_at or now
+        first_token = self.first_token_at or now
+        return Usage(
+            num_tokens=len(self.outputs),
+            cached_tokens=min(self.num_cached or 0, len(self.prompt)),
+            queued_s=admitted - self.submitted_at,
+            prefill_s=first_token - admitted,
+            decode_s=now - first_token,
+        )
+
+    def move(self, event: SequenceEvent) -> None:
+        """Go where SEQUENCE_TABLE says; raises IllegalTransition where it says nothing."""
+        facts = (
+            f"{self.num_computed}/{self.num_tokens} tokens computed, {self.in_flight} steps in "
+            f"flight, {len(self.block_table.blocks)} blocks, verdict {self.verdict}"
+        )
+        self.life.move(event, facts=facts)

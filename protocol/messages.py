@@ -5,6 +5,7 @@ breaks the type check wherever a `match` does not handle it. Times that cross a 
 remaining seconds, never clock readings.
 """
 
+from collections.abc import Container
 from typing import Literal
 
 import msgspec
@@ -45,6 +46,18 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     def may_end(self, num_before: int) -> bool:
         """Whether a token with so many generated before it may end the text."""
         return num_before >= self.min_tokens
+
+    def reason_to_end(
+        self, token_id: int, num_tokens: int, eos_token_ids: Container[int]
+    ) -> FinishReason | None:
+        """Why the text ends with this token, its `num_tokens`-th; None: it goes on, unless a stop
+        string ends it (`protocol.text.stop`) or the context's end."""
+        ends = token_id in self.stop_token_ids or (
+            not self.ignore_eos and token_id in eos_token_ids
+        )
+        if ends and self.may_end(num_tokens - 1):
+            return "stop"
+        return "length" if num_tokens >= self.max_tokens else None
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):

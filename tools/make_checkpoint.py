@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from engine.checkpoint.quant.mxfp4 import BLOCK
-from engine.checkpoint.tensor_names import QUANTISED, Naming, tensor_shapes
+from engine.checkpoint.tensor_names import Naming, tensor_specs
 from engine.models.config import ModelConfig, read_config
 from engine.models.families import FAMILIES
 from protocol.errors import CheckpointError
@@ -73,7 +73,7 @@ def _checked(shape: Shape) -> ModelConfig:
             config = read_config(Path(directory))
         except CheckpointError as error:  # its own directory says nothing
             raise CheckpointError(str(error).removeprefix(f"{directory}/")) from error
-    tensor_shapes(config, Naming(experts=shape.form()))
+    tensor_specs(config, Naming(experts=shape.form()))
     return config
 
 
@@ -85,8 +85,9 @@ def _tensors(shape: Shape, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Large enough that logits differ clearly and no part of the model is a near no-op."""
     generator = torch.Generator().manual_seed(shape.seed)
     plus_one = config.family.norms.plus_one
-    for name, size in tensor_shapes(config, Naming(experts=shape.form())).items():
-        if name.endswith(QUANTISED):
+    for name, spec in tensor_specs(config, Naming(experts=shape.form())).items():
+        size = spec.shape
+        if spec.quantised:
             yield name, _mxfp4(name, size, generator)
             continue
         noise = torch.randn(size, generator=generator)

@@ -11,13 +11,11 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import count
 from typing import Generic, assert_never
 
-from engine import observer as endings
 from engine.batch import SequenceId
 from engine.commands import Submission
-from engine.kvcache.prefix_cache import CacheEvent, Evicted, Stored
 from engine.loop import Engine
-from engine.observer import EngineEnding, SequenceToken
-from engine.sequence import Mode
+from engine.observer import SequenceToken
+from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, Usage, Verdict
 from protocol.blocks import BlockChange
 from protocol.errors import CapacityError
 from protocol.ids import RequestId, RouterId
@@ -194,11 +192,11 @@ class EngineService(ABC, Generic[J]):
                 stopped.add(spoken.id)
         return stopped
 
-    def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
         job = self._desk.get(sequence)
         if job is None:
             return
-        word = last_word(job, ending)
+        word = last_word(job, verdict, usage)
         self.settle_transfer(job, word)
         self._count(word)
         self._desk.end(job, word)
@@ -211,8 +209,8 @@ class EngineService(ABC, Generic[J]):
         if num_tokens:
             self._metrics.tokens.inc(num_tokens)
 
-    def events(self, events: Sequence[CacheEvent]) -> None:
-        self._record([_change(event) for event in events])
+    def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
+        self._record(changes)
 
     def broken(self, error: BaseException) -> None:
         self._give_up(f"the engine is broken: {error}")
@@ -221,35 +219,35 @@ class EngineService(ABC, Generic[J]):
         self._metrics.endings.labels(name_of(word)).inc()
 
 
-def last_word(job: J, ending: EngineEnding) -> LastWord:
-    """The engine's ending as the message that carries it."""
+def last_word(job: J, verdict: Verdict, usage: Usage) -> LastWord:
+    """The engine's verdict as the message that carries it."""
     request, attempt = job.request, job.attempt
-    match ending:
-        case endings.Finished():
+    match verdict:
+        case Complete(reason):
             return Finished(
                 request=request,
                 attempt=attempt,
-                reason=ending.reason,
-                num_tokens=ending.num_tokens,
-                cached_tokens=ending.cached_tokens,
-                queued_s=ending.queued_s,
-                prefill_s=ending.prefill_s,
-                decode_s=ending.decode_s,
+                reason=reason,
+                num_tokens=usage.num_tokens,
+                cached_tokens=usage.cached_tokens,
+                queued_s=usage.queued_s,
+                prefill_s=usage.prefill_s,
+                decode_s=usage.decode_s,
             )
-        case endings.HandedOver():
+        case HandOver():
             return PrefillDone(
                 request=request,
                 attempt=attempt,
-                cached_tokens=ending.cached_tokens,
-                queued_s=ending.queued_s,
-                prefill_s=ending.prefill_s,
+                cached_tokens=usage.cached_tokens,
+                queued_s=usage.queued_s,
+                prefill_s=usage.prefill_s,
             )
-        case endings.Failed(code=code, message=message, final=final):
+        case Fail(code, message, final):
             return job.failure or failed(job, code, message, retryable=False if final else None)
-        case endings.Aborted():
+        case Abandon():
             return job.failure or Aborted(request=request, attempt=attempt)
         case _:
-            assert_never(ending)
+            assert_never(verdict)
 
 
 def failed(
@@ -290,13 +288,3 @@ def name_of(word: LastWord) -> str:
             return "handed_over"
         case _:
             assert_never(word)
-
-
-def _change(event: CacheEvent) -> BlockChange:
-    match event:
-        case Stored(hashes):
-            return BlockChange(kind="stored", hashes=hashes)
-        case Evicted(hashes):
-            return BlockChange(kind="evicted", hashes=hashes)
-        case _:
-            assert_never(event)

@@ -46,7 +46,7 @@ class EngineSide:
     def __init__(self, model: Model, load: Load, *, device: Device, dtype: Dtype) -> None:
         self._load = load
         largest = max(load.batches)
-        layout = model.config.kv_layout(block_tokens=BLOCK_TOKENS, dtype=dtype)
+        (layout,) = model.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=dtype)
         pool = KvPool(layout, largest * load.num_blocks, device=device.where)
         pool.tensor.normal_()  # zeros would draw less power, and run faster
         blocks = list(range(largest * load.num_blocks))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.gpu.shapes import BYTES
 from engine.checkpoint.safetensors import Checkpoint, StoredTensor
-from engine.checkpoint.tensor_names import Naming, tensor_shapes
+from engine.checkpoint.tensor_names import Naming, tensor_specs
 from engine.models.config import ModelConfig
 from tools.make_checkpoint import Shape
 
@@ -27,10 +27,10 @@ class RandomCheckpoint(Checkpoint):
         self._generator = torch.Generator(device).manual_seed(shape.seed)
         self.tensors: Mapping[str, StoredTensor] = {
             name: StoredTensor(
-                file=self.path, dtype="BF16", shape=size, offset=0,
-                num_bytes=prod(size) * BYTES[shape.dtype],
+                file=self.path, dtype="BF16", shape=spec.shape, offset=0,
+                num_bytes=prod(spec.shape) * BYTES[shape.dtype],
             )
-            for name, size in tensor_shapes(config, Naming()).items()
+            for name, spec in tensor_specs(config, Naming()).items()
         }  # fmt: skip
 
     def stored(self, name: str, *, shape: tuple[int, ...], quantised: bool = False) -> StoredTensor:

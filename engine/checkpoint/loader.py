@@ -8,26 +8,29 @@ read.
 # Shapes: V vocabulary, K hidden size, N features out.
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint.experts import read_experts
 from engine.checkpoint.safetensors import Checkpoint
+from engine.checkpoint.shard import WHOLE, Shard
 from engine.checkpoint.tensor_names import (
-    QUANTISED,
+    LinearSpec,
     Naming,
-    Stored,
+    attention_output,
+    expert_linears,
     find_naming,
+    gate_up_parts,
     is_not_text,
     mixture_block,
-    stored_down,
-    stored_gate_up,
-    stored_output,
-    stored_qkv,
-    tensor_shapes,
+    mlp_down,
+    qkv_parts,
+    tensor_specs,
 )
 from engine.models.config import ModelConfig
+from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
 from engine.ops.contract import HeadShape, Linear, Ops
 from engine.ops.torch_ops import TorchLinear
@@ -48,16 +51,19 @@ class Loader:
         dtype: torch.dtype,
         device: torch.device,
         progress: Progress | None,
+        shard: Shard = WHOLE,
     ) -> None:
-        """Raises CheckpointError for a tensor that is missing, misshapen or without a place."""
+        """Each tensor's `shard` is loaded as its `TensorSpec` says. Raises CheckpointError for a
+        tensor that is missing, misshapen or without a place."""
         self._config, self._checkpoint, self._ops = config, checkpoint, ops
         self._dtype, self._device, self._progress = dtype, device, progress
+        self._shard = shard
         self._naming = find_naming(config, checkpoint.tensors)
-        self._shapes = tensor_shapes(config, self._naming)
+        self._specs = tensor_specs(config, self._naming)
         self._done_bytes = 0
         self._total_bytes = sum(
-            checkpoint.stored(name, shape=shape, quantised=name.endswith(QUANTISED)).num_bytes
-            for name, shape in self._shapes.items()
+            checkpoint.stored(name, shape=spec.shape, quantised=spec.quantised).num_bytes
+            for name, spec in self._specs.items()
         )
         self._check_names()
 
@@ -66,7 +72,7 @@ class Loader:
         tied_head = {self._naming.head} if self._config.tied_embeddings else set()
         text_only = self._naming.body == Naming().body
         for name in self._checkpoint.tensors:
-            if name in self._shapes or name in tied_head or name.endswith("rotary_emb.inv_freq"):
+            if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
                 continue
             if not text_only and is_not_text(name):
                 continue
@@ -100,11 +106,14 @@ class Loader:
         spec, norms = config.layers[index], config.family.norms
         return Layer(
             norm_K=self._optional_norm(prefix, norms.before_attention),
-            qkv=self._linear(stored_qkv(config, prefix)),
-            heads=self._heads(index, prefix),
-            rope=config.ropes.index(spec.rope),
-            output=self._linear((stored_output(config, prefix),)),
-            after_attention_K=self._optional_norm(prefix, norms.after_attention),
+            mixer=Attention(
+                ops=self._ops,
+                qkv=self._linear(qkv_parts(config, prefix)),
+                heads=self._heads(index, prefix),
+                rope=config.ropes.index(spec.rope),
+                output=self._linear((attention_output(config, prefix),)),
+            ),
+            after_mixer_K=self._optional_norm(prefix, norms.after_attention),
             mlp_norm_K=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
@@ -122,8 +131,8 @@ class Loader:
         )
         attention = f"{prefix}self_attn."
         return HeadShape(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
+            num_heads=self._share(config.num_heads),
+            num_kv_heads=self._share(config.num_kv_heads),
             head_dim=config.head_dim,
             scale=config.attention_scale,
             group=group,
@@ -141,8 +150,8 @@ class Loader:
         return Mlp(
             ops=self._ops,
             activation=config.activation,
-            gate_up=self._linear(stored_gate_up(config, prefix, size)),
-            down=self._linear((stored_down(config, prefix, size),)),
+            gate_up=self._linear(gate_up_parts(config, prefix, size)),
+            down=self._linear((mlp_down(config, prefix, size),)),
         )
 
     def _mixture(self, prefix: str) -> Mixture:
@@ -152,7 +161,12 @@ class Loader:
         return Mixture(
             router=self._float32_linear(f"{block}{mixture.rule.router}"),
             experts=self._ops.experts(
-                read_experts(self._read, mixture, prefix, form, self._dtype),
+                read_experts(
+                    self._read,
+                    expert_linears(config.hidden_size, mixture, prefix, form),
+                    self._dtype,
+                    interleaved=mixture.rule.interleaved,
+                ),
                 num_experts=mixture.num_experts,
                 activation=config.activation,
             ),
@@ -172,27 +186,35 @@ class Loader:
         """In float32 whatever the io_dtype: a rounded router chooses other experts. Our own
         kernel where it works in float32, since its rows do not depend on the batch."""
         weight_NK, bias = self._read(f"{name}.weight", torch.float32), f"{name}.bias"
-        bias_N = self._read(bias, torch.float32) if bias in self._shapes else None
+        bias_N = self._read(bias, torch.float32) if bias in self._specs else None
         if self._ops.io_dtype == torch.float32:
             return self._ops.linear(weight_NK, bias_N)
         return TorchLinear(weight_NK, bias_N)
 
-    def _linear(self, parts: Sequence[Stored]) -> Linear:
-        weight_NK = self._stacked([part.weight for part in parts], self._dtype)
-        biases = [part.bias_name for part in parts if part.bias]
-        bias_N = self._stacked(biases, torch.float32) if biases else None
-        return self._ops.linear(weight_NK, bias_N)
+    def _linear(self, parts: Sequence[LinearSpec]) -> Linear:
+        """The parts, merged along N."""
+        weights = [partial(part.load_weight, self._read, self._dtype) for part in parts]
+        biases = [partial(self._read, part.bias_name, torch.float32) for part in parts if part.bias]
+        rows = [part.num_rows(self._shard) for part in parts]
+        return self._ops.linear(
+            self._merged(weights, rows, self._dtype, parts[0].shape[1:]),
+            self._merged(biases, rows, torch.float32) if biases else None,
+        )
 
-    def _stacked(self, names: Sequence[str], dtype: torch.dtype) -> Tensor:
-        """The tensors of these names as one, along their first dim."""
-        if len(names) == 1:
-            return self._read(names[0], dtype)
-        shapes = [self._shapes[name] for name in names]
-        rows = [shape[0] for shape in shapes]
-        stacked = torch.empty(sum(rows), *shapes[0][1:], dtype=dtype, device=self._device)
-        for name, place in zip(names, torch.split(stacked, rows), strict=True):
-            place.copy_(self._read(name, dtype))
-        return stacked
+    def _merged(
+        self,
+        loads: Sequence[Callable[[], Tensor]],
+        rows: Sequence[int],
+        dtype: torch.dtype,
+        columns: tuple[int, ...] = (),
+    ) -> Tensor:
+        """What is loaded as one tensor along the first dim, `rows` of each."""
+        if len(loads) == 1:
+            return loads[0]()
+        merged = torch.empty(sum(rows), *columns, dtype=dtype, device=self._device)
+        for load, place in zip(loads, torch.split(merged, list(rows)), strict=True):
+            place.copy_(load())
+        return merged
 
     def _optional_norm(self, prefix: str, name: str | None) -> Tensor | None:
         return None if name is None else self._norm(f"{prefix}{name}.weight")
@@ -202,10 +224,14 @@ class Loader:
         return weight_K + 1 if self._config.family.norms.plus_one else weight_K
 
     def _read(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
-        shape = self._shapes[name]
-        tensor = self._checkpoint.read(name, shape=shape, dtype=dtype, row=row)
+        spec = self._specs[name]
+        whole = self._checkpoint.read(name, shape=spec.shape, dtype=dtype, row=row)
         num_bytes = self._checkpoint.tensors[name].num_bytes
-        self._done_bytes += num_bytes if row is None else num_bytes // shape[0]
+        self._done_bytes += num_bytes if row is None else num_bytes // spec.shape[0]
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
-        return tensor.to(self._device)
+        return spec.part_of(whole, self._shard).to(self._device)
+
+    def _share(self, size: int) -> int:
+        """Of so many heads."""
+        return self._shard.share_of(size)[1]

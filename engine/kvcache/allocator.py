@@ -38,6 +38,9 @@ class BlockAllocator:
     def refs(self, block: int) -> int:
         return self._refs[block]
 
+    def is_cached(self, block: int) -> bool:
+        return self._kept[block] and not self._refs[block]
+
     def allocate(self) -> int:
         """An empty block, held once. The caller has made sure there is one."""
         block = self._free.popleft()
@@ -89,7 +92,7 @@ class BlockAllocator:
         """Raise AssertionError unless each block is exactly one of free, cached, owned."""
         free = set(self._free)
         assert len(free) == len(self._free), "a block is free twice"
-        cached = {b for b in range(self.num_blocks) if self._kept[b] and not self._refs[b]}
+        cached = {b for b in range(self.num_blocks) if self.is_cached(b)}
         owned = {b for b in range(self.num_blocks) if self._refs[b]}
         assert min(self._refs) >= 0, "a block has fewer than no holders"
         assert not free & owned and not free & cached, "a free block is held or kept"

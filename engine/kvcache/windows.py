@@ -6,13 +6,12 @@ that of vLLM's hybrid KV cache manager). Pure.
 """
 
 from collections.abc import Sequence
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 Window = int | None
 
 NO_BLOCK = -1
-"""In a block table, where a group has none: nobody can reach those tokens any more."""
+"""In a block table, where a group has none: nobody sees those tokens any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,9 @@ def first_block(num_tokens: int, window: Window, *, block_tokens: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class KvGroups:
+    """The groups of a model, and how many tokens a block has: what a block table needs of each."""
+
     windows: tuple[Window, ...]
     """Of each KV group, those without one first."""
     block_tokens: int
@@ -78,15 +79,15 @@ class Reach:
     def num_rows(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_tokens)
 
-    def firsts(self, num_tokens: int) -> list[int]:
+    def first_rows(self, num_tokens: int) -> list[int]:
         """Of each group, the first row kept of a sequence with so many computed tokens."""
         return [first_block(num_tokens, w, block_tokens=self.block_tokens) for w in self.windows]
 
-    def seen(self, table: Seq[int], firsts: Seq[int]) -> list[int]:
+    def mask_unseen(self, table: Sequence[int], first_rows: Sequence[int]) -> list[int]:
         """The table without the blocks before each group's first row."""
         groups = self.num_groups
         return [
-            block if place // groups >= firsts[place % groups] else NO_BLOCK
+            block if place // groups >= first_rows[place % groups] else NO_BLOCK
             for place, block in enumerate(table)
         ]
 
@@ -97,11 +98,11 @@ class Reach:
         what is seen after the last token; the others get theirs as they are computed.
         """
         num_rows = self.num_rows(num_tokens)
-        firsts = [
+        first_rows = [
             first if window is None or named else num_rows
-            for first, window in zip(self.firsts(num_tokens), self.windows, strict=True)
+            for first, window in zip(self.first_rows(num_tokens), self.windows, strict=True)
         ]
-        return [row >= first for row in range(num_matched, num_rows) for first in firsts]
+        return [row >= first for row in range(num_matched, num_rows) for first in first_rows]
 
     def most_held(self, num_tokens: int, *, num_ahead: int, lends: bool = False) -> int:
         """Blocks of groups with a window that a sequence of so many tokens holds at most.

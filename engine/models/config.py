@@ -78,8 +78,10 @@ class ModelConfig:
     def kv_groups(self) -> tuple[KvGroup, ...]:
         return group_layers(self.windows)
 
-    def kv_layout(self, *, block_tokens: int, dtype: KvDtype) -> KvLayout:
-        return KvLayout(
+    def kv_layouts(self, *, block_tokens: int, dtype: KvDtype) -> tuple[KvLayout, ...]:
+        """What its layers keep, a layout for each pool: one as long as all of them attend; a
+        model with layers of another kind has one more for those."""
+        attended = KvLayout(
             num_layers=len(self.kv_groups[0].layers),
             num_groups=len(self.kv_groups),
             num_kv_heads=self.num_kv_heads,
@@ -87,6 +89,7 @@ class ModelConfig:
             block_tokens=block_tokens,
             dtype=dtype,
         )
+        return (attended,)
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -16,86 +16,25 @@ COMMON = frozenset(
     | {"tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "eos_token_id"}
     | {"original_max_position_embeddings", "pretraining_tp"}
 )
-# Written by transformers and trainers; they do not change logits.
-IGNORED = frozenset(
-    {
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "bos_token_id",
-        "bad_words_ids",
-        "cache_implementation",
-        "begin_suppress_tokens",
-        "chunk_size_feed_forward",
-        "cross_attention_hidden_size",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "dtype",
-        "early_stopping",
-        "embd_pdrop",
-        "encoder_no_repeat_ngram_size",
-        "exponential_decay_length_penalty",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "length_penalty",
-        "max_length",
-        "min_length",
-        "name_or_path",
-        "no_repeat_ngram_size",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "output_scores",
-        "pad_token_id",
-        "prefix",
-        "problem_type",
-        "pruned_heads",
-        "remove_invalid_values",
-        "repetition_penalty",
-        "resid_pdrop",
-        "return_dict",
-        "return_dict_in_generate",
-        "router_aux_loss_coef",
-        "router_jitter_noise",
-        "sep_token_id",
-        "suppress_tokens",
-        "task_specific_params",
-        "temperature",
-        "tie_encoder_decoder",
-        "tokenizer_class",
-        "top_k",
-        "top_p",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "typical_p",
-        "use_bfloat16",
-        "use_cache",
-        "attn_implementation",
-        "unsloth_version",
-        "unsloth_fixed",
-        "_attn_implementation",
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation",
-        "_flash_attn_2_enabled",
-        "_from_model_config",
-        "_name_or_path",
-    }
-)
+_WRITTEN = """
+    architectures attention_dropout auto_map bos_token_id bad_words_ids cache_implementation
+    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping embd_pdrop
+    encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id hidden_dropout_prob id2label initializer_range
+    is_decoder is_encoder_decoder keys_to_ignore_at_inference label2id length_penalty max_length
+    min_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+    output_attentions output_hidden_states output_router_logits output_scores pad_token_id
+    prefix problem_type pruned_heads remove_invalid_values repetition_penalty resid_pdrop
+    return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise sep_token_id
+    suppress_tokens task_specific_params temperature tie_encoder_decoder tokenizer_class top_k
+    top_p torch_dtype torchscript transformers_version typical_p use_bfloat16 use_cache
+    attn_implementation unsloth_version unsloth_fixed _attn_implementation
+    _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _experts_implementation _flash_attn_2_enabled _from_model_config _name_or_path
+"""
+IGNORED = frozenset(_WRITTEN.split())
+"""Written by transformers and trainers; they do not change logits."""
 
 
 def refuse_unknown(fields: Fields, family: Family) -> None:

@@ -4,7 +4,8 @@ One process, one device, not thread-safe. A forward never waits for the device a
 shapes only, so a CUDA graph can hold one (the torch twins of attention and experts excepted).
 """
 
-# Shapes: T tokens, R rows whose logits are asked for, K hidden size, V vocabulary, D head dim.
+# Shapes: T tokens, R rows whose logits are asked for, K hidden size, V vocabulary.
+
 from typing import Literal
 
 import torch
@@ -44,27 +45,24 @@ class Model:
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
-        layers, ops = self._parts.layers, self.ops
         turns = [
             rotations(freq_R, inputs.positions_T, attention_factor=factor)
             for freq_R, factor in self._ropes
         ]
-        x_TK = self._embedded(inputs.token_ids_T)
+        x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
         delta_TK: Tensor | None = None
         for layer in layers:
-            qkv = layer.qkv(self._normed(x_TK, delta_TK, layer.norm_K))
-            ops.rotate_and_store(qkv, turns[layer.rope], layer.heads, pool, inputs)
-            if layer is layers[-1] and not len(inputs.rows_R):
-                break  # the KV is all that was asked for
-            attended = ops.attend(qkv, layer.heads, pool, inputs)
-            if layer is layers[-1]:  # from here on only the rows asked for matter
-                attended, x_TK = attended[inputs.rows_R], x_TK[inputs.rows_R]
-            delta_TK = self._after(layer.output(attended), layer.after_attention_K)
+            # From the last mixer on only the rows asked for matter.
+            rows_R = inputs.rows_R if layer is layers[-1] else None
+            normed_TK = self._normed(x_TK, delta_TK, layer.norm_K)
+            mixed_TK = layer.mixer(normed_TK, inputs, pool, turns, rows_R)
+            if mixed_TK is None:  # the KV is all that was asked for
+                return torch.empty(0, self.config.vocab_size, device=self.device)
+            x_TK = x_TK if rows_R is None else x_TK[rows_R]
+            delta_TK = self._after(mixed_TK, layer.after_mixer_K)
             normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm_K)
             delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp_K)
-        else:
-            return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm_K))
-        return torch.empty(0, self.config.vocab_size, device=self.device)
+        return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm_K))
 
     def _embedded(self, token_ids_T: Tensor) -> Tensor:
         x_TK = F.embedding(token_ids_T, self._parts.embedding_VK).float()
@@ -76,7 +74,7 @@ class Model:
         return self.ops.norm(x_TK, delta_TK, weight_K, self.config.norm_eps, delta_scale=scale)
 
     def _after(self, y_TK: Tensor, weight_K: Tensor | None) -> Tensor:
-        """What is added to the residual: the attention's or the MLP's answer, perhaps normed."""
+        """What is added to the residual: the mixer's or the MLP's answer, perhaps normed."""
         if weight_K is None:
             return y_TK
         return self.ops.post_norm(y_TK, weight_K, self.config.norm_eps)

@@ -1,15 +1,18 @@
 """The parts of a decoder, ready to run: what `engine.checkpoint.loader` makes and
 `engine.models.model` runs."""
 
-# Shapes: T tokens, K hidden size, V vocabulary, H query heads, D head dim, J experts of a token.
-from collections.abc import Callable
+# Shapes: T tokens, R rows whose answer is asked for, K hidden size, V vocabulary, J experts of a
+# token.
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from engine.ops.contract import Activation, Experts, HeadShape, Linear, Ops
+from engine.kvcache.pool import KvPool
+from engine.ops.contract import Activation, Experts, Linear, Ops
+from engine.ops.inputs import ForwardInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +59,31 @@ class Mixture:
         return y_TK if self.shared is None else (y_TK + self.shared(x_TK)).to(x_TK.dtype)
 
 
+class Mixer(Protocol):
+    """The half of a layer in which tokens see each other, as its MLP is the half in which they
+    do not: attention today (`engine.models.mixers`), another kind is another class."""
+
+    def __call__(
+        self,
+        x_TK: Tensor,
+        inputs: ForwardInputs,
+        pool: KvPool,
+        turns: Sequence[Tensor],
+        rows_R: Tensor | None,
+    ) -> Tensor | None:
+        """[T, K] in io_dtype; what later tokens need of these is in the pool then. `turns` are
+        the rotations of each of the model's ropes; of `rows_R` (None: all) alone an answer is
+        asked for, [R, K], and None of none."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One layer; a norm that is None is not there. Norms are float32."""
 
     norm_K: Tensor | None
-    qkv: Linear
-    heads: HeadShape
-    rope: int
-    """Which of the model's ropes."""
-    output: Linear
-    after_attention_K: Tensor | None
+    mixer: Mixer
+    after_mixer_K: Tensor | None
     mlp_norm_K: Tensor | None
     mlp: Callable[[Tensor], Tensor]
     after_mlp_K: Tensor | None

@@ -1,21 +1,21 @@
-"""The steps between the linears, in torch: the oracle of the C kernels and their stand-in.
+"""The steps of a model in torch: the oracle of the kernels, and their stand-in where none compile.
 
-Called through `engine.ops.contract`. Results depend a little on the batch, as torch's own kernels
-do.
+Results depend a little on the batch, as those of torch's own kernels do.
 """
 
 # Shapes: T tokens, K features, N features out, H query heads, G KV heads, D head dim, E experts,
 # J experts of a token.
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import assert_never
+from functools import partial
+from typing import Self, TypeVar, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
-from engine.ops import torch_ops as attention
 from engine.ops.contract import (
     SWIGLU_ALPHA,
     SWIGLU_LIMIT,
@@ -26,11 +26,17 @@ from engine.ops.contract import (
 )
 from engine.ops.inputs import ForwardInputs
 
+L = TypeVar("L", bound=Linear)
+
 
 @dataclass(frozen=True, slots=True)
 class TorchLinear:
     weight_NK: Tensor
     bias_N: Tensor | None
+
+    @classmethod
+    def of_dtype(cls, weight_NK: Tensor, bias_N: Tensor | None, dtype: torch.dtype) -> Self:
+        return cls(weight_NK.to(dtype), None if bias_N is None else bias_N.to(dtype))
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return F.linear(x_TK, self.weight_NK, self.bias_N)
@@ -53,6 +59,18 @@ class LoopedExperts:
         return y_TK.to(x_TK.dtype)
 
 
+def expert_pairs(
+    weights: Iterable[ExpertWeights], linear: Callable[[Tensor, Tensor | None], L]
+) -> tuple[tuple[L, L], ...]:
+    """Each expert's linears: gate with up, and down."""
+
+    def pair(one: ExpertWeights) -> tuple[L, L]:
+        gate_up = linear(one.gate_up_NK, one.gate_up_bias_N)
+        return gate_up, linear(one.down_KF, one.down_bias_K)
+
+    return tuple(map(pair, weights))  # a loop would hold one while the next is read
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchOps:
     """See `engine.ops.contract.Ops`."""
@@ -61,19 +79,13 @@ class TorchOps:
     name: str = "torch"
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
-        return TorchLinear(
-            weight_NK.to(self.io_dtype), None if bias_N is None else bias_N.to(self.io_dtype)
-        )
+        return TorchLinear.of_dtype(weight_NK, bias_N, self.io_dtype)
 
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
     ) -> LoopedExperts:
-        def linears(one: ExpertWeights) -> tuple[TorchLinear, TorchLinear]:
-            gate_up = self.linear(one.gate_up_NK, one.gate_up_bias_N)
-            return gate_up, self.linear(one.down_KF, one.down_bias_K)
-
-        pairs = tuple(map(linears, weights))  # a loop would hold one while the next is read
-        return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
+        pairs = expert_pairs(weights, self.linear)
+        return LoopedExperts(pairs, partial(self.gated, activation=activation))
 
     def norm(
         self,
@@ -104,11 +116,11 @@ class TorchOps:
         q_THD, k_TGD, v_TGD = torch.split(qkv.view(len(qkv), -1, heads.head_dim), sizes, dim=1)
         q_THD.copy_(_turned(q_THD, heads.q_norm, rotations_T2D, heads.norm_eps))
         k_TGD = _turned(k_TGD, heads.k_norm, rotations_T2D, heads.norm_eps)
-        attention.store(pool.tensor[:, heads.layer], k_TGD, v_TGD, inputs.slots_GT[heads.group])
+        store_kv(pool.tensor[:, heads.layer], k_TGD, v_TGD, inputs.slots_GT[heads.group])
 
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         q_THD = qkv.view(len(qkv), -1, heads.head_dim)[:, : heads.num_heads]
-        out_THD = attention.attend(q_THD, pool.tensor[:, heads.layer], inputs, heads)
+        out_THD = paged_attention(q_THD, pool.tensor[:, heads.layer], inputs, heads)
         return out_THD.flatten(1)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
@@ -149,7 +161,7 @@ def _turned(
     return torch.cat(parts, dim=-1)
 
 
-def store(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
+def store_kv(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> None:
     """Write k and v of every token to its slot of layer_pool [B, 2, G, S, D]; a slot below 0
     belongs to a row that only fills a batch up, and is not written."""
     block_tokens = layer_pool.shape[3]
@@ -161,7 +173,9 @@ def store(layer_pool: Tensor, k_TGD: Tensor, v_TGD: Tensor, slots_T: Tensor) -> 
     layer_pool[blocks_T, 1, :, places_T] = v_TGD.to(layer_pool.dtype)
 
 
-def attend(q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape) -> Tensor:
+def paged_attention(
+    q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape
+) -> Tensor:
     """[T, H, D]: every token over its sequence's context up to itself, as `heads` says."""
     out_THD = torch.empty_like(q_THD)
     starts = inputs.starts_S1.tolist()

@@ -1,14 +1,14 @@
-"""The contract of whatever computes steps: `engine.runner.cpu` in earnest, a fake in tests.
+"""The contract of whatever computes steps.
 
 Steps are computed in the order of their launches. Nothing of a step may be relied upon, its KV
 least of all, before `Launched.tokens` has returned.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import Chunk, StepTokens
 from protocol.layout import KvLayout
 
 
@@ -19,9 +19,9 @@ class StepHung(RuntimeError):
 class Launched(Protocol):
     """A step on its way."""
 
-    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+    def tokens(self) -> StepTokens:
         """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
-        one. A sequence for which the model answers no number is left out. Called once; also when
+        them. A sequence for which the model answers no number is left out. Called once; also when
         it raises, the step is over, unless that is StepHung."""
         ...
 
@@ -47,10 +47,10 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class ComputedStep:
     """A step that was computed before `launch` returned."""
 
-    sampled: Mapping[SequenceId, SampledToken]
+    sampled: StepTokens
 
-    def tokens(self) -> Mapping[SequenceId, SampledToken]:
+    def tokens(self) -> StepTokens:
         return self.sampled

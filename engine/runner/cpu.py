@@ -11,7 +11,7 @@ from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.ops.inputs import forward_inputs
-from engine.runner.contract import Ready
+from engine.runner.contract import ComputedStep
 from engine.sampling.sampler import sample
 from protocol.layout import KvLayout
 
@@ -37,7 +37,7 @@ class TorchRunner:
         return 1
 
     @torch.inference_mode()
-    def launch(self, chunks: Sequence[Chunk]) -> Ready:
+    def launch(self, chunks: Sequence[Chunk]) -> ComputedStep:
         """Raises ValueError for a chunk that does not fit its block table."""
         inputs = forward_inputs(
             chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups
@@ -46,4 +46,6 @@ class TorchRunner:
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample(logits_RV, asking, eos_token_ids=self.eos_token_ids)
         pairs = zip(asking, tokens, strict=True)
-        return Ready({chunk.sequence: token for chunk, token in pairs if token is not None})
+        return ComputedStep(
+            {chunk.sequence: (token,) for chunk, token in pairs if token is not None}
+        )

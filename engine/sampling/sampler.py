@@ -7,12 +7,13 @@ The token is the one with the largest score / temperature + gumbel(seed, positio
 (`engine.ops.philox`) of those that the filters keep: noise belongs to a token, so the choice does
 not depend on which others are looked at. Equal sums go to the lower id.
 
-Order, as vLLM: repetition, frequency and presence penalties; logit_bias; min_tokens bans the
-tokens that would end the text; temperature; min_p; top_k; top_p on what is left. Logprobs are of
-the model's own distribution, before all of it. NaN is never chosen and counts as -inf; when the
-bans leave nothing they are lifted; a row with no finite logit at all (damaged weights or KV) has
-no token, and the other rows theirs. Temperature, min_p and top_p count as float32.
-In numpy, not torch: sums do not depend on the number of threads.
+Order, as vLLM: ids that are not allowed are out; repetition, frequency and presence penalties;
+logit_bias; min_tokens bans the tokens that would end the text; temperature; min_p; top_k; top_p on
+what is left. Logprobs are of the model's own distribution, before all of it. NaN is never chosen
+and counts as -inf; when the bans leave nothing they are lifted; a row with no finite logit among
+those allowed (damaged weights or KV) has no token, and the other rows theirs.
+Temperature, min_p and top_p count as float32. In numpy, not torch: sums do not depend on the number
+of threads.
 """
 
 # Shapes: R rows, V vocabulary, C candidates left by the filters.
@@ -64,11 +65,14 @@ def sample_one(
     sampling = chunk.sampling
     assert sampling is not None, "the chunk asks for no token"
     raw_V: Floats = np.nan_to_num(logits_V, nan=-np.inf, posinf=None, neginf=-np.inf)
-    if not np.isfinite(raw_V).any():
+    allowed_V = raw_V
+    if chunk.allowed is not None:
+        allowed_V = np.where(np.frombuffer(chunk.allowed, np.bool_), raw_V, np.float32(-np.inf))
+    if not np.isfinite(allowed_V).any():
         return None
-    scores_V = _shaped(raw_V, chunk, sampling, eos_token_ids)
+    scores_V = _shaped(allowed_V, chunk, sampling, eos_token_ids)
     if not (scores_V > -np.inf).any():
-        scores_V = raw_V
+        scores_V = allowed_V
     if sampling.temperature < GREEDY_BELOW:
         token_id = int(scores_V.argmax())
     else:
@@ -89,15 +93,16 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
         or penalised
         or banned
         or s.logit_bias
+        or chunk.allowed is not None
         or s.num_logprobs is not None
     )
 
 
 def _shaped(
-    raw_V: Floats, chunk: Chunk, sampling: Sampling, eos_token_ids: Sequence[int]
+    allowed_V: Floats, chunk: Chunk, sampling: Sampling, eos_token_ids: Sequence[int]
 ) -> Floats:
     """A copy with penalties, bias and bans."""
-    scores_V = raw_V.copy()
+    scores_V = allowed_V.copy()
     if sampling.repetition_penalty != 1:
         outputs = np.asarray(chunk.outputs, dtype=np.int64)
         seen = np.concatenate((np.asarray(chunk.prompt_ids, dtype=np.int64), outputs))

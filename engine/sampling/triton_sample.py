@@ -153,6 +153,20 @@ def needed(mass, weight):  # type: ignore[no-untyped-def]
     return tl.maximum(tl.minimum(count, 1e9).to(tl.int32), 1)
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def best_of(row, size, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The largest score, and the lowest id that has it."""
+    lanes = tl.arange(0, TILE)
+    tops = tl.full((TILE,), float("-inf"), tl.float32)
+    holders = tl.zeros((TILE,), tl.int32)
+    for first in range(0, size, TILE):
+        score = scores_of(row, first, size, TILE)
+        holders = tl.where(score > tops, first + lanes, holders)
+        tops = tl.maximum(tops, score)
+    best = tl.max(tops, axis=0)
+    return best, tl.min(tl.where(tops == best, holders, size), axis=0)
+
+
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize_on_alignment=[
         "temperatures",
@@ -171,15 +185,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
     """Program r chooses for row r; -1 when no logit is finite."""
     r = tl.program_id(0).to(tl.int64)
     row = logits + r * row_stride
-    lanes = tl.arange(0, TILE)
-    tops = tl.full((TILE,), float("-inf"), tl.float32)
-    holders = tl.zeros((TILE,), tl.int32)
-    for first in range(0, size, TILE):
-        score = scores_of(row, first, size, TILE)
-        holders = tl.where(score > tops, first + lanes, holders)
-        tops = tl.maximum(tops, score)
-    best = tl.max(tops, axis=0)
-    token = tl.min(tl.where(tops == best, holders, size), axis=0)
+    best, token = best_of(row, size, TILE)
     temperature = tl.load(temperatures + r)
     if best == float("-inf"):
         token = -1
@@ -189,6 +195,7 @@ def sample_kernel(  # type: ignore[no-untyped-def]
             tl.load(top_ks + r), tl.load(top_ps + r), tl.load(min_ps + r), TILE,
         )  # fmt: skip
         seed, position = tl.load(seeds + r), tl.load(positions + r)
+        lanes = tl.arange(0, TILE)
         tops = tl.full((TILE,), float("-inf"), tl.float32)
         holders = tl.zeros((TILE,), tl.int32)
         num_ties = 0

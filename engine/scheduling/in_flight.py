@@ -11,6 +11,8 @@ from engine.batch import PENDING, Chunk
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.sequence import Sequence
 
+STEPS_AHEAD = 2
+"""Steps of a sequence that may be launched before the first of them is recorded."""
 _STAND_IN = (PENDING,)
 
 Part = tuple[Sequence, int, int]
@@ -25,7 +27,7 @@ class _Step:
     may read them."""
 
 
-class Steps:
+class InFlightSteps:
     """Oldest first."""
 
     def __init__(self, cache: PrefixCache) -> None:
@@ -40,16 +42,16 @@ class Steps:
         """Blocks held here, for no sequence."""
         return [block for step in self._steps for block in step.displaced]
 
-    def begin(self) -> None:
+    def begin_step(self) -> None:
         self._steps.append(_Step())
 
-    def add(self, sequence: Sequence, max_tokens: int) -> Chunk:
+    def add_chunk(self, sequence: Sequence, max_tokens: int) -> Chunk:
         """Its next tokens, in the newest step. Where the next one is sampled by a step that is
         launched already, something stands in for it."""
         start, num_tokens = sequence.num_launched, sequence.num_tokens
         pending = max(0, start - num_tokens + 1)
         stop = start + 1 if pending else min(start + max_tokens, num_tokens)
-        self._cache.extend(sequence, start, stop)
+        sequence.block_table.cover(start, stop)
         sequence.num_launched = stop
         sequence.in_flight += 1
         self._steps[-1].parts.append((sequence, start, stop))
@@ -57,20 +59,21 @@ class Steps:
             sequence=sequence.id,
             token_ids=_STAND_IN if pending else sequence.tokens(start, stop),
             start=start,
-            block_table=sequence.block_table,
+            block_table=sequence.block_table.blocks,
             sampling=sequence.sampling if stop >= num_tokens else None,
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
             pending=pending,
+            adapter=sequence.adapter,
         )
 
-    def take_oldest(self) -> list[Part]:
+    def pop_oldest_step(self) -> list[Part]:
         """It is over."""
         step = self._steps.popleft()
         self._let_go(step.displaced)
         return step.parts
 
-    def take_newest(self) -> list[Part]:
+    def pop_newest_step(self) -> list[Part]:
         """It never came to be launched; those before it are."""
         step = self._steps.pop()
         if self._steps:
@@ -79,10 +82,12 @@ class Steps:
             self._let_go(step.displaced)
         return step.parts
 
-    def seal(self, sequence: Sequence) -> None:
+    def seal_computed(self, sequence: Sequence) -> None:
         """Make the sequence's full, computed blocks findable. Of those that equal ones take the
         place of, let go once no step reads them any more."""
-        displaced = self._cache.seal(sequence)
+        displaced = sequence.block_table.seal(
+            sequence.tokens, sequence.num_computed, in_flight=bool(sequence.in_flight)
+        )
         if sequence.in_flight:
             self._steps[-1].displaced += displaced
         else:

@@ -1,7 +1,8 @@
 """Every sequence that owns something, by id and by state; where endings happen and blocks go back.
 
 A sequence's blocks are given back in `_free` and nowhere else but `preempt`; a quarantined one
-returns in `quiet`. Pure.
+returns in
+`release_quarantined`. Pure.
 """
 
 from collections import Counter, OrderedDict
@@ -10,20 +11,19 @@ from dataclasses import dataclass
 
 from engine.batch import SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
-from engine.kvcache.windows import NO_BLOCK
-from engine.sequence import Event, Sequence, State, Verdict
+from engine.sequence import Sequence, SequenceEvent, SequenceState, Verdict
 from protocol.messages import Blocks, Load
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class SequenceAdmitted:
     """Its blocks are allocated, for the first time."""
 
     sequence: Sequence
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
+class SequenceComputed:
     """HANDOVER: the KV of the first `num_tokens` tokens is written."""
 
     sequence: Sequence
@@ -31,36 +31,37 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """`sequence.verdict` is final."""
+class SequenceEnded:
+    """Its verdict is final."""
 
     sequence: Sequence
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Freed:
+class SequenceFreed:
     """It owns nothing any more; its id may be used again."""
 
     sequence: Sequence
 
 
-Effect = Admitted | Computed | Ended | Freed
+Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
 
 
-class Roster:
-    """Sequences in lanes, one per state, each in the order its members came."""
+class SequenceTable:
+    """Sequences by state, of each state in the order they came to it."""
 
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
         self._sequences: dict[SequenceId, Sequence] = {}
-        self._lanes: dict[State, OrderedDict[SequenceId, Sequence]] = {
-            state: OrderedDict() for state in State if state is not State.FREED
+        self._by_state: dict[SequenceState, OrderedDict[SequenceId, Sequence]] = {
+            state: OrderedDict() for state in SequenceState if state is not SequenceState.FREED
         }
-        self.waiting = self._lanes[State.WAITING]
-        self.fetching = self._lanes[State.FETCHING]
-        self.prefilling = self._lanes[State.PREFILLING]
-        self.decoding = self._lanes[State.DECODING]
-        self.unwinding = self._lanes[State.UNWINDING]
+        self.waiting = self._by_state[SequenceState.WAITING]
+        self.fetching = self._by_state[SequenceState.FETCHING]
+        self.prefilling = self._by_state[SequenceState.PREFILLING]
+        self.decoding = self._by_state[SequenceState.DECODING]
+        self.unwinding = self._by_state[SequenceState.UNWINDING]
         self._effects: list[Effect] = []
         self._quarantined: set[int] = set()
         """Blocks of ended fetches that somebody may still write into."""
@@ -76,88 +77,89 @@ class Roster:
     def all(self) -> list[Sequence]:
         return list(self._sequences.values())
 
-    def enter(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> None:
         assert sequence.id not in self._sequences, f"sequence {sequence.id} exists already"
         self._sequences[sequence.id] = self.waiting[sequence.id] = sequence
 
-    def admit(self, sequence: Sequence) -> None:
+    def admit(self, sequence: Sequence, *, now: float) -> None:
         """Its blocks are allocated."""
         if sequence.needs_fetch:
             sequence.fetch_open = True
-            self.move(sequence, Event.RESERVED)
+            self.move(sequence, SequenceEvent.RESERVED)
         else:
             sequence.lease_held = sequence.leases
-            sequence.num_lent_tokens = sequence.num_tokens if sequence.leases else 0
-            self.move(sequence, Event.ADMITTED)
+            self.move(sequence, SequenceEvent.ADMITTED)
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
-            self._effects.append(Admitted(sequence))
+            sequence.admitted_at = now
+            self._effects.append(SequenceAdmitted(sequence))
 
-    def computed(self, sequence: Sequence) -> None:
-        self._effects.append(Computed(sequence, sequence.num_computed))
+    def note_computed(self, sequence: Sequence) -> None:
+        self._effects.append(SequenceComputed(sequence, sequence.num_computed))
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, owning nothing."""
         assert not sequence.in_flight, f"sequence {sequence.id} is preempted in flight"
-        self._cache.give_back(sequence)
+        sequence.block_table.give_back()
         sequence.num_computed = sequence.num_launched = 0
-        self.move(sequence, Event.PREEMPTED)
+        self.move(sequence, SequenceEvent.PREEMPTED)
         self.waiting.move_to_end(sequence.id, last=False)
 
-    def end(self, sequence: Sequence, verdict: Verdict) -> None:
+    def finish(self, sequence: Sequence, verdict: Verdict) -> None:
         """Give it its one ending, and its blocks back unless somebody refers to them: a launched
         forward, a lease or a fetch."""
         assert sequence.verdict is None
         sequence.verdict = verdict
-        self._effects.append(Ended(sequence))
+        self._effects.append(SequenceEnded(sequence, verdict))
         if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
-            self._cache.promise_no_more(sequence)
+            sequence.block_table.promise_no_more()
         if sequence.in_flight:
-            self.move(sequence, Event.ENDED_IN_FLIGHT)
+            self.move(sequence, SequenceEvent.ENDED_IN_FLIGHT)
         elif sequence.lease_held:
-            self.move(sequence, Event.ENDED_UNDER_LEASE)
+            self.move(sequence, SequenceEvent.ENDED_UNDER_LEASE)
         elif sequence.fetch_open:
-            self.move(sequence, Event.ENDED_UNDER_FETCH)
+            self.move(sequence, SequenceEvent.ENDED_UNDER_FETCH)
         else:
-            self._free(sequence, Event.ENDED)
+            self._free(sequence, SequenceEvent.ENDED)
 
     def drained(self, sequence: Sequence) -> None:
         """No launched forward refers any more to the blocks of this one, which has its ending."""
         if sequence.lease_held:
-            self._cache.promise_no_more(sequence)
-            self.move(sequence, Event.DRAINED_UNDER_LEASE)
+            sequence.block_table.promise_no_more()
+            self.move(sequence, SequenceEvent.DRAINED_UNDER_LEASE)
         else:
-            self._free(sequence, Event.DRAINED)
+            self._free(sequence, SequenceEvent.DRAINED)
 
     def lease_ended(self, sequence: Sequence) -> None:
         sequence.lease_held = False
-        if sequence.state is State.LEASED:
-            self._free(sequence, Event.LEASE_ENDED)
+        if sequence.state is SequenceState.LEASED:
+            self._free(sequence, SequenceEvent.LEASE_ENDED)
 
     def fetch_ended(self, sequence: Sequence) -> None:
         sequence.fetch_open = False
-        if sequence.state is State.UNWINDING:
-            self._free(sequence, Event.FETCH_ENDED)
+        if sequence.state is SequenceState.UNWINDING:
+            self._free(sequence, SequenceEvent.FETCH_ENDED)
 
     def quarantine(self, blocks: Collection[int]) -> None:
-        """Hold these, whatever becomes of the sequence that owns them, until `quiet`."""
+        """Hold these until `release_quarantined`, whatever becomes of the sequence that owns
+        them."""
         for block in blocks:
             assert block not in self._quarantined, f"block {block} is quarantined twice"
             self._cache.hold(block)
             self._quarantined.add(block)
 
-    def quiet(self, blocks: Collection[int]) -> None:
+    def release_quarantined(self, blocks: Collection[int]) -> None:
         """Nobody writes into these any more. Harmless for others."""
         for block in self._quarantined.intersection(blocks):
             self._quarantined.remove(block)
             self._cache.let_go(block)
 
-    def move(self, sequence: Sequence, event: Event) -> None:
+    def move(self, sequence: Sequence, event: SequenceEvent) -> None:
         before = sequence.state
         sequence.move(event)
-        del self._lanes[before][sequence.id]
-        if sequence.state is not State.FREED:
-            self._lanes[sequence.state][sequence.id] = sequence
+        del self._by_state[before][sequence.id]
+        if sequence.state is not SequenceState.FREED:
+            self._by_state[sequence.state][sequence.id] = sequence
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
@@ -177,7 +179,7 @@ class Roster:
 
     def block_counts(self) -> Blocks:
         """Leased are the blocks held by nobody but sequences that wait for their lease to end."""
-        holds = self._holds(State.LEASED)
+        holds = self._holds(SequenceState.LEASED)
         refs = self._cache.blocks.refs
         return self._cache.blocks.counts(
             leased=sum(1 for block, count in holds.items() if refs(block) == count)
@@ -188,47 +190,50 @@ class Roster:
         the scheduler with the `displaced` ones."""
         self._cache.check()
         sequences = self._sequences.values()
-        assert all(self._cache.keeps_promise(sequence) for sequence in sequences)
-        for state, lane in self._lanes.items():
-            for sequence in lane.values():
+        assert all(sequence.block_table.keeps_promise for sequence in sequences)
+        for state, members in self._by_state.items():
+            for sequence in members.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
                 assert sequence.num_computed <= sequence.num_tokens
-                assert not sequence.block_table or state is not State.WAITING
-                ended = state in (State.DRAINING, State.LEASED, State.UNWINDING)
+                assert not sequence.block_table.blocks or state is not SequenceState.WAITING
+                ended = state in (
+                    SequenceState.DRAINING,
+                    SequenceState.LEASED,
+                    SequenceState.UNWINDING,
+                )
                 assert (sequence.verdict is not None) == ended
                 _check_flight(sequence)
-        assert sum(len(lane) for lane in self._lanes.values()) == len(self._sequences)
+        assert sum(len(members) for members in self._by_state.values()) == len(self._sequences)
         arrivals = [sequence.arrival for sequence in self.waiting.values()]
         assert arrivals == sorted(arrivals), "somebody overtook in the queue"
-        holds = self._holds(*self._lanes)
+        holds = self._holds(*self._by_state)
         holds.update(self._quarantined)
         holds.update(displaced)
         for block in range(self._cache.blocks.num_blocks):
             refs = self._cache.blocks.refs(block)
             assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"
 
-    def _holds(self, *states: State) -> Counter[int]:
+    def _holds(self, *states: SequenceState) -> Counter[int]:
         holds: Counter[int] = Counter()
         for state in states:
-            for sequence in self._lanes[state].values():
-                holds.update(block for block in sequence.block_table if block != NO_BLOCK)
-                holds.update(sequence.twins.values())
+            for sequence in self._by_state[state].values():
+                holds.update(sequence.block_table.holds)
         return holds
 
-    def _free(self, sequence: Sequence, event: Event) -> None:
-        self._cache.give_back(sequence)
+    def _free(self, sequence: Sequence, event: SequenceEvent) -> None:
+        sequence.block_table.give_back()
         self.move(sequence, event)
         del self._sequences[sequence.id]
-        self._effects.append(Freed(sequence))
+        self._effects.append(SequenceFreed(sequence))
 
 
 def _check_flight(sequence: Sequence) -> None:
     match sequence.state:
-        case State.PREFILLING | State.DECODING:
+        case SequenceState.PREFILLING | SequenceState.DECODING:
             assert sequence.num_computed <= sequence.num_launched
             assert sequence.pending <= sequence.in_flight
             assert sequence.in_flight or sequence.num_launched == sequence.num_computed
-        case State.DRAINING:
+        case SequenceState.DRAINING:
             assert sequence.in_flight
         case _:
             assert not sequence.in_flight

@@ -14,7 +14,7 @@ from kvtransfer.messages import (
     stream_welcome,
 )
 from kvtransfer.transports.base import SinkStream, Unreachable
-from kvtransfer.transports.framing import WordReader, close_fds, send_word
+from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
 from protocol.errors import PeerLost, WireError
 
 
@@ -31,6 +31,11 @@ def end_of(sock: socket.socket) -> None:
     raise PeerLost("the other process closed its stream")
 
 
+Finisher = Callable[[socket.socket, StreamWelcome, list[int]], SinkStream]
+"""Makes a stream of a connection that was welcomed; takes what it keeps of the welcome's
+descriptors out of the list. Raises Unreachable or OSError."""
+
+
 class Dial:
     """A stream on its way up, at the sink: connect, say hello, await the welcome."""
 
@@ -40,7 +45,7 @@ class Dial:
         *,
         transport: str,
         hello: StreamHello,
-        finish: Callable[[socket.socket, StreamWelcome, list[int]], SinkStream],
+        finish: Finisher,
         fds: Sequence[int] = (),
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
@@ -55,7 +60,7 @@ class Dial:
         self._finish = finish
         self._fds = fds
         self._give_up = give_up
-        self._reader = WordReader(MAX_STREAM_WORD_BYTES)
+        self._reader = FirstMessage(MAX_STREAM_WORD_BYTES)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -72,11 +77,12 @@ class Dial:
             return None
         if welcome.version != CONTROL_VERSION or welcome.epoch != self._hello.epoch:
             raise Unreachable("another incarnation or version listens there")
-        fds, self._reader.fds = self._reader.fds, []
         try:
-            return self._finish(self._sock, welcome, fds)
+            return self._finish(self._sock, welcome, self._reader.fds)
         except OSError as error:
             raise Unreachable(str(error)) from error
+        finally:
+            close_fds(self._reader.fds)
 
     def close(self) -> None:
         """Only of a stream that is not up."""
@@ -93,7 +99,7 @@ class Dial:
         except OSError:
             return False
         self.writable = False
-        send_word(self._sock, stream_hello.encode(self._hello), self._fds)
+        send_message(self._sock, stream_hello.encode(self._hello), self._fds)
         return True
 
 
@@ -115,7 +121,16 @@ def connect(family: socket.AddressFamily, address: str | tuple[str, int]) -> soc
     return sock
 
 
+def pop_fd(fds: list[int]) -> int:
+    """The one descriptor that must come with a welcome. Raises Unreachable."""
+    if len(fds) != 1:
+        raise Unreachable(f"{len(fds)} descriptors came with the welcome")
+    return fds.pop()
+
+
 def accept_from(listening: socket.socket) -> socket.socket | None:
+    """A new connection, non-blocking; None when there is none. Raises OSError without a descriptor
+    for it."""
     try:
         sock, _ = listening.accept()
     except OSError as error:  # nobody there, or gone again

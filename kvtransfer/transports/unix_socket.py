@@ -8,16 +8,17 @@ import secrets
 import socket
 import struct
 
-from kvtransfer.transports import base, dial
+from kvtransfer.transports import dial
+from kvtransfer.transports.base import Unreachable
 from protocol.ids import Epoch
 
 _BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
-class LocalSocket:
-    """A source's abstract socket, from which its listeners inherit; `address` is what `connect`
-    takes."""
+class UnixPort:
+    """A source's abstract socket, from which its listeners inherit; `address` is what
+    `connect_to` takes."""
 
     def __init__(self, kind: str, *, epoch: Epoch) -> None:
         self.address = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"
@@ -41,12 +42,12 @@ class LocalSocket:
         self._sock.close()
 
 
-def connect(address: str) -> socket.socket:
-    """Begin to connect to a source of this host. Raises base.Unreachable."""
+def connect_to(address: str) -> socket.socket:
+    """Begin to connect to a source of this host. Raises Unreachable."""
     sock = dial.connect(socket.AF_UNIX, "\0" + address)
     if not _same_user(sock):
         sock.close()
-        raise base.Unreachable("the socket belongs to another user")
+        raise Unreachable("the socket belongs to another user")
     return sock
 
 

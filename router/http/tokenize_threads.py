@@ -14,7 +14,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Tokenizing:
+class TokenizeThreads:
     """Close it when the app ends."""
 
     def __init__(self, *, num_threads: int) -> None:

@@ -1,8 +1,6 @@
 """Which worker holds which sealed blocks: a local replica, answered without an await.
 
-Fed by `router.workers.index_feed` from Redis, asked by `router.requests.dispatch` before each
-placement. Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache
-again.
+Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache again.
 """
 
 from collections import deque
@@ -53,11 +51,11 @@ class PrefixIndex:
         self._hoped: dict[BlockHash, dict[WorkerId, float]] = {}
         self._hopes: deque[tuple[float, WorkerId, Sequence[BlockHash]]] = deque()
 
-    def follow_only(self, live: Mapping[WorkerId, Epoch]) -> None:
+    def follow_only(self, workers: Mapping[WorkerId, Epoch]) -> None:
         """Follow these incarnations; what any other held is forgotten."""
-        for worker in self._workers.keys() - live.keys():
+        for worker in self._workers.keys() - workers.keys():
             self.forget(worker)
-        for worker, epoch in live.items():
+        for worker, epoch in workers.items():
             self.follow(worker, epoch)
 
     def follow(self, worker: WorkerId, epoch: Epoch) -> None:
@@ -79,7 +77,7 @@ class PrefixIndex:
         for holders in self._hoped.values():
             holders.pop(worker, None)
 
-    def apply(
+    def apply_event(
         self,
         worker: WorkerId,
         epoch: Epoch,

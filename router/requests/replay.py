@@ -19,4 +19,4 @@ class Replay:
         steps = [text.feed(token_id) for token_id in outputs]
         if steps[-1].stopped:
             return "stop"
-        return "length" if len(outputs) >= sampling.max_tokens else None
+        return sampling.reason_to_end(outputs[-1], len(outputs), self._tokenizer.eos_token_ids)

@@ -51,7 +51,8 @@ class Place:
 
     @property
     def layout(self) -> KvLayout:
-        return self.model.config.kv_layout(block_tokens=8, dtype="float32")
+        (layout,) = self.model.config.kv_layouts(block_tokens=8, dtype="float32")
+        return layout
 
     def runner(self, *, graphs: bool) -> DeviceRunner:
         pool = KvPool(self.layout, 64, device=self.device.where)

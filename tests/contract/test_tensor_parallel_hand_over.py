@@ -55,7 +55,7 @@ def handed_over(
 ) -> list[int]:
     """The decode engine's tokens; its prompt's KV is compared on the way."""
     from_size, to_size = degrees
-    whole = model.config.kv_layout(block_tokens=block_tokens[1], dtype="float32")
+    (whole,) = model.config.kv_layouts(block_tokens=block_tokens[1], dtype="float32")
     targets = [shard(whole, rank=rank, size=to_size) for rank in range(to_size)]
     prefill = RankedPrefill(model, block_tokens=block_tokens[0], size=from_size, targets=targets)
     decode = RankedDecode(model, block_tokens=block_tokens[1], size=to_size, transport=transport)

@@ -19,7 +19,7 @@ from engine.models.families import FAMILIES
 from tools.make_checkpoint import Shape, make_checkpoint
 
 _WITHIN_S = 110
-BETWEEN_THE_LINEARS = ("norms", "gates", "blocks", "stores", "ropes", "alignments", "experts")
+BETWEEN_THE_LINEARS = ("norms", "gates", "ropes", "alignments", "experts")
 ATTENTION = (
     "attentions",
     "splits",

@@ -75,7 +75,8 @@ class Blocks:
     """A pool of enough blocks in no order; each table takes blocks that no other has."""
 
     def __init__(self, model: Model) -> None:
-        groups = model.config.kv_layout(block_tokens=8, dtype="float32").num_groups
+        (layout,) = model.config.kv_layouts(block_tokens=8, dtype="float32")
+        groups = layout.num_groups
         self.pool = pool_for(model, num_blocks=32 * groups)
         generator = torch.Generator().manual_seed(7)
         self._free = iter(torch.randperm(self.pool.num_blocks, generator=generator).tolist())

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
-from engine.kvcache.prefix_cache import Evicted, Stored
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
@@ -88,7 +87,7 @@ class Ownership(RuleBasedStateMachine):
     def launch(self) -> None:
         self.stepper.launch()
 
-    @precondition(lambda self: self.stepper.flights)
+    @precondition(lambda self: self.stepper.in_flight)
     @rule()
     def complete(self) -> None:
         self.stepper.complete()
@@ -99,7 +98,7 @@ class Ownership(RuleBasedStateMachine):
         for _ in range(num_steps):
             self.stepper.step()
 
-    @precondition(lambda self: self.stepper.flights)
+    @precondition(lambda self: self.stepper.in_flight)
     @rule()
     def fail(self) -> None:
         self.stepper.fail()
@@ -123,10 +122,10 @@ class Ownership(RuleBasedStateMachine):
         """Also those that have ended, and those aborted before."""
         self.stepper.abort(data.draw(st.sampled_from(list(self.stepper.runs.values()))))
 
-    @precondition(lambda self: self.stepper.flights)
+    @precondition(lambda self: self.stepper.in_flight)
     @rule(data=st.data())
     def abort_in_flight(self, data: st.DataObject) -> None:
-        flight = data.draw(st.sampled_from(self.stepper.flights))
+        flight = data.draw(st.sampled_from(self.stepper.in_flight))
         chunk = data.draw(st.sampled_from(flight.chunks))
         self.stepper.abort(self.stepper.runs[chunk.sequence])
 
@@ -201,7 +200,7 @@ class Ownership(RuleBasedStateMachine):
                 assert block == NO_BLOCK or self.stepper.generations[block] == generation
             written = max(run.written, default=0)
             table = [block for block, _ in run.leased_blocks]
-            for group, first in enumerate(self.stepper.cache.reach.firsts(len(run.tokens))):
+            for group, first in enumerate(self.stepper.cache.groups.first_rows(len(run.tokens))):
                 start = first * BLOCK_TOKENS
                 read = self.stepper.runner.read(table, num_tokens=written, start=start, group=group)
                 assert read == run.tokens[start:written]
@@ -210,9 +209,11 @@ class Ownership(RuleBasedStateMachine):
     def nobody_holds_what_its_windows_have_left_behind(self) -> None:
         for run in self.stepper.runs.values():
             sequence = run.sequence
-            firsts = self.stepper.cache.reach.firsts(sequence.num_sealed * BLOCK_TOKENS)
+            firsts = self.stepper.cache.groups.first_rows(
+                sequence.block_table.num_sealed * BLOCK_TOKENS
+            )
             for group, first in enumerate(firsts):
-                held = sequence.block_table[group :: len(firsts)][:first]
+                held = sequence.block_table.blocks[group :: len(firsts)][:first]
                 assert set(held) <= {NO_BLOCK}
 
     @invariant()
@@ -224,16 +225,15 @@ class Ownership(RuleBasedStateMachine):
 
     @invariant()
     def the_events_tell_what_the_cache_holds(self) -> None:
-        for event in self.stepper.cache.take_events():
-            match event:
-                case Stored(hashes):
-                    assert not self.replica & set(hashes)
-                    self.replica |= set(hashes)
-                case Evicted(hashes):
-                    assert set(hashes) <= self.replica
-                    self.replica -= set(hashes)
-        first = {own for own, group in self.stepper.cache._entries if group == 0}
-        assert self.replica == first
+        for change in self.stepper.cache.take_changes():
+            hashes = set(change.hashes)
+            if change.kind == "stored":
+                assert not self.replica & hashes
+                self.replica |= hashes
+            else:
+                assert change.kind == "evicted" and hashes <= self.replica
+                self.replica -= hashes
+        assert self.replica == self.stepper.cache.stored_hashes
 
     def teardown(self) -> None:
         """When everybody lets go, everything returns and every request has had its ending."""
@@ -243,7 +243,7 @@ class Ownership(RuleBasedStateMachine):
             for run in self.stepper.leases:
                 self.stepper.release(run)
             self.stepper.quiet(*self.stepper.quarantined)
-            busy = bool(self.stepper.flights)
+            busy = bool(self.stepper.in_flight)
             busy = bool(self.stepper.step()) or busy
             if not (busy or self.stepper.fetches or self.stepper.leases):
                 break
@@ -251,7 +251,7 @@ class Ownership(RuleBasedStateMachine):
             self._check_ending(run)
         self.every_block_is_held_by_exactly_those_who_say_so()
         assert self.stepper.all_back
-        taken = self.stepper.cache.take((), num_new=self.num_blocks)
+        taken = self.stepper.cache.allocate_blocks(self.num_blocks)
         assert len(set(taken)) == self.num_blocks
 
     def _check_ending(self, run: Run) -> None:
@@ -273,7 +273,7 @@ class Ownership(RuleBasedStateMachine):
     def _check_chain(self, run: Run) -> None:
         """The hashes the cache uses are those the router computes."""
         tokens = [*run.tokens, *run.outputs]
-        chain = run.sequence.chain
+        chain = run.sequence.block_table.chain
         expected = block_hashes(tokens, block_tokens=BLOCK_TOKENS, seed=chain[0])
         assert chain[1:] == expected[: len(chain) - 1]
 

@@ -60,8 +60,8 @@ def expected(model: Model, rules: Mapping[SequenceId, Sampling], *, count: int) 
     runner, outputs = torch_runner(model), {s: list[SampledToken]() for s in rules}
     for step in range(count):
         part = decodes(rules, outputs, pending=0) if step else prefills(rules)
-        for s, token in runner.launch(part).tokens().items():
-            outputs[s].append(token)
+        for s, tokens in runner.launch(part).tokens().items():
+            outputs[s].extend(tokens)
     return outputs
 
 
@@ -72,11 +72,11 @@ def ahead(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, count: 
     for step in range(1, count):
         unread.append(runner.launch(decodes(rules, outputs, pending=len(unread))))
         if len(unread) == runner.depth or step == count - 1:
-            for s, token in unread.pop(0).tokens().items():
-                outputs[s].append(token)
+            for s, tokens in unread.pop(0).tokens().items():
+                outputs[s].extend(tokens)
     for launched in unread:
-        for s, token in launched.tokens().items():
-            outputs[s].append(token)
+        for s, tokens in launched.tokens().items():
+            outputs[s].extend(tokens)
     return outputs
 
 
@@ -88,6 +88,6 @@ def stepwise(runner: DeviceRunner, rules: Mapping[SequenceId, Sampling], *, coun
     outputs = {s: list[SampledToken]() for s in rules}
     for step in range(count):
         part = decodes(rules, outputs, pending=0) if step else prefills(rules)
-        for s, token in runner.launch(part).tokens().items():
-            outputs[s].append(token)
+        for s, tokens in runner.launch(part).tokens().items():
+            outputs[s].extend(tokens)
     return outputs

@@ -54,12 +54,12 @@ class FakeStep:
         self._runner = runner
         self.chunks = tuple(chunks)
         self.generations = [runner.generations_of(chunk) for chunk in chunks]
-        self.sampled: dict[SequenceId, SampledToken] = {}
+        self.sampled: dict[SequenceId, Sequence[SampledToken]] = {}
         self.garbage: set[SequenceId] = set()
         """Sequences of which an earlier step has failed: what this one computes is nothing."""
         self.error: Exception | None = None
 
-    def tokens(self) -> dict[SequenceId, SampledToken]:
+    def tokens(self) -> dict[SequenceId, Sequence[SampledToken]]:
         self._runner.finish(self)
         if self.error is not None:
             raise self.error
@@ -182,7 +182,7 @@ class FakeRunner:
         token_id = self._sample(chunk)
         self._newest[chunk.sequence] = chunk.position, token_id
         if chunk.sequence not in self.mute:
-            step.sampled[chunk.sequence] = SampledToken(token_id=token_id)
+            step.sampled[chunk.sequence] = (SampledToken(token_id=token_id),)
 
     def write(self, block_table: Sequence[int], *, start: int, tokens: Sequence[int]) -> int:
         """Put KV into the pool, as a forward does and as a fetch does; how many slots, over all

@@ -41,8 +41,9 @@ def chunk(
 
 
 def step(runner: Runner, chunks: Sequence[Chunk]) -> Mapping[SequenceId, SampledToken]:
-    """What the chunks sample, awaited."""
-    return runner.launch(chunks).tokens()
+    """What the chunks sample, one token each, awaited."""
+    sampled = runner.launch(chunks).tokens()
+    return {sequence: token for sequence, (token,) in sampled.items()}
 
 
 def pool_for(
@@ -50,7 +51,7 @@ def pool_for(
 ) -> KvPool:
     """Unwritten slots hold NaN: reading one shows."""
     dtype: KvDtype = "bfloat16" if model.kv_dtype == torch.bfloat16 else "float32"
-    layout = model.config.kv_layout(block_tokens=block_tokens, dtype=dtype)
+    (layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype=dtype)
     pool = KvPool(layout, num_blocks)
     pool.tensor.fill_(fill)
     return pool

@@ -20,7 +20,7 @@ from engine.loop import Engine
 from engine.models.model import Model
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
-from engine.sequence import FetchOutcome, Landed, Lost, Mode
+from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.sink import sink as sinks
@@ -38,7 +38,7 @@ class Side(RecordingObserver):
 
     def __init__(self, model: Model, *, num_blocks: int = 96, block_tokens: int = 16) -> None:
         super().__init__()
-        self.layout = model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+        (self.layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
         self.memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=self.layout.block_bytes)
         pool = KvPool(self.layout, num_blocks, self.memory.blocks)
         pool.tensor.fill_(float("nan"))
@@ -168,9 +168,9 @@ class DecodeSide(Side):
 
     def _fetched(self, sequence: SequenceId, end: FetchEnd) -> None:
         self.ends[sequence] = end
-        outcome: FetchOutcome = Lost(str(end))
+        outcome: FetchOutcome = FetchLost(str(end))
         if isinstance(end, sinks.Landed):
-            outcome = Landed(first_token=int(end.note))
+            outcome = FetchLanded(first_token=int(end.note))
         self.engine.fetch_done(sequence, outcome)
 
     def close(self) -> None:

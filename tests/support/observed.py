@@ -4,8 +4,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.batch import SequenceId
-from engine.kvcache.prefix_cache import CacheEvent
-from engine.observer import EngineEnding, SequenceToken
+from engine.observer import SequenceToken
+from engine.sequence import Usage, Verdict
+from protocol.blocks import BlockChange
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,9 @@ class RecordingObserver:
     admissions: dict[SequenceId, Admission] = field(default_factory=dict)
     written: dict[SequenceId, list[int]] = field(default_factory=dict)
     tokens: dict[SequenceId, list[int]] = field(default_factory=dict)
-    endings: dict[SequenceId, EngineEnding] = field(default_factory=dict)
-    cache_events: list[CacheEvent] = field(default_factory=list)
+    endings: dict[SequenceId, Verdict] = field(default_factory=dict)
+    usages: dict[SequenceId, Usage] = field(default_factory=dict)
+    block_changes: list[BlockChange] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
 
     def admitted(
@@ -53,15 +55,16 @@ class RecordingObserver:
             self.tokens.setdefault(token.id, []).append(token.token.token_id)
         return {t.id for t in tokens if self.stop_at.get(t.id) == t.index + 1}
 
-    def ended(self, sequence: SequenceId, ending: EngineEnding) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
         assert sequence not in self.endings, f"{sequence} ends twice"
-        self.endings[sequence] = ending
+        self.endings[sequence] = verdict
+        self.usages[sequence] = usage
 
     def settled(self) -> None:
         """Nothing waits here."""
 
-    def events(self, events: Sequence[CacheEvent]) -> None:
-        self.cache_events.extend(events)
+    def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
+        self.block_changes.extend(changes)
 
     def broken(self, error: BaseException) -> None:
         self.errors.append(error)

@@ -24,7 +24,7 @@ from engine.loop import Engine
 from engine.models.model import Model
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
-from engine.sequence import FetchOutcome, Landed, Lost, Mode
+from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.plan import cover
@@ -74,7 +74,7 @@ class EngineBench(RecordingObserver):
 
     def __init__(self, model: Model, *, block_tokens: int, mode: Mode) -> None:
         super().__init__()
-        self.layout = model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+        (self.layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
         self.pool = KvPool(self.layout, NUM_BLOCKS)
         self.pool.tensor.fill_(float("nan"))
         self.compat = transfer_compat(self.layout, model_revision=model.config.revision)
@@ -227,12 +227,12 @@ class RankedDecode(EngineBench):
     def _outcome(self) -> FetchOutcome:
         first = [int(end.note) for end in self.ends if isinstance(end, sinks.Landed)]
         if len(first) < len(self.ends):
-            return Lost(str([end for end in self.ends if not isinstance(end, sinks.Landed)]))
+            return FetchLost(str([end for end in self.ends if not isinstance(end, sinks.Landed)]))
         table = self.blocks(REQUEST)
         for rank in self.ranks:
             heads = slice(rank.layout.heads.start, rank.layout.heads.stop)
             self.pool.tensor[table, :, :, heads] = rank.pool.tensor[table]
-        return Landed(first_token=first[0])
+        return FetchLanded(first_token=first[0])
 
     def close(self) -> None:
         super().close()
@@ -243,4 +243,5 @@ class RankedDecode(EngineBench):
 
 
 def _whole(model: Model, block_tokens: int) -> KvLayout:
-    return model.config.kv_layout(block_tokens=block_tokens, dtype="float32")
+    (layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
+    return layout

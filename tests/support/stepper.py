@@ -6,20 +6,35 @@ depth 2 a second step may be launched before the first is complete. `step` does 
 """
 
 from collections import deque
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import SequenceId, StepInput
+from engine.batch import AdapterId, SampledToken, SequenceId, StepInput
 from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence_table import Admitted, Computed, Ended, Freed
-from engine.sequence import FetchOutcome, Landed, Lost, Mode, Sequence, State, Verdict
+from engine.scheduling.sequence_table import (
+    SequenceAdmitted,
+    SequenceComputed,
+    SequenceEnded,
+    SequenceFreed,
+)
+from engine.sequence import (
+    FetchLanded,
+    FetchLost,
+    FetchOutcome,
+    Mode,
+    Sequence,
+    SequenceState,
+    Verdict,
+)
 from protocol.messages import Sampling
 
 BLOCK_TOKENS = 4
@@ -40,7 +55,7 @@ class Run:
     verdicts: list[Verdict] = field(default_factory=list)
     admissions: int = 0
     leased_blocks: tuple[tuple[int, int], ...] = ()
-    """HANDOVER: (block, generation) as they were offered; (-1, 0) what is not lent."""
+    """HANDOVER: (block, generation) as they were shown; (-1, 0) what is not lent."""
     fetched_into: tuple[int, ...] = ()
     """REMOTE: the block table as the transport knows it."""
     fetch_over: bool = False
@@ -99,7 +114,7 @@ class Stepper:
             eos_token_ids=eos_token_ids,
         )
         self.runs: dict[SequenceId, Run] = {}
-        self.flights: deque[FakeStep] = deque()
+        self.in_flight: deque[FakeStep] = deque()
         """Launched and not complete, oldest first."""
         self.num_steps = 0
         self.quarantined: list[int] = []
@@ -116,6 +131,7 @@ class Stepper:
         num_given: int = 0,
         seed: int = 1,
         salt: str = "",
+        adapter: AdapterId | None = None,
         stop_at: int | None = None,
         penalty: float = 0.0,
         sampling: Sampling | None = None,
@@ -134,7 +150,10 @@ class Stepper:
             outputs=list(given),
             sampling=sampling,
             mode=mode,
-            chain=[self.cache.seed(salt)],
+            block_table=BlockTable(
+                self.cache, salt=salt, adapter=adapter or "", lent=mode is Mode.HANDOVER
+            ),
+            adapter=adapter,
         )
         run = Run(sequence, [*prompt, *given], num_given, stop_at=stop_at, window=window)
         self.runs[name] = run
@@ -160,12 +179,12 @@ class Stepper:
 
     def land(self, run: Run) -> None:
         self.fetch(run)
-        self._fetch_done(run, Landed(first_token=run.expected(1)[0]))
+        self._fetch_done(run, FetchLanded(first_token=run.expected(1)[0]))
 
     def lose(self, run: Run, *, num_tokens: int = 0, quarantined: Seq[int] = ()) -> None:
         """`num_tokens` of it are there all the same: `fetch` has written them."""
         self.quarantined += quarantined
-        self._fetch_done(run, Lost("source is gone", num_tokens, tuple(quarantined)))
+        self._fetch_done(run, FetchLost("source is gone", num_tokens, tuple(quarantined)))
 
     def scribble(self, block: int) -> None:
         """The writer of a quarantined block writes once more: nothing that anybody asked for."""
@@ -187,18 +206,23 @@ class Stepper:
 
     @property
     def may_launch(self) -> bool:
-        return len(self.flights) < self.runner.depth
+        return len(self.in_flight) < self.runner.depth
 
     def launch(self) -> StepInput:
-        batch = self.scheduler.next_batch()
+        batch = self.scheduler.schedule(now=float(self.num_steps + 1))
         self._hear()
         if batch:
-            self.flights.append(self.runner.launch(batch))
+            self.in_flight.append(self.runner.launch(batch))
         return batch
 
     def complete(self) -> None:
         """The oldest step."""
-        self.scheduler.record(self.flights.popleft().tokens())
+        self.record(self.in_flight.popleft().tokens())
+
+    def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
+        """Of the oldest step, already taken from those in flight: several tokens of a sequence, as
+        the fake model gives none."""
+        self.scheduler.record(sampled)
         self.num_steps += 1
         self._settle()
         self.scheduler.check()
@@ -207,26 +231,26 @@ class Stepper:
         """The oldest step fails."""
         self.runner.fail_tokens = 1
         with pytest.raises(RuntimeError):
-            self.flights.popleft().tokens()
+            self.in_flight.popleft().tokens()
         self.scheduler.fail_oldest("the fake model fails")
         self._hear()
 
     def fail_launch(self) -> None:
         """The next step fails before it is under way."""
-        if self.scheduler.next_batch():
+        if self.scheduler.schedule(now=float(self.num_steps + 1)):
             self.scheduler.fail_newest("the fake model fails")
         self._hear()
 
     def step(self) -> StepInput:
         batch = self.launch() if self.may_launch else ()
-        if self.flights and (not batch or not self.may_launch):
+        if self.in_flight and (not batch or not self.may_launch):
             self.complete()
         return batch
 
     def run(self, max_steps: int = 1000) -> None:
         """Step until there is nothing to compute."""
         for _ in range(max_steps):
-            busy = bool(self.flights)
+            busy = bool(self.in_flight)
             if not self.step() and not busy:
                 return
         raise AssertionError(f"not idle after {max_steps} steps")
@@ -235,34 +259,34 @@ class Stepper:
 
     def _settle(self) -> None:
         self._hear()
-        stopped = set()
-        for sequence, token in self.scheduler.unsettled():
-            run = self.runs[sequence.id]
-            assert not run.verdicts, "a token after the ending"
-            run.outputs.append(token.token_id)
-            if run.stop_at is not None and len(sequence.outputs) >= run.stop_at:
-                stopped.add(sequence.id)
-        self.scheduler.settle(stopped, now=float(self.num_steps + 1))
-        self._hear()
+        while unsettled := self.scheduler.unsettled():
+            stopped = set()
+            for sequence, token in unsettled:
+                run = self.runs[sequence.id]
+                assert not run.verdicts, "a token after the ending"
+                run.outputs.append(token.token_id)
+                if run.stop_at is not None and len(sequence.outputs) >= run.stop_at:
+                    stopped.add(sequence.id)
+            self.scheduler.settle(stopped, now=float(self.num_steps + 1))
+            self._hear()
 
     def _hear(self) -> None:
         for effect in self.scheduler.take_effects():
             run = self.runs[effect.sequence.id]
             match effect:
-                case Admitted(sequence):
+                case SequenceAdmitted():
                     run.admissions += 1
-                    self._offer(run)
-                case Computed(_, num_tokens):
+                    self._show_blocks(run)
+                case SequenceComputed(_, num_tokens):
                     run.written.append(num_tokens)
-                case Ended(sequence):
-                    assert sequence.verdict is not None
-                    run.verdicts.append(sequence.verdict)
-                case Freed():
+                case SequenceEnded(_, verdict):
+                    run.verdicts.append(verdict)
+                case SequenceFreed():
                     run.freed = True
 
-    def _offer(self, run: Run) -> None:
+    def _show_blocks(self, run: Run) -> None:
         """Somebody else knows these blocks from now on, whatever the engine does."""
-        table = self.cache.offered(run.sequence)
+        table = run.sequence.shown_blocks
         if run.sequence.mode is Mode.HANDOVER:
             run.leased_blocks = tuple(
                 (block, 0 if block == NO_BLOCK else self.generations[block]) for block in table
@@ -280,7 +304,7 @@ class Stepper:
         """Whose blocks a peer may read now."""
         return [r for r in self.runs.values() if r.leased_blocks and not r.lease_over]
 
-    def in_state(self, *states: State) -> list[Run]:
+    def in_state(self, *states: SequenceState) -> list[Run]:
         return [run for run in self.runs.values() if run.sequence.state in states]
 
     @property

@@ -17,6 +17,12 @@ _VALUES = (*_MAGNITUDES, *(-value for value in _MAGNITUDES))
 _PAIRS = torch.tensor([[_VALUES[byte & 15], _VALUES[byte >> 4]] for byte in range(256)])
 
 
+def tensors(num_rows: int, num_columns: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors that hold [N, K] numbers, by the ends of their names."""
+    num_blocks = num_columns // BLOCK
+    return {"_blocks": (num_rows, num_blocks, BLOCK // 2), "_scales": (num_rows, num_blocks)}
+
+
 def dequantise(blocks: Tensor, scales_NB: Tensor) -> Tensor:
     """float32 [N, K] of uint8 `blocks` [N, B, 16] and `scales_NB`; exact, also in bfloat16.
 

@@ -1,6 +1,6 @@
 """The C kernels as `engine.ops.contract.Ops`; checks per call only what a slip could crash.
 
-Made by `engine.ops.contract`. Every row's result is the same bits whatever the batch, the chunking
+Every row's result is the same bits whatever the batch, the chunking
 or the number of threads. With oneDNN's packed bfloat16 linears that holds for the steps between the
 linears only: oneDNN picks its kernel by the number of rows.
 """
@@ -11,6 +11,7 @@ linears only: oneDNN picks its kernel by the number of rows.
 import ctypes
 from collections.abc import Iterable
 from ctypes import c_float, c_long, c_void_p
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -22,7 +23,7 @@ from engine.ops.cpu.experts import NativeExperts
 from engine.ops.cpu.layer_args import Site, site
 from engine.ops.cpu.linears import NativeLinear, OneDnnLinear
 from engine.ops.inputs import ForwardInputs
-from engine.ops.torch_ops import LoopedExperts
+from engine.ops.torch_ops import LoopedExperts, expert_pairs
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 ACTIVATIONS: dict[Activation, int] = {name: i for i, name in enumerate(get_args(Activation))}
@@ -62,18 +63,13 @@ class NativeOps:
     def _native_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> NativeLinear:
         return NativeLinear(self._kernels, weight_NK, bias_N, io_dtype=self.io_dtype)
 
-    def _native_linears(self, one: ExpertWeights) -> tuple[NativeLinear, NativeLinear]:
-        gate_up = self._native_linear(one.gate_up_NK, one.gate_up_bias_N)
-        return gate_up, self._native_linear(one.down_KF, one.down_bias_K)
-
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
     ) -> Experts:
-        # map, for a loop would hold one expert while the next is read.
         if self._onednn:
-            pairs = tuple(map(_onednn_linears, weights))
-            return LoopedExperts(pairs, lambda gate_up: self.gated(gate_up, activation))
-        linears = tuple(map(self._native_linears, weights))
+            pairs = expert_pairs(weights, OneDnnLinear)
+            return LoopedExperts(pairs, partial(self.gated, activation=activation))
+        linears = expert_pairs(weights, self._native_linear)
         assert len(linears) == num_experts
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
@@ -159,11 +155,6 @@ class NativeOps:
         if found is None:
             found = self._sites[id(heads)] = site(heads, pool)
         return found
-
-
-def _onednn_linears(one: ExpertWeights) -> tuple[OneDnnLinear, OneDnnLinear]:
-    gate_up = OneDnnLinear(one.gate_up_NK, one.gate_up_bias_N)
-    return gate_up, OneDnnLinear(one.down_KF, one.down_bias_K)
 
 
 def _group(tensor: Tensor, group: int) -> int:

@@ -10,7 +10,7 @@ What holds: a row's bits depend on its own query and context, on the launch para
 whether splits are made; not on the other rows, nor on where its chunk starts. The latter two
 follow from shapes (`engine.ops.triton.launch`): a batch with a chunk in it may round differently
 from decode alone, and a batch too large for splits from a small one. Twin:
-`engine.ops.torch_ops.attend`.
+`engine.ops.torch_ops.paged_attention`.
 """
 
 # Shapes: T tokens, S sequences, B blocks of a table, H query heads, G KV heads, D head dim,
@@ -93,6 +93,53 @@ def over_keys(  # type: ignore[no-untyped-def]
     return best, total, values
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def by_splits(  # type: ignore[no-untyped-def]
+    query, position, base, table, low, high, first_split, partial, limits, row, inside, real,
+    block_stride, kv_stride, scale, softcap, SPLIT: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Every so many-th split from `first_split` on, each to its own place of `partial`."""
+    dims = tl.arange(0, BLOCK_D)
+    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    for split in range(first_split, tl.cdiv(high, SPLIT), tl.num_programs(2)):
+        peak, mass, values = over_keys(
+            query, best, total, position, base, table,
+            tl.maximum(low, split * SPLIT), tl.minimum(high, (split + 1) * SPLIT),
+            block_stride, kv_stride, scale, softcap,
+            HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        to = row + split
+        tl.store(partial + to[:, None] * HEAD_DIM + dims[None, :], values, mask=inside)
+        tl.store(limits + 2 * to, peak, mask=real)
+        tl.store(limits + 2 * to + 1, mass, mask=real)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def at_once(  # type: ignore[no-untyped-def]
+    query, position, base, table, low, high, sinks, head, real,
+    block_stride, kv_stride, scale, softcap, HAS_SINKS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """What attention answers over keys low .. high, the sinks included."""
+    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    if HAS_SINKS:
+        best = tl.load(sinks + head, mask=real, other=0.0) * LOG2_E
+        total = tl.full((BLOCK_M,), 1.0, tl.float32)
+    best, total, values = over_keys(
+        query, best, total, position, base, table, low, high,
+        block_stride, kv_stride, scale, softcap,
+        HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    return values / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["num_sequences", "num_splits", "table_stride"],
     do_not_specialize_on_alignment=["starts", "ends", "tables"],
@@ -136,33 +183,21 @@ def attention_kernel(  # type: ignore[no-untyped-def]
     at = token.to(tl.int64)[:, None] * q_stride + head[:, None] * HEAD_DIM + dims[None, :]
     inside = real[:, None] & in_dims[None, :]
     query = tl.load(q + at, mask=inside, other=0.0)
-    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
     table = tables + sequence.to(tl.int64) * table_stride
     base = pool + kv_head.to(tl.int64) * head_stride
     if SPLIT > 0:
         row = (token.to(tl.int64) * NUM_HEADS + head) * num_splits
-        for split in range(first_split, tl.cdiv(high, SPLIT), tl.num_programs(2)):
-            peak, mass, values = over_keys(
-                query, best, total, position, base, table,
-                tl.maximum(low, split * SPLIT), tl.minimum(high, (split + 1) * SPLIT),
-                block_stride, kv_stride, scale, softcap,
-                HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
-            )  # fmt: skip
-            to = row + split
-            tl.store(partial + to[:, None] * HEAD_DIM + dims[None, :], values, mask=inside)
-            tl.store(limits + 2 * to, peak, mask=real)
-            tl.store(limits + 2 * to + 1, mass, mask=real)
-    else:
-        if HAS_SINKS:
-            best = tl.load(sinks + head, mask=real, other=0.0) * LOG2_E
-            total = tl.full((BLOCK_M,), 1.0, tl.float32)
-        best, total, values = over_keys(
-            query, best, total, position, base, table, low, high,
-            block_stride, kv_stride, scale, softcap,
+        by_splits(
+            query, position, base, table, low, high, first_split, partial, limits, row, inside,
+            real, block_stride, kv_stride, scale, softcap, SPLIT,
             HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
         )  # fmt: skip
-        values = values / tl.where(total == 0.0, 1.0, total)[:, None]
+    else:
+        values = at_once(
+            query, position, base, table, low, high, sinks, head, real,
+            block_stride, kv_stride, scale, softcap, HAS_SINKS,
+            HEAD_DIM, BLOCK_TOKENS, WINDOW, HAS_CAP, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
         at = token.to(tl.int64)[:, None] * out_stride + head[:, None] * HEAD_DIM + dims[None, :]
         tl.store(out + at, values.to(out.dtype.element_ty), mask=inside)
 
@@ -176,9 +211,9 @@ def attention(
     launch: Launch | None = None,
     splits: int | None = None,
 ) -> Tensor:
-    """[T, H D] as `engine.ops.torch_ops.attend`; layer_pool [B, 2, G, S, D]. Rows of tokens that no
-    sequence owns (they pad a batch) are left undefined. `splits` and `launch` for tests and the
-    tuner; otherwise they follow from the shapes."""
+    """[T, H D] as `engine.ops.torch_ops.paged_attention`; layer_pool [B, 2, G, S, D]. Rows of
+    tokens that no sequence owns (they pad a batch) are left undefined. `splits` and `launch` for
+    tests and the tuner; otherwise they follow from the shapes."""
     num_tokens, num_heads, dim = q_THD.shape
     out = torch.empty(num_tokens, num_heads * dim, dtype=q_THD.dtype, device=q_THD.device)
     if not num_tokens or not inputs.num_sequences:
@@ -187,12 +222,7 @@ def attention(
     tables_SB = inputs.tables_GSB[heads.group]
     decode = num_tokens <= inputs.num_sequences
     if splits is None:
-        tile_tokens = _launch(q_THD, group, heads, decode=decode).block_m // group
-        splits = num_splits(
-            num_programs=max(inputs.num_sequences, num_tokens // tile_tokens) * num_kv_heads,
-            row_bytes=4 * num_tokens * num_heads * dim,
-            capacity_tokens=tables_SB.shape[1] * layer_pool.shape[3],
-        )
+        splits = _num_splits(q_THD, layer_pool, inputs, heads, decode=decode)
     launch = launch or _launch(q_THD, group, heads, decode=decode, in_splits=splits > 1)
     split_tokens = 0 if splits == 1 else SPLIT_TOKENS
     shape = (num_tokens, num_heads, splits)
@@ -215,6 +245,20 @@ def attention(
     if split_tokens:
         reduce_splits(partial, limits, out, inputs, heads, split_tokens=split_tokens)
     return out
+
+
+def _num_splits(
+    q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape, *, decode: bool
+) -> int:
+    num_tokens, num_heads, dim = q_THD.shape
+    group = num_heads // heads.num_kv_heads
+    tile_tokens = _launch(q_THD, group, heads, decode=decode).block_m // group
+    num_tiles = max(inputs.num_sequences, num_tokens // tile_tokens)
+    return num_splits(
+        num_programs=num_tiles * heads.num_kv_heads,
+        row_bytes=4 * num_tokens * num_heads * dim,
+        capacity_tokens=inputs.tables_GSB.shape[2] * layer_pool.shape[3],
+    )
 
 
 def _launch(

@@ -32,9 +32,7 @@ class TritonOps:
         self.io_dtype = io_dtype
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
-        return TorchLinear(
-            weight_NK.to(self.io_dtype), None if bias_N is None else bias_N.to(self.io_dtype)
-        )
+        return TorchLinear.of_dtype(weight_NK, bias_N, self.io_dtype)
 
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation

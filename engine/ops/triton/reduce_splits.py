@@ -17,6 +17,19 @@ from engine.ops.triton.launch import FUSED, power_of_two
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+@triton.jit
+def owner_of(starts, num_sequences, token):  # type: ignore[no-untyped-def]
+    """The last sequence that starts at or before the token."""
+    low, high = 0, num_sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        if tl.load(starts + middle) <= token:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["num_sequences", "num_splits"],
     do_not_specialize_on_alignment=["starts", "ends"],
@@ -28,17 +41,11 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Program (t, h) does one row; splits that its context does not reach were never written."""
     token, head = tl.program_id(0), tl.program_id(1)
-    low, high = 0, num_sequences
-    while high - low > 1:  # the last sequence that starts at or before the token
-        middle = (low + high) // 2
-        if tl.load(starts + middle) <= token:
-            low = middle
-        else:
-            high = middle
-    stop = tl.load(starts + low + 1)
+    sequence = owner_of(starts, num_sequences, token)
+    stop = tl.load(starts + sequence + 1)
     if token >= stop:
         return
-    position = tl.load(ends + low) - stop + token
+    position = tl.load(ends + sequence) - stop + token
     first = 0
     if WINDOW > 0:
         first = tl.maximum(position - WINDOW + 1, 0) // SPLIT

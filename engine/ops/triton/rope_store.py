@@ -31,6 +31,14 @@ def _squares(row, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TILE: tl.cons
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _turned(low, high, turns, pair, half: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two halves of the dims that turn, by the cos and then the sin at `turns`."""
+    cos = tl.load(turns + pair, mask=pair < half, other=0.0)
+    sin = tl.load(turns + half + pair, mask=pair < half, other=0.0)
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _move(  # type: ignore[no-untyped-def]
     row, goal, goal_stride, weight, rotations, token, mean, eps, first,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TURNED: tl.constexpr, NORM: tl.constexpr,
@@ -69,13 +77,27 @@ def _move(  # type: ignore[no-untyped-def]
         if NORM != "none":
             wide_low = wide_low * scale * tl.load(own + pair, mask=in_pair, other=0.0)
             wide_high = wide_high * scale * tl.load(own + half + pair, mask=in_pair, other=0.0)
-        in_turn, turns = pair < half, rotations + token * TURNED
-        cos = tl.load(turns + pair, mask=in_turn, other=0.0)
-        sin = tl.load(turns + half + pair, mask=in_turn, other=0.0)
-        turned_low = wide_low * cos - wide_high * sin
-        turned_high = wide_high * cos + wide_low * sin
+        turns = rotations + token * TURNED
+        turned_low, turned_high = _turned(wide_low, wide_high, turns, pair, half)
         tl.store(target + pair, turned_low.to(goal.dtype.element_ty), mask=in_pair)
         tl.store(target + half + pair, turned_high.to(goal.dtype.element_ty), mask=in_pair)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _move_all(  # type: ignore[no-untyped-def]
+    row, goal, goal_stride, weight, rotations, token, eps, first, step,
+    NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, TURNED: tl.constexpr, NORM: tl.constexpr,
+    TILE: tl.constexpr, HEADS: tl.constexpr, HALF_TILE: tl.constexpr, REST_TILE: tl.constexpr,
+):  # fmt: skip
+    """As `_move`, every `step` heads from `first` on."""
+    mean = 0.0
+    if NORM == "whole":
+        mean = _squares(row, NUM_HEADS, HEAD_DIM, TILE)
+    for head in range(first, NUM_HEADS, step):
+        _move(
+            row, goal, goal_stride, weight, rotations, token, mean, eps, head,
+            NUM_HEADS, HEAD_DIM, TURNED, NORM, HEADS, HALF_TILE, REST_TILE,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize_on_alignment=["slots"])  # type: ignore[untyped-decorator]
@@ -92,36 +114,26 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = qkv + token * row_stride
     if part < Q_PARTS:
-        mean = 0.0
-        if Q_NORM == "whole":
-            mean = _squares(row, NUM_HEADS, HEAD_DIM, TILE)
-        for first in range(part * Q_HEADS, NUM_HEADS, Q_PARTS * Q_HEADS):
-            _move(
-                row, row, HEAD_DIM, q_norm, rotations, token, mean, eps, first,
-                NUM_HEADS, HEAD_DIM, TURNED, Q_NORM, Q_HEADS, HALF_TILE, REST_TILE,
-            )  # fmt: skip
+        _move_all(
+            row, row, HEAD_DIM, q_norm, rotations, token, eps, part * Q_HEADS, Q_PARTS * Q_HEADS,
+            NUM_HEADS, HEAD_DIM, TURNED, Q_NORM, TILE, Q_HEADS, HALF_TILE, REST_TILE,
+        )  # fmt: skip
     else:
         slot = tl.load(slots + token)
         if slot >= 0:
             goal = pool + slot // BLOCK_TOKENS * block_stride + slot % BLOCK_TOKENS * HEAD_DIM
             row += NUM_HEADS * HEAD_DIM
             if part == Q_PARTS:
-                mean = 0.0
-                if K_NORM == "whole":
-                    mean = _squares(row, NUM_KV_HEADS, HEAD_DIM, TILE)
-                for first in range(0, NUM_KV_HEADS, KV_HEADS):
-                    _move(
-                        row, goal, head_stride, k_norm, rotations, token, mean, eps, first,
-                        NUM_KV_HEADS, HEAD_DIM, TURNED, K_NORM, KV_HEADS, HALF_TILE, REST_TILE,
-                    )  # fmt: skip
+                _move_all(
+                    row, goal, head_stride, k_norm, rotations, token, eps, 0, KV_HEADS,
+                    NUM_KV_HEADS, HEAD_DIM, TURNED, K_NORM, TILE, KV_HEADS, HALF_TILE, REST_TILE,
+                )  # fmt: skip
             else:
                 row += NUM_KV_HEADS * HEAD_DIM
-                for first in range(0, NUM_KV_HEADS, KV_HEADS):
-                    _move(
-                        row, goal + kv_stride, head_stride,
-                        k_norm, rotations, token, 0.0, eps, first,
-                        NUM_KV_HEADS, HEAD_DIM, 0, "none", KV_HEADS, HALF_TILE, WHOLE_TILE,
-                    )  # fmt: skip
+                _move_all(
+                    row, goal + kv_stride, head_stride, k_norm, rotations, token, eps, 0, KV_HEADS,
+                    NUM_KV_HEADS, HEAD_DIM, 0, "none", TILE, KV_HEADS, HALF_TILE, WHOLE_TILE,
+                )  # fmt: skip
 
 
 def rope_store(

@@ -1,23 +1,29 @@
-"""A step's numbers as arrays on the host, before one upload takes them all to the device.
+"""A step's numbers: as arrays on the host, and after one upload as tensors on the device.
 
-Made by `engine.runner.gpu.runner`, packed by `engine.runner.gpu.upload`. Pure.
+Pure. The one declaration of them is `StepFields`: how a step is filled up, how much room it needs
+and what of it a forward and a sampler take follow from that.
 """
 
-# Shapes: T tokens, S sequences, G KV groups, B blocks of the longest table, R rows sampled.
+# Shapes: T tokens, S sequences, G KV groups, B blocks of the longest table, R rows sampled. In a
+# decode step T, S and R are equal. A field's name ends in the letters of its axes.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from math import prod
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.batch import Chunk
-from engine.ops.inputs import forward_inputs
+from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.sampling.rows import RowRules
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
 
 Array = NDArray[Any]
+A = TypeVar("A")
 NO_FEED = -1
 """The token is the uploaded one."""
 WIDTH_GRAIN = 16
@@ -26,26 +32,56 @@ NO_SLOT = -1
 """Nothing is written for this token: it fills a batch up."""
 
 
+def _of(dtype: str, *, fill: float = 0) -> Mapping[str, Any]:
+    """Of a field: its dtype, and what a row that only fills a batch up has there."""
+    return {"dtype": np.dtype(dtype), "fill": fill}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepArrays:
+class StepFields(Generic[A]):
     """Packed in this order; the tables last, because they alone differ in size between two decode
     steps of one batch size."""
 
-    token_ids_T: Array  # int64
-    feed_T: Array  # int64: place among the last tokens to take the id from, or NO_FEED
-    positions_T: Array  # int64
-    slots_GT: Array  # int64
-    starts_S1: Array  # int32
-    ends_S: Array  # int32
-    rows_R: Array  # int64
-    keep_R: Array  # int64: place among the last tokens for the token sampled
-    temperature_R: Array  # float32
-    top_p_R: Array  # float32
-    min_p_R: Array  # float32
-    top_k_R: Array  # int32; 0: all
-    seed_R: Array  # int64: the same 64 bits
-    position_R: Array  # int64
-    tables_GSB: Array  # int32
+    token_ids_T: A = field(metadata=_of("int64"))
+    feed_T: A = field(metadata=_of("int64", fill=NO_FEED))
+    """Place among the last tokens to take the id from, or NO_FEED."""
+    positions_T: A = field(metadata=_of("int64"))
+    slots_GT: A = field(metadata=_of("int64", fill=NO_SLOT))
+    starts_S1: A = field(metadata=_of("int32"))
+    ends_S: A = field(metadata=_of("int32"))
+    rows_R: A = field(metadata=_of("int64"))
+    keep_R: A = field(metadata=_of("int64"))
+    """Place among the last tokens for the token sampled."""
+    temperature_R: A = field(metadata=_of("float32"))
+    top_p_R: A = field(metadata=_of("float32", fill=1))
+    min_p_R: A = field(metadata=_of("float32"))
+    top_k_R: A = field(metadata=_of("int32"))
+    """0: all."""
+    seed_R: A = field(metadata=_of("int64"))
+    """The same 64 bits."""
+    position_R: A = field(metadata=_of("int64"))
+    tables_GSB: A = field(metadata=_of("int32"))
+
+    def values(self) -> list[A]:
+        return [getattr(self, name) for name in NAMES]
+
+    def inputs(self: "StepTensors", token_ids_T: Tensor, tables_GSB: Tensor) -> ForwardInputs:
+        """Of a forward over these ids and tables."""
+        same = {name: getattr(self, name) for name in _INPUTS}
+        return ForwardInputs(**same | {"token_ids_T": token_ids_T, "tables_GSB": tables_GSB})
+
+    def rules(self: "StepTensors", num_rows: int) -> RowRules:
+        """Of the first `num_rows`; those after them fill the batch up."""
+        return RowRules(**{name: getattr(self, name)[:num_rows] for name in _RULES})
+
+
+StepArrays = StepFields[Array]
+StepTensors = StepFields[Tensor]
+NAMES = tuple(one.name for one in fields(StepFields))
+_DTYPES: Mapping[str, np.dtype[Any]] = {o.name: o.metadata["dtype"] for o in fields(StepFields)}
+_FILLS: Mapping[str, float] = {one.name: one.metadata["fill"] for one in fields(StepFields)}
+_INPUTS = tuple(one.name for one in fields(ForwardInputs))
+_RULES = tuple(one.name for one in fields(RowRules))
 
 
 def step_arrays(
@@ -56,64 +92,60 @@ def step_arrays(
     inputs = forward_inputs(chunks, block_tokens=layout.block_tokens, num_groups=layout.num_groups)
     asking = [chunk for chunk in chunks if chunk.sampling is not None]
     rules = [_rule(chunk) for chunk in asking]
+    rows: dict[str, Sequence[float]] = {
+        "keep_R": keeps,
+        "temperature_R": [rule.temperature for rule in rules],
+        "top_p_R": [rule.top_p for rule in rules],
+        "min_p_R": [rule.min_p for rule in rules],
+        "top_k_R": [rule.top_k for rule in rules],
+        "seed_R": [_signed(rule.seed) for rule in rules],
+        "position_R": [chunk.position for chunk in asking],
+    }
+    arrays: dict[str, Array] = {name: getattr(inputs, name).numpy() for name in _INPUTS}
+    arrays |= {name: np.array(values, _DTYPES[name]) for name, values in rows.items()}
+    arrays["feed_T"] = np.repeat(np.array(feeds, np.int64), [len(one.token_ids) for one in chunks])
     more = -inputs.tables_GSB.shape[2] % WIDTH_GRAIN
-    return StepArrays(
-        token_ids_T=inputs.token_ids_T.numpy(),
-        feed_T=np.repeat(np.array(feeds, np.int64), [len(chunk.token_ids) for chunk in chunks]),
-        positions_T=inputs.positions_T.numpy(),
-        slots_GT=inputs.slots_GT.numpy(),
-        starts_S1=inputs.starts_S1.numpy(),
-        ends_S=inputs.ends_S.numpy(),
-        rows_R=inputs.rows_R.numpy(),
-        keep_R=np.array(keeps, np.int64),
-        temperature_R=np.array([rule.temperature for rule in rules], np.float32),
-        top_p_R=np.array([rule.top_p for rule in rules], np.float32),
-        min_p_R=np.array([rule.min_p for rule in rules], np.float32),
-        top_k_R=np.array([rule.top_k for rule in rules], np.int32),
-        seed_R=np.array([_signed(rule.seed) for rule in rules], np.int64),
-        position_R=np.array([chunk.position for chunk in asking], np.int64),
-        tables_GSB=np.pad(inputs.tables_GSB.numpy(), ((0, 0), (0, 0), (0, more))),
-    )
+    arrays["tables_GSB"] = np.pad(arrays["tables_GSB"], ((0, 0), (0, 0), (0, more)))
+    return StepFields(**arrays)
 
 
 def padded(step: StepArrays, size: int, *, nowhere: int) -> StepArrays:
     """A decode step filled up to `size` rows that read no KV, write none, and whose tokens are
     kept at the place `nowhere`."""
     more = size - len(step.ends_S)
+    fills = {**_FILLS, "keep_R": nowhere}
+    arrays = {name: _filled(getattr(step, name), more, fills[name]) for name in NAMES}
+    arrays["starts_S1"], arrays["rows_R"] = np.arange(size + 1, dtype=np.int32), np.arange(size)
+    return StepFields(**arrays)
 
-    def fill(array: Array, value: float) -> Array:
-        return np.concatenate((array, np.full(more, value, array.dtype)))
 
-    return StepArrays(
-        token_ids_T=fill(step.token_ids_T, 0),
-        feed_T=fill(step.feed_T, NO_FEED),
-        positions_T=fill(step.positions_T, 0),
-        slots_GT=np.pad(step.slots_GT, ((0, 0), (0, more)), constant_values=NO_SLOT),
-        starts_S1=np.arange(size + 1, dtype=np.int32),
-        ends_S=fill(step.ends_S, 0),
-        rows_R=np.arange(size),
-        keep_R=fill(step.keep_R, nowhere),
-        temperature_R=fill(step.temperature_R, 0),
-        top_p_R=fill(step.top_p_R, 1),
-        min_p_R=fill(step.min_p_R, 0),
-        top_k_R=fill(step.top_k_R, 0),
-        seed_R=fill(step.seed_R, 0),
-        position_R=fill(step.position_R, 0),
-        tables_GSB=np.pad(step.tables_GSB, ((0, 0), (0, more), (0, 0))),
-    )
+def _filled(array: Array, more: int, value: float) -> Array:
+    """With `more` rows of `value`, which come after the KV groups."""
+    axis = min(1, array.ndim - 1)
+    shape = (*array.shape[:axis], more, *array.shape[axis + 1 :])
+    return np.concatenate((array, np.full(shape, value, array.dtype)), axis=axis)
 
 
 def empty_decode(size: int, *, num_groups: int, num_blocks: int, nowhere: int) -> StepArrays:
     """A decode step of nothing but rows that fill up, its tables `num_blocks` wide."""
-    ids, counts = np.empty(0, np.int64), np.empty(0, np.int32)
-    shares = np.empty(0, np.float32)
-    nothing = StepArrays(
-        token_ids_T=ids, feed_T=ids, positions_T=ids, slots_GT=np.empty((num_groups, 0), np.int64),
-        starts_S1=counts, ends_S=counts, rows_R=ids, keep_R=ids, temperature_R=shares,
-        top_p_R=shares, min_p_R=shares, top_k_R=counts, seed_R=ids, position_R=ids,
-        tables_GSB=np.empty((num_groups, 0, num_blocks), np.int32),
-    )  # fmt: skip
-    return padded(nothing, size, nowhere=nowhere)
+    sizes = {"T": 0, "S": 0, "R": 0, "G": num_groups, "B": num_blocks}
+    nothing = {name: np.empty(_shape(name, sizes), _DTYPES[name]) for name in NAMES}
+    return padded(StepFields(**nothing), size, nowhere=nowhere)
+
+
+def most_bytes(*, max_tokens: int, max_rows: int, max_blocks: int, num_groups: int) -> int:
+    """Of every step of at most so many tokens and sequences, with tables so wide, unaligned."""
+    tokens = max(max_tokens, max_rows)
+    sizes = {"T": tokens, "S": max_rows, "R": max_rows, "G": num_groups, "B": max_blocks}
+    items = {name: prod(_shape(name, sizes)) for name in NAMES}
+    items["starts_S1"] += 1
+    return sum(items[name] * _DTYPES[name].itemsize for name in NAMES)
+
+
+def _shape(name: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """As many along each axis as `sizes` says; S1 counts as S."""
+    axes = name.rpartition("_")[2].removesuffix("1")
+    return tuple(sizes[axis] for axis in axes)
 
 
 def widest_table(max_context_tokens: int, layout: KvLayout) -> int:

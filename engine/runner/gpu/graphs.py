@@ -16,10 +16,10 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.runner.gpu.arrays import empty_decode
+from engine.runner.gpu.arrays import StepTensors, empty_decode
 from engine.runner.gpu.device import Device, Step
 from engine.runner.gpu.last_tokens import LastTokens
-from engine.runner.gpu.upload import StepTensors, Upload
+from engine.runner.gpu.upload import Upload
 
 log = logging.getLogger(__name__)
 

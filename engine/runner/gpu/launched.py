@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
 from engine.runner.gpu.device import Event
 from engine.sampling.rows import NO_TOKEN
 
@@ -29,14 +29,14 @@ class LaunchedStep:
     num_top: Mapping[int, int]
     """How many of the most likely each of them wants, by row."""
 
-    def tokens(self) -> dict[SequenceId, SampledToken]:
+    def tokens(self) -> StepTokens:
         """As the contract; raises RuntimeError when the device failed."""
         self.event.wait()  # also where nothing is sampled: the KV is written then
         reports = dict(zip(self.num_top, self.reports.tolist(), strict=True))
-        sampled = {}
+        sampled: dict[SequenceId, Sequence[SampledToken]] = {}
         for row, (chunk, token) in enumerate(zip(self.asking, self.tokens_R.tolist(), strict=True)):
             if token != NO_TOKEN:
-                sampled[chunk.sequence] = self._reported(token, row, reports.get(row))
+                sampled[chunk.sequence] = (self._reported(token, row, reports.get(row)),)
         return sampled
 
     def _reported(self, token: int, row: int, report: list[float] | None) -> SampledToken:

@@ -1,6 +1,7 @@
-"""What penalties, bias and bans do to logits, as a few indexed writes on the device."""
+"""What masks, penalties, bias and bans do to logits, as a few indexed writes on the device."""
 
-# Shapes: R rows, V vocabulary, E entries, each one (row, token id) of one step of the order.
+# Shapes: R rows, A of them masked, V vocabulary, E entries, each one (row, token id) of one step of
+# the order.
 
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -19,61 +20,83 @@ Entry = tuple[int, int, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Edits:
+class Penalties:
     """In this order; only `biased` may name a (row, token id) twice."""
 
-    penalised: list[Entry]
+    masked: list[tuple[int, bytes]]
+    """Rows, each with `Chunk.allowed`."""
+    repeated: list[Entry]
     """Positive scores are divided, negative ones multiplied."""
     lowered: list[Entry]
     biased: list[Entry]
     banned: list[Entry]
 
     def __bool__(self) -> bool:
-        return bool(self.penalised or self.lowered or self.biased or self.banned)
+        return bool(self.masked or self.repeated or self.lowered or self.biased or self.banned)
 
 
-def edits_of(chunks: Sequence[Chunk], *, eos_token_ids: Collection[int], vocab_size: int) -> Edits:
-    """Of the chunks that sample, row r of chunk r."""
-    edits = Edits(penalised=[], lowered=[], biased=[], banned=[])
+def penalties_of(
+    chunks: Sequence[Chunk], *, eos_token_ids: Collection[int], vocab_size: int
+) -> Penalties:
+    """Of the chunks that sample, row r of chunk r. Raises ValueError for a token or a mask that
+    the vocabulary does not hold."""
+    found = Penalties(masked=[], repeated=[], lowered=[], biased=[], banned=[])
     for row, chunk in enumerate(chunks):
         rule = chunk.sampling
         assert rule is not None, "the chunk asks for no token"
+        if chunk.allowed is not None:
+            if len(chunk.allowed) != vocab_size:
+                raise ValueError(
+                    f"allowed: {len(chunk.allowed)} ids of a vocabulary of {vocab_size}"
+                )
+            found.masked.append((row, chunk.allowed))
         if rule.repetition_penalty != 1:
             seen = {*chunk.prompt_ids, *chunk.outputs}
-            edits.penalised.extend((row, token, rule.repetition_penalty) for token in seen)
+            found.repeated.extend((row, token, rule.repetition_penalty) for token in seen)
         if chunk.outputs and (rule.frequency_penalty != 0 or rule.presence_penalty != 0):
-            edits.lowered.extend((row, token, malus) for token, malus in _malus(chunk, rule))
+            found.lowered.extend((row, token, malus) for token, malus in _malus(chunk, rule))
         for token, bias in rule.logit_bias:
             if not 0 <= token < vocab_size:  # on a GPU it would end the process, not the request
                 raise ValueError(f"logit_bias: token {token} of a vocabulary of {vocab_size}")
-            edits.biased.append((row, token, bias))
+            found.biased.append((row, token, bias))
         if not rule.may_end(chunk.num_outputs):
             enders = {*rule.stop_token_ids, *(() if rule.ignore_eos else eos_token_ids)}
-            edits.banned.extend((row, token, -math.inf) for token in enders if token < vocab_size)
-    return edits
+            found.banned.extend((row, token, -math.inf) for token in enders if token < vocab_size)
+    return found
 
 
-def edited(logits_RV: Tensor, edits: Edits, device: Device) -> Tensor:
-    """A copy with the edits made; where the bans leave a row nothing, the row as it was."""
-    if not edits:
+def penalised(logits_RV: Tensor, penalties: Penalties, device: Device) -> Tensor:
+    """A copy with all of it done; where the bans leave a row nothing, the row as it was allowed."""
+    if not penalties:
         return logits_RV
+    if penalties.masked:
+        logits_RV = _allowed(logits_RV, penalties.masked, device)
     shaped_RV = logits_RV.clone()
-    if edits.penalised:
-        at, factor_E = _sent(edits.penalised, device)
+    if penalties.repeated:
+        at, factor_E = _sent(penalties.repeated, device)
         score_E = shaped_RV[at]
         shaped_RV[at] = torch.where(score_E > 0, score_E / factor_E, score_E * factor_E)
-    if edits.lowered:
-        at, malus_E = _sent(edits.lowered, device)
+    if penalties.lowered:
+        at, malus_E = _sent(penalties.lowered, device)
         shaped_RV[at] -= malus_E
-    if edits.biased:
-        at, bias_E = _sent(edits.biased, device)
+    if penalties.biased:
+        at, bias_E = _sent(penalties.biased, device)
         shaped_RV.index_put_(at, bias_E, accumulate=True)  # a token may be named twice
-    if edits.banned:
-        at, nothing_E = _sent(edits.banned, device)
+    if penalties.banned:
+        at, nothing_E = _sent(penalties.banned, device)
         shaped_RV[at] = nothing_E  # a plain -inf would be copied from the host, with a wait
         left_R1 = (shaped_RV > -torch.inf).any(dim=1, keepdim=True)
         shaped_RV = torch.where(left_R1, shaped_RV, logits_RV)
     return shaped_RV
+
+
+def _allowed(logits_RV: Tensor, masked: list[tuple[int, bytes]], device: Device) -> Tensor:
+    """A copy in which ids that are not allowed have -inf."""
+    rows_A = send_array(device, np.array([row for row, _ in masked], np.int64))
+    bytes_AV = np.frombuffer(b"".join(mask for _, mask in masked), np.uint8)
+    mask_AV = send_array(device, bytes_AV.reshape(len(masked), -1))
+    allowed_AV = logits_RV[rows_A].masked_fill(mask_AV == 0, -torch.inf)
+    return logits_RV.index_copy(0, rows_A, allowed_AV)
 
 
 def _malus(chunk: Chunk, rule: Sampling) -> Iterable[tuple[int, float]]:

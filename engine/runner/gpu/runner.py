@@ -19,15 +19,22 @@ from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
-from engine.runner.gpu.arrays import StepArrays, is_decode, padded, step_arrays, widest_table
+from engine.runner.gpu.arrays import (
+    StepArrays,
+    StepTensors,
+    is_decode,
+    padded,
+    step_arrays,
+    widest_table,
+)
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.launched import LaunchedStep
-from engine.runner.gpu.penalties import Edits, edited, edits_of
-from engine.runner.gpu.upload import StepTensors, Upload, fetch, send_array, upload_bytes
+from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
+from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
 from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import Chooser, RowRules
+from engine.sampling.rows import Chooser
 from protocol.layout import KvLayout
 
 
@@ -101,25 +108,25 @@ class DeviceRunner:
         nothing of the step is under way then."""
         self._device.bind()
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
-        edits = edits_of(
+        penalties = penalties_of(
             asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
         )
         feeds, keeps = self._last.places(chunks)
         arrays = step_arrays(chunks, self.layout, feeds=feeds, keeps=keeps)
         try:
-            return self._launched(arrays, asking, edits, decode=is_decode(chunks))
+            return self._launched(arrays, asking, penalties, decode=is_decode(chunks))
         except Exception:
             self._device.record().wait()
             raise
 
     def _launched(
-        self, arrays: StepArrays, asking: Sequence[Chunk], edits: Edits, *, decode: bool
+        self, arrays: StepArrays, asking: Sequence[Chunk], penalties: Penalties, *, decode: bool
     ) -> LaunchedStep:
         step, logits_RV = self._forward(arrays, decode=decode)
         tokens_R, num_top = torch.empty(0, dtype=torch.int64), rows_with_logprobs(asking)
         reports = torch.empty(0, 1)
         if asking:
-            chosen_R = self._chosen(step, logits_RV[: len(asking)], edits)
+            chosen_R = self._chosen(step, logits_RV[: len(asking)], penalties)
             if num_top:
                 reports = self._report(logits_RV, chosen_R, num_top)
             tokens_R = fetch(self._device, chosen_R)
@@ -138,18 +145,10 @@ class DeviceRunner:
         token_ids_T = self._last.fed(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
-    def _chosen(self, step: StepTensors, logits_RV: Tensor, edits: Edits) -> Tensor:
+    def _chosen(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        rules = RowRules(
-            temperature_R=step.temperature_R[:num_rows],
-            top_k_R=step.top_k_R[:num_rows],
-            top_p_R=step.top_p_R[:num_rows],
-            min_p_R=step.min_p_R[:num_rows],
-            seed_R=step.seed_R[:num_rows],
-            position_R=step.position_R[:num_rows],
-        )
-        chosen_R = self._choose(edited(logits_RV, edits, self._device), rules)
+        chosen_R = self._choose(penalised(logits_RV, penalties, self._device), step.rules(num_rows))
         self._last.keep(chosen_R, step.keep_R[:num_rows])
         return chosen_R
 

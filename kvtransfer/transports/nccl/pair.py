@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.driver import Driver, Event, Span
+from kvtransfer.device.driver import Driver, Mark, Span
 from protocol.errors import PeerLost, TransferError
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Transfer:
     span: Span
     num_bytes: int
     begun_s: float = 0.0
-    event: Event | None = None
+    event: Mark | None = None
     """Recorded once the library has launched it."""
 
 
@@ -60,11 +60,11 @@ class Staging:
             raise
         self._idle = list(self._spans)
 
-    def take(self) -> Span | None:
+    def take_span(self) -> Span | None:
         """A span nobody uses; None while all are in use."""
         return self._idle.pop() if self._idle else None
 
-    def give_back(self, span: Span) -> None:
+    def return_span(self, span: Span) -> None:
         self._idle.append(span)
 
     def free(self) -> None:

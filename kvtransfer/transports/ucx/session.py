@@ -1,9 +1,9 @@
 """What UCX holds for one stream: a context, a worker and an endpoint. The only file that knows
 ucxx.
 
-Belongs to the thread of `kvtransfer.transports.ucx.thread`, which gives it commands and takes its
-events. Each stream has a context of its own: UCX does not lock what the workers of one context
-share, and whatever broke is gone with it. Does not know chunks or fetches.
+Belongs to one thread, which gives it commands and takes its events. Each stream has a context of
+its own: UCX does not lock what the workers of one context share, and whatever broke is gone with
+it. Does not know chunks or fetches.
 """
 
 import ctypes
@@ -81,47 +81,47 @@ def _forget_cancelled(endpoint: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class WorkerUp:
     """The worker is up: what a peer needs to reach it."""
 
     address: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Proved:
+class PeerReached:
     """A byte has come from the peer through UCX."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class MessagesMoved:
     """All messages of this move are through."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Broke:
+class SessionBroke:
     """Nothing moves any more. The worker is of no further use: `stop` it."""
 
     why: str
 
 
-Event = Ready | Proved | Moved | Broke
+UcxEvent = WorkerUp | PeerReached | MessagesMoved | SessionBroke
 
 
 @dataclass(frozen=True, slots=True)
-class Meet:
+class ConnectPeer:
     address: bytes
     direction: Direction
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class MoveMessages:
     messages: Messages
     direction: Direction
 
 
-Command = Meet | Move
+UcxCommand = ConnectPeer | MoveMessages
 
 
 @dataclass(slots=True, eq=False)
@@ -164,7 +164,7 @@ class UcxSession:
         self._version = ".".join(map(str, self._api.get_ucx_version()))
         address: bytes = self._worker.address.tobytes()
         self.address = self._seal(address) + address
-        """What a peer needs to `Meet` us."""
+        """What a peer needs to connect to us."""
         self._endpoint: Any = None
         self._batches: deque[_Batch] = deque()
         self._has_more = False
@@ -172,7 +172,7 @@ class UcxSession:
         self._poll.register(self._worker.epoll_file_descriptor, select.EPOLLIN)
         self._poll.register(wake_fd, select.EPOLLIN)
 
-    def step(self, commands: deque[Command]) -> Iterator[Event]:
+    def step(self, commands: deque[UcxCommand]) -> Iterator[UcxEvent]:
         """Obey, let UCX work for a moment, and say what is through."""
         while commands:
             self._obey(commands.popleft())
@@ -213,14 +213,14 @@ class UcxSession:
                 log.error("UCX does not cancel", extra={"num_moves": len(self._batches)})
                 late_s = math.inf
 
-    def _obey(self, command: Command) -> None:
+    def _obey(self, command: UcxCommand) -> None:
         match command:
-            case Meet(address, direction):
+            case ConnectPeer(address, direction):
                 self._meet(self._opened(address))
                 probe = _Batch(None)
                 self._post(probe, np.ones(1, np.uint8), _PROBE, direction)
                 self._batches.append(probe)
-            case Move(messages, direction):
+            case MoveMessages(messages, direction):
                 self._batches.append(self._begin(messages, direction))
             case _:
                 assert_never(command)
@@ -262,8 +262,8 @@ class UcxSession:
         """True when there may be more to do at once."""
         return all(self._worker.progress_once() for _ in range(_TURN))
 
-    def _through(self) -> Iterator[Event]:
+    def _through(self) -> Iterator[UcxEvent]:
         for batch in tuple(self._batches):
             if batch.is_through():
                 self._batches.remove(batch)
-                yield Proved() if batch.number is None else Moved(batch.number)
+                yield PeerReached() if batch.number is None else MessagesMoved(batch.number)

@@ -14,8 +14,7 @@ from engine.batch import SequenceId
 from engine.commands import Submission
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import EngineStats
-from engine.sequence import FetchOutcome
-from engine.sequence import Lost as EngineLost
+from engine.sequence import FetchLost, FetchOutcome
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
 from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost
@@ -169,7 +168,7 @@ def test_what_arrived_without_a_gap_before_a_fetch_ended_badly_is_kept(
     bench = Bench(tmp_path)
     bench.fetch("r1", end, num_blocks=6, num_cached_tokens=LAYOUT.block_tokens)
     (outcome,) = bench.engine.outcomes
-    assert isinstance(outcome, EngineLost)
+    assert isinstance(outcome, FetchLost)
     assert outcome.num_tokens == 3 * LAYOUT.block_tokens
     assert outcome.quarantined == (3,)
     assert bench.sample("baton_worker_kv_kept_blocks_total") == 2
@@ -200,7 +199,7 @@ def test_a_token_block_is_kept_when_every_group_that_needs_it_has_it(
     lost = Lost(PeerLost("gone"), landed=arrived)
     bench.fetch("r1", lost, num_blocks=4, num_cached_tokens=4, table=WINDOWED)
     (outcome,) = bench.engine.outcomes
-    assert isinstance(outcome, EngineLost)
+    assert isinstance(outcome, FetchLost)
     assert outcome.num_tokens == num_kept * LAYOUT.block_tokens
     assert bench.sample("baton_worker_kv_kept_blocks_total") == num_blocks
 
@@ -208,7 +207,7 @@ def test_a_token_block_is_kept_when_every_group_that_needs_it_has_it(
 def test_a_source_lost_before_anything_arrived_keeps_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.fetch("r1", Lost(PeerLost("gone"), landed=(1,)), num_blocks=3)
-    assert bench.engine.outcomes == [EngineLost("PeerLost: gone")]
+    assert bench.engine.outcomes == [FetchLost("PeerLost: gone")]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +221,7 @@ def test_quarantined_blocks_are_given_back_to_the_engine_when_quiet(
     bench = Bench(tmp_path)
     bench.fetch("r1", end, num_blocks=3)
     (outcome,) = bench.engine.outcomes
-    assert isinstance(outcome, EngineLost) and outcome.quarantined == (1, 2)
+    assert isinstance(outcome, FetchLost) and outcome.quarantined == (1, 2)
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 2
     bench.service.quiet([1])
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 1

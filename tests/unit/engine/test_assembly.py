@@ -7,6 +7,7 @@ from support.words import LAYOUT
 from engine.assembly import Assembly, assemble, num_pool_blocks
 from protocol.errors import SettingsError
 from protocol.process.settings import WorkerSettings
+from protocol.text.tokenizer import Tokenizer
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30
@@ -46,13 +47,15 @@ def test_less_than_two_blocks_in_every_kv_group_is_refused_with_the_setting_give
     make_checkpoint(tmp_path, Shape(family="qwen2", layers=3, window=9, window_from_layer=1))
     with pytest.raises(SettingsError, match="kv_blocks: 5: two blocks in each KV group are 6"):
         assembled(tmp_path, kv_blocks=5)
-    assert assembled(tmp_path, kv_blocks=6).windows == (None, 9, 9)
+    parts = assembled(tmp_path, kv_blocks=6)
+    assert parts.windows == (None, 9, 9)
+    assert parts.layouts == (parts.layout,)
 
 
-def assembled(path: Path, *, kv_blocks: int) -> Assembly:
+def assembled(path: Path, *, kv_blocks: int, eos_token_ids: tuple[int, ...] = (5,)) -> Assembly:
     return assemble(
         WorkerSettings(model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks),
-        eos_token_ids=(5,),
+        eos_token_ids=eos_token_ids,
         memory=lambda layout, num_blocks: memoryview(bytearray(layout.block_bytes * num_blocks)),
         progress=lambda done, total: None,
     )
@@ -62,6 +65,9 @@ def test_what_ends_a_text_is_the_union_of_all_files_for_sampler_and_scheduler(
     tmp_path: Path,
 ) -> None:
     make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
-    parts = assembled(tmp_path, kv_blocks=2)
-    assert parts.eos_token_ids == {2, 5}
-    assert set(parts.runner.eos_token_ids) == {2, 5}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    eos_token_ids = Tokenizer.load(tmp_path).eos_token_ids
+    parts = assembled(tmp_path, kv_blocks=2, eos_token_ids=eos_token_ids)
+    # 0 is of tokenizer_config.json, 2 of config.json, 5 of generation_config.json
+    assert parts.eos_token_ids == {0, 2, 5}
+    assert set(parts.runner.eos_token_ids) == {0, 2, 5}

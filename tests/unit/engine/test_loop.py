@@ -6,15 +6,13 @@ from support.eventually import eventually
 from support.fake_runner import FakeRunner, FakeStep, continuation
 from support.observed import RecordingObserver
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import AdapterId, Chunk, SampledToken, SequenceId
 from engine.commands import Submission
-from engine.kvcache.prefix_cache import Stored
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.loop import Engine, EngineBroken
-from engine.observer import Aborted, Failed, Finished, HandedOver
 from engine.runner.contract import StepHung
-from engine.sequence import Landed, Lost, Mode
+from engine.sequence import Abandon, Complete, Fail, FetchLanded, FetchLost, HandOver, Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
 
@@ -97,8 +95,8 @@ def test_a_sequence_runs_to_its_last_token(bench: Bench) -> None:
     bench.wait_end()
     assert bench.observer.tokens[A] == continuation(PROMPT, seed=1, num_tokens=6)
     ending = bench.observer.endings[A]
-    assert isinstance(ending, Finished)
-    assert (ending.reason, ending.num_tokens) == ("length", 6)
+    assert isinstance(ending, Complete)
+    assert (ending.reason, bench.observer.usages[A].num_tokens) == ("length", 6)
     eventually(bench.all_back)
 
 
@@ -113,7 +111,7 @@ def test_an_engine_that_has_gone_idle_wakes_for_the_next_sequence(bench: Bench) 
 def test_a_handover_keeps_its_blocks_until_it_is_released(bench: Bench) -> None:
     bench.submit(mode=Mode.HANDOVER)
     bench.wait_end()
-    assert isinstance(bench.observer.endings[A], HandedOver)
+    assert isinstance(bench.observer.endings[A], HandOver)
     assert bench.observer.written[A] == [8, 10]
     eventually(lambda: bench.engine.stats().blocks.leased == 3)
     bench.engine.release(A)
@@ -125,7 +123,7 @@ def test_a_remote_sequence_goes_on_from_the_first_token_it_is_given(bench: Bench
     eventually(lambda: A in bench.observer.admissions)
     bench.runner.write(bench.observer.admissions[A].block_table, start=0, tokens=PROMPT)
     expected = continuation(PROMPT, seed=1, num_tokens=6)
-    bench.engine.fetch_done(A, Landed(first_token=expected[0]))
+    bench.engine.fetch_done(A, FetchLanded(first_token=expected[0]))
     bench.wait_end()
     assert bench.observer.tokens[A] == expected
     eventually(bench.all_back)
@@ -134,9 +132,9 @@ def test_a_remote_sequence_goes_on_from_the_first_token_it_is_given(bench: Bench
 def test_a_lost_fetch_fails_its_sequence(bench: Bench) -> None:
     bench.submit(mode=Mode.REMOTE)
     eventually(lambda: A in bench.observer.admissions)
-    bench.engine.fetch_done(A, Lost("source is gone"))
+    bench.engine.fetch_done(A, FetchLost("source is gone"))
     bench.wait_end()
-    assert bench.observer.endings[A] == Failed(code="source_lost", message="source is gone")
+    assert bench.observer.endings[A] == Fail("source_lost", "source is gone")
     eventually(bench.all_back)
 
 
@@ -144,7 +142,7 @@ def test_a_lost_fetchs_quarantined_blocks_are_back_once_they_are_quiet(bench: Be
     bench.submit(mode=Mode.REMOTE)
     eventually(lambda: A in bench.observer.admissions)
     late = bench.observer.admissions[A].block_table[1:]
-    bench.engine.fetch_done(A, Lost("source is gone", quarantined=late))
+    bench.engine.fetch_done(A, FetchLost("source is gone", quarantined=late))
     bench.wait_end()
     bench.submit(B)
     bench.wait_end(B)
@@ -162,9 +160,9 @@ def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench, 
     bench.submit(B)
     bench.wait_end(B)
     ending = bench.observer.endings[A]
-    assert isinstance(ending, Failed)
+    assert isinstance(ending, Fail)
     assert ending.code == "internal"
-    assert isinstance(bench.observer.endings[B], Finished)
+    assert isinstance(bench.observer.endings[B], Complete)
     eventually(bench.all_back)
 
 
@@ -172,7 +170,7 @@ def test_stopping_aborts_what_still_runs(bench: Bench) -> None:
     bench.submit(mode=Mode.REMOTE)
     eventually(lambda: A in bench.observer.admissions)
     bench.engine.stop()
-    assert bench.observer.endings[A] == Aborted()
+    assert bench.observer.endings[A] == Abandon()
     with pytest.raises(CapacityError, match="stopped"):
         bench.submit(B)
 
@@ -180,7 +178,7 @@ def test_stopping_aborts_what_still_runs(bench: Bench) -> None:
 def test_a_prompt_that_cannot_fit_and_a_full_queue_are_told_apart(bench: Bench) -> None:
     bench.submit(A, prompt=list(range(96)))
     bench.wait_end(A)
-    assert isinstance(ending := bench.observer.endings[A], Failed)
+    assert isinstance(ending := bench.observer.endings[A], Fail)
     assert ending.code == "too_long"
 
 
@@ -193,7 +191,7 @@ def test_a_full_queue_refuses_the_next_sequence() -> None:
     for name in names:
         bench.wait_end(name)
     bench.engine.stop()
-    assert isinstance(ending := bench.observer.endings[names[6]], Failed)
+    assert isinstance(ending := bench.observer.endings[names[6]], Fail)
     assert ending.code == "overloaded"
 
 
@@ -210,6 +208,13 @@ def test_an_id_in_use_and_an_empty_prompt_are_the_callers_mistakes(bench: Bench)
         bench.submit(A)
     with pytest.raises(ValueError, match="prompt is empty"):
         bench.submit(B, prompt=[])
+
+
+def test_an_adapter_is_refused_until_an_engine_has_any(bench: Bench) -> None:
+    sampling = Sampling(seed=1, max_tokens=1)
+    asked = Submission(id=A, prompt=PROMPT, sampling=sampling, adapter=AdapterId("lora"))
+    with pytest.raises(ValueError, match="adapter is 'lora'; there is none but None"):
+        bench.engine.submit(asked)
 
 
 def test_an_id_may_be_used_again_once_its_blocks_are_back(bench: Bench) -> None:
@@ -229,9 +234,9 @@ def test_abort_while_fetching_is_answered_before_the_fetch_ends(bench: Bench) ->
     eventually(lambda: A in bench.observer.admissions)
     bench.engine.abort(A)
     bench.wait_end()
-    assert bench.observer.endings[A] == Aborted()
+    assert bench.observer.endings[A] == Abandon()
     assert not bench.all_back()
-    bench.engine.fetch_done(A, Lost("cancelled"))
+    bench.engine.fetch_done(A, FetchLost("cancelled"))
     eventually(bench.all_back)
 
 
@@ -239,17 +244,17 @@ def test_commands_about_unknown_sequences_are_harmless(bench: Bench) -> None:
     for sequence in (A, B):
         bench.engine.abort(sequence)
         bench.engine.release(sequence)
-        bench.engine.fetch_done(sequence, Landed(first_token=1))
+        bench.engine.fetch_done(sequence, FetchLanded(first_token=1))
     bench.submit()
     bench.wait_end()
-    assert isinstance(bench.observer.endings[A], Finished)
+    assert isinstance(bench.observer.endings[A], Complete)
 
 
 def test_a_text_that_ends_ends_its_sequence(bench: Bench) -> None:
     bench.observer.stop_at[A] = 2
     bench.submit(max_tokens=50)
     bench.wait_end()
-    assert isinstance(ending := bench.observer.endings[A], Finished)
+    assert isinstance(ending := bench.observer.endings[A], Complete)
     assert ending.reason == "stop"
     assert len(bench.observer.tokens[A]) == 2
 
@@ -280,7 +285,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     asked = []
 
     class HungStep(FakeStep):
-        def tokens(self) -> dict[SequenceId, SampledToken]:
+        def tokens(self) -> dict[SequenceId, Sequence[SampledToken]]:
             asked.append(self)
             raise StepHung("no answer")
 
@@ -295,7 +300,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     bench.submit(A)
     bench.submit(B)
     bench.engine.start()
-    failed = Failed(code="internal", message="the engine is broken: no answer")
+    failed = Fail("internal", "the engine is broken: no answer")
     eventually(lambda: bench.observer.errors)
     assert bench.observer.endings == {A: failed, B: failed}
     assert len(asked) == (where == "tokens")
@@ -319,7 +324,7 @@ def test_a_broken_engine_gives_every_sequence_its_ending(
     monkeypatch.setattr(RecordingObserver, "step", fail)
     bench.engine.start()
     eventually(lambda: bench.observer.errors)
-    failed = Failed(code="internal", message="the engine is broken: the observer fails")
+    failed = Fail("internal", "the engine is broken: the observer fails")
     assert bench.observer.endings == {A: failed, B: failed}
 
 
@@ -332,7 +337,7 @@ def test_the_observer_may_give_commands(monkeypatch: pytest.MonkeyPatch) -> None
     bench.submit(mode=Mode.HANDOVER)
     bench.wait_end()
     bench.engine.stop()
-    assert bench.observer.endings[A] == Aborted()
+    assert bench.observer.endings[A] == Abandon()
 
 
 def test_seconds_are_told_by_the_clock_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,10 +348,11 @@ def test_seconds_are_told_by_the_clock_given(monkeypatch: pytest.MonkeyPatch) ->
     bench.engine.start()
     bench.wait_end()
     bench.engine.stop()
-    assert isinstance(ending := bench.observer.endings[A], Finished)
-    assert ending.queued_s > 0
-    assert ending.prefill_s > 0
-    assert ending.decode_s > 0
+    assert isinstance(bench.observer.endings[A], Complete)
+    usage = bench.observer.usages[A]
+    assert usage.queued_s > 0
+    assert usage.prefill_s > 0
+    assert usage.decode_s > 0
     stats = bench.engine.stats()
     assert stats.prefill_tokens_per_s == pytest.approx((0.9 * 8 + 2) / 1.9)
     assert stats.decode_step_s == 1.0
@@ -387,7 +393,7 @@ def test_steps_in_flight_are_awaited_before_the_engine_ends(
     monkeypatch.setattr(RecordingObserver, "step", stop)
     bench.submit(max_tokens=50)
     bench.wait_end()
-    assert bench.observer.endings[A] == Aborted()
+    assert bench.observer.endings[A] == Abandon()
     assert bench.runner.num_in_flight == 0
     assert bench.all_back()
 
@@ -406,8 +412,8 @@ def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read() -> Non
 def test_events_reach_the_observer_in_order(bench: Bench) -> None:
     bench.submit()
     bench.wait_end()
-    eventually(lambda: bool(bench.observer.cache_events))
-    assert isinstance(bench.observer.cache_events[0], Stored)
+    eventually(lambda: bool(bench.observer.block_changes))
+    assert bench.observer.block_changes[0].kind == "stored"
     assert bench.engine.stats().blocks.total == 32
 
 

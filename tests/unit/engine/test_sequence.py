@@ -1,19 +1,24 @@
 import pytest
 
 from engine.batch import SequenceId
-from engine.sequence import TABLE, Event, IllegalTransition, Mode, Sequence, State
-from protocol.blocks import chain_seed
+from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.block_table import BlockTable
+from engine.kvcache.prefix_cache import PrefixCache
+from engine.sequence import SEQUENCE_TABLE, Mode, Sequence, SequenceEvent, SequenceState
 from protocol.messages import Sampling
+from protocol.state_table import IllegalTransition
 
 
 def sequence(prompt: list[int], outputs: list[int], *, repetition_penalty: float = 1.0) -> Sequence:
+    blocks = BlockAllocator(1, generations=[0])
+    cache = PrefixCache(blocks, block_tokens=4, compat="test")
     return Sequence(
         id=SequenceId("s"),
         prompt=prompt,
         outputs=outputs,
         sampling=Sampling(seed=1, max_tokens=8, repetition_penalty=repetition_penalty),
         mode=Mode.LOCAL,
-        chain=[chain_seed(compat="test")],
+        block_table=BlockTable(cache, salt="", lent=False),
     )
 
 
@@ -36,16 +41,16 @@ def test_the_distinct_tokens_of_a_prompt_are_collected_once_and_only_for_a_penal
 
 def test_a_missing_row_raises_with_the_whole_history() -> None:
     moved = sequence([1], [])
-    moved.move(Event.ADMITTED)
-    moved.move(Event.PREEMPTED)
+    moved.move(SequenceEvent.ADMITTED)
+    moved.move(SequenceEvent.PREEMPTED)
     with pytest.raises(IllegalTransition, match=r"landed in state waiting.*preempted->waiting"):
-        moved.move(Event.LANDED)
+        moved.move(SequenceEvent.LANDED)
 
 
 def test_every_state_is_reached_and_every_state_but_the_last_is_left() -> None:
-    assert set(TABLE.values()) | {State.WAITING} == set(State)
-    assert {state for state, _ in TABLE} == set(State) - {State.FREED}
+    assert set(SEQUENCE_TABLE.rows.values()) | {SequenceState.WAITING} == set(SequenceState)
+    assert {state for state, _ in SEQUENCE_TABLE.rows} == set(SequenceState) - {SequenceState.FREED}
 
 
 def test_every_event_has_a_row() -> None:
-    assert {event for _, event in TABLE} == set(Event)
+    assert {event for _, event in SEQUENCE_TABLE.rows} == set(SequenceEvent)

@@ -8,7 +8,8 @@ from support.services import ROUTER, Story, make_service, mute_engine
 from support.words import LAYOUT, prefill, sampling
 
 from engine.batch import SampledToken, SequenceId
-from engine.observer import EngineEnding, Failed, Finished, HandedOver, SequenceToken
+from engine.observer import SequenceToken
+from engine.sequence import Complete, Fail, HandOver, Usage, Verdict
 from kvtransfer.source.source import LeaseEnd, LeaseEndReason, Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch
@@ -16,6 +17,7 @@ from protocol.messages import Step, Ticket
 from protocol.process.metrics import WorkerMetrics
 
 LEASE = LeaseId(7)
+USAGE = Usage(num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0)
 
 
 class Desk:
@@ -47,9 +49,9 @@ class Desk:
         token = SampledToken(token_id=9)
         self.service.step([SequenceToken(id=self.sequence, index=0, token=token)])
 
-    def end(self, ending: EngineEnding) -> list[str]:
+    def end(self, verdict: Verdict) -> list[str]:
         """What was told after the token, in order."""
-        self.service.ended(self.sequence, ending)
+        self.service.ended(self.sequence, verdict, USAGE)
         self.service.settled()
         kinds = [told if isinstance(told, str) else type(told).__name__ for told in self.story.told]
         assert Step.__name__ in kinds
@@ -59,10 +61,7 @@ class Desk:
 def test_a_request_that_its_first_token_ends_is_not_lost_to_its_fetcher() -> None:
     """The router hears of it and aborts the decode worker, which gives the lease back."""
     desk = Desk()
-    ending = Finished(
-        reason="length", num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0
-    )
-    assert desk.end(ending) == ["Step", "Finished"]
+    assert desk.end(Complete("length")) == ["Step", "Finished"]
     assert desk.service.transfers() and not desk.service.is_idle()
     desk.service.lease_ended(
         LeaseEnd(
@@ -103,17 +102,17 @@ def test_what_was_lent_to_whom_is_counted_and_shown(reason: LeaseEndReason) -> N
 
 
 def test_the_router_hears_of_a_failure_before_the_fetcher_does() -> None:
-    failed = Failed(code="internal", message="no number", final=True)
+    failed = Fail("internal", "no number", final=True)
     assert Desk().end(failed) == ["Step", "Failed", "fail: internal"]
 
 
 @pytest.mark.parametrize("final", [False, True])
 def test_a_failure_that_any_worker_would_have_is_not_worth_a_retry(final: bool) -> None:
     desk = Desk()
-    desk.end(Failed(code="internal", message="no number", final=final))
+    desk.end(Fail("internal", "no number", final=final))
     assert [told.retryable for told in desk.story.told if hasattr(told, "retryable")] == [not final]
 
 
 def test_the_fetcher_is_told_the_token_with_the_last_block() -> None:
-    told = Desk().end(HandedOver(cached_tokens=0, queued_s=0.0, prefill_s=0.0))
+    told = Desk().end(HandOver())
     assert sorted(told) == ["PrefillDone", "Step", "finish"]

@@ -16,7 +16,7 @@ def test_heads_default_to_the_hidden_size_over_their_number(tmp_path: Path) -> N
 
 
 def test_the_kv_layout_follows_the_heads(tmp_path: Path) -> None:
-    layout = read(tmp_path, config()).kv_layout(block_tokens=16, dtype="bfloat16")
+    (layout,) = read(tmp_path, config()).kv_layouts(block_tokens=16, dtype="bfloat16")
     assert layout.shape == (2, 2, 2, 16, 16)
 
 

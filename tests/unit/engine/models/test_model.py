@@ -15,7 +15,11 @@ from torch import Tensor
 
 from engine.checkpoint import load as module
 from engine.checkpoint.load import load_model
+from engine.checkpoint.loader import Loader
+from engine.checkpoint.safetensors import Checkpoint
 from engine.kvcache.pool import KvPool
+from engine.models.config import read_config
+from engine.models.model import Model
 from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape
 from engine.ops.inputs import ForwardInputs, forward_inputs
 from engine.ops.torch_ops import TorchOps
@@ -67,3 +71,29 @@ def test_a_forward_stays_on_its_device_and_asks_for_no_value(
     assert (got.shape, got.device, got.dtype) == ((2, SHAPES[name].vocab), META, torch.float32)
     none = replace(inputs, rows_R=inputs.rows_R[:0])
     assert model.forward(none, pool).shape == (0, SHAPES[name].vocab)
+
+
+def test_a_layer_may_mix_its_tokens_by_something_else_than_attention(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, SHAPES["llama"])
+    config, ops = read_config(tmp_path), TorchOps(io_dtype=torch.float32)
+    cpu, asked = torch.device("cpu"), list[list[int] | None]()
+    loader = Loader(
+        config, Checkpoint(tmp_path), ops, dtype=torch.float32, device=cpu, progress=None
+    )
+
+    def running_sum(
+        x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: object, rows_R: Tensor | None
+    ) -> Tensor:
+        asked.append(None if rows_R is None else rows_R.tolist())
+        sums_TK = x_TK.cumsum(0)
+        return sums_TK if rows_R is None else sums_TK[rows_R]
+
+    parts = loader.parts()
+    layers = tuple(replace(layer, mixer=running_sum) for layer in parts.layers)
+    model = Model(config, ops, replace(parts, layers=layers))
+    pool = pool_for(model)
+    inputs = forward_inputs([chunk([1, 2, 3], table=[0])], block_tokens=8)
+    logits_RV = model.forward(inputs, pool)
+    assert asked == [None] * (len(layers) - 1) + [[2]]
+    assert logits_RV.shape == (1, config.vocab_size) and logits_RV.isfinite().all()
+    assert pool.tensor.isnan().all()  # as it was

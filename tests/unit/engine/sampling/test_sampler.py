@@ -283,3 +283,36 @@ def test_a_chunk_that_asks_for_no_token_is_a_slip() -> None:
     silent = msgspec.structs.replace(asking(), sampling=None)
     with pytest.raises(AssertionError):
         sample_one(row().numpy(), silent, eos_token_ids=())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
+    temperature: float,
+) -> None:
+    logits_V, allowed = row(), bytes(token in (3, 7) for token in range(V))
+    plain: dict[str, Any] = {}
+    for fields in (plain, {"repetition_penalty": 1.5, "logit_bias": ((9, 100.0),)}):
+        free = asking(temperature=temperature, prompt_ids=(3, 9), **fields)
+        held = msgspec.structs.replace(free, allowed=allowed)
+        (token,) = sample_all(logits_V[None], [held])
+        assert token in (3, 7)
+    banned = asking(temperature=temperature, min_tokens=5, stop_token_ids=(3, 7))
+    (token,) = sample_all(logits_V[None], [msgspec.structs.replace(banned, allowed=allowed)])
+    assert token in (3, 7)
+    nothing = msgspec.structs.replace(banned, allowed=bytes(V))
+    assert sample(
+        logits_V[None],
+        [
+            nothing,
+        ],
+        eos_token_ids=(),
+    ) == [None]
+
+
+def test_logprobs_of_an_allowed_id_are_the_models_own() -> None:
+    logits_V, allowed = row(), bytes(token == 3 for token in range(V))
+    held = msgspec.structs.replace(asking(temperature=0.0, num_logprobs=1), allowed=allowed)
+    token = sample_one(logits_V.numpy(), held, eos_token_ids=())
+    assert token is not None and token.token_id == 3
+    assert token.logprob == pytest.approx(float(logits_V.log_softmax(0)[3]), abs=1e-5)
+    assert token.top[0][0] == int(logits_V.argmax())

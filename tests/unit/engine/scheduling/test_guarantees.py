@@ -11,7 +11,7 @@ import pytest
 from support.stepper import Run, Stepper
 
 from engine.batch import Chunk
-from engine.sequence import Complete, State
+from engine.sequence import Complete, SequenceState
 from protocol.messages import Sampling
 
 pytestmark = pytest.mark.parametrize("depth", [1, 2])
@@ -35,7 +35,7 @@ def beside_long_prompts(depth: int, sampling: Sequence[Sampling]) -> tuple[Stepp
         max_context_tokens=40_000,
     )
     runs = [stepper.submit([300 + i] * 5, sampling=each) for i, each in enumerate(sampling)]
-    while len(stepper.in_state(State.DECODING)) < len(runs):
+    while len(stepper.in_state(SequenceState.DECODING)) < len(runs):
         stepper.step()
     for i in range(3):
         stepper.submit(range(i, LONG_PROMPT + i), max_tokens=1)

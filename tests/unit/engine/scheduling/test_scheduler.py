@@ -1,17 +1,18 @@
 import pytest
 from support.fake_runner import continuation
-from support.stepper import BLOCK_TOKENS, Run, Stepper
+from support.stepper import BLOCK_TOKENS, EOS, Run, Stepper
 
+from engine.batch import AdapterId, SampledToken
 from engine.limits import EngineLimits
-from engine.sequence import Complete, Fail, HandOver, Mode, State
-from protocol.messages import Sampling
+from engine.sequence import Complete, Fail, HandOver, Mode, SequenceState
+from protocol.messages import FinishReason, Sampling
 
 STORY = list(range(200, 260))
 
 
 def decoding(stepper: Stepper, *, count: int = 1, max_tokens: int = 40) -> list[Run]:
     runs = [stepper.submit([300 + i], max_tokens=max_tokens) for i in range(count)]
-    while len(stepper.in_state(State.DECODING)) < count:
+    while len(stepper.in_state(SequenceState.DECODING)) < count:
         stepper.step()
     return runs
 
@@ -102,6 +103,18 @@ def test_the_next_turn_of_a_conversation_finds_the_generated_tokens() -> None:
     second = stepper.submit([*STORY[:10], *first.outputs, 1, 2, 3])
     stepper.run()
     assert second.sequence.num_cached == 20
+
+
+def test_chunks_name_the_adapter_of_their_submission_and_its_blocks_are_not_anothers() -> None:
+    stepper = Stepper(token_budget=100)
+    lora = AdapterId("lora")
+    for adapter in (None, lora, lora):
+        stepper.submit(STORY[:10], max_tokens=2, adapter=adapter)
+        (chunk,) = stepper.step()
+        assert chunk.adapter == adapter
+        stepper.run()
+    caches = [run.sequence.num_cached for run in stepper.runs.values()]
+    assert caches == [0, 0, 8]
 
 
 # -- endings ------------------------------------------------------------------------------
@@ -224,7 +237,7 @@ def test_what_a_step_without_a_number_computed_is_found_by_nobody() -> None:
     stepper.runner.mute.add(bad.sequence.id)
     stepper.step()
     assert bad.freed
-    assert not stepper.cache.take_events() and not stepper.blocks.num_cached
+    assert not stepper.cache.take_changes() and not stepper.blocks.num_cached
 
 
 def test_a_sequence_without_a_number_ends_alone_and_for_good() -> None:
@@ -236,6 +249,45 @@ def test_a_sequence_without_a_number_ends_alone_and_for_good() -> None:
     assert bad.verdicts == [Fail("internal", message, final=True)]
     assert good.outputs == good.expected(40)
     assert stepper.all_back
+
+
+def recorded_at_once(
+    stepper: Stepper, *said: int, max_tokens: int = 20, min_tokens: int = 0
+) -> Run:
+    """A sequence whose prompt's step samples all of these."""
+    sampling = Sampling(seed=1, max_tokens=max_tokens, min_tokens=min_tokens)
+    run = stepper.submit(STORY[:5], sampling=sampling, stop_at=6)
+    stepper.launch()
+    stepper.in_flight.popleft().tokens()
+    stepper.record({run.sequence.id: [SampledToken(token_id=token) for token in said]})
+    return run
+
+
+def test_several_tokens_of_one_step_are_recorded_in_their_order() -> None:
+    stepper = Stepper()
+    run = recorded_at_once(stepper, 7, 8, 9)
+    assert run.outputs == run.sequence.outputs == [7, 8, 9]
+    assert not run.verdicts and run.sequence.state is SequenceState.DECODING
+    stepper.run()
+    assert run.outputs[3:] == continuation([*run.tokens, 7, 8, 9], seed=1, num_tokens=3)
+    assert stepper.all_back
+
+
+@pytest.mark.parametrize(
+    ("said", "rule", "outputs", "reason"),
+    [
+        ((7, EOS, 9), {}, [7, EOS], "stop"),
+        ((EOS, 8, EOS, 9), {"min_tokens": 2}, [EOS, 8, EOS], "stop"),
+        ((7, 8, 9), {"max_tokens": 2}, [7, 8], "length"),
+        ((1, 2, 3, 4, 5, 6, 7, 8), {}, [1, 2, 3, 4, 5, 6], "stop"),
+    ],
+)
+def test_what_follows_an_ending_in_one_step_is_nobodys(
+    said: tuple[int, ...], rule: dict[str, int], outputs: list[int], reason: FinishReason
+) -> None:
+    run = recorded_at_once(Stepper(eos_token_ids=(EOS,)), *said, **rule)
+    assert run.outputs == run.sequence.outputs == outputs
+    assert run.verdicts == [Complete(reason)] and run.freed
 
 
 # -- preemption ---------------------------------------------------------------------------
@@ -258,8 +310,8 @@ def test_the_newest_makes_room_and_returns_to_the_head_of_the_queue() -> None:
     late = stepper.submit([1], max_tokens=1)
     while not stepper.scheduler.num_preempted:
         stepper.step()
-    assert old.sequence.state is State.DECODING
-    while new.sequence.state is State.WAITING:
+    assert old.sequence.state is SequenceState.DECODING
+    while new.sequence.state is SequenceState.WAITING:
         assert not late.admissions
         stepper.step()
     stepper.run()
@@ -279,7 +331,7 @@ def test_a_decode_grows_into_cached_blocks_before_anybody_is_preempted() -> None
 def test_a_prompt_whose_blocks_are_in_use_already_fits_beside_them() -> None:
     stepper = Stepper(num_blocks=8)
     first = stepper.submit(STORY[:22], max_tokens=5)
-    while first.sequence.state is not State.DECODING:
+    while first.sequence.state is not SequenceState.DECODING:
         stepper.step()
     second = stepper.submit(STORY[:20], max_tokens=1)
     stepper.step()
@@ -295,7 +347,7 @@ def test_a_handover_is_never_preempted_however_new() -> None:
     stepper.run()
     assert stepper.scheduler.num_preempted > 0
     assert leased.verdicts == [HandOver()]
-    assert leased.sequence.block_table == [block for block, _ in leased.leased_blocks]
+    assert leased.sequence.block_table.blocks == [block for block, _ in leased.leased_blocks]
     stepper.release(leased)
     stepper.run()
     assert [run.outputs for run in (old, new)] == [run.expected(12) for run in (old, new)]

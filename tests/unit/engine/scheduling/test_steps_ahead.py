@@ -7,7 +7,7 @@ from support.fake_runner import StaleBlock
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.batch import PENDING, Chunk
-from engine.sequence import Cancel, Complete, Fail, HandOver, Mode, State
+from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, SequenceState
 from protocol.messages import Sampling
 
 STORY = list(range(200, 260))
@@ -19,7 +19,7 @@ ahead = partial(Stepper, depth=2)
 def decoding(stepper: Stepper, *, max_tokens: int = 40, stop_at: int | None = None) -> Run:
     """A sequence whose next decode is launched and not complete."""
     run = stepper.submit(STORY[:5], max_tokens=max_tokens, stop_at=stop_at)
-    while run.sequence.state is not State.DECODING:
+    while run.sequence.state is not SequenceState.DECODING:
         stepper.step()
     assert run.sequence.in_flight == 1
     return run
@@ -71,7 +71,7 @@ def test_the_step_after_a_prompts_last_chunk_goes_ahead_of_its_first_token() -> 
 def test_every_step_beside_long_prompts_holds_every_decode() -> None:
     stepper = ahead(num_blocks=200, max_running=7)
     runs = [stepper.submit([300 + i], max_tokens=100) for i in range(3)]
-    while len(stepper.in_state(State.DECODING)) < 3:
+    while len(stepper.in_state(SequenceState.DECODING)) < 3:
         stepper.step()
     for i in range(4):
         stepper.submit([400 + i, *STORY], max_tokens=2)
@@ -144,7 +144,7 @@ def test_a_text_that_ends_ends_at_once_and_frees_when_the_step_ahead_is_over() -
     while not run.verdicts:
         stepper.step()
     assert run.verdicts == [Complete("stop")]
-    assert run.sequence.state is State.DRAINING
+    assert run.sequence.state is SequenceState.DRAINING
     assert not run.freed and not stepper.all_back
     stepper.complete()
     assert run.outputs == run.expected(3)
@@ -195,9 +195,9 @@ def test_an_abort_answers_at_once_and_frees_after_the_last_step_in_flight(
     for _ in range(num_complete):
         stepper.complete()
     stepper.abort(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     num_outputs = len(run.outputs)
-    while stepper.flights:
+    while stepper.in_flight:
         assert not run.freed
         stepper.complete()
     assert run.freed and stepper.all_back
@@ -211,9 +211,9 @@ def test_a_handover_aborted_in_flight_stays_leased_after_the_flight() -> None:
     stepper.launch()
     stepper.abort(run)
     stepper.complete()
-    assert stepper.in_state(State.DRAINING) == [run]
+    assert stepper.in_state(SequenceState.DRAINING) == [run]
     stepper.complete()
-    assert stepper.in_state(State.LEASED) == [run]
+    assert stepper.in_state(SequenceState.LEASED) == [run]
     assert run.written == []
     stepper.release(run)
     assert stepper.all_back
@@ -240,7 +240,7 @@ def test_a_step_that_fails_ends_its_sequences_though_a_later_one_is_in_flight() 
     late = stepper.submit(STORY[20:30], max_tokens=2)
     stepper.fail()
     assert run.verdicts == [Fail("internal", "the fake model fails")]
-    assert run.sequence.state is State.DRAINING
+    assert run.sequence.state is SequenceState.DRAINING
     stepper.run()
     assert late.outputs == late.expected(2)
     assert run.freed and stepper.all_back
@@ -285,10 +285,10 @@ def test_a_block_that_an_equal_one_displaces_stays_while_a_step_reads_it() -> No
     stepper = ahead(token_budget=40)
     first, second = (stepper.submit(STORY[:12], max_tokens=4, seed=seed) for seed in (1, 2))
     stepper.launch()
-    before = list(second.sequence.block_table)
+    before = list(second.sequence.block_table.blocks)
     stepper.launch()
     stepper.complete()
-    displaced = set(before) - set(second.sequence.block_table)
+    displaced = set(before) - set(second.sequence.block_table.blocks)
     assert len(displaced) == 3
     assert all(stepper.blocks.refs(block) == 1 for block in displaced)
     stepper.scheduler.check()
@@ -301,7 +301,7 @@ def test_a_block_that_an_equal_one_displaces_stays_while_a_step_reads_it() -> No
 def test_the_fake_runner_tells_when_a_block_changes_hands_under_a_step() -> None:
     stepper = ahead()
     run = decoding(stepper)
-    stepper.generations[run.sequence.block_table[0]] += 1
+    stepper.generations[run.sequence.block_table.blocks[0]] += 1
     with pytest.raises(StaleBlock):
         stepper.complete()
 
@@ -318,7 +318,7 @@ def test_who_makes_room_is_preempted_once_no_step_refers_to_it(num_old: int, num
         batch = stepper.step()
         num_without += stepper.num_steps > 1 and not own(old, batch)
         stepper.scheduler.check()
-    assert new.sequence.state is State.WAITING
+    assert new.sequence.state is SequenceState.WAITING
     assert num_without <= 2
     stepper.run()
     assert old.outputs == old.expected(20 - num_old)

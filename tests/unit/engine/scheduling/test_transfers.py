@@ -3,7 +3,7 @@
 import pytest
 from support.stepper import Stepper
 
-from engine.sequence import Cancel, Complete, Fail, HandOver, Landed, Mode, State
+from engine.sequence import Abandon, Complete, Fail, FetchLanded, HandOver, Mode, SequenceState
 
 STORY = list(range(200, 260))
 
@@ -33,13 +33,13 @@ def test_a_handover_whose_token_ends_it_is_finished_and_still_leased() -> None:
     assert stepper.all_back
 
 
-def test_all_blocks_of_a_handover_are_offered_before_its_first_chunk() -> None:
+def test_all_blocks_of_a_handover_are_lent_before_its_first_chunk() -> None:
     stepper = Stepper(token_budget=8)
     run = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
     stepper.launch()
     assert len(run.leased_blocks) == 5
     stepper.complete()
-    assert tuple(run.sequence.block_table) == tuple(block for block, _ in run.leased_blocks)
+    assert tuple(run.sequence.block_table.blocks) == tuple(block for block, _ in run.leased_blocks)
 
 
 def test_a_lease_that_ends_in_the_middle_of_the_prefill_lets_the_blocks_go_at_the_end() -> None:
@@ -57,7 +57,7 @@ def test_a_handover_waits_for_the_blocks_of_earlier_leases() -> None:
     first = stepper.submit(STORY[:20], mode=Mode.HANDOVER)
     second = stepper.submit(STORY[30:50], mode=Mode.HANDOVER)
     stepper.run()
-    assert second.sequence.state is State.WAITING
+    assert second.sequence.state is SequenceState.WAITING
     stepper.release(first)
     stepper.run()
     assert second.verdicts == [HandOver()]
@@ -71,8 +71,8 @@ def test_a_remote_sequence_waits_for_its_fetch_without_taking_budget() -> None:
     stepper.submit(STORY[30:50])
     remote = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     assert sum(len(chunk.token_ids) for chunk in stepper.step()) == 8
-    assert remote.sequence.state is State.FETCHING
-    assert len(remote.sequence.block_table) == 5
+    assert remote.sequence.state is SequenceState.FETCHING
+    assert len(remote.sequence.block_table.blocks) == 5
 
 
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 19, 20, 21])
@@ -106,7 +106,7 @@ def test_a_wholly_cached_remote_prompt_still_waits_for_its_token() -> None:
     run = stepper.submit(STORY[:12], mode=Mode.REMOTE)
     stepper.run()
     assert run.sequence.num_cached == 12
-    assert run.sequence.state is State.FETCHING
+    assert run.sequence.state is SequenceState.FETCHING
     stepper.land(run)
     stepper.run()
     assert run.outputs == run.expected(4)
@@ -195,7 +195,7 @@ def test_a_request_placed_again_waits_for_what_its_last_attempt_has_brought() ->
     again = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     other = stepper.submit(STORY[30:50])
     stepper.step()
-    assert again.sequence.state is State.WAITING
+    assert again.sequence.state is SequenceState.WAITING
     stepper.lose(first, num_tokens=16)
     stepper.step()
     assert again.sequence.num_cached == 16
@@ -213,7 +213,7 @@ def test_another_prompt_does_not_wait_for_a_fetch_that_unwinds() -> None:
     stepper.abort(first)
     other = stepper.submit(STORY[30:50], mode=Mode.REMOTE)
     stepper.step()
-    assert other.sequence.state is State.FETCHING
+    assert other.sequence.state is SequenceState.FETCHING
 
 
 def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
@@ -225,7 +225,7 @@ def test_a_quarantined_block_returns_only_when_its_writer_has_stopped() -> None:
     assert run.freed and not stepper.all_back
     local = stepper.submit(STORY[30:44], max_tokens=2)  # takes every other block
     stepper.step()
-    assert not set(local.sequence.block_table) & set(late)
+    assert not set(local.sequence.block_table.blocks) & set(late)
     for block in late:
         stepper.scribble(block)
     stepper.run()
@@ -268,7 +268,7 @@ def test_reservations_that_fill_the_pool_do_not_block_each_other() -> None:
     runs = [stepper.submit(STORY[i : i + 16], mode=Mode.REMOTE, max_tokens=8) for i in range(4)]
     for _ in range(100):
         stepper.step()
-        for run in stepper.in_state(State.FETCHING):
+        for run in stepper.in_state(SequenceState.FETCHING):
             stepper.land(run)
     assert [run.outputs for run in runs] == [run.expected(8) for run in runs]
 
@@ -287,7 +287,7 @@ def test_abort_while_the_prefill_is_in_flight_frees_its_blocks_once() -> None:
     stepper.abort(run)
     assert stepper.blocks.num_owned == 5
     stepper.complete()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     stepper.scheduler.check()
     assert stepper.all_back
 
@@ -303,7 +303,7 @@ def test_abort_while_the_token_in_flight_is_the_last_one_ends_once() -> None:
     stepper.launch()
     stepper.abort(run)
     stepper.complete()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert len(run.outputs) == 1
     stepper.scheduler.check()
     assert stepper.all_back
@@ -314,10 +314,10 @@ def test_abort_between_landing_and_the_next_step_ends_once() -> None:
     run = stepper.submit(STORY[:8], mode=Mode.REMOTE)
     stepper.step()
     stepper.fetch(run)
-    stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
+    stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
     stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert run.outputs == []
     assert stepper.all_back
 
@@ -327,10 +327,10 @@ def test_abort_while_fetching_answers_at_once_and_frees_when_the_writer_has_stop
     run = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     stepper.step()
     stepper.abort(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert stepper.blocks.num_owned == 5
     stepper.lose(run)
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert stepper.all_back
 
 
@@ -342,7 +342,7 @@ def test_abort_of_a_handover_keeps_its_blocks_until_the_lease_ends(num_steps: in
     for _ in range(num_steps):
         stepper.step()
     stepper.abort(run)
-    assert run.verdicts == [Cancel() if num_steps == 1 else HandOver()]
+    assert run.verdicts == [Abandon() if num_steps == 1 else HandOver()]
     assert stepper.scheduler.block_counts().leased == 5
     stepper.release(run)
     assert stepper.all_back
@@ -354,7 +354,7 @@ def test_abort_in_the_queue_leaves_no_trace(mode: Mode) -> None:
     run = stepper.submit(STORY, mode=mode)
     stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel()]
+    assert run.verdicts == [Abandon()]
     assert run.freed
     assert stepper.runner.batches == []
 
@@ -368,10 +368,10 @@ def test_commands_that_come_twice_or_too_late_are_harmless(mode: Mode) -> None:
         stepper.abort(run)
     for _ in range(2):
         stepper.lose(run)
-        stepper.scheduler.fetch_done(run.sequence.id, Landed(first_token=1))
+        stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
         stepper.release(run)
         stepper.abort(run)
     stepper.run()
-    assert run.verdicts == [Cancel() if mode is not Mode.HANDOVER else HandOver()]
+    assert run.verdicts == [Abandon() if mode is not Mode.HANDOVER else HandOver()]
     assert stepper.all_back
     stepper.scheduler.check()

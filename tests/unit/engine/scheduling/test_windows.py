@@ -4,7 +4,7 @@ import pytest
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
 from engine.kvcache.windows import NO_BLOCK, Window
-from engine.sequence import Complete, Fail, HandOver, Mode, State
+from engine.sequence import Complete, Fail, HandOver, Mode, SequenceState
 
 STORY = list(range(200, 260))
 MIXED: tuple[Window, ...] = (None, 6)
@@ -15,7 +15,7 @@ KEPT = 3
 
 def present(run: Run, *, group: int = 0, num_groups: int = 1) -> list[int]:
     """Token blocks for which a group has a block."""
-    table = run.sequence.block_table[group::num_groups]
+    table = run.sequence.block_table.blocks[group::num_groups]
     return [index for index, block in enumerate(table) if block != NO_BLOCK]
 
 
@@ -36,7 +36,7 @@ def test_a_decode_holds_all_blocks_of_the_full_group_and_the_window_of_the_other
     run = stepper.submit(STORY[:21], max_tokens=30)
     while len(run.outputs) < 29:
         stepper.step()
-    num_blocks = len(run.sequence.block_table) // 2
+    num_blocks = len(run.sequence.block_table.blocks) // 2
     assert present(run, group=0, num_groups=2) == list(range(num_blocks))
     assert present(run, group=1, num_groups=2) == list(range(num_blocks))[-KEPT:]
 
@@ -281,5 +281,5 @@ def test_a_handover_of_a_cached_prompt_computes_one_block_and_lends_the_window()
         stepper.run()
         stepper.release(run)
     assert run.sequence.num_cached == 20
-    assert run.sequence.state is State.FREED
+    assert run.sequence.state is SequenceState.FREED
     assert NO_BLOCK not in [block for block, _ in run.leased_blocks][-2 * 2 :]

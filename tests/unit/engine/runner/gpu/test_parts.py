@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.runner.contract import StepHung
 from engine.runner.gpu.arrays import (
     NO_FEED,
-    StepArrays,
+    StepFields,
     empty_decode,
     is_decode,
     padded,
@@ -26,7 +27,7 @@ from engine.runner.gpu.arrays import (
 from engine.runner.gpu.cuda import wait_until
 from engine.runner.gpu.graphs import decode_sizes, size_for
 from engine.runner.gpu.opening import open_device
-from engine.runner.gpu.penalties import edited, edits_of
+from engine.runner.gpu.penalties import penalised, penalties_of
 from engine.runner.gpu.upload import ALIGN_BYTES, Upload, upload_bytes
 from protocol.errors import SettingsError
 from protocol.layout import KvLayout
@@ -122,11 +123,35 @@ class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_bans_are_written_from_the_device_because_a_number_would_be_copied_with_a_wait() -> None:
     rule = Sampling(seed=0, max_tokens=9, min_tokens=5, stop_token_ids=(1, 3))
-    edits = edits_of([chunk([9], table=[0], sampling=rule)], eos_token_ids=(2,), vocab_size=5)
+    penalties = penalties_of(
+        [chunk([9], table=[0], sampling=rule)], eos_token_ids=(2,), vocab_size=5
+    )
     with Written() as written:
-        shaped_RV = edited(torch.zeros(1, 5), edits, HostDevice())
+        shaped_RV = penalised(torch.zeros(1, 5), penalties, HostDevice())
     assert written.shapes == [(3,)]
     assert shaped_RV.tolist() == [[0, -math.inf, -math.inf, -math.inf, 0]]
+
+
+def test_a_mask_leaves_its_row_what_it_allows_and_other_rows_alone() -> None:
+    free = chunk([9], table=[0], sampling=GREEDY)
+    held = msgspec.structs.replace(free, allowed=bytes((0, 1, 0, 1, 0)))
+    penalties = penalties_of([free, held], eos_token_ids=(), vocab_size=5)
+    logits_RV = torch.arange(10.0).view(2, 5)
+    shaped_RV = penalised(logits_RV, penalties, HostDevice())
+    assert shaped_RV.tolist() == [[0, 1, 2, 3, 4], [-math.inf, 6, -math.inf, 8, -math.inf]]
+    assert logits_RV[1, 0] == 5
+    assert not penalties_of([free], eos_token_ids=(), vocab_size=5)
+    with pytest.raises(ValueError, match="allowed: 5 ids of a vocabulary of 6"):
+        penalties_of([held], eos_token_ids=(), vocab_size=6)
+
+
+def test_a_ban_that_leaves_nothing_of_what_is_allowed_is_lifted() -> None:
+    rule = Sampling(seed=0, max_tokens=9, min_tokens=5, stop_token_ids=(1, 3))
+    held = chunk([9], table=[0], sampling=rule)
+    held = msgspec.structs.replace(held, allowed=bytes((0, 1, 0, 1, 0)))
+    penalties = penalties_of([held], eos_token_ids=(), vocab_size=5)
+    shaped_RV = penalised(torch.zeros(1, 5), penalties, HostDevice())
+    assert shaped_RV.tolist() == [[-math.inf, 0, -math.inf, 0, -math.inf]]
 
 
 # -- the upload -----------------------------------------------------------------------------
@@ -138,7 +163,7 @@ def test_an_upload_arrives_as_aligned_views_of_one_buffer() -> None:
     step = step_arrays(parts, LAYOUT, feeds=[NO_FEED, 4], keeps=[0, 1])
     upload = Upload(HostDevice(), num_bytes=4096)
     sent = upload.send(step)
-    for field in fields(StepArrays):
+    for field in fields(StepFields):
         tensor, array = getattr(sent, field.name), getattr(step, field.name)
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
@@ -153,7 +178,7 @@ def test_what_a_captured_step_reads_stays_where_it_is_however_long_the_tables() 
     for num_blocks in (1, 5, 30):
         empty = empty_decode(8, num_groups=2, num_blocks=num_blocks, nowhere=9)
         sent = upload.send(empty)
-        places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepArrays)))
+        places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepFields)))
     assert len(places) == 1
 
 
@@ -177,5 +202,5 @@ def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
         full.keep_R.tolist() == [3, 8, 8, 8]
         and full.tables_GSB[0].tolist() == [[2, 1, *[0] * 14]] + [[0] * 16] * 3
     )
-    for field in fields(StepArrays):
+    for field in fields(StepFields):
         assert getattr(full, field.name).dtype == getattr(step, field.name).dtype, field.name

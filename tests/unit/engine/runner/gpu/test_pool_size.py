@@ -12,11 +12,11 @@ from engine.assembly import assemble
 from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
-from engine.runner.gpu.arrays import StepArrays, widest_table
+from engine.runner.gpu.arrays import StepArrays, StepTensors, widest_table
 from engine.runner.gpu.device import Step
 from engine.runner.gpu.pool_size import largest_step, largest_step_bytes, pool_bytes
 from engine.runner.gpu.runner import DeviceRunner
-from engine.runner.gpu.upload import StepTensors, Upload
+from engine.runner.gpu.upload import Upload
 from engine.sampling.on_host import choose_on_host
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout
@@ -71,7 +71,7 @@ def test_steps_with_the_widest_tables_are_measured_too(
 
     monkeypatch.setattr(Upload, "send", seen)
     model = load_model(checkpoint, dtype="float32", native=False)
-    layout = model.config.kv_layout(block_tokens=4, dtype="float32")
+    (layout,) = model.config.kv_layouts(block_tokens=4, dtype="float32")
     largest_step_bytes(model, layout, device=HostDevice(), choose=choose_on_host, limits=LIMITS)
     assert widths == dict.fromkeys((1, 4, 16), widest_table(256, layout))
     assert widest_table(256, layout) > 256 // 4

@@ -93,9 +93,9 @@ def test_prefills_beside_a_pending_decode_change_nothing(model: Model) -> None:
     mixed = decodes({a: SEEDED}, {a: []}, pending=1) + prefills({b: GREEDY})
     second = runner.launch(mixed)
     third = runner.launch(decodes({b: GREEDY}, {b: []}, pending=1))
-    assert first.tokens() == {a: want[a][0]}
-    assert second.tokens() == {a: want[a][1], b: want[b][0]}
-    assert third.tokens() == {b: want[b][1]}
+    assert first.tokens() == {a: (want[a][0],)}
+    assert second.tokens() == {a: (want[a][1],), b: (want[b][0],)}
+    assert third.tokens() == {b: (want[b][1],)}
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_row_without_a_number_has_no_token_and_the_others_theirs(
     first = runner.launch(prefills(rules))
     runner._pool.tensor[TABLES[SequenceId("b")][0]] = float("nan")  # damaged after it was computed
     second = runner.launch(decodes(rules, {s: [] for s in rules}, pending=1))
-    assert first.tokens() == {s: want[s][0] for s in rules}
+    assert first.tokens() == {s: (want[s][0],) for s in rules}
     third = runner.launch(decodes(rules, {s: want[s][:1] for s in rules}, pending=1))
-    assert second.tokens() == {s: want[s][1] for s in rules if s != "b"}
+    assert second.tokens() == {s: (want[s][1],) for s in rules if s != "b"}
     assert set(third.tokens()) == {"a", "c"}
 
 
@@ -165,7 +165,7 @@ def test_a_step_that_samples_nothing_can_be_waited_for(model: Model) -> None:
     assert runner.launch([part]).tokens() == {}
     rest = chunk(PROMPTS[a][6:], start=6, table=TABLES[a], sequence=a, sampling=GREEDY)
     want = expected(model, {a: GREEDY}, count=1)[a][0]
-    assert runner.launch([rest]).tokens() == {a: want}
+    assert runner.launch([rest]).tokens() == {a: (want,)}
 
 
 def test_a_pending_token_that_nobody_samples_is_refused(model: Model) -> None:

@@ -52,7 +52,7 @@ def pairs(ends: tuple[End, End]) -> Iterator[tuple[Pair, Pair]]:
 
 
 def taken(pair: Pair) -> Span:
-    span = pair.staging.take()
+    span = pair.staging.take_span()
     assert span is not None
     return span
 
@@ -72,7 +72,7 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
 
     eventually(both_done)
     for pair, span in zip(pairs, spans, strict=True):
-        pair.staging.give_back(span)
+        pair.staging.return_span(span)
     return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
 
 
@@ -86,7 +86,9 @@ def test_what_one_end_posts_arrives_at_the_other(
 
 def test_staging_is_bounded(pairs: tuple[Pair, Pair]) -> None:
     staging = pairs[0].staging
-    assert [staging.take() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [True]
+    assert [staging.take_span() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [
+        True
+    ]
 
 
 def test_a_peer_that_never_comes_is_lost_within_the_patience(ends: tuple[End, End]) -> None:

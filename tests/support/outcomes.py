@@ -1,4 +1,4 @@
-"""What the tests named after field reports share: one lender, one borrower, a plane each."""
+"""What became of a fetch, as tests of lenders and borrowers ask for it."""
 
 from collections.abc import Sequence
 
