@@ -36,8 +36,6 @@ GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""
 SOURCE_S: Final = 5.0
 """To start the process that lends; it takes half a second."""
-TRANSPORTS: Final = (*DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
-"""Of this build."""
 
 
 class DoctorSettings(CommandSettings):
@@ -86,7 +84,7 @@ def doctor(argv: Sequence[str]) -> None:
 def examine(settings: DoctorSettings) -> Report:
     with ThreadPoolExecutor(1, thread_name_prefix="gpu") as asking:
         answer = asking.submit(ask_driver, timeout_s=GPU_S)
-        facts = read_facts(transports=TRANSPORTS, gpu=GpuFacts())
+        facts = read_facts(transports=(*DEVICE_TRANSPORTS, *HOST_TRANSPORTS), gpu=GpuFacts())
         outcomes = _measure_here(measurable(facts, facts))
         facts = replace(facts, gpu=answer.result())
     alone = Report(

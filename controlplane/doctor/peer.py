@@ -23,12 +23,12 @@ from controlplane.doctor.facts import Facts
 from controlplane.doctor.measure import TrialSource, measure
 from controlplane.doctor.planes import measurable
 from controlplane.doctor.trial import Outcome, TrialLeases
-from kvtransfer.transports.framing import WordOutbox, WordReader
+from kvtransfer.transports.framing import FirstMessage, MessageOutbox
 from protocol.codec import Codec
 from protocol.errors import BatonError, PeerLost, WireError
 
 VERSION: Final = 2
-MAX_WORD_BYTES: Final = 4 << 20
+MAX_MESSAGE_BYTES: Final = 4 << 20
 """Leases are some hundred tickets of some hundred bytes."""
 MAX_PROOF_BYTES: Final = 1024
 """All that a caller without the token can make us read."""
@@ -80,8 +80,8 @@ class ServerMeasured(msgspec.Struct, frozen=True, kw_only=True, tag=6):
     outcomes: tuple[Outcome, ...]
 
 
-PeerWord = Challenge | Proof | Denied | Granted | ClientMeasured | ServerMeasured
-_codec: Codec[PeerWord] = Codec(PeerWord, max_bytes=MAX_WORD_BYTES)
+PeerMessage = Challenge | Proof | Denied | Granted | ClientMeasured | ServerMeasured
+_codec: Codec[PeerMessage] = Codec(PeerMessage, max_bytes=MAX_MESSAGE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +137,8 @@ def measure_with_peer(host: str, port: int, *, token: str, facts: Facts) -> Peer
             match connection.receive():
                 case ServerMeasured(outcomes=lent):
                     pass
-                case word:
-                    raise PeerFailed(f"the peer said {type(word).__name__} out of turn")
+                case message:
+                    raise PeerFailed(f"the peer said {type(message).__name__} out of turn")
         return PeerMeasurement(there=granted.facts, fetched=fetched, lent=lent, mtu=_mtu(sock))
 
 
@@ -156,8 +156,8 @@ def _authenticate(connection: "_Connection", *, token: str) -> Granted:
             return granted
         case Denied(reason=reason):
             raise PeerFailed(f"refused: {reason}")
-        case word:
-            raise PeerFailed(f"the peer said {type(word).__name__} out of turn")
+        case message:
+            raise PeerFailed(f"the peer said {type(message).__name__} out of turn")
 
 
 class _Refused(Exception):
@@ -217,7 +217,7 @@ def _mtu(sock: socket.socket) -> int | None:
 
 
 class _Connection:
-    """Words over a socket, each within what is left of a deadline. Raises PeerFailed."""
+    """Messages over a socket, each within what is left of a deadline. Raises PeerFailed."""
 
     def __init__(self, sock: socket.socket, within_s: float) -> None:
         sock.setblocking(False)
@@ -228,9 +228,9 @@ class _Connection:
         """Seconds from now."""
         self._until = time.monotonic() + within_s
 
-    def send(self, word: PeerWord) -> None:
-        outbox = WordOutbox(self.sock, _codec)
-        outbox.put(word)
+    def send(self, message: PeerMessage) -> None:
+        outbox = MessageOutbox(self.sock, _codec)
+        outbox.put_message(message)
         try:
             outbox.flush()
             while outbox.num_bytes:
@@ -239,16 +239,16 @@ class _Connection:
         except PeerLost as error:
             raise PeerFailed(f"the peer is gone: {error}") from error
 
-    def receive(self, *, max_bytes: int = MAX_WORD_BYTES) -> PeerWord:
-        reader = WordReader(max_bytes)
+    def receive(self, *, max_bytes: int = MAX_MESSAGE_BYTES) -> PeerMessage:
+        reader = FirstMessage(max_bytes)
         try:
-            while (word := reader.read(self.sock, _codec)) is None:
+            while (message := reader.read(self.sock, _codec)) is None:
                 self._wait(to_send=False)
         except PeerLost as error:
             raise PeerFailed(f"the peer is gone: {error}") from error
         except WireError as error:
             raise PeerFailed(f"the peer is no baton doctor: {error}") from error
-        return word
+        return message
 
     def deny(self, reason: str) -> None:
         with suppress(PeerFailed):

@@ -50,27 +50,36 @@ def check_device(setting: str) -> None:
 def free_memory_bytes() -> int:
     """What may still be allocated: of the machine's memory and of the container's limit."""
     free = [_meminfo("MemAvailable")]
-    limit, used = number_in(_CGROUP / "memory.max"), number_in(_CGROUP / "memory.current")
+    limit, used = read_number(_CGROUP / "memory.max"), read_number(_CGROUP / "memory.current")
     if limit is not None and used is not None:
         free.append(max(0, limit - used))
     return min(free)
 
 
 def cpu_quota() -> float | None:
-    """CPU time that the container may use, in cores. None: no limit."""
-    return parse_quota(_text(_CGROUP / "cpu.max"))
+    """Cores whose time the container pays for; None: no limit."""
+    return parse_quota(read_text(_CGROUP / "cpu.max"))
 
 
 def parse_quota(cpu_max: str) -> float | None:
     """`150000 100000` is one core and a half; `max 100000` no limit."""
     most, _, period = cpu_max.partition(" ")
-    return int(most) / int(period) if most.isdigit() and period.isdigit() and int(period) else None
+    limited = most.isdigit() and period.isdigit() and int(period) > 0
+    return int(most) / int(period) if limited else None
 
 
-def number_in(path: Path) -> int | None:
-    """The number that a file of the kernel holds. None for a word, or without the file."""
-    text = _text(path)
+def read_number(path: Path) -> int | None:
+    """What a file of the kernel says; None for one that is not there, or no number."""
+    text = read_text(path)
     return int(text) if text.isdigit() else None
+
+
+def read_text(path: Path) -> str:
+    """Without the space around it; empty for a file that is not there."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def host_name() -> str:
@@ -104,10 +113,3 @@ def _meminfo(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     raise OSError(f"/proc/meminfo has no {field}")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
