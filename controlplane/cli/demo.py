@@ -18,7 +18,7 @@ import httpx
 from rich.console import Console
 
 from controlplane.cli.http import stream_event
-from controlplane.local.cluster import LocalCluster, running
+from controlplane.local.cluster import RunningCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
 from controlplane.local.up import first_failure, stop_signals
@@ -116,7 +116,7 @@ async def _demo() -> None:
     _say("Everything stopped.")
 
 
-async def _converse(local: LocalCluster, *, model: str) -> None:
+async def _converse(local: RunningCluster, *, model: str) -> None:
     async with httpx.AsyncClient(
         base_url=local.url, headers=local.headers, timeout=ANSWER_S
     ) as client:

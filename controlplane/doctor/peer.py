@@ -115,7 +115,7 @@ def serve_peer(
             raise PeerFailed(f"nobody with the token came within {wait_s:.0f} s") from error
         with sock:
             try:
-                return _serve(_Connection(sock, PROVE_S), token=token, facts=facts)
+                return _serve(_PeerConnection(sock, PROVE_S), token=token, facts=facts)
             except _Refused as error:
                 on_refused(f"{address[0]}: {error}")
     raise PeerFailed(f"{MAX_REFUSED} callers did not know the token")
@@ -128,7 +128,7 @@ def measure_with_peer(host: str, port: int, *, token: str, facts: Facts) -> Peer
     except OSError as error:
         raise PeerFailed(f"cannot connect to {host}:{port}: {error}") from error
     with sock:
-        connection = _Connection(sock, PROVE_S)
+        connection = _PeerConnection(sock, PROVE_S)
         granted = _authenticate(connection, token=token)
         connection.set_deadline(TALK_S)
         fetched = _fetch_all(granted.leases, here=facts, there=granted.facts)
@@ -142,7 +142,7 @@ def measure_with_peer(host: str, port: int, *, token: str, facts: Facts) -> Peer
         return PeerMeasurement(there=granted.facts, fetched=fetched, lent=lent, mtu=_mtu(sock))
 
 
-def _authenticate(connection: "_Connection", *, token: str) -> Granted:
+def _authenticate(connection: "_PeerConnection", *, token: str) -> Granted:
     challenge = connection.receive()
     if not isinstance(challenge, Challenge) or challenge.version != VERSION:
         raise PeerFailed("another version of baton doctor, or something else, serves there")
@@ -164,7 +164,7 @@ class _Refused(Exception):
     """A caller that did not prove that it knows the token."""
 
 
-def _serve(connection: "_Connection", *, token: str, facts: Facts) -> PeerMeasurement:
+def _serve(connection: "_PeerConnection", *, token: str, facts: Facts) -> PeerMeasurement:
     nonce = secrets.token_bytes(32)
     try:
         connection.send(Challenge(version=VERSION, nonce=nonce))
@@ -216,7 +216,7 @@ def _mtu(sock: socket.socket) -> int | None:
         return None
 
 
-class _Connection:
+class _PeerConnection:
     """Messages over a socket, each within what is left of a deadline. Raises PeerFailed."""
 
     def __init__(self, sock: socket.socket, within_s: float) -> None:

@@ -31,7 +31,7 @@ KILL_AFTER_S = 5.0
 POLL_S = 0.1
 
 
-class LocalCluster:
+class RunningCluster:
     """A running cluster. Made by `running`."""
 
     def __init__(self, flags: UpFlags, *, port: int) -> None:
@@ -80,7 +80,7 @@ class LocalCluster:
 @asynccontextmanager
 async def running(
     flags: UpFlags, *, on_event: OnChildEvent, hurry: asyncio.Event
-) -> AsyncIterator[LocalCluster]:
+) -> AsyncIterator[RunningCluster]:
     """Starts everything and yields at once; on leaving drains it, until `hurry` is set or for
     `drain_s` at most.
 
@@ -88,7 +88,7 @@ async def running(
     ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
     """
     settings = flags.settings
-    local = LocalCluster(flags, port=free_port(settings.host, settings.port))
+    local = RunningCluster(flags, port=free_port(settings.host, settings.port))
     redis = None if settings.redis else EmbeddedRedis()
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -143,7 +143,7 @@ def _usable_cores() -> list[int]:
     return cores[: cores_within(cpu_quota(), num_cores=len(cores))]
 
 
-async def _stop(local: LocalCluster, *, hurry: asyncio.Event) -> None:
+async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
     """Router first, so that running requests still have workers; Redis last."""
     drain_s = local.settings.drain_s
     by_name = local.children
