@@ -21,8 +21,9 @@ from controlplane.cli.http import stream_event
 from controlplane.local.cluster import RunningCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
-from controlplane.local.up import first_failure, stop_signals
+from controlplane.local.up import SIGNALS, first_failure
 from protocol.errors import BatonError
+from protocol.process.run import Shutdown, asked_by_signals
 
 STORY = """\
 The lamp is in the cellar. The children waited by the old bridge at noon. Greta lives in Cairo. \
@@ -97,16 +98,16 @@ def _fail(error: Exception) -> None:
 
 async def _demo() -> None:
     flags = load_up(["--prefill", "2", "--decode", "2", "--port", "0", "--host", "127.0.0.1"])
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    shutdown = Shutdown()
     began = time.monotonic()
     display = Display(err=Console(highlight=False))
     model = flags.settings.api_name
     display.begin(f"Starting 1 router, 2 prefill workers and 2 decode workers on {model}")
-    with stop_signals(stop, hurry), closing(display):
-        async with running(flags, on_event=display.on_event, hurry=hurry) as local:
+    with asked_by_signals(shutdown, *SIGNALS), closing(display):
+        async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
             try:
                 async with asyncio.timeout(START_S):
-                    if not await local.wait_ready(unless=stop):
+                    if not await local.wait_ready(unless=shutdown.asked):
                         raise DemoFailed("interrupted")
                 display.settle()
                 _say(f"Ready at {local.url} after {time.monotonic() - began:.1f} s")

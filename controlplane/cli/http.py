@@ -10,7 +10,7 @@ import httpx
 from pydantic import Field
 
 from protocol.errors import BatonError
-from protocol.process.settings import CommandSettings
+from protocol.process.settings import CommandSettings, split_keys
 
 
 class RouterUnreachable(BatonError):
@@ -19,7 +19,7 @@ class RouterUnreachable(BatonError):
 
 def bearer(api_keys: str) -> dict[str, str]:
     """The headers that open an API with these keys, which are separated by commas."""
-    keys = [key for part in api_keys.split(",") if (key := part.strip())]
+    keys = split_keys(api_keys)
     return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
 

@@ -24,6 +24,7 @@ from controlplane.local.specs import (
 )
 from protocol.errors import SettingsError, StoreError
 from protocol.process.machine import cpu_quota
+from protocol.process.settings import split_keys
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -50,8 +51,8 @@ class RunningCluster:
     @property
     def headers(self) -> dict[str, str]:
         """What opens the API: the first of the router's keys, if it has any."""
-        key = self._api_key.split(",")[0].strip()
-        return {"authorization": f"Bearer {key}"} if key else {}
+        keys = split_keys(self._api_key)
+        return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
     async def wait_ready(self, *, unless: asyncio.Event) -> bool:
         """True once every worker serves and the router takes requests; False if `unless` is

@@ -40,10 +40,10 @@ def check_device(setting: str) -> None:
     kind, _, index = setting.partition(":")
     if kind != "cuda":
         return
-    num_gpus = _num_gpus()
-    if int(index or 0) >= num_gpus:
+    there = num_gpus()
+    if int(index or 0) >= there:
         raise SettingsError(
-            f"device: {setting!r}: NVIDIA's driver shows {num_gpus} GPUs here; use auto or cpu"
+            f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu"
         )
 
 
@@ -95,7 +95,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _num_gpus() -> int:
+def num_gpus() -> int:
     """Of those that CUDA_VISIBLE_DEVICES leaves; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")

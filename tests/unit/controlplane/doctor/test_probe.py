@@ -14,7 +14,6 @@ from controlplane.doctor import probe
 from controlplane.doctor.facts import GpuFacts
 from controlplane.doctor.gpu import ask_driver, nccl_text
 from protocol.process.c_kernels import compiler as find_compiler
-from protocol.process.machine import parse_quota
 
 
 @pytest.mark.parametrize(
@@ -27,13 +26,6 @@ def test_the_chosen_word_is_the_one_in_brackets(words: str, word: str) -> None:
 def test_a_capability_is_a_bit_of_the_kernels_mask() -> None:
     assert probe.has_capability("0000000000004000", 14)
     assert not probe.has_capability("00000000a80425fb", 14)
-
-
-@pytest.mark.parametrize(
-    ("cpu_max", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None)]
-)
-def test_a_cpu_quota_is_said_in_cores(cpu_max: str, cores: float | None) -> None:
-    assert parse_quota(cpu_max) == cores
 
 
 @pytest.mark.parametrize(("ranges", "count"), [("0", 1), ("0-1,4", 3), ("", 1)])
