@@ -32,7 +32,7 @@ NOT_PURE = (
     "unit/router/requests/test_dispatch.py",
     "unit/router/workers/test_index_feed.py",
     "unit/router/workers/test_registry.py",
-    "unit/worker/test_life.py",
+    "unit/worker/test_lifecycle.py",
     "unit/worker/test_startup.py",
     "property/test_dispatch_endings.py",
     "house/test_contracts_bite.py",
