@@ -234,15 +234,13 @@ def test_a_writer_that_stops_late_ends_nothing_of_the_next_stream(
 ) -> None:
     stuck, takers = Stuck(), list[ChunkTaker]()
 
-    def receive_stream(
-        link: Link, taker: ChunkTaker, ready: set[int], *, now_s: float
-    ) -> Stuck | None:
+    def receive_stream(link: Link, taker: ChunkTaker, ready: set[int]) -> Stuck | None:
         """The first stream breaks at once."""
         takers.append(taker)
         return stuck if len(takers) == 1 else None
 
     monkeypatch.setattr(Link, "receive_stream", receive_stream)
-    monkeypatch.setattr(Link, "attach_again", lambda link, *, now_s: None)
+    monkeypatch.setattr(Link, "attach_again", lambda link: None)
     ticket = lender.lend([0])
     piece = pieces(
         [0], [0], block_tokens=LAYOUT.block_tokens, num_tokens=ticket.num_tokens,
