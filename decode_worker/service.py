@@ -20,9 +20,10 @@ from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from engine.speeds import Rate
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
-from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
+from kvtransfer.sink.sink import Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.ids import Epoch, RouterId

@@ -1,7 +1,7 @@
 """The memory all KV blocks of one worker lie in, on a GPU.
 
-Its checksums are those of `kvtransfer.kernels.mix`, so it is paired with device pools only. Nothing
-here waits for the engine's work.
+Its checksums are those of `kvtransfer.kernels.copy`, so it is paired with device pools only.
+Nothing here waits for the engine's work.
 """
 
 # Shapes: N blocks, P pieces.

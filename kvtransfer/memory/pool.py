@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.driver import Mark
 from kvtransfer.plan import NO_BLOCK, Ranges
+from protocol.layout import Layout
 
 
 class Pool(Protocol):
@@ -42,6 +43,14 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Give the memory back; idempotent."""
+
+
+def check_block_bytes(memory: Pool, layout: Layout) -> None:
+    """Raise ValueError when the memory's blocks are not the layout's."""
+    if memory.block_bytes != layout.block_bytes:
+        raise ValueError(
+            f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
+        )
 
 
 class _Reached:

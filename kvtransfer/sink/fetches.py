@@ -50,6 +50,8 @@ _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
 
 
 class FetchTable:
+    """Those of one sink, by their ids."""
+
     def __init__(self, means: SinkMeans, *, poller: Poller) -> None:
         self.used: Counter[str] = Counter()
         """Fetches landed, by transport."""
@@ -303,7 +305,9 @@ class FetchTable:
         try:
             running.link.send(message)
         except PeerLost as error:
-            log.warning("a word to the source was lost", extra={"why": str(error)})
+            log.warning(
+                "a message to the source was lost: its lease runs out", extra={"why": str(error)}
+            )
 
     def _end(self, running: RunningFetch) -> None:
         fetch = running.fetch

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing, unpack
+from kvtransfer.chunk import Landing, unpack_chunk
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.plan import Plan
+from kvtransfer.plan import NO_BLOCK, Plan
 from kvtransfer.sink.events import Rejected
 from kvtransfer.sink.fetch import FetchStep
 from kvtransfer.sink.means import SinkMeans
@@ -36,7 +36,7 @@ class _Write:
 
 
 class Receiver:
-    """Of the chunks of one link's streams."""
+    """Takes the chunks of one link's streams."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class Receiver:
         if running is None or not isinstance(running.plan, Plan):
             return None
         plan = running.plan
-        pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=plan.blocks_per_slot)
+        pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=plan.blocks_per_slot)
         index_P = pieces_P["index"]
         try:
             if plan.blocks_per_slot > 1 or blocks_PB.max() == NO_BLOCK:
-                plan.check(index_P, blocks_PB, num_tokens=running.ticket.num_tokens)
+                plan.check_pieces(index_P, blocks_PB, num_tokens=running.ticket.num_tokens)
             places_P = running.fetch.begin_write(attempt=chunk.attempt, pieces_P=pieces_P)
         except TransferError as error:
             self._follow(running, running.fetch.fail(error))

@@ -14,10 +14,10 @@ from support.eventually import eventually
 from support.transfer import LAYOUT, Borrower, Lender, Slot
 
 from kvtransfer.chunk import Landing
+from kvtransfer.endings import Landed
 from kvtransfer.sink import sink
 from kvtransfer.sink.events import Rejected
 from kvtransfer.sink.receiver import Receiver
-from kvtransfer.sink.sink import Landed
 from kvtransfer.transports.control import ControlEnd, Poller
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from support import memory_plane
 from support.device import FakeDeviceMemory, pool_for
 
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
-from kvtransfer.sink.sink import FetchEnd, Sink
-from kvtransfer.source.source import LeaseEnd, Source
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports.base import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch

@@ -13,10 +13,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.memory.pool import generation_sums
 from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.plan import NO_BLOCK
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox

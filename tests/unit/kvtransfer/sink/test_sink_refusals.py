@@ -11,6 +11,7 @@ from support.eventually import eventually
 from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, NUM_BLOCKS, Borrower, Outcome, Slot
 
+from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -29,7 +30,6 @@ from kvtransfer.messages import (
     stream_hello,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.sink.sink import Aborted, Lost
 from kvtransfer.transports import control
 from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity

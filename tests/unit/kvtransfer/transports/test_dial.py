@@ -9,6 +9,7 @@ from support.eventually import eventually
 from support.tcp_pair import AMPLE, HELLO, WELCOME, Pairs, Taker, chunk_of, sockets
 from support.transfer import Borrower, Lender, Slot, fill
 
+from kvtransfer.endings import Landed
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     MAX_HELLO_BYTES,
@@ -16,7 +17,6 @@ from kvtransfer.messages import (
     stream_welcome,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.sink.sink import Landed
 from kvtransfer.transports import framing
 from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
