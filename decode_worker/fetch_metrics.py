@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import assert_never
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Notice, Rejected
+from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics
 from worker.transport_uses import Uses
@@ -24,9 +24,9 @@ class Tally:
         """Blocks of ended fetches that somebody may still write into."""
         return len(self._quarantined)
 
-    def noticed(self, notice: Notice) -> None:
+    def noticed(self, event: SinkEvent) -> None:
         metrics = self._metrics
-        match notice:
+        match event:
             case LinkUp(transport=transport, missed=missed):
                 first = "fallback" if missed else "first choice"
                 metrics.transports.labels("chosen", transport, "", first).inc()
@@ -42,7 +42,7 @@ class Tally:
             case Rejected(num_blocks=num_blocks, why=why):
                 metrics.rejected_blocks.labels(metrics.reasons.label(why)).inc(num_blocks)
             case _:
-                assert_never(notice)
+                assert_never(event)
 
     def ended(self, end: FetchEnd, *, peer: WorkerId) -> None:
         match end:

@@ -20,9 +20,10 @@ from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from engine.speeds import Rate
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.messages import FetchId
-from kvtransfer.sink.events import Notice
-from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost, Sink
+from kvtransfer.sink.events import SinkEvent
+from kvtransfer.sink.sink import Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.ids import Epoch, RouterId
@@ -154,9 +155,9 @@ class DecodeService(EngineService[DecodeJob]):
 
     # -- the sink's thread ------------------------------------------------------------------
 
-    def noticed(self, notice: Notice) -> None:
+    def noticed(self, event: SinkEvent) -> None:
         """What happens on the way."""
-        self._tally.noticed(notice)
+        self._tally.noticed(event)
 
     def quiet(self, block_ids: Sequence[int]) -> None:
         """Nobody writes into these quarantined blocks any more."""

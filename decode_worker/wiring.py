@@ -66,7 +66,7 @@ async def serve(settings: DecodeSettings, worker: WorkerId, *, doors: Doors, sto
             tamper=corrupt_first(settings.tamper_blocks),
             spin_s=settings.kv_spin_us / 1e6,
             on_quiet=service.quiet,
-            on_notice=service.noticed,
+            on_event=service.noticed,
             on_broken=give_up,
         )
         engine = Engine(

@@ -20,8 +20,8 @@ MAX_RENEWED: Final = 1_024
 """Leases in one message: their ends, with reasons, pack to 2 MB at most."""
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_SETUP_BYTES: Final = 64 << 10
-MAX_WORD_BYTES: Final = 1 << 20
-"""Of one word on a stream: a chunk of 4,096 pieces packs to 230 KB."""
+MAX_STREAM_MESSAGE_BYTES: Final = 1 << 20
+"""Of one message on a stream: a chunk of 4,096 pieces packs to 230 KB."""
 
 FetchId = NewType("FetchId", int)
 SessionId = NewType("SessionId", int)
@@ -57,55 +57,6 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Seconds since the source was told so."""
 
 
-class Left(msgspec.Struct, frozen=True, kw_only=True, tag=3):
-    """The source works on this job no more."""
-
-    number: Id
-
-
-StreamWord = Chunk | Finish | Left
-"""What a source says on a data stream."""
-
-
-class Help(msgspec.Struct, frozen=True, kw_only=True, tag=1):
-    """Sink -> source on a shared-memory stream: copy pieces of this job too, if you have time."""
-
-    number: Id
-
-
-class HelpOffer(msgspec.Struct, frozen=True, kw_only=True, tag=1):
-    """In a shared-memory hello's setup: the sink's pool, whose descriptor rides along."""
-
-    num_blocks: Count
-    block_bytes: Count
-
-
-class Sending(msgspec.Struct, frozen=True, kw_only=True, tag=3):
-    """On a UCX stream, of a chunk that is posted: its bytes come, or empty messages instead."""
-
-    number: Count
-    whole: bool
-
-
-UcxToSink = Chunk | Finish | Sending
-
-
-class Posted(msgspec.Struct, frozen=True, kw_only=True, tag=1):
-    """Sink -> source on a UCX stream: the slots of the n-th chunk are open to receive."""
-
-    number: Count
-    runs: bytes
-    """Packed u4[]: how many ranges, adjacent on both sides, each message is of."""
-
-
-class Unwanted(msgspec.Struct, frozen=True, kw_only=True, tag=2):
-    """Sink -> source on a UCX stream: nothing of the n-th chunk is to be sent."""
-
-    number: Count
-
-
-UcxToSource = Posted | Unwanted
-
 # -- sink -> source -----------------------------------------------------------------------
 
 
@@ -118,7 +69,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     """Of the source, as its ticket says; another incarnation refuses."""
 
 
-class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+class FetchBlocks(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Give me these blocks as they are written. A higher attempt replaces a lower one."""
 
     fetch: Id
@@ -156,12 +107,12 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     reason: Reason
 
 
-ToSource = Open | Fetch | Renew | Release | Cancel
+ToSource = Open | FetchBlocks | Renew | Release | Cancel
 
 # -- source -> sink -----------------------------------------------------------------------
 
 
-class Plane(msgspec.Struct, frozen=True, array_like=True):
+class PlaneAddress(msgspec.Struct, frozen=True, array_like=True):
     """Where a source's streams of one transport connect: `host:port` or an abstract socket."""
 
     transport: Annotated[str, msgspec.Meta(max_length=32)]
@@ -170,7 +121,7 @@ class Plane(msgspec.Struct, frozen=True, array_like=True):
 
 class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
-    planes: Annotated[tuple[Plane, ...], msgspec.Meta(max_length=16)]
+    planes: Annotated[tuple[PlaneAddress, ...], msgspec.Meta(max_length=16)]
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
@@ -187,7 +138,7 @@ class FetchFailed(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     reason: Reason
 
 
-class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+class EndedLease(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """A lease that has ended, and how."""
 
     lease: LeaseId
@@ -196,13 +147,13 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
-    gone: tuple[Gone, ...]
+    gone: tuple[EndedLease, ...]
     """Of the leases named, those that were not renewed."""
 
 
 ToSink = Opened | Refused | FetchFailed | Renewed
 
-# -- first words on a data stream ---------------------------------------------------------
+# -- first messages on a data stream ---------------------------------------------------------
 
 
 class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
@@ -224,15 +175,9 @@ class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     setup: Setup = b""
 
 
-MAX_STREAM_WORD_BYTES: Final = MAX_SETUP_BYTES + 1024
-stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_STREAM_WORD_BYTES)
-stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_STREAM_WORD_BYTES)
-
-help_word: Codec[Help] = Codec(Help, max_bytes=64)
-help_offer: Codec[HelpOffer] = Codec(HelpOffer, max_bytes=64)
-stream_word: Codec[StreamWord] = Codec(StreamWord, max_bytes=MAX_WORD_BYTES)
-ucx_to_sink: Codec[UcxToSink] = Codec(UcxToSink, max_bytes=MAX_WORD_BYTES)
-ucx_to_source: Codec[UcxToSource] = Codec(UcxToSource, max_bytes=MAX_WORD_BYTES)
+MAX_HELLO_BYTES: Final = MAX_SETUP_BYTES + 1024
+stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_HELLO_BYTES)
+stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_HELLO_BYTES)
 
 _to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
 _to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from engine.batch import SampledToken, SequenceId
 from engine.loop import Engine
 from engine.sequence import Mode
-from kvtransfer.source.source import LeaseEnd, Source
+from kvtransfer.endings import LeaseEnd
+from kvtransfer.source.source import Source
 from protocol import codec
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, RouterId

@@ -14,7 +14,7 @@ strictly as any message.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -33,6 +33,7 @@ MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
 HASH_BYTES = 16
 _CHUNK_HASHES = 8192
+T = TypeVar("T")
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
@@ -130,7 +131,7 @@ class Store:
         """Removes what this epoch wrote; a successor's registration stays."""
 
         async def body(pipe: Pipeline) -> None:
-            current = _record(cast(bytes | None, await pipe.get(f"worker:{worker}")))
+            current = _decoded(_records, cast(bytes | None, await pipe.get(f"worker:{worker}")))
             pipe.multi()  # type: ignore[no-untyped-call]
             if current is not None and current.registration.epoch == epoch:
                 pipe.delete(f"worker:{worker}")
@@ -144,7 +145,7 @@ class Store:
         async with self._deadline():
             keys = [key async for key in self._redis.scan_iter(match="worker:*", count=1000)]
             values = await self._redis.mget(sorted(set(keys))) if keys else []
-        records = (_record(cast(bytes | None, value)) for value in values)
+        records = (_decoded(_records, cast(bytes | None, value)) for value in values)
         return tuple(record for record in records if record is not None)
 
     # -- blocks -----------------------------------------------------------------------------
@@ -222,7 +223,7 @@ class Store:
         streams = cast(list[tuple[bytes, _Entries]], reply)
         entries = streams[0][1] if streams else []
         last = entries[-1][0].decode() if entries else after
-        events = (_event(fields.get(b"e")) for _, fields in entries)
+        events = (_decoded(_events, fields.get(b"e")) for _, fields in entries)
         return last, tuple(event for event in events if event is not None)
 
     @asynccontextmanager
@@ -255,16 +256,9 @@ def _append(pipe: Pipeline, event: BlockEvent) -> None:
     pipe.xadd(STREAM, fields, maxlen=MAX_STREAM_EVENTS, approximate=True)  # type: ignore[arg-type]
 
 
-def _record(value: bytes | None) -> WorkerRecord | None:
+def _decoded(decoder: msgspec.msgpack.Decoder[T], value: bytes | None) -> T | None:
     try:
-        return None if value is None else _records.decode(value)
-    except msgspec.MsgspecError:
-        return None
-
-
-def _event(value: bytes | None) -> BlockEvent | None:
-    try:
-        return None if value is None else _events.decode(value)
+        return None if value is None else decoder.decode(value)
     except msgspec.MsgspecError:
         return None
 

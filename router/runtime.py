@@ -1,22 +1,70 @@
 """What the HTTP surface stands on: `create_app(runtime)` needs this and nothing else.
 
-Built by `router.__main__` from the settings, and by tests from fakes. Owns nothing: whoever
-built the parts closes them after the app has shut down.
+Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
+from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
-from router.requests.events import Event, GenerationRequest
-from router.workers.cluster_view import Cluster
+from router.placement.prefix_index import IndexState
+from router.requests.events import GenerationEvent, GenerationRequest
+from router.requests.trace import RequestTrace
+
+RedisState = Literal["connected", "lost", "none"]
 
 
-class Dispatcher(Protocol):
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+class GenerationService(Protocol):
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """See `router.requests.events`. Closing the generator aborts the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerView:
+    id: WorkerId
+    role: Role
+    pid: int
+    host: str
+    epoch: Epoch
+    state: WorkerState | Literal["lost"]
+    why: str
+    """Why it gets no requests; "" when it may get some."""
+    transport: str
+    """The transport this worker used most, else the first it offers."""
+    transports: tuple[TransportUse, ...] = ()
+    """By which transport and why it moved KV from or to each peer, the latest first."""
+    blocks: Blocks
+    running: int
+    waiting: int
+    speeds: Speeds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterView:
+    router: RouterId
+    index: IndexState
+    redis: RedisState
+    workers: tuple[WorkerView, ...]
+
+
+class Cluster(Protocol):
+    """What the HTTP surface may ask about the cluster, on the event loop: workers come and go
+    there, so no other thread may look. All answers are local and immediate."""
+
+    def not_ready(self) -> str | None:
+        """Why a request would not be served now; None when it would."""
+
+    def view(self) -> ClusterView: ...
+
+    def max_context_tokens(self) -> int | None:
+        """The longest context a ready decode worker takes; None while none is known."""
+
+    def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
+        """As `TraceRing.find`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +92,7 @@ class Runtime:
     model: str
     """The name clients use."""
     tokenizer: Tokenizer
-    dispatcher: Dispatcher
+    dispatcher: GenerationService
     cluster: Cluster
     metrics: RouterMetrics
     api_keys: tuple[str, ...] = field(default=(), repr=False)

@@ -4,11 +4,11 @@ import asyncio
 import logging
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 
@@ -18,20 +18,20 @@ from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.metrics import RouterMetrics
+from protocol.process.run import Stop, load
 from protocol.store import Store
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.replay import Replay
+from router.requests.replay import already_ended
+from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
-from router.trace import TraceRing
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 
-PARENT_POLL_S = 1.0
 log = logging.getLogger("baton.router")
 
 
@@ -46,29 +46,22 @@ def listen(settings: RouterSettings) -> socket.socket:
         raise SettingsError(f"port: cannot listen on {where}: {why}") from error
 
 
-async def serve(settings: RouterSettings, *, listener: socket.socket, tokenizer: Tokenizer) -> None:
-    """Until SIGTERM or SIGINT, then until the requests are done or `drain_s` is over. Raises
+async def serve(settings: RouterSettings, stop: Stop) -> int:
+    """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
-    store = Store(settings.redis)
-    try:
-        await store.ping()
-        parts = _build(settings, store, tokenizer)
-        server = _Server(
-            uvicorn.Config(
-                create_app(parts.runtime),
-                http="httptools",
-                ws="none",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-            )
-        )
-        await _run(settings, parts, server, store, listener)
-    finally:
-        with suppress(StoreError):
-            await store.close()
+    with listen(settings) as listener:
+        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        store = Store(settings.redis)
+        try:
+            await store.ping()
+            parts = _build(settings, store, tokenizer)
+            host, port = listener.getsockname()[:2]
+            log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
+            await _run(settings, parts, store, listener, stop)
+        finally:
+            with suppress(StoreError):
+                await store.close()
+    return stop.exit_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,11 +89,11 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         index=index,
         metrics=metrics,
         traces=traces,
-        already_ended=Replay(tokenizer),
+        already_ended=partial(already_ended, tokenizer),
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
-            max_queued_words=settings.max_lag_tokens,
+            max_queued_messages=settings.max_lag_tokens,
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
@@ -124,48 +117,44 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
 class _Server(uvicorn.Server):
     """Leaves signals to us: uvicorn would die of SIGTERM after a clean shutdown."""
 
+    def __init__(self, runtime: Runtime, *, drain_s: float) -> None:
+        config = uvicorn.Config(
+            create_app(runtime),
+            http="httptools",
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(drain_s)),
+        )
+        super().__init__(config)
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def hurry_when_asked(self, stop: Stop) -> None:
+        await stop.hurry.wait()
+        self.force_exit = True
+
 
 async def _run(
-    settings: RouterSettings,
-    parts: _Parts,
-    server: _Server,
-    store: Store,
-    listener: socket.socket,
+    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Stop
 ) -> None:
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        server.force_exit = stopping.is_set()
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+    server = _Server(parts.runtime, drain_s=settings.drain_s)
     async with asyncio.TaskGroup() as tasks:
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
-            tasks.create_task(_watch_parent(settings.parent_pid, stopping), name="parent"),
+            tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
-        serving.add_done_callback(lambda _: stopping.set())
-        host, port = listener.getsockname()[:2]
-        log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
-        await stopping.wait()
+        serving.add_done_callback(lambda _: stop.asked.set())
+        await stop.asked.wait()
         parts.cluster.drain()
         log.info("draining", extra={"drain_s": settings.drain_s})
         server.should_exit = True
         await serving
         for task in background:
             task.cancel()
-
-
-async def _watch_parent(parent_pid: int, stopping: asyncio.Event) -> None:
-    while parent_pid and not stopping.is_set():
-        if os.getppid() != parent_pid:
-            log.warning("supervisor gone", extra={"parent_pid": parent_pid})
-            stopping.set()
-        await asyncio.sleep(PARENT_POLL_S)

@@ -1,4 +1,4 @@
-"""What the router process can be told. Read once by `router.__main__`."""
+"""What the router process can be told."""
 
 from pathlib import Path
 from typing import Literal

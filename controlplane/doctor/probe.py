@@ -23,7 +23,7 @@ from controlplane.doctor.facts import (
     NetworkFacts,
     RdmaDevice,
 )
-from kvtransfer.native.copy import KERNELS
+from kvtransfer.native.library import KERNELS
 from protocol.process.c_kernels import NoKernels
 from protocol.process.machine import free_memory_bytes, host_name
 

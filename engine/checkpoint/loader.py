@@ -5,19 +5,18 @@ merged of, or its bias; of a mixture, the tensors of one expert. Each goes to th
 read.
 """
 
-# Shapes: V vocabulary, K hidden size, N features out.
+# Shapes: V vocabulary, K hidden size, N features out, F features of an expert.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint.experts import read_experts
+from engine.checkpoint.parameters import LinearSpec, Read
 from engine.checkpoint.safetensors import Checkpoint
 from engine.checkpoint.shard import WHOLE, Shard
 from engine.checkpoint.tensor_names import (
-    LinearSpec,
     Naming,
     attention_output,
     expert_linears,
@@ -32,7 +31,7 @@ from engine.checkpoint.tensor_names import (
 from engine.models.config import ModelConfig
 from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
-from engine.ops.contract import HeadShape, Linear, Ops
+from engine.ops.contract import ExpertWeights, HeadShape, Linear, Ops
 from engine.ops.torch_ops import TorchLinear
 from protocol.errors import CheckpointError
 
@@ -53,7 +52,7 @@ class Loader:
         progress: Progress | None,
         shard: Shard = WHOLE,
     ) -> None:
-        """Each tensor's `shard` is loaded as its `TensorSpec` says. Raises CheckpointError for a
+        """Each tensor's `shard` is loaded as its `Cut` says. Raises CheckpointError for a
         tensor that is missing, misshapen or without a place."""
         self._config, self._checkpoint, self._ops = config, checkpoint, ops
         self._dtype, self._device, self._progress = dtype, device, progress
@@ -195,7 +194,7 @@ class Loader:
         """The parts, merged along N."""
         weights = [partial(part.load_weight, self._read, self._dtype) for part in parts]
         biases = [partial(self._read, part.bias_name, torch.float32) for part in parts if part.bias]
-        rows = [part.num_rows(self._shard) for part in parts]
+        rows = [part.cut.size_of(part.shape[0], self._shard) for part in parts]
         return self._ops.linear(
             self._merged(weights, rows, self._dtype, parts[0].shape[1:]),
             self._merged(biases, rows, torch.float32) if biases else None,
@@ -230,8 +229,41 @@ class Loader:
         self._done_bytes += num_bytes if row is None else num_bytes // spec.shape[0]
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
-        return spec.part_of(whole, self._shard).to(self._device)
+        return spec.cut.part_of(whole, self._shard).to(self._device)
 
     def _share(self, size: int) -> int:
         """Of so many heads."""
         return self._shard.share_of(size)[1]
+
+
+def read_experts(
+    read: Read, experts: Iterable[Sequence[LinearSpec]], dtype: torch.dtype, *, interleaved: bool
+) -> Iterator[ExpertWeights]:
+    """Every expert of a layer, in order, as `expert_linears` lists them;
+    `interleaved` where rows of gate and up take turns."""
+    for expert, linears in enumerate(experts):
+        yield _expert(read, linears, dtype, expert, interleaved)  # keeps none while it waits
+
+
+def _expert(
+    read: Read, linears: Sequence[LinearSpec], dtype: torch.dtype, expert: int, interleaved: bool
+) -> ExpertWeights:
+    *gate_up, down = linears
+    weights = [linear.load_weight(read, dtype, expert) for linear in gate_up]
+    gate_up_NK = torch.cat(weights) if len(weights) > 1 else weights[0]
+    down_KF = down.load_weight(read, dtype, expert)
+    gate_up_bias_N, down_bias_K = gate_up[0].load_bias(read, expert), down.load_bias(read, expert)
+    if interleaved:
+        gate_up_NK = gate_then_up(gate_up_NK)
+        gate_up_bias_N = None if gate_up_bias_N is None else gate_then_up(gate_up_bias_N)
+    return ExpertWeights(
+        gate_up_NK=gate_up_NK.contiguous(),
+        gate_up_bias_N=gate_up_bias_N,
+        down_KF=down_KF.contiguous(),
+        down_bias_K=down_bias_K,
+    )
+
+
+def gate_then_up(rows: Tensor) -> Tensor:
+    """The even rows, then the odd ones."""
+    return torch.cat((rows[0::2], rows[1::2]))

@@ -1,6 +1,6 @@
 """What a rank takes of a tensor where several share a model; the only rank takes all of it.
 
-Pure but for the tensor that is cut. Says nothing of how the ranks' answers come together.
+Pure but for the tensor that is cut. Says nothing of how ranks' answers come together.
 """
 
 from dataclasses import dataclass
@@ -38,33 +38,34 @@ WHOLE = Shard()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpec:
-    """One tensor of a checkpoint, and how ranks share it."""
+class Cut:
+    """How ranks share a tensor, or each linear of a stack; as it is: not at all."""
 
-    shape: tuple[int, ...]
     axis: Axis | None = None
-    """The dim that ranks share, of one row where the tensor is a stack of experts; None: each has
-    the whole."""
     sections: tuple[int, ...] = ()
     """Sizes of what lies one after the other along `axis`, each shared by itself; (): one."""
     unit: int = 1
     """So many numbers along `axis` stay together: a head."""
     once: bool = False
     """Ranks' answers are summed: the first one has it, the others zeros."""
-    quantised: bool = False
-    """Bytes, not floats."""
+
+    def size_of(self, size: int, shard: Shard) -> int:
+        """How many of `size` numbers along `axis` the rank has."""
+        return sum(shard.share_of(one, unit=self.unit)[1] for one in self.sections or (size,))
 
     def part_of(self, whole: Tensor, shard: Shard) -> Tensor:
-        """What the rank has of the tensor, or of one row of the stack."""
         if shard.world == 1:
             return whole
         if self.once:
             return whole if shard.rank == 0 else torch.zeros_like(whole)
         if self.axis is None:
             return whole
-        axis, start, pieces = self.axis, 0, list[Tensor]()
-        for size in self.sections or (whole.shape[axis],):
+        start, pieces = 0, list[Tensor]()
+        for size in self.sections or (whole.shape[self.axis],):
             first, count = shard.share_of(size, unit=self.unit)
-            pieces.append(whole.narrow(axis, start + first, count))
+            pieces.append(whole.narrow(self.axis, start + first, count))
             start += size
-        return torch.cat(pieces, dim=axis)
+        return torch.cat(pieces, dim=self.axis)
+
+
+NOT_CUT = Cut()

@@ -1,26 +1,20 @@
-"""Which tensors a checkpoint of a model holds: their names and shapes, and how ranks share them.
+"""Which parameters a checkpoint of a model holds, and by which names.
 
 Families differ in names (`engine.models.family`); one family's checkpoints differ in a `Naming`,
 which is found by looking.
 """
 
-# Shapes: K features in, N features out.
-
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from engine.checkpoint.quant.formats import FORMATS, FormatName
-from engine.checkpoint.shard import Axis, Shard, TensorSpec
+from engine.checkpoint.parameters import LinearSpec, Specs, TensorSpec
+from engine.checkpoint.quant.formats import FORMATS
+from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
 from engine.models.family import ExpertForm
 from engine.models.layer_spec import MixtureSpec
 from protocol.errors import CheckpointError
 
-Specs = dict[str, TensorSpec]
 NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
 """Parts of multimodal models that are not served; perhaps below `model.`."""
 
@@ -44,7 +38,7 @@ class Naming:
         return f"{self.body}layers.{index}."
 
 
-_OTHER: Mapping[Axis | None, Axis | None] = {0: 1, 1: 0, None: None}
+_ROWS, _COLUMNS = Cut(axis=0), Cut(axis=1)
 _BODIES = (
     Naming(),
     Naming(body="model.language_model."),
@@ -77,96 +71,13 @@ def is_not_text(name: str) -> bool:
     return name.removeprefix("model.").startswith(NOT_TEXT)
 
 
-class Read(Protocol):
-    def __call__(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
-        """What a rank has of a tensor, on its device, or of one row of its first dim."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearSpec:
-    """One linear of the checkpoint, weights [N, K] and perhaps a bias [N], and how it loads."""
-
-    name: str
-    shape: tuple[int, int]
-    bias: bool = False
-    axis: Axis | None = None
-    """0: a rank makes some of the features; 1: a rank takes some, and their answers are summed."""
-    sections: tuple[int, ...] = ()
-    unit: int = 1
-    """These two as `TensorSpec`."""
-    format: FormatName | None = None
-    """None: floats."""
-    num_stacked: int | None = None
-    """So many linears lie in each tensor, one after the other."""
-    transposed: bool = False
-    """Floats lie as [K, N]."""
-
-    @property
-    def bias_name(self) -> str:
-        return f"{self.name}.bias" if self.num_stacked is None else f"{self.name}_bias"
-
-    @property
-    def weights(self) -> Specs:
-        """One tensor of floats, or those of the format."""
-        end = ".weight" if self.num_stacked is None else ""
-        shapes: Mapping[str, tuple[int, ...]] = {end: self.shape}
-        axis = self.axis
-        if self.format is not None:
-            shapes = FORMATS[self.format].tensors(*self.shape)
-        elif self.transposed:
-            shapes, axis = {end: self.shape[::-1]}, _OTHER[axis]
-        share = TensorSpec(
-            shape=(), axis=axis, sections=self.sections, unit=self.unit,
-            quantised=self.format is not None,
-        )  # fmt: skip
-        return {f"{self.name}{end}": self._stack(share, shape) for end, shape in shapes.items()}
-
-    @property
-    def tensors(self) -> Specs:
-        share = TensorSpec(shape=(), once=self.axis == 1)
-        if self.axis == 0:
-            share = TensorSpec(shape=(), axis=0, sections=self.sections, unit=self.unit)
-        bias = {self.bias_name: self._stack(share, self.shape[:1])} if self.bias else {}
-        return self.weights | bias
-
-    def num_rows(self, shard: Shard) -> int:
-        """Features that a rank makes."""
-        if self.axis != 0:
-            return self.shape[0]
-        sections = self.sections or self.shape[:1]
-        return sum(shard.share_of(size, unit=self.unit)[1] for size in sections)
-
-    def load_weight(self, read: Read, dtype: torch.dtype, number: int = 0) -> Tensor:
-        """[N, K] in `dtype` of what a rank has, of linear `number` where they are stacked."""
-        row = None if self.num_stacked is None else number
-        if self.format is not None:
-            tensors = [read(name, torch.uint8, row) for name in self.weights]
-            return FORMATS[self.format].dequantise(*tensors).to(dtype)
-        (name,) = self.weights
-        return read(name, dtype, row).T if self.transposed else read(name, dtype, row)
-
-    def load_bias(self, read: Read, number: int = 0) -> Tensor | None:
-        """float32 [N], as `load_weight`."""
-        row = None if self.num_stacked is None else number
-        return read(self.bias_name, torch.float32, row) if self.bias else None
-
-    def _stack(self, share: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
-        stack = () if self.num_stacked is None else (self.num_stacked,)
-        return replace(share, shape=(*stack, *shape))
-
-
 def qkv_parts(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
     """What the linear that makes q, k and v is merged of."""
     heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    sizes: dict[str, tuple[int, ...]] = {
-        "q_proj": (heads,),
-        "k_proj": (kv_heads,),
-        "v_proj": (kv_heads,),
-    }
-    if config.family.fused:
-        sizes = {"qkv_proj": (heads, kv_heads, kv_heads)}
-    return _parts(config, f"{prefix}self_attn.", sizes, config.qkv_bias, unit=config.head_dim)
+    names, sizes = ("q_proj", "k_proj", "v_proj"), (heads, kv_heads, kv_heads)
+    fused = "qkv_proj" if config.family.fused else None
+    of_heads = Cut(axis=0, unit=config.head_dim)
+    return _parts(config, f"{prefix}self_attn.", names, sizes, fused, config.qkv_bias, of_heads)
 
 
 def attention_output(config: ModelConfig, prefix: str) -> LinearSpec:
@@ -174,39 +85,39 @@ def attention_output(config: ModelConfig, prefix: str) -> LinearSpec:
         name=f"{prefix}self_attn.o_proj",
         shape=(config.hidden_size, config.num_heads * config.head_dim),
         bias=config.output_bias,
-        axis=1,
-        unit=config.head_dim,
+        cut=Cut(axis=1, unit=config.head_dim),
     )
 
 
 def gate_up_parts(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
     """Of an MLP of `size` features whose tensors start with `prefix`."""
-    sizes: dict[str, tuple[int, ...]] = {"gate_proj": (size,), "up_proj": (size,)}
-    if config.family.fused:
-        sizes = {"gate_up_proj": (size, size)}
-    return _parts(config, prefix, sizes, config.mlp_bias)
+    fused = "gate_up_proj" if config.family.fused else None
+    names, sizes = ("gate_proj", "up_proj"), (size, size)
+    return _parts(config, prefix, names, sizes, fused, config.mlp_bias, _ROWS)
 
 
 def mlp_down(config: ModelConfig, prefix: str, size: int) -> LinearSpec:
     shape = (config.hidden_size, size)
-    return LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=config.mlp_bias, axis=1)
+    return LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=config.mlp_bias, cut=_COLUMNS)
 
 
 def _parts(
     config: ModelConfig,
     prefix: str,
-    sizes: Mapping[str, tuple[int, ...]],
+    names: Sequence[str],
+    sizes: tuple[int, ...],
+    fused: str | None,
     bias: bool,
-    unit: int = 1,
+    cut: Cut,
 ) -> tuple[LinearSpec, ...]:
-    """Linears over the hidden state, each of sections of these sizes."""
+    """Linears over the hidden state: one each, or all in one of the name `fused`."""
+    linear = LinearSpec(name="", shape=(sum(sizes), config.hidden_size), bias=bias, cut=cut)
+    if fused is not None:
+        return (replace(linear, name=f"{prefix}{fused}", cut=replace(cut, sections=sizes)),)
     return tuple(
-        LinearSpec(
-            name=f"{prefix}{name}", shape=(sum(sections), config.hidden_size), bias=bias, axis=0,
-            sections=sections, unit=unit,
-        )
-        for name, sections in sizes.items()
-    )  # fmt: skip
+        replace(linear, name=f"{prefix}{name}", shape=(size, config.hidden_size))
+        for name, size in zip(names, sizes, strict=True)
+    )
 
 
 def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
@@ -266,10 +177,10 @@ def _norms(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]
         for name, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
             spec = TensorSpec(shape=(dim,))
             if family.qk_norm == "full":
-                spec = TensorSpec(shape=(dim * heads,), axis=0, unit=dim)
+                spec = TensorSpec(shape=(dim * heads,), cut=Cut(axis=0, unit=dim))
             yield f"{prefix}self_attn.{name}.weight", spec
     if family.sinks:
-        yield f"{prefix}self_attn.sinks", TensorSpec(shape=(config.num_heads,), axis=0)
+        yield f"{prefix}self_attn.sinks", TensorSpec(shape=(config.num_heads,), cut=_ROWS)
 
 
 def _router(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
@@ -284,37 +195,43 @@ def _router(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: Expert
 
 
 def _experts(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
-    specs: Specs = {}
-    for linears in expert_linears(config.hidden_size, mixture, prefix, form):
-        for linear in linears:
-            specs |= linear.tensors
-    return specs
+    parts = _expert_parts(config.hidden_size, mixture, form)
+    specs = [item for part in parts for item in part.tensors.items()]
+    stems = dict.fromkeys(_expert_stems(mixture, prefix, form))
+    return {f"{stem}{name}": spec for stem in stems for name, spec in specs}
 
 
 def expert_linears(
     hidden: int, mixture: MixtureSpec, prefix: str, form: ExpertForm
-) -> list[list[LinearSpec]]:
+) -> Iterator[list[LinearSpec]]:
     """Of each expert of the layer whose tensors start with `prefix`: gate, up and down, or the
-    stacks of gate with up and of down. Ranks share every expert, as they share an MLP."""
-    rule, size = mixture.rule, mixture.size
+    stacks of gate with up and of down."""
+    parts = _expert_parts(hidden, mixture, form)
+    for stem in _expert_stems(mixture, prefix, form):
+        yield [replace(part, name=f"{stem}{part.name}") for part in parts]
+
+
+def _expert_stems(mixture: MixtureSpec, prefix: str, form: ExpertForm) -> list[str]:
+    """What each expert's names begin with."""
     experts = f"{prefix}{mixture_block(mixture, form)}experts."
+    each = form == "each"
+    return [f"{experts}{number}." if each else experts for number in range(mixture.num_experts)]
+
+
+def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[LinearSpec, ...]:
+    """Their names without the stem. Ranks share every expert, as they share an MLP."""
+    rule, size = mixture.rule, mixture.size
     if form == "each":
-        up = LinearSpec(name=rule.up, shape=(size, hidden), axis=0)
-        down = LinearSpec(name=rule.down, shape=(hidden, size), axis=1)
-        return [
-            [
-                replace(one, name=f"{experts}{expert}.{one.name}")
-                for one in (replace(up, name=rule.gate), up, down)
-            ]
-            for expert in range(mixture.num_experts)
-        ]
+        up = LinearSpec(name=rule.up, shape=(size, hidden), cut=_ROWS)
+        down = LinearSpec(name=rule.down, shape=(hidden, size), cut=_COLUMNS)
+        return replace(up, name=rule.gate), up, down
     gate_up = LinearSpec(
-        name=f"{experts}gate_up_proj", shape=(2 * size, hidden), bias=rule.biased, axis=0,
-        sections=() if rule.interleaved else (size, size), unit=2 if rule.interleaved else 1,
-        format="mxfp4" if form == "mxfp4" else None, num_stacked=mixture.num_experts,
-        transposed=rule.transposed and form != "mxfp4",
-    )  # fmt: skip
-    down = replace(
-        gate_up, name=f"{experts}down_proj", shape=(hidden, size), axis=1, sections=(), unit=1
+        name="gate_up_proj",
+        shape=(2 * size, hidden),
+        bias=rule.biased,
+        cut=Cut(axis=0, unit=2) if rule.interleaved else Cut(axis=0, sections=(size, size)),
+        format="mxfp4" if form == "mxfp4" else None,
+        num_stacked=mixture.num_experts,
+        transposed=rule.transposed,
     )
-    return [[gate_up, down]] * mixture.num_experts
+    return gate_up, replace(gate_up, name="down_proj", shape=(hidden, size), cut=_COLUMNS)

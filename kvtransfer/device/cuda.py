@@ -8,8 +8,9 @@ handle stands for the allocation itself.
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,8 +18,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device import libcuda
 from kvtransfer.device.driver import CannotMap, Span, Stream, Sums
-from kvtransfer.kernels import copy as copy_kernel
-from kvtransfer.kernels import sums as sums_kernel
+from kvtransfer.kernels.copy import copy, sums
 from protocol.errors import TransferError
 
 _ROUND_BYTES = 2 << 20
@@ -27,7 +27,7 @@ _HANDLE = struct.Struct(f"<IQ{libcuda.HANDLE_BYTES}s")  # process, address there
 
 
 @dataclass(frozen=True, slots=True)
-class CudaEvent:
+class CudaMark:
     event: torch.cuda.Event
 
     def happened(self) -> bool:
@@ -45,23 +45,23 @@ class CudaStream:
     def handle(self) -> int:
         return int(self.stream.cuda_stream)
 
-    def record(self) -> CudaEvent:
+    def record(self) -> CudaMark:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        return CudaEvent(self.stream.record_event(event))
+        return CudaMark(self.stream.record_event(event))
 
 
 @dataclass(frozen=True, slots=True)
 class CudaSums:
-    event: CudaEvent
+    mark: CudaMark
     sums_P: torch.Tensor
     """Pinned, filled when the event has happened."""
     kept: tuple[torch.Tensor, ...]
     """What the launched work still uses."""
 
     def happened(self) -> bool:
-        return self.event.happened()
+        return self.mark.happened()
 
-    def take(self) -> NDArray[np.uint64]:
+    def take_sums(self) -> NDArray[np.uint64]:
         sums_P: NDArray[np.uint64] = self.sums_P.numpy().copy().view(np.uint64)
         return sums_P
 
@@ -135,26 +135,20 @@ class CudaDriver:
         stream = torch.cuda.Stream(device=self.index)  # type: ignore[no-untyped-call]
         return CudaStream(stream)
 
-    def mark(self) -> CudaEvent:
+    def mark(self) -> CudaMark:
         return CudaStream(torch.cuda.current_stream(self.index)).record()
 
     def copy(
         self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
         num_pieces: int,
     ) -> Sums:  # fmt: skip
-        def launch(rows_5R: torch.Tensor, sums_P: torch.Tensor, longest_words: int) -> None:
-            copy_kernel.copy(
-                target.address, source.address, rows_5R, sums_P, longest_words=longest_words
-            )
-
+        launch = partial(copy, target.address, source.address)
         return self._launch(stream, table_5R, num_pieces, launch)
 
     def sum(
         self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
     ) -> Sums:
-        def launch(rows_5R: torch.Tensor, sums_P: torch.Tensor, longest_words: int) -> None:
-            sums_kernel.sums(source.address, rows_5R, sums_P, longest_words=longest_words)
-
+        launch = partial(sums, source.address)
         return self._launch(stream, table_5R, num_pieces, launch)
 
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
@@ -168,7 +162,11 @@ class CudaDriver:
         self.tensor(span)[offset : offset + len(content)].copy_(pinned, non_blocking=True)
 
     def _launch(
-        self, stream: Stream, table_5R: NDArray[np.int64], num_pieces: int, launch: Any
+        self,
+        stream: Stream,
+        table_5R: NDArray[np.int64],
+        num_pieces: int,
+        launch: Callable[..., None],
     ) -> CudaSums:
         """Bring the table to the device, launch, and bring the sums back, all on the stream."""
         assert isinstance(stream, CudaStream)
@@ -179,7 +177,7 @@ class CudaDriver:
                 there_5R = rows_5R.to(f"cuda:{self.index}", non_blocking=True)
                 summed_P = torch.zeros(num_pieces, dtype=torch.int64, device=there_5R.device)
                 if table_5R.shape[1]:
-                    launch(there_5R, summed_P, int(table_5R[2].max()))
+                    launch(there_5R, summed_P, longest_words=int(table_5R[2].max()))
                 sums_P = torch.empty(num_pieces, dtype=torch.int64, pin_memory=True)
                 sums_P.copy_(summed_P, non_blocking=True)
             return CudaSums(stream.record(), sums_P, (rows_5R, there_5R, summed_P))

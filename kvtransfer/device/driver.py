@@ -20,11 +20,11 @@ class CannotMap(TransferError):
     """Memory of another process or device cannot be mapped here; says why."""
 
 
-class Event(Protocol):
-    """A point in a stream's work."""
+class Mark(Protocol):
+    """A point in a stream's work, or in the engine's."""
 
     def happened(self) -> bool:
-        """Everything launched on its stream before it is done, and visible to every later
+        """Everything launched before it is done, and visible to every later
         launch. Never waits. Raises TransferError."""
 
 
@@ -35,7 +35,7 @@ class Stream(Protocol):
     def handle(self) -> int:
         """What libraries that launch on it know it by."""
 
-    def record(self) -> Event: ...
+    def record(self) -> Mark: ...
 
 
 class Sums(Protocol):
@@ -44,7 +44,7 @@ class Sums(Protocol):
     def happened(self) -> bool:
         """It is done. Never waits. Raises TransferError."""
 
-    def take(self) -> NDArray[np.uint64]:
+    def take_sums(self) -> NDArray[np.uint64]:
         """`[piece]`, once it has happened."""
 
 
@@ -72,7 +72,7 @@ class Driver(Protocol):
     def stream(self) -> Stream:
         """A new stream, beside the engine's."""
 
-    def mark(self) -> Event:
+    def mark(self) -> Mark:
         """The point that the engine's work has reached: the calling thread's current stream."""
 
     def copy(
@@ -94,4 +94,4 @@ class Driver(Protocol):
         """Launches on the engine's stream and waits for nothing: for tests and tools."""
 
 
-__all__ = ["CannotMap", "Driver", "Event", "Span", "Stream", "Sums"]
+__all__ = ["CannotMap", "Driver", "Mark", "Span", "Stream", "Sums"]

@@ -1,9 +1,7 @@
 """The memory all KV blocks of one worker lie in, on a GPU.
 
-What `kvtransfer.memory.host_pool.BlockMemory` is in host memory: made by a worker at start with the
-driver it chose; the engine computes in the blocks and counts allocations in `generations`,
-`kvtransfer` moves single blocks. Its checksums are those of `kvtransfer.kernels.mix`, so it is
-paired with device pools only. Does not know who owns a block.
+Its checksums are those of `kvtransfer.kernels.copy`, so it is paired with device pools only.
+Nothing here waits for the engine's work.
 """
 
 # Shapes: N blocks, P pieces.
@@ -17,21 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.driver import Driver, Event, Span, Stream, Sums
+from kvtransfer.device.driver import Driver, Mark, Span, Stream, Sums
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
-from kvtransfer.plan import Ranges, whole_blocks
+from kvtransfer.plan import Ranges
 from protocol.errors import TransferError
 
 SUM_KIND: Final = "splitmix64-sum"
 """What both ends must mean by a checksum."""
-_SUM_S: Final = 2.0
+SUM_S: Final = 2.0
 """Sums of a turn's blocks take a device well under a millisecond; then it is taken for lost."""
 _LOOK_S: Final = 50e-6
 
 
 class DeviceMemory:
-    """`num_blocks` blocks of `block_bytes` on one device, and a generation for each."""
+    """A `kvtransfer.memory.pool.Pool` on one device."""
 
     def __init__(
         self, driver: Driver, *, num_blocks: int, block_bytes: int,
@@ -58,31 +56,14 @@ class DeviceMemory:
         self._closed = False
 
     @property
-    def generations_N(self) -> NDArray[np.uint64]:
-        """A block's is bumped whenever it is allocated afresh."""
-        return self._generations.counts_N
-
-    @property
     def generations(self) -> memoryview:
-        """The same, as a host pool has them: what the engine counts in."""
+        """`[block]` uint64: what the engine counts in."""
         return self._generations.counts_N.data
 
-    def generations_fd(self) -> int:
-        """A descriptor by which another process maps the generations; the caller closes it."""
-        return self._generations.reader_fd()
-
-    def generation_sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        return self._generations.sums(blocks_PB)
-
-    def mark(self) -> Event:
-        """The point that the engine's stream has reached: what it launched before is written
-        once this has happened. For the engine's thread; cheap."""
-        return self.driver.mark()
-
-    def whole(self, blocks: NDArray[np.uint32]) -> Ranges:
-        """The ranges of whole blocks, one each."""
-        return whole_blocks(blocks, self.block_bytes)
+    @property
+    def generations_N(self) -> NDArray[np.uint64]:
+        """The same, for many at a time."""
+        return self._generations.counts_N
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
         """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.
@@ -97,6 +78,20 @@ class DeviceMemory:
             )  # fmt: skip
             return _await(launched)
 
+    def mark(self) -> Mark:
+        """The point that the engine's stream has reached. For the engine's thread; cheap."""
+        return self.driver.mark()
+
+    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
+        """Let a test change a block's bytes."""
+        content = bytearray(self.read(block_id))
+        how(memoryview(content))
+        self.write(block_id, bytes(content))
+
+    def generations_fd(self) -> int:
+        """A descriptor by which another process maps the generations; the caller closes it."""
+        return self._generations.reader_fd()
+
     def read(self, block_id: int) -> bytes:
         """The bytes of one block; waits for the device: for tests and tools."""
         return self.driver.read(self.span, self._offset(block_id), self.block_bytes)
@@ -105,12 +100,6 @@ class DeviceMemory:
         """Fill one block as the engine would, on its stream: for tests and tools."""
         assert len(content) == self.block_bytes
         self.driver.write(self.span, self._offset(block_id), content)
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-        content = bytearray(self.read(block_id))
-        how(memoryview(content))
-        self.write(block_id, bytes(content))
 
     def close(self) -> None:
         """Give the memory back; nobody may use it any more, here or in another process."""
@@ -126,9 +115,9 @@ class DeviceMemory:
 
 
 def _await(launched: Sums) -> NDArray[np.uint64]:
-    deadline_s = time.monotonic() + _SUM_S
+    deadline_s = time.monotonic() + SUM_S
     while not launched.happened():
         if time.monotonic() > deadline_s:
-            raise TransferError(f"the device has not summed blocks within {_SUM_S} s")
+            raise TransferError(f"the device has not summed blocks within {SUM_S} s")
         time.sleep(_LOOK_S)
-    return launched.take()
+    return launched.take_sums()

@@ -4,22 +4,17 @@ The same words as in the header of a host pool, without the blocks. Owned by a `
 mapped for reading by the sinks of this host. Knows nothing of devices.
 """
 
-import fcntl
 import mmap
 import os
-import struct
 from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.plan import NO_BLOCK
-from protocol.errors import LayoutMismatch
+from kvtransfer.memory.sealed import create_sealed, header, open_sealed, reader_fd
 
-_HEADER = struct.Struct("<8sQQ")  # magic, blocks, bytes of a block
 _MAGIC = b"BatonKG1"
 _AT = 64
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class Generations:
@@ -35,43 +30,21 @@ class Generations:
 
     @classmethod
     def create(cls, *, num_blocks: int, block_bytes: int) -> "Generations":
-        total = _AT + 8 * num_blocks
-        fd = os.memfd_create("baton-kv-generations", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, total)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            mapping = mmap.mmap(fd, total)
-        except OSError:
-            os.close(fd)
-            raise
-        mapping[: _HEADER.size] = _HEADER.pack(_MAGIC, num_blocks, block_bytes)
+        start = header(_MAGIC, num_blocks=num_blocks, block_bytes=block_bytes)
+        fd, mapping = create_sealed("baton-kv-generations", _AT + 8 * num_blocks, start=start)
         return cls(fd, mapping, num_blocks=num_blocks)
 
     @classmethod
     def open(cls, fd: int, *, num_blocks: int, block_bytes: int) -> "Generations":
         """Map a peer's, for reading; takes `fd` even when it raises LayoutMismatch."""
-        try:
-            mapping = _map_foreign(fd, _AT + 8 * num_blocks)
-            if mapping[: _HEADER.size] != _HEADER.pack(_MAGIC, num_blocks, block_bytes):
-                raise LayoutMismatch("the peer's generations have another header than its word")
-        except (OSError, ValueError) as error:
-            os.close(fd)
-            raise LayoutMismatch(f"the peer's generations cannot be mapped: {error}") from error
-        except LayoutMismatch:
-            os.close(fd)
-            raise
+        start = header(_MAGIC, num_blocks=num_blocks, block_bytes=block_bytes)
+        num_bytes = _AT + 8 * num_blocks
+        mapping = open_sealed(fd, what="generations", num_bytes=num_bytes, start=start)
         return cls(fd, mapping, num_blocks=num_blocks)
-
-    def sums(self, blocks_PB: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
-        there_PB = blocks_PB != NO_BLOCK
-        each_PB = self.counts_N[np.where(there_PB, blocks_PB, 0)]
-        sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
-        return sums_P
 
     def reader_fd(self) -> int:
         """A new descriptor that can be mapped for reading only; the caller closes it."""
-        return os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        return reader_fd(self._fd)
 
     def close(self) -> None:
         """Give the descriptor back, and the memory once nobody holds a view of it."""
@@ -82,11 +55,3 @@ class Generations:
             self._mapping.close()
         os.close(self._fd)
         self._fd = -1
-
-
-def _map_foreign(fd: int, total: int) -> mmap.mmap:
-    if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-        raise LayoutMismatch("the peer's generations are not sealed against shrinking")
-    if os.fstat(fd).st_size != total:
-        raise LayoutMismatch(f"the peer's generations have {os.fstat(fd).st_size} bytes")
-    return mmap.mmap(fd, total, access=mmap.ACCESS_READ)

@@ -1,33 +1,23 @@
 """Scattered copies with their checksums, in C where the machine has a compiler.
 
-`copy` moves pieces from one mapped pool to another and gives each piece's xxh3_64, in one pass
-past the cache and without the GIL; `checksums` only hashes. Without a compiler a twin of memmove
-and xxhash does the same, at about half the speed. Neither knows who owns a byte; both check that
-every range lies in its pool.
+`copy_ranges` moves pieces from one mapped pool to another and gives each piece's xxh3_64, in one
+pass past the cache and without the GIL; `checksums` only hashes. Without a compiler a twin of
+memmove and xxhash does the same, at about half the speed. Neither knows who owns a byte; both check
+that every range lies in its pool.
 """
 
 import ctypes
 import itertools
-import logging
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from kvtransfer.native.library import kernels
 from kvtransfer.plan import Ranges
-from protocol.process.c_kernels import Kernels, NoKernels
 
-log = logging.getLogger(__name__)
-
-KERNELS = Kernels(
-    name="kvcopy",
-    folder=Path(__file__).parent,
-    flags=("-O3", "-march=native", "-std=gnu11", "-fPIC", "-shared"),
-)
 _MIN_HASHED_BYTES = 241
 """XXH3 treats shorter inputs in another way, which the C twin leaves out."""
 _STRIPE_BYTES = 64
@@ -51,27 +41,7 @@ class Memory:
             raise ValueError(f"ranges {lowest}..{highest} of a span of {self.num_bytes} bytes")
 
 
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """The library, or None where it cannot be built: said once."""
-    try:
-        library = KERNELS.load()
-    except NoKernels as error:
-        log.warning("no C kernels, copies are slower", extra={"why": str(error)})
-        return None
-    at, word, signed = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64
-    library.baton_kv_copy.argtypes = [at, word, at, at, word, at, at, at, signed, at]
-    library.baton_kv_work.argtypes = [at, word, at, word, at, word]
-    library.baton_kv_work.restype = signed
-    library.baton_kv_shut.argtypes = [at]
-    library.baton_kv_put_up.argtypes = [at, word, word, word]
-    library.baton_kv_put_up.restype = word
-    library.baton_kv_await.argtypes = [at, signed]
-    library.baton_kv_board_bytes.restype = signed
-    return library
-
-
-def copy(
+def copy_ranges(
     target: Memory, target_ranges: Ranges, source: Memory, source_ranges: Ranges
 ) -> NDArray[np.uint64]:
     """Copy each range over its counterpart; the checksum of each piece, `[piece]`.
@@ -151,4 +121,4 @@ def _at(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
-__all__ = ["KERNELS", "Memory", "checksums", "copy", "fits", "kernels"]
+__all__ = ["Memory", "checksums", "copy_ranges", "fits"]

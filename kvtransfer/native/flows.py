@@ -9,41 +9,25 @@ import ctypes
 import errno
 import os
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.native import copy as native
 from kvtransfer.native.copy import Memory
+from kvtransfer.native.library import HASH_BYTES, FlowFields, kernels
 from kvtransfer.plan import Ranges
 
 MOVING: Final = 0
 MOVED: Final = 1
 PEER_CLOSED: Final = 2
 _OUTSIDE: Final = 1
-_HASH_BYTES: Final = 128
 _HASH_ALIGNMENT: Final = 64
 WAIT_S: Final = 100e-6
 """Longest sleep for the next bytes inside one call: a turn of Python takes as long."""
 TURN_S: Final = 2e-3
 """Longest call, however slowly bytes come: control messages wait that long."""
 _TWIN_BUFFERS: Final = 64
-_POINTERS: Final = ("head", "base", "offsets", "sizes", "starts", "sums", "hash")
-_WORDS: Final = (
-    *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "hashed"),
-    *("hashed_skip", "fd", "state", "moved_bytes"),
-)
-
-
-class _Flow(ctypes.Structure):
-    """`Flow` in flow.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in _WORDS),
-    ]  # fmt: skip
 
 
 class Flow:
@@ -62,7 +46,7 @@ class Flow:
         num_pieces = len(ranges.starts_P) - 1
         self.sums_P = np.zeros(num_pieces, np.uint64) if summed and fit else None
         """Of the pieces that are whole; None when the kernels cannot take them on the way."""
-        self.c = _Flow(
+        self.c = FlowFields(
             head=_at(np.frombuffer(head, np.uint8)), base=memory.address,
             offsets=_at(ranges.offsets_R), sizes=_at(ranges.sizes_R), starts=_at(ranges.starts_P),
             sums=None if self.sums_P is None else _at(self.sums_P),
@@ -72,7 +56,7 @@ class Flow:
 
     def _hash_at(self) -> int:
         """Where the kernels keep the hash of the piece that is coming."""
-        self._hash = np.zeros(_HASH_BYTES + _HASH_ALIGNMENT, np.uint8)
+        self._hash = np.zeros(HASH_BYTES + _HASH_ALIGNMENT, np.uint8)
         return -(-_at(self._hash) // _HASH_ALIGNMENT) * _HASH_ALIGNMENT
 
     @property
@@ -120,7 +104,7 @@ def repeated(num_bytes: int, memory: Memory) -> Ranges:
 def _flow(
     flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: int, wait_s: float
 ) -> int:
-    library = _library()
+    library = kernels()
     if library is None:
         return sum(_Twin(flow).go_on(sending=sending, budget=budget) for flow in flows)
     pointers = (ctypes.c_void_p * len(flows))(*(ctypes.addressof(flow.c) for flow in flows))
@@ -132,29 +116,9 @@ def _flow(
     return int(moved)
 
 
-@cache
-def _library() -> ctypes.CDLL | None:
-    library = native.kernels()
-    if library is None:
-        return None
-    word, pointer = ctypes.c_int64, ctypes.c_void_p
-    library.baton_kv_flow.argtypes = [
-        pointer, word, pointer, word, ctypes.c_int, word, word, word,
-    ]  # fmt: skip
-    library.baton_kv_flow.restype = word
-    library.baton_kv_flow_bytes.restype = word
-    library.baton_kv_check.argtypes = [
-        ctypes.c_uint64, pointer, ctypes.c_uint64, *(pointer,) * 3, word, pointer,
-    ]  # fmt: skip
-    library.baton_kv_hash_bytes.restype = word
-    assert library.baton_kv_flow_bytes() == ctypes.sizeof(_Flow)
-    assert library.baton_kv_hash_bytes() <= _HASH_BYTES
-    return library
-
-
 def _measure(memory: Memory, ranges: Ranges) -> tuple[int, bool]:
     """Bytes of the ranges, and whether the kernels can sum their pieces. Raises ValueError."""
-    library = _library()
+    library = kernels()
     if library is None:
         memory.check(ranges)
         return int(ranges.sizes_R.sum()), False

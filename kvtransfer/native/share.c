@@ -1,9 +1,9 @@
 /* One copy job that two processes work on: each claims pieces until none are left.
  *
- * The board lies in memory both have mapped; the fetcher fills it in, either side calls
- * `baton_kv_work`. A side that is slow claims less, one that never comes claims nothing, so nobody
- * waits for more than the pieces of one claim. Whoever is inside is counted, so that the fetcher
- * can tell when nobody writes into its slots any more. Nothing on the board is trusted: every
+ * The job lies in memory both have mapped; the fetcher fills it in, either side calls
+ * `baton_kv_copy_pieces`. A side that is slow claims less, one that never comes claims nothing, so
+ * nobody waits for more than the pieces of one claim. Whoever is inside is counted, so that the
+ * fetcher can tell when nobody writes into its slots any more. Nothing in it is trusted: every
  * range is read once and checked against the mapping it is used on.
  */
 #include <stdatomic.h>
@@ -26,7 +26,7 @@ typedef struct {
     volatile int64_t target_offsets[MAX_RANGES], source_offsets[MAX_RANGES], sizes[MAX_RANGES];
     volatile int64_t starts[MAX_PIECES + 1];
     uint64_t sums[MAX_PIECES];
-} Board;
+} CopyJob;
 
 typedef struct {
     uint8_t *target;
@@ -35,83 +35,84 @@ typedef struct {
     uint64_t source_bytes;
 } Spans;
 
-int64_t baton_kv_board_bytes(void) { return (int64_t)sizeof(Board); }
+int64_t baton_kv_job_bytes(void) { return (int64_t)sizeof(CopyJob); }
 
-/* Copy one piece; its bytes, or -1 when the board describes nonsense. */
-static int64_t copy_piece(Board *board, const Spans *spans, uint64_t piece, int streaming) {
+/* Copy one piece; its bytes, or -1 when the job describes nonsense. */
+static int64_t copy_piece(CopyJob *job, const Spans *spans, uint64_t piece, int streaming) {
     static _Thread_local int64_t into[MAX_PIECE_RANGES], from[MAX_PIECE_RANGES];
     static _Thread_local int64_t sizes[MAX_PIECE_RANGES];
-    const int64_t first = board->starts[piece], last = board->starts[piece + 1];
+    const int64_t first = job->starts[piece], last = job->starts[piece + 1];
     const int64_t num_ranges = last - first;
     if (first < 0 || num_ranges < 1 || last > MAX_RANGES || num_ranges > MAX_PIECE_RANGES) return -1;
     int64_t num_bytes = 0;
     for (int64_t range = 0; range < num_ranges; range++) {
-        into[range] = board->target_offsets[first + range];
-        from[range] = board->source_offsets[first + range];
-        sizes[range] = board->sizes[first + range];
+        into[range] = job->target_offsets[first + range];
+        from[range] = job->source_offsets[first + range];
+        sizes[range] = job->sizes[first + range];
         if (!lies_in(into[range], sizes[range], spans->target_bytes) ||
             !lies_in(from[range], sizes[range], spans->source_bytes) || sizes[range] < 64 ||
             sizes[range] % 64)
             return -1;
         num_bytes += sizes[range];
     }
-    board->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes,
+    job->sums[piece] = baton_kv_piece(spans->target, into, spans->source, from, sizes,
                                         num_ranges, streaming);
     return num_bytes;
 }
 
 /* Claim and copy pieces of job `number` until none are left. Pieces copied; -1: nonsense. */
-static int64_t claim(Board *board, const Spans *spans) {
-    const uint64_t num_pieces = board->num_pieces, batch = board->batch;
-    const int streaming = (int)board->streaming;
+static int64_t claim(CopyJob *job, const Spans *spans) {
+    const uint64_t num_pieces = job->num_pieces, batch = job->batch;
+    const int streaming = (int)job->streaming;
     int64_t num_copied = 0;
     uint64_t num_bytes = 0;
     if (num_pieces > MAX_PIECES || batch < 1 || batch > MAX_PIECES) return -1;
     while (num_copied < (int64_t)num_pieces) { /* also if somebody sets the cursor back */
-        const uint64_t first = atomic_fetch_add(&board->cursor, batch);
+        const uint64_t first = atomic_fetch_add(&job->cursor, batch);
         if (first >= num_pieces) return num_copied;
         const uint64_t last = first + batch < num_pieces ? first + batch : num_pieces;
         for (uint64_t piece = first; piece < last; piece++) {
-            if (atomic_load(&board->stop)) return num_copied;
-            const int64_t copied_bytes = copy_piece(board, spans, piece, streaming);
+            if (atomic_load(&job->stop)) return num_copied;
+            const int64_t copied_bytes = copy_piece(job, spans, piece, streaming);
             num_bytes += (uint64_t)copied_bytes;
             if (copied_bytes < 0 || num_bytes > spans->target_bytes) return -1;
             num_copied++;
         }
         baton_kv_settle();
-        atomic_fetch_add(&board->num_done, last - first);
+        atomic_fetch_add(&job->num_done, last - first);
     }
     return num_copied;
 }
 
-int64_t baton_kv_work(Board *board, uint64_t number, uint8_t *target, uint64_t target_bytes,
-                      const uint8_t *source, uint64_t source_bytes) {
+int64_t baton_kv_copy_pieces(CopyJob *job, uint64_t number, uint8_t *target,
+                             uint64_t target_bytes, const uint8_t *source, uint64_t source_bytes) {
     const Spans spans = {target, target_bytes, source, source_bytes};
     int64_t num_copied = 0;
-    atomic_fetch_add(&board->inside, 1);
-    if (atomic_load(&board->number) == number && !atomic_load(&board->stop))
-        num_copied = claim(board, &spans);
+    atomic_fetch_add(&job->inside, 1);
+    if (atomic_load(&job->number) == number && !atomic_load(&job->stop))
+        num_copied = claim(job, &spans);
     baton_kv_settle();
-    atomic_fetch_sub(&board->inside, 1);
+    atomic_fetch_sub(&job->inside, 1);
     return num_copied;
 }
 
 /* Let nobody in any more; 1 when nobody is inside. Whoever comes after this turns round: it counts
  * itself before it looks at `stop`, and we set `stop` before we look at the count. */
-int baton_kv_shut(Board *board) {
-    atomic_store(&board->stop, 1);
-    return atomic_load(&board->inside) == 0;
+int baton_kv_shut_job(CopyJob *job) {
+    atomic_store(&job->stop, 1);
+    return atomic_load(&job->inside) == 0;
 }
 
-/* Open a board that is shut and filled in, as a new job; its number. */
-uint64_t baton_kv_put_up(Board *board, uint64_t num_pieces, uint64_t batch, uint64_t streaming) {
-    board->num_pieces = num_pieces;
-    board->batch = batch;
-    board->streaming = streaming;
-    atomic_store(&board->cursor, 0);
-    atomic_store(&board->num_done, 0);
-    const uint64_t number = atomic_fetch_add(&board->number, 1) + 1;
-    atomic_store(&board->stop, 0);
+/* Open what is shut and filled in, as a new job; its number. */
+uint64_t baton_kv_begin_job(CopyJob *job, uint64_t num_pieces, uint64_t batch,
+                            uint64_t streaming) {
+    job->num_pieces = num_pieces;
+    job->batch = batch;
+    job->streaming = streaming;
+    atomic_store(&job->cursor, 0);
+    atomic_store(&job->num_done, 0);
+    const uint64_t number = atomic_fetch_add(&job->number, 1) + 1;
+    atomic_store(&job->stop, 0);
     return number;
 }
 
@@ -128,9 +129,9 @@ static void relax(void) {
 }
 
 /* Wait, at most `most_ns`, until all pieces are done; 1 when they are. */
-int baton_kv_await(Board *board, int64_t most_ns) {
+int baton_kv_await_job(CopyJob *job, int64_t most_ns) {
     const int64_t end = now_ns() + most_ns;
-    while (atomic_load(&board->num_done) < board->num_pieces) {
+    while (atomic_load(&job->num_done) < job->num_pieces) {
         if (now_ns() >= end) return 0;
         relax();
     }

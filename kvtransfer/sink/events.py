@@ -43,4 +43,4 @@ class Rejected:
     why: str
 
 
-Notice = LinkUp | LinkRefused | AskedAgain | Rejected
+SinkEvent = LinkUp | LinkRefused | AskedAgain | Rejected

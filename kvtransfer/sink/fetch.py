@@ -1,8 +1,8 @@
 """A fetch as a state table: what its fetcher may do next, without clock, socket or memory.
 
-`kvtransfer.sink.fetches` feeds it what happened and carries out what it answers. It keeps every
-slot's writer: a slot has at most one, and an end names the slots that still have one. The source's
-side is `kvtransfer.source.lease`.
+Its events are methods; what they answer is for `kvtransfer.sink.fetches` to carry out. It keeps
+every slot's writer: a slot has at most one, and an end names the slots that still have one. The
+source's side is `kvtransfer.source.lease`.
 """
 
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import known
+from kvtransfer.chunk import known_words
 from kvtransfer.messages import FetchId
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
+from protocol.state_table import StateTable
 
 MAX_CORRUPT: Final = 3
 """A fetch in which bytes arrive broken three times has no bad luck."""
@@ -42,15 +43,17 @@ class FetchEvent(StrEnum):
 
 
 _F, _FE = FetchStage, FetchEvent
-FETCH_TABLE: dict[tuple[FetchStage, FetchEvent], FetchStage] = {
-    (_F.REQUESTED, _FE.PROGRESS): _F.RECEIVING,
-    (_F.REQUESTED, _FE.BROKE): _F.FAILED,
-    (_F.REQUESTED, _FE.CANCELLED): _F.ABORTED,
-    (_F.RECEIVING, _FE.PROGRESS): _F.RECEIVING,
-    (_F.RECEIVING, _FE.COMPLETED): _F.LANDED,
-    (_F.RECEIVING, _FE.BROKE): _F.FAILED,
-    (_F.RECEIVING, _FE.CANCELLED): _F.ABORTED,
-}
+FETCH_STATES: Final = StateTable(
+    {
+        (_F.REQUESTED, _FE.PROGRESS): _F.RECEIVING,
+        (_F.REQUESTED, _FE.BROKE): _F.FAILED,
+        (_F.REQUESTED, _FE.CANCELLED): _F.ABORTED,
+        (_F.RECEIVING, _FE.PROGRESS): _F.RECEIVING,
+        (_F.RECEIVING, _FE.COMPLETED): _F.LANDED,
+        (_F.RECEIVING, _FE.BROKE): _F.FAILED,
+        (_F.RECEIVING, _FE.CANCELLED): _F.ABORTED,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,11 +92,11 @@ class Fetch:
     Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
-    def __init__(self, *, fetch: FetchId, lease: LeaseId, pieces_S: NDArray[Any]) -> None:
-        """`pieces_S`: as `kvtransfer.chunk.describe` makes them, by ascending index."""
-        self.fetch = fetch
-        self.lease = lease
-        self.stage = FetchStage.REQUESTED
+    def __init__(self, *, fetch_id: FetchId, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
+        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index."""
+        self.id = fetch_id
+        self.lease_id = lease_id
+        self._life = FETCH_STATES.begin(FetchStage.REQUESTED, name=f"fetch {fetch_id}")
         self.attempt = 0
         self.note: bytes | None = None
         self.error: TransferError | None = None
@@ -103,16 +106,19 @@ class Fetch:
         self.pieces_S = pieces_S
         self.indices_S = np.ascontiguousarray(pieces_S["index"])
         self.slots_S = np.ascontiguousarray(pieces_S["slot"])
-        self._known_S = np.ascontiguousarray(known(pieces_S))
+        self._known_S = np.ascontiguousarray(known_words(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
         self._num_writing = 0
         self._num_corrupt = 0
-        self._history: list[str] = []
 
     @property
-    def over(self) -> bool:
-        return self.stage in (FetchStage.LANDED, FetchStage.FAILED, FetchStage.ABORTED)
+    def stage(self) -> FetchStage:
+        return self._life.state
+
+    @property
+    def is_over(self) -> bool:
+        return self._life.is_over
 
     @property
     def num_slots(self) -> int:
@@ -135,7 +141,7 @@ class Fetch:
 
     def start(self) -> list[FetchStep]:
         """A stream is open: ask for everything that is neither here nor on its way."""
-        if self.over:
+        if self.is_over:
             return []
         return [self._ask()]
 
@@ -145,7 +151,7 @@ class Fetch:
         None: nobody wants these bytes (old attempt, or already here): discard them. Raises
         TransferError when the descriptions contradict the lease or what was asked for.
         """
-        if self.over or attempt != self.attempt:
+        if self.is_over or attempt != self.attempt:
             return None
         places_P = self._places(pieces_P)
         if self._states_S[places_P].any():
@@ -160,27 +166,29 @@ class Fetch:
     ) -> list[FetchStep]:
         """The writer of these slots has stopped; those not right are not to be used, and
         `broken` says why."""
-        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._history}"
+        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
         self._num_writing -= len(places_P)
         num_right = int(np.count_nonzero(right_P))
-        whole = num_right == len(places_P)
-        self._states_S[places_P] = _VERIFIED if whole else np.where(right_P, _VERIFIED, _WAITING)
+        all_right = num_right == len(places_P)
+        self._states_S[places_P] = (
+            _VERIFIED if all_right else np.where(right_P, _VERIFIED, _WAITING)
+        )
         self._num_open -= num_right
-        if self.over:
+        if self.is_over:
             return self._end_when_quiet()
-        if num_right == len(places_P):
+        if all_right:
             return self._complete_or([])
         return self._ask_again(int(self.indices_S[places_P[~right_P]][0]), broken)
 
     def stop_write(self, places_P: NDArray[np.intp]) -> list[FetchStep]:
         """The writer of these slots has stopped before it was done: ask for them again later."""
-        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._history}"
+        assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
         self._num_writing -= len(places_P)
         self._states_S[places_P] = _WAITING
-        return self._end_when_quiet() if self.over else []
+        return self._end_when_quiet() if self.is_over else []
 
     def note_arrived(self, *, attempt: int, note: bytes) -> list[FetchStep]:
-        if self.over or attempt != self.attempt or self.note is not None:
+        if self.is_over or attempt != self.attempt or self.note is not None:
             return []
         self.note = note
         self._move(FetchEvent.PROGRESS)
@@ -188,7 +196,7 @@ class Fetch:
 
     def fail(self, error: TransferError) -> list[FetchStep]:
         """The source said so, the link broke, the deadline passed, or the bytes stay wrong."""
-        if self.over:
+        if self.is_over:
             return []
         self.error = error
         self._move(FetchEvent.BROKE)
@@ -196,7 +204,7 @@ class Fetch:
 
     def cancel(self, reason: str) -> list[FetchStep]:
         """The caller does not want the blocks any more."""
-        if self.over:
+        if self.is_over:
             return []
         self.reason = reason
         self._move(FetchEvent.CANCELLED)
@@ -204,7 +212,7 @@ class Fetch:
 
     def abandon(self) -> list[FetchStep]:
         """It is over, but a writer cannot be stopped now: end without waiting for it."""
-        assert self.over, f"abandoned while {self.stage}: {self._history}"
+        assert self.is_over, f"abandoned while {self.stage}: {self._life.story}"
         if self.ended:
             return []
         self.ended = True
@@ -245,7 +253,7 @@ class Fetch:
             raise TransferError("the source describes blocks twice or out of order")
         if not len(self.indices_S) or places_P[-1] >= len(self.indices_S):
             raise TransferError("the source describes a block that nobody asked for")
-        same_PW = known(pieces_P) == self._known_S[places_P]
+        same_PW = known_words(pieces_P) == self._known_S[places_P]
         if not same_PW.all():
             at = int(np.flatnonzero(~same_PW.all(axis=1))[0])
             raise TransferError(
@@ -255,11 +263,7 @@ class Fetch:
         return places_P
 
     def _move(self, event: FetchEvent) -> None:
-        key = (self.stage, event)
-        assert key in FETCH_TABLE, f"fetch {self.fetch}: no row {key} after {self._history}"
-        if FETCH_TABLE[key] is not self.stage:
-            self._history.append(f"{event} in attempt {self.attempt}")
-        self.stage = FETCH_TABLE[key]
+        self._life.move(event, facts=f"attempt {self.attempt}")
 
 
 def _told(piece: Any) -> str:

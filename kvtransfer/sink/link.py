@@ -1,4 +1,4 @@
-"""One sink's link to one source incarnation: a control socket, and a stream chosen by reach.
+"""One sink's link to one source incarnation: a control socket, and the best stream to be had.
 
 Comes up by itself (dialling, attaching, open), tries the transports in the configured order and
 says which it took and why not an earlier one. When its stream breaks it attaches again within a
@@ -7,11 +7,10 @@ short grace; when anything else breaks it is lost, for good: a later fetch makes
 
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
-from typing import assert_never
+from typing import Final, assert_never
 
-from kvtransfer.memory.host_pool import Pool
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_RENEWED,
@@ -25,15 +24,16 @@ from kvtransfer.messages import (
     StreamHello,
     ToSource,
 )
-from kvtransfer.sink.events import LinkRefused, LinkUp, Notice
-from kvtransfer.sink.receiver import Receiver
+from kvtransfer.sink.events import LinkRefused, LinkUp
+from kvtransfer.sink.means import SinkMeans
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import SinkStream, Unreachable
+from kvtransfer.transports.base import ChunkTaker, DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.control import ControlContext, Poller
 from kvtransfer.transports.dial import Dial
 from protocol.errors import LayoutMismatch, PeerLost, TransferError, WireError
-from protocol.ids import LeaseId, WorkerId
+from protocol.ids import LeaseId
 from protocol.messages import Ticket
+from protocol.state_table import StateTable
 
 log = logging.getLogger(__name__)
 
@@ -54,47 +54,56 @@ class LinkStage(StrEnum):
     LOST = "lost"
 
 
+class LinkEvent(StrEnum):
+    ANSWERED = "answered"
+    """The source said `Opened`."""
+    STREAM_UP = "stream up"
+    STREAM_ENDED = "stream ended"
+    BROKE = "broke"
+    """Anything else ended, was late or made no sense; or the sink closes."""
+
+
+_K, _KE = LinkStage, LinkEvent
+LINK_STATES: Final = StateTable(
+    {
+        (_K.DIALLING, _KE.ANSWERED): _K.ATTACHING,
+        (_K.DIALLING, _KE.BROKE): _K.LOST,
+        (_K.ATTACHING, _KE.STREAM_UP): _K.OPEN,
+        (_K.ATTACHING, _KE.BROKE): _K.LOST,
+        (_K.OPEN, _KE.STREAM_ENDED): _K.ATTACHING,
+        (_K.OPEN, _KE.BROKE): _K.LOST,
+    }
+)
+
+
 class Link:
     """Raises TransferError from any method when the link breaks; then call `lose`."""
 
     def __init__(
         self,
+        means: SinkMeans,
         ticket: Ticket,
         *,
-        worker: WorkerId,
         context: ControlContext,
         poller: Poller,
-        transports: Sequence[str],
-        allow_fallback: bool,
-        tcp_lanes: int,
-        memory: Pool,
-        receiver: Receiver,
-        on_word: Callable[["Link", FetchFailed | Renewed], None],
-        on_notice: Callable[[Notice], None],
-        now_s: float,
+        on_answer: Callable[["Link", FetchFailed | Renewed], None],
     ) -> None:
-        self.stage = LinkStage.DIALLING
+        self._life = LINK_STATES.begin(LinkStage.DIALLING, name=f"link to {ticket.worker}")
         self.source = ticket.worker
         self.stream: SinkStream | None = None
-        self.receiver = receiver
         self.num_breaks = 0
         """Streams that ended since the last fetch landed."""
         self.why = ""
         """Why this transport and not an earlier one."""
         self.leases: set[LeaseId] = set()
         """Those to renew."""
-        self.open_by_s = now_s + OPEN_S
-        self.renew_at_s = now_s
-        self._heard_s = now_s
+        self.renew_at_s = self._heard_s = means.clock()
+        self.open_by_s = self._heard_s + OPEN_S
+        self._means = means
         self._ticket = ticket
         self._poller = poller
-        self._transports = tuple(transports)
-        self._untried = list(transports)
-        self._allow_fallback = allow_fallback
-        self._tcp_lanes = tcp_lanes
-        self._memory = memory
-        self._on_word = on_word
-        self._on_notice = on_notice
+        self._untried = list(means.transports)
+        self._on_answer = on_answer
         self._session = SessionId(secrets.randbits(63))
         self._dial: Dial | None = None
         self._opened: Opened | None = None
@@ -107,25 +116,29 @@ class Link:
         self._control = context.connect(ticket.address)
         self._number = self._control.number
         poller.watch(self._control)
-        self.say(Open(session=self._session, worker=worker, epoch=ticket.epoch))
+        self.send(Open(session=self._session, worker=means.worker, epoch=ticket.epoch))
 
-    def say(self, message: ToSource) -> None:
+    @property
+    def stage(self) -> LinkStage:
+        return self._life.state
+
+    def send(self, message: ToSource) -> None:
         self._control.send(message)
 
-    def keep(self, lease: LeaseId, *, now_s: float) -> None:
+    def keep_lease(self, lease: LeaseId, *, now_s: float) -> None:
         """Renew this lease from now on."""
         if not self.leases:
             self._heard_s = now_s
         self.leases.add(lease)
 
-    def check(self, *, now_s: float, silence_s: float) -> None:
+    def check_alive(self, *, now_s: float, silence_s: float) -> None:
         """Raise PeerLost when the link does not come up, or its renewals stay unanswered."""
         if self.stage is not LinkStage.OPEN and now_s > self.open_by_s:
             raise PeerLost(f"no stream to {self.source} came up: still {self.stage}")
         if self.leases and now_s - self._heard_s > silence_s:
             raise PeerLost(f"{self.source} has been silent for {now_s - self._heard_s:.1f} s")
 
-    def renew(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
+    def renew_leases(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
         """Renew all leases of this link in one message, if it is time."""
         if now_s < self.renew_at_s or not self.leases or self._opened is None:
             return
@@ -133,9 +146,9 @@ class Link:
         leases = tuple(self.leases)
         for first in range(0, len(leases), MAX_RENEWED):
             some = leases[first : first + MAX_RENEWED]
-            self.say(Renew(leases=some, remaining_s=remaining_s))
+            self.send(Renew(leases=some, remaining_s=remaining_s))
 
-    def look(self, ready: set[int], *, now_s: float) -> None:
+    def receive_control(self, ready: set[int], *, now_s: float) -> None:
         """Take in what the control socket and the descriptors in `ready` have."""
         heard = self._control.receive() if self._number in ready else ()
         for message in heard:
@@ -146,13 +159,15 @@ class Link:
                 case Refused(reason=reason):
                     raise PeerLost(f"the source refused the link: {reason}")
                 case FetchFailed() | Renewed():
-                    self._on_word(self, message)
+                    self._on_answer(self, message)
                 case _:
                     assert_never(message)
         if self._dial is not None and self._dial.fileno() in ready:
             self._advance()
 
-    def receive(self, ready: set[int], *, now_s: float) -> SinkStream | None:
+    def receive_stream(
+        self, taker: ChunkTaker, ready: set[int], *, now_s: float
+    ) -> SinkStream | None:
         """Take in what the stream has. When it has just broken: that stream, for the caller to
         close before `attach_again`."""
         stream = self.stream
@@ -160,7 +175,7 @@ class Link:
             return None
         self._heard_s = now_s
         try:
-            self.has_more = stream.receive(self.receiver)
+            self.has_more = stream.receive(taker)
         except PeerLost as error:
             self._broke = f"{stream.transport} broke: {error}"
             return self._take_stream()
@@ -172,14 +187,14 @@ class Link:
         if self.num_breaks >= MAX_BREAKS:
             raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
         log.warning("stream broke", extra={"source": self.source, "why": self._broke})
-        self.stage = LinkStage.ATTACHING
+        self._life.move(LinkEvent.STREAM_ENDED)
         self.open_by_s = now_s + REOPEN_S
-        self._untried, self._missed = list(self._transports), []
+        self._untried, self._missed = list(self._means.transports), []
         self._try_next()
 
     def lose(self) -> SinkStream | None:
         """Close everything but the stream, which the caller closes."""
-        self.stage = LinkStage.LOST
+        self._life.move(LinkEvent.BROKE)
         self._drop_dial()
         stream = self._take_stream()
         self._poller.forget(self._control)
@@ -195,15 +210,17 @@ class Link:
     def _attach(self, opened: Opened) -> None:
         if self.stage is not LinkStage.DIALLING or opened.epoch != self._ticket.epoch:
             raise WireError("the source opened the link twice, or another epoch's")
-        self.stage = LinkStage.ATTACHING
+        self._life.move(LinkEvent.ANSWERED)
         self._opened = opened
         self._try_next()
 
     def _try_next(self) -> None:
         """Start on the first transport left that can be reached at all."""
         while self._untried:
-            if self._missed and not self._allow_fallback:
-                self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+            if self._missed and not self._means.allow_fallback:
+                self._means.report_event(
+                    LinkRefused(source=self.source, missed=tuple(self._missed))
+                )
                 raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._reasons())}")
             name = self._untried.pop(0)
             try:
@@ -214,7 +231,7 @@ class Link:
             self._dial = dial
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        self._on_notice(LinkRefused(source=self.source, missed=tuple(self._missed)))
+        self._means.report_event(LinkRefused(source=self.source, missed=tuple(self._missed)))
         reasons = [self._broke, *self._reasons()] if self._broke else self._reasons()
         raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
 
@@ -230,7 +247,8 @@ class Link:
         hello = StreamHello(
             version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
         )
-        return planes.dial(name, address, hello, self._memory, tcp_lanes=self._tcp_lanes)
+        options = DialOptions(address=address, hello=hello, tcp_lanes=self._means.tcp_lanes)
+        return planes.dial(name, self._means.memory, options)
 
     def _advance(self) -> None:
         assert self._dial is not None
@@ -245,7 +263,8 @@ class Link:
         if stream is None:
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        self._dial, self.stream, self.stage = None, stream, LinkStage.OPEN
+        self._life.move(LinkEvent.STREAM_UP)
+        self._dial, self.stream = None, stream
         self._poller.forget(dial.fileno())  # the stream may be watched by another descriptor
         self._poller.watch(stream.fileno())
         reasons = [f"{name} reachable", *self._reasons()]
@@ -253,7 +272,9 @@ class Link:
         level = logging.WARNING if self._missed else logging.INFO
         said = {"source": self.source, "transport": name, "why": self.why}
         log.log(level, "transport chosen", extra=said)
-        self._on_notice(LinkUp(source=self.source, transport=name, missed=tuple(self._missed)))
+        self._means.report_event(
+            LinkUp(source=self.source, transport=name, missed=tuple(self._missed))
+        )
 
     def _drop_dial(self) -> None:
         if self._dial is not None:

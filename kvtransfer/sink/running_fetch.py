@@ -1,27 +1,24 @@
-"""A fetch under way: its table, its ticket, and what was measured on the way.
-
-Made by `kvtransfer.sink.sink`, owned by `kvtransfer.sink.fetches` until its end has been told.
-"""
+"""A fetch under way: its states, its ticket, and what was measured on the way."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.plan import Plan
-from kvtransfer.sink import fetch as session
-from kvtransfer.sink.fetch import FetchStage
+from kvtransfer.sink.fetch import Fetch, FetchStage
 from kvtransfer.sink.link import Link
 from protocol.errors import LayoutMismatch
 from protocol.messages import Ticket
 
 
 @dataclass(slots=True, eq=False)
-class Active:
-    """One fetch under way."""
+class RunningFetch:
+    """One that has not ended, from `Sink.fetch` on."""
 
-    fetch: session.Fetch
+    fetch: Fetch
     ticket: Ticket
-    way: Plan | LayoutMismatch
+    plan: Plan | LayoutMismatch
+    """From the source's layout to ours, or why there is none."""
     on_end: Callable[[FetchEnd], None]
     started_s: float
     deadline_s: float
@@ -31,16 +28,14 @@ class Active:
     written_s: float = 0.0
     """When the source was told that everything is written, on our clock."""
     num_bytes: int = 0
+    """Verified so far."""
     first_s: float = 0.0
-    """When the first of them were verified."""
+    """When the first of them were, on our clock."""
     flow_s: float = 0.0
-
-    @property
-    def plan(self) -> Plan | None:
-        return self.way if isinstance(self.way, Plan) else None
+    """Seconds in which bytes of it flowed."""
 
     def outcome(self, *, now_s: float) -> FetchEnd:
-        """What its end is, now that its table has ended."""
+        """What its end is, now that its states have ended."""
         fetch, link = self.fetch, self.link
         quarantined = tuple(fetch.slots_S[fetch.writing_S].tolist())
         if fetch.stage is FetchStage.FAILED:

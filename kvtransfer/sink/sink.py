@@ -9,29 +9,27 @@ that is the router's choice.
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer.chunk import PIECE, describe
-from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.chunk import PIECE, describe_pieces
+from kvtransfer.endings import FetchEnd
+from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import Plan, ascending, plan
-from kvtransfer.sink import fetch as session
-from kvtransfer.sink.events import Notice
-from kvtransfer.sink.fetches import Fetcher
-from kvtransfer.sink.means import Means
-from kvtransfer.sink.running_fetch import Active
-from kvtransfer.transport_names import HOST_TRANSPORTS
+from kvtransfer.sink.events import SinkEvent
+from kvtransfer.sink.fetch import Fetch
+from kvtransfer.sink.fetches import FetchTable
+from kvtransfer.sink.means import SinkMeans
+from kvtransfer.sink.running_fetch import RunningFetch
+from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
-from kvtransfer.transports.control import Poller, Waker
-from kvtransfer.transports.tcp.frames import MAX_LANES
+from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout
@@ -39,7 +37,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 MAX_SLOTS: Final = 262_144
 """Of one fetch: they pack to 2 MB, half of what a control message may have."""
@@ -48,34 +45,19 @@ _LOOKS: Final = 32
 """At the streams, while spinning, for each at the control links."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Start:
-    active: Active
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    fetch: FetchId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Hold:
-    ticket: Ticket
-
-
-@dataclass(frozen=True, slots=True)
-class _Drop:
-    ticket: Ticket
-    reason: str
-
-
-_Command = _Start | _Stop | _Hold | _Drop
-
-
 class Sink:
     """One worker's side that fetches blocks. Public methods may be called from any thread,
-    `close` from any but the sink's own."""
+    `close` from any but the sink's own.
+
+    `transports` are tried in order, all that suit the memory unless told; without
+    `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream, or 0 for as many
+    as suit the network. `tamper` sees each slot after its bytes came and before they are verified:
+    a fault for tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's
+    thread. `on_event` hears there of links, retries and rejected blocks. `spin_s`: how long the
+    thread looks for news without sleeping after it was busy, while fetches run: a small block
+    landed after 451 us instead of 553, for a core. `on_broken` is told, on the sink's thread, when
+    that ends by a fault of ours: this sink is of no use any more.
+    """
 
     def __init__(
         self,
@@ -90,61 +72,38 @@ class Sink:
         tcp_lanes: int = 0,
         tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
-        on_notice: Callable[[Notice], None] = lambda notice: None,
+        on_event: Callable[[SinkEvent], None] = lambda event: None,
         spin_s: float = 0.0,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`transports` are tried in order, all that suit the memory unless told; without
-        `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream,
-        or 0 for as many as suit the way.
-
-        `tamper` sees each slot after its bytes came and before they are verified: a fault for
-        tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
-        `on_notice` hears there of links, retries and rejected blocks.
-        `spin_s`: how long the thread looks for news without sleeping after it was busy, while
-        fetches run: a small block landed after 451 us instead of 553, for a core. `on_broken` is
-        told, on the sink's thread, when that ends by a fault of ours: this sink is of no use any
-        more. Raises ValueError when memory and layout disagree or a transport is unknown.
-        """
-        if memory.block_bytes != layout.block_bytes:
-            raise ValueError(
-                f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
-            )
-        if not 0 <= tcp_lanes <= MAX_LANES:
-            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 0 and {MAX_LANES}")
-        if transports is None:
-            transports = planes.of_pool(memory)
+        """Raises ValueError when memory and layout disagree or a transport is unknown."""
+        transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
-        self._memory = memory
-        self._layout = layout
-        self._on_broken = on_broken
-        self._spin_s = spin_s
-        self._clock = clock
-        self._ids = count(1)
-        self._commands: deque[_Command] = deque()
-        self._num_fetches = 0
-        self._door = threading.Lock()
-        """Held to let a fetch in, and to close: none slips in after the last has ended."""
-        self._closing = threading.Event()
-        self._poller = Poller()
-        self._waker = Waker()
-        self._poller.watch(self._waker.fileno())
-        means = Means(
+        self._means = SinkMeans(
             memory=memory, layout=layout, worker=worker, compat=compat,
             transports=tuple(transports), allow_fallback=allow_fallback,
             lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
-            on_notice=on_notice, clock=clock,
+            on_event=on_event, clock=clock,
         )  # fmt: skip
-        self._fetcher = Fetcher(means, poller=self._poller)
+        self._on_broken = on_broken
+        self._spin_s = spin_s
+        self._ids = count(1)
+        self._num_fetches = 0
+        self._lock = threading.Lock()
+        """Held to add a fetch, and to close: none is added after the last has ended."""
+        self._poller = Poller()
+        self._calls = ThreadCalls()
+        self._poller.watch(self._calls.fileno())
+        self._fetches = FetchTable(self._means, poller=self._poller)
         self._thread = threading.Thread(target=self._run, name="kv-sink", daemon=True)
         self._thread.start()
 
     @property
     def transports_used(self) -> tuple[tuple[str, int], ...]:
         """Fetches landed so far by each transport."""
-        return tuple(sorted(self._fetcher.used.copy().items()))
+        return tuple(sorted(self._fetches.used.copy().items()))
 
     @property
     def num_fetches(self) -> int:
@@ -153,11 +112,11 @@ class Sink:
 
     def hold(self, ticket: Ticket) -> None:
         """Keep a lease alive while its fetch must wait, until `fetch` or `drop`."""
-        self._command(_Hold(ticket))
+        self._calls.add(partial(self._fetches.hold_lease, ticket))
 
     def drop(self, ticket: Ticket, *, reason: str) -> None:
         """The ticket will not be fetched: free the blocks at the source at once."""
-        self._command(_Drop(ticket, reason))
+        self._calls.add(partial(self._fetches.drop_lease, ticket, reason))
 
     def fetch(
         self,
@@ -181,50 +140,50 @@ class Sink:
         fetch waits for the source's note. Raises ValueError for slots that do not fit this pool
         or this ticket, CapacityError when closed or beyond MAX_FETCHES.
         """
-        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
-        _check(indices_S, "indices", self._layout.num_blocks(ticket.num_tokens))
-        _check(slots_S, "block_ids", self._memory.num_blocks)
-        ours = self._layout.heads
+        slots = self._checked_slots(ticket, indices, block_ids)
+        ours = self._means.layout.heads
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
-        if len(indices_S) > MAX_SLOTS:
-            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
-        way, pieces_S = self._describe(ticket, heads, *ascending(indices_S, slots_S))
-        fetch = session.Fetch(fetch=FetchId(next(self._ids)), lease=ticket.lease, pieces_S=pieces_S)
-        now_s = self._clock()
-
-        def ended(end: FetchEnd) -> None:
-            with self._door:
-                self._num_fetches -= 1
-            on_end(end)
-
-        active = Active(
-            fetch, ticket, way, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
-        )
-        with self._door:
-            if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
+        found, pieces_S = self._describe(ticket, heads, *slots)
+        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=ticket.lease, pieces_S=pieces_S)
+        now_s = self._means.clock()
+        running = RunningFetch(
+            fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,
+            deadline_s=now_s + deadline_s, heads=heads,
+        )  # fmt: skip
+        with self._lock:
+            if self._calls.is_closing or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")
             self._num_fetches += 1
-            self._commands.append(_Start(active))
-        self._waker.wake()
-        return fetch.fetch
+            self._calls.add(partial(self._fetches.start_fetch, running))
+        return fetch.id
 
     def cancel(self, fetch: FetchId, *, reason: str = "cancelled") -> None:
         """End a fetch as Aborted, unless it has ended."""
-        self._command(_Stop(fetch, reason))
+        self._calls.add(partial(self._fetches.cancel_fetch, fetch, reason))
 
     def close(self) -> None:
         """End every fetch as Aborted; leave no thread, socket or mapping."""
-        with self._door:
-            self._closing.set()
-        self._waker.wake()
+        with self._lock:
+            self._calls.refuse_more()
         self._thread.join()
-        self._waker.close()
+        self._calls.close()
 
-    def _command(self, command: _Command) -> None:
-        if not self._closing.is_set():
-            self._commands.append(command)
-            self._waker.wake()
+    def _end_fetch(self, on_end: Callable[[FetchEnd], None], end: FetchEnd) -> None:
+        with self._lock:
+            self._num_fetches -= 1
+        on_end(end)
+
+    def _checked_slots(
+        self, ticket: Ticket, indices: ArrayLike, block_ids: ArrayLike
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Indices and blocks by ascending index. Raises ValueError."""
+        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
+        _check(indices_S, "indices", self._means.layout.num_blocks(ticket.num_tokens))
+        _check(slots_S, "block_ids", self._means.memory.num_blocks)
+        if len(indices_S) > MAX_SLOTS:
+            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
+        return ascending(indices_S, slots_S)
 
     def _describe(
         self,
@@ -233,39 +192,40 @@ class Sink:
         indices_S: NDArray[np.uint32],
         slots_S: NDArray[np.uint32],
     ) -> tuple[Plan | LayoutMismatch, NDArray[Any]]:
-        """The way from the ticket's layout to ours, and all pieces; none when there is no way."""
+        """The plan from the ticket's layout to ours, and all pieces; none when there is no plan."""
         try:
-            way = plan(ticket.layout, self._layout, heads=heads)
+            found = plan(ticket.layout, self._means.layout, heads=heads)
         except LayoutMismatch as mismatch:
             return mismatch, np.empty(0, PIECE)
-        pieces_S = describe(way, indices_S=indices_S, slots_S=slots_S, num_tokens=ticket.num_tokens)
-        return way, pieces_S
+        pieces_S = describe_pieces(
+            found, indices_S=indices_S, slots_S=slots_S, num_tokens=ticket.num_tokens
+        )
+        return found, pieces_S
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._calls.is_closing:
                 ready = self._wait()
-                if self._waker.fileno() in ready:
-                    self._waker.clear()
-                self._obey()
-                self._fetcher.turn(ready)
+                self._calls.clear_wake(ready)
+                self._calls.make_all()
+                self._fetches.run_turn(ready)
         except Exception as error:
             log.exception("the kv sink stopped")
             self._on_broken(f"the kv sink is broken: {error}")
         finally:
-            with self._door:
-                self._closing.set()
-            self._obey()
-            self._fetcher.close()
+            with self._lock:
+                self._calls.refuse_more()
+            self._calls.make_all()
+            self._fetches.close()
             self._poller.close()
 
     def _wait(self) -> set[int]:
         """Descriptors that have something; spins a while first, if told to."""
-        sleep_s = self._fetcher.sleep_s(_IDLE_S)
+        sleep_s = self._fetches.sleep_s(_IDLE_S)
         if not self._spin_s or not self._num_fetches:
             return self._poller.wait(sleep_s)
-        until_s = self._clock() + min(sleep_s, self._spin_s)
-        while self._clock() < until_s:
+        until_s = self._means.clock() + min(sleep_s, self._spin_s)
+        while self._means.clock() < until_s:
             for _ in range(_LOOKS):
                 if ready := self._poller.spin():
                     return ready
@@ -273,25 +233,7 @@ class Sink:
                 return ready
         return self._poller.wait(sleep_s)
 
-    def _obey(self) -> None:
-        while self._commands:
-            command = self._commands.popleft()
-            match command:
-                case _Start(active):
-                    self._fetcher.begin(active)
-                case _Stop(fetch, reason):
-                    self._fetcher.cancel(fetch, reason)
-                case _Hold(ticket):
-                    self._fetcher.hold(ticket)
-                case _Drop(ticket, reason):
-                    self._fetcher.drop(ticket, reason)
-                case _:
-                    assert_never(command)
-
 
 def _check(values: NDArray[np.int64], name: str, bound: int) -> None:
     if len(values) and not 0 <= values.min() <= values.max() < bound:
         raise ValueError(f"{name}: {values.min()} to {values.max()}, not all from 0 to {bound - 1}")
-
-
-__all__ = ["TRANSPORTS", "Aborted", "FetchEnd", "Landed", "Lost", "Sink"]

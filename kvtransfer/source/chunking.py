@@ -1,11 +1,13 @@
 """How many of the pieces that are ready travel together.
 
-A pure decision before each chunk: few large chunks, because each costs a
-word, a turn and a notice on both sides, yet none so large that it holds up the others.
+Pure. Few large chunks, because each costs a message, a turn and an event on both sides, yet none so
+large that it holds up the others.
 """
 
 
-def next_chunk(num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: int) -> int:
+def num_in_next_chunk(
+    num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: int
+) -> int:
     """Of so many equal pieces that are ready, how many to send now; 0 of none.
 
     Never more than `most_pieces`, nor more than `most_bytes` unless it is a single piece. Asked

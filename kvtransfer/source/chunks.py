@@ -11,23 +11,20 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, describe, pack
-from kvtransfer.memory.host_pool import Pool
+from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, pack_chunk
+from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
-from kvtransfer.plan import Plan, Ranges
-from kvtransfer.source.checksums import BlockSums
-from kvtransfer.source.chunking import next_chunk
-from kvtransfer.source.lease import Lending
-from protocol.errors import WireError
+from kvtransfer.plan import Plan, Ranges, whole_blocks
+from kvtransfer.source.chunking import num_in_next_chunk
+from kvtransfer.source.lease import FetchRefused, Lease
 from protocol.ids import LeaseId
-from protocol.layout import Layout
 
 _SUMMED_BYTES: Final = 8 << 20
 """In one turn: half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Offer:
+class ReadyChunk:
     """A chunk, and where its bytes lie in our pool."""
 
     chunk: Chunk
@@ -35,20 +32,60 @@ class Offer:
 
 
 @dataclass(slots=True, eq=False)
-class _Way:
+class _PlannedFetch:
     plan: Plan
     pieces_S: NDArray[Any]
     blocks_SB: NDArray[np.uint32]
     num_bytes: int
-    """Offered so far."""
+    """Of all its chunks so far."""
 
 
-class Offers:
-    def __init__(self, memory: Pool, layout: Layout) -> None:
+class BlockChecksums:
+    """The checksums of whole blocks of one pool, each taken once, when it is written.
+
+    Full blocks never change while they keep their generation, so a prefix that many requests share
+    is summed once.
+    """
+
+    def __init__(self, memory: Pool) -> None:
         self._memory = memory
-        self._layout = layout
-        self._sums = BlockSums(memory)
-        self._ways: dict[LeaseId, _Way] = {}
+        self._sums_N = np.zeros(memory.num_blocks, np.uint64)
+        self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))
+        """The generation that each sum was taken of."""
+
+    def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
+        """Sum those of these full blocks that are not yet; one that has another generation by now
+        is being written again, and left alone."""
+        now_P = self._memory.generations_N[blocks_P]
+        due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
+        blocks = blocks_P[due_P]
+        if len(blocks):
+            self._sums_N[blocks] = self._sum(blocks)
+            self._generations_N[blocks] = generations_P[due_P]
+
+    def checksums(
+        self, blocks_P: NDArray[np.uint32], *, generations_P: NDArray[np.uint64],
+        full_P: NDArray[np.bool_],
+    ) -> NDArray[np.uint64]:  # fmt: skip
+        """The checksum of each; those not full may still grow, so theirs are taken afresh."""
+        self.take_sums(blocks_P[full_P], generations_P[full_P])
+        sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
+        if not full_P.all():
+            growing_P = blocks_P[~full_P]
+            sums_P[~full_P] = self._sum(growing_P)
+        return sums_P
+
+    def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        return self._memory.checksums(whole_blocks(blocks_P, self._memory.block_bytes))
+
+
+class Chunks:
+    """Those of all leases of one source."""
+
+    def __init__(self, memory: Pool) -> None:
+        self._memory = memory
+        self._sums = BlockChecksums(memory)
+        self._planned: dict[LeaseId, _PlannedFetch] = {}
         self._unsummed: deque[tuple[LeaseId, NDArray[np.uint32], NDArray[np.uint64]]] = deque()
         """Full blocks of a lease written a moment ago, and their generations."""
         self._num_noted: dict[LeaseId, int] = {}
@@ -59,93 +96,88 @@ class Offers:
         """`sum_some` has something to do."""
         return bool(self._unsummed)
 
-    def written(self, lending: Lending) -> None:
+    def note_written(self, lease: Lease) -> None:
         """More of a lease is written: its full blocks will be summed when there is time."""
-        first = self._num_noted.get(lending.lease, 0)
-        last = lending.num_written // lending.block_tokens * lending.num_groups
+        first = self._num_noted.get(lease.id, 0)
+        last = lease.num_written // lease.block_tokens * lease.num_groups
         if last > first:
-            new = np.flatnonzero(lending.lent_B[first:last]) + first
+            new = np.flatnonzero(lease.lent_B[first:last]) + first
             if len(new):
-                self._unsummed.append(
-                    (lending.lease, lending.block_ids_B[new], lending.generations_B[new])
-                )
-            self._num_noted[lending.lease] = last
+                self._unsummed.append((lease.id, lease.block_ids_B[new], lease.generations_B[new]))
+            self._num_noted[lease.id] = last
 
     def sum_some(self) -> None:
         """Sum a turn's worth of what was written."""
         if not self._unsummed:
             return
-        lease, blocks, generations = self._unsummed.popleft()
-        if lease not in self._num_noted:
+        lease_id, blocks, generations = self._unsummed.popleft()
+        if lease_id not in self._num_noted:
             return  # it has ended: whoever fetches these blocks under another sums them then
         most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
         if len(blocks) > most:
-            self._unsummed.appendleft((lease, blocks[most:], generations[most:]))
-        self._sums.take(blocks[:most], generations[:most])
+            self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
+        self._sums.take_sums(blocks[:most], generations[:most])
 
-    def planned(self, lending: Lending, plan: Plan) -> None:
+    def plan_fetch(self, lease: Lease, plan: Plan) -> None:
         """A fetcher with this plan asks for slots of the lease."""
-        known = self._ways.get(lending.lease)
-        indices_S, slots_S = lending.wanted
-        self._ways[lending.lease] = _Way(
+        known = self._planned.get(lease.id)
+        indices_S, slots_S = lease.wanted
+        self._planned[lease.id] = _PlannedFetch(
             plan=plan,
-            pieces_S=describe(
-                plan, indices_S=indices_S, slots_S=slots_S, num_tokens=lending.num_tokens
+            pieces_S=describe_pieces(
+                plan, indices_S=indices_S, slots_S=slots_S, num_tokens=lease.num_tokens
             ),
-            blocks_SB=plan.source_blocks(indices_S, lending.block_ids_B),
+            blocks_SB=plan.source_blocks(indices_S, lease.block_ids_B),
             num_bytes=0 if known is None else known.num_bytes,
         )
 
-    def next(self, lending: Lending, *, most_bytes: int) -> Offer | None:
+    def next_chunk(self, lease: Lease, *, most_bytes: int) -> ReadyChunk | None:
         """The next pieces that are ready; None when a block is no longer the lease's."""
-        way = self._ways[lending.lease]
-        if not self._held(lending):
+        planned = self._planned[lease.id]
+        if not self._is_held(lease):
             return None
-        taken = lending.take_ready(_how_many(lending, way.plan, most_bytes))
-        pieces_P, blocks_PB = way.pieces_S[taken], way.blocks_SB[taken]
-        ranges = way.plan.source(pieces_P["index"], blocks_PB)
-        pieces_P["generation"] = self._memory.generation_sums(blocks_PB)
-        pieces_P["checksum"] = self._checksums(lending, pieces_P, blocks_PB, ranges)
-        way.num_bytes += int(pieces_P["num_bytes"].sum())
-        assert lending.fetch is not None
-        chunk = pack(
-            fetch=lending.fetch, attempt=lending.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
+        most_pieces = num_in_next_chunk(
+            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
+            most_pieces=MAX_CHUNK_PIECES,
+        )  # fmt: skip
+        taken = lease.take_ready(most_pieces)
+        pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
+        ranges = planned.plan.source(pieces_P["index"], blocks_PB)
+        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
+        pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
+        planned.num_bytes += int(pieces_P["num_bytes"].sum())
+        assert lease.fetch_id is not None
+        chunk = pack_chunk(
+            fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
         )
-        return Offer(chunk, ranges)
+        return ReadyChunk(chunk, ranges)
 
-    def forget(self, lease: LeaseId) -> int:
-        """A lease has ended; bytes offered under it."""
-        self._num_noted.pop(lease, None)
-        way = self._ways.pop(lease, None)
-        return 0 if way is None else way.num_bytes
+    def forget_lease(self, lease_id: LeaseId) -> int:
+        """A lease has ended; bytes of its chunks."""
+        self._num_noted.pop(lease_id, None)
+        planned = self._planned.pop(lease_id, None)
+        return 0 if planned is None else planned.num_bytes
 
-    def _held(self, lending: Lending) -> bool:
+    def _is_held(self, lease: Lease) -> bool:
         """All blocks of the lease still have the generations it was opened with."""
-        lent_B = lending.lent_B
-        now = self._memory.generations_N[lending.block_ids_B[lent_B]]
-        return bool((now == lending.generations_B[lent_B]).all())
+        lent_B = lease.lent_B
+        now = self._memory.generations_N[lease.block_ids_B[lent_B]]
+        return bool((now == lease.generations_B[lent_B]).all())
 
     def _checksums(
-        self, lending: Lending, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32],
-        ranges: Ranges,
-    ) -> NDArray[np.uint64]:  # fmt: skip
+        self, lease: Lease, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32], ranges: Ranges
+    ) -> NDArray[np.uint64]:
         """Of whole blocks from the store, of anything else afresh."""
-        if not self._ways[lending.lease].plan.is_whole:
+        if not self._planned[lease.id].plan.is_whole:
             return self._memory.checksums(ranges)
-        full_P = pieces_P["token_count"] == lending.block_tokens
-        return self._sums.of(blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P)
+        full_P = pieces_P["token_count"] == lease.block_tokens
+        return self._sums.checksums(
+            blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P
+        )
 
 
-def _how_many(lending: Lending, way: Plan, most_bytes: int) -> int:
-    """Of the pieces that are ready, those of the next chunk."""
-    return next_chunk(
-        lending.num_ready, piece_bytes=way.piece_bytes, most_bytes=most_bytes,
-        most_pieces=MAX_CHUNK_PIECES,
-    )  # fmt: skip
-
-
-def u4(packed: bytes) -> NDArray[np.uint32]:
-    """Unpack u4[]. Raises WireError when bytes are left over."""
+def unpack_u4(packed: bytes) -> NDArray[np.uint32]:
+    """Unpack u4[]. Raises FetchRefused when bytes are left over."""
     if len(packed) % 4:
-        raise WireError(f"{len(packed)} bytes are no whole number of u4")
+        raise FetchRefused(f"{len(packed)} bytes are no whole number of u4")
     return np.frombuffer(packed, "<u4")

@@ -1,6 +1,6 @@
-"""All of a source's leases, on the source's thread: what is written goes out, what ends is told.
+"""All of a source's leases, on the source's thread: what is written is sent, what ends is told.
 
-Sums and offers blocks in turns, so control messages and renewals are never kept waiting by bytes.
+Sums and sends blocks in turns, so control messages and renewals are never kept waiting by bytes.
 A lease belongs to the first sink that renews or fetches it, and ends with it.
 """
 
@@ -8,20 +8,18 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
-from kvtransfer.memory.host_pool import Pool
 from kvtransfer.messages import (
     Cancel,
+    EndedLease,
     FailureCode,
-    Fetch,
+    FetchBlocks,
     FetchFailed,
     FetchId,
     Finish,
-    Gone,
     Open,
     Refused,
     Release,
@@ -29,14 +27,14 @@ from kvtransfer.messages import (
     Renewed,
     ToSource,
 )
-from kvtransfer.plan import plan
-from kvtransfer.source.chunks import Offers, u4
-from kvtransfer.source.lease import Lending, Refusal
-from kvtransfer.source.sinks import Visitor, Visitors
+from kvtransfer.plan import Plan, plan
+from kvtransfer.source.chunks import Chunks, unpack_u4
+from kvtransfer.source.lease import FetchRefused, Lease
+from kvtransfer.source.means import SourceMeans
+from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.transports.control import Identity
 from protocol.errors import CapacityError, LayoutMismatch, WireError
 from protocol.ids import LeaseId, WorkerId
-from protocol.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -52,307 +50,305 @@ _CODES: Final[dict[LeaseEndReason, FailureCode]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wares:
-    """What a source lends, and to whom it would."""
+class LeaseTable:
+    """Those of one source, by their ids."""
 
-    memory: Pool
-    layout: Layout
-    compat: str
-    lease_ttl_s: float
-    on_lease_end: Callable[[LeaseEnd], None]
-    clock: Callable[[], float]
-
-
-class Lender:
-    def __init__(self, wares: Wares) -> None:
-        self._wares = wares
-        self._offers = Offers(wares.memory, wares.layout)
-        self._lendings: dict[LeaseId, Lending] = {}
-        self._door = threading.Lock()
-        """Held to let a lease in, and to close: none slips in after the last has ended."""
+    def __init__(
+        self,
+        means: SourceMeans,
+        connect_sinks: Callable[[Callable[[ConnectedSink, str], None]], Sinks],
+    ) -> None:
+        """`connect_sinks` makes the sinks that are lent to, given what to call when one is lost."""
+        self._means = means
+        self._chunks = Chunks(means.memory)
+        self._leases: dict[LeaseId, Lease] = {}
+        self._lock = threading.Lock()
+        """Held to add a lease, and to close: none is added after the last has ended."""
         self._closed = False
-        self._holders: dict[LeaseId, Visitor] = {}
+        self._holders: dict[LeaseId, ConnectedSink] = {}
         self._finished_s: dict[LeaseId, float] = {}
         self._busy: OrderedDict[LeaseId, None] = OrderedDict()
         """Leases that may have something to send."""
-        self._ended: OrderedDict[LeaseId, Gone] = OrderedDict()
+        self._ended: OrderedDict[LeaseId, EndedLease] = OrderedDict()
         self._deadlines: Deadlines[LeaseId] = Deadlines()
+        self.sinks = connect_sinks(self._end_leases_of)
 
     # -- from any thread ------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._lendings)
+        return len(self._leases)
 
-    def let_in(self, lending: Lending) -> None:
+    def add_lease(self, lease: Lease) -> None:
         """Make a lease known, before its ticket is given to anyone. Raises CapacityError."""
-        with self._door:
-            if self._closed or len(self._lendings) >= MAX_LEASES:
+        with self._lock:
+            if self._closed or len(self._leases) >= MAX_LEASES:
                 raise CapacityError("the source takes no more leases")
-            self._lendings[lending.lease] = lending
+            self._leases[lease.id] = lease
 
-    def num_tokens(self, lease: LeaseId) -> int | None:
+    def num_tokens(self, lease_id: LeaseId) -> int | None:
         """Tokens of a lease that has not ended."""
-        lending = self._lendings.get(lease)
-        return None if lending is None else lending.num_tokens
+        lease = self._leases.get(lease_id)
+        return None if lease is None else lease.num_tokens
 
-    def num_sent(self, lease: LeaseId) -> int:
-        """Blocks offered under a lease that has not ended."""
-        lending = self._lendings.get(lease)
-        return 0 if lending is None else lending.num_sent
+    def num_sent(self, lease_id: LeaseId) -> int:
+        """Blocks sent under a lease that has not ended, counting those sent again."""
+        lease = self._leases.get(lease_id)
+        return 0 if lease is None else lease.num_sent
 
     # -- from the owner of the blocks -----------------------------------------------------
 
-    def opened(self, lease: LeaseId, at_s: float) -> None:
-        self._deadlines.set(lease, now_s=at_s, remaining_s=self._wares.lease_ttl_s)
+    def start_term(self, lease_id: LeaseId, at_s: float) -> None:
+        self._deadlines.set(lease_id, now_s=at_s, remaining_s=self._means.lease_ttl_s)
 
-    def written(self, lease: LeaseId, num_tokens: int) -> None:
-        if lending := self._lendings.get(lease):
-            lending.publish(num_tokens)
-            self._offers.written(lending)
-            self._busy[lease] = None
+    def publish_tokens(self, lease_id: LeaseId, num_tokens: int) -> None:
+        if lease := self._leases.get(lease_id):
+            lease.publish(num_tokens)
+            self._chunks.note_written(lease)
+            self._busy[lease_id] = None
 
-    def finished(self, lease: LeaseId, note: bytes, at_s: float) -> None:
-        if lending := self._lendings.get(lease):
-            lending.finish(note)
-            self._offers.written(lending)
-            self._finished_s[lease] = at_s
-            self._busy[lease] = None
+    def finish_lease(self, lease_id: LeaseId, note: bytes, at_s: float) -> None:
+        if lease := self._leases.get(lease_id):
+            lease.finish(note)
+            self._chunks.note_written(lease)
+            self._finished_s[lease_id] = at_s
+            self._busy[lease_id] = None
 
-    def failed(self, lease: LeaseId, reason: str) -> None:
-        if lending := self._lendings.get(lease):
-            self._end(lending, "failed", reason)
+    def fail_lease(self, lease_id: LeaseId, reason: str) -> None:
+        if lease := self._leases.get(lease_id):
+            self._end(lease, "failed", reason)
 
     # -- from the sinks -------------------------------------------------------------------
 
-    def use(self, visitors: Visitors) -> None:
-        """The sinks it lends to; they are told of ends and lost through here."""
-        self._visitors = visitors
-
-    def hear(self, identity: Identity, message: ToSource | WireError) -> None:
-        visitor = self._visitors.get(identity)
+    def answer_message(self, identity: Identity, message: ToSource | WireError) -> None:
+        sink = self.sinks.find_sink(identity)
         if isinstance(message, WireError):
             log.warning("control message refused", extra={"why": str(message)})
-            self._visitors.refuse(identity, Refused(code="protocol", reason=str(message)[:2_000]))
+            self.sinks.refuse_sink(identity, Refused(code="protocol", reason=str(message)[:2_000]))
         elif isinstance(message, Open):
-            self._visitors.open(identity, message)
-        elif visitor is None:
-            self._visitors.refuse(identity, Refused(code="protocol", reason="open first"))
+            self.sinks.open_session(identity, message)
+        elif sink is None:
+            self.sinks.refuse_sink(identity, Refused(code="protocol", reason="open first"))
         else:
-            self._answer(visitor, message)
+            self._answer(sink, message)
 
-    def lost(self, visitor: Visitor, why: str) -> None:
-        """A sink is gone, and with it what it held."""
-        for lease in list(visitor.leases):
-            if lending := self._lendings.get(lease):
-                self._end(lending, "expired", f"{visitor.worker} is gone: {why}")
-
-    def turn(self) -> None:
+    def run_turn(self) -> None:
         """Send a turn's worth for everyone, and end what nobody renewed."""
-        for lease in list(self._busy):
-            lending = self._lendings.get(lease)
-            if lending is not None:
-                self._serve(lending)
-        for lease in self._deadlines.expired(self._wares.clock()):
-            if lending := self._lendings.get(lease):  # an end may end others
-                self._end(lending, "expired", "nobody renewed it")
-        self._offers.sum_some()
+        for lease_id in list(self._busy):
+            lease = self._leases.get(lease_id)
+            if lease is not None:
+                self._send_ready(lease)
+        for lease_id in self._deadlines.expired(self._means.clock()):
+            if lease := self._leases.get(lease_id):  # an end may end others
+                self._end(lease, "expired", "nobody renewed it")
+        self._chunks.sum_some()
 
     def sleep_s(self, longest_s: float) -> float:
         """How long nothing needs to be done unless something comes."""
-        if self._offers.has_work or any(
-            self._can_serve(self._lendings[lease]) for lease in self._busy
-        ):
+        if self._chunks.has_work or any(self._can_send(self._leases[one]) for one in self._busy):
             return 0.0
-        next_s = self._deadlines.next_in_s(self._wares.clock())
+        next_s = self._deadlines.next_in_s(self._means.clock())
         return longest_s if next_s is None else min(longest_s, next_s)
 
     def close(self) -> None:
-        with self._door:
+        with self._lock:
             self._closed = True
-        for lending in list(self._lendings.values()):
+        for lease in list(self._leases.values()):
             try:
-                self._end(lending, "closed", "the source closes")
+                self._end(lease, "closed", "the source closes")
             except Exception:  # a fault of ours, perhaps the reason to close: the others go on
-                log.exception("a lease could not be ended in order", extra={"lease": lending.lease})
+                log.exception("a lease could not be ended in order", extra={"lease": lease.id})
 
     # -- answers --------------------------------------------------------------------------
 
-    def _answer(self, visitor: Visitor, message: Fetch | Renew | Release | Cancel) -> None:
+    def _answer(self, sink: ConnectedSink, message: FetchBlocks | Renew | Release | Cancel) -> None:
         match message:
-            case Fetch():
-                self._fetch(visitor, message)
+            case FetchBlocks():
+                self._begin_fetch(sink, message)
             case Renew(leases=leases, remaining_s=remaining_s):
-                gone = [x for x in leases if not self._renew(visitor, x, remaining_s)]
-                self._visitors.send(
-                    visitor, Renewed(gone=tuple(self._how(x, visitor) for x in gone))
-                )
-            case Release(lease=lease):
-                if self._holders.get(lease) is visitor:
-                    self._end(self._lendings[lease], "released", "landed")
-            case Cancel(lease=lease, reason=reason):
-                if lease in self._lendings and self._holders.get(lease, visitor) is visitor:
-                    self._end(self._lendings[lease], "released", reason)
+                ended = [x for x in leases if not self._renew(sink, x, remaining_s)]
+                word = Renewed(gone=tuple(self._why_not_held(x, sink) for x in ended))
+                self.sinks.send(sink, word)
+            case Release(lease=lease_id):
+                if self._holders.get(lease_id) is sink:
+                    self._end(self._leases[lease_id], "released", "landed")
+            case Cancel(lease=lease_id, reason=reason):
+                if lease_id in self._leases and self._holders.get(lease_id, sink) is sink:
+                    self._end(self._leases[lease_id], "released", reason)
             case _:
                 assert_never(message)
 
-    def _renew(self, visitor: Visitor, lease: LeaseId, remaining_s: float) -> bool:
-        if lease not in self._lendings or not self._hold(visitor, lease):
+    def _renew(self, sink: ConnectedSink, lease_id: LeaseId, remaining_s: float) -> bool:
+        if lease_id not in self._leases or not self._hold(sink, lease_id):
             return False
         return self._deadlines.renew(
-            lease,
-            now_s=self._wares.clock(),
-            remaining_s=min(remaining_s, self._wares.lease_ttl_s),
+            lease_id,
+            now_s=self._means.clock(),
+            remaining_s=min(remaining_s, self._means.lease_ttl_s),
         )
 
-    def _hold(self, visitor: Visitor, lease: LeaseId) -> bool:
-        """Make the visitor the one holder of the lease; False if another one is."""
-        if self._holders.setdefault(lease, visitor) is not visitor:
+    def _hold(self, sink: ConnectedSink, lease_id: LeaseId) -> bool:
+        """Make the sink the one holder of the lease; False if another one is."""
+        if self._holders.setdefault(lease_id, sink) is not sink:
             return False
-        visitor.leases.add(lease)
+        sink.leases.add(lease_id)
         return True
 
-    def _fetch(self, visitor: Visitor, message: Fetch) -> None:
-        if visitor.stream is None and visitor.parted:
+    def _begin_fetch(self, sink: ConnectedSink, message: FetchBlocks) -> None:
+        if sink.stream is None and sink.stream_end:
             return  # its stream broke on the way: it asks again over the next one
-        refused = self._why_not(visitor, message)
-        if refused is None:
-            self._renew(visitor, message.lease, self._wares.lease_ttl_s)
+        try:
+            self._accept_fetch(sink, message)
+        except FetchRefused as refused:
+            word = FetchFailed(
+                fetch=message.fetch, attempt=message.attempt, code=refused.code,
+                reason=str(refused)[:2_000],
+            )  # fmt: skip
+            self.sinks.send(sink, word)
+        else:
+            self._renew(sink, message.lease, self._means.lease_ttl_s)
             self._busy[message.lease] = None
-            return
-        word = FetchFailed(
-            fetch=message.fetch, attempt=message.attempt, code=refused.code, reason=refused.reason
-        )
-        self._visitors.send(visitor, word)
 
-    def _why_not(self, visitor: Visitor, message: Fetch) -> Gone | None:
-        """Take a fetch up, or say why it cannot be served."""
-        lease = message.lease
-        lending = self._lendings.get(lease)
-        if lending is None:
-            return self._how(lease, visitor)
+    def _accept_fetch(self, sink: ConnectedSink, message: FetchBlocks) -> None:
+        """Raises FetchRefused."""
+        lease = self._leases.get(message.lease)
+        if lease is None:
+            raise self._refusal(message.lease, sink)
+        asked = self._plan(message)
+        if sink.stream is None:
+            raise FetchRefused("no stream is open")
+        if not self._hold(sink, message.lease):
+            raise self._refusal(message.lease, sink)
+        indices = unpack_u4(message.indices)
+        if len(behind := asked.not_lent(indices, lease.block_ids_B)):
+            raise FetchRefused(f"block {behind.min()} is not lent: a window has left it behind")
+        if lease.accept_fetch(
+            fetch_id=FetchId(message.fetch), attempt=message.attempt, indices=indices,
+            slots=unpack_u4(message.slots), block_tokens=message.layout.block_tokens,
+        ):  # fmt: skip
+            # What is on its way goes on: the sink may be writing it, and has not asked again.
+            self._chunks.plan_fetch(lease, asked)
+
+    def _plan(self, message: FetchBlocks) -> Plan:
+        """From our layout to the fetcher's. Raises FetchRefused."""
         heads = None if message.heads is None else range(*message.heads)
         try:
-            way = plan(self._wares.layout, message.layout, heads=heads)
+            found = plan(self._means.layout, message.layout, heads=heads)
         except LayoutMismatch as error:
-            return Gone(lease=lease, code="mismatch", reason=str(error)[:2_000])
-        if message.compat != self._wares.compat:
-            return Gone(lease=lease, code="mismatch", reason="the fetcher's model is another")
-        if visitor.stream is None:
-            return Gone(lease=lease, code="refused", reason="no stream is open")
-        if not self._hold(visitor, lease):
-            return self._how(lease, visitor)
-        fetch = FetchId(message.fetch)
-        try:
-            indices = u4(message.indices)
-            if len(behind := way.not_lent(indices, lending.block_ids_B)):
-                raise Refusal(f"block {behind.min()} is not lent: a window has left it behind")
-            if lending.fetched(
-                fetch=fetch, attempt=message.attempt, indices=indices,
-                slots=u4(message.slots), block_tokens=message.layout.block_tokens,
-            ):  # fmt: skip
-                # What is on its way goes on: the sink may be writing it, and has not asked again.
-                self._offers.planned(lending, way)
-        except (Refusal, WireError) as error:
-            return Gone(lease=lease, code="refused", reason=str(error))
-        return None
+            raise FetchRefused(str(error), code="mismatch") from error
+        if message.compat != self._means.compat:
+            raise FetchRefused("the fetcher's model is another", code="mismatch")
+        return found
+
+    def _refusal(self, lease_id: LeaseId, sink: ConnectedSink) -> FetchRefused:
+        ended = self._why_not_held(lease_id, sink)
+        return FetchRefused(ended.reason, code=ended.code)
 
     # -- sending --------------------------------------------------------------------------
 
-    def _can_serve(self, lending: Lending) -> bool:
-        visitor = self._holders.get(lending.lease)
-        if visitor is None or visitor.stream is None:
+    def _can_send(self, lease: Lease) -> bool:
+        sink = self._holders.get(lease.id)
+        if sink is None or sink.stream is None:
             return False
-        return bool(lending.num_ready) and visitor.stream.queued_bytes < _QUEUED_BYTES
+        return bool(lease.num_ready) and sink.stream.queued_bytes < _QUEUED_BYTES
 
-    def _serve(self, lending: Lending) -> None:
-        if self._can_serve(lending):
-            self._send_chunk(lending)
-        if not lending.over and not lending.num_ready:
-            self._send_note(lending)
-            self._busy.pop(lending.lease, None)
-        visitor = self._holders.get(lending.lease)
-        if visitor is not None:
-            self._visitors.flush(visitor)
+    def _send_ready(self, lease: Lease) -> None:
+        if self._can_send(lease):
+            self._send_chunk(lease)
+        if not lease.is_over and not lease.num_ready:
+            self._send_note(lease)
+            self._busy.pop(lease.id, None)
+        sink = self._holders.get(lease.id)
+        if sink is not None:
+            self.sinks.flush_stream(sink)
 
-    def _send_note(self, lending: Lending) -> None:
-        visitor = self._holders.get(lending.lease)
-        if visitor is None or visitor.stream is None:
+    def _send_note(self, lease: Lease) -> None:
+        sink = self._holders.get(lease.id)
+        if sink is None or sink.stream is None:
             return
-        note = lending.take_note()
-        if note is None or lending.fetch is None:
+        note = lease.take_note()
+        if note is None or lease.fetch_id is None:
             return
-        since_s = max(0.0, self._wares.clock() - self._finished_s[lending.lease])
-        visitor.stream.finish(
-            Finish(fetch=lending.fetch, attempt=lending.attempt, note=note, since_s=since_s)
+        since_s = max(0.0, self._means.clock() - self._finished_s[lease.id])
+        sink.stream.finish(
+            Finish(fetch=lease.fetch_id, attempt=lease.attempt, note=note, since_s=since_s)
         )
 
-    def _send_chunk(self, lending: Lending) -> None:
-        visitor = self._holders[lending.lease]
-        assert visitor.stream is not None
-        offer = self._offers.next(lending, most_bytes=visitor.stream.chunk_bytes)
-        if offer is None:
-            self._end(lending, "failed", "a block was given to another request")
+    def _send_chunk(self, lease: Lease) -> None:
+        sink = self._holders[lease.id]
+        assert sink.stream is not None
+        ready = self._chunks.next_chunk(lease, most_bytes=sink.stream.chunk_bytes)
+        if ready is None:
+            self._end(lease, "failed", "a block was given to another request")
             return
-        visitor.stream.offer(offer.chunk, offer.ranges)
+        sink.stream.offer(ready.chunk, ready.ranges)
 
     # -- ends -----------------------------------------------------------------------------
 
-    def _end(self, lending: Lending, reason: LeaseEndReason, detail: str) -> None:
+    def _end_leases_of(self, sink: ConnectedSink, why: str) -> None:
+        """A sink is gone, and with it what it held."""
+        for lease_id in list(sink.leases):
+            if lease := self._leases.get(lease_id):
+                self._end(lease, "expired", f"{sink.worker} is gone: {why}")
+
+    def _end(self, lease: Lease, reason: LeaseEndReason, detail: str) -> None:
         """The one place where a lease ends."""
-        if lending.over:
+        if lease.is_over:
             return
         if reason == "expired":
-            lending.lapse()
+            lease.lapse()
         else:
-            lending.release()
-        lease, visitor = lending.lease, self._holders.pop(lending.lease, None)
-        del self._lendings[lease]
-        self._deadlines.drop(lease)
-        self._busy.pop(lease, None)
-        self._finished_s.pop(lease, None)
-        num_bytes = self._offers.forget(lease)
-        self._remember(
-            Gone(lease=lease, code=_CODES[reason], reason=f"lease {reason}: {detail}"[:2_000])
-        )
-        transport = "" if visitor is None else self._let_go(lending, visitor, reason, detail)
+            lease.release()
+        sink = self._holders.pop(lease.id, None)
+        num_bytes = self._forget(lease)
+        self._remember_end(lease.id, reason, detail)
+        transport = "" if sink is None else self._drop_holder(lease, sink, reason, detail)
         end = LeaseEnd(
-            lease=lease, reason=reason, detail=detail, transport=transport,
-            peer=visitor.worker if visitor is not None and transport else WorkerId(""),
-            num_blocks=lending.num_sent, num_bytes=num_bytes,
+            lease=lease.id, reason=reason, detail=detail, transport=transport,
+            peer=sink.worker if sink is not None and transport else WorkerId(""),
+            num_blocks=lease.num_sent, num_bytes=num_bytes,
         )  # fmt: skip
         try:
-            self._wares.on_lease_end(end)
+            self._means.on_lease_end(end)
         except Exception:
-            log.exception("the owner of a lease failed at its end", extra={"lease": lease})
+            log.exception("the owner of a lease failed at its end", extra={"lease": lease.id})
 
-    def _let_go(
-        self, lending: Lending, visitor: Visitor, reason: LeaseEndReason, detail: str
+    def _forget(self, lease: Lease) -> int:
+        """Bytes that were sent under it."""
+        del self._leases[lease.id]
+        self._deadlines.drop(lease.id)
+        self._busy.pop(lease.id, None)
+        self._finished_s.pop(lease.id, None)
+        return self._chunks.forget_lease(lease.id)
+
+    def _drop_holder(
+        self, lease: Lease, sink: ConnectedSink, reason: LeaseEndReason, detail: str
     ) -> str:
         """Stop reading for the holder of a lease and tell it why; its transport."""
-        visitor.leases.discard(lending.lease)
-        if lending.fetch is None or visitor.stream is None:
+        sink.leases.discard(lease.id)
+        if lease.fetch_id is None or sink.stream is None:
             return ""
-        visitor.stream.drop(lending.fetch)
-        transport = visitor.stream.transport
+        sink.stream.drop(lease.fetch_id)
+        transport = sink.stream.transport
         if reason != "released":
             word = FetchFailed(
-                fetch=lending.fetch, attempt=lending.attempt, code=_CODES[reason],
+                fetch=lease.fetch_id, attempt=lease.attempt, code=_CODES[reason],
                 reason=detail[:2_000],
             )  # fmt: skip
-            self._visitors.send(visitor, word)  # which may lose the visitor, and its stream
+            self.sinks.send(sink, word)  # which may lose the sink, and its stream
         return transport
 
-    def _how(self, lease: LeaseId, visitor: Visitor) -> Gone:
-        """Why a visitor cannot have a lease."""
-        if lease in self._lendings and self._holders.get(lease, visitor) is visitor:
-            return Gone(lease=lease, code="lease_expired", reason="its term is over")
-        if lease in self._lendings:
-            return Gone(lease=lease, code="refused", reason="another worker holds the lease")
-        unknown = Gone(lease=lease, code="lease_expired", reason="no such lease")
-        return self._ended.get(lease, unknown)
+    def _why_not_held(self, lease_id: LeaseId, sink: ConnectedSink) -> EndedLease:
+        """Why a sink cannot have a lease."""
+        if lease_id in self._leases and self._holders.get(lease_id, sink) is sink:
+            return EndedLease(lease=lease_id, code="lease_expired", reason="its term is over")
+        if lease_id in self._leases:
+            why = "another worker holds the lease"
+            return EndedLease(lease=lease_id, code="refused", reason=why)
+        unknown = EndedLease(lease=lease_id, code="lease_expired", reason="no such lease")
+        return self._ended.get(lease_id, unknown)
 
-    def _remember(self, how: Gone) -> None:
-        self._ended[how.lease] = how
+    def _remember_end(self, lease_id: LeaseId, reason: LeaseEndReason, detail: str) -> None:
+        told = f"lease {reason}: {detail}"[:2_000]
+        self._ended[lease_id] = EndedLease(lease=lease_id, code=_CODES[reason], reason=told)
         while len(self._ended) > _REMEMBERED_ENDS:
             self._ended.popitem(last=False)

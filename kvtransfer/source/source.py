@@ -13,25 +13,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, assert_never
+from functools import partial
+from typing import Final
 
 import numpy as np
 
-from kvtransfer.endings import LeaseEnd, LeaseEndReason
-from kvtransfer.memory.host_pool import WRITTEN, Mark, Pool
-from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, Plane, StreamWelcome
+from kvtransfer.device.driver import Mark
+from kvtransfer.endings import LeaseEnd
+from kvtransfer.memory.pool import WRITTEN, Pool, check_block_bytes
+from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
-from kvtransfer.source.lease import Lending
-from kvtransfer.source.leases import Lender, Wares
-from kvtransfer.source.sinks import Visitors
-from kvtransfer.transport_names import HOST_TRANSPORTS
+from kvtransfer.source.lease import Lease
+from kvtransfer.source.leases import LeaseTable
+from kvtransfer.source.means import SourceMeans
+from kvtransfer.source.sinks import ConnectedSink, Sinks
+from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
-from kvtransfer.transports.base import Listener, Unreachable
-from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
+from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
+from kvtransfer.transports.control import ControlServer, Poller, in_address
 from kvtransfer.transports.polling import Ticker
-from kvtransfer.transports.shm.helper import HelpCopy
-from kvtransfer.transports.tcp.plane import resolved
+from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
@@ -39,43 +40,18 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = ("memory", *HOST_TRANSPORTS)
 _IDLE_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    lease: LeaseId
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    lease: LeaseId
-    num_tokens: int
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class _Finished:
-    lease: LeaseId
-    note: bytes
-    at_s: float
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    lease: LeaseId
-    reason: str
-
-
-_Command = _Opened | _Written | _Finished | _Failed
 
 
 class Source:
     """One worker's side that lends blocks. Public methods may be called from any thread, `close`
-    from any but the source's own; words about one lease count in the order they were said."""
+    from any but the source's own; words about one lease count in the order they were said.
+
+    `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
+    process copies along when a sink on the same host fetches. `on_lease_end` is called on the
+    source's thread and must not block, and so is `on_broken` when that thread ends by a fault of
+    ours: this source serves nobody then.
+    """
 
     def __init__(
         self,
@@ -94,51 +70,36 @@ class Source:
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen at once, on free ports of `host`; `advertised_host` is what tickets say when
-        that differs. `help_copy`: whether this process copies along when a sink on the same host
-        fetches. `on_lease_end` is called on the source's thread and must not block, and so
-        is `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
+        """Listen at once, on free ports of `host`.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
         """
-        if memory.block_bytes != layout.block_bytes:
-            raise ValueError(
-                f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
-            )
-        self._memory = memory
-        self._layout = layout
-        self._worker = worker
-        self._epoch = epoch
-        self._compat = compat
-        self._on_broken = on_broken
-        self._clock = clock
-        self._commands: deque[_Command] = deque()
-        self._unwritten: deque[_Written | _Finished] = deque()
-        """Said by the engine, whose device has not got that far."""
-        self._closing = threading.Event()
-        self._lender = Lender(
-            Wares(
-                memory=memory, layout=layout, compat=compat, lease_ttl_s=lease_ttl_s,
-                on_lease_end=on_lease_end, clock=clock,
-            )
+        check_block_bytes(memory, layout)
+        self._means = SourceMeans(
+            memory=memory, layout=layout, worker=worker, epoch=epoch, compat=compat,
+            lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, clock=clock,
         )  # fmt: skip
+        self._advertised_host = advertised_host or host
+        self._on_broken = on_broken
+        self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
+        """What to do once the engine's device has got that far, in order."""
         self._help_copy: HelpCopy = help_copy
-        if transports is None:
-            transports = planes.of_pool(memory)
+        transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
-        self._listen(host, advertised_host or host, transports)
+        self._listen(host, transports)
+        self._leases = LeaseTable(self._means, self._connect_sinks)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()
 
     @property
     def num_leases(self) -> int:
         """Leases that have not ended."""
-        return len(self._lender)
+        return len(self._leases)
 
     def num_sent(self, lease: LeaseId) -> int:
-        """Blocks offered so far under a lease; 0 once it has ended."""
-        return self._lender.num_sent(lease)
+        """Blocks sent so far under a lease; 0 once it has ended."""
+        return self._leases.num_sent(lease)
 
     def open_lease(self, *, block_ids: Sequence[int], num_tokens: int) -> Ticket:
         """Lend these blocks, which will hold the KV of `num_tokens` tokens in this order: of
@@ -147,169 +108,140 @@ class Source:
 
         Raises ValueError for blocks that do not fit, CapacityError when closed or too many.
         """
-        if len(block_ids) != self._layout.num_blocks(num_tokens):
+        memory, layout = self._means.memory, self._means.layout
+        if len(block_ids) != layout.num_blocks(num_tokens):
             raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
         blocks_B = np.asarray(block_ids, np.int64)
-        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < self._memory.num_blocks:
-            raise ValueError(f"block_ids: not all below {self._memory.num_blocks}")
+        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < memory.num_blocks:
+            raise ValueError(f"block_ids: not all below {memory.num_blocks}")
         lent_B = blocks_B >= 0
         generations_B = np.zeros(len(blocks_B), np.uint64)
-        generations_B[lent_B] = self._memory.generations_N[blocks_B[lent_B]]
+        generations_B[lent_B] = memory.generations_N[blocks_B[lent_B]]
         lease = LeaseId(secrets.randbits(63))
-        lending = Lending(
-            lease=lease, block_ids=np.where(lent_B, blocks_B, NO_BLOCK), num_tokens=num_tokens,
-            generations=generations_B, block_tokens=self._layout.block_tokens,
-            num_groups=self._layout.num_groups,
+        lent = Lease(
+            lease_id=lease, block_ids=np.where(lent_B, blocks_B, NO_BLOCK), num_tokens=num_tokens,
+            generations=generations_B, block_tokens=layout.block_tokens,
+            num_groups=layout.num_groups,
         )  # fmt: skip
-        self._lender.let_in(lending)
-        self._command(_Opened(lease, self._clock()))
+        self._leases.add_lease(lent)
+        self._calls.add(partial(self._leases.start_term, lease, self._means.clock()))
         return Ticket(
-            worker=self._worker, epoch=self._epoch, lease=lease, address=self.address,
-            layout=self._layout, compat=self._compat, num_tokens=num_tokens,
+            worker=self._means.worker, epoch=self._means.epoch, lease=lease, address=self.address,
+            layout=layout, compat=self._means.compat, num_tokens=num_tokens,
         )  # fmt: skip
 
     def publish(self, lease: LeaseId, num_tokens: int, *, awaited: bool = False) -> None:
         """KV of the first `num_tokens` tokens is written, once the device has done what the
         calling thread's stream was given so far; `awaited`: the caller has seen it done, and later
         work of that stream need not be waited for. A lease that has ended is no error."""
-        most = self._lender.num_tokens(lease)
+        most = self._leases.num_tokens(lease)
         if most is not None and not 0 <= num_tokens <= most:
             raise ValueError(f"num_tokens: {num_tokens} of a lease of {most}")
-        self._command(_Written(lease, num_tokens, self._mark(awaited)))
+        self._ask_once_written(awaited, partial(self._leases.publish_tokens, lease, num_tokens))
 
     def finish(self, lease: LeaseId, note: bytes, *, awaited: bool = False) -> None:
         """Everything is written; `note` is told to the fetcher with the last block. `awaited` as
         in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
-        self._command(_Finished(lease, note, self._clock(), self._mark(awaited)))
+        call = partial(self._leases.finish_lease, lease, note, self._means.clock())
+        self._ask_once_written(awaited, call)
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
-        self._command(_Failed(lease, reason))
+        self._calls.add(partial(self._leases.fail_lease, lease, reason))
 
     def close(self) -> None:
         """End every lease as "closed", tell their fetchers, leave no thread or socket."""
-        self._closing.set()
-        self._waker.wake()
+        self._calls.refuse_more()
         self._thread.join()
-        self._waker.close()
+        self._calls.close()
 
-    def _mark(self, awaited: bool) -> Mark:
-        return WRITTEN if awaited else self._memory.mark()
+    def _ask_once_written(self, awaited: bool, call: Callable[[], None]) -> None:
+        mark = WRITTEN if awaited else self._means.memory.mark()
+        self._calls.add(partial(self._unwritten.append, (mark, call)))
 
-    def _command(self, command: _Command) -> None:
-        if not self._closing.is_set():
-            self._commands.append(command)
-            self._waker.wake()
-
-    def _listen(self, host: str, advertised_host: str, transports: Sequence[str]) -> None:
+    def _listen(self, host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
-        self.address = f"tcp://{in_address(advertised_host)}:{self._control.port}"
-        listeners: list[Listener] = []
+        self.address = f"tcp://{in_address(self._advertised_host)}:{self._control.port}"
+        self._listeners: list[Listener] = []
         try:
             for name in transports:
                 try:
-                    listeners.append(self._listener(name, host))
+                    self._listeners.append(self._listener(name, host))
                 except Unreachable as error:
                     log.info("transport not served", extra={"transport": name, "why": str(error)})
         except (TransferError, OSError):
-            for listener in listeners:
+            for listener in self._listeners:
                 listener.close()
             self._control.close()
             raise
         self._poller = Poller()
-        self._waker = Waker()
-        self._poller.watch(self._waker.fileno())
+        self._calls = ThreadCalls()
+        self._poller.watch(self._calls.fileno())
         self._poller.watch(self._control)
         self._number = self._control.number
         self._ticker = Ticker()
         self._poller.watch(self._ticker.fileno())
-        self._visitors = Visitors(
-            control=self._control,
-            listeners=listeners,
-            poller=self._poller,
-            opened=Opened(epoch=self._epoch, planes=_planes(listeners, advertised_host)),
+
+    def _connect_sinks(self, on_lost: Callable[[ConnectedSink, str], None]) -> Sinks:
+        planes, memory = _addresses(self._listeners, self._advertised_host), self._means.memory
+        return Sinks(
+            control=self._control, listeners=self._listeners, poller=self._poller,
+            opened=Opened(epoch=self._means.epoch, planes=planes),
             welcome=StreamWelcome(
-                version=CONTROL_VERSION, epoch=self._epoch,
-                num_blocks=self._memory.num_blocks, block_bytes=self._memory.block_bytes,
+                version=CONTROL_VERSION, epoch=self._means.epoch,
+                num_blocks=memory.num_blocks, block_bytes=memory.block_bytes,
             ),
-            on_lost=self._lender.lost, clock=self._clock,
+            on_lost=on_lost, clock=self._means.clock,
         )  # fmt: skip
-        self._lender.use(self._visitors)
 
     def _listener(self, transport: str, host: str) -> Listener:
-        return planes.listen(
-            transport, self._memory, host=host, epoch=self._epoch, help_copy=self._help_copy
-        )
+        options = ListenOptions(host=host, epoch=self._means.epoch, help_copy=self._help_copy)
+        return planes.listen(transport, self._means.memory, options)
 
     # -- on the source's thread -----------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._calls.is_closing:
                 ready = self._poller.wait(self._sleep_s())
-                if self._waker.fileno() in ready:
-                    self._waker.clear()
+                self._calls.clear_wake(ready)
                 if self._ticker.fileno() in ready:
                     self._ticker.clear()
-                self._visitors.look(ready)
+                self._leases.sinks.receive_ready(ready)
                 heard = self._control.receive() if self._number in ready else ()
                 for identity, message in heard:
-                    self._obey()  # a lease opened a moment ago may be asked for already
-                    self._lender.hear(identity, message)
-                self._obey()
-                self._lender.turn()
+                    self._make_calls()  # a lease opened a moment ago may be asked for already
+                    self._leases.answer_message(identity, message)
+                self._make_calls()
+                self._leases.run_turn()
         except Exception as error:
             log.exception("the kv source stopped")
             self._on_broken(f"the kv source is broken: {error}")
         finally:
-            self._closing.set()
-            self._lender.close()
-            self._visitors.close()
+            self._calls.refuse_more()
+            self._leases.close()
+            self._leases.sinks.close()
             self._control.close()
             self._ticker.close()
             self._poller.close()
 
     def _sleep_s(self) -> float:
-        sleep_s = self._lender.sleep_s(_IDLE_S)
-        next_s = self._visitors.next_in_s()
+        sleep_s = self._leases.sleep_s(_IDLE_S)
+        next_s = self._leases.sinks.next_in_s()
         return sleep_s if next_s is None else min(sleep_s, next_s)
 
-    def _obey(self) -> None:
-        while self._commands:
-            command = self._commands.popleft()
-            match command:
-                case _Opened(lease, at_s):
-                    self._lender.opened(lease, at_s)
-                case _Written() | _Finished():
-                    self._unwritten.append(command)
-                case _Failed(lease, reason):
-                    self._lender.failed(lease, reason)
-                case _:
-                    assert_never(command)
-        self._tell_written()
-
-    def _tell_written(self) -> None:
-        """Pass on what the engine said of its bytes, as far as its device has written them."""
-        while self._unwritten and self._unwritten[0].mark.happened():
-            match self._unwritten.popleft():
-                case _Written(lease, num_tokens):
-                    self._lender.written(lease, num_tokens)
-                case _Finished(lease, note, at_s):
-                    self._lender.finished(lease, note, at_s)
+    def _make_calls(self) -> None:
+        """Those asked for, and of what the engine said of its bytes, what its device has done."""
+        self._calls.make_all()
+        while self._unwritten and self._unwritten[0][0].happened():
+            self._unwritten.popleft()[1]()
         self._ticker.run(bool(self._unwritten))
 
 
-def _planes(listeners: Sequence[Listener], host: str) -> tuple[Plane, ...]:
+def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, ...]:
     """Where sinks connect; a listener that has only a port is at `host`, whose name is looked up
     here: a sink would do it on the thread that renews its leases, and refuses."""
-    planes = []
     host = in_address(resolved(host))
-    for listener in listeners:
-        address = listener.address
-        planes.append(Plane(listener.transport, address.replace("*", host, 1)))
-    return tuple(planes)
-
-
-__all__ = ["TRANSPORTS", "LeaseEnd", "LeaseEndReason", "Source"]
+    return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)

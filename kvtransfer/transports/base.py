@@ -13,7 +13,8 @@ both look the same.
 """
 
 import socket
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,38 @@ from kvtransfer.messages import (
     StreamWelcome,
 )
 from kvtransfer.plan import Ranges
+from protocol.errors import WireError
+from protocol.ids import Epoch
+
+HelpCopy = Literal["auto", "always", "never"]
+"""Whether a source copies along with a sink of its host. Auto: when the machine has fewer runnable
+threads than cores."""
 
 
 class Unreachable(Exception):
     """This data plane cannot be used between these two processes; says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenOptions:
+    """How a source listens, on any plane."""
+
+    host: str
+    """The address on whose free ports planes over TCP listen."""
+    epoch: Epoch
+    help_copy: HelpCopy = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialOptions:
+    """How a sink dials a source, on any plane."""
+
+    address: str
+    """What the source's `Listener.address` says."""
+    hello: StreamHello
+    """Without the plane's own setup."""
+    tcp_lanes: int = 0
+    """Connections of a TCP stream; 0: as many as suit the way."""
 
 
 class ChunkTaker(Protocol):
@@ -46,7 +75,7 @@ class ChunkTaker(Protocol):
         """Its writer has stopped. `sums_P` are the checksums of the landed bytes; without them
         none is to be used, and `broken` says why."""
 
-    def finished(self, word: Finish) -> None:
+    def finished(self, message: Finish) -> None:
         """The source's last word on a fetch."""
 
 
@@ -84,7 +113,9 @@ class SourceStream(Protocol):
 
     @property
     def awaits_room(self) -> bool:
-        """`flush` could not send everything: call it again when `fileno` can be written."""
+        """`flush` could not send everything: call it again when `fileno` can be written. Never
+        where `fileno` is a poller's, which waits for room itself."""
+        return False
 
     def fileno(self) -> int: ...
 
@@ -93,12 +124,13 @@ class SourceStream(Protocol):
 
     def add_lane(self, sock: socket.socket, lane: int) -> None:
         """A further socket of this stream, welcomed already. Raises WireError when unwanted."""
+        raise WireError(f"{self.transport} has one socket")
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         """These pieces are written at these ranges of our pool: announce or send them. They are
         read until sent, or until `drop`."""
 
-    def finish(self, word: Finish) -> None:
+    def finish(self, message: Finish) -> None:
         """Say this after everything offered before."""
 
     def flush(self) -> None:
@@ -124,7 +156,7 @@ class Listener(Protocol):
         OSError without a descriptor for it."""
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> SourceStream:
         """Turn a connection whose hello was right into a stream; takes what it keeps of the
         hello's `fds` out of the list. Raises PeerLost or WireError."""

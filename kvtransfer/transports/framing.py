@@ -1,46 +1,92 @@
-"""Length-prefixed words on a socket, and the descriptors that ride along."""
+"""Length-prefixed messages on a stream socket, and the descriptors that ride along.
+
+Bytes are cut into messages in one place, `MessageCutter`; what differs is how they are read: a
+first message and never a byte beyond it, whatever has come, or however the caller likes.
+"""
 
 import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from protocol.codec import Codec
 from protocol.errors import PeerLost, WireError
 
-_LENGTH = struct.Struct("<I")
-_READ_BYTES = 256 << 10
-_TURN_WORDS = 64
-MAX_FDS = 4
-"""Descriptors that may ride along with a first word."""
+_LENGTH: Final = struct.Struct("<I")
+_READ_BYTES: Final = 256 << 10
+_TURN_MESSAGES: Final = 64
+MAX_FDS: Final = 4
+"""Descriptors that may ride along with a first message."""
 
-T = TypeVar("T")
+MessageT = TypeVar("MessageT")
 
 
-def send_word(sock: socket.socket, word: bytes, fds: Sequence[int] = ()) -> None:
-    """Send one first word; a fresh socket always takes it whole. Raises PeerLost."""
-    packed = _LENGTH.pack(len(word)) + word
+def framed(packed: bytes) -> bytes:
+    """A packed message as it stands on a socket."""
+    return _LENGTH.pack(len(packed)) + packed
+
+
+class MessageCutter:
+    """Cuts packed messages out of bytes, however those come."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        """`max_bytes` is the most that one message may have."""
+        self._max_bytes = max_bytes
+        self._waiting = bytearray()
+
+    @property
+    def num_bytes(self) -> int:
+        """Added and not popped."""
+        return len(self._waiting)
+
+    def add_bytes(self, data: bytes) -> None:
+        self._waiting += data
+
+    def num_missing(self) -> int:
+        """Bytes that the next message surely lacks; 0 when it is whole. Raises WireError for a
+        length beyond the bound."""
+        if len(self._waiting) < _LENGTH.size:
+            return _LENGTH.size - len(self._waiting)
+        return max(0, self._end() - len(self._waiting))
+
+    def pop_message(self) -> bytes | None:
+        """The next message, or None while it is not whole. Raises WireError as `num_missing`."""
+        if len(self._waiting) < _LENGTH.size or len(self._waiting) < (end := self._end()):
+            return None
+        packed = bytes(self._waiting[_LENGTH.size : end])
+        del self._waiting[:end]
+        return packed
+
+    def _end(self) -> int:
+        (length,) = _LENGTH.unpack_from(self._waiting)
+        if length > self._max_bytes:
+            raise WireError(f"a message of {length} bytes exceeds {self._max_bytes}")
+        return int(length) + _LENGTH.size
+
+
+def send_message(sock: socket.socket, packed: bytes, fds: Sequence[int] = ()) -> None:
+    """Send one first message; a fresh socket always takes it whole. Raises PeerLost."""
+    data = framed(packed)
     try:
-        sent = socket.send_fds(sock, [packed], list(fds)) if fds else sock.send(packed)
+        sent = socket.send_fds(sock, [data], list(fds)) if fds else sock.send(data)
     except OSError as error:
         raise PeerLost(f"the stream broke: {error}") from error
-    if sent != len(packed):
-        raise PeerLost(f"a fresh stream took {sent} of {len(packed)} bytes")
+    if sent != len(data):
+        raise PeerLost(f"a fresh stream took {sent} of {len(data)} bytes")
 
 
-class WordReader:
-    """Reads one first word, however it is cut, and never a byte beyond it."""
+class FirstMessage:
+    """Reads one first message, however it is cut, and never a byte beyond it."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._buffer = bytearray()
+        self._cutter = MessageCutter(max_bytes=max_bytes)
         self.fds: list[int] = []
-        """Descriptors that rode along; whoever takes the word owns them."""
+        """Descriptors that rode along; whoever takes the message owns them."""
 
-    def read(self, sock: socket.socket, codec: Codec[T]) -> T | None:
-        """The word, or None while it is not whole. Raises PeerLost or WireError."""
-        while (missing := self._missing()) > 0:
+    def read(self, sock: socket.socket, codec: Codec[MessageT]) -> MessageT | None:
+        """The message, or None while it is not whole. Raises PeerLost or WireError."""
+        while (missing := self._cutter.num_missing()) > 0:
             try:
                 data, fds, _, _ = socket.recv_fds(sock, missing, MAX_FDS)
             except (BlockingIOError, InterruptedError):
@@ -49,19 +95,24 @@ class WordReader:
                 raise PeerLost(f"the stream broke: {error}") from error
             self.fds.extend(fds)
             if len(self.fds) > MAX_FDS:
-                raise WireError(f"{len(self.fds)} descriptors came with one word")
+                raise WireError(f"{len(self.fds)} descriptors came with one message")
             if not data:
                 raise PeerLost("the other process closed its stream")
-            self._buffer += data
-        return codec.decode(bytes(self._buffer[_LENGTH.size :]))
+            self._cutter.add_bytes(data)
+        packed = self._cutter.pop_message()
+        assert packed is not None
+        return codec.decode(packed)
 
-    def _missing(self) -> int:
-        if len(self._buffer) < _LENGTH.size:
-            return _LENGTH.size - len(self._buffer)
-        (length,) = _LENGTH.unpack_from(self._buffer)
-        if length > self._max_bytes:
-            raise WireError(f"first word of {length} bytes exceeds {self._max_bytes}")
-        return int(length) + _LENGTH.size - len(self._buffer)
+
+def received(sock: socket.socket, num_bytes: int) -> bytes | None:
+    """At most so many bytes of what has come; empty at the stream's end, None when nothing has.
+    Raises PeerLost."""
+    try:
+        return sock.recv(num_bytes)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError as error:
+        raise PeerLost(f"the stream broke: {error}") from error
 
 
 def close_fds(fds: list[int]) -> None:
@@ -69,10 +120,10 @@ def close_fds(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-class WordOutbox(Generic[T]):
-    """Words that wait for room in a socket."""
+class MessageOutbox(Generic[MessageT]):
+    """Messages that wait for room in a socket."""
 
-    def __init__(self, sock: socket.socket, codec: Codec[T]) -> None:
+    def __init__(self, sock: socket.socket, codec: Codec[MessageT]) -> None:
         self._sock = sock
         self._codec = codec
         self._waiting = bytearray()
@@ -81,9 +132,8 @@ class WordOutbox(Generic[T]):
     def num_bytes(self) -> int:
         return len(self._waiting)
 
-    def put(self, word: T) -> None:
-        packed = self._codec.encode(word)
-        self._waiting += _LENGTH.pack(len(packed)) + packed
+    def put_message(self, message: MessageT) -> None:
+        self._waiting += framed(self._codec.encode(message))
 
     def flush(self) -> None:
         """Send what the socket takes now. Raises PeerLost."""
@@ -97,25 +147,25 @@ class WordOutbox(Generic[T]):
             del self._waiting[:sent]
 
 
-class WordInbox(Generic[T]):
-    """Words as they arrive, however they are cut."""
+class MessageInbox(Generic[MessageT]):
+    """Messages as they arrive, however they are cut."""
 
-    def __init__(self, sock: socket.socket, codec: Codec[T], *, max_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, codec: Codec[MessageT], *, max_bytes: int) -> None:
         self._sock = sock
         self._codec = codec
-        self._max_bytes = max_bytes
-        self._waiting = bytearray()
+        self._cutter = MessageCutter(max_bytes=max_bytes)
+        self._max_waiting_bytes = max_bytes + _LENGTH.size
         self.has_more = False
-        """A whole word waits, or the socket may have more: come again without sleeping."""
+        """A whole message waits, or the socket may have more: come again without sleeping."""
 
-    def receive(self) -> Iterator[T]:
-        """A turn's worth of words. Raises PeerLost at the end, WireError for what is no word."""
+    def receive(self) -> Iterator[MessageT]:
+        """A turn's worth of messages. Raises PeerLost at the end, WireError for what is none."""
         ended = self._read()
-        for _ in range(_TURN_WORDS):
-            word = self._take()
-            if word is None:
+        for _ in range(_TURN_MESSAGES):
+            packed = self._cutter.pop_message()
+            if packed is None:
                 break
-            yield word
+            yield self._codec.decode(packed)
         else:
             self.has_more = True
             return
@@ -125,27 +175,11 @@ class WordInbox(Generic[T]):
     def _read(self) -> bool:
         """Take in what has come; True at the end of the stream."""
         self.has_more = False
-        if len(self._waiting) > self._max_bytes + _LENGTH.size:
+        if self._cutter.num_bytes > self._max_waiting_bytes:
             return False
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
+        data = received(self._sock, _READ_BYTES)
+        if data is None:
             return False
-        except OSError as error:
-            raise PeerLost(f"the stream broke: {error}") from error
         self.has_more = len(data) == _READ_BYTES
-        self._waiting += data
+        self._cutter.add_bytes(data)
         return not data
-
-    def _take(self) -> T | None:
-        if len(self._waiting) < _LENGTH.size:
-            return None
-        (length,) = _LENGTH.unpack_from(self._waiting)
-        if length > self._max_bytes:
-            raise WireError(f"a word of {length} bytes exceeds {self._max_bytes}")
-        end = _LENGTH.size + length
-        if len(self._waiting) < end:
-            return None
-        word = self._codec.decode(bytes(self._waiting[_LENGTH.size : end]))
-        del self._waiting[:end]
-        return word

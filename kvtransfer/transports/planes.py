@@ -1,30 +1,79 @@
-"""Which data planes there are, and which of them can move the blocks of which pool.
+"""The table of data planes, and which of them can move the blocks of which pool.
 
 The orders are those of preference: bytes that stay on a device first, then those that stay on a
 host.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.memory.host_pool import BlockMemory, Pool
-from kvtransfer.messages import StreamHello
-from kvtransfer.native import copy as native
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import Pool
+from kvtransfer.native.library import kernels
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
-from kvtransfer.transports import memory
-from kvtransfer.transports.base import Listener, Unreachable
+from kvtransfer.transports.base import DialOptions, Listener, ListenOptions, Unreachable
 from kvtransfer.transports.cuda_ipc import plane as cuda_ipc
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.nccl import plane as nccl
 from kvtransfer.transports.shm import plane as shm
-from kvtransfer.transports.shm.helper import HelpCopy
 from kvtransfer.transports.tcp import plane as tcp
 from kvtransfer.transports.ucx import plane as ucx
-from protocol.ids import Epoch
 
-KNOWN: Final = ("memory", *DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
+PoolT = TypeVar("PoolT", BlockMemory, DeviceMemory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlane(Generic[PoolT]):
+    """What sources and sinks need of one plane."""
+
+    name: str
+    pool: type[PoolT]
+    """Those whose blocks it moves."""
+    listen: Callable[[PoolT, ListenOptions], Listener]
+    """Raises Unreachable where it cannot move these blocks, TransferError or OSError when it cannot
+    listen."""
+    dial: Callable[[PoolT, DialOptions], Dial]
+    """A stream on its way to a source, to fetch into the pool. Raises Unreachable."""
+    prepare: Callable[[], None] = lambda: None
+    """Loads what takes long."""
+    why_not: Callable[[], str] = lambda: ""
+    """Why this process can make no use of it; empty when it can."""
+
+    def check_pool(self, pool: Pool) -> PoolT:
+        """The pool, as its own type. Raises Unreachable."""
+        if not isinstance(pool, self.pool):
+            there = "in host memory" if self.pool is DeviceMemory else "on a device"
+            raise Unreachable(f"the pool is {there}")
+        return pool
+
+
+_ON_DEVICE: Final[tuple[DataPlane[DeviceMemory], ...]] = (
+    DataPlane(
+        name=cuda_ipc.NAME, pool=DeviceMemory,
+        listen=cuda_ipc.CudaIpcListener, dial=cuda_ipc.dial,
+    ),
+    DataPlane(name=nccl.NAME, pool=DeviceMemory, listen=nccl.NcclListener, dial=nccl.dial),
+)  # fmt: skip
+_IN_HOST: Final[tuple[DataPlane[BlockMemory], ...]] = (
+    DataPlane(name=shm.NAME, pool=BlockMemory, listen=shm.ShmListener, dial=shm.dial),
+    DataPlane(
+        name=ucx.NAME, pool=BlockMemory, listen=ucx.UcxListener, dial=ucx.dial,
+        prepare=ucx.prepare, why_not=ucx.why_not,
+    ),
+    DataPlane(name=tcp.NAME, pool=BlockMemory, listen=tcp.TcpListener, dial=tcp.dial),
+)  # fmt: skip
+PLANES: Final[dict[str, DataPlane[Any]]] = {
+    **{plane.name: plane for plane in _ON_DEVICE},
+    **{plane.name: plane for plane in _IN_HOST},
+}
+
+
+def add_plane(plane: DataPlane[PoolT]) -> None:
+    """Put a further plane into this process's table, where sources and sinks find it by its name.
+    Settings do not: they list those that every worker has (`kvtransfer.transport_names`)."""
+    PLANES[plane.name] = plane
 
 
 def of_pool(pool: Pool) -> tuple[str, ...]:
@@ -33,72 +82,32 @@ def of_pool(pool: Pool) -> tuple[str, ...]:
 
 
 def check(transports: Sequence[str]) -> None:
-    """Raise ValueError for a name that is not known, or none at all."""
-    if set(transports) - set(KNOWN) or not transports:
-        raise ValueError(f"transports: {list(transports)}; known are {', '.join(KNOWN)}")
+    """Raise ValueError for a name that is not in the table, or none at all."""
+    if not transports or set(transports) - PLANES.keys():
+        raise ValueError(f"transports: {list(transports)}; known are {', '.join(PLANES)}")
 
 
 def prepare(transports: Sequence[str]) -> None:
     """Load what takes long, before a stream has to wait for it: the C kernels take the compiler
     0.8 s, once a machine."""
-    native.kernels()
-    if ucx.NAME in transports:
-        with suppress(Unreachable):  # `dial` says so if it comes to that
-            ucx.prepare()
+    kernels()
+    for name in transports:
+        PLANES[name].prepare()
 
 
 def check_here(transport: str) -> None:
     """Raise Unreachable for a plane of which this process can make no use."""
-    if transport == ucx.NAME and (why := ucx.why_not()):
+    if why := PLANES[transport].why_not():
         raise Unreachable(why)
 
 
-def listen(transport: str, pool: Pool, *, host: str, epoch: Epoch, help_copy: HelpCopy) -> Listener:
-    """A source's listener. Raises Unreachable where this plane cannot move these blocks,
-    TransferError or OSError when it cannot listen."""
-    match transport:
-        case "cuda_ipc":
-            return cuda_ipc.CudaIpcListener(_on_device(pool), epoch=epoch)
-        case "nccl":
-            return nccl.NcclListener(_on_device(pool), host)
-        case "memory":
-            return memory.MemoryListener(_in_host(pool), epoch=epoch)
-        case "shm":
-            return shm.ShmListener(_in_host(pool), epoch=epoch, help_copy=help_copy)
-        case "ucx":
-            return ucx.UcxListener(_in_host(pool), host)
-        case "tcp":
-            return tcp.TcpListener(_in_host(pool), host)
-        case _:
-            raise AssertionError(f"no transport is called {transport}")
+def listen(transport: str, pool: Pool, options: ListenOptions) -> Listener:
+    """A source's listener. Raises as `DataPlane.listen`."""
+    plane = PLANES[transport]
+    return plane.listen(plane.check_pool(pool), options)
 
 
-def dial(transport: str, address: str, hello: StreamHello, pool: Pool, *, tcp_lanes: int) -> Dial:
+def dial(transport: str, pool: Pool, options: DialOptions) -> Dial:
     """A stream on its way to a source, to fetch into `pool`. Raises Unreachable."""
-    match transport:
-        case "cuda_ipc":
-            return cuda_ipc.dial(address, hello, _on_device(pool))
-        case "nccl":
-            return nccl.dial(address, hello, _on_device(pool))
-        case "memory":
-            return memory.dial(hello, _in_host(pool))
-        case "shm":
-            return shm.dial(address, hello, _in_host(pool))
-        case "ucx":
-            return ucx.dial(address, hello, _in_host(pool))
-        case "tcp":
-            return tcp.dial(address, hello, _in_host(pool), num_lanes=tcp_lanes)
-        case _:
-            raise AssertionError(f"no transport is called {transport}")
-
-
-def _in_host(pool: Pool) -> BlockMemory:
-    if not isinstance(pool, BlockMemory):
-        raise Unreachable("the pool is on a device")
-    return pool
-
-
-def _on_device(pool: Pool) -> DeviceMemory:
-    if not isinstance(pool, DeviceMemory):
-        raise Unreachable("the pool is in host memory")
-    return pool
+    plane = PLANES[transport]
+    return plane.dial(plane.check_pool(pool), options)

@@ -1,7 +1,7 @@
-"""One descriptor for a stream that waits for its socket and for a device.
+"""One descriptor for a stream that waits for several things, and a look at a device's work.
 
 A device tells no descriptor when its work is done, so while some is under way a timer makes the
-stream look every 200 us; otherwise only the socket wakes it.
+stream look every 200 us; otherwise only its sockets wake it.
 """
 
 import ctypes
@@ -11,7 +11,8 @@ import socket
 from contextlib import suppress
 from typing import Final
 
-from kvtransfer.transports.ucx.thread import UcxWorker
+from kvtransfer.device.driver import Sums
+from protocol.errors import TransferError
 
 LOOK_S: Final = 200e-6
 _CLOCK_MONOTONIC: Final = 1
@@ -58,64 +59,65 @@ class Ticker:
             os.close(fd)
 
 
-class Watch:
-    """A socket and a ticker behind one pollable descriptor. Does not own the socket."""
+class FdPoller:
+    """Descriptors behind one that is readable when one of them is ready. Owns none of them."""
+
+    def __init__(self) -> None:
+        """Raises OSError without a descriptor."""
+        self._epoll = select.epoll()
+        self._masks: dict[int, int] = {}
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
+    def watch(self, fd: int, *, writable: bool = False) -> None:
+        """Wake for what comes on `fd`, and for room in it if need be."""
+        mask = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
+        watched = self._masks.get(fd)
+        if watched == mask:
+            return
+        if watched is None:
+            self._epoll.register(fd, mask)
+        else:
+            self._epoll.modify(fd, mask)
+        self._masks[fd] = mask
+
+    def forget(self, fd: int) -> None:
+        """Before `fd` is closed, unless the poller is closed too."""
+        del self._masks[fd]
+        self._epoll.unregister(fd)
+
+    def ready(self) -> list[int]:
+        """Those of the descriptors that have something now."""
+        return [fd for fd, _ in self._epoll.poll(0)]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class DevicePoller(FdPoller):
+    """Wakes for a device's work too, every LOOK_S while there is some."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._epoll = select.epoll(2)
+        super().__init__()
         self._ticker = Ticker()
-        self._wants_room = False
-        self._epoll.register(sock, select.EPOLLIN)
-        self._epoll.register(self._ticker, select.EPOLLIN)
+        self.watch(sock.fileno())
+        self.watch(self._ticker.fileno())
 
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def clear(self) -> None:
+    def clear_tick(self) -> None:
         self._ticker.clear()
 
-    def expect(self, *, device: bool, room: bool = False) -> None:
-        """What to wake for beside the socket's words: work under way, room in the socket."""
-        self._ticker.run(device)
-        if room != self._wants_room:
-            self._wants_room = room
-            events = select.EPOLLIN | (select.EPOLLOUT if room else 0)
-            self._epoll.modify(self._sock, events)
+    def expect_device(self, works: bool) -> None:
+        self._ticker.run(works)
 
     def close(self) -> None:
+        super().close()
         self._ticker.close()
-        self._epoll.close()
 
 
-class Eyes:
-    """One descriptor for a stream's socket and its worker."""
-
-    def __init__(self, sock: socket.socket, worker: UcxWorker) -> None:
-        self._sock = sock
-        self._epoll = select.epoll()
-        self._epoll.register(worker.fileno(), select.EPOLLIN)
-        self._epoll.register(sock.fileno(), 0)
-        self._mask = 0
-
-    def fileno(self) -> int:
-        return self._epoll.fileno()
-
-    def watch(self, *, writable: bool = False) -> None:
-        """Look up for words, and for room in the socket if need be."""
-        mask = select.EPOLLIN | (select.EPOLLOUT if writable else 0)
-        if mask != self._mask:
-            self._epoll.modify(self._sock.fileno(), mask)
-            self._mask = mask
-
-    def close(self) -> None:
-        self._epoll.close()
-
-
-def eyes_for(sock: socket.socket, worker: UcxWorker) -> Eyes:
-    """Raises OSError when there is no descriptor left; the worker is stopped then."""
+def is_over(launched: Sums) -> bool:
+    """The device writes for it no more; a device that is lost writes nothing."""
     try:
-        return Eyes(sock, worker)
-    except OSError:
-        worker.stop()
-        raise
+        return launched.happened()
+    except TransferError:
+        return True

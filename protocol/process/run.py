@@ -52,11 +52,13 @@ def run(
     *,
     parent_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> int:
     """Prepares, then runs `main` to its exit code, which becomes the process's."""
     try:
         prepare()
-        return asyncio.run(_run(main, parent_pid))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(_run(main, parent_pid))
     except SettingsError as error:
         return _one_line(process, error, EXIT_BAD_SETTINGS)
     except CheckpointError as error:

@@ -17,6 +17,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.errors import CheckpointError
+from protocol.text.text_config import read_json_object_if_there
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
@@ -65,7 +66,7 @@ def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> Ch
 def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
     """`bos_token`, `eos_token`, ... as text; those the checkpoint lacks are absent."""
     map_file = path / "special_tokens_map.json"
-    named = _read_object(map_file) if map_file.is_file() else {}
+    named = read_json_object_if_there(map_file)
     found: dict[str, str] = {}
     for name in SPECIAL_TOKENS:
         file = "tokenizer_config.json" if tokenizer_config.get(name) else map_file.name
@@ -84,16 +85,6 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(file))
-    except ValueError as error:
-        raise CheckpointError(f"{file}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return value
 
 
 def _default_template(path: Path, given: object) -> str:

@@ -1,6 +1,12 @@
-"""Where `config.json` describes the text model, and what it leaves to transformers."""
+"""A checkpoint's JSON files: where they describe the text model, and what they leave to
+transformers."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import CheckpointError
 
 INHERITED = ("eos_token_id", "tie_word_embeddings")
 """Keys beside `text_config` that hold for the text model where it names none itself."""
@@ -8,6 +14,24 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 }
 """By `model_type`: what absent keys mean. Published multimodal Gemma 3 leaves these out."""
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """CheckpointError, which names the file, for one that is missing, unreadable or no object."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return value
+
+
+def read_json_object_if_there(file: Path) -> dict[str, Any]:
+    """As `read_json_object`, and empty for a file that is not there."""
+    return read_json_object(file) if file.is_file() else {}
 
 
 def inherit(config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:

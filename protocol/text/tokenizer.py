@@ -4,7 +4,6 @@ The router encodes and renders; the workers turn sampled tokens into text. Both 
 directory, so they agree. Needs `tokenizers` and `jinja2` only; no model is loaded.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,11 @@ from protocol.messages import Sampling
 from protocol.text.chat_template import ChatTemplate, load_chat_template
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
-from protocol.text.text_config import text_config
+from protocol.text.text_config import (
+    read_json_object,
+    read_json_object_if_there,
+    text_config,
+)
 
 
 class Tokenizer:
@@ -45,8 +48,8 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """Read a Hugging Face directory. CheckpointError names the file that is at fault."""
-        config = _read_json(path / "config.json", required=True)
-        tokenizer_config = _read_json(path / "tokenizer_config.json")
+        config = read_json_object(path / "config.json")
+        tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
         text = text_config(config)
         return cls(
@@ -125,20 +128,6 @@ class TextState:
         return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
 
 
-def _read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise CheckpointError(f"{path}: missing")
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: not a JSON object")
-    return value
-
-
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
@@ -163,7 +152,7 @@ def _eos_token_ids(
 ) -> tuple[int, ...]:
     """Every id that ends a text, by any of the three files that may name one."""
     generation = path / "generation_config.json"
-    found = _token_ids(generation, _read_json(generation).get("eos_token_id"))
+    found = _token_ids(generation, read_json_object_if_there(generation).get("eos_token_id"))
     found |= _token_ids(path / "config.json", config.get("eos_token_id"))
     token = tokenizer_config.get("eos_token")
     if isinstance(token, dict):

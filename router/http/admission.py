@@ -1,6 +1,6 @@
 """How many choices this router has in flight, and the refusal of those beyond its limit.
 
-Called once per HTTP request, before its body is read. Not thread-safe: one event loop owns it.
+Not thread-safe: one event loop owns it.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class Seat:
 
     def widen(self, num: int) -> None:
         """Take room for `num` in all. CapacityError when there is not so much."""
-        self._admission.take(num - self.num)
+        self._admission.take_seats(num - self.num)
         self.num = num
 
 
@@ -38,7 +38,7 @@ class Admission:
         finally:
             self.num_in_flight -= seat.num
 
-    def take(self, num: int) -> None:
+    def take_seats(self, num: int) -> None:
         if self.num_in_flight + num > self._max_in_flight:
             raise CapacityError(
                 f"this router already has {self.num_in_flight} of {self._max_in_flight}"

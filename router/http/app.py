@@ -1,7 +1,7 @@
 """The HTTP surface: OpenAI's endpoints and the operator's, over one `Runtime`.
 
-Served by `router.__main__` with uvicorn. FastAPI routes and documents; bodies are read and
-answers written by `router.http.generate`, because a token should cost one write and no more.
+FastAPI routes and documents; bodies are read and answers written by `router.http.generate`,
+because a token should cost one write and no more.
 """
 
 import time
@@ -19,10 +19,10 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from router.http.admission import Admission
 from router.http.exchange import Exchange
-from router.http.generate import Generate, Surface
-from router.http.middleware import Edge
+from router.http.generate import AppState, GenerateResponse
+from router.http.middleware import ApiMiddleware
 from router.http.tokenize import detokenize, tokenize
-from router.http.tokenize_threads import Tokenizing
+from router.http.tokenize_threads import TokenizeThreads
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import check_model, context_tokens, prepare_chat, prepare_completion
 from router.runtime import Runtime
@@ -32,13 +32,13 @@ NOT_READY_RETRY_AFTER_S = 1.0
 
 def create_app(runtime: Runtime) -> FastAPI:
     """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
-    surface = Surface(
+    state = AppState(
         runtime=runtime,
         admission=Admission(
             max_in_flight=runtime.limits.max_in_flight,
             retry_after_s=runtime.limits.retry_after_s,
         ),
-        tokenizing=Tokenizing(num_threads=runtime.tokenize_threads),
+        tokenize_threads=TokenizeThreads(num_threads=runtime.tokenize_threads),
     )
 
     @asynccontextmanager
@@ -46,27 +46,27 @@ def create_app(runtime: Runtime) -> FastAPI:
         try:
             yield
         finally:
-            surface.tokenizing.close()
+            state.tokenize_threads.close()
 
     app = FastAPI(title="Baton", lifespan=lifespan)
-    app.add_middleware(Edge, api_keys=runtime.api_keys, metrics=runtime.metrics)
+    app.add_middleware(ApiMiddleware, api_keys=runtime.api_keys, metrics=runtime.metrics)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
-    _add_generation(app, surface)
+    _add_generation(app, state)
     _add_models(app, runtime)
-    _add_tokens(app, surface)
+    _add_tokens(app, state)
     _add_operations(app, runtime)
     return app
 
 
-def _add_generation(app: FastAPI, surface: Surface) -> None:
+def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions() -> Response:
-        return Generate(surface, prepare_chat)
+        return GenerateResponse(state, prepare_chat)
 
     @app.post("/v1/completions")
     async def completions() -> Response:
-        return Generate(surface, prepare_completion)
+        return GenerateResponse(state, prepare_completion)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:
@@ -91,15 +91,15 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
         return _json(shape())
 
 
-def _add_tokens(app: FastAPI, surface: Surface) -> None:
-    runtime = surface.runtime
+def _add_tokens(app: FastAPI, state: AppState) -> None:
+    runtime = state.runtime
 
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
-            with surface.admission.enter():
+            with state.admission.enter():
                 body = await exchange.read_body()
-                return _json(await surface.tokenizing.run(work, runtime, body))
+                return _json(await state.tokenize_threads.run(work, runtime, body))
         except BatonError as error:
             raise as_api_error(error) from error
         except ClientGone:

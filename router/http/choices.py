@@ -7,17 +7,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from router.requests.events import Ended, Event, GenerationRequest
-from router.runtime import Dispatcher
+from router.requests.events import Ended, GenerationEvent, GenerationRequest
+from router.runtime import GenerationService
 
 EVENTS_PER_CHOICE = 16
 """Queued for the client before its choices have to wait."""
-ChoiceEvent = tuple[int, Event]
+ChoiceEvent = tuple[int, GenerationEvent]
 
 
 @asynccontextmanager
 async def open_choices(
-    dispatcher: Dispatcher, requests: Sequence[GenerationRequest], *, tasks: asyncio.TaskGroup
+    dispatcher: GenerationService,
+    requests: Sequence[GenerationRequest],
+    *,
+    tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[AsyncGenerator[ChoiceEvent, None]]:
     """Events of all choices, each with its choice's index, until every one has `Ended`.
 
@@ -41,7 +44,7 @@ async def open_choices(
 
 
 async def _single(
-    dispatcher: Dispatcher, request: GenerationRequest
+    dispatcher: GenerationService, request: GenerationRequest
 ) -> AsyncGenerator[ChoiceEvent, None]:
     ended = False
     async with aclosing(dispatcher.generate(request)) as events:
@@ -52,7 +55,7 @@ async def _single(
 
 
 async def _pump(
-    dispatcher: Dispatcher,
+    dispatcher: GenerationService,
     request: GenerationRequest,
     index: int,
     queue: asyncio.Queue[ChoiceEvent | Exception],

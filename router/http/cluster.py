@@ -1,6 +1,6 @@
-"""The cluster as this router sees it: fills `router.workers.cluster_view` from the parts that know.
+"""The cluster as this router sees it, for `/cluster`, `/ready` and `/trace`.
 
-Answers `/cluster`, `/ready` and `/trace`. Local and immediate: asks no other process.
+Local and immediate: asks no other process.
 """
 
 from collections import Counter
@@ -10,11 +10,11 @@ from protocol.ids import RequestId, RouterId
 from protocol.messages import Blocks, Load, Speeds, WorkerState
 from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
-from router.trace import RequestTrace, TraceRing
-from router.workers.cluster_view import ClusterView, WorkerView
+from router.requests.trace import RequestTrace, TraceRing
+from router.runtime import ClusterView, WorkerView
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
-from router.workers.worker import LiveWorker
+from router.workers.worker import KnownWorker
 
 _NO_BLOCKS = Blocks(total=0, free=0, cached=0, leased=0)
 _NO_LOAD = Load(running=0, waiting=0, waiting_tokens=0)
@@ -22,7 +22,7 @@ _NO_SPEEDS = Speeds(prefill_tokens_per_s=0.0, decode_step_s=0.0, transfer_bytes_
 
 
 class LocalCluster:
-    """`router.workers.cluster_view.Cluster`. `drain` makes it not ready for good."""
+    """`router.runtime.Cluster`. `drain` makes it not ready for good."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class LocalCluster:
     def view(self) -> ClusterView:
         return ClusterView(
             router=self._router,
-            index=self._index.state.value,
+            index=self._index.state,
             redis=self._feed.redis,
             workers=tuple(
                 _view(worker, why=self._registry.why_unused(worker))
@@ -80,7 +80,7 @@ class LocalCluster:
             self._metrics.workers.labels(role=role, state=state).set(number)
 
 
-def _view(worker: LiveWorker, *, why: str) -> WorkerView:
+def _view(worker: KnownWorker, *, why: str) -> WorkerView:
     registration, beat = worker.registration, worker.beat
     load = beat.load if beat else _NO_LOAD
     return WorkerView(
@@ -100,7 +100,7 @@ def _view(worker: LiveWorker, *, why: str) -> WorkerView:
     )
 
 
-def _state(worker: LiveWorker) -> WorkerState | Literal["lost"]:
+def _state(worker: KnownWorker) -> WorkerState | Literal["lost"]:
     """ "lost" is whoever is registered and not on the line, for whatever reason."""
     match worker.state:
         case "connecting" | "mismatched":
@@ -109,7 +109,7 @@ def _state(worker: LiveWorker) -> WorkerState | Literal["lost"]:
             return state
 
 
-def _transport(worker: LiveWorker) -> str:
+def _transport(worker: KnownWorker) -> str:
     used = worker.beat.transports_used if worker.beat else ()
     if used:
         return max(used, key=lambda transport: (transport[1], transport[0]))[0]

@@ -1,14 +1,14 @@
 """The endpoint that generates: admitted, read, prepared, dispatched, answered, in that order.
 
-One per HTTP request, made by `router.http.app`. Every request gets one ending: an answer, an error,
-or, when the client hung up, an abort of whatever it still had running.
+Every request gets one ending: an answer, an error, or, when the client hung up, an abort of
+whatever it still had running.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,10 +18,10 @@ from protocol.ids import RequestId
 from router.http.admission import Admission
 from router.http.choices import ChoiceEvent, open_choices
 from router.http.exchange import Exchange
-from router.http.json_answer import Sink, WholeAnswer
+from router.http.json_answer import AnswerWriter, JsonAnswer
 from router.http.middleware import request_id
-from router.http.sse_answer import StreamedAnswer
-from router.http.tokenize_threads import Tokenizing
+from router.http.sse_answer import SseAnswer
+from router.http.tokenize_threads import TokenizeThreads
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import Generation, context_tokens
 from router.requests.events import Ended, Placed, Token
@@ -30,42 +30,37 @@ from router.runtime import Runtime
 log = logging.getLogger("baton.api")
 
 
-class Prepare(Protocol):
-    """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
-
-    def __call__(
-        self, runtime: Runtime, body: bytes, request: RequestId, *, context: int
-    ) -> Generation: ...
+Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
+"""`router.openai.prepare.prepare_chat` or `prepare_completion`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surface:
+class AppState:
     """What all requests of one app share."""
 
     runtime: Runtime
     admission: Admission
-    tokenizing: Tokenizing
+    tokenize_threads: TokenizeThreads
 
 
-class Generate(Response):
+class GenerateResponse(Response):
     """A response that is made while it is sent. `prepare` tells the two endpoints apart."""
 
-    def __init__(self, surface: Surface, prepare: Prepare) -> None:
+    def __init__(self, state: AppState, prepare: Prepare) -> None:
         super().__init__()
-        self._surface = surface
+        self._state = state
         self._prepare = prepare
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, limits=self._surface.runtime.limits)
+        exchange = Exchange(scope, receive, send, limits=self._state.runtime.limits)
         try:
             await self._serve(exchange)
         except ClientGone:
             log.info("client gone")
 
     async def _serve(self, exchange: Exchange) -> None:
-        surface = self._surface
         try:
-            with surface.admission.enter() as seat:
+            with self._state.admission.enter() as seat:
                 generation = await self._prepared(exchange)
                 seat.widen(len(generation.requests))
                 await self._answer(generation, exchange)
@@ -77,44 +72,46 @@ class Generate(Response):
     async def _prepared(self, exchange: Exchange) -> Generation:
         body = await exchange.read_body()
         request = request_id(exchange.scope)
-        runtime, tokenizing = self._surface.runtime, self._surface.tokenizing
+        runtime, threads = self._state.runtime, self._state.tokenize_threads
         context = context_tokens(runtime)
-        return await tokenizing.run(self._prepare, runtime, body, request, context=context)
+        return await threads.run(self._prepare, runtime, body, request, context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
-        tokenizer = self._surface.runtime.tokenizer
-        make = StreamedAnswer if generation.stream else WholeAnswer
-        sink = make(generation, exchange, tokenizer=tokenizer)
+        tokenizer = self._state.runtime.tokenizer
+        make = SseAnswer if generation.stream else JsonAnswer
+        answer = make(generation, exchange, tokenizer=tokenizer)
         async with asyncio.TaskGroup() as tasks:
-            answering = tasks.create_task(self._follow(generation, sink, tasks), name="answer")
+            answering = tasks.create_task(self._follow(generation, answer, tasks), name="answer")
             watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
             answering.add_done_callback(lambda _: watching.cancel())
 
-    async def _follow(self, generation: Generation, sink: Sink, tasks: asyncio.TaskGroup) -> None:
-        dispatcher = self._surface.runtime.dispatcher
+    async def _follow(
+        self, generation: Generation, answer: AnswerWriter, tasks: asyncio.TaskGroup
+    ) -> None:
+        dispatcher = self._state.runtime.dispatcher
         try:
             async with open_choices(dispatcher, generation.requests, tasks=tasks) as events:
-                error = await _pour(events, sink)
+                error = await _pour(events, answer)
             if error is None:
-                await sink.finish()
+                await answer.finish()
             else:
-                await sink.fail(error)
+                await answer.fail(error)
         except ClientGone:
             log.info("client gone")
 
 
-async def _pour(events: AsyncIterator[ChoiceEvent], sink: Sink) -> ApiError | None:
-    """All events into the sink. Returns what went wrong, if anything did."""
+async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> ApiError | None:
+    """All events into the answer. Returns what went wrong, if anything did."""
     try:
         async for index, event in events:
             match event:
                 case Token():
-                    await sink.token(index, event)
+                    await answer.token(index, event)
                 case Placed():
-                    sink.placed(event.route)
+                    answer.placed(event.route)
                 case Ended():
-                    await sink.ended(index, event)
+                    await answer.ended(index, event)
                 case _:
                     assert_never(event)
     except BatonError as error:
@@ -122,7 +119,7 @@ async def _pour(events: AsyncIterator[ChoiceEvent], sink: Sink) -> ApiError | No
     except ClientGone:
         raise
     except Exception:  # the edge of the process: a mistake of ours must not be silent
-        log.exception("request failed")
+        log.exception("request failed", extra={"remedy": "report it with this traceback"})
         return ApiError(500, "internal error", code="internal_error")
     return None
 

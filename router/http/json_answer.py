@@ -1,10 +1,11 @@
 """An answer given whole: choices are collected, then sent as one JSON object.
 
-`Sink` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP goes
-out.
+`AnswerWriter` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP
+goes out.
 """
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import msgspec
 from starlette.responses import Response
@@ -15,22 +16,6 @@ from router.http.logprobs import ChatLogprobs, Entry, Logprobs, TextLogprobs
 from router.openai.errors import ApiError
 from router.openai.prepare import Generation
 from router.requests.events import Ended, Route, Token
-
-
-class Sink(Protocol):
-    """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
-
-    def placed(self, route: Route) -> None: ...
-
-    async def token(self, index: int, token: Token) -> None: ...
-
-    async def ended(self, index: int, ended: Ended) -> None: ...
-
-    async def finish(self) -> None:
-        """Every choice has ended."""
-
-    async def fail(self, error: ApiError) -> None:
-        """The request is over. Says so in whatever way is still possible."""
 
 
 class Usage:
@@ -57,7 +42,7 @@ class Usage:
         }
 
 
-class Choice:
+class JsonChoice:
     """One choice as it grows."""
 
     def __init__(self, generation: Generation, index: int, *, tokenizer: Tokenizer) -> None:
@@ -84,21 +69,43 @@ class Choice:
         return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
 
 
-class WholeAnswer:
-    """A `Sink` that sends one JSON object, or one error object, at the end."""
+class AnswerWriter(ABC):
+    """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
 
-    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+    def __init__(self, generation: Generation, exchange: Exchange) -> None:
         self._generation = generation
         self._exchange = exchange
         self._usage = Usage(generation)
-        self._choices = [
-            Choice(generation, index, tokenizer=tokenizer)
-            for index in range(len(generation.requests))
-        ]
         self._route: Route | None = None
 
     def placed(self, route: Route) -> None:
+        """The first of several choices says what the headers show."""
         self._route = self._route or route
+
+    @abstractmethod
+    async def token(self, index: int, token: Token) -> None: ...
+
+    @abstractmethod
+    async def ended(self, index: int, ended: Ended) -> None: ...
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Every choice has ended."""
+
+    @abstractmethod
+    async def fail(self, error: ApiError) -> None:
+        """The request is over. Says so in whatever way is still possible."""
+
+
+class JsonAnswer(AnswerWriter):
+    """Sends one JSON object, or one error object, at the end."""
+
+    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+        super().__init__(generation, exchange)
+        self._choices = [
+            JsonChoice(generation, index, tokenizer=tokenizer)
+            for index in range(len(generation.requests))
+        ]
 
     async def token(self, index: int, token: Token) -> None:
         self._usage.completion_tokens += 1

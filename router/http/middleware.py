@@ -1,7 +1,7 @@
 """The outermost layer of the app: names each request, asks for the key, counts the answers.
 
-Wraps the FastAPI app in `router.http.app`. `/health`, `/ready` and `/metrics` need no key: probes
-and scrapers have none, and the three show counts, never a prompt or a worker's address.
+`/health`, `/ready` and `/metrics` need no key: probes and scrapers have none, and the three show
+counts, never a prompt or a worker's address.
 """
 
 import logging
@@ -32,7 +32,7 @@ COUNTED_PATHS = OPEN_PATHS | {
 _ID_KEY = "baton.request_id"
 
 
-class Edge:
+class ApiMiddleware:
     def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], metrics: RouterMetrics) -> None:
         self._app = app
         self._api_keys = [key.encode() for key in api_keys]
@@ -64,7 +64,7 @@ class Edge:
             try:
                 await self._app(scope, receive, named_send)
             except Exception:  # the edge of the process: a mistake of ours must not be silent
-                log.exception("request failed")
+                log.exception("request failed", extra={"remedy": "report it with this traceback"})
                 if not started:
                     await _INTERNAL.response()(scope, receive, named_send)
 

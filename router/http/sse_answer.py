@@ -10,10 +10,10 @@ import msgspec
 
 from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
-from router.http.json_answer import Usage, logprobs_of, route_header
+from router.http.json_answer import AnswerWriter, Usage, logprobs_of, route_header
 from router.openai.errors import ApiError
 from router.openai.prepare import Generation
-from router.requests.events import Ended, Route, Token
+from router.requests.events import Ended, Token
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
@@ -69,24 +69,18 @@ class Frames:
         )
 
 
-class StreamedAnswer:
-    """A `Sink` that writes each event as it comes."""
+class SseAnswer(AnswerWriter):
+    """Writes each event as it comes."""
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        self._include_usage = generation.include_usage
-        self._exchange = exchange
+        super().__init__(generation, exchange)
         self._frames = Frames(generation)
-        self._usage = Usage(generation)
         num_choices = len(generation.requests)
         self._logprobs = [
             logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
         ]
         self._opened = [False] * num_choices
         self._started = False
-        self._route: Route | None = None
-
-    def placed(self, route: Route) -> None:
-        self._route = self._route or route
 
     async def token(self, index: int, token: Token) -> None:
         self._usage.completion_tokens += 1
@@ -105,7 +99,7 @@ class StreamedAnswer:
         await self._write(self._open(index) + self._frames.closing(index, ended.finish_reason))
 
     async def finish(self) -> None:
-        usage = self._frames.usage(self._usage) if self._include_usage else b""
+        usage = self._frames.usage(self._usage) if self._generation.include_usage else b""
         await self._write(usage + DONE, more=False)
 
     async def fail(self, error: ApiError) -> None:

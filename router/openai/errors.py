@@ -1,7 +1,6 @@
 """What a client is told when a request is not served: OpenAI's error object and a status.
 
-Raised anywhere between the socket and the dispatcher, shown by `router.http.app` and, once the
-stream has begun, by `router.http.sse_answer`.
+Before the first byte it is a response; in a stream that has begun, its body is the last event.
 """
 
 import math
@@ -74,12 +73,10 @@ def as_api_error(error: BatonError) -> ApiError:
             return ApiError(429, message, code="overloaded", retry_after_s=error.retry_after_s)
         case NoWorkers():
             return ApiError(503, message, code="no_workers", retry_after_s=error.retry_after_s)
-        case TooLong():
+        case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, message, code="context_length_exceeded")
         case RequestFailed(code="deadline"):
             return ApiError(504, message, code="deadline_exceeded")
-        case RequestFailed(code="too_long"):
-            return ApiError(400, message, code="context_length_exceeded")
         case _ if error.retryable:
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)
         case _:

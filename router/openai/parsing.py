@@ -5,7 +5,7 @@ Null means "not given". What Baton does not do is refused by name; a value that 
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,19 +17,23 @@ MAX_SHOWN = 60
 """Characters of a wrong value that its error message repeats."""
 
 
-class Schema(BaseModel):
-    """A JSON object of ours: no other fields, no conversions, no changes later."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
-
-
-S = TypeVar("S", bound=Schema)
 Unsupported = Mapping[str, tuple[object, ...]]
 """Fields we do not support -> the values that ask for nothing, besides null."""
 
 
-def parse(schema: type[S], body: bytes, *, unsupported: Unsupported) -> S:
-    fields = drop_nothings(json_object(body), schema=schema, unsupported=unsupported)
+class Schema(BaseModel):
+    """A JSON object of ours: no other fields, no conversions, no changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    unsupported: ClassVar[Unsupported] = {}
+
+
+S = TypeVar("S", bound=Schema)
+
+
+def parse_body(schema: type[S], body: bytes) -> S:
+    """What the client sent. Raises ApiError 400, which names the field at fault."""
+    fields = drop_nothings(json_object(body), schema=schema)
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
@@ -49,13 +53,13 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def drop_nothings(
-    fields: Mapping[str, Any], *, schema: type[Schema], unsupported: Unsupported, at: str = ""
+    fields: Mapping[str, Any], *, schema: type[Schema], at: str = ""
 ) -> dict[str, Any]:
     """`fields` without those that ask for nothing. Refuses what we do not support."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
-        if name in unsupported:
-            if value is not None and value not in unsupported[name]:
+        if name in schema.unsupported:
+            if value is not None and value not in schema.unsupported[name]:
                 raise unsupported_field(at + name)
         elif value is not None or name not in schema.model_fields:
             kept[name] = value

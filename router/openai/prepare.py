@@ -1,27 +1,26 @@
 """A request body to generations ready for dispatch: model, prompt, context and token ids checked.
 
-Runs in a tokenising thread (`router.http.tokenize_threads`), so it may parse and encode megabytes.
-Every mistake of the client ends here, as an `ApiError` naming the field.
+Thread-safe, because it parses and encodes megabytes: no work for the event loop. Every mistake of
+the client ends here, as an `ApiError` naming the field.
 """
 
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from protocol.text.tokenizer import Tokenizer
 from router.openai.errors import ApiError, bad_field
+from router.openai.parsing import parse_body
 from router.openai.schemas import (
     MAX_SEED,
     ChatRequest,
     CompletionRequest,
+    Message,
     SamplingFields,
-    as_chat,
-    parse_chat,
-    parse_completion,
 )
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
@@ -59,22 +58,22 @@ class Prompt:
     echo: str = ""
 
 
-def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, *, context: int) -> Generation:
+def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
-    fields = parse_chat(body)
+    fields = parse_body(ChatRequest, body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=1)
-    prompt = Prompt(field="messages", token_ids=tuple(encode_chat(runtime.tokenizer, fields)))
+    prompt = Prompt(field="messages", token_ids=tuple(_encode_chat(runtime.tokenizer, fields)))
     max_tokens = fields.output_limit or max(1, context - len(prompt.token_ids))
     _check_sizes(runtime, fields, (prompt,), max_tokens=max_tokens, context=context)
     return _generation("chat", runtime, fields, (prompt,), max_tokens=max_tokens, request=request)
 
 
 def prepare_completion(
-    runtime: Runtime, body: bytes, request: RequestId, *, context: int
+    runtime: Runtime, body: bytes, request: RequestId, context: int
 ) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
-    fields = parse_completion(body)
+    fields = parse_body(CompletionRequest, body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
     prompts = _encode_prompts(runtime.tokenizer, fields)
@@ -97,20 +96,30 @@ def check_model(runtime: Runtime, model: str | None) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def encode_chat(tokenizer: Tokenizer, fields: ChatRequest) -> list[int]:
+def encode_messages(
+    tokenizer: Tokenizer, messages: Sequence[Message], /, **variables: Any
+) -> list[int]:
+    """Token ids of a chat by the model's template, which sees `variables`. Raises ApiError 400."""
     template = tokenizer.chat_template
     knows_developer = template is not None and template.knows_developer
-    clash = {"messages", "add_generation_prompt"} & fields.chat_template_kwargs.keys()
-    if clash:
-        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
+    shown = [message.as_shown(knows_developer=knows_developer) for message in messages]
     try:
-        return tokenizer.encode_chat(
-            as_chat(fields.messages, knows_developer=knows_developer),
-            add_generation_prompt=fields.add_generation_prompt,
-            **fields.chat_template_kwargs,
-        )
+        return tokenizer.encode_chat(shown, **variables)
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error
+
+
+def _encode_chat(tokenizer: Tokenizer, fields: ChatRequest) -> list[int]:
+    variables = fields.chat_template_kwargs
+    clash = {"messages", "add_generation_prompt"} & variables.keys()
+    if clash:
+        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
+    return encode_messages(
+        tokenizer,
+        fields.messages,
+        add_generation_prompt=fields.add_generation_prompt,
+        **variables,
+    )
 
 
 def _encode_prompts(tokenizer: Tokenizer, fields: CompletionRequest) -> tuple[Prompt, ...]:

@@ -4,8 +4,7 @@ Defaults are OpenAI's (temperature 1, top_p 1), never the checkpoint's generatio
 are in `router.http.json_answer`. Checks what needs no tokeniser.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -16,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from router.openai.parsing import Schema, drop_nothings, explain, parse, unsupported_field
+from router.openai.parsing import Schema, Unsupported, drop_nothings, explain, unsupported_field
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, MESSAGE_UNSUPPORTED
 
 MAX_STOPS = 16
@@ -108,6 +107,7 @@ class TextPart(Schema):
 
 
 class Message(Schema):
+    unsupported: ClassVar[Unsupported] = MESSAGE_UNSUPPORTED
     role: Literal["system", "developer", "user", "assistant"]
     content: str
     name: str | None = None
@@ -117,6 +117,12 @@ class Message(Schema):
     def _join(cls, value: object) -> object:
         """Text parts become one string, a line each, as templates expect a string."""
         return "\n".join(map(_part, value)) if isinstance(value, list) else value
+
+    def as_shown(self, *, knows_developer: bool) -> dict[str, str]:
+        """As a template gets it. `developer` is `system` to one that does not know it."""
+        role = "system" if self.role == "developer" and not knows_developer else self.role
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": self.content, **named}
 
 
 def _part(part: object) -> str:
@@ -141,13 +147,14 @@ def _plain_message(message: object, index: int) -> object:
     at = f"messages[{index}]."
     if message.get("role") in ("tool", "function"):
         raise unsupported_field(f"{at}role={message['role']}")
-    return drop_nothings(message, schema=Message, unsupported=MESSAGE_UNSUPPORTED, at=at)
+    return drop_nothings(message, schema=Message, at=at)
 
 
 Messages = Annotated[list[Message], BeforeValidator(_plain_messages), Field(min_length=1)]
 
 
 class ChatRequest(SamplingFields):
+    unsupported: ClassVar[Unsupported] = CHAT_UNSUPPORTED
     messages: Messages
     max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
     logprobs: bool = False
@@ -198,6 +205,7 @@ def _are_ids(value: object) -> bool:
 
 
 class CompletionRequest(SamplingFields):
+    unsupported: ClassVar[Unsupported] = COMPLETION_UNSUPPORTED
     prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
@@ -240,31 +248,3 @@ class TokenizeRequest(Schema):
 class DetokenizeRequest(Schema):
     model: str | None = None
     tokens: list[int]
-
-
-def parse_chat(body: bytes) -> ChatRequest:
-    return parse(ChatRequest, body, unsupported=CHAT_UNSUPPORTED)
-
-
-def parse_completion(body: bytes) -> CompletionRequest:
-    return parse(CompletionRequest, body, unsupported=COMPLETION_UNSUPPORTED)
-
-
-def parse_tokenize(body: bytes) -> TokenizeRequest:
-    return parse(TokenizeRequest, body, unsupported={})
-
-
-def parse_detokenize(body: bytes) -> DetokenizeRequest:
-    return parse(DetokenizeRequest, body, unsupported={})
-
-
-def as_chat(messages: list[Message], *, knows_developer: bool) -> list[Mapping[str, str]]:
-    """Messages as the template gets them. `developer` is `system` to templates without it."""
-    chat: list[Mapping[str, str]] = []
-    for message in messages:
-        role = message.role
-        if role == "developer" and not knows_developer:
-            role = "system"
-        named = {} if message.name is None else {"name": message.name}
-        chat.append({"role": role, "content": message.content, **named})
-    return chat

@@ -1,7 +1,6 @@
 """What clients ask of other servers and Baton does not do: refused by name, never ignored.
 
 Each field is listed with the values that ask for nothing, besides null; those are accepted.
-Read by `router.openai.schemas`.
 """
 
 from router.openai.parsing import Unsupported

@@ -63,8 +63,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """`prefill` None: `decode` works alone. `cost_s` is of the chosen way, and
+class Placement:
+    """`prefill` None: `decode` works alone. `cost_s` is of the chosen option, and
     `num_uncached_tokens` what its prefill has to compute."""
 
     prefill: WorkerId | None
@@ -75,7 +75,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class PlacementRefusal:
     """`too_long`: no candidate can ever hold the request."""
 
     why: Literal["no_decode_worker", "too_long"]
@@ -95,8 +95,8 @@ def place(
     num_tokens: int,
     max_output_tokens: int,
     prefer: Prefer = "cheapest",
-) -> Choice | Refusal:
-    """The cheapest way to serve `num_tokens` of context and up to `max_output_tokens` more.
+) -> Placement | PlacementRefusal:
+    """The cheapest option to serve `num_tokens` of context and up to `max_output_tokens` more.
 
     `prefer="prefill"` never lets a decode worker prefill while a prefill worker could.
     """
@@ -113,17 +113,17 @@ def place(
     pairs = request.pairs(prefills, able)
     if not pairs:
         note = " that KV could come from" if prefills else ""
-        return _choice(alone, None, num_tokens, note=note)
+        return _placement(alone, None, num_tokens, note=note)
     pair = min(pairs)
     if pair < alone:
-        return _choice(pair, alone, num_tokens)
+        return _placement(pair, alone, num_tokens)
     if prefer == "prefill":
-        return _choice(pair, alone, num_tokens, note=" (off)")
-    return _choice(alone, pair, num_tokens)
+        return _placement(pair, alone, num_tokens, note=" (off)")
+    return _placement(alone, pair, num_tokens)
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class _Way:
+class _Option:
     """Ordered by cost, ties by name."""
 
     cost_s: float
@@ -139,13 +139,13 @@ class _Request:
     num_output_tokens: int
     priors: _Speeds
 
-    def alone(self, decode: Candidate) -> _Way:
+    def alone(self, decode: Candidate) -> _Option:
         wait_s, compute_s = self._prompt_s(decode)
         stall_s = compute_s * STALL_PART * (decode.num_running + 1)
         cost_s = wait_s + compute_s + stall_s + self._stream_s(decode)
-        return _Way(cost_s, decode.worker, WorkerId(""), self._num_uncached(decode))
+        return _Option(cost_s, decode.worker, WorkerId(""), self._num_uncached(decode))
 
-    def pairs(self, prefills: Sequence[Candidate], decodes: Sequence[Candidate]) -> list[_Way]:
+    def pairs(self, prefills: Sequence[Candidate], decodes: Sequence[Candidate]) -> list[_Option]:
         near_prefills = sorted(prefills, key=lambda p: (sum(self._prompt_s(p)), p.worker))
         near_decodes = sorted(decodes, key=lambda d: (self._decode_s(d), d.worker))
         return [
@@ -155,11 +155,11 @@ class _Request:
             if _can_hand_over(prefill, decode)
         ]
 
-    def _pair(self, prefill: Candidate, decode: Candidate) -> _Way:
+    def _pair(self, prefill: Candidate, decode: Candidate) -> _Option:
         wait_s, compute_s = self._prompt_s(prefill)
         exposed_s = self._exposed_s(decode, hidden_s=compute_s)
         cost_s = wait_s + compute_s + TRANSFER_FLOOR_S + exposed_s + self._stream_s(decode)
-        return _Way(cost_s, decode.worker, prefill.worker, self._num_uncached(prefill))
+        return _Option(cost_s, decode.worker, prefill.worker, self._num_uncached(prefill))
 
     def _num_uncached(self, candidate: Candidate) -> int:
         """At least the last token is computed: its logits choose the next one."""
@@ -173,7 +173,7 @@ class _Request:
         return wait_s, self._num_uncached(candidate) / rate
 
     def _exposed_s(self, decode: Candidate, *, hidden_s: float) -> float:
-        """The prefill computes while most of its blocks are already on their way."""
+        """The prefill computes while most of its blocks are already on their option."""
         rate = decode.transfer_bytes_per_s or self.priors.transfer_bytes_per_s
         moved = max(0, self.num_tokens - decode.num_cached_tokens) * decode.token_bytes
         transfer_s = moved / rate
@@ -212,12 +212,12 @@ def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
     return prefill.compat == decode.compat and bool(shared)
 
 
-def _refuse(decodes: Sequence[Candidate], total: int) -> Refusal:
+def _refuse(decodes: Sequence[Candidate], total: int) -> PlacementRefusal:
     if not decodes:
-        return Refusal(why="no_decode_worker", reason="no decode worker")
+        return PlacementRefusal(why="no_decode_worker", reason="no decode worker")
     room = max(min(c.max_context_tokens, c.num_blocks * c.block_tokens) for c in decodes)
     text = f"{total} tokens with the answer; the largest decode worker holds {room}"
-    return Refusal(why="too_long", reason=text)
+    return PlacementRefusal(why="too_long", reason=text)
 
 
 def _priors(candidates: Sequence[Candidate]) -> _Speeds:
@@ -234,20 +234,22 @@ def _mean(values: Sequence[float], prior: float) -> float:
     return sum(measured) / len(measured) if measured else prior
 
 
-def _choice(way: _Way, other: _Way | None, num_tokens: int, *, note: str = "") -> Choice:
-    name = f"{way.prefill}>{way.decode}" if way.prefill else way.decode
+def _placement(
+    option: _Option, other: _Option | None, num_tokens: int, *, note: str = ""
+) -> Placement:
+    name = f"{option.prefill}>{option.decode}" if option.prefill else option.decode
     if other is None:
         compared = f"no prefill worker{note}"
     else:
-        compared = f"{way.cost_s:.3f} s against {other.cost_s:.3f} s "
+        compared = f"{option.cost_s:.3f} s against {other.cost_s:.3f} s "
         compared += f"by {other.prefill}" if other.prefill else f"local{note}"
-    text = f"{name}; uncached {way.num_uncached_tokens} of {num_tokens} tokens; {compared}"
+    text = f"{name}; uncached {option.num_uncached_tokens} of {num_tokens} tokens; {compared}"
     reason = "".join(char if " " <= char <= "~" else "?" for char in text)
-    prefill = WorkerId(way.prefill) if way.prefill else None
-    return Choice(
+    prefill = WorkerId(option.prefill) if option.prefill else None
+    return Placement(
         prefill=prefill,
-        decode=way.decode,
+        decode=option.decode,
         reason=reason,
-        cost_s=way.cost_s,
-        num_uncached_tokens=way.num_uncached_tokens,
+        cost_s=option.cost_s,
+        num_uncached_tokens=option.num_uncached_tokens,
     )

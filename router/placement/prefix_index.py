@@ -1,8 +1,6 @@
 """Which worker holds which sealed blocks: a local replica, answered without an await.
 
-Fed by `router.workers.index_feed` from Redis, asked by `router.requests.dispatch` before each
-placement. Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache
-again.
+Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache again.
 """
 
 from collections import deque
@@ -53,23 +51,23 @@ class PrefixIndex:
         self._hoped: dict[BlockHash, dict[WorkerId, float]] = {}
         self._hopes: deque[tuple[float, WorkerId, Sequence[BlockHash]]] = deque()
 
-    def follow_only(self, live: Mapping[WorkerId, Epoch]) -> None:
+    def follow_only_workers(self, workers: Mapping[WorkerId, Epoch]) -> None:
         """Follow these incarnations; what any other held is forgotten."""
-        for worker in self._workers.keys() - live.keys():
-            self.forget(worker)
-        for worker, epoch in live.items():
-            self.follow(worker, epoch)
+        for worker in self._workers.keys() - workers.keys():
+            self.forget_worker(worker)
+        for worker, epoch in workers.items():
+            self.follow_worker(worker, epoch)
 
-    def follow(self, worker: WorkerId, epoch: Epoch) -> None:
+    def follow_worker(self, worker: WorkerId, epoch: Epoch) -> None:
         """Begin with this incarnation; what an earlier one held is forgotten."""
         current = self._workers.get(worker)
         if current is not None and current.epoch == epoch:
             return
-        self.forget(worker)
+        self.forget_worker(worker)
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._workers)
         self._workers[worker] = _Holding(epoch, bit)
 
-    def forget(self, worker: WorkerId) -> None:
+    def forget_worker(self, worker: WorkerId) -> None:
         holding = self._workers.get(worker)
         if holding is None:
             return
@@ -79,7 +77,7 @@ class PrefixIndex:
         for holders in self._hoped.values():
             holders.pop(worker, None)
 
-    def apply(
+    def apply_event(
         self,
         worker: WorkerId,
         epoch: Epoch,
@@ -128,7 +126,7 @@ class PrefixIndex:
             if holding.state is not IndexState.EXACT
         )
 
-    def expect(self, worker: WorkerId, hashes: Sequence[BlockHash], *, now: float) -> None:
+    def expect_blocks(self, worker: WorkerId, hashes: Sequence[BlockHash], *, now: float) -> None:
         """A prompt was just sent there: believe it cached for `SPECULATIVE_TTL_S`."""
         expires = now + SPECULATIVE_TTL_S
         for block in hashes:

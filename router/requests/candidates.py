@@ -1,62 +1,70 @@
-"""Asks `router.placement.place` about the workers of the moment and what the index knows of them.
+"""Which workers a request may go to at this moment, and what is known to be cached on each.
 
-Never awaits.
+Asks `router.placement.place`. Pure: workers and time are values passed in. Believes what was sent a
+moment ago before the workers tell of it, for that may take them a beat.
 """
 
 from collections.abc import Sequence
 
 from protocol.blocks import block_hashes, chain_seed
 from protocol.ids import BlockHash, WorkerId
-from router.placement.place import Choice, Prefer, Refusal, place
+from router.placement.place import Placement, PlacementRefusal, Prefer, place
 from router.placement.prefix_index import PrefixIndex
-from router.requests.context import Journey
-from router.workers.registry import Registry
-from router.workers.worker import LiveWorker
+from router.requests.context import RequestContext
+from router.workers.worker import KnownWorker
 
 
-class Chooser:
-    def __init__(self, *, registry: Registry, index: PrefixIndex, prefer: Prefer) -> None:
-        self._registry = registry
+class Candidates:
+    def __init__(self, *, index: PrefixIndex, prefer: Prefer) -> None:
         self._index = index
         self._prefer = prefer
 
-    def choose(self, journey: Journey, *, now: float) -> Choice | Refusal:
+    def place_request(
+        self, context: RequestContext, ready: Sequence[KnownWorker], *, now: float
+    ) -> Placement | PlacementRefusal:
         """Among ready workers that did not refuse; suspects only when there is nobody else."""
-        ready = [w for w in self._registry.ready_workers() if w.id not in journey.refused]
-        trusted = [worker for worker in ready if worker.id not in journey.suspects]
-        choice = self._place(journey, trusted, now)
-        if isinstance(choice, Refusal) and len(trusted) < len(ready):
-            choice = self._place(journey, ready, now)
-        return choice
+        willing = [worker for worker in ready if worker.id not in context.refused]
+        trusted = [worker for worker in willing if worker.id not in context.suspects]
+        placement = self._place(context, trusted, now)
+        if isinstance(placement, PlacementRefusal) and len(trusted) < len(willing):
+            placement = self._place(context, willing, now)
+        return placement
 
-    def note_chosen(self, journey: Journey, choice: Choice, *, now: float) -> None:
+    def note_placed(
+        self,
+        context: RequestContext,
+        placement: Placement,
+        ready: Sequence[KnownWorker],
+        *,
+        now: float,
+    ) -> None:
         """Until the workers' beats and events tell of this prompt, believe in it."""
-        for worker in self._registry.ready_workers():
-            if worker.id in (choice.prefill, choice.decode):
-                computes = choice.prefill is None or worker.id == choice.prefill
-                num_tokens = choice.num_uncached_tokens if computes else 0
-                worker.note_sent(journey.flight.wire_id, num_tokens, now=now)
-                self._index.expect(worker.id, _hashes(journey, worker), now=now)
+        for worker in ready:
+            if worker.id in (placement.prefill, placement.decode):
+                computes = placement.prefill is None or worker.id == placement.prefill
+                num_tokens = placement.num_uncached_tokens if computes else 0
+                worker.note_sent(context.routed.wire_id, num_tokens, now=now)
+                self._index.expect_blocks(worker.id, _hashes(context, worker), now=now)
 
-    def note_ended(self, journey: Journey) -> None:
+    def note_ended(self, context: RequestContext, workers: Sequence[KnownWorker]) -> None:
         """The attempt is over, well or not."""
-        for worker in self._registry.workers:
-            worker.note_ended(journey.flight.wire_id)
+        for worker in workers:
+            worker.note_ended(context.routed.wire_id)
 
     def _place(
-        self, journey: Journey, workers: Sequence[LiveWorker], now: float
-    ) -> Choice | Refusal:
-        cached = self._cached_tokens(journey, workers, now)
-        generated = len(journey.flight.generated)
+        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+    ) -> Placement | PlacementRefusal:
+        cached = self._cached_tokens(context, workers, now)
+        generated = len(context.routed.generated)
         return place(
             [worker.candidate(num_cached_tokens=cached[worker.id]) for worker in workers],
-            num_tokens=journey.num_tokens,
-            max_output_tokens=journey.request.sampling.max_tokens - generated,
+            num_tokens=context.num_tokens,
+            max_output_tokens=context.request.sampling.max_tokens - generated,
             prefer=self._prefer,
         )
 
     def _cached_tokens(
-        self, journey: Journey, workers: Sequence[LiveWorker], now: float
+        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
     ) -> dict[WorkerId, int]:
         """One walk of the index per compat hash, whatever the number of workers."""
         depths: dict[str, dict[WorkerId, int]] = {}
@@ -64,18 +72,18 @@ class Chooser:
         for worker in workers:
             compat = worker.registration.compat
             if compat not in depths:
-                depths[compat] = self._index.depths(_hashes(journey, worker), now=now)
+                depths[compat] = self._index.depths(_hashes(context, worker), now=now)
             depth = depths[compat].get(worker.id, 0)
             cached[worker.id] = depth * worker.registration.layout.block_tokens
         return cached
 
 
-def _hashes(journey: Journey, worker: LiveWorker) -> list[BlockHash]:
+def _hashes(context: RequestContext, worker: KnownWorker) -> list[BlockHash]:
     compat = worker.registration.compat
-    if compat not in journey.hashes:
-        journey.hashes[compat] = block_hashes(
-            (*journey.request.token_ids, *journey.flight.generated),
+    if compat not in context.hashes:
+        context.hashes[compat] = block_hashes(
+            (*context.request.token_ids, *context.routed.generated),
             block_tokens=worker.registration.layout.block_tokens,
-            seed=chain_seed(compat=compat, salt=journey.request.salt),
+            seed=chain_seed(compat=compat, salt=context.request.salt),
         )
-    return journey.hashes[compat]
+    return context.hashes[compat]

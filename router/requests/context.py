@@ -1,21 +1,19 @@
-"""What one call of `Dispatcher.generate` knows beside its flight: times, reasons, whom to avoid.
+"""What a request's dispatch knows beside its states: times, reasons, whom to avoid.
 
-Belongs to `router.requests.dispatch`. Times are readings of the dispatcher's clock.
+Times are readings of the dispatcher's clock. Decides nothing.
 """
 
 from dataclasses import dataclass, field
 
 from protocol.ids import BlockHash, WorkerId
 from router.requests.events import GenerationRequest
-from router.requests.request import Flight
-from router.trace import RequestTrace
-from router.workers.mailbox import Mailbox
+from router.requests.request import RoutedRequest
+from router.requests.trace import RequestTrace
 
 
 @dataclass(slots=True, kw_only=True)
-class Journey:
-    flight: Flight
-    mailbox: Mailbox
+class RequestContext:
+    routed: RoutedRequest
     begun_at: float
     ends_at: float
     placed_at: float | None = None
@@ -33,31 +31,31 @@ class Journey:
     suspects: set[WorkerId] = field(default_factory=set)
     """Failed this request; avoided while there is anyone else."""
     final_trace: RequestTrace | None = None
-    """Once a good ending was reached: what `Ended` carries and the ring keeps."""
+    """Once a good ending was reached: what `Ended` carries and the traces keep."""
     hashes: dict[str, list[BlockHash]] = field(default_factory=dict)
     """Of prompt and output so far, by compat hash."""
 
     @property
     def request(self) -> GenerationRequest:
-        return self.flight.request
+        return self.routed.request
 
     @property
     def num_tokens(self) -> int:
         """Prompt and output so far: the context the next attempt begins with."""
-        return len(self.flight.request.token_ids) + len(self.flight.generated)
+        return len(self.routed.request.token_ids) + len(self.routed.generated)
 
     def trace(self, *, now: float) -> RequestTrace:
-        flight = self.flight
+        routed = self.routed
         return RequestTrace(
-            request=flight.request.id,
-            outcome=flight.outcome,
-            prompt_tokens=len(flight.request.token_ids),
-            output_tokens=len(flight.generated),
-            cached_tokens=flight.cached_tokens or 0,
+            request=routed.request.id,
+            outcome=routed.outcome,
+            prompt_tokens=len(routed.request.token_ids),
+            output_tokens=len(routed.generated),
+            cached_tokens=routed.cached_tokens or 0,
             placed_s=self._since_begin(self.placed_at),
             first_token_s=self._since_begin(self.first_token_at),
             total_s=now - self.begun_at,
-            attempts=tuple(flight.attempts),
+            attempts=tuple(routed.attempts),
         )
 
     def _since_begin(self, at: float | None) -> float:

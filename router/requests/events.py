@@ -1,5 +1,4 @@
-"""What passes between the HTTP surface and `router.requests.dispatch`: one request in, its events
-out.
+"""What goes into `Dispatcher.generate` and what comes out: one request, its events, its errors.
 
 `Dispatcher.generate` yields `Placed` first, then `Token`s, then exactly one `Ended`; or it
 raises one of the errors below, before or after tokens. Closing the iterator aborts the request
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
-from router.trace import RequestTrace
+from router.requests.trace import RequestTrace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,7 @@ class Ended:
     trace: RequestTrace
 
 
-Event = Placed | Token | Ended
+GenerationEvent = Placed | Token | Ended
 
 
 class NoWorkers(BatonError):

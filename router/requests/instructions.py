@@ -1,17 +1,10 @@
-"""What reaches a flight and what it answers: letters in, instructions out.
-
-A letter is one word of one worker incarnation. `router.workers.registry` writes letters,
-`router.requests.request` reads them, `router.requests.dispatch` carries the instructions out.
-"""
+"""What a request answers to a message of a worker: what is to be done now, in that order."""
 
 from dataclasses import dataclass
 
 from protocol.errors import BatonError
 from protocol.ids import Epoch, WorkerId
-from protocol.messages import (
-    FinishReason,
-    ToWorker,
-)
+from protocol.messages import FinishReason, ToWorker
 from router.requests.events import Token
 
 
@@ -38,7 +31,7 @@ class PlaceAgain:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
+class EndWell:
     reason: FinishReason
 
 
@@ -47,4 +40,4 @@ class GiveUp:
     error: BatonError
 
 
-Instruction = Send | Deliver | PlaceAgain | Finish | GiveUp
+Instruction = Send | Deliver | PlaceAgain | EndWell | GiveUp

@@ -1,9 +1,8 @@
 """One request between its placement and its ending: messages in, instructions out.
 
-`router.requests.dispatch` owns a `Flight` per request, feeds it what workers say and does what it
-answers. No clock, no socket. An attempt is one try on one pair of workers; when it is lost the
-next one continues from the prompt and the tokens the client already has, which is the same
-stream because sampling depends on (seed, position) alone.
+No clock, no socket: somebody else does what it answers. An attempt is one try on one pair of
+workers; when it is lost the next one continues from the prompt and the tokens the client already
+has, which is the same stream because sampling depends on (seed, position) alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +24,20 @@ from protocol.messages import (
     PrefillDone,
     Sampling,
     Started,
+    Ticket,
+    ToWorker,
 )
+from protocol.state_table import Life
 from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
-from router.requests.instructions import Deliver, Finish, GiveUp, Instruction, PlaceAgain, Send
-from router.requests.states import ENDINGS, TABLE, Move, Stage
-from router.trace import AttemptTrace
-from router.workers.letters import Gone, Letter
+from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
+from router.requests.trace import AttemptTrace
+from router.workers.worker import KnownWorker
+from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
 """Whether these output tokens already end the request: its last worker may have died between
-the last token and the word that it was the last."""
+the last token and the message that it was the last."""
 
 
 @dataclass(slots=True)
@@ -45,18 +48,20 @@ class _Leg:
     epoch: Epoch
     open: bool = True
 
-    def sent(self, letter: Letter) -> bool:
-        return letter.worker == self.worker and letter.epoch == self.epoch
+    def send(self, message: ToWorker) -> Send:
+        return Send(self.worker, self.epoch, message)
+
+    def is_sender(self, message: WorkerMessage) -> bool:
+        return message.worker == self.worker and message.epoch == self.epoch
 
 
 @dataclass(slots=True)
-class Flight:
+class RoutedRequest:
     """The only writer of its fields is itself; `wire_id` is what the workers call it."""
 
     request: GenerationRequest
     wire_id: RequestId
     already_ended: AlreadyEnded
-    stage: Stage = Stage.PLACING
     generated: list[int] = field(default_factory=list)
     cached_tokens: int | None = None
     attempts: list[AttemptTrace] = field(default_factory=list)
@@ -67,7 +72,14 @@ class Flight:
     _block_tokens: int = 1
     _num_given: int = 0
     """Output tokens the current attempt was told of; its workers send those that follow."""
-    _story: list[str] = field(default_factory=list)
+    _life: Life[RequestState, RequestEvent] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._life = REQUEST_TABLE.begin(RequestState.PLACING, name=self.wire_id)
+
+    @property
+    def state(self) -> RequestState:
+        return self._life.state
 
     @property
     def attempt(self) -> int:
@@ -79,73 +91,64 @@ class Flight:
         last = self.attempts[-1]
         return Route(reason=last.reason, prefill=last.prefill, decode=last.decode)
 
-    def launch(
-        self,
-        route: Route,
-        *,
-        prefill_epoch: Epoch | None,
-        decode_epoch: Epoch,
-        block_tokens: int,
-        remaining_s: float,
+    def begin_attempt(
+        self, reason: str, *, prefill: KnownWorker | None, decode: KnownWorker, remaining_s: float
     ) -> Send:
-        """Begin the next attempt: the first message of it."""
+        """The first message of the next attempt; `reason` says why it goes to these workers."""
+        self._move(RequestEvent.ROUTED_ALONE if prefill is None else RequestEvent.ROUTED_APART)
         trace = AttemptTrace(
             attempt=self.attempt + 1,
-            reason=route.reason,
-            prefill=route.prefill,
-            decode=route.decode,
+            reason=reason,
+            prefill=None if prefill is None else prefill.id,
+            decode=decode.id,
         )
         self.attempts.append(trace)
         self._num_given = len(self.generated)
-        self._block_tokens = block_tokens
-        self._decode = _Leg(route.decode, decode_epoch, open=False)
-        self._prefill = None
-        if route.prefill is None or prefill_epoch is None:
-            self._move(Move.ROUTED_ALONE)
-            self._decode.open = True
-            return Send(route.decode, decode_epoch, self._decode_message(None, remaining_s))
-        self._move(Move.ROUTED_APART)
-        self._prefill = _Leg(route.prefill, prefill_epoch)
-        return Send(route.prefill, prefill_epoch, self._prefill_message(remaining_s))
+        self._block_tokens = decode.registration.layout.block_tokens
+        self._prefill = None if prefill is None else _Leg(prefill.id, prefill.epoch)
+        self._decode = _Leg(decode.id, decode.epoch, open=prefill is None)
+        if self._prefill is None:
+            return self._decode.send(self._decode_message(None, remaining_s))
+        return self._prefill.send(self._prefill_message(remaining_s))
 
-    def handle(self, letter: Letter, *, remaining_s: float) -> list[Instruction]:
-        """What to do about one word; nothing for a word of an older attempt or worker."""
-        leg = self._leg(letter)
-        word = letter.word
-        if leg is None or self.stage in ENDINGS or self.stage is Stage.PLACING:
+    def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
+        """What to do about one message; nothing if it is of an older attempt or worker."""
+        leg = self._leg_of(received)
+        message = received.message
+        if leg is None or self._life.state not in WITH_WORKERS:
             return []
-        if not isinstance(word, Gone) and word.attempt != self.attempt:
+        if not isinstance(message, WorkerGone) and message.attempt != self.attempt:
             return []
-        match word:
+        match message:
             case Emit():
-                return self._emit(leg, word)
+                return self._emit(leg, message)
             case Started():
-                return self._started(leg, word, remaining_s)
+                return self._started(leg, message, remaining_s)
             case PrefillDone():
-                return self._prefill_done(word)
+                return self._prefill_done(message)
             case Landed():
-                return self._landed(word)
+                return self._landed(message)
             case Finished():
-                return self._finished(leg, word)
+                return self._finished(leg, message)
             case Failed():
-                return self._failed(leg, word)
+                return self._failed(leg, message)
             case Aborted():
                 return self._leg_lost(leg, f"{leg.worker} dropped the request")
-            case Gone():
-                return self._leg_lost(leg, f"{leg.worker} {word.reason}")
+            case WorkerGone():
+                return self._leg_lost(leg, f"{leg.worker} {message.reason}")
             case _:
-                assert_never(word)
+                assert_never(message)
 
-    def close(self, reason: str, *, move: Move = Move.CLOSED) -> list[Send]:
+    def close(self, reason: str, *, client_left: bool) -> list[Send]:
         """End now, for the client's sake or ours; the aborts to send. Idempotent."""
-        if self.stage in ENDINGS:
+        if self._life.is_over:
             return []
-        self._move(move)
-        self.outcome = f"{'aborted' if move is Move.CLOSED else 'failed'}: {reason}"
+        self._move(RequestEvent.CLOSED if client_left else RequestEvent.GIVEN_UP)
+        self.outcome = f"{'aborted' if client_left else 'failed'}: {reason}"
         self._note(outcome=self.outcome)
         return self._abort_legs(reason)
 
-    # -- one word each --------------------------------------------------------------------
+    # -- one message each -----------------------------------------------------------------
 
     def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
@@ -168,12 +171,12 @@ class Flight:
         return [Deliver(token)]
 
     def _started(self, leg: _Leg, started: Started, remaining_s: float) -> list[Instruction]:
-        if self.stage is not Stage.PREFILL or self._decode is None:
+        if self.state is not RequestState.PREFILL or self._decode is None:
             return []
         if started.ticket.epoch != leg.epoch:
             why = f"{leg.worker} gave a ticket of another epoch"
             return self._lost(why, suspect=leg.worker)
-        self._move(Move.STARTED)
+        self._move(RequestEvent.STARTED)
         self._count_cached(started.cached_tokens)
         self._note(
             prefill_cached_tokens=started.cached_tokens,
@@ -181,8 +184,7 @@ class Flight:
             prefill_queued_s=started.queued_s,
         )
         self._decode.open = True
-        decode = self._decode_message(started, remaining_s)
-        return [Send(self._decode.worker, self._decode.epoch, decode)]
+        return [self._decode.send(self._decode_message(started.ticket, remaining_s))]
 
     def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
         self._note(
@@ -193,9 +195,9 @@ class Flight:
         return []
 
     def _landed(self, landed: Landed) -> list[Instruction]:
-        if self.stage is not Stage.HANDOVER:
+        if self.state is not RequestState.HANDOVER:
             return []
-        self._move(Move.LANDED)
+        self._move(RequestEvent.LANDED)
         if self._prefill is not None:
             self._prefill.open = False
         self._note(
@@ -262,7 +264,7 @@ class Flight:
 
     def _is_spent(self, leg: _Leg) -> bool:
         """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
-        return leg is self._prefill and self.stage is Stage.DECODE
+        return leg is self._prefill and self.state is RequestState.DECODE
 
     def _lost(
         self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
@@ -270,18 +272,18 @@ class Flight:
         ended = self.already_ended(self.request.sampling, self.generated)
         if ended is not None:
             return self._end_well(ended)
-        self._move(Move.LOST)
+        self._move(RequestEvent.LOST)
         self._note(outcome=why)
         return [*self._abort_legs(why), PlaceAgain(why, suspect, is_refusal)]
 
     def _end_well(self, reason: FinishReason) -> list[Instruction]:
-        self._move(Move.ENDED_WELL)
+        self._move(RequestEvent.ENDED_WELL)
         self.outcome = reason
         self._note(outcome=reason)
-        return [*self._abort_legs("finished"), Finish(reason)]
+        return [*self._abort_legs("finished"), EndWell(reason)]
 
     def _give_up(self, why: str, failed: Failed) -> list[Instruction]:
-        self._move(Move.GIVEN_UP)
+        self._move(RequestEvent.GIVEN_UP)
         self.outcome = f"failed: {why}"
         self._note(outcome=self.outcome)
         error: BatonError = RequestFailed(why, code=failed.code, retryable=failed.retryable)
@@ -295,20 +297,17 @@ class Flight:
             if leg is not None and leg.open:
                 leg.open = False
                 abort = Abort(request=self.wire_id, attempt=self.attempt, reason=reason)
-                aborts.append(Send(leg.worker, leg.epoch, abort))
+                aborts.append(leg.send(abort))
         return aborts
 
     # -- small things ---------------------------------------------------------------------
 
-    def _move(self, move: Move) -> None:
-        following = TABLE.get((self.stage, move))
-        self._story.append(f"{self.stage}+{move}")
-        assert following is not None, f"{self.wire_id}: no row for {' '.join(self._story)}"
-        self.stage = following
+    def _move(self, event: RequestEvent) -> None:
+        self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
 
-    def _leg(self, letter: Letter) -> _Leg | None:
+    def _leg_of(self, message: WorkerMessage) -> _Leg | None:
         for leg in (self._decode, self._prefill):
-            if leg is not None and leg.sent(letter):
+            if leg is not None and leg.is_sender(message):
                 return leg
         return None
 
@@ -332,7 +331,7 @@ class Flight:
             deadline_s=remaining_s,
         )
 
-    def _decode_message(self, started: Started | None, remaining_s: float) -> Decode:
+    def _decode_message(self, ticket: Ticket | None, remaining_s: float) -> Decode:
         return Decode(
             request=self.wire_id,
             attempt=self.attempt,
@@ -341,5 +340,5 @@ class Flight:
             sampling=self.request.sampling,
             salt=self.request.salt,
             deadline_s=remaining_s,
-            ticket=started.ticket if started is not None else None,
+            ticket=ticket,
         )

@@ -1,12 +1,15 @@
-"""Where a request can be between its arrival and its ending: the table of
-`router.requests.request`."""
+"""Where a request can be between its arrival and its ending, and what leads from one to the next.
+
+`docs/states.md` has the sentences that are for operators. Pure.
+"""
 
 from enum import StrEnum, auto
+from typing import Final
+
+from protocol.state_table import StateTable
 
 
-class Stage(StrEnum):
-    """Where the request is; `docs/states.md` says one sentence of each."""
-
+class RequestState(StrEnum):
     PLACING = auto()
     """Nobody has it: it is being placed, or waits for a worker to come back."""
     PREFILL = auto()
@@ -23,7 +26,7 @@ class Stage(StrEnum):
     """The client left; its workers were told."""
 
 
-class Move(StrEnum):
+class RequestEvent(StrEnum):
     ROUTED_APART = auto()
     ROUTED_ALONE = auto()
     STARTED = auto()
@@ -34,22 +37,18 @@ class Move(StrEnum):
     CLOSED = auto()
 
 
-TABLE = {
-    (Stage.PLACING, Move.ROUTED_APART): Stage.PREFILL,
-    (Stage.PLACING, Move.ROUTED_ALONE): Stage.DECODE,
-    (Stage.PREFILL, Move.STARTED): Stage.HANDOVER,
-    (Stage.HANDOVER, Move.LANDED): Stage.DECODE,
-    **{
-        (stage, Move.LOST): Stage.PLACING for stage in (Stage.PREFILL, Stage.HANDOVER, Stage.DECODE)
-    },
-    **{
-        (stage, move): ending
-        for stage in (Stage.PLACING, Stage.PREFILL, Stage.HANDOVER, Stage.DECODE)
-        for move, ending in (
-            (Move.ENDED_WELL, Stage.FINISHED),
-            (Move.GIVEN_UP, Stage.FAILED),
-            (Move.CLOSED, Stage.ABORTED),
-        )
-    },
-}
-ENDINGS = frozenset({Stage.FINISHED, Stage.FAILED, Stage.ABORTED})
+WITH_WORKERS: Final = (RequestState.PREFILL, RequestState.HANDOVER, RequestState.DECODE)
+"""States in which a worker has the request, so that what it says matters."""
+_UNENDED: Final = (RequestState.PLACING, *WITH_WORKERS)
+REQUEST_TABLE: Final = StateTable(
+    {
+        (RequestState.PLACING, RequestEvent.ROUTED_APART): RequestState.PREFILL,
+        (RequestState.PLACING, RequestEvent.ROUTED_ALONE): RequestState.DECODE,
+        (RequestState.PREFILL, RequestEvent.STARTED): RequestState.HANDOVER,
+        (RequestState.HANDOVER, RequestEvent.LANDED): RequestState.DECODE,
+        **{(state, RequestEvent.LOST): RequestState.PLACING for state in WITH_WORKERS},
+        **{(state, RequestEvent.ENDED_WELL): RequestState.FINISHED for state in WITH_WORKERS},
+        **{(state, RequestEvent.GIVEN_UP): RequestState.FAILED for state in _UNENDED},
+        **{(state, RequestEvent.CLOSED): RequestState.ABORTED for state in _UNENDED},
+    }
+)

@@ -1,19 +1,19 @@
 """Keeps the prefix index true: block events from Redis, snapshots at the start and after gaps.
 
-`router.__main__` runs it beside the HTTP server. Redis away means a degraded index, never a
-failed request; when it answers again every worker's snapshot is read and the index is exact.
+Redis away means a degraded index, never a failed request; when it answers again every worker's
+snapshot is read and the index is exact.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Literal
 
 from protocol.errors import StoreError
 from protocol.ids import Epoch, WorkerId
 from protocol.process.metrics import RouterMetrics
-from protocol.store import BlockEvent, Snapshot
+from protocol.store import BlockEvent, Store
 from router.placement.prefix_index import IndexState, PrefixIndex
 from router.workers.registry import Registry
 
@@ -23,25 +23,13 @@ WAIT_S = 0.5
 """How long a read waits for an event; also the least time between two tries of a snapshot."""
 
 
-class EventStore(Protocol):
-    """What the feed needs of `protocol.store.Store`. Every call may raise StoreError."""
-
-    async def last_event_id(self) -> str: ...
-
-    async def read_events(
-        self, after: str, *, count: int = 500, block_s: float = 0.5
-    ) -> tuple[str, tuple[BlockEvent, ...]]: ...
-
-    async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None: ...
-
-
 class IndexFeed:
     """The only writer of the index, other than dispatch's speculative entries."""
 
     def __init__(
         self,
         *,
-        store: EventStore,
+        store: Store,
         index: PrefixIndex,
         registry: Registry,
         metrics: RouterMetrics,
@@ -69,14 +57,14 @@ class IndexFeed:
 
     def reconcile(self) -> None:
         """Follow the workers of the moment; what others held is forgotten at once."""
-        self._index.follow_only({w.id: w.epoch for w in self._registry.workers})
+        self._index.follow_only_workers({w.id: w.epoch for w in self._registry.workers})
         self._show()
 
     async def _follow(self) -> None:
         """The stream's end is read before the snapshots, so that nothing falls between."""
         after = await self._store.last_event_id()
         if self.redis == "lost":
-            log.info("index feed", extra={"redis": "connected"})
+            log.info("Redis connected")
         self.redis = "connected"
         self._asked_at.clear()
         while True:
@@ -105,7 +93,7 @@ class IndexFeed:
 
     def _apply(self, event: BlockEvent) -> None:
         before = self._index.states.get(event.worker)
-        after = self._index.apply(
+        after = self._index.apply_event(
             event.worker,
             event.epoch,
             sequence=event.sequence,
@@ -114,11 +102,13 @@ class IndexFeed:
         )
         if before is IndexState.EXACT and after is IndexState.DEGRADED:
             self._metrics.index_gaps.inc()
-            log.warning("index gap", extra={"worker": event.worker, "sequence": event.sequence})
+            seen = {"worker": event.worker, "sequence": event.sequence}
+            log.warning("index gap", extra={**seen, "remedy": "none, its snapshot is read now"})
 
     def _lose(self, error: StoreError) -> None:
         if self.redis == "connected":
-            log.warning("index feed", extra={"redis": "lost", "why": str(error)})
+            remedy = "bring Redis back; until then requests are placed by what is known"
+            log.warning("Redis lost", extra={"why": str(error), "remedy": remedy})
         self.redis = "lost"
         self._index.doubt_all()
         self._show()

@@ -1,9 +1,8 @@
-"""The live workers: a link to each, its state, and whom to tell what it says.
+"""The workers of the moment: a link to each, its state, and whom to tell what it says.
 
-`router.__main__` runs it beside the HTTP server; `router.requests.dispatch` asks it for candidates,
-posts messages through it and opens a mailbox per request. Membership comes from Redis, life from
-the links: Redis away changes nothing here, a lost link removes its worker at once and tells every
-open mailbox.
+Membership comes from Redis, life from the links: Redis away changes nothing here, a lost link
+removes its worker at once and tells every open mailbox. A message that was posted may be lost with
+its worker.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
@@ -29,23 +28,14 @@ from protocol.messages import (
     ToWorker,
     Welcome,
 )
-from router.workers.letters import Gone, Letter
 from router.workers.mailbox import Mailbox
-from router.workers.worker import LiveWorker, Outlet
+from router.workers.worker import KnownWorker, WorkerConnection
+from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.registry")
 
 
-class Link(Outlet, Protocol):
-    """What the registry needs of `protocol.channel.WorkerLink`."""
-
-    registration: Registration
-
-    def messages(self) -> AsyncIterator[ToRouter]:
-        """Ends by raising PeerLost when the worker is gone."""
-
-
-Connect = Callable[[Registration], AbstractAsyncContextManager[Link]]
+Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]]
 """Entering shakes hands: PeerLost when nobody is there, WireError for another version."""
 
 
@@ -62,7 +52,7 @@ class Registry:
         self._connect = connect
         self._model = model
         self._clock = clock
-        self._workers: dict[WorkerId, LiveWorker] = {}
+        self._workers: dict[WorkerId, KnownWorker] = {}
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._mailboxes: dict[RequestId, Mailbox] = {}
@@ -73,15 +63,16 @@ class Registry:
     # -- for dispatch and the HTTP surface ------------------------------------------------
 
     @property
-    def workers(self) -> list[LiveWorker]:
+    def workers(self) -> list[KnownWorker]:
         """By name, in whatever state."""
         return [self._workers[worker] for worker in sorted(self._workers)]
 
-    def ready_workers(self) -> list[LiveWorker]:
+    def ready_workers(self) -> list[KnownWorker]:
         return [worker for worker in self.workers if worker.is_ready]
 
-    def incarnation(self, worker: WorkerId) -> LiveWorker | None:
-        return self._workers.get(worker)
+    def known_worker(self, worker: WorkerId) -> KnownWorker:
+        """One that was among `workers` a moment ago, before anything was awaited."""
+        return self._workers[worker]
 
     def not_ready(self) -> str | None:
         """None with one ready decode worker: it can prefill too, if it must."""
@@ -90,12 +81,12 @@ class Registry:
         problems = [f"{w.id}: {w.why}" for w in self.workers if not w.is_ready]
         return "; ".join(["no decode worker", *problems])
 
-    def why_unused(self, live: LiveWorker) -> str:
+    def why_unused(self, worker: KnownWorker) -> str:
         """Why a worker that is here gets no requests; "" when it may get some."""
-        if not live.is_ready:
-            return live.why
+        if not worker.is_ready:
+            return worker.why
         compats = self._decode_compats()
-        if live.role == "decode" or live.registration.compat in compats:
+        if worker.role == "decode" or worker.registration.compat in compats:
             return ""
         if not compats:
             return "there is no decode worker"
@@ -115,17 +106,23 @@ class Registry:
     def close_mailbox(self, request: RequestId) -> None:
         self._mailboxes.pop(request, None)
 
-    def post(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
+    def deliver_message(self, request: RequestId, message: WorkerMessage) -> None:
+        """Into the request's mailbox; dropped where it has none any more."""
+        mailbox = self._mailboxes.get(request)
+        if mailbox is not None:
+            mailbox.put(message)
+
+    def post_message(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
         """Hand the message to that incarnation's link; False if it is gone: removed already, or
         found to be gone by this very call."""
-        live = self._workers.get(worker)
-        if live is None or live.epoch != epoch or live.outlet is None:
+        known = self._workers.get(worker)
+        if known is None or known.epoch != epoch or known.connection is None:
             return False
         try:
-            live.outlet.send_now(message)
+            known.connection.send_now(message)
         except PeerLost as error:
             self._stop_serving(worker)
-            self._remove(live, f"was lost: {error}")
+            self._remove(known, f"was lost: {error}")
             return False
         return True
 
@@ -145,9 +142,9 @@ class Registry:
                 for registration in registrations:
                     self._meet(registration)
                 present = {registration.worker for registration in registrations}
-                for live in self.workers:
-                    if live.state == "mismatched" and live.id not in present:
-                        self._remove(live, "is no longer registered")
+                for worker in self.workers:
+                    if worker.state == "mismatched" and worker.id not in present:
+                        self._remove(worker, "is no longer registered")
 
     def _meet(self, registration: Registration) -> None:
         known = self._workers.get(registration.worker)
@@ -157,64 +154,64 @@ class Registry:
             self._stop_serving(registration.worker)
             self._remove(known, "was replaced by a new incarnation")
         assert self._tasks is not None, "run() is not running"
-        live = LiveWorker(registration)
-        self._workers[live.id] = live
+        worker = KnownWorker(registration)
+        self._workers[worker.id] = worker
         if self._model not in (None, registration.model):
-            self._mismatch(live, f"it serves {registration.model}, this router {self._model}")
+            self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
             return
-        self._serving[live.id] = self._tasks.create_task(self._serve(live), name=f"link {live.id}")
+        self._serving[worker.id] = self._tasks.create_task(
+            self._serve(worker), name=f"link {worker.id}"
+        )
         self._signal()
 
-    async def _serve(self, live: LiveWorker) -> None:
+    async def _serve(self, worker: KnownWorker) -> None:
         """One incarnation, from connecting to its loss."""
         try:
-            async with self._connect(live.registration) as link:
-                if link.registration.epoch != live.epoch:
-                    raise PeerLost(f"{live.id} now answers as another incarnation")
-                live.outlet = link
+            async with self._connect(worker.registration) as link:
+                if link.registration.epoch != worker.epoch:
+                    raise PeerLost(f"{worker.id} now answers as another incarnation")
+                worker.connection = link
                 async for message in link.messages():
-                    self._receive(live, message)
-            self._remove(live, "ended its link")
+                    self._receive(worker, message)
+            self._remove(worker, "ended its link")
         except WireError as error:
-            self._mismatch(live, str(error))
+            self._mismatch(worker, str(error))
         except BatonError as error:
-            self._remove(live, f"was lost: {error}")
+            self._remove(worker, f"was lost: {error}")
         finally:
-            live.outlet = None
+            worker.connection = None
 
-    def _receive(self, live: LiveWorker, message: ToRouter) -> None:
+    def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
         match message:
             case Step():
                 for emit in message.emits:
-                    self._deliver(emit.request, Letter(live.id, live.epoch, emit))
+                    self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Started() | PrefillDone() | Landed() | Finished() | Failed() | Aborted():
-                self._deliver(message.request, Letter(live.id, live.epoch, message))
+                self.deliver_message(
+                    message.request, WorkerMessage(worker.id, worker.epoch, message)
+                )
             case Beat():
-                self._beat(live, message)
+                self._beat(worker, message)
             case Welcome():
-                log.warning("second welcome", extra={"worker": live.id})
+                log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:
                 assert_never(message)
 
-    def _deliver(self, request: RequestId, letter: Letter) -> None:
-        mailbox = self._mailboxes.get(request)
-        if mailbox is not None:
-            mailbox.put(letter)
-
-    def _beat(self, live: LiveWorker, beat: Beat) -> None:
-        if beat.epoch != live.epoch:
-            raise PeerLost(f"{live.id} now answers as another incarnation")
-        before = live.state
-        live.note_beat(beat, now=self._clock())
-        if live.state != before:
-            log.info("worker", extra={"worker": live.id, "state": live.state})
+    def _beat(self, worker: KnownWorker, beat: Beat) -> None:
+        if beat.epoch != worker.epoch:
+            raise PeerLost(f"{worker.id} now answers as another incarnation")
+        before = worker.state
+        worker.note_beat(beat, now=self._clock())
+        if worker.state != before:
+            log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
 
-    def _mismatch(self, live: LiveWorker, why: str) -> None:
+    def _mismatch(self, worker: KnownWorker, why: str) -> None:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
-        self._tell_gone(live, why)
-        live.state, live.why = "mismatched", why
-        log.error("worker", extra={"worker": live.id, "state": live.state, "why": why})
+        self._tell_gone(worker, why)
+        worker.state, worker.why = "mismatched", why
+        remedy = "start it with the model and the version of this router"
+        log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
         self._signal()
 
     def _stop_serving(self, worker: WorkerId) -> None:
@@ -222,20 +219,21 @@ class Registry:
         if task is not None:
             task.cancel()
 
-    def _remove(self, live: LiveWorker, reason: str) -> None:
+    def _remove(self, worker: KnownWorker, reason: str) -> None:
         """Idempotent: an incarnation is removed once, and every open request is told."""
-        if self._workers.get(live.id) is not live:
+        if self._workers.get(worker.id) is not worker:
             return
-        del self._workers[live.id]
-        self._serving.pop(live.id, None)
-        if live.state != "connecting":
-            log.warning("worker", extra={"worker": live.id, "state": "gone", "why": reason})
-        self._tell_gone(live, reason)
+        del self._workers[worker.id]
+        self._serving.pop(worker.id, None)
+        if worker.state != "connecting":
+            remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
+            log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
+        self._tell_gone(worker, reason)
         self._signal()
 
-    def _tell_gone(self, live: LiveWorker, reason: str) -> None:
+    def _tell_gone(self, worker: KnownWorker, reason: str) -> None:
         for mailbox in list(self._mailboxes.values()):
-            mailbox.put(Letter(live.id, live.epoch, Gone(reason)))
+            mailbox.put(WorkerMessage(worker.id, worker.epoch, WorkerGone(reason)))
 
     def _signal(self) -> None:
         for listener in self.listeners:

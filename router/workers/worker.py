@@ -1,27 +1,33 @@
 """One worker incarnation as this router knows it: what it is, its last beat, what was sent since.
 
-Written by `router.workers.registry`; read by `router.requests.dispatch` and `GET /cluster`.
+Pure. Says what a beat said, never what is true now: a worker may be gone before its link is.
 """
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Registration, Role, ToWorker, WorkerState
+from protocol.messages import Beat, Registration, Role, ToRouter, ToWorker, WorkerState
 from router.placement.place import Candidate
 
 BEAT_LAG_S = 0.1
 """A beat may have been written before what was sent this long before it arrived."""
 
 
-class Outlet(Protocol):
-    """The sending half of a link."""
+class WorkerConnection(Protocol):
+    """What a router needs of `protocol.channel.WorkerLink`."""
+
+    registration: Registration
 
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
+    def messages(self) -> AsyncIterator[ToRouter]:
+        """Ends by raising PeerLost when the worker is gone."""
 
-LinkState = Literal["connecting", "mismatched"]
+
+ConnectionState = Literal["connecting", "mismatched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +37,14 @@ class _Sent:
 
 
 @dataclass(slots=True, eq=False)
-class LiveWorker:
+class KnownWorker:
     """`state` is the worker's own once it has said so; `why` explains any but "ready"."""
 
     registration: Registration
-    state: WorkerState | LinkState = "connecting"
+    state: WorkerState | ConnectionState = "connecting"
     why: str = "connecting"
     beat: Beat | None = None
-    outlet: Outlet | None = None
+    connection: WorkerConnection | None = None
     """None until the link is up."""
     _sent: dict[RequestId, _Sent] = field(default_factory=dict)
 

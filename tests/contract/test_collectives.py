@@ -8,7 +8,7 @@ from support.eventually import eventually
 from support.gpu import DRIVERS, collectives_for, driver_for
 
 from kvtransfer.device.collectives import UNIQUE_ID_BYTES, Collectives, Communicator
-from kvtransfer.device.driver import Driver, Event, Span, Stream
+from kvtransfer.device.driver import Driver, Mark, Span, Stream
 from protocol.errors import TransferError
 
 NUM_BYTES = 3 << 20
@@ -24,7 +24,7 @@ def settle(ranks: list[Communicator]) -> None:
     eventually(settled)
 
 
-def happen(events: list[Event]) -> None:
+def happen(events: list[Mark]) -> None:
     def happened() -> bool:
         states = [event.happened() for event in events]
         return all(states)
@@ -60,7 +60,7 @@ def filled(driver: Driver, seed: int) -> tuple[Span, bytes]:
     return span, content
 
 
-def launched(ranks: list[Communicator], streams: list[Stream]) -> list[Event]:
+def launched(ranks: list[Communicator], streams: list[Stream]) -> list[Mark]:
     """The events after what each rank began."""
     settle(ranks)
     return [stream.record() for stream in streams]

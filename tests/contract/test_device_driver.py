@@ -50,7 +50,7 @@ def happen(driver: Driver) -> None:
 
 def sums_of(sums: Sums) -> list[int]:
     eventually(sums.happened)
-    return [int(value) for value in sums.take()]
+    return [int(value) for value in sums.take_sums()]
 
 
 def sum_of(driver: Driver, span: Span, where: Ranges) -> list[int]:

@@ -12,6 +12,7 @@ from support.fake_driver import FakeDriver
 from support.gpu import DRIVERS, driver_for
 from support.host_device import HostDevice
 
+from engine.loop import Engine
 from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
 from protocol.messages import Emit, Sampling
@@ -88,9 +89,10 @@ def test_after_all_hand_overs_every_block_is_back(pair: Pair) -> None:
     pair.apart("last", prompt(30, salt=3), GREEDY)
     for service in (pair.prefill, pair.decode):
         eventually(service.is_idle)
+    for engine in pair.engines:
 
-        def free(service: object = service) -> bool:
-            blocks = service._engine.stats().blocks  # type: ignore[attr-defined]
+        def free(engine: Engine = engine) -> bool:
+            blocks = engine.stats().blocks
             return bool(blocks.free + blocks.cached == blocks.total)
 
         eventually(free)

@@ -15,36 +15,33 @@ from support.mutation import Mutator
 from support.nursery import Nursery
 from support.transfer import COMPAT, LAYOUT
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack
+from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack_chunk
 from kvtransfer.messages import (
     CONTROL_VERSION,
     Cancel,
     Chunk,
-    Fetch,
+    EndedLease,
+    FetchBlocks,
     FetchFailed,
     Finish,
-    Gone,
-    Help,
-    HelpOffer,
     Open,
     Opened,
-    Plane,
+    PlaneAddress,
     Refused,
     Release,
     Renew,
     Renewed,
     StreamHello,
     StreamWelcome,
-    help_offer,
-    help_word,
     pack_to_sink,
     pack_to_source,
     stream_hello,
     stream_welcome,
-    stream_word,
     unpack_to_sink,
     unpack_to_source,
 )
+from kvtransfer.transports.announcing import announcement
+from kvtransfer.transports.shm.messages import Help, ShmSetup, shm_setup, shm_to_source
 from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 
@@ -55,7 +52,7 @@ FINISH = Finish(fetch=1, attempt=1, note=b"note", since_s=0.5)
 
 TO_SOURCE = (
     Open(session=1, worker=WorkerId("w"), epoch=EPOCH),
-    Fetch(
+    FetchBlocks(
         fetch=1, attempt=1, lease=LEASE, compat=COMPAT, layout=LAYOUT, indices=bytes(12),
         slots=bytes(12),
     ),
@@ -64,10 +61,10 @@ TO_SOURCE = (
     Cancel(lease=LEASE, reason="client gone"),
 )  # fmt: skip
 TO_SINK = (
-    Opened(epoch=EPOCH, planes=(Plane("shm", "name"), Plane("tcp", "127.0.0.1:1"))),
+    Opened(epoch=EPOCH, planes=(PlaneAddress("shm", "name"), PlaneAddress("tcp", "127.0.0.1:1"))),
     Refused(code="epoch", reason="restarted"),
     FetchFailed(fetch=1, attempt=1, code="failed", reason="preempted"),
-    Renewed(gone=(Gone(lease=LEASE, code="closed", reason="over"),)),
+    Renewed(gone=(EndedLease(lease=LEASE, code="closed", reason="over"),)),
 )
 HELLO = StreamHello(version=CONTROL_VERSION, session=1, epoch=EPOCH)
 WELCOME = StreamWelcome(version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4, block_bytes=64)
@@ -75,9 +72,9 @@ VERSION = bytes([CONTROL_VERSION])
 WORDS: tuple[tuple[bytes, Callable[[bytes], object]], ...] = (
     *((pack_to_source(word)[1:], lambda b: unpack_to_source(VERSION + b)) for word in TO_SOURCE),
     *((pack_to_sink(word)[1:], lambda b: unpack_to_sink(VERSION + b)) for word in TO_SINK),
-    *((stream_word.encode(word), stream_word.decode) for word in (CHUNK, FINISH)),
-    (help_word.encode(Help(number=3)), help_word.decode),
-    (help_offer.encode(HelpOffer(num_blocks=4, block_bytes=64)), help_offer.decode),
+    *((announcement.encode(word), announcement.decode) for word in (CHUNK, FINISH)),
+    (shm_to_source.encode(Help(number=3)), shm_to_source.decode),
+    (shm_setup.encode(ShmSetup(num_blocks=4, block_bytes=64)), shm_setup.decode),
     (stream_hello.encode(HELLO), stream_hello.decode),
     (stream_welcome.encode(WELCOME), stream_welcome.decode),
 )  # fmt: skip
@@ -101,19 +98,19 @@ def test_a_spoilt_chunk_is_refused_or_has_as_many_pieces_as_it_says() -> None:
     mutator = Mutator(random.Random("chunk"))
     for _ in range(2_000):
         try:
-            chunk = stream_word.decode(mutator.word(stream_word.encode(CHUNK)))
+            chunk = announcement.decode(mutator.word(announcement.encode(CHUNK)))
             assert isinstance(chunk, Chunk | Finish | msgspec.Struct)
             if isinstance(chunk, Chunk):
-                pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
+                pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=1)
                 assert 0 < len(pieces_P) == len(blocks_PB) <= MAX_CHUNK_PIECES
         except WireError:
             continue
 
 
 @pytest.mark.system
-def test_a_board_scribbled_over_by_its_other_side_harms_nobody() -> None:
+def test_a_copy_job_scribbled_over_by_its_other_side_harms_nobody() -> None:
     """In a process of its own: what C does wrong would end it without a word."""
-    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "board")) as child:
+    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "job")) as child:
         assert child.hear() == "unharmed"
 
 

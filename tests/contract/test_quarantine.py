@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from support.complaints import same_bytes
 from support.eventually import eventually
 from support.fetching import fetch
 from support.nursery import Child, Nursery
+from support.outcomes import same_bytes
 from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT, LEASE_BLOCKS, NUM_LEASES, unpack, whole
 
-from kvtransfer.sink.sink import Aborted, Lost
+from kvtransfer.endings import Aborted, Lost
 
 NUM_BLOCKS = NUM_LEASES * LEASE_BLOCKS
 MOST_TRIES = 150

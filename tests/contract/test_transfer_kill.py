@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 from support.census import back_to, settled
-from support.complaints import same_bytes
 from support.eventually import eventually
 from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.nursery import Child, Nursery
+from support.outcomes import same_bytes
 from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT, LEASE_BLOCKS, NUM_LEASES, pack, unpack, whole
 from support.ucx import UCX
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import PeerLost
 from protocol.messages import Ticket
 

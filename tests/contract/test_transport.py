@@ -5,11 +5,10 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from support.eventually import eventually
-from support.transfer import NUM_BLOCKS, Borrower, Lender, Outcome, Slot, fill
+from support.transfer import NUM_BLOCKS, TRANSPORTS, Borrower, Lender, Outcome, Slot, fill
 from support.ucx import UCX
 
-from kvtransfer.sink.sink import Aborted, Landed, Lost
-from kvtransfer.source.source import TRANSPORTS
+from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtransfer.source.chunking import next_chunk
+from kvtransfer.source.chunking import num_in_next_chunk
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -13,7 +13,7 @@ def chunks(num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: i
     sent: list[int] = []
     bounds = {"most_bytes": most_bytes, "most_pieces": most_pieces}
     while num_pieces:
-        sent.append(next_chunk(num_pieces, piece_bytes=piece_bytes, **bounds))
+        sent.append(num_in_next_chunk(num_pieces, piece_bytes=piece_bytes, **bounds))
         assert 0 < sent[-1] <= num_pieces
         num_pieces -= sent[-1]
     return sent

@@ -14,7 +14,7 @@ from support.fake_worker import Act, expected
 
 from protocol.errors import CapacityError
 from router.requests.dispatch import DispatchLimits
-from router.requests.events import Ended, Event, Token
+from router.requests.events import Ended, GenerationEvent, Token
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 acts = st.builds(
@@ -37,7 +37,7 @@ async def _client(
     cluster: FakeCluster, number: int, *, max_tokens: int, leaves_after: int | None
 ) -> None:
     asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=(number, 5, 6, 7, 8))
-    events: list[Event] = []
+    events: list[GenerationEvent] = []
     stream = cluster.dispatcher.generate(asked)
     try:
         async for event in stream:

@@ -66,10 +66,10 @@ class Transfers(RuleBasedStateMachine):
     def the_prefill_goes_on(self, data: st.DataObject, step: int) -> None:
         """By some tokens; at the last it says its note."""
         transfer = self.some(data)
-        lending = transfer.lending
-        num_tokens = min(lending.num_written + step, lending.num_tokens)
+        lease = transfer.lease
+        num_tokens = min(lease.num_written + step, lease.num_tokens)
         self.world.compute(transfer, num_tokens)
-        if num_tokens == lending.num_tokens:
+        if num_tokens == lease.num_tokens:
             self.world.finish(transfer)
 
     @precondition(lambda self: self.world.transfers)
@@ -148,14 +148,14 @@ class Transfers(RuleBasedStateMachine):
     def something_goes_wrong(self, data: st.DataObject, kind: int) -> None:
         """Mostly not, so that runs get further than a few words."""
         transfer, world = self.some(data), self.world
-        fetch, lending = transfer.fetch, transfer.lending
+        fetch, lease = transfer.fetch, transfer.lease
         match kind:
             case 0:
                 world.follow(transfer, fetch.cancel("client gone"))
             case 1:
                 world.follow(transfer, fetch.fail(TransferError("late")))
-            case 2 if not lending.over:
-                lending.lapse()
+            case 2 if not lease.is_over:
+                lease.lapse()
                 transfer.refusals.append(TransferError("the lease ran out"))
                 world.give_away(transfer)
             case 3 if transfer.to_source:
@@ -180,12 +180,12 @@ class Transfers(RuleBasedStateMachine):
             world.follow(transfer, transfer.fetch.cancel("the sink closes"))
             while transfer.writes:
                 world.stop_write(transfer, transfer.writes[0])
-            if not transfer.lending.over:
-                transfer.lending.lapse()
+            if not transfer.lease.is_over:
+                transfer.lease.lapse()
             world.give_away(transfer)
             world.release(transfer)
             assert transfer.num_ends == 1
-            assert transfer.lending.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
+            assert transfer.lease.stage in (LeaseStage.RELEASED, LeaseStage.EXPIRED)
         world.check()
         assert len(world.free_slots) == len(world.free_blocks) == POOL_BLOCKS
 

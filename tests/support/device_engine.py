@@ -58,6 +58,8 @@ class Pair:
     decode_told: Story
     prefill_memory: DeviceMemory
     decode_memory: DeviceMemory
+    engines: Sequence[Engine]
+    """Of prefill, then decode."""
 
     def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """Prefilled by one, decoded by the other."""
@@ -165,7 +167,7 @@ def device_pair(
         sink = Sink(
             memory=memories[1], layout=parts[1].layout, worker=WorkerId("decode-0"),
             compat=parts[1].transfer_compat, transports=TRANSPORTS, allow_fallback=False,
-            on_quiet=decode.quiet, on_notice=decode.noticed,
+            on_quiet=decode.quiet, on_event=decode.noticed,
         )  # fmt: skip
         engines = [
             Engine(
@@ -182,7 +184,7 @@ def device_pair(
         for engine in engines:
             engine.start()
             stack.callback(engine.stop)
-        yield Pair(prefill, decode, *stories, *memories)
+        yield Pair(prefill, decode, *stories, memories[0], memories[1], engines)
 
 
 def _assembled(

@@ -37,7 +37,7 @@ def main() -> None:
     while not sums.happened():
         assert time.monotonic() < deadline_s
         time.sleep(0.001)
-    print(int(sums.take()[0]))
+    print(int(sums.take_sums()[0]))
     driver.write(span, num_bytes - 8, b"was here")
     driver.read(span, 0, 8)  # the write has happened too
     driver.close(span)

@@ -13,8 +13,8 @@ from protocol.messages import Registration, Role, Sampling
 from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.events import Ended, Event, GenerationRequest, Placed, Token
-from router.trace import TraceRing
+from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Token
+from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
 PROMPT = tuple(range(100, 140))
@@ -87,7 +87,7 @@ class FakeCluster:
         await soon(lambda: not [w.id for w in self.workers.values() if w.working])
 
     def _follow(self) -> None:
-        self.index.follow_only({w.id: w.epoch for w in self.registry.workers})
+        self.index.follow_only_workers({w.id: w.epoch for w in self.registry.workers})
 
     async def _news(self) -> AsyncIterator[Sequence[Registration]]:
         while True:
@@ -143,11 +143,11 @@ def request(
     )
 
 
-async def collect(cluster: FakeCluster, asked: GenerationRequest) -> list[Event]:
+async def collect(cluster: FakeCluster, asked: GenerationRequest) -> list[GenerationEvent]:
     return [event async for event in cluster.dispatcher.generate(asked)]
 
 
-def tokens_of(events: Sequence[Event]) -> list[int]:
+def tokens_of(events: Sequence[GenerationEvent]) -> list[int]:
     """Checks the order of events: one `Placed`, tokens from 0 without a gap, one `Ended`."""
     assert isinstance(events[0], Placed)
     assert isinstance(events[-1], Ended)

@@ -11,9 +11,10 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
 from protocol.text.tokenizer import TextState, Tokenizer
-from router.requests.events import Ended, Event, GenerationRequest, Placed, Route, Token
-from router.trace import RequestTrace
-from router.workers.cluster_view import ClusterView
+from router.placement.prefix_index import IndexState
+from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Route, Token
+from router.requests.trace import RequestTrace
+from router.runtime import ClusterView
 
 ROUTE = Route(
     reason="split; warm prefix", prefill=WorkerId("prefill-0"), decode=WorkerId("decode-0")
@@ -39,7 +40,7 @@ class FakeDispatcher:
         self.num_made = 0
         """Tokens yielded."""
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         self.requests.append(request)
         self.num_active += 1
         finished = False
@@ -106,7 +107,7 @@ class FakeDispatcher:
         return trace
 
 
-class FakeCluster:
+class StubCluster:
     """A cluster that is whatever the test says, to one event loop only."""
 
     def __init__(self, dispatcher: FakeDispatcher) -> None:
@@ -114,7 +115,7 @@ class FakeCluster:
         self.reason: str | None = None
         self.context: int | None = None
         self.shown = ClusterView(
-            router=RouterId("router-0"), index="exact", redis="none", workers=()
+            router=RouterId("router-0"), index=IndexState.EXACT, redis="none", workers=()
         )
 
     def not_ready(self) -> str | None:

@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kvtransfer.device.driver import CannotMap, Event, Span, Stream, Sums
-from kvtransfer.kernels.copy import copy_twin
-from kvtransfer.kernels.sums import sums_twin
+from kvtransfer.device.driver import CannotMap, Mark, Span, Stream, Sums
+from kvtransfer.kernels.copy import copy_twin, sums_twin
 from protocol.errors import TransferError
 
 Step = Callable[[], bool]
@@ -85,14 +84,14 @@ class FakeEvent:
 
 
 class FakeSums:
-    def __init__(self, event: Event, sums_P: torch.Tensor) -> None:
+    def __init__(self, event: Mark, sums_P: torch.Tensor) -> None:
         self._event = event
         self._sums_P = sums_P
 
     def happened(self) -> bool:
         return self._event.happened()
 
-    def take(self) -> NDArray[np.uint64]:
+    def take_sums(self) -> NDArray[np.uint64]:
         sums_P: NDArray[np.uint64] = self._sums_P.numpy().view(np.uint64)
         return sums_P
 

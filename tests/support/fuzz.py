@@ -22,11 +22,11 @@ from pathlib import Path
 
 import zmq
 from support.census import Census, back_to, resident_bytes, settled
-from support.complaints import lands, same_bytes
 from support.eventually import eventually
 from support.fetching import TimedEnds, fetch
 from support.middle import Middle, Way
 from support.mutation import EDGES, Mutator
+from support.outcomes import lands, same_bytes
 from support.transfer import Borrower, Lender
 
 from kvtransfer.endings import FetchEnd, Landed, Lost
@@ -43,7 +43,7 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
-from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.ids import WorkerId
 from protocol.messages import Ticket
@@ -142,7 +142,7 @@ class Fuzz:
         self._ends.told.clear()
         self._ends.told_s.clear()
         for borrower in self._borrowers:
-            borrower.notices.clear()
+            borrower.events.clear()
 
     def check(self) -> None:
         """Honest fetches land, and nothing has stayed behind."""
@@ -268,7 +268,7 @@ class Stranger:
         hello = stream_hello.encode(
             StreamHello(
                 version=CONTROL_VERSION, session=SessionId(session), epoch=ticket.epoch,
-                setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+                setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
             )
         )  # fmt: skip
         said = hello if self._chance.random() < 0.5 else self._mutator.word(hello)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
-from kvtransfer.kernels.copy import TILE_WORDS, copy, copy_twin
-from kvtransfer.kernels.sums import sums, sums_twin
+from kvtransfer.kernels.copy import TILE_WORDS, copy, copy_twin, sums, sums_twin
 from kvtransfer.plan import Ranges
 
 _SPAN_BYTES = 1 << 18

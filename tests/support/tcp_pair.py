@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from support.eventually import eventually
 from support.transfer import fill
 
-from kvtransfer.chunk import PIECE, Landing, pack, unpack
+from kvtransfer.chunk import PIECE, Landing, pack_chunk, unpack_chunk
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -19,6 +20,7 @@ from kvtransfer.messages import (
     StreamHello,
     StreamWelcome,
 )
+from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
 from protocol.ids import Epoch
@@ -51,8 +53,8 @@ def chunk_of(
     pieces_P = np.zeros(len(blocks), PIECE)
     pieces_P["slot"] = slots
     pieces_P["num_bytes"] = memory.block_bytes
-    pieces_P["checksum"] = memory.checksums(memory.whole(blocks_P))
-    return pack(fetch=fetch, attempt=1, pieces_P=pieces_P, blocks_PB=blocks_P.reshape(-1, 1))
+    pieces_P["checksum"] = memory.checksums(whole_blocks(blocks_P, memory.block_bytes))
+    return pack_chunk(fetch=fetch, attempt=1, pieces_P=pieces_P, blocks_PB=blocks_P.reshape(-1, 1))
 
 
 def done(fetch: FetchId = ONE) -> Finish:
@@ -75,8 +77,8 @@ class Taker:
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         if chunk.fetch not in self.wanted:
             return None
-        pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
-        target = self.memory.whole(pieces_P["slot"])
+        pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=1)
+        target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         landing = Landing(chunk, pieces_P, blocks_PB, target, target)
         self.begun.append(landing)
         return landing
@@ -93,6 +95,28 @@ class Taker:
         self.words.append(f"finish of {word.fetch}")
 
 
+class HeldLane:
+    """A lane that takes all that the source sends, and gives it to the sink when released."""
+
+    def __init__(self) -> None:
+        self.ours, self._entry = sockets()
+        self._exit, self.theirs = sockets()
+        self._held = bytearray()
+        self.is_released = False
+
+    def pass_on(self) -> None:
+        with suppress(BlockingIOError):
+            while data := self._entry.recv(1 << 20):
+                self._held += data
+        with suppress(BlockingIOError):
+            while self._held and self.is_released:
+                del self._held[: self._exit.send(self._held)]
+
+    def close(self) -> None:
+        self._entry.close()
+        self._exit.close()
+
+
 @dataclass
 class Pair:
     """A source's pool of filled blocks and a sink's of zeros, and a stream of lanes between."""
@@ -104,21 +128,25 @@ class Pair:
     ours: list[socket.socket]
     """The source's ends, lane by lane."""
     theirs: list[socket.socket]
+    held: HeldLane | None = None
+    """Lane 0, if it is held back."""
 
     def offer(self, blocks: Sequence[int], slots: Sequence[int], *, fetch: FetchId = ONE) -> None:
         blocks_P = np.array(blocks, np.uint32)
         self.source.offer(
-            chunk_of(self.lent, blocks, slots, fetch=fetch), self.lent.whole(blocks_P)
+            chunk_of(self.lent, blocks, slots, fetch=fetch),
+            whole_blocks(blocks_P, self.lent.block_bytes),
         )
 
     @property
     def unsent_bytes(self) -> int:
         """Of chunks offered."""
-        on_lanes = (lane.flow.left_bytes for lane in self.source._lanes.values() if lane.flow)
-        return self.source.queued_bytes + sum(on_lanes)
+        return self.source.unsent_bytes
 
     def step(self) -> None:
         self.source.flush()
+        if self.held is not None:
+            self.held.pass_on()
         self.sink.receive(self.taker)
         self.source.receive()
 
@@ -141,23 +169,31 @@ class Pairs:
     def __init__(self) -> None:
         self._pairs: list[Pair] = []
 
-    def make(self, *, num_lanes: int = 1, granted: int = AMPLE) -> Pair:
+    def make(self, *, num_lanes: int = 1, granted: int = AMPLE, held: bool = False) -> Pair:
+        """`held`: lane 0 is held back."""
         lent = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
         for block in range(NUM_BLOCKS):
             fill(lent, block)
         pool = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
         ours, theirs = map(list, zip(*(sockets() for _ in range(num_lanes)), strict=True))
-        source = TcpSourceStream(ours[0], transport="tcp", memory=lent.span, window=granted)
-        sink = TcpSinkStream(theirs[0], transport="tcp", memory=pool, window=granted)
+        held_lane = HeldLane() if held else None
+        if held_lane is not None:
+            ours[0].close()
+            theirs[0].close()
+            ours[0], theirs[0] = held_lane.ours, held_lane.theirs
+        source = TcpSourceStream(ours[0], lent, window=granted)
+        sink = TcpSinkStream(theirs[0], pool, window=granted)
         for lane in range(1, num_lanes):
             source.add_lane(ours[lane], lane)
             sink.admit(theirs[lane])
-        self._pairs.append(Pair(source, sink, lent, Taker(pool), ours, theirs))
+        self._pairs.append(Pair(source, sink, lent, Taker(pool), ours, theirs, held_lane))
         return self._pairs[-1]
 
     def close(self) -> None:
         for pair in self._pairs:
             pair.source.close()
             pair.sink.close()
+            if pair.held is not None:
+                pair.held.close()
             pair.lent.close()
             pair.taker.memory.close()

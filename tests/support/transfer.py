@@ -5,20 +5,24 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from support import memory_plane
 from support.device import FakeDeviceMemory, pool_for
 
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
-from kvtransfer.sink.events import Notice
-from kvtransfer.sink.sink import FetchEnd, Sink
-from kvtransfer.source.source import TRANSPORTS, LeaseEnd, Source
-from kvtransfer.transports.shm.helper import HelpCopy
+from kvtransfer.sink.events import SinkEvent
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
+from kvtransfer.transport_names import HOST_TRANSPORTS
+from kvtransfer.transports.base import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, Layout, compat_hash
 from protocol.messages import Ticket
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
 COMPAT = compat_hash(LAYOUT, model_revision="tiny")
+TRANSPORTS = (memory_plane.NAME, *HOST_TRANSPORTS)
 NUM_BLOCKS = 64
 NO_FETCH = FetchId(0)
 WITHIN_S = 10.0
@@ -77,7 +81,7 @@ class Lender:
         self.source.finish(ticket.lease, note)
 
     def sent(self, lease: LeaseId) -> int:
-        """Blocks offered so far under a lease that has not ended."""
+        """Blocks sent so far under a lease that has not ended."""
         return self.source.num_sent(lease)
 
     def end_of(self, lease: LeaseId) -> LeaseEnd:
@@ -130,7 +134,7 @@ class Borrower:
     tcp_lanes: int = 0
     tamper: Callable[[memoryview], None] | None = None
     on_broken: Callable[[str], None] = print
-    notices: list[Notice] = field(default_factory=list)
+    events: list[SinkEvent] = field(default_factory=list)
     """What the sink told on the way."""
     quiet: list[int] = field(default_factory=list)
     """Blocks that were quarantined and are given back."""
@@ -144,7 +148,7 @@ class Borrower:
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
             lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
-            on_notice=self.notices.append, tcp_lanes=self.tcp_lanes, on_quiet=self.quiet.extend,
+            on_event=self.events.append, tcp_lanes=self.tcp_lanes, on_quiet=self.quiet.extend,
         )  # fmt: skip
 
     def fetch(

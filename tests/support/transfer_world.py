@@ -25,7 +25,7 @@ from kvtransfer.sink.fetch import (
     SendFetch,
     SendRelease,
 )
-from kvtransfer.source.lease import Lending, Refusal
+from kvtransfer.source.lease import FetchRefused, Lease
 from protocol.errors import TransferError
 from protocol.ids import LeaseId
 
@@ -67,7 +67,7 @@ class Write:
 class Transfer:
     """One lease, its fetch, and what is between them."""
 
-    lending: Lending
+    lease: Lease
     fetch: Fetch
     lent: list[int]
     slots: dict[int, int]
@@ -109,36 +109,36 @@ class World:
         indices = [index for index in range(num_blocks) if wanted[index]]
         slots = {index: self.free_slots.pop() for index in indices}
         number = next(self._serial)
-        lending = Lending(
-            lease=LeaseId(number), block_ids=lent, num_tokens=num_tokens,
+        lease = Lease(
+            lease_id=LeaseId(number), block_ids=lent, num_tokens=num_tokens,
             generations=[self.generations[block] for block in lent], block_tokens=BLOCK_TOKENS,
         )  # fmt: skip
         due = _described(indices, list(slots.values()), num_tokens)
-        fetch = Fetch(fetch=FetchId(number), lease=LeaseId(number), pieces_S=due)
-        transfer = Transfer(lending, fetch, lent, slots, stoppable)
+        fetch = Fetch(fetch_id=FetchId(number), lease_id=LeaseId(number), pieces_S=due)
+        transfer = Transfer(lease, fetch, lent, slots, stoppable)
         self.transfers.append(transfer)
         return transfer
 
     def compute(self, transfer: Transfer, num_tokens: int) -> None:
         """The prefill writes up to so many tokens, and says so."""
-        lending = transfer.lending
-        if lending.over:
+        lease = transfer.lease
+        if lease.is_over:
             return
-        lending.publish(num_tokens)
+        lease.publish(num_tokens)
         written = num_tokens // BLOCK_TOKENS
-        if num_tokens == lending.num_tokens:
+        if num_tokens == lease.num_tokens:
             written = len(transfer.lent)
         for index in range(len(transfer.truth), written):
             transfer.truth[index] = self.bytes_there[transfer.lent[index]] = next(self._serial)
 
     def finish(self, transfer: Transfer) -> None:
-        self.compute(transfer, transfer.lending.num_tokens)
-        if not transfer.lending.over:
-            transfer.lending.finish(NOTE)
+        self.compute(transfer, transfer.lease.num_tokens)
+        if not transfer.lease.is_over:
+            transfer.lease.finish(NOTE)
 
     def give_away(self, transfer: Transfer) -> None:
         """Blocks of a lease that is over are computed on for someone else."""
-        if transfer.lending.over and not transfer.lent_back:
+        if transfer.lease.is_over and not transfer.lent_back:
             transfer.lent_back = True
             for block in transfer.lent:
                 self.generations[block] += 1
@@ -146,43 +146,43 @@ class World:
             self.free_blocks |= set(transfer.lent)
 
     def tell_source(self, transfer: Transfer, word: FetchStep) -> None:
-        lending = transfer.lending
-        if lending.over:
+        lease = transfer.lease
+        if lease.is_over:
             transfer.refusals.append(TransferError("the lease has ended"))
             return
         match word:
             case SendFetch(attempt=attempt, indices=indices, slots=slots):
                 try:
-                    lending.fetched(
-                        fetch=transfer.fetch.fetch, attempt=attempt, indices=indices,
+                    lease.accept_fetch(
+                        fetch_id=transfer.fetch.id, attempt=attempt, indices=indices,
                         slots=slots, block_tokens=BLOCK_TOKENS,
                     )  # fmt: skip
-                except Refusal as error:
+                except FetchRefused as error:
                     transfer.refusals.append(TransferError(str(error)))
             case SendRelease() | SendCancel():
-                lending.release()
+                lease.release()
 
     def send(self, transfer: Transfer, limit: int) -> None:
         """A chunk of what is ready, and the note when it is due."""
-        lending = transfer.lending
-        if lending.over or not transfer.attached:
+        lease = transfer.lease
+        if lease.is_over or not transfer.attached:
             return
-        indices_S, slots_S = lending.wanted
-        taken = lending.take_ready(limit)
+        indices_S, slots_S = lease.wanted
+        taken = lease.take_ready(limit)
         indices, slots = indices_S[taken].tolist(), slots_S[taken].tolist()
         if indices:
             transfer.stream.append(self._describe(transfer, indices, slots))
-        if lending.take_note() is not None:
-            transfer.stream.append(Noted(lending.attempt))
+        if lease.take_note() is not None:
+            transfer.stream.append(Noted(lease.attempt))
 
     def _describe(self, transfer: Transfer, indices: list[int], slots: list[int]) -> Chunked:
         blocks = [transfer.lent[index] for index in indices]
-        pieces_P = _described(indices, slots, transfer.lending.num_tokens)
+        pieces_P = _described(indices, slots, transfer.lease.num_tokens)
         pieces_P["generation"] = [self.generations[block] for block in blocks]
         pieces_P["checksum"] = [self.bytes_there[block] for block in blocks]
         ends = pieces_P["token_start"] + pieces_P["token_count"]
-        assert (ends <= transfer.lending.num_written).all(), "sent before it was written"
-        return Chunked(transfer.lending.attempt, pieces_P, blocks)
+        assert (ends <= transfer.lease.num_written).all(), "sent before it was written"
+        return Chunked(transfer.lease.attempt, pieces_P, blocks)
 
     # -- the sink -------------------------------------------------------------------------
 
@@ -265,7 +265,7 @@ class World:
                 self._end(transfer)
             else:
                 transfer.to_source.append(step)
-        if transfer.fetch.over and not transfer.fetch.ended:
+        if transfer.fetch.is_over and not transfer.fetch.ended:
             if transfer.stoppable:
                 self._stop_writers(transfer)
             self.follow(transfer, transfer.fetch.abandon())
@@ -306,7 +306,7 @@ class World:
         assert not self.free_slots & set(writers), "a free slot has a writer"
         for transfer in self.transfers:
             fetch = transfer.fetch
-            assert transfer.num_ends == int(fetch.ended) == int(fetch.over)
+            assert transfer.num_ends == int(fetch.ended) == int(fetch.is_over)
             assert fetch.num_writing == sum(len(write.slots) for write in transfer.writes)
             for slot, content in transfer.adopted.items():
                 assert self.bytes_here[slot] == content, "an adopted block was written over"

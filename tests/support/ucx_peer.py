@@ -15,7 +15,7 @@ from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Chunk,
     Finish,
     SessionId,
@@ -24,10 +24,10 @@ from kvtransfer.messages import (
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.transports.base import SinkStream
-from kvtransfer.transports.framing import WordReader, send_word
+from kvtransfer.transports.base import DialOptions, SinkStream
+from kvtransfer.transports.framing import FirstMessage, send_message
 from kvtransfer.transports.ucx import plane as ucx
-from kvtransfer.transports.ucx.session import Ready
+from kvtransfer.transports.ucx.session import WorkerUp
 from kvtransfer.transports.ucx.thread import UcxWorker
 from protocol.ids import Epoch
 
@@ -60,7 +60,8 @@ def readable(fd: int) -> None:
 def dialled(memory: BlockMemory) -> Iterator[tuple[ucx.UcxDial, socket.socket]]:
     """A dial on its way, and the other end of its socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        dial = ucx.dial(f"127.0.0.1:{server.getsockname()[1]}", _HELLO, memory)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        dial = ucx.dial(memory, DialOptions(address=address, hello=_HELLO))
         assert isinstance(dial, ucx.UcxDial)
         theirs, _ = server.accept()
     with theirs:
@@ -69,7 +70,7 @@ def dialled(memory: BlockMemory) -> Iterator[tuple[ucx.UcxDial, socket.socket]]:
 
 def hello_from(dial: ucx.UcxDial, theirs: socket.socket) -> StreamHello:
     theirs.setblocking(False)
-    reader = WordReader(MAX_STREAM_WORD_BYTES)
+    reader = FirstMessage(MAX_HELLO_BYTES)
     while (hello := reader.read(theirs, stream_hello)) is None:
         select.select([dial.fileno(), theirs.fileno()], [], [], _WITHIN_S)
         assert dial.advance() is None
@@ -77,7 +78,7 @@ def hello_from(dial: ucx.UcxDial, theirs: socket.socket) -> StreamHello:
 
 
 def welcome(theirs: socket.socket, *, address: bytes) -> None:
-    send_word(theirs, stream_welcome.encode(msgspec.structs.replace(_WELCOME, setup=address)))
+    send_message(theirs, stream_welcome.encode(msgspec.structs.replace(_WELCOME, setup=address)))
 
 
 @contextmanager
@@ -87,9 +88,9 @@ def met(memory: BlockMemory) -> Iterator[tuple[SinkStream, socket.socket]]:
     worker = UcxWorker(pool.blocks)
     try:
         with dialled(memory) as (dial, theirs):
-            worker.meet(hello_from(dial, theirs).setup, probe="send")
+            worker.connect_peer(hello_from(dial, theirs).setup, probe="send")
             readable(worker.fileno())
-            (address,) = (each.address for each in worker.events() if isinstance(each, Ready))
+            (address,) = (each.address for each in worker.events() if isinstance(each, WorkerUp))
             welcome(theirs, address=address)
             while (stream := dial.advance()) is None:
                 readable(dial.fileno())

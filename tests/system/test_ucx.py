@@ -22,8 +22,8 @@ from support.ucx_peer import LENGTH, NoTaker, dialled, hello_from, met, readable
 
 from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import Sending, ucx_to_sink
 from kvtransfer.transports.base import Unreachable
+from kvtransfer.transports.ucx.messages import Sending, ucx_to_sink
 from kvtransfer.transports.ucx.session import why_not
 from protocol.errors import PeerLost, WireError
 

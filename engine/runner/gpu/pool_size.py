@@ -6,7 +6,7 @@ cannot be computed.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -70,22 +70,12 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
     """`token_budget` tokens of `max_running` sequences that all sample: the most logits too."""
     share, rest = divmod(limits.token_budget, limits.max_running)
     rule = Sampling(seed=1, max_tokens=1, temperature=1.0, top_p=0.9, num_logprobs=1)
-    chunks, first_block = [], 0
+    chunks, first_block = list[Chunk](), 0
     for number in range(limits.max_running):
         num_tokens = min(share + (rest if number == 0 else 0), limits.max_context_tokens)
-        num_blocks = layout.num_blocks(num_tokens)
-        chunks.append(
-            Chunk(
-                sequence=SequenceId(f"largest {number}"),
-                token_ids=[0] * num_tokens,
-                start=0,
-                block_table=range(first_block, first_block + num_blocks),
-                sampling=rule,
-                prompt_ids=(),
-                outputs=(),
-            )
-        )
-        first_block += num_blocks
+        next_block = first_block + layout.num_blocks(num_tokens)
+        chunks.append(_zeros(f"largest {number}", num_tokens, range(first_block, next_block), rule))
+        first_block = next_block
     return chunks
 
 
@@ -94,21 +84,20 @@ def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
     few tokens' contexts split, by kernels of their own and over scratch of their own. Every entry
     names block 0, which they overwrite."""
     most = min(limits.token_budget, limits.max_context_tokens)
-    rule = Sampling(seed=1, max_tokens=1)
+    table = [0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups
     steps, num_tokens = list[list[Chunk]](), 1
     while num_tokens <= most:
-        wide = Chunk(
-            sequence=SequenceId(f"wide {num_tokens}"),
-            token_ids=[0] * num_tokens,
-            start=0,
-            block_table=[0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups,
-            sampling=rule,
-            prompt_ids=(),
-            outputs=(),
-        )
-        steps.append([wide])
+        rule = Sampling(seed=1, max_tokens=1)
+        steps.append([_zeros(f"wide {num_tokens}", num_tokens, table, rule)])
         num_tokens *= 4
     return steps
+
+
+def _zeros(name: str, num_tokens: int, table: Sequence[int], rule: Sampling) -> Chunk:
+    return Chunk(
+        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=0, block_table=table,
+        sampling=rule, prompt_ids=(), outputs=(),
+    )  # fmt: skip
 
 
 def largest_step_bytes(

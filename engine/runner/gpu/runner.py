@@ -7,15 +7,16 @@ that copy's event alone, in `LaunchedStep.tokens`. torch.compile is not used: wh
 kernels is captured with them.
 """
 
-# Shapes: R rows sampled, A of them with logprobs, V vocabulary.
+# Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported, V vocabulary.
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk
+from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
@@ -27,15 +28,47 @@ from engine.runner.gpu.arrays import (
     step_arrays,
     widest_table,
 )
-from engine.runner.gpu.device import Device
+from engine.runner.gpu.device import Device, StepEvent
 from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
-from engine.runner.gpu.launched import LaunchedStep
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
 from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import TokenSampler
+from engine.sampling.rows import NO_TOKEN, TokenSampler
 from protocol.layout import KvLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchedStep:
+    """On its way: its tokens come to host memory, and an event says when they are there."""
+
+    asking: Sequence[Chunk]
+    """Those that sample, row r of chunk r."""
+    event: StepEvent
+    tokens_R: Tensor
+    """Host memory, filled when the event has happened; so is the next."""
+    reports: Tensor
+    """[A, 1 + 2 N] as `engine.sampling.logprobs.logprobs`, of the rows that ask, in order."""
+    num_top: Mapping[int, int]
+    """How many of the most likely each of them wants, by row."""
+
+    def tokens(self) -> StepTokens:
+        """As the contract; raises RuntimeError when the device failed."""
+        self.event.wait()  # also where nothing is sampled: the KV is written then
+        reports = dict(zip(self.num_top, self.reports.tolist(), strict=True))
+        sampled: dict[SequenceId, Sequence[SampledToken]] = {}
+        for row, (chunk, token) in enumerate(zip(self.asking, self.tokens_R.tolist(), strict=True)):
+            if token != NO_TOKEN:
+                sampled[chunk.sequence] = (self._reported(token, row, reports.get(row)),)
+        return sampled
+
+    def _reported(self, token: int, row: int, report: list[float] | None) -> SampledToken:
+        if report is None:
+            return SampledToken(token_id=token)
+        most = (len(report) - 1) // 2
+        ids, values = report[1 : 1 + most], report[1 + most :]
+        pairs = list(zip(map(int, ids), values, strict=True))[: self.num_top[row]]
+        return SampledToken(token_id=token, logprob=report[0], top=tuple(pairs))
 
 
 class DeviceRunner:

@@ -1,41 +1,20 @@
 """A source's device pool as a sink of the same host sees it: its memory and its generations.
 
-Made by `kvtransfer.transports.cuda_ipc.plane` from what the source said and passed; read only by
-launched copies. The memory stays mapped until no copy can be under way.
+Made from what the source said and passed; read only by launched copies. The memory stays mapped
+until no copy can be under way.
 """
 
-from typing import Final
-
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Driver, Span
-from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
+from kvtransfer.memory.device_pool import SUM_KIND
 from kvtransfer.memory.generations import Generations
-from protocol.codec import Codec
+from kvtransfer.memory.pool import generation_sums
+from kvtransfer.plan import NO_BLOCK
+from kvtransfer.transports.cuda_ipc.messages import CudaIpcSetup
 from protocol.errors import LayoutMismatch
-
-
-class DeviceOffer(msgspec.Struct, frozen=True, kw_only=True, tag=1):
-    """In a welcome's setup: the source's pool on its device."""
-
-    driver: str
-    device: str
-    sum_kind: str
-    handle: bytes
-
-
-device_offer: Final[Codec[DeviceOffer]] = Codec(DeviceOffer, max_bytes=1024)
-
-
-def offer_of(memory: DeviceMemory) -> DeviceOffer:
-    driver = memory.driver
-    return DeviceOffer(
-        driver=driver.name, device=driver.device, sum_kind=SUM_KIND,
-        handle=driver.export(memory.span),
-    )  # fmt: skip
 
 
 class PeerMemory:
@@ -48,16 +27,16 @@ class PeerMemory:
 
     @classmethod
     def open(
-        cls, driver: Driver, offer: DeviceOffer, fd: int, *, num_blocks: int, block_bytes: int
+        cls, driver: Driver, setup: CudaIpcSetup, fd: int, *, num_blocks: int, block_bytes: int
     ) -> "PeerMemory":
         """Map what was offered; takes `fd`. Raises TransferError when it cannot be used."""
         generations = Generations.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)
         try:
-            if (offer.driver, offer.sum_kind) != (driver.name, SUM_KIND):
-                theirs = f"{offer.driver} with {offer.sum_kind}"
+            if (setup.driver, setup.sum_kind) != (driver.name, SUM_KIND):
+                theirs = f"{setup.driver} with {setup.sum_kind}"
                 raise LayoutMismatch(f"its driver is {theirs}, ours {driver.name} with {SUM_KIND}")
             span = driver.open(
-                offer.handle, num_bytes=num_blocks * block_bytes, device=offer.device
+                setup.handle, num_bytes=num_blocks * block_bytes, device=setup.device
             )
         except BaseException:
             generations.close()
@@ -70,7 +49,7 @@ class PeerMemory:
         if int(landing.blocks_PB[there_PB].max(initial=0)) >= self._num_blocks:
             return "the source named a block that it has not"
         generations_P: NDArray[np.uint64] = landing.pieces_P["generation"]
-        if (self._generations.sums(landing.blocks_PB) != generations_P).any():
+        if (generation_sums(self._generations.counts_N, landing.blocks_PB) != generations_P).any():
             return "the block has another generation"
         return ""
 

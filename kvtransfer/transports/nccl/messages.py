@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 
 NAME: Final = "nccl"
@@ -16,12 +16,10 @@ CHUNK_BYTES: Final = 4 << 20
 """A few of them fill a link while the next is gathered."""
 MAX_CHUNK_BYTES: Final = 1 << 30
 """A peer's block may be larger than a chunk, and so its staging, but not without bound."""
-NUM_STAGED: Final = 4
-"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 
 
-class Rank(msgspec.Struct, frozen=True, kw_only=True, tag=1):
-    """In hello's and welcome's setup: one end of the pair to be."""
+class NcclSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):
+    """In hello and welcome: one end of the pair to be."""
 
     driver: str
     device: str
@@ -36,28 +34,28 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag=4):
     unique_id: bytes
 
 
-NcclWord = Chunk | Finish | Join
-rank_word: Final[Codec[Rank]] = Codec(Rank, max_bytes=1024)
-nccl_word: Final[Codec[NcclWord]] = Codec(NcclWord, max_bytes=MAX_WORD_BYTES)
+NcclToSink = Chunk | Finish | Join
+nccl_to_sink: Final[Codec[NcclToSink]] = Codec(NcclToSink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+nccl_setup: Final[Codec[NcclSetup]] = Codec(NcclSetup, max_bytes=1024)
 
 
-def rank_of(memory: DeviceMemory) -> Rank:
+def setup_of(memory: DeviceMemory) -> NcclSetup:
     assert memory.collectives is not None
-    return Rank(
+    return NcclSetup(
         driver=memory.driver.name, device=memory.driver.device, sum_kind=SUM_KIND,
         library=memory.collectives.version, block_bytes=memory.block_bytes,
     )  # fmt: skip
 
 
-def staging_bytes(ours: Rank, theirs: Rank) -> int:
+def staging_bytes(ours: NcclSetup, theirs: NcclSetup) -> int:
     """The largest chunk either may send."""
     return max(CHUNK_BYTES, ours.block_bytes, theirs.block_bytes)
 
 
-def why_not(memory: DeviceMemory, theirs: Rank) -> str:
+def why_not(memory: DeviceMemory, theirs: NcclSetup) -> str:
     """Why the two cannot be a pair; empty when they can."""
     assert memory.collectives is not None
-    ours = rank_of(memory)
+    ours = setup_of(memory)
     for field in ("driver", "library", "sum_kind"):
         mine, other = getattr(ours, field), getattr(theirs, field)
         if mine != other:

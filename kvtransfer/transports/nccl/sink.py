@@ -1,12 +1,10 @@
 """The sink's end of an NCCL stream: receives announced chunks into staging and scatters them.
 
-Made by `kvtransfer.transports.nccl.plane`, used from the sink's thread. A chunk is received whether
-it is still wanted or not, because the source's send waits for it; its slots are written only after,
-by a scatter that takes a fraction of a millisecond.
+A chunk is received whether it is still wanted or not, because the source's send waits for it; its
+slots are written only after, by a scatter that takes a fraction of a millisecond.
 """
 
 import socket
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -17,28 +15,28 @@ from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
-from kvtransfer.transports import base
-from kvtransfer.transports.framing import WordInbox
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.transports.base import ChunkTaker, SinkStream
+from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
     NAME,
-    NUM_STAGED,
     Join,
-    NcclWord,
-    Rank,
-    nccl_word,
-    rank_of,
+    NcclSetup,
+    NcclToSink,
+    nccl_to_sink,
+    setup_of,
     staging_bytes,
 )
-from kvtransfer.transports.nccl.pair import Pair, Staging, Transfer
-from kvtransfer.transports.polling import Watch
-from protocol.errors import PeerLost, TransferError, WireError
+from kvtransfer.transports.nccl.pair import Pair, Transfer, join_pair
+from kvtransfer.transports.polling import DevicePoller, is_over
+from protocol.errors import WireError
 
-_MAX_WORDS: Final = 64
+_MAX_WAITING: Final = 64
+"""Messages heard and not taken up; then no more are read."""
 
 
 @dataclass(slots=True, eq=False)
-class _Arrival:
+class _StagedChunk:
     """An announced chunk: received into `span` by `transfer`, then scattered into its slots."""
 
     chunk: Chunk
@@ -48,136 +46,127 @@ class _Arrival:
     sums: Sums | None = None
 
 
-class NcclSinkStream:
+class NcclSinkStream(SinkStream):
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, theirs: Rank) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._num_staged_bytes = staging_bytes(rank_of(memory), theirs)
-        self._watch = Watch(sock)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._poller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
-        self._inbox = WordInbox(sock, nccl_word, max_bytes=MAX_WORD_BYTES)
-        self._words: deque[NcclWord] = deque()
-        self._arrivals: deque[_Arrival] = deque()
+        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._waiting: deque[NcclToSink] = deque()
+        self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None
         self._closed = False
 
     def fileno(self) -> int:
-        return self._watch.fileno()
+        return self._poller.fileno()
 
-    def receive(self, taker: base.ChunkTaker) -> bool:
-        self._watch.clear()
-        if len(self._words) < _MAX_WORDS:
-            self._words.extend(self._inbox.receive())
+    def receive(self, taker: ChunkTaker) -> bool:
+        self._poller.clear_tick()
+        if len(self._waiting) < _MAX_WAITING:
+            self._waiting.extend(self._inbox.receive())
         self._go_on(taker)
-        while self._words and self._take(self._words[0], taker):
-            self._words.popleft()
+        while self._waiting and self._take_up(self._waiting[0], taker):
+            self._waiting.popleft()
         self._go_on(taker)
         busy = self._pair is not None and self._pair.is_busy
-        self._watch.expect(device=busy or bool(self._arrivals))
-        if self._words:
-            return not self._arrivals  # a word waits for nothing but the next turn
+        self._poller.expect_device(busy or bool(self._staged))
+        if self._waiting:
+            return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more
 
     def stop_writing(self, fetch: FetchId) -> bool:
-        theirs = [x for x in self._arrivals if x.landing is not None and x.landing.fetch == fetch]
-        return all(_is_over(arrival) for arrival in theirs)
+        theirs = [x for x in self._staged if x.landing is not None and x.landing.fetch == fetch]
+        return all(_has_stopped(staged) for staged in theirs)
 
     def close(self) -> bool:
         if self._closed:
             return True
-        if not all(_is_over(arrival) for arrival in self._arrivals):
+        if not all(_has_stopped(staged) for staged in self._staged):
             return False
         self._closed = True
-        self._watch.close()
+        self._poller.close()
         self._sock.close()
         if self._pair is not None:
             self._pair.abort()
         return True
 
-    def _take(self, word: NcclWord, taker: base.ChunkTaker) -> bool:
+    def _take_up(self, message: NcclToSink, taker: ChunkTaker) -> bool:
         """False when it must wait for what is under way."""
-        match word:
+        match message:
             case Join(unique_id=unique_id):
                 self._meet(unique_id)
                 return True
             case Chunk():
-                return self._expect(word)
+                return self._expect(message)
             case Finish():
-                if any(arrival.chunk.fetch == word.fetch for arrival in self._arrivals):
+                if any(staged.chunk.fetch == message.fetch for staged in self._staged):
                     return False
-                taker.finished(word)
+                taker.finished(message)
                 return True
             case _:
-                assert_never(word)
+                assert_never(message)
 
     def _meet(self, unique_id: bytes) -> None:
         """Raises WireError for a second communicator, PeerLost when none can be made."""
-        collectives, driver = self._memory.collectives, self._memory.driver
-        assert collectives is not None
         if self._pair is not None:
             raise WireError("the source makes a second communicator on one stream")
-        try:
-            staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
-            self._pair = Pair(
-                driver=driver, collectives=collectives, unique_id=unique_id, rank=1,
-                staging=staging, clock=time.monotonic,
-            )  # fmt: skip
-        except TransferError as error:
-            raise PeerLost(f"no communicator can be made: {error}") from error
+        self._pair = join_pair(self._memory, unique_id, rank=1, chunk_bytes=self._max_chunk_bytes)
 
     def _expect(self, chunk: Chunk) -> bool:
         """Post the receive of an announced chunk; False when there is no staging for it now."""
         if self._pair is None:
             raise WireError("a chunk was announced before a communicator")
         num_bytes = _num_bytes(chunk)
-        if not 0 < num_bytes <= self._num_staged_bytes or num_bytes % GRAIN_BYTES:
+        if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
-        span = self._pair.staging.take()
+        span = self._pair.staging.take_span()
         if span is None:
             return False
-        self._arrivals.append(_Arrival(chunk, span, self._pair.post(span, num_bytes)))
+        self._staged.append(_StagedChunk(chunk, span, self._pair.post_transfer(span, num_bytes)))
         return True
 
-    def _go_on(self, taker: base.ChunkTaker) -> None:
+    def _go_on(self, taker: ChunkTaker) -> None:
         """Scatter what has been received, and end what has been scattered."""
         if self._pair is None:
             return
         done = self._pair.advance()
-        for arrival in [x for x in self._arrivals if x.transfer in done]:
-            self._scatter(arrival, taker)
-        for arrival in list(self._arrivals):
-            if arrival.sums is not None and arrival.sums.happened():
-                assert arrival.landing is not None
-                self._forget(arrival)
-                taker.end_chunk(arrival.landing, arrival.sums.take())
+        for staged in [x for x in self._staged if x.transfer in done]:
+            self._scatter(staged, taker)
+        for staged in list(self._staged):
+            if staged.sums is not None and staged.sums.happened():
+                assert staged.landing is not None
+                self._forget(staged)
+                taker.end_chunk(staged.landing, staged.sums.take_sums())
 
-    def _scatter(self, arrival: _Arrival, taker: base.ChunkTaker) -> None:
+    def _scatter(self, staged: _StagedChunk, taker: ChunkTaker) -> None:
         """Launch the copy into the slots, if the chunk is still wanted."""
-        landing = taker.begin_chunk(arrival.chunk)
+        landing = taker.begin_chunk(staged.chunk)
         if landing is None:
-            self._forget(arrival)
+            self._forget(staged)
             return
         try:
             self._memory.span.check(landing.target)
-            if landing.num_bytes != arrival.transfer.num_bytes:
-                raise ValueError(f"{arrival.transfer.num_bytes} bytes came for a chunk of others")
+            if landing.num_bytes != staged.transfer.num_bytes:
+                raise ValueError(f"{staged.transfer.num_bytes} bytes came for a chunk of others")
             table_5R = table(packed(landing.target), landing.target)
         except ValueError as error:
-            self._forget(arrival)
+            self._forget(staged)
             taker.end_chunk(landing, None, broken=str(error))
             return
-        arrival.landing = landing
-        arrival.sums = self._memory.driver.copy(
-            self._scatters, target=self._memory.span, source=arrival.span, table_5R=table_5R,
+        staged.landing = landing
+        staged.sums = self._memory.driver.copy(
+            self._scatters, target=self._memory.span, source=staged.span, table_5R=table_5R,
             num_pieces=len(landing.pieces_P),
         )  # fmt: skip
 
-    def _forget(self, arrival: _Arrival) -> None:
+    def _forget(self, staged: _StagedChunk) -> None:
         assert self._pair is not None
-        self._arrivals.remove(arrival)
-        self._pair.staging.give_back(arrival.span)
+        self._staged.remove(staged)
+        self._pair.staging.return_span(staged.span)
 
 
 def _num_bytes(chunk: Chunk) -> int:
@@ -188,9 +177,6 @@ def _num_bytes(chunk: Chunk) -> int:
     return int(np.frombuffer(chunk.pieces, PIECE)["num_bytes"].sum(dtype=object))
 
 
-def _is_over(arrival: _Arrival) -> bool:
-    """The device writes for it no more; a device that is lost writes nothing."""
-    try:
-        return arrival.sums is None or arrival.sums.happened()
-    except TransferError:
-        return True
+def _has_stopped(staged: _StagedChunk) -> bool:
+    """Nobody writes its slots now."""
+    return staged.sums is None or is_over(staged.sums)

@@ -1,12 +1,11 @@
 """The source's end of an NCCL stream: gathers offered chunks into staging and sends them.
 
-Made by `kvtransfer.transports.nccl.plane`, used from the source's thread. A gather that is launched
+A gather that is launched
 reads the pool for its millisecond even when its fetch is dropped meanwhile; its bytes are thrown
 away by the sink, whose fetch is over.
 """
 
 import socket
-import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -15,65 +14,64 @@ from kvtransfer.device.table import packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Ranges
-from kvtransfer.transports.dial import end_of
-from kvtransfer.transports.framing import WordOutbox
+from kvtransfer.transports.base import SourceStream
+from kvtransfer.transports.dial import check_for_end
+from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.nccl.messages import (
     CHUNK_BYTES,
     NAME,
-    NUM_STAGED,
     Join,
-    Rank,
-    nccl_word,
-    rank_of,
+    NcclSetup,
+    nccl_to_sink,
+    setup_of,
     staging_bytes,
 )
-from kvtransfer.transports.nccl.pair import Pair, Staging
-from kvtransfer.transports.polling import Watch
-from protocol.errors import PeerLost, TransferError, WireError
+from kvtransfer.transports.nccl.pair import Pair, join_pair
+from kvtransfer.transports.polling import DevicePoller
+from protocol.errors import PeerLost, TransferError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Offer:
+class _OfferedChunk:
     chunk: Chunk
     ranges: Ranges
     num_bytes: int
 
 
-class NcclSourceStream:
+class NcclSourceStream(SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
-    awaits_room = False
-    """Our own descriptor wakes us for room in the socket too."""
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, theirs: Rank) -> None:
-        self.queued_bytes = 0
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._num_staged_bytes = staging_bytes(rank_of(memory), theirs)
-        self._watch = Watch(sock)
-        self._outbox = WordOutbox(sock, nccl_word)
-        self._offers: deque[_Offer | Finish] = deque()
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._poller = DevicePoller(sock)
+        self._outbox = MessageOutbox(sock, nccl_to_sink)
+        self._offers: deque[_OfferedChunk | Finish] = deque()
+        self._queued_bytes = 0
         self._pair: Pair | None = None
 
+    @property
+    def queued_bytes(self) -> int:
+        return self._queued_bytes
+
     def fileno(self) -> int:
-        return self._watch.fileno()
+        return self._poller.fileno()
 
     def receive(self) -> None:
-        self._watch.clear()
-        end_of(self._sock)
+        self._poller.clear_tick()
+        check_for_end(self._sock)
         self.flush()
-
-    def add_lane(self, sock: socket.socket, lane: int) -> None:
-        raise WireError(f"{NAME} has one socket")
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         num_bytes = int(ranges.sizes_R.sum())
-        assert num_bytes <= self._num_staged_bytes
-        self._offers.append(_Offer(chunk, ranges, num_bytes))
-        self.queued_bytes += num_bytes
+        assert num_bytes <= self._max_chunk_bytes
+        self._offers.append(_OfferedChunk(chunk, ranges, num_bytes))
+        self._queued_bytes += num_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._offers.append(word)
+    def finish(self, message: Finish) -> None:
+        self._offers.append(message)
 
     def flush(self) -> None:
         self._advance()
@@ -82,16 +80,17 @@ class NcclSourceStream:
         self._advance()
         self._outbox.flush()
         busy = self._pair is not None and self._pair.is_busy
-        self._watch.expect(device=busy or bool(self._offers), room=bool(self._outbox.num_bytes))
+        self._poller.expect_device(busy or bool(self._offers))
+        self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
         kept = [x for x in self._offers if isinstance(x, Finish) or x.chunk.fetch != fetch]
         self._offers = deque(kept)
-        self.queued_bytes = sum(x.num_bytes for x in kept if isinstance(x, _Offer))
+        self._queued_bytes = sum(x.num_bytes for x in kept if isinstance(x, _OfferedChunk))
 
     def close(self) -> None:
         self._offers.clear()
-        self._watch.close()
+        self._poller.close()
         self._sock.close()
         if self._pair is not None:
             self._pair.abort()
@@ -99,21 +98,21 @@ class NcclSourceStream:
     def _advance(self) -> None:
         if self._pair is not None:
             for transfer in self._pair.advance():
-                self._pair.staging.give_back(transfer.span)
+                self._pair.staging.return_span(transfer.span)
 
-    def _send(self, offer: _Offer | Finish) -> bool:
+    def _send(self, offer: _OfferedChunk | Finish) -> bool:
         """Post one; False when there is no staging for it now."""
         if isinstance(offer, Finish):
-            self._outbox.put(offer)
+            self._outbox.put_message(offer)
             return True
         pair = self._pair = self._pair or self._meet()
-        span = pair.staging.take()
+        span = pair.staging.take_span()
         if span is None:
             return False
         self._gather(offer.ranges, span, pair.stream)
-        pair.post(span, offer.num_bytes)
-        self._outbox.put(offer.chunk)
-        self.queued_bytes -= offer.num_bytes
+        pair.post_transfer(span, offer.num_bytes)
+        self._outbox.put_message(offer.chunk)
+        self._queued_bytes -= offer.num_bytes
         return True
 
     def _gather(self, ranges: Ranges, span: Span, stream: Stream) -> None:
@@ -129,16 +128,12 @@ class NcclSourceStream:
 
     def _meet(self) -> Pair:
         """Make the communicator, and tell the sink how. Raises PeerLost."""
-        collectives, driver = self._memory.collectives, self._memory.driver
+        collectives = self._memory.collectives
         assert collectives is not None
         try:
             unique_id = collectives.unique_id()
-            staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
-            pair = Pair(
-                driver=driver, collectives=collectives, unique_id=unique_id, rank=0,
-                staging=staging, clock=time.monotonic,
-            )  # fmt: skip
         except TransferError as error:
             raise PeerLost(f"no communicator can be made: {error}") from error
-        self._outbox.put(Join(unique_id=unique_id))
+        pair = join_pair(self._memory, unique_id, rank=0, chunk_bytes=self._max_chunk_bytes)
+        self._outbox.put_message(Join(unique_id=unique_id))
         return pair

@@ -1,11 +1,10 @@
-"""The board: one copy job in shared memory that both processes of a stream may work on.
+"""A copy job in shared memory, on which both processes of a stream may work.
 
-The sink makes it, fills a job in and works on it; the source, told the job's number, helps. Pieces
-are claimed one batch at a time, so nobody waits for a side that is busy.
+The sink makes it, fills one chunk after another in and copies; the source, told the job's number,
+copies too. Pieces are claimed one batch at a time, so nobody waits for a side that is busy.
 """
 
 import ctypes
-import fcntl
 import mmap
 import os
 from typing import Final
@@ -14,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
-from kvtransfer.native import copy as native
+from kvtransfer.memory.sealed import create_sealed, open_sealed
+from kvtransfer.native.copy import Memory, fits
+from kvtransfer.native.library import kernels
 from protocol.errors import LayoutMismatch
 
 MAX_RANGES: Final = 16_384
@@ -22,115 +23,105 @@ MAX_PIECES: Final = 4_096
 MAX_PIECE_RANGES: Final = 4_096
 _BATCH_BYTES: Final = 256 << 10
 """Claimed at a time: 20 us of copying, against 0.1 us for the claim."""
-_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_HEADER: Final = 128
+_FIELDS: Final = np.dtype(
+    [
+        ("header", "V128"),
+        ("target_offsets", "<i8", MAX_RANGES),
+        ("source_offsets", "<i8", MAX_RANGES),
+        ("sizes", "<i8", MAX_RANGES),
+        ("starts", "<i8", MAX_PIECES + 1),
+        ("sums", "<u8", MAX_PIECES),
+    ]
+)
+"""`CopyJob` in share.c."""
 
 
-class Board:
+class CopyJob:
     """Made by the sink with `create`, mapped by the source with `open`."""
 
     def __init__(self, fd: int, mapping: mmap.mmap, library: ctypes.CDLL) -> None:
         self.fd = fd
+        self.is_shut = False
+        """`shut` was called since the last chunk was begun."""
+        self.mapped = np.frombuffer(mapping, np.uint8)
+        """The whole of it."""
         self._library = library
-        self.stopping = False
-        """`stop` was asked for since the last job."""
         self._mapping = mapping
-        whole = np.frombuffer(mapping, np.uint8)
-        self._address = int(whole.ctypes.data)
-        at = _HEADER
-        self._ranges: list[NDArray[np.int64]] = []
-        for _ in range(3):
-            self._ranges.append(whole[at : at + 8 * MAX_RANGES].view(np.int64))
-            at += 8 * MAX_RANGES
-        self._starts = whole[at : at + 8 * (MAX_PIECES + 1)].view(np.int64)
-        at += 8 * (MAX_PIECES + 1)
-        self._sums = whole[at : at + 8 * MAX_PIECES].view(np.uint64)
+        self._address = int(self.mapped.ctypes.data)
+        self._fields = self.mapped.view(_FIELDS)[0]
 
     @classmethod
-    def create(cls) -> "Board | None":
-        """A board without a job; None without the kernels. Raises OSError without a descriptor."""
-        library = native.kernels()
+    def create(cls) -> "CopyJob | None":
+        """Without a chunk in it; None without the kernels. Raises OSError without a descriptor."""
+        library = kernels()
         if library is None:
             return None
-        num_bytes = int(library.baton_kv_board_bytes())
-        fd = os.memfd_create("baton-board", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(fd, num_bytes)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-            return cls(fd, mmap.mmap(fd, num_bytes), library)
-        except OSError:
-            os.close(fd)
-            raise
+        fd, mapping = create_sealed("baton-copy-job", int(library.baton_kv_job_bytes()))
+        return cls(fd, mapping, library)
 
     @classmethod
-    def open(cls, fd: int) -> "Board":
-        """Map a sink's board; takes `fd` even when it raises LayoutMismatch."""
-        library = native.kernels()
-        try:
-            if library is None:
-                raise LayoutMismatch("no kernels to help with")
-            num_bytes = int(library.baton_kv_board_bytes())
-            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
-            if not sealed or os.fstat(fd).st_size != num_bytes:
-                raise LayoutMismatch("the peer's board has another size")
-            return cls(fd, mmap.mmap(fd, num_bytes), library)
-        except (OSError, LayoutMismatch) as error:
+    def open(cls, fd: int) -> "CopyJob":
+        """Map a sink's; takes `fd` even when it raises LayoutMismatch."""
+        library = kernels()
+        if library is None:
             os.close(fd)
-            raise LayoutMismatch(f"no board: {error}") from error
+            raise LayoutMismatch("no kernels to help with")
+        num_bytes = int(library.baton_kv_job_bytes())
+        mapping = open_sealed(fd, what="copy job", num_bytes=num_bytes, writable=True)
+        return cls(fd, mapping, library)
 
     @staticmethod
-    def takes(landing: Landing) -> bool:
-        """Whether a job of this size fits, and the kernels take its ranges."""
+    def fits(landing: Landing) -> bool:
+        """Whether a chunk of this size has room, and the kernels take its ranges."""
         target = landing.target
-        if len(target.sizes_R) > MAX_RANGES or not native.fits(target):
+        if len(target.sizes_R) > MAX_RANGES or not fits(target):
             return False
         return int(np.diff(target.starts_P).max()) <= MAX_PIECE_RANGES
 
-    def begin(self, landing: Landing) -> int | None:
-        """Put up a job on which both may work; its number. None while someone is still inside."""
-        if not self.stop():
+    def begin_chunk(self, landing: Landing) -> int | None:
+        """Let both copy this chunk; the job's number. None while someone is still inside."""
+        if not self.shut():
             return None
         target, source = landing.target, landing.source
         num_ranges, num_pieces = len(target.sizes_R), len(target.starts_P) - 1
-        for into, values in zip(
-            self._ranges, (target.offsets_R, source.offsets_R, target.sizes_R), strict=True
-        ):
-            into[:num_ranges] = values
-        self._starts[: num_pieces + 1] = target.starts_P
+        self._fields["target_offsets"][:num_ranges] = target.offsets_R
+        self._fields["source_offsets"][:num_ranges] = source.offsets_R
+        self._fields["sizes"][:num_ranges] = target.sizes_R
+        self._fields["starts"][: num_pieces + 1] = target.starts_P
         batch = max(1, _BATCH_BYTES * num_pieces // max(1, landing.num_bytes))
-        self.stopping = False
-        return int(self._library.baton_kv_put_up(self._address, num_pieces, batch, 1))
+        self.is_shut = False
+        return int(self._library.baton_kv_begin_job(self._address, num_pieces, batch, 1))
 
-    def work(self, number: int, *, target: native.Memory, source: native.Memory) -> int:
-        """Copy pieces of a job until none are left; how many. Raises ValueError when the board
+    def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
+        """Copy pieces of a job until none are left; how many. Raises ValueError when the job
         describes what cannot be."""
         num_copied = int(
-            self._library.baton_kv_work(
+            self._library.baton_kv_copy_pieces(
                 self._address, number, target.address, target.num_bytes,
                 source.address, source.num_bytes,
             )
         )  # fmt: skip
         if num_copied < 0:
-            raise ValueError("the board describes what cannot be copied")
+            raise ValueError("the copy job describes what cannot be copied")
         return num_copied
 
-    def wait(self, most_s: float) -> bool:
+    def is_done_within(self, most_s: float) -> bool:
         """Spin until every piece is done; False when that takes longer than `most_s`."""
-        return bool(self._library.baton_kv_await(self._address, int(most_s * 1e9)))
+        return bool(self._library.baton_kv_await_job(self._address, int(most_s * 1e9)))
 
     def sums(self, num_pieces: int) -> NDArray[np.uint64]:
-        """The checksums of the pieces of a job that is done."""
-        return self._sums[:num_pieces].copy()
+        """The checksums of the pieces of a job that is done, `[piece]`."""
+        sums_P: NDArray[np.uint64] = self._fields["sums"][:num_pieces].copy()
+        return sums_P
 
-    def stop(self) -> bool:
-        """Let nobody in any more; True when nobody is inside. Then nobody writes by this board."""
-        self.stopping = True
-        return bool(self._library.baton_kv_shut(self._address))
+    def shut(self) -> bool:
+        """Let nobody in any more; True when nobody is inside. Then nobody writes by this job."""
+        self.is_shut = True
+        return bool(self._library.baton_kv_shut_job(self._address))
 
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self._ranges = []
-            del self._starts, self._sums
+            del self._fields, self.mapped
             self._mapping.close()

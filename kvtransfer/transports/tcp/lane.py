@@ -1,6 +1,6 @@
 """One connection of a TCP stream at the sink: frames come in, one after another.
 
-Reads header and word of a frame, however they are cut, and never a byte beyond; the bytes of its
+Reads header and message of a frame, however they are cut, and never a byte beyond; the bytes of its
 chunk go straight into the slots of its landing, or nowhere. Does not know other lanes.
 """
 
@@ -15,13 +15,8 @@ from kvtransfer.chunk import Landing
 from kvtransfer.messages import FetchId
 from kvtransfer.native import flows
 from kvtransfer.native.copy import Memory
-from kvtransfer.transports.tcp.frames import (
-    HEADER_BYTES,
-    FrameWord,
-    Header,
-    frame_word,
-    unpack_header,
-)
+from kvtransfer.transports.tcp.frames import HEADER_BYTES, Header, unpack_header
+from kvtransfer.transports.tcp.messages import TcpToSink, tcp_to_sink
 from protocol.errors import PeerLost, WireError
 
 _scratch = bytearray(256 << 10)
@@ -46,23 +41,23 @@ class Lane:
     def fileno(self) -> int:
         return self._fd
 
-    def read_head(self) -> tuple[FrameWord, int] | None:
-        """The next frame's word and the length of its body, or None while they are not here.
+    def read_head(self) -> tuple[TcpToSink, int] | None:
+        """The next frame's message and the length of its body, or None while they are not here.
         Raises PeerLost or WireError."""
         if self._header is None:
             if not self._fill():
                 return None
             self._header = unpack_header(bytes(self._buffer))
-            self._expect(self._header.word_bytes)
+            self._expect(self._header.message_bytes)
         if not self._fill():
             return None
         header, self._header = self._header, None
         packed = bytes(self._buffer)
-        header.check(packed)
-        word = frame_word.decode(packed)
+        header.check_message(packed)
+        message = tcp_to_sink.decode(packed)
         self._expect(HEADER_BYTES)
         self.number = header.number
-        return word, header.body_bytes
+        return message, header.body_bytes
 
     def land(self, landing: Landing, memory: Memory) -> None:
         """The body goes to the target of `landing` in `memory`. Raises WireError when it cannot."""
@@ -87,7 +82,7 @@ class Lane:
             self.discard(self.flow.left_bytes)
         return landing
 
-    def take_end(self) -> tuple[Landing | None, NDArray[np.uint64] | None] | None:
+    def pop_end(self) -> tuple[Landing | None, NDArray[np.uint64] | None] | None:
         """Once the body is here whole: its landing, and the sums taken on the way. Raises
         PeerLost."""
         flow = self.flow

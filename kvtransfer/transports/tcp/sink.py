@@ -6,19 +6,20 @@ end of a fetch only when all chunks begun before it are here.
 """
 
 import logging
-import select
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
-from kvtransfer.transports.base import ChunkTaker, Unreachable
+from kvtransfer.transports.base import ChunkTaker, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
-from kvtransfer.transports.framing import WordOutbox
-from kvtransfer.transports.tcp.frames import Credit, credit
+from kvtransfer.transports.framing import MessageOutbox
+from kvtransfer.transports.polling import FdPoller
 from kvtransfer.transports.tcp.lane import Lane
+from kvtransfer.transports.tcp.messages import NAME, Credit, tcp_to_source
 from kvtransfer.transports.tcp.order import ChunkOrder
 from protocol.errors import WireError
 
@@ -31,35 +32,56 @@ _GRANTS: Final = 4
 DialLane = Callable[["TcpSinkStream"], Dial]
 
 
-class TcpSinkStream:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpStatistics:
+    """What a stream is and has done so far, at its sink."""
+
+    num_dialling: int
+    """Lanes on their way up."""
+    last_numbers: tuple[int, ...]
+    """Of each lane that is up: the number of the frame it read last; 0 for none."""
+    received_bytes: int
+    """Of chunks, over all lanes."""
+    granted_bytes: int
+    """Of chunks that the source was told it may have sent."""
+
+
+class TcpSinkStream(SinkStream):
+    transport = NAME
+
     def __init__(
-        self, sock: socket.socket, *, transport: str, memory: BlockMemory, window: int,
+        self, sock: socket.socket, memory: BlockMemory, *, window: int,
         lanes: Sequence[DialLane] = (),
     ) -> None:  # fmt: skip
         """`lanes` dial the stream's further sockets. `window` is what the hello granted."""
-        self.transport = transport
         self._memory = memory
         self._window = self._told = window
         self._received = 0
         """Bytes of chunks, over all lanes."""
         self._order = ChunkOrder()
         self._lanes: list[Lane] = []
-        self._epoll = select.epoll()
-        self._credits = WordOutbox(sock, credit)
+        self._poller = FdPoller()
+        self._credits = MessageOutbox(sock, tcp_to_source)
         self._dials: list[Dial] = []
         self._awaits_room = False
         """The credits do; the socket never was that full."""
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._poller.watch(sock.fileno())
         self.admit(sock)
         for dial in lanes:
             self._dial(dial)
 
     def fileno(self) -> int:
-        return self._epoll.fileno()
+        return self._poller.fileno()
 
     def admit(self, sock: socket.socket) -> None:
         """A lane is up."""
         self._lanes.append(Lane(sock))
+
+    def statistics(self) -> TcpStatistics:
+        return TcpStatistics(
+            num_dialling=len(self._dials), last_numbers=tuple(x.number for x in self._lanes),
+            received_bytes=self._received, granted_bytes=self._told,
+        )  # fmt: skip
 
     def receive(self, taker: ChunkTaker) -> bool:
         if self._dials:
@@ -88,21 +110,21 @@ class TcpSinkStream:
         for lane in self._lanes:
             lane.close()
         self._dials, self._lanes = [], []
-        self._epoll.close()
+        self._poller.close()
         return True
 
     def _begin(self, taker: ChunkTaker) -> bool:
         """Take the heads of frames that have come; True when a body is to be read."""
         for lane in self._lanes:
             while lane.flow is None and (frame := lane.read_head()) is not None:
-                word, body_bytes = frame
-                match word:
+                message, body_bytes = frame
+                match message:
                     case Chunk():
-                        self._begin_chunk(lane, word, body_bytes, taker)
+                        self._begin_chunk(lane, message, body_bytes, taker)
                     case Finish():
                         if body_bytes:
                             raise WireError("a finish comes with bytes")
-                        self._tell(self._order.finish(word, after=lane.number), taker)
+                        self._tell(self._order.add_finish(message, after=lane.number), taker)
         return any(lane.flow is not None for lane in self._lanes)
 
     def _begin_chunk(self, lane: Lane, chunk: Chunk, body_bytes: int, taker: ChunkTaker) -> None:
@@ -122,7 +144,7 @@ class TcpSinkStream:
         """Hand on the chunks that are here whole; True when there was one. Raises PeerLost."""
         any_ended = False
         for lane in self._lanes:
-            if (end := lane.take_end()) is None:
+            if (end := lane.pop_end()) is None:
                 continue
             any_ended = True
             landing, sums_P = end
@@ -130,24 +152,24 @@ class TcpSinkStream:
                 if sums_P is None:
                     sums_P = self._memory.checksums(landing.target)
                 taker.end_chunk(landing, sums_P)
-            self._tell(self._order.end(lane.number), taker)
+            self._tell(self._order.end_chunk(lane.number), taker)
         return any_ended
 
     def _tell(self, finished: list[Finish], taker: ChunkTaker) -> None:
-        for word in finished:
-            taker.finished(word)
+        for message in finished:
+            taker.finished(message)
 
     def _grant(self) -> None:
         """Let the source send as much more as has come; at the latest when nothing comes."""
         total = self._received + self._window
         idle = total > self._told and not any(lane.flow for lane in self._lanes)
         if idle or total - self._told >= self._window // _GRANTS:
-            self._credits.put(Credit(total_bytes=total))
+            self._credits.put_message(Credit(total_bytes=total))
             self._told = total
         self._credits.flush()
         if bool(self._credits.num_bytes) != self._awaits_room:
             self._awaits_room = not self._awaits_room
-            self._watch(self._lanes[0].fileno(), writable=self._awaits_room)
+            self._poller.watch(self._lanes[0].fileno(), writable=self._awaits_room)
 
     def _dial(self, dial_lane: DialLane) -> None:
         try:
@@ -156,7 +178,7 @@ class TcpSinkStream:
             log.info("a lane less", extra={"why": str(error)})
             return
         self._dials.append(dial)
-        self._epoll.register(dial.fileno(), select.EPOLLIN | select.EPOLLOUT)
+        self._poller.watch(dial.fileno(), writable=True)
 
     def _advance(self) -> None:
         """Go on with the lanes that are on their way up."""
@@ -164,14 +186,11 @@ class TcpSinkStream:
             fd = dial.fileno()
             try:
                 if dial.advance() is None:
-                    self._watch(fd, writable=dial.writable)
+                    self._poller.watch(fd, writable=dial.writable)
                     continue
-                self._watch(fd, writable=False)
+                self._poller.watch(fd, writable=False)
             except Unreachable as error:
                 log.info("a lane less", extra={"why": str(error)})
-                self._epoll.unregister(fd)
+                self._poller.forget(fd)
                 dial.close()
             self._dials.remove(dial)
-
-    def _watch(self, fd: int, *, writable: bool) -> None:
-        self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if writable else 0))

@@ -6,7 +6,6 @@ dropped.
 """
 
 import os
-import select
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -14,21 +13,25 @@ from typing import Final
 
 import numpy as np
 
+from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
 from kvtransfer.native.copy import Memory
 from kvtransfer.plan import Ranges
-from kvtransfer.transports.dial import end_of
-from kvtransfer.transports.framing import WordInbox
-from kvtransfer.transports.tcp.frames import (
+from kvtransfer.transports.base import SourceStream
+from kvtransfer.transports.dial import check_for_end
+from kvtransfer.transports.framing import MessageInbox
+from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.tcp.frames import pack_head
+from kvtransfer.transports.tcp.messages import (
     MAX_CREDIT_BYTES,
     MAX_LANES,
+    NAME,
     Credit,
-    FrameWord,
-    credit,
-    pack_head,
+    TcpToSink,
+    tcp_to_source,
 )
-from kvtransfer.transports.tcp.tuning import is_local, tune
+from kvtransfer.transports.tcp_socket import is_local, tune
 from protocol.errors import PeerLost, WireError
 
 CHUNK_BYTES: Final = 8 << 20
@@ -47,9 +50,9 @@ _ZEROS: Final = Memory(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
 
 @dataclass(slots=True, eq=False)
 class _Frame:
-    """A word that waits for a lane, and where the bytes of its chunk lie."""
+    """A message that waits for a lane, and where the bytes of its chunk lie."""
 
-    word: FrameWord
+    message: TcpToSink
     ranges: Ranges
     body_bytes: int
 
@@ -63,12 +66,13 @@ class _Lane:
     awaits_room: bool = False
 
 
-class TcpSourceStream:
-    def __init__(self, sock: socket.socket, *, transport: str, memory: Memory, window: int) -> None:
-        """`memory` is our pool, `window` the bytes of chunks granted to begin with."""
-        self.transport = transport
+class TcpSourceStream(SourceStream):
+    transport = NAME
+
+    def __init__(self, sock: socket.socket, memory: BlockMemory, *, window: int) -> None:
+        """`window` is the bytes of chunks granted to begin with."""
         self.chunk_bytes = LOCAL_CHUNK_BYTES if is_local(sock) else CHUNK_BYTES
-        self._memory = memory
+        self._span = memory.span
         self._granted = window
         self._begun_bytes = 0
         """Of the chunks dealt to lanes so far."""
@@ -76,8 +80,8 @@ class TcpSourceStream:
         self._frames: deque[_Frame] = deque()
         self._queued_bytes = 0
         self._lanes: dict[int, _Lane] = {}
-        self._epoll = select.epoll()
-        self._inbox = WordInbox(sock, credit, max_bytes=MAX_CREDIT_BYTES)
+        self._poller = FdPoller()
+        self._inbox = MessageInbox(sock, tcp_to_source, max_bytes=MAX_CREDIT_BYTES)
         self.add_lane(sock, 0)
 
     @property
@@ -86,26 +90,27 @@ class TcpSourceStream:
         return self._queued_bytes
 
     @property
-    def awaits_room(self) -> bool:
-        """Never: the lanes' own epoll, which is what `fileno` gives, waits for room."""
-        return False
+    def unsent_bytes(self) -> int:
+        """Of chunks, those on the lanes included."""
+        flows_left = (lane.flow.left_bytes for lane in self._lanes.values() if lane.flow)
+        return self._queued_bytes + sum(flows_left)
 
     def fileno(self) -> int:
-        return self._epoll.fileno()
+        return self._poller.fileno()
 
     def receive(self) -> None:
-        for fd, _ in self._epoll.poll(0, MAX_LANES):
+        for fd in self._poller.ready():
             for number, lane in self._lanes.items():
                 if lane.sock.fileno() == fd and number:
-                    end_of(lane.sock)
-        for word in self._inbox.receive():
-            self._grant(word)
+                    check_for_end(lane.sock)
+        for credit in self._inbox.receive():
+            self._grant(credit)
 
     def add_lane(self, sock: socket.socket, lane: int) -> None:
         if lane in self._lanes or not 0 <= lane < MAX_LANES:
             raise WireError(f"lane {lane} is there already, or one too many")
         tune(sock)
-        self._epoll.register(sock.fileno(), select.EPOLLIN)
+        self._poller.watch(sock.fileno())
         self._lanes[lane] = _Lane(sock)
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
@@ -113,8 +118,8 @@ class TcpSourceStream:
         self._frames.append(_Frame(chunk, ranges, body_bytes))
         self._queued_bytes += body_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._frames.append(_Frame(word, _NOTHING, 0))
+    def finish(self, message: Finish) -> None:
+        self._frames.append(_Frame(message, _NOTHING, 0))
 
     def flush(self) -> None:
         left = _TURN_BYTES
@@ -131,7 +136,7 @@ class TcpSourceStream:
     def drop(self, fetch: FetchId) -> None:
         """What is on a lane already goes on as zeros: its length was promised, its bytes were
         not, and its checksums tell."""
-        self._frames = deque(frame for frame in self._frames if frame.word.fetch != fetch)
+        self._frames = deque(frame for frame in self._frames if frame.message.fetch != fetch)
         self._queued_bytes = sum(frame.body_bytes for frame in self._frames)
         for lane in self._lanes.values():
             if lane.flow is not None and lane.fetch == fetch and lane.flow.left_bytes:
@@ -145,12 +150,12 @@ class TcpSourceStream:
         for lane in self._lanes.values():
             lane.flow = None
             lane.sock.close()
-        self._epoll.close()
+        self._poller.close()
 
-    def _grant(self, word: Credit) -> None:
-        if word.total_bytes < self._granted:
+    def _grant(self, credit: Credit) -> None:
+        if credit.total_bytes < self._granted:
             raise WireError("credit was taken back")
-        self._granted = word.total_bytes
+        self._granted = credit.total_bytes
 
     def _deal(self) -> None:
         """Give frames to idle lanes, in order, as far as the credit goes."""
@@ -168,10 +173,10 @@ class TcpSourceStream:
     def _begin(self, lane: _Lane, frame: _Frame) -> None:
         self._queued_bytes -= frame.body_bytes
         self._begun_bytes += frame.body_bytes
-        self._num_begun += isinstance(frame.word, Chunk)
-        head = pack_head(frame.word, number=self._num_begun, body_bytes=frame.body_bytes)
-        lane.fetch = FetchId(frame.word.fetch)
-        lane.flow = flows.Flow(lane.sock.fileno(), self._memory, frame.ranges, head=head)
+        self._num_begun += isinstance(frame.message, Chunk)
+        head = pack_head(frame.message, number=self._num_begun, body_bytes=frame.body_bytes)
+        lane.fetch = FetchId(frame.message.fetch)
+        lane.flow = flows.Flow(lane.sock.fileno(), self._span, frame.ranges, head=head)
 
     def _settle(self) -> bool:
         """Take sent frames off their lanes; False when none was sent whole. Raises PeerLost."""
@@ -190,5 +195,4 @@ class TcpSourceStream:
         for lane in self._lanes.values():
             if lane.awaits_room != (lane.flow is not None):
                 lane.awaits_room = not lane.awaits_room
-                mask = select.EPOLLIN | (select.EPOLLOUT if lane.awaits_room else 0)
-                self._epoll.modify(lane.sock.fileno(), mask)
+                self._poller.watch(lane.sock.fileno(), writable=lane.awaits_room)

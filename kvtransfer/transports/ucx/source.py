@@ -9,29 +9,23 @@ import socket
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-import msgspec
-
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import (
-    MAX_WORD_BYTES,
-    Chunk,
-    FetchId,
-    Finish,
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, StreamWelcome
+from kvtransfer.plan import Ranges
+from kvtransfer.transports.base import SourceStream
+from kvtransfer.transports.dial import send_welcome
+from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.ucx.cut import cut_ranges, runs_of
+from kvtransfer.transports.ucx.messages import (
+    NAME,
     Posted,
     Sending,
-    StreamWelcome,
     Unwanted,
-    stream_welcome,
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.plan import Ranges
-from kvtransfer.transports.framing import WordInbox, WordOutbox, send_word
-from kvtransfer.transports.polling import eyes_for
-from kvtransfer.transports.ucx.cut import cut, runs_of
-from kvtransfer.transports.ucx.session import Broke, Moved, Proved, Ready
-from kvtransfer.transports.ucx.sink import NAME, QUIET_S
-from kvtransfer.transports.ucx.thread import UcxWorker
+from kvtransfer.transports.ucx.session import PeerReached, RangesMoved, SessionBroke, WorkerUp
+from kvtransfer.transports.ucx.thread import QUIET_S, UcxWorker
 from protocol.errors import PeerLost, WireError
 
 CHUNK_BYTES: Final = 1 << 20
@@ -41,7 +35,7 @@ _LEAST_BYTES: Final = 64 << 10
 
 
 @dataclass(slots=True, eq=False)
-class _Offered:
+class _UnansweredChunk:
     """A chunk that the sink has not answered yet."""
 
     fetch: FetchId
@@ -50,50 +44,45 @@ class _Offered:
     dropped: bool = False
 
 
-class UcxSourceStream:
+class UcxSourceStream(SourceStream):
+    transport = NAME
     chunk_bytes = CHUNK_BYTES
 
     def __init__(
         self, sock: socket.socket, memory: BlockMemory, *, welcome: StreamWelcome, peer: bytes
     ) -> None:
         """Welcomes the sink, whose worker is `peer`, once our own worker is up."""
-        self.transport = NAME
         self._sock = sock
         self._welcome: StreamWelcome | None = welcome
         self._worker = UcxWorker(memory.blocks)
-        self._eyes = eyes_for(sock, self._worker)
-        self._worker.meet(peer, probe="send")
-        self._inbox = WordInbox(sock, ucx_to_source, max_bytes=MAX_WORD_BYTES)
-        self._outbox = WordOutbox(sock, ucx_to_sink)
+        self._poller = self._worker.poller()
+        self._worker.connect_peer(peer, probe="send")
+        self._inbox = MessageInbox(sock, ucx_to_source, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._outbox = MessageOutbox(sock, ucx_to_sink)
         self._num_offered = 0
-        self._offered: dict[int, _Offered] = {}
+        self._offered: dict[int, _UnansweredChunk] = {}
         self._sending: dict[int, int] = {}
         """Bytes of each chunk that UCX has been given."""
-        self._eyes.watch()
+        self._poller.watch(sock.fileno())
 
     @property
     def queued_bytes(self) -> int:
         offered = sum(each.num_bytes for each in self._offered.values())
         return self._outbox.num_bytes + offered + sum(self._sending.values())
 
-    @property
-    def awaits_room(self) -> bool:
-        """Never: our own descriptor tells when the socket has room."""
-        return False
-
     def fileno(self) -> int:
-        return self._eyes.fileno()
+        return self._poller.fileno()
 
     def receive(self) -> None:
         for event in self._worker.events():
             match event:
-                case Ready(address):
+                case WorkerUp(address):
                     self._greet(address)
-                case Moved(number):
+                case RangesMoved(number):
                     del self._sending[number]
-                case Broke(why):
+                case SessionBroke(why):
                     raise PeerLost(why)
-                case Proved():
+                case PeerReached():
                     pass
                 case _:
                     assert_never(event)
@@ -102,22 +91,19 @@ class UcxSourceStream:
             self._hear()
         self.flush()
 
-    def add_lane(self, sock: socket.socket, lane: int) -> None:
-        raise WireError("ucx has one socket")
-
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         num_bytes = max(int(ranges.sizes_R.sum()), _LEAST_BYTES)
-        offered = _Offered(FetchId(chunk.fetch), ranges, num_bytes)
+        offered = _UnansweredChunk(FetchId(chunk.fetch), ranges, num_bytes)
         self._offered[self._num_offered] = offered
         self._num_offered += 1
-        self._outbox.put(chunk)
+        self._outbox.put_message(chunk)
 
-    def finish(self, word: Finish) -> None:
-        self._outbox.put(word)
+    def finish(self, message: Finish) -> None:
+        self._outbox.put_message(message)
 
     def flush(self) -> None:
         self._outbox.flush()
-        self._eyes.watch(writable=bool(self._outbox.num_bytes))
+        self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
         """What UCX has been given is read to its end; its checksums tell if it was changed."""
@@ -125,38 +111,37 @@ class UcxSourceStream:
             offered.dropped = offered.dropped or offered.fetch == fetch
 
     def close(self) -> None:
-        self._eyes.close()
+        self._poller.close()
         self._sock.close()
         self._worker.stop(wait_s=QUIET_S)
 
     def _greet(self, address: bytes) -> None:
         assert self._welcome is not None
         welcome, self._welcome = self._welcome, None
-        word = msgspec.structs.replace(welcome, setup=address)
-        send_word(self._sock, stream_welcome.encode(word))
+        send_welcome(self._sock, welcome, setup=address)
 
     def _hear(self) -> None:
-        for word in self._inbox.receive():
-            match word:
+        for message in self._inbox.receive():
+            match message:
                 case Posted():
-                    self._send(word)
+                    self._send(message)
                 case Unwanted(number=number):
-                    self._take(number)
+                    self._pop_unanswered(number)
                 case _:
-                    assert_never(word)
+                    assert_never(message)
 
-    def _take(self, number: int) -> _Offered:
+    def _pop_unanswered(self, number: int) -> _UnansweredChunk:
         offered = self._offered.pop(number, None)
         if offered is None:
             raise WireError(f"chunk {number} was answered, and not offered")
         return offered
 
-    def _send(self, word: Posted) -> None:
-        number, offered = word.number, self._take(word.number)
-        runs_M = runs_of(word.runs, offered.ranges)
-        messages = cut(number, offered.ranges, runs_M)
+    def _send(self, posted: Posted) -> None:
+        number, offered = posted.number, self._pop_unanswered(posted.number)
+        runs_M = runs_of(posted.runs, offered.ranges)
+        ranges = cut_ranges(number, offered.ranges, runs_M)
         if offered.dropped:
-            messages = messages.emptied()
+            ranges = ranges.emptied()
         self._sending[number] = offered.num_bytes
-        self._worker.move(messages, "send")
-        self._outbox.put(Sending(number=number, whole=not offered.dropped))
+        self._worker.move_ranges(ranges, "send")
+        self._outbox.put_message(Sending(number=number, whole=not offered.dropped))

@@ -11,28 +11,28 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 
 from kvtransfer.transports.control import Waker
-from kvtransfer.transports.ucx.cut import Messages
+from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.ucx.cut import TaggedRanges
 from kvtransfer.transports.ucx.session import (
-    Broke,
-    Command,
     Direction,
-    Event,
-    Meet,
-    Move,
-    Ready,
+    SessionBroke,
+    UcxEvent,
     UcxFailed,
     UcxSession,
-    load,
+    WorkerUp,
+    load_ucxx,
 )
 
 log = logging.getLogger(__name__)
 
+QUIET_S: Final = 0.02
+"""What cancelling takes, and a hundred times that for a thread that waits for a core."""
 _EXIT_S: Final = 2.0
 """What the exit of the process waits for threads that nobody stopped."""
 
@@ -43,8 +43,8 @@ class UcxWorker:
     def __init__(self, pool: memoryview) -> None:
         """Ranges are of `pool`, which stays mapped until the thread has ended."""
         self._pool = np.frombuffer(pool, np.uint8)
-        self._events: deque[Event] = deque()
-        self._commands: deque[Command] = deque()
+        self._events: deque[UcxEvent] = deque()
+        self._commands: deque[Callable[[UcxSession], None]] = deque()
         self._waker, self._notice = Waker(), Waker()
         self._stopping = False
         self._quiet = threading.Event()
@@ -58,15 +58,26 @@ class UcxWorker:
         """Readable when `events` has some."""
         return self._notice.fileno()
 
-    def meet(self, address: bytes, *, probe: Direction) -> None:
+    def poller(self) -> FdPoller:
+        """One that watches for events. Raises OSError when there is no descriptor left; the thread
+        is stopped then."""
+        try:
+            poller = FdPoller()
+            poller.watch(self.fileno())
+        except OSError:
+            self.stop()
+            raise
+        return poller
+
+    def connect_peer(self, address: bytes, *, probe: Direction) -> None:
         """Connect to the peer's worker, and send or await the byte that proves the way."""
-        self._command(Meet(address, probe))
+        self._enqueue(lambda session: session.connect_peer(address, probe=probe))
 
-    def move(self, messages: Messages, direction: Direction) -> None:
+    def move_ranges(self, ranges: TaggedRanges, direction: Direction) -> None:
         """Send these ranges of the pool, or fill them."""
-        self._command(Move(messages, direction))
+        self._enqueue(lambda session: session.move_ranges(ranges, direction))
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[UcxEvent]:
         """What has happened since the last call."""
         self._notice.clear()
         while self._events:
@@ -85,7 +96,7 @@ class UcxWorker:
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
 
-    def _command(self, command: Command) -> None:
+    def _enqueue(self, command: Callable[[UcxSession], None]) -> None:
         self._commands.append(command)
         with self._door:
             self._waker.wake()
@@ -103,10 +114,10 @@ class UcxWorker:
         try:
             self._serve()
         except UcxFailed as error:
-            self._tell(Broke(str(error)))
+            self._tell(SessionBroke(str(error)))
         except Exception as error:
             log.exception("a UCX worker stopped")
-            self._tell(Broke(f"UCX: {error}"))
+            self._tell(SessionBroke(f"UCX: {error}"))
         finally:
             self._pool = np.empty(0, np.uint8)
             self._quiet.set()
@@ -115,14 +126,16 @@ class UcxWorker:
 
     def _serve(self) -> None:
         """Run until stopped. On return, or raise, UCX has let go of the pool."""
-        api, _ = load()
+        api, _ = load_ucxx()
         try:
             session = UcxSession(self._pool, wake_fd=self._waker.fileno())
             try:
-                self._tell(Ready(session.address))
+                self._tell(WorkerUp(session.address))
                 while not self._stopping:
                     self._waker.clear()
-                    for event in session.step(self._commands):
+                    while self._commands:
+                        self._commands.popleft()(session)
+                    for event in session.step():
                         self._tell(event)
                     session.sleep()
             finally:
@@ -130,7 +143,7 @@ class UcxWorker:
         except api.UCXError as error:
             raise UcxFailed(f"UCX: {error}") from error
 
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: UcxEvent) -> None:
         self._events.append(event)
         with self._door:
             self._notice.wake()

@@ -15,9 +15,9 @@ from engine.commands import Submission
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import EngineStats
 from engine.sequence import FetchLost, FetchOutcome
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
-from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost
 from protocol import codec, messages
 from protocol.errors import PeerLost
 from protocol.ids import Epoch, LeaseId, RouterId, WorkerId

@@ -4,35 +4,37 @@ import errno
 import queue
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
 import zmq
 from support.eventually import eventually
 from support.pieces import chunk, pieces
+from support.sink_means import sink_means
 from support.transfer import COMPAT, LAYOUT, WITHIN_S, Borrower, Lender, Slot
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import MAX_RENEWED, FetchId
 from kvtransfer.plan import plan
-from kvtransfer.sink import fetch as session
-from kvtransfer.sink.fetches import Fetcher
+from kvtransfer.sink.fetch import Fetch, FetchStep
+from kvtransfer.sink.fetches import FetchTable
 from kvtransfer.sink.link import Link
-from kvtransfer.sink.means import Means
-from kvtransfer.sink.running_fetch import Active
-from kvtransfer.source import sinks as visitors
-from kvtransfer.source.leases import Lender as Lending
-from kvtransfer.transports import tcp_port
+from kvtransfer.sink.running_fetch import RunningFetch
+from kvtransfer.source.leases import LeaseTable
+from kvtransfer.source.sinks import PAUSE_S
+from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.control import Poller
-from kvtransfer.transports.shm.copy_job import Board
+from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.tcp import sink as tcp_sink
 from kvtransfer.transports.tcp import source as tcp_source
+from kvtransfer.transports.tcp_socket import TcpPort
 from protocol.errors import CapacityError
-from protocol.ids import WorkerId
+from protocol.messages import Ticket
 
 FULL = OSError(errno.EMFILE, "Too many open files")
 
@@ -63,10 +65,10 @@ def test_a_sink_that_breaks_says_so_and_ends_its_fetches(
     told: queue.Queue[str] = queue.Queue()
     borrower = Borrower(on_broken=told.put)
 
-    def turn(fetcher: Fetcher, ready: set[int]) -> None:
+    def run_turn(fetches: FetchTable, ready: set[int]) -> None:
         raise RuntimeError("a slip")
 
-    monkeypatch.setattr(Fetcher, "turn", turn)
+    monkeypatch.setattr(FetchTable, "run_turn", run_turn)
     outcome = borrower.fetch(lender.lend([0]), [Slot(0, 0)])
     assert told.get(timeout=WITHIN_S) == "the kv sink is broken: a slip"
     assert isinstance(outcome.end, Aborted)
@@ -77,10 +79,10 @@ def test_a_source_that_breaks_says_so_and_ends_its_leases(monkeypatch: pytest.Mo
     told: queue.Queue[str] = queue.Queue()
     lender = Lender(on_broken=told.put)
 
-    def turn(lending: Lending) -> None:
+    def run_turn(leases: LeaseTable) -> None:
         raise RuntimeError("a slip")
 
-    monkeypatch.setattr(Lending, "turn", turn)
+    monkeypatch.setattr(LeaseTable, "run_turn", run_turn)
     ticket = lender.lend([0])
     assert told.get(timeout=WITHIN_S) == "the kv source is broken: a slip"
     assert lender.end_of(ticket.lease).reason == "closed"
@@ -131,13 +133,13 @@ def test_no_descriptor_to_give_away_turns_one_sink_to_tcp(
     assert isinstance(end, Landed) and end.transport == "tcp"
 
 
-def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
+def test_no_descriptor_for_a_copy_job_has_the_sink_copy_alone(
     lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> Board | None:
+    def fail() -> CopyJob | None:
         raise FULL
 
-    monkeypatch.setattr(Board, "create", fail)
+    monkeypatch.setattr(CopyJob, "create", fail)
     end = fetch_end(lender, borrower)
     assert isinstance(end, Landed) and end.transport == "shm"
 
@@ -145,21 +147,21 @@ def test_no_descriptor_for_a_board_has_the_sink_copy_alone(
 def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Who knocks stays at the door, which stays readable."""
+    """Connections that are not accepted keep the listening socket readable."""
     looks: list[float] = []
 
-    def full(listening: socket.socket) -> socket.socket | None:
+    def full(port: TcpPort) -> socket.socket | None:
         looks.append(time.monotonic())
         raise FULL
 
     lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(tcp_port, "accept_from", full)
+            patched.setattr(TcpPort, "accept", full)
             ticket = lender.lend([0])
             outcome = borrower.fetch(ticket, [Slot(0, 0)])
             eventually(lambda: len(looks) >= 3)
-        assert looks[2] - looks[0] >= 2 * visitors._FULL_S
+        assert looks[2] - looks[0] >= 2 * PAUSE_S
         lender.write_all(ticket)
         assert isinstance(outcome.end, Landed)
 
@@ -172,33 +174,27 @@ def test_no_descriptor_for_a_stream_that_is_up_loses_one_fetch(
     lender = Lender(transports=("tcp",), on_broken=told.append)
     borrower = Borrower(transports=("tcp",), on_broken=told.append)
 
-    class Full(SimpleNamespace):
-        def epoll(self) -> None:
-            raise FULL
+    def full() -> FdPoller:
+        raise FULL
 
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(side, "select", Full())
+            patched.setattr(side, "FdPoller", full)
             assert isinstance(fetch_end(lender, borrower), Lost)
         assert isinstance(fetch_end(lender, borrower), Landed) and not told
 
 
 @pytest.fixture
-def fetcher(lender: Lender) -> Iterator[Fetcher]:
+def fetches(lender: Lender) -> Iterator[FetchTable]:
     memory = BlockMemory.create(num_blocks=4, block_bytes=LAYOUT.block_bytes)
-    means = Means(
-        memory=memory, layout=LAYOUT, worker=WorkerId("decode-0"), compat=COMPAT,
-        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tamper=None, tcp_lanes=2,
-        on_quiet=lambda block_ids: None, on_notice=lambda notice: None, clock=lambda: 0.0,
-    )  # fmt: skip
-    fetcher = Fetcher(means, poller=Poller())
-    yield fetcher
-    fetcher.close()
+    fetches = FetchTable(sink_means(memory, LAYOUT, compat=COMPAT), poller=Poller())
+    yield fetches
+    fetches.close()
     memory.close()
 
 
 def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(
-    lender: Lender, fetcher: Fetcher
+    lender: Lender, fetches: FetchTable
 ) -> None:
     ends: list[FetchEnd] = []
     ticket = lender.lend([0, 1])
@@ -206,15 +202,19 @@ def test_a_fetch_with_two_writers_ends_once_when_it_is_cancelled(
         pieces([i], [i], block_tokens=LAYOUT.block_tokens, num_tokens=8, block_bytes=1)
         for i in (0, 1)
     ]
-    fetch = session.Fetch(fetch=FetchId(1), lease=ticket.lease, pieces_S=np.concatenate(due))
-    way = plan(LAYOUT, LAYOUT)
-    fetcher.begin(Active(fetch, ticket, way, ends.append, started_s=0.0, deadline_s=9.0))
+    fetch = Fetch(fetch_id=FetchId(1), lease_id=ticket.lease, pieces_S=np.concatenate(due))
+    fetches.start_fetch(running_fetch(fetch, ticket, ends.append))
     fetch.start()
     for piece in due:
         assert fetch.begin_write(attempt=1, pieces_P=piece) is not None
-    fetcher.cancel(FetchId(1), "enough")
+    fetches.cancel_fetch(FetchId(1), "enough")
     (end,) = ends
     assert isinstance(end, Aborted) and end.reason == "enough"
+
+
+def running_fetch(fetch: Fetch, ticket: Ticket, on_end: Callable[[FetchEnd], None]) -> RunningFetch:
+    route = plan(LAYOUT, LAYOUT)
+    return RunningFetch(fetch, ticket, route, on_end, started_s=0.0, deadline_s=9.0)
 
 
 class Stuck:
@@ -222,31 +222,44 @@ class Stuck:
 
     transport = "tcp"
     is_over = False
+    num_closes = 0
 
     def close(self) -> bool:
+        self.num_closes += 1
         return self.is_over
 
 
 def test_a_writer_that_stops_late_ends_nothing_of_the_next_stream(
-    lender: Lender, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+    lender: Lender, fetches: FetchTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stuck, takers = Stuck(), list[ChunkTaker]()
+
+    def receive_stream(
+        link: Link, taker: ChunkTaker, ready: set[int], *, now_s: float
+    ) -> Stuck | None:
+        """The first stream breaks at once."""
+        takers.append(taker)
+        return stuck if len(takers) == 1 else None
+
+    monkeypatch.setattr(Link, "receive_stream", receive_stream)
     monkeypatch.setattr(Link, "attach_again", lambda link, *, now_s: None)
     ticket = lender.lend([0])
     piece = pieces(
         [0], [0], block_tokens=LAYOUT.block_tokens, num_tokens=ticket.num_tokens,
         block_bytes=LAYOUT.block_bytes,
     )  # fmt: skip
-    fetch = session.Fetch(fetch=FetchId(1), lease=ticket.lease, pieces_S=piece)
-    way = plan(LAYOUT, LAYOUT)
-    fetcher.begin(Active(fetch, ticket, way, print, started_s=0.0, deadline_s=9.0))
-    (link,) = fetcher._links.values()
-    stuck = Stuck()
-    fetcher._mend(link, stuck)  # type: ignore[arg-type]
+    fetch = Fetch(fetch_id=FetchId(1), lease_id=ticket.lease, pieces_S=piece)
+    fetches.start_fetch(running_fetch(fetch, ticket, print))
+    for _ in range(2):
+        fetches.run_turn(set())
     fetch.start()
-    assert link.receiver.begin_chunk(chunk(piece, [0])) is not None
+    assert takers[1].begin_chunk(chunk(piece, [0])) is not None
     stuck.is_over = True
-    fetcher.turn(set())
-    assert not fetcher._closing and fetch.num_writing == 1
+    fetches.run_turn(set())
+    assert fetch.num_writing == 1
+    num_closes = stuck.num_closes
+    fetches.run_turn(set())
+    assert stuck.num_closes == num_closes, "it is closed and still looked at"
 
 
 def test_every_fetch_has_an_end_though_the_fault_spoilt_one(
@@ -255,14 +268,14 @@ def test_every_fetch_has_an_end_though_the_fault_spoilt_one(
     lender, borrower = Lender(), Borrower()
     tickets = [lender.lend([block]) for block in range(3)]
     outcomes = [borrower.fetch(t, [Slot(0, i)]) for i, t in enumerate(tickets)]
-    right = session.Fetch.cancel
+    right = Fetch.cancel
 
-    def slip(fetch: session.Fetch, reason: str) -> list[session.FetchStep]:
-        if fetch.fetch == outcomes[0].fetch:
+    def slip(fetch: Fetch, reason: str) -> list[FetchStep]:
+        if fetch.id == outcomes[0].fetch:
             raise RuntimeError("a slip")
         return right(fetch, reason)
 
-    monkeypatch.setattr(session.Fetch, "cancel", slip)
+    monkeypatch.setattr(Fetch, "cancel", slip)
     borrower.sink.close()
     assert [type(outcome.end) for outcome in outcomes] == [Aborted] * 3
     lender.close()

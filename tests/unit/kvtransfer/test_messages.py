@@ -12,10 +12,10 @@ from kvtransfer.messages import (
     Renew,
     pack_to_sink,
     pack_to_source,
-    stream_word,
     unpack_to_sink,
     unpack_to_source,
 )
+from kvtransfer.transports.announcing import announcement
 from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 
@@ -27,7 +27,7 @@ def test_a_message_comes_back_as_it_went() -> None:
     failed = FetchFailed(fetch=1, attempt=2, code="failed", reason="preempted")
     assert unpack_to_sink(pack_to_sink(failed)) == failed
     finish = Finish(fetch=1, attempt=2, note=b"\x00\xff", since_s=0.5)
-    assert stream_word.decode(stream_word.encode(finish)) == finish
+    assert announcement.decode(announcement.encode(finish)) == finish
 
 
 @pytest.mark.parametrize("version", [b"", b"\x00", bytes([CONTROL_VERSION + 1])])
@@ -63,7 +63,7 @@ def test_random_bytes_are_refused_or_understood(frame: bytes) -> None:
     readers = (
         lambda: unpack_to_source(bytes([CONTROL_VERSION]) + frame),
         lambda: unpack_to_sink(bytes([CONTROL_VERSION]) + frame),
-        lambda: stream_word.decode(frame),
+        lambda: announcement.decode(frame),
     )
     for read in readers:
         try:

@@ -1,4 +1,5 @@
 import pytest
+from support import memory_plane
 
 from decode_worker.settings import DecodeSettings
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS, chosen, listed
@@ -9,7 +10,7 @@ from protocol.process.settings import load
 
 
 def test_every_name_is_of_a_plane() -> None:
-    assert set(planes.KNOWN) == {"memory", *DEVICE_TRANSPORTS, *HOST_TRANSPORTS}
+    assert set(planes.PLANES) == {memory_plane.NAME, *DEVICE_TRANSPORTS, *HOST_TRANSPORTS}
     assert listed(",".join(HOST_TRANSPORTS)) == ",".join(HOST_TRANSPORTS)
 
 

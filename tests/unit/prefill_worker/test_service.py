@@ -10,7 +10,8 @@ from support.words import LAYOUT, prefill, sampling
 from engine.batch import SampledToken, SequenceId
 from engine.observer import SequenceToken
 from engine.sequence import Complete, Fail, HandOver, SequenceUsage, Verdict
-from kvtransfer.source.source import LeaseEnd, LeaseEndReason, Source
+from kvtransfer.endings import LeaseEnd, LeaseEndReason
+from kvtransfer.source.source import Source
 from prefill_worker.service import PrefillService
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Step, Ticket

@@ -11,6 +11,7 @@ from support.words import beat, registration
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.store import (
+    STREAM,
     STREAM_START,
     BlockEvent,
     Snapshot,
@@ -54,9 +55,10 @@ def run(server: RedisServer, test: Callable[[Store], Awaitable[None]]) -> None:
         store = Store(server.url, deadline_s=5.0)
         try:
             async with asyncio.timeout(30):
-                await store._redis.flushall()
-                await store.rewrite([], worker=WORKER, epoch=EPOCH, sequence=0, ttl_s=60)
-                await store._redis.delete("kv:events")
+                with server.client() as redis:
+                    redis.flushall()
+                    await store.rewrite([], worker=WORKER, epoch=EPOCH, sequence=0, ttl_s=60)
+                    redis.delete(STREAM)
                 await test(store)
         finally:
             await store.close()
@@ -108,7 +110,8 @@ def test_a_worker_that_leaves_takes_its_blocks_with_it_but_not_its_successor(
 
 def test_a_record_that_cannot_be_read_is_left_out(server: RedisServer) -> None:
     async def test(store: Store) -> None:
-        await store._redis.set("worker:bad", b"\xc1")
+        with server.client() as redis:
+            redis.set("worker:bad", b"\xc1")
         await store.register(record(), ttl_s=60)
         assert await store.list_workers() == (record(),)
 
@@ -157,8 +160,9 @@ def test_events_are_read_in_order_from_where_the_reader_stopped(server: RedisSer
 
 def test_an_event_that_cannot_be_read_is_passed_over(server: RedisServer) -> None:
     async def test(store: Store) -> None:
-        await store._redis.xadd("kv:events", {"e": b"\xc1"})
-        await store._redis.xadd("kv:events", {"other": b"1"})
+        with server.client() as redis:
+            redis.xadd(STREAM, {"e": b"\xc1"})
+            redis.xadd(STREAM, {"other": b"1"})
         await store.publish([stored(1, 1)], ttl_s=60)
         _, events = await store.read_events(STREAM_START)
         assert events == (stored(1, 1),)
@@ -184,7 +188,8 @@ def test_a_rewritten_snapshot_replaces_the_set_and_shows_readers_a_gap(
 
 def test_events_without_a_snapshot_ask_for_a_rewrite(server: RedisServer) -> None:
     async def test(store: Store) -> None:
-        await store._redis.flushall()
+        with server.client() as redis:
+            redis.flushall()
         assert not await store.publish([stored(7, 1)], ttl_s=60)
         assert await store.snapshot(WORKER, EPOCH) is None
 
@@ -199,10 +204,10 @@ def test_every_key_of_a_worker_has_a_time_to_live(server: RedisServer) -> None:
         await store.register(record(), ttl_s=60)
         await store.publish([stored(1, 1)], ttl_s=60)
         await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=3, ttl_s=60)
-        keys = [key async for key in store._redis.scan_iter()]
-        assert blocks_key(WORKER, EPOCH).encode() in keys
-        for key in keys:
-            assert key == b"kv:events" or await store._redis.pttl(key) > 0
+        with server.client() as redis:
+            left_ms = {key: redis.pttl(key) for key in redis.scan_iter()}
+        assert blocks_key(WORKER, EPOCH).encode() in left_ms
+        assert all(left > 0 for key, left in left_ms.items() if key != STREAM.encode())
 
     run(server, test)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.checkpoint.loader import Loader
 from engine.checkpoint.safetensors import Checkpoint
-from engine.checkpoint.shard import WHOLE, Shard, TensorSpec
+from engine.checkpoint.shard import WHOLE, Cut, Shard
 from engine.kvcache.pool import KvPool
 from engine.models.config import ModelConfig, read_config
 from engine.models.parts import Parts
@@ -71,13 +71,13 @@ def test_the_answers_of_two_ranks_sum_to_those_of_one(tmp_path: Path, shape: Sha
 
 
 def test_sections_are_shared_each_by_itself_in_units_that_stay_whole() -> None:
-    spec = TensorSpec(shape=(12,), axis=0, sections=(8, 4), unit=2)
+    cut = Cut(axis=0, sections=(8, 4), unit=2)
     rows = torch.arange(12)
-    assert [spec.part_of(rows, half).tolist() for half in HALVES] == [
+    assert [cut.part_of(rows, half).tolist() for half in HALVES] == [
         [0, 1, 2, 3, 8, 9],
         [4, 5, 6, 7, 10, 11],
     ]
-    assert spec.part_of(rows, WHOLE) is rows
+    assert cut.part_of(rows, WHOLE) is rows
 
 
 def test_more_ranks_than_heads_share_them() -> None:

@@ -12,8 +12,10 @@ from support.device import FakeDeviceMemory
 from kvtransfer.device.driver import CannotMap
 from kvtransfer.device.table import table
 from kvtransfer.memory.generations import Generations
-from kvtransfer.plan import NO_BLOCK
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
+from kvtransfer.memory.pool import generation_sums
+from kvtransfer.plan import NO_BLOCK, whole_blocks
+from kvtransfer.transports.cuda_ipc.messages import setup_of
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
 from protocol.errors import LayoutMismatch, TransferError
 
 NUM_BLOCKS = 8
@@ -46,21 +48,21 @@ def test_a_block_outside_the_pool_is_refused(memory: FakeDeviceMemory, block: in
 def test_equal_blocks_have_equal_sums_and_others_do_not(memory: FakeDeviceMemory) -> None:
     for block, byte in ((0, b"a"), (1, b"b"), (2, b"a")):
         memory.write(block, byte * BLOCK_BYTES)
-    sums = memory.checksums(memory.whole(np.array([0, 1, 2], np.uint32)))
+    sums = memory.checksums(whole_blocks(np.array([0, 1, 2], np.uint32), memory.block_bytes))
     assert sums[0] == sums[2] != sums[1]
 
 
 def test_sums_of_blocks_outside_are_refused(memory: FakeDeviceMemory) -> None:
     with pytest.raises(ValueError, match="of a span"):
-        memory.checksums(memory.whole(np.array([NUM_BLOCKS], np.uint32)))
+        memory.checksums(whole_blocks(np.array([NUM_BLOCKS], np.uint32), memory.block_bytes))
 
 
 def test_a_device_that_does_not_answer_is_lost_not_waited_for(
     memory: FakeDeviceMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvtransfer.memory.device_pool._SUM_S", 0.05)
+    monkeypatch.setattr("kvtransfer.memory.device_pool.SUM_S", 0.05)
     with memory.fake.streams[1].held(), pytest.raises(TransferError, match="not summed"):
-        memory.checksums(memory.whole(np.array([0], np.uint32)))
+        memory.checksums(whole_blocks(np.array([0], np.uint32), memory.block_bytes))
 
 
 def test_generations_of_a_piece_are_added_up_without_the_blocks_it_lacks(
@@ -68,7 +70,7 @@ def test_generations_of_a_piece_are_added_up_without_the_blocks_it_lacks(
 ) -> None:
     memory.generations_N[[1, 2]] = (5, 7)
     blocks_PB = np.array([[1, 2], [2, NO_BLOCK]], np.uint32)
-    assert memory.generation_sums(blocks_PB).tolist() == [12, 7]
+    assert generation_sums(memory.generations_N, blocks_PB).tolist() == [12, 7]
 
 
 def test_a_mark_happens_when_the_engine_has_got_there(memory: FakeDeviceMemory) -> None:
@@ -82,16 +84,18 @@ def test_a_mark_happens_when_the_engine_has_got_there(memory: FakeDeviceMemory) 
 def test_a_peer_sees_bytes_and_generations_as_they_change(memory: FakeDeviceMemory) -> None:
     peer = opened(memory)
     memory.write(1, b"z" * BLOCK_BYTES)
-    rows_5R = table(memory.whole(np.array([1], np.uint32)))
+    rows_5R = table(whole_blocks(np.array([1], np.uint32), memory.block_bytes))
     driver = memory.driver
     seen = driver.sum(driver.stream(), source=peer.span, table_5R=rows_5R, num_pieces=1)
     assert seen.happened()
-    assert seen.take() == memory.checksums(memory.whole(np.array([1], np.uint32)))
+    assert seen.take_sums() == memory.checksums(
+        whole_blocks(np.array([1], np.uint32), memory.block_bytes)
+    )
     peer.close()
 
 
 def opened(memory: FakeDeviceMemory, **changed: str) -> PeerMemory:
-    offer = msgspec.structs.replace(offer_of(memory), **changed)
+    offer = msgspec.structs.replace(setup_of(memory), **changed)
     return PeerMemory.open(
         memory.driver, offer, memory.generations_fd(), num_blocks=NUM_BLOCKS,
         block_bytes=BLOCK_BYTES,

@@ -9,12 +9,12 @@ import pytest
 from xxhash import xxh3_64_intdigest
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.plan import Ranges
+from kvtransfer.plan import Ranges, whole_blocks
 from protocol.errors import LayoutMismatch
 
 
 def whole(pool: BlockMemory, *blocks: int) -> Ranges:
-    return pool.whole(np.asarray(blocks, np.int64))
+    return whole_blocks(np.asarray(blocks, np.int64), pool.block_bytes)
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def test_a_file_that_could_shrink_is_not_mapped(pool: BlockMemory) -> None:
 
 
 def test_a_sealed_file_with_other_contents_is_not_mapped() -> None:
-    impostor = BlockMemory.create(num_blocks=5, block_bytes=96)
-    impostor._whole[:8] = b"whatever"
+    impostor = BlockMemory.create(num_blocks=5, block_bytes=96, helped=True)
+    os.pwrite(impostor.fd, b"whatever", 0)
     with pytest.raises(LayoutMismatch, match="header"):
         BlockMemory.open(impostor.reader_fd(), num_blocks=5, block_bytes=96)
     impostor.close()

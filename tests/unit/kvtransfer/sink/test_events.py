@@ -8,8 +8,8 @@ import pytest
 from support.eventually import eventually
 from support.transfer import Borrower, Lender, Outcome, Slot
 
+from kvtransfer.endings import Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
-from kvtransfer.sink.sink import Landed, Lost
 from protocol.errors import LayoutMismatch
 from protocol.ids import WorkerId
 
@@ -35,7 +35,7 @@ def test_the_first_choice_is_said_once_a_link() -> None:
     with pair(("shm", "tcp"), borrower) as lender:
         for _ in range(3):
             assert isinstance(fetch(lender, borrower).end, Landed)
-        assert borrower.notices == [LinkUp(source=SOURCE, transport="shm", missed=())]
+        assert borrower.events == [LinkUp(source=SOURCE, transport="shm", missed=())]
 
 
 def test_complaint_15_a_slower_transport_is_never_silent(
@@ -48,7 +48,7 @@ def test_complaint_15_a_slower_transport_is_never_silent(
             assert isinstance(end, Landed)
             assert end.transport_why == "tcp reachable; not shm: the source does not serve shm"
         missed = (("shm", "the source does not serve shm"),)
-        assert borrower.notices == [LinkUp(source=SOURCE, transport="tcp", missed=missed)]
+        assert borrower.events == [LinkUp(source=SOURCE, transport="tcp", missed=missed)]
     warnings = [record for record in caplog.records if record.message == "transport chosen"]
     assert len(warnings) == 1
 
@@ -60,7 +60,7 @@ def test_a_fallback_that_is_not_allowed_ends_the_fetch_and_says_what_was_missed(
         assert isinstance(end, Lost) and isinstance(end.error, LayoutMismatch)
         assert "no fallback allowed; not shm: the source does not serve shm" in str(end.error)
         missed = (("shm", "the source does not serve shm"),)
-        assert borrower.notices == [LinkRefused(source=SOURCE, missed=missed)]
+        assert borrower.events == [LinkRefused(source=SOURCE, missed=missed)]
 
 
 @pytest.mark.parametrize("transport", ["memory", "shm", "tcp"])
@@ -75,7 +75,7 @@ def test_rejected_blocks_and_the_retry_are_said(transport: str) -> None:
     borrower = Borrower(transports=(transport,), tamper=corrupt)
     with pair((transport,), borrower) as lender:
         assert isinstance(fetch(lender, borrower).end, Landed)
-        assert borrower.notices[1:] == [
+        assert borrower.events[1:] == [
             Rejected(num_blocks=1, why="the checksum is another"),
             AskedAgain(source=SOURCE, attempt=2),
         ]

@@ -10,7 +10,7 @@ from support.pieces import pieces
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import ascending
 from kvtransfer.sink.fetch import (
-    FETCH_TABLE,
+    FETCH_STATES,
     MAX_CORRUPT,
     End,
     Fetch,
@@ -30,7 +30,7 @@ INDICES = (0, 2)
 
 
 def new_fetch(indices: tuple[int, ...] = INDICES) -> Fetch:
-    return Fetch(fetch=FetchId(1), lease=LeaseId(2), pieces_S=described(*indices))
+    return Fetch(fetch_id=FetchId(1), lease_id=LeaseId(2), pieces_S=described(*indices))
 
 
 def described(*indices: int, **changes: int) -> NDArray[Any]:
@@ -61,12 +61,12 @@ def asked(steps: list[FetchStep]) -> tuple[int, list[int], list[int]]:
 
 def test_every_running_stage_has_a_row_to_every_end() -> None:
     for stage in (FetchStage.REQUESTED, FetchStage.RECEIVING):
-        assert FETCH_TABLE[stage, FetchEvent.BROKE] is FetchStage.FAILED
-        assert FETCH_TABLE[stage, FetchEvent.CANCELLED] is FetchStage.ABORTED
+        assert FETCH_STATES.rows[stage, FetchEvent.BROKE] is FetchStage.FAILED
+        assert FETCH_STATES.rows[stage, FetchEvent.CANCELLED] is FetchStage.ABORTED
 
 
 def test_no_row_leaves_an_end() -> None:
-    assert not {stage for stage, _ in FETCH_TABLE} & {
+    assert not {stage for stage, _ in FETCH_STATES.rows} & {
         FetchStage.LANDED, FetchStage.FAILED, FetchStage.ABORTED,
     }  # fmt: skip
 
@@ -149,7 +149,7 @@ def test_a_stream_that_breaks_counts_as_no_corruption() -> None:
         places_P = begin(fetch, 0, attempt=attempt)
         assert places_P is not None
         fetch.stop_write(places_P)
-    assert not fetch.over
+    assert not fetch.is_over
 
 
 def test_a_slot_being_written_or_already_verified_takes_no_second_writer() -> None:

@@ -1,18 +1,21 @@
 """A source that leaves out bytes of a slot is caught before anything counts as landed."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 import pytest
+from support.sink_means import sink_means
 
-from kvtransfer.chunk import NO_BLOCK, PIECE, describe, pack
+from kvtransfer.chunk import PIECE, describe_pieces, pack_chunk
+from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.plan import Plan, plan
+from kvtransfer.messages import Chunk, FetchId
+from kvtransfer.plan import NO_BLOCK, plan
+from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.fetch import Fetch, FetchStage, FetchStep
-from kvtransfer.sink.receiver import Receiver, Receiving
+from kvtransfer.sink.receiver import Receiver
+from kvtransfer.sink.running_fetch import RunningFetch
 from protocol.errors import TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import KvLayout
@@ -20,6 +23,7 @@ from protocol.messages import Ticket
 
 SMALL = KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, block_tokens=4, dtype="float32")
 LARGE = msgspec.structs.replace(SMALL, block_tokens=8)
+PLAN = plan(SMALL, LARGE)
 NUM_TOKENS = 20
 """Three slots of two source blocks; the last one lacks its second."""
 
@@ -30,52 +34,46 @@ TICKET = Ticket(
 )  # fmt: skip
 
 
-@dataclass
 class OneFetch:
-    """A running fetch of slots twice as large as the source's blocks, and who knows it."""
+    """A running fetch of slots twice as large as the source's blocks, and its receiver."""
 
-    ticket: Ticket = TICKET
-    plan: Plan | None = field(default_factory=lambda: plan(SMALL, LARGE))
-    num_bytes: int = 0
-    first_s: float = 0.0
-    flow_s: float = 0.0
-
-    def __post_init__(self) -> None:
+    def __init__(self, memory: BlockMemory) -> None:
         self.fetch = Fetch(
-            fetch=FetchId(1),
-            lease=LeaseId(1),
-            pieces_S=describe(
-                plan(SMALL, LARGE), indices_S=np.arange(3, dtype=np.uint32),
+            fetch_id=FetchId(1),
+            lease_id=LeaseId(1),
+            pieces_S=describe_pieces(
+                PLAN, indices_S=np.arange(3, dtype=np.uint32),
                 slots_S=np.array([2, 0, 1], np.uint32), num_tokens=NUM_TOKENS,
             ),
         )  # fmt: skip
         self.fetch.start()
+        running = RunningFetch(self.fetch, TICKET, PLAN, self.end, started_s=0.0, deadline_s=9.0)
+        means = sink_means(memory, LARGE, on_event=self.hear, on_quiet=self.take_back)
+        self.receiver = Receiver(
+            means, source=TICKET.worker, find=lambda fetch_id: running, follow=self.follow
+        )
 
-    def find(self, fetch: FetchId) -> Receiving | None:
-        return self
+    def end(self, end: FetchEnd) -> None:
+        raise AssertionError("nobody ended it")
 
-    def follow(self, active: Receiving, steps: Sequence[FetchStep]) -> None:
+    def follow(self, running: RunningFetch, steps: Sequence[FetchStep]) -> None:
         """The table itself is looked at."""
 
-    def finished(self, active: Receiving, word: Finish) -> None:
-        raise AssertionError("no note was sent")
-
-    def quiet(self, block_ids: Sequence[int]) -> None:
+    def take_back(self, block_ids: Sequence[int]) -> None:
         raise AssertionError("nothing was quarantined")
 
-    def rejected(self, num_pieces: int, why: str) -> None:
+    def hear(self, event: SinkEvent) -> None:
         raise AssertionError("nothing arrived")
 
     def chunk(self, index: int, blocks: list[int]) -> Chunk:
         """One piece, right in everything but, perhaps, its blocks."""
-        assert self.plan is not None
         blocks_PB = np.array([blocks], np.uint32)
         piece_P = np.zeros(1, PIECE)
         piece_P["index"], piece_P["slot"] = index, self.fetch.slots_S[index]
         piece_P["token_start"] = index * LARGE.block_tokens
         piece_P["token_count"] = min(8, NUM_TOKENS - index * 8)
-        piece_P["num_bytes"] = self.plan.num_bytes(blocks_PB)
-        return pack(fetch=FetchId(1), attempt=1, pieces_P=piece_P, blocks_PB=blocks_PB)
+        piece_P["num_bytes"] = PLAN.num_bytes(blocks_PB)
+        return pack_chunk(fetch=FetchId(1), attempt=1, pieces_P=piece_P, blocks_PB=blocks_PB)
 
 
 @pytest.fixture
@@ -83,10 +81,6 @@ def memory() -> Iterator[BlockMemory]:
     memory = BlockMemory.create(num_blocks=3, block_bytes=LARGE.block_bytes)
     yield memory
     memory.close()
-
-
-def receiver(memory: BlockMemory, running: OneFetch) -> Receiver:
-    return Receiver(memory, running, tamper=None, clock=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
@@ -101,16 +95,16 @@ def receiver(memory: BlockMemory, running: OneFetch) -> Receiver:
 def test_a_piece_with_a_hole_fails_its_fetch(
     memory: BlockMemory, index: int, blocks: list[int]
 ) -> None:
-    running = OneFetch()
-    assert receiver(memory, running).begin_chunk(running.chunk(index, blocks)) is None
+    running = OneFetch(memory)
+    assert running.receiver.begin_chunk(running.chunk(index, blocks)) is None
     assert running.fetch.stage is FetchStage.FAILED
     assert isinstance(running.fetch.error, TransferError)
     assert "source blocks are not those" in str(running.fetch.error)
 
 
 def test_the_last_slot_may_lack_what_the_lease_lacks(memory: BlockMemory) -> None:
-    running = OneFetch()
-    landing = receiver(memory, running).begin_chunk(running.chunk(2, [1, NO_BLOCK]))
+    running = OneFetch(memory)
+    landing = running.receiver.begin_chunk(running.chunk(2, [1, NO_BLOCK]))
     assert landing is not None
     assert landing.num_bytes == SMALL.block_bytes
     assert running.fetch.num_writing == 1

@@ -10,9 +10,10 @@ from support.eventually import eventually
 from support.middle import Middle, NoHarm, Way
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Outcome, Slot
 
+from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import Opened, Plane, pack_to_sink, unpack_to_sink
-from kvtransfer.sink.sink import Aborted, Landed, Lost, Sink
+from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
+from kvtransfer.sink.sink import Sink
 from protocol.errors import CapacityError, LayoutMismatch, PeerLost, TransferError
 from protocol.ids import WorkerId
 
@@ -34,7 +35,7 @@ class Elsewhere(NoHarm):
     def message(self, way: Way, packed: bytes) -> list[bytes]:
         if way == "to sink" and isinstance(opened := unpack_to_sink(packed), Opened):
             planes = tuple(
-                Plane("shm", "baton-kv-elsewhere") if plane.transport == "shm" else plane
+                PlaneAddress("shm", "baton-kv-elsewhere") if plane.transport == "shm" else plane
                 for plane in opened.planes
             )
             return [pack_to_sink(msgspec.structs.replace(opened, planes=planes))]

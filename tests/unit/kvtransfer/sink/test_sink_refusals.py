@@ -11,27 +11,29 @@ from support.eventually import eventually
 from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, NUM_BLOCKS, Borrower, Outcome, Slot
 
+from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Chunk,
-    Fetch,
+    FetchBlocks,
     FetchFailed,
     Finish,
     Open,
     Opened,
-    Plane,
+    PlaneAddress,
     Refused,
     StreamWelcome,
     ToSink,
     ToSource,
     stream_hello,
 )
-from kvtransfer.sink.sink import Aborted, Lost
-from kvtransfer.transports.base import SourceStream
+from kvtransfer.plan import whole_blocks
+from kvtransfer.transports import control
+from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
-from kvtransfer.transports.framing import WordReader, close_fds
+from kvtransfer.transports.framing import FirstMessage, close_fds
 from kvtransfer.transports.shm.plane import ShmListener
 from protocol.errors import PeerLost, TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
@@ -56,11 +58,11 @@ class Liar:
     def __init__(self, *, block_bytes: int = LAYOUT.block_bytes) -> None:
         self.memory = BlockMemory.create(num_blocks=4, block_bytes=block_bytes)
         self.control = ControlServer("127.0.0.1")
-        self.listener = ShmListener(self.memory, epoch=EPOCH)
+        self.listener = ShmListener(self.memory, ListenOptions(host="127.0.0.1", epoch=EPOCH))
         self.ticket = msgspec.structs.replace(
             TICKET, address=f"tcp://127.0.0.1:{self.control.port}"
         )
-        self.opened = Opened(epoch=EPOCH, planes=(Plane("shm", self.listener.address),))
+        self.opened = Opened(epoch=EPOCH, planes=(PlaneAddress("shm", self.listener.address),))
         self.sink = Identity()
         self.stream: SourceStream | None = None
 
@@ -78,11 +80,11 @@ class Liar:
         assert self.control.send(self.sink, message)
 
     def open(self) -> None:
-        """Let the sink in, up to its first `Fetch`."""
+        """Let the sink in, up to its first `FetchBlocks`."""
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = WordReader(MAX_STREAM_WORD_BYTES)
+        reader = FirstMessage(MAX_HELLO_BYTES)
         hello = eventually(lambda: reader.read(sock, stream_hello))
         assert hello is not None
         welcome = StreamWelcome(
@@ -91,11 +93,11 @@ class Liar:
         )  # fmt: skip
         self.stream = self.listener.welcome(sock, welcome, hello, reader.fds)
         close_fds(reader.fds)
-        self.hear(Fetch)
+        self.hear(FetchBlocks)
 
     def describe(self, word: Chunk) -> None:
         assert self.stream is not None
-        ranges = self.memory.whole(pieces_of(0)["index"])
+        ranges = whole_blocks(pieces_of(0)["index"], self.memory.block_bytes)
         self.stream.offer(word, ranges)
         self.stream.flush()
 
@@ -165,7 +167,7 @@ def test_a_block_that_the_source_has_not_is_never_read(
     for attempt in (1, 2, 3):
         liar.describe(chunk(pieces_of(0), [block], attempt=attempt))
         if attempt < 3:
-            liar.hear(Fetch)
+            liar.hear(FetchBlocks)
     assert "has not" in str(lost(outcome))
     assert not any(borrower.memory.blocks)
 
@@ -179,7 +181,7 @@ def test_a_piece_with_another_checksum_or_generation_never_lands(
     for attempt in (1, 2, 3):
         liar.describe(chunk(pieces_of(0, **lie), [0], attempt=attempt))
         if attempt < 3:
-            liar.hear(Fetch)
+            liar.hear(FetchBlocks)
     assert "attempt 3" in str(lost(outcome))
 
 
@@ -211,7 +213,7 @@ def test_a_refusal_of_an_older_attempt_changes_nothing(liar: Liar, borrower: Bor
     outcome = borrower.fetch(liar.ticket, [Slot(0, 3)])
     liar.open()
     liar.describe(chunk(pieces_of(0), [0]))
-    liar.hear(Fetch)
+    liar.hear(FetchBlocks)
     liar.say(FetchFailed(fetch=1, attempt=1, code="refused", reason="late"))
     liar.say(FetchFailed(fetch=1, attempt=2, code="refused", reason="in time"))
     assert str(lost(outcome)) == "in time"
@@ -238,8 +240,12 @@ def test_a_source_that_opens_twice_is_dropped(liar: Liar, borrower: Borrower) ->
     assert isinstance(lost(outcome), PeerLost)
 
 
-def test_a_source_that_sends_no_message_is_dropped(liar: Liar, borrower: Borrower) -> None:
+def test_a_source_that_sends_no_message_is_dropped(
+    liar: Liar, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = borrower.fetch(liar.ticket, [Slot(0, 3)])
     liar.open()
-    liar.control._socket.send_multipart((liar.sink, bytes([CONTROL_VERSION]) + b"\xc1garbage"))
+    garbage = bytes([CONTROL_VERSION]) + b"\xc1garbage"
+    monkeypatch.setattr(control, "pack_to_sink", lambda message: garbage)
+    liar.say(liar.opened)
     assert "malformed" in str(lost(outcome))

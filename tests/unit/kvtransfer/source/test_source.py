@@ -11,11 +11,12 @@ from support.eventually import eventually
 from support.pieces import u4s
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Slot
 
+from kvtransfer.endings import Landed, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_CONTROL_BYTES,
-    Fetch,
+    FetchBlocks,
     FetchFailed,
     Open,
     Opened,
@@ -23,6 +24,7 @@ from kvtransfer.messages import (
     Release,
     Renew,
     Renewed,
+    SessionId,
     StreamHello,
     ToSink,
     ToSource,
@@ -30,9 +32,11 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
-from kvtransfer.sink.sink import Landed
-from kvtransfer.source.source import LeaseEnd, Source
-from kvtransfer.transports.tcp.frames import Window, window
+from kvtransfer.source import sinks
+from kvtransfer.source.sinks import ConnectedSink
+from kvtransfer.source.source import Source
+from kvtransfer.transports.control import Identity
+from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES
 from protocol.errors import CapacityError
 from protocol.ids import Epoch, LeaseId, WorkerId, new_epoch
@@ -135,7 +139,7 @@ def test_a_fetch_without_a_stream_is_refused(lender: Lender, stranger: Stranger)
     ticket = lender.lend([0])
     opened(stranger, ticket)
     answer = stranger.say(
-        Fetch(
+        FetchBlocks(
             fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT,
             indices=u4s(0), slots=u4s(0),
         )
@@ -148,7 +152,7 @@ def test_another_layout_is_refused_by_the_source_too(lender: Lender, stranger: S
     opened(stranger, ticket)
     layout = msgspec.structs.replace(LAYOUT, head_dim=16)
     answer = stranger.say(
-        Fetch(
+        FetchBlocks(
             fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=layout, indices=b"",
             slots=b"",
         )
@@ -173,7 +177,7 @@ def test_a_layout_that_cannot_be_is_refused_and_harms_nobody(
     for name, value in changes.items():
         msgspec.structs.force_setattr(layout, name, value)
     answer = stranger.say(
-        Fetch(
+        FetchBlocks(
             fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=layout, indices=u4s(0),
             slots=u4s(0),
         )
@@ -189,7 +193,7 @@ def test_heads_that_cannot_be_are_refused_and_harm_nobody(
     ticket = lender.lend([0])
     opened(stranger, ticket)
     answer = stranger.say(
-        Fetch(
+        FetchBlocks(
             fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT, heads=heads,
             indices=u4s(0), slots=u4s(0),
         )
@@ -239,7 +243,7 @@ def test_a_stream_with_a_wrong_first_word_is_closed(
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     if wrong == "junk":
         word = b"\x05\x00\x00\x00hello"
@@ -258,7 +262,7 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     address = tcp_address(answer)
     with socket.create_connection(address, timeout=10.0) as first:
@@ -270,20 +274,28 @@ def test_a_second_stream_of_one_session_is_closed(lender: Lender, stranger: Stra
 
 
 def test_a_fetch_that_meets_a_stream_just_broken_is_left_to_be_asked_again(
-    lender: Lender, stranger: Stranger
+    lender: Lender, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connected: list[ConnectedSink] = []
+
+    class Recorded(ConnectedSink):
+        def __init__(self, identity: Identity, session: SessionId, worker: WorkerId) -> None:
+            super().__init__(identity, session, worker)
+            connected.append(self)
+
+    monkeypatch.setattr(sinks, "ConnectedSink", Recorded)
     ticket = lender.lend([0])
     answer = opened(stranger, ticket, session=77)
     hello = StreamHello(
         version=CONTROL_VERSION, session=77, epoch=ticket.epoch,
-        setup=window.encode(Window(window_bytes=WINDOW_BYTES)),
+        setup=tcp_setup.encode(TcpSetup(window_bytes=WINDOW_BYTES)),
     )  # fmt: skip
     with socket.create_connection(tcp_address(answer), timeout=10.0) as first:
         first.sendall(_word(hello))
         assert first.recv(4)
-    (visitor,) = lender.source._visitors._visitors.values()
-    eventually(lambda: visitor.parted)
-    fetch = Fetch(
+    (sink,) = connected
+    eventually(lambda: sink.stream_end)
+    fetch = FetchBlocks(
         fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT,
         indices=u4s(0), slots=u4s(0),
     )  # fmt: skip

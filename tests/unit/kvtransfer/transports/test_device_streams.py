@@ -13,21 +13,16 @@ from support.device import FakeDeviceMemory
 from support.eventually import eventually
 
 from kvtransfer.chunk import PIECE, Landing
-from kvtransfer.messages import (
-    CONTROL_VERSION,
-    Chunk,
-    FetchId,
-    Finish,
-    Left,
-    StreamHello,
-    stream_word,
-)
-from kvtransfer.transports.base import Unreachable
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory, offer_of
-from kvtransfer.transports.cuda_ipc.plane import CopyingStream
-from kvtransfer.transports.framing import WordOutbox
+from kvtransfer.messages import CONTROL_VERSION, Chunk, FetchId, Finish, StreamHello
+from kvtransfer.plan import whole_blocks
+from kvtransfer.transports.announcing import Announcement, Left, announcement
+from kvtransfer.transports.base import DialOptions, Unreachable
+from kvtransfer.transports.cuda_ipc.messages import setup_of as cuda_ipc_setup_of
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
+from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream
+from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.nccl import plane as nccl
-from kvtransfer.transports.nccl.messages import Join, NcclWord, nccl_word, rank_of
+from kvtransfer.transports.nccl.messages import Join, NcclToSink, nccl_to_sink, setup_of
 from kvtransfer.transports.nccl.sink import NcclSinkStream
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch
@@ -49,8 +44,8 @@ class Taker:
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         pieces_P = np.frombuffer(chunk.pieces, PIECE)
         blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(-1, 1)
-        source = self.memory.whole(blocks_PB[:, 0])
-        target = self.memory.whole(pieces_P["slot"])
+        source = whole_blocks(blocks_PB[:, 0], self.memory.block_bytes)
+        target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         return Landing(chunk, pieces_P, blocks_PB, source, target) if self.wants else None
 
     def end_chunk(
@@ -103,34 +98,35 @@ class TestCudaIpc:
     def stream(
         self, memory: FakeDeviceMemory, lent: FakeDeviceMemory,
         socks: tuple[socket.socket, socket.socket],
-    ) -> Iterator[CopyingStream]:  # fmt: skip
+    ) -> Iterator[CudaIpcSinkStream]:  # fmt: skip
         source = PeerMemory.open(
-            memory.driver, offer_of(lent), lent.generations_fd(), num_blocks=NUM_BLOCKS,
+            memory.driver, cuda_ipc_setup_of(lent), lent.generations_fd(), num_blocks=NUM_BLOCKS,
             block_bytes=BLOCK_BYTES,
         )  # fmt: skip
-        stream = CopyingStream(socks[0], source=source, memory=memory)
+        stream = CudaIpcSinkStream(socks[0], memory, source=source)
         yield stream
         eventually(stream.close)
 
     @pytest.fixture
-    def outbox(
-        self, socks: tuple[socket.socket, socket.socket]
-    ) -> "WordOutbox[Chunk | Finish | Left]":
-        return WordOutbox(socks[1], stream_word)
+    def outbox(self, socks: tuple[socket.socket, socket.socket]) -> "MessageOutbox[Announcement]":
+        return MessageOutbox(socks[1], announcement)
 
     def test_announced_blocks_are_copied_and_summed(
-        self, stream: CopyingStream, taker: Taker, outbox: "WordOutbox[Chunk | Finish | Left]"
+        self, stream: CudaIpcSinkStream, taker: Taker, outbox: "MessageOutbox[Announcement]"
     ) -> None:
         say(outbox, chunk(2, 5), FINISH)
         eventually(lambda: stream.receive(taker) or taker.words)
         assert taker.memory.read(2) == b"\3" * BLOCK_BYTES
         ((sums_P, broken),) = taker.ends
         assert sums_P is not None and not broken
-        assert (sums_P == taker.memory.checksums(taker.memory.whole(np.array([2, 5])))).all()
+        assert (
+            sums_P
+            == taker.memory.checksums(whole_blocks(np.array([2, 5]), taker.memory.block_bytes))
+        ).all()
 
     def test_a_block_of_another_generation_is_not_used(
-        self, stream: CopyingStream, taker: Taker, lent: FakeDeviceMemory,
-        outbox: "WordOutbox[Chunk | Finish | Left]",
+        self, stream: CudaIpcSinkStream, taker: Taker, lent: FakeDeviceMemory,
+        outbox: "MessageOutbox[Announcement]",
     ) -> None:  # fmt: skip
         lent.generations_N[2] = 1
         say(outbox, chunk(2))
@@ -139,8 +135,8 @@ class TestCudaIpc:
         assert not any(taker.memory.block(2))
 
     def test_a_block_that_is_given_away_during_its_copy_is_not_used(
-        self, stream: CopyingStream, taker: Taker, lent: FakeDeviceMemory,
-        outbox: "WordOutbox[Chunk | Finish | Left]",
+        self, stream: CudaIpcSinkStream, taker: Taker, lent: FakeDeviceMemory,
+        outbox: "MessageOutbox[Announcement]",
     ) -> None:  # fmt: skip
         with taker.memory.fake.streams[2].held():
             say(outbox, chunk(2))
@@ -151,22 +147,22 @@ class TestCudaIpc:
 
     @pytest.mark.parametrize("blocks", [(NUM_BLOCKS,), (0, 0xFFFF_FFFE)])
     def test_a_block_that_the_source_has_not_is_not_read(
-        self, stream: CopyingStream, taker: Taker, blocks: tuple[int, ...],
-        outbox: "WordOutbox[Chunk | Finish | Left]",
+        self, stream: CudaIpcSinkStream, taker: Taker, blocks: tuple[int, ...],
+        outbox: "MessageOutbox[Announcement]",
     ) -> None:  # fmt: skip
         say(outbox, chunk(*blocks, slots=list(range(len(blocks)))))
         eventually(lambda: stream.receive(taker) or taker.ends)
         assert taker.ends == [(None, "the source named a block that it has not")]
 
-    def test_a_word_that_is_not_for_this_plane_ends_the_stream(
-        self, stream: CopyingStream, taker: Taker, outbox: "WordOutbox[Chunk | Finish | Left]"
+    def test_a_message_that_is_not_for_this_plane_ends_the_stream(
+        self, stream: CudaIpcSinkStream, taker: Taker, outbox: "MessageOutbox[Announcement]"
     ) -> None:
         say(outbox, Left(number=1))
-        with pytest.raises(WireError, match="no word of cuda_ipc"):
+        with pytest.raises(WireError, match="no message of cuda_ipc"):
             stream.receive(taker)
 
     def test_the_finish_waits_for_the_copies_before_it(
-        self, stream: CopyingStream, taker: Taker, outbox: "WordOutbox[Chunk | Finish | Left]"
+        self, stream: CudaIpcSinkStream, taker: Taker, outbox: "MessageOutbox[Announcement]"
     ) -> None:
         with taker.memory.fake.streams[2].held():
             say(outbox, chunk(1), FINISH)
@@ -178,7 +174,7 @@ class TestCudaIpc:
         assert len(taker.ends) == 1
 
     def test_a_device_that_is_lost_writes_nothing(
-        self, stream: CopyingStream, taker: Taker, socks: tuple[socket.socket, socket.socket]
+        self, stream: CudaIpcSinkStream, taker: Taker, socks: tuple[socket.socket, socket.socket]
     ) -> None:
         socks[1].close()
         with pytest.raises(PeerLost):
@@ -191,15 +187,15 @@ class TestNccl:
     def stream(
         self, memory: FakeDeviceMemory, socks: tuple[socket.socket, socket.socket]
     ) -> Iterator[NcclSinkStream]:
-        stream = NcclSinkStream(socks[0], memory, rank_of(memory))
+        stream = NcclSinkStream(socks[0], memory, theirs=setup_of(memory))
         yield stream
         eventually(stream.close)
         for made in memory.fake_collectives.made:
             eventually(lambda made=made: made.aborted)  # type: ignore[misc]
 
     @pytest.fixture
-    def outbox(self, socks: tuple[socket.socket, socket.socket]) -> "WordOutbox[NcclWord]":
-        return WordOutbox(socks[1], nccl_word)
+    def outbox(self, socks: tuple[socket.socket, socket.socket]) -> "MessageOutbox[NcclToSink]":
+        return MessageOutbox(socks[1], nccl_to_sink)
 
     @pytest.fixture
     def join(self, memory: FakeDeviceMemory) -> Join:
@@ -217,7 +213,7 @@ class TestNccl:
         ids=["half a grain", "nothing", "more than staging", "sums beyond 64 bits", "no pieces"],
     )
     def test_a_chunk_of_no_possible_size_ends_the_stream(
-        self, stream: NcclSinkStream, taker: Taker, outbox: "WordOutbox[NcclWord]", join: Join,
+        self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]", join: Join,
         wrong: Chunk,
     ) -> None:  # fmt: skip
         say(outbox, join, wrong)
@@ -225,21 +221,21 @@ class TestNccl:
             stream.receive(taker)
 
     def test_a_chunk_before_a_communicator_ends_the_stream(
-        self, stream: NcclSinkStream, taker: Taker, outbox: "WordOutbox[NcclWord]"
+        self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]"
     ) -> None:
         say(outbox, chunk(1))
         with pytest.raises(WireError, match="before a communicator"):
             stream.receive(taker)
 
     def test_a_second_communicator_ends_the_stream(
-        self, stream: NcclSinkStream, taker: Taker, outbox: "WordOutbox[NcclWord]", join: Join
+        self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]", join: Join
     ) -> None:
         say(outbox, join, join)
         with pytest.raises(WireError, match="second communicator"):
             stream.receive(taker)
 
     def test_an_id_of_another_size_ends_the_stream_and_gives_the_staging_back(
-        self, stream: NcclSinkStream, taker: Taker, outbox: "WordOutbox[NcclWord]"
+        self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]"
     ) -> None:
         num_spans = taker.memory.fake.num_spans
         say(outbox, Join(unique_id=b"short"))
@@ -248,7 +244,7 @@ class TestNccl:
         assert taker.memory.fake.num_spans == num_spans
 
     def test_chunks_beyond_the_staging_wait(
-        self, stream: NcclSinkStream, taker: Taker, outbox: "WordOutbox[NcclWord]", join: Join
+        self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]", join: Join
     ) -> None:
         say(outbox, join, *[chunk(block) for block in range(NUM_BLOCKS)], FINISH)
         for _ in range(5):
@@ -257,9 +253,9 @@ class TestNccl:
         assert stream.stop_writing(FetchId(1)), "nothing has come that could be written"
 
 
-def say(outbox: "WordOutbox[Any]", *words: object) -> None:
+def say(outbox: "MessageOutbox[Any]", *words: object) -> None:
     for word in words:
-        outbox.put(word)
+        outbox.put_message(word)
     outbox.flush()
 
 
@@ -269,6 +265,6 @@ def test_a_source_that_says_it_listens_nowhere_is_unreachable(address: str) -> N
     memory = FakeDeviceMemory(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
     with (
         closing(memory), pytest.raises(Unreachable),
-        closing(nccl.dial(address, hello, memory)) as dial,
+        closing(nccl.dial(memory, DialOptions(address=address, hello=hello))) as dial,
     ):  # fmt: skip
         eventually(dial.advance)

@@ -9,19 +9,22 @@ from support.eventually import eventually
 from support.tcp_pair import AMPLE, HELLO, WELCOME, Pairs, Taker, chunk_of, sockets
 from support.transfer import Borrower, Lender, Slot, fill
 
+from kvtransfer.endings import Landed
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.sink.sink import Landed
-from kvtransfer.transports import base, framing
+from kvtransfer.plan import whole_blocks
+from kvtransfer.transports import framing
+from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.tcp import plane as tcp
 from kvtransfer.transports.tcp.frames import pack_head
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
+from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError, WireError
 
 
@@ -30,6 +33,10 @@ def pairs() -> Iterator[Pairs]:
     pairs = Pairs()
     yield pairs
     pairs.close()
+
+
+def listening_on(host: str) -> ListenOptions:
+    return ListenOptions(host=host, epoch=HELLO.epoch)
 
 
 def test_a_lane_may_not_come_twice(pairs: Pairs) -> None:
@@ -52,12 +59,10 @@ def test_a_lane_that_does_not_come_up_is_done_without() -> None:
     ours, theirs = sockets()
 
     def dial(address: str) -> Callable[[TcpSinkStream], Dial]:
-        return lambda stream: tcp._dial_lane(address, HELLO, 1, stream)
+        return lambda stream: tcp.dial_lane(DialOptions(address=address, hello=HELLO), 1, stream)
 
-    sink = TcpSinkStream(
-        theirs, transport="tcp", memory=memory, window=AMPLE, lanes=[dial(where), dial(nowhere)]
-    )
-    eventually(lambda: (sink.receive(Taker(memory)), len(sink._dials) == 1)[1])
+    sink = TcpSinkStream(theirs, memory, window=AMPLE, lanes=[dial(where), dial(nowhere)])
+    eventually(lambda: (sink.receive(Taker(memory)), sink.statistics().num_dialling == 1)[1])
     ours.setblocking(True)
     lent = chunk_of(memory, [0], [1])
     ours.sendall(pack_head(lent, number=1, body_bytes=4096) + bytes(4096))
@@ -76,11 +81,11 @@ class Door:
         self.stream: TcpSourceStream | None = None
         self.lanes: list[int] = []
         self._listener = listener
-        self._greeting: list[tuple[socket.socket, framing.WordReader]] = []
+        self._greeting: list[tuple[socket.socket, framing.FirstMessage]] = []
 
     def look(self) -> None:
         while (sock := self._listener.accept()) is not None:
-            self._greeting.append((sock, framing.WordReader(MAX_STREAM_WORD_BYTES)))
+            self._greeting.append((sock, framing.FirstMessage(MAX_HELLO_BYTES)))
         for sock, reader in list(self._greeting):
             if (hello := reader.read(sock, stream_hello)) is None:
                 continue
@@ -91,7 +96,7 @@ class Door:
                 assert isinstance(stream, TcpSourceStream)
                 self.stream = stream
             else:
-                framing.send_word(sock, stream_welcome.encode(WELCOME))
+                framing.send_message(sock, stream_welcome.encode(WELCOME))
                 self.stream.add_lane(sock, hello.lane)
 
 
@@ -99,10 +104,11 @@ class Door:
 def test_a_dialled_stream_brings_its_other_lanes_up_by_itself(host: str) -> None:
     memory = BlockMemory.create(num_blocks=4, block_bytes=4096)
     expected = fill(memory, 0)
-    listener = tcp.TcpListener(memory, host)
-    dial = tcp.dial(listener.address.replace("*", host), HELLO, memory, num_lanes=3)
+    listener = tcp.TcpListener(memory, listening_on(host))
+    address = listener.address.replace("*", host)
+    dial = tcp.dial(memory, DialOptions(address=address, hello=HELLO, tcp_lanes=3))
     door, taker = Door(listener), Taker(memory)
-    streams: list[base.SinkStream] = []
+    streams: list[SinkStream] = []
 
     def up() -> bool:
         door.look()
@@ -114,7 +120,9 @@ def test_a_dialled_stream_brings_its_other_lanes_up_by_itself(host: str) -> None
 
     eventually(up)
     assert door.stream is not None
-    door.stream.offer(chunk_of(memory, [0], [3]), memory.whole(np.array([0], np.uint32)))
+    door.stream.offer(
+        chunk_of(memory, [0], [3]), whole_blocks(np.array([0], np.uint32), memory.block_bytes)
+    )
     door.stream.flush()
     eventually(lambda: streams[0].receive(taker) or taker.right == [3])
     assert memory.block(3) == expected
@@ -127,15 +135,15 @@ def test_a_dialled_stream_brings_its_other_lanes_up_by_itself(host: str) -> None
 @pytest.mark.parametrize("address", ["prefill-0.svc:5000", ":5000", "1.2.3.4:x", "1.2.3.4", ""])
 def test_what_is_no_address_is_refused_and_never_looked_up(address: str) -> None:
     memory = BlockMemory.create(num_blocks=4, block_bytes=4096)
-    with pytest.raises(base.Unreachable, match="no IP address"):
-        tcp.dial(address, HELLO, memory)
+    with pytest.raises(Unreachable, match="no IP address"):
+        tcp.dial(memory, DialOptions(address=address, hello=HELLO))
     memory.close()
 
 
 def test_a_host_that_is_not_ours_cannot_be_listened_on() -> None:
     memory = BlockMemory.create(num_blocks=4, block_bytes=4096)
     with pytest.raises(TransferError, match="cannot listen"):
-        tcp.TcpListener(memory, "192.0.2.1")
+        tcp.TcpListener(memory, listening_on("192.0.2.1"))
     memory.close()
 
 
@@ -145,7 +153,7 @@ def test_a_host_that_is_not_ours_cannot_be_listened_on() -> None:
      ("no..where", "no..where"), ("", "")],
 )  # fmt: skip
 def test_a_source_looks_its_own_name_up(host: str, address: str) -> None:
-    assert tcp.resolved(host) == address
+    assert resolved(host) == address
 
 
 def test_everything_of_a_transfer_works_over_ipv6() -> None:

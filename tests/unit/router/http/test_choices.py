@@ -13,7 +13,14 @@ from support.fake_dispatcher import ROUTE
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from router.http.choices import EVENTS_PER_CHOICE, open_choices
-from router.requests.events import Ended, Event, GenerationRequest, NoWorkers, Placed, Token
+from router.requests.events import (
+    Ended,
+    GenerationEvent,
+    GenerationRequest,
+    NoWorkers,
+    Placed,
+    Token,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +73,9 @@ async def test_the_failure_of_one_is_raised_and_the_others_are_aborted(bench: Be
 @pytest.mark.parametrize("num", [1, 2])
 async def test_silence_is_never_an_ending(num: int) -> None:
     class Mute:
-        async def generate(self, request: GenerationRequest) -> AsyncGenerator[Event, None]:
+        async def generate(
+            self, request: GenerationRequest
+        ) -> AsyncGenerator[GenerationEvent, None]:
             yield Placed(route=ROUTE)
 
     async with asyncio.TaskGroup() as tasks:

@@ -9,7 +9,8 @@ from support.api import HI, MODEL, Bench, chat, error_of
 
 from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.messages import Blocks, Speeds, TransportUse
-from router.workers.cluster_view import ClusterView, WorkerView
+from router.placement.prefix_index import IndexState
+from router.runtime import ClusterView, WorkerView
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +50,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
     use = {"name": "shm", "peer": "prefill-0", "why": "shm reachable", "fetches": 2, "bytes": 64}
     bench.cluster.shown = ClusterView(
         router=RouterId("router-0"),
-        index="exact",
+        index=IndexState.EXACT,
         redis="connected",
         workers=(
             WorkerView(

@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.openai.errors import ApiError
+from router.openai.parsing import parse_body
 from router.openai.schemas import (
     ChatRequest,
     CompletionRequest,
-    as_chat,
-    parse_chat,
-    parse_completion,
 )
 from router.openai.unsupported import CHAT_UNSUPPORTED
 
@@ -20,11 +18,13 @@ HI = [{"role": "user", "content": "hi"}]
 
 
 def chat(**fields: Any) -> ChatRequest:
-    return parse_chat(json.dumps({"model": "m", "messages": HI} | fields).encode())
+    return parse_body(ChatRequest, json.dumps({"model": "m", "messages": HI} | fields).encode())
 
 
 def completion(**fields: Any) -> CompletionRequest:
-    return parse_completion(json.dumps({"model": "m", "prompt": "hi"} | fields).encode())
+    return parse_body(
+        CompletionRequest, json.dumps({"model": "m", "prompt": "hi"} | fields).encode()
+    )
 
 
 def test_defaults_are_those_of_openai() -> None:
@@ -161,7 +161,7 @@ def test_a_mistake_is_named_by_its_field(fields: dict[str, Any], param: str) -> 
 )
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError, match="request body") as raised:
-        parse_chat(body)
+        parse_body(ChatRequest, body)
     assert raised.value.status == 400
 
 
@@ -187,10 +187,10 @@ def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
 
 
 def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
-    messages = chat(messages=[{"role": "developer", "content": "x", "name": "n"}]).messages
+    (message,) = chat(messages=[{"role": "developer", "content": "x", "name": "n"}]).messages
     named = {"content": "x", "name": "n"}
-    assert as_chat(messages, knows_developer=False) == [{"role": "system", **named}]
-    assert as_chat(messages, knows_developer=True) == [{"role": "developer", **named}]
+    assert message.as_shown(knows_developer=False) == {"role": "system", **named}
+    assert message.as_shown(knows_developer=True) == {"role": "developer", **named}
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,6 @@ FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *CH
 def test_any_json_is_a_request_or_a_refusal(fields: dict[str, Any], full: bool) -> None:
     base = {"model": "m", "messages": HI} if full else {}
     with suppress(ApiError):
-        parse_chat(json.dumps(base | fields).encode())
+        parse_body(ChatRequest, json.dumps(base | fields).encode())
     with suppress(ApiError):
-        parse_completion(json.dumps(base | fields).encode())
+        parse_body(CompletionRequest, json.dumps(base | fields).encode())

@@ -4,7 +4,7 @@ import pytest
 
 from protocol.ids import WorkerId
 from protocol.messages import Role
-from router.placement.place import Candidate, Choice, Prefer, Refusal, place
+from router.placement.place import Candidate, Placement, PlacementRefusal, Prefer, place
 
 
 def candidate(name: str, **changes: object) -> Candidate:
@@ -35,9 +35,9 @@ P0, P1, D0, D1 = map(candidate, ["prefill-0", "prefill-1", "decode-0", "decode-1
 
 def chosen(*candidates: Candidate, num_tokens: int = 2_000, prefer: Prefer = "cheapest") -> str:
     """`prefill>decode` or `decode`."""
-    choice = place(candidates, num_tokens=num_tokens, max_output_tokens=100, prefer=prefer)
-    assert isinstance(choice, Choice)
-    return f"{choice.prefill}>{choice.decode}" if choice.prefill else choice.decode
+    placement = place(candidates, num_tokens=num_tokens, max_output_tokens=100, prefer=prefer)
+    assert isinstance(placement, Placement)
+    return f"{placement.prefill}>{placement.decode}" if placement.prefill else placement.decode
 
 
 @pytest.mark.parametrize(
@@ -166,37 +166,39 @@ def test_prefill_can_be_preferred_whatever_the_cost() -> None:
 
 
 def test_the_reason_names_the_way_the_work_and_both_costs() -> None:
-    choice = place([replace(P0, num_cached_tokens=128), D0], num_tokens=540, max_output_tokens=10)
-    assert isinstance(choice, Choice)
-    assert choice.reason == (
+    placement = place(
+        [replace(P0, num_cached_tokens=128), D0], num_tokens=540, max_output_tokens=10
+    )
+    assert isinstance(placement, Placement)
+    assert placement.reason == (
         "prefill-0>decode-0; uncached 412 of 540 tokens; 0.043 s against 0.081 s local"
     )
 
 
 def test_the_reason_of_a_lone_decode_worker_says_so() -> None:
-    choice = place([D0], num_tokens=40, max_output_tokens=10)
-    assert isinstance(choice, Choice)
-    assert choice.reason == "decode-0; uncached 40 of 40 tokens; no prefill worker"
+    placement = place([D0], num_tokens=40, max_output_tokens=10)
+    assert isinstance(placement, Placement)
+    assert placement.reason == "decode-0; uncached 40 of 40 tokens; no prefill worker"
 
 
 def test_the_reason_fits_a_header_whatever_workers_are_called() -> None:
-    choice = place([candidate("décode\r\n")], num_tokens=40, max_output_tokens=10)
-    assert isinstance(choice, Choice)
-    assert choice.reason.startswith("d?code??; ")
+    placement = place([candidate("décode\r\n")], num_tokens=40, max_output_tokens=10)
+    assert isinstance(placement, Placement)
+    assert placement.reason.startswith("d?code??; ")
 
 
 def test_no_decode_worker_is_a_refusal() -> None:
     refusal = place([P0], num_tokens=40, max_output_tokens=10)
-    assert refusal == Refusal(why="no_decode_worker", reason="no decode worker")
+    assert refusal == PlacementRefusal(why="no_decode_worker", reason="no decode worker")
 
 
 def test_what_no_pool_can_ever_hold_is_too_long_with_the_numbers() -> None:
     small = replace(D0, num_blocks=10)
     refusal = place([P0, small], num_tokens=100, max_output_tokens=61)
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, PlacementRefusal)
     assert refusal.why == "too_long"
     assert refusal.reason == "161 tokens with the answer; the largest decode worker holds 160"
-    assert isinstance(place([P0, small], num_tokens=100, max_output_tokens=60), Choice)
+    assert isinstance(place([P0, small], num_tokens=100, max_output_tokens=60), Placement)
 
 
 def test_sixty_four_workers_of_each_role_still_have_one_cheapest_pair() -> None:

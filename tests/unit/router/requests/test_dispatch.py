@@ -13,7 +13,7 @@ from protocol.messages import Decode
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import Ended, NoWorkers, Placed, RequestFailed, Token, TooLong
 
-ONCE = DispatchLimits(prefer="prefill", patience_s=0.2, max_queued_words=16)
+ONCE = DispatchLimits(prefer="prefill", patience_s=0.2, max_queued_messages=16)
 
 
 def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -289,7 +289,7 @@ def test_a_client_that_reads_too_slowly_is_cut_off_while_it_sleeps() -> None:
             events = cluster.dispatcher.generate(request(max_tokens=2_000))
             decode = cluster.workers["decode-0"]
             with pytest.raises(RequestFailed, match="reads more slowly"):
-                # On a busy machine all words may come at once: then it is cut off right here.
+                # On a busy machine all messages may come at once: then it is cut off right here.
                 assert isinstance(await anext(events), Placed)
                 await soon(lambda: bool(decode.aborted))
                 async for _ in events:

@@ -13,9 +13,9 @@ from support.words import beat, registration
 from protocol.errors import WireError
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Abort, Registration, ToRouter, ToWorker
-from router.workers.letters import Gone, Letter
 from router.workers.mailbox import Mailbox, Overflowed
 from router.workers.registry import Registry
+from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 ABORT = Abort(request=RequestId("r"), attempt=1, reason="test")
 
@@ -58,11 +58,11 @@ def test_a_lost_worker_is_removed_and_open_requests_are_told_at_once() -> None:
             worker, box = cluster.workers["decode-0"], mailbox()
             cluster.registry.open_mailbox(RequestId("r"), box)
             worker.die()
-            letter = await box.get()
-            assert (letter.worker, letter.epoch) == (worker.id, worker.epoch)
-            assert isinstance(letter.word, Gone)
+            received = await box.get()
+            assert (received.worker, received.epoch) == (worker.id, worker.epoch)
+            assert isinstance(received.message, WorkerGone)
             assert cluster.registry.workers == []
-            assert not cluster.registry.post(worker.id, worker.epoch, ABORT)
+            assert not cluster.registry.post_message(worker.id, worker.epoch, ABORT)
 
     run(test)
 
@@ -86,11 +86,13 @@ def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -
             old, box = cluster.workers["decode-0"], mailbox()
             cluster.registry.open_mailbox(RequestId("r"), box)
             new = cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
-            letter = await box.get()
-            assert letter == Letter(old.id, old.epoch, Gone("was replaced by a new incarnation"))
+            received = await box.get()
+            assert received == WorkerMessage(
+                old.id, old.epoch, WorkerGone("was replaced by a new incarnation")
+            )
             await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
-            assert not cluster.registry.post(old.id, old.epoch, ABORT)
-            assert cluster.registry.post(new.id, new.epoch, ABORT)
+            assert not cluster.registry.post_message(old.id, old.epoch, ABORT)
+            assert cluster.registry.post_message(new.id, new.epoch, ABORT)
 
     run(test)
 
@@ -181,9 +183,9 @@ def test_a_full_mailbox_says_so_at_once_and_then_to_its_reader() -> None:
     async def test() -> None:
         told = []
         box = Mailbox(bound=2, deadline_s=5, on_overflow=lambda: told.append(True))
-        letter = Letter(WorkerId("w"), Epoch(1), Gone("test"))
+        received = WorkerMessage(WorkerId("w"), Epoch(1), WorkerGone("test"))
         for _ in range(4):
-            box.put(letter)
+            box.put(received)
         assert told == [True]
         with pytest.raises(Overflowed):
             await box.get()

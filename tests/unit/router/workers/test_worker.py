@@ -3,20 +3,20 @@ from support.words import beat, registration
 
 from protocol.ids import RequestId
 from protocol.messages import Blocks
-from router.placement.place import Choice, place
-from router.workers.worker import BEAT_LAG_S, LiveWorker
+from router.placement.place import Placement, place
+from router.workers.worker import BEAT_LAG_S, KnownWorker
 
 R = RequestId("r")
 
 
-def worker(name: str = "decode-0", *, free: int = 8) -> LiveWorker:
-    made = LiveWorker(registration(name))
+def worker(name: str = "decode-0", *, free: int = 8) -> KnownWorker:
+    made = KnownWorker(registration(name))
     blocks = Blocks(total=8, free=free, cached=8 - free, leased=0)
     made.note_beat(replace(beat(), blocks=blocks), now=0.0)
     return made
 
 
-def load(made: LiveWorker) -> tuple[int, int]:
+def load(made: KnownWorker) -> tuple[int, int]:
     candidate = made.candidate(num_cached_tokens=0)
     return candidate.num_waiting_tokens, candidate.num_running
 
@@ -38,21 +38,21 @@ def test_blocks_that_keep_a_prefix_for_nobody_are_free_to_take() -> None:
 
 
 def test_a_token_of_a_model_with_windows_takes_a_block_of_every_group() -> None:
-    words = registration("decode-0")
-    layout = replace(words.layout, num_groups=4)
-    made = LiveWorker(replace(words, layout=layout, max_context_tokens=8))
+    fields = registration("decode-0")
+    layout = replace(fields.layout, num_groups=4)
+    made = KnownWorker(replace(fields, layout=layout, max_context_tokens=8))
     made.note_beat(beat(), now=0.0)
     candidate = made.candidate(num_cached_tokens=0)
     assert (candidate.num_blocks, candidate.num_free_blocks) == (2, 2)
-    assert candidate.token_bytes == 4 * words.layout.token_bytes
+    assert candidate.token_bytes == 4 * fields.layout.token_bytes
 
 
 def test_a_worker_that_takes_longer_sequences_than_its_pool_gets_them() -> None:
     """Windows let it go on without the blocks they have left behind."""
-    made = LiveWorker(replace(registration("decode-0"), num_blocks=4, max_context_tokens=400))
+    made = KnownWorker(replace(registration("decode-0"), num_blocks=4, max_context_tokens=400))
     made.note_beat(beat(), now=0.0)
-    choice = place([made.candidate(num_cached_tokens=0)], num_tokens=300, max_output_tokens=4)
-    assert isinstance(choice, Choice)
+    placement = place([made.candidate(num_cached_tokens=0)], num_tokens=300, max_output_tokens=4)
+    assert isinstance(placement, Placement)
 
 
 def test_a_warm_pool_attracts_the_prompt_it_has() -> None:
@@ -62,8 +62,8 @@ def test_a_warm_pool_attracts_the_prompt_it_has() -> None:
         warm.candidate(num_cached_tokens=20),
         fresh.candidate(num_cached_tokens=0),
     ]
-    choice = place(candidates, num_tokens=24, max_output_tokens=4)
-    assert isinstance(choice, Choice) and choice.decode == "decode-1"
+    placement = place(candidates, num_tokens=24, max_output_tokens=4)
+    assert isinstance(placement, Placement) and placement.decode == "decode-1"
 
 
 def test_a_request_that_ended_between_two_beats_is_no_load() -> None:

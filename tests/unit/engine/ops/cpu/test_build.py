@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.ops.cpu import build
-from kvtransfer.native import copy as native
+from kvtransfer.native import library
 from protocol.process import c_kernels as kernels
 
 
@@ -79,7 +79,7 @@ def test_the_sources_compile_without_warnings(tmp_path: Path) -> None:
     if found is None:
         pytest.skip("no gcc")
     goal = str(tmp_path / "k.so")
-    for each in (build.KERNELS, native.KERNELS):
+    for each in (build.KERNELS, library.KERNELS):
         command = [found, *each.flags, "-Wall", "-Wextra", "-Werror", "-o", goal]
         sources = [str(path) for path in each.sources()]
         subprocess.run([*command, *sources, "-lm"], check=True, timeout=100)

@@ -52,7 +52,7 @@ def pairs(ends: tuple[End, End]) -> Iterator[tuple[Pair, Pair]]:
 
 
 def taken(pair: Pair) -> Span:
-    span = pair.staging.take()
+    span = pair.staging.take_span()
     assert span is not None
     return span
 
@@ -62,7 +62,7 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
     spans = [taken(pair) for pair in pairs]
     ends[0].driver.bytes_of(spans[0])[: len(content)] = content
     for pair, span in zip(pairs, spans, strict=True):
-        pair.post(span, len(content))
+        pair.post_transfer(span, len(content))
     done: list[object] = []
 
     def both_done() -> bool:
@@ -72,7 +72,7 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
 
     eventually(both_done)
     for pair, span in zip(pairs, spans, strict=True):
-        pair.staging.give_back(span)
+        pair.staging.return_span(span)
     return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
 
 
@@ -86,7 +86,9 @@ def test_what_one_end_posts_arrives_at_the_other(
 
 def test_staging_is_bounded(pairs: tuple[Pair, Pair]) -> None:
     staging = pairs[0].staging
-    assert [staging.take() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [True]
+    assert [staging.take_span() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [
+        True
+    ]
 
 
 def test_a_peer_that_never_comes_is_lost_within_the_patience(ends: tuple[End, End]) -> None:
@@ -105,7 +107,7 @@ def test_a_transfer_that_hangs_is_lost_within_the_patience(
     ends: tuple[End, End], pairs: tuple[Pair, Pair]
 ) -> None:
     transferred(ends, pairs, b"sixteen bytes of")
-    pairs[1].post(taken(pairs[1]), STAGED_BYTES)
+    pairs[1].post_transfer(taken(pairs[1]), STAGED_BYTES)
     pairs[1].advance()
     ends[1].now_s += PATIENCE_S + 0.1
     with pytest.raises(PeerLost, match="65536 bytes took longer than 5"):

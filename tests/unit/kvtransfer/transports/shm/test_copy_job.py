@@ -10,41 +10,43 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import Chunk, Finish, Left, stream_word
-from kvtransfer.native import copy as native
-from kvtransfer.plan import Ranges
-from kvtransfer.transports.framing import WordOutbox
-from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, Board
-from kvtransfer.transports.shm.streams import ReadingStream
+from kvtransfer.messages import Chunk, Finish
+from kvtransfer.native.copy import Memory
+from kvtransfer.native.library import kernels
+from kvtransfer.plan import Ranges, whole_blocks
+from kvtransfer.transports.announcing import Left, announcement
+from kvtransfer.transports.framing import MessageOutbox
+from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, CopyJob
+from kvtransfer.transports.shm.sink import ShmSinkStream
 
 NUM_BLOCKS, BLOCK_BYTES = 4, 512 << 10
 _CURSOR, _NUM_DONE, _BATCH = 3, 4, 6
-"""Where a board counts what is claimed, what is done, and how many are claimed at a time."""
+"""Where a copy job counts what is claimed, what is done, and how many are claimed at a time."""
 
-pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no C kernels, so no boards")
+pytestmark = pytest.mark.skipif(kernels() is None, reason="no C kernels, so no copy jobs")
 
 
-class SlowHelp(Board):
-    """A board on which the source has claimed one batch, and says that it left when told to."""
+class SlowHelp(CopyJob):
+    """A copy job of which the source has claimed one batch, and says that it left when told to."""
 
     source: socket.socket
     is_last_look = False
 
     @property
     def _counts(self) -> "NDArray[np.uint64]":
-        return np.frombuffer(self._mapping, np.uint64, count=8)
+        return self.mapped[:64].view(np.uint64)
 
-    def work(self, number: int, *, target: native.Memory, source: native.Memory) -> int:
+    def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
         self._counts[_CURSOR] += self._counts[_BATCH]
-        return super().work(number, target=target, source=source)
+        return super().copy_pieces(number, target=target, source=source)
 
-    def wait(self, most_s: float) -> bool:
+    def is_done_within(self, most_s: float) -> bool:
         """The source finishes just after the sink has looked."""
-        done = super().wait(most_s)
+        done = super().is_done_within(most_s)
         if self.is_last_look and not done:
             self._counts[_NUM_DONE] += self._counts[_BATCH]
-            outbox = WordOutbox(self.source, stream_word)
-            outbox.put(Left(number=1))
+            outbox = MessageOutbox(self.source, announcement)
+            outbox.put_message(Left(number=1))
             outbox.flush()
         return done
 
@@ -73,11 +75,12 @@ def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
     chunk = Chunk(fetch=1, attempt=1, pieces=pieces_P.tobytes(), blocks=blocks_PB.tobytes())
     return Landing(
         chunk=chunk, pieces_P=pieces_P, blocks_PB=blocks_PB,
-        source=source.whole(blocks_PB[:, 0]), target=target.whole(blocks_PB[:, 0]),
+        source=whole_blocks(blocks_PB[:, 0], source.block_bytes),
+        target=whole_blocks(blocks_PB[:, 0], target.block_bytes),
     )  # fmt: skip
 
 
-def test_a_piece_cut_into_more_ranges_than_a_board_takes_is_not_put_up() -> None:
+def test_a_piece_cut_into_more_ranges_than_a_copy_job_takes_is_not_shared() -> None:
     """80 layers of 8 heads, K and V, in blocks a quarter of the slot's: copied by one side."""
 
     def landing(num_ranges: int) -> Landing:
@@ -88,13 +91,13 @@ def test_a_piece_cut_into_more_ranges_than_a_board_takes_is_not_put_up() -> None
         return replace(_landing(pool, pool), source=ranges, target=ranges)
 
     pool = BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
-    board = Board.create()
-    assert board is not None
-    assert not board.takes(landing(MAX_PIECE_RANGES + 1))
-    assert board.takes(landing(MAX_PIECE_RANGES))
-    number = board.begin(landing(MAX_PIECE_RANGES))
-    assert number is not None and board.work(number, target=pool.span, source=pool.span) == 1
-    board.close()
+    job = CopyJob.create()
+    assert job is not None
+    assert not job.fits(landing(MAX_PIECE_RANGES + 1))
+    assert job.fits(landing(MAX_PIECE_RANGES))
+    number = job.begin_chunk(landing(MAX_PIECE_RANGES))
+    assert number is not None and job.copy_pieces(number, target=pool.span, source=pool.span) == 1
+    job.close()
     pool.close()
 
 
@@ -104,18 +107,18 @@ def test_a_chunk_ends_although_the_source_leaves_it_between_two_looks() -> None:
     source, target = (
         BlockMemory.create(num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES) for _ in range(2)
     )
-    board = SlowHelp.create()
-    assert isinstance(board, SlowHelp)
-    board.source = theirs
+    job = SlowHelp.create()
+    assert isinstance(job, SlowHelp)
+    job.source = theirs
     taker = Taker(_landing(source, target))
-    stream = ReadingStream(ours, "shm", source=source, memory=target, board=board)
-    outbox = WordOutbox(theirs, stream_word)
-    outbox.put(taker.landing.chunk)
+    stream = ShmSinkStream(ours, target, source=source, copy_job=job)
+    outbox = MessageOutbox(theirs, announcement)
+    outbox.put_message(taker.landing.chunk)
     outbox.flush()
     stream.receive(taker)
     assert taker.ended == []  # the source holds a batch of it
 
-    board.is_last_look = True
+    job.is_last_look = True
     stream.receive(taker)
     while select.select([stream], [], [], 0)[0]:
         stream.receive(taker)

@@ -12,10 +12,10 @@ from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, TWO, Pairs, chunk_of, done
 from kvtransfer.transports.tcp.frames import (
     HEADER_BYTES,
     MAX_BODY_BYTES,
-    frame_word,
     pack_head,
     unpack_header,
 )
+from kvtransfer.transports.tcp.messages import tcp_to_sink
 from kvtransfer.transports.tcp.order import MAX_AHEAD, ChunkOrder
 from protocol.errors import PeerLost, WireError
 
@@ -54,7 +54,7 @@ def test_a_word_with_one_flipped_bit_ends_the_stream(pairs: Pairs) -> None:
     frame = bytearray(pack_head(chunk_of(pair.lent, [0], [0]), number=1, body_bytes=BLOCK_BYTES))
     frame[HEADER_BYTES + 40] ^= 4
     pair.ours[0].send(frame)
-    with pytest.raises(WireError, match="word is broken"):
+    with pytest.raises(WireError, match="message is broken"):
         eventually(lambda: pair.sink.receive(pair.taker))
 
 
@@ -102,9 +102,9 @@ def test_a_header_says_what_was_packed() -> None:
     head = pack_head(done(TWO), number=9, body_bytes=77)
     header = unpack_header(head[:HEADER_BYTES])
     word = head[HEADER_BYTES:]
-    header.check(word)
-    assert (header.number, header.body_bytes, header.word_bytes) == (9, 77, len(word))
-    assert frame_word.decode(word) == done(TWO)
+    header.check_message(word)
+    assert (header.number, header.body_bytes, header.message_bytes) == (9, 77, len(word))
+    assert tcp_to_sink.decode(word) == done(TWO)
 
 
 @given(st.permutations(range(1, 9)), st.integers(0, 8))
@@ -112,11 +112,11 @@ def test_a_finish_comes_right_after_the_last_chunk_begun_before_it(
     numbers: list[int], after: int
 ) -> None:
     order = ChunkOrder()
-    told = order.finish(done(), after=after)
+    told = order.add_finish(done(), after=after)
     ended: set[int] = set()
     for number in numbers:
         assert bool(told) == (set(range(1, after + 1)) <= ended)
-        told = told + order.end(number)
+        told = told + order.end_chunk(number)
         ended.add(number)
     assert told == [done()]
 
@@ -125,4 +125,4 @@ def test_lanes_that_drift_apart_without_end_are_refused() -> None:
     order = ChunkOrder()
     with pytest.raises(WireError, match="out of order"):
         for number in range(2, MAX_AHEAD + 4):
-            order.end(number)
+            order.end_chunk(number)

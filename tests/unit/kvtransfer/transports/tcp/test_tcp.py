@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from support.eventually import eventually
-from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, ONE, TWO, Pairs, done
+from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, ONE, TWO, Pair, Pairs, done
 from support.transfer import fill
 
-from kvtransfer.chunk import PIECE, Landing, pack
-from kvtransfer.native import copy as native
+from kvtransfer.chunk import PIECE, Landing, pack_chunk
+from kvtransfer.messages import Chunk
+from kvtransfer.native import copy as native_copy
 from kvtransfer.native import flows
 from kvtransfer.plan import Ranges
-from kvtransfer.transports.tcp.frames import Credit, credit
+from kvtransfer.transports.tcp.lane import Lane
+from kvtransfer.transports.tcp.messages import Credit, TcpToSink, tcp_to_source
 from protocol.errors import PeerLost, WireError
 
 
@@ -26,13 +28,11 @@ def pairs() -> Iterator[Pairs]:
 
 
 @pytest.fixture(params=["kernels", "twin"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the C kernels, and as on a machine without a compiler."""
     if request.param == "twin":
-        monkeypatch.setattr(native, "kernels", lambda: None)
-    flows._library.cache_clear()
-    yield
-    flows._library.cache_clear()
+        for user in (native_copy, flows):
+            monkeypatch.setattr(user, "kernels", lambda: None)
 
 
 @pytest.mark.usefixtures("either_way")
@@ -55,7 +55,7 @@ def test_all_lanes_carry_chunks(pairs: Pairs) -> None:
         pair.offer([block], [block])
     pair.source.finish(done())
     pair.move(lambda: "finish of 1" in pair.taker.words)
-    assert all(lane.number > 0 for lane in pair.sink._lanes)
+    assert all(number > 0 for number in pair.sink.statistics().last_numbers)
 
 
 def test_a_piece_may_be_many_ranges_of_any_size(pairs: Pairs) -> None:
@@ -70,7 +70,9 @@ def test_a_piece_may_be_many_ranges_of_any_size(pairs: Pairs) -> None:
         starts_P=np.array([0, 3, 4], np.int64),
     )
     pieces_P["checksum"] = pair.lent.checksums(ranges)
-    chunk = pack(fetch=ONE, attempt=1, pieces_P=pieces_P, blocks_PB=np.zeros((2, 1), np.uint32))
+    chunk = pack_chunk(
+        fetch=ONE, attempt=1, pieces_P=pieces_P, blocks_PB=np.zeros((2, 1), np.uint32)
+    )
     landing = Landing(chunk, pieces_P, np.zeros((2, 1), np.uint32), ranges, ranges)
     pair.taker.begin_chunk = lambda chunk: landing  # type: ignore[method-assign]
     pair.source.offer(chunk, ranges)
@@ -79,15 +81,14 @@ def test_a_piece_may_be_many_ranges_of_any_size(pairs: Pairs) -> None:
 
 
 def test_a_finish_waits_for_chunks_of_a_slower_lane(pairs: Pairs) -> None:
-    pair = pairs.make(num_lanes=2)
+    pair = pairs.make(num_lanes=2, held=True)
+    assert pair.held is not None
     pair.offer([0], [0])
     pair.offer([1], [1])
     pair.source.finish(done())
-    slow, fast = pair.sink._lanes
-    pair.sink._lanes = [fast]
     pair.move(lambda: pair.unsent_bytes == 0 and pair.taker.right == [1])
     assert pair.taker.words == ["chunk of 1"]
-    pair.sink._lanes = [slow, fast]
+    pair.held.is_released = True
     pair.move(lambda: len(pair.taker.words) == 3)
     assert pair.taker.words == ["chunk of 1", "chunk of 1", "finish of 1"]
 
@@ -118,8 +119,40 @@ def test_a_fetch_stopped_when_its_last_byte_has_come_leaves_the_lane_free(pairs:
     pair = pairs.make()
     pair.offer([0], [0])
     pair.source.flush()
-    (lane,) = pair.sink._lanes
-    pair.sink._begin(pair.taker)
+    lane = Lane(pair.theirs[0])
+    chunk, body_bytes = head(pair, lane)
+    assert isinstance(chunk, Chunk)
+    landing = pair.taker.begin_chunk(chunk)
+    assert landing is not None
+    lane.land(landing, pair.taker.memory.span)
+    read_body(pair, lane)
+    assert lane.stop_writing(ONE) is landing
+    end = lane.pop_end()
+    assert end is not None and end[0] is None and lane.flow is None
+    pair.offer([1], [1], fetch=TWO)
+    pair.source.finish(done(TWO))
+    chunk, body_bytes = head(pair, lane)
+    assert chunk.fetch == TWO
+    lane.discard(body_bytes)
+    read_body(pair, lane)
+    assert lane.pop_end() == (None, None)
+    assert head(pair, lane) == (done(TWO), 0)
+
+
+def head(pair: Pair, lane: Lane) -> tuple[TcpToSink, int]:
+    """The next frame of a lane, while the source sends."""
+
+    def read() -> tuple[TcpToSink, int] | None:
+        pair.source.flush()
+        return lane.read_head()
+
+    found = eventually(read)
+    assert found is not None
+    return found
+
+
+def read_body(pair: Pair, lane: Lane) -> None:
+    """All of the frame's bytes, while the source sends."""
     flow = lane.flow
     assert flow is not None
 
@@ -129,12 +162,6 @@ def test_a_fetch_stopped_when_its_last_byte_has_come_leaves_the_lane_free(pairs:
         return flow.state == flows.MOVED
 
     eventually(whole)
-    assert pair.sink.stop_writing(ONE)
-    assert pair.sink._end(pair.taker) and lane.flow is None
-    pair.offer([1], [1], fetch=TWO)
-    pair.source.finish(done(TWO))
-    pair.move(lambda: "finish of 2" in pair.taker.words)
-    assert pair.taker.words == ["chunk of 2", "finish of 2"]
 
 
 def test_a_stopped_fetch_is_not_written_any_further(pairs: Pairs) -> None:
@@ -173,8 +200,9 @@ def test_a_source_never_sends_more_than_was_granted_and_is_granted_all_in_the_en
 
     def within_credit() -> bool:
         pair.source.flush()
-        assert 20 * BLOCK_BYTES - pair.unsent_bytes <= pair.sink._told
-        assert pair.sink._told <= pair.sink._received + window_bytes
+        granted_bytes = pair.sink.statistics().granted_bytes
+        assert 20 * BLOCK_BYTES - pair.unsent_bytes <= granted_bytes
+        assert granted_bytes <= pair.sink.statistics().received_bytes + window_bytes
         pair.sink.receive(pair.taker)
         pair.source.receive()
         return len(pair.taker.right) == 20
@@ -189,7 +217,6 @@ def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
     pair.offer([0], [0])
     pair.offer([1], [1])
     pair.source.finish(done())
-    pair.sink._window = 0
     for _ in range(20):
         pair.source.flush()
         pair.sink.receive(pair.taker)
@@ -206,7 +233,7 @@ def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
 
 
 def credit_frame(total_bytes: int) -> bytes:
-    packed = credit.encode(Credit(total_bytes=total_bytes))
+    packed = tcp_to_source.encode(Credit(total_bytes=total_bytes))
     return len(packed).to_bytes(4, "little") + packed
 
 

@@ -1,4 +1,4 @@
-"""What the tests named after field reports share: one lender, one borrower, a plane each."""
+"""What became of a fetch, as tests of lenders and borrowers ask for it."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from support.eventually import eventually
 from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.transfer import Borrower, Lender
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import TransferError
 from protocol.messages import Ticket
 

@@ -1,5 +1,5 @@
 from protocol.ids import RequestId
-from router.trace import RequestTrace, TraceRing
+from router.requests.trace import RequestTrace, TraceRing
 
 
 def trace(name: str) -> RequestTrace:

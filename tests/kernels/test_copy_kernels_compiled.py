@@ -2,19 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.ahead import Call, assert_fits
 
-from kvtransfer.kernels import copy, sums
+from kvtransfer.kernels.copy import NUM_WARPS, TILE_WORDS, copy_kernel
 
-_COPY = {"target": "i64", "source": "i64", "table": "*i64", "sums": "*i64", "num_ranges": "i32"}
-_SUMS = {name: kind for name, kind in _COPY.items() if name != "target"}
-KERNELS: dict[str, tuple[Any, dict[str, str], int, int]] = {
-    "copy": (copy.copy_kernel, _COPY, copy.TILE_WORDS, copy.NUM_WARPS),
-    "sums": (sums.sums_kernel, _SUMS, sums.TILE_WORDS, sums.NUM_WARPS),
-}
+_SIGNATURE = {
+    "target": "i64", "source": "i64", "table": "*i64", "sums": "*i64", "num_ranges": "i32",
+}  # fmt: skip
+KERNELS = {"copy": True, "sums": False}
+"""Whether it copies, besides summing."""
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +21,12 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def call(name: str) -> Call:
-    kernel, signature, tile, num_warps = KERNELS[name]
     return Call(
-        kernel=kernel,
-        signature={**signature, "TILE": "constexpr"},
-        constants={"TILE": tile},
-        aligned=frozenset(signature) - {"num_ranges"},
-        options={"num_warps": num_warps, "enable_fp_fusion": False},
+        kernel=copy_kernel,
+        signature={**_SIGNATURE, "COPIES": "constexpr", "TILE": "constexpr"},
+        constants={"COPIES": KERNELS[name], "TILE": TILE_WORDS},
+        aligned=frozenset(_SIGNATURE) - {"num_ranges"},
+        options={"num_warps": NUM_WARPS, "enable_fp_fusion": False},
     )
 
 

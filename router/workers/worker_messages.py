@@ -15,19 +15,19 @@ from protocol.messages import (
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class WorkerGone:
     """Said by the registry, not by a worker: this incarnation will say nothing more."""
 
     reason: str
 
 
-Word = Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | Gone
+RequestMessage = Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | WorkerGone
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """One word of one worker incarnation."""
+class WorkerMessage:
+    """One message of one worker incarnation."""
 
     worker: WorkerId
     epoch: Epoch
-    word: Word
+    message: RequestMessage

@@ -1,7 +1,6 @@
 """What became of each recent request: route, reason, workers, blocks, transport, seconds.
 
-Written by `router.requests.dispatch`, read by `GET /trace/{request_id}` and the demo. Holds no
-prompt, no token and no text. Lost when the router ends.
+Holds no prompt, no token and no text. Lost when the router ends.
 """
 
 from collections import OrderedDict

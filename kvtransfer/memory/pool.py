@@ -1,0 +1,75 @@
+"""What sources and sinks need of the memory their blocks lie in, wherever that is.
+
+A block has a generation, bumped whenever it is allocated afresh: a reader that finds the one it
+expects before and after its copy has copied one owner's bytes.
+"""
+
+# Shapes: N blocks of the pool, P pieces, B source blocks of a piece.
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.device.driver import Mark
+from kvtransfer.plan import NO_BLOCK, Ranges
+from protocol.layout import Layout
+
+
+class Pool(Protocol):
+    """`num_blocks` blocks of `block_bytes`, one after another. Does not know who owns a block."""
+
+    num_blocks: int
+    block_bytes: int
+
+    @property
+    def generations(self) -> memoryview:
+        """`[block]` uint64: what the engine counts in."""
+
+    @property
+    def generations_N(self) -> NDArray[np.uint64]:
+        """The same, for many at a time."""
+
+    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+        """Of each piece's bytes, `[piece]`. Raises ValueError for ranges outside, TransferError
+        when the memory is lost."""
+
+    def mark(self) -> Mark:
+        """The point that the engine's work has reached, for its thread."""
+
+    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
+        """Let a test change a block's bytes."""
+
+    def close(self) -> None:
+        """Give the memory back; idempotent."""
+
+
+def check_block_bytes(memory: Pool, layout: Layout) -> None:
+    """Raise ValueError when the memory's blocks are not the layout's."""
+    if memory.block_bytes != layout.block_bytes:
+        raise ValueError(
+            f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
+        )
+
+
+class _Reached:
+    def happened(self) -> bool:
+        return True
+
+
+WRITTEN: Final[Mark] = _Reached()
+"""The point of work that is known to be done."""
+
+
+def generation_sums(
+    generations_N: NDArray[np.uint64], blocks_PB: NDArray[np.uint32]
+) -> NDArray[np.uint64]:
+    """The sum of the generations of each piece's blocks, `[piece]`, NO_BLOCK left out."""
+    if blocks_PB.shape[1] == 1:
+        alone_P: NDArray[np.uint64] = generations_N[blocks_PB[:, 0]]
+        return alone_P
+    there_PB = blocks_PB != NO_BLOCK
+    each_PB = generations_N[np.where(there_PB, blocks_PB, 0)]
+    sums_P: NDArray[np.uint64] = np.where(there_PB, each_PB, 0).sum(axis=1, dtype=np.uint64)
+    return sums_P

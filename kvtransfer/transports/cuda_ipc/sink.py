@@ -1,0 +1,126 @@
+"""The sink's end of a cuda_ipc stream: copies announced blocks out of the source's pool.
+
+Copies run on a side stream and sum what they write; the sink's thread asks whether they have
+happened and never waits. Whether the bytes are right is for their checksums to tell.
+"""
+
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from kvtransfer.chunk import Landing
+from kvtransfer.device.driver import Sums
+from kvtransfer.device.table import table
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.transports.announcing import announcement
+from kvtransfer.transports.base import ChunkTaker, SinkStream
+from kvtransfer.transports.cuda_ipc.messages import NAME
+from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
+from kvtransfer.transports.framing import MessageInbox
+from kvtransfer.transports.polling import DevicePoller, is_over
+from protocol.errors import WireError
+
+_MAX_COPIES: Final = 4
+"""Launched at a time: enough to keep the device busy between two looks."""
+_MAX_WAITING: Final = 64
+"""Messages heard and not taken up; then no more are read."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Copy:
+    """A chunk whose slots the device writes."""
+
+    landing: Landing
+    sums: Sums
+
+
+class CudaIpcSinkStream(SinkStream):
+    """The sink's end. Owns its mapping of the source's pool."""
+
+    transport = NAME
+
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: PeerMemory) -> None:
+        self._sock = sock
+        self._source = source
+        self._memory = memory
+        self._stream = memory.driver.stream()
+        self._poller = DevicePoller(sock)
+        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._waiting: deque[Chunk | Finish] = deque()
+        self._copies: deque[_Copy] = deque()
+        self._closed = False
+
+    def fileno(self) -> int:
+        return self._poller.fileno()
+
+    def receive(self, taker: ChunkTaker) -> bool:
+        self._poller.clear_tick()
+        self._end_copies(taker)
+        if len(self._waiting) < _MAX_WAITING:
+            for message in self._inbox.receive():
+                if not isinstance(message, Chunk | Finish):
+                    raise WireError(f"{type(message).__name__} is no message of {NAME}")
+                self._waiting.append(message)
+        while self._waiting and self._take_up(self._waiting[0], taker):
+            self._waiting.popleft()
+        self._poller.expect_device(bool(self._copies))
+        return self._inbox.has_more and not self._waiting
+
+    def stop_writing(self, fetch: FetchId) -> bool:
+        theirs = [copy for copy in self._copies if copy.landing.fetch == fetch]
+        if not all(is_over(copy.sums) for copy in theirs):
+            return False
+        self._copies = deque(copy for copy in self._copies if copy.landing.fetch != fetch)
+        return True
+
+    def close(self) -> bool:
+        if self._closed:
+            return True
+        if not all(is_over(copy.sums) for copy in self._copies):
+            return False
+        self._closed = True
+        self._copies.clear()
+        self._poller.close()
+        self._sock.close()
+        self._source.close()
+        return True
+
+    def _take_up(self, message: Chunk | Finish, taker: ChunkTaker) -> bool:
+        """False when it must wait for copies under way."""
+        if isinstance(message, Finish):
+            if any(copy.landing.fetch == message.fetch for copy in self._copies):
+                return False
+            taker.finished(message)
+            return True
+        if len(self._copies) >= _MAX_COPIES:
+            return False
+        landing = taker.begin_chunk(message)
+        if landing is not None:
+            self._launch(landing, taker)
+        return True
+
+    def _launch(self, landing: Landing, taker: ChunkTaker) -> None:
+        why = self._source.why_not(landing)
+        if not why:
+            try:
+                self._source.span.check(landing.source)
+                self._memory.span.check(landing.target)
+                table_5R = table(landing.source, landing.target)
+            except ValueError as error:
+                why = str(error)
+        if why:
+            taker.end_chunk(landing, None, broken=why)
+            return
+        sums = self._memory.driver.copy(
+            self._stream, target=self._memory.span, source=self._source.span, table_5R=table_5R,
+            num_pieces=len(landing.pieces_P),
+        )  # fmt: skip
+        self._copies.append(_Copy(landing, sums))
+
+    def _end_copies(self, taker: ChunkTaker) -> None:
+        while self._copies and self._copies[0].sums.happened():
+            copy = self._copies.popleft()
+            why = self._source.why_not(copy.landing)
+            taker.end_chunk(copy.landing, None if why else copy.sums.take_sums(), broken=why)

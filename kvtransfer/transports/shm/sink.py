@@ -1,0 +1,184 @@
+"""The sink's end of a shared-memory stream: copies announced blocks out of the source's pool.
+
+Where both processes have a core to spare, the source copies pieces of a large chunk too
+(`kvtransfer.transports.shm.copy_job`); then it writes into slots that the sink named, and the sink
+ends a chunk only when the source has left it.
+"""
+
+import select
+import socket
+from collections import deque
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.chunk import Landing
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.pool import generation_sums
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.plan import NO_BLOCK
+from kvtransfer.transports.announcing import Left, announcement
+from kvtransfer.transports.base import ChunkTaker, SinkStream
+from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.shm.copy_job import CopyJob
+from kvtransfer.transports.shm.messages import NAME, Help, shm_to_source
+from protocol.errors import WireError
+
+_TURN_BYTES: Final = 32 << 20
+"""Most bytes copied in one turn, but for the chunk that passes it."""
+_HELPED_BYTES: Final = 1 << 20
+"""Smaller chunks are copied before a helper would have woken up."""
+_AWAIT_S: Final = 0.001
+"""A helper's last claim takes 20 us; one that lost its core is waited for asleep."""
+_STALE: Final = "the block has another generation"
+
+
+class ShmSinkStream(SinkStream):
+    """Owns its view of the source's pool and the copy job."""
+
+    transport = NAME
+
+    def __init__(
+        self, sock: socket.socket, memory: BlockMemory, *, source: BlockMemory,
+        copy_job: CopyJob | None,
+    ) -> None:  # fmt: skip
+        """Without a `copy_job` chunks are copied by us alone."""
+        self._source: BlockMemory | None = source
+        self._memory = memory
+        self._copy_job = copy_job
+        self._sock = sock
+        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._outbox = MessageOutbox(sock, shm_to_source)
+        self._waiting: deque[Chunk | Finish] = deque()
+        self._shared: Landing | None = None
+        """The chunk that both may copy, begun and not ended."""
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def receive(self, taker: ChunkTaker) -> bool:
+        if self._shared is not None:
+            self._look_at_job(taker)
+        for message in self._inbox.receive():
+            match message:
+                case Chunk() | Finish():
+                    self._waiting.append(message)
+                case Left():
+                    pass  # the job says the same
+        if self._shared is not None:
+            self._look_at_job(taker)  # `Left` may have come since: no other will
+        num_bytes = 0
+        while self._waiting and self._shared is None and num_bytes < _TURN_BYTES:
+            num_bytes += self._take_up(self._waiting.popleft(), taker)
+        return self._inbox.has_more or (self._shared is None and bool(self._waiting))
+
+    def stop_writing(self, fetch: FetchId) -> bool:
+        return self._shared is None or self._shared.fetch != fetch or self._stopped()
+
+    def close(self) -> bool:
+        if self._source is None:
+            return True
+        if self._shared is not None and not self._stopped():
+            return False
+        self._sock.close()
+        self._source.close()
+        self._source = None
+        if self._copy_job is not None:
+            self._copy_job.close()
+        return True
+
+    def _take_up(self, message: Chunk | Finish, taker: ChunkTaker) -> int:
+        """Do what a message asks for; bytes copied."""
+        if isinstance(message, Finish):
+            taker.finished(message)
+            return 0
+        landing = taker.begin_chunk(message)
+        if landing is None:
+            return 0
+        why = self._why_not(landing)
+        if why:
+            taker.end_chunk(landing, None, broken=why)
+            return 0
+        if self._is_shared(landing):
+            self._share(landing, taker)
+        else:
+            self._copy(landing, taker)
+        return landing.num_bytes
+
+    def _copy(self, landing: Landing, taker: ChunkTaker) -> None:
+        assert self._source is not None
+        try:
+            sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
+        except ValueError as error:
+            raise WireError(f"the source's pool is not what its layout says: {error}") from error
+        self._end(landing, sums_P, taker)
+
+    def _is_shared(self, landing: Landing) -> bool:
+        job = self._copy_job
+        return job is not None and landing.num_bytes >= _HELPED_BYTES and job.fits(landing)
+
+    def _share(self, landing: Landing, taker: ChunkTaker) -> None:
+        """Make the chunk a job, tell the source, and copy what it does not."""
+        assert self._copy_job is not None and self._source is not None
+        number = self._copy_job.begin_chunk(landing)
+        if number is None:
+            self._copy(landing, taker)
+            return
+        self._outbox.put_message(Help(number=number))
+        self._outbox.flush()
+        self._shared = landing
+        try:
+            self._copy_job.copy_pieces(number, target=self._memory.span, source=self._source.span)
+        except ValueError as error:
+            raise WireError(str(error)) from error
+        if self._copy_job.is_done_within(_AWAIT_S):
+            self._look_at_job(taker)
+
+    def _look_at_job(self, taker: ChunkTaker) -> None:
+        """End the shared chunk if everything of it is done, or everybody has left it."""
+        landing, job = self._shared, self._copy_job
+        assert landing is not None and job is not None
+        if job.is_done_within(0.0):
+            self._shared = None
+            self._end(landing, job.sums(len(landing.pieces_P)), taker)
+        elif job.is_shut and job.shut():
+            self._shared = None
+            taker.end_chunk(landing, None, broken="it was stopped")
+
+    def _stopped(self) -> bool:
+        """Ask the source to leave our pool; True when it has, or is dead."""
+        assert self._copy_job is not None
+        return self._copy_job.shut() or self._has_ended()
+
+    def _has_ended(self) -> bool:
+        """The other process is gone: the kernel closes its socket after its memory. What it said
+        last may still wait to be read."""
+        if self._sock.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def _why_not(self, landing: Landing) -> str:
+        """Why this chunk's blocks cannot be read now; empty when they can."""
+        source = self._source
+        assert source is not None
+        blocks_PB = landing.blocks_PB
+        if blocks_PB.shape[1] > 1:
+            blocks_PB = blocks_PB[blocks_PB != NO_BLOCK]
+        if int(blocks_PB.max(initial=0)) >= source.num_blocks:
+            return "the source named a block that it has not"
+        return "" if self._unchanged(landing) else _STALE
+
+    def _unchanged(self, landing: Landing) -> bool:
+        """The blocks have the generations that their descriptions say."""
+        assert self._source is not None
+        now_P = generation_sums(self._source.generations_N, landing.blocks_PB)
+        return bool((now_P == landing.pieces_P["generation"]).all())
+
+    def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
+        if self._unchanged(landing):
+            taker.end_chunk(landing, sums_P)
+        else:
+            taker.end_chunk(landing, None, broken=_STALE)
