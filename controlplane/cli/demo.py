@@ -7,7 +7,6 @@ and both answers are right.
 """
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from controlplane.local.cluster import Local, running
+from controlplane.cli.http import stream_event
+from controlplane.local.cluster import LocalCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
 from controlplane.local.up import SIGNALS, first_failure
@@ -117,7 +117,7 @@ async def _demo() -> None:
     _say("Everything stopped.")
 
 
-async def _converse(local: Local, *, model: str) -> None:
+async def _converse(local: LocalCluster, *, model: str) -> None:
     async with httpx.AsyncClient(
         base_url=local.url, headers=local.headers, timeout=ANSWER_S
     ) as client:
@@ -156,9 +156,9 @@ async def _ask(
         headers = response.headers
         sys.stdout.write("Answer: ")
         async for line in response.aiter_lines():
-            chunk = _chunk(line)
-            usage = chunk.get("usage") or usage
-            for choice in chunk.get("choices", ()):
+            event = stream_event(line)
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
                 piece = choice["delta"].get("content") or ""
                 answer += piece
                 sys.stdout.write(piece)
@@ -171,17 +171,6 @@ async def _ask(
         cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
         trace=traces["traces"][0],
     )
-
-
-def _chunk(line: str) -> dict[str, Any]:
-    """The JSON of one server-sent event; empty for what is none."""
-    payload = line.removeprefix("data: ")
-    if payload in (line, "[DONE]"):
-        return {}
-    chunk: dict[str, Any] = json.loads(payload)
-    if "error" in chunk:
-        raise DemoFailed(f"the stream ended in an error: {chunk['error']}")
-    return chunk
 
 
 def _show(turn: Turn) -> None:

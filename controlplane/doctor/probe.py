@@ -5,12 +5,11 @@ What cannot be read is None or "", never a guess. The GPU is asked elsewhere, be
 longer.
 """
 
-import fcntl
 import mmap
 import os
 import resource
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,12 +22,15 @@ from controlplane.doctor.facts import (
     NetworkFacts,
     RdmaDevice,
 )
+from kvtransfer.memory.sealed import create_sealed, open_sealed
 from kvtransfer.native.library import KERNELS
+from protocol.errors import LayoutMismatch
 from protocol.process.c_kernels import NoKernels
 from protocol.process.machine import (
     cpu_quota,
     free_memory_bytes,
     host_name,
+    parse_cores,
     read_number,
     read_text,
 )
@@ -39,7 +41,7 @@ _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 _RDMA = Path("/sys/class/infiniband")
 
 
-def facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
+def read_facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
     return Facts(
         host=host_name(),
         boot=read_text(Path("/proc/sys/kernel/random/boot_id")),
@@ -62,7 +64,7 @@ def _memory() -> MemoryFacts:
         limit_bytes=read_number(_CGROUP / "memory.max"),
         memfd_error=_share_memory(),
         dev_shm_bytes=_file_system_bytes(Path("/dev/shm")),
-        shmem_huge_pages=chosen(read_text(_HUGE_PAGES / "shmem_enabled")),
+        shmem_huge_pages=bracketed(read_text(_HUGE_PAGES / "shmem_enabled")),
         memlock_bytes=None if pinned == resource.RLIM_INFINITY else pinned,
         ipc_lock_held=has_capability(status.get("CapEff", "0"), _CAP_IPC_LOCK),
         ipc_lock_granted=has_capability(status.get("CapBnd", "0"), _CAP_IPC_LOCK),
@@ -100,23 +102,19 @@ def _network() -> NetworkFacts:
 
 
 def _share_memory() -> str:
-    """Do what the shared-memory transport does, once: a sealed memfd, passed and mapped."""
+    """Why memory cannot be shared as the shared-memory transport does it; "" when it can: sealed,
+    passed and mapped once."""
     with ExitStack() as stack:
         try:
-            fd = os.memfd_create("baton-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd, mapping = create_sealed("baton-doctor", mmap.PAGESIZE)
             stack.callback(os.close, fd)
-            os.ftruncate(fd, mmap.PAGESIZE)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
+            stack.enter_context(closing(mapping))
+            ours, theirs = map(stack.enter_context, socket.socketpair())
             theirs.settimeout(1.0)
             socket.send_fds(ours, [b"x"], [fd])
             _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
-            for passed in fds:
-                stack.callback(os.close, passed)
-            mmap.mmap(fds[0], mmap.PAGESIZE, access=mmap.ACCESS_READ).close()
-        except (OSError, IndexError, ValueError) as error:
+            open_sealed(fds[0], what="memory", num_bytes=mmap.PAGESIZE).close()
+        except (OSError, IndexError, LayoutMismatch) as error:
             return str(error) or type(error).__name__
     return ""
 
@@ -145,7 +143,7 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     return tuple(devices)
 
 
-def chosen(words: str) -> str:
+def bracketed(words: str) -> str:
     """The word in brackets: `always [never]` is `never`."""
     return words.partition("[")[2].partition("]")[0]
 
@@ -156,13 +154,8 @@ def has_capability(mask: str, bit: int) -> bool:
 
 
 def num_listed(ranges: str) -> int:
-    """How many `0-1,4` names: 3; at least 1."""
-    count = 0
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            count += int(last or first) - int(first) + 1
-    return max(1, count)
+    """How many `0-1,4` names: 3. One for no list."""
+    return len(parse_cores(ranges)) if ranges else 1
 
 
 def _installed(*names: str) -> str:
