@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from engine.checkpoint.load import load_model
 from engine.checkpoint.loader import Progress
@@ -111,10 +112,11 @@ def assemble(
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
     """
-    limits = _limits(settings)
+    config = read_config(settings.model)
+    limits = _limits(settings, config)
     if device is not None:
         _bind(device, settings)
-    model = _loaded(settings, progress, device)
+    model = _loaded(settings, config, progress, device)
     layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
     (layout,) = layouts
     runner: TorchRunner | DeviceRunner
@@ -143,29 +145,32 @@ def _bind(device: Device, settings: WorkerSettings) -> None:
     device.bind()
 
 
-def _limits(settings: WorkerSettings) -> EngineLimits:
+def _limits(settings: WorkerSettings, config: ModelConfig) -> EngineLimits:
     try:
         return EngineLimits(
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             token_budget=settings.token_budget,
-            max_context_tokens=read_config(settings.model).max_context_tokens,
+            max_context_tokens=config.max_context_tokens,
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error
 
 
-def _loaded(settings: WorkerSettings, progress: Progress, device: Device | None) -> Model:
+def _loaded(
+    settings: WorkerSettings, config: ModelConfig, progress: Progress, device: Device | None
+) -> Model:
+    load = partial(
+        load_model, settings.model, config=config, dtype=settings.dtype, progress=progress
+    )
     if device is None:
-        return load_model(settings.model, dtype=settings.dtype, progress=progress)
+        return load()
     with refused_when_full(
         device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {settings.dtype}",
         advice="take a smaller model, or a device that nobody else uses",
     ):  # fmt: skip
         ops = ops_for(device, dtype=DTYPES[settings.dtype])
-        return load_model(
-            settings.model, dtype=settings.dtype, progress=progress, ops=ops, device=device.where
-        )
+        return load(ops=ops, device=device.where)
 
 
 def _host_runner(

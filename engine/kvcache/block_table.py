@@ -165,37 +165,28 @@ class BlockTable:
         lean on it, holds the other as well. So sealing takes no room from anybody.
         """
         displaced: list[int] = []
-        stays = self._is_lent or in_flight
-        for index in range(self.num_sealed, num_computed // self._cache.block_tokens):
-            entries = self._cache.find_row(self.chain, tokens, index)
+        size, windows_stay = self._cache.block_tokens, self._is_lent or in_flight
+        for index in range(self.num_sealed, num_computed // size):
+            content = tokens(index * size, (index + 1) * size)
+            entries = self._cache.find_row(self.chain, index, content)
             if entries is None:
                 break  # the hash belongs to other tokens: the chain cannot be cached further
-            self._seal_row(index, tokens, entries, displaced, windows_stay=stays)
+            for group, entry in enumerate(entries):
+                place = index * self._cache.num_groups + group
+                if self.blocks[place] == NO_BLOCK:
+                    continue
+                if entry is None or self._cache.blocks.is_cached(entry.block):
+                    self._store(place, content, instead_of=entry)
+                elif group not in self._cache.windowed or not windows_stay:
+                    displaced += self._share(place, entry.block)
             self.num_sealed = index + 1
         return displaced
 
-    def _seal_row(
-        self,
-        index: int,
-        tokens: Tokens,
-        entries: Sequence[Entry | None],
-        displaced: list[int],
-        *,
-        windows_stay: bool,
-    ) -> None:
-        cache = self._cache
+    def _store(self, place: int, content: list[int], *, instead_of: Entry | None) -> None:
+        index, group = divmod(place, self._cache.num_groups)
         parent, own = self.chain[index : index + 2]
-        content = tokens(index * cache.block_tokens, (index + 1) * cache.block_tokens)
-        for group, entry in enumerate(entries):
-            place = index * cache.num_groups + group
-            block = self.blocks[place]
-            if block == NO_BLOCK:
-                continue
-            if entry is None or cache.blocks.is_cached(entry.block):
-                new = Entry(own, group, parent, index, content, block)
-                cache.store_entry(new, instead_of=entry)
-            elif group not in cache.windowed or not windows_stay:
-                displaced += self._share(place, entry.block)
+        entry = Entry(own, group, parent, index, content, self.blocks[place])
+        self._cache.store_entry(entry, instead_of=instead_of)
 
     def _share(self, place: int, cached: int) -> list[int]:
         """Hold this one too; the block that it took the place of, if any."""

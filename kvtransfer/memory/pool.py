@@ -6,7 +6,6 @@ expects before and after its copy has copied one owner's bytes.
 
 # Shapes: N blocks of the pool, P pieces, B source blocks of a piece.
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
@@ -37,9 +36,6 @@ class Pool(Protocol):
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
 
     def close(self) -> None:
         """Give the memory back; idempotent."""

@@ -25,7 +25,6 @@ class SinkMeans:
     allow_fallback: bool
     lease_ttl_s: float
     tcp_lanes: int
-    tamper: Callable[[memoryview], None] | None
     on_quiet: Callable[[Sequence[int]], None]
     on_event: Callable[[SinkEvent], None]
     clock: Callable[[], float]

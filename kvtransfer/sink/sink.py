@@ -51,8 +51,7 @@ class Sink:
 
     `transports` are tried in order, all that suit the memory unless told; without
     `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream, or 0 for as many
-    as suit the network. `tamper` sees each slot after its bytes came and before they are verified:
-    a fault for tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's
+    as suit the network. `on_quiet` returns blocks that an end named as quarantined, on the sink's
     thread. `on_event` hears there of links, retries and rejected blocks. `spin_s`: how long the
     thread looks for news without sleeping after it was busy, while fetches run: a small block
     landed after 451 us instead of 553, for a core. `on_broken` is told, on the sink's thread, when
@@ -70,7 +69,6 @@ class Sink:
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
         tcp_lanes: int = 0,
-        tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
         on_event: Callable[[SinkEvent], None] = lambda event: None,
         spin_s: float = 0.0,
@@ -84,7 +82,7 @@ class Sink:
         self._means = SinkMeans(
             memory=memory, layout=layout, worker=worker, compat=compat,
             transports=tuple(transports), allow_fallback=allow_fallback,
-            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
+            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, on_quiet=on_quiet,
             on_event=on_event, clock=clock,
         )  # fmt: skip
         self._on_broken = on_broken

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from support.eventually import soon
 from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 
-from protocol.channel import WorkerLink
+from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
 from protocol.process.metrics import RouterMetrics

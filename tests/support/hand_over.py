@@ -1,7 +1,7 @@
 """A real engine on either side of a real hand-over: pools in memory that sources and sinks serve.
 
-What `prefill_worker.service` and `decode_worker.service` do, without messages and text. Unwritten
-slots hold NaN: a model that reads one answers no number.
+What prefill and decode workers' transfers do, without messages and text. Unwritten slots hold NaN:
+a model that reads one answers no number.
 """
 
 from collections.abc import Collection, MutableSequence, Sequence
