@@ -34,6 +34,7 @@ _FIELDS: Final = np.dtype(
     ]
 )
 """`CopyJob` in share.c."""
+_ARRAYS: Final = ("target_offsets", "source_offsets", "sizes", "starts", "sums")
 
 
 class CopyJob:
@@ -48,7 +49,8 @@ class CopyJob:
         self._library = library
         self._mapping = mapping
         self._address = int(self.mapped.ctypes.data)
-        self._fields = self.mapped.view(_FIELDS)[0]
+        fields = self.mapped.view(_FIELDS)[0]
+        self._arrays = {name: fields[name] for name in _ARRAYS}
 
     @classmethod
     def create(cls) -> "CopyJob | None":
@@ -84,10 +86,10 @@ class CopyJob:
             return None
         target, source = landing.target, landing.source
         num_ranges, num_pieces = len(target.sizes_R), len(target.starts_P) - 1
-        self._fields["target_offsets"][:num_ranges] = target.offsets_R
-        self._fields["source_offsets"][:num_ranges] = source.offsets_R
-        self._fields["sizes"][:num_ranges] = target.sizes_R
-        self._fields["starts"][: num_pieces + 1] = target.starts_P
+        self._arrays["target_offsets"][:num_ranges] = target.offsets_R
+        self._arrays["source_offsets"][:num_ranges] = source.offsets_R
+        self._arrays["sizes"][:num_ranges] = target.sizes_R
+        self._arrays["starts"][: num_pieces + 1] = target.starts_P
         batch = max(1, _BATCH_BYTES * num_pieces // max(1, landing.num_bytes))
         self.is_shut = False
         return int(self._library.baton_kv_begin_job(self._address, num_pieces, batch, 1))
@@ -111,7 +113,7 @@ class CopyJob:
 
     def sums(self, num_pieces: int) -> NDArray[np.uint64]:
         """The checksums of the pieces of a job that is done, `[piece]`."""
-        sums_P: NDArray[np.uint64] = self._fields["sums"][:num_pieces].copy()
+        sums_P: NDArray[np.uint64] = self._arrays["sums"][:num_pieces].copy()
         return sums_P
 
     def shut(self) -> bool:
@@ -123,5 +125,5 @@ class CopyJob:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            del self._fields, self.mapped
+            del self._arrays, self.mapped
             self._mapping.close()
