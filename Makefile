@@ -7,7 +7,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo test test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -21,8 +21,15 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 demo: setup  ## one question and a follow-up through two prefill and two decode workers
 	$(BIN)/python -m controlplane.cli.demo
 
-test: setup  ## every test, system tests included
+quick: setup  ## the tests without a socket, a process or Redis, within 45 s
+	$(BIN)/python -m pytest -m quick $(ARGS)
+
+test: setup  ## every test but the long ones, system tests included
 	$(BIN)/python -m pytest $(ARGS)
+
+# 5: none is marked so, or ARGS chose none.
+test-long: setup  ## the tests that take minutes
+	$(BIN)/python -m pytest -m long $(ARGS) || [ $$? = 5 ]
 
 # UCX's shared memory tells of a dead peer only when asked to. Ten minutes at most each.
 UCX_TESTS := tests/contract/test_transport.py tests/contract/test_transfer_kill.py tests/system/test_ucx.py

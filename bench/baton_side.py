@@ -25,7 +25,7 @@ from engine.loop import Engine
 from engine.models.model import Dtype
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
-from engine.sequence import Complete, Usage, Verdict
+from engine.sequence import Complete, SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 from protocol.messages import Sampling
 
@@ -90,7 +90,7 @@ class _Clockwork:
             self._times.setdefault(token.id, []).append(now)
         return ()
 
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
         if not isinstance(verdict, Complete):
             self._failure = verdict
         self._left -= 1

@@ -3,26 +3,19 @@
 Counts on the sink's thread; `uses` may be read from any other.
 """
 
-from collections.abc import Iterable
 from typing import assert_never
 
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics
-from worker.transport_uses import Uses
+from worker.transport_uses import TransportUses
 
 
-class Tally:
+class FetchMetrics:
     def __init__(self, metrics: TransferMetrics) -> None:
-        self.uses = Uses()
+        self.uses = TransportUses()
         self._metrics = metrics
-        self._quarantined: set[int] = set()
-
-    @property
-    def num_quarantined(self) -> int:
-        """Blocks of ended fetches that somebody may still write into."""
-        return len(self._quarantined)
 
     def noticed(self, event: SinkEvent) -> None:
         metrics = self._metrics
@@ -50,21 +43,14 @@ class Tally:
                 self._landed(end, peer)
             case Lost():
                 self._metrics.fetches.labels("", "lost").inc()
-                self._hold(end.quarantined)
             case Aborted():
                 self._metrics.fetches.labels("", "aborted").inc()
-                self._hold(end.quarantined)
             case _:
                 assert_never(end)
 
     def kept(self, num_blocks: int) -> None:
         """Of a lost fetch so many blocks stay usable."""
         self._metrics.kept_blocks.inc(num_blocks)
-
-    def quiet(self, block_ids: Iterable[int]) -> None:
-        """Nobody writes into these any more."""
-        self._quarantined.difference_update(block_ids)
-        self._metrics.quarantined_blocks.set(len(self._quarantined))
 
     def _landed(self, end: Landed, peer: WorkerId) -> None:
         metrics, transport = self._metrics, end.transport
@@ -77,7 +63,3 @@ class Tally:
         self.uses.add(
             peer=peer, transport=transport, why=end.transport_why, num_bytes=end.num_bytes
         )
-
-    def _hold(self, block_ids: tuple[int, ...]) -> None:
-        self._quarantined.update(block_ids)
-        self._metrics.quarantined_blocks.set(len(self._quarantined))

@@ -20,9 +20,6 @@ class DecodeSettings(WorkerSettings):
     tcp_lanes: int = Field(default=0, ge=0, le=16)
     """TCP connections to each source. 0: one within a host, four between hosts, where each has a
     congestion window of its own."""
-    tamper_blocks: int = Field(default=0, ge=0)
-    """A fault for tests: the first so many blocks received are corrupted before they are
-    verified. 0: none, the only value for service."""
 
     @field_validator("transports")
     @classmethod

@@ -1,1 +1,1 @@
-"""Models and memory: turns token ids into token ids. No sockets, no text."""
+"""Models and memory: turns token ids into token ids, without sockets and without text."""

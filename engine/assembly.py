@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 
 from engine.checkpoint.load import load_model
 from engine.checkpoint.loader import Progress
@@ -111,14 +112,11 @@ def assemble(
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
     """
-    limits = _limits(settings)
+    config = read_config(settings.model)
+    limits = _limits(settings, config)
     if device is not None:
-        if settings.kv_huge_pages:
-            raise SettingsError(
-                f"kv_huge_pages: True: the KV pool is on {device.name}, without any"
-            )
-        device.bind()
-    model = _loaded(settings, progress, device)
+        _bind(device, settings)
+    model = _loaded(settings, config, progress, device)
     layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
     (layout,) = layouts
     runner: TorchRunner | DeviceRunner
@@ -141,29 +139,38 @@ def assemble(
     )
 
 
-def _limits(settings: WorkerSettings) -> EngineLimits:
+def _bind(device: Device, settings: WorkerSettings) -> None:
+    if settings.kv_huge_pages:
+        raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, without any")
+    device.bind()
+
+
+def _limits(settings: WorkerSettings, config: ModelConfig) -> EngineLimits:
     try:
         return EngineLimits(
             max_running=settings.max_running,
             max_waiting=settings.max_waiting,
             token_budget=settings.token_budget,
-            max_context_tokens=read_config(settings.model).max_context_tokens,
+            max_context_tokens=config.max_context_tokens,
         )
     except ValueError as error:
         raise SettingsError(str(error)) from error
 
 
-def _loaded(settings: WorkerSettings, progress: Progress, device: Device | None) -> Model:
+def _loaded(
+    settings: WorkerSettings, config: ModelConfig, progress: Progress, device: Device | None
+) -> Model:
+    load = partial(
+        load_model, settings.model, config=config, dtype=settings.dtype, progress=progress
+    )
     if device is None:
-        return load_model(settings.model, dtype=settings.dtype, progress=progress)
+        return load()
     with refused_when_full(
         device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {settings.dtype}",
         advice="take a smaller model, or a device that nobody else uses",
     ):  # fmt: skip
         ops = ops_for(device, dtype=DTYPES[settings.dtype])
-        return load_model(
-            settings.model, dtype=settings.dtype, progress=progress, ops=ops, device=device.where
-        )
+        return load(ops=ops, device=device.where)
 
 
 def _host_runner(
@@ -206,11 +213,7 @@ def _device_runner(
             model, layout, device=device, sampler=sampler, limits=limits
         )
     if num_blocks is None:
-        num_blocks = blocks_left(
-            layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
-            free_bytes=device.free_bytes(),  # what that step took is given back with it
-            graph_bytes=GRAPH_BYTES if graphs else 0,
-        )  # fmt: skip
+        num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
     try:
         pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
@@ -221,16 +224,21 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model,
-            pool,
-            device=device,
-            sampler=sampler,
-            limits=limits,
-            eos_token_ids=eos_token_ids,
+            model, pool, device=device, sampler=sampler, limits=limits, eos_token_ids=eos_token_ids
         )
         if graphs:
             _capture(runner, device)
     return runner
+
+
+def _blocks_left(
+    settings: WorkerSettings, layout: KvLayout, device: Device, peak_bytes: int, *, graphs: bool
+) -> int:
+    return blocks_left(
+        layout, device=device, peak_bytes=peak_bytes, share=settings.kv_memory_share,
+        free_bytes=device.free_bytes(),  # what that step took is given back with it
+        graph_bytes=GRAPH_BYTES if graphs else 0,
+    )  # fmt: skip
 
 
 def _capture(runner: DeviceRunner, device: Device) -> None:

@@ -36,8 +36,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     for the newest of the `pending` ones, which the runner has and nobody else."""
     start: int
     block_table: Sequence[int]
-    """Block id of token block i in KV group g at [i * num_groups + g]; -1 where nobody can reach
-    its tokens any more (`engine.kvcache.windows`)."""
+    """Block id of token block i in KV group g at [i * num_groups + g]; -1 where nobody sees its
+    tokens any more (`engine.kvcache.windows`)."""
     sampling: Sampling | None
     """None: no token is sampled after this chunk (more of the prompt is to come)."""
     prompt_ids: Sequence[int]

@@ -1,4 +1,4 @@
-"""How much one engine takes on at a time. Set by the workers' settings."""
+"""How much one engine takes on at a time."""
 
 from dataclasses import dataclass
 

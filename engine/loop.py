@@ -86,12 +86,7 @@ class Engine:
         `windows` are those of the model's KV groups. Raises ValueError for another number of
         groups than the runner's layout has, fewer blocks than groups, or a runner that wants
         more steps launched than the scheduler finds blocks for."""
-        if runner.depth > STEPS_AHEAD:
-            raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
-        if len(windows) != runner.layout.num_groups:
-            raise ValueError(
-                f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
-            )
+        _check_runner(runner, windows)
         self._runner = runner
         self._observer = observer
         self._clock = clock
@@ -171,7 +166,7 @@ class Engine:
             self._await_steps()
             self._end_all(Abandon())
         except Exception as error:
-            log.exception("engine broken")
+            log.exception("engine broken; the worker exits, start it again")
             self._inbox.close(f"the engine is broken: {error}")
             try:
                 if not isinstance(error, StepHung):
@@ -252,7 +247,8 @@ class Engine:
         self._deliver()
 
     def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:
-        log.error("step failed", exc_info=error, extra={"sequences": len(batch)})
+        size = {"sequences": len(batch)}
+        log.error("step failed; its requests have failed", exc_info=error, extra=size)
         fail(f"{type(error).__name__}: {error}")
         self._deliver()
         self._num_failures += 1
@@ -266,7 +262,8 @@ class Engine:
             try:
                 step.launched.tokens()
             except StepHung:
-                log.exception("device hung", extra={"steps": len(self._in_flight)})
+                given_up = {"steps": len(self._in_flight)}
+                log.exception("device hung; if it does again, see the driver's log", extra=given_up)
                 break
             except Exception:
                 log.exception("step failed", extra={"sequences": len(step.batch)})
@@ -359,4 +356,13 @@ class Engine:
             decode_step_s=self._speeds.decode_step_s,
             num_steps=self._num_steps,
             num_preempted=self._scheduler.num_preempted,
+        )
+
+
+def _check_runner(runner: Runner, windows: Seq[Window]) -> None:
+    if runner.depth > STEPS_AHEAD:
+        raise ValueError(f"depth: the runner's is {runner.depth}, at most {STEPS_AHEAD} work")
+    if len(windows) != runner.layout.num_groups:
+        raise ValueError(
+            f"windows: of {len(windows)} KV groups, the layout has {runner.layout.num_groups}"
         )

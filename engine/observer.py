@@ -1,8 +1,8 @@
 """What an engine tells the worker that runs it, and in which words.
 
-Implemented by the services of the two workers. Every method is called on the engine thread, in
-the order things happened, and must neither block nor raise: an exception here stops the engine.
-Commands to the engine may be given from here; they take effect before the next launch.
+Every method is called on the engine thread, in the order things happened, and must neither block
+nor raise: an exception here stops the engine. Commands to the engine may be given from here; they
+take effect before the next launch.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from engine.batch import SampledToken, SequenceId
-from engine.sequence import Usage, Verdict
+from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 
 
@@ -50,7 +50,7 @@ class EngineObserver(Protocol):
         Returns the sequences whose text ends with them."""
         ...
 
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
         """The last word about a submission; exactly one each."""
 
     def settled(self) -> None:

@@ -118,7 +118,7 @@ Verdict = Complete | HandOver | Fail | Abandon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class SequenceUsage:
     """What a sequence took until its ending."""
 
     num_tokens: int
@@ -257,11 +257,11 @@ class Sequence:
             head += self.outputs[: stop - split]
         return head
 
-    def usage(self, *, now: float) -> Usage:
+    def usage(self, *, now: float) -> SequenceUsage:
         """Until `now`; 0 s for what it has not come to."""
         admitted = self.admitted_at or now
         first_token = self.first_token_at or now
-        return Usage(
+        return SequenceUsage(
             num_tokens=len(self.outputs),
             cached_tokens=min(self.num_cached or 0, len(self.prompt)),
             queued_s=admitted - self.submitted_at,

@@ -1,7 +1,6 @@
 """How fast this engine computes, measured step by step and smoothed.
 
-Fed by `engine.loop` and, for transfers, by the decode worker; the figures travel to the router,
-which prices its choices in seconds.
+The figures travel to the router, which prices its choices in seconds.
 """
 
 DECAY = 0.9

@@ -1,1 +1,1 @@
-"""Moves KV blocks between processes. Knows bytes and leases, not models."""
+"""Moves KV blocks between processes: knows bytes and leases, not models."""

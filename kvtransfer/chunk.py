@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.plan import NO_BLOCK, Plan, Ranges
+from kvtransfer.plan import Plan, Ranges
 from protocol.errors import WireError
 
 PIECE: Final = np.dtype(
@@ -57,7 +57,7 @@ class Landing:
         return int(self.target.sizes_R.sum())
 
 
-def describe(
+def describe_pieces(
     plan: Plan, *, indices_S: NDArray[np.uint32], slots_S: NDArray[np.uint32], num_tokens: int
 ) -> NDArray[Any]:
     """The pieces of all slots of a fetch, without generations and checksums, `[slot]`."""
@@ -73,13 +73,13 @@ def describe(
     return pieces_S
 
 
-def known(pieces_P: NDArray[Any]) -> NDArray[np.uint32]:
+def known_words(pieces_P: NDArray[Any]) -> NDArray[np.uint32]:
     """What of each piece both ends know before it is written, `[piece, word]`."""
     words: NDArray[np.uint32] = pieces_P.view("<u4").reshape(-1, _WORDS)[:, :_KNOWN_WORDS]
     return words
 
 
-def pack(
+def pack_chunk(
     *, fetch: FetchId, attempt: int, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32]
 ) -> Chunk:
     return Chunk(
@@ -87,7 +87,7 @@ def pack(
     )
 
 
-def unpack(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+def unpack_chunk(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
     """Its pieces `[P]` and their source blocks `[P, blocks_per_slot]`. Raises WireError."""
     num_pieces, rest = divmod(len(chunk.pieces), PIECE.itemsize)
     if rest or not 0 < num_pieces <= MAX_CHUNK_PIECES:
@@ -97,15 +97,3 @@ def unpack(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray
     pieces_P = np.frombuffer(chunk.pieces, PIECE)
     blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(num_pieces, blocks_per_slot)
     return pieces_P, blocks_PB
-
-
-__all__ = [
-    "MAX_CHUNK_PIECES",
-    "NO_BLOCK",
-    "PIECE",
-    "Landing",
-    "describe",
-    "known",
-    "pack",
-    "unpack",
-]

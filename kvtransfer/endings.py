@@ -68,5 +68,5 @@ class LeaseEnd:
     peer: WorkerId
     """Who fetched; empty when nobody did."""
     num_blocks: int
-    """Blocks offered, counting those offered again."""
+    """Blocks sent, counting those sent again."""
     num_bytes: int

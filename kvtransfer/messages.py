@@ -20,8 +20,8 @@ MAX_RENEWED: Final = 1_024
 """Leases in one message: their ends, with reasons, pack to 2 MB at most."""
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_SETUP_BYTES: Final = 64 << 10
-MAX_WORD_BYTES: Final = 1 << 20
-"""Of one word on a stream: a chunk of 4,096 pieces packs to 230 KB."""
+MAX_STREAM_MESSAGE_BYTES: Final = 1 << 20
+"""Of one message on a stream: a chunk of 4,096 pieces packs to 230 KB."""
 
 FetchId = NewType("FetchId", int)
 SessionId = NewType("SessionId", int)
@@ -153,7 +153,7 @@ class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
 
 ToSink = Opened | Refused | FetchFailed | Renewed
 
-# -- first words on a data stream ---------------------------------------------------------
+# -- first messages on a data stream ---------------------------------------------------------
 
 
 class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
@@ -175,9 +175,9 @@ class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     setup: Setup = b""
 
 
-MAX_STREAM_WORD_BYTES: Final = MAX_SETUP_BYTES + 1024
-stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_STREAM_WORD_BYTES)
-stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_STREAM_WORD_BYTES)
+MAX_HELLO_BYTES: Final = MAX_SETUP_BYTES + 1024
+stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_HELLO_BYTES)
+stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_HELLO_BYTES)
 
 _to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
 _to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)

@@ -87,7 +87,7 @@ class Plan:
         behind_X: Integers = index_P[(due_PB & absent_PB).any(axis=1)]
         return behind_X
 
-    def check(self, index_P: Integers, blocks_PB: Integers, *, num_tokens: int) -> None:
+    def check_pieces(self, index_P: Integers, blocks_PB: Integers, *, num_tokens: int) -> None:
         """Refuse slots beyond the lease's tokens, and source blocks missing or surplus.
 
         Without this a piece may leave bytes of its slot unwritten. Whoever reads the blocks

@@ -1,44 +1,10 @@
-"""`python -m prefill_worker`: settings, cores and signals; then `prefill_worker.wiring`."""
+"""`python -m prefill_worker`: its exit code is that of `worker.process.main`."""
 
-import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from types import ModuleType
 
 from prefill_worker.settings import PrefillSettings
-from protocol.ids import WorkerId
-from protocol.process import run as process
-from protocol.process.logs import configure_logging
-from protocol.process.machine import check_device, claim_cores, host_name
-from protocol.process.settings import load_or_exit
-from worker.startup import open_doors
-
-
-def main(argv: Sequence[str]) -> int:
-    """The process's exit code: 0 after a drain, 1 for a failure, 2 for a wrong setting, 3 for a
-    checkpoint that cannot be read."""
-    settings = load_or_exit(PrefillSettings, argv, prog="prefill_worker")
-    worker = WorkerId(settings.worker or f"prefill-{host_name()}-{os.getpid()}")
-    configure_logging(process=worker, level=settings.log_level)
-
-    async def serve(stop: process.Stop) -> int:
-        async with open_doors(settings) as doors:
-            module = await process.load(_import_worker, stop)
-            exit_code: int = await module.serve(settings, worker, doors=doors, stop=stop)
-            return exit_code
-
-    def prepare() -> None:
-        claim_cores(cores=settings.cores, threads=settings.threads)
-        check_device(settings.device)
-
-    return process.run(worker, serve, parent_pid=settings.parent_pid, prepare=prepare)
-
-
-def _import_worker() -> ModuleType:
-    """Brings torch, which takes seconds and sizes its thread pool by what `claim_cores` set."""
-    return import_module("prefill_worker.wiring")
-
+from protocol.process.run import leave
+from worker.process import main
 
 if __name__ == "__main__":
-    process.leave(main(sys.argv[1:]))
+    leave(main("prefill", PrefillSettings, sys.argv[1:], wiring="prefill_worker.wiring"))

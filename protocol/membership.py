@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from protocol.blocks import BlockChange
 from protocol.errors import StoreError
-from protocol.ids import BlockHash
+from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
 from protocol.store import BlockEvent, Store, WorkerRecord, pack_hashes
 
@@ -25,6 +25,8 @@ TTL_S = 5.0
 refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
+
+_BRING_BACK = "bring Redis back; until then nobody finds workers that it does not know yet"
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +38,15 @@ class Membership:
         self,
         store: Store,
         *,
-        registration: Registration,
+        worker: WorkerId,
+        epoch: Epoch,
         interval_s: float = INTERVAL_S,
         ttl_s: float = TTL_S,
         max_waiting_hashes: int = MAX_WAITING_HASHES,
     ) -> None:
         self._store = store
-        self._registration = registration
+        self._worker = worker
+        self._epoch = epoch
         self._interval_s = interval_s
         self._ttl_s = ttl_s
         self._max_waiting_hashes = max_waiting_hashes
@@ -57,6 +61,11 @@ class Membership:
         self.store_is_up = True
         self.num_dropped_events = 0
 
+    @property
+    def num_waiting_events(self) -> int:
+        """Recorded, and not in Redis yet."""
+        return len(self._waiting)
+
     def record(self, changes: Sequence[BlockChange]) -> None:
         """Notes the changes and returns; they are published soon."""
         with self._lock:
@@ -64,37 +73,38 @@ class Membership:
                 self._note(change)
         self._loop.call_soon_threadsafe(self._work.set)
 
-    async def run(self, beat: Callable[[], Beat]) -> None:
-        """Until cancelled. `beat` says how the worker is. Call `leave` afterwards."""
+    async def run(self, registration: Registration, beat: Callable[[], Beat]) -> None:
+        """Until cancelled. `registration` says what the worker is, `beat` how it is. Call `leave`
+        afterwards."""
         loop = asyncio.get_running_loop()
         next_keep_alive = loop.time()
         while True:
             try:
                 if loop.time() >= next_keep_alive:
                     next_keep_alive = loop.time() + self._interval_s
-                    await self._keep_alive(beat())
+                    await self._keep_alive(WorkerRecord(registration=registration, beat=beat()))
                 await self._publish()
-                self._tell_store_is(up=True)
+                self.store_is_up = _store_is_up(self.store_is_up)
             except StoreError as error:
-                self._tell_store_is(up=False, error=error)
+                self.store_is_up = _store_is_up(self.store_is_up, error)
                 await asyncio.sleep(self._interval_s)
                 continue
             await self._wait_for_work(next_keep_alive - loop.time())
 
-    async def _keep_alive(self, beat: Beat) -> None:
+    async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
-        record = WorkerRecord(registration=self._registration, beat=beat)
         await self._store.register(record, ttl_s=self._ttl_s)
-        sequence = await self._store.sequence(self._registration.worker, self._registration.epoch)
+        sequence = await self._store.sequence(self._worker, self._epoch)
         if sequence is None:
             self._must_rewrite = True
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""
         try:
-            await self._store.deregister(self._registration.worker, self._registration.epoch)
+            await self._store.deregister(self._worker, self._epoch)
         except StoreError as error:
-            log.warning("left without deregistering", extra={"why": str(error)})
+            remedy = f"none, Redis forgets it within {self._ttl_s:g} s"
+            log.warning("left without deregistering", extra={"why": str(error), "remedy": remedy})
 
     def _note(self, change: BlockChange) -> None:
         match change.kind:
@@ -108,8 +118,8 @@ class Membership:
         self._num_waiting_hashes += len(change.hashes) + 1
         self._waiting.append(
             BlockEvent(
-                worker=self._registration.worker,
-                epoch=self._registration.epoch,
+                worker=self._worker,
+                epoch=self._epoch,
                 sequence=self._sequence,
                 kind=change.kind,
                 packed_hashes=pack_hashes(change.hashes),
@@ -148,8 +158,8 @@ class Membership:
         try:
             await self._store.rewrite(
                 hashes,
-                worker=self._registration.worker,
-                epoch=self._registration.epoch,
+                worker=self._worker,
+                epoch=self._epoch,
                 sequence=sequence,
                 ttl_s=self._ttl_s,
             )
@@ -170,11 +180,6 @@ class Membership:
             return
         self._work.clear()
 
-    def _tell_store_is(self, *, up: bool, error: StoreError | None = None) -> None:
-        if up != self.store_is_up:
-            log.warning("redis", extra={"up": up, "why": str(error or "")})
-        self.store_is_up = up
-
 
 async def watch_workers(
     store: Store, *, interval_s: float = INTERVAL_S
@@ -185,12 +190,17 @@ async def watch_workers(
     while True:
         try:
             known = tuple(record.registration for record in await store.list_workers())
-            if not is_up:
-                log.warning("redis", extra={"up": True})
-            is_up = True
+            is_up = _store_is_up(is_up)
         except StoreError as error:
-            if is_up:
-                log.warning("redis", extra={"up": False, "why": str(error)})
-            is_up = False
+            is_up = _store_is_up(is_up, error)
         yield known
         await asyncio.sleep(interval_s)
+
+
+def _store_is_up(was_up: bool, error: StoreError | None = None) -> bool:
+    """Whether it is now; a change is logged."""
+    if error is None and not was_up:
+        log.info("Redis connected")
+    elif error is not None and was_up:
+        log.warning("Redis lost", extra={"why": str(error), "remedy": _BRING_BACK})
+    return error is None

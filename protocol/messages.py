@@ -74,6 +74,13 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens whose KV the source will have; blocks are indexed from token 0."""
 
 
+class OfAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """Whatever is said of one attempt at a request."""
+
+    request: RequestId
+    attempt: int
+
+
 # -- router -> worker ---------------------------------------------------------------------
 
 
@@ -88,11 +95,9 @@ class Ping(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Sent every second. A worker aborts the requests of a router silent too long."""
 
 
-class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag=3):
-    """Compute these tokens, keep their blocks for decode, sample one token."""
+class ToCompute(OfAttempt, frozen=True, kw_only=True):
+    """What either kind of worker is asked to do with a request."""
 
-    request: RequestId
-    attempt: int
     token_ids: tuple[int, ...]
     generated: tuple[int, ...]
     """Tokens the client already has, when a request continues after a worker was lost."""
@@ -101,22 +106,17 @@ class Prefill(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     deadline_s: float
 
 
-class Decode(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+class Prefill(ToCompute, frozen=True, kw_only=True, tag=3):
+    """Compute these tokens, keep their blocks for decode, sample one token."""
+
+
+class Decode(ToCompute, frozen=True, kw_only=True, tag=4):
     """Generate tokens. With a ticket fetch the prompt's blocks, without one compute them."""
 
-    request: RequestId
-    attempt: int
-    token_ids: tuple[int, ...]
-    generated: tuple[int, ...]
-    sampling: Sampling
-    salt: str
-    deadline_s: float
     ticket: Ticket | None
 
 
-class Abort(msgspec.Struct, frozen=True, kw_only=True, tag=5):
-    request: RequestId
-    attempt: int
+class Abort(OfAttempt, frozen=True, kw_only=True, tag=5):
     reason: str
 
 
@@ -201,11 +201,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """The same by peer, those used last, the latest first; a bounded number of them."""
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag=3):
+class Started(OfAttempt, frozen=True, kw_only=True, tag=3):
     """Prefill has begun computing: decode may begin fetching."""
 
-    request: RequestId
-    attempt: int
     ticket: Ticket
     cached_tokens: int
     queued_s: float
@@ -230,11 +228,9 @@ class Emit(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     top: tuple[TokenLogprob, ...]
 
 
-class Landed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
+class Landed(OfAttempt, frozen=True, kw_only=True, tag=4):
     """Decode has all blocks. Seconds are of the fetch, and of its part after prefill ended."""
 
-    request: RequestId
-    attempt: int
     transport: str
     blocks_reused: int
     blocks_moved: int
@@ -243,9 +239,7 @@ class Landed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
     exposed_s: float
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=5):
-    request: RequestId
-    attempt: int
+class Finished(OfAttempt, frozen=True, kw_only=True, tag=5):
     reason: FinishReason
     num_tokens: int
     """Output tokens in all, those of earlier attempts included: a router that has fewer missed
@@ -257,17 +251,14 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     decode_s: float
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=6):
-    request: RequestId
-    attempt: int
+class Failed(OfAttempt, frozen=True, kw_only=True, tag=6):
     code: FailCode
     message: str
     retryable: bool
 
 
-class Aborted(msgspec.Struct, frozen=True, kw_only=True, tag=7):
-    request: RequestId
-    attempt: int
+class Aborted(OfAttempt, frozen=True, kw_only=True, tag=7):
+    """Nobody wants it any more."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag=8):
@@ -276,11 +267,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag=8):
     emits: tuple[Emit, ...]
 
 
-class PrefillDone(msgspec.Struct, frozen=True, kw_only=True, tag=9):
+class PrefillDone(OfAttempt, frozen=True, kw_only=True, tag=9):
     """The prefill leg ended well: its token is out and its blocks wait under the lease."""
 
-    request: RequestId
-    attempt: int
     cached_tokens: int
     queued_s: float
     prefill_s: float

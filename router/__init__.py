@@ -1,1 +1,1 @@
-"""The HTTP process: parses, places and streams requests. Never imports torch."""
+"""The HTTP process, free of torch: parses, places and streams requests."""

@@ -12,20 +12,20 @@ from functools import partial
 
 import uvicorn
 
-from protocol.channel import WorkerLink
+from protocol.channel.link import WorkerLink
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.metrics import RouterMetrics
-from protocol.process.run import Stop, load
+from protocol.process.run import Shutdown, load
 from protocol.store import Store
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.http.cluster import LocalCluster
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.replay import Replay
+from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
@@ -46,7 +46,7 @@ def listen(settings: RouterSettings) -> socket.socket:
         raise SettingsError(f"port: cannot listen on {where}: {why}") from error
 
 
-async def serve(settings: RouterSettings, stop: Stop) -> int:
+async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
@@ -89,7 +89,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         index=index,
         metrics=metrics,
         traces=traces,
-        already_ended=Replay(tokenizer),
+        already_ended=partial(already_ended, tokenizer),
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
@@ -134,13 +134,13 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    async def hurry_when_asked(self, stop: Stop) -> None:
+    async def hurry_when_asked(self, stop: Shutdown) -> None:
         await stop.hurry.wait()
         self.force_exit = True
 
 
 async def _run(
-    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Stop
+    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Shutdown
 ) -> None:
     server = _Server(parts.runtime, drain_s=settings.drain_s)
     async with asyncio.TaskGroup() as tasks:

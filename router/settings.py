@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from protocol.process.settings import ProcessSettings
+from protocol.process.settings import ProcessSettings, split_keys
 
 
 class RouterSettings(ProcessSettings):
@@ -49,4 +49,4 @@ class RouterSettings(ProcessSettings):
 
     @property
     def api_keys(self) -> tuple[str, ...]:
-        return tuple(key for part in self.api_key.split(",") if (key := part.strip()))
+        return split_keys(self.api_key)

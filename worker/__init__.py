@@ -1,1 +1,1 @@
-"""What the two kinds of worker share: process, service, requests, life, startup, pool."""
+"""What prefill and decode workers share: a process, and the requests on its engine."""

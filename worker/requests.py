@@ -1,33 +1,86 @@
-"""The requests a worker has accepted: what was said about each, and that each gets one ending.
+"""The requests a worker has accepted: what moves their KV, what was said, and one ending for each.
 
-Jobs are opened by the event loop and closed by the engine thread. Tokens and endings of one engine
-step wait until `flush`, so that they leave as one `Step` message per router, and the token that
-ends a request carries the text still held back.
+The event loop adds jobs, the engine's thread ends them. Tokens and endings of one engine step wait
+until `flush_step`, so that they leave as one `Step` message per router, and the token that ends a
+request carries the text still held back.
 """
 
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Protocol
 
-from engine.batch import SampledToken
-from protocol.ids import RequestId, RouterId
+from engine.batch import SampledToken, SequenceId
+from engine.sequence import Mode
+from kvtransfer.messages import FetchId
+from protocol.ids import LeaseId, RequestId, RouterId
 from protocol.messages import (
     Aborted,
+    Decode,
     Emit,
     Failed,
     Finished,
+    Prefill,
     PrefillDone,
     Sampling,
     Step,
+    Ticket,
     TokenLogprob,
     ToRouter,
 )
 from protocol.text.tokenizer import TextState
+from worker.transport_uses import TransportUses
 
-LastWord = Finished | Failed | Aborted | PrefillDone
+RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
+
+
+class Transfers(Protocol):
+    """What brings KV to a role's requests or lends theirs. `admitted`, `computed`, `settle_job` and
+    `ending_told` are for the engine's thread too; nothing but `close` may block."""
+
+    @property
+    def uses(self) -> TransportUses: ...
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Of KV fetched, while bytes flowed; 0.0 until measured."""
+
+    def mode_of(self, message: Prefill | Decode) -> Mode:
+        """How the engine runs it. ValueError when this role cannot do what it says."""
+
+    def hold_ticket(self, job: "Job") -> None:
+        """The job is accepted: keep alive the KV that waits for it elsewhere."""
+
+    def settle_job(self, job: "Job", ending: RequestEnding) -> None:
+        """The job has its ending, of which nobody is told yet. Any thread."""
+
+    def abort_request(self, key: Key) -> None:
+        """KV that still moves for this request, its job ended or not, is not wanted any more."""
+
+    def drop_request(self, message: Prefill | Decode) -> None:
+        """It is not accepted: whoever holds KV for it may let it go."""
+
+    def moving(self) -> list[Key]:
+        """Requests whose KV is read or written by others."""
+
+    def is_idle(self) -> bool:
+        """Nobody else reads or writes our blocks."""
+
+    def admitted(
+        self, job: "Job", block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
+    ) -> None:
+        """As `engine.observer.EngineObserver.admitted`."""
+
+    def computed(self, job: "Job", num_tokens: int) -> None:
+        """As `engine.observer.EngineObserver.computed`."""
+
+    def ending_told(self, job: "Job", ending: RequestEnding) -> None:
+        """The router has been told of an ending that the engine gave."""
+
+    def close(self) -> None:
+        """Leave no thread or socket; nobody reads or writes our blocks any more."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -37,11 +90,19 @@ class Job:
     router: RouterId
     request: RequestId
     attempt: int
-    sequence: str
+    sequence: SequenceId
     """Its name inside this worker; never used again."""
     text: TextState
     deadline_at: float
     """On this process's monotonic clock."""
+    num_tokens: int
+    """Of the prompt and what was generated before."""
+    ticket: Ticket | None
+    """Where their KV is fetched."""
+    transfers: Transfers
+    fetch: FetchId | None = None
+    lease: LeaseId | None = None
+    """Under which their KV is lent."""
     failure: Failed | None = None
     """Why we abort it ourselves; said in place of Aborted."""
     emits: list[tuple[int, SampledToken, str]] = field(default_factory=list)
@@ -52,21 +113,19 @@ class Job:
         return (self.router, self.request, self.attempt)
 
 
-J = TypeVar("J", bound=Job)
-
-
-class Desk(Generic[J]):
-    """`send` hands a message to a router's link, from any thread."""
+class RequestTable:
+    """The jobs that have no ending yet, by request and by sequence. `send` hands a message to a
+    router's link, from any thread."""
 
     def __init__(self, send: Callable[[RouterId, ToRouter], None]) -> None:
         self._send = send
         self._lock = threading.Lock()
-        self._by_sequence: dict[str, J] = {}
-        self._by_key: dict[Key, J] = {}
-        self._spoken: dict[str, J] = {}
-        self._endings: list[tuple[J, LastWord]] = []
+        self._by_sequence: dict[SequenceId, Job] = {}
+        self._by_key: dict[Key, Job] = {}
+        self._spoken: dict[SequenceId, Job] = {}
+        self._endings: list[tuple[Job, RequestEnding]] = []
 
-    def open(self, job: J) -> bool:
+    def add_job(self, job: Job) -> bool:
         """Accepts it; False when this attempt is here already."""
         with self._lock:
             if job.key in self._by_key:
@@ -74,48 +133,44 @@ class Desk(Generic[J]):
             self._by_key[job.key] = self._by_sequence[job.sequence] = job
             return True
 
-    def get(self, sequence: str) -> J | None:
+    def of_sequence(self, sequence: SequenceId) -> Job | None:
         return self._by_sequence.get(sequence)
 
-    def find(self, key: Key) -> J | None:
+    def of_key(self, key: Key) -> Job | None:
         return self._by_key.get(key)
 
-    def jobs(self) -> list[J]:
+    def jobs(self) -> list[Job]:
         with self._lock:
             return list(self._by_sequence.values())
 
-    def say(self, job: J, message: ToRouter) -> None:
+    def tell_router(self, router: RouterId, message: ToRouter) -> None:
         """Sends at once; from any thread."""
-        self._send(job.router, message)
-
-    def refuse(self, job: J, ending: LastWord) -> None:
-        """Ends a job that never reached the engine; from any thread."""
-        if self._close(job):
-            self._send(job.router, ending)
-
-    def reply(self, router: RouterId, message: ToRouter) -> None:
-        """Answers what never became a job."""
         self._send(router, message)
+
+    def end_at_once(self, job: Job, ending: RequestEnding) -> None:
+        """Ends a job that never reached the engine; from any thread."""
+        if self._forget_job(job):
+            self._send(job.router, ending)
 
     # -- the engine thread ------------------------------------------------------------------
 
-    def emit(self, job: J, *, index: int, token: SampledToken) -> bool:
+    def add_token(self, job: Job, *, index: int, token: SampledToken) -> bool:
         """Notes a token. True when the text ends with it."""
         step = job.text.feed(token.token_id)
         job.emits.append((index, token, step.text))
         self._spoken[job.sequence] = job
         return step.stopped
 
-    def end(self, job: J, ending: LastWord) -> None:
+    def end_job(self, job: Job, ending: RequestEnding) -> None:
         """Notes the job's only ending. A second one is dropped."""
-        if not self._close(job):
+        if not self._forget_job(job):
             return
         if isinstance(ending, Finished) and job.emits:
             index, token, text = job.emits[-1]
             job.emits[-1] = (index, token, text + job.text.flush())
         self._endings.append((job, ending))
 
-    def flush(self) -> int:
+    def flush_step(self) -> int:
         """Sends what was noted: first one Step per router, then the endings. Returns how many
         tokens it were."""
         num_tokens = 0
@@ -131,9 +186,10 @@ class Desk(Generic[J]):
             endings, self._endings = self._endings, []
             for job, ending in endings:
                 self._send(job.router, ending)
+                job.transfers.ending_told(job, ending)
         return num_tokens
 
-    def _close(self, job: J) -> bool:
+    def _forget_job(self, job: Job) -> bool:
         with self._lock:
             self._by_key.pop(job.key, None)
             return self._by_sequence.pop(job.sequence, None) is not None

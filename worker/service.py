@@ -1,290 +1,158 @@
 """Requests on an engine: accepted from routers, run, and each given exactly one ending.
 
-Base of the services of the two workers, which add how KV comes or goes. The event loop calls
-`take`, `abort`, `expire` and the like, the engine calls the observer's half on its own thread.
-Knows messages and text, but neither sockets nor transports.
+In the event loop, but for what its parts do on their threads. Knows messages and text, but neither
+sockets nor transports.
 """
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+import time
 from itertools import count
-from typing import Generic, assert_never
 
 from engine.batch import SequenceId
 from engine.commands import Submission
-from engine.loop import Engine
-from engine.observer import SequenceToken
-from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, Usage, Verdict
-from protocol.blocks import BlockChange
+from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.ids import RequestId, RouterId
-from protocol.messages import (
-    Aborted,
-    Decode,
-    FailCode,
-    Failed,
-    Finished,
-    Prefill,
-    PrefillDone,
-    ToRouter,
-)
+from protocol.messages import Beat, Decode, Failed, Prefill, Speeds, WorkerState
 from protocol.process.logs import request_context
-from protocol.process.metrics import WorkerMetrics
-from protocol.text.tokenizer import TextState, Tokenizer
-from worker.requests import Desk, J, Key, LastWord, check_tokens
-
-RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})
-"""Another worker, or this one a moment later, may do what this one could not now."""
+from protocol.process.settings import WorkerSettings
+from protocol.text.tokenizer import TextState
+from worker.endings import REMEDIES, ending_name, failure, nothing_left
+from worker.parts import WorkerParts
+from worker.requests import Job, Key, RequestEnding, Transfers, check_tokens
 
 log = logging.getLogger(__name__)
 
 
-class EngineService(ABC, Generic[J]):
-    """`send` and `record` take words from any thread and return at once; `give_up` is told when
-    the engine is broken."""
+class EngineService:
+    """What a worker does for its routers. In the event loop's thread; never blocks it."""
 
-    def __init__(
-        self,
-        *,
-        tokenizer: Tokenizer,
-        send: Callable[[RouterId, ToRouter], None],
-        record: Callable[[Sequence[BlockChange]], None],
-        give_up: Callable[[str], None],
-        metrics: WorkerMetrics,
-    ) -> None:
-        self._tokenizer = tokenizer
-        self._record = record
-        self._give_up = give_up
-        self._metrics = metrics
-        self._desk: Desk[J] = Desk(send)
+    def __init__(self, parts: WorkerParts[WorkerSettings], transfers: Transfers) -> None:
+        self._epoch = parts.epoch
+        self._tokenizer = parts.model.tokenizer
+        self._requests = parts.requests
+        self._engine = parts.engine
+        self._transfers = transfers
+        self._metrics = parts.metrics
         self._numbers = count()
-        self._engine: Engine
 
-    # -- what the two workers add -----------------------------------------------------------
-
-    @abstractmethod
-    def make_job(
-        self, router: RouterId, message: Prefill | Decode, *, sequence: str, text: TextState
-    ) -> J:
-        """The job for a message. ValueError when this worker cannot do what it says."""
-
-    @abstractmethod
-    def mode(self, job: J) -> Mode:
-        """How the engine runs it."""
-
-    @abstractmethod
-    def hold_transfer(self, job: J) -> None:
-        """The job is accepted: keep alive the KV that waits for it elsewhere."""
-
-    @abstractmethod
-    def settle_transfer(self, job: J, word: LastWord) -> None:
-        """The job has its ending: finish, fail, cancel or drop what moves its KV. Any thread."""
-
-    @abstractmethod
-    def abort_transfer(self, key: Key) -> None:
-        """KV that still moves for this request, its job ended or not, is not wanted any more."""
-
-    @abstractmethod
-    def drop_transfer(self, message: Prefill | Decode) -> None:
-        """A request that is not accepted: whoever holds KV for it may let it go."""
-
-    @abstractmethod
-    def transfers(self) -> list[Key]:
-        """Requests whose KV is read or written by others."""
-
-    # -- the event loop ---------------------------------------------------------------------
-
-    def take(self, router: RouterId, message: Prefill | Decode) -> None:
-        """Accepts a request, or ends it at once."""
+    def accept_request(self, router: RouterId, message: Prefill | Decode) -> None:
+        """Accepts it, or ends it at once."""
         with request_context(message.request):
             if message.deadline_s <= 0:
-                failure = failed(message, "deadline", "the deadline had passed on arrival")
-                return self.refuse(router, message, failure)
+                late = failure(message, "deadline", "the deadline had passed on arrival")
+                return self.refuse_request(router, message, late)
             try:
-                self._check(message)
-                text = TextState(self._tokenizer, message.sampling)
-                sequence = f"{message.request}.{message.attempt}#{next(self._numbers)}"
-                job = self.make_job(router, message, sequence=sequence, text=text)
+                job = self._job(router, message)
+                mode = self._transfers.mode_of(message)
             except ValueError as error:
-                failure = failed(message, "internal", str(error), retryable=False)
-                return self.refuse(router, message, failure)
-            if not self._desk.open(job):
-                log.warning("request came twice")
-            elif any(text.feed(token_id).stopped for token_id in message.generated):
-                self._close(job, nothing_left(message))
+                wrong = failure(message, "internal", str(error), retryable=False)
+                return self.refuse_request(router, message, wrong)
+            if not self._requests.add_job(job):
+                log.warning("request came twice", extra={"remedy": "report it"})
+            elif any(job.text.feed(token_id).stopped for token_id in message.generated):
+                self._end(job, nothing_left(job, message.generated))
             else:
-                self.hold_transfer(job)
-                self._submit(job, message)
+                self._transfers.hold_ticket(job)
+                self._submit(job, message, mode)
         return None
 
-    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None:
-        """Ends a request without accepting it."""
-        log.warning("request refused", extra={"why": failure.message})
-        self._desk.reply(router, failure)
-        self.drop_transfer(message)
+    def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None:
+        """Ends it without accepting it."""
+        told = {"why": why.message, "remedy": REMEDIES[why.code]}
+        log.warning("request refused", extra=told)
+        self._requests.tell_router(router, why)
+        self._transfers.drop_request(message)
 
-    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None:
+    def abort_request(self, router: RouterId, request: RequestId, attempt: int) -> None:
+        """The router does not want it any more; an unknown one is no error."""
         self._abort((router, request, attempt))
 
     def forget_router(self, router: RouterId) -> None:
-        for key in [*(job.key for job in self._desk.jobs()), *self.transfers()]:
+        """Aborts all that it asked for."""
+        keys = [*(job.key for job in self._requests.jobs()), *self._transfers.moving()]
+        for key in keys:
             if key[0] == router:
                 self._abort(key)
 
-    def expire(self, now: float) -> None:
-        for job in self._desk.jobs():
+    def expire_requests(self, now: float) -> None:
+        """Ends those past their deadline."""
+        for job in self._requests.jobs():
             if now > job.deadline_at and job.failure is None:
-                job.failure = failed(job, "deadline", "the deadline has passed")
+                job.failure = failure(job, "deadline", "the deadline has passed")
                 self._abort(job.key)
 
-    def end_all(self, message: str) -> None:
-        for job in self._desk.jobs():
-            job.failure = job.failure or failed(job, "overloaded", message)
+    def end_all_requests(self, why: str) -> None:
+        """So that routers place them elsewhere."""
+        for job in self._requests.jobs():
+            job.failure = job.failure or failure(job, "overloaded", why)
             self._abort(job.key)
-        for key in self.transfers():
-            self.abort_transfer(key)
+        for key in self._transfers.moving():
+            self._transfers.abort_request(key)
 
     def is_idle(self) -> bool:
-        return not self._desk.jobs() and not self.transfers()
+        """Nothing runs, and nobody reads or writes our blocks."""
+        return not self._requests.jobs() and self._transfers.is_idle()
 
-    def _abort(self, key: Key) -> None:
-        job = self._desk.find(key)
-        if job is not None:
-            self._engine.abort(SequenceId(job.sequence))
-        self.abort_transfer(key)
+    def beat(self, state: WorkerState) -> Beat:
+        stats, transfers = self._engine.stats(), self._transfers
+        return Beat(
+            epoch=self._epoch,
+            state=state,
+            blocks=stats.blocks,
+            load=stats.load,
+            speeds=Speeds(
+                prefill_tokens_per_s=stats.prefill_tokens_per_s,
+                decode_step_s=stats.decode_step_s,
+                transfer_bytes_per_s=transfers.bytes_per_s,
+            ),
+            transports_used=transfers.uses.num_fetches(),
+            transports=transfers.uses.latest(),
+        )
 
-    def _check(self, message: Prefill | Decode) -> None:
+    def _job(self, router: RouterId, message: Prefill | Decode) -> Job:
+        """ValueError for what would harm others of the batch."""
         check_tokens(
             message.token_ids,
             message.generated,
             message.sampling,
             vocab_size=self._tokenizer.vocab_size,
         )
+        return Job(
+            router=router,
+            request=message.request,
+            attempt=message.attempt,
+            sequence=SequenceId(f"{message.request}.{message.attempt}#{next(self._numbers)}"),
+            text=TextState(self._tokenizer, message.sampling),
+            deadline_at=time.monotonic() + message.deadline_s,
+            num_tokens=len(message.token_ids) + len(message.generated),
+            ticket=message.ticket if isinstance(message, Decode) else None,
+            transfers=self._transfers,
+        )
 
-    def _submit(self, job: J, message: Prefill | Decode) -> None:
+    def _submit(self, job: Job, message: Prefill | Decode, mode: Mode) -> None:
         try:
             self._engine.submit(
                 Submission(
-                    id=SequenceId(job.sequence),
+                    id=job.sequence,
                     prompt=message.token_ids,
                     generated=message.generated,
                     sampling=message.sampling,
                     salt=message.salt,
-                    mode=self.mode(job),
+                    mode=mode,
                 )
             )
         except CapacityError as error:
-            self._close(job, failed(job, "overloaded", str(error)))
+            self._end(job, failure(job, "overloaded", str(error)))
 
-    def _close(self, job: J, word: LastWord) -> None:
-        self.settle_transfer(job, word)
-        self._count(word)
-        self._desk.refuse(job, word)
+    def _end(self, job: Job, ending: RequestEnding) -> None:
+        """Of a job that the engine does not have."""
+        self._transfers.settle_job(job, ending)
+        self._metrics.endings.labels(ending_name(ending)).inc()
+        self._requests.end_at_once(job, ending)
 
-    # -- the engine thread ------------------------------------------------------------------
-
-    def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
-        stopped = set()
-        for spoken in tokens:
-            job = self._desk.get(spoken.id)
-            if job is not None and self._desk.emit(job, index=spoken.index, token=spoken.token):
-                stopped.add(spoken.id)
-        return stopped
-
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
-        job = self._desk.get(sequence)
-        if job is None:
-            return
-        word = last_word(job, verdict, usage)
-        self.settle_transfer(job, word)
-        self._count(word)
-        self._desk.end(job, word)
-        if isinstance(word, Failed):
-            with request_context(job.request):
-                log.warning("request failed", extra={"code": word.code, "why": word.message})
-
-    def settled(self) -> None:
-        num_tokens = self._desk.flush()
-        if num_tokens:
-            self._metrics.tokens.inc(num_tokens)
-
-    def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
-        self._record(changes)
-
-    def broken(self, error: BaseException) -> None:
-        self._give_up(f"the engine is broken: {error}")
-
-    def _count(self, word: LastWord) -> None:
-        self._metrics.endings.labels(name_of(word)).inc()
-
-
-def last_word(job: J, verdict: Verdict, usage: Usage) -> LastWord:
-    """The engine's verdict as the message that carries it."""
-    request, attempt = job.request, job.attempt
-    match verdict:
-        case Complete(reason):
-            return Finished(
-                request=request,
-                attempt=attempt,
-                reason=reason,
-                num_tokens=usage.num_tokens,
-                cached_tokens=usage.cached_tokens,
-                queued_s=usage.queued_s,
-                prefill_s=usage.prefill_s,
-                decode_s=usage.decode_s,
-            )
-        case HandOver():
-            return PrefillDone(
-                request=request,
-                attempt=attempt,
-                cached_tokens=usage.cached_tokens,
-                queued_s=usage.queued_s,
-                prefill_s=usage.prefill_s,
-            )
-        case Fail(code, message, final):
-            return job.failure or failed(job, code, message, retryable=False if final else None)
-        case Abandon():
-            return job.failure or Aborted(request=request, attempt=attempt)
-        case _:
-            assert_never(verdict)
-
-
-def failed(
-    request: Prefill | Decode | J, code: FailCode, message: str, *, retryable: bool | None = None
-) -> Failed:
-    return Failed(
-        request=request.request,
-        attempt=request.attempt,
-        code=code,
-        message=message,
-        retryable=code in RETRYABLE if retryable is None else retryable,
-    )
-
-
-def nothing_left(message: Prefill | Decode) -> Finished:
-    """The tokens that the client has end the text already; only the last word was missing."""
-    return Finished(
-        request=message.request,
-        attempt=message.attempt,
-        reason="stop",
-        num_tokens=len(message.generated),
-        cached_tokens=0,
-        queued_s=0.0,
-        prefill_s=0.0,
-        decode_s=0.0,
-    )
-
-
-def name_of(word: LastWord) -> str:
-    match word:
-        case Finished(reason=reason):
-            return reason
-        case Failed(code=code):
-            return code
-        case Aborted():
-            return "aborted"
-        case PrefillDone():
-            return "handed_over"
-        case _:
-            assert_never(word)
+    def _abort(self, key: Key) -> None:
+        job = self._requests.of_key(key)
+        if job is not None:
+            self._engine.abort(job.sequence)
+        self._transfers.abort_request(key)

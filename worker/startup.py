@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from protocol.channel import RouterPort
+from protocol.channel.port import RouterPort
 from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
@@ -16,14 +16,14 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Doors:
+class Endpoints:
     port: RouterPort
     store: Store
     metrics: WorkerMetrics
 
 
 @asynccontextmanager
-async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
+async def open_endpoints(settings: WorkerSettings) -> AsyncIterator[Endpoints]:
     """Raises SettingsError for a port that cannot be had, StoreError when Redis is silent."""
     if not is_loopback(settings.host):
         log.warning("open to the network", extra={"host": settings.host, "why": OPEN})
@@ -33,7 +33,7 @@ async def open_doors(settings: WorkerSettings) -> AsyncIterator[Doors]:
     store = Store(settings.redis)
     try:
         await store.ping()
-        yield Doors(port=port, store=store, metrics=metrics)
+        yield Endpoints(port=port, store=store, metrics=metrics)
     finally:
         port.close()
         await store.close()

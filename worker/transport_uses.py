@@ -5,7 +5,7 @@ another. Remembers the MAX_USES pairs of peer and transport that were used last.
 """
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from protocol.ids import WorkerId
 from protocol.messages import TransportUse
@@ -15,15 +15,17 @@ MAX_USES = 32
 _WHY_CHARS = 300
 
 
-class Uses:
+class TransportUses:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._uses: OrderedDict[tuple[str, str], TransportUse] = OrderedDict()
+        self._num_fetches: Counter[str] = Counter()
 
     def add(self, *, peer: WorkerId, transport: str, why: str, num_bytes: int) -> None:
         """One more fetch of so many bytes; the newest reason stays."""
         key = (peer, transport)
         with self._lock:
+            self._num_fetches[transport] += 1
             before = self._uses.pop(key, None)
             self._uses[key] = TransportUse(
                 name=transport,
@@ -34,6 +36,11 @@ class Uses:
             )
             while len(self._uses) > MAX_USES:
                 self._uses.popitem(last=False)
+
+    def num_fetches(self) -> tuple[tuple[str, int], ...]:
+        """Of each transport, since the start."""
+        with self._lock:
+            return tuple(sorted(self._num_fetches.items()))
 
     def latest(self) -> tuple[TransportUse, ...]:
         """The latest first."""

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from bench.kvtransfer.case import Case, Move
 from bench.kvtransfer.mover import Place
+from kvtransfer.endings import FetchEnd, Landed
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.sink.sink import FetchEnd, Landed, Sink
+from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from kvtransfer.transports.base import HelpCopy
 from protocol.ids import WorkerId, new_epoch

@@ -4,7 +4,6 @@ Reads lines from stdin, so it works in a pipe as well. Ctrl-C ends the answer be
 the conversation. Keeps the conversation in memory only.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,13 @@ from typing import Any
 
 import httpx
 
-from controlplane.cli.http import HttpSettings, Unreachable, error_message, get_json
+from controlplane.cli.http import (
+    HttpSettings,
+    RouterUnreachable,
+    error_message,
+    get_json,
+    stream_event,
+)
 from protocol.process.settings import load
 
 Message = dict[str, str]
@@ -58,7 +63,7 @@ class Conversation:
     messages: list[Message] = field(default_factory=list)
 
     def ask(self, text: str) -> Answer:
-        """Streams the answer to stdout. Raises Unreachable; the turn is then forgotten."""
+        """Streams the answer to stdout. Raises RouterUnreachable; the turn is then forgotten."""
         asked = [*self.messages, {"role": "user", "content": text}]
         answer = Answer()
         began = time.monotonic()
@@ -89,7 +94,7 @@ class Conversation:
 
 
 def chat(argv: Sequence[str]) -> None:
-    """Raises SettingsError or Unreachable."""
+    """Raises SettingsError or RouterUnreachable."""
     settings = load(ChatSettings, argv, prog="baton chat")
     conversation = Conversation(settings, settings.model or _served_model(settings))
     if settings.system:
@@ -106,7 +111,7 @@ def chat(argv: Sequence[str]) -> None:
 def _served_model(settings: HttpSettings) -> str:
     models = get_json(settings, "/v1/models")["data"]
     if not models:
-        raise Unreachable(f"{settings.url} serves no model")
+        raise RouterUnreachable(f"{settings.url} serves no model")
     return str(models[0]["id"])
 
 
@@ -137,27 +142,22 @@ def _stream(settings: HttpSettings, body: dict[str, Any], answer: Answer) -> Ite
         ) as response:
             if response.status_code != 200:
                 response.read()
-                raise Unreachable(f"{response.status_code}: {error_message(response)}")
+                raise RouterUnreachable(f"{response.status_code}: {error_message(response)}")
             answer.route = response.headers.get("x-baton-route", "")
             answer.request = response.headers.get("x-request-id", "")
             yield from _pieces(response, answer)
     except httpx.HTTPError as error:
-        raise Unreachable(f"{url}: {error}") from error
+        raise RouterUnreachable(f"{url}: {error}") from error
 
 
 def _pieces(response: httpx.Response, answer: Answer) -> Iterator[str]:
     for line in response.iter_lines():
-        payload = line.removeprefix("data: ")
-        if payload == line or payload == "[DONE]":
-            continue
-        chunk = json.loads(payload)
-        if "error" in chunk:
-            raise Unreachable(str(chunk["error"].get("message", chunk["error"])))
-        if usage := chunk.get("usage"):
+        event = stream_event(line)
+        if usage := event.get("usage"):
             answer.num_tokens = usage["completion_tokens"]
             details = usage.get("prompt_tokens_details") or {}
             answer.cached_tokens = details.get("cached_tokens", 0)
-        for choice in chunk["choices"]:
+        for choice in event.get("choices", ()):
             if text := choice["delta"].get("content"):
                 yield text
 

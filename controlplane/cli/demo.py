@@ -7,7 +7,6 @@ and both answers are right.
 """
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +17,13 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from controlplane.local.cluster import Local, running
+from controlplane.cli.http import stream_event
+from controlplane.local.cluster import RunningCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
-from controlplane.local.up import first_failure, stop_signals
+from controlplane.local.up import SIGNALS, first_failure
 from protocol.errors import BatonError
+from protocol.process.run import Shutdown, asked_by_signals
 
 STORY = """\
 The lamp is in the cellar. The children waited by the old bridge at noon. Greta lives in Cairo. \
@@ -97,16 +98,16 @@ def _fail(error: Exception) -> None:
 
 async def _demo() -> None:
     flags = load_up(["--prefill", "2", "--decode", "2", "--port", "0", "--host", "127.0.0.1"])
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    shutdown = Shutdown()
     began = time.monotonic()
     display = Display(err=Console(highlight=False))
     model = flags.settings.api_name
     display.begin(f"Starting 1 router, 2 prefill workers and 2 decode workers on {model}")
-    with stop_signals(stop, hurry), closing(display):
-        async with running(flags, on_event=display.on_event, hurry=hurry) as local:
+    with asked_by_signals(shutdown, *SIGNALS), closing(display):
+        async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
             try:
                 async with asyncio.timeout(START_S):
-                    if not await local.wait_ready(unless=stop):
+                    if not await local.wait_ready(unless=shutdown.asked):
                         raise DemoFailed("interrupted")
                 display.settle()
                 _say(f"Ready at {local.url} after {time.monotonic() - began:.1f} s")
@@ -116,7 +117,7 @@ async def _demo() -> None:
     _say("Everything stopped.")
 
 
-async def _converse(local: Local, *, model: str) -> None:
+async def _converse(local: RunningCluster, *, model: str) -> None:
     async with httpx.AsyncClient(
         base_url=local.url, headers=local.headers, timeout=ANSWER_S
     ) as client:
@@ -155,9 +156,9 @@ async def _ask(
         headers = response.headers
         sys.stdout.write("Answer: ")
         async for line in response.aiter_lines():
-            chunk = _chunk(line)
-            usage = chunk.get("usage") or usage
-            for choice in chunk.get("choices", ()):
+            event = stream_event(line)
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
                 piece = choice["delta"].get("content") or ""
                 answer += piece
                 sys.stdout.write(piece)
@@ -170,17 +171,6 @@ async def _ask(
         cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
         trace=traces["traces"][0],
     )
-
-
-def _chunk(line: str) -> dict[str, Any]:
-    """The JSON of one server-sent event; empty for what is none."""
-    payload = line.removeprefix("data: ")
-    if payload in (line, "[DONE]"):
-        return {}
-    chunk: dict[str, Any] = json.loads(payload)
-    if "error" in chunk:
-        raise DemoFailed(f"the stream ended in an error: {chunk['error']}")
-    return chunk
 
 
 def _show(turn: Turn) -> None:

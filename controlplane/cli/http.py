@@ -3,22 +3,23 @@
 The door to HTTP of the command line; the supervisor has its own polling.
 """
 
+import json
 from typing import Any
 
 import httpx
 from pydantic import Field
 
 from protocol.errors import BatonError
-from protocol.process.settings import CommandSettings
+from protocol.process.settings import CommandSettings, split_keys
 
 
-class Unreachable(BatonError):
+class RouterUnreachable(BatonError):
     """No router answered at the address, or not as a router does."""
 
 
 def bearer(api_keys: str) -> dict[str, str]:
     """The headers that open an API with these keys, which are separated by commas."""
-    keys = [key for part in api_keys.split(",") if (key := part.strip())]
+    keys = split_keys(api_keys)
     return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
@@ -37,18 +38,32 @@ class HttpSettings(CommandSettings):
 
 
 def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> Any:
-    """Raises Unreachable, saying what was asked and what came back."""
+    """Raises RouterUnreachable, saying what was asked and what came back."""
     url = settings.url.rstrip("/") + path
     try:
         answer = httpx.get(url, headers=settings.headers, timeout=timeout_s)
     except httpx.HTTPError as error:
-        raise Unreachable(f"no answer from {url}: {error}") from error
+        raise RouterUnreachable(f"no answer from {url}: {error}") from error
     if answer.status_code != 200:
-        raise Unreachable(f"{url} answered {answer.status_code}: {error_message(answer)}")
+        raise RouterUnreachable(f"{url} answered {answer.status_code}: {error_message(answer)}")
     try:
         return answer.json()
     except ValueError as error:
-        raise Unreachable(f"{url} did not answer JSON: is this a Baton router?") from error
+        raise RouterUnreachable(f"{url} did not answer JSON: is this a Baton router?") from error
+
+
+def stream_event(line: str) -> dict[str, Any]:
+    """The JSON of one line of a stream; empty for a line that has none.
+
+    Raises RouterUnreachable for an error in place of the next tokens.
+    """
+    payload = line.removeprefix("data: ")
+    if payload in (line, "[DONE]"):
+        return {}
+    event: dict[str, Any] = json.loads(payload)
+    if "error" in event:
+        raise RouterUnreachable(str(event["error"].get("message", event["error"])))
+    return event
 
 
 def error_message(answer: httpx.Response) -> str:

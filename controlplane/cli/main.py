@@ -50,23 +50,17 @@ def run(argv: Sequence[str]) -> int:
         case ["-V" | "--version" | "version", *_]:
             print(f"baton {baton_version()}")
             return 0
-        case ["up", *rest]:
-            return _guarded("up", _up, rest)
-        case ["chat", *rest]:
-            return _guarded("chat", _chat, rest)
-        case ["status", *rest]:
-            return _guarded("status", _status, rest)
-        case ["doctor", *rest]:
-            return _guarded("doctor", _doctor, rest)
+        case ["up" | "chat" | "status" | "doctor" as name, *rest]:
+            return _run_command(name, rest)
         case [unknown, *_]:
             print(f"baton: unknown command: {unknown}; see baton --help", file=sys.stderr)
             return EXIT_BAD_SETTINGS
     raise AssertionError("unreachable")
 
 
-def _guarded(name: str, command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+def _run_command(name: str, argv: Sequence[str]) -> int:
     try:
-        command(argv)
+        _command(name)(argv)
     except BatonError as error:
         print(f"baton {name}: {error}", file=sys.stderr)
         return EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED
@@ -75,28 +69,22 @@ def _guarded(name: str, command: Callable[[Sequence[str]], None], argv: Sequence
     return 0
 
 
-def _up(argv: Sequence[str]) -> None:
-    from controlplane.local.up import up
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    if name == "up":
+        from controlplane.local.up import up
 
-    up(argv)
+        return up
+    if name == "chat":
+        from controlplane.cli.chat import chat
 
+        return chat
+    if name == "status":
+        from controlplane.cli.status import status
 
-def _chat(argv: Sequence[str]) -> None:
-    from controlplane.cli.chat import chat
-
-    chat(argv)
-
-
-def _status(argv: Sequence[str]) -> None:
-    from controlplane.cli.status import status
-
-    status(argv)
-
-
-def _doctor(argv: Sequence[str]) -> None:
+        return status
     from controlplane.doctor.doctor import doctor
 
-    doctor(argv)
+    return doctor
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class StatusSettings(HttpSettings):
 
 
 def status(argv: Sequence[str]) -> None:
-    """Raises SettingsError or Unreachable."""
+    """Raises SettingsError or RouterUnreachable."""
     settings = load(StatusSettings, argv, prog="baton status")
     cluster = get_json(settings, "/cluster")
     if settings.as_json:

@@ -12,29 +12,59 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from typing import Final, Self
 
 import msgspec
+from pydantic import Field, model_validator
 
-from controlplane.doctor import compute, gpu, memory, network, pair, planes, probe
-from controlplane.doctor.borrower import borrow
-from controlplane.doctor.facts import Facts, GpuFacts
-from controlplane.doctor.finding import Finding
-from controlplane.doctor.meeting import Encounter, serve, visit
+from controlplane.doctor.facts import Facts, Finding, GpuFacts
+from controlplane.doctor.gpu import ask_driver
+from controlplane.doctor.machine import check_compute, check_memory
+from controlplane.doctor.measure import measure
+from controlplane.doctor.network import check_network, check_pair
+from controlplane.doctor.peer import PeerMeasurement, measure_with_peer, serve_peer
+from controlplane.doctor.planes import measurable, plane_findings, plane_reports
+from controlplane.doctor.probe import read_facts
 from controlplane.doctor.report import Report, Way, as_json, as_text
-from controlplane.doctor.settings import DoctorSettings
-from controlplane.doctor.trial import Offer, Outcome, Unusable
+from controlplane.doctor.trial import Outcome, TrialLeases, Unusable
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 from protocol.errors import BatonError, SettingsError
 from protocol.process.logs import configure_logging
-from protocol.process.settings import load
+from protocol.process.settings import CommandSettings, load
 
 GPU_S: Final = 5.0
 """A driver that has not answered by then is in trouble."""
-LENDER_S: Final = 5.0
+SOURCE_S: Final = 5.0
 """To start the process that lends; it takes half a second."""
-TRANSPORTS: Final = (*DEVICE_TRANSPORTS, *HOST_TRANSPORTS)
-"""Of this build."""
+
+
+class DoctorSettings(CommandSettings):
+    """Without --serve and --peer: this machine alone, in a few seconds."""
+
+    as_json: bool = Field(default=False, alias="json")
+    """Print everything as one JSON object."""
+    serve: bool = False
+    """Wait for the doctor of another machine, and measure the way between the two. Prints the
+    token that the other must give; without it nobody gets more than a refusal."""
+    peer: str = Field(default="", pattern=r"^(|.+:\d{1,5})$")
+    """HOST:PORT of a doctor that serves. Empty: none."""
+    token: str = Field(default="", repr=False)
+    """With --peer: what the serving doctor printed. Better set as BATON_TOKEN than as a flag,
+    which others can read."""
+    host: str = "0.0.0.0"
+    """With --serve: interface to wait on. All, because the other machine must reach it."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """With --serve: port to wait on. 0: any free one, printed."""
+    wait_s: float = Field(default=300.0, gt=0, le=3600)
+    """With --serve: seconds to wait for the other: time to walk to it."""
+
+    @model_validator(mode="after")
+    def _one_role(self) -> Self:
+        if self.serve and self.peer:
+            raise ValueError("give --serve on one machine and --peer on the other")
+        if bool(self.peer) != bool(self.token):
+            raise ValueError("--peer and the token that the serving doctor printed go together")
+        return self
 
 
 class NothingMoves(BatonError):
@@ -42,7 +72,7 @@ class NothingMoves(BatonError):
 
 
 def doctor(argv: Sequence[str]) -> None:
-    """Raises SettingsError, MeetingFailed, or NothingMoves after the report."""
+    """Raises SettingsError, PeerFailed, or NothingMoves after the report."""
     settings = load(DoctorSettings, argv, prog="baton doctor")
     configure_logging(process="doctor", level="error")
     report = examine(settings)
@@ -53,36 +83,36 @@ def doctor(argv: Sequence[str]) -> None:
 
 def examine(settings: DoctorSettings) -> Report:
     with ThreadPoolExecutor(1, thread_name_prefix="gpu") as asking:
-        answer = asking.submit(gpu.ask, timeout_s=GPU_S)
-        facts = probe.facts(transports=TRANSPORTS, gpu=GpuFacts())
-        outcomes = _measure_here(planes.measurable(facts, facts))
+        answer = asking.submit(ask_driver, timeout_s=GPU_S)
+        facts = read_facts(transports=(*DEVICE_TRANSPORTS, *HOST_TRANSPORTS), gpu=GpuFacts())
+        outcomes = _measure_here(measurable(facts, facts))
         facts = replace(facts, gpu=answer.result())
     alone = Report(
         facts=facts,
-        findings=(*_checks(facts), *planes.findings(outcomes, where="here")),
+        findings=(*_checks(facts), *plane_findings(outcomes, where="here")),
         ways=(
             Way(
-                source=facts.host, fetcher=facts.host, planes=planes.planes(facts, facts, outcomes)
+                source=facts.host, fetcher=facts.host, planes=plane_reports(facts, facts, outcomes)
             ),
         ),
     )
-    met = _meet(settings, facts)
+    met = _measure_with_peer(settings, facts)
     return alone if met is None else _with_peer(alone, met)
 
 
 def _checks(facts: Facts) -> list[Finding]:
-    return [*memory.check(facts), *compute.check(facts), *network.check(facts)]
+    return [*check_memory(facts), *check_compute(facts), *check_network(facts)]
 
 
-def _with_peer(alone: Report, met: Encounter) -> Report:
+def _with_peer(alone: Report, met: PeerMeasurement) -> Report:
     here, there = alone.facts, met.there
-    found = pair.check(here, there, mtu=met.mtu)
-    found += planes.findings(met.fetched, where="from-peer")
-    found += planes.findings(met.lent, where="to-peer")
+    found = check_pair(here, there, mtu=met.mtu)
+    found += plane_findings(met.fetched, where="from-peer")
+    found += plane_findings(met.lent, where="to-peer")
     inward = Way(
-        source=there.host, fetcher=here.host, planes=planes.planes(here, there, met.fetched)
+        source=there.host, fetcher=here.host, planes=plane_reports(here, there, met.fetched)
     )
-    outward = Way(source=here.host, fetcher=there.host, planes=planes.planes(here, there, met.lent))
+    outward = Way(source=here.host, fetcher=there.host, planes=plane_reports(here, there, met.lent))
     return Report(
         facts=here,
         peer=there,
@@ -91,10 +121,10 @@ def _with_peer(alone: Report, met: Encounter) -> Report:
     )
 
 
-def _meet(settings: DoctorSettings, facts: Facts) -> Encounter | None:
+def _measure_with_peer(settings: DoctorSettings, facts: Facts) -> PeerMeasurement | None:
     if settings.peer:
         host, _, port = settings.peer.rpartition(":")
-        return visit(host.strip("[]"), int(port), token=settings.token, facts=facts)
+        return measure_with_peer(host.strip("[]"), int(port), token=settings.token, facts=facts)
     if not settings.serve:
         return None
     token = secrets.token_urlsafe(18)
@@ -104,12 +134,12 @@ def _meet(settings: DoctorSettings, facts: Facts) -> Encounter | None:
             f"  BATON_TOKEN={token} baton doctor --peer"
             f" {_reached_at(settings, facts)}:{listening.getsockname()[1]}"
         )
-        return serve(
+        return serve_peer(
             listening,
             token=token,
             facts=facts,
             wait_s=settings.wait_s,
-            on_stranger=lambda why: _say(f"refused {why}"),
+            on_refused=lambda why: _say(f"refused {why}"),
         )
 
 
@@ -136,20 +166,20 @@ def _say(text: str) -> None:
 def _measure_here(transports: Sequence[str]) -> tuple[Outcome, ...]:
     """Between two processes of this machine, as between two workers."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "controlplane.doctor.lender", *transports],
+        [sys.executable, "-m", "controlplane.doctor.measure", *transports],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )
     with child:
         assert child.stdin is not None and child.stdout is not None
-        ready, _, _ = select.select([child.stdout], [], [], LENDER_S)
+        ready, _, _ = select.select([child.stdout], [], [], SOURCE_S)
         line = child.stdout.readline() if ready else b""
         if not line:
             child.kill()
             why = "a process that lends could not be started"
             return tuple(Unusable(transport=name, why=why) for name in transports)
-        offers = msgspec.json.decode(line, type=tuple[Offer, ...])
-        outcomes = tuple(borrow(offer) for offer in offers)
+        leases = msgspec.json.decode(line, type=tuple[TrialLeases, ...])
+        outcomes = tuple(measure(one) for one in leases)
         child.stdin.close()
         return outcomes

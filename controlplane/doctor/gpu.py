@@ -1,24 +1,25 @@
 """Asks the NVIDIA driver and NCCL what they are, without torch.
 
-`ask` does so in a process of its own (`python -m controlplane.doctor.gpu`), because a driver in
-trouble hangs or crashes whoever calls it. Opens no GPU for computing.
+`ask_driver` does so in a process of its own (`python -m controlplane.doctor.gpu`), because a
+driver in trouble hangs or crashes whoever calls it. Opens no GPU for computing.
 """
 
 import ctypes
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
 from controlplane.doctor.facts import GpuFacts
+from kvtransfer.device import libnccl
+from protocol.errors import TransferError
 
 _NAME_BYTES = 256
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def ask(*, timeout_s: float) -> GpuFacts:
+def ask_driver(*, timeout_s: float) -> GpuFacts:
     """What there is; never raises, and never takes longer."""
     driver_there = _DRIVER.exists()
     try:
@@ -36,7 +37,7 @@ def ask(*, timeout_s: float) -> GpuFacts:
     return GpuFacts(error=error, driver_there=driver_there)
 
 
-def look() -> GpuFacts:
+def read_driver() -> GpuFacts:
     """In this process."""
     driver_there, nccl = _DRIVER.exists(), _nccl_version()
     try:
@@ -104,30 +105,19 @@ def _device(cuda: ctypes.CDLL, index: int) -> ctypes.c_int:
 
 def _nccl_version() -> str:
     """Of the library that torch's wheels bring, else of the system's; "" for none."""
-    for name in (*_nccl_in_wheels(), "libnccl.so.2"):
-        version = ctypes.c_int()
-        try:
-            if ctypes.CDLL(name).ncclGetVersion(ctypes.byref(version)) == 0:
-                return dotted(version.value)
-        except (OSError, AttributeError):
-            continue
-    return ""
-
-
-def _nccl_in_wheels() -> list[str]:
+    version = ctypes.c_int()
     try:
-        spec = find_spec("nvidia.nccl")
-    except ModuleNotFoundError:
-        return []
-    folders = (spec.submodule_search_locations or ()) if spec is not None else ()
-    return [str(path) for folder in folders for path in Path(folder).glob("lib/libnccl.so.*")]
+        code = libnccl.find().ncclGetVersion(ctypes.byref(version))
+    except (TransferError, AttributeError):
+        return ""
+    return "" if code else nccl_text(version.value)
 
 
-def dotted(code: int) -> str:
+def nccl_text(code: int) -> str:
     """23004 is 2.30.4; before 2.9 a digit fewer, 2804 is 2.8.4."""
     scale = 10_000 if code >= 10_000 else 1_000
     return f"{code // scale}.{code % scale // 100}.{code % 100}"
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.json.encode(look()))
+    sys.stdout.buffer.write(msgspec.json.encode(read_driver()))

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from controlplane.doctor.facts import Facts
-from controlplane.doctor.finding import Finding, ok, warn
-from controlplane.doctor.pair import one_host, shares_memory
+from controlplane.doctor.facts import Facts, Finding, ok, warn
+from controlplane.doctor.network import one_host, shares_memory
 from controlplane.doctor.trial import Measured, Outcome, Unusable
 from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
 
@@ -25,7 +24,7 @@ _REMEDIES: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plane:
+class PlaneReport:
     name: str
     state: Literal["measured", "possible", "no"]
     """Possible: nothing is known to be in its way, but nothing was moved by it."""
@@ -33,18 +32,20 @@ class Plane:
     measured: Measured | None = None
 
 
-def planes(here: Facts, there: Facts, outcomes: Iterable[Outcome]) -> tuple[Plane, ...]:
+def plane_reports(
+    here: Facts, there: Facts, outcomes: Iterable[Outcome]
+) -> tuple[PlaneReport, ...]:
     """Every plane between two places, the same facts twice for two processes of one machine."""
     by_name = {outcome.transport: outcome for outcome in outcomes}
     return tuple(_plane(name, here, there, by_name.get(name)) for name in LADDER)
 
 
-def chosen(candidates: Iterable[Plane]) -> Plane | None:
+def best_plane(candidates: Iterable[PlaneReport]) -> PlaneReport | None:
     """The best that moved blocks; None: nothing can."""
     return next((plane for plane in candidates if plane.state == "measured"), None)
 
 
-def findings(outcomes: Iterable[Outcome], *, where: str) -> list[Finding]:
+def plane_findings(outcomes: Iterable[Outcome], *, where: str) -> list[Finding]:
     """What was measured, as findings. `where` says between whom."""
     return [_finding(outcome, where=where) for outcome in outcomes]
 
@@ -53,10 +54,10 @@ def _finding(outcome: Outcome, *, where: str) -> Finding:
     name = f"{outcome.transport}-{where}"
     if isinstance(outcome, Unusable):
         return warn(name, outcome.why, _REMEDIES[outcome.transport])
-    return ok(name, said(outcome))
+    return ok(name, _speed_text(outcome))
 
 
-def said(measured: Measured) -> str:
+def _speed_text(measured: Measured) -> str:
     return (
         f"{measured.gb_per_s:.2f} GB/s median, {measured.best_gb_per_s:.2f} best;"
         f" one block of {measured.block_bytes >> 10} KiB"
@@ -64,17 +65,17 @@ def said(measured: Measured) -> str:
     )
 
 
-def _plane(name: str, here: Facts, there: Facts, outcome: Outcome | None) -> Plane:
+def _plane(name: str, here: Facts, there: Facts, outcome: Outcome | None) -> PlaneReport:
     if isinstance(outcome, Measured):
-        return Plane(name=name, state="measured", why=said(outcome), measured=outcome)
+        return PlaneReport(name=name, state="measured", why=_speed_text(outcome), measured=outcome)
     if isinstance(outcome, Unusable):
-        return Plane(name=name, state="no", why=outcome.why)
+        return PlaneReport(name=name, state="no", why=outcome.why)
     why = obstacle(name, here, there)
     missing = [facts.host for facts in (here, there) if name not in facts.transports]
     if not why and missing:
         why = "not in this version of Baton"
     possible = "for pools on a GPU; not measured" if name in DEVICE_TRANSPORTS else "not measured"
-    return Plane(name=name, state="no" if why else "possible", why=why or possible)
+    return PlaneReport(name=name, state="no" if why else "possible", why=why or possible)
 
 
 def measurable(here: Facts, there: Facts) -> tuple[str, ...]:

@@ -5,12 +5,11 @@ What cannot be read is None or "", never a guess. The GPU is asked elsewhere, be
 longer.
 """
 
-import fcntl
 import mmap
 import os
 import resource
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,19 +22,29 @@ from controlplane.doctor.facts import (
     NetworkFacts,
     RdmaDevice,
 )
+from kvtransfer.memory.sealed import create_sealed, open_sealed
 from kvtransfer.native.library import KERNELS
+from protocol.errors import LayoutMismatch
 from protocol.process.c_kernels import NoKernels
-from protocol.process.machine import free_memory_bytes, host_name
+from protocol.process.machine import (
+    cpu_quota,
+    free_memory_bytes,
+    host_name,
+    parse_cores,
+    read_number,
+    read_text,
+)
 
 _CAP_IPC_LOCK = 14
 _CGROUP = Path("/sys/fs/cgroup")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 _RDMA = Path("/sys/class/infiniband")
 
 
-def facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
+def read_facts(*, transports: tuple[str, ...], gpu: GpuFacts) -> Facts:
     return Facts(
         host=host_name(),
-        boot=_read(Path("/proc/sys/kernel/random/boot_id")),
+        boot=read_text(Path("/proc/sys/kernel/random/boot_id")),
         network_namespace=_link(Path("/proc/self/ns/net")),
         user=os.geteuid(),
         version=baton_version(),
@@ -52,10 +61,10 @@ def _memory() -> MemoryFacts:
     status = _fields(Path("/proc/self/status"))
     return MemoryFacts(
         free_bytes=free_memory_bytes(),
-        limit_bytes=_number(_CGROUP / "memory.max"),
+        limit_bytes=read_number(_CGROUP / "memory.max"),
         memfd_error=_share_memory(),
         dev_shm_bytes=_file_system_bytes(Path("/dev/shm")),
-        shmem_huge_pages=chosen(_read(Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled"))),
+        shmem_huge_pages=bracketed(read_text(_HUGE_PAGES / "shmem_enabled")),
         memlock_bytes=None if pinned == resource.RLIM_INFINITY else pinned,
         ipc_lock_held=has_capability(status.get("CapEff", "0"), _CAP_IPC_LOCK),
         ipc_lock_granted=has_capability(status.get("CapBnd", "0"), _CAP_IPC_LOCK),
@@ -69,9 +78,9 @@ def _compute() -> ComputeFacts:
         kernel=os.uname().release,
         num_cores=len(os.sched_getaffinity(0)),
         num_cores_of_machine=os.cpu_count() or 1,
-        quota_cores=quota(_read(_CGROUP / "cpu.max")),
-        num_numa_nodes=num_listed(_read(Path("/sys/devices/system/node/online"))),
-        clock=_read(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
+        quota_cores=cpu_quota(),
+        num_numa_nodes=num_listed(read_text(Path("/sys/devices/system/node/online"))),
+        clock=read_text(Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")),
         num_open_files=open_files,
         native=native,
         native_error=native_error,
@@ -80,7 +89,7 @@ def _compute() -> ComputeFacts:
 
 def _network() -> NetworkFacts:
     return NetworkFacts(
-        loopback_mtu=_number(Path("/sys/class/net/lo/mtu")),
+        loopback_mtu=read_number(Path("/sys/class/net/lo/mtu")),
         receive_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_rmem")),
         send_buffer_bytes=_last_number(Path("/proc/sys/net/ipv4/tcp_wmem")),
         rdma=_rdma_devices(),
@@ -93,23 +102,19 @@ def _network() -> NetworkFacts:
 
 
 def _share_memory() -> str:
-    """Do what the shared-memory transport does, once: a sealed memfd, passed and mapped."""
+    """Why memory cannot be shared as the shared-memory transport does it; "" when it can: sealed,
+    passed and mapped once."""
     with ExitStack() as stack:
         try:
-            fd = os.memfd_create("baton-doctor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            fd, mapping = create_sealed("baton-doctor", mmap.PAGESIZE)
             stack.callback(os.close, fd)
-            os.ftruncate(fd, mmap.PAGESIZE)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            stack.enter_context(ours)
-            stack.enter_context(theirs)
+            stack.enter_context(closing(mapping))
+            ours, theirs = map(stack.enter_context, socket.socketpair())
             theirs.settimeout(1.0)
             socket.send_fds(ours, [b"x"], [fd])
             _, fds, _, _ = socket.recv_fds(theirs, 1, 1)
-            for passed in fds:
-                stack.callback(os.close, passed)
-            mmap.mmap(fds[0], mmap.PAGESIZE, access=mmap.ACCESS_READ).close()
-        except (OSError, IndexError, ValueError) as error:
+            open_sealed(fds[0], what="memory", num_bytes=mmap.PAGESIZE).close()
+        except (OSError, IndexError, LayoutMismatch) as error:
             return str(error) or type(error).__name__
     return ""
 
@@ -129,8 +134,8 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     devices = []
     with suppress(OSError):
         for path in sorted(_RDMA.iterdir()):
-            states = [_read(port / "state") for port in sorted((path / "ports").iterdir())]
-            rates = [_read(port / "rate") for port in sorted((path / "ports").iterdir())]
+            states = [read_text(port / "state") for port in sorted((path / "ports").iterdir())]
+            rates = [read_text(port / "rate") for port in sorted((path / "ports").iterdir())]
             active = any("ACTIVE" in state for state in states)
             devices.append(
                 RdmaDevice(name=path.name, active=active, rate=rates[0] if rates else "")
@@ -138,7 +143,7 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     return tuple(devices)
 
 
-def chosen(words: str) -> str:
+def bracketed(words: str) -> str:
     """The word in brackets: `always [never]` is `never`."""
     return words.partition("[")[2].partition("]")[0]
 
@@ -148,20 +153,9 @@ def has_capability(mask: str, bit: int) -> bool:
     return bool(int(mask, 16) >> bit & 1)
 
 
-def quota(cpu_max: str) -> float | None:
-    """`150000 100000` is one core and a half; `max 100000` no limit."""
-    most, _, period = cpu_max.partition(" ")
-    return int(most) / int(period) if most.isdigit() and period.isdigit() else None
-
-
 def num_listed(ranges: str) -> int:
-    """How many `0-1,4` names: 3; at least 1."""
-    count = 0
-    for part in ranges.split(","):
-        first, _, last = part.partition("-")
-        if first.isdigit():
-            count += int(last or first) - int(first) + 1
-    return max(1, count)
+    """How many `0-1,4` names: 3. One for no list."""
+    return len(parse_cores(ranges)) if ranges else 1
 
 
 def _installed(*names: str) -> str:
@@ -180,25 +174,13 @@ def _file_system_bytes(path: Path) -> int | None:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    parted = (line.partition(":") for line in _read(path).splitlines())
+    parted = (line.partition(":") for line in read_text(path).splitlines())
     return {name: value.strip() for name, _, value in parted}
 
 
 def _last_number(path: Path) -> int | None:
-    words = _read(path).split()
+    words = read_text(path).split()
     return int(words[-1]) if words and words[-1].isdigit() else None
-
-
-def _number(path: Path) -> int | None:
-    text = _read(path)
-    return int(text) if text.isdigit() else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
 
 
 def _link(path: Path) -> str:

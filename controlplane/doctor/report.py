@@ -7,9 +7,8 @@ from typing import Any
 
 import msgspec
 
-from controlplane.doctor.facts import Facts
-from controlplane.doctor.finding import Finding
-from controlplane.doctor.planes import Plane, chosen
+from controlplane.doctor.facts import Facts, Finding
+from controlplane.doctor.planes import PlaneReport, best_plane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +17,7 @@ class Way:
 
     source: str
     fetcher: str
-    planes: tuple[Plane, ...]
+    planes: tuple[PlaneReport, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,7 @@ class Report:
     @property
     def can_move(self) -> bool:
         """Something moves KV on every way that was tried."""
-        return all(chosen(way.planes) is not None for way in self.ways)
+        return all(best_plane(way.planes) is not None for way in self.ways)
 
 
 def as_json(report: Report) -> str:
@@ -54,7 +53,7 @@ def as_text(report: Report) -> str:
 
 
 def _way(way: Way) -> dict[str, Any]:
-    best = chosen(way.planes)
+    best = best_plane(way.planes)
     return {
         "source": way.source,
         "fetcher": way.fetcher,
@@ -86,7 +85,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _way_lines(way: Way) -> Iterator[str]:
-    best = chosen(way.planes)
+    best = best_plane(way.planes)
     between = f"from {way.source} to {way.fetcher}"
     if way.source == way.fetcher:
         between = f"between workers on {way.source}"

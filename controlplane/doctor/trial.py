@@ -1,7 +1,6 @@
 """What two ends measure together: leases to fetch, and what came of fetching them. Values only.
 
-Lender and borrower may be in two
-processes or on two machines, so everything here travels.
+The two ends may be in two processes or on two machines, so everything here travels.
 """
 
 from collections.abc import Sequence
@@ -26,8 +25,8 @@ NUM_SINGLE: Final = 200
 """Enough for a p99."""
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """Leases for one borrower to measure one transport with; each can be fetched once."""
+class TrialLeases(msgspec.Struct, frozen=True, kw_only=True):
+    """Leases for one sink to measure one transport with; each can be fetched once."""
 
     transport: str
     warm: Ticket

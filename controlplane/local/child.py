@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from controlplane.local.backoff import Backoff
-from controlplane.local.log_line import Line, parse_line
+from controlplane.local.log_line import LogLine, parse_line
 from protocol.errors import BatonError
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
@@ -45,14 +45,14 @@ class ChildSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Started:
+class ChildStarted:
     child: str
     pid: int
     restarts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Died:
+class ChildDied:
     """A child ended without having been told to; it is started again after `delay_s`."""
 
     child: str
@@ -60,7 +60,7 @@ class Died:
     delay_s: float
 
 
-ChildEvent = Started | Died | Line
+ChildEvent = ChildStarted | ChildDied | LogLine
 OnChildEvent = Callable[[ChildEvent], None]
 
 
@@ -78,7 +78,7 @@ class Child:
         self._on_event = on_event
         self._backoff = backoff or Backoff()
         self._process: asyncio.subprocess.Process | None = None
-        self._last_lines: deque[Line] = deque(maxlen=20)
+        self._last_lines: deque[LogLine] = deque(maxlen=20)
         self._stopping = asyncio.Event()
         self.ended = asyncio.Event()
         """Set once it does not run and will not run again."""
@@ -106,7 +106,7 @@ class Child:
             self._raise_if_hopeless(exit_code)
             lived_s = time.monotonic() - started_at if self.was_ready else 0.0
             delay_s = self._backoff.delay_s(previous_s=delay_s, lived_s=lived_s)
-            self._on_event(Died(child=self.name, exit_code=exit_code, delay_s=delay_s))
+            self._on_event(ChildDied(child=self.name, exit_code=exit_code, delay_s=delay_s))
             await _wait(self._stopping, timeout_s=delay_s)
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Child:
             process_group=0,
         )
         self.restarts += 1
-        self._on_event(Started(child=self.name, pid=process.pid, restarts=self.restarts))
+        self._on_event(ChildStarted(child=self.name, pid=process.pid, restarts=self.restarts))
         if self._stopping.is_set():  # told to while it was being started
             self._terminate()
         async with asyncio.TaskGroup() as tasks:

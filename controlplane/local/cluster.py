@@ -8,16 +8,23 @@ solve.
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from controlplane.local.child import Child, ChildFailed, ChildSpec, OnChildEvent
-from controlplane.local.cores import usable_cores
 from controlplane.local.embedded_redis import EmbeddedRedis
 from controlplane.local.settings import UpFlags, UpSettings
-from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
+from controlplane.local.specs import (
+    cores_within,
+    gpu_share,
+    router_spec,
+    worker_names,
+    worker_specs,
+)
 from protocol.errors import SettingsError, StoreError
+from protocol.process.machine import cpu_quota
+from protocol.process.settings import split_keys
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -25,7 +32,7 @@ KILL_AFTER_S = 5.0
 POLL_S = 0.1
 
 
-class Local:
+class RunningCluster:
     """A running cluster. Made by `running`."""
 
     def __init__(self, flags: UpFlags, *, port: int) -> None:
@@ -44,8 +51,8 @@ class Local:
     @property
     def headers(self) -> dict[str, str]:
         """What opens the API: the first of the router's keys, if it has any."""
-        key = self._api_key.split(",")[0].strip()
-        return {"authorization": f"Bearer {key}"} if key else {}
+        keys = split_keys(self._api_key)
+        return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
     async def wait_ready(self, *, unless: asyncio.Event) -> bool:
         """True once every worker serves and the router takes requests; False if `unless` is
@@ -55,10 +62,12 @@ class Local:
         waiting_for = set(worker_names(self.settings))
         async with httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=2) as client:
             while not unless.is_set():
-                ready = await _ready_workers(client)
+                answer = await _answer(client, "/cluster")
+                workers = [] if answer is None else answer.json()["workers"]
+                ready = {worker["id"] for worker in workers if worker["state"] == "ready"}
                 for name in ready:
                     self._mark_ready(name)
-                if waiting_for <= ready and await _status(client, "/ready") == 200:
+                if waiting_for <= ready and await _answer(client, "/ready") is not None:
                     self._mark_ready("router")
                     return True
                 await asyncio.sleep(POLL_S)
@@ -72,7 +81,7 @@ class Local:
 @asynccontextmanager
 async def running(
     flags: UpFlags, *, on_event: OnChildEvent, hurry: asyncio.Event
-) -> AsyncIterator[Local]:
+) -> AsyncIterator[RunningCluster]:
     """Starts everything and yields at once; on leaving drains it, until `hurry` is set or for
     `drain_s` at most.
 
@@ -80,15 +89,19 @@ async def running(
     ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
     """
     settings = flags.settings
-    local = Local(flags, port=free_port(settings.host, settings.port))
+    local = RunningCluster(flags, port=free_port(settings.host, settings.port))
     redis = None if settings.redis else EmbeddedRedis()
     try:
         async with asyncio.TaskGroup() as tasks:
-            start = _Start(local, tasks, on_event)
+
+            def start_child(spec: ChildSpec) -> None:
+                child = local.children[spec.name] = Child(spec, on_event=on_event)
+                tasks.create_task(child.run(), name=spec.name)
+
             try:
-                url = await _redis_url(settings, redis, start)
+                url = await _redis_url(settings, redis, start_child)
                 for spec in _specs(flags, redis=url, port=local.port):
-                    start(spec)
+                    start_child(spec)
                 yield local
             finally:
                 await _stop(local, hurry=hurry)
@@ -97,22 +110,11 @@ async def running(
             redis.close()
 
 
-class _Start:
-    """Starts a child in the task group, by name."""
-
-    def __init__(self, local: Local, tasks: asyncio.TaskGroup, on_event: OnChildEvent) -> None:
-        self._local = local
-        self._tasks = tasks
-        self._on_event = on_event
-
-    def __call__(self, spec: ChildSpec) -> None:
-        child = self._local.children[spec.name] = Child(spec, on_event=self._on_event)
-        self._tasks.create_task(child.run(), name=spec.name)
-
-
-async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start: _Start) -> str:
+async def _redis_url(
+    settings: UpSettings, embedded: EmbeddedRedis | None, start_child: Callable[[ChildSpec], None]
+) -> str:
     if embedded is not None:
-        start(embedded.spec)
+        start_child(embedded.spec)
         try:
             await embedded.wait_ready(within_s=REDIS_START_S)
         except TimeoutError as error:
@@ -132,11 +134,17 @@ async def _redis_url(settings: UpSettings, embedded: EmbeddedRedis | None, start
 
 def _specs(flags: UpFlags, *, redis: str, port: int) -> list[ChildSpec]:
     env = {**gpu_share(flags.settings, os.environ), **flags.child_env}
-    workers = worker_specs(flags.settings, redis=redis, cores=usable_cores(), env=env)
+    workers = worker_specs(flags.settings, redis=redis, cores=_usable_cores(), env=env)
     return [*workers, router_spec(flags.settings, redis=redis, port=port, env=flags.child_env)]
 
 
-async def _stop(local: Local, *, hurry: asyncio.Event) -> None:
+def _usable_cores() -> list[int]:
+    """Cores this process may run on, as few as a container's quota makes them worth."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[: cores_within(cpu_quota(), num_cores=len(cores))]
+
+
+async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
     """Router first, so that running requests still have workers; Redis last."""
     drain_s = local.settings.drain_s
     by_name = local.children
@@ -176,25 +184,15 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-async def _ready_workers(client: Any) -> set[str]:
+async def _answer(client: Any, path: str) -> Any | None:
+    """What the router answers; None if it does not, or not with 200."""
     import httpx
 
     try:
-        answer = await client.get("/cluster")
+        answer = await client.get(path)
     except httpx.HTTPError:
-        return set()
-    if answer.status_code != 200:
-        return set()
-    return {worker["id"] for worker in answer.json()["workers"] if worker["state"] == "ready"}
-
-
-async def _status(client: Any, path: str) -> int:
-    import httpx
-
-    try:
-        return int((await client.get(path)).status_code)
-    except httpx.HTTPError:
-        return 0
+        return None
+    return answer if answer.status_code == 200 else None
 
 
 def _without_password(url: str) -> str:

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from controlplane.local.child import ChildEvent, Died, Started
-from controlplane.local.log_line import Line
+from controlplane.local.child import ChildDied, ChildEvent, ChildStarted
+from controlplane.local.log_line import LogLine
 
 LIFE_CYCLE_EVENTS = frozenset({"ready", "draining", "drained", "stopped"})
 UNSAID = frozenset({"time", "level", "event", "process"})
@@ -54,19 +54,19 @@ class Display:
 
     def on_event(self, event: ChildEvent) -> None:
         match event:
-            case Started():
+            case ChildStarted():
                 self.rows[event.child] = Row(pid=event.pid)
                 if event.restarts:
                     self.say(f"{event.child}: started again, pid {event.pid}")
                 elif self._live is None:
                     self.say(f"{event.child}: started, pid {event.pid}")
-            case Died():
+            case ChildDied():
                 self.rows[event.child].state = "died"
                 self.say(
                     f"{event.child}: died ({_ending(event.exit_code)}); "
                     f"starting it again in {event.delay_s:.1f} s"
                 )
-            case Line():
+            case LogLine():
                 self._on_line(event)
             case _:
                 assert_never(event)
@@ -98,7 +98,7 @@ class Display:
     def say(self, text: str) -> None:
         self.err.print(text, markup=False, soft_wrap=True)
 
-    def _on_line(self, line: Line) -> None:
+    def _on_line(self, line: LogLine) -> None:
         row = self.rows[line.child]
         if line.event == "loading":
             self._on_loading(line, row)
@@ -112,7 +112,7 @@ class Display:
         elif line.is_warning and not self.stopping:  # then, that links are lost is no news
             self.say(f"{line.child}: {_sentence(line)}")
 
-    def _on_loading(self, line: Line, row: Row) -> None:
+    def _on_loading(self, line: LogLine, row: Row) -> None:
         done, total = line.fields.get("done"), line.fields.get("total")
         if not isinstance(done, int) or not isinstance(total, int) or total <= 0:
             return
@@ -136,7 +136,7 @@ class Display:
             self._live = None
 
 
-def _sentence(line: Line) -> str:
+def _sentence(line: LogLine) -> str:
     """A log event as one would say it: its name, then what it says of itself."""
     facts = {name: value for name, value in line.fields.items() if name not in UNSAID}
     return ", ".join([line.event, *(f"{name} {value}" for name, value in facts.items())])

@@ -11,7 +11,7 @@ WARNING_LEVELS = frozenset({"warning", "error", "critical"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class LogLine:
     child: str
     text: str
     """As written, without the newline."""
@@ -30,13 +30,13 @@ class Line:
         return self.level == ""
 
 
-def parse_line(child: str, text: str) -> Line:
+def parse_line(child: str, text: str) -> LogLine:
     """Never raises."""
     try:
         fields = json.loads(text)
     except ValueError:
         fields = None
     if not isinstance(fields, dict) or "event" not in fields:
-        return Line(child=child, text=text, event=text, level="")
+        return LogLine(child=child, text=text, event=text, level="")
     level = str(fields.get("level", "info")).lower()
-    return Line(child=child, text=text, event=str(fields["event"]), level=level, fields=fields)
+    return LogLine(child=child, text=text, event=str(fields["event"]), level=level, fields=fields)

@@ -1,10 +1,9 @@
-"""The command lines of one machine's processes. Pure."""
+"""The command lines of one machine's processes, and which worker gets which cores. Pure."""
 
 import sys
 from collections.abc import Mapping, Sequence
 
 from controlplane.local.child import ChildSpec
-from controlplane.local.cores import pinned_core, threads_per_worker
 from controlplane.local.settings import UpSettings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -26,6 +25,21 @@ def gpu_share(settings: UpSettings, environment: Mapping[str, str]) -> dict[str,
     if GPU_SHARE_VARIABLE in environment:
         return {}
     return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, len(worker_names(settings))):.3f}"}
+
+
+def cores_within(quota: float | None, *, num_cores: int) -> int:
+    """Whole cores that a quota, in cores, pays for; at least 1."""
+    return num_cores if quota is None else max(1, min(num_cores, int(quota)))
+
+
+def threads_per_worker(*, num_cores: int, num_workers: int) -> int:
+    """An equal share, at least 1: workers that crowd each other's cores slow all of them."""
+    return max(1, num_cores // num_workers)
+
+
+def pinned_core(cores: Sequence[int], *, worker: int) -> int:
+    """The core of the `worker`th worker, by turns."""
+    return cores[worker % len(cores)]
 
 
 def worker_specs(

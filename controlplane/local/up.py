@@ -4,14 +4,17 @@ SIGINT or SIGTERM drains; a second one hurries.
 """
 
 import asyncio
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from signal import Signals
 
 from controlplane.local.cluster import running
 from controlplane.local.display import Display
 from controlplane.local.settings import UpFlags, UpSettings, load_up
 from protocol.errors import BatonError
+from protocol.process.run import Shutdown, asked_by_signals
+
+SIGNALS = (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP)
+"""That ask a cluster to stop."""
 
 
 def up(argv: Sequence[str]) -> None:
@@ -34,35 +37,18 @@ def first_failure(group: ExceptionGroup) -> Exception:
 
 async def _serve(flags: UpFlags) -> None:
     display = Display(verbose=flags.settings.verbose)
-    stop, hurry = asyncio.Event(), asyncio.Event()
+    shutdown = Shutdown()
     try:
         display.begin(_headline(flags.settings))
-        with stop_signals(stop, hurry):
-            async with running(flags, on_event=display.on_event, hurry=hurry) as local:
-                if await local.wait_ready(unless=stop):
+        with asked_by_signals(shutdown, *SIGNALS):
+            async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
+                if await local.wait_ready(unless=shutdown.asked):
                     display.ready(url=local.url, model=flags.settings.api_name)
-                    await stop.wait()
+                    await shutdown.asked.wait()
                 display.stop("stopping; a second signal hurries")
             display.say("stopped")
     finally:
         display.close()
-
-
-@contextmanager
-def stop_signals(stop: asyncio.Event, hurry: asyncio.Event) -> Iterator[None]:
-    """Inside, the first signal to end sets `stop` and the next one `hurry`."""
-
-    def on_signal() -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(number)
 
 
 def _headline(settings: UpSettings) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from engine.checkpoint.loader import Loader, Progress
 from engine.checkpoint.safetensors import Checkpoint
-from engine.models.config import read_config
+from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
 from engine.ops.choose import choose_ops
 from engine.ops.contract import Ops
@@ -25,14 +25,16 @@ def load_model(
     native: bool | None = None,
     ops: Ops | None = None,
     checkpoint: Checkpoint | None = None,
+    config: ModelConfig | None = None,
 ) -> Model:
     """The model in directory `path`, weights in `dtype` on `device`.
 
     `progress` is called with (bytes done, bytes in all) after every tensor; `native` as in
     `engine.ops.choose.choose_ops`, which chooses where no `ops` are given; `checkpoint` stands for
-    the directory's tensors. Raises CheckpointError naming the file and the key or tensor.
+    the directory's tensors, `config` for what its JSON files say. Raises CheckpointError naming the
+    file and the key or tensor.
     """
-    config = read_config(path)
+    config = config or read_config(path)
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
     checkpoint, place = checkpoint or Checkpoint(path), torch.device(device)

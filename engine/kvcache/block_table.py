@@ -15,13 +15,24 @@ class BlockTable:
     """Flat, as of `engine.batch.Chunk`: token block i of KV group g at `i * num_groups + g`,
     NO_BLOCK where the group needs none. A row is one token block, in every group."""
 
-    __slots__ = ("_cache", "_is_lent", "_twins", "blocks", "chain", "num_promised", "num_sealed")
+    __slots__ = (
+        "_cache",
+        "_is_lent",
+        "_twins",
+        "blocks",
+        "chain",
+        "num_promised",
+        "num_sealed",
+        "num_slots",
+    )
 
     def __init__(self, cache: PrefixCache, *, salt: str, adapter: str = "", lent: bool) -> None:
         """`lent`: somebody may read the blocks under a lease, so they cannot move."""
         self.blocks: list[int] = []
         self.chain: list[BlockHash] = [cache.seed(salt=salt, adapter=adapter)]
         """The first seeds the hash chain, `chain[i + 1]` is of token block i; grown as needed."""
+        self.num_slots = 0
+        """Tokens that its rows have room for."""
         self.num_sealed = 0
         """Rows that the prefix cache knows, in every group that has them."""
         self.num_promised = 0
@@ -30,15 +41,6 @@ class BlockTable:
         self._is_lent = lent
         self._twins: dict[int, int] = {}
         """By place: cached blocks equal to own ones that cannot move (see `seal`)."""
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.blocks) // self._cache.num_groups
-
-    @property
-    def num_slots(self) -> int:
-        """Tokens that its rows have room for."""
-        return len(self.blocks) // self._cache.num_groups * self._cache.block_tokens
 
     @property
     def holds(self) -> list[int]:
@@ -76,6 +78,7 @@ class BlockTable:
         self._cache.acquire_blocks(matched)
         new = iter(self._cache.allocate_blocks(sum(lacking)))
         self.blocks = [*matched, *(next(new) if lacks else NO_BLOCK for lacks in lacking)]
+        self.num_slots = len(self.blocks) // self._cache.num_groups * self._cache.block_tokens
         self.num_sealed = len(matched) // self._cache.num_groups
         for group in self._cache.windowed:
             self._cache.promises.add_holders(self._in_window(group))
@@ -89,6 +92,7 @@ class BlockTable:
         self.promise(promise)
         row = cache.allocate_blocks(cache.num_groups)
         self.blocks += row
+        self.num_slots += cache.block_tokens
         cache.promises.add_holders(row[cache.groups.num_whole :])
         return True
 
@@ -133,7 +137,7 @@ class BlockTable:
         for place in reversed(range(len(self.blocks))):
             self._drop(place)
         self.blocks.clear()
-        self.num_sealed = 0
+        self.num_slots = self.num_sealed = 0
         assert not self._twins
         self.promise(0)
 
@@ -161,37 +165,28 @@ class BlockTable:
         lean on it, holds the other as well. So sealing takes no room from anybody.
         """
         displaced: list[int] = []
-        stays = self._is_lent or in_flight
-        for index in range(self.num_sealed, num_computed // self._cache.block_tokens):
-            entries = self._cache.find_row(self.chain, tokens, index)
+        size, windows_stay = self._cache.block_tokens, self._is_lent or in_flight
+        for index in range(self.num_sealed, num_computed // size):
+            content = tokens(index * size, (index + 1) * size)
+            entries = self._cache.find_row(self.chain, index, content)
             if entries is None:
                 break  # the hash belongs to other tokens: the chain cannot be cached further
-            self._seal_row(index, tokens, entries, displaced, windows_stay=stays)
+            for group, entry in enumerate(entries):
+                place = index * self._cache.num_groups + group
+                if self.blocks[place] == NO_BLOCK:
+                    continue
+                if entry is None or self._cache.blocks.is_cached(entry.block):
+                    self._store(place, content, instead_of=entry)
+                elif group not in self._cache.windowed or not windows_stay:
+                    displaced += self._share(place, entry.block)
             self.num_sealed = index + 1
         return displaced
 
-    def _seal_row(
-        self,
-        index: int,
-        tokens: Tokens,
-        entries: Sequence[Entry | None],
-        displaced: list[int],
-        *,
-        windows_stay: bool,
-    ) -> None:
-        cache = self._cache
+    def _store(self, place: int, content: list[int], *, instead_of: Entry | None) -> None:
+        index, group = divmod(place, self._cache.num_groups)
         parent, own = self.chain[index : index + 2]
-        content = tokens(index * cache.block_tokens, (index + 1) * cache.block_tokens)
-        for group, entry in enumerate(entries):
-            place = index * cache.num_groups + group
-            block = self.blocks[place]
-            if block == NO_BLOCK:
-                continue
-            if entry is None or cache.blocks.is_cached(entry.block):
-                new = Entry(own, group, parent, index, content, block)
-                cache.store_entry(new, instead_of=entry)
-            elif group not in cache.windowed or not windows_stay:
-                displaced += self._share(place, entry.block)
+        entry = Entry(own, group, parent, index, content, self.blocks[place])
+        self._cache.store_entry(entry, instead_of=instead_of)
 
     def _share(self, place: int, cached: int) -> list[int]:
         """Hold this one too; the block that it took the place of, if any."""

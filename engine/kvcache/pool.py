@@ -1,7 +1,6 @@
 """The KV pool as a tensor over memory that someone else owns.
 
-Made by a worker over the memory that kvtransfer serves from, or alone in tests. Holds no notion
-of which block is whose.
+Holds no notion of which block is whose.
 """
 
 # Shapes: B blocks, L layers, 2 keys then values, G KV heads, S token slots of a block, D head dim.

@@ -130,25 +130,25 @@ class PrefixCache:
 
     def _row(self, chain: list[BlockHash], tokens: Tokens, index: int) -> list[int]:
         """The cached blocks of one token block, one a group; NO_BLOCK for those lacking."""
-        entries = self.find_row(chain, tokens, index)
+        start = index * self.block_tokens
+        entries = self.find_row(chain, index, tokens(start, start + self.block_tokens))
         if entries is None:
             return [NO_BLOCK] * self.num_groups
-        return [entry.block if entry else NO_BLOCK for entry in entries]
+        return [NO_BLOCK if entry is None else entry.block for entry in entries]
 
     def find_row(
-        self, chain: list[BlockHash], tokens: Tokens, index: int
+        self, chain: list[BlockHash], index: int, content: list[int]
     ) -> list[Entry | None] | None:
-        """What is cached of one token block, by group; None if its hash belongs to other tokens.
-        The hash is in the chain afterwards."""
-        start = index * self.block_tokens
-        content = tokens(start, start + self.block_tokens)
+        """What is cached of token block `index`, by group; None if its hash belongs to other tokens
+        than `content`. The hash is in the chain afterwards."""
         parent = chain[index]
         if len(chain) == index + 1:
             chain.append(next_hash(parent, content))
         own = chain[index + 1]
         entries = [self._entries.get((own, group)) for group in range(self.num_groups)]
-        if any(e and (e.parent != parent or e.tokens != content) for e in entries):
-            return None
+        for entry in entries:
+            if entry is not None and (entry.parent != parent or entry.tokens != content):
+                return None
         return entries
 
     def num_unheld(self, matched: Seq[int]) -> int:

@@ -13,7 +13,7 @@ from engine.scheduling.sequence_table import SequenceTable
 from engine.sequence import Sequence
 
 
-class Admission:
+class SequenceAdmission:
     def __init__(self, *, cache: PrefixCache, limits: EngineLimits, table: SequenceTable) -> None:
         self._cache = cache
         self._limits = limits

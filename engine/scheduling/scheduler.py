@@ -16,7 +16,7 @@ from collections.abc import Sequence as Seq
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
-from engine.scheduling.admission import Admission
+from engine.scheduling.admission import SequenceAdmission
 from engine.scheduling.in_flight import InFlightSteps, Part
 from engine.scheduling.running import Running
 from engine.scheduling.sequence_table import Effect, SequenceTable
@@ -48,7 +48,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._table = SequenceTable(cache)
         self._steps = InFlightSteps(cache)
-        self._admission = Admission(cache=cache, limits=limits, table=self._table)
+        self._admission = SequenceAdmission(cache=cache, limits=limits, table=self._table)
         self.max_context_tokens = self._admission.max_context_tokens()
         """What fits: a pool smaller than the model's context bounds it."""
         self._running = Running(
@@ -57,9 +57,10 @@ class Scheduler:
             steps=self._steps,
             max_context_tokens=self.max_context_tokens,
         )
-        self._sampled: list[tuple[Sequence, Seq[SampledToken]]] = []
-        """Tokens of one step, of which the first is the last of its sequence's outputs and has not
-        been settled yet."""
+        self._sampled: list[tuple[Sequence, SampledToken]] = []
+        """Tokens whose sequence has not been told yet whether it goes on."""
+        self._following: list[tuple[Sequence, Seq[SampledToken]]] = []
+        """What the same steps sampled after them."""
 
     # -- commands ---------------------------------------------------------------------------
 
@@ -182,25 +183,26 @@ class Scheduler:
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
         """One token of each sequence that has any, the last of its outputs. A step's tokens are
         settled one by one, so until there are none: what follows an ending is nobody's."""
-        return [(each, tokens[0]) for each, tokens in self._sampled if each.verdict is None]
+        return [pair for pair in self._sampled if pair[0].verdict is None]
 
     def settle(self, stopped: Collection[SequenceId], *, now: float) -> None:
         """Decide who goes on; the text of the `stopped` ones has come to its end."""
         settled, self._sampled = self._sampled, []
-        for sequence, tokens in settled:
+        following, self._following = self._following, []
+        for sequence, token in settled:
             if sequence.verdict is not None:
                 continue
             if not sequence.first_token_at:
                 sequence.first_token_at = now
-            verdict = self._judge(sequence, tokens[0].token_id, stopped)
+            verdict = self._judge(sequence, token.token_id, stopped)
             if verdict is not None:
                 self._table.finish(sequence, verdict)
-                continue
-            if sequence.state is SequenceState.PREFILLING:
+            elif sequence.life.state is SequenceState.PREFILLING:
                 self._table.move(sequence, SequenceEvent.SAMPLED)
                 self._running.lower_promise(sequence)
-            if len(tokens) > 1:
-                self._append(sequence, tokens[1:])
+        for sequence, tokens in following:
+            if sequence.verdict is None:
+                self._append(sequence, tokens)
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
@@ -208,7 +210,7 @@ class Scheduler:
 
     def end_all(self, verdict: Verdict) -> None:
         """Give every sequence without an ending this one. Nothing may run afterwards."""
-        self._sampled = []
+        self._sampled, self._following = [], []
         while self._steps:
             self._steps.pop_oldest_step()
         for sequence in self._table.all():
@@ -296,5 +298,8 @@ class Scheduler:
             self._table.fetch_ended(sequence)
 
     def _append(self, sequence: Sequence, tokens: Seq[SampledToken]) -> None:
-        sequence.outputs.append(tokens[0].token_id)
-        self._sampled.append((sequence, tokens))
+        token = tokens[0]
+        sequence.outputs.append(token.token_id)
+        self._sampled.append((sequence, token))
+        if len(tokens) > 1:
+            self._following.append((sequence, tokens[1:]))

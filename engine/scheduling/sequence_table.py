@@ -1,8 +1,7 @@
 """Every sequence that owns something, by id and by state; where endings happen and blocks go back.
 
-A sequence's blocks are given back in `_free` and nowhere else but `preempt`; a quarantined one
-returns in
-`release_quarantined`. Pure.
+A sequence's blocks are given back in `_give_back` and nowhere else but `preempt`; a quarantined one
+returns in `release_quarantined`. Pure.
 """
 
 from collections import Counter, OrderedDict
@@ -99,7 +98,6 @@ class SequenceTable:
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to the head of the queue, owning nothing."""
-        assert not sequence.in_flight, f"sequence {sequence.id} is preempted in flight"
         sequence.block_table.give_back()
         sequence.num_computed = sequence.num_launched = 0
         self.move(sequence, SequenceEvent.PREEMPTED)
@@ -108,11 +106,6 @@ class SequenceTable:
     def finish(self, sequence: Sequence, verdict: Verdict) -> None:
         """Give it its one ending, and its blocks back unless somebody refers to them: a launched
         forward, a lease or a fetch."""
-        assert sequence.verdict is None
-        sequence.verdict = verdict
-        self._effects.append(SequenceEnded(sequence, verdict))
-        if sequence.in_flight or sequence.lease_held or sequence.fetch_open:
-            sequence.block_table.promise_no_more()
         if sequence.in_flight:
             self.move(sequence, SequenceEvent.ENDED_IN_FLIGHT)
         elif sequence.lease_held:
@@ -120,25 +113,37 @@ class SequenceTable:
         elif sequence.fetch_open:
             self.move(sequence, SequenceEvent.ENDED_UNDER_FETCH)
         else:
-            self._free(sequence, SequenceEvent.ENDED)
+            self.move(sequence, SequenceEvent.ENDED)
+        sequence.verdict = verdict
+        self._effects.append(SequenceEnded(sequence, verdict))
+        self._give_back(sequence)
 
     def drained(self, sequence: Sequence) -> None:
         """No launched forward refers any more to the blocks of this one, which has its ending."""
-        if sequence.lease_held:
-            sequence.block_table.promise_no_more()
-            self.move(sequence, SequenceEvent.DRAINED_UNDER_LEASE)
-        else:
-            self._free(sequence, SequenceEvent.DRAINED)
+        under_lease, free = SequenceEvent.DRAINED_UNDER_LEASE, SequenceEvent.DRAINED
+        self.move(sequence, under_lease if sequence.lease_held else free)
+        self._give_back(sequence)
 
     def lease_ended(self, sequence: Sequence) -> None:
         sequence.lease_held = False
         if sequence.state is SequenceState.LEASED:
-            self._free(sequence, SequenceEvent.LEASE_ENDED)
+            self.move(sequence, SequenceEvent.LEASE_ENDED)
+            self._give_back(sequence)
 
     def fetch_ended(self, sequence: Sequence) -> None:
         sequence.fetch_open = False
         if sequence.state is SequenceState.UNWINDING:
-            self._free(sequence, SequenceEvent.FETCH_ENDED)
+            self.move(sequence, SequenceEvent.FETCH_ENDED)
+            self._give_back(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        """What nobody refers to, of one that has its ending."""
+        if sequence.state is not SequenceState.FREED:
+            sequence.block_table.promise_no_more()
+            return
+        sequence.block_table.give_back()
+        del self._sequences[sequence.id]
+        self._effects.append(SequenceFreed(sequence))
 
     def quarantine(self, blocks: Collection[int]) -> None:
         """Hold these until `release_quarantined`, whatever becomes of the sequence that owns
@@ -202,7 +207,7 @@ class SequenceTable:
                     SequenceState.UNWINDING,
                 )
                 assert (sequence.verdict is not None) == ended
-                _check_flight(sequence)
+                _check_launched(sequence)
         assert sum(len(members) for members in self._by_state.values()) == len(self._sequences)
         arrivals = [sequence.arrival for sequence in self.waiting.values()]
         assert arrivals == sorted(arrivals), "somebody overtook in the queue"
@@ -220,14 +225,8 @@ class SequenceTable:
                 holds.update(sequence.block_table.holds)
         return holds
 
-    def _free(self, sequence: Sequence, event: SequenceEvent) -> None:
-        sequence.block_table.give_back()
-        self.move(sequence, event)
-        del self._sequences[sequence.id]
-        self._effects.append(SequenceFreed(sequence))
 
-
-def _check_flight(sequence: Sequence) -> None:
+def _check_launched(sequence: Sequence) -> None:
     match sequence.state:
         case SequenceState.PREFILLING | SequenceState.DECODING:
             assert sequence.num_computed <= sequence.num_launched

@@ -165,18 +165,17 @@ class NcclCommunicator:
         return state.value == _SUCCESS
 
     def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        self._bind()
-        result = self._library.ncclSend(
-            span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
-        )
-        self._nccl.check(result, "ncclSend", self._handle)
+        self._begin("ncclSend", span, num_bytes, stream)
 
     def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
+        self._begin("ncclRecv", span, num_bytes, stream)
+
+    def _begin(self, name: str, span: Span, num_bytes: int, stream: Stream) -> None:
         self._bind()
-        result = self._library.ncclRecv(
+        result = getattr(self._library, name)(
             span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
         )
-        self._nccl.check(result, "ncclRecv", self._handle)
+        self._nccl.check(result, name, self._handle)
 
     def abort(self) -> None:
         self._bind()

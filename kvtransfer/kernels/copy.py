@@ -3,19 +3,41 @@
 One pass: a word is loaded once, stored once and mixed in registers. The same kernel copies between
 peer-mapped pools, gathers scattered ranges into contiguous staging and scatters them out of it;
 only the table differs.
+
+A piece of words w_0, w_1, ... (8 bytes, little endian, in the order of its slot) sums to
+
+    sum over i of mix(w_i + (i + 1) * GAMMA)  mod 2**64,
+
+where mix is the finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
+generators, OOPSLA 2014). Addition makes the order of threads irrelevant, GAMMA makes the order of
+words count, and mix keeps two wrong bits from cancelling. Guards against faults, not forgers.
 """
 
-# Shapes: R ranges, P pieces, W words of 8 bytes.
+# Shapes: W words of 8 bytes in R ranges of P pieces; the 5 rows of a table are those of
+# `kvtransfer.device.table`.
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kvtransfer.kernels.mix import mix, mix_twin, spread
-
 TILE_WORDS = 2_048
 """16 KiB a program: 8 words for each of its 256 threads, loaded 16 bytes at a time."""
 NUM_WARPS = 8
+GAMMA = tl.constexpr(0x9E37_79B9_7F4A_7C15)
+_FIRST = tl.constexpr(0xBF58_476D_1CE4_E5B9)
+_SECOND = tl.constexpr(0x94D0_49BB_1331_11EB)
+_TOP = 1 << 63
+_ALL = 1 << 64
+
+
+@triton.jit
+def mix(word, number):  # type: ignore[no-untyped-def]
+    """What one word at position `number` of its piece adds to the sum."""
+    z = word.to(tl.uint64, bitcast=True) + (number + 1).to(tl.uint64) * GAMMA
+    z = (z ^ (z >> 30)) * _FIRST
+    z = (z ^ (z >> 27)) * _SECOND
+    return z ^ (z >> 31)
 
 
 @triton.jit(do_not_specialize=["num_ranges"])  # type: ignore[untyped-decorator]
@@ -66,7 +88,7 @@ def _launch(
 
 
 def copy_twin(target_W: Tensor, source_W: Tensor, table_5R: Tensor, sums_P: Tensor) -> None:
-    """The same in torch, over the whole spans as int64 words."""
+    """`copy` in torch, over the whole spans as int64 words."""
     from_R, to_R, _, _, _ = table_5R
     row_W, within_W = spread(table_5R)
     target_W[to_R[row_W] + within_W] = source_W[from_R[row_W] + within_W]
@@ -74,8 +96,33 @@ def copy_twin(target_W: Tensor, source_W: Tensor, table_5R: Tensor, sums_P: Tens
 
 
 def sums_twin(source_W: Tensor, table_5R: Tensor, sums_P: Tensor) -> None:
-    """The same in torch, over the whole span as int64 words."""
+    """`sums` in torch, over the whole span as int64 words."""
     from_R, _, _, first_R, piece_R = table_5R
     row_W, within_W = spread(table_5R)
     words_W = source_W[from_R[row_W] + within_W]
     sums_P.index_add_(0, piece_R[row_W], mix_twin(words_W, first_R[row_W] + within_W))
+
+
+def mix_twin(words_W: Tensor, numbers_W: Tensor) -> Tensor:
+    """`mix` in torch, where int64 wraps around: `[word]` int64."""
+    z_W = words_W + (numbers_W + 1) * _signed(GAMMA.value)
+    z_W = (z_W ^ _shifted(z_W, 30)) * _signed(_FIRST.value)
+    z_W = (z_W ^ _shifted(z_W, 27)) * _signed(_SECOND.value)
+    return z_W ^ _shifted(z_W, 31)
+
+
+def spread(table_5R: Tensor) -> tuple[Tensor, Tensor]:
+    """For twins: of every word of all ranges, its range and its place within, `[word]` each."""
+    sizes_R = table_5R[2]
+    row_W = torch.repeat_interleave(torch.arange(len(sizes_R)), sizes_R)
+    begins_R = torch.cumsum(sizes_R, 0) - sizes_R
+    return row_W, torch.arange(len(row_W)) - begins_R[row_W]
+
+
+def _signed(value: int) -> int:
+    return value - _ALL if value >= _TOP else value
+
+
+def _shifted(x_W: Tensor, num_bits: int) -> Tensor:
+    """A logical shift to the right; torch's drags the sign along."""
+    return (x_W >> num_bits) & ((1 << (64 - num_bits)) - 1)

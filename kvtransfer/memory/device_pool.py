@@ -1,14 +1,13 @@
 """The memory all KV blocks of one worker lie in, on a GPU.
 
-Its checksums are those of `kvtransfer.kernels.mix`, so it is paired with device pools only. Nothing
-here waits for the engine's work.
+Its checksums are those of `kvtransfer.kernels.copy`, so it is paired with device pools only.
+Nothing here waits for the engine's work.
 """
 
 # Shapes: N blocks, P pieces.
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -81,12 +80,6 @@ class DeviceMemory:
     def mark(self) -> Mark:
         """The point that the engine's stream has reached. For the engine's thread; cheap."""
         return self.driver.mark()
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-        content = bytearray(self.read(block_id))
-        how(memoryview(content))
-        self.write(block_id, bytes(content))
 
     def generations_fd(self) -> int:
         """A descriptor by which another process maps the generations; the caller closes it."""

@@ -7,7 +7,6 @@ so nothing can be left there. Does not know who owns a block.
 
 import mmap
 import os
-from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
@@ -145,10 +144,6 @@ class BlockMemory:
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
         return WRITTEN
-
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-        how(self.block(block_id))
 
     def copy_from(
         self, source: "BlockMemory", source_ranges: Ranges, ranges: Ranges

@@ -6,7 +6,6 @@ expects before and after its copy has copied one owner's bytes.
 
 # Shapes: N blocks of the pool, P pieces, B source blocks of a piece.
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.driver import Mark
 from kvtransfer.plan import NO_BLOCK, Ranges
+from protocol.layout import Layout
 
 
 class Pool(Protocol):
@@ -37,11 +37,16 @@ class Pool(Protocol):
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""
 
-    def tamper(self, block_id: int, how: Callable[[memoryview], None]) -> None:
-        """Let a test change a block's bytes."""
-
     def close(self) -> None:
         """Give the memory back; idempotent."""
+
+
+def check_block_bytes(memory: Pool, layout: Layout) -> None:
+    """Raise ValueError when the memory's blocks are not the layout's."""
+    if memory.block_bytes != layout.block_bytes:
+        raise ValueError(
+            f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
+        )
 
 
 class _Reached:

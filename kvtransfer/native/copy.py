@@ -119,6 +119,3 @@ def _checksums_twin(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
 def _at(array: NDArray[Any]) -> int:
     assert array.flags.c_contiguous and array.itemsize == 8
     return int(array.__array_interface__["data"][0])
-
-
-__all__ = ["Memory", "checksums", "copy_ranges", "fits"]

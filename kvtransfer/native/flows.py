@@ -190,6 +190,3 @@ class _Twin:
         if not c.head_bytes and c.range == c.num_ranges:
             c.state = MOVED
         return num_bytes - int(of_head)
-
-
-__all__ = ["MOVED", "MOVING", "PEER_CLOSED", "Flow", "Memory", "receive", "repeated", "send"]

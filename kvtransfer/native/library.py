@@ -42,7 +42,9 @@ def kernels() -> ctypes.CDLL | None:
     try:
         library = KERNELS.load()
     except NoKernels as error:
-        log.warning("no C kernels, copies are slower", extra={"why": str(error)})
+        log.warning(
+            "no C kernels, copies are slower: install a C compiler", extra={"why": str(error)}
+        )
         return None
     _declare_functions(library)
     assert library.baton_kv_flow_bytes() == ctypes.sizeof(FlowFields)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import known
+from kvtransfer.chunk import known_words
 from kvtransfer.messages import FetchId
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
@@ -93,7 +93,7 @@ class Fetch:
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
     def __init__(self, *, fetch_id: FetchId, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
-        """`pieces_S`: as `kvtransfer.chunk.describe` makes them, by ascending index."""
+        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index."""
         self.id = fetch_id
         self.lease_id = lease_id
         self._life = FETCH_STATES.begin(FetchStage.REQUESTED, name=f"fetch {fetch_id}")
@@ -106,7 +106,7 @@ class Fetch:
         self.pieces_S = pieces_S
         self.indices_S = np.ascontiguousarray(pieces_S["index"])
         self.slots_S = np.ascontiguousarray(pieces_S["slot"])
-        self._known_S = np.ascontiguousarray(known(pieces_S))
+        self._known_S = np.ascontiguousarray(known_words(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
         self._num_writing = 0
@@ -253,7 +253,7 @@ class Fetch:
             raise TransferError("the source describes blocks twice or out of order")
         if not len(self.indices_S) or places_P[-1] >= len(self.indices_S):
             raise TransferError("the source describes a block that nobody asked for")
-        same_PW = known(pieces_P) == self._known_S[places_P]
+        same_PW = known_words(pieces_P) == self._known_S[places_P]
         if not same_PW.all():
             at = int(np.flatnonzero(~same_PW.all(axis=1))[0])
             raise TransferError(

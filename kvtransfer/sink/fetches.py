@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, assert_never
 
-from kvtransfer.deadlines import Deadlines, renew_every_s
+from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import Aborted, Landed
 from kvtransfer.messages import (
     Cancel,
@@ -50,6 +50,8 @@ _ERRORS: Final[dict[FailureCode, type[TransferError]]] = {
 
 
 class FetchTable:
+    """Those of one sink, by their ids."""
+
     def __init__(self, means: SinkMeans, *, poller: Poller) -> None:
         self.used: Counter[str] = Counter()
         """Fetches landed, by transport."""
@@ -107,9 +109,8 @@ class FetchTable:
         """Take in what the links have, and end what is late."""
         for key, link in list(self._links.items()):
             try:
-                link.receive_control(ready, now_s=self._means.clock())
-                receiver, now_s = self._receivers[link], self._means.clock()
-                stream = link.receive_stream(receiver, ready, now_s=now_s)
+                link.receive_control(ready)
+                stream = link.receive_stream(self._receivers[link], ready)
                 if stream is not None:
                     self._attach_again(link, stream)
                 self._tend(link)
@@ -178,7 +179,7 @@ class FetchTable:
             )  # fmt: skip
             self._receivers[link] = self._receiver_of(link)
         link = self._links[key]
-        link.keep_lease(ticket.lease, now_s=self._means.clock())
+        link.keep_lease(ticket.lease)
         return link
 
     def _receiver_of(self, link: Link) -> Receiver:
@@ -187,10 +188,7 @@ class FetchTable:
 
     def _tend(self, link: Link) -> None:
         """Renew its leases, ask for what waits on it, and notice its silence."""
-        ttl_s = self._means.lease_ttl_s
-        now_s = self._means.clock()
-        link.check_alive(now_s=now_s, silence_s=ttl_s)
-        link.renew_leases(now_s=now_s, every_s=renew_every_s(ttl_s), remaining_s=ttl_s)
+        link.renew_leases()
         if link.stage is not LinkStage.OPEN or not self._waiting:
             return
         for running in [x for x in self._waiting.values() if x.link is link]:
@@ -224,7 +222,7 @@ class FetchTable:
             self._receivers[link] = self._receiver_of(link)
         for running in self._fetches_of(link):
             self._waiting[running.fetch.id] = running
-        link.attach_again(now_s=self._means.clock())
+        link.attach_again()
 
     def _receive_answer(self, link: Link, message: FetchFailed | Renewed) -> None:
         if isinstance(message, Renewed):
@@ -303,7 +301,9 @@ class FetchTable:
         try:
             running.link.send(message)
         except PeerLost as error:
-            log.warning("a word to the source was lost", extra={"why": str(error)})
+            log.warning(
+                "a message to the source was lost: its lease runs out", extra={"why": str(error)}
+            )
 
     def _end(self, running: RunningFetch) -> None:
         fetch = running.fetch

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final, assert_never
 
+from kvtransfer.deadlines import renew_every_s
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_RENEWED,
@@ -125,34 +126,33 @@ class Link:
     def send(self, message: ToSource) -> None:
         self._control.send(message)
 
-    def keep_lease(self, lease: LeaseId, *, now_s: float) -> None:
+    def keep_lease(self, lease: LeaseId) -> None:
         """Renew this lease from now on."""
         if not self.leases:
-            self._heard_s = now_s
+            self._heard_s = self._means.clock()
         self.leases.add(lease)
 
-    def check_alive(self, *, now_s: float, silence_s: float) -> None:
-        """Raise PeerLost when the link does not come up, or its renewals stay unanswered."""
+    def renew_leases(self) -> None:
+        """Renew all leases of this link in one message, if it is time. Raises PeerLost when the
+        link does not come up, or its renewals stay unanswered."""
+        now_s, ttl_s = self._means.clock(), self._means.lease_ttl_s
         if self.stage is not LinkStage.OPEN and now_s > self.open_by_s:
             raise PeerLost(f"no stream to {self.source} came up: still {self.stage}")
-        if self.leases and now_s - self._heard_s > silence_s:
+        if self.leases and now_s - self._heard_s > ttl_s:
             raise PeerLost(f"{self.source} has been silent for {now_s - self._heard_s:.1f} s")
-
-    def renew_leases(self, *, now_s: float, every_s: float, remaining_s: float) -> None:
-        """Renew all leases of this link in one message, if it is time."""
         if now_s < self.renew_at_s or not self.leases or self._opened is None:
             return
-        self.renew_at_s = now_s + every_s
+        self.renew_at_s = now_s + renew_every_s(ttl_s)
         leases = tuple(self.leases)
         for first in range(0, len(leases), MAX_RENEWED):
             some = leases[first : first + MAX_RENEWED]
-            self.send(Renew(leases=some, remaining_s=remaining_s))
+            self.send(Renew(leases=some, remaining_s=ttl_s))
 
-    def receive_control(self, ready: set[int], *, now_s: float) -> None:
+    def receive_control(self, ready: set[int]) -> None:
         """Take in what the control socket and the descriptors in `ready` have."""
         heard = self._control.receive() if self._number in ready else ()
         for message in heard:
-            self._heard_s = now_s
+            self._heard_s = self._means.clock()
             match message:
                 case Opened():
                     self._attach(message)
@@ -165,15 +165,13 @@ class Link:
         if self._dial is not None and self._dial.fileno() in ready:
             self._advance()
 
-    def receive_stream(
-        self, taker: ChunkTaker, ready: set[int], *, now_s: float
-    ) -> SinkStream | None:
+    def receive_stream(self, taker: ChunkTaker, ready: set[int]) -> SinkStream | None:
         """Take in what the stream has. When it has just broken: that stream, for the caller to
         close before `attach_again`."""
         stream = self.stream
         if stream is None or not (self.has_more or stream.fileno() in ready):
             return None
-        self._heard_s = now_s
+        self._heard_s = self._means.clock()
         try:
             self.has_more = stream.receive(taker)
         except PeerLost as error:
@@ -181,14 +179,14 @@ class Link:
             return self._take_stream()
         return None
 
-    def attach_again(self, *, now_s: float) -> None:
+    def attach_again(self) -> None:
         """Go on after a stream's end. Raises PeerLost when that was tried enough."""
         self.num_breaks += 1
         if self.num_breaks >= MAX_BREAKS:
             raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
         log.warning("stream broke", extra={"source": self.source, "why": self._broke})
         self._life.move(LinkEvent.STREAM_ENDED)
-        self.open_by_s = now_s + REOPEN_S
+        self.open_by_s = self._means.clock() + REOPEN_S
         self._untried, self._missed = list(self._means.transports), []
         self._try_next()
 

@@ -4,8 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvtransfer.memory.pool import Pool
+from kvtransfer.memory.pool import Pool, check_block_bytes
 from kvtransfer.sink.events import SinkEvent
+from kvtransfer.transports.tcp.messages import MAX_LANES
 from protocol.ids import WorkerId
 from protocol.layout import Layout
 
@@ -24,10 +25,15 @@ class SinkMeans:
     allow_fallback: bool
     lease_ttl_s: float
     tcp_lanes: int
-    tamper: Callable[[memoryview], None] | None
     on_quiet: Callable[[Sequence[int]], None]
     on_event: Callable[[SinkEvent], None]
     clock: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when memory and layout disagree, or for too many lanes."""
+        check_block_bytes(self.memory, self.layout)
+        if not 0 <= self.tcp_lanes <= MAX_LANES:
+            raise ValueError(f"tcp_lanes: {self.tcp_lanes} is not between 0 and {MAX_LANES}")
 
     def return_slots(self, block_ids: Sequence[int]) -> None:
         """Tell the owner that nobody writes into these slots of ended fetches any more."""

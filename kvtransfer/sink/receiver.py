@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing, unpack
+from kvtransfer.chunk import Landing, unpack_chunk
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.plan import Plan
+from kvtransfer.plan import NO_BLOCK, Plan
 from kvtransfer.sink.events import Rejected
 from kvtransfer.sink.fetch import FetchStep
 from kvtransfer.sink.means import SinkMeans
@@ -36,7 +36,7 @@ class _Write:
 
 
 class Receiver:
-    """Of the chunks of one link's streams."""
+    """Takes the chunks of one link's streams."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class Receiver:
         if running is None or not isinstance(running.plan, Plan):
             return None
         plan = running.plan
-        pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=plan.blocks_per_slot)
+        pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=plan.blocks_per_slot)
         index_P = pieces_P["index"]
         try:
             if plan.blocks_per_slot > 1 or blocks_PB.max() == NO_BLOCK:
-                plan.check(index_P, blocks_PB, num_tokens=running.ticket.num_tokens)
+                plan.check_pieces(index_P, blocks_PB, num_tokens=running.ticket.num_tokens)
             places_P = running.fetch.begin_write(attempt=chunk.attempt, pieces_P=pieces_P)
         except TransferError as error:
             self._follow(running, running.fetch.fail(error))
@@ -85,7 +85,7 @@ class Receiver:
         if sums_P is None:
             right_P = np.zeros(len(write.places_P), np.bool_)
         else:
-            right_P = self._verify(landing, sums_P)
+            right_P = sums_P == landing.pieces_P["checksum"]
             broken = broken or "the checksum is another"
         if not right_P.all():
             self._reject(int((~right_P).sum()), broken)
@@ -112,15 +112,6 @@ class Receiver:
             self._means.return_slots(write.landing.pieces_P["slot"].tolist())
         else:
             self._follow(write.running, steps)
-
-    def _verify(self, landing: Landing, sums_P: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        memory = self._means.memory
-        if self._means.tamper is not None:
-            for slot in landing.pieces_P["slot"].tolist():
-                memory.tamper(slot, self._means.tamper)
-            sums_P = memory.checksums(landing.target)
-        right_P: NDArray[np.bool_] = sums_P == landing.pieces_P["checksum"]
-        return right_P
 
     def _reject(self, num_pieces: int, why: str) -> None:
         told = {"source": self._source, "blocks": num_pieces, "why": why}

@@ -13,6 +13,8 @@ from protocol.messages import Ticket
 
 @dataclass(slots=True, eq=False)
 class RunningFetch:
+    """One that has not ended, from `Sink.fetch` on."""
+
     fetch: Fetch
     ticket: Ticket
     plan: Plan | LayoutMismatch

@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer.chunk import PIECE, describe
-from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
+from kvtransfer.chunk import PIECE, describe_pieces
+from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.pool import Pool
 from kvtransfer.messages import FetchId
 from kvtransfer.plan import Plan, ascending, plan
@@ -28,10 +28,8 @@ from kvtransfer.sink.fetches import FetchTable
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.thread_calls import ThreadCalls
-from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports import planes
-from kvtransfer.transports.control import Poller, Waker
-from kvtransfer.transports.tcp.messages import MAX_LANES
+from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError, LayoutMismatch
 from protocol.ids import WorkerId
 from protocol.layout import Layout
@@ -39,7 +37,6 @@ from protocol.messages import Ticket
 
 log = logging.getLogger(__name__)
 
-TRANSPORTS: Final = HOST_TRANSPORTS
 MAX_FETCHES: Final = 65_536
 MAX_SLOTS: Final = 262_144
 """Of one fetch: they pack to 2 MB, half of what a control message may have."""
@@ -50,7 +47,16 @@ _LOOKS: Final = 32
 
 class Sink:
     """One worker's side that fetches blocks. Public methods may be called from any thread,
-    `close` from any but the sink's own."""
+    `close` from any but the sink's own.
+
+    `transports` are tried in order, all that suit the memory unless told; without
+    `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream, or 0 for as many
+    as suit the network. `on_quiet` returns blocks that an end named as quarantined, on the sink's
+    thread. `on_event` hears there of links, retries and rejected blocks. `spin_s`: how long the
+    thread looks for news without sleeping after it was busy, while fetches run: a small block
+    landed after 451 us instead of 553, for a core. `on_broken` is told, on the sink's thread, when
+    that ends by a fault of ours: this sink is of no use any more.
+    """
 
     def __init__(
         self,
@@ -63,56 +69,32 @@ class Sink:
         allow_fallback: bool = True,
         lease_ttl_s: float = 6.0,
         tcp_lanes: int = 0,
-        tamper: Callable[[memoryview], None] | None = None,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
         on_event: Callable[[SinkEvent], None] = lambda event: None,
         spin_s: float = 0.0,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`transports` are tried in order, all that suit the memory unless told; without
-        `allow_fallback` only the first. `tcp_lanes`: connections of one TCP stream,
-        or 0 for as many as suit the network.
-
-        `tamper` sees each slot after its bytes came and before they are verified: a fault for
-        tests. `on_quiet` returns blocks that an end named as quarantined, on the sink's thread.
-        `on_event` hears there of links, retries and rejected blocks.
-        `spin_s`: how long the thread looks for news without sleeping after it was busy, while
-        fetches run: a small block landed after 451 us instead of 553, for a core. `on_broken` is
-        told, on the sink's thread, when that ends by a fault of ours: this sink is of no use any
-        more. Raises ValueError when memory and layout disagree or a transport is unknown.
-        """
-        if memory.block_bytes != layout.block_bytes:
-            raise ValueError(
-                f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
-            )
-        if not 0 <= tcp_lanes <= MAX_LANES:
-            raise ValueError(f"tcp_lanes: {tcp_lanes} is not between 0 and {MAX_LANES}")
-        if transports is None:
-            transports = planes.of_pool(memory)
+        """Raises ValueError when memory and layout disagree or a transport is unknown."""
+        transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
-        self._memory = memory
-        self._layout = layout
+        self._means = SinkMeans(
+            memory=memory, layout=layout, worker=worker, compat=compat,
+            transports=tuple(transports), allow_fallback=allow_fallback,
+            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, on_quiet=on_quiet,
+            on_event=on_event, clock=clock,
+        )  # fmt: skip
         self._on_broken = on_broken
         self._spin_s = spin_s
-        self._clock = clock
         self._ids = count(1)
         self._num_fetches = 0
         self._lock = threading.Lock()
         """Held to add a fetch, and to close: none is added after the last has ended."""
-        self._closing = threading.Event()
         self._poller = Poller()
-        self._waker = Waker()
-        self._poller.watch(self._waker.fileno())
-        self._calls = ThreadCalls(self._waker.wake)
-        means = SinkMeans(
-            memory=memory, layout=layout, worker=worker, compat=compat,
-            transports=tuple(transports), allow_fallback=allow_fallback,
-            lease_ttl_s=lease_ttl_s, tcp_lanes=tcp_lanes, tamper=tamper, on_quiet=on_quiet,
-            on_event=on_event, clock=clock,
-        )  # fmt: skip
-        self._fetches = FetchTable(means, poller=self._poller)
+        self._calls = ThreadCalls()
+        self._poller.watch(self._calls.fileno())
+        self._fetches = FetchTable(self._means, poller=self._poller)
         self._thread = threading.Thread(target=self._run, name="kv-sink", daemon=True)
         self._thread.start()
 
@@ -128,11 +110,11 @@ class Sink:
 
     def hold(self, ticket: Ticket) -> None:
         """Keep a lease alive while its fetch must wait, until `fetch` or `drop`."""
-        self._ask(partial(self._fetches.hold_lease, ticket))
+        self._calls.add(partial(self._fetches.hold_lease, ticket))
 
     def drop(self, ticket: Ticket, *, reason: str) -> None:
         """The ticket will not be fetched: free the blocks at the source at once."""
-        self._ask(partial(self._fetches.drop_lease, ticket, reason))
+        self._calls.add(partial(self._fetches.drop_lease, ticket, reason))
 
     def fetch(
         self,
@@ -156,50 +138,50 @@ class Sink:
         fetch waits for the source's note. Raises ValueError for slots that do not fit this pool
         or this ticket, CapacityError when closed or beyond MAX_FETCHES.
         """
-        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
-        _check(indices_S, "indices", self._layout.num_blocks(ticket.num_tokens))
-        _check(slots_S, "block_ids", self._memory.num_blocks)
-        ours = self._layout.heads
+        slots = self._checked_slots(ticket, indices, block_ids)
+        ours = self._means.layout.heads
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
-        if len(indices_S) > MAX_SLOTS:
-            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
-        found, pieces_S = self._describe(ticket, heads, *ascending(indices_S, slots_S))
-        fetch_id = FetchId(next(self._ids))
-        fetch = Fetch(fetch_id=fetch_id, lease_id=ticket.lease, pieces_S=pieces_S)
-        now_s = self._clock()
-
-        def ended(end: FetchEnd) -> None:
-            with self._lock:
-                self._num_fetches -= 1
-            on_end(end)
-
+        found, pieces_S = self._describe(ticket, heads, *slots)
+        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=ticket.lease, pieces_S=pieces_S)
+        now_s = self._means.clock()
         running = RunningFetch(
-            fetch, ticket, found, ended, started_s=now_s, deadline_s=now_s + deadline_s, heads=heads
-        )
+            fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,
+            deadline_s=now_s + deadline_s, heads=heads,
+        )  # fmt: skip
         with self._lock:
-            if self._closing.is_set() or self._num_fetches >= MAX_FETCHES:
+            if self._calls.is_closing or self._num_fetches >= MAX_FETCHES:
                 raise CapacityError("the sink takes no more fetches")
             self._num_fetches += 1
             self._calls.add(partial(self._fetches.start_fetch, running))
-        return fetch_id
+        return fetch.id
 
     def cancel(self, fetch: FetchId, *, reason: str = "cancelled") -> None:
         """End a fetch as Aborted, unless it has ended."""
-        self._ask(partial(self._fetches.cancel_fetch, fetch, reason))
+        self._calls.add(partial(self._fetches.cancel_fetch, fetch, reason))
 
     def close(self) -> None:
         """End every fetch as Aborted; leave no thread, socket or mapping."""
         with self._lock:
-            self._closing.set()
-        self._waker.wake()
+            self._calls.refuse_more()
         self._thread.join()
-        self._waker.close()
+        self._calls.close()
 
-    def _ask(self, call: Callable[[], None]) -> None:
-        """Nothing is asked of a sink that closes."""
-        if not self._closing.is_set():
-            self._calls.add(call)
+    def _end_fetch(self, on_end: Callable[[FetchEnd], None], end: FetchEnd) -> None:
+        with self._lock:
+            self._num_fetches -= 1
+        on_end(end)
+
+    def _checked_slots(
+        self, ticket: Ticket, indices: ArrayLike, block_ids: ArrayLike
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """Indices and blocks by ascending index. Raises ValueError."""
+        indices_S, slots_S = np.asarray(indices, np.int64), np.asarray(block_ids, np.int64)
+        _check(indices_S, "indices", self._means.layout.num_blocks(ticket.num_tokens))
+        _check(slots_S, "block_ids", self._means.memory.num_blocks)
+        if len(indices_S) > MAX_SLOTS:
+            raise ValueError(f"indices: {len(indices_S)} slots in one fetch, at most {MAX_SLOTS}")
+        return ascending(indices_S, slots_S)
 
     def _describe(
         self,
@@ -210,20 +192,19 @@ class Sink:
     ) -> tuple[Plan | LayoutMismatch, NDArray[Any]]:
         """The plan from the ticket's layout to ours, and all pieces; none when there is no plan."""
         try:
-            found = plan(ticket.layout, self._layout, heads=heads)
+            found = plan(ticket.layout, self._means.layout, heads=heads)
         except LayoutMismatch as mismatch:
             return mismatch, np.empty(0, PIECE)
-        pieces_S = describe(
+        pieces_S = describe_pieces(
             found, indices_S=indices_S, slots_S=slots_S, num_tokens=ticket.num_tokens
         )
         return found, pieces_S
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._calls.is_closing:
                 ready = self._wait()
-                if self._waker.fileno() in ready:
-                    self._waker.clear()
+                self._calls.clear_wake(ready)
                 self._calls.make_all()
                 self._fetches.run_turn(ready)
         except Exception as error:
@@ -231,7 +212,7 @@ class Sink:
             self._on_broken(f"the kv sink is broken: {error}")
         finally:
             with self._lock:
-                self._closing.set()
+                self._calls.refuse_more()
             self._calls.make_all()
             self._fetches.close()
             self._poller.close()
@@ -241,8 +222,8 @@ class Sink:
         sleep_s = self._fetches.sleep_s(_IDLE_S)
         if not self._spin_s or not self._num_fetches:
             return self._poller.wait(sleep_s)
-        until_s = self._clock() + min(sleep_s, self._spin_s)
-        while self._clock() < until_s:
+        until_s = self._means.clock() + min(sleep_s, self._spin_s)
+        while self._means.clock() < until_s:
             for _ in range(_LOOKS):
                 if ready := self._poller.spin():
                     return ready
@@ -254,6 +235,3 @@ class Sink:
 def _check(values: NDArray[np.int64], name: str, bound: int) -> None:
     if len(values) and not 0 <= values.min() <= values.max() < bound:
         raise ValueError(f"{name}: {values.min()} to {values.max()}, not all from 0 to {bound - 1}")
-
-
-__all__ = ["TRANSPORTS", "Aborted", "FetchEnd", "Landed", "Lost", "Sink"]

@@ -1,1 +1,1 @@
-"""The lending side: leases, what of them is written, and the sinks that read."""
+"""The lending side: leases, what of them is written, and the sinks it serves."""

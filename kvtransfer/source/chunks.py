@@ -11,14 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, describe, pack
+from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, pack_chunk
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
-from kvtransfer.plan import Plan, Ranges
-from kvtransfer.source.checksums import BlockChecksums
+from kvtransfer.plan import Plan, Ranges, whole_blocks
 from kvtransfer.source.chunking import num_in_next_chunk
-from kvtransfer.source.lease import Lease
-from protocol.errors import WireError
+from kvtransfer.source.lease import FetchRefused, Lease
 from protocol.ids import LeaseId
 
 _SUMMED_BYTES: Final = 8 << 20
@@ -40,6 +38,45 @@ class _PlannedFetch:
     blocks_SB: NDArray[np.uint32]
     num_bytes: int
     """Of all its chunks so far."""
+
+
+class BlockChecksums:
+    """The checksums of whole blocks of one pool, each taken once, when it is written.
+
+    Full blocks never change while they keep their generation, so a prefix that many requests share
+    is summed once.
+    """
+
+    def __init__(self, memory: Pool) -> None:
+        self._memory = memory
+        self._sums_N = np.zeros(memory.num_blocks, np.uint64)
+        self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))
+        """The generation that each sum was taken of."""
+
+    def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
+        """Sum those of these full blocks that are not yet; one that has another generation by now
+        is being written again, and left alone."""
+        now_P = self._memory.generations_N[blocks_P]
+        due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
+        blocks = blocks_P[due_P]
+        if len(blocks):
+            self._sums_N[blocks] = self._sum(blocks)
+            self._generations_N[blocks] = generations_P[due_P]
+
+    def checksums(
+        self, blocks_P: NDArray[np.uint32], *, generations_P: NDArray[np.uint64],
+        full_P: NDArray[np.bool_],
+    ) -> NDArray[np.uint64]:  # fmt: skip
+        """The checksum of each; those not full may still grow, so theirs are taken afresh."""
+        self.take_sums(blocks_P[full_P], generations_P[full_P])
+        sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
+        if not full_P.all():
+            growing_P = blocks_P[~full_P]
+            sums_P[~full_P] = self._sum(growing_P)
+        return sums_P
+
+    def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        return self._memory.checksums(whole_blocks(blocks_P, self._memory.block_bytes))
 
 
 class Chunks:
@@ -87,7 +124,7 @@ class Chunks:
         indices_S, slots_S = lease.wanted
         self._planned[lease.id] = _PlannedFetch(
             plan=plan,
-            pieces_S=describe(
+            pieces_S=describe_pieces(
                 plan, indices_S=indices_S, slots_S=slots_S, num_tokens=lease.num_tokens
             ),
             blocks_SB=plan.source_blocks(indices_S, lease.block_ids_B),
@@ -99,14 +136,18 @@ class Chunks:
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
-        taken = lease.take_ready(_how_many(lease, planned.plan, most_bytes))
+        most_pieces = num_in_next_chunk(
+            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
+            most_pieces=MAX_CHUNK_PIECES,
+        )  # fmt: skip
+        taken = lease.take_ready(most_pieces)
         pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
         pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
         pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None
-        chunk = pack(
+        chunk = pack_chunk(
             fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
         )
         return ReadyChunk(chunk, ranges)
@@ -135,16 +176,8 @@ class Chunks:
         )
 
 
-def _how_many(lease: Lease, plan: Plan, most_bytes: int) -> int:
-    """Of the pieces that are ready, those of the next chunk."""
-    return num_in_next_chunk(
-        lease.num_ready, piece_bytes=plan.piece_bytes, most_bytes=most_bytes,
-        most_pieces=MAX_CHUNK_PIECES,
-    )  # fmt: skip
-
-
 def unpack_u4(packed: bytes) -> NDArray[np.uint32]:
-    """Unpack u4[]. Raises WireError when bytes are left over."""
+    """Unpack u4[]. Raises FetchRefused when bytes are left over."""
     if len(packed) % 4:
-        raise WireError(f"{len(packed)} bytes are no whole number of u4")
+        raise FetchRefused(f"{len(packed)} bytes are no whole number of u4")
     return np.frombuffer(packed, "<u4")

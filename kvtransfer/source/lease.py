@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kvtransfer.messages import FetchId
+from kvtransfer.messages import FailureCode, FetchId
 from kvtransfer.plan import NO_BLOCK, ascending
 from protocol.ids import LeaseId
 from protocol.state_table import StateTable
@@ -46,6 +46,10 @@ LEASE_STATES: Final = StateTable(
 
 class FetchRefused(Exception):
     """A fetch the source will not serve. The lease goes on, unless its fetcher drops it."""
+
+    def __init__(self, reason: str, *, code: FailureCode = "refused") -> None:
+        super().__init__(reason)
+        self.code: FailureCode = code
 
 
 class Lease:

@@ -27,7 +27,7 @@ from kvtransfer.messages import (
     Renewed,
     ToSource,
 )
-from kvtransfer.plan import plan
+from kvtransfer.plan import Plan, plan
 from kvtransfer.source.chunks import Chunks, unpack_u4
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.source.means import SourceMeans
@@ -51,13 +51,14 @@ _CODES: Final[dict[LeaseEndReason, FailureCode]] = {
 
 
 class LeaseTable:
+    """Those of one source, by their ids."""
+
     def __init__(
         self,
         means: SourceMeans,
         connect_sinks: Callable[[Callable[[ConnectedSink, str], None]], Sinks],
     ) -> None:
-        """`connect_sinks` makes the sinks that are lent to; told whom to tell of one that is
-        lost."""
+        """`connect_sinks` makes the sinks that are lent to, given what to call when one is lost."""
         self._means = means
         self._chunks = Chunks(means.memory)
         self._leases: dict[LeaseId, Lease] = {}
@@ -195,47 +196,52 @@ class LeaseTable:
     def _begin_fetch(self, sink: ConnectedSink, message: FetchBlocks) -> None:
         if sink.stream is None and sink.stream_end:
             return  # its stream broke on the way: it asks again over the next one
-        refused = self._accept_fetch(sink, message)
-        if refused is None:
+        try:
+            self._accept_fetch(sink, message)
+        except FetchRefused as refused:
+            word = FetchFailed(
+                fetch=message.fetch, attempt=message.attempt, code=refused.code,
+                reason=str(refused)[:2_000],
+            )  # fmt: skip
+            self.sinks.send(sink, word)
+        else:
             self._renew(sink, message.lease, self._means.lease_ttl_s)
             self._busy[message.lease] = None
-            return
-        word = FetchFailed(
-            fetch=message.fetch, attempt=message.attempt, code=refused.code, reason=refused.reason
-        )
-        self.sinks.send(sink, word)
 
-    def _accept_fetch(self, sink: ConnectedSink, message: FetchBlocks) -> EndedLease | None:
-        """Accept a fetch, or say why it cannot be served."""
-        lease_id = message.lease
-        lease = self._leases.get(lease_id)
+    def _accept_fetch(self, sink: ConnectedSink, message: FetchBlocks) -> None:
+        """Raises FetchRefused."""
+        lease = self._leases.get(message.lease)
         if lease is None:
-            return self._why_not_held(lease_id, sink)
+            raise self._refusal(message.lease, sink)
+        asked = self._plan(message)
+        if sink.stream is None:
+            raise FetchRefused("no stream is open")
+        if not self._hold(sink, message.lease):
+            raise self._refusal(message.lease, sink)
+        indices = unpack_u4(message.indices)
+        if len(behind := asked.not_lent(indices, lease.block_ids_B)):
+            raise FetchRefused(f"block {behind.min()} is not lent: a window has left it behind")
+        if lease.accept_fetch(
+            fetch_id=FetchId(message.fetch), attempt=message.attempt, indices=indices,
+            slots=unpack_u4(message.slots), block_tokens=message.layout.block_tokens,
+        ):  # fmt: skip
+            # What is on its way goes on: the sink may be writing it, and has not asked again.
+            self._chunks.plan_fetch(lease, asked)
+
+    def _plan(self, message: FetchBlocks) -> Plan:
+        """From our layout to the fetcher's. Raises FetchRefused."""
         heads = None if message.heads is None else range(*message.heads)
         try:
-            asked = plan(self._means.layout, message.layout, heads=heads)
+            found = plan(self._means.layout, message.layout, heads=heads)
         except LayoutMismatch as error:
-            return EndedLease(lease=lease_id, code="mismatch", reason=str(error)[:2_000])
+            raise FetchRefused(str(error), code="mismatch") from error
         if message.compat != self._means.compat:
-            why = "the fetcher's model is another"
-            return EndedLease(lease=lease_id, code="mismatch", reason=why)
-        if sink.stream is None:
-            return EndedLease(lease=lease_id, code="refused", reason="no stream is open")
-        if not self._hold(sink, lease_id):
-            return self._why_not_held(lease_id, sink)
-        try:
-            indices = unpack_u4(message.indices)
-            if len(behind := asked.not_lent(indices, lease.block_ids_B)):
-                raise FetchRefused(f"block {behind.min()} is not lent: a window has left it behind")
-            if lease.accept_fetch(
-                fetch_id=FetchId(message.fetch), attempt=message.attempt, indices=indices,
-                slots=unpack_u4(message.slots), block_tokens=message.layout.block_tokens,
-            ):  # fmt: skip
-                # What is on its way goes on: the sink may be writing it, and has not asked again.
-                self._chunks.plan_fetch(lease, asked)
-        except (FetchRefused, WireError) as error:
-            return EndedLease(lease=lease_id, code="refused", reason=str(error))
-        return None
+            raise FetchRefused("the fetcher's model is another", code="mismatch")
+        return found
+
+    def _refusal(self, lease_id: LeaseId, sink: ConnectedSink) -> FetchRefused:
+        ended = self._why_not_held(lease_id, sink)
+        return FetchRefused(ended.reason, code=ended.code)
 
     # -- sending --------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.pool import Pool
+from protocol.ids import Epoch, WorkerId
 from protocol.layout import Layout
 
 
@@ -14,6 +15,8 @@ class SourceMeans:
 
     memory: Pool
     layout: Layout
+    worker: WorkerId
+    epoch: Epoch
     compat: str
     lease_ttl_s: float
     on_lease_end: Callable[[LeaseEnd], None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Open,
     Opened,
     Refused,
@@ -22,11 +22,11 @@ from kvtransfer.messages import (
     StreamWelcome,
     ToSink,
     stream_hello,
-    stream_welcome,
 )
 from kvtransfer.transports.base import Listener, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity, Poller
-from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
+from kvtransfer.transports.dial import send_welcome
+from kvtransfer.transports.framing import FirstMessage, close_fds
 from protocol.errors import PeerLost, WireError
 from protocol.ids import LeaseId, WorkerId
 
@@ -206,7 +206,7 @@ class Sinks:
             if len(self._connections) >= MAX_SINKS:
                 sock.close()
                 continue
-            connection = _Connection(sock, listener, FirstMessage(MAX_STREAM_WORD_BYTES))
+            connection = _Connection(sock, listener, FirstMessage(MAX_HELLO_BYTES))
             self._connections[sock.fileno()] = connection
             self._deadlines.set(connection, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
@@ -229,7 +229,7 @@ class Sinks:
         fd = sock.fileno()
         if hello.lane:
             assert sink.stream is not None
-            send_message(sock, stream_welcome.encode(self._welcome))
+            send_welcome(sock, self._welcome)
             sink.stream.add_lane(sock, hello.lane)
         else:
             sink.stream = connection.listener.welcome(sock, self._welcome, hello, fds)

@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 
 from kvtransfer.device.driver import Mark
-from kvtransfer.endings import LeaseEnd, LeaseEndReason
-from kvtransfer.memory.pool import WRITTEN, Pool
+from kvtransfer.endings import LeaseEnd
+from kvtransfer.memory.pool import WRITTEN, Pool, check_block_bytes
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
 from kvtransfer.source.lease import Lease
@@ -30,7 +30,7 @@ from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import HelpCopy, Listener, ListenOptions, Unreachable
-from kvtransfer.transports.control import ControlServer, Poller, Waker, in_address
+from kvtransfer.transports.control import ControlServer, Poller, in_address
 from kvtransfer.transports.polling import Ticker
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
@@ -45,7 +45,13 @@ _IDLE_S: Final = 1.0
 
 class Source:
     """One worker's side that lends blocks. Public methods may be called from any thread, `close`
-    from any but the source's own; words about one lease count in the order they were said."""
+    from any but the source's own; words about one lease count in the order they were said.
+
+    `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
+    process copies along when a sink on the same host fetches. `on_lease_end` is called on the
+    source's thread and must not block, and so is `on_broken` when that thread ends by a fault of
+    ours: this source serves nobody then.
+    """
 
     def __init__(
         self,
@@ -64,39 +70,25 @@ class Source:
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen at once, on free ports of `host`; `advertised_host` is what tickets say when
-        that differs. `help_copy`: whether this process copies along when a sink on the same host
-        fetches. `on_lease_end` is called on the source's thread and must not block, and so
-        is `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
+        """Listen at once, on free ports of `host`.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
         """
-        if memory.block_bytes != layout.block_bytes:
-            raise ValueError(
-                f"layout: a block has {layout.block_bytes} bytes, the memory's {memory.block_bytes}"
-            )
-        self._memory = memory
-        self._layout = layout
-        self._worker = worker
-        self._epoch = epoch
-        self._compat = compat
+        check_block_bytes(memory, layout)
+        self._means = SourceMeans(
+            memory=memory, layout=layout, worker=worker, epoch=epoch, compat=compat,
+            lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, clock=clock,
+        )  # fmt: skip
         self._advertised_host = advertised_host or host
         self._on_broken = on_broken
-        self._clock = clock
         self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
         """What to do once the engine's device has got that far, in order."""
-        self._closing = threading.Event()
         self._help_copy: HelpCopy = help_copy
-        if transports is None:
-            transports = planes.of_pool(memory)
+        transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
         self._listen(host, transports)
-        means = SourceMeans(
-            memory=memory, layout=layout, compat=compat, lease_ttl_s=lease_ttl_s,
-            on_lease_end=on_lease_end, clock=clock,
-        )  # fmt: skip
-        self._leases = LeaseTable(means, self._connect_sinks)
+        self._leases = LeaseTable(self._means, self._connect_sinks)
         self._thread = threading.Thread(target=self._run, name="kv-source", daemon=True)
         self._thread.start()
 
@@ -116,25 +108,26 @@ class Source:
 
         Raises ValueError for blocks that do not fit, CapacityError when closed or too many.
         """
-        if len(block_ids) != self._layout.num_blocks(num_tokens):
+        memory, layout = self._means.memory, self._means.layout
+        if len(block_ids) != layout.num_blocks(num_tokens):
             raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
         blocks_B = np.asarray(block_ids, np.int64)
-        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < self._memory.num_blocks:
-            raise ValueError(f"block_ids: not all below {self._memory.num_blocks}")
+        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < memory.num_blocks:
+            raise ValueError(f"block_ids: not all below {memory.num_blocks}")
         lent_B = blocks_B >= 0
         generations_B = np.zeros(len(blocks_B), np.uint64)
-        generations_B[lent_B] = self._memory.generations_N[blocks_B[lent_B]]
+        generations_B[lent_B] = memory.generations_N[blocks_B[lent_B]]
         lease = LeaseId(secrets.randbits(63))
         lent = Lease(
             lease_id=lease, block_ids=np.where(lent_B, blocks_B, NO_BLOCK), num_tokens=num_tokens,
-            generations=generations_B, block_tokens=self._layout.block_tokens,
-            num_groups=self._layout.num_groups,
+            generations=generations_B, block_tokens=layout.block_tokens,
+            num_groups=layout.num_groups,
         )  # fmt: skip
         self._leases.add_lease(lent)
-        self._ask(partial(self._leases.start_term, lease, self._clock()))
+        self._calls.add(partial(self._leases.start_term, lease, self._means.clock()))
         return Ticket(
-            worker=self._worker, epoch=self._epoch, lease=lease, address=self.address,
-            layout=self._layout, compat=self._compat, num_tokens=num_tokens,
+            worker=self._means.worker, epoch=self._means.epoch, lease=lease, address=self.address,
+            layout=layout, compat=self._means.compat, num_tokens=num_tokens,
         )  # fmt: skip
 
     def publish(self, lease: LeaseId, num_tokens: int, *, awaited: bool = False) -> None:
@@ -151,28 +144,22 @@ class Source:
         in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
-        call = partial(self._leases.finish_lease, lease, note, self._clock())
+        call = partial(self._leases.finish_lease, lease, note, self._means.clock())
         self._ask_once_written(awaited, call)
 
     def fail(self, lease: LeaseId, reason: str) -> None:
         """The blocks will never be written, or are wanted back. Ends the lease as "failed"."""
-        self._ask(partial(self._leases.fail_lease, lease, reason))
+        self._calls.add(partial(self._leases.fail_lease, lease, reason))
 
     def close(self) -> None:
         """End every lease as "closed", tell their fetchers, leave no thread or socket."""
-        self._closing.set()
-        self._waker.wake()
+        self._calls.refuse_more()
         self._thread.join()
-        self._waker.close()
+        self._calls.close()
 
     def _ask_once_written(self, awaited: bool, call: Callable[[], None]) -> None:
-        mark = WRITTEN if awaited else self._memory.mark()
-        self._ask(partial(self._unwritten.append, (mark, call)))
-
-    def _ask(self, call: Callable[[], None]) -> None:
-        """Nothing is asked of a source that closes."""
-        if not self._closing.is_set():
-            self._calls.add(call)
+        mark = WRITTEN if awaited else self._means.memory.mark()
+        self._calls.add(partial(self._unwritten.append, (mark, call)))
 
     def _listen(self, host: str, transports: Sequence[str]) -> None:
         self._control = ControlServer(host)
@@ -190,38 +177,36 @@ class Source:
             self._control.close()
             raise
         self._poller = Poller()
-        self._waker = Waker()
-        self._poller.watch(self._waker.fileno())
-        self._calls = ThreadCalls(self._waker.wake)
+        self._calls = ThreadCalls()
+        self._poller.watch(self._calls.fileno())
         self._poller.watch(self._control)
         self._number = self._control.number
         self._ticker = Ticker()
         self._poller.watch(self._ticker.fileno())
 
     def _connect_sinks(self, on_lost: Callable[[ConnectedSink, str], None]) -> Sinks:
-        planes = _addresses(self._listeners, self._advertised_host)
+        planes, memory = _addresses(self._listeners, self._advertised_host), self._means.memory
         return Sinks(
             control=self._control, listeners=self._listeners, poller=self._poller,
-            opened=Opened(epoch=self._epoch, planes=planes),
+            opened=Opened(epoch=self._means.epoch, planes=planes),
             welcome=StreamWelcome(
-                version=CONTROL_VERSION, epoch=self._epoch,
-                num_blocks=self._memory.num_blocks, block_bytes=self._memory.block_bytes,
+                version=CONTROL_VERSION, epoch=self._means.epoch,
+                num_blocks=memory.num_blocks, block_bytes=memory.block_bytes,
             ),
-            on_lost=on_lost, clock=self._clock,
+            on_lost=on_lost, clock=self._means.clock,
         )  # fmt: skip
 
     def _listener(self, transport: str, host: str) -> Listener:
-        options = ListenOptions(host=host, epoch=self._epoch, help_copy=self._help_copy)
-        return planes.listen(transport, self._memory, options)
+        options = ListenOptions(host=host, epoch=self._means.epoch, help_copy=self._help_copy)
+        return planes.listen(transport, self._means.memory, options)
 
     # -- on the source's thread -----------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while not self._closing.is_set():
+            while not self._calls.is_closing:
                 ready = self._poller.wait(self._sleep_s())
-                if self._waker.fileno() in ready:
-                    self._waker.clear()
+                self._calls.clear_wake(ready)
                 if self._ticker.fileno() in ready:
                     self._ticker.clear()
                 self._leases.sinks.receive_ready(ready)
@@ -235,7 +220,7 @@ class Source:
             log.exception("the kv source stopped")
             self._on_broken(f"the kv source is broken: {error}")
         finally:
-            self._closing.set()
+            self._calls.refuse_more()
             self._leases.close()
             self._leases.sinks.close()
             self._control.close()
@@ -260,6 +245,3 @@ def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, 
     here: a sink would do it on the thread that renews its leases, and refuses."""
     host = in_address(resolved(host))
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)
-
-
-__all__ = ["LeaseEnd", "LeaseEndReason", "Source"]

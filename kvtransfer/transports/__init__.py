@@ -1,1 +1,1 @@
-"""Data planes, one file each, behind one interface."""
+"""Data planes, one folder each, behind one interface."""

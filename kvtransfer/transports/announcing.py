@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish, Id
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, Id
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
-from kvtransfer.transports.dial import end_of
+from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageOutbox
 from protocol.codec import Codec
 
@@ -24,7 +24,7 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, tag=3):
 
 
 Announcement = Chunk | Finish | Left
-announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_WORD_BYTES)
+announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 
 
 class AnnouncingStream(SourceStream):
@@ -46,13 +46,13 @@ class AnnouncingStream(SourceStream):
         return self._sock.fileno()
 
     def receive(self) -> None:
-        end_of(self._sock)
+        check_for_end(self._sock)
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         self._outbox.put_message(chunk)
 
-    def finish(self, word: Finish) -> None:
-        self._outbox.put_message(word)
+    def finish(self, message: Finish) -> None:
+        self._outbox.put_message(message)
 
     def flush(self) -> None:
         self._outbox.flush()

@@ -75,7 +75,7 @@ class ChunkTaker(Protocol):
         """Its writer has stopped. `sums_P` are the checksums of the landed bytes; without them
         none is to be used, and `broken` says why."""
 
-    def finished(self, word: Finish) -> None:
+    def finished(self, message: Finish) -> None:
         """The source's last word on a fetch."""
 
 
@@ -130,7 +130,7 @@ class SourceStream(Protocol):
         """These pieces are written at these ranges of our pool: announce or send them. They are
         read until sent, or until `drop`."""
 
-    def finish(self, word: Finish) -> None:
+    def finish(self, message: Finish) -> None:
         """Say this after everything offered before."""
 
     def flush(self) -> None:
@@ -156,7 +156,7 @@ class Listener(Protocol):
         OSError without a descriptor for it."""
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> SourceStream:
         """Turn a connection whose hello was right into a stream; takes what it keeps of the
         hello's `fds` out of the list. Raises PeerLost or WireError."""

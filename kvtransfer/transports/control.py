@@ -66,6 +66,21 @@ class Waker:
             os.close(fd)
 
 
+class ControlEnd:
+    """One end of control links: what `Poller` knows it by."""
+
+    _socket: "zmq.Socket[bytes]"
+
+    @property
+    def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
+        return (self._socket,)
+
+    @property
+    def number(self) -> int:
+        """What `Poller.wait` calls it: below all descriptors."""
+        return -1 - int(self._socket.FD)
+
+
 class Poller:
     """Sleeps until a control socket or a descriptor has something, or the time is over."""
 
@@ -76,7 +91,7 @@ class Poller:
         self._owners: dict[zmq.Socket[bytes], int] = {}
         """Of control sockets: the number that stands for them."""
 
-    def watch(self, what: "ControlServer | ControlLink | int", *, writable: bool = False) -> None:
+    def watch(self, what: ControlEnd | int, *, writable: bool = False) -> None:
         if isinstance(what, int):
             self._poller.register(what, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
             with suppress(OSError):
@@ -87,7 +102,7 @@ class Poller:
             self._poller.register(sock, zmq.POLLIN)
             self._owners[sock] = what.number
 
-    def forget(self, what: "ControlServer | ControlLink | int") -> None:
+    def forget(self, what: ControlEnd | int) -> None:
         for sock in (what,) if isinstance(what, int) else what.sockets:
             with suppress(KeyError):
                 self._poller.unregister(sock)
@@ -110,7 +125,7 @@ class Poller:
         return {sock if isinstance(sock, int) else self._owners[sock] for sock, _ in ready}
 
 
-class ControlServer:
+class ControlServer(ControlEnd):
     """The source's end: one socket for all its sinks."""
 
     def __init__(self, host: str) -> None:
@@ -125,15 +140,6 @@ class ControlServer:
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise TransferError(f"cannot listen on {host}: {error}") from error
-
-    @property
-    def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
-        return (self._socket,)
-
-    @property
-    def number(self) -> int:
-        """What `Poller.wait` calls it: below all descriptors."""
-        return -1 - int(self._socket.FD)
 
     def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
         """What has come, at most a turn's worth; what is not a message comes as its error."""
@@ -179,7 +185,7 @@ class ControlContext:
         self._context.destroy(linger=_LINGER_MS)
 
 
-class ControlLink:
+class ControlLink(ControlEnd):
     """The sink's end of one link. Never reconnects: another incarnation may listen there."""
 
     def __init__(self, sock: "zmq.Socket[bytes]", address: str) -> None:
@@ -200,11 +206,6 @@ class ControlLink:
     @property
     def sockets(self) -> tuple["zmq.Socket[bytes]", ...]:
         return (self._socket, self._monitor)
-
-    @property
-    def number(self) -> int:
-        """What `Poller.wait` calls it: below all descriptors."""
-        return -1 - int(self._socket.FD)
 
     def receive(self) -> Iterator[ToSink]:
         """What has come. Raises WireError for what is not a message, PeerLost at the end."""
@@ -252,14 +253,3 @@ def _limit(sock: "zmq.Socket[bytes]", address: str) -> None:
     sock.setsockopt(zmq.LINGER, _LINGER_MS)
     sock.setsockopt(zmq.HEARTBEAT_IVL, _PING_MS)
     sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
-
-
-__all__ = [
-    "ControlContext",
-    "ControlLink",
-    "ControlServer",
-    "Identity",
-    "Poller",
-    "Waker",
-    "in_address",
-]

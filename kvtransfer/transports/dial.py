@@ -5,30 +5,28 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
-    StreamHello,
+    MAX_HELLO_BYTES,
     StreamWelcome,
     stream_hello,
     stream_welcome,
 )
-from kvtransfer.transports.base import SinkStream, Unreachable
-from kvtransfer.transports.framing import FirstMessage, close_fds, send_message
+from kvtransfer.transports.base import DialOptions, SinkStream, Unreachable
+from kvtransfer.transports.framing import FirstMessage, close_fds, received, send_message
 from protocol.errors import PeerLost, WireError
 
 
-def end_of(sock: socket.socket) -> None:
-    """Look whether the peer has gone, on a stream on which it has nothing to say."""
-    try:
-        data = sock.recv(1)
-    except (BlockingIOError, InterruptedError):
-        return
-    except OSError as error:
-        raise PeerLost(f"the stream broke: {error}") from error
+def check_for_end(sock: socket.socket) -> None:
+    """Look at a stream on which the peer has nothing to say. Raises PeerLost when it has gone,
+    WireError when it says something."""
+    data = received(sock, 1)
     if data:
         raise WireError("unexpected bytes on a data stream")
-    raise PeerLost("the other process closed its stream")
+    if data is not None:
+        raise PeerLost("the other process closed its stream")
 
 
 Finisher = Callable[[socket.socket, StreamWelcome, list[int]], SinkStream]
@@ -42,25 +40,27 @@ class Dial:
     def __init__(
         self,
         sock: socket.socket,
+        options: DialOptions,
         *,
         transport: str,
-        hello: StreamHello,
         finish: Finisher,
+        setup: bytes = b"",
+        lane: int = 0,
         fds: Sequence[int] = (),
         give_up: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sock` is non-blocking, and connected or connecting; it is ours from here on. `fds`
-        ride along with the hello, over unix sockets, and stay the caller's; `give_up` is called
-        when the stream does not come up."""
+        """`sock` is non-blocking, and connected or connecting; it is ours from here on. `setup` and
+        `lane` are the hello's; `fds` ride along with it, over unix sockets, and stay the caller's;
+        `give_up` is called when the stream does not come up."""
         self.transport = transport
         self.writable = True
         """Still connecting: look again when the socket can be written."""
         self._sock = sock
-        self._hello = hello
+        self._hello = msgspec.structs.replace(options.hello, setup=setup, lane=lane)
         self._finish = finish
         self._fds = fds
         self._give_up = give_up
-        self._reader = FirstMessage(MAX_STREAM_WORD_BYTES)
+        self._reader = FirstMessage(MAX_HELLO_BYTES)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -121,6 +121,17 @@ def connect(family: socket.AddressFamily, address: str | tuple[str, int]) -> soc
     return sock
 
 
+def send_welcome(
+    sock: socket.socket, welcome: StreamWelcome, *, setup: bytes = b"", fds: Sequence[int] = ()
+) -> None:
+    """Answer a hello; `fds` ride along, over unix sockets, and are closed. Raises PeerLost."""
+    try:
+        packed = stream_welcome.encode(msgspec.structs.replace(welcome, setup=setup))
+        send_message(sock, packed, fds)
+    finally:
+        close_fds(list(fds))
+
+
 def pop_fd(fds: list[int]) -> int:
     """The one descriptor that must come with a welcome. Raises Unreachable."""
     if len(fds) != 1:
@@ -128,14 +139,26 @@ def pop_fd(fds: list[int]) -> int:
     return fds.pop()
 
 
-def accept_from(listening: socket.socket) -> socket.socket | None:
-    """A new connection, non-blocking; None when there is none. Raises OSError without a descriptor
-    for it."""
-    try:
-        sock, _ = listening.accept()
-    except OSError as error:  # nobody there, or gone again
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
-        return None
-    sock.setblocking(False)
-    return sock
+class Port:
+    """Where a source's streams arrive: what listeners have alike."""
+
+    address: str
+    _sock: socket.socket
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> socket.socket | None:
+        """A new connection, non-blocking; None when there is none. Raises OSError without a
+        descriptor for it."""
+        try:
+            sock, _ = self._sock.accept()
+        except OSError as error:  # nobody there, or gone again
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
+            return None
+        sock.setblocking(False)
+        return sock
+
+    def close(self) -> None:
+        self._sock.close()

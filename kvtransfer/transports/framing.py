@@ -104,6 +104,17 @@ class FirstMessage:
         return codec.decode(packed)
 
 
+def received(sock: socket.socket, num_bytes: int) -> bytes | None:
+    """At most so many bytes of what has come; empty at the stream's end, None when nothing has.
+    Raises PeerLost."""
+    try:
+        return sock.recv(num_bytes)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError as error:
+        raise PeerLost(f"the stream broke: {error}") from error
+
+
 def close_fds(fds: list[int]) -> None:
     while fds:
         os.close(fds.pop())
@@ -166,12 +177,9 @@ class MessageInbox(Generic[MessageT]):
         self.has_more = False
         if self._cutter.num_bytes > self._max_waiting_bytes:
             return False
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
+        data = received(self._sock, _READ_BYTES)
+        if data is None:
             return False
-        except OSError as error:
-            raise PeerLost(f"the stream broke: {error}") from error
         self.has_more = len(data) == _READ_BYTES
         self._cutter.add_bytes(data)
         return not data

@@ -95,30 +95,24 @@ class FdPoller:
         self._epoll.close()
 
 
-class DevicePoller:
-    """A socket and, while a device works, a ticker behind one descriptor. Owns the ticker."""
+class DevicePoller(FdPoller):
+    """Wakes for a device's work too, every LOOK_S while there is some."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._fd = sock.fileno()
-        self._poller = FdPoller()
+        super().__init__()
         self._ticker = Ticker()
-        self._poller.watch(self._fd)
-        self._poller.watch(self._ticker.fileno())
+        self.watch(sock.fileno())
+        self.watch(self._ticker.fileno())
 
-    def fileno(self) -> int:
-        return self._poller.fileno()
-
-    def clear(self) -> None:
+    def clear_tick(self) -> None:
         self._ticker.clear()
 
-    def expect(self, *, device: bool, room: bool = False) -> None:
-        """What to wake for beside what comes on the socket: work under way, room in it."""
-        self._ticker.run(device)
-        self._poller.watch(self._fd, writable=room)
+    def expect_device(self, works: bool) -> None:
+        self._ticker.run(works)
 
     def close(self) -> None:
+        super().close()
         self._ticker.close()
-        self._poller.close()
 
 
 def is_over(launched: Sums) -> bool:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from kvtransfer.transports.base import Unreachable
-from kvtransfer.transports.dial import accept_from, connect
+from kvtransfer.transports.dial import Port, connect
 from protocol.errors import TransferError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _LOCAL_BUFFER_BYTES: Final = 2 << 20
 _PROBE_S: Final = 2
 
 
-class TcpPort:
+class TcpPort(Port):
     """A free TCP port of a source, from which its listeners inherit."""
 
     def __init__(self, host: str) -> None:
@@ -41,15 +41,6 @@ class TcpPort:
             raise TransferError(f"cannot listen on {host}: {error}") from error
         self._sock.setblocking(False)
         self.address = f"*:{self._sock.getsockname()[1]}"
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def accept(self) -> socket.socket | None:
-        return accept_from(self._sock)
-
-    def close(self) -> None:
-        self._sock.close()
 
 
 def connect_to(address: str) -> socket.socket:
@@ -76,7 +67,10 @@ def resolved(host: str) -> str:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        log.warning("a host name is not known", extra={"host": host, "why": str(error)})
+        log.warning(
+            "host name not known, sinks will refuse it: advertise an address",
+            extra={"host": host, "why": str(error)},
+        )
         return host
     addresses = sorted(found, key=lambda each: each[0] != socket.AF_INET)
     return str(addresses[0][4][0])

@@ -8,15 +8,15 @@ import secrets
 import socket
 import struct
 
-from kvtransfer.transports import dial
 from kvtransfer.transports.base import Unreachable
+from kvtransfer.transports.dial import Port, connect
 from protocol.ids import Epoch
 
 _BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
-class UnixPort:
+class UnixPort(Port):
     """A source's abstract socket, from which its listeners inherit; `address` is what
     `connect_to` takes."""
 
@@ -27,24 +27,18 @@ class UnixPort:
         self._sock.bind("\0" + self.address)
         self._sock.listen(_BACKLOG)
 
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
     def accept(self) -> socket.socket | None:
         """A new connection of our own user, non-blocking; None when there is none."""
-        sock = dial.accept_from(self._sock)
+        sock = super().accept()
         if sock is not None and not _same_user(sock):
             sock.close()
             return None
         return sock
 
-    def close(self) -> None:
-        self._sock.close()
-
 
 def connect_to(address: str) -> socket.socket:
     """Begin to connect to a source of this host. Raises Unreachable."""
-    sock = dial.connect(socket.AF_UNIX, "\0" + address)
+    sock = connect(socket.AF_UNIX, "\0" + address)
     if not _same_user(sock):
         sock.close()
         raise Unreachable("the socket belongs to another user")

@@ -35,6 +35,9 @@ from protocol.messages import (
     Welcome,
 )
 
+_ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
+_FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
+
 log = logging.getLogger(__name__)
 
 
@@ -52,12 +55,14 @@ class RouterGone:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RouterMessage:
+    """What a router asks for."""
+
     router: RouterId
     message: Prefill | Decode | Abort
 
 
-Arrival = RouterJoined | RouterGone | Request
+Arrival = RouterJoined | RouterGone | RouterMessage
 
 
 class RouterPort:
@@ -65,15 +70,21 @@ class RouterPort:
     the event loop. Raises SettingsError when the port cannot be had."""
 
     def __init__(
-        self, *, host: str = "127.0.0.1", port: int = 0, silent_after_s: float = SILENT_AFTER_S
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        silent_after_s: float = SILENT_AFTER_S,
+        max_unheard: int = QUEUE_MESSAGES,
     ) -> None:
+        """Beyond `max_unheard` arrivals that nobody has received, routers wait."""
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._silent_after_s = silent_after_s
         self._heard: dict[RouterId, float] = {}
         self._absent: dict[RouterId, float] = {}
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
-        self._room = asyncio.Semaphore(QUEUE_MESSAGES)
+        self._room = asyncio.Semaphore(max_unheard)
         self._lock = threading.Lock()
         self._outbox: deque[tuple[RouterId, bytes]] = deque()
         self._dropped: set[RouterId] = set()
@@ -115,6 +126,11 @@ class RouterPort:
     def routers(self) -> tuple[RouterId, ...]:
         return tuple(self._heard)
 
+    @property
+    def num_unheard(self) -> int:
+        """Arrivals that nobody has received."""
+        return self._arrivals.qsize()
+
     async def receive(self) -> Arrival:
         """The next thing routers want, in the order it came."""
         arrival = await self._arrivals.get()
@@ -136,7 +152,6 @@ class RouterPort:
             self._flush_is_due = True
         assert self._loop is not None, "send before serve"
         self._loop.call_soon_threadsafe(self._flush)
-        return
 
     def broadcast(self, message: ToRouter) -> None:
         """To every router present; from the event loop."""
@@ -179,7 +194,9 @@ class RouterPort:
         heard = self._heard.pop(router, None)
         if heard is not None:
             self._absent[router] = heard
-            log.warning("router gone", extra={"router": router, "reason": reason})
+            log.warning(
+                "router gone", extra={"router": router, "reason": reason, "remedy": _ROUTER_GONE}
+            )
             self._arrivals.put_nowait(RouterGone(router, reason))
 
     async def _watch(self) -> None:
@@ -202,12 +219,13 @@ class RouterPort:
         while True:
             frames = await self._socket.recv_multipart()
             try:
-                await self._take(frames, welcome)
+                await self._accept(frames, welcome)
             except (WireError, UnicodeDecodeError) as error:
                 self.refused_frames += 1
-                log.warning("frame refused", extra={"peer": repr(frames[0]), "why": str(error)})
+                extra = {"peer": repr(frames[0]), "why": str(error), "remedy": _FRAME_REFUSED}
+                log.warning("frame refused", extra=extra)
 
-    async def _take(self, frames: list[bytes], welcome: bytes) -> None:
+    async def _accept(self, frames: list[bytes], welcome: bytes) -> None:
         if len(frames) != 2:
             raise WireError(f"{len(frames)} frames instead of 2")
         router, message = RouterId(frames[0].decode()), to_worker.decode(frames[1])
@@ -220,7 +238,7 @@ class RouterPort:
         self._heard[router] = asyncio.get_running_loop().time()
         if not isinstance(message, Ping):
             await self._room.acquire()
-            self._arrivals.put_nowait(Request(router, message))
+            self._arrivals.put_nowait(RouterMessage(router, message))
         return None
 
     async def _greet(self, router: RouterId, hello: Hello, welcome: bytes) -> None:

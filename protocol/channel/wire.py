@@ -1,4 +1,10 @@
-"""What both ends of a link share: socket options, limits, and the judgement of silence."""
+"""What both ends of a link share: socket options, limits, and the judgement of silence.
+
+A worker binds one `RouterPort`; a router opens one `WorkerLink` per worker. A link is one
+connection: once lost it stays lost, and all that was asked over it is void; open another.
+Queues are bounded and a send never blocks: a peer that does not read is a lost peer. Messages
+arrive in order or not at all. Delivery is not promised: the receiver may die with it.
+"""
 
 import asyncio
 from collections.abc import Awaitable

@@ -1,7 +1,8 @@
 """How a worker process is, for whoever supervises it from outside: Kubernetes, mostly.
 
-`worker.life` notes its state; the HTTP server beside the metrics answers `/ready` and `/health`
-from another thread. Does not know whether routers have found the worker: they say so themselves.
+`worker.lifecycle` notes its state; the HTTP server beside the metrics answers `/ready` and
+`/health` from another thread. Does not know whether routers have found the worker: they say so
+themselves.
 """
 
 import time

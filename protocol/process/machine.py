@@ -40,20 +40,46 @@ def check_device(setting: str) -> None:
     kind, _, index = setting.partition(":")
     if kind != "cuda":
         return
-    num_gpus = _num_gpus()
-    if int(index or 0) >= num_gpus:
+    there = num_gpus()
+    if int(index or 0) >= there:
         raise SettingsError(
-            f"device: {setting!r}: NVIDIA's driver shows {num_gpus} GPUs here; use auto or cpu"
+            f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu"
         )
 
 
 def free_memory_bytes() -> int:
     """What may still be allocated: of the machine's memory and of the container's limit."""
     free = [_meminfo("MemAvailable")]
-    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    limit, used = read_number(_CGROUP / "memory.max"), read_number(_CGROUP / "memory.current")
     if limit is not None and used is not None:
         free.append(max(0, limit - used))
     return min(free)
+
+
+def cpu_quota() -> float | None:
+    """Cores whose time the container pays for; None: no limit."""
+    return parse_quota(read_text(_CGROUP / "cpu.max"))
+
+
+def parse_quota(cpu_max: str) -> float | None:
+    """`150000 100000` is one core and a half; `max 100000` no limit."""
+    most, _, period = cpu_max.partition(" ")
+    limited = most.isdigit() and period.isdigit() and int(period) > 0
+    return int(most) / int(period) if limited else None
+
+
+def read_number(path: Path) -> int | None:
+    """What a file of the kernel says; None for one that is not there, or no number."""
+    text = read_text(path)
+    return int(text) if text.isdigit() else None
+
+
+def read_text(path: Path) -> str:
+    """Without the space around it; empty for a file that is not there."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def host_name() -> str:
@@ -69,7 +95,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _num_gpus() -> int:
+def num_gpus() -> int:
     """Of those that CUDA_VISIBLE_DEVICES leaves; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -87,11 +113,3 @@ def _meminfo(field: str) -> int:
         if name == field:
             return int(value.split()[0]) * 1024
     raise OSError(f"/proc/meminfo has no {field}")
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None

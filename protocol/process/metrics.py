@@ -1,21 +1,184 @@
-"""Logs as JSON events and every metric's name.
-
-A log line is `{"time", "level", "event", "process", "request", ...fields}`: the event is the
-message of the call, the fields its `extra`, the request that of the context the call runs in.
-"""
+"""Every metric of every process: its name, what it counts, its labels and its buckets."""
 
 import re
 import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from protocol.errors import SettingsError
 from protocol.process.health import Health, with_health
 
-# -- metrics: every name is in this file ----------------------------------------------------
+M = TypeVar("M", bound=Counter | Gauge | Histogram)
 
 _SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class MetricRow(Generic[M]):
+    """One metric of a table; of a table that is made, the metric itself."""
+
+    def __init__(
+        self,
+        kind: Callable[..., M],
+        name: str,
+        text: str,
+        *labels: str,
+        buckets: Sequence[float] = (),
+    ) -> None:
+        self._name = name
+        more = {"buckets": buckets} if buckets else {}
+        self.made_in = partial(kind, name, text, labels, **more)
+        """The metric in a registry."""
+
+    def __get__(self, table: object, owner: type) -> M:
+        raise AttributeError(f"{self._name} is not made: {owner.__name__} is a table alone")
+
+
+class MetricTable:
+    """Metrics declared as rows, made in a registry."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        for name, row in vars(type(self)).items():
+            if isinstance(row, MetricRow):
+                setattr(self, name, row.made_in(registry=self.registry))
+
+
+class TransferMetrics(MetricTable):
+    """How KV moves, as the worker that fetches it or lends it sees it."""
+
+    # fmt: off
+    transports = MetricRow(
+        Counter, "baton_kv_transport",
+        "Links to sources, by event: chosen (a transport is in use), fallback (it is, instead"
+        " of an earlier one of the settings, and why), refused (none may be used, and why).",
+        "event", "transport", "instead_of", "reason")
+    fetches = MetricRow(
+        Counter, "baton_worker_fetches",
+        "KV fetches ended, by transport and ending: landed, lost or aborted.",
+        "transport", "ending")
+    moved_bytes = MetricRow(
+        Counter, "baton_worker_kv_moved_bytes", "Bytes of KV fetched.", "transport")
+    lent_bytes = MetricRow(
+        Counter, "baton_worker_kv_lent_bytes",
+        "Bytes of KV offered to fetchers, counting those offered again.", "transport")
+    fetch_s = MetricRow(
+        Histogram, "baton_worker_fetch_seconds", "Seconds of a fetch.",
+        "transport", buckets=_SECONDS)
+    first_s = MetricRow(
+        Histogram, "baton_worker_fetch_first_chunk_seconds",
+        "Seconds of a fetch until its first bytes were there, verified.",
+        "transport", buckets=_SHORT_SECONDS)
+    exposed_s = MetricRow(
+        Histogram, "baton_worker_fetch_exposed_seconds",
+        "Seconds of a fetch after its prefill had ended.", "transport", buckets=_SHORT_SECONDS)
+    retries = MetricRow(
+        Counter, "baton_worker_fetch_retries",
+        "Times that a fetch asked again for what it lacked.")
+    rejected_blocks = MetricRow(
+        Counter, "baton_worker_kv_rejected_blocks",
+        "KV blocks that arrived and were not used, by why.", "reason")
+    kept_blocks = MetricRow(
+        Counter, "baton_worker_kv_kept_blocks",
+        "KV blocks that had arrived when their fetch was lost, and need not be fetched again.")
+    leases = MetricRow(Gauge, "baton_worker_kv_leases", "Leases on this worker's blocks.")
+    lease_ends = MetricRow(
+        Counter, "baton_worker_kv_lease_ends",
+        "Leases ended, by why: released, expired, failed or closed.", "reason")
+    quarantined_blocks = MetricRow(
+        Gauge, "baton_worker_kv_quarantined_blocks",
+        "Blocks of ended fetches that a writer may still write into.")
+    # fmt: on
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        super().__init__(registry)
+        self.reasons = Reasons()
+
+
+class WorkerMetrics(MetricTable):
+    """What a prefill or decode worker measures."""
+
+    # fmt: off
+    accepted = MetricRow(Counter, "baton_worker_requests_accepted", "Requests taken from routers.")
+    endings = MetricRow(
+        Counter, "baton_worker_endings",
+        "Requests ended, by ending: stop, length, handed_over, aborted or a failure's code.",
+        "ending")
+    tokens = MetricRow(Counter, "baton_worker_tokens", "Tokens sent to routers.")
+    refused_frames = MetricRow(
+        Counter, "baton_worker_refused_frames", "Malformed or unexpected frames dropped.")
+    blocks = MetricRow(
+        Gauge, "baton_worker_kv_blocks", "KV blocks: total, free, cached, leased.", "state")
+    running = MetricRow(Gauge, "baton_worker_running", "Sequences running.")
+    waiting = MetricRow(Gauge, "baton_worker_waiting", "Requests waiting.")
+    store_up = MetricRow(Gauge, "baton_worker_store_up", "1 while Redis answers.")
+    events_lost = MetricRow(
+        Counter, "baton_worker_events_lost",
+        "Block events dropped while Redis was away; the set was rewritten instead.")
+    # fmt: on
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transfer = TransferMetrics(self.registry)
+        self.health = Health()
+        self.port: int | None = None
+        """Where they are served, once they are."""
+
+    def serve_if_asked(self, *, host: str, port: int | None) -> None:
+        """Serves `/metrics`, `/ready` and `/health` from a thread of its own until the process
+        ends; None: does not. Raises SettingsError when the port cannot be had."""
+        if port is None:
+            return
+        try:
+            server, _ = start_http_server(port, addr=host, registry=self.registry)
+        except OSError as error:
+            raise SettingsError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
+        self.port = server.server_port
+        app = server.get_app()
+        assert app is not None
+        server.set_app(with_health(app, self.health))
+
+
+class RouterMetrics(MetricTable):
+    """What a router measures."""
+
+    # fmt: off
+    requests = MetricRow(
+        Counter, "baton_requests", "HTTP requests, by path and status.", "path", "status")
+    routes = MetricRow(
+        Counter, "baton_routes", "Placements, by reason and kind.", "kind", "reason")
+    retries = MetricRow(Counter, "baton_retries", "Requests placed again, by why.", "why")
+    endings = MetricRow(Counter, "baton_endings", "Generations ended, by ending.", "ending")
+    prompt_tokens = MetricRow(Counter, "baton_prompt_tokens", "Prompt tokens.")
+    cached_tokens = MetricRow(
+        Counter, "baton_cached_tokens", "Prompt tokens found in a prefix cache.")
+    output_tokens = MetricRow(Counter, "baton_output_tokens", "Tokens generated.")
+    first_token_s = MetricRow(
+        Histogram, "baton_time_to_first_token_seconds",
+        "Seconds from a request's arrival to its first token.", buckets=_SECONDS)
+    between_tokens_s = MetricRow(
+        Histogram, "baton_inter_token_seconds", "Seconds between tokens of a request.",
+        buckets=_SECONDS)
+    exposed_s = MetricRow(
+        Histogram, "baton_transfer_exposed_seconds",
+        "Seconds that a request waited for its KV after its prefill had ended, by transport.",
+        "transport", buckets=_SHORT_SECONDS)
+    request_s = MetricRow(
+        Histogram, "baton_request_seconds",
+        "Seconds from a request's arrival to its ending.", buckets=_SECONDS)
+    active = MetricRow(Gauge, "baton_active_requests", "Generations in progress.")
+    workers = MetricRow(
+        Gauge, "baton_workers", "Workers known, by role and state.", "role", "state")
+    index_state = MetricRow(
+        Gauge, "baton_prefix_index_state",
+        "1 for the state the prefix index is in: exact, degraded or off.", "state")
+    index_blocks = MetricRow(Gauge, "baton_prefix_index_blocks", "Blocks indexed.")
+    index_gaps = MetricRow(
+        Counter, "baton_prefix_index_gaps", "Gaps in a worker's events; its set was read.")
+    # fmt: on
 
 
 class Reasons:
@@ -40,203 +203,3 @@ class Reasons:
                 return "other"
             self._known.add(plain)
         return plain
-
-
-class TransferMetrics:
-    """How KV moves, as the worker that fetches it or lends it sees it."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        r = registry
-        self.reasons = Reasons()
-        self.transports = Counter(
-            "baton_kv_transport",
-            "Links to sources, by event: chosen (a transport is in use), fallback (it is, instead"
-            " of an earlier one of the settings, and why), refused (none may be used, and why).",
-            ["event", "transport", "instead_of", "reason"],
-            registry=r,
-        )
-        self.fetches = Counter(
-            "baton_worker_fetches",
-            "KV fetches ended, by transport and ending: landed, lost or aborted.",
-            ["transport", "ending"],
-            registry=r,
-        )
-        self.moved_bytes = Counter(
-            "baton_worker_kv_moved_bytes", "Bytes of KV fetched.", ["transport"], registry=r
-        )
-        self.lent_bytes = Counter(
-            "baton_worker_kv_lent_bytes",
-            "Bytes of KV offered to fetchers, counting those offered again.",
-            ["transport"],
-            registry=r,
-        )
-        self._histograms(r)
-        self.retries = Counter(
-            "baton_worker_fetch_retries",
-            "Times that a fetch asked again for what it lacked.",
-            registry=r,
-        )
-        self.rejected_blocks = Counter(
-            "baton_worker_kv_rejected_blocks",
-            "KV blocks that arrived and were not used, by why.",
-            ["reason"],
-            registry=r,
-        )
-        self.kept_blocks = Counter(
-            "baton_worker_kv_kept_blocks",
-            "KV blocks that had arrived when their fetch was lost, and need not be fetched again.",
-            registry=r,
-        )
-        self._gauges(r)
-
-    def _histograms(self, r: CollectorRegistry) -> None:
-        self.fetch_s = Histogram(
-            "baton_worker_fetch_seconds",
-            "Seconds of a fetch.",
-            ["transport"],
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.first_s = Histogram(
-            "baton_worker_fetch_first_chunk_seconds",
-            "Seconds of a fetch until its first bytes were there, verified.",
-            ["transport"],
-            buckets=_SHORT_SECONDS,
-            registry=r,
-        )
-        self.exposed_s = Histogram(
-            "baton_worker_fetch_exposed_seconds",
-            "Seconds of a fetch after its prefill had ended.",
-            ["transport"],
-            buckets=_SHORT_SECONDS,
-            registry=r,
-        )
-
-    def _gauges(self, r: CollectorRegistry) -> None:
-        self.leases = Gauge("baton_worker_kv_leases", "Leases on this worker's blocks.", registry=r)
-        self.lease_ends = Counter(
-            "baton_worker_kv_lease_ends",
-            "Leases ended, by why: released, expired, failed or closed.",
-            ["reason"],
-            registry=r,
-        )
-        self.quarantined_blocks = Gauge(
-            "baton_worker_kv_quarantined_blocks",
-            "Blocks of ended fetches that a writer may still write into.",
-            registry=r,
-        )
-
-
-class WorkerMetrics:
-    """What a prefill or decode worker measures."""
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.health = Health()
-        self.port: int | None = None
-        """Where they are served, once they are."""
-        r = self.registry = registry or CollectorRegistry()
-        self.accepted = Counter(
-            "baton_worker_requests_accepted", "Requests taken from routers.", registry=r
-        )
-        self.endings = Counter(
-            "baton_worker_endings",
-            "Requests ended, by ending: stop, length, handed_over, aborted or a failure's code.",
-            ["ending"],
-            registry=r,
-        )
-        self.tokens = Counter("baton_worker_tokens", "Tokens sent to routers.", registry=r)
-        self.refused_frames = Counter(
-            "baton_worker_refused_frames", "Malformed or unexpected frames dropped.", registry=r
-        )
-        self.transfer = TransferMetrics(r)
-        self.blocks = Gauge(
-            "baton_worker_kv_blocks",
-            "KV blocks: total, free, cached, leased.",
-            ["state"],
-            registry=r,
-        )
-        self.running = Gauge("baton_worker_running", "Sequences running.", registry=r)
-        self.waiting = Gauge("baton_worker_waiting", "Requests waiting.", registry=r)
-        self.store_up = Gauge("baton_worker_store_up", "1 while Redis answers.", registry=r)
-        self.events_lost = Counter(
-            "baton_worker_events_lost",
-            "Block events dropped while Redis was away; the set was rewritten instead.",
-            registry=r,
-        )
-
-    def serve_if_asked(self, *, host: str, port: int | None) -> None:
-        """Serves `/metrics`, `/ready` and `/health` from a thread of its own until the process
-        ends; None: does not. Raises SettingsError when the port cannot be had."""
-        if port is None:
-            return
-        try:
-            server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise SettingsError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
-        self.port = server.server_port
-        app = server.get_app()
-        assert app is not None
-        server.set_app(with_health(app, self.health))
-
-
-class RouterMetrics:
-    """What a router measures."""
-
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        r = self.registry = registry or CollectorRegistry()
-        self.requests = Counter(
-            "baton_requests", "HTTP requests, by path and status.", ["path", "status"], registry=r
-        )
-        self.routes = Counter(
-            "baton_routes", "Placements, by reason and kind.", ["kind", "reason"], registry=r
-        )
-        self.retries = Counter(
-            "baton_retries", "Requests placed again, by why.", ["why"], registry=r
-        )
-        self.endings = Counter(
-            "baton_endings", "Generations ended, by ending.", ["ending"], registry=r
-        )
-        self.prompt_tokens = Counter("baton_prompt_tokens", "Prompt tokens.", registry=r)
-        self.cached_tokens = Counter(
-            "baton_cached_tokens", "Prompt tokens found in a prefix cache.", registry=r
-        )
-        self.output_tokens = Counter("baton_output_tokens", "Tokens generated.", registry=r)
-        self.first_token_s = Histogram(
-            "baton_time_to_first_token_seconds",
-            "Seconds from a request's arrival to its first token.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.between_tokens_s = Histogram(
-            "baton_inter_token_seconds",
-            "Seconds between tokens of a request.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.exposed_s = Histogram(
-            "baton_transfer_exposed_seconds",
-            "Seconds that a request waited for its KV after its prefill had ended, by transport.",
-            ["transport"],
-            buckets=_SHORT_SECONDS,
-            registry=r,
-        )
-        self.request_s = Histogram(
-            "baton_request_seconds",
-            "Seconds from a request's arrival to its ending.",
-            buckets=_SECONDS,
-            registry=r,
-        )
-        self.active = Gauge("baton_active_requests", "Generations in progress.", registry=r)
-        self.workers = Gauge(
-            "baton_workers", "Workers known, by role and state.", ["role", "state"], registry=r
-        )
-        self.index_state = Gauge(
-            "baton_prefix_index_state",
-            "1 for the state the prefix index is in: exact, degraded or off.",
-            ["state"],
-            registry=r,
-        )
-        self.index_blocks = Gauge("baton_prefix_index_blocks", "Blocks indexed.", registry=r)
-        self.index_gaps = Counter(
-            "baton_prefix_index_gaps", "Gaps in a worker's events; its set was read.", registry=r
-        )

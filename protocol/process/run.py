@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -24,7 +25,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Stop:
+class Shutdown:
     """The wish to end. Made in the event loop; `ask` is for any thread."""
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Stop:
 
 def run(
     process: str,
-    main: Callable[[Stop], Awaitable[int]],
+    main: Callable[[Shutdown], Awaitable[int]],
     *,
     parent_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
@@ -66,7 +67,7 @@ def run(
     except BatonError as error:
         return _one_line(process, error, EXIT_FAILED)
     except Exception:
-        log.exception("crashed")
+        log.exception("crashed", extra={"remedy": "report it with this traceback"})
         return EXIT_FAILED
 
 
@@ -79,7 +80,7 @@ def leave(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-async def load(work: Callable[[], T], stop: Stop) -> T:
+async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
     """Does slow start-up work in a thread. If asked to stop meanwhile the process ends at once:
     it has accepted nothing, and a library in the middle of reading weights cannot be stopped."""
     loop = asyncio.get_running_loop()
@@ -98,9 +99,9 @@ async def load(work: Callable[[], T], stop: Stop) -> T:
             loop.call_soon_threadsafe(settle, None, results)
 
     async def leave_if_asked() -> None:
-        await stop.asked.wait()
+        await shutdown.asked.wait()
         sys.stderr.flush()
-        os._exit(stop.exit_code)
+        os._exit(shutdown.exit_code)
 
     threading.Thread(target=thread, name="load", daemon=True).start()
     leave = asyncio.create_task(leave_if_asked(), name="leave-if-asked")
@@ -110,19 +111,30 @@ async def load(work: Callable[[], T], stop: Stop) -> T:
         leave.cancel()
 
 
-async def _run(main: Callable[[Stop], Awaitable[int]], parent_pid: int) -> int:
-    stop = Stop()
+@contextmanager
+def asked_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> Iterator[None]:
+    """Inside, each of these signals asks to end; any second one hurries."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.ask, signal.Signals(number).name)
-    if not parent_pid:
-        return await main(stop)
-    _signal_at_death_of_parent()
-    watch = asyncio.create_task(_watch_parent(parent_pid, stop), name="watch-parent")
+    for number in numbers:
+        loop.add_signal_handler(number, shutdown.ask, number.name)
     try:
-        return await main(stop)
+        yield
     finally:
-        watch.cancel()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
+    shutdown = Shutdown()
+    with asked_by_signals(shutdown, signal.SIGTERM, signal.SIGINT):
+        if not parent_pid:
+            return await main(shutdown)
+        _signal_at_death_of_parent()
+        watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
+        try:
+            return await main(shutdown)
+        finally:
+            watch.cancel()
 
 
 def _signal_at_death_of_parent() -> None:
@@ -130,11 +142,11 @@ def _signal_at_death_of_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-async def _watch_parent(parent_pid: int, stop: Stop) -> None:
+async def _watch_parent(parent_pid: int, shutdown: Shutdown) -> None:
     """The signal is missed if the parent died before we asked for it."""
     while os.getppid() == parent_pid:  # noqa: ASYNC110 - nobody can set an event for us
         await asyncio.sleep(PARENT_CHECK_S)
-    stop.ask(f"supervisor {parent_pid} is gone")
+    shutdown.ask(f"supervisor {parent_pid} is gone")
 
 
 def _one_line(process: str, error: BatonError, exit_code: int) -> int:

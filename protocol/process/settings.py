@@ -146,6 +146,11 @@ def redis_url(value: str) -> str:
     return value
 
 
+def split_keys(api_keys: str) -> tuple[str, ...]:
+    """Those between commas; what is empty is none."""
+    return tuple(key for part in api_keys.split(",") if (key := part.strip()))
+
+
 def load(
     settings: type[S],
     argv: Sequence[str],

@@ -6,9 +6,9 @@ whatever it still had running.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -30,12 +30,8 @@ from router.runtime import Runtime
 log = logging.getLogger("baton.api")
 
 
-class Prepare(Protocol):
-    """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
-
-    def __call__(
-        self, runtime: Runtime, body: bytes, request: RequestId, *, context: int
-    ) -> Generation: ...
+Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
+"""`router.openai.prepare.prepare_chat` or `prepare_completion`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +74,7 @@ class GenerateResponse(Response):
         request = request_id(exchange.scope)
         runtime, threads = self._state.runtime, self._state.tokenize_threads
         context = context_tokens(runtime)
-        return await threads.run(self._prepare, runtime, body, request, context=context)
+        return await threads.run(self._prepare, runtime, body, request, context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""

@@ -58,7 +58,7 @@ class Prompt:
     echo: str = ""
 
 
-def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, *, context: int) -> Generation:
+def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
     fields = parse_body(ChatRequest, body)
     check_model(runtime, fields.model)
@@ -70,7 +70,7 @@ def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, *, context: 
 
 
 def prepare_completion(
-    runtime: Runtime, body: bytes, request: RequestId, *, context: int
+    runtime: Runtime, body: bytes, request: RequestId, context: int
 ) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
     fields = parse_body(CompletionRequest, body)

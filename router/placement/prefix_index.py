@@ -51,23 +51,23 @@ class PrefixIndex:
         self._hoped: dict[BlockHash, dict[WorkerId, float]] = {}
         self._hopes: deque[tuple[float, WorkerId, Sequence[BlockHash]]] = deque()
 
-    def follow_only(self, workers: Mapping[WorkerId, Epoch]) -> None:
+    def follow_only_workers(self, workers: Mapping[WorkerId, Epoch]) -> None:
         """Follow these incarnations; what any other held is forgotten."""
         for worker in self._workers.keys() - workers.keys():
-            self.forget(worker)
+            self.forget_worker(worker)
         for worker, epoch in workers.items():
-            self.follow(worker, epoch)
+            self.follow_worker(worker, epoch)
 
-    def follow(self, worker: WorkerId, epoch: Epoch) -> None:
+    def follow_worker(self, worker: WorkerId, epoch: Epoch) -> None:
         """Begin with this incarnation; what an earlier one held is forgotten."""
         current = self._workers.get(worker)
         if current is not None and current.epoch == epoch:
             return
-        self.forget(worker)
+        self.forget_worker(worker)
         bit = self._free_bits.pop() if self._free_bits else 1 << len(self._workers)
         self._workers[worker] = _Holding(epoch, bit)
 
-    def forget(self, worker: WorkerId) -> None:
+    def forget_worker(self, worker: WorkerId) -> None:
         holding = self._workers.get(worker)
         if holding is None:
             return
@@ -126,7 +126,7 @@ class PrefixIndex:
             if holding.state is not IndexState.EXACT
         )
 
-    def expect(self, worker: WorkerId, hashes: Sequence[BlockHash], *, now: float) -> None:
+    def expect_blocks(self, worker: WorkerId, hashes: Sequence[BlockHash], *, now: float) -> None:
         """A prompt was just sent there: believe it cached for `SPECULATIVE_TTL_S`."""
         expires = now + SPECULATIVE_TTL_S
         for block in hashes:

@@ -44,7 +44,7 @@ class Candidates:
                 computes = placement.prefill is None or worker.id == placement.prefill
                 num_tokens = placement.num_uncached_tokens if computes else 0
                 worker.note_sent(context.routed.wire_id, num_tokens, now=now)
-                self._index.expect(worker.id, _hashes(context, worker), now=now)
+                self._index.expect_blocks(worker.id, _hashes(context, worker), now=now)
 
     def note_ended(self, context: RequestContext, workers: Sequence[KnownWorker]) -> None:
         """The attempt is over, well or not."""

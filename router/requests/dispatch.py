@@ -15,7 +15,7 @@ from itertools import count
 from typing import assert_never
 
 from protocol.errors import BatonError, CapacityError
-from protocol.ids import RequestId, WorkerId
+from protocol.ids import RequestId
 from protocol.messages import FinishReason
 from protocol.process.metrics import RouterMetrics
 from router.placement.place import Placement, PlacementRefusal, Prefer
@@ -29,7 +29,6 @@ from router.requests.events import (
     NoWorkers,
     Placed,
     RequestFailed,
-    Route,
     Token,
     TooLong,
 )
@@ -38,7 +37,6 @@ from router.requests.request import AlreadyEnded, RoutedRequest
 from router.requests.trace import TraceRing
 from router.workers.mailbox import Mailbox, Overflowed
 from router.workers.registry import Registry
-from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.dispatch")
@@ -96,7 +94,7 @@ class Dispatcher:
         Raises NoWorkers, TooLong and CapacityError before the first event; RequestFailed then
         or later.
         """
-        context, mailbox = self._set_out(request)
+        context, mailbox = self._open_request(request)
         self._metrics.active.inc()
         closing, client_left = "an error of ours", False
         try:
@@ -120,21 +118,21 @@ class Dispatcher:
             self._candidates.note_ended(context, self._registry.workers)
             self._registry.close_mailbox(context.routed.wire_id)
             mailbox.close()
-            for send in context.routed.close(closing, client_left=client_left):
-                self._registry.post(send.worker, send.epoch, send.message)
+            self._close(context.routed, closing, client_left=client_left)
             self._metrics.active.dec()
             self._record(context)
 
-    # -- the way --------------------------------------------------------------------------
+    # -- following one request ------------------------------------------------------------
 
-    def _set_out(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
+    def _open_request(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
         mailbox = Mailbox(
             bound=self._limits.max_queued_messages,
             deadline_s=request.deadline_s,
-            on_overflow=lambda: self._cut_off(routed),
+            # It may never read again: its workers are free at once.
+            on_overflow=lambda: self._close(routed, _TOO_SLOW, client_left=False),
         )
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
@@ -187,15 +185,14 @@ class Dispatcher:
 
     def _send(self, context: RequestContext, send: Send) -> None:
         """A worker that cannot be told any more is as good as gone."""
-        if not self._registry.post(send.worker, send.epoch, send.message):
+        if not self._registry.post_message(send.worker, send.epoch, send.message):
             gone = WorkerGone("was gone when it was to be told")
             message = WorkerMessage(send.worker, send.epoch, gone)
-            self._registry.deliver(context.routed.wire_id, message)
+            self._registry.deliver_message(context.routed.wire_id, message)
 
-    def _cut_off(self, routed: RoutedRequest) -> None:
-        """The client reads too slowly: free its workers now, it may never read again."""
-        for send in routed.close(_TOO_SLOW, client_left=False):
-            self._registry.post(send.worker, send.epoch, send.message)
+    def _close(self, routed: RoutedRequest, why: str, *, client_left: bool) -> None:
+        for send in routed.close(why, client_left=client_left):
+            self._registry.post_message(send.worker, send.epoch, send.message)
 
     # -- placing --------------------------------------------------------------------------
 
@@ -221,24 +218,17 @@ class Dispatcher:
     def _begin(self, context: RequestContext, placement: Placement) -> None:
         now = self._clock()
         self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
-        decode = self._known(placement.decode)
-        prefill = None if placement.prefill is None else self._known(placement.prefill)
+        known, prefill = self._registry.known_worker, placement.prefill
         send = context.routed.begin_attempt(
-            Route(reason=placement.reason, prefill=placement.prefill, decode=placement.decode),
-            prefill_epoch=None if prefill is None else prefill.epoch,
-            decode_epoch=decode.epoch,
-            block_tokens=decode.registration.layout.block_tokens,
+            placement.reason,
+            prefill=None if prefill is None else known(prefill),
+            decode=known(placement.decode),
             remaining_s=context.ends_at - now,
         )
         context.placed_at = context.placed_at or now
         context.alone_since = None
         self._note_placed(context, placement)
         self._send(context, send)
-
-    def _known(self, worker: WorkerId) -> KnownWorker:
-        known = self._registry.incarnation(worker)
-        assert known is not None, f"{worker} was chosen and is unknown"
-        return known
 
     async def _wait_for_worker(self, context: RequestContext, refusal: PlacementRefusal) -> None:
         """Until the workers change or, when all were full, for a moment; bounded by patience."""

@@ -24,12 +24,15 @@ from protocol.messages import (
     PrefillDone,
     Sampling,
     Started,
+    Ticket,
+    ToWorker,
 )
 from protocol.state_table import Life
 from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
 from router.requests.trace import AttemptTrace
+from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
@@ -44,6 +47,9 @@ class _Leg:
     worker: WorkerId
     epoch: Epoch
     open: bool = True
+
+    def send(self, message: ToWorker) -> Send:
+        return Send(self.worker, self.epoch, message)
 
     def is_sender(self, message: WorkerMessage) -> bool:
         return message.worker == self.worker and message.epoch == self.epoch
@@ -86,33 +92,24 @@ class RoutedRequest:
         return Route(reason=last.reason, prefill=last.prefill, decode=last.decode)
 
     def begin_attempt(
-        self,
-        route: Route,
-        *,
-        prefill_epoch: Epoch | None,
-        decode_epoch: Epoch,
-        block_tokens: int,
-        remaining_s: float,
+        self, reason: str, *, prefill: KnownWorker | None, decode: KnownWorker, remaining_s: float
     ) -> Send:
-        """Begin the next attempt: the first message of it."""
+        """The first message of the next attempt; `reason` says why it goes to these workers."""
+        self._move(RequestEvent.ROUTED_ALONE if prefill is None else RequestEvent.ROUTED_APART)
         trace = AttemptTrace(
             attempt=self.attempt + 1,
-            reason=route.reason,
-            prefill=route.prefill,
-            decode=route.decode,
+            reason=reason,
+            prefill=None if prefill is None else prefill.id,
+            decode=decode.id,
         )
         self.attempts.append(trace)
         self._num_given = len(self.generated)
-        self._block_tokens = block_tokens
-        self._decode = _Leg(route.decode, decode_epoch, open=False)
-        self._prefill = None
-        if route.prefill is None or prefill_epoch is None:
-            self._move(RequestEvent.ROUTED_ALONE)
-            self._decode.open = True
-            return Send(route.decode, decode_epoch, self._decode_message(None, remaining_s))
-        self._move(RequestEvent.ROUTED_APART)
-        self._prefill = _Leg(route.prefill, prefill_epoch)
-        return Send(route.prefill, prefill_epoch, self._prefill_message(remaining_s))
+        self._block_tokens = decode.registration.layout.block_tokens
+        self._prefill = None if prefill is None else _Leg(prefill.id, prefill.epoch)
+        self._decode = _Leg(decode.id, decode.epoch, open=prefill is None)
+        if self._prefill is None:
+            return self._decode.send(self._decode_message(None, remaining_s))
+        return self._prefill.send(self._prefill_message(remaining_s))
 
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
         """What to do about one message; nothing if it is of an older attempt or worker."""
@@ -187,8 +184,7 @@ class RoutedRequest:
             prefill_queued_s=started.queued_s,
         )
         self._decode.open = True
-        decode = self._decode_message(started, remaining_s)
-        return [Send(self._decode.worker, self._decode.epoch, decode)]
+        return [self._decode.send(self._decode_message(started.ticket, remaining_s))]
 
     def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
         self._note(
@@ -301,7 +297,7 @@ class RoutedRequest:
             if leg is not None and leg.open:
                 leg.open = False
                 abort = Abort(request=self.wire_id, attempt=self.attempt, reason=reason)
-                aborts.append(Send(leg.worker, leg.epoch, abort))
+                aborts.append(leg.send(abort))
         return aborts
 
     # -- small things ---------------------------------------------------------------------
@@ -335,7 +331,7 @@ class RoutedRequest:
             deadline_s=remaining_s,
         )
 
-    def _decode_message(self, started: Started | None, remaining_s: float) -> Decode:
+    def _decode_message(self, ticket: Ticket | None, remaining_s: float) -> Decode:
         return Decode(
             request=self.wire_id,
             attempt=self.attempt,
@@ -344,5 +340,5 @@ class RoutedRequest:
             sampling=self.request.sampling,
             salt=self.request.salt,
             deadline_s=remaining_s,
-            ticket=started.ticket if started is not None else None,
+            ticket=ticket,
         )

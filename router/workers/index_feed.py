@@ -57,7 +57,7 @@ class IndexFeed:
 
     def reconcile(self) -> None:
         """Follow the workers of the moment; what others held is forgotten at once."""
-        self._index.follow_only({w.id: w.epoch for w in self._registry.workers})
+        self._index.follow_only_workers({w.id: w.epoch for w in self._registry.workers})
         self._show()
 
     async def _follow(self) -> None:

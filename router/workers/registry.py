@@ -70,8 +70,9 @@ class Registry:
     def ready_workers(self) -> list[KnownWorker]:
         return [worker for worker in self.workers if worker.is_ready]
 
-    def incarnation(self, worker: WorkerId) -> KnownWorker | None:
-        return self._workers.get(worker)
+    def known_worker(self, worker: WorkerId) -> KnownWorker:
+        """One that was among `workers` a moment ago, before anything was awaited."""
+        return self._workers[worker]
 
     def not_ready(self) -> str | None:
         """None with one ready decode worker: it can prefill too, if it must."""
@@ -105,13 +106,13 @@ class Registry:
     def close_mailbox(self, request: RequestId) -> None:
         self._mailboxes.pop(request, None)
 
-    def deliver(self, request: RequestId, message: WorkerMessage) -> None:
+    def deliver_message(self, request: RequestId, message: WorkerMessage) -> None:
         """Into the request's mailbox; dropped where it has none any more."""
         mailbox = self._mailboxes.get(request)
         if mailbox is not None:
             mailbox.put(message)
 
-    def post(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
+    def post_message(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
         """Hand the message to that incarnation's link; False if it is gone: removed already, or
         found to be gone by this very call."""
         known = self._workers.get(worker)
@@ -184,9 +185,11 @@ class Registry:
         match message:
             case Step():
                 for emit in message.emits:
-                    self.deliver(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
+                    self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Started() | PrefillDone() | Landed() | Finished() | Failed() | Aborted():
-                self.deliver(message.request, WorkerMessage(worker.id, worker.epoch, message))
+                self.deliver_message(
+                    message.request, WorkerMessage(worker.id, worker.epoch, message)
+                )
             case Beat():
                 self._beat(worker, message)
             case Welcome():

@@ -11,7 +11,7 @@ from support.eventually import eventually
 from support.fake_driver import FakeStream
 from support.transfer import Borrower, Lender, Outcome, Slot
 
-from kvtransfer.sink.sink import Aborted, Landed, Lost
+from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from protocol.errors import LayoutMismatch
 

@@ -12,8 +12,9 @@ from support.device_source import Child, content_of, device_source, layout_of, p
 from support.gpu import why_no_gpu, why_no_nccl
 from support.transfer import WITHIN_S, Outcome
 
+from kvtransfer.endings import Landed, Lost
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.sink.sink import Landed, Lost, Sink
+from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.layout import compat_hash
 from protocol.messages import Ticket

@@ -15,7 +15,7 @@ from support.mutation import Mutator
 from support.nursery import Nursery
 from support.transfer import COMPAT, LAYOUT
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack
+from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack_chunk
 from kvtransfer.messages import (
     CONTROL_VERSION,
     Cancel,
@@ -101,16 +101,16 @@ def test_a_spoilt_chunk_is_refused_or_has_as_many_pieces_as_it_says() -> None:
             chunk = announcement.decode(mutator.word(announcement.encode(CHUNK)))
             assert isinstance(chunk, Chunk | Finish | msgspec.Struct)
             if isinstance(chunk, Chunk):
-                pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
+                pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=1)
                 assert 0 < len(pieces_P) == len(blocks_PB) <= MAX_CHUNK_PIECES
         except WireError:
             continue
 
 
 @pytest.mark.system
-def test_a_board_scribbled_over_by_its_other_side_harms_nobody() -> None:
+def test_a_copy_job_scribbled_over_by_its_other_side_harms_nobody() -> None:
     """In a process of its own: what C does wrong would end it without a word."""
-    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "board")) as child:
+    with closing(Nursery()) as nursery, closing(nursery.child("scribbler", "job")) as child:
         assert child.hear() == "unharmed"
 
 

@@ -12,7 +12,7 @@ import pytest
 from support.relay import Pool, request_kv
 from support.transfer import Borrower, Lender, Outcome, Slot
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import LayoutMismatch
 from protocol.layout import KvLayout, LatentLayout, Layout, StateLayout, shard
 

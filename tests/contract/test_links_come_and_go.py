@@ -12,7 +12,7 @@ from support.middle import Middle, NoHarm
 from support.outcomes import ended, error_of, lands, same_bytes
 from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender
 
-from kvtransfer.sink.sink import Aborted, Landed
+from kvtransfer.endings import Aborted, Landed
 from protocol.errors import PeerLost
 
 

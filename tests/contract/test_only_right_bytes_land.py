@@ -13,8 +13,8 @@ from support.outcomes import ended, error_of, lands, untouched
 from support.transfer import LAYOUT, Borrower, Lender, fill
 
 from kvtransfer.chunk import PIECE
+from kvtransfer.endings import Aborted, Landed
 from kvtransfer.messages import Chunk
-from kvtransfer.sink.sink import Aborted, Landed
 from kvtransfer.transports.announcing import announcement
 from protocol.errors import CorruptBlock, LeaseExpired, WireError
 

@@ -15,7 +15,7 @@ from support.outcomes import same_bytes
 from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT, LEASE_BLOCKS, NUM_LEASES, unpack, whole
 
-from kvtransfer.sink.sink import Aborted, Lost
+from kvtransfer.endings import Aborted, Lost
 
 NUM_BLOCKS = NUM_LEASES * LEASE_BLOCKS
 MOST_TRIES = 150

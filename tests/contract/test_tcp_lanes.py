@@ -14,11 +14,11 @@ from support.eventually import eventually
 from support.transfer import LAYOUT, Borrower, Lender, Slot
 
 from kvtransfer.chunk import Landing
+from kvtransfer.endings import Landed
 from kvtransfer.sink import sink
 from kvtransfer.sink.events import Rejected
 from kvtransfer.sink.receiver import Receiver
-from kvtransfer.sink.sink import Landed
-from kvtransfer.transports.control import ControlLink, ControlServer, Poller
+from kvtransfer.transports.control import ControlEnd, Poller
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 
 LANES = 3
@@ -90,12 +90,12 @@ class NotedPoller(Poller):
         super().__init__()
         self.watched: set[int] = set()
 
-    def watch(self, what: ControlServer | ControlLink | int, *, writable: bool = False) -> None:
+    def watch(self, what: ControlEnd | int, *, writable: bool = False) -> None:
         super().watch(what, writable=writable)
         if isinstance(what, int):
             self.watched.add(what)
 
-    def forget(self, what: ControlServer | ControlLink | int) -> None:
+    def forget(self, what: ControlEnd | int) -> None:
         super().forget(what)
         if isinstance(what, int):
             self.watched.discard(what)

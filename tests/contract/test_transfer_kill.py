@@ -25,7 +25,7 @@ from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT, LEASE_BLOCKS, NUM_LEASES, pack, unpack, whole
 from support.ucx import UCX
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import PeerLost
 from protocol.messages import Ticket
 

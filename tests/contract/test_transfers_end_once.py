@@ -9,7 +9,7 @@ from support.fetching import TimedEnds, fetch
 from support.outcomes import ended, error_of
 from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender
 
-from kvtransfer.sink.sink import Aborted, Landed, Lost
+from kvtransfer.endings import Aborted, Landed, Lost
 from protocol.errors import LeaseExpired
 from protocol.messages import Ticket
 

@@ -8,7 +8,7 @@ from support.eventually import eventually
 from support.transfer import NUM_BLOCKS, TRANSPORTS, Borrower, Lender, Outcome, Slot, fill
 from support.ucx import UCX
 
-from kvtransfer.sink.sink import Aborted, Landed, Lost
+from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 

@@ -16,7 +16,7 @@ from support.hosts import Hosts
 from support.transfer import Borrower, Lender
 from support.transfer_process import LAYOUT
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import PeerLost, TransferError
 from protocol.messages import Ticket
 

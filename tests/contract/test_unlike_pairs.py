@@ -8,7 +8,7 @@ from support.fetching import TimedEnds, fetch
 from support.outcomes import ended, error_of, lands, untouched
 from support.transfer import LAYOUT, Borrower, Lender
 
-from kvtransfer.sink.sink import Landed
+from kvtransfer.endings import Landed
 from protocol.errors import LayoutMismatch
 
 

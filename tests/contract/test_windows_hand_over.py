@@ -11,7 +11,7 @@ from support.hand_over import DecodeSide, PrefillSide, Side
 from engine.checkpoint.load import load_model
 from engine.kvcache.windows import NO_BLOCK, first_block
 from engine.models.model import Model
-from kvtransfer.sink.sink import Landed
+from kvtransfer.endings import Landed
 from tools.make_checkpoint import Shape, make_checkpoint
 
 WINDOW = 20

@@ -10,9 +10,9 @@ from support.relay import Pool, request_kv
 from support.transfer import Borrower, Lender, Outcome, Slot
 
 from engine.kvcache.windows import NO_BLOCK, first_block
-from kvtransfer.chunk import describe
+from kvtransfer.chunk import describe_pieces
+from kvtransfer.endings import Landed, Lost
 from kvtransfer.plan import plan
-from kvtransfer.sink.sink import Landed, Lost
 from protocol.errors import TransferError
 from protocol.layout import KvLayout
 
@@ -86,7 +86,7 @@ def test_only_the_blocks_of_the_window_move(lender: Lender, borrower: Borrower) 
 
 def test_a_piece_says_which_tokens_it_holds_whatever_its_group() -> None:
     indices_S = np.array([0, 1, 2, 13], np.uint32)
-    pieces_S = describe(
+    pieces_S = describe_pieces(
         plan(LAYOUT, LAYOUT), indices_S=indices_S, slots_S=indices_S, num_tokens=NUM_TOKENS
     )
     assert pieces_S["token_start"].tolist() == [0, 0, 4, 24]

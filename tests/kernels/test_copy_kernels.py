@@ -13,8 +13,7 @@ import torch
 from support.gpu import ENVIRONMENT
 
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
-from kvtransfer.kernels.copy import copy_twin, sums_twin
-from kvtransfer.kernels.mix import mix_twin
+from kvtransfer.kernels.copy import copy_twin, mix_twin, sums_twin
 from kvtransfer.plan import Ranges
 
 _WITHIN_S = 100

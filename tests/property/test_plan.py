@@ -49,7 +49,7 @@ def hand_over(
         pool, expected = Pool(layout, num_slots + 2), Pool(layout, num_slots + 2)
         for place, way in cover(layout, sources, prefer=rank):
             blocks_PB = way.source_blocks(index_P, lease)
-            way.check(index_P, blocks_PB, num_tokens=num_tokens)
+            way.check_pieces(index_P, blocks_PB, num_tokens=num_tokens)
             ranges = way.target(index_P, slots[index_P], blocks_PB)
             pool.take(ranges, full[place], way.source(index_P, blocks_PB))
         # In token order the oracle needs no slot for what was skipped: it goes to a spare copy.
@@ -122,7 +122,7 @@ def test_each_group_moves_as_if_it_were_alone(
         index_P = rows * num_groups + group
         blocks_PB = several.source_blocks(index_P, lease)
         assert (blocks_PB == single.source_blocks(rows, lease[group::num_groups])).all()
-        several.check(index_P, blocks_PB, num_tokens=num_tokens)
+        several.check_pieces(index_P, blocks_PB, num_tokens=num_tokens)
         assert not len(several.not_lent(index_P, lease))
         for mine, its in (
             (several.source(index_P, blocks_PB), single.source(rows, blocks_PB)),

@@ -12,7 +12,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 from support.checkpoints import write_checkpoint
-from support.fake_dispatcher import FakeCluster, FakeDispatcher
+from support.fake_dispatcher import FakeDispatcher, StubCluster
 
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ class Bench:
 
     runtime: Runtime
     dispatcher: FakeDispatcher
-    cluster: FakeCluster
+    cluster: StubCluster
 
     def app(self, **changes: Any) -> FastAPI:
         """`changes` are fields of the runtime or of its limits."""
@@ -61,7 +61,7 @@ class Bench:
 def make_bench(path: Path, **checkpoint: Any) -> Bench:
     tokenizer = Tokenizer.load(write_checkpoint(path, **checkpoint))
     dispatcher = FakeDispatcher(tokenizer)
-    cluster = FakeCluster(dispatcher)
+    cluster = StubCluster(dispatcher)
     runtime = Runtime(
         model=MODEL,
         tokenizer=tokenizer,

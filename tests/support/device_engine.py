@@ -3,7 +3,7 @@
 Everything is the workers' own but the sockets to the router: what is told to it is remembered.
 """
 
-from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,16 @@ from support.eventually import eventually
 from support.fake_driver import FakeDriver
 from support.services import ROUTER, Story
 
-from decode_worker.service import DecodeService
+from decode_worker.settings import DecodeSettings
+from decode_worker.wiring import open_transfers as fetching
 from engine.assembly import Assembly, assemble
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
-from engine.observer import EngineObserver
 from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.sink.sink import Sink
-from kvtransfer.source.source import Source
-from prefill_worker.service import PrefillService
+from prefill_worker.settings import PrefillSettings
+from prefill_worker.wiring import open_transfers as lending
 from protocol.ids import RequestId, WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.messages import (
@@ -40,11 +39,16 @@ from protocol.messages import (
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import Tokenizer
+from worker.observer import WorkerObserver
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
+from worker.service import EngineService
 
 TRANSPORTS = ("cuda_ipc",)
 DEADLINE_S = 100.0
 """On a GPU the first steps compile kernels."""
 Driver = FakeDriver | CudaDriver
+S = TypeVar("S", bound=WorkerSettings)
 T = TypeVar("T", Started, Landed, Finished, Failed)
 
 
@@ -52,8 +56,8 @@ T = TypeVar("T", Started, Landed, Finished, Failed)
 class Pair:
     """One of each; `prefill_memory` is the pool that is lent from."""
 
-    prefill: PrefillService
-    decode: DecodeService
+    prefill: EngineService
+    decode: EngineService
     prefill_told: Story
     decode_told: Story
     prefill_memory: DeviceMemory
@@ -70,7 +74,7 @@ class Pair:
     ) -> dict[str, list[Emit]]:
         """All at once."""
         for name, prompt in prompts.items():
-            self.prefill.take(
+            self.prefill.accept_request(
                 ROUTER,
                 Prefill(
                     request=RequestId(name), attempt=0, token_ids=tuple(prompt), generated=(),
@@ -104,7 +108,7 @@ class Pair:
         *,
         salt: str = "",
     ) -> None:
-        self.decode.take(
+        self.decode.accept_request(
             ROUTER,
             Decode(
                 request=request, attempt=0, token_ids=tuple(prompt), generated=(), sampling=rule,
@@ -142,7 +146,7 @@ def device_pair(
 ) -> Iterator[Pair]:
     """Of prefill, then decode; both over the same model."""
     tokenizer = Tokenizer.load(settings.model)
-    stories, epoch = (Story(), Story()), new_epoch()
+    stories = (Story(), Story())
     with ExitStack() as stack:
         parts, memories = [], []
         for driver, device in zip(drivers, devices, strict=True):
@@ -150,41 +154,48 @@ def device_pair(
             stack.callback(memory.close)
             parts.append(part)
             memories.append(memory)
-        prefill = PrefillService(
-            tokenizer=tokenizer, send=stories[0].send, record=lambda changes: None,
-            give_up=print, metrics=WorkerMetrics(),
-        )  # fmt: skip
-        decode = DecodeService(
-            tokenizer=tokenizer, send=stories[1].send, record=lambda changes: None,
-            give_up=print, metrics=WorkerMetrics(),
-        )  # fmt: skip
-        services: tuple[EngineObserver, EngineObserver] = (prefill, decode)
-        source = Source(
-            memory=memories[0], layout=parts[0].layout, worker=WorkerId("prefill-0"), epoch=epoch,
-            compat=parts[0].transfer_compat, on_lease_end=prefill.lease_ended,
-            transports=TRANSPORTS,
-        )  # fmt: skip
-        sink = Sink(
-            memory=memories[1], layout=parts[1].layout, worker=WorkerId("decode-0"),
-            compat=parts[1].transfer_compat, transports=TRANSPORTS, allow_fallback=False,
-            on_quiet=decode.quiet, on_event=decode.noticed,
-        )  # fmt: skip
-        engines = [
-            Engine(
-                runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
-                compat=part.compat, observer=service,
-                generations=cast(MutableSequence[int], memory.generations),
-            )
-            for part, memory, service in zip(parts, memories, services, strict=True)
-        ]  # fmt: skip
-        prefill.attach(epoch=epoch, engine=engines[0], source=source)
-        decode.attach(epoch=epoch, engine=engines[1], sink=sink, layout=parts[1].layout)
-        for end in (source, sink):
-            stack.enter_context(closing(end))
-        for engine in engines:
-            engine.start()
-            stack.callback(engine.stop)
-        yield Pair(prefill, decode, *stories, memories[0], memories[1], engines)
+        given = settings.model_dump()
+        prefill, lender = stack.enter_context(
+            _serving(lending, PrefillSettings(**given), parts[0], memories[0], stories[0])
+        )
+        only = DecodeSettings(**given, allow_fallback=False)
+        decode, borrower = stack.enter_context(
+            _serving(fetching, only, parts[1], memories[1], stories[1])
+        )
+        yield Pair(prefill, decode, *stories, memories[0], memories[1], (lender, borrower))
+
+
+@contextmanager
+def _serving(
+    open_transfers: Callable[[WorkerParts[S]], Transfers],
+    settings: S,
+    part: Assembly,
+    memory: DeviceMemory,
+    story: Story,
+) -> Iterator[tuple[EngineService, Engine]]:
+    requests, metrics = RequestTable(story.send), WorkerMetrics()
+    observer = WorkerObserver(
+        requests=requests, metrics=metrics, record=lambda changes: None, give_up=print
+    )
+    engine = Engine(
+        runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
+        compat=part.compat, observer=observer,
+        generations=cast(MutableSequence[int], memory.generations),
+    )  # fmt: skip
+    model = LoadedModel(
+        tokenizer=Tokenizer.load(settings.model), assembly=part, memory=memory,
+        transports=TRANSPORTS,
+    )  # fmt: skip
+    parts = WorkerParts(
+        settings=settings, worker=WorkerId("worker-0"), epoch=new_epoch(), model=model,
+        engine=engine, requests=requests, metrics=metrics, give_up=print,
+    )  # fmt: skip
+    with closing(open_transfers(parts)) as transfers:
+        engine.start()
+        try:
+            yield EngineService(parts, transfers), engine
+        finally:
+            engine.stop()
 
 
 def _assembled(

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from support.eventually import soon
 from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 
-from protocol.channel import WorkerLink
+from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
 from protocol.process.metrics import RouterMetrics
@@ -87,7 +87,7 @@ class FakeCluster:
         await soon(lambda: not [w.id for w in self.workers.values() if w.working])
 
     def _follow(self) -> None:
-        self.index.follow_only({w.id: w.epoch for w in self.registry.workers})
+        self.index.follow_only_workers({w.id: w.epoch for w in self.registry.workers})
 
     async def _news(self) -> AsyncIterator[Sequence[Registration]]:
         while True:

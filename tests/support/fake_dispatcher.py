@@ -107,7 +107,7 @@ class FakeDispatcher:
         return trace
 
 
-class FakeCluster:
+class StubCluster:
     """A cluster that is whatever the test says, to one event loop only."""
 
     def __init__(self, dispatcher: FakeDispatcher) -> None:

@@ -136,7 +136,7 @@ class FakeRunner:
         self._stream.popleft()
 
     def generations_of(self, chunk: Chunk) -> list[int]:
-        """Of the blocks that the chunk can reach."""
+        """Of the blocks that the chunk sees."""
         size, num_groups = self.layout.block_tokens, len(self.windows)
         rows = [first_reachable(chunk.start, window) // size for window in self.windows]
         return [
@@ -215,7 +215,7 @@ class FakeRunner:
         return tokens
 
     def _look(self, chunk: Chunk) -> None:
-        """Every token of the chunk reads all that its windows reach, in every group."""
+        """Every token of the chunk reads all that its windows show it, in every group."""
         starts = [first_reachable(chunk.start, window) for window in self.windows]
         widest = min(starts)
         seen = [

@@ -15,7 +15,7 @@ from typing import Literal
 
 from support.words import LAYOUT, beat
 
-from protocol.channel import Request, RouterGone, RouterJoined, RouterPort
+from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId, new_epoch
 from protocol.messages import (
     Abort,
@@ -211,7 +211,9 @@ class FakeWorker:
             self.say()
             await asyncio.sleep(0.2)
 
-    def _take(self, tasks: asyncio.TaskGroup, arrival: RouterJoined | RouterGone | Request) -> None:
+    def _take(
+        self, tasks: asyncio.TaskGroup, arrival: RouterJoined | RouterGone | RouterMessage
+    ) -> None:
         match arrival:
             case RouterJoined(router):
                 self._port.send(router, self.beat())
@@ -219,13 +221,13 @@ class FakeWorker:
             case RouterGone():
                 for task in self.working.values():
                     task.cancel()
-            case Request(router, Abort() as abort):
+            case RouterMessage(router, Abort() as abort):
                 key = abort.request, abort.attempt
                 self.aborted.append(key)
                 if key in self.working:
                     self.working[key].cancel()
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
-            case Request(router, Prefill() | Decode() as message):
+            case RouterMessage(router, Prefill() | Decode() as message):
                 self.seen.append(message)
                 key = message.request, message.attempt
                 assert key not in self.working, f"{self.id} got {key} twice"

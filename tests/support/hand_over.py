@@ -1,7 +1,7 @@
 """A real engine on either side of a real hand-over: pools in memory that sources and sinks serve.
 
-What `prefill_worker.service` and `decode_worker.service` do, without messages and text. Unwritten
-slots hold NaN: a model that reads one answers no number.
+What prefill and decode workers' transfers do, without messages and text. Unwritten slots hold NaN:
+a model that reads one answers no number.
 """
 
 from collections.abc import Collection, MutableSequence, Sequence
@@ -21,10 +21,10 @@ from engine.models.model import Model
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from kvtransfer.endings import LeaseEnd
+from kvtransfer import endings
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.sink import sink as sinks
-from kvtransfer.sink.sink import FetchEnd, Sink
+from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import transfer_compat
@@ -169,7 +169,7 @@ class DecodeSide(Side):
     def _fetched(self, sequence: SequenceId, end: FetchEnd) -> None:
         self.ends[sequence] = end
         outcome: FetchOutcome = FetchLost(str(end))
-        if isinstance(end, sinks.Landed):
+        if isinstance(end, endings.Landed):
             outcome = FetchLanded(first_token=int(end.note))
         self.engine.fetch_done(sequence, outcome)
 

@@ -8,7 +8,7 @@ import socket
 from collections import deque
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
+from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports.base import (
     DialOptions,
     ListenOptions,
@@ -17,8 +17,7 @@ from kvtransfer.transports.base import (
     Unreachable,
 )
 from kvtransfer.transports.control import Waker
-from kvtransfer.transports.dial import Dial
-from kvtransfer.transports.framing import send_message
+from kvtransfer.transports.dial import Dial, send_welcome
 from kvtransfer.transports.planes import DataPlane, add_plane
 from kvtransfer.transports.shm.sink import ShmSinkStream
 from kvtransfer.transports.shm.source import ShmSourceStream
@@ -73,9 +72,9 @@ class MemoryListener:
         return self._waiting.popleft() if self._waiting else None
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> SourceStream:
-        send_message(sock, stream_welcome.encode(word))
+        send_welcome(sock, welcome)
         return MemorySourceStream(sock, helper=None)
 
     def close(self) -> None:
@@ -98,7 +97,7 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
         except LayoutMismatch as error:
             raise Unreachable(str(error)) from error
 
-    return Dial(listener.connect(), transport=NAME, hello=options.hello, finish=finish)
+    return Dial(listener.connect(), options, transport=NAME, finish=finish)
 
 
 add_plane(DataPlane(name=NAME, pool=BlockMemory, listen=MemoryListener, dial=dial))

@@ -8,7 +8,7 @@ from secrets import token_hex
 
 from support.eventually import soon
 
-from protocol.channel import WorkerLink
+from protocol.channel.link import WorkerLink
 from protocol.errors import BatonError, PeerLost
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from engine.batch import SequenceId
 from engine.observer import SequenceToken
-from engine.sequence import Usage, Verdict
+from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 
 
@@ -26,7 +26,7 @@ class RecordingObserver:
     written: dict[SequenceId, list[int]] = field(default_factory=dict)
     tokens: dict[SequenceId, list[int]] = field(default_factory=dict)
     endings: dict[SequenceId, Verdict] = field(default_factory=dict)
-    usages: dict[SequenceId, Usage] = field(default_factory=dict)
+    usages: dict[SequenceId, SequenceUsage] = field(default_factory=dict)
     block_changes: list[BlockChange] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ class RecordingObserver:
             self.tokens.setdefault(token.id, []).append(token.token.token_id)
         return {t.id for t in tokens if self.stop_at.get(t.id) == t.index + 1}
 
-    def ended(self, sequence: SequenceId, verdict: Verdict, usage: Usage) -> None:
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
         assert sequence not in self.endings, f"{sequence} ends twice"
         self.endings[sequence] = verdict
         self.usages[sequence] = usage

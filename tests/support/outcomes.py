@@ -6,7 +6,7 @@ from support.eventually import eventually
 from support.fetching import TimedEnds, TimedOutcome, fetch
 from support.transfer import Borrower, Lender
 
-from kvtransfer.sink.sink import Landed, Lost
+from kvtransfer.endings import Landed, Lost
 from protocol.errors import TransferError
 from protocol.messages import Ticket
 

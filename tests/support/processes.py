@@ -6,9 +6,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from support.eventually import eventually
 
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 class Process:
     """`python -m MODULE ...` from this checkout; what it writes goes to a file."""
 
-    def __init__(self, module: str, *flags: str) -> None:
+    def __init__(self, module: str, *flags: str, env: Mapping[str, str]) -> None:
         self._written = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
         self._popen = subprocess.Popen(
             [sys.executable, "-m", module, *flags],
             stdout=self._written,
@@ -64,8 +65,11 @@ class Process:
 
 
 @contextmanager
-def process(module: str, *flags: str) -> Iterator[Process]:
-    started = Process(module, *flags)
+def process(
+    module: str, *flags: str, env: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Process]:
+    """`env` is added to ours."""
+    started = Process(module, *flags, env=env)
     try:
         yield started
     except BaseException:

@@ -25,11 +25,11 @@ from engine.models.model import Model
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from kvtransfer.endings import LeaseEnd
+from kvtransfer import endings
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.plan import cover
-from kvtransfer.sink import sink as sinks
-from kvtransfer.sink.sink import FetchEnd, Sink
+from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.layout import KvLayout, shard, transfer_compat
@@ -225,9 +225,9 @@ class RankedDecode(EngineBench):
             self.engine.fetch_done(REQUEST, self._outcome())
 
     def _outcome(self) -> FetchOutcome:
-        first = [int(end.note) for end in self.ends if isinstance(end, sinks.Landed)]
+        first = [int(end.note) for end in self.ends if isinstance(end, endings.Landed)]
         if len(first) < len(self.ends):
-            return FetchLost(str([end for end in self.ends if not isinstance(end, sinks.Landed)]))
+            return FetchLost(str([end for end in self.ends if not isinstance(end, endings.Landed)]))
         table = self.blocks(REQUEST)
         for rank in self.ranks:
             heads = slice(rank.layout.heads.start, rank.layout.heads.stop)

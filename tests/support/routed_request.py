@@ -5,7 +5,7 @@ Prompt 1 2 3 4 5 of one block and a token, at most three tokens of output, `EOS`
 
 from collections.abc import Sequence
 
-from support.words import LAYOUT
+from support.words import LAYOUT, registration
 
 from protocol.ids import Epoch, LeaseId, RequestId, WorkerId
 from protocol.messages import (
@@ -25,14 +25,17 @@ from protocol.messages import (
     Ticket,
     TokenLogprob,
 )
-from router.requests.events import GenerationRequest, Route, Token
+from router.requests.events import GenerationRequest, Token
 from router.requests.instructions import Deliver, Instruction, Send
 from router.requests.request import RoutedRequest
 from router.requests.states import RequestState
+from router.workers.worker import KnownWorker
 from router.workers.worker_messages import RequestMessage, WorkerGone, WorkerMessage
 
 P, D = WorkerId("prefill-0"), WorkerId("decode-0")
 ONE, TWO = Epoch(1), Epoch(2)
+PREFILL = KnownWorker(registration(P, role="prefill"))
+DECODE = KnownWorker(registration(D))
 ID, WIRE = RequestId("r"), RequestId("r~1")
 PROMPT = (1, 2, 3, 4, 5)
 SAMPLING = Sampling(seed=7, max_tokens=3)
@@ -62,23 +65,11 @@ def new_request() -> RoutedRequest:
 
 
 def route_apart(routed: RoutedRequest, *, remaining_s: float = 60.0) -> Send:
-    return routed.begin_attempt(
-        Route(reason="apart", prefill=P, decode=D),
-        prefill_epoch=ONE,
-        decode_epoch=ONE,
-        block_tokens=4,
-        remaining_s=remaining_s,
-    )
+    return routed.begin_attempt("apart", prefill=PREFILL, decode=DECODE, remaining_s=remaining_s)
 
 
 def route_alone(routed: RoutedRequest, *, remaining_s: float = 60.0) -> Send:
-    return routed.begin_attempt(
-        Route(reason="alone", prefill=None, decode=D),
-        prefill_epoch=None,
-        decode_epoch=ONE,
-        block_tokens=4,
-        remaining_s=remaining_s,
-    )
+    return routed.begin_attempt("alone", prefill=None, decode=DECODE, remaining_s=remaining_s)
 
 
 def in_state(state: RequestState) -> RoutedRequest:

@@ -1,21 +1,27 @@
 """The service of a worker on an engine that only remembers, moved by hand: no thread, no socket."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from unittest.mock import Mock, create_autospec
+from typing import Any, cast
 
+import pytest
 from support.checkpoints import byte_level_tokenizer
 
-from engine.loop import Engine
-from protocol.ids import RouterId
-from protocol.messages import ToRouter
+from engine.batch import SequenceId
+from engine.commands import Submission
+from engine.loop import Engine, EngineStats
+from engine.sequence import FetchOutcome
+from protocol.ids import Epoch, RouterId, WorkerId
+from protocol.messages import Blocks, Load, ToRouter
 from protocol.process.metrics import WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
+from worker.observer import WorkerObserver
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 
 ROUTER = RouterId("router")
 VOCAB_SIZE = 500
-Service = TypeVar("Service", bound=EngineService[Any])
 
 
 @dataclass
@@ -28,25 +34,86 @@ class Story:
         self.told.append(message)
 
 
-def make_service(
-    kind: type[Service], story: Story, *, metrics: WorkerMetrics | None = None
-) -> Service:
-    raw = byte_level_tokenizer()
-    return kind(
-        tokenizer=Tokenizer(
-            raw,
-            chat_template=None,
-            eos_token_ids=(),
-            vocab_size=VOCAB_SIZE,
-            max_context_tokens=64,
-        ),
-        send=story.send,
-        record=lambda changes: None,
-        give_up=lambda why: None,
-        metrics=metrics or WorkerMetrics(),
+class FakeEngine:
+    """Runs nothing, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.submitted: list[Submission] = []
+        self.outcomes: list[FetchOutcome] = []
+        """Of the fetches that have ended."""
+        self.quieted: list[tuple[int, ...]] = []
+
+    def submit(self, submission: Submission) -> None:
+        self.submitted.append(submission)
+
+    def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
+        self.outcomes.append(outcome)
+
+    def quiet(self, blocks: tuple[int, ...]) -> None:
+        self.quieted.append(blocks)
+
+    def release(self, sequence: SequenceId) -> None: ...
+
+    def abort(self, sequence: SequenceId) -> None: ...
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            blocks=Blocks(total=8, free=8, cached=0, leased=0),
+            load=Load(running=0, waiting=0, waiting_tokens=0),
+            prefill_tokens_per_s=0.0,
+            decode_step_s=0.0,
+            num_steps=0,
+            num_preempted=0,
+        )
+
+
+class ServiceBench:
+    """A worker's service and observer around such an engine; `transfers` makes the role's part."""
+
+    def __init__(
+        self,
+        transfers: Callable[[Engine, RequestTable, WorkerMetrics], Transfers],
+        *,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self.story, self.engine, self.metrics = Story(), FakeEngine(), WorkerMetrics()
+        requests, nothing = RequestTable(self.story.send), cast(Any, None)
+        engine = cast(Engine, self.engine)
+        self.observer = WorkerObserver(
+            requests=requests,
+            metrics=self.metrics,
+            record=lambda changes: None,
+            give_up=pytest.fail,
+        )
+        self.transfers = transfers(engine, requests, self.metrics)
+        model = LoadedModel(
+            tokenizer=tokenizer or small_tokenizer(),
+            assembly=nothing,
+            memory=nothing,
+            transports=(),
+        )
+        parts = WorkerParts(
+            settings=nothing,
+            worker=WorkerId("worker-0"),
+            epoch=Epoch(1),
+            model=model,
+            engine=engine,
+            requests=requests,
+            metrics=self.metrics,
+            give_up=pytest.fail,
+        )
+        self.service = EngineService(parts, self.transfers)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """A metric's value; 0.0 when it was never counted."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def small_tokenizer() -> Tokenizer:
+    return Tokenizer(
+        byte_level_tokenizer(),
+        chat_template=None,
+        eos_token_ids=(),
+        vocab_size=VOCAB_SIZE,
+        max_context_tokens=64,
     )
-
-
-def mute_engine() -> Mock:
-    engine: Mock = create_autospec(Engine, instance=True)
-    return engine

@@ -20,6 +20,6 @@ def sink_means(
 ) -> SinkMeans:
     return SinkMeans(
         memory=memory, layout=layout, worker=WorkerId("decode-0"), compat=compat,
-        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tcp_lanes=2, tamper=None,
+        transports=("tcp",), allow_fallback=True, lease_ttl_s=6.0, tcp_lanes=2,
         on_quiet=on_quiet, on_event=on_event, clock=clock,
     )  # fmt: skip

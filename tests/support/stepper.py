@@ -6,14 +6,13 @@ depth 2 a second step may be launched before the first is complete. `step` does 
 """
 
 from collections import deque
-from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import AdapterId, SampledToken, SequenceId, StepInput
+from engine.batch import AdapterId, SequenceId, StepInput, StepTokens
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -219,7 +218,7 @@ class Stepper:
         """The oldest step."""
         self.record(self.in_flight.popleft().tokens())
 
-    def record(self, sampled: Mapping[SequenceId, Seq[SampledToken]]) -> None:
+    def record(self, sampled: StepTokens) -> None:
         """Of the oldest step, already taken from those in flight: several tokens of a sequence, as
         the fake model gives none."""
         self.scheduler.record(sampled)

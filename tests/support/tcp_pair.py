@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from support.eventually import eventually
 from support.transfer import fill
 
-from kvtransfer.chunk import PIECE, Landing, pack, unpack
+from kvtransfer.chunk import PIECE, Landing, pack_chunk, unpack_chunk
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -54,7 +54,7 @@ def chunk_of(
     pieces_P["slot"] = slots
     pieces_P["num_bytes"] = memory.block_bytes
     pieces_P["checksum"] = memory.checksums(whole_blocks(blocks_P, memory.block_bytes))
-    return pack(fetch=fetch, attempt=1, pieces_P=pieces_P, blocks_PB=blocks_P.reshape(-1, 1))
+    return pack_chunk(fetch=fetch, attempt=1, pieces_P=pieces_P, blocks_PB=blocks_P.reshape(-1, 1))
 
 
 def done(fetch: FetchId = ONE) -> Finish:
@@ -77,7 +77,7 @@ class Taker:
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         if chunk.fetch not in self.wanted:
             return None
-        pieces_P, blocks_PB = unpack(chunk, blocks_per_slot=1)
+        pieces_P, blocks_PB = unpack_chunk(chunk, blocks_per_slot=1)
         target = whole_blocks(pieces_P["slot"], self.memory.block_bytes)
         landing = Landing(chunk, pieces_P, blocks_PB, target, target)
         self.begun.append(landing)

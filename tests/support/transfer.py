@@ -3,16 +3,19 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from support import memory_plane
 from support.device import FakeDeviceMemory, pool_for
+from support.tampering import Tamper, tampered
 
+from kvtransfer.endings import FetchEnd, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
-from kvtransfer.sink.sink import FetchEnd, Sink
-from kvtransfer.source.source import LeaseEnd, Source
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports.base import HelpCopy
 from protocol.ids import LeaseId, WorkerId, new_epoch
@@ -131,7 +134,8 @@ class Borrower:
     compat: str = COMPAT
     helped: bool = True
     tcp_lanes: int = 0
-    tamper: Callable[[memoryview], None] | None = None
+    tamper: Tamper | None = None
+    """Sees each block after its bytes came and before they are verified."""
     on_broken: Callable[[str], None] = print
     events: list[SinkEvent] = field(default_factory=list)
     """What the sink told on the way."""
@@ -139,6 +143,9 @@ class Borrower:
     """Blocks that were quarantined and are given back."""
 
     def __post_init__(self) -> None:
+        self._faults = ExitStack()
+        if self.tamper is not None:
+            self._faults.enter_context(tampered(self.tamper))
         self.memory = pool_for(
             self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes,
             helped=self.helped,
@@ -146,7 +153,7 @@ class Borrower:
         self.sink = Sink(
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),
             compat=self.compat, transports=self.transports, allow_fallback=self.allow_fallback,
-            lease_ttl_s=self.lease_ttl_s, tamper=self.tamper, on_broken=self.on_broken,
+            lease_ttl_s=self.lease_ttl_s, on_broken=self.on_broken,
             on_event=self.events.append, tcp_lanes=self.tcp_lanes, on_quiet=self.quiet.extend,
         )  # fmt: skip
 
@@ -165,3 +172,4 @@ class Borrower:
     def close(self) -> None:
         self.sink.close()
         self.memory.close()
+        self._faults.close()

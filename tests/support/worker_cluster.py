@@ -1,9 +1,10 @@
 """Real workers on a tiny random checkpoint, for system tests without our router."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 
 from support.mini_router import MiniRouter, mini_router
 from support.processes import Process, process
@@ -34,8 +35,11 @@ class WorkerCluster:
         self._workers: dict[str, tuple[tuple[str, ...], Process]] = {}
         self.redis: RedisServer = stack.enter_context(redis_server())
 
-    def start(self, worker: str, *flags: str) -> Process:
-        """That worker with those flags: the one that runs already, or a new one."""
+    def start(
+        self, worker: str, *flags: str, env: Mapping[str, str] = MappingProxyType({})
+    ) -> Process:
+        """That worker with those flags: the one that runs already, or a new one. `env` is added to
+        the environment of a new one."""
         known = self._workers.get(worker)
         if known is not None and known[1].exit_code is None:
             assert known[0] == flags, f"{worker} runs with other flags"
@@ -49,6 +53,7 @@ class WorkerCluster:
                 *("--threads", "1", "--drain-s", "10", "--lease-ttl-s", "2"),
                 *(() if "--device" in flags else ("--device", "cpu")),
                 *flags,
+                env=env,
             )
         )
         self._workers[worker] = (flags, started)

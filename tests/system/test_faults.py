@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from support.cluster import Cluster
+from support.corrupting_worker import corrupting
 from support.eventually import eventually
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -259,12 +260,12 @@ def test_a_client_that_leaves_during_prefill_gives_all_blocks_back(cluster: Clus
 
 @pytest.mark.parametrize(("num_corrupted", "num_attempts"), [(2, 1), (3 * 13, 2)])
 def test_corrupted_blocks_are_detected_and_never_decoded_from(
-    slow_checkpoint: Path, num_corrupted: int, num_attempts: int
+    slow_checkpoint: Path, tmp_path: Path, num_corrupted: int, num_attempts: int
 ) -> None:
     """A block is fetched again twice; broken a third time, the request is placed again. The 13
     blocks of the prompt come in one chunk."""
-    flags = [*APART, "--tamper-blocks", str(num_corrupted)]
-    with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags) as up:
+    env = corrupting(tmp_path, num_blocks=num_corrupted)
+    with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=APART, env=env) as up:
         body = _body(up, salt=6, length=200, max_tokens=12)
         disturbed = _ask(up, body)
         rejected = re.findall(r'"event":"block rejected".*"blocks":(\d+)', up.log)

@@ -73,9 +73,11 @@ class Deployment:
 
 
 async def _present(worker: FakeWorker, store: Store) -> None:
-    membership = Membership(store, registration=worker.registration)
+    here = worker.registration
+    membership = Membership(store, worker=here.worker, epoch=here.epoch)
     async with asyncio.TaskGroup() as tasks:
-        presence = tasks.create_task(membership.run(worker.beat), name=f"{worker.id} membership")
+        running = membership.run(here, worker.beat)
+        presence = tasks.create_task(running, name=f"{worker.id} membership")
         await worker.run()
         presence.cancel()
 

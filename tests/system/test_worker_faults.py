@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.corrupting_worker import corrupting
 from support.eventually import eventually, soon
 from support.mini_router import MiniRouter
 from support.processes import ROOT, process
@@ -168,11 +169,12 @@ def test_redis_killed_and_restarted_empty_fails_no_request_and_is_filled_again(
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
 def test_corrupted_blocks_are_detected_and_fetched_again(
-    cluster: WorkerCluster, transport: str
+    cluster: WorkerCluster, transport: str, tmp_path: Path
 ) -> None:
     cluster.start("prefill-0")
     name = f"decode-tampered-{transport}"
-    decode = cluster.start(name, "--tamper-blocks", "2", "--transports", transport)
+    env = corrupting(tmp_path, num_blocks=2)
+    decode = cluster.start(name, "--transports", transport, env=env)
 
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", name)
@@ -239,9 +241,11 @@ def test_a_fallback_that_is_not_allowed_fails_the_request_and_says_why(
     drive(cluster, test)
 
 
-def test_blocks_that_stay_corrupt_are_never_decoded_from(cluster: WorkerCluster) -> None:
+def test_blocks_that_stay_corrupt_are_never_decoded_from(
+    cluster: WorkerCluster, tmp_path: Path
+) -> None:
     cluster.start("prefill-0")
-    cluster.start("decode-corrupt", "--tamper-blocks", "1000")
+    cluster.start("decode-corrupt", env=corrupting(tmp_path, num_blocks=1000))
 
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-corrupt")

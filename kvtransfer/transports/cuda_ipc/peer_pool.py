@@ -7,11 +7,12 @@ until no copy can be under way.
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Driver, Span
 from kvtransfer.memory.device_pool import SUM_KIND
 from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import generation_sums
+from kvtransfer.plan import NO_BLOCK
 from kvtransfer.transports.cuda_ipc.messages import CudaIpcSetup
 from protocol.errors import LayoutMismatch
 

@@ -13,7 +13,7 @@ from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Sums
 from kvtransfer.device.table import table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import announcement
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME
@@ -47,7 +47,7 @@ class CudaIpcSinkStream(SinkStream):
         self._memory = memory
         self._stream = memory.driver.stream()
         self._poller = DevicePoller(sock)
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._waiting: deque[Chunk | Finish] = deque()
         self._copies: deque[_Copy] = deque()
         self._closed = False
@@ -56,7 +56,7 @@ class CudaIpcSinkStream(SinkStream):
         return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear()
+        self._poller.clear_tick()
         self._end_copies(taker)
         if len(self._waiting) < _MAX_WAITING:
             for message in self._inbox.receive():
@@ -65,7 +65,7 @@ class CudaIpcSinkStream(SinkStream):
                 self._waiting.append(message)
         while self._waiting and self._take_up(self._waiting[0], taker):
             self._waiting.popleft()
-        self._poller.expect(device=bool(self._copies))
+        self._poller.expect_device(bool(self._copies))
         return self._inbox.has_more and not self._waiting
 
     def stop_writing(self, fetch: FetchId) -> bool:

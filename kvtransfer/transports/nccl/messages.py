@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 
 NAME: Final = "nccl"
@@ -16,8 +16,6 @@ CHUNK_BYTES: Final = 4 << 20
 """A few of them fill a link while the next is gathered."""
 MAX_CHUNK_BYTES: Final = 1 << 30
 """A peer's block may be larger than a chunk, and so its staging, but not without bound."""
-NUM_STAGED: Final = 4
-"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 
 
 class NcclSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):
@@ -37,7 +35,7 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag=4):
 
 
 NcclToSink = Chunk | Finish | Join
-nccl_to_sink: Final[Codec[NcclToSink]] = Codec(NcclToSink, max_bytes=MAX_WORD_BYTES)
+nccl_to_sink: Final[Codec[NcclToSink]] = Codec(NcclToSink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 nccl_setup: Final[Codec[NcclSetup]] = Codec(NcclSetup, max_bytes=1024)
 
 

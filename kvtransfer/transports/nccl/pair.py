@@ -17,11 +17,14 @@ from typing import Final
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Span
+from kvtransfer.memory.device_pool import DeviceMemory
 from protocol.errors import PeerLost, TransferError
 
 log = logging.getLogger(__name__)
 
 
+NUM_STAGED: Final = 4
+"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 _LOOK_S: Final = 0.001
 _JOIN_FACTOR: Final = 4
 """To join, NCCL looks at all of the machine and its networks: more patience than for a chunk."""
@@ -73,6 +76,19 @@ class Staging:
             self._driver.free(self._spans.pop())
 
 
+def join_pair(memory: DeviceMemory, unique_id: bytes, *, rank: int, chunk_bytes: int) -> "Pair":
+    """Begin to meet the other rank, with staging for chunks of so many bytes. Raises PeerLost."""
+    assert memory.collectives is not None
+    try:
+        return Pair(
+            driver=memory.driver, collectives=memory.collectives, unique_id=unique_id, rank=rank,
+            staging=Staging(memory.driver, num=NUM_STAGED, num_bytes=chunk_bytes),
+            clock=time.monotonic,
+        )  # fmt: skip
+    except TransferError as error:
+        raise PeerLost(f"no communicator can be made: {error}") from error
+
+
 class Pair:
     """One end. Used by one thread."""
 
@@ -110,7 +126,7 @@ class Pair:
         """Aborted, and its memory given back."""
         return self._reaper is not None and not self._reaper.is_alive()
 
-    def post(self, span: Span, num_bytes: int) -> Transfer:
+    def post_transfer(self, span: Span, num_bytes: int) -> Transfer:
         """Send or receive after everything posted before."""
         transfer = Transfer(span, num_bytes)
         self._waiting.append(transfer)
@@ -186,7 +202,10 @@ class Pair:
             self._communicator.abort()
             idle = self._is_idle_within(self._patience_s)
         except TransferError as error:
-            log.warning("abort failed", extra={"why": str(error)})
+            log.warning(
+                "NCCL abort failed, its staging stays allocated: restart this worker",
+                extra={"why": str(error)},
+            )
             return  # the library may still use the staging: it stays
         if idle:
             self.staging.free()
@@ -197,7 +216,7 @@ class Pair:
         event, deadline_s = self.stream.record(), time.monotonic() + patience_s
         while not event.happened():
             if time.monotonic() > deadline_s:
-                log.warning("staging is left to a device that does not answer")
+                log.warning("staging is left to a device that does not answer: restart this worker")
                 return False
             time.sleep(_LOOK_S)
         return True

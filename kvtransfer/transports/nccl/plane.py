@@ -9,19 +9,10 @@ NCCL.
 
 import socket
 
-import msgspec
-
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
-from kvtransfer.transports.base import (
-    DialOptions,
-    ListenOptions,
-    SinkStream,
-    SourceStream,
-    Unreachable,
-)
-from kvtransfer.transports.dial import Dial
-from kvtransfer.transports.framing import send_message
+from kvtransfer.messages import StreamHello, StreamWelcome
+from kvtransfer.transports import base
+from kvtransfer.transports.dial import Dial, send_welcome
 from kvtransfer.transports.nccl.messages import NAME, nccl_setup, setup_of, why_not
 from kvtransfer.transports.nccl.sink import NcclSinkStream
 from kvtransfer.transports.nccl.source import NcclSourceStream
@@ -36,43 +27,42 @@ class NcclListener(TcpPort):
 
     transport = NAME
 
-    def __init__(self, memory: DeviceMemory, options: ListenOptions) -> None:
-        """Raises Unreachable without a library, TransferError when it cannot listen."""
+    def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
+        """Raises base.Unreachable without a library, TransferError when it cannot listen."""
         if memory.collectives is None:
-            raise Unreachable(_WITHOUT_NCCL)
+            raise base.Unreachable(_WITHOUT_NCCL)
         self._memory = memory
         super().__init__(options.host)
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
-    ) -> SourceStream:
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
         theirs = nccl_setup.decode(hello.setup)
-        word = msgspec.structs.replace(word, setup=nccl_setup.encode(setup_of(self._memory)))
-        send_message(sock, stream_welcome.encode(word))
+        send_welcome(sock, welcome, setup=nccl_setup.encode(setup_of(self._memory)))
         if why := why_not(self._memory, theirs):
             raise WireError(why)
         tune(sock)
         return NcclSourceStream(sock, self._memory, theirs=theirs)
 
 
-def dial(memory: DeviceMemory, options: DialOptions) -> Dial:
-    """Connect to a source anywhere, to fetch into `memory`. Raises Unreachable."""
+def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
+    """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
     if memory.collectives is None:
-        raise Unreachable(_WITHOUT_NCCL)
+        raise base.Unreachable(_WITHOUT_NCCL)
     sock = connect_to(options.address)
-    hello = msgspec.structs.replace(options.hello, setup=nccl_setup.encode(setup_of(memory)))
+    setup = nccl_setup.encode(setup_of(memory))
 
-    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         try:
             theirs = nccl_setup.decode(welcome.setup)
         except WireError as error:
-            raise Unreachable(f"it is no end of a pair: {error}") from error
+            raise base.Unreachable(f"it is no end of a pair: {error}") from error
         if why := why_not(memory, theirs):
-            raise Unreachable(why)
+            raise base.Unreachable(why)
         tune(sock)
         return NcclSinkStream(sock, memory, theirs=theirs)
 
-    return Dial(sock, transport=NAME, hello=hello, finish=finish)
+    return Dial(sock, options, transport=NAME, setup=setup, finish=finish)
 
 
 __all__ = ["NAME", "NcclListener", "dial"]

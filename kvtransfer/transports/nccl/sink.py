@@ -1,12 +1,10 @@
 """The sink's end of an NCCL stream: receives announced chunks into staging and scatters them.
 
-A chunk is received whether
-it is still wanted or not, because the source's send waits for it; its slots are written only after,
-by a scatter that takes a fraction of a millisecond.
+A chunk is received whether it is still wanted or not, because the source's send waits for it; its
+slots are written only after, by a scatter that takes a fraction of a millisecond.
 """
 
 import socket
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -17,12 +15,11 @@ from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
     NAME,
-    NUM_STAGED,
     Join,
     NcclSetup,
     NcclToSink,
@@ -30,9 +27,9 @@ from kvtransfer.transports.nccl.messages import (
     setup_of,
     staging_bytes,
 )
-from kvtransfer.transports.nccl.pair import Pair, Staging, Transfer
+from kvtransfer.transports.nccl.pair import Pair, Transfer, join_pair
 from kvtransfer.transports.polling import DevicePoller, is_over
-from protocol.errors import PeerLost, TransferError, WireError
+from protocol.errors import WireError
 
 _MAX_WAITING: Final = 64
 """Messages heard and not taken up; then no more are read."""
@@ -55,10 +52,10 @@ class NcclSinkStream(SinkStream):
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._num_staged_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
         self._poller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
-        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._waiting: deque[NcclToSink] = deque()
         self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None
@@ -68,7 +65,7 @@ class NcclSinkStream(SinkStream):
         return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear()
+        self._poller.clear_tick()
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.extend(self._inbox.receive())
         self._go_on(taker)
@@ -76,7 +73,7 @@ class NcclSinkStream(SinkStream):
             self._waiting.popleft()
         self._go_on(taker)
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect(device=busy or bool(self._staged))
+        self._poller.expect_device(busy or bool(self._staged))
         if self._waiting:
             return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more
@@ -115,30 +112,21 @@ class NcclSinkStream(SinkStream):
 
     def _meet(self, unique_id: bytes) -> None:
         """Raises WireError for a second communicator, PeerLost when none can be made."""
-        collectives, driver = self._memory.collectives, self._memory.driver
-        assert collectives is not None
         if self._pair is not None:
             raise WireError("the source makes a second communicator on one stream")
-        try:
-            staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
-            self._pair = Pair(
-                driver=driver, collectives=collectives, unique_id=unique_id, rank=1,
-                staging=staging, clock=time.monotonic,
-            )  # fmt: skip
-        except TransferError as error:
-            raise PeerLost(f"no communicator can be made: {error}") from error
+        self._pair = join_pair(self._memory, unique_id, rank=1, chunk_bytes=self._max_chunk_bytes)
 
     def _expect(self, chunk: Chunk) -> bool:
         """Post the receive of an announced chunk; False when there is no staging for it now."""
         if self._pair is None:
             raise WireError("a chunk was announced before a communicator")
         num_bytes = _num_bytes(chunk)
-        if not 0 < num_bytes <= self._num_staged_bytes or num_bytes % GRAIN_BYTES:
+        if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
         span = self._pair.staging.take_span()
         if span is None:
             return False
-        self._staged.append(_StagedChunk(chunk, span, self._pair.post(span, num_bytes)))
+        self._staged.append(_StagedChunk(chunk, span, self._pair.post_transfer(span, num_bytes)))
         return True
 
     def _go_on(self, taker: ChunkTaker) -> None:

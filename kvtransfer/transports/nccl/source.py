@@ -6,7 +6,6 @@ away by the sink, whose fetch is over.
 """
 
 import socket
-import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,19 +15,18 @@ from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
-from kvtransfer.transports.dial import end_of
+from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.nccl.messages import (
     CHUNK_BYTES,
     NAME,
-    NUM_STAGED,
     Join,
     NcclSetup,
     nccl_to_sink,
     setup_of,
     staging_bytes,
 )
-from kvtransfer.transports.nccl.pair import Pair, Staging
+from kvtransfer.transports.nccl.pair import Pair, join_pair
 from kvtransfer.transports.polling import DevicePoller
 from protocol.errors import PeerLost, TransferError
 
@@ -47,7 +45,7 @@ class NcclSourceStream(SourceStream):
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._num_staged_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
         self._poller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()
@@ -62,18 +60,18 @@ class NcclSourceStream(SourceStream):
         return self._poller.fileno()
 
     def receive(self) -> None:
-        self._poller.clear()
-        end_of(self._sock)
+        self._poller.clear_tick()
+        check_for_end(self._sock)
         self.flush()
 
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         num_bytes = int(ranges.sizes_R.sum())
-        assert num_bytes <= self._num_staged_bytes
+        assert num_bytes <= self._max_chunk_bytes
         self._offers.append(_OfferedChunk(chunk, ranges, num_bytes))
         self._queued_bytes += num_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._offers.append(word)
+    def finish(self, message: Finish) -> None:
+        self._offers.append(message)
 
     def flush(self) -> None:
         self._advance()
@@ -82,7 +80,8 @@ class NcclSourceStream(SourceStream):
         self._advance()
         self._outbox.flush()
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect(device=busy or bool(self._offers), room=bool(self._outbox.num_bytes))
+        self._poller.expect_device(busy or bool(self._offers))
+        self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
         kept = [x for x in self._offers if isinstance(x, Finish) or x.chunk.fetch != fetch]
@@ -111,7 +110,7 @@ class NcclSourceStream(SourceStream):
         if span is None:
             return False
         self._gather(offer.ranges, span, pair.stream)
-        pair.post(span, offer.num_bytes)
+        pair.post_transfer(span, offer.num_bytes)
         self._outbox.put_message(offer.chunk)
         self._queued_bytes -= offer.num_bytes
         return True
@@ -129,16 +128,12 @@ class NcclSourceStream(SourceStream):
 
     def _meet(self) -> Pair:
         """Make the communicator, and tell the sink how. Raises PeerLost."""
-        collectives, driver = self._memory.collectives, self._memory.driver
+        collectives = self._memory.collectives
         assert collectives is not None
         try:
             unique_id = collectives.unique_id()
-            staging = Staging(driver, num=NUM_STAGED, num_bytes=self._num_staged_bytes)
-            pair = Pair(
-                driver=driver, collectives=collectives, unique_id=unique_id, rank=0,
-                staging=staging, clock=time.monotonic,
-            )  # fmt: skip
         except TransferError as error:
             raise PeerLost(f"no communicator can be made: {error}") from error
+        pair = join_pair(self._memory, unique_id, rank=0, chunk_bytes=self._max_chunk_bytes)
         self._outbox.put_message(Join(unique_id=unique_id))
         return pair

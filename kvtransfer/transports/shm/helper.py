@@ -35,21 +35,18 @@ class Helper:
     def open(
         cls, setup: ShmSetup, fds: list[int], *, source: BlockMemory, when: HelpCopy
     ) -> "Helper | None":
-        """Map what a sink offers; takes `fds`, of its pool and of its copy job. None when it cannot
-        be mapped: it copies alone."""
-        job_fd, pool_fd = fds.pop(), fds.pop()
+        """Map what a sink offers; takes of `fds` those of its copy job and of its pool, which come
+        last. None when they cannot be mapped: it copies alone."""
+        copy_job = None
         try:
-            copy_job = CopyJob.open(job_fd)
-        except LayoutMismatch as error:
-            os.close(pool_fd)
-            log.info("cannot help to copy", extra={"why": str(error)})
-            return None
-        try:
+            copy_job = CopyJob.open(fds.pop())
             target = BlockMemory.open(
-                pool_fd, num_blocks=setup.num_blocks, block_bytes=setup.block_bytes, writable=True
-            )
+                fds.pop(), num_blocks=setup.num_blocks, block_bytes=setup.block_bytes,
+                writable=True,
+            )  # fmt: skip
         except LayoutMismatch as error:
-            copy_job.close()
+            if copy_job is not None:
+                copy_job.close()
             log.info("cannot help to copy", extra={"why": str(error)})
             return None
         return cls(copy_job, target=target, source=source, when=when)

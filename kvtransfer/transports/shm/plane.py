@@ -10,19 +10,10 @@ import logging
 import os
 import socket
 
-import msgspec
-
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
-from kvtransfer.transports.base import (
-    DialOptions,
-    ListenOptions,
-    SinkStream,
-    SourceStream,
-    Unreachable,
-)
-from kvtransfer.transports.dial import Dial, pop_fd
-from kvtransfer.transports.framing import send_message
+from kvtransfer.messages import StreamHello, StreamWelcome
+from kvtransfer.transports import base
+from kvtransfer.transports.dial import Dial, pop_fd, send_welcome
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.shm.helper import Helper
 from kvtransfer.transports.shm.messages import HELPS, NAME, ShmSetup, shm_setup
@@ -41,34 +32,23 @@ class ShmListener(UnixPort):
 
     transport = NAME
 
-    def __init__(self, memory: BlockMemory, options: ListenOptions) -> None:
+    def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
         self._memory = memory
         self._help_copy = options.help_copy
         super().__init__("kv", epoch=options.epoch)
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
-    ) -> SourceStream:
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
         helper = self._helper(hello, fds)
-        if helper is not None:
-            word = msgspec.structs.replace(word, setup=HELPS)
+        setup = HELPS if helper is not None else b""
         try:
-            self._send_pool(sock, word)
-        except PeerLost:
+            send_welcome(sock, welcome, setup=setup, fds=[self._memory.reader_fd()])
+        except (PeerLost, OSError) as error:
             if helper is not None:
                 helper.close()
-            raise
+            raise PeerLost(f"the pool cannot be handed on: {error}") from error
         return ShmSourceStream(sock, helper=helper)
-
-    def _send_pool(self, sock: socket.socket, word: StreamWelcome) -> None:
-        try:
-            fd = self._memory.reader_fd()
-        except OSError as error:
-            raise PeerLost(f"no descriptor of the pool to give: {error}") from error
-        try:
-            send_message(sock, stream_welcome.encode(word), [fd])
-        finally:
-            os.close(fd)
 
     def _helper(self, hello: StreamHello, fds: list[int]) -> Helper | None:
         if not hello.setup or len(fds) != 2 or self._help_copy == "never":
@@ -77,29 +57,30 @@ class ShmListener(UnixPort):
         return Helper.open(setup, fds, source=self._memory, when=self._help_copy)
 
 
-def dial(memory: BlockMemory, options: DialOptions) -> Dial:
-    """Connect to a source of this host, to fetch into `memory`. Raises Unreachable."""
-    sock, hello = connect_to(options.address), options.hello
+def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
+    """Connect to a source of this host, to fetch into `memory`. Raises base.Unreachable."""
+    sock = connect_to(options.address)
     copy_job = _copy_job(memory)
-    fds = [] if copy_job is None else [memory.fd, copy_job.fd]
-    if copy_job is not None:
-        setup = ShmSetup(num_blocks=memory.num_blocks, block_bytes=memory.block_bytes)
-        hello = msgspec.structs.replace(hello, setup=shm_setup.encode(setup))
 
-    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         try:
             source = BlockMemory.open(
                 pop_fd(fds), num_blocks=welcome.num_blocks, block_bytes=welcome.block_bytes
             )
         except LayoutMismatch as error:
-            raise Unreachable(str(error)) from error
+            raise base.Unreachable(str(error)) from error
         helped = copy_job if welcome.setup == HELPS else None
         if copy_job is not None and helped is None:
             copy_job.close()
         return ShmSinkStream(sock, memory, source=source, copy_job=helped)
 
-    give_up = copy_job.close if copy_job is not None else lambda: None
-    return Dial(sock, transport=NAME, hello=hello, finish=finish, fds=fds, give_up=give_up)
+    if copy_job is None:
+        return Dial(sock, options, transport=NAME, finish=finish)
+    setup = ShmSetup(num_blocks=memory.num_blocks, block_bytes=memory.block_bytes)
+    return Dial(
+        sock, options, transport=NAME, finish=finish, setup=shm_setup.encode(setup),
+        fds=[memory.fd, copy_job.fd], give_up=copy_job.close,
+    )  # fmt: skip
 
 
 def _copy_job(memory: BlockMemory) -> CopyJob | None:
@@ -109,7 +90,10 @@ def _copy_job(memory: BlockMemory) -> CopyJob | None:
     try:
         return CopyJob.create()
     except OSError as error:
-        log.warning("no copy job, we copy alone", extra={"why": str(error)})
+        log.warning(
+            "no copy job, the sink copies alone: raise the limit of open files",
+            extra={"why": str(error)},
+        )
         return None
 
 

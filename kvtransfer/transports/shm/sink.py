@@ -13,10 +13,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import NO_BLOCK, Landing
+from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.memory.pool import generation_sums
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.plan import NO_BLOCK
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
@@ -47,7 +48,7 @@ class ShmSinkStream(SinkStream):
         self._memory = memory
         self._copy_job = copy_job
         self._sock = sock
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._outbox = MessageOutbox(sock, shm_to_source)
         self._waiting: deque[Chunk | Finish] = deque()
         self._shared: Landing | None = None

@@ -11,7 +11,7 @@ from typing import Final
 
 import xxhash
 
-from kvtransfer.messages import MAX_WORD_BYTES
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES
 from kvtransfer.transports.tcp.messages import TcpToSink, tcp_to_sink
 from protocol.errors import WireError
 
@@ -61,7 +61,7 @@ def unpack_header(packed: bytes) -> Header:
     magic, message_bytes, body_bytes, number, message_seal = _FIELDS.unpack(fields)
     if magic != _MAGIC or seal != xxhash.xxh3_64_intdigest(fields):
         raise WireError("a frame header is broken")
-    if not 0 < message_bytes <= MAX_WORD_BYTES or body_bytes > MAX_BODY_BYTES:
+    if not 0 < message_bytes <= MAX_STREAM_MESSAGE_BYTES or body_bytes > MAX_BODY_BYTES:
         raise WireError(f"a frame of {message_bytes} and {body_bytes} bytes")
     return Header(
         message_bytes=message_bytes, body_bytes=body_bytes, number=number,

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 
 NAME: Final = "tcp"
@@ -29,6 +29,6 @@ class TcpSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 
 
 TcpToSink = Chunk | Finish
-tcp_to_sink: Final[Codec[TcpToSink]] = Codec(TcpToSink, max_bytes=MAX_WORD_BYTES)
+tcp_to_sink: Final[Codec[TcpToSink]] = Codec(TcpToSink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 tcp_to_source: Final[Codec[Credit]] = Codec(Credit, max_bytes=MAX_CREDIT_BYTES)
 tcp_setup: Final[Codec[TcpSetup]] = Codec(TcpSetup, max_bytes=MAX_CREDIT_BYTES)

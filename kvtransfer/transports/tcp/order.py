@@ -23,7 +23,7 @@ class ChunkOrder:
         """And these beyond it."""
         self._waiting: deque[tuple[int, Finish]] = deque()
 
-    def end(self, number: int) -> list[Finish]:
+    def end_chunk(self, number: int) -> list[Finish]:
         """A chunk has ended; the finishes that waited for it. Raises WireError for a number that
         ended before."""
         if number <= self._num_ended or number in self._ahead:
@@ -35,14 +35,14 @@ class ChunkOrder:
         self._check()
         return self._due()
 
-    def finish(self, word: Finish, *, after: int) -> list[Finish]:
+    def add_finish(self, message: Finish, *, after: int) -> list[Finish]:
         """A finish has come that was said after chunk `after`; those that are due now."""
-        self._waiting.append((after, word))
+        self._waiting.append((after, message))
         self._check()
         return self._due()
 
     def _due(self) -> list[Finish]:
-        due = [word for after, word in self._waiting if after <= self._num_ended]
+        due = [message for after, message in self._waiting if after <= self._num_ended]
         if due:
             self._waiting = deque(x for x in self._waiting if x[0] > self._num_ended)
         return due

@@ -10,13 +10,10 @@ import socket
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import StreamHello, StreamWelcome, stream_welcome
-from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, SourceStream
-from kvtransfer.transports.dial import Dial
-from kvtransfer.transports.framing import send_message
+from kvtransfer.messages import StreamHello, StreamWelcome
+from kvtransfer.transports import base
+from kvtransfer.transports.dial import Dial, send_welcome
 from kvtransfer.transports.tcp.messages import NAME, TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.sink import TcpSinkStream
 from kvtransfer.transports.tcp.source import LOCAL_CHUNK_BYTES, TcpSourceStream
@@ -39,47 +36,45 @@ class TcpListener(TcpPort):
 
     transport = NAME
 
-    def __init__(self, memory: BlockMemory, options: ListenOptions) -> None:
+    def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
         """Raises TransferError when it cannot listen."""
         self._memory = memory
         super().__init__(options.host)
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
-    ) -> SourceStream:
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
         granted = tcp_setup.decode(hello.setup).window_bytes
         if granted < LOCAL_CHUNK_BYTES:
             raise WireError(f"a window of {granted} bytes, smaller than a chunk")
-        send_message(sock, stream_welcome.encode(word))
+        send_welcome(sock, welcome)
         return TcpSourceStream(sock, self._memory, window=granted)
 
 
-def dial(memory: BlockMemory, options: DialOptions) -> Dial:
-    """Connect to a source anywhere, to fetch into `memory`. Raises Unreachable."""
+def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
+    """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
     granted = max(WINDOW_BYTES, _WINDOW_BLOCKS * memory.block_bytes)
     setup = tcp_setup.encode(TcpSetup(window_bytes=granted))
-    address, hello = options.address, options.hello
 
-    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         tune(sock)
         num = options.tcp_lanes or (LOCAL_LANES if is_local(sock) else LANES)
-        lanes = [partial(dial_lane, address, hello, lane) for lane in range(1, num)]
+        lanes = [partial(dial_lane, options, lane) for lane in range(1, num)]
         return TcpSinkStream(sock, memory, window=granted, lanes=lanes)
 
-    hello_with_setup = msgspec.structs.replace(hello, setup=setup)
-    return Dial(connect_to(address), transport=NAME, hello=hello_with_setup, finish=finish)
+    sock = connect_to(options.address)
+    return Dial(sock, options, transport=NAME, setup=setup, finish=finish)
 
 
-def dial_lane(address: str, hello: StreamHello, lane: int, stream: TcpSinkStream) -> Dial:
-    """Connect a further lane of a stream that is up. Raises Unreachable."""
+def dial_lane(options: base.DialOptions, lane: int, stream: TcpSinkStream) -> Dial:
+    """Connect a further lane of a stream that is up. Raises base.Unreachable."""
 
-    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
+    def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         tune(sock)
         stream.admit(sock)
         return stream
 
-    hello_of_lane = msgspec.structs.replace(hello, lane=lane)
-    return Dial(connect_to(address), transport=NAME, hello=hello_of_lane, finish=finish)
+    return Dial(connect_to(options.address), options, transport=NAME, lane=lane, finish=finish)
 
 
 __all__ = ["NAME", "TcpListener", "dial"]

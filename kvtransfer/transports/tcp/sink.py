@@ -117,14 +117,14 @@ class TcpSinkStream(SinkStream):
         """Take the heads of frames that have come; True when a body is to be read."""
         for lane in self._lanes:
             while lane.flow is None and (frame := lane.read_head()) is not None:
-                word, body_bytes = frame
-                match word:
+                message, body_bytes = frame
+                match message:
                     case Chunk():
-                        self._begin_chunk(lane, word, body_bytes, taker)
+                        self._begin_chunk(lane, message, body_bytes, taker)
                     case Finish():
                         if body_bytes:
                             raise WireError("a finish comes with bytes")
-                        self._tell(self._order.finish(word, after=lane.number), taker)
+                        self._tell(self._order.add_finish(message, after=lane.number), taker)
         return any(lane.flow is not None for lane in self._lanes)
 
     def _begin_chunk(self, lane: Lane, chunk: Chunk, body_bytes: int, taker: ChunkTaker) -> None:
@@ -152,12 +152,12 @@ class TcpSinkStream(SinkStream):
                 if sums_P is None:
                     sums_P = self._memory.checksums(landing.target)
                 taker.end_chunk(landing, sums_P)
-            self._tell(self._order.end(lane.number), taker)
+            self._tell(self._order.end_chunk(lane.number), taker)
         return any_ended
 
     def _tell(self, finished: list[Finish], taker: ChunkTaker) -> None:
-        for word in finished:
-            taker.finished(word)
+        for message in finished:
+            taker.finished(message)
 
     def _grant(self) -> None:
         """Let the source send as much more as has come; at the latest when nothing comes."""

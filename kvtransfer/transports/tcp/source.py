@@ -19,7 +19,7 @@ from kvtransfer.native import flows
 from kvtransfer.native.copy import Memory
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
-from kvtransfer.transports.dial import end_of
+from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.polling import FdPoller
 from kvtransfer.transports.tcp.frames import pack_head
@@ -102,7 +102,7 @@ class TcpSourceStream(SourceStream):
         for fd in self._poller.ready():
             for number, lane in self._lanes.items():
                 if lane.sock.fileno() == fd and number:
-                    end_of(lane.sock)
+                    check_for_end(lane.sock)
         for credit in self._inbox.receive():
             self._grant(credit)
 
@@ -118,8 +118,8 @@ class TcpSourceStream(SourceStream):
         self._frames.append(_Frame(chunk, ranges, body_bytes))
         self._queued_bytes += body_bytes
 
-    def finish(self, word: Finish) -> None:
-        self._frames.append(_Frame(word, _NOTHING, 0))
+    def finish(self, message: Finish) -> None:
+        self._frames.append(_Frame(message, _NOTHING, 0))
 
     def flush(self) -> None:
         left = _TURN_BYTES

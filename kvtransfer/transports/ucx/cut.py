@@ -16,7 +16,7 @@ from protocol.errors import WireError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Messages:
+class TaggedRanges:
     """Byte ranges of one pool, one message each."""
 
     number: int
@@ -24,9 +24,9 @@ class Messages:
     offsets_M: Int64s
     sizes_M: Int64s
 
-    def emptied(self) -> "Messages":
+    def emptied(self) -> "TaggedRanges":
         """The same messages without a byte: they complete what the peer awaits."""
-        return Messages(self.number, self.offsets_M, np.zeros_like(self.sizes_M))
+        return TaggedRanges(self.number, self.offsets_M, np.zeros_like(self.sizes_M))
 
 
 def joint_runs(source: Ranges, target: Ranges) -> Int64s:
@@ -40,11 +40,11 @@ def joint_runs(source: Ranges, target: Ranges) -> Int64s:
     return np.diff(firsts_M, append=len(sizes_R))
 
 
-def cut(number: int, ranges: Ranges, runs_M: Int64s) -> Messages:
+def cut_ranges(number: int, ranges: Ranges, runs_M: Int64s) -> TaggedRanges:
     """The messages that carry these ranges of one pool."""
     firsts_M = np.cumsum(runs_M) - runs_M
     sizes_M = np.add.reduceat(ranges.sizes_R, firsts_M)
-    return Messages(number, ranges.offsets_R[firsts_M], sizes_M)
+    return TaggedRanges(number, ranges.offsets_R[firsts_M], sizes_M)
 
 
 def runs_of(packed: bytes, ranges: Ranges) -> Int64s:

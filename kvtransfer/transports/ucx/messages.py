@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, Count, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, Count, Finish
 from protocol.codec import Codec
 
 NAME: Final = "ucx"
@@ -33,5 +33,5 @@ class Unwanted(msgspec.Struct, frozen=True, kw_only=True, tag=2):
 
 UcxToSink = Chunk | Finish | Sending
 UcxToSource = Posted | Unwanted
-ucx_to_sink: Final[Codec[UcxToSink]] = Codec(UcxToSink, max_bytes=MAX_WORD_BYTES)
-ucx_to_source: Final[Codec[UcxToSource]] = Codec(UcxToSource, max_bytes=MAX_WORD_BYTES)
+ucx_to_sink: Final[Codec[UcxToSink]] = Codec(UcxToSink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+ucx_to_source: Final[Codec[UcxToSource]] = Codec(UcxToSource, max_bytes=MAX_STREAM_MESSAGE_BYTES)

@@ -13,25 +13,12 @@ import msgspec
 
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
-from kvtransfer.transports.base import (
-    DialOptions,
-    ListenOptions,
-    SinkStream,
-    SourceStream,
-    Unreachable,
-)
+from kvtransfer.transports import base
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.tcp_socket import TcpPort, connect_to, tune
+from kvtransfer.transports.ucx import session
 from kvtransfer.transports.ucx.messages import NAME
-from kvtransfer.transports.ucx.session import (
-    MessagesMoved,
-    PeerReached,
-    SessionBroke,
-    UcxFailed,
-    WorkerUp,
-    load,
-    why_not,
-)
+from kvtransfer.transports.ucx.session import UcxFailed, load_ucxx, why_not
 from kvtransfer.transports.ucx.sink import UcxSinkStream
 from kvtransfer.transports.ucx.source import UcxSourceStream
 from kvtransfer.transports.ucx.thread import UcxWorker
@@ -43,7 +30,7 @@ def prepare() -> None:
     from that, `listen` and `dial` say."""
     if not why_not():
         with suppress(UcxFailed):
-            load()
+            load_ucxx()
 
 
 class UcxListener(TcpPort):
@@ -51,52 +38,52 @@ class UcxListener(TcpPort):
 
     transport = NAME
 
-    def __init__(self, memory: BlockMemory, options: ListenOptions) -> None:
-        """Raises Unreachable where UCX is of no use, TransferError when it cannot listen."""
+    def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
+        """Raises base.Unreachable where UCX is of no use, TransferError when it cannot listen."""
         if why := why_not():
-            raise Unreachable(why)
+            raise base.Unreachable(why)
         try:
-            load()
+            load_ucxx()
         except UcxFailed as error:
-            raise Unreachable(str(error)) from error
+            raise base.Unreachable(str(error)) from error
         self._memory = memory
         super().__init__(options.host)
 
     def welcome(
-        self, sock: socket.socket, word: StreamWelcome, hello: StreamHello, fds: list[int]
-    ) -> SourceStream:
+        self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
+    ) -> base.SourceStream:
         tune(sock)
         try:
-            return UcxSourceStream(sock, self._memory, welcome=word, peer=hello.setup)
+            return UcxSourceStream(sock, self._memory, welcome=welcome, peer=hello.setup)
         except OSError as error:  # out of descriptors
             raise PeerLost(str(error)) from error
 
 
-def dial(memory: BlockMemory, options: DialOptions) -> Dial:
-    """Connect to a source anywhere, to fetch into `memory`. Raises Unreachable."""
+def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
+    """Connect to a source anywhere, to fetch into `memory`. Raises base.Unreachable."""
     sock = connect_to(options.address)
     try:
-        return UcxDial(sock, memory, hello=options.hello)
+        return UcxDial(sock, memory, options)
     except OSError as error:  # out of descriptors
         sock.close()
-        raise Unreachable(str(error)) from error
+        raise base.Unreachable(str(error)) from error
 
 
 class UcxDial(Dial):
     """Waits for our worker, then for the welcome, then for the first byte through UCX."""
 
-    def __init__(self, sock: socket.socket, memory: BlockMemory, *, hello: StreamHello) -> None:
-        super().__init__(sock, transport=NAME, hello=hello, finish=self._met)
+    def __init__(self, sock: socket.socket, memory: BlockMemory, options: base.DialOptions) -> None:
+        super().__init__(sock, options, transport=NAME, finish=self._met)
         self._worker = UcxWorker(memory.blocks)
         self._poller = self._worker.poller()
         self._memory = memory
         self._is_ready = self._is_proved = False
-        self._stream: SinkStream | None = None
+        self._stream: base.SinkStream | None = None
 
     def fileno(self) -> int:
         return self._poller.fileno()
 
-    def advance(self) -> SinkStream | None:
+    def advance(self) -> base.SinkStream | None:
         self._look()
         if self._stream is None and self._is_ready:
             self._stream = super().advance()
@@ -113,18 +100,18 @@ class UcxDial(Dial):
     def _look(self) -> None:
         for event in self._worker.events():
             match event:
-                case WorkerUp(address):
+                case session.WorkerUp(address):
                     self._is_ready = True
                     self._hello = msgspec.structs.replace(self._hello, setup=address)
                     self._poller.watch(self._sock.fileno(), writable=True)
-                case PeerReached():
+                case session.PeerReached():
                     self._is_proved = True
-                case SessionBroke(why):
-                    raise Unreachable(why)
-                case MessagesMoved():
+                case session.SessionBroke(why):
+                    raise base.Unreachable(why)
+                case session.RangesMoved():
                     raise AssertionError("nothing moves before the stream is up")
 
-    def _met(self, sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
+    def _met(self, sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         tune(sock)
         self._worker.connect_peer(welcome.setup, probe="receive")
         return UcxSinkStream(sock, self._memory, worker=self._worker, poller=self._poller)
@@ -133,11 +120,11 @@ class UcxDial(Dial):
         """The source says nothing now, unless it gives up."""
         try:
             if not self._sock.recv(1, socket.MSG_PEEK):
-                raise Unreachable("the source reaches us not through UCX, and gave up")
+                raise base.Unreachable("the source reaches us not through UCX, and gave up")
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            raise Unreachable(str(error)) from error
+            raise base.Unreachable(str(error)) from error
 
 
 __all__ = ["NAME", "UcxListener", "dial", "prepare", "why_not"]

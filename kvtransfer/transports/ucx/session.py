@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Literal, assert_never
+from typing import Any, Final, Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from kvtransfer.transports.ucx.cut import Messages
+from kvtransfer.transports.ucx.cut import TaggedRanges
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def why_not() -> str:
     return ""
 
 
-def load() -> tuple[Any, Any]:
+def load_ucxx() -> tuple[Any, Any]:
     """ucxx's low-level API and its view of a buffer. Raises UcxFailed."""
     # ucxx would stage through CUDA memory; our pools lie in host memory.
     os.environ.setdefault("UCX_RNDV_FRAG_MEM_TYPE", "host")
@@ -77,7 +77,9 @@ def _forget_cancelled(endpoint: Any) -> None:
         library = ctypes.CDLL(str(Path(libucxx.__file__).parent / "lib64" / "libucxx.so"))
         library[_CANCELLING](ctypes.c_void_p(endpoint.ucxx_ptr))
     except (OSError, AttributeError) as error:
-        log.warning("a UCX worker may be left behind", extra={"why": str(error)})
+        log.warning(
+            "a UCX worker may be left behind: is this ucxx 0.52?", extra={"why": str(error)}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,8 @@ class PeerReached:
 
 
 @dataclass(frozen=True, slots=True)
-class MessagesMoved:
-    """All messages of this move are through."""
+class RangesMoved:
+    """All of these ranges are through."""
 
     number: int
 
@@ -106,22 +108,7 @@ class SessionBroke:
     why: str
 
 
-UcxEvent = WorkerUp | PeerReached | MessagesMoved | SessionBroke
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectPeer:
-    address: bytes
-    direction: Direction
-
-
-@dataclass(frozen=True, slots=True)
-class MoveMessages:
-    messages: Messages
-    direction: Direction
-
-
-UcxCommand = ConnectPeer | MoveMessages
+UcxEvent = WorkerUp | PeerReached | RangesMoved | SessionBroke
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +140,7 @@ class UcxSession:
 
     def __init__(self, pool: NDArray[np.uint8], *, wake_fd: int) -> None:
         """Ranges are of `pool`. `sleep` ends when `wake_fd` is readable."""
-        self._api, self._array = load()
+        self._api, self._array = load_ucxx()
         self._pool = pool
         features = (self._api.Feature.TAG, self._api.Feature.WAKEUP)
         self._context = self._api.UCXContext(feature_flags=features)
@@ -172,10 +159,28 @@ class UcxSession:
         self._poll.register(self._worker.epoll_file_descriptor, select.EPOLLIN)
         self._poll.register(wake_fd, select.EPOLLIN)
 
-    def step(self, commands: deque[UcxCommand]) -> Iterator[UcxEvent]:
-        """Obey, let UCX work for a moment, and say what is through."""
-        while commands:
-            self._obey(commands.popleft())
+    def connect_peer(self, sealed: bytes, *, probe: Direction) -> None:
+        """Connect to the worker of this address, and send or await the byte that proves the way."""
+        address = self._api.UCXAddress.create_from_buffer(self._opened(sealed))
+        # Errors are reported to us: without that UCX ends the process when a peer dies.
+        self._endpoint = self._api.UCXEndpoint.create_from_worker_address(
+            self._worker, address, endpoint_error_handling=True
+        )
+        batch = _Batch(None)
+        self._post(batch, np.ones(1, np.uint8), _PROBE, probe)
+        self._batches.append(batch)
+
+    def move_ranges(self, ranges: TaggedRanges, direction: Direction) -> None:
+        """Send these ranges of the pool, or fill them."""
+        batch = _Batch(ranges.number)
+        tag = ranges.number << 32
+        ends = (ranges.offsets_M + ranges.sizes_M).tolist()
+        for place, start in enumerate(ranges.offsets_M.tolist()):
+            self._post(batch, self._pool[start : ends[place]], tag | place, direction)
+        self._batches.append(batch)
+
+    def step(self) -> Iterator[UcxEvent]:
+        """Let UCX work for a moment, and say what is through."""
         self._has_more = self._progress()
         yield from self._through()
         if self._endpoint is not None and not self._endpoint.alive:
@@ -210,28 +215,11 @@ class UcxSession:
             self._poll.poll(_CANCEL_POLL_S)
             self._worker.progress()
             if time.monotonic() > late_s:
-                log.error("UCX does not cancel", extra={"num_moves": len(self._batches)})
+                log.error(
+                    "UCX does not cancel, blocks stay quarantined: restart this worker",
+                    extra={"num_moves": len(self._batches)},
+                )
                 late_s = math.inf
-
-    def _obey(self, command: UcxCommand) -> None:
-        match command:
-            case ConnectPeer(address, direction):
-                self._meet(self._opened(address))
-                probe = _Batch(None)
-                self._post(probe, np.ones(1, np.uint8), _PROBE, direction)
-                self._batches.append(probe)
-            case MoveMessages(messages, direction):
-                self._batches.append(self._begin(messages, direction))
-            case _:
-                assert_never(command)
-
-    def _meet(self, address: bytes) -> None:
-        # Errors are reported to us: without that UCX ends the process when a peer dies.
-        self._endpoint = self._api.UCXEndpoint.create_from_worker_address(
-            self._worker,
-            self._api.UCXAddress.create_from_buffer(address),
-            endpoint_error_handling=True,
-        )
 
     def _seal(self, address: bytes) -> bytes:
         return xxhash.xxh3_64_digest(self._version.encode() + address)
@@ -242,14 +230,6 @@ class UcxSession:
         if not address or sealed[:_SEAL_BYTES] != self._seal(address):
             raise UcxFailed(f"the peer gave no address of UCX {self._version}, which we have")
         return address
-
-    def _begin(self, messages: Messages, direction: Direction) -> _Batch:
-        batch = _Batch(messages.number)
-        tag = messages.number << 32
-        ends = (messages.offsets_M + messages.sizes_M).tolist()
-        for place, start in enumerate(messages.offsets_M.tolist()):
-            self._post(batch, self._pool[start : ends[place]], tag | place, direction)
-        return batch
 
     def _post(self, batch: _Batch, view: NDArray[np.uint8], tag: int, direction: Direction) -> None:
         assert self._endpoint is not None
@@ -266,4 +246,4 @@ class UcxSession:
         for batch in tuple(self._batches):
             if batch.is_through():
                 self._batches.remove(batch)
-                yield PeerReached() if batch.number is None else MessagesMoved(batch.number)
+                yield PeerReached() if batch.number is None else RangesMoved(batch.number)

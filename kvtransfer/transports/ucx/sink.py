@@ -13,11 +13,11 @@ from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_WORD_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
 from kvtransfer.transports.polling import FdPoller
-from kvtransfer.transports.ucx.cut import cut, joint_runs
+from kvtransfer.transports.ucx.cut import cut_ranges, joint_runs
 from kvtransfer.transports.ucx.messages import (
     NAME,
     Posted,
@@ -26,7 +26,7 @@ from kvtransfer.transports.ucx.messages import (
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.transports.ucx.session import MessagesMoved, PeerReached, SessionBroke, WorkerUp
+from kvtransfer.transports.ucx.session import PeerReached, RangesMoved, SessionBroke, WorkerUp
 from kvtransfer.transports.ucx.thread import QUIET_S, UcxWorker
 from protocol.errors import PeerLost, WireError
 
@@ -59,7 +59,7 @@ class UcxSinkStream(SinkStream):
         self._poller = poller
         self._worker = worker
         self._memory = memory
-        self._inbox = MessageInbox(sock, ucx_to_sink, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._outbox = MessageOutbox(sock, ucx_to_source)
         self._num_announced = 0
         self._waiting: deque[Chunk | Finish] = deque()
@@ -96,7 +96,7 @@ class UcxSinkStream(SinkStream):
     def _look(self) -> None:
         for event in self._worker.events():
             match event:
-                case MessagesMoved(number):
+                case RangesMoved(number):
                     self._open[number].moved = True
                 case SessionBroke(why):
                     raise PeerLost(why)
@@ -146,7 +146,7 @@ class UcxSinkStream(SinkStream):
         self._open[number] = arriving
         self._order.append(arriving)
         runs_M = joint_runs(landing.source, landing.target)
-        self._worker.move_messages(cut(number, landing.target, runs_M), "receive")
+        self._worker.move_ranges(cut_ranges(number, landing.target, runs_M), "receive")
         self._outbox.put_message(Posted(number=number, runs=runs_M.astype("<u4").tobytes()))
 
     def _settle(self, taker: ChunkTaker) -> None:

@@ -9,21 +9,13 @@ import socket
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-import msgspec
-
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import (
-    MAX_WORD_BYTES,
-    Chunk,
-    FetchId,
-    Finish,
-    StreamWelcome,
-    stream_welcome,
-)
+from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, StreamWelcome
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
-from kvtransfer.transports.framing import MessageInbox, MessageOutbox, send_message
-from kvtransfer.transports.ucx.cut import cut, runs_of
+from kvtransfer.transports.dial import send_welcome
+from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.ucx.cut import cut_ranges, runs_of
 from kvtransfer.transports.ucx.messages import (
     NAME,
     Posted,
@@ -32,7 +24,7 @@ from kvtransfer.transports.ucx.messages import (
     ucx_to_sink,
     ucx_to_source,
 )
-from kvtransfer.transports.ucx.session import MessagesMoved, PeerReached, SessionBroke, WorkerUp
+from kvtransfer.transports.ucx.session import PeerReached, RangesMoved, SessionBroke, WorkerUp
 from kvtransfer.transports.ucx.thread import QUIET_S, UcxWorker
 from protocol.errors import PeerLost, WireError
 
@@ -65,7 +57,7 @@ class UcxSourceStream(SourceStream):
         self._worker = UcxWorker(memory.blocks)
         self._poller = self._worker.poller()
         self._worker.connect_peer(peer, probe="send")
-        self._inbox = MessageInbox(sock, ucx_to_source, max_bytes=MAX_WORD_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_source, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._outbox = MessageOutbox(sock, ucx_to_sink)
         self._num_offered = 0
         self._offered: dict[int, _UnansweredChunk] = {}
@@ -86,7 +78,7 @@ class UcxSourceStream(SourceStream):
             match event:
                 case WorkerUp(address):
                     self._greet(address)
-                case MessagesMoved(number):
+                case RangesMoved(number):
                     del self._sending[number]
                 case SessionBroke(why):
                     raise PeerLost(why)
@@ -106,8 +98,8 @@ class UcxSourceStream(SourceStream):
         self._num_offered += 1
         self._outbox.put_message(chunk)
 
-    def finish(self, word: Finish) -> None:
-        self._outbox.put_message(word)
+    def finish(self, message: Finish) -> None:
+        self._outbox.put_message(message)
 
     def flush(self) -> None:
         self._outbox.flush()
@@ -126,8 +118,7 @@ class UcxSourceStream(SourceStream):
     def _greet(self, address: bytes) -> None:
         assert self._welcome is not None
         welcome, self._welcome = self._welcome, None
-        word = msgspec.structs.replace(welcome, setup=address)
-        send_message(self._sock, stream_welcome.encode(word))
+        send_welcome(self._sock, welcome, setup=address)
 
     def _hear(self) -> None:
         for message in self._inbox.receive():
@@ -148,9 +139,9 @@ class UcxSourceStream(SourceStream):
     def _send(self, posted: Posted) -> None:
         number, offered = posted.number, self._pop_unanswered(posted.number)
         runs_M = runs_of(posted.runs, offered.ranges)
-        messages = cut(number, offered.ranges, runs_M)
+        ranges = cut_ranges(number, offered.ranges, runs_M)
         if offered.dropped:
-            messages = messages.emptied()
+            ranges = ranges.emptied()
         self._sending[number] = offered.num_bytes
-        self._worker.move_messages(messages, "send")
+        self._worker.move_ranges(ranges, "send")
         self._outbox.put_message(Sending(number=number, whole=not offered.dropped))

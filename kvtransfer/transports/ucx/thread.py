@@ -11,25 +11,22 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import numpy as np
 
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.polling import FdPoller
-from kvtransfer.transports.ucx.cut import Messages
+from kvtransfer.transports.ucx.cut import TaggedRanges
 from kvtransfer.transports.ucx.session import (
-    ConnectPeer,
     Direction,
-    MoveMessages,
     SessionBroke,
-    UcxCommand,
     UcxEvent,
     UcxFailed,
     UcxSession,
     WorkerUp,
-    load,
+    load_ucxx,
 )
 
 log = logging.getLogger(__name__)
@@ -47,7 +44,7 @@ class UcxWorker:
         """Ranges are of `pool`, which stays mapped until the thread has ended."""
         self._pool = np.frombuffer(pool, np.uint8)
         self._events: deque[UcxEvent] = deque()
-        self._commands: deque[UcxCommand] = deque()
+        self._commands: deque[Callable[[UcxSession], None]] = deque()
         self._waker, self._notice = Waker(), Waker()
         self._stopping = False
         self._quiet = threading.Event()
@@ -74,11 +71,11 @@ class UcxWorker:
 
     def connect_peer(self, address: bytes, *, probe: Direction) -> None:
         """Connect to the peer's worker, and send or await the byte that proves the way."""
-        self._command(ConnectPeer(address, probe))
+        self._enqueue(lambda session: session.connect_peer(address, probe=probe))
 
-    def move_messages(self, messages: Messages, direction: Direction) -> None:
+    def move_ranges(self, ranges: TaggedRanges, direction: Direction) -> None:
         """Send these ranges of the pool, or fill them."""
-        self._command(MoveMessages(messages, direction))
+        self._enqueue(lambda session: session.move_ranges(ranges, direction))
 
     def events(self) -> Iterator[UcxEvent]:
         """What has happened since the last call."""
@@ -99,7 +96,7 @@ class UcxWorker:
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
 
-    def _command(self, command: UcxCommand) -> None:
+    def _enqueue(self, command: Callable[[UcxSession], None]) -> None:
         self._commands.append(command)
         with self._door:
             self._waker.wake()
@@ -129,14 +126,16 @@ class UcxWorker:
 
     def _serve(self) -> None:
         """Run until stopped. On return, or raise, UCX has let go of the pool."""
-        api, _ = load()
+        api, _ = load_ucxx()
         try:
             session = UcxSession(self._pool, wake_fd=self._waker.fileno())
             try:
                 self._tell(WorkerUp(session.address))
                 while not self._stopping:
                     self._waker.clear()
-                    for event in session.step(self._commands):
+                    while self._commands:
+                        self._commands.popleft()(session)
+                    for event in session.step():
                         self._tell(event)
                     session.sleep()
             finally:

@@ -26,13 +26,13 @@ from kvtransfer.sink.link import Link
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.sinks import PAUSE_S
-from kvtransfer.transports import tcp_socket
 from kvtransfer.transports.base import ChunkTaker
 from kvtransfer.transports.control import Poller
 from kvtransfer.transports.polling import FdPoller
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.tcp import sink as tcp_sink
 from kvtransfer.transports.tcp import source as tcp_source
+from kvtransfer.transports.tcp_socket import TcpPort
 from protocol.errors import CapacityError
 from protocol.messages import Ticket
 
@@ -150,14 +150,14 @@ def test_a_full_table_of_descriptors_does_not_keep_a_source_awake(
     """Connections that are not accepted keep the listening socket readable."""
     looks: list[float] = []
 
-    def full(listening: socket.socket) -> socket.socket | None:
+    def full(port: TcpPort) -> socket.socket | None:
         looks.append(time.monotonic())
         raise FULL
 
     lender, borrower = Lender(transports=("tcp",)), Borrower(transports=("tcp",))
     with closing(lender), closing(borrower):
         with monkeypatch.context() as patched:
-            patched.setattr(tcp_socket, "accept_from", full)
+            patched.setattr(TcpPort, "accept", full)
             ticket = lender.lend([0])
             outcome = borrower.fetch(ticket, [Slot(0, 0)])
             eventually(lambda: len(looks) >= 3)
@@ -234,15 +234,13 @@ def test_a_writer_that_stops_late_ends_nothing_of_the_next_stream(
 ) -> None:
     stuck, takers = Stuck(), list[ChunkTaker]()
 
-    def receive_stream(
-        link: Link, taker: ChunkTaker, ready: set[int], *, now_s: float
-    ) -> Stuck | None:
+    def receive_stream(link: Link, taker: ChunkTaker, ready: set[int]) -> Stuck | None:
         """The first stream breaks at once."""
         takers.append(taker)
         return stuck if len(takers) == 1 else None
 
     monkeypatch.setattr(Link, "receive_stream", receive_stream)
-    monkeypatch.setattr(Link, "attach_again", lambda link, *, now_s: None)
+    monkeypatch.setattr(Link, "attach_again", lambda link: None)
     ticket = lender.lend([0])
     piece = pieces(
         [0], [0], block_tokens=LAYOUT.block_tokens, num_tokens=ticket.num_tokens,

@@ -79,8 +79,8 @@ def test_pieces_that_the_lease_cannot_have_are_refused(
 ) -> None:
     doubled = plan(KV, sized(KV, 32))
     with pytest.raises(TransferError, match=why):
-        doubled.check(np.array([index]), np.array(blocks), num_tokens=40)
-    doubled.check(np.array([0, 1]), np.array([[1, 2], [3, NO_BLOCK]]), num_tokens=40)
+        doubled.check_pieces(np.array([index]), np.array(blocks), num_tokens=40)
+    doubled.check_pieces(np.array([0, 1]), np.array([[1, 2], [3, NO_BLOCK]]), num_tokens=40)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,13 @@ def run(test: Callable[[RedisServer, Store], Awaitable[None]]) -> None:
 async def member(store: Store, *, max_waiting_hashes: int = 1000) -> AsyncIterator[Membership]:
     membership = Membership(
         store,
-        registration=registration(),
+        worker=WORKER,
+        epoch=EPOCH,
         interval_s=0.05,
         max_waiting_hashes=max_waiting_hashes,
     )
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(membership.run(beat), name="membership")
+        task = tasks.create_task(membership.run(registration(), beat), name="membership")
         yield membership
         task.cancel()
 
@@ -135,7 +136,8 @@ def test_a_redis_restarted_between_two_publications_is_not_left_with_half_a_set(
         async with member(store) as membership:
             membership.record([BlockChange(kind="stored", hashes=hashes(1))])
             await published(store, 1)
-            await store._redis.flushall()
+            with server.client() as redis:
+                redis.flushall()
             membership.record([BlockChange(kind="stored", hashes=hashes(2))])
             await published(store, 1, 2)
 
@@ -151,7 +153,7 @@ def test_more_events_than_may_wait_become_a_rewrite() -> None:
             for number in range(50):
                 membership.record([BlockChange(kind="stored", hashes=hashes(number))])
             assert membership.num_dropped_events >= 40
-            assert len(membership._waiting) <= 10
+            assert membership.num_waiting_events <= 10
 
             server.start()
             await published(store, *range(50))

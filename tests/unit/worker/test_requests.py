@@ -1,12 +1,14 @@
+from unittest.mock import create_autospec
+
 import pytest
 from support.checkpoints import write_checkpoint
 from support.words import sampling
 
-from engine.batch import SampledToken
+from engine.batch import SampledToken, SequenceId
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
 from protocol.text.tokenizer import TextState, Tokenizer
-from worker.requests import Desk, Job, check_tokens
+from worker.requests import Job, RequestTable, Transfers, check_tokens
 
 HERE, THERE = RouterId("here"), RouterId("there")
 
@@ -30,9 +32,12 @@ def job(tokenizer: Tokenizer, name: str, *, router: RouterId = HERE, **more: str
         router=router,
         request=RequestId(name),
         attempt=0,
-        sequence=name,
+        sequence=SequenceId(name),
         text=TextState(tokenizer, stopping),
         deadline_at=0.0,
+        num_tokens=1,
+        ticket=None,
+        transfers=create_autospec(Transfers, instance=True),
     )
 
 
@@ -51,32 +56,32 @@ def finished(of: Job) -> Finished:
 
 def test_one_step_is_one_message_per_router_before_the_endings(tokenizer: Tokenizer) -> None:
     post = Post()
-    desk: Desk[Job] = Desk(post)
+    table = RequestTable(post)
     jobs = [job(tokenizer, "a"), job(tokenizer, "b"), job(tokenizer, "c", router=THERE)]
     for one in jobs:
-        assert desk.open(one)
-        assert not desk.emit(one, index=0, token=SampledToken(token_id=70))
-    desk.end(jobs[0], finished(jobs[0]))
+        assert table.add_job(one)
+        assert not table.add_token(one, index=0, token=SampledToken(token_id=70))
+    table.end_job(jobs[0], finished(jobs[0]))
     assert post.sent == []
 
-    assert desk.flush() == 3
+    assert table.flush_step() == 3
     kinds = [(router, type(message)) for router, message in post.sent]
     assert kinds == [(HERE, Step), (THERE, Step), (HERE, Finished)]
     step = post.sent[0][1]
     assert isinstance(step, Step) and [emit.request for emit in step.emits] == ["a", "b"]
-    assert desk.flush() == 0 and len(post.sent) == 3
+    assert table.flush_step() == 0 and len(post.sent) == 3
 
 
 def test_the_token_that_ends_a_request_carries_the_text_held_back(tokenizer: Tokenizer) -> None:
     post = Post()
-    desk: Desk[Job] = Desk(post)
+    table = RequestTable(post)
     held = job(tokenizer, "a", stop="dog and")
-    desk.open(held)
+    table.add_job(held)
     ids = tokenizer.encode("a dog")
     for index, token_id in enumerate(ids):
-        assert not desk.emit(held, index=index, token=SampledToken(token_id=token_id))
-    desk.end(held, finished(held))
-    desk.flush()
+        assert not table.add_token(held, index=index, token=SampledToken(token_id=token_id))
+    table.end_job(held, finished(held))
+    table.flush_step()
     step = post.sent[0][1]
     assert isinstance(step, Step)
     assert "".join(emit.text for emit in step.emits) == "a dog"
@@ -85,16 +90,16 @@ def test_the_token_that_ends_a_request_carries_the_text_held_back(tokenizer: Tok
 
 def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> None:
     post = Post()
-    desk: Desk[Job] = Desk(post)
+    table = RequestTable(post)
     one = job(tokenizer, "a")
-    assert desk.open(one)
-    assert not desk.open(job(tokenizer, "a"))
-    desk.end(one, finished(one))
-    desk.end(one, Aborted(request=one.request, attempt=0))
-    desk.refuse(one, Aborted(request=one.request, attempt=0))
-    desk.flush()
+    assert table.add_job(one)
+    assert not table.add_job(job(tokenizer, "a"))
+    table.end_job(one, finished(one))
+    table.end_job(one, Aborted(request=one.request, attempt=0))
+    table.end_at_once(one, Aborted(request=one.request, attempt=0))
+    table.flush_step()
     assert post.sent == [(HERE, finished(one))]
-    assert desk.jobs() == [] and desk.find(one.key) is None
+    assert table.jobs() == [] and table.of_key(one.key) is None
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from support.redis_server import redis_server
 
 from protocol.errors import StoreError
 from protocol.process.settings import WorkerSettings
-from worker.startup import open_doors
+from worker.startup import open_endpoints
 
 
 def _knock(settings: WorkerSettings) -> None:
     async def knock() -> None:
-        async with open_doors(settings):
+        async with open_endpoints(settings):
             raise AssertionError("there is no Redis")
 
     with pytest.raises(StoreError):
@@ -39,14 +39,14 @@ def test_the_metrics_port_says_whether_the_worker_takes_requests() -> None:
         return answer.status_code, answer.text.strip()
 
     async def test(redis: str) -> None:
-        async with open_doors(_settings(redis=redis, metrics_port=0)) as doors:
-            port = doors.metrics.port
+        async with open_endpoints(_settings(redis=redis, metrics_port=0)) as endpoints:
+            port = endpoints.metrics.port
             assert port is not None
             assert get(port, "/ready") == (503, "loading")
             assert get(port, "/health") == (200, "ok")
-            doors.metrics.health.note("ready")
+            endpoints.metrics.health.note("ready")
             assert get(port, "/ready") == (200, "ok")
-            doors.metrics.health.note("draining")
+            endpoints.metrics.health.note("draining")
             assert get(port, "/ready") == (503, "draining")
             assert "baton_worker_running" in get(port, "/metrics")[1]
 

@@ -1,15 +1,15 @@
 from protocol.ids import WorkerId
-from worker.transport_uses import MAX_USES, Uses
+from worker.transport_uses import MAX_USES, TransportUses
 
 
 def use(
-    uses: Uses, peer: str, *, transport: str = "shm", why: str = "", num_bytes: int = 1
+    uses: TransportUses, peer: str, *, transport: str = "shm", why: str = "", num_bytes: int = 1
 ) -> None:
     uses.add(peer=WorkerId(peer), transport=transport, why=why, num_bytes=num_bytes)
 
 
 def test_fetches_and_bytes_add_up_by_peer_and_transport_with_the_newest_reason() -> None:
-    uses = Uses()
+    uses = TransportUses()
     use(uses, "a", why="first", num_bytes=10)
     use(uses, "a", transport="tcp")
     use(uses, "a", why="second", num_bytes=5)
@@ -19,7 +19,7 @@ def test_fetches_and_bytes_add_up_by_peer_and_transport_with_the_newest_reason()
 
 
 def test_only_so_many_peers_are_remembered_and_their_reasons_are_short() -> None:
-    uses = Uses()
+    uses = TransportUses()
     for number in range(MAX_USES + 5):
         use(uses, f"peer-{number}", why="x" * 10_000)
     latest = uses.latest()

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 from support.doctor_facts import BEST, COMPUTE, GPUS, MEMORY, NETWORK, NIC, OTHER, SHM, TCP
 
-from controlplane.doctor import compute, memory, network, pair
-from controlplane.doctor.facts import Facts, GpuFacts
-from controlplane.doctor.finding import Finding, size
-from controlplane.doctor.planes import chosen, findings, measurable, planes
+from controlplane.doctor.facts import Facts, Finding, GpuFacts, size
+from controlplane.doctor.machine import check_compute, check_memory
+from controlplane.doctor.network import check_network, check_pair
+from controlplane.doctor.planes import best_plane, measurable, plane_findings, plane_reports
 from controlplane.doctor.trial import Unusable, percentile
 from kvtransfer.transport_names import HOST_TRANSPORTS
 
 
 def every(facts: Facts) -> list[Finding]:
-    return [*memory.check(facts), *compute.check(facts), *network.check(facts)]
+    return [*check_memory(facts), *check_compute(facts), *check_network(facts)]
 
 
 def named(name: str, found: Iterable[Finding]) -> Finding:
@@ -96,23 +96,23 @@ def test_each_shortcoming_is_found_with_its_remedy(
     assert [one.name for one in every(facts) if one.severity != "ok"] == [name]
 
 
-def test_complaint_16_ipc_lock_that_does_nothing_for_a_plain_user_is_named() -> None:
+def test_ipc_lock_that_does_nothing_for_a_plain_user_is_named() -> None:
     inert = of_memory(memlock_bytes=8 << 20, ipc_lock_granted=True)
-    finding = named("memlock", memory.check(inert))
+    finding = named("memlock", check_memory(inert))
     assert finding.severity == "warn"
     assert "does nothing for user 1000" in finding.value
     assert "IPC_LOCK needs user 0" in finding.remedy
     effective = of_memory(memlock_bytes=8 << 20, ipc_lock_granted=True, ipc_lock_held=True)
-    assert named("memlock", memory.check(effective)).severity == "ok"
+    assert named("memlock", check_memory(effective)).severity == "ok"
 
 
 def test_a_memlock_limit_is_no_warning_where_nothing_would_be_pinned() -> None:
     plain = replace(of_memory(memlock_bytes=8 << 20), network=replace(NETWORK, rdma=()))
-    assert named("memlock", memory.check(plain)).severity == "note"
+    assert named("memlock", check_memory(plain)).severity == "note"
 
 
 def test_two_hosts_with_all_they_need_have_nothing_to_remedy() -> None:
-    found = pair.check(BEST, OTHER, mtu=9000)
+    found = check_pair(BEST, OTHER, mtu=9000)
     assert {one.severity for one in found} == {"ok"}
 
 
@@ -135,7 +135,7 @@ def test_two_hosts_with_all_they_need_have_nothing_to_remedy() -> None:
 def test_each_shortcoming_of_a_pair_is_found_with_its_remedy(
     there: Facts, mtu: int, name: str, severity: str, says: str, remedy: str
 ) -> None:
-    found = pair.check(BEST, there, mtu=mtu)
+    found = check_pair(BEST, there, mtu=mtu)
     finding = named(name, found)
     assert (finding.severity, says in finding.value) == (severity, True)
     assert remedy in finding.remedy
@@ -144,8 +144,8 @@ def test_each_shortcoming_of_a_pair_is_found_with_its_remedy(
 
 def test_the_best_plane_that_moved_blocks_is_chosen_and_the_others_say_why_not() -> None:
     bare = replace(BEST, gpu=GpuFacts(error="none"), network=replace(NETWORK, ucx=""))
-    way = planes(bare, bare, [TCP, SHM])
-    assert chosen(way) == way[2]
+    way = plane_reports(bare, bare, [TCP, SHM])
+    assert best_plane(way) == way[2]
     assert [(plane.name, plane.state) for plane in way] == [
         ("cuda_ipc", "no"),
         ("nccl", "no"),
@@ -162,9 +162,9 @@ def test_the_best_plane_that_moved_blocks_is_chosen_and_the_others_say_why_not()
 
 def test_a_plane_that_this_version_does_not_have_is_not_promised() -> None:
     old = replace(BEST, transports=("shm", "tcp"))
-    way = {plane.name: plane for plane in planes(old, old, [SHM, TCP])}
+    way = {plane.name: plane for plane in plane_reports(old, old, [SHM, TCP])}
     assert way["cuda_ipc"].why == way["nccl"].why == "not in this version of Baton"
-    now = {plane.name: plane for plane in planes(BEST, BEST, [SHM, TCP])}
+    now = {plane.name: plane for plane in plane_reports(BEST, BEST, [SHM, TCP])}
     assert (now["cuda_ipc"].state, now["cuda_ipc"].why) == (
         "possible",
         "for pools on a GPU; not measured",
@@ -172,15 +172,15 @@ def test_a_plane_that_this_version_does_not_have_is_not_promised() -> None:
 
 
 def test_between_hosts_nothing_shares_memory() -> None:
-    way = {plane.name: plane for plane in planes(BEST, OTHER, [TCP])}
+    way = {plane.name: plane for plane in plane_reports(BEST, OTHER, [TCP])}
     assert (way["shm"].why, way["cuda_ipc"].why) == ("another host", "another host")
-    assert chosen(way.values()) == way["tcp"]
+    assert best_plane(way.values()) == way["tcp"]
 
 
 def test_when_nothing_moved_nothing_is_chosen_and_each_failure_has_its_remedy() -> None:
     broken = [Unusable(transport="shm", why="denied"), Unusable(transport="tcp", why="timed out")]
-    assert chosen(planes(BEST, BEST, broken)) is None
-    found = findings(broken, where="here")
+    assert best_plane(plane_reports(BEST, BEST, broken)) is None
+    found = plane_findings(broken, where="here")
     assert [one.severity for one in found] == ["warn", "warn"]
     assert "one network namespace" in named("shm-here", found).remedy
     assert "NetworkPolicy" in named("tcp-here", found).remedy

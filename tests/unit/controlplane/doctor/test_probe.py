@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from controlplane.checkout import ROOT
-from controlplane.doctor import gpu, probe
+from controlplane.doctor import probe
 from controlplane.doctor.facts import GpuFacts
+from controlplane.doctor.gpu import ask_driver, nccl_text
 from protocol.process.c_kernels import compiler as find_compiler
 
 
@@ -19,7 +20,7 @@ from protocol.process.c_kernels import compiler as find_compiler
     ("words", "word"), [("always [madvise] never", "madvise"), ("[never]", "never"), ("", "")]
 )
 def test_the_chosen_word_is_the_one_in_brackets(words: str, word: str) -> None:
-    assert probe.chosen(words) == word
+    assert probe.bracketed(words) == word
 
 
 def test_a_capability_is_a_bit_of_the_kernels_mask() -> None:
@@ -31,7 +32,7 @@ def test_a_capability_is_a_bit_of_the_kernels_mask() -> None:
     ("cpu_max", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None)]
 )
 def test_a_cpu_quota_is_said_in_cores(cpu_max: str, cores: float | None) -> None:
-    assert probe.quota(cpu_max) == cores
+    assert parse_quota(cpu_max) == cores
 
 
 @pytest.mark.parametrize(("ranges", "count"), [("0", 1), ("0-1,4", 3), ("", 1)])
@@ -40,7 +41,7 @@ def test_nodes_are_counted_from_the_kernels_list(ranges: str, count: int) -> Non
 
 
 def test_this_machine_can_be_looked_at() -> None:
-    facts = probe.facts(transports=("shm", "tcp"), gpu=GpuFacts())
+    facts = probe.read_facts(transports=("shm", "tcp"), gpu=GpuFacts())
     assert facts.host and facts.boot and facts.network_namespace.startswith("net:[")
     assert facts.memory.free_bytes > 0
     assert facts.memory.memfd_error == ""
@@ -49,12 +50,12 @@ def test_this_machine_can_be_looked_at() -> None:
 
 
 def test_asking_for_gpus_always_answers_and_says_why_there_are_none() -> None:
-    facts = gpu.ask(timeout_s=30.0)
+    facts = ask_driver(timeout_s=30.0)
     assert bool(facts.names) != bool(facts.error)
 
 
 def test_a_driver_that_does_not_answer_in_time_is_a_reason_not_a_hang() -> None:
-    facts = gpu.ask(timeout_s=0.001)
+    facts = ask_driver(timeout_s=0.001)
     assert "did not answer" in facts.error
 
 
@@ -106,4 +107,4 @@ def test_a_driver_in_trouble_is_a_reason(tmp_path: Path) -> None:
 
 
 def test_nccl_versions_are_read_as_nccl_writes_them() -> None:
-    assert (gpu.dotted(23004), gpu.dotted(2804)) == ("2.30.4", "2.8.4")
+    assert (nccl_text(23004), nccl_text(2804)) == ("2.30.4", "2.8.4")

@@ -5,8 +5,8 @@ import json
 import pytest
 from support.doctor_facts import BEST, OTHER, SHM, TCP
 
-from controlplane.doctor.finding import Finding, note, ok
-from controlplane.doctor.planes import planes
+from controlplane.doctor.facts import Finding, note, ok
+from controlplane.doctor.planes import plane_reports
 from controlplane.doctor.report import Report, Way, as_json, as_text
 from controlplane.doctor.trial import Outcome, Unusable
 
@@ -15,8 +15,8 @@ BROKEN = Unusable(transport="tcp", why="timed out")
 
 
 def report(*outcomes: Outcome, findings: tuple[Finding, ...] = FINDINGS) -> Report:
-    here = Way(source="one", fetcher="one", planes=planes(BEST, BEST, [SHM, TCP]))
-    there = Way(source="two", fetcher="one", planes=planes(BEST, OTHER, outcomes))
+    here = Way(source="one", fetcher="one", planes=plane_reports(BEST, BEST, [SHM, TCP]))
+    there = Way(source="two", fetcher="one", planes=plane_reports(BEST, OTHER, outcomes))
     return Report(facts=BEST, peer=OTHER, findings=findings, ways=(here, there))
 
 

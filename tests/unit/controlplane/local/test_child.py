@@ -11,8 +11,15 @@ import pytest
 from support.eventually import soon
 
 from controlplane.local.backoff import Backoff
-from controlplane.local.child import Child, ChildEvent, ChildFailed, ChildSpec, Died, Started
-from controlplane.local.log_line import Line
+from controlplane.local.child import (
+    Child,
+    ChildDied,
+    ChildEvent,
+    ChildFailed,
+    ChildSpec,
+    ChildStarted,
+)
+from controlplane.local.log_line import LogLine
 
 T = TypeVar("T")
 WAIT = "import time; time.sleep(60)"
@@ -36,12 +43,12 @@ class Watched:
         self.child = Child(spec, on_event=self.events.append, backoff=QUICK)
 
     @property
-    def starts(self) -> list[Started]:
-        return [event for event in self.events if isinstance(event, Started)]
+    def starts(self) -> list[ChildStarted]:
+        return [event for event in self.events if isinstance(event, ChildStarted)]
 
     @property
     def lines(self) -> list[str]:
-        return [event.text for event in self.events if isinstance(event, Line)]
+        return [event.text for event in self.events if isinstance(event, LogLine)]
 
     async def until_line(self, text: str) -> None:
         await soon(lambda: text in self.lines, what=f"line {text}")
@@ -81,7 +88,7 @@ def test_a_child_that_is_killed_is_started_again() -> None:
             os.kill(first, signal.SIGKILL)
             await soon(lambda: len(watched.starts) == 2)
             assert watched.child.pid != first
-            assert Died(child="stub", exit_code=-9, delay_s=0.001) in watched.events
+            assert ChildDied(child="stub", exit_code=-9, delay_s=0.001) in watched.events
 
     run(body())
 
@@ -98,7 +105,7 @@ def test_a_stopped_child_gets_a_term_signal_and_is_not_started_again() -> None:
             watched.child.stop()
             await watched.child.ended.wait()
             assert len(watched.starts) == 1
-            assert not any(isinstance(event, Died) for event in watched.events)
+            assert not any(isinstance(event, ChildDied) for event in watched.events)
 
     run(body())
 
@@ -188,5 +195,5 @@ def _alive(pid: int) -> bool:
 
 
 def _is_python(pid: int, program: str) -> bool:
-    """Whether the tether has become the program."""
+    """Whether `die_with_parent` has become the program."""
     return _alive(pid) and psutil.Process(pid).cmdline()[1:] == ["-c", program]

@@ -1,6 +1,7 @@
 import pytest
 
-from controlplane.local.cores import pinned_core, quota_cores, threads_per_worker
+from controlplane.local.specs import cores_within, pinned_core, threads_per_worker
+from protocol.process.machine import parse_quota
 
 
 @pytest.mark.parametrize(
@@ -8,7 +9,7 @@ from controlplane.local.cores import pinned_core, quota_cores, threads_per_worke
     [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("", 8)],
 )
 def test_a_containers_quota_bounds_the_cores(quota: str, cores: int) -> None:
-    assert quota_cores(quota, num_cores=8) == cores
+    assert cores_within(parse_quota(quota), num_cores=8) == cores
 
 
 def test_workers_share_the_cores_evenly_and_get_at_least_one_thread() -> None:

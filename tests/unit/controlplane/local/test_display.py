@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from controlplane.local.child import Died, Started
+from controlplane.local.child import ChildDied, ChildStarted
 from controlplane.local.display import Display
 from controlplane.local.log_line import parse_line
 
@@ -17,7 +17,7 @@ def err() -> io.StringIO:
 def display(err: io.StringIO) -> Display:
     display = Display(err=Console(file=err, force_terminal=False, width=200))
     display.begin("Baton starts")
-    display.on_event(Started(child="decode-0", pid=7, restarts=0))
+    display.on_event(ChildStarted(child="decode-0", pid=7, restarts=0))
     return display
 
 
@@ -54,8 +54,8 @@ def test_everything_is_shown_when_asked_for(display: Display, err: io.StringIO) 
 
 
 def test_a_death_says_how_and_when_it_comes_back(display: Display, err: io.StringIO) -> None:
-    display.on_event(Died(child="decode-0", exit_code=-9, delay_s=0.1))
-    display.on_event(Started(child="decode-0", pid=8, restarts=1))
+    display.on_event(ChildDied(child="decode-0", exit_code=-9, delay_s=0.1))
+    display.on_event(ChildStarted(child="decode-0", pid=8, restarts=1))
     assert "decode-0: died (signal 9); starting it again in 0.1 s" in err.getvalue()
     assert "decode-0: started again, pid 8" in err.getvalue()
 
@@ -73,7 +73,7 @@ def test_a_terminal_shows_a_row_for_each_child() -> None:
     err = io.StringIO()
     display = Display(err=Console(file=err, force_terminal=True, width=100))
     display.begin("Baton starts")
-    display.on_event(Started(child="prefill-0", pid=7, restarts=0))
+    display.on_event(ChildStarted(child="prefill-0", pid=7, restarts=0))
     display.on_event(parse_line("prefill-0", '{"event": "loading", "done": 1, "total": 2}'))
     display.close()
     assert "prefill-0" in err.getvalue()

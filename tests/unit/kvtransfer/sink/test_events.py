@@ -8,8 +8,8 @@ import pytest
 from support.eventually import eventually
 from support.transfer import Borrower, Lender, Outcome, Slot
 
+from kvtransfer.endings import Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
-from kvtransfer.sink.sink import Landed, Lost
 from protocol.errors import LayoutMismatch
 from protocol.ids import WorkerId
 

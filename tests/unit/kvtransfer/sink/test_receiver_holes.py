@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from support.sink_means import sink_means
 
-from kvtransfer.chunk import NO_BLOCK, PIECE, describe, pack
+from kvtransfer.chunk import PIECE, describe_pieces, pack_chunk
 from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId
-from kvtransfer.plan import plan
+from kvtransfer.plan import NO_BLOCK, plan
 from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.fetch import Fetch, FetchStage, FetchStep
 from kvtransfer.sink.receiver import Receiver
@@ -41,7 +41,7 @@ class OneFetch:
         self.fetch = Fetch(
             fetch_id=FetchId(1),
             lease_id=LeaseId(1),
-            pieces_S=describe(
+            pieces_S=describe_pieces(
                 PLAN, indices_S=np.arange(3, dtype=np.uint32),
                 slots_S=np.array([2, 0, 1], np.uint32), num_tokens=NUM_TOKENS,
             ),
@@ -73,7 +73,7 @@ class OneFetch:
         piece_P["token_start"] = index * LARGE.block_tokens
         piece_P["token_count"] = min(8, NUM_TOKENS - index * 8)
         piece_P["num_bytes"] = PLAN.num_bytes(blocks_PB)
-        return pack(fetch=FetchId(1), attempt=1, pieces_P=piece_P, blocks_PB=blocks_PB)
+        return pack_chunk(fetch=FetchId(1), attempt=1, pieces_P=piece_P, blocks_PB=blocks_PB)
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from support.eventually import eventually
 from support.middle import Middle, NoHarm, Way
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Outcome, Slot
 
+from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
-from kvtransfer.sink.sink import Aborted, Landed, Lost, Sink
+from kvtransfer.sink.sink import Sink
 from protocol.errors import CapacityError, LayoutMismatch, PeerLost, TransferError
 from protocol.ids import WorkerId
 

@@ -11,10 +11,11 @@ from support.eventually import eventually
 from support.pieces import chunk, pieces
 from support.transfer import COMPAT, LAYOUT, NUM_BLOCKS, Borrower, Outcome, Slot
 
+from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     Chunk,
     FetchBlocks,
     FetchFailed,
@@ -29,7 +30,6 @@ from kvtransfer.messages import (
     stream_hello,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.sink.sink import Aborted, Lost
 from kvtransfer.transports import control
 from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
@@ -84,7 +84,7 @@ class Liar:
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = FirstMessage(MAX_STREAM_WORD_BYTES)
+        reader = FirstMessage(MAX_HELLO_BYTES)
         hello = eventually(lambda: reader.read(sock, stream_hello))
         assert hello is not None
         welcome = StreamWelcome(

@@ -11,6 +11,7 @@ from support.eventually import eventually
 from support.pieces import u4s
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Slot
 
+from kvtransfer.endings import Landed, LeaseEnd
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -31,10 +32,9 @@ from kvtransfer.messages import (
     stream_hello,
     unpack_to_sink,
 )
-from kvtransfer.sink.sink import Landed
 from kvtransfer.source import sinks
 from kvtransfer.source.sinks import ConnectedSink
-from kvtransfer.source.source import LeaseEnd, Source
+from kvtransfer.source.source import Source
 from kvtransfer.transports.control import Identity
 from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES

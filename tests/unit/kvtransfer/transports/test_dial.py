@@ -9,14 +9,14 @@ from support.eventually import eventually
 from support.tcp_pair import AMPLE, HELLO, WELCOME, Pairs, Taker, chunk_of, sockets
 from support.transfer import Borrower, Lender, Slot, fill
 
+from kvtransfer.endings import Landed
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
-    MAX_STREAM_WORD_BYTES,
+    MAX_HELLO_BYTES,
     stream_hello,
     stream_welcome,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.sink.sink import Landed
 from kvtransfer.transports import framing
 from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
@@ -59,7 +59,7 @@ def test_a_lane_that_does_not_come_up_is_done_without() -> None:
     ours, theirs = sockets()
 
     def dial(address: str) -> Callable[[TcpSinkStream], Dial]:
-        return lambda stream: tcp.dial_lane(address, HELLO, 1, stream)
+        return lambda stream: tcp.dial_lane(DialOptions(address=address, hello=HELLO), 1, stream)
 
     sink = TcpSinkStream(theirs, memory, window=AMPLE, lanes=[dial(where), dial(nowhere)])
     eventually(lambda: (sink.receive(Taker(memory)), sink.statistics().num_dialling == 1)[1])
@@ -85,7 +85,7 @@ class Door:
 
     def look(self) -> None:
         while (sock := self._listener.accept()) is not None:
-            self._greeting.append((sock, framing.FirstMessage(MAX_STREAM_WORD_BYTES)))
+            self._greeting.append((sock, framing.FirstMessage(MAX_HELLO_BYTES)))
         for sock, reader in list(self._greeting):
             if (hello := reader.read(sock, stream_hello)) is None:
                 continue

@@ -11,7 +11,8 @@ import zmq.asyncio
 from support.eventually import soon
 from support.words import beat, prefill, registration
 
-from protocol.channel import Request, RouterGone, RouterJoined, RouterPort, WorkerLink
+from protocol.channel.link import WorkerLink
+from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.channel.wire import QUEUE_MESSAGES
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import PeerLost, SettingsError, WireError
@@ -30,8 +31,10 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 @asynccontextmanager
-async def serving(*, silent_after_s: float = 3.0) -> AsyncIterator[RouterPort]:
-    port = RouterPort(silent_after_s=silent_after_s)
+async def serving(
+    *, silent_after_s: float = 3.0, max_unheard: int = QUEUE_MESSAGES
+) -> AsyncIterator[RouterPort]:
+    port = RouterPort(silent_after_s=silent_after_s, max_unheard=max_unheard)
     async with port.serve(registration(address=f"tcp://127.0.0.1:{port.port}")):
         yield port
 
@@ -58,7 +61,7 @@ def test_a_link_learns_who_the_worker_is_and_carries_messages_both_ways() -> Non
             assert await port.receive() == RouterJoined(ROUTER)
 
             await link.send(prefill("r1"))
-            assert await port.receive() == Request(ROUTER, prefill("r1"))
+            assert await port.receive() == RouterMessage(ROUTER, prefill("r1"))
 
             aborted = Aborted(request=RequestId("r1"), attempt=0)
             port.send(ROUTER, aborted)
@@ -212,7 +215,7 @@ def test_a_malformed_frame_is_dropped_and_the_others_are_served(frames: list[byt
             async with link_to(port) as link:
                 await link.send(prefill())
                 assert await port.receive() == RouterJoined(ROUTER)
-                assert await port.receive() == Request(ROUTER, prefill())
+                assert await port.receive() == RouterMessage(ROUTER, prefill())
 
     run(test)
 
@@ -226,7 +229,7 @@ def test_a_router_that_stays_silent_is_gone_and_is_back_with_its_next_word() -> 
 
             await socket.send(to_worker.encode(prefill()))
             assert await port.receive() == RouterJoined(ROUTER)
-            assert await port.receive() == Request(ROUTER, prefill())
+            assert await port.receive() == RouterMessage(ROUTER, prefill())
 
     run(test)
 
@@ -246,14 +249,13 @@ def test_a_new_link_of_a_router_voids_its_old_one() -> None:
 
 def test_a_router_that_joins_over_and_over_waits_until_it_was_heard() -> None:
     async def test() -> None:
-        async with serving() as port, raw_peer(port, ROUTER.encode()) as socket:
-            port._room = asyncio.Semaphore(3)
+        async with serving(max_unheard=3) as port, raw_peer(port, ROUTER.encode()) as socket:
             hello = to_worker.encode(Hello(router=ROUTER, version=WIRE_VERSION))
             for _ in range(50):
                 await socket.send(hello)
-            await soon(lambda: port._room.locked())
+            await soon(lambda: port.num_unheard >= 5)
             await asyncio.wait_for(_first_goodbye(port), 5)
-            assert port._arrivals.qsize() <= 6
+            assert port.num_unheard <= 6
 
     run(test)
 

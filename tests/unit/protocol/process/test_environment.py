@@ -2,7 +2,7 @@ import pytest
 
 from controlplane.cli.chat import ChatSettings
 from controlplane.cli.status import StatusSettings
-from controlplane.doctor.settings import DoctorSettings
+from controlplane.doctor.doctor import DoctorSettings
 from controlplane.local.settings import UpSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings

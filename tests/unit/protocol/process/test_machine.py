@@ -1,5 +1,4 @@
 import os
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from protocol.process.machine import (
     is_loopback,
     parse_cores,
 )
-from protocol.process.settings import EXIT_BAD_SETTINGS
 
 
 def test_cores_are_numbers_and_ranges() -> None:
@@ -49,21 +47,8 @@ def test_anything_else_is_open_to_others(host: str) -> None:
 
 
 def test_a_gpu_that_the_driver_does_not_show_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.process.machine._num_gpus", lambda: 2)
+    monkeypatch.setattr("protocol.process.machine.num_gpus", lambda: 2)
     for device in ("auto", "cpu", "cuda", "cuda:1"):
         check_device(device)
     with pytest.raises(SettingsError, match=r"device: 'cuda:2': NVIDIA's driver shows 2 GPUs"):
         check_device("cuda:2")
-
-
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_a_worker_says_that_its_gpu_is_missing_before_it_asks_for_redis(
-    role: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr("protocol.process.machine._num_gpus", lambda: 0)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    module = import_module(f"{role}_worker.__main__")
-    monkeypatch.setattr(module, "configure_logging", lambda **_: None)
-    flags = ["--model", str(tmp_path), "--redis", "redis://127.0.0.1:1", "--threads", "1"]
-    assert module.main([*flags, "--device", "cuda"]) == EXIT_BAD_SETTINGS
-    assert "device: 'cuda': NVIDIA's driver shows 0 GPUs here" in capsys.readouterr().err

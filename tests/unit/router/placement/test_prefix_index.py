@@ -10,7 +10,7 @@ def index(*workers: WorkerId) -> PrefixIndex:
     """Follows epoch 1 of each, exact and empty at sequence 0."""
     made = PrefixIndex()
     for worker in workers:
-        made.follow(worker, ONE)
+        made.follow_worker(worker, ONE)
         assert made.load_snapshot(worker, ONE, sequence=0, hashes=())
     return made
 
@@ -70,7 +70,7 @@ def test_a_snapshot_older_than_events_already_applied_is_no_use() -> None:
 def test_a_new_epoch_begins_empty_and_the_old_one_is_not_believed() -> None:
     made = index(A)
     made.apply_event(A, ONE, sequence=1, kind="stored", hashes=CHAIN)
-    made.follow(A, TWO)
+    made.follow_worker(A, TWO)
     assert made.apply_event(A, ONE, sequence=2, kind="stored", hashes=CHAIN) is None
     assert made.depths(CHAIN, now=0) == {A: 0}
     assert made.states == {A: IndexState.OFF}
@@ -81,29 +81,29 @@ def test_workers_that_leave_are_forgotten_and_their_bits_serve_others() -> None:
     made.apply_event(A, ONE, sequence=1, kind="stored", hashes=CHAIN)
     made.apply_event(B, ONE, sequence=1, kind="stored", hashes=CHAIN[:2])
     late = WorkerId("c")
-    made.follow_only({B: ONE, late: ONE})
+    made.follow_only_workers({B: ONE, late: ONE})
     assert made.depths(CHAIN, now=0) == {B: 2, late: 0}
 
 
 def test_a_dispatched_prompt_counts_as_cached_for_two_seconds() -> None:
     made = index(A, B)
-    made.expect(A, CHAIN[:4], now=10.0)
+    made.expect_blocks(A, CHAIN[:4], now=10.0)
     assert made.depths(CHAIN, now=10.0 + SPECULATIVE_TTL_S / 2) == {A: 4, B: 0}
     assert made.depths(CHAIN, now=10.0 + SPECULATIVE_TTL_S) == {A: 0, B: 0}
 
 
 def test_a_prompt_dispatched_again_is_expected_for_longer() -> None:
     made = index(A)
-    made.expect(A, CHAIN, now=10.0)
-    made.expect(A, CHAIN[:2], now=11.0)
+    made.expect_blocks(A, CHAIN, now=10.0)
+    made.expect_blocks(A, CHAIN[:2], now=11.0)
     assert made.depths(CHAIN, now=12.5) == {A: 2}
     assert made.depths(CHAIN, now=13.5) == {A: 0}
 
 
 def test_expectations_of_a_lost_worker_do_not_pass_to_its_successor() -> None:
     made = index(A)
-    made.expect(A, CHAIN, now=10.0)
-    made.follow(A, TWO)
+    made.expect_blocks(A, CHAIN, now=10.0)
+    made.follow_worker(A, TWO)
     assert made.depths(CHAIN, now=10.5) == {A: 0}
 
 
@@ -116,5 +116,5 @@ def test_a_cut_feed_makes_every_exact_worker_doubted() -> None:
 
 def test_nothing_learned_of_anyone_is_off() -> None:
     made = PrefixIndex()
-    made.follow(A, ONE)
+    made.follow_worker(A, ONE)
     assert made.state is IndexState.OFF

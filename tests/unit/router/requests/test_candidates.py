@@ -42,7 +42,7 @@ def context(name: str = "r", *, salt: str = "") -> RequestContext:
 def candidates() -> tuple[Candidates, PrefixIndex]:
     index = PrefixIndex()
     for name in (P, D, OTHER):
-        index.follow(name, Epoch(1))
+        index.follow_worker(name, Epoch(1))
     return Candidates(index=index, prefer="cheapest"), index
 
 

@@ -36,7 +36,9 @@ class Fed:
         self.cluster = cluster
         self.store = store
         self.worker = cluster.workers["decode-0"]
-        self.membership = Membership(store, registration=self.worker.registration, interval_s=0.05)
+        self.membership = Membership(
+            store, worker=self.worker.id, epoch=self.worker.registration.epoch, interval_s=0.05
+        )
         self.feed = IndexFeed(
             store=store,
             index=cluster.index,
@@ -71,8 +73,9 @@ async def fed(redis: RedisServer) -> AsyncIterator[Fed]:
         made = Fed(cluster, store)
         try:
             async with asyncio.TaskGroup() as tasks:
+                present = made.membership.run(made.worker.registration, made.worker.beat)
                 running = [
-                    tasks.create_task(made.membership.run(made.worker.beat), name="membership"),
+                    tasks.create_task(present, name="membership"),
                     tasks.create_task(made.feed.run(), name="feed"),
                 ]
                 yield made

@@ -62,7 +62,7 @@ def test_a_lost_worker_is_removed_and_open_requests_are_told_at_once() -> None:
             assert (received.worker, received.epoch) == (worker.id, worker.epoch)
             assert isinstance(received.message, WorkerGone)
             assert cluster.registry.workers == []
-            assert not cluster.registry.post(worker.id, worker.epoch, ABORT)
+            assert not cluster.registry.post_message(worker.id, worker.epoch, ABORT)
 
     run(test)
 
@@ -91,8 +91,8 @@ def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -
                 old.id, old.epoch, WorkerGone("was replaced by a new incarnation")
             )
             await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
-            assert not cluster.registry.post(old.id, old.epoch, ABORT)
-            assert cluster.registry.post(new.id, new.epoch, ABORT)
+            assert not cluster.registry.post_message(old.id, old.epoch, ABORT)
+            assert cluster.registry.post_message(new.id, new.epoch, ABORT)
 
     run(test)
 

@@ -62,7 +62,7 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
     spans = [taken(pair) for pair in pairs]
     ends[0].driver.bytes_of(spans[0])[: len(content)] = content
     for pair, span in zip(pairs, spans, strict=True):
-        pair.post(span, len(content))
+        pair.post_transfer(span, len(content))
     done: list[object] = []
 
     def both_done() -> bool:
@@ -107,7 +107,7 @@ def test_a_transfer_that_hangs_is_lost_within_the_patience(
     ends: tuple[End, End], pairs: tuple[Pair, Pair]
 ) -> None:
     transferred(ends, pairs, b"sixteen bytes of")
-    pairs[1].post(taken(pairs[1]), STAGED_BYTES)
+    pairs[1].post_transfer(taken(pairs[1]), STAGED_BYTES)
     pairs[1].advance()
     ends[1].now_s += PATIENCE_S + 0.1
     with pytest.raises(PeerLost, match="65536 bytes took longer than 5"):

@@ -112,11 +112,11 @@ def test_a_finish_comes_right_after_the_last_chunk_begun_before_it(
     numbers: list[int], after: int
 ) -> None:
     order = ChunkOrder()
-    told = order.finish(done(), after=after)
+    told = order.add_finish(done(), after=after)
     ended: set[int] = set()
     for number in numbers:
         assert bool(told) == (set(range(1, after + 1)) <= ended)
-        told = told + order.end(number)
+        told = told + order.end_chunk(number)
         ended.add(number)
     assert told == [done()]
 
@@ -125,4 +125,4 @@ def test_lanes_that_drift_apart_without_end_are_refused() -> None:
     order = ChunkOrder()
     with pytest.raises(WireError, match="out of order"):
         for number in range(2, MAX_AHEAD + 4):
-            order.end(number)
+            order.end_chunk(number)

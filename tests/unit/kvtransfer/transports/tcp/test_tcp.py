@@ -10,7 +10,7 @@ from support.eventually import eventually
 from support.tcp_pair import BLOCK_BYTES, NUM_BLOCKS, ONE, TWO, Pair, Pairs, done
 from support.transfer import fill
 
-from kvtransfer.chunk import PIECE, Landing, pack
+from kvtransfer.chunk import PIECE, Landing, pack_chunk
 from kvtransfer.messages import Chunk
 from kvtransfer.native import copy as native_copy
 from kvtransfer.native import flows
@@ -70,7 +70,9 @@ def test_a_piece_may_be_many_ranges_of_any_size(pairs: Pairs) -> None:
         starts_P=np.array([0, 3, 4], np.int64),
     )
     pieces_P["checksum"] = pair.lent.checksums(ranges)
-    chunk = pack(fetch=ONE, attempt=1, pieces_P=pieces_P, blocks_PB=np.zeros((2, 1), np.uint32))
+    chunk = pack_chunk(
+        fetch=ONE, attempt=1, pieces_P=pieces_P, blocks_PB=np.zeros((2, 1), np.uint32)
+    )
     landing = Landing(chunk, pieces_P, np.zeros((2, 1), np.uint32), ranges, ranges)
     pair.taker.begin_chunk = lambda chunk: landing  # type: ignore[method-assign]
     pair.source.offer(chunk, ranges)

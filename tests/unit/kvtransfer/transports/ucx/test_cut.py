@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from kvtransfer.plan import Ranges
-from kvtransfer.transports.ucx.cut import cut, joint_runs, runs_of
+from kvtransfer.transports.ucx.cut import cut_ranges, joint_runs, runs_of
 from protocol.errors import WireError
 
 
@@ -20,7 +20,7 @@ def test_neighbours_on_both_sides_travel_in_one_message() -> None:
     target = ranges([50, 60, 0, 10, 20], [10, 10, 10, 10, 10])
     runs_M = joint_runs(source, target)
     assert runs_M.tolist() == [2, 2, 1]
-    sent, received = cut(7, source, runs_M), cut(7, target, runs_M)
+    sent, received = cut_ranges(7, source, runs_M), cut_ranges(7, target, runs_M)
     assert (sent.offsets_M.tolist(), sent.sizes_M.tolist()) == ([0, 20, 90], [20, 20, 10])
     assert (received.offsets_M.tolist(), received.sizes_M.tolist()) == ([50, 0, 20], [20, 20, 10])
     assert sent.emptied().sizes_M.tolist() == [0, 0, 0]

@@ -1,30 +1,32 @@
 """The decode service between an engine and a sink that do what the test says."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from support.checkpoints import write_checkpoint
+from support.services import ROUTER, VOCAB_SIZE, ServiceBench
 from support.words import LAYOUT, decode
 
-from decode_worker.service import DecodeService
-from engine.batch import SequenceId
-from engine.commands import Submission
+from decode_worker.fetch_metrics import FetchMetrics
+from decode_worker.quarantine import Quarantine
+from decode_worker.transfers import DecodeTransfers
 from engine.kvcache.windows import NO_BLOCK
-from engine.loop import EngineStats
-from engine.sequence import FetchLost, FetchOutcome
+from engine.loop import Engine
+from engine.sequence import FetchLost
+from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected
-from kvtransfer.sink.sink import Aborted, FetchEnd, Landed, Lost
 from protocol import codec, messages
 from protocol.errors import PeerLost
-from protocol.ids import Epoch, LeaseId, RouterId, WorkerId
+from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import KvLayout
-from protocol.messages import Blocks, FirstToken, Load, Ticket, ToRouter
+from protocol.messages import FirstToken, Ticket
 from protocol.process.metrics import WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
+from worker.requests import RequestTable
 
 TICKET = Ticket(
     worker=WorkerId("prefill-0"),
@@ -37,38 +39,7 @@ TICKET = Ticket(
 )
 
 
-class FakeEngine:
-    def __init__(self) -> None:
-        self.submitted: list[Submission] = []
-        self.outcomes: list[FetchOutcome] = []
-        self.quieted: list[tuple[int, ...]] = []
-
-    def submit(self, submission: Submission) -> None:
-        self.submitted.append(submission)
-
-    def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
-        self.outcomes.append(outcome)
-
-    def quiet(self, blocks: tuple[int, ...]) -> None:
-        self.quieted.append(blocks)
-
-    def abort(self, sequence: SequenceId) -> None:
-        pass
-
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            blocks=Blocks(total=8, free=8, cached=0, leased=0),
-            load=Load(running=0, waiting=0, waiting_tokens=0),
-            prefill_tokens_per_s=0.0,
-            decode_step_s=0.0,
-            num_steps=0,
-            num_preempted=0,
-        )
-
-
 class FakeSink:
-    transports_used: tuple[tuple[str, int], ...] = ()
-
     def __init__(self) -> None:
         self.ends: list[Callable[[FetchEnd], None]] = []
         self.asked: list[tuple[list[int], list[int]]] = []
@@ -83,23 +54,26 @@ class FakeSink:
         return FetchId(len(self.ends))
 
 
-class Bench:
+class Bench(ServiceBench):
     def __init__(self, path: Path, *, layout: KvLayout = LAYOUT) -> None:
-        self.said: list[ToRouter] = []
-        self.engine, self.sink = FakeEngine(), FakeSink()
-        self.metrics = WorkerMetrics()
-        self.service = DecodeService(
-            tokenizer=Tokenizer.load(write_checkpoint(path)),
-            send=lambda _, message: self.said.append(message),
-            record=self._record,
-            give_up=pytest.fail,
-            metrics=self.metrics,
-        )
-        self.service.attach(
-            epoch=Epoch(1),
-            engine=self.engine,  # type: ignore[arg-type]
-            sink=self.sink,  # type: ignore[arg-type]
-            layout=layout,
+        self.sink, self.layout = FakeSink(), layout
+        tokenizer = Tokenizer.load(write_checkpoint(path))
+        super().__init__(self._transfers, tokenizer=tokenizer)
+
+    def _transfers(
+        self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
+    ) -> DecodeTransfers:
+        self.fetch_metrics = FetchMetrics(metrics.transfer)
+        self.quarantine = Quarantine(engine, metrics.transfer)
+        sink: Any = self.sink
+        return DecodeTransfers(
+            sink=sink,
+            layout=self.layout,
+            vocab_size=VOCAB_SIZE,
+            engine=engine,
+            requests=requests,
+            metrics=self.fetch_metrics,
+            quarantine=self.quarantine,
         )
 
     def fetch(
@@ -115,20 +89,12 @@ class Bench:
         num_tokens = TICKET.num_tokens if num_blocks == 1 else num_blocks * LAYOUT.block_tokens
         message = replace(decode(request), token_ids=tuple(range(1, num_tokens + 1)))
         ticket = replace(TICKET, num_tokens=num_tokens)
-        self.service.take(RouterId("router"), replace(message, ticket=ticket))
+        self.service.accept_request(ROUTER, replace(message, ticket=ticket))
         table = table or tuple(range(num_blocks))
         generations = (1,) * len(table)
         sequence = self.engine.submitted[-1].id
-        self.service.admitted(sequence, table, generations, num_cached_tokens, 0.0)
+        self.observer.admitted(sequence, table, generations, num_cached_tokens, 0.0)
         self.sink.ends[-1](end)
-
-    def sample(self, name: str, **labels: str) -> float:
-        """A metric's value; 0.0 when it was never counted."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
-
-    @staticmethod
-    def _record(_: Sequence[object]) -> None:
-        pass
 
 
 def landed(*, num_bytes: int, flow_s: float) -> Landed:
@@ -184,7 +150,7 @@ def test_only_blocks_that_are_seen_and_not_cached_are_fetched(tmp_path: Path) ->
     end = landed(num_bytes=10, flow_s=0.5)
     bench.fetch("r1", end, num_blocks=4, num_cached_tokens=4, table=WINDOWED)
     assert bench.sink.asked == [([2, 4, 5, 6, 7], [11, 12, 22, 13, 23])]
-    (message,) = bench.said
+    (message,) = bench.story.told
     assert isinstance(message, messages.Landed) and message.blocks_reused == 1
 
 
@@ -223,9 +189,9 @@ def test_quarantined_blocks_are_given_back_to_the_engine_when_quiet(
     (outcome,) = bench.engine.outcomes
     assert isinstance(outcome, FetchLost) and outcome.quarantined == (1, 2)
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 2
-    bench.service.quiet([1])
+    bench.quarantine.quiet([1])
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 1
-    bench.service.quiet([2])
+    bench.quarantine.quiet([2])
     assert bench.engine.quieted == [(1,), (2,)]
     assert bench.sample("baton_worker_kv_quarantined_blocks") == 0
 
@@ -258,7 +224,7 @@ def test_links_retries_and_rejected_blocks_are_counted_with_their_reasons(tmp_pa
         AskedAgain(source=source, attempt=2),
         Rejected(num_blocks=3, why="the checksum is another"),
     ):
-        bench.service.noticed(notice)
+        bench.fetch_metrics.noticed(notice)
 
     def links(event: str, transport: str, instead_of: str, reason: str) -> float:
         labels = {"event": event, "transport": transport, "instead_of": instead_of}

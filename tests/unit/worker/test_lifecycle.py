@@ -7,14 +7,16 @@ import msgspec
 import pytest
 from support.words import beat, registration
 
-from protocol.channel import RouterPort, WorkerLink
+from protocol.channel.link import WorkerLink
+from protocol.channel.port import RouterPort
 from protocol.ids import RequestId, RouterId
 from protocol.membership import Membership
 from protocol.messages import Beat, Blocks, Decode, Failed, Prefill, WorkerState
 from protocol.process.metrics import WorkerMetrics
-from protocol.process.run import Stop
-from worker import life
-from worker.life import Life
+from protocol.process.run import Shutdown
+from worker import lifecycle
+from worker.lifecycle import Lifecycle
+from worker.service import EngineService
 
 
 class FakeService:
@@ -30,18 +32,18 @@ class FakeService:
     def is_idle(self) -> bool:
         return True
 
-    def take(self, router: RouterId, message: Prefill | Decode) -> None: ...
-    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None: ...
-    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None: ...
+    def accept_request(self, router: RouterId, message: Prefill | Decode) -> None: ...
+    def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None: ...
+    def abort_request(self, router: RouterId, request: RequestId, attempt: int) -> None: ...
     def forget_router(self, router: RouterId) -> None: ...
-    def expire(self, now: float) -> None: ...
-    def end_all(self, message: str) -> None: ...
+    def expire_requests(self, now: float) -> None: ...
+    def end_all_requests(self, why: str) -> None: ...
 
 
 class FakeMembership:
     store_is_up, num_dropped_events = True, 0
 
-    async def run(self, beat: object) -> None: ...
+    async def run(self, registration: object, beat: object) -> None: ...
     async def leave(self) -> None: ...
 
 
@@ -56,28 +58,28 @@ async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:
 def test_blocks_that_come_back_are_told_before_the_next_beat_is_due(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(life, "BEAT_S", 1e6)
+    monkeypatch.setattr(lifecycle, "BEAT_S", 1e6)
 
     async def test() -> None:
-        service, port, stop = FakeService(), RouterPort(), Stop()
+        service, port, shutdown = FakeService(), RouterPort(), Shutdown()
         here = registration(address=f"tcp://127.0.0.1:{port.port}")
-        worker = Life(
-            service,
+        worker = Lifecycle(
+            cast(EngineService, service),
             port=port,
             membership=cast(Membership, FakeMembership()),
             metrics=WorkerMetrics(),
-            stop=stop,
+            shutdown=shutdown,
             drain_s=0.0,
         )
         service.num_free, service.num_running = 3, 2
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-            tasks.create_task(worker.run(here), name="life")
+            tasks.create_task(worker.run(here), name="lifecycle")
             async with WorkerLink(address=here.address, router=RouterId("r")) as link:
                 await heard(link, num_free=3, num_running=2)
                 service.num_free = 8
                 await heard(link, num_free=8, num_running=2)
                 service.num_running = 0
                 await heard(link, num_free=8, num_running=0)
-                stop.ask("the test is over")
+                shutdown.ask("the test is over")
 
     asyncio.run(test())

@@ -1,19 +1,21 @@
-"""A worker's life between loading its model and its exit: serve, beat, expire, drain.
+"""A worker between loading its model and its exit: serve, beat, expire, drain.
 
-Runs in the event loop; the service's methods must not block it.
+Runs in the event loop.
 """
 
 import asyncio
 import logging
 import time
-from typing import Protocol, assert_never
+from typing import assert_never
 
-from protocol.channel import Request, RouterGone, RouterJoined, RouterPort
-from protocol.ids import RequestId, RouterId
+from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
+from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Decode, Failed, Prefill, Registration, WorkerState
+from protocol.messages import Abort, Beat, Decode, Prefill, Registration, WorkerState
 from protocol.process.metrics import WorkerMetrics
-from protocol.process.run import Stop
+from protocol.process.run import Shutdown
+from worker.endings import failure
+from worker.service import EngineService
 
 BEAT_S = 0.5
 TICK_S = 0.05
@@ -22,81 +24,52 @@ TICK_S = 0.05
 log = logging.getLogger(__name__)
 
 
-class Service(Protocol):
-    """The work of one worker. Called in the event loop's thread."""
-
-    def take(self, router: RouterId, message: Prefill | Decode) -> None:
-        """Accepts a request, or ends it at once."""
-
-    def refuse(self, router: RouterId, message: Prefill | Decode, failure: Failed) -> None:
-        """Ends a request without accepting it."""
-
-    def abort(self, router: RouterId, request: RequestId, attempt: int) -> None:
-        """The router does not want it any more; unknown ones are no error."""
-
-    def forget_router(self, router: RouterId) -> None:
-        """Aborts all that it asked for."""
-
-    def expire(self, now: float) -> None:
-        """Ends what is past its deadline."""
-
-    def end_all(self, message: str) -> None:
-        """Ends what still runs, so that routers place it elsewhere."""
-
-    def is_idle(self) -> bool:
-        """Nothing runs, and nobody reads or writes our blocks."""
-
-    def beat(self, state: WorkerState) -> Beat: ...
-
-
-class Life:
+class Lifecycle:
     """`await run()` returns once the worker has drained and left."""
 
     def __init__(
         self,
-        service: Service,
+        service: EngineService,
         *,
         port: RouterPort,
         membership: Membership,
         metrics: WorkerMetrics,
-        stop: Stop,
+        shutdown: Shutdown,
         drain_s: float,
     ) -> None:
         self._service = service
         self._port = port
         self._membership = membership
         self._metrics = metrics
-        self._stop = stop
+        self._shutdown = shutdown
         self._drain_s = drain_s
         self._num_shown = (0, 0)
         self.state: WorkerState = "ready"
 
-    def beat(self) -> Beat:
-        return self._service.beat(self.state)
-
     async def run(self, registration: Registration) -> None:
         async with self._port.serve(registration):
             async with asyncio.TaskGroup() as tasks:
+                membership = self._membership.run(registration, self._beat)
                 running = [
-                    tasks.create_task(self._serve(), name="serve"),
-                    tasks.create_task(self._beats(), name="beats"),
+                    tasks.create_task(self._receive(), name="receive"),
+                    tasks.create_task(self._send_beats(), name="beats"),
                     tasks.create_task(self._expire(), name="expire"),
-                    tasks.create_task(self._membership.run(self.beat), name="membership"),
+                    tasks.create_task(membership, name="membership"),
                 ]
                 log.info("ready", extra={"address": registration.address})
-                await self._stop.asked.wait()
+                await self._shutdown.asked.wait()
                 await self._drain()
                 for task in running:
                     task.cancel()
             await self._membership.leave()
 
-    async def _serve(self) -> None:
+    async def _receive(self) -> None:
         while True:
             match await self._port.receive():
-                case Request(router, message):
+                case RouterMessage(router, message):
                     self._answer(router, message)
                 case RouterJoined(router):
-                    self._port.send(router, self.beat())
+                    self._port.send(router, self._beat())
                 case RouterGone(router, _):
                     self._service.forget_router(router)
                 case arrival:
@@ -104,18 +77,19 @@ class Life:
 
     def _answer(self, router: RouterId, message: Prefill | Decode | Abort) -> None:
         if isinstance(message, Abort):
-            self._service.abort(router, message.request, message.attempt)
+            self._service.abort_request(router, message.request, message.attempt)
         elif self.state == "ready":
             self._metrics.accepted.inc()
-            self._service.take(router, message)
+            self._service.accept_request(router, message)
         else:
-            self._service.refuse(router, message, _not_ready(message, self.state))
+            why = failure(message, "overloaded", f"the worker is {self.state}")
+            self._service.refuse_request(router, message, why)
 
-    async def _beats(self) -> None:
+    async def _send_beats(self) -> None:
         """Every half second, and within a tick when there is more room than was last said."""
-        said, due_at = self.beat(), 0.0
+        said, due_at = self._beat(), 0.0
         while True:
-            beat, now = self.beat(), time.monotonic()
+            beat, now = self._beat(), time.monotonic()
             if now >= due_at or _has_more_room(beat, than=said):
                 self._port.broadcast(beat)
                 self._show(beat)
@@ -124,28 +98,31 @@ class Life:
 
     async def _expire(self) -> None:
         while True:
-            self._service.expire(time.monotonic())
+            self._service.expire_requests(time.monotonic())
             await asyncio.sleep(TICK_S)
 
     async def _drain(self) -> None:
         """Running requests finish and leases end, as far as time allows; the rest fails."""
         self.state = "draining"
-        beat = self.beat()
+        beat = self._beat()
         self._port.broadcast(beat)
         self._show(beat)
         drained = await self._until_idle(self._drain_s)
         if not drained:
-            self._service.end_all("the worker has drained")
+            self._service.end_all_requests("the worker has drained")
             await self._until_idle(1.0)
         log.info("drained", extra={"finished": drained})
 
     async def _until_idle(self, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
         while not self._service.is_idle():
-            if time.monotonic() > deadline or (self._stop.hurry.is_set() and within_s > 1.0):
+            if time.monotonic() > deadline or (self._shutdown.hurry.is_set() and within_s > 1.0):
                 return False
             await asyncio.sleep(TICK_S)
         return True
+
+    def _beat(self) -> Beat:
+        return self._service.beat(self.state)
 
     def _show(self, beat: Beat) -> None:
         metrics = self._metrics
@@ -167,13 +144,3 @@ def _has_more_room(beat: Beat, *, than: Beat) -> bool:
     num_back = (now.free + now.cached) - (then.free + then.cached)
     num_gone = (than.load.running + than.load.waiting) - (beat.load.running + beat.load.waiting)
     return num_back > 0 or num_gone > 0
-
-
-def _not_ready(message: Prefill | Decode, state: WorkerState) -> Failed:
-    return Failed(
-        request=message.request,
-        attempt=message.attempt,
-        code="overloaded",
-        message=f"the worker is {state}",
-        retryable=True,
-    )

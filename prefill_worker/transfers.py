@@ -1,0 +1,108 @@
+"""The prefill leg: compute a prompt, sample one token, lend the blocks to whoever decodes.
+
+What is told of a request leaves in order: Started, the token, then one ending.
+"""
+
+from engine.batch import SampledToken
+from engine.loop import Engine
+from engine.sequence import Mode
+from kvtransfer.source.source import Source
+from prefill_worker.lent import LentLeases
+from protocol import codec
+from protocol.errors import CapacityError
+from protocol.messages import Aborted, Decode, Failed, FirstToken, Prefill, PrefillDone, Started
+from worker.endings import ending_name, failure
+from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
+from worker.transport_uses import TransportUses
+
+
+class PrefillTransfers:
+    """Implements `worker.requests.Transfers`: what it moves is lent."""
+
+    bytes_per_s = 0.0
+
+    def __init__(
+        self, *, source: Source, lent: LentLeases, engine: Engine, requests: RequestTable
+    ) -> None:
+        self._source = source
+        self._lent = lent
+        self._engine = engine
+        self._requests = requests
+
+    @property
+    def uses(self) -> TransportUses:
+        return self._lent.uses
+
+    def mode_of(self, message: Prefill | Decode) -> Mode:
+        if isinstance(message, Decode):
+            raise ValueError("Decode was sent to a prefill worker")
+        return Mode.HANDOVER
+
+    def hold_ticket(self, job: Job) -> None:
+        """Nothing is fetched here."""
+
+    def settle_job(self, job: Job, ending: RequestEnding) -> None:
+        if job.lease is not None and isinstance(ending, PrefillDone):
+            self._source.finish(job.lease, _note(job.emits[-1][1]), awaited=True)
+
+    def ending_told(self, job: Job, ending: RequestEnding) -> None:
+        """The decode worker must not hear of a failure before the router does, or it would call the
+        source lost. A request that its first token ended is left for the router to abort: the
+        decode worker then gives the lease back."""
+        if job.lease is not None and isinstance(ending, Failed | Aborted):
+            self._source.fail(job.lease, ending_name(ending))
+
+    def abort_request(self, key: Key) -> None:
+        lease = self._lent.of_key(key)
+        if lease is not None:
+            self._source.fail(lease, "the request was aborted")
+
+    def drop_request(self, message: Prefill | Decode) -> None:
+        """Nothing is lent before admission."""
+
+    def moving(self) -> list[Key]:
+        return self._lent.keys()
+
+    def is_idle(self) -> bool:
+        return not self._lent.keys()
+
+    def admitted(
+        self, job: Job, block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
+    ) -> None:
+        try:
+            ticket = self._source.open_lease(block_ids=block_table, num_tokens=job.num_tokens)
+        except CapacityError as error:
+            job.failure = failure(job, "overloaded", str(error))
+            self._engine.abort(job.sequence)
+            self._engine.release(job.sequence)
+            return
+        job.lease = ticket.lease
+        self._lent.add(ticket.lease, job.sequence, job.key)
+        # Cached tokens may be of a step that is on its way. On a GPU the mark is of the calling
+        # thread's current stream, and the runner has made that the one it launches on.
+        self._source.publish(ticket.lease, num_cached_tokens)
+        self._requests.tell_router(
+            job.router,
+            Started(
+                request=job.request,
+                attempt=job.attempt,
+                ticket=ticket,
+                cached_tokens=num_cached_tokens,
+                queued_s=queued_s,
+            ),
+        )
+
+    def computed(self, job: Job, num_tokens: int) -> None:
+        if job.lease is not None:
+            # Said when the step's tokens are read, so its KV is written. A mark would be behind
+            # the step launched since, and each block announced a step too late.
+            self._source.publish(job.lease, num_tokens, awaited=True)
+
+    def close(self) -> None:
+        self._source.close()
+
+
+def _note(token: SampledToken) -> bytes:
+    return codec.first_token.encode(
+        FirstToken(token_id=token.token_id, logprob=token.logprob, top=wire_top(token))
+    )

@@ -1,0 +1,45 @@
+"""Sorts tests into tiers and holds the quick ones to theirs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.purity import pure
+from support.tiers import OTHER_TIERS, is_quick_file
+
+TESTS = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m quick` imports no file of another tier: that would take as long as the tests."""
+    is_alone = config.getoption("markexpr") == "quick" and collection_path.suffix == ".py"
+    return True if is_alone and not is_quick_file(collection_path.relative_to(TESTS)) else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    marks = {mark.name for mark in item.iter_markers()}
+    if is_quick_file(item.path.relative_to(TESTS)) and not marks & OTHER_TIERS:
+        item.add_marker("quick")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    yield from _guarded(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    yield from _guarded(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    yield from _guarded(item)
+
+
+def _guarded(item: pytest.Item) -> Iterator[None]:
+    if item.get_closest_marker("quick") is None:
+        yield
+        return
+    with pure():
+        yield

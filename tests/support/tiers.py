@@ -1,0 +1,60 @@
+"""Which tests are quick: pure (no socket, no process, no Redis) and soon done."""
+
+from pathlib import PurePath
+
+OTHER_TIERS = frozenset({"system", "slow", "long", "gpu"})
+"""Marks that keep a test of a quick file out of the quick tier."""
+QUICK_FOLDERS = ("unit", "property", "house")
+"""Of tests/: their files are quick but for those below."""
+NOT_PURE = (
+    # Sockets, or processes of their own.
+    "unit/controlplane/cli/test_*.py",
+    "unit/controlplane/doctor/test_probe.py",
+    "unit/controlplane/local/test_child.py",
+    "unit/controlplane/local/test_embedded_redis.py",
+    "unit/kvtransfer/sink/test_events.py",
+    "unit/kvtransfer/sink/test_sink*.py",
+    "unit/kvtransfer/source/test_sinks.py",
+    "unit/kvtransfer/source/test_source.py",
+    "unit/kvtransfer/test_faults.py",
+    "unit/kvtransfer/device/test_lib*.py",
+    "unit/kvtransfer/transports/nccl/test_pair.py",
+    "unit/kvtransfer/transports/tcp/test_frames.py",
+    "unit/kvtransfer/transports/tcp/test_tcp.py",
+    "unit/kvtransfer/transports/test_device_streams.py",
+    "unit/kvtransfer/transports/test_dial.py",
+    "unit/protocol/channel/test_channel.py",
+    "unit/protocol/process/test_run.py",
+    "unit/protocol/test_membership.py",
+    "unit/protocol/test_store.py",
+    "unit/router/http/test_cluster.py",
+    "unit/router/http/test_middleware.py",
+    "unit/router/requests/test_dispatch.py",
+    "unit/router/workers/test_index_feed.py",
+    "unit/router/workers/test_registry.py",
+    "unit/worker/test_lifecycle.py",
+    "unit/worker/test_startup.py",
+    "property/test_dispatch_endings.py",
+    "house/test_contracts_bite.py",
+    # C kernels: a compiler, the first time on a machine.
+    "unit/bench/test_*.py",
+    "unit/engine/ops/cpu/test_*.py",
+    "unit/engine/ops/test_*.py",
+    "unit/engine/runner/gpu/test_pool_size.py",
+    "unit/engine/runner/gpu/test_runner.py",
+    "unit/engine/runner/test_cpu.py",
+    "unit/engine/sampling/test_logprobs.py",
+    "unit/engine/sampling/test_sampler.py",
+    "unit/engine/test_assembly.py",
+)
+NOT_SOON = (
+    # Many long scripts against a scheduler or a fetch: a third of the tier's 45 s.
+    "property/test_ownership.py",
+    "property/test_transfer_states.py",
+    "unit/engine/scheduling/test_guarantees.py",
+)
+
+
+def is_quick_file(path: PurePath) -> bool:
+    """Whether the tests of this file, relative to tests/, are quick but for their marks."""
+    return path.parts[0] in QUICK_FOLDERS and not any(map(path.match, NOT_PURE + NOT_SOON))

@@ -1,0 +1,87 @@
+"""What the engine says, turned into what routers, transfers, metrics and Redis are told.
+
+On the engine's thread. Knows messages and text, but neither sockets nor transports.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from engine.batch import SequenceId
+from engine.observer import SequenceToken
+from engine.sequence import SequenceUsage, Verdict
+from protocol.blocks import BlockChange
+from protocol.messages import Failed
+from protocol.process.logs import request_context
+from protocol.process.metrics import WorkerMetrics
+from worker.endings import REMEDIES, ending_message, ending_name
+from worker.requests import RequestTable
+
+log = logging.getLogger(__name__)
+
+
+class WorkerObserver:
+    """An `engine.observer.EngineObserver`. `record` takes changes of the prefix cache and returns
+    at once; `give_up` is told that the engine is broken."""
+
+    def __init__(
+        self,
+        *,
+        requests: RequestTable,
+        metrics: WorkerMetrics,
+        record: Callable[[Sequence[BlockChange]], None],
+        give_up: Callable[[str], None],
+    ) -> None:
+        self._requests = requests
+        self._metrics = metrics
+        self._record = record
+        self._give_up = give_up
+
+    def admitted(
+        self,
+        sequence: SequenceId,
+        block_table: tuple[int, ...],
+        generations: tuple[int, ...],
+        num_cached_tokens: int,
+        queued_s: float,
+    ) -> None:
+        job = self._requests.of_sequence(sequence)
+        assert job is not None, f"{sequence} was admitted after its ending"
+        job.transfers.admitted(job, block_table, num_cached_tokens, queued_s)
+
+    def computed(self, sequence: SequenceId, num_tokens: int) -> None:
+        job = self._requests.of_sequence(sequence)
+        if job is not None:
+            job.transfers.computed(job, num_tokens)
+
+    def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
+        requests, stopped = self._requests, set()
+        for spoken in tokens:
+            job = requests.of_sequence(spoken.id)
+            if job is not None and requests.add_token(job, index=spoken.index, token=spoken.token):
+                stopped.add(spoken.id)
+        return stopped
+
+    def ended(self, sequence: SequenceId, verdict: Verdict, usage: SequenceUsage) -> None:
+        job = self._requests.of_sequence(sequence)
+        if job is None:
+            return
+        message = ending_message(job, verdict, usage)
+        job.transfers.settle_job(job, message)
+        self._metrics.endings.labels(ending_name(message)).inc()
+        self._requests.end_job(job, message)
+        if isinstance(message, Failed):
+            remedy = REMEDIES[message.code]
+            told = {"code": message.code, "why": message.message, "remedy": remedy}
+            with request_context(job.request):
+                log.warning("request failed", extra=told)
+
+    def settled(self) -> None:
+        num_tokens = self._requests.flush_step()
+        if num_tokens:
+            self._metrics.tokens.inc(num_tokens)
+
+    def blocks_changed(self, changes: Sequence[BlockChange]) -> None:
+        self._record(changes)
+
+    def broken(self, error: BaseException) -> None:
+        self._give_up(f"the engine is broken: {error}")

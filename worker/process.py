@@ -1,0 +1,45 @@
+"""A worker's process: settings, logs, cores and signals, then `worker.serving`."""
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+from protocol.ids import WorkerId
+from protocol.messages import Role
+from protocol.process import run as process
+from protocol.process.logs import configure_logging
+from protocol.process.machine import check_device, claim_cores, host_name
+from protocol.process.settings import WorkerSettings, load_or_exit
+from worker.startup import open_endpoints
+
+
+def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wiring: str) -> int:
+    """The process's exit code: 0 after a drain, 1 for a failure, 2 for a wrong setting, 3 for a
+    checkpoint that cannot be read. `wiring` is the module whose `open_transfers` the role adds."""
+    given = load_or_exit(settings, argv, prog=f"{role}_worker")
+    worker = WorkerId(given.worker or f"{role}-{host_name()}-{os.getpid()}")
+    configure_logging(process=worker, level=given.log_level)
+
+    def load_modules() -> tuple[ModuleType, ModuleType]:
+        """Brings torch, which takes seconds and sizes its thread pool by what was claimed."""
+        return import_module("worker.serving"), import_module(wiring)
+
+    async def serve(shutdown: process.Shutdown) -> int:
+        async with open_endpoints(given) as endpoints:
+            serving, role_parts = await process.load(load_modules, shutdown)
+            exit_code: int = await serving.serve(
+                role,
+                given,
+                worker,
+                open_transfers=role_parts.open_transfers,
+                endpoints=endpoints,
+                shutdown=shutdown,
+            )
+            return exit_code
+
+    def prepare() -> None:
+        claim_cores(cores=given.cores, threads=given.threads)
+        check_device(given.device)
+
+    return process.run(worker, serve, parent_pid=given.parent_pid, prepare=prepare)

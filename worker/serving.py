@@ -1,0 +1,163 @@
+"""Puts a worker together and runs it until it has drained.
+
+Whatever is made here is closed here, in reverse. What an operator can change is raised as a
+SettingsError, CheckpointError or StoreError.
+"""
+
+import logging
+import os
+from collections.abc import Callable, MutableSequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TypeVar, cast
+
+from engine.assembly import assemble
+from engine.kvcache.pool import Buffer
+from engine.loop import Engine
+from engine.runner.gpu.device import Device
+from engine.runner.gpu.opening import open_device
+from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.transport_names import chosen
+from protocol.ids import WorkerId, new_epoch
+from protocol.layout import KvLayout
+from protocol.membership import Membership
+from protocol.messages import Registration, Role
+from protocol.process.logs import LoadProgress
+from protocol.process.machine import host_name
+from protocol.process.run import Shutdown, load
+from protocol.process.settings import WorkerSettings
+from protocol.text.tokenizer import Tokenizer
+from worker.lifecycle import Lifecycle
+from worker.observer import WorkerObserver
+from worker.parts import LoadedModel, WorkerParts
+from worker.requests import RequestTable, Transfers
+from worker.service import EngineService
+from worker.startup import Endpoints
+
+S = TypeVar("S", bound=WorkerSettings)
+log = logging.getLogger(__name__)
+
+
+async def serve(
+    role: Role,
+    settings: S,
+    worker: WorkerId,
+    *,
+    open_transfers: Callable[[WorkerParts[S]], Transfers],
+    endpoints: Endpoints,
+    shutdown: Shutdown,
+) -> int:
+    """Exit code of the process."""
+    async with AsyncExitStack() as stack:
+        model = await load(partial(_load, role, settings), shutdown)
+        stack.callback(model.memory.close)
+        epoch, give_up = new_epoch(), partial(shutdown.ask, exit_code=1)
+        requests = RequestTable(endpoints.port.send)
+        membership = Membership(endpoints.store, worker=worker, epoch=epoch)
+        observer = WorkerObserver(
+            requests=requests,
+            metrics=endpoints.metrics,
+            record=membership.record,
+            give_up=give_up,
+        )
+        parts = WorkerParts(
+            settings=settings,
+            worker=worker,
+            epoch=epoch,
+            model=model,
+            engine=_engine(model, observer),
+            requests=requests,
+            metrics=endpoints.metrics,
+            give_up=give_up,
+        )
+        transfers = open_transfers(parts)
+        stack.callback(transfers.close)
+        parts.engine.start()
+        stack.callback(parts.engine.stop)
+        lifecycle = Lifecycle(
+            EngineService(parts, transfers),
+            port=endpoints.port,
+            membership=membership,
+            metrics=endpoints.metrics,
+            shutdown=shutdown,
+            drain_s=settings.drain_s,
+        )
+        await lifecycle.run(_registration(role, parts, port=endpoints.port.port))
+    return shutdown.exit_code
+
+
+def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
+    """Only a decode worker decodes, and only into its pool do others write."""
+    tokenizer = Tokenizer.load(settings.model)
+    device = open_device(settings.device)
+    transports = chosen(settings.transports, on_device=device is not None)
+    made: list[BlockMemory | DeviceMemory] = []
+
+    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
+        pool, blocks = _pool(settings, device, layout, num_blocks, helped=role == "decode")
+        made.append(pool)
+        return blocks
+
+    assembly = assemble(
+        settings,
+        eos_token_ids=tokenizer.eos_token_ids,
+        memory=memory,
+        progress=LoadProgress(log),
+        device=device,
+        decodes=role == "decode",
+    )
+    return LoadedModel(
+        tokenizer=tokenizer, assembly=assembly, memory=made[0], transports=transports
+    )
+
+
+def _pool(
+    settings: WorkerSettings,
+    device: Device | None,
+    layout: KvLayout,
+    num_blocks: int,
+    *,
+    helped: bool,
+) -> tuple[BlockMemory | DeviceMemory, Buffer]:
+    """A pool of zeros, and all its bytes, shared. Raises TransferError when a GPU has no room."""
+    block_bytes = layout.block_bytes
+    if device is not None:
+        from kvtransfer.memory.cuda_pool import cuda_pool
+
+        return cuda_pool(device.where.index, num_blocks=num_blocks, block_bytes=block_bytes)
+    pool = BlockMemory.create(
+        num_blocks=num_blocks, block_bytes=block_bytes, helped=helped, huge=settings.kv_huge_pages
+    )
+    return pool, pool.blocks
+
+
+def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
+    assembly = model.assembly
+    return Engine(
+        runner=assembly.runner,
+        limits=assembly.limits,
+        eos_token_ids=assembly.eos_token_ids,
+        compat=assembly.compat,
+        generations=cast(MutableSequence[int], model.memory.generations),
+        observer=observer,
+        windows=assembly.windows,
+    )
+
+
+def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registration:
+    settings, assembly = parts.settings, parts.model.assembly
+    return Registration(
+        worker=parts.worker,
+        epoch=parts.epoch,
+        role=role,
+        pid=os.getpid(),
+        host=host_name(),
+        address=f"tcp://{settings.advertise or settings.host}:{port}",
+        model=settings.served_name or settings.model.resolve().name,
+        compat=assembly.compat,
+        layout=assembly.layout,
+        num_blocks=assembly.runner.num_blocks,
+        max_context_tokens=parts.engine.max_context_tokens,
+        transports=parts.model.transports,
+    )
