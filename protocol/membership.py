@@ -45,8 +45,8 @@ class Membership:
         max_waiting_hashes: int = MAX_WAITING_HASHES,
     ) -> None:
         self._store = store
-        self._worker = worker
-        self._epoch = epoch
+        self.worker = worker
+        self.epoch = epoch
         self._interval_s = interval_s
         self._ttl_s = ttl_s
         self._max_waiting_hashes = max_waiting_hashes
@@ -94,14 +94,14 @@ class Membership:
     async def _keep_alive(self, record: WorkerRecord) -> None:
         """Registers once, and finds out whether Redis still has our blocks."""
         await self._store.register(record, ttl_s=self._ttl_s)
-        sequence = await self._store.sequence(self._worker, self._epoch)
+        sequence = await self._store.sequence(self.worker, self.epoch)
         if sequence is None:
             self._must_rewrite = True
 
     async def leave(self) -> None:
         """Takes the worker out of Redis; Redis away does it by itself, a little later."""
         try:
-            await self._store.deregister(self._worker, self._epoch)
+            await self._store.deregister(self.worker, self.epoch)
         except StoreError as error:
             remedy = f"none, Redis forgets it within {self._ttl_s:g} s"
             log.warning("left without deregistering", extra={"why": str(error), "remedy": remedy})
@@ -118,8 +118,8 @@ class Membership:
         self._num_waiting_hashes += len(change.hashes) + 1
         self._waiting.append(
             BlockEvent(
-                worker=self._worker,
-                epoch=self._epoch,
+                worker=self.worker,
+                epoch=self.epoch,
                 sequence=self._sequence,
                 kind=change.kind,
                 packed_hashes=pack_hashes(change.hashes),
@@ -158,8 +158,8 @@ class Membership:
         try:
             await self._store.rewrite(
                 hashes,
-                worker=self._worker,
-                epoch=self._epoch,
+                worker=self.worker,
+                epoch=self.epoch,
                 sequence=sequence,
                 ttl_s=self._ttl_s,
             )

@@ -52,25 +52,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         model = await load(partial(_load, role, settings), shutdown)
         stack.callback(model.memory.close)
-        epoch, give_up = new_epoch(), partial(shutdown.ask, exit_code=1)
-        requests = RequestTable(endpoints.port.send)
-        membership = Membership(endpoints.store, worker=worker, epoch=epoch)
-        observer = WorkerObserver(
-            requests=requests,
-            metrics=endpoints.metrics,
-            record=membership.record,
-            give_up=give_up,
-        )
-        parts = WorkerParts(
-            settings=settings,
-            worker=worker,
-            epoch=epoch,
-            model=model,
-            engine=_engine(model, observer),
-            requests=requests,
-            metrics=endpoints.metrics,
-            give_up=give_up,
-        )
+        membership = Membership(endpoints.store, worker=worker, epoch=new_epoch())
+        parts = _parts(settings, model, membership, endpoints, shutdown)
         transfers = open_transfers(parts)
         stack.callback(transfers.close)
         parts.engine.start()
@@ -109,6 +92,29 @@ def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
     )
     return LoadedModel(
         tokenizer=tokenizer, assembly=assembly, memory=made[0], transports=transports
+    )
+
+
+def _parts(
+    settings: S,
+    model: LoadedModel,
+    membership: Membership,
+    endpoints: Endpoints,
+    shutdown: Shutdown,
+) -> WorkerParts[S]:
+    give_up, requests = partial(shutdown.ask, exit_code=1), RequestTable(endpoints.port.send)
+    observer = WorkerObserver(
+        requests=requests, metrics=endpoints.metrics, record=membership.record, give_up=give_up
+    )
+    return WorkerParts(
+        settings=settings,
+        worker=membership.worker,
+        epoch=membership.epoch,
+        model=model,
+        engine=_engine(model, observer),
+        requests=requests,
+        metrics=endpoints.metrics,
+        give_up=give_up,
     )
 
 

@@ -28,13 +28,6 @@ def test_a_capability_is_a_bit_of_the_kernels_mask() -> None:
     assert not probe.has_capability("00000000a80425fb", 14)
 
 
-@pytest.mark.parametrize(
-    ("cpu_max", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None)]
-)
-def test_a_cpu_quota_is_said_in_cores(cpu_max: str, cores: float | None) -> None:
-    assert parse_quota(cpu_max) == cores
-
-
 @pytest.mark.parametrize(("ranges", "count"), [("0", 1), ("0-1,4", 3), ("", 1)])
 def test_nodes_are_counted_from_the_kernels_list(ranges: str, count: int) -> None:
     assert probe.num_listed(ranges) == count

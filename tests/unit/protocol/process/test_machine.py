@@ -10,6 +10,7 @@ from protocol.process.machine import (
     free_memory_bytes,
     is_loopback,
     parse_cores,
+    parse_quota,
 )
 
 
@@ -52,3 +53,10 @@ def test_a_gpu_that_the_driver_does_not_show_is_refused(monkeypatch: pytest.Monk
         check_device(device)
     with pytest.raises(SettingsError, match=r"device: 'cuda:2': NVIDIA's driver shows 2 GPUs"):
         check_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None)]
+)
+def test_a_cpu_quota_is_said_in_cores(cpu_max: str, cores: float | None) -> None:
+    assert parse_quota(cpu_max) == cores
