@@ -1,1 +1,1 @@
-"""All that two processes must agree on: words, messages, the KV layout. Never imports torch."""
+"""All that two processes must agree on, free of torch: words, messages, the KV layout."""
