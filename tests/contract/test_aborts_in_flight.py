@@ -24,7 +24,7 @@ pytestmark = pytest.mark.parametrize("depth", [1, 2])
 
 
 @pytest.mark.parametrize("num_complete", [0, 1])
-def test_mini_sglang_an_abort_while_a_prefill_is_in_flight_leaves_no_block_with_two_owners(
+def test_an_abort_while_a_prefill_is_in_flight_leaves_no_block_with_two_owners(
     depth: int, num_complete: int
 ) -> None:
     """There the abort freed the pages and the returning forward put them into the cache as well;
@@ -50,7 +50,7 @@ def test_mini_sglang_an_abort_while_a_prefill_is_in_flight_leaves_no_block_with_
     assert whole(stepper)
 
 
-def test_mini_sglang_an_engine_survives_an_abort_while_a_prefill_is_in_flight(depth: int) -> None:
+def test_an_engine_survives_an_abort_while_a_prefill_is_in_flight(depth: int) -> None:
     bench = InterruptedEngine(depth=depth)
 
     def abort_at_the_second_chunk(chunks: Sequence[Chunk]) -> None:
@@ -79,7 +79,7 @@ def last_in_flight(depth: int, *, eos: bool) -> tuple[Stepper, Run]:
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_mini_sglang_an_abort_while_the_last_token_is_in_flight_frees_once(
+def test_an_abort_while_the_last_token_is_in_flight_frees_once(
     depth: int, eos: bool
 ) -> None:
     """There the abort freed the request and so did its last token: the scheduler died."""
@@ -92,7 +92,7 @@ def test_mini_sglang_an_abort_while_the_last_token_is_in_flight_frees_once(
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_mini_sglang_an_abort_after_the_last_token_with_a_step_ahead_in_flight_frees_once(
+def test_an_abort_after_the_last_token_with_a_step_ahead_in_flight_frees_once(
     depth: int, eos: bool
 ) -> None:
     """The other order: the end was read, the step launched ahead of it is not over."""
@@ -109,7 +109,7 @@ def test_mini_sglang_an_abort_after_the_last_token_with_a_step_ahead_in_flight_f
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_mini_sglang_an_engine_survives_an_abort_while_the_last_token_is_in_flight(
+def test_an_engine_survives_an_abort_while_the_last_token_is_in_flight(
     depth: int, eos: bool
 ) -> None:
     bench = InterruptedEngine(depth=depth, eos=(SAID[2],) if eos else ())

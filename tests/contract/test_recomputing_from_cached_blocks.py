@@ -29,7 +29,7 @@ def preempted_at(depth: int, **prompts: int) -> tuple[Stepper, list[Run]]:
     return stepper, runs
 
 
-def test_nano_vllm_211_a_preempted_sequence_is_prefilled_again_from_its_cached_blocks_on(
+def test_a_preempted_sequence_is_prefilled_again_from_its_cached_blocks_on(
     depth: int,
 ) -> None:
     """And #233. There the prefix hit came after the tokens to compute had been counted: an index
@@ -49,7 +49,7 @@ def test_nano_vllm_211_a_preempted_sequence_is_prefilled_again_from_its_cached_b
     assert whole(stepper)
 
 
-def test_nano_vllm_144_a_sequence_whose_every_token_is_cached_still_computes_one(
+def test_a_sequence_whose_every_token_is_cached_still_computes_one(
     depth: int,
 ) -> None:
     """There a fully cached prompt was a prefill of no tokens, taken for a decode."""
@@ -63,7 +63,7 @@ def test_nano_vllm_144_a_sequence_whose_every_token_is_cached_still_computes_one
     assert whole(stepper)
 
 
-def test_nano_vllm_211_an_engine_preempts_and_goes_on_with_identical_tokens(depth: int) -> None:
+def test_an_engine_preempts_and_goes_on_with_identical_tokens(depth: int) -> None:
     bench = InterruptedEngine(depth=depth, num_blocks=15)
     names = [SequenceId(str(i)) for i in range(3)]
     prompts = [[100 * (i + 1) + n for n in range(9 + i)] for i in range(3)]

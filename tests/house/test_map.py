@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ PAGE = ROOT / "docs/architecture.md"
 ROOMS = "Rooms"
 QUESTIONS = "Questions a newcomer asks"
 MIN_QUESTIONS = 12
+LAYERS = re.compile(r"^\| (\w+) \| ([\w, ]+(?: > [\w, ]+)+) \|$", re.M)
 MORE_THAN_A_SENTENCE: dict[str, str] = {}
 """Folders whose __init__ may hold more than one sentence -> why."""
 
@@ -41,6 +43,19 @@ def test_every_exception_for_a_folder_is_needed() -> None:
 def test_the_map_prints_each_folders_own_sentence() -> None:
     printed = rooms_of(PAGE.read_text())
     assert printed == room_sentences(ROOT), "`python -m tools.tree --map` prints the list"
+
+
+def test_the_page_draws_the_layers_that_are_checked() -> None:
+    printed = dict(LAYERS.findall(PAGE.read_text()))
+    assert printed == {
+        contract["containers"][0]: " > ".join(
+            row.replace(" | ", ", ") for row in contract["layers"]
+        )
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"][
+            "importlinter"
+        ]["contracts"]
+        if contract["type"] == "layers" and "containers" in contract
+    }
 
 
 def test_the_questions_of_a_newcomer_are_at_least_twelve() -> None:

@@ -38,7 +38,7 @@ def test_the_first_choice_is_said_once_a_link() -> None:
         assert borrower.events == [LinkUp(source=SOURCE, transport="shm", missed=())]
 
 
-def test_complaint_15_a_slower_transport_is_never_silent(
+def test_a_slower_transport_is_never_silent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     borrower = Borrower(transports=("shm", "tcp"))
