@@ -23,7 +23,7 @@ from controlplane.local.display import Display
 from controlplane.local.settings import load_up
 from controlplane.local.up import SIGNALS, first_failure
 from protocol.errors import BatonError
-from protocol.process.run import Shutdown, asked_by_signals
+from protocol.process.run import Shutdown, ask_by_signals
 
 STORY = """\
 The lamp is in the cellar. The children waited by the old bridge at noon. Greta lives in Cairo. \
@@ -103,7 +103,8 @@ async def _demo() -> None:
     display = Display(err=Console(highlight=False))
     model = flags.settings.api_name
     display.begin(f"Starting 1 router, 2 prefill workers and 2 decode workers on {model}")
-    with asked_by_signals(shutdown, *SIGNALS), closing(display):
+    ask_by_signals(shutdown, *SIGNALS)
+    with closing(display):
         async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
             try:
                 async with asyncio.timeout(START_S):

@@ -11,7 +11,7 @@ from controlplane.local.cluster import running
 from controlplane.local.display import Display
 from controlplane.local.settings import UpFlags, UpSettings, load_up
 from protocol.errors import BatonError
-from protocol.process.run import Shutdown, asked_by_signals
+from protocol.process.run import Shutdown, ask_by_signals
 
 SIGNALS = (Signals.SIGINT, Signals.SIGTERM, Signals.SIGHUP)
 """That ask a cluster to stop."""
@@ -40,13 +40,13 @@ async def _serve(flags: UpFlags) -> None:
     shutdown = Shutdown()
     try:
         display.begin(_headline(flags.settings))
-        with asked_by_signals(shutdown, *SIGNALS):
-            async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
-                if await local.wait_ready(unless=shutdown.asked):
-                    display.ready(url=local.url, model=flags.settings.api_name)
-                    await shutdown.asked.wait()
-                display.stop("stopping; a second signal hurries")
-            display.say("stopped")
+        ask_by_signals(shutdown, *SIGNALS)
+        async with running(flags, on_event=display.on_event, hurry=shutdown.hurry) as local:
+            if await local.wait_ready(unless=shutdown.asked):
+                display.ready(url=local.url, model=flags.settings.api_name)
+                await shutdown.asked.wait()
+            display.stop("stopping; a second signal hurries")
+        display.say("stopped")
     finally:
         display.close()
 

@@ -11,8 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -111,30 +110,25 @@ async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
         leave.cancel()
 
 
-@contextmanager
-def asked_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> Iterator[None]:
-    """Inside, each of these signals asks to end; any second one hurries."""
+def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
+    """From now on, until the running loop closes, each of these signals asks to end; any second
+    one hurries."""
     loop = asyncio.get_running_loop()
     for number in numbers:
         loop.add_signal_handler(number, shutdown.ask, number.name)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
     shutdown = Shutdown()
-    with asked_by_signals(shutdown, signal.SIGTERM, signal.SIGINT):
-        if not parent_pid:
-            return await main(shutdown)
-        _signal_at_death_of_parent()
-        watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
-        try:
-            return await main(shutdown)
-        finally:
-            watch.cancel()
+    ask_by_signals(shutdown, signal.SIGTERM, signal.SIGINT)
+    if not parent_pid:
+        return await main(shutdown)
+    _signal_at_death_of_parent()
+    watch = asyncio.create_task(_watch_parent(parent_pid, shutdown), name="watch-parent")
+    try:
+        return await main(shutdown)
+    finally:
+        watch.cancel()
 
 
 def _signal_at_death_of_parent() -> None:
@@ -143,10 +137,13 @@ def _signal_at_death_of_parent() -> None:
 
 
 async def _watch_parent(parent_pid: int, shutdown: Shutdown) -> None:
-    """The signal is missed if the parent died before we asked for it."""
+    """The signal is missed if the parent died before we asked for it. One that came, or is on its
+    way, is enough: a second would hurry."""
     while os.getppid() == parent_pid:  # noqa: ASYNC110 - nobody can set an event for us
         await asyncio.sleep(PARENT_CHECK_S)
-    shutdown.ask(f"supervisor {parent_pid} is gone")
+    await asyncio.sleep(PARENT_CHECK_S)
+    if not shutdown.asked.is_set():
+        shutdown.ask(f"supervisor {parent_pid} is gone")
 
 
 def _one_line(process: str, error: BatonError, exit_code: int) -> int:

@@ -173,7 +173,7 @@ class _Request:
         return wait_s, self._num_uncached(candidate) / rate
 
     def _exposed_s(self, decode: Candidate, *, hidden_s: float) -> float:
-        """The prefill computes while most of its blocks are already on their option."""
+        """The prefill computes while most of its blocks are already on their way."""
         rate = decode.transfer_bytes_per_s or self.priors.transfer_bytes_per_s
         moved = max(0, self.num_tokens - decode.num_cached_tokens) * decode.token_bytes
         transfer_s = moved / rate

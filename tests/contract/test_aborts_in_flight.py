@@ -79,9 +79,7 @@ def last_in_flight(depth: int, *, eos: bool) -> tuple[Stepper, Run]:
 
 
 @pytest.mark.parametrize("eos", [True, False])
-def test_an_abort_while_the_last_token_is_in_flight_frees_once(
-    depth: int, eos: bool
-) -> None:
+def test_an_abort_while_the_last_token_is_in_flight_frees_once(depth: int, eos: bool) -> None:
     """There the abort freed the request and so did its last token: the scheduler died."""
     stepper, run = last_in_flight(depth, eos=eos)
     stepper.abort(run)

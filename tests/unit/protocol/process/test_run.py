@@ -1,5 +1,11 @@
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.eventually import eventually
 
 from controlplane.checkout import ROOT
 
@@ -17,3 +23,75 @@ def test_a_process_that_leaves_says_its_last_word_and_is_not_taken_down_first() 
         [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (3, "last word\n")
+
+
+SLOW_TO_LEAVE = """
+import asyncio, sys, time
+from protocol.process.run import run
+
+async def main(shutdown):
+    await shutdown.asked.wait()
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 1.0)
+    print("main is over", flush=True)
+    return shutdown.exit_code
+
+print("up", flush=True)
+sys.exit(run("test", main))
+"""
+
+
+def test_a_second_signal_while_the_loop_closes_does_not_spoil_the_exit_code() -> None:
+    with running(SLOW_TO_LEAVE) as process:
+        assert next_line(process) == "up"
+        eventually(lambda: not signal_is_default(process.pid, signal.SIGTERM))
+        process.terminate()
+        assert next_line(process) == "main is over"
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+
+ORPHAN = """
+import asyncio, os, subprocess, sys, time
+from protocol.process.run import run
+
+async def main(shutdown):
+    print("up", flush=True)
+    await shutdown.asked.wait()
+    await asyncio.sleep(4 * PARENT_CHECK_S)
+    print("hurry" if shutdown.hurry.is_set() else "drained", flush=True)
+    return shutdown.exit_code
+
+from protocol.process.run import PARENT_CHECK_S
+sys.exit(run("test", main, parent_pid=os.getppid()))
+"""
+
+
+def test_the_death_of_a_supervisor_asks_once_and_leaves_time_to_drain() -> None:
+    supervisor = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    with running(supervisor, ORPHAN) as process:
+        assert next_line(process) == "up"
+        process.kill()
+        assert next_line(process) == "drained"
+
+
+@contextmanager
+def running(program: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def signal_is_default(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:")).split()[1]
+    return not int(caught, 16) >> (number - 1) & 1
