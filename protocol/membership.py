@@ -157,11 +157,7 @@ class Membership:
             self._must_rewrite = False
         try:
             await self._store.rewrite(
-                hashes,
-                worker=self.worker,
-                epoch=self.epoch,
-                sequence=sequence,
-                ttl_s=self._ttl_s,
+                hashes, worker=self.worker, epoch=self.epoch, sequence=sequence, ttl_s=self._ttl_s
             )
         except BaseException:
             self._must_rewrite = True

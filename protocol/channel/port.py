@@ -24,16 +24,7 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import SettingsError, WireError
 from protocol.ids import RouterId
-from protocol.messages import (
-    Abort,
-    Decode,
-    Hello,
-    Ping,
-    Prefill,
-    Registration,
-    ToRouter,
-    Welcome,
-)
+from protocol.messages import Abort, Decode, Hello, Ping, Prefill, Registration, ToRouter, Welcome
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
 _FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"

@@ -16,11 +16,7 @@ from protocol.messages import Sampling
 from protocol.text.chat_template import ChatTemplate, load_chat_template
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
-from protocol.text.text_config import (
-    read_json_object,
-    read_json_object_if_there,
-    text_config,
-)
+from protocol.text.text_config import read_json_object, read_json_object_if_there, text_config
 
 
 class Tokenizer:

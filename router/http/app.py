@@ -35,8 +35,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     state = AppState(
         runtime=runtime,
         admission=Admission(
-            max_in_flight=runtime.limits.max_in_flight,
-            retry_after_s=runtime.limits.retry_after_s,
+            max_in_flight=runtime.limits.max_in_flight, retry_after_s=runtime.limits.retry_after_s
         ),
         tokenize_threads=TokenizeThreads(num_threads=runtime.tokenize_threads),
     )

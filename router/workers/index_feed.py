@@ -94,11 +94,7 @@ class IndexFeed:
     def _apply(self, event: BlockEvent) -> None:
         before = self._index.states.get(event.worker)
         after = self._index.apply_event(
-            event.worker,
-            event.epoch,
-            sequence=event.sequence,
-            kind=event.kind,
-            hashes=event.hashes,
+            event.worker, event.epoch, sequence=event.sequence, kind=event.kind, hashes=event.hashes
         )
         if before is IndexState.EXACT and after is IndexState.DEGRADED:
             self._metrics.index_gaps.inc()
