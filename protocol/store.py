@@ -14,7 +14,7 @@ strictly as any message.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -23,6 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from protocol.blocks import ChangeKind
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
@@ -55,7 +56,7 @@ class BlockEvent(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerId
     epoch: Epoch
     sequence: int
-    kind: Literal["stored", "evicted", "cleared"]
+    kind: ChangeKind
     packed_hashes: bytes
     """16 bytes each, in order; empty when `cleared`."""
 
@@ -235,10 +236,6 @@ class Store:
             raise StoreError(f"Redis did not answer within {self._deadline_s} s") from error
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis: {error}") from error
-
-
-def pack_hashes(hashes: Sequence[BlockHash]) -> bytes:
-    return b"".join(hashes)
 
 
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:

@@ -80,7 +80,6 @@ class RouterPort:
         self._outbox: deque[tuple[RouterId, bytes]] = deque()
         self._dropped: set[RouterId] = set()
         """Routers that lost a message because the outbox was full."""
-        self._flush_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.refused_frames = 0
         configure(self._socket)
@@ -138,9 +137,8 @@ class RouterPort:
                 self._dropped.add(router)  # a flush is due, and tells
                 return
             self._outbox.append((router, frame))
-            if self._flush_is_due:
+            if len(self._outbox) > 1:  # a flush is due
                 return
-            self._flush_is_due = True
         assert self._loop is not None, "send before serve"
         self._loop.call_soon_threadsafe(self._flush)
 
@@ -152,7 +150,7 @@ class RouterPort:
 
     def _flush(self) -> None:
         with self._lock:
-            frames, self._flush_is_due = list(self._outbox), False
+            frames = list(self._outbox)
             self._outbox.clear()
             dropped, self._dropped = self._dropped, set()
         if self._socket.closed:
