@@ -116,8 +116,6 @@ class Store:
         async with self._deadline():
             await self._redis.ping()
 
-    # -- membership -------------------------------------------------------------------------
-
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
         worker, epoch = record.registration.worker, record.registration.epoch
@@ -148,8 +146,6 @@ class Store:
             values = await self._redis.mget(sorted(set(keys))) if keys else []
         records = (_decoded(_records, cast(bytes | None, value)) for value in values)
         return tuple(record for record in records if record is not None)
-
-    # -- blocks -----------------------------------------------------------------------------
 
     async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.ids import WorkerId
-from protocol.messages import Role
+from protocol.messages import Role, Speeds
 
 PRIOR_PREFILL_TOKENS_PER_S = 2_000.0
 PRIOR_DECODE_STEP_S = 0.02
@@ -82,13 +82,6 @@ class PlacementRefusal:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Speeds:
-    prefill_tokens_per_s: float
-    decode_step_s: float
-    transfer_bytes_per_s: float
-
-
 def place(
     candidates: Sequence[Candidate],
     *,
@@ -137,7 +130,7 @@ class _Option:
 class _Request:
     num_tokens: int
     num_output_tokens: int
-    priors: _Speeds
+    priors: Speeds
 
     def alone(self, decode: Candidate) -> _Option:
         wait_s, compute_s = self._prompt_s(decode)
@@ -220,12 +213,15 @@ def _refuse(decodes: Sequence[Candidate], total: int) -> PlacementRefusal:
     return PlacementRefusal(why="too_long", reason=text)
 
 
-def _priors(candidates: Sequence[Candidate]) -> _Speeds:
+def _priors(candidates: Sequence[Candidate]) -> Speeds:
     """For a worker not yet measured: the mean of its peers, whatever their role, else guesses."""
-    return _Speeds(
-        _mean([c.prefill_tokens_per_s for c in candidates], PRIOR_PREFILL_TOKENS_PER_S),
-        _mean([c.decode_step_s for c in candidates], PRIOR_DECODE_STEP_S),
-        _mean([c.transfer_bytes_per_s for c in candidates], PRIOR_TRANSFER_BYTES_PER_S),
+    prefills = [candidate.prefill_tokens_per_s for candidate in candidates]
+    steps = [candidate.decode_step_s for candidate in candidates]
+    transfers = [candidate.transfer_bytes_per_s for candidate in candidates]
+    return Speeds(
+        prefill_tokens_per_s=_mean(prefills, PRIOR_PREFILL_TOKENS_PER_S),
+        decode_step_s=_mean(steps, PRIOR_DECODE_STEP_S),
+        transfer_bytes_per_s=_mean(transfers, PRIOR_TRANSFER_BYTES_PER_S),
     )
 
 

@@ -122,8 +122,6 @@ class Dispatcher:
             self._metrics.active.dec()
             self._record(context)
 
-    # -- following one request ------------------------------------------------------------
-
     def _open_request(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
@@ -194,8 +192,6 @@ class Dispatcher:
         for send in routed.close(why, client_left=client_left):
             self._registry.post_message(send.worker, send.epoch, send.message)
 
-    # -- placing --------------------------------------------------------------------------
-
     async def _launch(self, context: RequestContext) -> None:
         """Begin the next attempt, waiting for a worker to come back if one was lost."""
         while True:
@@ -248,8 +244,6 @@ class Dispatcher:
         with suppress(TimeoutError):
             await self._registry.wait_change(timeout_s=wait_s)
         context.refused.clear()
-
-    # -- accounts -------------------------------------------------------------------------
 
     def _note_placed(self, context: RequestContext, placement: Placement) -> None:
         kind = "apart" if placement.prefill is not None else "alone"

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
+import msgspec
+
 from protocol.errors import BatonError
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import (
@@ -148,8 +150,6 @@ class RoutedRequest:
         self._note(outcome=self.outcome)
         return self._abort_legs(reason)
 
-    # -- one message each -----------------------------------------------------------------
-
     def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
         if emit.index < have:
@@ -260,8 +260,6 @@ class RoutedRequest:
             return []
         return self._lost(why, suspect=leg.worker)
 
-    # -- endings and new beginnings -------------------------------------------------------
-
     def _is_spent(self, leg: _Leg) -> bool:
         """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
         return leg is self._prefill and self.state is RequestState.DECODE
@@ -300,8 +298,6 @@ class RoutedRequest:
                 aborts.append(leg.send(abort))
         return aborts
 
-    # -- small things ---------------------------------------------------------------------
-
     def _move(self, event: RequestEvent) -> None:
         self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
 
@@ -332,13 +328,5 @@ class RoutedRequest:
         )
 
     def _decode_message(self, ticket: Ticket | None, remaining_s: float) -> Decode:
-        return Decode(
-            request=self.wire_id,
-            attempt=self.attempt,
-            token_ids=self.request.token_ids,
-            generated=tuple(self.generated[: self._num_given]),
-            sampling=self.request.sampling,
-            salt=self.request.salt,
-            deadline_s=remaining_s,
-            ticket=ticket,
-        )
+        asked = self._prefill_message(remaining_s)
+        return Decode(**msgspec.structs.asdict(asked), ticket=ticket)

@@ -60,8 +60,6 @@ class Registry:
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
 
-    # -- for dispatch and the HTTP surface ------------------------------------------------
-
     @property
     def workers(self) -> list[KnownWorker]:
         """By name, in whatever state."""
@@ -130,8 +128,6 @@ class Registry:
         """Until a worker comes, goes or changes state; TimeoutError when none does in time."""
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
-
-    # -- life -----------------------------------------------------------------------------
 
     async def run(self, memberships: AsyncIterator[Sequence[Registration]]) -> None:
         """Serve a link to every worker of the newest membership, until cancelled. A worker
