@@ -10,17 +10,11 @@ import httpx
 from pydantic import Field
 
 from protocol.errors import BatonError
-from protocol.process.settings import CommandSettings, split_keys
+from protocol.process.settings import CommandSettings, bearer
 
 
 class RouterUnreachable(BatonError):
     """No router answered at the address, or not as a router does."""
-
-
-def bearer(api_keys: str) -> dict[str, str]:
-    """The headers that open an API with these keys, which are separated by commas."""
-    keys = split_keys(api_keys)
-    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 class HttpSettings(CommandSettings):

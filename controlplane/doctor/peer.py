@@ -174,7 +174,8 @@ def _serve(connection: "_PeerConnection", *, token: str, facts: Facts) -> PeerMe
     if not isinstance(proof, Proof) or not hmac.compare_digest(
         proof.mac, _mac(token, "client", nonce, proof.nonce)
     ):
-        connection.deny("the token is another")
+        with suppress(PeerFailed):
+            connection.send(Denied(reason="the token is another"))
         raise _Refused("another token")
     connection.set_deadline(TALK_S)
     with closing(_source(connection.sock, facts)) as source:
@@ -249,10 +250,6 @@ class _PeerConnection:
         except WireError as error:
             raise PeerFailed(f"the peer is no baton doctor: {error}") from error
         return message
-
-    def deny(self, reason: str) -> None:
-        with suppress(PeerFailed):
-            self.send(Denied(reason=reason))
 
     def _wait(self, *, to_send: bool) -> None:
         reading, writing = ([], [self.sock]) if to_send else ([self.sock], [])

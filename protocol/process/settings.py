@@ -146,6 +146,12 @@ def split_keys(api_keys: str) -> tuple[str, ...]:
     return tuple(key for part in api_keys.split(",") if (key := part.strip()))
 
 
+def bearer(api_keys: str) -> dict[str, str]:
+    """The headers that open an API with the first of these keys; none for none."""
+    keys = split_keys(api_keys)
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 def load(
     settings: type[S],
     argv: Sequence[str],

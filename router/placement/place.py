@@ -241,9 +241,8 @@ def _placement(
         compared += f"by {other.prefill}" if other.prefill else f"local{note}"
     text = f"{name}; uncached {option.num_uncached_tokens} of {num_tokens} tokens; {compared}"
     reason = "".join(char if " " <= char <= "~" else "?" for char in text)
-    prefill = WorkerId(option.prefill) if option.prefill else None
     return Placement(
-        prefill=prefill,
+        prefill=option.prefill or None,
         decode=option.decode,
         reason=reason,
         cost_s=option.cost_s,
