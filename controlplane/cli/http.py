@@ -4,6 +4,7 @@ The door to HTTP of the command line; the supervisor has its own polling.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -44,6 +45,15 @@ def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> A
         return answer.json()
     except ValueError as error:
         raise RouterUnreachable(f"{url} did not answer JSON: is this a Baton router?") from error
+
+
+def chat_body(
+    model: str, messages: Sequence[Mapping[str, str]], **chosen: float | None
+) -> dict[str, Any]:
+    """Asks for a stream that ends with its usage. What is chosen as None is left to the server."""
+    body = {"model": model, "messages": messages, "stream": True}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return {**body, "stream_options": {"include_usage": True}, **given}
 
 
 def stream_event(line: str) -> dict[str, Any]:

@@ -89,11 +89,8 @@ class Dispatcher:
         self._numbers = count(1)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """`Placed`, then `Token`s, then one `Ended`. Closing it aborts on every worker.
-
-        Raises NoWorkers, TooLong and CapacityError before the first event; RequestFailed then
-        or later.
-        """
+        """As `router.requests.events` says. NoWorkers, TooLong and CapacityError are raised before
+        the first event, RequestFailed then or later."""
         context, mailbox = self._open_request(request)
         self._metrics.active.inc()
         closing, client_left = "an error of ours", False
