@@ -169,7 +169,9 @@ def load(
         )()
         environment = EnvSettingsSource(settings)()
     except SourceError as error:
-        raise SettingsError(_source_error(error)) from error
+        text = str(error).removeprefix("error parsing CLI: ")
+        why = text.replace("unrecognized arguments:", "unknown setting:")
+        raise SettingsError(why) from error
     given = {**environment, **flags}
     try:
         file = read_file(given.get("config"))
@@ -197,11 +199,6 @@ def read_file(path: object) -> Mapping[str, object]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"config: {str(path)!r}: {error}") from error
     return {key.replace("-", "_"): value for key, value in values.items()}
-
-
-def _source_error(error: SourceError) -> str:
-    text = str(error).removeprefix("error parsing CLI: ")
-    return text.replace("unrecognized arguments:", "unknown setting:")
 
 
 def _explain(error: ErrorDetails) -> str:

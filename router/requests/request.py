@@ -152,14 +152,12 @@ class RoutedRequest:
 
     def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
-        if emit.index < have:
-            if emit.token_id == self.generated[emit.index]:
-                return []
-            why = f"token {emit.index} of {leg.worker} differs from the one already sent"
-            return self._lost(why, suspect=leg.worker)
-        if emit.index > have:
-            why = f"token {emit.index} of {leg.worker} came when {have} was due"
-            return self._lost(why, suspect=leg.worker)
+        if emit.index < have and emit.token_id == self.generated[emit.index]:
+            return []
+        if emit.index != have:
+            late = emit.index < have
+            fault = "differs from the one already sent" if late else f"came when {have} was due"
+            return self._lost(f"token {emit.index} of {leg.worker} {fault}", suspect=leg.worker)
         self.generated.append(emit.token_id)
         token = Token(
             index=emit.index,
@@ -247,9 +245,7 @@ class RoutedRequest:
                 return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
             case "internal" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
-            case "internal":
-                return self._give_up(why, failed)
-            case "too_long" | "deadline":
+            case "internal" | "too_long" | "deadline":
                 return self._give_up(why, failed)
             case _:
                 assert_never(failed.code)
