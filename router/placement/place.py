@@ -61,6 +61,12 @@ class Candidate:
     decode_step_s: float = 0.0
     transfer_bytes_per_s: float = 0.0
 
+    @property
+    def longest_tokens(self) -> int:
+        """Context it can hold. The KV of the very last token is never needed, but its block is
+        counted: one spare."""
+        return min(self.max_context_tokens, self.num_blocks * self.block_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -95,12 +101,12 @@ def place(
     """
     total = num_tokens + max_output_tokens
     decodes = [c for c in candidates if c.role == "decode"]
-    able = [c for c in decodes if _can_hold(c, total)]
+    able = [c for c in decodes if total <= c.longest_tokens]
     if not able:
         return _refuse(decodes, total)
     priors = _priors(candidates)
     needed = num_tokens + PREFILL_SPARE_TOKENS
-    prefills = [c for c in candidates if c.role == "prefill" and _can_hold(c, needed)]
+    prefills = [c for c in candidates if c.role == "prefill" and needed <= c.longest_tokens]
     request = _Request(num_tokens, min(max_output_tokens, EXPECTED_OUTPUT_TOKENS), priors)
     alone = min(request.alone(decode) for decode in able)
     pairs = request.pairs(prefills, able)
@@ -193,13 +199,6 @@ class _Request:
         return max(0, needed - free - min(candidate.num_cached_tokens, held))
 
 
-def _can_hold(candidate: Candidate, num_tokens: int) -> bool:
-    """The KV of the very last token is never needed, but its block is counted: one spare."""
-    return num_tokens <= min(
-        candidate.max_context_tokens, candidate.num_blocks * candidate.block_tokens
-    )
-
-
 def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
     shared = set(prefill.transports) & set(decode.transports)
     return prefill.compat == decode.compat and bool(shared)
@@ -208,7 +207,7 @@ def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
 def _refuse(decodes: Sequence[Candidate], total: int) -> PlacementRefusal:
     if not decodes:
         return PlacementRefusal(why="no_decode_worker", reason="no decode worker")
-    room = max(min(c.max_context_tokens, c.num_blocks * c.block_tokens) for c in decodes)
+    room = max(c.longest_tokens for c in decodes)
     text = f"{total} tokens with the answer; the largest decode worker holds {room}"
     return PlacementRefusal(why="too_long", reason=text)
 
