@@ -51,8 +51,8 @@ def create_app(runtime: Runtime) -> FastAPI:
 
     app = FastAPI(title="Baton", lifespan=lifespan)
     app.add_middleware(ApiMiddleware, api_keys=runtime.api_keys, metrics=runtime.metrics)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _refusal)
+    app.add_exception_handler(ApiError, _refusal)
     _add_generation(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
@@ -154,12 +154,9 @@ def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = 
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, str(error.detail)).response()
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _refusal(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, str(error.detail))
     assert isinstance(error, ApiError)
     return error.response()
 
