@@ -39,9 +39,12 @@ def block_hashes(
     return hashes
 
 
+ChangeKind = Literal["stored", "evicted", "cleared"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockChange:
     """What a prefix cache gained or lost, in the order it happened."""
 
-    kind: Literal["stored", "evicted", "cleared"]
+    kind: ChangeKind
     hashes: Sequence[BlockHash] = ()

@@ -9,7 +9,7 @@ of their own. Does not know tensors.
 """
 
 import hashlib
-from typing import Literal, TypeAlias, assert_never, overload
+from typing import ClassVar, Literal, TypeAlias, assert_never, overload
 
 import msgspec
 
@@ -113,15 +113,12 @@ class LatentLayout(msgspec.Struct, frozen=True, kw_only=True, tag="latent"):
     block_tokens: int
     dtype: KvDtype
     version: int = LAYOUT_VERSION
+    num_groups: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         _check_sizes(
             num_layers=self.num_layers, latent_dim=self.latent_dim, block_tokens=self.block_tokens
         )
-
-    @property
-    def num_groups(self) -> int:
-        return 1
 
     @property
     def heads(self) -> range:
@@ -159,6 +156,8 @@ class StateLayout(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     part: int = 0
     num_parts: int = 1
     version: int = LAYOUT_VERSION
+    num_groups: ClassVar[int] = 1
+    block_tokens: ClassVar[int] = ALL_TOKENS
 
     def __post_init__(self) -> None:
         _check_sizes(num_parts=self.num_parts)
@@ -168,17 +167,9 @@ class StateLayout(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
             raise ValueError(f"part: is {self.part}, must be below num_parts={self.num_parts}")
 
     @property
-    def num_groups(self) -> int:
-        return 1
-
-    @property
     def heads(self) -> range:
         """The part, which no rank can cut."""
         return range(self.part, self.part + 1)
-
-    @property
-    def block_tokens(self) -> int:
-        return ALL_TOKENS
 
     @property
     def block_bytes(self) -> int:

@@ -17,7 +17,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store import BlockEvent, Store, WorkerRecord, pack_hashes
+from protocol.store import BlockEvent, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0
@@ -116,15 +116,14 @@ class Membership:
                 self._present.clear()
         self._sequence += 1
         self._num_waiting_hashes += len(change.hashes) + 1
-        self._waiting.append(
-            BlockEvent(
-                worker=self.worker,
-                epoch=self.epoch,
-                sequence=self._sequence,
-                kind=change.kind,
-                packed_hashes=pack_hashes(change.hashes),
-            )
+        event = BlockEvent(
+            worker=self.worker,
+            epoch=self.epoch,
+            sequence=self._sequence,
+            kind=change.kind,
+            packed_hashes=b"".join(change.hashes),
         )
+        self._waiting.append(event)
         if self._num_waiting_hashes > self._max_waiting_hashes:
             self.num_dropped_events += len(self._waiting)
             self._drop_waiting()
@@ -157,11 +156,7 @@ class Membership:
             self._must_rewrite = False
         try:
             await self._store.rewrite(
-                hashes,
-                worker=self.worker,
-                epoch=self.epoch,
-                sequence=sequence,
-                ttl_s=self._ttl_s,
+                hashes, worker=self.worker, epoch=self.epoch, sequence=sequence, ttl_s=self._ttl_s
             )
         except BaseException:
             self._must_rewrite = True

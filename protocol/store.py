@@ -14,7 +14,7 @@ strictly as any message.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import msgspec
 from redis.asyncio import Redis
@@ -23,6 +23,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from protocol.blocks import ChangeKind
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
@@ -55,7 +56,7 @@ class BlockEvent(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerId
     epoch: Epoch
     sequence: int
-    kind: Literal["stored", "evicted", "cleared"]
+    kind: ChangeKind
     packed_hashes: bytes
     """16 bytes each, in order; empty when `cleared`."""
 
@@ -115,8 +116,6 @@ class Store:
         async with self._deadline():
             await self._redis.ping()
 
-    # -- membership -------------------------------------------------------------------------
-
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
         worker, epoch = record.registration.worker, record.registration.epoch
@@ -147,8 +146,6 @@ class Store:
             values = await self._redis.mget(sorted(set(keys))) if keys else []
         records = (_decoded(_records, cast(bytes | None, value)) for value in values)
         return tuple(record for record in records if record is not None)
-
-    # -- blocks -----------------------------------------------------------------------------
 
     async def publish(self, events: Sequence[BlockEvent], *, ttl_s: float) -> bool:
         """Appends one worker's events, in order, and applies them to its snapshot: all or
@@ -235,10 +232,6 @@ class Store:
             raise StoreError(f"Redis did not answer within {self._deadline_s} s") from error
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis: {error}") from error
-
-
-def pack_hashes(hashes: Sequence[BlockHash]) -> bytes:
-    return b"".join(hashes)
 
 
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:

@@ -15,6 +15,7 @@ import httpx
 from controlplane.cli.http import (
     HttpSettings,
     RouterUnreachable,
+    chat_body,
     error_message,
     get_json,
     stream_event,
@@ -64,11 +65,12 @@ class Conversation:
 
     def ask(self, text: str) -> Answer:
         """Streams the answer to stdout. Raises RouterUnreachable; the turn is then forgotten."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        settings, asked = self.settings, [*self.messages, {"role": "user", "content": text}]
+        chosen = {"temperature": settings.temperature, "max_completion_tokens": settings.max_tokens}
         answer = Answer()
         began = time.monotonic()
         try:
-            for piece in _stream(self.settings, self._body(asked), answer):
+            for piece in _stream(settings, chat_body(self.model, asked, **chosen), answer):
                 answer.first_token_s = answer.first_token_s or time.monotonic() - began
                 answer.text += piece
                 _write(piece)
@@ -78,19 +80,6 @@ class Conversation:
         answer.total_s = time.monotonic() - began
         self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         return answer
-
-    def _body(self, messages: list[Message]) -> dict[str, Any]:
-        chosen = {
-            "temperature": self.settings.temperature,
-            "max_completion_tokens": self.settings.max_tokens,
-        }
-        return {
-            "model": self.model,
-            "messages": messages,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **{key: value for key, value in chosen.items() if value is not None},
-        }
 
 
 def chat(argv: Sequence[str]) -> None:

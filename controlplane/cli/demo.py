@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from controlplane.cli.http import stream_event
+from controlplane.cli.http import chat_body, stream_event
 from controlplane.local.cluster import RunningCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
@@ -140,14 +140,7 @@ async def _ask(
     client: httpx.AsyncClient, *, model: str, messages: Sequence[dict[str, str]]
 ) -> Turn:
     """Streams one answer to stdout, then fetches its trace."""
-    body = {
-        "model": model,
-        "messages": list(messages),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-        "temperature": 0,
-        "max_tokens": 48,
-    }
+    body = chat_body(model, messages, temperature=0, max_tokens=48)
     answer = ""
     usage: dict[str, Any] = {}
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:

@@ -4,23 +4,18 @@ The door to HTTP of the command line; the supervisor has its own polling.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 from pydantic import Field
 
 from protocol.errors import BatonError
-from protocol.process.settings import CommandSettings, split_keys
+from protocol.process.settings import CommandSettings, bearer
 
 
 class RouterUnreachable(BatonError):
     """No router answered at the address, or not as a router does."""
-
-
-def bearer(api_keys: str) -> dict[str, str]:
-    """The headers that open an API with these keys, which are separated by commas."""
-    keys = split_keys(api_keys)
-    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 class HttpSettings(CommandSettings):
@@ -50,6 +45,15 @@ def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> A
         return answer.json()
     except ValueError as error:
         raise RouterUnreachable(f"{url} did not answer JSON: is this a Baton router?") from error
+
+
+def chat_body(
+    model: str, messages: Sequence[Mapping[str, str]], **chosen: float | None
+) -> dict[str, Any]:
+    """Asks for a stream that ends with its usage. What is chosen as None is left to the server."""
+    body = {"model": model, "messages": messages, "stream": True}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    return {**body, "stream_options": {"include_usage": True}, **given}
 
 
 def stream_event(line: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Final, Self
 import msgspec
 from pydantic import Field, model_validator
 
-from controlplane.doctor.facts import Facts, Finding, GpuFacts
+from controlplane.doctor.facts import Facts, GpuFacts
 from controlplane.doctor.gpu import ask_driver
 from controlplane.doctor.machine import check_compute, check_memory
 from controlplane.doctor.measure import measure
@@ -87,21 +87,13 @@ def examine(settings: DoctorSettings) -> Report:
         facts = read_facts(transports=(*DEVICE_TRANSPORTS, *HOST_TRANSPORTS), gpu=GpuFacts())
         outcomes = _measure_here(measurable(facts, facts))
         facts = replace(facts, gpu=answer.result())
-    alone = Report(
-        facts=facts,
-        findings=(*_checks(facts), *plane_findings(outcomes, where="here")),
-        ways=(
-            Way(
-                source=facts.host, fetcher=facts.host, planes=plane_reports(facts, facts, outcomes)
-            ),
-        ),
-    )
+    found = [*check_memory(facts), *check_compute(facts), *check_network(facts)]
+    found += plane_findings(outcomes, where="here")
+    planes = plane_reports(facts, facts, outcomes)
+    way = Way(source=facts.host, fetcher=facts.host, planes=planes)
+    alone = Report(facts=facts, findings=tuple(found), ways=(way,))
     met = _measure_with_peer(settings, facts)
     return alone if met is None else _with_peer(alone, met)
-
-
-def _checks(facts: Facts) -> list[Finding]:
-    return [*check_memory(facts), *check_compute(facts), *check_network(facts)]
 
 
 def _with_peer(alone: Report, met: PeerMeasurement) -> Report:
@@ -109,16 +101,11 @@ def _with_peer(alone: Report, met: PeerMeasurement) -> Report:
     found = check_pair(here, there, mtu=met.mtu)
     found += plane_findings(met.fetched, where="from-peer")
     found += plane_findings(met.lent, where="to-peer")
-    inward = Way(
-        source=there.host, fetcher=here.host, planes=plane_reports(here, there, met.fetched)
-    )
-    outward = Way(source=here.host, fetcher=there.host, planes=plane_reports(here, there, met.lent))
-    return Report(
-        facts=here,
-        peer=there,
-        findings=(*alone.findings, *found),
-        ways=(*alone.ways, inward, outward),
-    )
+    fetched, lent = (plane_reports(here, there, moved) for moved in (met.fetched, met.lent))
+    inward = Way(source=there.host, fetcher=here.host, planes=fetched)
+    outward = Way(source=here.host, fetcher=there.host, planes=lent)
+    findings, ways = (*alone.findings, *found), (*alone.ways, inward, outward)
+    return Report(facts=here, peer=there, findings=findings, ways=ways)
 
 
 def _measure_with_peer(settings: DoctorSettings, facts: Facts) -> PeerMeasurement | None:

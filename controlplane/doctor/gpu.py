@@ -7,6 +7,7 @@ driver in trouble hangs or crashes whoever calls it. Opens no GPU for computing.
 import ctypes
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -39,20 +40,14 @@ def ask_driver(*, timeout_s: float) -> GpuFacts:
 
 def read_driver() -> GpuFacts:
     """In this process."""
-    driver_there, nccl = _DRIVER.exists(), _nccl_version()
+    facts = partial(GpuFacts, driver_there=_DRIVER.exists(), nccl=_nccl_version())
     try:
-        cuda = ctypes.CDLL("libcuda.so.1")
+        names, no_peer = _devices(ctypes.CDLL("libcuda.so.1"))
     except OSError:
-        return GpuFacts(error="no NVIDIA driver library", driver_there=driver_there, nccl=nccl)
-    names: tuple[str, ...] = ()
-    no_peer: tuple[tuple[int, int], ...] = ()
-    why = ""
-    try:
-        names, no_peer = _devices(cuda)
-        why = "" if names else "the driver shows no GPU"
+        return facts(error="no NVIDIA driver library")
     except _DriverError as error:
-        why = str(error)
-    return GpuFacts(names=names, no_peer=no_peer, error=why, driver_there=driver_there, nccl=nccl)
+        return facts(error=str(error))
+    return facts(names=names, no_peer=no_peer, error="" if names else "the driver shows no GPU")
 
 
 class _DriverError(Exception):

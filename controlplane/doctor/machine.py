@@ -34,84 +34,61 @@ ENOUGH_FILES = 4096
 def check_memory(facts: Facts) -> list[Finding]:
     """Can it be shared, is there enough, may it be pinned."""
     memory = facts.memory
-    return [
-        _free(memory),
-        _limit(memory),
-        _shared(memory),
-        _dev_shm(memory),
-        _huge_pages(memory),
-        _memlock(facts),
-    ]
+    checks = (_free, _limit, _shared, _dev_shm, _huge_pages)
+    return [*(check(memory) for check in checks), _memlock(facts)]
 
 
 def check_compute(facts: Facts) -> list[Finding]:
-    compute = facts.compute
-    return [
-        _kernel(compute),
-        _cores(compute),
-        _numa(compute),
-        _clock(compute),
-        _open_files(compute),
-        _native(compute),
-        _gpu(facts.gpu),
-        *_gpu_peers(facts.gpu),
-        *_nccl(facts.gpu),
-    ]
+    checks = (_kernel, _cores, _numa, _clock, _open_files, _native)
+    gpu = facts.gpu
+    return [*(check(facts.compute) for check in checks), _gpu(gpu), *_gpu_peers(gpu), *_nccl(gpu)]
 
 
 def _free(memory: MemoryFacts) -> Finding:
     value = f"{size(memory.free_bytes)} free"
     if memory.free_bytes < ENOUGH_FREE_BYTES:
-        return warn(
-            "memory", value, "Free memory or raise the container's limit: pools come out of it."
-        )
+        remedy = "Free memory or raise the container's limit: pools come out of it."
+        return warn("memory", value, remedy)
     return ok("memory", value)
 
 
 def _limit(memory: MemoryFacts) -> Finding:
     if memory.limit_bytes is None:
         return ok("memory-limit", "none")
-    return note(
-        "memory-limit",
-        f"{size(memory.limit_bytes)} for the container, shared memory counted",
-        "Keep --kv-bytes and the weights together below the limit, or the kernel kills the worker.",
+    value = f"{size(memory.limit_bytes)} for the container, shared memory counted"
+    remedy = (
+        "Keep --kv-bytes and the weights together below the limit, or the kernel kills the worker."
     )
+    return note("memory-limit", value, remedy)
 
 
 def _shared(memory: MemoryFacts) -> Finding:
     if memory.memfd_error:
-        return warn(
-            "shared-memory",
-            f"cannot be passed between processes: {memory.memfd_error}",
-            "Allow memfd_create and unix sockets in the container's seccomp profile.",
-        )
+        value = f"cannot be passed between processes: {memory.memfd_error}"
+        remedy = "Allow memfd_create and unix sockets in the container's seccomp profile."
+        return warn("shared-memory", value, remedy)
     return ok("shared-memory", "memfd, passed over a unix socket and mapped; bound by free memory")
 
 
 def _dev_shm(memory: MemoryFacts) -> Finding:
-    if memory.dev_shm_bytes is None:
-        value = "there is none"
-    else:
-        value = size(memory.dev_shm_bytes)
-        if memory.dev_shm_bytes >= ENOUGH_SHM_BYTES:
-            return ok("dev-shm", value)
-    return note(
-        "dev-shm",
-        f"{value} (Baton's pools do not lie there; NCCL's and UCX's buffers do)",
-        "Mount a memory-backed volume of 1 GiB or more at /dev/shm before using NCCL or UCX.",
-    )
+    num_bytes = memory.dev_shm_bytes
+    value = "there is none" if num_bytes is None else size(num_bytes)
+    if num_bytes is not None and num_bytes >= ENOUGH_SHM_BYTES:
+        return ok("dev-shm", value)
+    value += " (Baton's pools do not lie there; NCCL's and UCX's buffers do)"
+    remedy = "Mount a memory-backed volume of 1 GiB or more at /dev/shm before using NCCL or UCX."
+    return note("dev-shm", value, remedy)
 
 
 def _huge_pages(memory: MemoryFacts) -> Finding:
     value = memory.shmem_huge_pages
     if value in ("always", "within_size", "advise", "force"):
         return ok("huge-pages", f"{value} for shared memory")
-    return note(
-        "huge-pages",
-        f"{value or 'not offered'} for shared memory",
+    remedy = (
         "Start workers with --kv-huge-pages, or write advise to"
-        " /sys/kernel/mm/transparent_hugepage/shmem_enabled on the host: larger pages copy faster.",
+        " /sys/kernel/mm/transparent_hugepage/shmem_enabled on the host: larger pages copy faster."
     )
+    return note("huge-pages", f"{value or 'not offered'} for shared memory", remedy)
 
 
 def _memlock(facts: Facts) -> Finding:
@@ -131,11 +108,10 @@ def _memlock(facts: Facts) -> Finding:
 def _kernel(compute: ComputeFacts) -> Finding:
     number = re.match(r"(\d+)\.(\d+)", compute.kernel)
     if number is not None and (int(number[1]), int(number[2])) < SEALED_WRITES:
-        return note(
-            "kernel",
-            compute.kernel,
-            "Use Linux 5.1 or newer: there the kernel keeps readers of a pool from writing to it.",
+        remedy = (
+            "Use Linux 5.1 or newer: there the kernel keeps readers of a pool from writing to it."
         )
+        return note("kernel", compute.kernel, remedy)
     return ok("kernel", compute.kernel)
 
 
@@ -146,33 +122,26 @@ def _cores(compute: ComputeFacts) -> Finding:
         value += f", CPU time of {compute.quota_cores:g}"
         usable = min(usable, compute.quota_cores)
     if usable < 2:
-        return note(
-            "cores",
-            value,
+        remedy = (
             "Give the worker two cores: the transfer then does not wait for the model, and both"
-            " ends can copy.",
+            " ends can copy."
         )
+        return note("cores", value, remedy)
     return ok("cores", value)
 
 
 def _numa(compute: ComputeFacts) -> Finding:
     if compute.num_numa_nodes == 1:
         return ok("numa", "one node")
-    return note(
-        "numa",
-        f"{compute.num_numa_nodes} nodes",
-        "Keep the workers of a pair on one node with --cores: memory of another is slower.",
-    )
+    remedy = "Keep the workers of a pair on one node with --cores: memory of another is slower."
+    return note("numa", f"{compute.num_numa_nodes} nodes", remedy)
 
 
 def _clock(compute: ComputeFacts) -> Finding:
     if not compute.clock or compute.clock in CHEAP_CLOCKS:
         return ok("clock", compute.clock or "unknown")
-    return note(
-        "clock",
-        f"{compute.clock}, read by a system call",
-        "Boot the host with clocksource=tsc if its processor has a stable one.",
-    )
+    remedy = "Boot the host with clocksource=tsc if its processor has a stable one."
+    return note("clock", f"{compute.clock}, read by a system call", remedy)
 
 
 def _open_files(compute: ComputeFacts) -> Finding:
@@ -195,11 +164,11 @@ def _gpu(gpu: GpuFacts) -> Finding:
     if gpu.names:
         return ok("gpu", ", ".join(gpu.names))
     if gpu.driver_there:
-        return warn(
-            "gpu",
-            f"the machine has a driver, this process no GPU: {gpu.error}",
-            "Ask for the GPU: nvidia.com/gpu in the pod's resources, or --gpus of the container.",
+        value = f"the machine has a driver, this process no GPU: {gpu.error}"
+        remedy = (
+            "Ask for the GPU: nvidia.com/gpu in the pod's resources, or --gpus of the container."
         )
+        return warn("gpu", value, remedy)
     return note("gpu", f"none: {gpu.error}", "Nothing to do, unless there should be one.")
 
 
@@ -209,26 +178,18 @@ def _gpu_peers(gpu: GpuFacts) -> list[Finding]:
     if not gpu.no_peer:
         return [ok("gpu-peer-access", "between all pairs")]
     pairs = ", ".join(f"{one} from {other}" for one, other in gpu.no_peer)
-    return [
-        warn(
-            "gpu-peer-access",
-            f"missing: {pairs}",
-            "Pair workers whose GPUs reach each other (nvidia-smi topo -p2p r), and turn the"
-            " IOMMU's and PCIe ACS's isolation off where they do not.",
-        )
-    ]
+    remedy = (
+        "Pair workers whose GPUs reach each other (nvidia-smi topo -p2p r), and turn the"
+        " IOMMU's and PCIe ACS's isolation off where they do not."
+    )
+    return [warn("gpu-peer-access", f"missing: {pairs}", remedy)]
 
 
 def _nccl(gpu: GpuFacts) -> list[Finding]:
     if gpu.nccl:
         return [ok("nccl", gpu.nccl)]
-    if gpu.names:
-        return [
-            warn(
-                "nccl",
-                "not found",
-                "Install torch built for CUDA, which brings libnccl: it is what moves KV between"
-                " GPUs of different hosts.",
-            )
-        ]
-    return []
+    remedy = (
+        "Install torch built for CUDA, which brings libnccl: it is what moves KV between"
+        " GPUs of different hosts."
+    )
+    return [warn("nccl", "not found", remedy)] if gpu.names else []

@@ -18,27 +18,28 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from controlplane.doctor.trial import (
-    BULK_BLOCKS,
-    COMPAT,
-    LAYOUT,
-    NUM_BULK,
-    NUM_SINGLE,
-    WARM_BLOCKS,
-    Measured,
-    Outcome,
-    TrialLeases,
-    Unusable,
-    percentile,
-)
+from controlplane.doctor.trial import Measured, Outcome, TrialLeases, Unusable
 from kvtransfer.endings import FetchEnd, Landed
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from protocol.ids import WorkerId, new_epoch
+from protocol.layout import KvLayout, compat_hash
 from protocol.messages import Ticket
 from protocol.process.machine import free_memory_bytes
 
+LAYOUT: Final = KvLayout(
+    num_layers=8, num_kv_heads=8, head_dim=64, block_tokens=16, dtype="bfloat16"
+)
+"""256 KiB a block, as of a model of a billion parameters."""
+COMPAT: Final = compat_hash(LAYOUT, model_revision="baton doctor")
+WARM_BLOCKS: Final = 16
+"""4 MiB: opens the link, and is the measurement where the way is slow."""
+BULK_BLOCKS: Final = 256
+"""64 MiB: beyond the caches of most machines."""
+NUM_BULK: Final = 8
+NUM_SINGLE: Final = 200
+"""Enough for a p99."""
 LEND_S: Final = 30.0
 """Every lease ends by then, and with them this process."""
 REACH_S: Final = 3.5
@@ -113,6 +114,12 @@ def measure(leases: TrialLeases) -> Outcome:
 def pool_blocks() -> int:
     """BULK_BLOCKS, fewer where memory is short: an eighth of what is free."""
     return max(WARM_BLOCKS, min(BULK_BLOCKS, free_memory_bytes() // 8 // LAYOUT.block_bytes))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that `share` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 class _Broken(Exception):

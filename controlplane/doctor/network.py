@@ -57,28 +57,25 @@ def _buffers(network: NetworkFacts) -> Finding:
         return ok("tcp-buffers", "unknown")
     value = f"grow to {size(receive)} (receive) and {size(send)} (send)"
     if min(receive, send) < ENOUGH_BUFFER_BYTES:
-        return note(
-            "tcp-buffers",
-            value,
+        remedy = (
             "Raise the last number of net.ipv4.tcp_rmem and tcp_wmem to the link's speed times"
-            " its round trip, at least 4 MiB.",
+            " its round trip, at least 4 MiB."
         )
+        return note("tcp-buffers", value, remedy)
     return ok("tcp-buffers", value)
 
 
 def _rdma(network: NetworkFacts) -> Finding:
     if not network.rdma:
-        return note(
-            "rdma", "no device", "Nothing to do, unless the host has an RDMA NIC: then load its"
-            " driver."
-        )  # fmt: skip
+        remedy = "Nothing to do, unless the host has an RDMA NIC: then load its driver."
+        return note("rdma", "no device", remedy)
     value = "; ".join(f"{d.name} {d.rate} {'up' if d.active else 'down'}" for d in network.rdma)
     if not network.rdma_openable:
-        return warn(
-            "rdma",
-            f"{value}, but /dev/infiniband is not open to this process",
-            "Give the container the device: an RDMA device plugin, or --device /dev/infiniband.",
+        value += ", but /dev/infiniband is not open to this process"
+        remedy = (
+            "Give the container the device: an RDMA device plugin, or --device /dev/infiniband."
         )
+        return warn("rdma", value, remedy)
     if not any(device.active for device in network.rdma):
         return warn("rdma", value, "Bring a port up: cable, switch and subnet manager decide.")
     return ok("rdma", value)
@@ -87,20 +84,15 @@ def _rdma(network: NetworkFacts) -> Finding:
 def _ucx(network: NetworkFacts) -> Finding:
     if network.ucx:
         return ok("ucx", f"ucxx {network.ucx}")
-    return note(
-        "ucx",
-        "not installed",
-        "Install the extra (pip install 'baton[ucx]') on hosts with RDMA NICs and CPU workers.",
-    )
+    remedy = "Install the extra (pip install 'baton[ucx]') on hosts with RDMA NICs and CPU workers."
+    return note("ucx", "not installed", remedy)
 
 
 def _version(here: Facts, there: Facts) -> Finding:
     if here.version != there.version:
-        return warn(
-            "versions",
-            f"{here.version} here, {there.version} on {there.host}",
-            "Run one version everywhere: workers of different ones may refuse each other.",
-        )
+        value = f"{here.version} here, {there.version} on {there.host}"
+        remedy = "Run one version everywhere: workers of different ones may refuse each other."
+        return warn("versions", value, remedy)
     return ok("versions", here.version)
 
 
@@ -121,13 +113,8 @@ def _rdma_pair(here: Facts, there: Facts) -> list[Finding]:
     if one_host(here, there) or len(without) == 2:
         return []
     if without:
-        return [
-            note(
-                "rdma-pair",
-                f"no RDMA device on {without[0]}",
-                "Schedule both workers on hosts with RDMA NICs of one fabric.",
-            )
-        ]
+        remedy = "Schedule both workers on hosts with RDMA NICs of one fabric."
+        return [note("rdma-pair", f"no RDMA device on {without[0]}", remedy)]
     return [ok("rdma-pair", "devices on both hosts; nothing was sent over them")]
 
 
@@ -135,10 +122,9 @@ def _mtu(mtu: int | None) -> Finding:
     if mtu is None:
         return ok("path-mtu", "unknown")
     if mtu <= ETHERNET_MTU:
-        return note(
-            "path-mtu",
-            f"{mtu} bytes",
+        remedy = (
             "Use jumbo frames (MTU 9000) on the whole way if switches and overlay allow: fewer"
-            " packets for the same bytes.",
+            " packets for the same bytes."
         )
+        return note("path-mtu", f"{mtu} bytes", remedy)
     return ok("path-mtu", f"{mtu} bytes")

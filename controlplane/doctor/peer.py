@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -81,6 +81,7 @@ class ServerMeasured(msgspec.Struct, frozen=True, kw_only=True, tag=6):
 
 
 PeerMessage = Challenge | Proof | Denied | Granted | ClientMeasured | ServerMeasured
+M = TypeVar("M", bound=PeerMessage)
 _codec: Codec[PeerMessage] = Codec(PeerMessage, max_bytes=MAX_MESSAGE_BYTES)
 
 
@@ -134,11 +135,7 @@ def measure_with_peer(host: str, port: int, *, token: str, facts: Facts) -> Peer
         fetched = _fetch_all(granted.leases, here=facts, there=granted.facts)
         with closing(_source(sock, facts)) as source:
             connection.send(ClientMeasured(facts=facts, outcomes=fetched, leases=source.leases()))
-            match connection.receive():
-                case ServerMeasured(outcomes=lent):
-                    pass
-                case message:
-                    raise PeerFailed(f"the peer said {type(message).__name__} out of turn")
+            lent = connection.expect(ServerMeasured).outcomes
         return PeerMeasurement(there=granted.facts, fetched=fetched, lent=lent, mtu=_mtu(sock))
 
 
@@ -149,15 +146,10 @@ def _authenticate(connection: "_PeerConnection", *, token: str) -> Granted:
     nonce = secrets.token_bytes(32)
     connection.send(Proof(nonce=nonce, mac=_mac(token, "client", challenge.nonce, nonce)))
     connection.set_deadline(TALK_S)
-    match connection.receive():
-        case Granted() as granted:
-            if not hmac.compare_digest(granted.mac, _mac(token, "server", challenge.nonce, nonce)):
-                raise PeerFailed("the server does not know the token")
-            return granted
-        case Denied(reason=reason):
-            raise PeerFailed(f"refused: {reason}")
-        case message:
-            raise PeerFailed(f"the peer said {type(message).__name__} out of turn")
+    granted = connection.expect(Granted)
+    if not hmac.compare_digest(granted.mac, _mac(token, "server", challenge.nonce, nonce)):
+        raise PeerFailed("the server does not know the token")
+    return granted
 
 
 class _Refused(Exception):
@@ -174,15 +166,14 @@ def _serve(connection: "_PeerConnection", *, token: str, facts: Facts) -> PeerMe
     if not isinstance(proof, Proof) or not hmac.compare_digest(
         proof.mac, _mac(token, "client", nonce, proof.nonce)
     ):
-        connection.deny("the token is another")
+        with suppress(PeerFailed):
+            connection.send(Denied(reason="the token is another"))
         raise _Refused("another token")
     connection.set_deadline(TALK_S)
     with closing(_source(connection.sock, facts)) as source:
         mac = _mac(token, "server", nonce, proof.nonce)
         connection.send(Granted(mac=mac, facts=facts, leases=source.leases()))
-        measured = connection.receive()
-    if not isinstance(measured, ClientMeasured):
-        raise PeerFailed(f"the peer said {type(measured).__name__} out of turn")
+        measured = connection.expect(ClientMeasured)
     fetched = _fetch_all(measured.leases, here=facts, there=measured.facts)
     connection.send(ServerMeasured(outcomes=fetched))
     return PeerMeasurement(
@@ -250,9 +241,14 @@ class _PeerConnection:
             raise PeerFailed(f"the peer is no baton doctor: {error}") from error
         return message
 
-    def deny(self, reason: str) -> None:
-        with suppress(PeerFailed):
-            self.send(Denied(reason=reason))
+    def expect(self, kind: type[M]) -> M:
+        """The next message, which must be of this kind."""
+        message = self.receive()
+        if isinstance(message, Denied):
+            raise PeerFailed(f"refused: {message.reason}")
+        if not isinstance(message, kind):
+            raise PeerFailed(f"the peer said {type(message).__name__} out of turn")
+        return message
 
     def _wait(self, *, to_send: bool) -> None:
         reading, writing = ([], [self.sock]) if to_send else ([self.sock], [])

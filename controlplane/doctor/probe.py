@@ -134,12 +134,10 @@ def _rdma_devices() -> tuple[RdmaDevice, ...]:
     devices = []
     with suppress(OSError):
         for path in sorted(_RDMA.iterdir()):
-            states = [read_text(port / "state") for port in sorted((path / "ports").iterdir())]
-            rates = [read_text(port / "rate") for port in sorted((path / "ports").iterdir())]
-            active = any("ACTIVE" in state for state in states)
-            devices.append(
-                RdmaDevice(name=path.name, active=active, rate=rates[0] if rates else "")
-            )
+            ports = sorted((path / "ports").iterdir())
+            active = any("ACTIVE" in read_text(port / "state") for port in ports)
+            rate = read_text(ports[0] / "rate") if ports else ""
+            devices.append(RdmaDevice(name=path.name, active=active, rate=rate))
     return tuple(devices)
 
 

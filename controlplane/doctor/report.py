@@ -58,18 +58,13 @@ def _way(way: Way) -> dict[str, Any]:
         "source": way.source,
         "fetcher": way.fetcher,
         "uses": None if best is None else best.name,
-        "planes": [
-            {
-                "name": plane.name,
-                "state": plane.state,
-                "why": plane.why,
-                "measured": None
-                if plane.measured is None
-                else msgspec.structs.asdict(plane.measured),
-            }
-            for plane in way.planes
-        ],
+        "planes": [_plane(plane) for plane in way.planes],
     }
+
+
+def _plane(plane: PlaneReport) -> dict[str, Any]:
+    measured = plane.measured and msgspec.structs.asdict(plane.measured)
+    return {**asdict(plane), "measured": measured}
 
 
 def _lines(report: Report) -> Iterator[str]:

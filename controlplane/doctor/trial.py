@@ -3,26 +3,9 @@
 The two ends may be in two processes or on two machines, so everything here travels.
 """
 
-from collections.abc import Sequence
-from typing import Final
-
 import msgspec
 
-from protocol.layout import KvLayout, compat_hash
 from protocol.messages import Ticket
-
-LAYOUT: Final = KvLayout(
-    num_layers=8, num_kv_heads=8, head_dim=64, block_tokens=16, dtype="bfloat16"
-)
-"""256 KiB a block, as of a model of a billion parameters."""
-COMPAT: Final = compat_hash(LAYOUT, model_revision="baton doctor")
-WARM_BLOCKS: Final = 16
-"""4 MiB: opens the link, and is the measurement where the way is slow."""
-BULK_BLOCKS: Final = 256
-"""64 MiB: beyond the caches of most machines."""
-NUM_BULK: Final = 8
-NUM_SINGLE: Final = 200
-"""Enough for a p99."""
 
 
 class TrialLeases(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +41,3 @@ class Unusable(msgspec.Struct, frozen=True, kw_only=True, tag=2):
 
 
 Outcome = Measured | Unusable
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,7 +108,8 @@ class Child:
             lived_s = time.monotonic() - started_at if self.was_ready else 0.0
             delay_s = self._backoff.delay_s(previous_s=delay_s, lived_s=lived_s)
             self._on_event(ChildDied(child=self.name, exit_code=exit_code, delay_s=delay_s))
-            await _wait(self._stopping, timeout_s=delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
 
     def stop(self) -> None:
         """Ask it to drain and end, and do not start it again."""
@@ -189,14 +191,5 @@ def _environment(spec: ChildSpec) -> dict[str, str]:
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):  # it is gone, which is what a signal is for
         os.killpg(pid, number)
-    except ProcessLookupError:
-        return  # it is gone, which is what a signal is for
-
-
-async def _wait(event: asyncio.Event, *, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return

@@ -24,7 +24,7 @@ from controlplane.local.specs import (
 )
 from protocol.errors import SettingsError, StoreError
 from protocol.process.machine import cpu_quota
-from protocol.process.settings import split_keys
+from protocol.process.settings import bearer
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
@@ -50,9 +50,8 @@ class RunningCluster:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What opens the API: the first of the router's keys, if it has any."""
-        keys = split_keys(self._api_key)
-        return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+        """What opens the API."""
+        return bearer(self._api_key)
 
     async def wait_ready(self, *, unless: asyncio.Event) -> bool:
         """True once every worker serves and the router takes requests; False if `unless` is

@@ -83,17 +83,20 @@ class Display:
         sys.stdout.flush()
 
     def settle(self) -> None:
-        """The start is over: no more progress is shown."""
-        self._end_live()
+        """The start is over."""
+        self.close()
         self.starting = False
 
     def stop(self, text: str) -> None:
-        self._end_live()
+        self.close()
         self.stopping = True
         self.say(text)
 
     def close(self) -> None:
-        self._end_live()
+        """No more progress is shown."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
     def say(self, text: str) -> None:
         self.err.print(text, markup=False, soft_wrap=True)
@@ -129,11 +132,6 @@ class Display:
             shown = bar if row.state == "loading" else ""
             table.add_row(escape(name), row.state, shown, f"[dim]pid {row.pid}[/dim]")
         return table
-
-    def _end_live(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
 
 def _sentence(line: LogLine) -> str:

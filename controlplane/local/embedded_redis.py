@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 from controlplane.local.child import ChildSpec
@@ -72,15 +73,11 @@ def _bundled_server() -> Path:
 async def _pong(socket: Path) -> bool:
     try:
         reader, writer = await asyncio.open_unix_connection(str(socket))
+        with closing(writer):
+            writer.write(b"PING\r\n")
+            return (await reader.readline()).startswith(b"+PONG")
     except OSError:
         return False
-    try:
-        writer.write(b"PING\r\n")
-        return (await reader.readline()).startswith(b"+PONG")
-    except OSError:
-        return False
-    finally:
-        writer.close()
 
 
 def _base() -> Path:

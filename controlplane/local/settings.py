@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
 
 from controlplane.checkout import shipped_model
 from decode_worker.settings import DecodeSettings
@@ -76,7 +77,7 @@ class UpFlags:
 
 def load_up(argv: Sequence[str]) -> UpFlags:
     """Raises SettingsError, naming the flag, for what neither we nor a child knows."""
-    theirs = _child_fields() - UpSettings.model_fields.keys()
+    theirs = _child_fields().keys() - ONE_WORKER_ONLY - UpSettings.model_fields.keys()
     ours, child_env = _split(list(argv), theirs=theirs)
     settings = load(UpSettings, ours, prog="baton up", others=theirs)
     if not (settings.model / "config.json").is_file():
@@ -85,25 +86,15 @@ def load_up(argv: Sequence[str]) -> UpFlags:
     return UpFlags(settings=settings, child_env={**from_file, **child_env})
 
 
-def _child_fields() -> frozenset[str]:
+def _child_fields() -> dict[str, FieldInfo]:
     models = (RouterSettings, PrefillSettings, DecodeSettings)
-    return frozenset(name for model in models for name in model.model_fields) - ONE_WORKER_ONLY
-
-
-def _switches() -> frozenset[str]:
-    """Children's settings that are on or off."""
-    models = (RouterSettings, PrefillSettings, DecodeSettings)
-    return frozenset(
-        name
-        for model in models
-        for name, field in model.model_fields.items()
-        if field.annotation is bool
-    )
+    return {name: field for model in models for name, field in model.model_fields.items()}
 
 
 def _split(argv: list[str], *, theirs: Collection[str]) -> tuple[list[str], dict[str, str]]:
     """Flags of ours, and `BATON_` variables for those that only children know."""
-    off = {f"no_{name}": name for name in _switches()}
+    switches = (name for name, field in _child_fields().items() if field.annotation is bool)
+    off = {f"no_{name}": name for name in switches}
     ours: list[str] = []
     env: dict[str, str] = {}
     while argv:

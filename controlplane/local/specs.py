@@ -37,11 +37,6 @@ def threads_per_worker(*, num_cores: int, num_workers: int) -> int:
     return max(1, num_cores // num_workers)
 
 
-def pinned_core(cores: Sequence[int], *, worker: int) -> int:
-    """The core of the `worker`th worker, by turns."""
-    return cores[worker % len(cores)]
-
-
 def worker_specs(
     settings: UpSettings, *, redis: str, cores: Sequence[int], env: Mapping[str, str]
 ) -> list[ChildSpec]:
@@ -63,11 +58,10 @@ def worker_specs(
             "drain-s": str(settings.drain_s),
             **({"served-name": settings.served_name} if settings.served_name else {}),
             **({"kv-blocks": str(settings.kv_blocks)} if settings.kv_blocks else {}),
-            **({"cores": str(pinned_core(cores, worker=index))} if settings.pin else {}),
+            **({"cores": str(cores[index % len(cores)])} if settings.pin else {}),
         }
         module = "prefill_worker" if name.startswith("prefill") else "decode_worker"
-        command = _python(module, flags)
-        specs.append(_spec(name, command, {**thread_env, **env}))
+        specs.append(_spec(name, module, flags, {**thread_env, **env}))
     return specs
 
 
@@ -82,13 +76,10 @@ def router_spec(
         "drain-s": str(settings.drain_s),
         **({"served-name": settings.served_name} if settings.served_name else {}),
     }
-    return _spec("router", _python("router", flags), env)
+    return _spec("router", "router", flags, env)
 
 
-def _spec(name: str, command: tuple[str, ...], env: Mapping[str, str]) -> ChildSpec:
-    return ChildSpec(name=name, command=command, env=env, not_inherited=OURS_ALONE)
-
-
-def _python(module: str, flags: Mapping[str, str]) -> tuple[str, ...]:
+def _spec(name: str, module: str, flags: Mapping[str, str], env: Mapping[str, str]) -> ChildSpec:
     words = [word for key, value in flags.items() for word in (f"--{key}", value)]
-    return (sys.executable, "-m", module, *words)
+    command = (sys.executable, "-m", module, *words)
+    return ChildSpec(name=name, command=command, env=env, not_inherited=OURS_ALONE)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Self
 
 import zmq
@@ -23,26 +22,20 @@ from protocol.errors import PeerLost, WireError
 from protocol.ids import RouterId
 from protocol.messages import Hello, Ping, Registration, ToRouter, ToWorker, Welcome
 
+HANDSHAKE_S = 2.0
+
 
 class WorkerLink:
-    """The router's end of the link to one worker.
-
-    `async with WorkerLink(address=..., router=...) as link` shakes hands, or raises PeerLost
+    """`async with WorkerLink(address=..., router=...) as link` shakes hands, or raises PeerLost
     (nobody there) or WireError (another version). Enter and leave it in the same task. `router`
     must be unlike that of any other router process, a restarted one's included.
     """
 
     def __init__(
-        self,
-        *,
-        address: str,
-        router: RouterId,
-        handshake_s: float = 2.0,
-        silent_after_s: float = SILENT_AFTER_S,
+        self, *, address: str, router: RouterId, silent_after_s: float = SILENT_AFTER_S
     ) -> None:
         self._address = address
         self._router = router
-        self._handshake_s = handshake_s
         self._silent_after_s = silent_after_s
         self._tasks = asyncio.TaskGroup()
         self._running: list[asyncio.Task[None]] = []
@@ -66,7 +59,7 @@ class WorkerLink:
             self._socket.connect(self._address)
             for run in (self._receive, self._watch, self._tend):
                 self._running.append(self._tasks.create_task(run(), name=f"link-{run.__name__}"))
-            await self.send(Hello(router=self._router, version=WIRE_VERSION))
+            self.send_now(Hello(router=self._router, version=WIRE_VERSION))
             self.registration = await self._welcome()
         except zmq.ZMQError as error:
             await self._close()
@@ -76,20 +69,12 @@ class WorkerLink:
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._close()
 
-    async def send(self, message: ToWorker) -> None:
-        """Raises PeerLost when the link is lost. Never waits for the worker."""
-        self.send_now(message)
-
     def send_now(self, message: ToWorker) -> None:
-        """`send` for callers that cannot await; in the event loop's thread only."""
+        """Raises PeerLost when the link is lost. Never waits for the worker. In the event loop's
+        thread only."""
         if self.lost is None:
             frame = to_worker.encode(message)
             error = send_error(self._socket.send(frame, flags=zmq.NOBLOCK))
@@ -113,7 +98,7 @@ class WorkerLink:
     async def _welcome(self) -> Registration:
         """What comes before it was meant for our last link: the worker had not missed us yet."""
         try:
-            async with asyncio.timeout(self._handshake_s):
+            async with asyncio.timeout(HANDSHAKE_S):
                 while not isinstance(message := await self._next(), Welcome):
                     pass
         except TimeoutError as error:

@@ -24,16 +24,7 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import SettingsError, WireError
 from protocol.ids import RouterId
-from protocol.messages import (
-    Abort,
-    Decode,
-    Hello,
-    Ping,
-    Prefill,
-    Registration,
-    ToRouter,
-    Welcome,
-)
+from protocol.messages import Abort, Decode, Hello, Ping, Prefill, Registration, ToRouter, Welcome
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
 _FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
@@ -89,7 +80,6 @@ class RouterPort:
         self._outbox: deque[tuple[RouterId, bytes]] = deque()
         self._dropped: set[RouterId] = set()
         """Routers that lost a message because the outbox was full."""
-        self._flush_is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self.refused_frames = 0
         configure(self._socket)
@@ -147,9 +137,8 @@ class RouterPort:
                 self._dropped.add(router)  # a flush is due, and tells
                 return
             self._outbox.append((router, frame))
-            if self._flush_is_due:
+            if len(self._outbox) > 1:  # a flush is due
                 return
-            self._flush_is_due = True
         assert self._loop is not None, "send before serve"
         self._loop.call_soon_threadsafe(self._flush)
 
@@ -161,7 +150,7 @@ class RouterPort:
 
     def _flush(self) -> None:
         with self._lock:
-            frames, self._flush_is_due = list(self._outbox), False
+            frames = list(self._outbox)
             self._outbox.clear()
             dropped, self._dropped = self._dropped, set()
         if self._socket.closed:

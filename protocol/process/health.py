@@ -51,9 +51,8 @@ def with_health(app: App, health: Health) -> App:
         if answer is None:
             return app(request, start)
         why = answer()
-        start(
-            "200 OK" if why is None else "503 Service Unavailable", [("Content-Type", "text/plain")]
-        )
+        status = "200 OK" if why is None else "503 Service Unavailable"
+        start(status, [("Content-Type", "text/plain")])
         return [f"{why or 'ok'}\n".encode()]
 
     return serve

@@ -12,8 +12,6 @@ from typing import TextIO
 import msgspec
 
 _request: ContextVar[str] = ContextVar("request", default="")
-
-
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
 from protocol.errors import BatonError, CheckpointError, SettingsError
@@ -82,20 +83,14 @@ def leave(exit_code: int) -> NoReturn:
 async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
     """Does slow start-up work in a thread. If asked to stop meanwhile the process ends at once:
     it has accepted nothing, and a library in the middle of reading weights cannot be stopped."""
-    loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[T] = loop.create_future()
-
-    def settle(error: BaseException | None, results: list[T]) -> None:
-        if not loaded.done():
-            loaded.set_exception(error) if error else loaded.set_result(results[0])
+    loaded: Future[T] = Future()
+    loaded.set_running_or_notify_cancel()  # it cannot be cancelled, whoever stops waiting
 
     def thread() -> None:
         try:
-            results = [work()]
+            loaded.set_result(work())
         except BaseException as error:
-            loop.call_soon_threadsafe(settle, error, [])
-        else:
-            loop.call_soon_threadsafe(settle, None, results)
+            loaded.set_exception(error)
 
     async def leave_if_asked() -> None:
         await shutdown.asked.wait()
@@ -105,7 +100,7 @@ async def load(work: Callable[[], T], shutdown: Shutdown) -> T:
     threading.Thread(target=thread, name="load", daemon=True).start()
     leave = asyncio.create_task(leave_if_asked(), name="leave-if-asked")
     try:
-        return await loaded
+        return await asyncio.wrap_future(loaded)
     finally:
         leave.cancel()
 

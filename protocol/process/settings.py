@@ -16,12 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import (
-    BaseSettings,
-    CliSettingsSource,
-    EnvSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
 from protocol.errors import SettingsError
@@ -151,6 +146,12 @@ def split_keys(api_keys: str) -> tuple[str, ...]:
     return tuple(key for part in api_keys.split(",") if (key := part.strip()))
 
 
+def bearer(api_keys: str) -> dict[str, str]:
+    """The headers that open an API with the first of these keys; none for none."""
+    keys = split_keys(api_keys)
+    return {"authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
 def load(
     settings: type[S],
     argv: Sequence[str],
@@ -168,7 +169,9 @@ def load(
         )()
         environment = EnvSettingsSource(settings)()
     except SourceError as error:
-        raise SettingsError(_source_error(error)) from error
+        text = str(error).removeprefix("error parsing CLI: ")
+        why = text.replace("unrecognized arguments:", "unknown setting:")
+        raise SettingsError(why) from error
     given = {**environment, **flags}
     try:
         file = read_file(given.get("config"))
@@ -196,11 +199,6 @@ def read_file(path: object) -> Mapping[str, object]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"config: {str(path)!r}: {error}") from error
     return {key.replace("-", "_"): value for key, value in values.items()}
-
-
-def _source_error(error: SourceError) -> str:
-    text = str(error).removeprefix("error parsing CLI: ")
-    return text.replace("unrecognized arguments:", "unknown setting:")
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -70,14 +70,17 @@ def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str,
     found: dict[str, str] = {}
     for name in SPECIAL_TOKENS:
         file = "tokenizer_config.json" if tokenizer_config.get(name) else map_file.name
-        token = tokenizer_config.get(name) or named.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token and not isinstance(token, str):
-            raise CheckpointError(f"{path / file}: {name} is {token!r}, not a text")
-        if token:
+        if token := token_text(path / file, name, tokenizer_config.get(name) or named.get(name)):
             found[name] = token
     return found
+
+
+def token_text(file: Path, name: str, token: object) -> str:
+    """A special token as a checkpoint's file gives it, alone or with options; "" for none."""
+    text: Any = token.get("content") if isinstance(token, dict) else token
+    if text and not isinstance(text, str):
+        raise CheckpointError(f"{file}: {name} is {text!r}, not a text")
+    return text or ""
 
 
 def _read(file: Path) -> str:
@@ -149,9 +152,5 @@ def _tojson(
 ) -> str:
     """Unlike jinja2's own, it does not escape HTML."""
     return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

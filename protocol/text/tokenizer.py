@@ -13,14 +13,10 @@ import tokenizers
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text.chat_template import ChatTemplate, load_chat_template
+from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
-from protocol.text.text_config import (
-    read_json_object,
-    read_json_object_if_there,
-    text_config,
-)
+from protocol.text.text_config import read_json_object, read_json_object_if_there, text_config
 
 
 class Tokenizer:
@@ -154,13 +150,8 @@ def _eos_token_ids(
     generation = path / "generation_config.json"
     found = _token_ids(generation, read_json_object_if_there(generation).get("eos_token_id"))
     found |= _token_ids(path / "config.json", config.get("eos_token_id"))
-    token = tokenizer_config.get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if token and not isinstance(token, str):
-        raise CheckpointError(
-            f"{path / 'tokenizer_config.json'}: eos_token is {token!r}, not a text"
-        )
+    file = path / "tokenizer_config.json"
+    token = token_text(file, "eos_token", tokenizer_config.get("eos_token"))
     token_id = raw.token_to_id(token) if token else None
     return tuple(sorted(found | ({token_id} if token_id is not None else set())))
 

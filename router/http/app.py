@@ -6,6 +6,7 @@ because a token should cost one write and no more.
 
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -22,7 +23,6 @@ from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse
 from router.http.middleware import ApiMiddleware
 from router.http.tokenize import detokenize, tokenize
-from router.http.tokenize_threads import TokenizeThreads
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import check_model, context_tokens, prepare_chat, prepare_completion
 from router.runtime import Runtime
@@ -35,10 +35,11 @@ def create_app(runtime: Runtime) -> FastAPI:
     state = AppState(
         runtime=runtime,
         admission=Admission(
-            max_in_flight=runtime.limits.max_in_flight,
-            retry_after_s=runtime.limits.retry_after_s,
+            max_in_flight=runtime.limits.max_in_flight, retry_after_s=runtime.limits.retry_after_s
         ),
-        tokenize_threads=TokenizeThreads(num_threads=runtime.tokenize_threads),
+        tokenize_threads=ThreadPoolExecutor(
+            runtime.tokenize_threads, thread_name_prefix="tokenize"
+        ),
     )
 
     @asynccontextmanager
@@ -46,12 +47,12 @@ def create_app(runtime: Runtime) -> FastAPI:
         try:
             yield
         finally:
-            state.tokenize_threads.close()
+            state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="Baton", lifespan=lifespan)
     app.add_middleware(ApiMiddleware, api_keys=runtime.api_keys, metrics=runtime.metrics)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _refusal)
+    app.add_exception_handler(ApiError, _refusal)
     _add_generation(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
@@ -99,7 +100,7 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
         try:
             with state.admission.enter():
                 body = await exchange.read_body()
-                return _json(await state.tokenize_threads.run(work, runtime, body))
+                return _json(await state.run_in_thread(work, runtime, body))
         except BatonError as error:
             raise as_api_error(error) from error
         except ClientGone:
@@ -153,12 +154,9 @@ def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = 
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return ApiError(error.status_code, str(error.detail)).response()
-
-
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _refusal(_: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        error = ApiError(error.status_code, str(error.detail))
     assert isinstance(error, ApiError)
     return error.response()
 

@@ -50,25 +50,17 @@ class LocalCluster:
         return "this router is draining" if self._draining else self._registry.not_ready()
 
     def view(self) -> ClusterView:
+        registry = self._registry
         return ClusterView(
             router=self._router,
             index=self._index.state,
             redis=self._feed.redis,
-            workers=tuple(
-                _view(worker, why=self._registry.why_unused(worker))
-                for worker in self._registry.workers
-            ),
+            workers=tuple(_view(one, why=registry.why_unused(one)) for one in registry.workers),
         )
 
     def max_context_tokens(self) -> int | None:
-        return max(
-            (
-                worker.registration.max_context_tokens
-                for worker in self._registry.ready_workers()
-                if worker.role == "decode"
-            ),
-            default=None,
-        )
+        decodes = (worker for worker in self._registry.ready_workers() if worker.role == "decode")
+        return max((worker.registration.max_context_tokens for worker in decodes), default=None)
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
         return self._traces.find(request)

@@ -7,8 +7,9 @@ whatever it still had running.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import assert_never
+from typing import TypeVar, TypeVarTuple, assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,14 +22,14 @@ from router.http.exchange import Exchange
 from router.http.json_answer import AnswerWriter, JsonAnswer
 from router.http.middleware import request_id
 from router.http.sse_answer import SseAnswer
-from router.http.tokenize_threads import TokenizeThreads
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import Generation, context_tokens
 from router.requests.events import Ended, Placed, Token
 from router.runtime import Runtime
 
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
 log = logging.getLogger("baton.api")
-
 
 Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
 """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
@@ -40,7 +41,15 @@ class AppState:
 
     runtime: Runtime
     admission: Admission
-    tokenize_threads: TokenizeThreads
+    tokenize_threads: ThreadPoolExecutor
+
+    async def run_in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
+        """`work(*args)`, which parses, renders or tokenises: a 32k-token prompt is about 70 ms of
+        one core, which would delay every stream of the event loop. `tokenizers` leaves the
+        interpreter lock while it encodes. Bounded by `admission`: nobody comes here without a
+        seat. Cancelling drops the result; a begun call runs to its end."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.tokenize_threads, work, *args)
 
 
 class GenerateResponse(Response):
@@ -71,10 +80,9 @@ class GenerateResponse(Response):
 
     async def _prepared(self, exchange: Exchange) -> Generation:
         body = await exchange.read_body()
-        request = request_id(exchange.scope)
-        runtime, threads = self._state.runtime, self._state.tokenize_threads
+        request, runtime = request_id(exchange.scope), self._state.runtime
         context = context_tokens(runtime)
-        return await threads.run(self._prepare, runtime, body, request, context)
+        return await self._state.run_in_thread(self._prepare, runtime, body, request, context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""

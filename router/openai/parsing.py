@@ -15,8 +15,6 @@ from router.openai.errors import ApiError, bad_field
 
 MAX_SHOWN = 60
 """Characters of a wrong value that its error message repeats."""
-
-
 Unsupported = Mapping[str, tuple[object, ...]]
 """Fields we do not support -> the values that ask for nothing, besides null."""
 

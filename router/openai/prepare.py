@@ -15,13 +15,7 @@ from protocol.messages import Sampling
 from protocol.text.tokenizer import Tokenizer
 from router.openai.errors import ApiError, bad_field
 from router.openai.parsing import parse_body
-from router.openai.schemas import (
-    MAX_SEED,
-    ChatRequest,
-    CompletionRequest,
-    Message,
-    SamplingFields,
-)
+from router.openai.schemas import MAX_SEED, ChatRequest, CompletionRequest, Message, SamplingFields
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
@@ -115,10 +109,7 @@ def _encode_chat(tokenizer: Tokenizer, fields: ChatRequest) -> list[int]:
     if clash:
         raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
     return encode_messages(
-        tokenizer,
-        fields.messages,
-        add_generation_prompt=fields.add_generation_prompt,
-        **variables,
+        tokenizer, fields.messages, add_generation_prompt=fields.add_generation_prompt, **variables
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from protocol.ids import WorkerId
-from protocol.messages import Role
+from protocol.messages import Role, Speeds
 
 PRIOR_PREFILL_TOKENS_PER_S = 2_000.0
 PRIOR_DECODE_STEP_S = 0.02
@@ -61,6 +61,12 @@ class Candidate:
     decode_step_s: float = 0.0
     transfer_bytes_per_s: float = 0.0
 
+    @property
+    def longest_tokens(self) -> int:
+        """Context it can hold. The KV of the very last token is never needed, but its block is
+        counted: one spare."""
+        return min(self.max_context_tokens, self.num_blocks * self.block_tokens)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
@@ -82,13 +88,6 @@ class PlacementRefusal:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Speeds:
-    prefill_tokens_per_s: float
-    decode_step_s: float
-    transfer_bytes_per_s: float
-
-
 def place(
     candidates: Sequence[Candidate],
     *,
@@ -102,12 +101,12 @@ def place(
     """
     total = num_tokens + max_output_tokens
     decodes = [c for c in candidates if c.role == "decode"]
-    able = [c for c in decodes if _can_hold(c, total)]
+    able = [c for c in decodes if total <= c.longest_tokens]
     if not able:
         return _refuse(decodes, total)
     priors = _priors(candidates)
     needed = num_tokens + PREFILL_SPARE_TOKENS
-    prefills = [c for c in candidates if c.role == "prefill" and _can_hold(c, needed)]
+    prefills = [c for c in candidates if c.role == "prefill" and needed <= c.longest_tokens]
     request = _Request(num_tokens, min(max_output_tokens, EXPECTED_OUTPUT_TOKENS), priors)
     alone = min(request.alone(decode) for decode in able)
     pairs = request.pairs(prefills, able)
@@ -137,7 +136,7 @@ class _Option:
 class _Request:
     num_tokens: int
     num_output_tokens: int
-    priors: _Speeds
+    priors: Speeds
 
     def alone(self, decode: Candidate) -> _Option:
         wait_s, compute_s = self._prompt_s(decode)
@@ -200,13 +199,6 @@ class _Request:
         return max(0, needed - free - min(candidate.num_cached_tokens, held))
 
 
-def _can_hold(candidate: Candidate, num_tokens: int) -> bool:
-    """The KV of the very last token is never needed, but its block is counted: one spare."""
-    return num_tokens <= min(
-        candidate.max_context_tokens, candidate.num_blocks * candidate.block_tokens
-    )
-
-
 def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
     shared = set(prefill.transports) & set(decode.transports)
     return prefill.compat == decode.compat and bool(shared)
@@ -215,17 +207,20 @@ def _can_hand_over(prefill: Candidate, decode: Candidate) -> bool:
 def _refuse(decodes: Sequence[Candidate], total: int) -> PlacementRefusal:
     if not decodes:
         return PlacementRefusal(why="no_decode_worker", reason="no decode worker")
-    room = max(min(c.max_context_tokens, c.num_blocks * c.block_tokens) for c in decodes)
+    room = max(c.longest_tokens for c in decodes)
     text = f"{total} tokens with the answer; the largest decode worker holds {room}"
     return PlacementRefusal(why="too_long", reason=text)
 
 
-def _priors(candidates: Sequence[Candidate]) -> _Speeds:
+def _priors(candidates: Sequence[Candidate]) -> Speeds:
     """For a worker not yet measured: the mean of its peers, whatever their role, else guesses."""
-    return _Speeds(
-        _mean([c.prefill_tokens_per_s for c in candidates], PRIOR_PREFILL_TOKENS_PER_S),
-        _mean([c.decode_step_s for c in candidates], PRIOR_DECODE_STEP_S),
-        _mean([c.transfer_bytes_per_s for c in candidates], PRIOR_TRANSFER_BYTES_PER_S),
+    prefills = [candidate.prefill_tokens_per_s for candidate in candidates]
+    steps = [candidate.decode_step_s for candidate in candidates]
+    transfers = [candidate.transfer_bytes_per_s for candidate in candidates]
+    return Speeds(
+        prefill_tokens_per_s=_mean(prefills, PRIOR_PREFILL_TOKENS_PER_S),
+        decode_step_s=_mean(steps, PRIOR_DECODE_STEP_S),
+        transfer_bytes_per_s=_mean(transfers, PRIOR_TRANSFER_BYTES_PER_S),
     )
 
 
@@ -245,9 +240,8 @@ def _placement(
         compared += f"by {other.prefill}" if other.prefill else f"local{note}"
     text = f"{name}; uncached {option.num_uncached_tokens} of {num_tokens} tokens; {compared}"
     reason = "".join(char if " " <= char <= "~" else "?" for char in text)
-    prefill = WorkerId(option.prefill) if option.prefill else None
     return Placement(
-        prefill=prefill,
+        prefill=option.prefill or None,
         decode=option.decode,
         reason=reason,
         cost_s=option.cost_s,

@@ -7,14 +7,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
 
+from protocol.blocks import ChangeKind
 from protocol.ids import BlockHash, Epoch, WorkerId
 
 SPECULATIVE_TTL_S = 2.0
 """A dispatched prompt counts as cached this long before the worker's own events say so."""
-
-Kind = Literal["stored", "evicted", "cleared"]
 
 
 class IndexState(StrEnum):
@@ -83,7 +81,7 @@ class PrefixIndex:
         epoch: Epoch,
         *,
         sequence: int,
-        kind: Kind,
+        kind: ChangeKind,
         hashes: Iterable[BlockHash] = (),
     ) -> IndexState | None:
         """One event; returns the worker's state after it, None if it is not followed."""
@@ -165,7 +163,7 @@ class PrefixIndex:
         """Different blocks held by anyone."""
         return len(self._holders)
 
-    def _change(self, holding: _Holding, kind: Kind, hashes: Iterable[BlockHash]) -> None:
+    def _change(self, holding: _Holding, kind: ChangeKind, hashes: Iterable[BlockHash]) -> None:
         match kind:
             case "stored":
                 self._store(holding, hashes)

@@ -89,11 +89,8 @@ class Dispatcher:
         self._numbers = count(1)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """`Placed`, then `Token`s, then one `Ended`. Closing it aborts on every worker.
-
-        Raises NoWorkers, TooLong and CapacityError before the first event; RequestFailed then
-        or later.
-        """
+        """As `router.requests.events` says. NoWorkers, TooLong and CapacityError are raised before
+        the first event, RequestFailed then or later."""
         context, mailbox = self._open_request(request)
         self._metrics.active.inc()
         closing, client_left = "an error of ours", False
@@ -121,8 +118,6 @@ class Dispatcher:
             self._close(context.routed, closing, client_left=client_left)
             self._metrics.active.dec()
             self._record(context)
-
-    # -- following one request ------------------------------------------------------------
 
     def _open_request(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
@@ -194,8 +189,6 @@ class Dispatcher:
         for send in routed.close(why, client_left=client_left):
             self._registry.post_message(send.worker, send.epoch, send.message)
 
-    # -- placing --------------------------------------------------------------------------
-
     async def _launch(self, context: RequestContext) -> None:
         """Begin the next attempt, waiting for a worker to come back if one was lost."""
         while True:
@@ -248,8 +241,6 @@ class Dispatcher:
         with suppress(TimeoutError):
             await self._registry.wait_change(timeout_s=wait_s)
         context.refused.clear()
-
-    # -- accounts -------------------------------------------------------------------------
 
     def _note_placed(self, context: RequestContext, placement: Placement) -> None:
         kind = "apart" if placement.prefill is not None else "alone"

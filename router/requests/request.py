@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
+import msgspec
+
 from protocol.errors import BatonError
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import (
@@ -148,18 +150,14 @@ class RoutedRequest:
         self._note(outcome=self.outcome)
         return self._abort_legs(reason)
 
-    # -- one message each -----------------------------------------------------------------
-
     def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
-        if emit.index < have:
-            if emit.token_id == self.generated[emit.index]:
-                return []
-            why = f"token {emit.index} of {leg.worker} differs from the one already sent"
-            return self._lost(why, suspect=leg.worker)
-        if emit.index > have:
-            why = f"token {emit.index} of {leg.worker} came when {have} was due"
-            return self._lost(why, suspect=leg.worker)
+        if emit.index < have and emit.token_id == self.generated[emit.index]:
+            return []
+        if emit.index != have:
+            late = emit.index < have
+            fault = "differs from the one already sent" if late else f"came when {have} was due"
+            return self._lost(f"token {emit.index} of {leg.worker} {fault}", suspect=leg.worker)
         self.generated.append(emit.token_id)
         token = Token(
             index=emit.index,
@@ -247,9 +245,7 @@ class RoutedRequest:
                 return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
             case "internal" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
-            case "internal":
-                return self._give_up(why, failed)
-            case "too_long" | "deadline":
+            case "internal" | "too_long" | "deadline":
                 return self._give_up(why, failed)
             case _:
                 assert_never(failed.code)
@@ -259,8 +255,6 @@ class RoutedRequest:
         if self._is_spent(leg):
             return []
         return self._lost(why, suspect=leg.worker)
-
-    # -- endings and new beginnings -------------------------------------------------------
 
     def _is_spent(self, leg: _Leg) -> bool:
         """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
@@ -300,8 +294,6 @@ class RoutedRequest:
                 aborts.append(leg.send(abort))
         return aborts
 
-    # -- small things ---------------------------------------------------------------------
-
     def _move(self, event: RequestEvent) -> None:
         self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
 
@@ -332,13 +324,5 @@ class RoutedRequest:
         )
 
     def _decode_message(self, ticket: Ticket | None, remaining_s: float) -> Decode:
-        return Decode(
-            request=self.wire_id,
-            attempt=self.attempt,
-            token_ids=self.request.token_ids,
-            generated=tuple(self.generated[: self._num_given]),
-            sampling=self.request.sampling,
-            salt=self.request.salt,
-            deadline_s=remaining_s,
-            ticket=ticket,
-        )
+        asked = self._prefill_message(remaining_s)
+        return Decode(**msgspec.structs.asdict(asked), ticket=ticket)

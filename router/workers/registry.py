@@ -10,30 +10,15 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import assert_never
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import (
-    Aborted,
-    Beat,
-    Failed,
-    Finished,
-    Landed,
-    PrefillDone,
-    Registration,
-    Started,
-    Step,
-    ToRouter,
-    ToWorker,
-    Welcome,
-)
+from protocol.messages import Beat, Registration, Step, ToRouter, ToWorker, Welcome
 from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.registry")
-
 
 Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]]
 """Entering shakes hands: PeerLost when nobody is there, WireError for another version."""
@@ -59,8 +44,6 @@ class Registry:
         self._changed = asyncio.Event()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
-
-    # -- for dispatch and the HTTP surface ------------------------------------------------
 
     @property
     def workers(self) -> list[KnownWorker]:
@@ -131,8 +114,6 @@ class Registry:
         async with asyncio.timeout(timeout_s):
             await self._changed.wait()
 
-    # -- life -----------------------------------------------------------------------------
-
     async def run(self, memberships: AsyncIterator[Sequence[Registration]]) -> None:
         """Serve a link to every worker of the newest membership, until cancelled. A worker
         absent from it stays as long as its link lives."""
@@ -186,16 +167,13 @@ class Registry:
             case Step():
                 for emit in message.emits:
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
-            case Started() | PrefillDone() | Landed() | Finished() | Failed() | Aborted():
-                self.deliver_message(
-                    message.request, WorkerMessage(worker.id, worker.epoch, message)
-                )
             case Beat():
                 self._beat(worker, message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
-            case _:
-                assert_never(message)
+            case _:  # of one request: the type of `WorkerMessage.message` is the closed union
+                said = WorkerMessage(worker.id, worker.epoch, message)
+                self.deliver_message(message.request, said)
 
     def _beat(self, worker: KnownWorker, beat: Beat) -> None:
         if beat.epoch != worker.epoch:

@@ -3,15 +3,7 @@
 from dataclasses import dataclass
 
 from protocol.ids import Epoch, WorkerId
-from protocol.messages import (
-    Aborted,
-    Emit,
-    Failed,
-    Finished,
-    Landed,
-    PrefillDone,
-    Started,
-)
+from protocol.messages import Aborted, Emit, Failed, Finished, Landed, PrefillDone, Started
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class MiniRouter:
             sampling=sampling,
             **fields,  # type: ignore[arg-type]
         )
-        await self.links[WorkerId(worker)].send(message)
+        self.links[WorkerId(worker)].send_now(message)
         return self.of(worker, request, message.attempt)
 
     async def decode(
@@ -127,11 +127,11 @@ class MiniRouter:
             ticket=ticket,
             **fields,  # type: ignore[arg-type]
         )
-        await self.links[WorkerId(worker)].send(message)
+        self.links[WorkerId(worker)].send_now(message)
         return self.of(worker, request, message.attempt)
 
     async def abort(self, worker: str, request: str, attempt: int = 0) -> None:
-        await self.links[WorkerId(worker)].send(
+        self.links[WorkerId(worker)].send_now(
             Abort(request=RequestId(request), attempt=attempt, reason="test")
         )
 

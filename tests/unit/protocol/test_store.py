@@ -18,7 +18,6 @@ from protocol.store import (
     Store,
     WorkerRecord,
     blocks_key,
-    pack_hashes,
 )
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
@@ -34,7 +33,7 @@ def stored(sequence: int, *numbers: int) -> BlockEvent:
         epoch=EPOCH,
         sequence=sequence,
         kind="stored",
-        packed_hashes=pack_hashes([block_hash(number) for number in numbers]),
+        packed_hashes=b"".join([block_hash(number) for number in numbers]),
     )
 
 
@@ -125,7 +124,7 @@ def test_the_snapshot_is_what_its_events_add_up_to(server: RedisServer) -> None:
             epoch=EPOCH,
             sequence=2,
             kind="evicted",
-            packed_hashes=pack_hashes([block_hash(1)]),
+            packed_hashes=b"".join([block_hash(1)]),
         )
         await store.publish([stored(1, 1, 2), evicted], ttl_s=60)
         await store.publish([stored(3, 3)], ttl_s=60)

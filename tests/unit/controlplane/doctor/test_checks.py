@@ -8,9 +8,10 @@ from support.doctor_facts import BEST, COMPUTE, GPUS, MEMORY, NETWORK, NIC, OTHE
 
 from controlplane.doctor.facts import Facts, Finding, GpuFacts, size
 from controlplane.doctor.machine import check_compute, check_memory
+from controlplane.doctor.measure import percentile
 from controlplane.doctor.network import check_network, check_pair
 from controlplane.doctor.planes import best_plane, measurable, plane_findings, plane_reports
-from controlplane.doctor.trial import Unusable, percentile
+from controlplane.doctor.trial import Unusable
 from kvtransfer.transport_names import HOST_TRANSPORTS
 
 

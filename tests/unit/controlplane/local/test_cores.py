@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 
-from controlplane.local.specs import cores_within, pinned_core, threads_per_worker
+from controlplane.local.settings import UpSettings
+from controlplane.local.specs import cores_within, threads_per_worker, worker_specs
 from protocol.process.machine import parse_quota
 
 
@@ -18,4 +21,7 @@ def test_workers_share_the_cores_evenly_and_get_at_least_one_thread() -> None:
 
 
 def test_pinned_workers_take_cores_by_turns() -> None:
-    assert [pinned_core([4, 6], worker=index) for index in range(3)] == [4, 6, 4]
+    settings = UpSettings.model_validate({"model": Path("model"), "decode": 2, "pin": True})
+    specs = worker_specs(settings, redis="unix:///r", cores=(4, 6), env={})
+    cores = [spec.command[spec.command.index("--cores") + 1] for spec in specs]
+    assert cores == ["4", "6", "4"]

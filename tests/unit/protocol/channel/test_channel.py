@@ -60,7 +60,7 @@ def test_a_link_learns_who_the_worker_is_and_carries_messages_both_ways() -> Non
             assert link.registration.worker == "decode-0"
             assert await port.receive() == RouterJoined(ROUTER)
 
-            await link.send(prefill("r1"))
+            link.send_now(prefill("r1"))
             assert await port.receive() == RouterMessage(ROUTER, prefill("r1"))
 
             aborted = Aborted(request=RequestId("r1"), attempt=0)
@@ -109,7 +109,7 @@ def test_a_worker_that_dies_is_noticed_by_its_closed_connection() -> None:
             with pytest.raises(PeerLost, match="disconnected"):
                 await first(link, Beat)
             with pytest.raises(PeerLost):
-                await link.send(prefill())
+                link.send_now(prefill())
 
     run(test)
 
@@ -213,7 +213,7 @@ def test_a_malformed_frame_is_dropped_and_the_others_are_served(frames: list[byt
             await socket.send_multipart(frames)
             await soon(lambda: port.refused_frames == 1)
             async with link_to(port) as link:
-                await link.send(prefill())
+                link.send_now(prefill())
                 assert await port.receive() == RouterJoined(ROUTER)
                 assert await port.receive() == RouterMessage(ROUTER, prefill())
 
@@ -289,7 +289,7 @@ def test_a_router_that_missed_a_message_must_open_a_new_link() -> None:
                 port.send(ROUTER, Aborted(request=RequestId("r"), attempt=number))
             assert isinstance(await port.receive(), RouterGone)
 
-            await link.send(prefill())
+            link.send_now(prefill())
             await soon(lambda: port.refused_frames > 0)
             assert port.routers == ()
 

@@ -12,7 +12,7 @@ from support.redis_server import RedisServer, redis_server
 from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
-from protocol.store import BlockEvent, Store, pack_hashes
+from protocol.store import BlockEvent, Store
 from router.placement.prefix_index import IndexState
 from router.workers.index_feed import IndexFeed
 
@@ -131,7 +131,7 @@ def test_a_gap_is_seen_and_mended_by_the_snapshot(redis: RedisServer) -> None:
                 epoch=made.worker.epoch,
                 sequence=1_000,
                 kind="evicted",
-                packed_hashes=pack_hashes(CHAIN[:1]),
+                packed_hashes=b"".join(CHAIN[:1]),
             )
             await made.store.publish([lie], ttl_s=5)
             await soon(lambda: metrics.get_sample_value("baton_prefix_index_gaps_total") == 1)
