@@ -8,9 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from support.copy_twins import copy_twin, sums_twin
 
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
-from kvtransfer.kernels.copy import TILE_WORDS, copy, copy_twin, sums, sums_twin
+from kvtransfer.kernels.copy import TILE_WORDS, copy, sums
 from kvtransfer.plan import Ranges
 
 _SPAN_BYTES = 1 << 18
