@@ -222,9 +222,7 @@ class Fetch:
         self.attempt += 1
         waiting_S = self._states_S == _WAITING
         return SendFetch(
-            attempt=self.attempt,
-            indices=self.indices_S[waiting_S],
-            slots=self.slots_S[waiting_S],
+            attempt=self.attempt, indices=self.indices_S[waiting_S], slots=self.slots_S[waiting_S]
         )
 
     def _ask_again(self, index: int, broken: str) -> list[FetchStep]:

@@ -67,13 +67,6 @@ class _Connection:
     reader: FirstMessage
 
 
-@dataclass(slots=True, eq=False)
-class _Paused:
-    """A listener that accepts nothing for a moment, for want of descriptors."""
-
-    listener: Listener
-
-
 class Sinks:
     """Those of one source. `on_lost` is told once of each that is gone, and why."""
 
@@ -99,7 +92,8 @@ class Sinks:
         self._sessions: dict[SessionId, ConnectedSink] = {}
         self._streams: dict[int, ConnectedSink] = {}
         self._connections: dict[int, _Connection] = {}
-        self._deadlines: Deadlines[ConnectedSink | _Connection | _Paused] = Deadlines()
+        self._deadlines: Deadlines[ConnectedSink | _Connection | int] = Deadlines()
+        """Of the last: a listener that accepts nothing for a moment, for want of descriptors."""
         for fd in self._listeners:
             poller.watch(fd)
 
@@ -156,7 +150,7 @@ class Sinks:
                 self._close_connection(late)
             else:
                 self._deadlines.drop(late)
-                self._poller.watch(late.listener.fileno())
+                self._poller.watch(late)
 
     def flush_stream(self, sink: ConnectedSink) -> None:
         """Send what the sink's stream has queued, and watch for room if that is not all."""
@@ -198,8 +192,9 @@ class Sinks:
                 "no descriptor for a sink's connection: raise the limit of open files",
                 extra={"why": str(error)},
             )
-            self._poller.forget(listener.fileno())
-            self._deadlines.set(_Paused(listener), now_s=self._clock(), remaining_s=PAUSE_S)
+            fd = listener.fileno()
+            self._poller.forget(fd)
+            self._deadlines.set(fd, now_s=self._clock(), remaining_s=PAUSE_S)
 
     def _accept_all(self, listener: Listener) -> None:
         while (sock := listener.accept()) is not None:

@@ -20,13 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
-from kvtransfer.messages import (
-    Chunk,
-    FetchId,
-    Finish,
-    StreamHello,
-    StreamWelcome,
-)
+from kvtransfer.messages import Chunk, FetchId, Finish, StreamHello, StreamWelcome
 from kvtransfer.plan import Ranges
 from protocol.errors import WireError
 from protocol.ids import Epoch

@@ -95,6 +95,15 @@ class FdPoller:
         self._epoll.close()
 
 
+class Polled:
+    """A stream that waits for whatever its poller watches."""
+
+    _poller: FdPoller
+
+    def fileno(self) -> int:
+        return self._poller.fileno()
+
+
 class DevicePoller(FdPoller):
     """Wakes for a device's work too, every LOOK_S while there is some."""
 

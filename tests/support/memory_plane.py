@@ -18,7 +18,7 @@ from kvtransfer.transports.base import (
 )
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.dial import Dial, send_welcome
-from kvtransfer.transports.planes import DataPlane, add_plane
+from kvtransfer.transports.planes import PLANES, DataPlane
 from kvtransfer.transports.shm.sink import ShmSinkStream
 from kvtransfer.transports.shm.source import ShmSourceStream
 from protocol.errors import LayoutMismatch
@@ -100,4 +100,4 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
     return Dial(listener.connect(), options, transport=NAME, finish=finish)
 
 
-add_plane(DataPlane(name=NAME, pool=BlockMemory, listen=MemoryListener, dial=dial))
+PLANES[NAME] = DataPlane(BlockMemory, MemoryListener, dial)

@@ -21,8 +21,6 @@ from protocol.errors import PeerLost, TransferError, WireError
 
 
 class CudaIpcListener(UnixPort):
-    """The source's abstract socket."""
-
     transport = NAME
 
     def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
@@ -59,6 +57,3 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
         return CudaIpcSinkStream(sock, memory, source=source)
 
     return Dial(connect_to(options.address), options, transport=NAME, finish=finish)
-
-
-__all__ = ["NAME", "CudaIpcListener", "dial"]

@@ -19,7 +19,7 @@ from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME
 from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
 from kvtransfer.transports.framing import MessageInbox
-from kvtransfer.transports.polling import DevicePoller, is_over
+from kvtransfer.transports.polling import DevicePoller, Polled, is_over
 from protocol.errors import WireError
 
 _MAX_COPIES: Final = 4
@@ -36,7 +36,7 @@ class _Copy:
     sums: Sums
 
 
-class CudaIpcSinkStream(SinkStream):
+class CudaIpcSinkStream(Polled, SinkStream):
     """The sink's end. Owns its mapping of the source's pool."""
 
     transport = NAME
@@ -46,14 +46,11 @@ class CudaIpcSinkStream(SinkStream):
         self._source = source
         self._memory = memory
         self._stream = memory.driver.stream()
-        self._poller = DevicePoller(sock)
+        self._poller: DevicePoller = DevicePoller(sock)
         self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._waiting: deque[Chunk | Finish] = deque()
         self._copies: deque[_Copy] = deque()
         self._closed = False
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
         self._poller.clear_tick()

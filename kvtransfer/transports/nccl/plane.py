@@ -23,8 +23,6 @@ _WITHOUT_NCCL = "the pool was made without NCCL"
 
 
 class NcclListener(TcpPort):
-    """The source's port for the messages of its pairs."""
-
     transport = NAME
 
     def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
@@ -63,6 +61,3 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
         return NcclSinkStream(sock, memory, theirs=theirs)
 
     return Dial(sock, options, transport=NAME, setup=setup, finish=finish)
-
-
-__all__ = ["NAME", "NcclListener", "dial"]

@@ -28,7 +28,7 @@ from kvtransfer.transports.nccl.messages import (
     staging_bytes,
 )
 from kvtransfer.transports.nccl.pair import Pair, Transfer, join_pair
-from kvtransfer.transports.polling import DevicePoller, is_over
+from kvtransfer.transports.polling import DevicePoller, Polled, is_over
 from protocol.errors import WireError
 
 _MAX_WAITING: Final = 64
@@ -46,23 +46,20 @@ class _StagedChunk:
     sums: Sums | None = None
 
 
-class NcclSinkStream(SinkStream):
+class NcclSinkStream(Polled, SinkStream):
     transport = NAME
 
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
         self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
-        self._poller = DevicePoller(sock)
+        self._poller: DevicePoller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
         self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
         self._waiting: deque[NcclToSink] = deque()
         self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None
         self._closed = False
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
         self._poller.clear_tick()

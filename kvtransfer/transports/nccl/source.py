@@ -27,7 +27,7 @@ from kvtransfer.transports.nccl.messages import (
     staging_bytes,
 )
 from kvtransfer.transports.nccl.pair import Pair, join_pair
-from kvtransfer.transports.polling import DevicePoller
+from kvtransfer.transports.polling import DevicePoller, Polled
 from protocol.errors import PeerLost, TransferError
 
 
@@ -38,7 +38,7 @@ class _OfferedChunk:
     num_bytes: int
 
 
-class NcclSourceStream(SourceStream):
+class NcclSourceStream(Polled, SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
 
@@ -46,7 +46,7 @@ class NcclSourceStream(SourceStream):
         self._sock = sock
         self._memory = memory
         self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
-        self._poller = DevicePoller(sock)
+        self._poller: DevicePoller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()
         self._queued_bytes = 0
@@ -55,9 +55,6 @@ class NcclSourceStream(SourceStream):
     @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self) -> None:
         self._poller.clear_tick()

@@ -28,8 +28,6 @@ _MIN_HELPED_CORES = 2
 
 
 class ShmListener(UnixPort):
-    """The source's abstract socket."""
-
     transport = NAME
 
     def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
@@ -95,6 +93,3 @@ def _copy_job(memory: BlockMemory) -> CopyJob | None:
             extra={"why": str(error)},
         )
         return None
-
-
-__all__ = ["NAME", "ShmListener", "dial"]

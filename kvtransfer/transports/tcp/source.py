@@ -21,7 +21,7 @@ from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageInbox
-from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.tcp.frames import pack_head
 from kvtransfer.transports.tcp.messages import (
     MAX_CREDIT_BYTES,
@@ -66,7 +66,7 @@ class _Lane:
     awaits_room: bool = False
 
 
-class TcpSourceStream(SourceStream):
+class TcpSourceStream(Polled, SourceStream):
     transport = NAME
 
     def __init__(self, sock: socket.socket, memory: BlockMemory, *, window: int) -> None:
@@ -94,9 +94,6 @@ class TcpSourceStream(SourceStream):
         """Of chunks, those on the lanes included."""
         flows_left = (lane.flow.left_bytes for lane in self._lanes.values() if lane.flow)
         return self._queued_bytes + sum(flows_left)
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self) -> None:
         for fd in self._poller.ready():

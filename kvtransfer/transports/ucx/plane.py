@@ -34,8 +34,6 @@ def prepare() -> None:
 
 
 class UcxListener(TcpPort):
-    """The source's port for messages."""
-
     transport = NAME
 
     def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
@@ -127,4 +125,4 @@ class UcxDial(Dial):
             raise base.Unreachable(str(error)) from error
 
 
-__all__ = ["NAME", "UcxListener", "dial", "prepare", "why_not"]
+__all__ = ["UcxListener", "dial", "prepare", "why_not"]

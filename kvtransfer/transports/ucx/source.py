@@ -15,6 +15,7 @@ from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import send_welcome
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.polling import Polled
 from kvtransfer.transports.ucx.cut import cut_ranges, runs_of
 from kvtransfer.transports.ucx.messages import (
     NAME,
@@ -44,7 +45,7 @@ class _UnansweredChunk:
     dropped: bool = False
 
 
-class UcxSourceStream(SourceStream):
+class UcxSourceStream(Polled, SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
 
@@ -69,9 +70,6 @@ class UcxSourceStream(SourceStream):
     def queued_bytes(self) -> int:
         offered = sum(each.num_bytes for each in self._offered.values())
         return self._outbox.num_bytes + offered + sum(self._sending.values())
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self) -> None:
         for event in self._worker.events():
