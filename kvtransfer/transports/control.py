@@ -13,15 +13,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from kvtransfer.messages import (
-    MAX_CONTROL_BYTES,
-    ToSink,
-    ToSource,
-    pack_to_sink,
-    pack_to_source,
-    unpack_to_sink,
-    unpack_to_source,
-)
+from kvtransfer.messages import MAX_CONTROL_BYTES, ToSink, ToSource, to_sink, to_source
 from protocol.errors import PeerLost, TransferError, WireError
 
 _QUEUE_MESSAGES = 4_096
@@ -151,14 +143,14 @@ class ControlServer(ControlEnd):
             try:
                 if len(frames) != 2:
                     raise WireError(f"{len(frames)} frames instead of 2")
-                yield frames[0], unpack_to_source(frames[1])
+                yield frames[0], to_source.decode(frames[1])
             except WireError as error:
                 yield frames[0], error
 
     def send(self, identity: Identity, message: ToSink) -> bool:
         """False: that sink is gone, or has not read for thousands of messages."""
         try:
-            self._socket.send_multipart((identity, pack_to_sink(message)), zmq.NOBLOCK)
+            self._socket.send_multipart((identity, to_sink.encode(message)), zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
         return True
@@ -216,13 +208,13 @@ class ControlLink(ControlEnd):
                 break
             if len(frames) != 1:
                 raise WireError(f"{len(frames)} frames instead of 1")
-            yield unpack_to_sink(frames[0])
+            yield to_sink.decode(frames[0])
         self._look_for_the_end()
 
     def send(self, message: ToSource) -> None:
         """Raises PeerLost when thousands of messages wait already."""
         try:
-            self._socket.send(pack_to_source(message), zmq.NOBLOCK)
+            self._socket.send(to_source.encode(message), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             raise PeerLost(f"control link: {error}") from error
 

@@ -28,9 +28,9 @@ from kvtransfer.messages import (
     ToSink,
     ToSource,
     stream_hello,
+    to_sink,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.transports import control
 from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
 from kvtransfer.transports.framing import FirstMessage, close_fds
@@ -246,6 +246,6 @@ def test_a_source_that_sends_no_message_is_dropped(
     outcome = borrower.fetch(liar.ticket, [Slot(0, 3)])
     liar.open()
     garbage = bytes([CONTROL_VERSION]) + b"\xc1garbage"
-    monkeypatch.setattr(control, "pack_to_sink", lambda message: garbage)
+    monkeypatch.setattr(to_sink, "encode", lambda message: garbage)
     liar.say(liar.opened)
     assert "malformed" in str(lost(outcome))
