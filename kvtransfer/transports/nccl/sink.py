@@ -9,9 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-import numpy as np
-
-from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
+from kvtransfer.chunk import Landing, unpack_pieces
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
@@ -117,7 +115,7 @@ class NcclSinkStream(Polled, SinkStream):
         """Post the receive of an announced chunk; False when there is no staging for it now."""
         if self._pair is None:
             raise WireError("a chunk was announced before a communicator")
-        num_bytes = _num_bytes(chunk)
+        num_bytes = int(unpack_pieces(chunk)["num_bytes"].sum(dtype=object))
         if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
         span = self._pair.staging.take_span()
@@ -164,14 +162,6 @@ class NcclSinkStream(Polled, SinkStream):
         assert self._pair is not None
         self._staged.remove(staged)
         self._pair.staging.return_span(staged.span)
-
-
-def _num_bytes(chunk: Chunk) -> int:
-    """What the pieces of a chunk say they have. Raises WireError."""
-    num_pieces, rest = divmod(len(chunk.pieces), PIECE.itemsize)
-    if rest or not 0 < num_pieces <= MAX_CHUNK_PIECES:
-        raise WireError(f"a chunk of {len(chunk.pieces)} bytes of pieces")
-    return int(np.frombuffer(chunk.pieces, PIECE)["num_bytes"].sum(dtype=object))
 
 
 def _has_stopped(staged: _StagedChunk) -> bool:
