@@ -162,12 +162,9 @@ class CudaDriver:
         self.tensor(span)[offset : offset + len(content)].copy_(pinned, non_blocking=True)
 
     def _launch(
-        self,
-        stream: Stream,
-        table_5R: NDArray[np.int64],
-        num_pieces: int,
+        self, stream: Stream, table_5R: NDArray[np.int64], num_pieces: int,
         launch: Callable[..., None],
-    ) -> CudaSums:
+    ) -> CudaSums:  # fmt: skip
         """Bring the table to the device, launch, and bring the sums back, all on the stream."""
         assert isinstance(stream, CudaStream)
         self.bind()

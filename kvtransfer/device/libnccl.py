@@ -65,19 +65,13 @@ def _brought_by_torch() -> list[Path]:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    library.ncclGetErrorString.restype = ctypes.c_char_p
-    library.ncclGetLastError.restype = ctypes.c_char_p
-    for name in ("ncclGetLastError", "ncclCommAbort"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-    library.ncclCommGetAsyncError.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    library.ncclCommInitRankConfig.argtypes = [
-        ctypes.c_void_p, ctypes.c_int, _UniqueId, ctypes.c_int, ctypes.c_void_p
-    ]  # fmt: skip
-    for name in ("ncclSend", "ncclRecv"):
-        getattr(library, name).argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]  # fmt: skip
+    at, size, number, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
+    library.ncclGetErrorString.restype = library.ncclGetLastError.restype = text
+    library.ncclGetLastError.argtypes = library.ncclCommAbort.argtypes = [at]
+    library.ncclCommGetAsyncError.argtypes = [at, at]
+    library.ncclCommInitRankConfig.argtypes = [at, number, _UniqueId, number, at]
+    for call in (library.ncclSend, library.ncclRecv):
+        call.argtypes = [at, size, number, number, at, at]
 
 
 def version_text(code: int) -> str:

@@ -47,15 +47,9 @@ class BlockMemory:
     """A `kvtransfer.memory.pool.Pool` in host memory."""
 
     def __init__(
-        self,
-        *,
-        fd: int,
-        mapping: mmap.mmap,
-        num_blocks: int,
-        block_bytes: int,
-        writable: bool,
+        self, *, fd: int, mapping: mmap.mmap, num_blocks: int, block_bytes: int,
         helped: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Use `create` or `open`. Takes ownership of `fd`."""
         start = _blocks_at(num_blocks, block_bytes)
         self.fd = fd
@@ -68,10 +62,8 @@ class BlockMemory:
         self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
         self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
         """The same generations, for many at a time."""
-        address = address_of(mapping) + start
-        self.span = Memory(address, num_blocks * block_bytes)
+        self.span = Memory(address_of(mapping) + start, num_blocks * block_bytes)
         """Where the blocks are mapped in this process."""
-        self.writable = writable
         self.helped = helped
         """Another process of this user may map it for writing."""
 
@@ -96,9 +88,8 @@ class BlockMemory:
         if huge:
             _collapse(mapping, start)
         return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
-            writable=True, helped=helped,
-        )  # fmt: skip
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, helped=helped
+        )
 
     @classmethod
     def open(
@@ -117,16 +108,7 @@ class BlockMemory:
             num_bytes=_blocks_at(num_blocks, block_bytes) + num_blocks * block_bytes,
             start=header(_MAGIC, num_blocks=num_blocks, block_bytes=block_bytes),
         )  # fmt: skip
-        return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
-            writable=writable,
-        )  # fmt: skip
-
-    def view(self) -> "BlockMemory":
-        """The same pool, mapped once more for reading."""
-        return BlockMemory.open(
-            self.reader_fd(), num_blocks=self.num_blocks, block_bytes=self.block_bytes
-        )
+        return cls(fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes)
 
     def reader_fd(self) -> int:
         """A new descriptor of this pool that can be mapped for reading only; the caller closes."""
@@ -150,7 +132,7 @@ class BlockMemory:
     ) -> NDArray[np.uint64]:
         """Copy ranges of `source` over ours, in one copy and without the GIL; the checksum of
         each piece. Raises ValueError for ranges outside either pool."""
-        assert self.writable
+        assert not self.blocks.readonly
         return copy_ranges(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:

@@ -81,14 +81,9 @@ class Link:
     """Raises TransferError from any method when the link breaks; then call `lose`."""
 
     def __init__(
-        self,
-        means: SinkMeans,
-        ticket: Ticket,
-        *,
-        context: ControlContext,
-        poller: Poller,
+        self, means: SinkMeans, ticket: Ticket, *, context: ControlContext, poller: Poller,
         on_answer: Callable[["Link", FetchFailed | Renewed], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._life = LINK_STATES.begin(LinkStage.DIALLING, name=f"link to {ticket.worker}")
         self.source = ticket.worker
         self.stream: SinkStream | None = None

@@ -39,13 +39,10 @@ class Receiver:
     """Takes the chunks of one link's streams."""
 
     def __init__(
-        self,
-        means: SinkMeans,
-        *,
-        source: WorkerId,
+        self, means: SinkMeans, *, source: WorkerId,
         find: Callable[[FetchId], RunningFetch | None],
         follow: Callable[[RunningFetch, Sequence[FetchStep]], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`find` knows the running fetches of the link, `follow` carries out what the states of
         one answer."""
         self._means = means

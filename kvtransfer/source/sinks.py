@@ -71,16 +71,10 @@ class Sinks:
     """Those of one source. `on_lost` is told once of each that is gone, and why."""
 
     def __init__(
-        self,
-        *,
-        control: ControlServer,
-        listeners: Sequence[Listener],
-        poller: Poller,
-        opened: Opened,
-        welcome: StreamWelcome,
-        on_lost: Callable[[ConnectedSink, str], None],
+        self, *, control: ControlServer, listeners: Sequence[Listener], poller: Poller,
+        opened: Opened, welcome: StreamWelcome, on_lost: Callable[[ConnectedSink, str], None],
         clock: Callable[[], float],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._control = control
         self._listeners = {listener.fileno(): listener for listener in listeners}

@@ -38,17 +38,10 @@ class Dial:
     """A stream on its way up, at the sink: connect, say hello, await the welcome."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        options: DialOptions,
-        *,
-        transport: str,
-        finish: Finisher,
-        setup: bytes = b"",
-        lane: int = 0,
-        fds: Sequence[int] = (),
+        self, sock: socket.socket, options: DialOptions, *, transport: str, finish: Finisher,
+        setup: bytes = b"", lane: int = 0, fds: Sequence[int] = (),
         give_up: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`sock` is non-blocking, and connected or connecting; it is ours from here on. `setup` and
         `lane` are the hello's; `fds` ride along with it, over unix sockets, and stay the caller's;
         `give_up` is called when the stream does not come up."""

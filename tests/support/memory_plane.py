@@ -7,6 +7,8 @@ Importing this adds the plane to the process's table.
 import socket
 from collections import deque
 
+from support.pool_views import view_of
+
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports.base import (
@@ -93,7 +95,7 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
         try:
-            return MemorySinkStream(sock, memory, source=pool.view(), copy_job=None)
+            return MemorySinkStream(sock, memory, source=view_of(pool), copy_job=None)
         except LayoutMismatch as error:
             raise Unreachable(str(error)) from error
 
