@@ -16,19 +16,14 @@ from protocol.errors import WireError
 
 PIECE: Final = np.dtype(
     [
-        ("index", "<u4"),
-        ("slot", "<u4"),
-        ("token_start", "<u4"),
-        ("token_count", "<u4"),
-        ("num_bytes", "<u8"),
-        ("generation", "<u8"),
-        ("checksum", "<u8"),
+        ("index", "<u4"), ("slot", "<u4"), ("token_start", "<u4"), ("token_count", "<u4"),
+        ("num_bytes", "<u8"), ("generation", "<u8"), ("checksum", "<u8"),
     ]
-)
+)  # fmt: skip
 """index: the slot, counted from token 0 of the lease in the fetcher's blocks, those of all KV
-groups (`protocol.layout`). slot: its block in
-the fetcher's pool. generation: the sum of those of the source blocks it is read from; each only
-grows, so an equal sum means equal ones. checksum: of its bytes, in the order of the slot."""
+groups (`protocol.layout`). slot: its block in the fetcher's pool. generation: the sum of those of
+the source blocks it is read from; each only grows, so an equal sum means equal ones. checksum: of
+its bytes, in the order of the slot."""
 
 _WORDS: Final = PIECE.itemsize // 4
 _KNOWN_WORDS: Final = 6

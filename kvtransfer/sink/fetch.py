@@ -109,7 +109,8 @@ class Fetch:
         self._known_S = np.ascontiguousarray(known_words(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
-        self._num_writing = 0
+        self.num_writing = 0
+        """Slots that have a writer."""
         self._num_corrupt = 0
 
     @property
@@ -128,11 +129,6 @@ class Fetch:
     def writing_S(self) -> NDArray[np.intp]:
         """Places of the slots that someone writes into at this moment."""
         return np.flatnonzero(self._states_S == _WRITING)
-
-    @property
-    def num_writing(self) -> int:
-        """Slots that have a writer."""
-        return self._num_writing
 
     @property
     def verified(self) -> tuple[int, ...]:
@@ -158,7 +154,7 @@ class Fetch:
             return None
         self._move(FetchEvent.PROGRESS)
         self._states_S[places_P] = _WRITING
-        self._num_writing += len(places_P)
+        self.num_writing += len(places_P)
         return places_P
 
     def end_write(
@@ -167,7 +163,7 @@ class Fetch:
         """The writer of these slots has stopped; those not right are not to be used, and
         `broken` says why."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
-        self._num_writing -= len(places_P)
+        self.num_writing -= len(places_P)
         num_right = int(np.count_nonzero(right_P))
         all_right = num_right == len(places_P)
         self._states_S[places_P] = (
@@ -183,7 +179,7 @@ class Fetch:
     def stop_write(self, places_P: NDArray[np.intp]) -> list[FetchStep]:
         """The writer of these slots has stopped before it was done: ask for them again later."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
-        self._num_writing -= len(places_P)
+        self.num_writing -= len(places_P)
         self._states_S[places_P] = _WAITING
         return self._end_when_quiet() if self.is_over else []
 
@@ -239,7 +235,7 @@ class Fetch:
         return [*steps, *self._end_when_quiet(), SendRelease()]
 
     def _end_when_quiet(self) -> list[FetchStep]:
-        if self.ended or self._num_writing:
+        if self.ended or self.num_writing:
             return []
         self.ended = True
         return [End()]

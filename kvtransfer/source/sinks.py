@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_HELLO_BYTES,
     Open,
     Opened,
     Refused,
@@ -64,7 +63,7 @@ class _Connection:
 
     sock: socket.socket
     listener: Listener
-    reader: FirstMessage
+    reader: FirstMessage[StreamHello]
 
 
 class Sinks:
@@ -195,14 +194,14 @@ class Sinks:
             if len(self._connections) >= MAX_SINKS:
                 sock.close()
                 continue
-            connection = _Connection(sock, listener, FirstMessage(MAX_HELLO_BYTES))
+            connection = _Connection(sock, listener, FirstMessage(stream_hello))
             self._connections[sock.fileno()] = connection
             self._deadlines.set(connection, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
 
     def _read_hello(self, connection: _Connection) -> None:
         try:
-            hello = connection.reader.read(connection.sock, stream_hello)
+            hello = connection.reader.read(connection.sock)
             if hello is None:
                 return
             sink = self._sink_of(hello)

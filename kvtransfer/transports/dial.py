@@ -7,13 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kvtransfer.messages import (
-    CONTROL_VERSION,
-    MAX_HELLO_BYTES,
-    StreamWelcome,
-    stream_hello,
-    stream_welcome,
-)
+from kvtransfer.messages import CONTROL_VERSION, StreamWelcome, stream_hello, stream_welcome
 from kvtransfer.transports.base import DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.framing import FirstMessage, close_fds, received, send_message
 from protocol.errors import PeerLost, WireError
@@ -53,7 +47,7 @@ class Dial:
         self._finish = finish
         self._fds = fds
         self._give_up = give_up
-        self._reader = FirstMessage(MAX_HELLO_BYTES)
+        self._reader = FirstMessage(stream_welcome)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -63,7 +57,7 @@ class Dial:
         try:
             if self.writable and not self._connected():
                 return None
-            welcome = self._reader.read(self._sock, stream_welcome)
+            welcome = self._reader.read(self._sock)
         except (PeerLost, WireError) as error:
             raise Unreachable(str(error)) from error
         if welcome is None:

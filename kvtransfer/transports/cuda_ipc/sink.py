@@ -13,7 +13,7 @@ from kvtransfer.chunk import Landing
 from kvtransfer.device.driver import Sums
 from kvtransfer.device.table import table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import announcement
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME
@@ -47,7 +47,7 @@ class CudaIpcSinkStream(Polled, SinkStream):
         self._memory = memory
         self._stream = memory.driver.stream()
         self._poller: DevicePoller = DevicePoller(sock)
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, announcement)
         self._waiting: deque[Chunk | Finish] = deque()
         self._copies: deque[_Copy] = deque()
         self._closed = False

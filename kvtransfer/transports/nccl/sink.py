@@ -13,7 +13,7 @@ from kvtransfer.chunk import Landing, unpack_pieces
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
@@ -53,7 +53,7 @@ class NcclSinkStream(Polled, SinkStream):
         self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
         self._poller: DevicePoller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
-        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, nccl_to_sink)
         self._waiting: deque[NcclToSink] = deque()
         self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import Left, announcement, why_not_read, why_stale
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
@@ -45,7 +45,7 @@ class ShmSinkStream(SinkStream):
         self._memory = memory
         self._copy_job = copy_job
         self._sock = sock
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, announcement)
         self._outbox = MessageOutbox(sock, shm_to_source)
         self._waiting: deque[Chunk | Finish] = deque()
         self._shared: Landing | None = None

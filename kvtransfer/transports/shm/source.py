@@ -7,7 +7,7 @@ from typing import Final
 from kvtransfer.transports.announcing import AnnouncingStream, Left
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.shm.helper import Helper
-from kvtransfer.transports.shm.messages import MAX_HELP_BYTES, NAME, shm_to_source
+from kvtransfer.transports.shm.messages import NAME, shm_to_source
 from protocol.errors import WireError
 
 CHUNK_BYTES: Final = 32 << 20
@@ -22,7 +22,7 @@ class ShmSourceStream(AnnouncingStream):
     def __init__(self, sock: socket.socket, *, helper: Helper | None) -> None:
         """Only `helper`, which it owns, reads the pool, and not outside `receive`."""
         super().__init__(sock)
-        self._inbox = MessageInbox(sock, shm_to_source, max_bytes=MAX_HELP_BYTES)
+        self._inbox = MessageInbox(sock, shm_to_source)
         self._helper = helper
 
     def receive(self) -> None:

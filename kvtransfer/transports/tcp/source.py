@@ -23,14 +23,7 @@ from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.tcp.frames import pack_head
-from kvtransfer.transports.tcp.messages import (
-    MAX_CREDIT_BYTES,
-    MAX_LANES,
-    NAME,
-    Credit,
-    TcpToSink,
-    tcp_to_source,
-)
+from kvtransfer.transports.tcp.messages import MAX_LANES, NAME, Credit, TcpToSink, tcp_to_source
 from kvtransfer.transports.tcp_socket import is_local, tune
 from protocol.errors import PeerLost, WireError
 
@@ -81,7 +74,7 @@ class TcpSourceStream(Polled, SourceStream):
         self._queued_bytes = 0
         self._lanes: dict[int, _Lane] = {}
         self._poller = FdPoller()
-        self._inbox = MessageInbox(sock, tcp_to_source, max_bytes=MAX_CREDIT_BYTES)
+        self._inbox = MessageInbox(sock, tcp_to_source)
         self.add_lane(sock, 0)
 
     @property

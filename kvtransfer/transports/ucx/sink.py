@@ -13,7 +13,7 @@ from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
 from kvtransfer.transports.polling import FdPoller, Polled
@@ -59,7 +59,7 @@ class UcxSinkStream(Polled, SinkStream):
         self._poller = poller
         self._worker = worker
         self._memory = memory
-        self._inbox = MessageInbox(sock, ucx_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_sink)
         self._outbox = MessageOutbox(sock, ucx_to_source)
         self._num_announced = 0
         self._waiting: deque[Chunk | Finish] = deque()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, StreamWelcome
+from kvtransfer.messages import Chunk, FetchId, Finish, StreamWelcome
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import send_welcome
@@ -58,7 +58,7 @@ class UcxSourceStream(Polled, SourceStream):
         self._worker = UcxWorker(memory.blocks)
         self._poller = self._worker.poller()
         self._worker.connect_peer(peer, probe="send")
-        self._inbox = MessageInbox(sock, ucx_to_source, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_source)
         self._outbox = MessageOutbox(sock, ucx_to_sink)
         self._num_offered = 0
         self._offered: dict[int, _UnansweredChunk] = {}

@@ -15,7 +15,6 @@ from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_HELLO_BYTES,
     Chunk,
     FetchBlocks,
     FetchFailed,
@@ -84,8 +83,8 @@ class Liar:
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = FirstMessage(MAX_HELLO_BYTES)
-        hello = eventually(lambda: reader.read(sock, stream_hello))
+        reader = FirstMessage(stream_hello)
+        hello = eventually(lambda: reader.read(sock))
         assert hello is not None
         welcome = StreamWelcome(
             version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4,
