@@ -154,11 +154,9 @@ class Plan:
 def whole_blocks(block_P: Integers, block_bytes: int) -> Ranges:
     """The ranges of whole blocks of one pool, one a piece."""
     num_pieces = len(block_P)
-    return Ranges(
-        offsets_R=block_P.astype(np.int64) * block_bytes,
-        sizes_R=np.full(num_pieces, block_bytes, np.int64),
-        starts_P=np.arange(num_pieces + 1, dtype=np.int64),
-    )
+    sizes_R = np.full(num_pieces, block_bytes, np.int64)
+    starts_P = np.arange(num_pieces + 1, dtype=np.int64)
+    return Ranges(block_P.astype(np.int64) * block_bytes, sizes_R, starts_P)
 
 
 @lru_cache(maxsize=MAX_KNOWN_PLANS)

@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -140,22 +141,19 @@ class Nccl:
         raise PeerLost(f"{what}: {reason} ({result}) {last}".rstrip())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class NcclCommunicator:
-    def __init__(
-        self, nccl: Nccl, library: ctypes.CDLL, bind: Callable[[], None],
-        handle: ctypes.c_void_p, *, peer: int,
-    ) -> None:  # fmt: skip
-        self._nccl = nccl
-        self._library = library
-        self._bind = bind
-        self._handle = handle
-        self._peer = peer
+    nccl: Nccl
+    library: ctypes.CDLL
+    bind: Callable[[], None]
+    handle: ctypes.c_void_p
+    peer: int
 
     def settled(self) -> bool:
         state = ctypes.c_int()
-        result = self._library.ncclCommGetAsyncError(self._handle, ctypes.byref(state))
-        self._nccl.check(result, "ncclCommGetAsyncError", self._handle)
-        self._nccl.check(state.value, "the communicator failed", self._handle)
+        result = self.library.ncclCommGetAsyncError(self.handle, ctypes.byref(state))
+        self.nccl.check(result, "ncclCommGetAsyncError", self.handle)
+        self.nccl.check(state.value, "the communicator failed", self.handle)
         return state.value == _SUCCESS
 
     def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
@@ -165,13 +163,13 @@ class NcclCommunicator:
         self._begin("ncclRecv", span, num_bytes, stream)
 
     def _begin(self, name: str, span: Span, num_bytes: int, stream: Stream) -> None:
-        self._bind()
-        result = getattr(self._library, name)(
-            span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
+        self.bind()
+        result = getattr(self.library, name)(
+            span.address, num_bytes, _UINT8, self.peer, self.handle, stream.handle
         )
-        self._nccl.check(result, name, self._handle)
+        self.nccl.check(result, name, self.handle)
 
     def abort(self) -> None:
-        self._bind()
-        result = self._library.ncclCommAbort(self._handle)
-        self._nccl.check(result, "ncclCommAbort")
+        self.bind()
+        result = self.library.ncclCommAbort(self.handle)
+        self.nccl.check(result, "ncclCommAbort")

@@ -56,12 +56,10 @@ class DeviceMemory:
 
     @property
     def generations(self) -> memoryview:
-        """`[block]` uint64: what the engine counts in."""
         return self._generations.counts_N.data
 
     @property
     def generations_N(self) -> NDArray[np.uint64]:
-        """The same, for many at a time."""
         return self._generations.counts_N
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
@@ -78,7 +76,6 @@ class DeviceMemory:
             return _await(launched)
 
     def mark(self) -> Mark:
-        """The point that the engine's stream has reached. For the engine's thread; cheap."""
         return self.driver.mark()
 
     def generations_fd(self) -> int:

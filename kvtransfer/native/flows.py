@@ -95,10 +95,7 @@ def repeated(num_bytes: int, memory: Memory) -> Ranges:
     sizes_R = np.full(num_whole + bool(rest), memory.num_bytes, np.int64)
     if rest:
         sizes_R[-1] = rest
-    return Ranges(
-        offsets_R=np.zeros(len(sizes_R), np.int64), sizes_R=sizes_R,
-        starts_P=np.array([0, len(sizes_R)], np.int64),
-    )  # fmt: skip
+    return Ranges(np.zeros_like(sizes_R), sizes_R, np.array([0, len(sizes_R)], np.int64))
 
 
 def _flow(

@@ -136,8 +136,6 @@ class Port:
         return self._sock.fileno()
 
     def accept(self) -> socket.socket | None:
-        """A new connection, non-blocking; None when there is none. Raises OSError without a
-        descriptor for it."""
         try:
             sock, _ = self._sock.accept()
         except OSError as error:  # nobody there, or gone again

@@ -12,8 +12,7 @@ from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports import base
 from kvtransfer.transports.cuda_ipc.messages import NAME, cuda_ipc_setup, setup_of
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
-from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream
+from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream, PeerMemory
 from kvtransfer.transports.cuda_ipc.source import CudaIpcSourceStream
 from kvtransfer.transports.dial import Dial, pop_fd, send_welcome
 from kvtransfer.transports.unix_socket import UnixPort, connect_to

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvtransfer.chunk import Landing
-from kvtransfer.device.driver import Sums
+from kvtransfer.device.driver import Driver, Span, Sums
 from kvtransfer.device.table import table
-from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
+from kvtransfer.memory.generations import Generations
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.transports.announcing import announcement
+from kvtransfer.transports.announcing import announcement, why_not_read
 from kvtransfer.transports.base import ChunkTaker, SinkStream
-from kvtransfer.transports.cuda_ipc.messages import NAME
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
+from kvtransfer.transports.cuda_ipc.messages import NAME, CudaIpcSetup
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.polling import DevicePoller, Polled, is_over
-from protocol.errors import WireError
+from protocol.errors import LayoutMismatch, WireError
 
 _MAX_COPIES: Final = 4
 """Launched at a time: enough to keep the device busy between two looks."""
@@ -41,7 +41,7 @@ class CudaIpcSinkStream(Polled, SinkStream):
 
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: PeerMemory) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: "PeerMemory") -> None:
         self._sock = sock
         self._source = source
         self._memory = memory
@@ -121,3 +121,42 @@ class CudaIpcSinkStream(Polled, SinkStream):
             copy = self._copies.popleft()
             why = self._source.why_not(copy.landing)
             taker.end_chunk(copy.landing, None if why else copy.sums.take_sums(), broken=why)
+
+
+class PeerMemory:
+    """A source's device pool as a sink of the same host sees it: its memory and its generations.
+
+    Read only by launched copies. The memory stays mapped until no copy can be under way.
+    """
+
+    def __init__(self, driver: Driver, span: Span, generations: Generations) -> None:
+        """Use `open`."""
+        self.span = span
+        self._driver = driver
+        self._generations = generations
+
+    @classmethod
+    def open(
+        cls, driver: Driver, setup: CudaIpcSetup, fd: int, *, num_blocks: int, block_bytes: int
+    ) -> "PeerMemory":
+        """Map what was offered; takes `fd`. Raises TransferError when it cannot be used."""
+        generations = Generations.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)
+        try:
+            if (setup.driver, setup.sum_kind) != (driver.name, SUM_KIND):
+                theirs = f"{setup.driver} with {setup.sum_kind}"
+                raise LayoutMismatch(f"its driver is {theirs}, ours {driver.name} with {SUM_KIND}")
+            span = driver.open(
+                setup.handle, num_bytes=num_blocks * block_bytes, device=setup.device
+            )
+        except BaseException:
+            generations.close()
+            raise
+        return cls(driver, span, generations)
+
+    def why_not(self, landing: Landing) -> str:
+        """Why this chunk's blocks are not to be read; empty when they are."""
+        return why_not_read(landing, self._generations.counts_N)
+
+    def close(self) -> None:
+        self._generations.close()
+        self._driver.close(self.span)
