@@ -60,25 +60,17 @@ def copy_kernel(target, source, table, sums, num_ranges, COPIES: tl.constexpr, T
         tl.atomic_add(sums + piece, tl.sum(mixed, axis=0).to(tl.int64, bitcast=True), sem="relaxed")
 
 
-def copy(target: int, source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int) -> None:
-    """Launch the copy on the current stream; adds each piece's sum to `sums_P` (int64, zeros).
+def copy(
+    target: int | None, source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int
+) -> None:
+    """Launch the copy on the current stream, without `target` the sums alone; adds each piece's sum
+    to `sums_P` (int64, zeros).
 
     `table_5R`: int64 on the device, as `kvtransfer.device.table` makes it.
     """
-    _launch(target, source, table_5R, sums_P, longest_words, copies=True)
-
-
-def sums(source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int) -> None:
-    """Launch the sums alone, as of `copy`: once for each block that a source lends."""
-    _launch(source, source, table_5R, sums_P, longest_words, copies=False)
-
-
-def _launch(
-    target: int, source: int, table_5R: Tensor, sums_P: Tensor, longest_words: int, *, copies: bool
-) -> None:
     num_ranges = table_5R.shape[1]
     grid = (num_ranges, triton.cdiv(longest_words, TILE_WORDS))
     copy_kernel[grid](
-        target, source, table_5R, sums_P, num_ranges, COPIES=copies, TILE=TILE_WORDS,
-        num_warps=NUM_WARPS,
+        source if target is None else target, source, table_5R, sums_P, num_ranges,
+        COPIES=target is not None, TILE=TILE_WORDS, num_warps=NUM_WARPS,
     )  # fmt: skip

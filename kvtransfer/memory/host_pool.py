@@ -1,8 +1,7 @@
 """The memory all KV blocks of one worker lie in: a sealed memfd that another process can map.
 
-Made by a worker at start; the engine computes in `blocks` and counts allocations in
-`generations`, `kvtransfer` reads and writes ranges of blocks. Nothing appears in the file system,
-so nothing can be left there. Does not know who owns a block.
+The engine computes in `blocks` and counts allocations in `generations`, `kvtransfer` reads and
+writes ranges of blocks. Does not know who owns a block.
 """
 
 import mmap
@@ -61,7 +60,6 @@ class BlockMemory:
         """All blocks' bytes, `[block, byte]` flattened."""
         self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
         self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
-        """The same generations, for many at a time."""
         self.span = Memory(address_of(mapping) + start, num_blocks * block_bytes)
         """Where the blocks are mapped in this process."""
         self.helped = helped

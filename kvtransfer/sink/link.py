@@ -211,9 +211,7 @@ class Link:
         """Start on the first transport left that can be reached at all."""
         while self._untried:
             if self._missed and not self._means.allow_fallback:
-                self._means.report_event(
-                    LinkRefused(source=self.source, missed=tuple(self._missed))
-                )
+                self._report_refused()
                 raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._reasons())}")
             name = self._untried.pop(0)
             try:
@@ -224,9 +222,12 @@ class Link:
             self._dial = dial
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        self._means.report_event(LinkRefused(source=self.source, missed=tuple(self._missed)))
+        self._report_refused()
         reasons = [self._broke, *self._reasons()] if self._broke else self._reasons()
         raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
+
+    def _report_refused(self) -> None:
+        self._means.report_event(LinkRefused(source=self.source, missed=tuple(self._missed)))
 
     def _reasons(self) -> list[str]:
         return [f"not {name}: {why}" for name, why in self._missed]

@@ -1,9 +1,8 @@
 """Fetches KV blocks from other workers' sources into named slots of this worker's pool.
 
-The decode worker calls `fetch` once blocks are reserved; one thread ("kv-sink") asks, receives,
-verifies, renews the leases and tells `on_end` exactly once per fetch, when nothing writes into
-its slots any more. Until then the slots belong to the sink. Does not retry on another source:
-that is the router's choice.
+One thread ("kv-sink") asks, receives, verifies, renews the leases and tells `on_end` exactly once
+per fetch, when nothing writes into its slots any more. Until then the slots belong to the sink.
+Does not retry on another source: that is the router's choice.
 """
 
 import logging

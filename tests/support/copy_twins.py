@@ -21,7 +21,7 @@ def copy_twin(target_W: Tensor, source_W: Tensor, table_5R: Tensor, sums_P: Tens
 
 
 def sums_twin(source_W: Tensor, table_5R: Tensor, sums_P: Tensor) -> None:
-    """`sums` in torch, over the whole span as int64 words."""
+    """`copy` without a target in torch, over the whole span as int64 words."""
     from_R, _, _, first_R, piece_R = table_5R
     row_W, within_W = spread(table_5R)
     words_W = source_W[from_R[row_W] + within_W]
