@@ -40,7 +40,6 @@ class _Config(ctypes.Structure):
     )  # fmt: skip
 
 
-_CONFIG_BYTES: Final = ctypes.sizeof(_Config)
 _MAGIC: Final = 0xCAFE_BEEF
 _CONFIG_VERSION: Final = 21_700
 _UNSET: Final = -(1 << 31)
@@ -121,7 +120,7 @@ class Nccl:
             raise TransferError(f"no unique id: {len(unique_id)} bytes, rank {rank}")
         self._bind()
         config = _Config(
-            _CONFIG_BYTES, _MAGIC, _CONFIG_VERSION, 0, _UNSET, _UNSET,
+            ctypes.sizeof(_Config), _MAGIC, _CONFIG_VERSION, 0, _UNSET, _UNSET,
             self._max_ctas or _UNSET, None,
         )  # fmt: skip
         handle = ctypes.c_void_p()

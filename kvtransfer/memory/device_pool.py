@@ -36,8 +36,7 @@ class DeviceMemory:
     ) -> None:  # fmt: skip
         """A pool of zeros; with `collectives` it can be moved by NCCL too.
 
-        Raises ValueError for a shape that kernels cannot move, TransferError when the device has
-        no room.
+        Raises ValueError for a shape that kernels cannot move, TransferError without room for it.
         """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")

@@ -73,8 +73,7 @@ class BlockMemory:
 
         `helped`: another process of this user may map it for writing too, to copy into slots
         that this one named; otherwise nobody else ever can. `huge`: take all memory now, in huge
-        pages where the kernel gives them: scattered copies then cost a fifth less, and a start
-        up to 2 s more per GiB.
+        pages where the kernel gives them: scattered copies cost a fifth less, a GiB up to 2 s.
         """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
@@ -95,8 +94,7 @@ class BlockMemory:
     ) -> "BlockMemory":
         """Map a peer's pool, for reading unless told; takes `fd` even when it raises.
 
-        Raises LayoutMismatch when the file is not a pool of exactly that shape, or could shrink
-        under a reader.
+        Raises LayoutMismatch when the file is no pool of exactly that shape, or could shrink.
         """
         if num_blocks < 1 or block_bytes < 1:
             os.close(fd)

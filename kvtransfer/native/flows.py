@@ -37,8 +37,7 @@ class Flow:
         self, fd: int, memory: Memory, ranges: Ranges, *, head: bytes = b"", summed: bool = False
     ) -> None:
         """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
-        stay until the flow is over or is not gone on with. Raises ValueError for ranges outside
-        the memory."""
+        stay while the flow is gone on with. Raises ValueError for ranges outside the memory."""
         self.memory = memory
         self.ranges = ranges
         self.head = head

@@ -160,8 +160,7 @@ class Fetch:
     def end_write(
         self, places_P: NDArray[np.intp], *, right_P: NDArray[np.bool_], broken: str
     ) -> list[FetchStep]:
-        """The writer of these slots has stopped; those not right are not to be used, and
-        `broken` says why."""
+        """The writer of these slots has stopped; `broken` says why those not right are no use."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
         self.num_writing -= len(places_P)
         num_right = int(np.count_nonzero(right_P))

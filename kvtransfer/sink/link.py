@@ -161,8 +161,7 @@ class Link:
             self._advance()
 
     def receive_stream(self, taker: ChunkTaker, ready: set[int]) -> SinkStream | None:
-        """Take in what the stream has. When it has just broken: that stream, for the caller to
-        close before `attach_again`."""
+        """Take in what the stream has; the stream, to close before `attach_again`, if it broke."""
         stream = self.stream
         if stream is None or not (self.has_more or stream.fileno() in ready):
             return None

@@ -43,8 +43,7 @@ class Receiver:
         find: Callable[[FetchId], RunningFetch | None],
         follow: Callable[[RunningFetch, Sequence[FetchStep]], None],
     ) -> None:  # fmt: skip
-        """`find` knows the running fetches of the link, `follow` carries out what the states of
-        one answer."""
+        """`find` knows the link's running fetches, `follow` carries out what their states say."""
         self._means = means
         self._source = source
         self._find = find

@@ -42,8 +42,7 @@ class _PlannedFetch:
 class BlockChecksums:
     """The checksums of whole blocks of one pool, each taken once, when it is written.
 
-    Full blocks never change while they keep their generation, so a prefix that many requests share
-    is summed once.
+    Full blocks keep their bytes with their generation: a prefix that many share is summed once.
     """
 
     def __init__(self, memory: Pool) -> None:

@@ -131,8 +131,7 @@ class Source:
         self._ask_once_written(awaited, partial(self._leases.publish_tokens, lease, num_tokens))
 
     def finish(self, lease: LeaseId, note: bytes, *, awaited: bool = False) -> None:
-        """Everything is written; `note` is told to the fetcher with the last block. `awaited` as
-        in `publish`."""
+        """Everything is written; the fetcher gets `note` after it. `awaited` as in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
         call = partial(self._leases.finish_lease, lease, note, self._means.clock())

@@ -32,8 +32,7 @@ announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_STR
 
 
 def why_not_read(landing: Landing, generations_N: NDArray[np.uint64]) -> str:
-    """Why this chunk's blocks are not to be read from a pool of these generations; empty when they
-    are."""
+    """Why this chunk is not to be read from a pool of these generations; empty when it is."""
     blocks_PB = landing.blocks_PB
     if blocks_PB.shape[1] > 1:
         blocks_PB = blocks_PB[blocks_PB != NO_BLOCK]

@@ -8,8 +8,7 @@ streams, or between a stream and the control link. Errors are PeerLost (the othe
 WireError (it makes no sense); after either the stream is only closed.
 
 Two ways of carrying: a *reading* stream tells the sink which pieces lie ready in the source's
-memory, and the sink copies; on a *pushing* stream the source sends their bytes. To the session
-both look the same.
+memory, and the sink copies; on a *pushing* one the source sends bytes. Sessions see no difference.
 """
 
 import socket

@@ -44,8 +44,7 @@ class MessageCutter:
         self._waiting += data
 
     def num_missing(self) -> int:
-        """Bytes that the next message surely lacks; 0 when it is whole. Raises WireError for a
-        length beyond the bound."""
+        """Bytes that the next message surely lacks, or 0. Raises WireError beyond the bound."""
         if len(self._waiting) < _LENGTH.size:
             return _LENGTH.size - len(self._waiting)
         return max(0, self._end() - len(self._waiting))
@@ -106,8 +105,7 @@ class FirstMessage(Generic[MessageT]):
 
 
 def received(sock: socket.socket, num_bytes: int) -> bytes | None:
-    """At most so many bytes of what has come; empty at the stream's end, None when nothing has.
-    Raises PeerLost."""
+    """At most so many bytes; empty at the end, None when nothing has come. Raises PeerLost."""
     try:
         return sock.recv(num_bytes)
     except (BlockingIOError, InterruptedError):

@@ -1,7 +1,6 @@
 """The table of data planes, and which of them can move the blocks of which pool.
 
-The orders are those of preference: bytes that stay on a device first, then those that stay on a
-host.
+The orders are those of preference: bytes stay on a device, else on a host.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,8 +73,7 @@ def check(transports: Sequence[str]) -> None:
 
 
 def prepare(transports: Sequence[str]) -> None:
-    """Load what takes long, before a stream has to wait for it: the C kernels take the compiler
-    0.8 s, once a machine."""
+    """Load what no stream should wait for: compiling the C kernels takes 0.8 s, once a machine."""
     kernels()
     for name in transports:
         PLANES[name].prepare()

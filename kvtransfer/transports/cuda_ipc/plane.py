@@ -2,8 +2,7 @@
 
 The handle comes with the welcome over an abstract unix socket, the generations as a descriptor;
 then the source only announces what lies ready. It does so once the engine's event has happened, so
-the bytes are there when a copy is launched, and a dead source can leave no stream of ours waiting
-for its event.
+the bytes are there when a copy is launched, and no stream of ours waits for a dead source's event.
 """
 
 import socket

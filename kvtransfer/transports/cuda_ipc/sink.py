@@ -53,7 +53,7 @@ class CudaIpcSinkStream(Polled, SinkStream):
         self._closed = False
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         self._end_copies(taker)
         if len(self._waiting) < _MAX_WAITING:
             for message in self._inbox.receive():
@@ -62,7 +62,7 @@ class CudaIpcSinkStream(Polled, SinkStream):
                 self._waiting.append(message)
         while self._waiting and self._take_up(self._waiting[0], taker):
             self._waiting.popleft()
-        self._poller.expect_device(bool(self._copies))
+        self._poller.ticker.run(bool(self._copies))
         return self._inbox.has_more and not self._waiting
 
     def stop_writing(self, fetch: FetchId) -> bool:

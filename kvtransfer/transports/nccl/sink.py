@@ -60,7 +60,7 @@ class NcclSinkStream(Polled, SinkStream):
         self._closed = False
 
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.extend(self._inbox.receive())
         self._go_on(taker)
@@ -68,7 +68,7 @@ class NcclSinkStream(Polled, SinkStream):
             self._waiting.popleft()
         self._go_on(taker)
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect_device(busy or bool(self._staged))
+        self._poller.ticker.run(busy or bool(self._staged))
         if self._waiting:
             return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more

@@ -52,7 +52,7 @@ class NcclSourceStream(Polled, SourceStream):
         self._pair: Pair | None = None
 
     def receive(self) -> None:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         check_for_end(self._sock)
         self.flush()
 
@@ -72,7 +72,7 @@ class NcclSourceStream(Polled, SourceStream):
         self._advance()
         self._outbox.flush()
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect_device(busy or bool(self._offers))
+        self._poller.ticker.run(busy or bool(self._offers))
         self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:

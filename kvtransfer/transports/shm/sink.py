@@ -149,8 +149,7 @@ class ShmSinkStream(SinkStream):
         return self._copy_job.shut() or self._has_ended()
 
     def _has_ended(self) -> bool:
-        """The other process is gone: the kernel closes its socket after its memory. What it said
-        last may still wait to be read."""
+        """The other process is gone, its memory before its socket. Its last words may be unread."""
         if self._sock.fileno() < 0:
             return True
         poll = select.poll()

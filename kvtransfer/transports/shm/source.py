@@ -1,5 +1,4 @@
-"""The source's end of a shared-memory stream: says what lies ready, and helps to copy it when
-asked and idle."""
+"""The source's end of a shared-memory stream: announces, and helps to copy when asked and idle."""
 
 import logging
 import os
@@ -52,8 +51,7 @@ class ShmSourceStream(AnnouncingStream):
 class Helper:
     """Copies along: owns the mapping of a sink's pool and of its copy job, and works on it.
 
-    Whether it helps depends on idle cores: a copy that takes a core from the engine costs more than
-    it saves.
+    Helps with an idle core: a copy that takes one from the engine costs more than it saves.
     """
 
     copy_job: CopyJob

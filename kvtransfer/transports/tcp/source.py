@@ -1,8 +1,7 @@
 """The source's end of a TCP stream: chunks go out over its lanes straight from the pool.
 
 Frames are dealt to lanes as these fall idle, whole chunks to a lane; never more bytes of chunks
-than the sink has granted. Reads the pool only inside `flush`, and nothing of a fetch once it is
-dropped.
+than the sink has granted. Reads the pool only inside `flush`, and nothing of a dropped fetch.
 """
 
 import os
@@ -118,8 +117,7 @@ class TcpSourceStream(Polled, SourceStream):
         self._watch()
 
     def drop(self, fetch: FetchId) -> None:
-        """What is on a lane already goes on as zeros: its length was promised, its bytes were
-        not, and its checksums tell."""
+        """What is on a lane goes on as zeros: its length was promised. Its checksums tell."""
         self._frames = deque(frame for frame in self._frames if frame.message.fetch != fetch)
         self.queued_bytes = sum(frame.body_bytes for frame in self._frames)
         for lane in self._lanes.values():
