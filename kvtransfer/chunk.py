@@ -34,8 +34,7 @@ MAX_CHUNK_PIECES: Final = 4_096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landing:
-    """A chunk whose bytes may be written: from where, in the source's pool, and to where, in
-    ours. Both have the same sizes and starts."""
+    """A chunk that may be written, from the source's pool to ours, in the same sizes and starts."""
 
     chunk: Chunk
     pieces_P: NDArray[Any]  # PIECE

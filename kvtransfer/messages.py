@@ -34,6 +34,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
 Setup = Annotated[bytes, msgspec.Meta(max_length=MAX_SETUP_BYTES)]
 """What a transport tells its other end, opaque to all others."""
 Reason = Annotated[str, msgspec.Meta(max_length=2_000)]
+RefusalCode = Literal["version", "epoch", "protocol"]
 FailureCode = Literal["lease_expired", "mismatch", "failed", "refused", "closed"]
 
 
@@ -128,7 +129,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """This link can never work. The source forgets it."""
 
-    code: Literal["version", "epoch", "protocol"]
+    code: RefusalCode
     reason: Reason
 
 

@@ -80,8 +80,7 @@ class Plan:
         return ids[np.minimum(self._numbers(index_P), len(lease_block_ids))]
 
     def not_lent(self, index_P: Integers, lease_block_ids: Integers) -> Integers:
-        """Of these slots, those that read a block which the lease has in order, but does not lend:
-        a window has left its tokens behind."""
+        """Of these slots, those that read a block of the lease that a window has left behind."""
         due_PB = self._numbers(index_P) < len(lease_block_ids)
         absent_PB = self.source_blocks(index_P, lease_block_ids) == NO_BLOCK
         behind_X: Integers = index_P[(due_PB & absent_PB).any(axis=1)]

@@ -26,8 +26,7 @@ class Mark(Protocol):
     """A point in a stream's work, or in the engine's."""
 
     def happened(self) -> bool:
-        """Everything launched before it is done, and visible to every later
-        launch. Never waits. Raises TransferError."""
+        """All launched before is done, and visible to all later. Raises TransferError."""
 
 
 class Stream(Protocol):

@@ -132,8 +132,7 @@ class BlockMemory:
         return copy_ranges(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:
-        """Give the descriptor back, and the memory unless someone still holds a view of it:
-        then it goes with the last view."""
+        """Give the descriptor back, and the memory once nobody holds a view of it."""
         if self.fd < 0:
             return
         self.generations_N = np.empty(0, np.uint64)

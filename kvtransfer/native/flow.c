@@ -122,7 +122,7 @@ static int await(Flow *const *flows, int64_t num_flows, const int64_t *idle, int
 }
 
 /* Go on with all flows, none of which has ended, until one ends, `budget` bytes have moved,
- * `turn_us` are over, or none has moved for `wait_us` (0: does not wait). A socket of `idle` that
+ * `turn_us` are over, or none has moved for `wait_us`. A socket of `idle` that
  * becomes readable ends a wait. Bytes of ranges moved. */
 int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle, int64_t num_idle,
                       int sending, int64_t budget, int64_t wait_us, int64_t turn_us) {
@@ -140,8 +140,7 @@ int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle
             ended |= flows[i]->state != MOVING;
         }
         if (ended || total >= budget || now_ns() >= until_ns) return total;
-        if (!moved && (!wait_us || !await(flows, num_flows, idle, num_idle, sending, wait_us)))
-            return total;
+        if (!moved && !await(flows, num_flows, idle, num_idle, sending, wait_us)) return total;
     }
 }
 

@@ -52,8 +52,7 @@ class BlockChecksums:
         """The generation that each sum was taken of."""
 
     def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
-        """Sum those of these full blocks that are not yet; one that has another generation by now
-        is being written again, and left alone."""
+        """Sum those of these full blocks that are not yet, but none that is being written again."""
         now_P = self._memory.generations_N[blocks_P]
         due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
         blocks = blocks_P[due_P]

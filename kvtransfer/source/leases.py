@@ -21,7 +21,6 @@ from kvtransfer.messages import (
     FetchId,
     Finish,
     Open,
-    Refused,
     Release,
     Renew,
     Renewed,
@@ -122,11 +121,11 @@ class LeaseTable:
         sink = self.sinks.find_sink(identity)
         if isinstance(message, WireError):
             log.warning("control message refused", extra={"why": str(message)})
-            self.sinks.refuse_sink(identity, Refused(code="protocol", reason=str(message)[:2_000]))
+            self.sinks.refuse_sink(identity, "protocol", str(message)[:2_000])
         elif isinstance(message, Open):
             self.sinks.open_session(identity, message)
         elif sink is None:
-            self.sinks.refuse_sink(identity, Refused(code="protocol", reason="open first"))
+            self.sinks.refuse_sink(identity, "protocol", "open first")
         else:
             self._answer(sink, message)
 

@@ -15,6 +15,7 @@ from kvtransfer.messages import (
     CONTROL_VERSION,
     Open,
     Opened,
+    RefusalCode,
     Refused,
     SessionId,
     StreamHello,
@@ -102,25 +103,23 @@ class Sinks:
     def open_session(self, identity: Identity, word: Open) -> None:
         """Answer a sink's first message."""
         if word.epoch != self._opened.epoch:
-            self.refuse_sink(
-                identity, Refused(code="epoch", reason="the source has been restarted")
-            )
+            self.refuse_sink(identity, "epoch", "the source has been restarted")
         elif identity in self._sinks or word.session in self._sessions:
-            self.refuse_sink(identity, Refused(code="protocol", reason="opened twice"))
+            self.refuse_sink(identity, "protocol", "opened twice")
         elif len(self._sinks) >= MAX_SINKS:
-            self.refuse_sink(identity, Refused(code="protocol", reason="too many sinks"))
+            self.refuse_sink(identity, "protocol", "too many sinks")
         else:
             sink = ConnectedSink(identity, SessionId(word.session), word.worker)
             self._sinks[identity] = self._sessions[sink.session] = sink
             self._deadlines.set(sink, now_s=self._clock(), remaining_s=_HELLO_S)
             self.send(sink, self._opened)
 
-    def refuse_sink(self, identity: Identity, word: Refused) -> None:
+    def refuse_sink(self, identity: Identity, code: RefusalCode, reason: str) -> None:
         """Tell a sink why its link cannot work, and forget it."""
-        self._control.send(identity, word)
+        self._control.send(identity, Refused(code=code, reason=reason))
         sink = self._sinks.get(identity)
         if sink is not None:
-            self.lose_sink(sink, word.reason)
+            self.lose_sink(sink, reason)
 
     def send(self, sink: ConnectedSink, message: ToSink) -> None:
         """A sink that cannot be told anything is lost."""

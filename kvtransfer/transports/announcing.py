@@ -1,7 +1,7 @@
 """A source that only announces: it says which pieces lie ready, and its sink copies them.
 
-The source's end, the messages of the reading planes, and what their sinks check before they use a
-copy. What else a plane's source does for its sink is that plane's own.
+The source's end and the messages of the reading planes, and what their sinks check of blocks. What
+else a plane's source does for its sink is that plane's own.
 """
 
 import socket

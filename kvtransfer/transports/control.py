@@ -69,6 +69,12 @@ class ControlEnd:
         """What `Poller.wait` calls it: below all descriptors."""
         return -1 - int(self._socket.FD)
 
+    def _heard(self) -> Iterator[list[bytes]]:
+        """The frames of what has come, at most a turn's worth."""
+        with suppress(zmq.Again):
+            for _ in range(_TURN_MESSAGES):
+                yield self._socket.recv_multipart(zmq.NOBLOCK)
+
 
 class Poller:
     """Sleeps until a control socket or a descriptor has something, or the time is over."""
@@ -131,12 +137,8 @@ class ControlServer(ControlEnd):
             raise TransferError(f"cannot listen on {host}: {error}") from error
 
     def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
-        """What has come, at most a turn's worth; what is not a message comes as its error."""
-        for _ in range(_TURN_MESSAGES):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        """What has come; what is not a message comes as its error."""
+        for frames in self._heard():
             try:
                 if len(frames) != 2:
                     raise WireError(f"{len(frames)} frames instead of 2")
@@ -198,11 +200,7 @@ class ControlLink(ControlEnd):
 
     def receive(self) -> Iterator[ToSink]:
         """What has come. Raises WireError for what is not a message, PeerLost at the end."""
-        for _ in range(_TURN_MESSAGES):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        for frames in self._heard():
             if len(frames) != 1:
                 raise WireError(f"{len(frames)} frames instead of 1")
             yield to_sink.decode(frames[0])

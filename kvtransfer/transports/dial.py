@@ -14,8 +14,7 @@ from protocol.errors import PeerLost, WireError
 
 
 def check_for_end(sock: socket.socket) -> None:
-    """Look at a stream on which the peer has nothing to say. Raises PeerLost when it has gone,
-    WireError when it says something."""
+    """Of a peer with nothing to say here: raises PeerLost at its end, WireError when it speaks."""
     data = received(sock, 1)
     if data:
         raise WireError("unexpected bytes on a data stream")

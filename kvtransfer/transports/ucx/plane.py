@@ -26,8 +26,7 @@ from protocol.errors import PeerLost
 
 
 def prepare() -> None:
-    """Import ucxx where it is of use: half a second that no stream should wait for. What keeps it
-    from that, `listen` and `dial` say."""
+    """Import ucxx, half a second, where it is of use. Why it is not, `listen` and `dial` say."""
     if not why_not():
         with suppress(UcxFailed):
             load_ucxx()
