@@ -16,19 +16,14 @@ from protocol.errors import WireError
 
 PIECE: Final = np.dtype(
     [
-        ("index", "<u4"),
-        ("slot", "<u4"),
-        ("token_start", "<u4"),
-        ("token_count", "<u4"),
-        ("num_bytes", "<u8"),
-        ("generation", "<u8"),
-        ("checksum", "<u8"),
+        ("index", "<u4"), ("slot", "<u4"), ("token_start", "<u4"), ("token_count", "<u4"),
+        ("num_bytes", "<u8"), ("generation", "<u8"), ("checksum", "<u8"),
     ]
-)
+)  # fmt: skip
 """index: the slot, counted from token 0 of the lease in the fetcher's blocks, those of all KV
-groups (`protocol.layout`). slot: its block in
-the fetcher's pool. generation: the sum of those of the source blocks it is read from; each only
-grows, so an equal sum means equal ones. checksum: of its bytes, in the order of the slot."""
+groups (`protocol.layout`). slot: its block in the fetcher's pool. generation: the sum of those of
+the source blocks it is read from; each only grows, so an equal sum means equal ones. checksum: of
+its bytes, in the order of the slot."""
 
 _WORDS: Final = PIECE.itemsize // 4
 _KNOWN_WORDS: Final = 6
@@ -39,8 +34,7 @@ MAX_CHUNK_PIECES: Final = 4_096
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Landing:
-    """A chunk whose bytes may be written: from where, in the source's pool, and to where, in
-    ours. Both have the same sizes and starts."""
+    """A chunk that may be written, from the source's pool to ours, in the same sizes and starts."""
 
     chunk: Chunk
     pieces_P: NDArray[Any]  # PIECE
@@ -79,6 +73,22 @@ def known_words(pieces_P: NDArray[Any]) -> NDArray[np.uint32]:
     return words
 
 
+def num_in_next_chunk(
+    num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: int
+) -> int:
+    """Of so many equal pieces that are ready, how many to send now; 0 of none. Few large chunks,
+    because each costs a message, a turn and an event on both sides, yet none so large that it holds
+    up the others.
+
+    Never more than `most_pieces`, nor more than `most_bytes` unless it is a single piece. Asked
+    again for the rest it shares all of them out evenly over as few chunks as can be, so that no
+    small one trails: a chunk is small only when no more is ready, or a bound is.
+    """
+    fitting = max(1, min(most_pieces, most_bytes // piece_bytes))
+    num_chunks = -(-num_pieces // fitting)
+    return -(-num_pieces // num_chunks) if num_chunks else 0
+
+
 def pack_chunk(
     *, fetch: FetchId, attempt: int, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32]
 ) -> Chunk:
@@ -87,13 +97,19 @@ def pack_chunk(
     )
 
 
-def unpack_chunk(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
-    """Its pieces `[P]` and their source blocks `[P, blocks_per_slot]`. Raises WireError."""
+def unpack_pieces(chunk: Chunk) -> NDArray[Any]:
+    """Its pieces `[P]`. Raises WireError."""
     num_pieces, rest = divmod(len(chunk.pieces), PIECE.itemsize)
     if rest or not 0 < num_pieces <= MAX_CHUNK_PIECES:
         raise WireError(f"a chunk of {len(chunk.pieces)} bytes of pieces")
+    return np.frombuffer(chunk.pieces, PIECE)
+
+
+def unpack_chunk(chunk: Chunk, *, blocks_per_slot: int) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Its pieces `[P]` and their source blocks `[P, blocks_per_slot]`. Raises WireError."""
+    pieces_P = unpack_pieces(chunk)
+    num_pieces = len(pieces_P)
     if len(chunk.blocks) != 4 * num_pieces * blocks_per_slot:
         raise WireError(f"{num_pieces} pieces come with {len(chunk.blocks)} bytes of blocks")
-    pieces_P = np.frombuffer(chunk.pieces, PIECE)
     blocks_PB = np.frombuffer(chunk.blocks, "<u4").reshape(num_pieces, blocks_per_slot)
     return pieces_P, blocks_PB

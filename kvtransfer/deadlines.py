@@ -25,12 +25,6 @@ class Deadlines(Generic[K]):
     def __init__(self) -> None:
         self._ends: dict[K, float] = {}
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._ends
-
     def set(self, key: K, *, now_s: float, remaining_s: float) -> None:
         """Start the term of `key`, replacing the one it has."""
         self._ends[key] = now_s + remaining_s

@@ -48,9 +48,8 @@ class Aborted:
 
     reason: str
     landed: tuple[int, ...] = ()
-    """As of `Lost`."""
     quarantined: tuple[int, ...] = ()
-    """As of `Lost`."""
+    """Both as of `Lost`."""
 
 
 FetchEnd = Landed | Lost | Aborted

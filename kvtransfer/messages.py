@@ -4,7 +4,7 @@ Frozen msgspec structs behind one version byte, packed by `protocol.codec` with 
 Times are remaining or elapsed seconds, never clock readings. Bulk bytes never travel here.
 """
 
-from typing import Annotated, Final, Literal, NewType
+from typing import Annotated, Final, Literal, NewType, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ MAX_SETUP_BYTES: Final = 64 << 10
 MAX_STREAM_MESSAGE_BYTES: Final = 1 << 20
 """Of one message on a stream: a chunk of 4,096 pieces packs to 230 KB."""
 
+MessageT = TypeVar("MessageT")
 FetchId = NewType("FetchId", int)
 SessionId = NewType("SessionId", int)
 """Random 63-bit number by which a source knows that two sockets belong to one sink."""
@@ -33,6 +34,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
 Setup = Annotated[bytes, msgspec.Meta(max_length=MAX_SETUP_BYTES)]
 """What a transport tells its other end, opaque to all others."""
 Reason = Annotated[str, msgspec.Meta(max_length=2_000)]
+RefusalCode = Literal["version", "epoch", "protocol"]
 FailureCode = Literal["lease_expired", "mismatch", "failed", "refused", "closed"]
 
 
@@ -127,7 +129,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """This link can never work. The source forgets it."""
 
-    code: Literal["version", "epoch", "protocol"]
+    code: RefusalCode
     reason: Reason
 
 
@@ -179,30 +181,25 @@ MAX_HELLO_BYTES: Final = MAX_SETUP_BYTES + 1024
 stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_HELLO_BYTES)
 stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_HELLO_BYTES)
 
-_to_source: Codec[ToSource] = Codec(ToSource, max_bytes=MAX_CONTROL_BYTES)
-_to_sink: Codec[ToSink] = Codec(ToSink, max_bytes=MAX_CONTROL_BYTES)
 _VERSION = bytes([CONTROL_VERSION])
 
 
-def _body(frame: bytes) -> bytes:
-    if frame[:1] != _VERSION:
-        raise WireError(f"control version {frame[:1].hex() or 'none'}, ours is {_VERSION.hex()}")
-    return frame[1:]
+class ControlCodec(Codec[MessageT]):
+    """Of one direction of the control link: each frame begins with the version."""
+
+    def __init__(self, union: object) -> None:
+        super().__init__(union, max_bytes=MAX_CONTROL_BYTES)
+
+    def encode(self, message: MessageT) -> bytes:
+        return _VERSION + super().encode(message)
+
+    def decode(self, frame: bytes | memoryview) -> MessageT:
+        """Raises WireError: unknown version, too large, or not a message."""
+        if frame[:1] != _VERSION:
+            theirs = frame[:1].hex() or "none"
+            raise WireError(f"control version {theirs}, ours is {_VERSION.hex()}")
+        return super().decode(frame[1:])
 
 
-def pack_to_source(message: ToSource) -> bytes:
-    return _VERSION + _to_source.encode(message)
-
-
-def unpack_to_source(frame: bytes) -> ToSource:
-    """Raises WireError: unknown version, too large, or not a message."""
-    return _to_source.decode(_body(frame))
-
-
-def pack_to_sink(message: ToSink) -> bytes:
-    return _VERSION + _to_sink.encode(message)
-
-
-def unpack_to_sink(frame: bytes) -> ToSink:
-    """Raises WireError: unknown version, too large, or not a message."""
-    return _to_sink.decode(_body(frame))
+to_source: ControlCodec[ToSource] = ControlCodec(ToSource)
+to_sink: ControlCodec[ToSink] = ControlCodec(ToSink)

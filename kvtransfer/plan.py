@@ -80,8 +80,7 @@ class Plan:
         return ids[np.minimum(self._numbers(index_P), len(lease_block_ids))]
 
     def not_lent(self, index_P: Integers, lease_block_ids: Integers) -> Integers:
-        """Of these slots, those that read a block which the lease has in order, but does not lend:
-        a window has left its tokens behind."""
+        """Of these slots, those that read a block of the lease that a window has left behind."""
         due_PB = self._numbers(index_P) < len(lease_block_ids)
         absent_PB = self.source_blocks(index_P, lease_block_ids) == NO_BLOCK
         behind_X: Integers = index_P[(due_PB & absent_PB).any(axis=1)]
@@ -154,11 +153,9 @@ class Plan:
 def whole_blocks(block_P: Integers, block_bytes: int) -> Ranges:
     """The ranges of whole blocks of one pool, one a piece."""
     num_pieces = len(block_P)
-    return Ranges(
-        offsets_R=block_P.astype(np.int64) * block_bytes,
-        sizes_R=np.full(num_pieces, block_bytes, np.int64),
-        starts_P=np.arange(num_pieces + 1, dtype=np.int64),
-    )
+    sizes_R = np.full(num_pieces, block_bytes, np.int64)
+    starts_P = np.arange(num_pieces + 1, dtype=np.int64)
+    return Ranges(block_P.astype(np.int64) * block_bytes, sizes_R, starts_P)
 
 
 @lru_cache(maxsize=MAX_KNOWN_PLANS)

@@ -9,8 +9,6 @@ HOST_TRANSPORTS: Final = ("shm", "ucx", "tcp")
 """Those that move blocks in host memory, the best first."""
 DEVICE_TRANSPORTS: Final = ("cuda_ipc", "nccl")
 """Those that move blocks on a device, the best first."""
-
-
 DEFAULT_HOST: Final = ("shm", "tcp")
 
 

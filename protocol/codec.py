@@ -24,14 +24,14 @@ class Codec(Generic[T]):
 
     def __init__(self, union: object, *, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     def encode(self, message: T) -> bytes:
         return _encoder.encode(message)
 
     def decode(self, frame: bytes | memoryview) -> T:
-        if len(frame) > self._max_bytes:
-            raise WireError(f"message of {len(frame)} bytes exceeds {self._max_bytes}")
+        if len(frame) > self.max_bytes:
+            raise WireError(f"message of {len(frame)} bytes exceeds {self.max_bytes}")
         try:
             return self._decoder.decode(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -83,6 +83,7 @@ class ServerMeasured(msgspec.Struct, frozen=True, kw_only=True, tag=6):
 PeerMessage = Challenge | Proof | Denied | Granted | ClientMeasured | ServerMeasured
 M = TypeVar("M", bound=PeerMessage)
 _codec: Codec[PeerMessage] = Codec(PeerMessage, max_bytes=MAX_MESSAGE_BYTES)
+_proof_codec: Codec[PeerMessage] = Codec(PeerMessage, max_bytes=MAX_PROOF_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +161,7 @@ def _serve(connection: "_PeerConnection", *, token: str, facts: Facts) -> PeerMe
     nonce = secrets.token_bytes(32)
     try:
         connection.send(Challenge(version=VERSION, nonce=nonce))
-        proof = connection.receive(max_bytes=MAX_PROOF_BYTES)
+        proof = connection.receive(_proof_codec)
     except PeerFailed as error:
         raise _Refused(str(error)) from error
     if not isinstance(proof, Proof) or not hmac.compare_digest(
@@ -230,10 +231,10 @@ class _PeerConnection:
         except PeerLost as error:
             raise PeerFailed(f"the peer is gone: {error}") from error
 
-    def receive(self, *, max_bytes: int = MAX_MESSAGE_BYTES) -> PeerMessage:
-        reader = FirstMessage(max_bytes)
+    def receive(self, codec: Codec[PeerMessage] = _codec) -> PeerMessage:
+        reader = FirstMessage(codec)
         try:
-            while (message := reader.read(self.sock, _codec)) is None:
+            while (message := reader.read(self.sock)) is None:
                 self._wait(to_send=False)
         except PeerLost as error:
             raise PeerFailed(f"the peer is gone: {error}") from error

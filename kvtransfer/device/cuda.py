@@ -8,9 +8,7 @@ handle stands for the allocation itself.
 
 import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device import libcuda
 from kvtransfer.device.driver import CannotMap, Span, Stream, Sums
-from kvtransfer.kernels.copy import copy, sums
+from kvtransfer.kernels.copy import copy
 from protocol.errors import TransferError
 
 _ROUND_BYTES = 2 << 20
@@ -142,14 +140,12 @@ class CudaDriver:
         self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
         num_pieces: int,
     ) -> Sums:  # fmt: skip
-        launch = partial(copy, target.address, source.address)
-        return self._launch(stream, table_5R, num_pieces, launch)
+        return self._launch(stream, target.address, source.address, table_5R, num_pieces)
 
     def sum(
         self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
     ) -> Sums:
-        launch = partial(sums, source.address)
-        return self._launch(stream, table_5R, num_pieces, launch)
+        return self._launch(stream, None, source.address, table_5R, num_pieces)
 
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         self.bind()
@@ -162,12 +158,9 @@ class CudaDriver:
         self.tensor(span)[offset : offset + len(content)].copy_(pinned, non_blocking=True)
 
     def _launch(
-        self,
-        stream: Stream,
-        table_5R: NDArray[np.int64],
+        self, stream: Stream, target: int | None, source: int, table_5R: NDArray[np.int64],
         num_pieces: int,
-        launch: Callable[..., None],
-    ) -> CudaSums:
+    ) -> CudaSums:  # fmt: skip
         """Bring the table to the device, launch, and bring the sums back, all on the stream."""
         assert isinstance(stream, CudaStream)
         self.bind()
@@ -177,7 +170,8 @@ class CudaDriver:
                 there_5R = rows_5R.to(f"cuda:{self.index}", non_blocking=True)
                 summed_P = torch.zeros(num_pieces, dtype=torch.int64, device=there_5R.device)
                 if table_5R.shape[1]:
-                    launch(there_5R, summed_P, longest_words=int(table_5R[2].max()))
+                    longest_words = int(table_5R[2].max())
+                    copy(target, source, there_5R, summed_P, longest_words=longest_words)
                 sums_P = torch.empty(num_pieces, dtype=torch.int64, pin_memory=True)
                 sums_P.copy_(summed_P, non_blocking=True)
             return CudaSums(stream.record(), sums_P, (rows_5R, there_5R, summed_P))

@@ -7,13 +7,15 @@ whether it has happened. A device that fails raises TransferError from whichever
 
 # Shapes: R ranges in P pieces; the 5 rows of a table are those of `kvtransfer.device.table`.
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.native.copy import Memory as Span
+from kvtransfer.native.copy import Memory
 from protocol.errors import TransferError
+
+Span: TypeAlias = Memory
 
 
 class CannotMap(TransferError):
@@ -24,8 +26,7 @@ class Mark(Protocol):
     """A point in a stream's work, or in the engine's."""
 
     def happened(self) -> bool:
-        """Everything launched before it is done, and visible to every later
-        launch. Never waits. Raises TransferError."""
+        """All launched before is done, and visible to all later. Raises TransferError."""
 
 
 class Stream(Protocol):
@@ -92,6 +93,3 @@ class Driver(Protocol):
 
     def write(self, span: Span, offset: int, content: bytes) -> None:
         """Launches on the engine's stream and waits for nothing: for tests and tools."""
-
-
-__all__ = ["CannotMap", "Driver", "Mark", "Span", "Stream", "Sums"]

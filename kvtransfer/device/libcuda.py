@@ -23,18 +23,15 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise TransferError(f"no CUDA driver: {error}") from error
-    library.cuIpcOpenMemHandle_v2.argtypes = [ctypes.c_void_p, IpcHandle, ctypes.c_uint]
-    for name in ("cuMemFree_v2", "cuIpcCloseMemHandle"):
-        getattr(library, name).argtypes = [ctypes.c_uint64]
-    library.cuMemAlloc_v2.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    library.cuMemsetD8Async.argtypes = [
-        ctypes.c_uint64, ctypes.c_ubyte, ctypes.c_size_t, ctypes.c_void_p
-    ]  # fmt: skip
-    library.cuStreamSynchronize.argtypes = [ctypes.c_void_p]
-    library.cuIpcGetMemHandle.argtypes = [ctypes.c_void_p, ctypes.c_uint64]
-    library.cuMemGetAddressRange_v2.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
-    library.cuDevicePrimaryCtxRetain.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    library.cuCtxSetCurrent.argtypes = [ctypes.c_void_p]
+    at, there, size = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t
+    library.cuIpcOpenMemHandle_v2.argtypes = [at, IpcHandle, ctypes.c_uint]
+    library.cuMemFree_v2.argtypes = library.cuIpcCloseMemHandle.argtypes = [there]
+    library.cuMemAlloc_v2.argtypes = [at, size]
+    library.cuMemsetD8Async.argtypes = [there, ctypes.c_ubyte, size, at]
+    library.cuStreamSynchronize.argtypes = library.cuCtxSetCurrent.argtypes = [at]
+    library.cuIpcGetMemHandle.argtypes = [at, there]
+    library.cuMemGetAddressRange_v2.argtypes = [at, at, there]
+    library.cuDevicePrimaryCtxRetain.argtypes = [at, ctypes.c_int]
     return library
 
 

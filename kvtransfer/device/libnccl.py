@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +40,6 @@ class _Config(ctypes.Structure):
     )  # fmt: skip
 
 
-_CONFIG_BYTES: Final = ctypes.sizeof(_Config)
 _MAGIC: Final = 0xCAFE_BEEF
 _CONFIG_VERSION: Final = 21_700
 _UNSET: Final = -(1 << 31)
@@ -65,19 +65,13 @@ def _brought_by_torch() -> list[Path]:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    library.ncclGetErrorString.restype = ctypes.c_char_p
-    library.ncclGetLastError.restype = ctypes.c_char_p
-    for name in ("ncclGetLastError", "ncclCommAbort"):
-        getattr(library, name).argtypes = [ctypes.c_void_p]
-    library.ncclCommGetAsyncError.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    library.ncclCommInitRankConfig.argtypes = [
-        ctypes.c_void_p, ctypes.c_int, _UniqueId, ctypes.c_int, ctypes.c_void_p
-    ]  # fmt: skip
-    for name in ("ncclSend", "ncclRecv"):
-        getattr(library, name).argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-            ctypes.c_void_p,
-        ]  # fmt: skip
+    at, size, number, text = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_char_p
+    library.ncclGetErrorString.restype = library.ncclGetLastError.restype = text
+    library.ncclGetLastError.argtypes = library.ncclCommAbort.argtypes = [at]
+    library.ncclCommGetAsyncError.argtypes = [at, at]
+    library.ncclCommInitRankConfig.argtypes = [at, number, _UniqueId, number, at]
+    for call in (library.ncclSend, library.ncclRecv):
+        call.argtypes = [at, size, number, number, at, at]
 
 
 def version_text(code: int) -> str:
@@ -126,7 +120,7 @@ class Nccl:
             raise TransferError(f"no unique id: {len(unique_id)} bytes, rank {rank}")
         self._bind()
         config = _Config(
-            _CONFIG_BYTES, _MAGIC, _CONFIG_VERSION, 0, _UNSET, _UNSET,
+            ctypes.sizeof(_Config), _MAGIC, _CONFIG_VERSION, 0, _UNSET, _UNSET,
             self._max_ctas or _UNSET, None,
         )  # fmt: skip
         handle = ctypes.c_void_p()
@@ -146,22 +140,19 @@ class Nccl:
         raise PeerLost(f"{what}: {reason} ({result}) {last}".rstrip())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class NcclCommunicator:
-    def __init__(
-        self, nccl: Nccl, library: ctypes.CDLL, bind: Callable[[], None],
-        handle: ctypes.c_void_p, *, peer: int,
-    ) -> None:  # fmt: skip
-        self._nccl = nccl
-        self._library = library
-        self._bind = bind
-        self._handle = handle
-        self._peer = peer
+    nccl: Nccl
+    library: ctypes.CDLL
+    bind: Callable[[], None]
+    handle: ctypes.c_void_p
+    peer: int
 
     def settled(self) -> bool:
         state = ctypes.c_int()
-        result = self._library.ncclCommGetAsyncError(self._handle, ctypes.byref(state))
-        self._nccl.check(result, "ncclCommGetAsyncError", self._handle)
-        self._nccl.check(state.value, "the communicator failed", self._handle)
+        result = self.library.ncclCommGetAsyncError(self.handle, ctypes.byref(state))
+        self.nccl.check(result, "ncclCommGetAsyncError", self.handle)
+        self.nccl.check(state.value, "the communicator failed", self.handle)
         return state.value == _SUCCESS
 
     def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
@@ -171,13 +162,13 @@ class NcclCommunicator:
         self._begin("ncclRecv", span, num_bytes, stream)
 
     def _begin(self, name: str, span: Span, num_bytes: int, stream: Stream) -> None:
-        self._bind()
-        result = getattr(self._library, name)(
-            span.address, num_bytes, _UINT8, self._peer, self._handle, stream.handle
+        self.bind()
+        result = getattr(self.library, name)(
+            span.address, num_bytes, _UINT8, self.peer, self.handle, stream.handle
         )
-        self._nccl.check(result, name, self._handle)
+        self.nccl.check(result, name, self.handle)
 
     def abort(self) -> None:
-        self._bind()
-        result = self._library.ncclCommAbort(self._handle)
-        self._nccl.check(result, "ncclCommAbort")
+        self.bind()
+        result = self.library.ncclCommAbort(self.handle)
+        self.nccl.check(result, "ncclCommAbort")

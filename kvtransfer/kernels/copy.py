@@ -16,7 +16,6 @@ words count, and mix keeps two wrong bits from cancelling. Guards against faults
 # Shapes: W words of 8 bytes in R ranges of P pieces; the 5 rows of a table are those of
 # `kvtransfer.device.table`.
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,18 +24,16 @@ TILE_WORDS = 2_048
 """16 KiB a program: 8 words for each of its 256 threads, loaded 16 bytes at a time."""
 NUM_WARPS = 8
 GAMMA = tl.constexpr(0x9E37_79B9_7F4A_7C15)
-_FIRST = tl.constexpr(0xBF58_476D_1CE4_E5B9)
-_SECOND = tl.constexpr(0x94D0_49BB_1331_11EB)
-_TOP = 1 << 63
-_ALL = 1 << 64
+FIRST = tl.constexpr(0xBF58_476D_1CE4_E5B9)
+SECOND = tl.constexpr(0x94D0_49BB_1331_11EB)
 
 
 @triton.jit
 def mix(word, number):  # type: ignore[no-untyped-def]
     """What one word at position `number` of its piece adds to the sum."""
     z = word.to(tl.uint64, bitcast=True) + (number + 1).to(tl.uint64) * GAMMA
-    z = (z ^ (z >> 30)) * _FIRST
-    z = (z ^ (z >> 27)) * _SECOND
+    z = (z ^ (z >> 30)) * FIRST
+    z = (z ^ (z >> 27)) * SECOND
     return z ^ (z >> 31)
 
 
@@ -63,66 +60,17 @@ def copy_kernel(target, source, table, sums, num_ranges, COPIES: tl.constexpr, T
         tl.atomic_add(sums + piece, tl.sum(mixed, axis=0).to(tl.int64, bitcast=True), sem="relaxed")
 
 
-def copy(target: int, source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int) -> None:
-    """Launch the copy on the current stream; adds each piece's sum to `sums_P` (int64, zeros).
+def copy(
+    target: int | None, source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int
+) -> None:
+    """Launch the copy on the current stream, without `target` the sums alone; adds each piece's sum
+    to `sums_P` (int64, zeros).
 
     `table_5R`: int64 on the device, as `kvtransfer.device.table` makes it.
     """
-    _launch(target, source, table_5R, sums_P, longest_words, copies=True)
-
-
-def sums(source: int, table_5R: Tensor, sums_P: Tensor, *, longest_words: int) -> None:
-    """Launch the sums alone, as of `copy`: once for each block that a source lends."""
-    _launch(source, source, table_5R, sums_P, longest_words, copies=False)
-
-
-def _launch(
-    target: int, source: int, table_5R: Tensor, sums_P: Tensor, longest_words: int, *, copies: bool
-) -> None:
     num_ranges = table_5R.shape[1]
     grid = (num_ranges, triton.cdiv(longest_words, TILE_WORDS))
     copy_kernel[grid](
-        target, source, table_5R, sums_P, num_ranges, COPIES=copies, TILE=TILE_WORDS,
-        num_warps=NUM_WARPS,
+        source if target is None else target, source, table_5R, sums_P, num_ranges,
+        COPIES=target is not None, TILE=TILE_WORDS, num_warps=NUM_WARPS,
     )  # fmt: skip
-
-
-def copy_twin(target_W: Tensor, source_W: Tensor, table_5R: Tensor, sums_P: Tensor) -> None:
-    """`copy` in torch, over the whole spans as int64 words."""
-    from_R, to_R, _, _, _ = table_5R
-    row_W, within_W = spread(table_5R)
-    target_W[to_R[row_W] + within_W] = source_W[from_R[row_W] + within_W]
-    sums_twin(source_W, table_5R, sums_P)
-
-
-def sums_twin(source_W: Tensor, table_5R: Tensor, sums_P: Tensor) -> None:
-    """`sums` in torch, over the whole span as int64 words."""
-    from_R, _, _, first_R, piece_R = table_5R
-    row_W, within_W = spread(table_5R)
-    words_W = source_W[from_R[row_W] + within_W]
-    sums_P.index_add_(0, piece_R[row_W], mix_twin(words_W, first_R[row_W] + within_W))
-
-
-def mix_twin(words_W: Tensor, numbers_W: Tensor) -> Tensor:
-    """`mix` in torch, where int64 wraps around: `[word]` int64."""
-    z_W = words_W + (numbers_W + 1) * _signed(GAMMA.value)
-    z_W = (z_W ^ _shifted(z_W, 30)) * _signed(_FIRST.value)
-    z_W = (z_W ^ _shifted(z_W, 27)) * _signed(_SECOND.value)
-    return z_W ^ _shifted(z_W, 31)
-
-
-def spread(table_5R: Tensor) -> tuple[Tensor, Tensor]:
-    """For twins: of every word of all ranges, its range and its place within, `[word]` each."""
-    sizes_R = table_5R[2]
-    row_W = torch.repeat_interleave(torch.arange(len(sizes_R)), sizes_R)
-    begins_R = torch.cumsum(sizes_R, 0) - sizes_R
-    return row_W, torch.arange(len(row_W)) - begins_R[row_W]
-
-
-def _signed(value: int) -> int:
-    return value - _ALL if value >= _TOP else value
-
-
-def _shifted(x_W: Tensor, num_bits: int) -> Tensor:
-    """A logical shift to the right; torch's drags the sign along."""
-    return (x_W >> num_bits) & ((1 << (64 - num_bits)) - 1)

@@ -1,7 +1,4 @@
-"""A worker's pool on a GPU, for kvtransfer to move blocks of and for the engine to compute in.
-
-Loads torch, as only who makes a device pool does.
-"""
+"""A worker's pool on a GPU, whose blocks move and which the engine computes in. Loads torch."""
 
 import logging
 

@@ -36,8 +36,7 @@ class DeviceMemory:
     ) -> None:  # fmt: skip
         """A pool of zeros; with `collectives` it can be moved by NCCL too.
 
-        Raises ValueError for a shape that kernels cannot move, TransferError when the device has
-        no room.
+        Raises ValueError for a shape that kernels cannot move, TransferError without room for it.
         """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
@@ -56,12 +55,10 @@ class DeviceMemory:
 
     @property
     def generations(self) -> memoryview:
-        """`[block]` uint64: what the engine counts in."""
         return self._generations.counts_N.data
 
     @property
     def generations_N(self) -> NDArray[np.uint64]:
-        """The same, for many at a time."""
         return self._generations.counts_N
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
@@ -78,7 +75,6 @@ class DeviceMemory:
             return _await(launched)
 
     def mark(self) -> Mark:
-        """The point that the engine's stream has reached. For the engine's thread; cheap."""
         return self.driver.mark()
 
     def generations_fd(self) -> int:

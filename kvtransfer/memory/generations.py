@@ -1,7 +1,6 @@
 """The generations of a device pool's blocks, in a sealed memfd that another process can map.
 
-The same words as in the header of a host pool, without the blocks. Owned by a `DeviceMemory`;
-mapped for reading by the sinks of this host. Knows nothing of devices.
+The same words as in the header of a host pool, without the blocks. Knows nothing of devices.
 """
 
 import mmap

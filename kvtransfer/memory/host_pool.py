@@ -1,8 +1,7 @@
 """The memory all KV blocks of one worker lie in: a sealed memfd that another process can map.
 
-Made by a worker at start; the engine computes in `blocks` and counts allocations in
-`generations`, `kvtransfer` reads and writes ranges of blocks. Nothing appears in the file system,
-so nothing can be left there. Does not know who owns a block.
+The engine computes in `blocks` and counts allocations in `generations`, `kvtransfer` reads and
+writes ranges of blocks. Does not know who owns a block.
 """
 
 import mmap
@@ -47,15 +46,9 @@ class BlockMemory:
     """A `kvtransfer.memory.pool.Pool` in host memory."""
 
     def __init__(
-        self,
-        *,
-        fd: int,
-        mapping: mmap.mmap,
-        num_blocks: int,
-        block_bytes: int,
-        writable: bool,
+        self, *, fd: int, mapping: mmap.mmap, num_blocks: int, block_bytes: int,
         helped: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Use `create` or `open`. Takes ownership of `fd`."""
         start = _blocks_at(num_blocks, block_bytes)
         self.fd = fd
@@ -67,11 +60,8 @@ class BlockMemory:
         """All blocks' bytes, `[block, byte]` flattened."""
         self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
         self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
-        """The same generations, for many at a time."""
-        address = address_of(mapping) + start
-        self.span = Memory(address, num_blocks * block_bytes)
+        self.span = Memory(address_of(mapping) + start, num_blocks * block_bytes)
         """Where the blocks are mapped in this process."""
-        self.writable = writable
         self.helped = helped
         """Another process of this user may map it for writing."""
 
@@ -83,8 +73,7 @@ class BlockMemory:
 
         `helped`: another process of this user may map it for writing too, to copy into slots
         that this one named; otherwise nobody else ever can. `huge`: take all memory now, in huge
-        pages where the kernel gives them: scattered copies then cost a fifth less, and a start
-        up to 2 s more per GiB.
+        pages where the kernel gives them: scattered copies cost a fifth less, a GiB up to 2 s.
         """
         if num_blocks < 1 or block_bytes < 1:
             raise ValueError(f"a pool of {num_blocks} blocks of {block_bytes} bytes: at least 1")
@@ -96,9 +85,8 @@ class BlockMemory:
         if huge:
             _collapse(mapping, start)
         return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
-            writable=True, helped=helped,
-        )  # fmt: skip
+            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes, helped=helped
+        )
 
     @classmethod
     def open(
@@ -106,8 +94,7 @@ class BlockMemory:
     ) -> "BlockMemory":
         """Map a peer's pool, for reading unless told; takes `fd` even when it raises.
 
-        Raises LayoutMismatch when the file is not a pool of exactly that shape, or could shrink
-        under a reader.
+        Raises LayoutMismatch when the file is no pool of exactly that shape, or could shrink.
         """
         if num_blocks < 1 or block_bytes < 1:
             os.close(fd)
@@ -117,16 +104,7 @@ class BlockMemory:
             num_bytes=_blocks_at(num_blocks, block_bytes) + num_blocks * block_bytes,
             start=header(_MAGIC, num_blocks=num_blocks, block_bytes=block_bytes),
         )  # fmt: skip
-        return cls(
-            fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes,
-            writable=writable,
-        )  # fmt: skip
-
-    def view(self) -> "BlockMemory":
-        """The same pool, mapped once more for reading."""
-        return BlockMemory.open(
-            self.reader_fd(), num_blocks=self.num_blocks, block_bytes=self.block_bytes
-        )
+        return cls(fd=fd, mapping=mapping, num_blocks=num_blocks, block_bytes=block_bytes)
 
     def reader_fd(self) -> int:
         """A new descriptor of this pool that can be mapped for reading only; the caller closes."""
@@ -150,12 +128,11 @@ class BlockMemory:
     ) -> NDArray[np.uint64]:
         """Copy ranges of `source` over ours, in one copy and without the GIL; the checksum of
         each piece. Raises ValueError for ranges outside either pool."""
-        assert self.writable
+        assert not self.blocks.readonly
         return copy_ranges(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:
-        """Give the descriptor back, and the memory unless someone still holds a view of it:
-        then it goes with the last view."""
+        """Give the descriptor back, and the memory once nobody holds a view of it."""
         if self.fd < 0:
             return
         self.generations_N = np.empty(0, np.uint64)

@@ -31,8 +31,7 @@ class Pool(Protocol):
         """The same, for many at a time."""
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """Of each piece's bytes, `[piece]`. Raises ValueError for ranges outside, TransferError
-        when the memory is lost."""
+        """Of each piece, `[piece]`. Raises ValueError for ranges outside, TransferError if lost."""
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""

@@ -1,7 +1,6 @@
 """Sealed memory: a file without a name that two processes map, and that neither can shrink.
 
-So nothing is left in a file system, and no reader's copy ends in SIGBUS. Does not know what lies
-in it.
+So nothing is left in a file system, and no copy ends in SIGBUS. Does not know what lies in it.
 """
 
 import fcntl

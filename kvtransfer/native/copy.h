@@ -1,6 +1,7 @@
 /* Pieces of KV blocks' slots: ranges copied, xxh3_64 taken. Used by share.c and flow.c too. */
 #pragma once
 #include <stdint.h>
+#include <time.h>
 
 /* Copies the ranges of one piece (sizes are multiples of 64, more than 240 bytes in all) from
  * `source` to `target`, or only hashes when `target` is null. `streaming` stores past the cache. */
@@ -34,4 +35,10 @@ void baton_kv_settle(void);
 static inline int lies_in(int64_t offset, int64_t size, uint64_t bytes) {
     return offset >= 0 && size >= 0 && (uint64_t)size <= bytes &&
            (uint64_t)offset <= bytes - (uint64_t)size;
+}
+
+static inline int64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
 }

@@ -12,7 +12,6 @@
 #include <stdint.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
 
 #include "copy.h"
 
@@ -30,12 +29,6 @@ typedef struct {
     int64_t piece, hashed, hashed_skip; /* the same of what is hashed */
     int64_t fd, state, moved_bytes; /* of the ranges */
 } Flow;
-
-static int64_t now_us(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000LL + now.tv_nsec / 1000;
-}
 
 /* The buffers to move next, at most CALL_BYTES of ranges; neighbours are merged. */
 static int gather(const Flow *flow, struct iovec *buffers) {
@@ -129,11 +122,11 @@ static int await(Flow *const *flows, int64_t num_flows, const int64_t *idle, int
 }
 
 /* Go on with all flows, none of which has ended, until one ends, `budget` bytes have moved,
- * `turn_us` are over, or none has moved for `wait_us` (0: does not wait). A socket of `idle` that
+ * `turn_us` are over, or none has moved for `wait_us`. A socket of `idle` that
  * becomes readable ends a wait. Bytes of ranges moved. */
 int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle, int64_t num_idle,
                       int sending, int64_t budget, int64_t wait_us, int64_t turn_us) {
-    const int64_t until_us = now_us() + turn_us;
+    const int64_t until_ns = now_ns() + turn_us * 1000;
     int64_t total = 0;
     if (num_flows > MAX_FLOWS || num_idle > MAX_FLOWS) return -1;
     for (;;) {
@@ -146,9 +139,8 @@ int64_t baton_kv_flow(Flow *const *flows, int64_t num_flows, const int64_t *idle
             }
             ended |= flows[i]->state != MOVING;
         }
-        if (ended || total >= budget || now_us() >= until_us) return total;
-        if (!moved && (!wait_us || !await(flows, num_flows, idle, num_idle, sending, wait_us)))
-            return total;
+        if (ended || total >= budget || now_ns() >= until_ns) return total;
+        if (!moved && !await(flows, num_flows, idle, num_idle, sending, wait_us)) return total;
     }
 }
 

@@ -37,8 +37,7 @@ class Flow:
         self, fd: int, memory: Memory, ranges: Ranges, *, head: bytes = b"", summed: bool = False
     ) -> None:
         """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
-        stay until the flow is over or is not gone on with. Raises ValueError for ranges outside
-        the memory."""
+        stay while the flow is gone on with. Raises ValueError for ranges outside the memory."""
         self.memory = memory
         self.ranges = ranges
         self.head = head
@@ -75,18 +74,16 @@ class Flow:
         return self.head[len(self.head) - self.c.head_bytes :]
 
 
-def send(flows: Sequence[Flow], *, budget: int, wait_s: float = WAIT_S) -> int:
+def send(flows: Sequence[Flow], *, budget: int) -> int:
     """Send what the sockets take of flows that have not ended; returns when one has, or after a
     bounded while. Bytes of ranges sent."""
-    return _flow(flows, (), sending=True, budget=budget, wait_s=wait_s)
+    return _flow(flows, (), sending=True, budget=budget)
 
 
-def receive(
-    flows: Sequence[Flow], *, idle: Sequence[int], budget: int, wait_s: float = WAIT_S
-) -> int:
+def receive(flows: Sequence[Flow], *, idle: Sequence[int], budget: int) -> int:
     """Receive what has come for flows that have not ended; returns when one has, when a socket
     of `idle` is readable, or after a bounded while. Bytes of ranges received."""
-    return _flow(flows, idle, sending=False, budget=budget, wait_s=wait_s)
+    return _flow(flows, idle, sending=False, budget=budget)
 
 
 def repeated(num_bytes: int, memory: Memory) -> Ranges:
@@ -95,22 +92,17 @@ def repeated(num_bytes: int, memory: Memory) -> Ranges:
     sizes_R = np.full(num_whole + bool(rest), memory.num_bytes, np.int64)
     if rest:
         sizes_R[-1] = rest
-    return Ranges(
-        offsets_R=np.zeros(len(sizes_R), np.int64), sizes_R=sizes_R,
-        starts_P=np.array([0, len(sizes_R)], np.int64),
-    )  # fmt: skip
+    return Ranges(np.zeros_like(sizes_R), sizes_R, np.array([0, len(sizes_R)], np.int64))
 
 
-def _flow(
-    flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: int, wait_s: float
-) -> int:
+def _flow(flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: int) -> int:
     library = kernels()
     if library is None:
         return sum(_Twin(flow).go_on(sending=sending, budget=budget) for flow in flows)
     pointers = (ctypes.c_void_p * len(flows))(*(ctypes.addressof(flow.c) for flow in flows))
     moved = library.baton_kv_flow(
         pointers, len(flows), (ctypes.c_int64 * len(idle))(*idle), len(idle), int(sending),
-        budget, int(wait_s * 1e6), int(TURN_S * 1e6),
+        budget, int(WAIT_S * 1e6), int(TURN_S * 1e6),
     )  # fmt: skip
     assert moved >= 0, "more flows than one call takes"
     return int(moved)

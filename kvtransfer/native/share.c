@@ -8,7 +8,6 @@
  */
 #include <stdatomic.h>
 #include <stddef.h>
-#include <time.h>
 
 #include "copy.h"
 
@@ -114,12 +113,6 @@ uint64_t baton_kv_begin_job(CopyJob *job, uint64_t num_pieces, uint64_t batch,
     const uint64_t number = atomic_fetch_add(&job->number, 1) + 1;
     atomic_store(&job->stop, 0);
     return number;
-}
-
-static int64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
 static void relax(void) {

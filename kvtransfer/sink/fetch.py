@@ -109,7 +109,8 @@ class Fetch:
         self._known_S = np.ascontiguousarray(known_words(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
-        self._num_writing = 0
+        self.num_writing = 0
+        """Slots that have a writer."""
         self._num_corrupt = 0
 
     @property
@@ -128,11 +129,6 @@ class Fetch:
     def writing_S(self) -> NDArray[np.intp]:
         """Places of the slots that someone writes into at this moment."""
         return np.flatnonzero(self._states_S == _WRITING)
-
-    @property
-    def num_writing(self) -> int:
-        """Slots that have a writer."""
-        return self._num_writing
 
     @property
     def verified(self) -> tuple[int, ...]:
@@ -158,16 +154,15 @@ class Fetch:
             return None
         self._move(FetchEvent.PROGRESS)
         self._states_S[places_P] = _WRITING
-        self._num_writing += len(places_P)
+        self.num_writing += len(places_P)
         return places_P
 
     def end_write(
         self, places_P: NDArray[np.intp], *, right_P: NDArray[np.bool_], broken: str
     ) -> list[FetchStep]:
-        """The writer of these slots has stopped; those not right are not to be used, and
-        `broken` says why."""
+        """The writer of these slots has stopped; `broken` says why those not right are no use."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
-        self._num_writing -= len(places_P)
+        self.num_writing -= len(places_P)
         num_right = int(np.count_nonzero(right_P))
         all_right = num_right == len(places_P)
         self._states_S[places_P] = (
@@ -183,7 +178,7 @@ class Fetch:
     def stop_write(self, places_P: NDArray[np.intp]) -> list[FetchStep]:
         """The writer of these slots has stopped before it was done: ask for them again later."""
         assert (self._states_S[places_P] == _WRITING).all(), f"no writer: {self._life.story}"
-        self._num_writing -= len(places_P)
+        self.num_writing -= len(places_P)
         self._states_S[places_P] = _WAITING
         return self._end_when_quiet() if self.is_over else []
 
@@ -222,9 +217,7 @@ class Fetch:
         self.attempt += 1
         waiting_S = self._states_S == _WAITING
         return SendFetch(
-            attempt=self.attempt,
-            indices=self.indices_S[waiting_S],
-            slots=self.slots_S[waiting_S],
+            attempt=self.attempt, indices=self.indices_S[waiting_S], slots=self.slots_S[waiting_S]
         )
 
     def _ask_again(self, index: int, broken: str) -> list[FetchStep]:
@@ -241,7 +234,7 @@ class Fetch:
         return [*steps, *self._end_when_quiet(), SendRelease()]
 
     def _end_when_quiet(self) -> list[FetchStep]:
-        if self.ended or self._num_writing:
+        if self.ended or self.num_writing:
             return []
         self.ended = True
         return [End()]

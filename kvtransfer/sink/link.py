@@ -81,14 +81,9 @@ class Link:
     """Raises TransferError from any method when the link breaks; then call `lose`."""
 
     def __init__(
-        self,
-        means: SinkMeans,
-        ticket: Ticket,
-        *,
-        context: ControlContext,
-        poller: Poller,
+        self, means: SinkMeans, ticket: Ticket, *, context: ControlContext, poller: Poller,
         on_answer: Callable[["Link", FetchFailed | Renewed], None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._life = LINK_STATES.begin(LinkStage.DIALLING, name=f"link to {ticket.worker}")
         self.source = ticket.worker
         self.stream: SinkStream | None = None
@@ -166,8 +161,7 @@ class Link:
             self._advance()
 
     def receive_stream(self, taker: ChunkTaker, ready: set[int]) -> SinkStream | None:
-        """Take in what the stream has. When it has just broken: that stream, for the caller to
-        close before `attach_again`."""
+        """Take in what the stream has; the stream, to close before `attach_again`, if it broke."""
         stream = self.stream
         if stream is None or not (self.has_more or stream.fileno() in ready):
             return None
@@ -216,9 +210,7 @@ class Link:
         """Start on the first transport left that can be reached at all."""
         while self._untried:
             if self._missed and not self._means.allow_fallback:
-                self._means.report_event(
-                    LinkRefused(source=self.source, missed=tuple(self._missed))
-                )
+                self._report_refused()
                 raise LayoutMismatch(f"no fallback allowed; {'; '.join(self._reasons())}")
             name = self._untried.pop(0)
             try:
@@ -229,9 +221,12 @@ class Link:
             self._dial = dial
             self._poller.watch(dial.fileno(), writable=dial.writable)
             return
-        self._means.report_event(LinkRefused(source=self.source, missed=tuple(self._missed)))
+        self._report_refused()
         reasons = [self._broke, *self._reasons()] if self._broke else self._reasons()
         raise PeerLost(f"no transport reaches {self.source}: {'; '.join(reasons)}")
+
+    def _report_refused(self) -> None:
+        self._means.report_event(LinkRefused(source=self.source, missed=tuple(self._missed)))
 
     def _reasons(self) -> list[str]:
         return [f"not {name}: {why}" for name, why in self._missed]

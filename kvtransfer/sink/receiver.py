@@ -39,15 +39,11 @@ class Receiver:
     """Takes the chunks of one link's streams."""
 
     def __init__(
-        self,
-        means: SinkMeans,
-        *,
-        source: WorkerId,
+        self, means: SinkMeans, *, source: WorkerId,
         find: Callable[[FetchId], RunningFetch | None],
         follow: Callable[[RunningFetch, Sequence[FetchStep]], None],
-    ) -> None:
-        """`find` knows the running fetches of the link, `follow` carries out what the states of
-        one answer."""
+    ) -> None:  # fmt: skip
+        """`find` knows the link's running fetches, `follow` carries out what their states say."""
         self._means = means
         self._source = source
         self._find = find

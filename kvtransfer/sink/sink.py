@@ -1,9 +1,8 @@
 """Fetches KV blocks from other workers' sources into named slots of this worker's pool.
 
-The decode worker calls `fetch` once blocks are reserved; one thread ("kv-sink") asks, receives,
-verifies, renews the leases and tells `on_end` exactly once per fetch, when nothing writes into
-its slots any more. Until then the slots belong to the sink. Does not retry on another source:
-that is the router's choice.
+One thread ("kv-sink") asks, receives, verifies, renews the leases and tells `on_end` exactly once
+per fetch, when nothing writes into its slots any more. Until then the slots belong to the sink.
+Does not retry on another source: that is the router's choice.
 """
 
 import logging
@@ -59,22 +58,14 @@ class Sink:
     """
 
     def __init__(
-        self,
-        *,
-        memory: Pool,
-        layout: Layout,
-        worker: WorkerId,
-        compat: str,
-        transports: Sequence[str] | None = None,
-        allow_fallback: bool = True,
-        lease_ttl_s: float = 6.0,
-        tcp_lanes: int = 0,
+        self, *, memory: Pool, layout: Layout, worker: WorkerId, compat: str,
+        transports: Sequence[str] | None = None, allow_fallback: bool = True,
+        lease_ttl_s: float = 6.0, tcp_lanes: int = 0,
         on_quiet: Callable[[Sequence[int]], None] = lambda block_ids: None,
         on_event: Callable[[SinkEvent], None] = lambda event: None,
-        spin_s: float = 0.0,
-        on_broken: Callable[[str], None] = lambda why: None,
+        spin_s: float = 0.0, on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Raises ValueError when memory and layout disagree or a transport is unknown."""
         transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
@@ -117,15 +108,9 @@ class Sink:
         self._calls.add(partial(self._fetches.drop_lease, ticket, reason))
 
     def fetch(
-        self,
-        *,
-        ticket: Ticket,
-        indices: ArrayLike,
-        block_ids: ArrayLike,
-        deadline_s: float,
-        on_end: Callable[[FetchEnd], None],
-        heads: range | None = None,
-    ) -> FetchId:
+        self, *, ticket: Ticket, indices: ArrayLike, block_ids: ArrayLike, deadline_s: float,
+        on_end: Callable[[FetchEnd], None], heads: range | None = None,
+    ) -> FetchId:  # fmt: skip
         """Fetch these blocks of the ticket's lease, `indices[i]` into block `block_ids[i]` of our
         pool; indices count from token 0 in our layout's blocks. `deadline_s` is remaining time.
 
@@ -184,12 +169,9 @@ class Sink:
         return ascending(indices_S, slots_S)
 
     def _describe(
-        self,
-        ticket: Ticket,
-        heads: range | None,
-        indices_S: NDArray[np.uint32],
+        self, ticket: Ticket, heads: range | None, indices_S: NDArray[np.uint32],
         slots_S: NDArray[np.uint32],
-    ) -> tuple[Plan | LayoutMismatch, NDArray[Any]]:
+    ) -> tuple[Plan | LayoutMismatch, NDArray[Any]]:  # fmt: skip
         """The plan from the ticket's layout to ours, and all pieces; none when there is no plan."""
         try:
             found = plan(ticket.layout, self._means.layout, heads=heads)

@@ -11,11 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, pack_chunk
+from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, num_in_next_chunk, pack_chunk
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
-from kvtransfer.source.chunking import num_in_next_chunk
 from kvtransfer.source.lease import FetchRefused, Lease
 from protocol.ids import LeaseId
 
@@ -43,8 +42,7 @@ class _PlannedFetch:
 class BlockChecksums:
     """The checksums of whole blocks of one pool, each taken once, when it is written.
 
-    Full blocks never change while they keep their generation, so a prefix that many requests share
-    is summed once.
+    Full blocks keep their bytes with their generation: a prefix that many share is summed once.
     """
 
     def __init__(self, memory: Pool) -> None:
@@ -54,8 +52,7 @@ class BlockChecksums:
         """The generation that each sum was taken of."""
 
     def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
-        """Sum those of these full blocks that are not yet; one that has another generation by now
-        is being written again, and left alone."""
+        """Sum those of these full blocks that are not yet, but none that is being written again."""
         now_P = self._memory.generations_N[blocks_P]
         due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
         blocks = blocks_P[due_P]

@@ -21,7 +21,6 @@ from kvtransfer.messages import (
     FetchId,
     Finish,
     Open,
-    Refused,
     Release,
     Renew,
     Renewed,
@@ -54,10 +53,9 @@ class LeaseTable:
     """Those of one source, by their ids."""
 
     def __init__(
-        self,
-        means: SourceMeans,
+        self, means: SourceMeans,
         connect_sinks: Callable[[Callable[[ConnectedSink, str], None]], Sinks],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`connect_sinks` makes the sinks that are lent to, given what to call when one is lost."""
         self._means = means
         self._chunks = Chunks(means.memory)
@@ -123,11 +121,11 @@ class LeaseTable:
         sink = self.sinks.find_sink(identity)
         if isinstance(message, WireError):
             log.warning("control message refused", extra={"why": str(message)})
-            self.sinks.refuse_sink(identity, Refused(code="protocol", reason=str(message)[:2_000]))
+            self.sinks.refuse_sink(identity, "protocol", str(message)[:2_000])
         elif isinstance(message, Open):
             self.sinks.open_session(identity, message)
         elif sink is None:
-            self.sinks.refuse_sink(identity, Refused(code="protocol", reason="open first"))
+            self.sinks.refuse_sink(identity, "protocol", "open first")
         else:
             self._answer(sink, message)
 
@@ -180,11 +178,8 @@ class LeaseTable:
     def _renew(self, sink: ConnectedSink, lease_id: LeaseId, remaining_s: float) -> bool:
         if lease_id not in self._leases or not self._hold(sink, lease_id):
             return False
-        return self._deadlines.renew(
-            lease_id,
-            now_s=self._means.clock(),
-            remaining_s=min(remaining_s, self._means.lease_ttl_s),
-        )
+        now_s, longest_s = self._means.clock(), self._means.lease_ttl_s
+        return self._deadlines.renew(lease_id, now_s=now_s, remaining_s=min(remaining_s, longest_s))
 
     def _hold(self, sink: ConnectedSink, lease_id: LeaseId) -> bool:
         """Make the sink the one holder of the lease; False if another one is."""

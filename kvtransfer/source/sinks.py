@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_HELLO_BYTES,
     Open,
     Opened,
+    RefusalCode,
     Refused,
     SessionId,
     StreamHello,
@@ -64,30 +64,17 @@ class _Connection:
 
     sock: socket.socket
     listener: Listener
-    reader: FirstMessage
-
-
-@dataclass(slots=True, eq=False)
-class _Paused:
-    """A listener that accepts nothing for a moment, for want of descriptors."""
-
-    listener: Listener
+    reader: FirstMessage[StreamHello]
 
 
 class Sinks:
     """Those of one source. `on_lost` is told once of each that is gone, and why."""
 
     def __init__(
-        self,
-        *,
-        control: ControlServer,
-        listeners: Sequence[Listener],
-        poller: Poller,
-        opened: Opened,
-        welcome: StreamWelcome,
-        on_lost: Callable[[ConnectedSink, str], None],
+        self, *, control: ControlServer, listeners: Sequence[Listener], poller: Poller,
+        opened: Opened, welcome: StreamWelcome, on_lost: Callable[[ConnectedSink, str], None],
         clock: Callable[[], float],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._clock = clock
         self._control = control
         self._listeners = {listener.fileno(): listener for listener in listeners}
@@ -99,7 +86,8 @@ class Sinks:
         self._sessions: dict[SessionId, ConnectedSink] = {}
         self._streams: dict[int, ConnectedSink] = {}
         self._connections: dict[int, _Connection] = {}
-        self._deadlines: Deadlines[ConnectedSink | _Connection | _Paused] = Deadlines()
+        self._deadlines: Deadlines[ConnectedSink | _Connection | int] = Deadlines()
+        """Of the last: a listener that accepts nothing for a moment, for want of descriptors."""
         for fd in self._listeners:
             poller.watch(fd)
 
@@ -115,25 +103,23 @@ class Sinks:
     def open_session(self, identity: Identity, word: Open) -> None:
         """Answer a sink's first message."""
         if word.epoch != self._opened.epoch:
-            self.refuse_sink(
-                identity, Refused(code="epoch", reason="the source has been restarted")
-            )
+            self.refuse_sink(identity, "epoch", "the source has been restarted")
         elif identity in self._sinks or word.session in self._sessions:
-            self.refuse_sink(identity, Refused(code="protocol", reason="opened twice"))
+            self.refuse_sink(identity, "protocol", "opened twice")
         elif len(self._sinks) >= MAX_SINKS:
-            self.refuse_sink(identity, Refused(code="protocol", reason="too many sinks"))
+            self.refuse_sink(identity, "protocol", "too many sinks")
         else:
             sink = ConnectedSink(identity, SessionId(word.session), word.worker)
             self._sinks[identity] = self._sessions[sink.session] = sink
             self._deadlines.set(sink, now_s=self._clock(), remaining_s=_HELLO_S)
             self.send(sink, self._opened)
 
-    def refuse_sink(self, identity: Identity, word: Refused) -> None:
+    def refuse_sink(self, identity: Identity, code: RefusalCode, reason: str) -> None:
         """Tell a sink why its link cannot work, and forget it."""
-        self._control.send(identity, word)
+        self._control.send(identity, Refused(code=code, reason=reason))
         sink = self._sinks.get(identity)
         if sink is not None:
-            self.lose_sink(sink, word.reason)
+            self.lose_sink(sink, reason)
 
     def send(self, sink: ConnectedSink, message: ToSink) -> None:
         """A sink that cannot be told anything is lost."""
@@ -156,7 +142,7 @@ class Sinks:
                 self._close_connection(late)
             else:
                 self._deadlines.drop(late)
-                self._poller.watch(late.listener.fileno())
+                self._poller.watch(late)
 
     def flush_stream(self, sink: ConnectedSink) -> None:
         """Send what the sink's stream has queued, and watch for room if that is not all."""
@@ -198,22 +184,23 @@ class Sinks:
                 "no descriptor for a sink's connection: raise the limit of open files",
                 extra={"why": str(error)},
             )
-            self._poller.forget(listener.fileno())
-            self._deadlines.set(_Paused(listener), now_s=self._clock(), remaining_s=PAUSE_S)
+            fd = listener.fileno()
+            self._poller.forget(fd)
+            self._deadlines.set(fd, now_s=self._clock(), remaining_s=PAUSE_S)
 
     def _accept_all(self, listener: Listener) -> None:
         while (sock := listener.accept()) is not None:
             if len(self._connections) >= MAX_SINKS:
                 sock.close()
                 continue
-            connection = _Connection(sock, listener, FirstMessage(MAX_HELLO_BYTES))
+            connection = _Connection(sock, listener, FirstMessage(stream_hello))
             self._connections[sock.fileno()] = connection
             self._deadlines.set(connection, now_s=self._clock(), remaining_s=_HELLO_S)
             self._poller.watch(sock.fileno())
 
     def _read_hello(self, connection: _Connection) -> None:
         try:
-            hello = connection.reader.read(connection.sock, stream_hello)
+            hello = connection.reader.read(connection.sock)
             if hello is None:
                 return
             sink = self._sink_of(hello)

@@ -54,22 +54,13 @@ class Source:
     """
 
     def __init__(
-        self,
-        *,
-        memory: Pool,
-        layout: Layout,
-        worker: WorkerId,
-        epoch: Epoch,
-        compat: str,
-        on_lease_end: Callable[[LeaseEnd], None],
-        host: str = "127.0.0.1",
-        advertised_host: str = "",
-        lease_ttl_s: float = 6.0,
-        transports: Sequence[str] | None = None,
-        help_copy: HelpCopy = "auto",
+        self, *, memory: Pool, layout: Layout, worker: WorkerId, epoch: Epoch, compat: str,
+        on_lease_end: Callable[[LeaseEnd], None], host: str = "127.0.0.1",
+        advertised_host: str = "", lease_ttl_s: float = 6.0,
+        transports: Sequence[str] | None = None, help_copy: HelpCopy = "auto",
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Listen at once, on free ports of `host`.
 
         Raises ValueError when memory and layout disagree, TransferError when it cannot listen.
@@ -140,8 +131,7 @@ class Source:
         self._ask_once_written(awaited, partial(self._leases.publish_tokens, lease, num_tokens))
 
     def finish(self, lease: LeaseId, note: bytes, *, awaited: bool = False) -> None:
-        """Everything is written; `note` is told to the fetcher with the last block. `awaited` as
-        in `publish`."""
+        """Everything is written; the fetcher gets `note` after it. `awaited` as in `publish`."""
         if len(note) > MAX_NOTE_BYTES:
             raise ValueError(f"note: {len(note)} bytes exceed {MAX_NOTE_BYTES}")
         call = partial(self._leases.finish_lease, lease, note, self._means.clock())

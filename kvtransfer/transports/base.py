@@ -8,8 +8,7 @@ streams, or between a stream and the control link. Errors are PeerLost (the othe
 WireError (it makes no sense); after either the stream is only closed.
 
 Two ways of carrying: a *reading* stream tells the sink which pieces lie ready in the source's
-memory, and the sink copies; on a *pushing* stream the source sends their bytes. To the session
-both look the same.
+memory, and the sink copies; on a *pushing* one the source sends bytes. Sessions see no difference.
 """
 
 import socket
@@ -20,13 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
-from kvtransfer.messages import (
-    Chunk,
-    FetchId,
-    Finish,
-    StreamHello,
-    StreamWelcome,
-)
+from kvtransfer.messages import Chunk, FetchId, Finish, StreamHello, StreamWelcome
 from kvtransfer.plan import Ranges
 from protocol.errors import WireError
 from protocol.ids import Epoch

@@ -13,15 +13,7 @@ from contextlib import suppress
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from kvtransfer.messages import (
-    MAX_CONTROL_BYTES,
-    ToSink,
-    ToSource,
-    pack_to_sink,
-    pack_to_source,
-    unpack_to_sink,
-    unpack_to_source,
-)
+from kvtransfer.messages import MAX_CONTROL_BYTES, ToSink, ToSource, to_sink, to_source
 from protocol.errors import PeerLost, TransferError, WireError
 
 _QUEUE_MESSAGES = 4_096
@@ -33,13 +25,10 @@ _SILENCE_MS = 6_000
 """A host that answers no ping for this long is gone; nothing else tells of an idle link's end
 when the other host vanished without a word."""
 _GONE = (
-    zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_CLOSED
-    | zmq.EVENT_CONNECT_RETRIED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
+)  # fmt: skip
 Identity = bytes
 
 
@@ -79,6 +68,12 @@ class ControlEnd:
     def number(self) -> int:
         """What `Poller.wait` calls it: below all descriptors."""
         return -1 - int(self._socket.FD)
+
+    def _heard(self) -> Iterator[list[bytes]]:
+        """The frames of what has come, at most a turn's worth."""
+        with suppress(zmq.Again):
+            for _ in range(_TURN_MESSAGES):
+                yield self._socket.recv_multipart(zmq.NOBLOCK)
 
 
 class Poller:
@@ -142,23 +137,19 @@ class ControlServer(ControlEnd):
             raise TransferError(f"cannot listen on {host}: {error}") from error
 
     def receive(self) -> Iterator[tuple[Identity, ToSource | WireError]]:
-        """What has come, at most a turn's worth; what is not a message comes as its error."""
-        for _ in range(_TURN_MESSAGES):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
+        """What has come; what is not a message comes as its error."""
+        for frames in self._heard():
             try:
                 if len(frames) != 2:
                     raise WireError(f"{len(frames)} frames instead of 2")
-                yield frames[0], unpack_to_source(frames[1])
+                yield frames[0], to_source.decode(frames[1])
             except WireError as error:
                 yield frames[0], error
 
     def send(self, identity: Identity, message: ToSink) -> bool:
         """False: that sink is gone, or has not read for thousands of messages."""
         try:
-            self._socket.send_multipart((identity, pack_to_sink(message)), zmq.NOBLOCK)
+            self._socket.send_multipart((identity, to_sink.encode(message)), zmq.NOBLOCK)
         except zmq.ZMQError:
             return False
         return True
@@ -209,20 +200,16 @@ class ControlLink(ControlEnd):
 
     def receive(self) -> Iterator[ToSink]:
         """What has come. Raises WireError for what is not a message, PeerLost at the end."""
-        for _ in range(_TURN_MESSAGES):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                break
+        for frames in self._heard():
             if len(frames) != 1:
                 raise WireError(f"{len(frames)} frames instead of 1")
-            yield unpack_to_sink(frames[0])
+            yield to_sink.decode(frames[0])
         self._look_for_the_end()
 
     def send(self, message: ToSource) -> None:
         """Raises PeerLost when thousands of messages wait already."""
         try:
-            self._socket.send(pack_to_source(message), zmq.NOBLOCK)
+            self._socket.send(to_source.encode(message), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             raise PeerLost(f"control link: {error}") from error
 

@@ -7,21 +7,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from kvtransfer.messages import (
-    CONTROL_VERSION,
-    MAX_HELLO_BYTES,
-    StreamWelcome,
-    stream_hello,
-    stream_welcome,
-)
+from kvtransfer.messages import CONTROL_VERSION, StreamWelcome, stream_hello, stream_welcome
 from kvtransfer.transports.base import DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.framing import FirstMessage, close_fds, received, send_message
 from protocol.errors import PeerLost, WireError
 
 
 def check_for_end(sock: socket.socket) -> None:
-    """Look at a stream on which the peer has nothing to say. Raises PeerLost when it has gone,
-    WireError when it says something."""
+    """Of a peer with nothing to say here: raises PeerLost at its end, WireError when it speaks."""
     data = received(sock, 1)
     if data:
         raise WireError("unexpected bytes on a data stream")
@@ -38,17 +31,10 @@ class Dial:
     """A stream on its way up, at the sink: connect, say hello, await the welcome."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        options: DialOptions,
-        *,
-        transport: str,
-        finish: Finisher,
-        setup: bytes = b"",
-        lane: int = 0,
-        fds: Sequence[int] = (),
+        self, sock: socket.socket, options: DialOptions, *, transport: str, finish: Finisher,
+        setup: bytes = b"", lane: int = 0, fds: Sequence[int] = (),
         give_up: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`sock` is non-blocking, and connected or connecting; it is ours from here on. `setup` and
         `lane` are the hello's; `fds` ride along with it, over unix sockets, and stay the caller's;
         `give_up` is called when the stream does not come up."""
@@ -60,7 +46,7 @@ class Dial:
         self._finish = finish
         self._fds = fds
         self._give_up = give_up
-        self._reader = FirstMessage(MAX_HELLO_BYTES)
+        self._reader = FirstMessage(stream_welcome)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -70,7 +56,7 @@ class Dial:
         try:
             if self.writable and not self._connected():
                 return None
-            welcome = self._reader.read(self._sock, stream_welcome)
+            welcome = self._reader.read(self._sock)
         except (PeerLost, WireError) as error:
             raise Unreachable(str(error)) from error
         if welcome is None:
@@ -149,8 +135,6 @@ class Port:
         return self._sock.fileno()
 
     def accept(self) -> socket.socket | None:
-        """A new connection, non-blocking; None when there is none. Raises OSError without a
-        descriptor for it."""
         try:
             sock, _ = self._sock.accept()
         except OSError as error:  # nobody there, or gone again

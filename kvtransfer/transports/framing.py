@@ -44,8 +44,7 @@ class MessageCutter:
         self._waiting += data
 
     def num_missing(self) -> int:
-        """Bytes that the next message surely lacks; 0 when it is whole. Raises WireError for a
-        length beyond the bound."""
+        """Bytes that the next message surely lacks, or 0. Raises WireError beyond the bound."""
         if len(self._waiting) < _LENGTH.size:
             return _LENGTH.size - len(self._waiting)
         return max(0, self._end() - len(self._waiting))
@@ -76,15 +75,16 @@ def send_message(sock: socket.socket, packed: bytes, fds: Sequence[int] = ()) ->
         raise PeerLost(f"a fresh stream took {sent} of {len(data)} bytes")
 
 
-class FirstMessage:
+class FirstMessage(Generic[MessageT]):
     """Reads one first message, however it is cut, and never a byte beyond it."""
 
-    def __init__(self, max_bytes: int) -> None:
-        self._cutter = MessageCutter(max_bytes=max_bytes)
+    def __init__(self, codec: Codec[MessageT]) -> None:
+        self._codec = codec
+        self._cutter = MessageCutter(max_bytes=codec.max_bytes)
         self.fds: list[int] = []
         """Descriptors that rode along; whoever takes the message owns them."""
 
-    def read(self, sock: socket.socket, codec: Codec[MessageT]) -> MessageT | None:
+    def read(self, sock: socket.socket) -> MessageT | None:
         """The message, or None while it is not whole. Raises PeerLost or WireError."""
         while (missing := self._cutter.num_missing()) > 0:
             try:
@@ -101,12 +101,11 @@ class FirstMessage:
             self._cutter.add_bytes(data)
         packed = self._cutter.pop_message()
         assert packed is not None
-        return codec.decode(packed)
+        return self._codec.decode(packed)
 
 
 def received(sock: socket.socket, num_bytes: int) -> bytes | None:
-    """At most so many bytes of what has come; empty at the stream's end, None when nothing has.
-    Raises PeerLost."""
+    """At most so many bytes; empty at the end, None when nothing has come. Raises PeerLost."""
     try:
         return sock.recv(num_bytes)
     except (BlockingIOError, InterruptedError):
@@ -150,11 +149,11 @@ class MessageOutbox(Generic[MessageT]):
 class MessageInbox(Generic[MessageT]):
     """Messages as they arrive, however they are cut."""
 
-    def __init__(self, sock: socket.socket, codec: Codec[MessageT], *, max_bytes: int) -> None:
+    def __init__(self, sock: socket.socket, codec: Codec[MessageT]) -> None:
         self._sock = sock
         self._codec = codec
-        self._cutter = MessageCutter(max_bytes=max_bytes)
-        self._max_waiting_bytes = max_bytes + _LENGTH.size
+        self._cutter = MessageCutter(max_bytes=codec.max_bytes)
+        self._max_waiting_bytes = codec.max_bytes + _LENGTH.size
         self.has_more = False
         """A whole message waits, or the socket may have more: come again without sleeping."""
 

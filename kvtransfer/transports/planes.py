@@ -1,7 +1,6 @@
 """The table of data planes, and which of them can move the blocks of which pool.
 
-The orders are those of preference: bytes that stay on a device first, then those that stay on a
-host.
+The orders are those of preference: bytes stay on a device, else on a host.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,11 +23,10 @@ from kvtransfer.transports.ucx import plane as ucx
 PoolT = TypeVar("PoolT", BlockMemory, DeviceMemory)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DataPlane(Generic[PoolT]):
     """What sources and sinks need of one plane."""
 
-    name: str
     pool: type[PoolT]
     """Those whose blocks it moves."""
     listen: Callable[[PoolT, ListenOptions], Listener]
@@ -49,31 +47,18 @@ class DataPlane(Generic[PoolT]):
         return pool
 
 
-_ON_DEVICE: Final[tuple[DataPlane[DeviceMemory], ...]] = (
-    DataPlane(
-        name=cuda_ipc.NAME, pool=DeviceMemory,
-        listen=cuda_ipc.CudaIpcListener, dial=cuda_ipc.dial,
-    ),
-    DataPlane(name=nccl.NAME, pool=DeviceMemory, listen=nccl.NcclListener, dial=nccl.dial),
-)  # fmt: skip
-_IN_HOST: Final[tuple[DataPlane[BlockMemory], ...]] = (
-    DataPlane(name=shm.NAME, pool=BlockMemory, listen=shm.ShmListener, dial=shm.dial),
-    DataPlane(
-        name=ucx.NAME, pool=BlockMemory, listen=ucx.UcxListener, dial=ucx.dial,
-        prepare=ucx.prepare, why_not=ucx.why_not,
-    ),
-    DataPlane(name=tcp.NAME, pool=BlockMemory, listen=tcp.TcpListener, dial=tcp.dial),
-)  # fmt: skip
-PLANES: Final[dict[str, DataPlane[Any]]] = {
-    **{plane.name: plane for plane in _ON_DEVICE},
-    **{plane.name: plane for plane in _IN_HOST},
+_ON_DEVICE: Final[dict[str, DataPlane[DeviceMemory]]] = {
+    "cuda_ipc": DataPlane(DeviceMemory, cuda_ipc.CudaIpcListener, cuda_ipc.dial),
+    "nccl": DataPlane(DeviceMemory, nccl.NcclListener, nccl.dial),
 }
-
-
-def add_plane(plane: DataPlane[PoolT]) -> None:
-    """Put a further plane into this process's table, where sources and sinks find it by its name.
-    Settings do not: they list those that every worker has (`kvtransfer.transport_names`)."""
-    PLANES[plane.name] = plane
+_IN_HOST: Final[dict[str, DataPlane[BlockMemory]]] = {
+    "shm": DataPlane(BlockMemory, shm.ShmListener, shm.dial),
+    "ucx": DataPlane(
+        BlockMemory, ucx.UcxListener, ucx.dial, prepare=ucx.prepare, why_not=ucx.why_not
+    ),
+    "tcp": DataPlane(BlockMemory, tcp.TcpListener, tcp.dial),
+}
+PLANES: Final[dict[str, DataPlane[Any]]] = {**_ON_DEVICE, **_IN_HOST}
 
 
 def of_pool(pool: Pool) -> tuple[str, ...]:
@@ -88,8 +73,7 @@ def check(transports: Sequence[str]) -> None:
 
 
 def prepare(transports: Sequence[str]) -> None:
-    """Load what takes long, before a stream has to wait for it: the C kernels take the compiler
-    0.8 s, once a machine."""
+    """Load what no stream should wait for: compiling the C kernels takes 0.8 s, once a machine."""
     kernels()
     for name in transports:
         PLANES[name].prepare()

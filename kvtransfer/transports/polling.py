@@ -95,24 +95,27 @@ class FdPoller:
         self._epoll.close()
 
 
+class Polled:
+    """A stream that waits for whatever its poller watches."""
+
+    _poller: FdPoller
+
+    def fileno(self) -> int:
+        return self._poller.fileno()
+
+
 class DevicePoller(FdPoller):
-    """Wakes for a device's work too, every LOOK_S while there is some."""
+    """Wakes for a device's work too, every LOOK_S while its ticker runs."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()
-        self._ticker = Ticker()
+        self.ticker = Ticker()
         self.watch(sock.fileno())
-        self.watch(self._ticker.fileno())
-
-    def clear_tick(self) -> None:
-        self._ticker.clear()
-
-    def expect_device(self, works: bool) -> None:
-        self._ticker.run(works)
+        self.watch(self.ticker.fileno())
 
     def close(self) -> None:
         super().close()
-        self._ticker.close()
+        self.ticker.close()
 
 
 def is_over(launched: Sums) -> bool:

@@ -44,9 +44,8 @@ class TcpPort(Port):
 
 
 def connect_to(address: str) -> socket.socket:
-    """A socket that has begun to connect to `host:port`. Raises Unreachable. The host is an
-    address: looking a name up can take many seconds, and this is the thread that renews the
-    leases."""
+    """A socket that has begun to connect to `host:port`. Raises Unreachable. The host is no name:
+    looking one up can take many seconds, and this is the thread that renews the leases."""
     host, _, port = address.rpartition(":")
     try:
         found = socket.getaddrinfo(

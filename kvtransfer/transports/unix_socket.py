@@ -17,8 +17,7 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class UnixPort(Port):
-    """A source's abstract socket, from which its listeners inherit; `address` is what
-    `connect_to` takes."""
+    """A source's abstract socket, for its listeners; `connect_to` takes its `address`."""
 
     def __init__(self, kind: str, *, epoch: Epoch) -> None:
         self.address = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"

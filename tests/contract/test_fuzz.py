@@ -33,12 +33,10 @@ from kvtransfer.messages import (
     Renewed,
     StreamHello,
     StreamWelcome,
-    pack_to_sink,
-    pack_to_source,
     stream_hello,
     stream_welcome,
-    unpack_to_sink,
-    unpack_to_source,
+    to_sink,
+    to_source,
 )
 from kvtransfer.transports.announcing import announcement
 from kvtransfer.transports.shm.messages import Help, ShmSetup, shm_setup, shm_to_source
@@ -70,8 +68,8 @@ HELLO = StreamHello(version=CONTROL_VERSION, session=1, epoch=EPOCH)
 WELCOME = StreamWelcome(version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4, block_bytes=64)
 VERSION = bytes([CONTROL_VERSION])
 WORDS: tuple[tuple[bytes, Callable[[bytes], object]], ...] = (
-    *((pack_to_source(word)[1:], lambda b: unpack_to_source(VERSION + b)) for word in TO_SOURCE),
-    *((pack_to_sink(word)[1:], lambda b: unpack_to_sink(VERSION + b)) for word in TO_SINK),
+    *((to_source.encode(word)[1:], lambda b: to_source.decode(VERSION + b)) for word in TO_SOURCE),
+    *((to_sink.encode(word)[1:], lambda b: to_sink.decode(VERSION + b)) for word in TO_SINK),
     *((announcement.encode(word), announcement.decode) for word in (CHUNK, FINISH)),
     (shm_to_source.encode(Help(number=3)), shm_to_source.decode),
     (shm_setup.encode(ShmSetup(num_blocks=4, block_bytes=64)), shm_setup.decode),

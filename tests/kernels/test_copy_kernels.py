@@ -10,10 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.copy_twins import copy_twin, mix_twin, sums_twin
 from support.gpu import ENVIRONMENT
 
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
-from kvtransfer.kernels.copy import copy_twin, mix_twin, sums_twin
 from kvtransfer.plan import Ranges
 
 _WITHIN_S = 100

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvtransfer.source.chunking import num_in_next_chunk
+from kvtransfer.chunk import num_in_next_chunk
 
 KIB, MIB = 1 << 10, 1 << 20
 

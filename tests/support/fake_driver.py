@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from support.copy_twins import copy_twin, sums_twin
 
 from kvtransfer.device.driver import CannotMap, Mark, Span, Stream, Sums
-from kvtransfer.kernels.copy import copy_twin, sums_twin
 from protocol.errors import TransferError
 
 Step = Callable[[], bool]

@@ -39,9 +39,9 @@ from kvtransfer.messages import (
     Renew,
     SessionId,
     StreamHello,
-    pack_to_source,
     stream_hello,
-    unpack_to_sink,
+    to_sink,
+    to_source,
 )
 from kvtransfer.transports.tcp.messages import TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.plane import WINDOW_BYTES
@@ -240,8 +240,8 @@ class Stranger:
         link.setsockopt(zmq.RCVTIMEO, 2_000)
         link.connect(ticket.address)
         session = self._chance.getrandbits(63)
-        link.send(pack_to_source(Open(session=session, worker=WorkerId("x"), epoch=ticket.epoch)))
-        opened = unpack_to_sink(link.recv())
+        link.send(to_source.encode(Open(session=session, worker=WorkerId("x"), epoch=ticket.epoch)))
+        opened = to_sink.decode(link.recv())
         assert isinstance(opened, Opened)
         for _ in range(self._chance.randrange(8)):
             link.send(self._said("message", self._message(ticket)))
@@ -253,7 +253,7 @@ class Stranger:
 
     def _message(self, ticket: Ticket) -> bytes:
         lease = ticket.lease
-        packed = pack_to_source(
+        packed = to_source.encode(
             self._chance.choice((
                 Renew(leases=(lease,), remaining_s=1e3), Release(lease=lease),
                 Cancel(lease=lease, reason="x"),

@@ -7,6 +7,8 @@ Importing this adds the plane to the process's table.
 import socket
 from collections import deque
 
+from support.pool_views import view_of
+
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports.base import (
@@ -18,7 +20,7 @@ from kvtransfer.transports.base import (
 )
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.dial import Dial, send_welcome
-from kvtransfer.transports.planes import DataPlane, add_plane
+from kvtransfer.transports.planes import PLANES, DataPlane
 from kvtransfer.transports.shm.sink import ShmSinkStream
 from kvtransfer.transports.shm.source import ShmSourceStream
 from protocol.errors import LayoutMismatch
@@ -93,11 +95,11 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
         try:
-            return MemorySinkStream(sock, memory, source=pool.view(), copy_job=None)
+            return MemorySinkStream(sock, memory, source=view_of(pool), copy_job=None)
         except LayoutMismatch as error:
             raise Unreachable(str(error)) from error
 
     return Dial(listener.connect(), options, transport=NAME, finish=finish)
 
 
-add_plane(DataPlane(name=NAME, pool=BlockMemory, listen=MemoryListener, dial=dial))
+PLANES[NAME] = DataPlane(BlockMemory, MemoryListener, dial)

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import msgspec
 import zmq
 
-from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
+from kvtransfer.messages import Opened, PlaneAddress, to_sink
 from kvtransfer.transports.tcp.frames import HEADER_BYTES, seal_head, unpack_header
 from protocol.errors import WireError
 from protocol.messages import Ticket
@@ -128,13 +128,13 @@ class Middle:
 
     def _with_our_planes(self, packed: bytes) -> bytes:
         try:
-            message = unpack_to_sink(packed)
+            message = to_sink.decode(packed)
         except WireError:
             return packed
         if not isinstance(message, Opened):
             return packed
         ours = tuple(PlaneAddress(plane.transport, self._listen(plane)) for plane in message.planes)
-        return pack_to_sink(msgspec.structs.replace(message, planes=ours))
+        return to_sink.encode(msgspec.structs.replace(message, planes=ours))
 
     # -- streams --------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_HELLO_BYTES,
     Chunk,
     Finish,
     SessionId,
@@ -70,8 +69,8 @@ def dialled(memory: BlockMemory) -> Iterator[tuple[ucx.UcxDial, socket.socket]]:
 
 def hello_from(dial: ucx.UcxDial, theirs: socket.socket) -> StreamHello:
     theirs.setblocking(False)
-    reader = FirstMessage(MAX_HELLO_BYTES)
-    while (hello := reader.read(theirs, stream_hello)) is None:
+    reader = FirstMessage(stream_hello)
+    while (hello := reader.read(theirs)) is None:
         select.select([dial.fileno(), theirs.fileno()], [], [], _WITHIN_S)
         assert dial.advance() is None
     return hello

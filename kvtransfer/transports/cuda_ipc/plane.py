@@ -2,8 +2,7 @@
 
 The handle comes with the welcome over an abstract unix socket, the generations as a descriptor;
 then the source only announces what lies ready. It does so once the engine's event has happened, so
-the bytes are there when a copy is launched, and a dead source can leave no stream of ours waiting
-for its event.
+the bytes are there when a copy is launched, and no stream of ours waits for a dead source's event.
 """
 
 import socket
@@ -12,8 +11,7 @@ from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports import base
 from kvtransfer.transports.cuda_ipc.messages import NAME, cuda_ipc_setup, setup_of
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
-from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream
+from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream, PeerMemory
 from kvtransfer.transports.cuda_ipc.source import CudaIpcSourceStream
 from kvtransfer.transports.dial import Dial, pop_fd, send_welcome
 from kvtransfer.transports.unix_socket import UnixPort, connect_to
@@ -21,8 +19,6 @@ from protocol.errors import PeerLost, TransferError, WireError
 
 
 class CudaIpcListener(UnixPort):
-    """The source's abstract socket."""
-
     transport = NAME
 
     def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
@@ -59,6 +55,3 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
         return CudaIpcSinkStream(sock, memory, source=source)
 
     return Dial(connect_to(options.address), options, transport=NAME, finish=finish)
-
-
-__all__ = ["NAME", "CudaIpcListener", "dial"]

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvtransfer.chunk import Landing
-from kvtransfer.device.driver import Sums
+from kvtransfer.device.driver import Driver, Span, Sums
 from kvtransfer.device.table import table
-from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
-from kvtransfer.transports.announcing import announcement
+from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
+from kvtransfer.memory.generations import Generations
+from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.transports.announcing import announcement, why_not_read
 from kvtransfer.transports.base import ChunkTaker, SinkStream
-from kvtransfer.transports.cuda_ipc.messages import NAME
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
+from kvtransfer.transports.cuda_ipc.messages import NAME, CudaIpcSetup
 from kvtransfer.transports.framing import MessageInbox
-from kvtransfer.transports.polling import DevicePoller, is_over
-from protocol.errors import WireError
+from kvtransfer.transports.polling import DevicePoller, Polled, is_over
+from protocol.errors import LayoutMismatch, WireError
 
 _MAX_COPIES: Final = 4
 """Launched at a time: enough to keep the device busy between two looks."""
@@ -36,27 +36,24 @@ class _Copy:
     sums: Sums
 
 
-class CudaIpcSinkStream(SinkStream):
+class CudaIpcSinkStream(Polled, SinkStream):
     """The sink's end. Owns its mapping of the source's pool."""
 
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: PeerMemory) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: "PeerMemory") -> None:
         self._sock = sock
         self._source = source
         self._memory = memory
         self._stream = memory.driver.stream()
-        self._poller = DevicePoller(sock)
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._poller: DevicePoller = DevicePoller(sock)
+        self._inbox = MessageInbox(sock, announcement)
         self._waiting: deque[Chunk | Finish] = deque()
         self._copies: deque[_Copy] = deque()
         self._closed = False
 
-    def fileno(self) -> int:
-        return self._poller.fileno()
-
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         self._end_copies(taker)
         if len(self._waiting) < _MAX_WAITING:
             for message in self._inbox.receive():
@@ -65,7 +62,7 @@ class CudaIpcSinkStream(SinkStream):
                 self._waiting.append(message)
         while self._waiting and self._take_up(self._waiting[0], taker):
             self._waiting.popleft()
-        self._poller.expect_device(bool(self._copies))
+        self._poller.ticker.run(bool(self._copies))
         return self._inbox.has_more and not self._waiting
 
     def stop_writing(self, fetch: FetchId) -> bool:
@@ -124,3 +121,42 @@ class CudaIpcSinkStream(SinkStream):
             copy = self._copies.popleft()
             why = self._source.why_not(copy.landing)
             taker.end_chunk(copy.landing, None if why else copy.sums.take_sums(), broken=why)
+
+
+class PeerMemory:
+    """A source's device pool as a sink of the same host sees it: its memory and its generations.
+
+    Read only by launched copies. The memory stays mapped until no copy can be under way.
+    """
+
+    def __init__(self, driver: Driver, span: Span, generations: Generations) -> None:
+        """Use `open`."""
+        self.span = span
+        self._driver = driver
+        self._generations = generations
+
+    @classmethod
+    def open(
+        cls, driver: Driver, setup: CudaIpcSetup, fd: int, *, num_blocks: int, block_bytes: int
+    ) -> "PeerMemory":
+        """Map what was offered; takes `fd`. Raises TransferError when it cannot be used."""
+        generations = Generations.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)
+        try:
+            if (setup.driver, setup.sum_kind) != (driver.name, SUM_KIND):
+                theirs = f"{setup.driver} with {setup.sum_kind}"
+                raise LayoutMismatch(f"its driver is {theirs}, ours {driver.name} with {SUM_KIND}")
+            span = driver.open(
+                setup.handle, num_bytes=num_blocks * block_bytes, device=setup.device
+            )
+        except BaseException:
+            generations.close()
+            raise
+        return cls(driver, span, generations)
+
+    def why_not(self, landing: Landing) -> str:
+        """Why this chunk's blocks are not to be read; empty when they are."""
+        return why_not_read(landing, self._generations.counts_N)
+
+    def close(self) -> None:
+        self._generations.close()
+        self._driver.close(self.span)

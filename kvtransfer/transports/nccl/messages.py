@@ -1,7 +1,4 @@
-"""What the two ends of an NCCL stream say to each other, and whether they can be a pair.
-
-Chunks and finishes are those of any stream.
-"""
+"""What the two ends of an NCCL stream say to each other, and whether they can be a pair."""
 
 from typing import Final
 

@@ -22,7 +22,6 @@ from protocol.errors import PeerLost, TransferError
 
 log = logging.getLogger(__name__)
 
-
 NUM_STAGED: Final = 4
 """Chunks under way at each end: one gathered, one sent, one received, one scattered."""
 _LOOK_S: Final = 0.001

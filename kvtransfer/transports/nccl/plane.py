@@ -3,8 +3,7 @@
 A TCP socket carries the messages: how to meet, which chunk comes next, the fetch's end; its end of
 file tells that the peer died. For each announced chunk the source posts a send and the sink the
 matching receive, in the same order, into staging; a slot has a writer only while a received chunk
-is scattered into it, so a sender that hangs keeps no slot. The socket is not encrypted, nor is
-NCCL.
+is scattered into it, so a sender that hangs keeps no slot. Neither socket nor NCCL is encrypted.
 """
 
 import socket
@@ -23,8 +22,6 @@ _WITHOUT_NCCL = "the pool was made without NCCL"
 
 
 class NcclListener(TcpPort):
-    """The source's port for the messages of its pairs."""
-
     transport = NAME
 
     def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
@@ -63,6 +60,3 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
         return NcclSinkStream(sock, memory, theirs=theirs)
 
     return Dial(sock, options, transport=NAME, setup=setup, finish=finish)
-
-
-__all__ = ["NAME", "NcclListener", "dial"]

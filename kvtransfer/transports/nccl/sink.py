@@ -9,13 +9,11 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, assert_never
 
-import numpy as np
-
-from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, Landing
+from kvtransfer.chunk import Landing, unpack_pieces
 from kvtransfer.device.driver import Span, Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
@@ -28,7 +26,7 @@ from kvtransfer.transports.nccl.messages import (
     staging_bytes,
 )
 from kvtransfer.transports.nccl.pair import Pair, Transfer, join_pair
-from kvtransfer.transports.polling import DevicePoller, is_over
+from kvtransfer.transports.polling import DevicePoller, Polled, is_over
 from protocol.errors import WireError
 
 _MAX_WAITING: Final = 64
@@ -46,26 +44,23 @@ class _StagedChunk:
     sums: Sums | None = None
 
 
-class NcclSinkStream(SinkStream):
+class NcclSinkStream(Polled, SinkStream):
     transport = NAME
 
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
         self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
-        self._poller = DevicePoller(sock)
+        self._poller: DevicePoller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
-        self._inbox = MessageInbox(sock, nccl_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, nccl_to_sink)
         self._waiting: deque[NcclToSink] = deque()
         self._staged: deque[_StagedChunk] = deque()
         self._pair: Pair | None = None
         self._closed = False
 
-    def fileno(self) -> int:
-        return self._poller.fileno()
-
     def receive(self, taker: ChunkTaker) -> bool:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.extend(self._inbox.receive())
         self._go_on(taker)
@@ -73,7 +68,7 @@ class NcclSinkStream(SinkStream):
             self._waiting.popleft()
         self._go_on(taker)
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect_device(busy or bool(self._staged))
+        self._poller.ticker.run(busy or bool(self._staged))
         if self._waiting:
             return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more
@@ -120,7 +115,7 @@ class NcclSinkStream(SinkStream):
         """Post the receive of an announced chunk; False when there is no staging for it now."""
         if self._pair is None:
             raise WireError("a chunk was announced before a communicator")
-        num_bytes = _num_bytes(chunk)
+        num_bytes = int(unpack_pieces(chunk)["num_bytes"].sum(dtype=object))
         if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
         span = self._pair.staging.take_span()
@@ -167,14 +162,6 @@ class NcclSinkStream(SinkStream):
         assert self._pair is not None
         self._staged.remove(staged)
         self._pair.staging.return_span(staged.span)
-
-
-def _num_bytes(chunk: Chunk) -> int:
-    """What the pieces of a chunk say they have. Raises WireError."""
-    num_pieces, rest = divmod(len(chunk.pieces), PIECE.itemsize)
-    if rest or not 0 < num_pieces <= MAX_CHUNK_PIECES:
-        raise WireError(f"a chunk of {len(chunk.pieces)} bytes of pieces")
-    return int(np.frombuffer(chunk.pieces, PIECE)["num_bytes"].sum(dtype=object))
 
 
 def _has_stopped(staged: _StagedChunk) -> bool:

@@ -1,8 +1,7 @@
 """The source's end of an NCCL stream: gathers offered chunks into staging and sends them.
 
-A gather that is launched
-reads the pool for its millisecond even when its fetch is dropped meanwhile; its bytes are thrown
-away by the sink, whose fetch is over.
+A gather that is launched reads the pool for its millisecond even when its fetch is dropped
+meanwhile; its bytes are thrown away by the sink, whose fetch is over.
 """
 
 import socket
@@ -27,7 +26,7 @@ from kvtransfer.transports.nccl.messages import (
     staging_bytes,
 )
 from kvtransfer.transports.nccl.pair import Pair, join_pair
-from kvtransfer.transports.polling import DevicePoller
+from kvtransfer.transports.polling import DevicePoller, Polled
 from protocol.errors import PeerLost, TransferError
 
 
@@ -38,29 +37,22 @@ class _OfferedChunk:
     num_bytes: int
 
 
-class NcclSourceStream(SourceStream):
+class NcclSourceStream(Polled, SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
+    queued_bytes = 0
 
     def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
         self._sock = sock
         self._memory = memory
         self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
-        self._poller = DevicePoller(sock)
+        self._poller: DevicePoller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()
-        self._queued_bytes = 0
         self._pair: Pair | None = None
 
-    @property
-    def queued_bytes(self) -> int:
-        return self._queued_bytes
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
-
     def receive(self) -> None:
-        self._poller.clear_tick()
+        self._poller.ticker.clear()
         check_for_end(self._sock)
         self.flush()
 
@@ -68,7 +60,7 @@ class NcclSourceStream(SourceStream):
         num_bytes = int(ranges.sizes_R.sum())
         assert num_bytes <= self._max_chunk_bytes
         self._offers.append(_OfferedChunk(chunk, ranges, num_bytes))
-        self._queued_bytes += num_bytes
+        self.queued_bytes += num_bytes
 
     def finish(self, message: Finish) -> None:
         self._offers.append(message)
@@ -80,13 +72,13 @@ class NcclSourceStream(SourceStream):
         self._advance()
         self._outbox.flush()
         busy = self._pair is not None and self._pair.is_busy
-        self._poller.expect_device(busy or bool(self._offers))
+        self._poller.ticker.run(busy or bool(self._offers))
         self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
         kept = [x for x in self._offers if isinstance(x, Finish) or x.chunk.fetch != fetch]
         self._offers = deque(kept)
-        self._queued_bytes = sum(x.num_bytes for x in kept if isinstance(x, _OfferedChunk))
+        self.queued_bytes = sum(x.num_bytes for x in kept if isinstance(x, _OfferedChunk))
 
     def close(self) -> None:
         self._offers.clear()
@@ -112,7 +104,7 @@ class NcclSourceStream(SourceStream):
         self._gather(offer.ranges, span, pair.stream)
         pair.post_transfer(span, offer.num_bytes)
         self._outbox.put_message(offer.chunk)
-        self._queued_bytes -= offer.num_bytes
+        self.queued_bytes -= offer.num_bytes
         return True
 
     def _gather(self, ranges: Ranges, span: Span, stream: Stream) -> None:

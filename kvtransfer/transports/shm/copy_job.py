@@ -95,8 +95,7 @@ class CopyJob:
         return int(self._library.baton_kv_begin_job(self._address, num_pieces, batch, 1))
 
     def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
-        """Copy pieces of a job until none are left; how many. Raises ValueError when the job
-        describes what cannot be."""
+        """Copy pieces of a job until none are left; how many. Raises ValueError for nonsense."""
         num_copied = int(
             self._library.baton_kv_copy_pieces(
                 self._address, number, target.address, target.num_bytes,

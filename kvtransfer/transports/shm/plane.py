@@ -2,8 +2,7 @@
 
 The descriptor of the source's pool is passed over an abstract unix socket, read-only, to processes
 of the same user; that of a sink's pool, for a source that helps to copy, can be written. The
-socket then carries messages, and its end tells that the peer died. Does not work across hosts or
-network namespaces, and says so at once.
+socket then carries messages, and its end tells that the peer died.
 """
 
 import logging
@@ -15,10 +14,9 @@ from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports import base
 from kvtransfer.transports.dial import Dial, pop_fd, send_welcome
 from kvtransfer.transports.shm.copy_job import CopyJob
-from kvtransfer.transports.shm.helper import Helper
 from kvtransfer.transports.shm.messages import HELPS, NAME, ShmSetup, shm_setup
 from kvtransfer.transports.shm.sink import ShmSinkStream
-from kvtransfer.transports.shm.source import ShmSourceStream
+from kvtransfer.transports.shm.source import Helper, ShmSourceStream
 from kvtransfer.transports.unix_socket import UnixPort, connect_to
 from protocol.errors import LayoutMismatch, PeerLost
 
@@ -28,8 +26,6 @@ _MIN_HELPED_CORES = 2
 
 
 class ShmListener(UnixPort):
-    """The source's abstract socket."""
-
     transport = NAME
 
     def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
@@ -95,6 +91,3 @@ def _copy_job(memory: BlockMemory) -> CopyJob | None:
             extra={"why": str(error)},
         )
         return None
-
-
-__all__ = ["NAME", "ShmListener", "dial"]

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.memory.pool import generation_sums
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
-from kvtransfer.plan import NO_BLOCK
-from kvtransfer.transports.announcing import Left, announcement
+from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.transports.announcing import Left, announcement, why_not_read, why_stale
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
 from kvtransfer.transports.shm.copy_job import CopyJob
@@ -31,7 +29,6 @@ _HELPED_BYTES: Final = 1 << 20
 """Smaller chunks are copied before a helper would have woken up."""
 _AWAIT_S: Final = 0.001
 """A helper's last claim takes 20 us; one that lost its core is waited for asleep."""
-_STALE: Final = "the block has another generation"
 
 
 class ShmSinkStream(SinkStream):
@@ -48,7 +45,7 @@ class ShmSinkStream(SinkStream):
         self._memory = memory
         self._copy_job = copy_job
         self._sock = sock
-        self._inbox = MessageInbox(sock, announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, announcement)
         self._outbox = MessageOutbox(sock, shm_to_source)
         self._waiting: deque[Chunk | Finish] = deque()
         self._shared: Landing | None = None
@@ -96,8 +93,8 @@ class ShmSinkStream(SinkStream):
         landing = taker.begin_chunk(message)
         if landing is None:
             return 0
-        why = self._why_not(landing)
-        if why:
+        assert self._source is not None
+        if why := why_not_read(landing, self._source.generations_N):
             taker.end_chunk(landing, None, broken=why)
             return 0
         if self._is_shared(landing):
@@ -152,33 +149,14 @@ class ShmSinkStream(SinkStream):
         return self._copy_job.shut() or self._has_ended()
 
     def _has_ended(self) -> bool:
-        """The other process is gone: the kernel closes its socket after its memory. What it said
-        last may still wait to be read."""
+        """The other process is gone, its memory before its socket. Its last words may be unread."""
         if self._sock.fileno() < 0:
             return True
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))
 
-    def _why_not(self, landing: Landing) -> str:
-        """Why this chunk's blocks cannot be read now; empty when they can."""
-        source = self._source
-        assert source is not None
-        blocks_PB = landing.blocks_PB
-        if blocks_PB.shape[1] > 1:
-            blocks_PB = blocks_PB[blocks_PB != NO_BLOCK]
-        if int(blocks_PB.max(initial=0)) >= source.num_blocks:
-            return "the source named a block that it has not"
-        return "" if self._unchanged(landing) else _STALE
-
-    def _unchanged(self, landing: Landing) -> bool:
-        """The blocks have the generations that their descriptions say."""
-        assert self._source is not None
-        now_P = generation_sums(self._source.generations_N, landing.blocks_PB)
-        return bool((now_P == landing.pieces_P["generation"]).all())
-
     def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
-        if self._unchanged(landing):
-            taker.end_chunk(landing, sums_P)
-        else:
-            taker.end_chunk(landing, None, broken=_STALE)
+        assert self._source is not None
+        why = why_stale(landing, self._source.generations_N)
+        taker.end_chunk(landing, None if why else sums_P, broken=why)

@@ -83,8 +83,7 @@ class Lane:
         return landing
 
     def pop_end(self) -> tuple[Landing | None, NDArray[np.uint64] | None] | None:
-        """Once the body is here whole: its landing, and the sums taken on the way. Raises
-        PeerLost."""
+        """Of a body that is here whole: its landing, and the sums taken. Raises PeerLost."""
         flow = self.flow
         if flow is None or flow.state == flows.MOVING:
             return None

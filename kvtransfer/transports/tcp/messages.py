@@ -1,7 +1,4 @@
-"""What the two ends of a TCP stream say to each other.
-
-The source's messages go in frames, before the bytes of their chunks (`tcp.frames`).
-"""
+"""What the two ends of a TCP stream say to each other; the source's messages go in frames."""
 
 from typing import Annotated, Final
 

@@ -1,7 +1,6 @@
 """Holds back the end of a fetch until every chunk begun before it is here.
 
-Lanes keep no order between them, so chunks are numbered and a finish names the last one begun
-before it.
+Lanes keep no order between them: chunks are numbered, a finish names the last begun before it.
 """
 
 from collections import deque
@@ -11,8 +10,7 @@ from kvtransfer.messages import Finish
 from protocol.errors import WireError
 
 MAX_AHEAD: Final = 1 << 16
-"""Chunks ended before an earlier one has, and finishes that wait: honest lanes are never so far
-apart."""
+"""Chunks ended before an earlier one, and finishes that wait: more than of any honest lanes."""
 
 
 class ChunkOrder:
@@ -24,8 +22,7 @@ class ChunkOrder:
         self._waiting: deque[tuple[int, Finish]] = deque()
 
     def end_chunk(self, number: int) -> list[Finish]:
-        """A chunk has ended; the finishes that waited for it. Raises WireError for a number that
-        ended before."""
+        """The finishes that waited for this chunk. Raises WireError when it has ended before."""
         if number <= self._num_ended or number in self._ahead:
             raise WireError(f"chunk {number} came twice")
         self._ahead.add(number)

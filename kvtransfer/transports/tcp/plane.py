@@ -32,8 +32,6 @@ _WINDOW_BLOCKS: Final = 4
 
 
 class TcpListener(TcpPort):
-    """The source's data port."""
-
     transport = NAME
 
     def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
@@ -75,6 +73,3 @@ def dial_lane(options: base.DialOptions, lane: int, stream: TcpSinkStream) -> Di
         return stream
 
     return Dial(connect_to(options.address), options, transport=NAME, lane=lane, finish=finish)
-
-
-__all__ = ["NAME", "TcpListener", "dial"]

@@ -17,7 +17,7 @@ from kvtransfer.native import flows
 from kvtransfer.transports.base import ChunkTaker, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.framing import MessageOutbox
-from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.tcp.lane import Lane
 from kvtransfer.transports.tcp.messages import NAME, Credit, tcp_to_source
 from kvtransfer.transports.tcp.order import ChunkOrder
@@ -46,7 +46,7 @@ class TcpStatistics:
     """Of chunks that the source was told it may have sent."""
 
 
-class TcpSinkStream(SinkStream):
+class TcpSinkStream(Polled, SinkStream):
     transport = NAME
 
     def __init__(
@@ -69,9 +69,6 @@ class TcpSinkStream(SinkStream):
         self.admit(sock)
         for dial in lanes:
             self._dial(dial)
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def admit(self, sock: socket.socket) -> None:
         """A lane is up."""

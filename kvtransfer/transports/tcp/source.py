@@ -1,8 +1,7 @@
 """The source's end of a TCP stream: chunks go out over its lanes straight from the pool.
 
 Frames are dealt to lanes as these fall idle, whole chunks to a lane; never more bytes of chunks
-than the sink has granted. Reads the pool only inside `flush`, and nothing of a fetch once it is
-dropped.
+than the sink has granted. Reads the pool only inside `flush`, and nothing of a dropped fetch.
 """
 
 import os
@@ -21,16 +20,9 @@ from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageInbox
-from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.tcp.frames import pack_head
-from kvtransfer.transports.tcp.messages import (
-    MAX_CREDIT_BYTES,
-    MAX_LANES,
-    NAME,
-    Credit,
-    TcpToSink,
-    tcp_to_source,
-)
+from kvtransfer.transports.tcp.messages import MAX_LANES, NAME, Credit, TcpToSink, tcp_to_source
 from kvtransfer.transports.tcp_socket import is_local, tune
 from protocol.errors import PeerLost, WireError
 
@@ -41,9 +33,7 @@ LOCAL_CHUNK_BYTES: Final = 32 << 20
 bytes have emptied."""
 _TURN_BYTES: Final = 16 << 20
 """Most bytes sent in one turn: a few milliseconds at loopback's speed."""
-_NOTHING: Final = Ranges(
-    offsets_R=np.empty(0, np.int64), sizes_R=np.empty(0, np.int64), starts_P=np.zeros(1, np.int64)
-)
+_NOTHING: Final = Ranges(np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(1, np.int64))
 _zeros = bytearray(64 << 10)
 _ZEROS: Final = Memory(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
 
@@ -66,8 +56,10 @@ class _Lane:
     awaits_room: bool = False
 
 
-class TcpSourceStream(SourceStream):
+class TcpSourceStream(Polled, SourceStream):
     transport = NAME
+    queued_bytes = 0
+    """Of chunks that wait for a lane: each lane has one besides, so that none runs dry."""
 
     def __init__(self, sock: socket.socket, memory: BlockMemory, *, window: int) -> None:
         """`window` is the bytes of chunks granted to begin with."""
@@ -78,25 +70,16 @@ class TcpSourceStream(SourceStream):
         """Of the chunks dealt to lanes so far."""
         self._num_begun = 0
         self._frames: deque[_Frame] = deque()
-        self._queued_bytes = 0
         self._lanes: dict[int, _Lane] = {}
         self._poller = FdPoller()
-        self._inbox = MessageInbox(sock, tcp_to_source, max_bytes=MAX_CREDIT_BYTES)
+        self._inbox = MessageInbox(sock, tcp_to_source)
         self.add_lane(sock, 0)
-
-    @property
-    def queued_bytes(self) -> int:
-        """Of chunks that wait for a lane: each lane has one besides, so that none runs dry."""
-        return self._queued_bytes
 
     @property
     def unsent_bytes(self) -> int:
         """Of chunks, those on the lanes included."""
         flows_left = (lane.flow.left_bytes for lane in self._lanes.values() if lane.flow)
-        return self._queued_bytes + sum(flows_left)
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
+        return self.queued_bytes + sum(flows_left)
 
     def receive(self) -> None:
         for fd in self._poller.ready():
@@ -116,7 +99,7 @@ class TcpSourceStream(SourceStream):
     def offer(self, chunk: Chunk, ranges: Ranges) -> None:
         body_bytes = int(ranges.sizes_R.sum())
         self._frames.append(_Frame(chunk, ranges, body_bytes))
-        self._queued_bytes += body_bytes
+        self.queued_bytes += body_bytes
 
     def finish(self, message: Finish) -> None:
         self._frames.append(_Frame(message, _NOTHING, 0))
@@ -134,10 +117,9 @@ class TcpSourceStream(SourceStream):
         self._watch()
 
     def drop(self, fetch: FetchId) -> None:
-        """What is on a lane already goes on as zeros: its length was promised, its bytes were
-        not, and its checksums tell."""
+        """What is on a lane goes on as zeros: its length was promised. Its checksums tell."""
         self._frames = deque(frame for frame in self._frames if frame.message.fetch != fetch)
-        self._queued_bytes = sum(frame.body_bytes for frame in self._frames)
+        self.queued_bytes = sum(frame.body_bytes for frame in self._frames)
         for lane in self._lanes.values():
             if lane.flow is not None and lane.fetch == fetch and lane.flow.left_bytes:
                 zeros = flows.repeated(lane.flow.left_bytes, _ZEROS)
@@ -146,7 +128,7 @@ class TcpSourceStream(SourceStream):
 
     def close(self) -> None:
         self._frames.clear()
-        self._queued_bytes = 0
+        self.queued_bytes = 0
         for lane in self._lanes.values():
             lane.flow = None
             lane.sock.close()
@@ -171,7 +153,7 @@ class TcpSourceStream(SourceStream):
             self._begin(lane, frame)
 
     def _begin(self, lane: _Lane, frame: _Frame) -> None:
-        self._queued_bytes -= frame.body_bytes
+        self.queued_bytes -= frame.body_bytes
         self._begun_bytes += frame.body_bytes
         self._num_begun += isinstance(frame.message, Chunk)
         head = pack_head(frame.message, number=self._num_begun, body_bytes=frame.body_bytes)

@@ -26,16 +26,13 @@ from protocol.errors import PeerLost
 
 
 def prepare() -> None:
-    """Import ucxx where it is of use: half a second that no stream should wait for. What keeps it
-    from that, `listen` and `dial` say."""
+    """Import ucxx, half a second, where it is of use. Why it is not, `listen` and `dial` say."""
     if not why_not():
         with suppress(UcxFailed):
             load_ucxx()
 
 
 class UcxListener(TcpPort):
-    """The source's port for messages."""
-
     transport = NAME
 
     def __init__(self, memory: BlockMemory, options: base.ListenOptions) -> None:
@@ -127,4 +124,4 @@ class UcxDial(Dial):
             raise base.Unreachable(str(error)) from error
 
 
-__all__ = ["NAME", "UcxListener", "dial", "prepare", "why_not"]
+__all__ = ["UcxListener", "dial", "prepare", "why_not"]

@@ -13,10 +13,10 @@ from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish
+from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
-from kvtransfer.transports.polling import FdPoller
+from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.ucx.cut import cut_ranges, joint_runs
 from kvtransfer.transports.ucx.messages import (
     NAME,
@@ -48,7 +48,7 @@ class _PostedChunk:
     """What the source says; None while it has said nothing."""
 
 
-class UcxSinkStream(SinkStream):
+class UcxSinkStream(Polled, SinkStream):
     transport = NAME
 
     def __init__(
@@ -59,7 +59,7 @@ class UcxSinkStream(SinkStream):
         self._poller = poller
         self._worker = worker
         self._memory = memory
-        self._inbox = MessageInbox(sock, ucx_to_sink, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_sink)
         self._outbox = MessageOutbox(sock, ucx_to_source)
         self._num_announced = 0
         self._waiting: deque[Chunk | Finish] = deque()
@@ -69,9 +69,6 @@ class UcxSinkStream(SinkStream):
         self._order: deque[_PostedChunk | Finish] = deque()
         self._closed = False
         poller.watch(sock.fileno())
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self, taker: ChunkTaker) -> bool:
         self._look()

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import MAX_STREAM_MESSAGE_BYTES, Chunk, FetchId, Finish, StreamWelcome
+from kvtransfer.messages import Chunk, FetchId, Finish, StreamWelcome
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import send_welcome
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.polling import Polled
 from kvtransfer.transports.ucx.cut import cut_ranges, runs_of
 from kvtransfer.transports.ucx.messages import (
     NAME,
@@ -44,7 +45,7 @@ class _UnansweredChunk:
     dropped: bool = False
 
 
-class UcxSourceStream(SourceStream):
+class UcxSourceStream(Polled, SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
 
@@ -57,7 +58,7 @@ class UcxSourceStream(SourceStream):
         self._worker = UcxWorker(memory.blocks)
         self._poller = self._worker.poller()
         self._worker.connect_peer(peer, probe="send")
-        self._inbox = MessageInbox(sock, ucx_to_source, max_bytes=MAX_STREAM_MESSAGE_BYTES)
+        self._inbox = MessageInbox(sock, ucx_to_source)
         self._outbox = MessageOutbox(sock, ucx_to_sink)
         self._num_offered = 0
         self._offered: dict[int, _UnansweredChunk] = {}
@@ -69,9 +70,6 @@ class UcxSourceStream(SourceStream):
     def queued_bytes(self) -> int:
         offered = sum(each.num_bytes for each in self._offered.values())
         return self._outbox.num_bytes + offered + sum(self._sending.values())
-
-    def fileno(self) -> int:
-        return self._poller.fileno()
 
     def receive(self) -> None:
         for event in self._worker.events():

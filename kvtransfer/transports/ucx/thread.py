@@ -59,8 +59,7 @@ class UcxWorker:
         return self._notice.fileno()
 
     def poller(self) -> FdPoller:
-        """One that watches for events. Raises OSError when there is no descriptor left; the thread
-        is stopped then."""
+        """One that watches for events. Without a descriptor stops the thread and raises OSError."""
         try:
             poller = FdPoller()
             poller.watch(self.fileno())

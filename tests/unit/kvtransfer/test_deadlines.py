@@ -12,7 +12,7 @@ def test_an_ended_term_stays_until_it_is_dropped() -> None:
     terms.set("a", now_s=0.0, remaining_s=1.0)
     assert terms.expired(2.0) == terms.expired(3.0) == ["a"]
     terms.drop("a")
-    assert terms.expired(3.0) == [] and "a" not in terms and len(terms) == 0
+    assert terms.expired(3.0) == [] and terms.next_in_s(3.0) is None
 
 
 def test_a_renewal_extends_and_never_shortens() -> None:

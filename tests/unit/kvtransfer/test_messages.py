@@ -10,10 +10,8 @@ from kvtransfer.messages import (
     Finish,
     Open,
     Renew,
-    pack_to_sink,
-    pack_to_source,
-    unpack_to_sink,
-    unpack_to_source,
+    to_sink,
+    to_source,
 )
 from kvtransfer.transports.announcing import announcement
 from protocol.errors import WireError
@@ -23,9 +21,9 @@ OPEN = Open(session=5, worker=WorkerId("decode-0"), epoch=Epoch(9))
 
 
 def test_a_message_comes_back_as_it_went() -> None:
-    assert unpack_to_source(pack_to_source(OPEN)) == OPEN
+    assert to_source.decode(to_source.encode(OPEN)) == OPEN
     failed = FetchFailed(fetch=1, attempt=2, code="failed", reason="preempted")
-    assert unpack_to_sink(pack_to_sink(failed)) == failed
+    assert to_sink.decode(to_sink.encode(failed)) == failed
     finish = Finish(fetch=1, attempt=2, note=b"\x00\xff", since_s=0.5)
     assert announcement.decode(announcement.encode(finish)) == finish
 
@@ -33,12 +31,12 @@ def test_a_message_comes_back_as_it_went() -> None:
 @pytest.mark.parametrize("version", [b"", b"\x00", bytes([CONTROL_VERSION + 1])])
 def test_another_version_is_refused_by_name(version: bytes) -> None:
     with pytest.raises(WireError, match="control version"):
-        unpack_to_source(version + pack_to_source(OPEN)[1:] if version else b"")
+        to_source.decode(version + to_source.encode(OPEN)[1:] if version else b"")
 
 
 def test_an_oversize_message_is_refused_before_it_is_read() -> None:
     with pytest.raises(WireError, match="exceeds"):
-        unpack_to_source(bytes([CONTROL_VERSION]) + bytes(MAX_CONTROL_BYTES + 1))
+        to_source.decode(bytes([CONTROL_VERSION]) + bytes(MAX_CONTROL_BYTES + 1))
 
 
 @pytest.mark.parametrize(
@@ -55,14 +53,14 @@ def test_an_oversize_message_is_refused_before_it_is_read() -> None:
 )
 def test_what_does_not_fit_its_type_is_refused(wrong: object) -> None:
     with pytest.raises(WireError):
-        unpack_to_source(bytes([CONTROL_VERSION]) + msgspec.msgpack.encode(wrong))
+        to_source.decode(bytes([CONTROL_VERSION]) + msgspec.msgpack.encode(wrong))
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_refused_or_understood(frame: bytes) -> None:
     readers = (
-        lambda: unpack_to_source(bytes([CONTROL_VERSION]) + frame),
-        lambda: unpack_to_sink(bytes([CONTROL_VERSION]) + frame),
+        lambda: to_source.decode(bytes([CONTROL_VERSION]) + frame),
+        lambda: to_sink.decode(bytes([CONTROL_VERSION]) + frame),
         lambda: announcement.decode(frame),
     )
     for read in readers:
@@ -75,4 +73,4 @@ def test_random_bytes_are_refused_or_understood(frame: bytes) -> None:
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=50), st.floats(0, 86_400))
 def test_any_renewal_survives_the_wire(leases: list[int], remaining_s: float) -> None:
     message = Renew(leases=tuple(map(LeaseId, leases)), remaining_s=remaining_s)
-    assert unpack_to_source(pack_to_source(message)) == message
+    assert to_source.decode(to_source.encode(message)) == message

@@ -15,7 +15,7 @@ from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import generation_sums
 from kvtransfer.plan import NO_BLOCK, whole_blocks
 from kvtransfer.transports.cuda_ipc.messages import setup_of
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
+from kvtransfer.transports.cuda_ipc.sink import PeerMemory
 from protocol.errors import LayoutMismatch, TransferError
 
 NUM_BLOCKS = 8

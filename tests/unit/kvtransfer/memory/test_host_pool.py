@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from support.pool_views import view_of
 from xxhash import xxh3_64_intdigest
 
 from kvtransfer.memory.host_pool import BlockMemory
@@ -42,7 +43,7 @@ def test_a_tensor_can_be_laid_over_the_blocks(pool: BlockMemory) -> None:
 
 
 def test_a_reader_sees_blocks_and_generations_and_cannot_write(pool: BlockMemory) -> None:
-    reader = pool.view()
+    reader = view_of(pool)
     pool.block(1)[:5] = b"hello"
     pool.generations[1] = 7
     assert bytes(reader.block(1)[:5]) == b"hello" and reader.generations[1] == 7

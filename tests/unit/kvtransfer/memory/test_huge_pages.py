@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.pool_views import view_of
 
 from kvtransfer.memory.host_pool import BlockMemory
 
@@ -27,7 +28,7 @@ def test_a_pool_in_huge_pages_is_mapped_by_them_in_both_processes() -> None:
     if not huge_kib(memory.span.address):
         memory.close()
         pytest.skip("this kernel does not collapse shared memory")
-    reader = memory.view()
+    reader = view_of(memory)
     memory.block(31)[-4:] = b"last"
     assert bytes(reader.block(31)[-4:]) == b"last"
     assert reader.block(0)[0] == 0

@@ -12,7 +12,7 @@ from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Outcome, Slot
 
 from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.messages import Opened, PlaneAddress, pack_to_sink, unpack_to_sink
+from kvtransfer.messages import Opened, PlaneAddress, to_sink
 from kvtransfer.sink.sink import Sink
 from protocol.errors import CapacityError, LayoutMismatch, PeerLost, TransferError
 from protocol.ids import WorkerId
@@ -33,12 +33,12 @@ class Elsewhere(NoHarm):
     """Leads a sink to shared memory that is not there."""
 
     def message(self, way: Way, packed: bytes) -> list[bytes]:
-        if way == "to sink" and isinstance(opened := unpack_to_sink(packed), Opened):
+        if way == "to sink" and isinstance(opened := to_sink.decode(packed), Opened):
             planes = tuple(
                 PlaneAddress("shm", "baton-kv-elsewhere") if plane.transport == "shm" else plane
                 for plane in opened.planes
             )
-            return [pack_to_sink(msgspec.structs.replace(opened, planes=planes))]
+            return [to_sink.encode(msgspec.structs.replace(opened, planes=planes))]
         return [packed]
 
 

@@ -15,7 +15,6 @@ from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
-    MAX_HELLO_BYTES,
     Chunk,
     FetchBlocks,
     FetchFailed,
@@ -28,9 +27,9 @@ from kvtransfer.messages import (
     ToSink,
     ToSource,
     stream_hello,
+    to_sink,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.transports import control
 from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
 from kvtransfer.transports.framing import FirstMessage, close_fds
@@ -84,8 +83,8 @@ class Liar:
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
-        reader = FirstMessage(MAX_HELLO_BYTES)
-        hello = eventually(lambda: reader.read(sock, stream_hello))
+        reader = FirstMessage(stream_hello)
+        hello = eventually(lambda: reader.read(sock))
         assert hello is not None
         welcome = StreamWelcome(
             version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4,
@@ -246,6 +245,6 @@ def test_a_source_that_sends_no_message_is_dropped(
     outcome = borrower.fetch(liar.ticket, [Slot(0, 3)])
     liar.open()
     garbage = bytes([CONTROL_VERSION]) + b"\xc1garbage"
-    monkeypatch.setattr(control, "pack_to_sink", lambda message: garbage)
+    monkeypatch.setattr(to_sink, "encode", lambda message: garbage)
     liar.say(liar.opened)
     assert "malformed" in str(lost(outcome))

@@ -28,9 +28,9 @@ from kvtransfer.messages import (
     StreamHello,
     ToSink,
     ToSource,
-    pack_to_source,
     stream_hello,
-    unpack_to_sink,
+    to_sink,
+    to_source,
 )
 from kvtransfer.source import sinks
 from kvtransfer.source.sinks import ConnectedSink
@@ -63,11 +63,11 @@ class Stranger:
         self.socket.send(frame)
 
     def say(self, message: ToSource) -> ToSink:
-        self.send(pack_to_source(message))
+        self.send(to_source.encode(message))
         return self.hear()
 
     def hear(self) -> ToSink:
-        return unpack_to_sink(self.socket.recv())
+        return to_sink.decode(self.socket.recv())
 
     def close(self) -> None:
         self.context.destroy(linger=0)
@@ -216,7 +216,7 @@ def test_nobody_frees_a_lease_that_another_fetches(lender: Lender, stranger: Str
     lender.source.publish(ticket.lease, 4)
     eventually(lambda: lender.sent(ticket.lease) == 1)
     opened(stranger, ticket)
-    stranger.send(pack_to_source(Release(lease=ticket.lease)))
+    stranger.send(to_source.encode(Release(lease=ticket.lease)))
     answer = stranger.say(Renew(leases=(ticket.lease,), remaining_s=6.0))
     assert isinstance(answer, Renewed) and answer.gone[0].code == "refused"
     lender.source.finish(ticket.lease, b"")
@@ -299,7 +299,7 @@ def test_a_fetch_that_meets_a_stream_just_broken_is_left_to_be_asked_again(
         fetch=1, attempt=1, lease=ticket.lease, compat=COMPAT, layout=LAYOUT,
         indices=u4s(0), slots=u4s(0),
     )  # fmt: skip
-    stranger.send(pack_to_source(fetch))
+    stranger.send(to_source.encode(fetch))
     assert stranger.say(Renew(leases=(ticket.lease,), remaining_s=1.0)) == Renewed(gone=())
 
 

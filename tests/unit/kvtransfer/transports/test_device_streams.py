@@ -18,8 +18,7 @@ from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.announcing import Announcement, Left, announcement
 from kvtransfer.transports.base import DialOptions, Unreachable
 from kvtransfer.transports.cuda_ipc.messages import setup_of as cuda_ipc_setup_of
-from kvtransfer.transports.cuda_ipc.peer_pool import PeerMemory
-from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream
+from kvtransfer.transports.cuda_ipc.sink import CudaIpcSinkStream, PeerMemory
 from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.nccl import plane as nccl
 from kvtransfer.transports.nccl.messages import Join, NcclToSink, nccl_to_sink, setup_of

@@ -12,7 +12,7 @@ from support.transfer import Borrower, Lender, Slot, fill
 from kvtransfer.endings import Landed
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
-    MAX_HELLO_BYTES,
+    StreamHello,
     stream_hello,
     stream_welcome,
 )
@@ -81,13 +81,13 @@ class Door:
         self.stream: TcpSourceStream | None = None
         self.lanes: list[int] = []
         self._listener = listener
-        self._greeting: list[tuple[socket.socket, framing.FirstMessage]] = []
+        self._greeting: list[tuple[socket.socket, framing.FirstMessage[StreamHello]]] = []
 
     def look(self) -> None:
         while (sock := self._listener.accept()) is not None:
-            self._greeting.append((sock, framing.FirstMessage(MAX_HELLO_BYTES)))
+            self._greeting.append((sock, framing.FirstMessage(stream_hello)))
         for sock, reader in list(self._greeting):
-            if (hello := reader.read(sock, stream_hello)) is None:
+            if (hello := reader.read(sock)) is None:
                 continue
             self._greeting.remove((sock, reader))
             self.lanes.append(hello.lane)

@@ -50,8 +50,8 @@ def test_a_device_at_work_makes_its_stream_look_until_it_is_done(
 ) -> None:
     with closing(DevicePoller(socks[0])) as poller:
         assert not is_awake(poller)
-        poller.expect_device(True)
+        poller.ticker.run(True)
         assert is_awake(poller, within_s=5.0)
-        poller.expect_device(False)
-        poller.clear_tick()
+        poller.ticker.run(False)
+        poller.ticker.clear()
         assert not is_awake(poller)
