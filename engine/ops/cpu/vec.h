@@ -86,6 +86,12 @@ INLINE void vstore_bf16(bf16 *p, vf x) { /* a subnormal may become 0, where the 
 #endif
 }
 
+/* By the type that p points to. */
+#define LOAD(p) _Generic(*(p), float: load_f32, bf16: load_bf16)(p)
+#define STORE(p, x) _Generic(*(p), float: store_f32, bf16: store_bf16)(p, x)
+#define VLOAD(p) _Generic(*(p), float: vload_f32, bf16: vload_bf16)(p)
+#define VSTORE(p, x) _Generic(*(p), float: vstore_f32, bf16: vstore_bf16)(p, x)
+
 #if VL == 16
 #define HALVES(v) __builtin_shuffle(v, (vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})
 #define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})
