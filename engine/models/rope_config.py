@@ -82,12 +82,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
 _ROPE_KEYS: dict[RopeKind, set[str]] = {
     "default": set(),
     "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast"}
     | {"beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"factor", "original_max_position_embeddings", "attention_factor"}

@@ -137,11 +137,7 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
 
 
 def rope_store(
-    qkv: Tensor,
-    rotations_T2D: Tensor | None,
-    heads: HeadShape,
-    layer_pool: Tensor,
-    slots_T: Tensor,
+    qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, layer_pool: Tensor, slots_T: Tensor
 ) -> None:
     """See `engine.ops.contract.Ops.rotate_and_store`; layer_pool [B, 2, G, S, D]. A row with
     slot -1 is turned but not stored."""
