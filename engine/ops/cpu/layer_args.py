@@ -15,22 +15,13 @@ class Heads(ctypes.Structure):
     """struct heads of heads.h."""
 
     _fields_ = (
-        ("layer_pool", c_void_p),
-        ("block_stride", c_int64),
-        ("block_tokens", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_dim", c_int64),
+        ("layer_pool", c_void_p), ("block_stride", c_int64), ("block_tokens", c_int64),
+        ("num_heads", c_int64), ("num_kv_heads", c_int64), ("head_dim", c_int64),
         ("window", c_int64),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("sinks", c_void_p),
-        ("whole_q", c_int64),
-        ("whole_k", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("norm_eps", c_float),
-    )
+        ("q_norm", c_void_p), ("k_norm", c_void_p), ("sinks", c_void_p),
+        ("whole_q", c_int64), ("whole_k", c_int64),
+        ("scale", c_float), ("softcap", c_float), ("norm_eps", c_float),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
