@@ -69,16 +69,14 @@ class Loader:
         """Refuse a checkpoint with a tensor we would not use: it is not this architecture."""
         tied_head = {self._naming.head} if self._config.tied_embeddings else set()
         text_only = self._naming.body == Naming().body
-        for name in self._checkpoint.tensors:
+        for name, stored in self._checkpoint.tensors.items():
             if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
                 continue
-            if not text_only and is_not_text(name):
-                continue
-            file = self._checkpoint.tensors[name].file
-            raise CheckpointError(
-                f"{file}: tensor {name} has no place in a {self._config.family.model_type} model "
-                "as config.json describes it"
-            )
+            if text_only or not is_not_text(name):
+                raise CheckpointError(
+                    f"{stored.file}: tensor {name} has no place in a "
+                    f"{self._config.family.model_type} model as config.json describes it"
+                )
 
     def parts(self) -> Parts:
         config = self._config
@@ -130,8 +128,8 @@ class Loader:
         )
         attention = f"{prefix}self_attn."
         return HeadShape(
-            num_heads=self._share(config.num_heads),
-            num_kv_heads=self._share(config.num_kv_heads),
+            num_heads=self._shard.share_of(config.num_heads)[1],
+            num_kv_heads=self._shard.share_of(config.num_kv_heads)[1],
             head_dim=config.head_dim,
             scale=config.attention_scale,
             group=group,
@@ -233,10 +231,6 @@ class Loader:
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
         return spec.cut.part_of(whole, self._shard).to(self._device)
-
-    def _share(self, size: int) -> int:
-        """Of so many heads."""
-        return self._shard.share_of(size)[1]
 
 
 def _merged(loads: Iterator[Tensor], rows: list[int]) -> Tensor:

@@ -15,9 +15,6 @@ from engine.models.family import ExpertForm
 from engine.models.layer_spec import MixtureSpec
 from protocol.errors import CheckpointError
 
-NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
-"""Parts of multimodal models that are not served; perhaps below `model.`."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
@@ -68,7 +65,8 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
 
 
 def is_not_text(name: str) -> bool:
-    return name.removeprefix("model.").startswith(NOT_TEXT)
+    """Of a part of a multimodal model that is not served; perhaps below `model.`."""
+    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
 
 
 def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
