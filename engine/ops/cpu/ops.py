@@ -74,25 +74,15 @@ class NativeOps:
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
     def norm(
-        self,
-        x_TK: Tensor,
-        delta_TK: Tensor | None,
-        weight_K: Tensor | None,
-        eps: float,
-        *,
+        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
         delta_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
         out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
         self._norm(
-            x_TK.data_ptr(),
-            0 if delta_TK is None else delta_TK.data_ptr(),
-            delta_scale,
-            0 if weight_K is None else weight_K.data_ptr(),
-            eps,
-            out_TK.data_ptr(),
-            *x_TK.shape,
-        )
+            x_TK.data_ptr(), 0 if delta_TK is None else delta_TK.data_ptr(), delta_scale,
+            0 if weight_K is None else weight_K.data_ptr(), eps, out_TK.data_ptr(), *x_TK.shape,
+        )  # fmt: skip
         return out_TK
 
     def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
@@ -102,40 +92,27 @@ class NativeOps:
         return out_TK
 
     def rotate_and_store(
-        self,
-        qkv: Tensor,
-        rotations_T2D: Tensor | None,
-        heads: HeadShape,
-        pool: KvPool,
+        self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
         inputs: ForwardInputs,
-    ) -> None:
+    ) -> None:  # fmt: skip
         rotations, num_turned = 0, 0
         if rotations_T2D is not None:
             assert rotations_T2D.is_contiguous() and rotations_T2D.dtype == torch.float32
             rotations, num_turned = rotations_T2D.data_ptr(), 2 * rotations_T2D.shape[-1]
         assert qkv.is_contiguous() and num_turned <= heads.head_dim
         self._rotate_store(
-            qkv.data_ptr(),
-            rotations,
-            num_turned,
-            _group(inputs.slots_GT, heads.group),
-            self._site(heads, pool).address,
-            qkv.shape[0],
-        )
+            qkv.data_ptr(), rotations, num_turned, _group(inputs.slots_GT, heads.group),
+            self._site(heads, pool).address, qkv.shape[0],
+        )  # fmt: skip
 
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         here, tables_GSB = self._site(heads, pool), inputs.tables_GSB
         out = torch.empty(qkv.shape[0], here.q_width, dtype=self.io_dtype)
         self._attend(
-            qkv.data_ptr(),
-            out.data_ptr(),
-            here.address,
-            inputs.starts_S1.data_ptr(),
-            inputs.ends_S.data_ptr(),
-            _group(tables_GSB, heads.group),
-            tables_GSB.shape[2],
-            tables_GSB.shape[1],
-        )
+            qkv.data_ptr(), out.data_ptr(), here.address,
+            inputs.starts_S1.data_ptr(), inputs.ends_S.data_ptr(),
+            _group(tables_GSB, heads.group), tables_GSB.shape[2], tables_GSB.shape[1],
+        )  # fmt: skip
         return out
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
