@@ -12,13 +12,14 @@ import ctypes
 from collections.abc import Iterable
 from ctypes import c_float, c_long, c_void_p
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape, Linear
+from engine.ops.cpu.build import bound
 from engine.ops.cpu.experts import NativeExperts
 from engine.ops.cpu.layer_args import Site, site
 from engine.ops.cpu.linears import NativeLinear, OneDnnLinear
@@ -44,16 +45,11 @@ class NativeOps:
         self._sites: dict[int, Site] = {}
         io, kv = SUFFIXES[io_dtype], SUFFIXES[kv_dtype]
         p, n, f = c_void_p, c_long, c_float
-        self._norm = self._bound(f"norm_{io}", p, p, f, p, f, p, n, n)
-        self._post_norm = self._bound(f"post_norm_{io}", p, p, f, p, n, n)
-        self._gated = self._bound(f"gated_{io}", p, p, n, n, n)
-        self._rotate_store = self._bound(f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
-        self._attend = self._bound(f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
-
-    def _bound(self, name: str, *argtypes: Any) -> Any:
-        function = getattr(self._kernels, name)
-        function.argtypes, function.restype = argtypes, None
-        return function
+        self._norm = bound(kernels, f"norm_{io}", p, p, f, p, f, p, n, n)
+        self._post_norm = bound(kernels, f"post_norm_{io}", p, p, f, p, n, n)
+        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n)
+        self._rotate_store = bound(kernels, f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
+        self._attend = bound(kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
         if self._onednn:
