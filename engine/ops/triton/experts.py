@@ -174,16 +174,9 @@ class GroupedExperts:
 
 
 def grouped(
-    x: Tensor,
-    weights_ENK: Tensor,
-    biases_EN: Tensor | None,
-    tiles: Aligned,
-    factors_P: Tensor | None,
-    out_PN: Tensor,
-    *,
-    pairs_of_row: int,
-    launch: Launch,
-) -> None:
+    x: Tensor, weights_ENK: Tensor, biases_EN: Tensor | None, tiles: Aligned,
+    factors_P: Tensor | None, out_PN: Tensor, *, pairs_of_row: int, launch: Launch,
+) -> None:  # fmt: skip
     """`out_PN` of each pair in `tiles`; row r of `x` serves pairs r * pairs_of_row and on."""
     num_columns, width = weights_ENK.shape[1:]
     grouped_kernel[(triton.cdiv(num_columns, launch.block_n), len(tiles.experts))](

@@ -76,14 +76,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def attention_default(
-    head_dim: int,
-    group: int,
-    *,
-    decode: bool,
-    in_splits: bool = False,
-    windowed: bool = False,
+    head_dim: int, group: int, *, decode: bool, in_splits: bool = False, windowed: bool = False,
     itemsize: int,
-) -> Launch:
+) -> Launch:  # fmt: skip
     """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: wide
     tiles that spill nothing on any chip the tests name."""
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
