@@ -7,28 +7,27 @@ read.
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an expert.
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from engine.checkpoint.parameters import LinearSpec, Read
+from engine.checkpoint.parameters import LinearSpec
 from engine.checkpoint.safetensors import Checkpoint
 from engine.checkpoint.shard import WHOLE, Shard
 from engine.checkpoint.tensor_names import (
     Naming,
-    attention_output,
+    attention_linears,
     expert_linears,
     find_naming,
-    gate_up_parts,
     is_not_text,
     mixture_block,
-    mlp_down,
-    qkv_parts,
+    mixture_linears,
+    mlp_linears,
     tensor_specs,
 )
 from engine.models.config import ModelConfig
+from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
 from engine.ops.contract import ExpertWeights, HeadShape, Linear, Ops
@@ -70,16 +69,14 @@ class Loader:
         """Refuse a checkpoint with a tensor we would not use: it is not this architecture."""
         tied_head = {self._naming.head} if self._config.tied_embeddings else set()
         text_only = self._naming.body == Naming().body
-        for name in self._checkpoint.tensors:
+        for name, stored in self._checkpoint.tensors.items():
             if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
                 continue
-            if not text_only and is_not_text(name):
-                continue
-            file = self._checkpoint.tensors[name].file
-            raise CheckpointError(
-                f"{file}: tensor {name} has no place in a {self._config.family.model_type} model "
-                "as config.json describes it"
-            )
+            if text_only or not is_not_text(name):
+                raise CheckpointError(
+                    f"{stored.file}: tensor {name} has no place in a "
+                    f"{self._config.family.model_type} model as config.json describes it"
+                )
 
     def parts(self) -> Parts:
         config = self._config
@@ -103,20 +100,21 @@ class Loader:
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
         spec, norms = config.layers[index], config.family.norms
+        *qkv, output = attention_linears(config, prefix)
         return Layer(
             norm_K=self._optional_norm(prefix, norms.before_attention),
             mixer=Attention(
                 ops=self._ops,
-                qkv=self._linear(qkv_parts(config, prefix)),
+                qkv=self._linear(*qkv),
                 heads=self._heads(index, prefix),
                 rope=config.ropes.index(spec.rope),
-                output=self._linear((attention_output(config, prefix),)),
+                output=self._linear(output),
             ),
             after_mixer_K=self._optional_norm(prefix, norms.after_attention),
             mlp_norm_K=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
-            else self._mlp(f"{prefix}mlp.", config.mlp_size),
+            else self._mlp(mlp_linears(config, f"{prefix}mlp.", config.mlp_size)),
             after_mlp_K=self._optional_norm(prefix, norms.after_mlp),
         )
 
@@ -130,8 +128,8 @@ class Loader:
         )
         attention = f"{prefix}self_attn."
         return HeadShape(
-            num_heads=self._share(config.num_heads),
-            num_kv_heads=self._share(config.num_kv_heads),
+            num_heads=self._shard.share_of(config.num_heads)[1],
+            num_kv_heads=self._shard.share_of(config.num_kv_heads)[1],
             head_dim=config.head_dim,
             scale=config.attention_scale,
             group=group,
@@ -144,76 +142,79 @@ class Loader:
             sinks_H=self._read(f"{attention}sinks", torch.float32) if family.sinks else None,
         )
 
-    def _mlp(self, prefix: str, size: int) -> Mlp:
-        config = self._config
+    def _mlp(self, linears: Sequence[LinearSpec]) -> Mlp:
+        *gate_up, down = linears
         return Mlp(
             ops=self._ops,
-            activation=config.activation,
-            gate_up=self._linear(gate_up_parts(config, prefix, size)),
-            down=self._linear((mlp_down(config, prefix, size),)),
+            activation=self._config.activation,
+            gate_up=self._linear(*gate_up),
+            down=self._linear(down),
         )
 
     def _mixture(self, prefix: str) -> Mixture:
-        config, mixture, form = self._config, self._config.mixture, self._naming.experts
+        config, mixture = self._config, self._config.mixture
         assert mixture is not None
-        block = prefix + mixture_block(mixture, form)
+        block = prefix + mixture_block(mixture, self._naming.experts)
+        router, *shared = mixture_linears(config, mixture, block)
         return Mixture(
-            router=self._float32_linear(f"{block}{mixture.rule.router}"),
+            router=self._float32_linear(router),
             experts=self._ops.experts(
-                read_experts(
-                    self._read,
-                    expert_linears(config.hidden_size, mixture, prefix, form),
-                    self._dtype,
-                    interleaved=mixture.rule.interleaved,
-                ),
+                self._experts(mixture, prefix),
                 num_experts=mixture.num_experts,
                 activation=config.activation,
             ),
             per_token=mixture.per_token,
             softmax=mixture.rule.softmax,
             renormalise=mixture.renormalise,
-            shared=self._shared(block, mixture.shared_size) if mixture.shared_size else None,
+            shared=self._shared(shared) if shared else None,
         )
 
-    def _shared(self, block: str, size: int) -> Shared:
-        return Shared(
-            mlp=self._mlp(f"{block}shared_expert.", size),
-            gate=self._float32_linear(f"{block}shared_expert_gate"),
+    def _shared(self, linears: Sequence[LinearSpec]) -> Shared:
+        *mlp, gate = linears
+        return Shared(mlp=self._mlp(mlp), gate=self._float32_linear(gate))
+
+    def _experts(self, mixture: MixtureSpec, prefix: str) -> Iterator[ExpertWeights]:
+        """Every expert of a layer, in order."""
+        hidden, form = self._config.hidden_size, self._naming.experts
+        for number, linears in enumerate(expert_linears(hidden, mixture, prefix, form)):
+            # Made elsewhere, so that nothing is kept while this waits.
+            yield self._expert(linears, number, interleaved=mixture.rule.interleaved)
+
+    def _expert(
+        self, linears: Sequence[LinearSpec], number: int, *, interleaved: bool
+    ) -> ExpertWeights:
+        """`interleaved` where rows of gate and up take turns."""
+        weights = [linear.load_weight(self._read, self._dtype, number) for linear in linears]
+        *gate_up, down_KF = weights
+        gate_up_NK = torch.cat(gate_up) if len(gate_up) > 1 else gate_up[0]
+        gate_up_bias_N = linears[0].load_bias(self._read, number)
+        down_bias_K = linears[-1].load_bias(self._read, number)
+        if interleaved:
+            gate_up_NK = _gate_then_up(gate_up_NK)
+            gate_up_bias_N = None if gate_up_bias_N is None else _gate_then_up(gate_up_bias_N)
+        return ExpertWeights(
+            gate_up_NK=gate_up_NK.contiguous(),
+            gate_up_bias_N=gate_up_bias_N,
+            down_KF=down_KF.contiguous(),
+            down_bias_K=down_bias_K,
         )
 
-    def _float32_linear(self, name: str) -> Linear:
+    def _float32_linear(self, linear: LinearSpec) -> Linear:
         """In float32 whatever the io_dtype: a rounded router chooses other experts. Our own
         kernel where it works in float32, since its rows do not depend on the batch."""
-        weight_NK, bias = self._read(f"{name}.weight", torch.float32), f"{name}.bias"
-        bias_N = self._read(bias, torch.float32) if bias in self._specs else None
+        weight_NK = linear.load_weight(self._read, torch.float32)
+        bias_N = linear.load_bias(self._read)
         if self._ops.io_dtype == torch.float32:
             return self._ops.linear(weight_NK, bias_N)
         return TorchLinear(weight_NK, bias_N)
 
-    def _linear(self, parts: Sequence[LinearSpec]) -> Linear:
+    def _linear(self, *parts: LinearSpec) -> Linear:
         """The parts, merged along N."""
-        weights = [partial(part.load_weight, self._read, self._dtype) for part in parts]
-        biases = [partial(self._read, part.bias_name, torch.float32) for part in parts if part.bias]
         rows = [part.cut.size_of(part.shape[0], self._shard) for part in parts]
-        return self._ops.linear(
-            self._merged(weights, rows, self._dtype, parts[0].shape[1:]),
-            self._merged(biases, rows, torch.float32) if biases else None,
-        )
-
-    def _merged(
-        self,
-        loads: Sequence[Callable[[], Tensor]],
-        rows: Sequence[int],
-        dtype: torch.dtype,
-        columns: tuple[int, ...] = (),
-    ) -> Tensor:
-        """What is loaded as one tensor along the first dim, `rows` of each."""
-        if len(loads) == 1:
-            return loads[0]()
-        merged = torch.empty(sum(rows), *columns, dtype=dtype, device=self._device)
-        for load, place in zip(loads, torch.split(merged, list(rows)), strict=True):
-            place.copy_(load())
-        return merged
+        weights = (part.load_weight(self._read, self._dtype) for part in parts)
+        biases = (self._read(part.bias_name, torch.float32) for part in parts)
+        bias_N = _merged(biases, rows) if parts[0].bias else None
+        return self._ops.linear(_merged(weights, rows), bias_N)
 
     def _optional_norm(self, prefix: str, name: str | None) -> Tensor | None:
         return None if name is None else self._norm(f"{prefix}{name}.weight")
@@ -231,39 +232,21 @@ class Loader:
             self._progress(self._done_bytes, self._total_bytes)
         return spec.cut.part_of(whole, self._shard).to(self._device)
 
-    def _share(self, size: int) -> int:
-        """Of so many heads."""
-        return self._shard.share_of(size)[1]
+
+def _merged(loads: Iterator[Tensor], rows: list[int]) -> Tensor:
+    """What is loaded as one tensor along the first dim, `rows` of each."""
+    part = next(loads)
+    if len(rows) == 1:
+        return part
+    merged = part.new_empty(sum(rows), *part.shape[1:])
+    first, *others = torch.split(merged, rows)
+    first.copy_(part)
+    del part  # before the next is loaded
+    for place in others:
+        place.copy_(next(loads))
+    return merged
 
 
-def read_experts(
-    read: Read, experts: Iterable[Sequence[LinearSpec]], dtype: torch.dtype, *, interleaved: bool
-) -> Iterator[ExpertWeights]:
-    """Every expert of a layer, in order, as `expert_linears` lists them;
-    `interleaved` where rows of gate and up take turns."""
-    for expert, linears in enumerate(experts):
-        yield _expert(read, linears, dtype, expert, interleaved)  # keeps none while it waits
-
-
-def _expert(
-    read: Read, linears: Sequence[LinearSpec], dtype: torch.dtype, expert: int, interleaved: bool
-) -> ExpertWeights:
-    *gate_up, down = linears
-    weights = [linear.load_weight(read, dtype, expert) for linear in gate_up]
-    gate_up_NK = torch.cat(weights) if len(weights) > 1 else weights[0]
-    down_KF = down.load_weight(read, dtype, expert)
-    gate_up_bias_N, down_bias_K = gate_up[0].load_bias(read, expert), down.load_bias(read, expert)
-    if interleaved:
-        gate_up_NK = gate_then_up(gate_up_NK)
-        gate_up_bias_N = None if gate_up_bias_N is None else gate_then_up(gate_up_bias_N)
-    return ExpertWeights(
-        gate_up_NK=gate_up_NK.contiguous(),
-        gate_up_bias_N=gate_up_bias_N,
-        down_KF=down_KF.contiguous(),
-        down_bias_K=down_bias_K,
-    )
-
-
-def gate_then_up(rows: Tensor) -> Tensor:
+def _gate_then_up(rows: Tensor) -> Tensor:
     """The even rows, then the odd ones."""
     return torch.cat((rows[0::2], rows[1::2]))

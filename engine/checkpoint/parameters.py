@@ -2,9 +2,8 @@
 
 # Shapes: K features in, N features out.
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,10 +28,8 @@ Specs = dict[str, TensorSpec]
 """By the names of the tensors."""
 
 
-class Read(Protocol):
-    def __call__(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
-        """What a rank has of a tensor, on its device, or of one row of its first dim."""
-        ...
+Read = Callable[[str, torch.dtype, int | None], Tensor]
+"""What a rank has of the tensor of this name, on its device; of that row of its first dim alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,10 +49,6 @@ class Checkpoint:
         self._digests: dict[tuple[str, int], bytes] = {}
         """Of the bytes read so far, by tensor and row of its first dim; -1: all rows."""
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(stored.num_bytes for stored in self.tensors.values())
-
     def revision(self, config_text: bytes) -> str:
         """Stable digest of the configuration and of the bytes of every tensor read so far.
 

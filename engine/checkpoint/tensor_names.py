@@ -4,7 +4,7 @@ Families differ in names (`engine.models.family`); one family's checkpoints diff
 which is found by looking.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from engine.checkpoint.parameters import LinearSpec, Specs, TensorSpec
@@ -14,9 +14,6 @@ from engine.models.config import ModelConfig
 from engine.models.family import ExpertForm
 from engine.models.layer_spec import MixtureSpec
 from protocol.errors import CheckpointError
-
-NOT_TEXT = ("vision_tower.", "multi_modal_projector.")
-"""Parts of multimodal models that are not served; perhaps below `model.`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,55 +65,54 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
 
 
 def is_not_text(name: str) -> bool:
-    return name.removeprefix("model.").startswith(NOT_TEXT)
+    """Of a part of a multimodal model that is not served; perhaps below `model.`."""
+    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
 
 
-def qkv_parts(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
-    """What the linear that makes q, k and v is merged of."""
-    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    names, sizes = ("q_proj", "k_proj", "v_proj"), (heads, kv_heads, kv_heads)
-    fused = "qkv_proj" if config.family.fused else None
-    of_heads = Cut(axis=0, unit=config.head_dim)
-    return _parts(config, f"{prefix}self_attn.", names, sizes, fused, config.qkv_bias, of_heads)
-
-
-def attention_output(config: ModelConfig, prefix: str) -> LinearSpec:
-    return LinearSpec(
-        name=f"{prefix}self_attn.o_proj",
-        shape=(config.hidden_size, config.num_heads * config.head_dim),
+def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
+    """What the one that makes q, k and v is merged of, and the output's."""
+    dim, stem = config.head_dim, f"{prefix}self_attn."
+    kv_size, q_size = dim * config.num_kv_heads, dim * config.num_heads
+    sizes = {f"{stem}q_proj": q_size, f"{stem}k_proj": kv_size, f"{stem}v_proj": kv_size}
+    fused, of_heads = f"{stem}qkv_proj", Cut(axis=0, unit=dim)
+    output = LinearSpec(
+        name=f"{stem}o_proj",
+        shape=(config.hidden_size, q_size),
         bias=config.output_bias,
-        cut=Cut(axis=1, unit=config.head_dim),
+        cut=Cut(axis=1, unit=dim),
     )
+    return *_parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads), output
 
 
-def gate_up_parts(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
-    """Of an MLP of `size` features whose tensors start with `prefix`."""
-    fused = "gate_up_proj" if config.family.fused else None
-    names, sizes = ("gate_proj", "up_proj"), (size, size)
-    return _parts(config, prefix, names, sizes, fused, config.mlp_bias, _ROWS)
+def mlp_linears(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
+    """Of an MLP of `size` features: what gate with up is merged of, and down."""
+    sizes, fused = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}, f"{prefix}gate_up_proj"
+    shape, bias = (config.hidden_size, size), config.mlp_bias
+    down = LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=bias, cut=_COLUMNS)
+    return *_parts(config, sizes, fused=fused, bias=bias, cut=_ROWS), down
 
 
-def mlp_down(config: ModelConfig, prefix: str, size: int) -> LinearSpec:
-    shape = (config.hidden_size, size)
-    return LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=config.mlp_bias, cut=_COLUMNS)
+def mixture_linears(config: ModelConfig, mixture: MixtureSpec, block: str) -> list[LinearSpec]:
+    """Beside the experts: the router, whole for every rank; of an expert that all tokens share,
+    those of its MLP and its gate."""
+    rule, shape = mixture.rule, (mixture.num_experts, config.hidden_size)
+    linears = [LinearSpec(name=f"{block}{rule.router}", shape=shape, bias=rule.biased)]
+    if mixture.shared_size is not None:
+        linears += mlp_linears(config, f"{block}shared_expert.", mixture.shared_size)
+        shape = (1, config.hidden_size)
+        linears.append(LinearSpec(name=f"{block}shared_expert_gate", shape=shape))
+    return linears
 
 
 def _parts(
-    config: ModelConfig,
-    prefix: str,
-    names: Sequence[str],
-    sizes: tuple[int, ...],
-    fused: str | None,
-    bias: bool,
-    cut: Cut,
+    config: ModelConfig, sizes: Mapping[str, int], *, fused: str, bias: bool, cut: Cut
 ) -> tuple[LinearSpec, ...]:
-    """Linears over the hidden state: one each, or all in one of the name `fused`."""
-    linear = LinearSpec(name="", shape=(sum(sizes), config.hidden_size), bias=bias, cut=cut)
-    if fused is not None:
-        return (replace(linear, name=f"{prefix}{fused}", cut=replace(cut, sections=sizes)),)
+    """Linears over the hidden state: one each, or of a fused family all in one."""
+    if config.family.fused:
+        sizes, cut = {fused: sum(sizes.values())}, replace(cut, sections=tuple(sizes.values()))
     return tuple(
-        replace(linear, name=f"{prefix}{name}", shape=(size, config.hidden_size))
-        for name, size in zip(names, sizes, strict=True)
+        LinearSpec(name=name, shape=(size, config.hidden_size), bias=bias, cut=cut)
+        for name, size in sizes.items()
     )
 
 
@@ -127,24 +123,20 @@ def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
 
 def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
     """Every tensor it must hold, by name. CheckpointError for sizes that its form cannot hold."""
-    vocabulary = TensorSpec(shape=(config.vocab_size, config.hidden_size))
     if naming.experts == "mxfp4" and config.mixture is not None:
-        sizes = {
-            "hidden_size": config.hidden_size,
-            config.mixture.rule.size_key: config.mixture.size,
-        }
-        _check_blocks(sizes, block=FORMATS["mxfp4"].block)
+        _check_blocks(config.hidden_size, config.mixture, block=FORMATS["mxfp4"].block)
+    vocabulary = TensorSpec(shape=(config.vocab_size, config.hidden_size))
     specs: Specs = {naming.embedding: vocabulary}
     for index, layer in enumerate(config.layers):
         prefix = naming.layer(index)
-        for linear in (*qkv_parts(config, prefix), attention_output(config, prefix)):
-            specs |= linear.tensors
+        specs |= _tensors_of(attention_linears(config, prefix))
         if layer.sparse:
             assert config.mixture is not None
-            specs |= _router(config, config.mixture, prefix, naming.experts)
+            block = prefix + mixture_block(config.mixture, naming.experts)
+            specs |= _tensors_of(mixture_linears(config, config.mixture, block))
             specs |= _experts(config, config.mixture, prefix, naming.experts)
         else:
-            specs |= _mlp(config, f"{prefix}mlp.", config.mlp_size)
+            specs |= _tensors_of(mlp_linears(config, f"{prefix}mlp.", config.mlp_size))
         specs |= dict(_norms(config, prefix))
     specs[naming.final_norm] = TensorSpec(shape=(config.hidden_size,))
     if not config.tied_embeddings:
@@ -152,19 +144,16 @@ def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
     return specs
 
 
-def _check_blocks(sizes: Mapping[str, int], *, block: int) -> None:
-    for key, size in sizes.items():
+def _check_blocks(hidden: int, mixture: MixtureSpec, *, block: int) -> None:
+    for key, size in (("hidden_size", hidden), (mixture.rule.size_key, mixture.size)):
         if size % block:
             raise CheckpointError(
                 f"config.json: {key} = {size} must be a multiple of {block} for MXFP4 experts"
             )
 
 
-def _mlp(config: ModelConfig, prefix: str, size: int) -> Specs:
-    specs: Specs = {}
-    for linear in (*gate_up_parts(config, prefix, size), mlp_down(config, prefix, size)):
-        specs |= linear.tensors
-    return specs
+def _tensors_of(linears: Iterable[LinearSpec]) -> Specs:
+    return {name: spec for linear in linears for name, spec in linear.tensors.items()}
 
 
 def _norms(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]:
@@ -183,20 +172,8 @@ def _norms(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]
         yield f"{prefix}self_attn.sinks", TensorSpec(shape=(config.num_heads,), cut=_ROWS)
 
 
-def _router(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
-    """Every rank has the whole router."""
-    block, rule = prefix + mixture_block(mixture, form), mixture.rule
-    shape = (mixture.num_experts, config.hidden_size)
-    specs = LinearSpec(name=f"{block}{rule.router}", shape=shape, bias=rule.biased).tensors
-    if mixture.shared_size is not None:
-        specs |= _mlp(config, f"{block}shared_expert.", mixture.shared_size)
-        specs[f"{block}shared_expert_gate.weight"] = TensorSpec(shape=(1, config.hidden_size))
-    return specs
-
-
 def _experts(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
-    parts = _expert_parts(config.hidden_size, mixture, form)
-    specs = [item for part in parts for item in part.tensors.items()]
+    specs = _tensors_of(_expert_parts(config.hidden_size, mixture, form)).items()
     stems = dict.fromkeys(_expert_stems(mixture, prefix, form))
     return {f"{stem}{name}": spec for stem in stems for name, spec in specs}
 

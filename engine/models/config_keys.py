@@ -3,19 +3,13 @@
 from engine.models.family import Family, Wrapper
 from engine.models.json_fields import Fields
 
-REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
-COMMON = frozenset(
-    {*REQUIRED, "model_type", "num_key_value_heads", "head_dim", "rms_norm_eps"}
-    | {"tie_word_embeddings", "rope_theta", "rope_scaling", "rope_parameters", "eos_token_id"}
-    | {"original_max_position_embeddings", "pretraining_tp"}
-)
+_COMMON = """
+    model_type vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim max_position_embeddings rms_norm_eps tie_word_embeddings
+    rope_theta rope_scaling rope_parameters original_max_position_embeddings eos_token_id
+    pretraining_tp
+"""
+COMMON = frozenset(_COMMON.split())
 _WRITTEN = """
     architectures attention_dropout auto_map bos_token_id bad_words_ids cache_implementation
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size

@@ -63,13 +63,9 @@ class Mixer(Protocol):
     do not: attention today (`engine.models.mixers`), another kind is another class."""
 
     def __call__(
-        self,
-        x_TK: Tensor,
-        inputs: ForwardInputs,
-        pool: KvPool,
-        turns: Sequence[Tensor],
+        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Sequence[Tensor],
         rows_R: Tensor | None,
-    ) -> Tensor | None:
+    ) -> Tensor | None:  # fmt: skip
         """[T, K] in io_dtype; what later tokens need of these is in the pool then. `turns` are
         the rotations of each of the model's ropes; of `rows_R` (None: all) alone an answer is
         asked for, [R, K], and None of none."""

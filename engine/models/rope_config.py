@@ -82,12 +82,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
 _ROPE_KEYS: dict[RopeKind, set[str]] = {
     "default": set(),
     "linear": {"factor"},
-    "llama3": {
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    },
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast"}
     | {"beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"factor", "original_max_position_embeddings", "attention_factor"}
@@ -118,7 +113,6 @@ def _share(fields: Fields, rope: Fields, family: Family, *, head_dim: int) -> fl
 
 
 def _yarn(rope: Fields, base: Rope) -> Rope:
-    named = rope.optional_number("attention_factor")
     implied = yarn_attention_factor(
         base.factor,
         mscale=rope.optional_number("mscale"),
@@ -129,7 +123,7 @@ def _yarn(rope: Fields, base: Rope) -> Rope:
         beta_fast=rope.optional_number("beta_fast") or 32.0,
         beta_slow=rope.optional_number("beta_slow") or 1.0,
         truncate=rope.flag("truncate", True),
-        attention_factor=implied if named is None else named,
+        attention_factor=rope.number("attention_factor", implied),
     )
 
 
@@ -137,13 +131,12 @@ def _longrope(rope: Fields, base: Rope, *, max_tokens: int, head_dim: int) -> Ro
     """The long factors for all sequences if any may be long (docs/decisions/0009)."""
     num_pairs = rotary_dim(base, head_dim=head_dim) // 2
     factors = {key: _factors(rope, key, num_pairs) for key in ("short_factor", "long_factor")}
-    named = rope.optional_number("attention_factor")
     original = base.original_max_tokens
     implied = longrope_attention_factor(base.factor, original_max_tokens=original)
     return replace(
         base,
         dim_factors=factors["long_factor" if max_tokens > original else "short_factor"],
-        attention_factor=implied if named is None else named,
+        attention_factor=rope.number("attention_factor", implied),
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import torch
 
 from engine.ops.contract import Ops
+from engine.ops.torch_ops import TorchOps
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +17,6 @@ def choose_ops(
     """The fastest ops for weights of `dtype` on `device`, by default this machine's CPU.
     `native` False asks for the torch twins; True for the kernels, raising
     `protocol.process.c_kernels.NoKernels` where there are none."""
-    from engine.ops.torch_ops import TorchOps
-
     if native is False:
         return TorchOps(io_dtype=dtype)
     if device is not None and device.type == "cuda":
@@ -34,7 +33,6 @@ def _cpu_ops(dtype: torch.dtype, *, required: bool) -> Ops:
     from engine.ops.cpu.build import NoKernels, load
     from engine.ops.cpu.linears import onednn_works
     from engine.ops.cpu.ops import NativeOps
-    from engine.ops.torch_ops import TorchOps
 
     try:
         kernels = load()

@@ -93,14 +93,9 @@ class Ops(Protocol):
         ...
 
     def norm(
-        self,
-        x_TK: Tensor,
-        delta_TK: Tensor | None,
-        weight_K: Tensor | None,
-        eps: float,
-        *,
+        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
         delta_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Adds `delta_scale * delta` to the residual `x` in place; the RMS norm of the sum, or
         without a weight the sum, in io_dtype."""
         ...
@@ -110,13 +105,9 @@ class Ops(Protocol):
         ...
 
     def rotate_and_store(
-        self,
-        qkv: Tensor,
-        rotations_T2D: Tensor | None,
-        heads: HeadShape,
-        pool: KvPool,
+        self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
         inputs: ForwardInputs,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Norms (if any) and rotates q in place in qkv[T, (H + 2 G) D]; k and v to the pool.
 
         `rotations_T2D` float32 [T, 2, R / 2] turns the first R dims of a head, dim r with dim

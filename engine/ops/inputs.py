@@ -29,10 +29,6 @@ class ForwardInputs:
     rows_R: Tensor  # int64, indices into T, ascending
 
     @property
-    def num_tokens(self) -> int:
-        return self.token_ids_T.shape[0]
-
-    @property
     def num_sequences(self) -> int:
         return self.ends_S.shape[0]
 

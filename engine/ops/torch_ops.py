@@ -88,14 +88,9 @@ class TorchOps:
         return LoopedExperts(pairs, partial(self.gated, activation=activation))
 
     def norm(
-        self,
-        x_TK: Tensor,
-        delta_TK: Tensor | None,
-        weight_K: Tensor | None,
-        eps: float,
-        *,
+        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
         delta_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         if delta_TK is not None:
             x_TK.add_(delta_TK, alpha=delta_scale)
         normed_TK = x_TK if weight_K is None else rms_norm(x_TK, weight_K, eps)
@@ -105,13 +100,9 @@ class TorchOps:
         return rms_norm(y_TK.float(), weight_K, eps).to(self.io_dtype)
 
     def rotate_and_store(
-        self,
-        qkv: Tensor,
-        rotations_T2D: Tensor | None,
-        heads: HeadShape,
-        pool: KvPool,
+        self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
         inputs: ForwardInputs,
-    ) -> None:
+    ) -> None:  # fmt: skip
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
         q_THD, k_TGD, v_TGD = torch.split(qkv.view(len(qkv), -1, heads.head_dim), sizes, dim=1)
         q_THD.copy_(_turned(q_THD, heads.q_norm, rotations_T2D, heads.norm_eps))

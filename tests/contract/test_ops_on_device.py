@@ -211,8 +211,8 @@ def attended(
     pool.tensor.copy_(rivals.noise(*pool.tensor.shape, seed=4))
     width = (case.num_heads + 2 * case.num_kv_heads) * case.head_dim
     # Rows are drawn one after another, so that those that fill up come after the real ones.
-    qkv = rivals.noise(inputs.num_tokens, width, seed=5)
-    angles = rivals.noise(inputs.num_tokens, case.head_dim // 2, seed=6).float()
+    qkv = rivals.noise(len(inputs.token_ids_T), width, seed=5)
+    angles = rivals.noise(len(inputs.token_ids_T), case.head_dim // 2, seed=6).float()
     rotations_T2D = torch.stack((angles.cos(), angles.sin()), dim=1)
     ops.rotate_and_store(qkv, rotations_T2D, heads, pool, inputs)
     return ops.attend(qkv, heads, pool, inputs), pool.tensor

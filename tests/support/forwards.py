@@ -62,7 +62,7 @@ def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
     inputs = forward_inputs(
         chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups
     )
-    return model.forward(replace(inputs, rows_R=torch.arange(inputs.num_tokens)), pool)
+    return model.forward(replace(inputs, rows_R=torch.arange(len(inputs.token_ids_T))), pool)
 
 
 def split_logits(

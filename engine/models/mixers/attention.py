@@ -24,13 +24,9 @@ class Attention:
     output: Linear
 
     def __call__(
-        self,
-        x_TK: Tensor,
-        inputs: ForwardInputs,
-        pool: KvPool,
-        turns: Sequence[Tensor],
+        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Sequence[Tensor],
         rows_R: Tensor | None,
-    ) -> Tensor | None:
+    ) -> Tensor | None:  # fmt: skip
         qkv = self.qkv(x_TK)
         self.ops.rotate_and_store(qkv, turns[self.rope], self.heads, pool, inputs)
         if rows_R is not None and not len(rows_R):

@@ -169,29 +169,17 @@ INLINE void accumulate(const struct tile *tile, long R, long P, long n) {
     }
 }
 
-#define LOAD_IO load_f32
-#define STORE_IO store_f32
 #define IO float
 #define KV float
 #define NAME(x) x##_f32_f32
-#define LOAD_KV load_f32
-#define VLOAD_KV vload_f32
 #include "paged.h"
 #undef KV
 #undef NAME
-#undef LOAD_KV
-#undef VLOAD_KV
 #define KV bf16
 #define NAME(x) x##_f32_bf16
-#define LOAD_KV load_bf16
-#define VLOAD_KV vload_bf16
 #include "paged.h"
-#undef LOAD_IO
-#undef STORE_IO
 #undef IO
 #undef NAME
-#define LOAD_IO load_bf16
-#define STORE_IO store_bf16
 #define IO bf16
 #define NAME(x) x##_bf16_bf16
 #if defined(__AVX512BF16__)

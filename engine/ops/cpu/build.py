@@ -6,6 +6,7 @@ Without a compiler `load` raises `NoKernels` and the torch twins serve.
 import ctypes
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401  (first: its libgomp then serves the kernels too, one thread pool)
 
@@ -27,4 +28,11 @@ def load() -> ctypes.CDLL:
     return KERNELS.load()
 
 
-__all__ = ["KERNELS", "NoKernels", "load"]
+def bound(kernels: ctypes.CDLL, name: str, *argtypes: Any) -> Any:
+    """The kernel of that name, which returns nothing."""
+    function = getattr(kernels, name)
+    function.argtypes, function.restype = argtypes, None
+    return function
+
+
+__all__ = ["KERNELS", "NoKernels", "bound", "load"]

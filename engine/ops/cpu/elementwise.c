@@ -18,21 +18,9 @@ INLINE vf activated(const enum activation activation, vf gate, vf up) {
 
 #define IO float
 #define NAME(x) x##_f32
-#define LOAD load_f32
-#define STORE store_f32
-#define VLOAD vload_f32
-#define VSTORE vstore_f32
 #include "elementwise.h"
 #undef IO
 #undef NAME
-#undef LOAD
-#undef STORE
-#undef VLOAD
-#undef VSTORE
 #define IO bf16
 #define NAME(x) x##_bf16
-#define LOAD load_bf16
-#define STORE store_bf16
-#define VLOAD vload_bf16
-#define VSTORE vstore_bf16
 #include "elementwise.h"

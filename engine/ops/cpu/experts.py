@@ -13,6 +13,7 @@ from ctypes import c_long, c_void_p
 import torch
 from torch import Tensor
 
+from engine.ops.cpu.build import bound
 from engine.ops.cpu.linears import NativeLinear
 
 
@@ -43,13 +44,10 @@ class NativeExperts:
             (_Linear * len(linears_E))(*(_Linear(one[i].weights, one[i].bias) for one in linears_E))
             for i in (0, 1)
         )
-        self._run = getattr(kernels, f"experts_linear_{gate_up.inner}")
-        self._run.argtypes, self._run.restype = [c_void_p] * 4 + [c_long] * 3, None
-        io = "bf16" if self._io_dtype == torch.bfloat16 else "f32"
-        self._gated = getattr(kernels, f"gated_{io}")
-        self._gated.argtypes, self._gated.restype = [c_void_p] * 2 + [c_long] * 3, None
-        self._combine = getattr(kernels, f"combine_{io}")
-        self._combine.argtypes, self._combine.restype = [c_void_p] * 4 + [c_long] * 3, None
+        io, (p, n) = "bf16" if self._io_dtype == torch.bfloat16 else "f32", (c_void_p, c_long)
+        self._run = bound(kernels, f"experts_linear_{gate_up.inner}", p, p, p, p, n, n, n)
+        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n)
+        self._combine = bound(kernels, f"combine_{io}", p, p, p, p, n, n, n)
 
     def __call__(self, x_TK: Tensor, ids_TJ: Tensor, weights_TJ: Tensor) -> Tensor:
         num_experts, (num_tokens, num_chosen) = len(self._linears_E), ids_TJ.shape

@@ -15,22 +15,13 @@ class Heads(ctypes.Structure):
     """struct heads of heads.h."""
 
     _fields_ = (
-        ("layer_pool", c_void_p),
-        ("block_stride", c_int64),
-        ("block_tokens", c_int64),
-        ("num_heads", c_int64),
-        ("num_kv_heads", c_int64),
-        ("head_dim", c_int64),
+        ("layer_pool", c_void_p), ("block_stride", c_int64), ("block_tokens", c_int64),
+        ("num_heads", c_int64), ("num_kv_heads", c_int64), ("head_dim", c_int64),
         ("window", c_int64),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
-        ("sinks", c_void_p),
-        ("whole_q", c_int64),
-        ("whole_k", c_int64),
-        ("scale", c_float),
-        ("softcap", c_float),
-        ("norm_eps", c_float),
-    )
+        ("q_norm", c_void_p), ("k_norm", c_void_p), ("sinks", c_void_p),
+        ("whole_q", c_int64), ("whole_k", c_int64),
+        ("scale", c_float), ("softcap", c_float), ("norm_eps", c_float),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +44,13 @@ def site(heads: HeadShape, pool: KvPool) -> Site:
     q_norm, k_norm, sinks = (0 if each is None else each.data_ptr() for each in tensors)
     structure = Heads(
         layer_pool=tensor.data_ptr() + heads.layer * tensor.stride(1) * tensor.element_size(),
-        block_stride=tensor.stride(0),
-        block_tokens=layout.block_tokens,
-        num_heads=heads.num_heads,
-        num_kv_heads=heads.num_kv_heads,
-        head_dim=heads.head_dim,
+        block_stride=tensor.stride(0), block_tokens=layout.block_tokens,
+        num_heads=heads.num_heads, num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim,
         window=heads.window or 0,
-        q_norm=q_norm,
-        k_norm=k_norm,
-        sinks=sinks,
+        q_norm=q_norm, k_norm=k_norm, sinks=sinks,
         whole_q=heads.q_norm is not None and len(heads.q_norm) != heads.head_dim,
         whole_k=heads.k_norm is not None and len(heads.k_norm) != heads.head_dim,
-        scale=heads.scale,
-        softcap=heads.softcap or 0.0,
-        norm_eps=heads.norm_eps,
-    )
+        scale=heads.scale, softcap=heads.softcap or 0.0, norm_eps=heads.norm_eps,
+    )  # fmt: skip
     width = heads.num_heads * heads.head_dim
     return Site(heads, pool, structure, ctypes.addressof(structure), width)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.ops.cpu.build import bound
+
 _PACKED_FOR_TOKENS = 32
 """oneDNN lays weights out for a row count; one between decode and prefill serves both."""
 
@@ -59,9 +61,7 @@ class NativeLinear:
         self.inner, self.io_dtype = inner_of(kernels, weight_NK.dtype, io_dtype), io_dtype
         self._packed = pack(weight_NK, panel=kernels.baton_panel(), inner=self.inner)
         self._bias_N = None if bias_N is None else bias_N.float().contiguous()
-        self._run = getattr(kernels, f"linear_{self.inner}")
-        self._run.argtypes = [c_void_p] * 4 + [c_long] * 3
-        self._run.restype = None
+        self._run = bound(kernels, f"linear_{self.inner}", *[c_void_p] * 4, *[c_long] * 3)
         self.weights = self._packed.data_ptr()
         self.bias = 0 if self._bias_N is None else self._bias_N.data_ptr()
 

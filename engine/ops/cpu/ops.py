@@ -12,13 +12,14 @@ import ctypes
 from collections.abc import Iterable
 from ctypes import c_float, c_long, c_void_p
 from functools import partial
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape, Linear
+from engine.ops.cpu.build import bound
 from engine.ops.cpu.experts import NativeExperts
 from engine.ops.cpu.layer_args import Site, site
 from engine.ops.cpu.linears import NativeLinear, OneDnnLinear
@@ -44,16 +45,11 @@ class NativeOps:
         self._sites: dict[int, Site] = {}
         io, kv = SUFFIXES[io_dtype], SUFFIXES[kv_dtype]
         p, n, f = c_void_p, c_long, c_float
-        self._norm = self._bound(f"norm_{io}", p, p, f, p, f, p, n, n)
-        self._post_norm = self._bound(f"post_norm_{io}", p, p, f, p, n, n)
-        self._gated = self._bound(f"gated_{io}", p, p, n, n, n)
-        self._rotate_store = self._bound(f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
-        self._attend = self._bound(f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
-
-    def _bound(self, name: str, *argtypes: Any) -> Any:
-        function = getattr(self._kernels, name)
-        function.argtypes, function.restype = argtypes, None
-        return function
+        self._norm = bound(kernels, f"norm_{io}", p, p, f, p, f, p, n, n)
+        self._post_norm = bound(kernels, f"post_norm_{io}", p, p, f, p, n, n)
+        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n)
+        self._rotate_store = bound(kernels, f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
+        self._attend = bound(kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
         if self._onednn:
@@ -74,25 +70,15 @@ class NativeOps:
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
     def norm(
-        self,
-        x_TK: Tensor,
-        delta_TK: Tensor | None,
-        weight_K: Tensor | None,
-        eps: float,
-        *,
+        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
         delta_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
         out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
         self._norm(
-            x_TK.data_ptr(),
-            0 if delta_TK is None else delta_TK.data_ptr(),
-            delta_scale,
-            0 if weight_K is None else weight_K.data_ptr(),
-            eps,
-            out_TK.data_ptr(),
-            *x_TK.shape,
-        )
+            x_TK.data_ptr(), 0 if delta_TK is None else delta_TK.data_ptr(), delta_scale,
+            0 if weight_K is None else weight_K.data_ptr(), eps, out_TK.data_ptr(), *x_TK.shape,
+        )  # fmt: skip
         return out_TK
 
     def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
@@ -102,40 +88,27 @@ class NativeOps:
         return out_TK
 
     def rotate_and_store(
-        self,
-        qkv: Tensor,
-        rotations_T2D: Tensor | None,
-        heads: HeadShape,
-        pool: KvPool,
+        self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
         inputs: ForwardInputs,
-    ) -> None:
+    ) -> None:  # fmt: skip
         rotations, num_turned = 0, 0
         if rotations_T2D is not None:
             assert rotations_T2D.is_contiguous() and rotations_T2D.dtype == torch.float32
             rotations, num_turned = rotations_T2D.data_ptr(), 2 * rotations_T2D.shape[-1]
         assert qkv.is_contiguous() and num_turned <= heads.head_dim
         self._rotate_store(
-            qkv.data_ptr(),
-            rotations,
-            num_turned,
-            _group(inputs.slots_GT, heads.group),
-            self._site(heads, pool).address,
-            qkv.shape[0],
-        )
+            qkv.data_ptr(), rotations, num_turned, _group(inputs.slots_GT, heads.group),
+            self._site(heads, pool).address, qkv.shape[0],
+        )  # fmt: skip
 
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         here, tables_GSB = self._site(heads, pool), inputs.tables_GSB
         out = torch.empty(qkv.shape[0], here.q_width, dtype=self.io_dtype)
         self._attend(
-            qkv.data_ptr(),
-            out.data_ptr(),
-            here.address,
-            inputs.starts_S1.data_ptr(),
-            inputs.ends_S.data_ptr(),
-            _group(tables_GSB, heads.group),
-            tables_GSB.shape[2],
-            tables_GSB.shape[1],
-        )
+            qkv.data_ptr(), out.data_ptr(), here.address,
+            inputs.starts_S1.data_ptr(), inputs.ends_S.data_ptr(),
+            _group(tables_GSB, heads.group), tables_GSB.shape[2], tables_GSB.shape[1],
+        )  # fmt: skip
         return out
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:

@@ -13,8 +13,8 @@ INLINE void NAME(gather)(const KV *head_pool, const int32_t *table, const struct
         for (; place < B && t < high; place++, t++, from += D) {
             float *to = out + (t - t0) * P;
             long d = 0;
-            for (; d + VL <= D; d += VL) *(vf *)(to + d) = VLOAD_KV(from + d);
-            for (; d < P; d++) to[d] = d < D ? LOAD_KV(from + d) : 0.0f;
+            for (; d + VL <= D; d += VL) *(vf *)(to + d) = VLOAD(from + d);
+            for (; d < P; d++) to[d] = d < D ? LOAD(from + d) : 0.0f;
         }
     }
     memset(out + (high - t0) * P, 0, sizeof(float) * (rows_end - (high - t0)) * P);
@@ -34,7 +34,7 @@ static void NAME(attend_rows)(const IO *q, IO *out, const int32_t *table, const 
     memset(tile.q, 0, sizeof(float) * R * P);
     for (long r = 0; r < R; r++) {
         const IO *from = q + r / rows->group * q_stride + r % rows->group * D;
-        for (long d = 0; d < D; d++) tile.q[r * P + d] = LOAD_IO(from + d) * heads->scale;
+        for (long d = 0; d < D; d++) tile.q[r * P + d] = LOAD(from + d) * heads->scale;
     }
     const KV *keys = (const KV *)heads->layer_pool + rows->kv_head * B * D;
     const KV *values = keys + G * B * D;
@@ -50,7 +50,7 @@ static void NAME(attend_rows)(const IO *q, IO *out, const int32_t *table, const 
     }
     for (long r = 0; r < R; r++) {
         IO *to = out + r / rows->group * out_stride + r % rows->group * D;
-        for (long d = 0; d < D; d++) STORE_IO(to + d, tile.acc[r * P + d] / tile.sum[r]);
+        for (long d = 0; d < D; d++) STORE(to + d, tile.acc[r * P + d] / tile.sum[r]);
     }
 }
 #endif

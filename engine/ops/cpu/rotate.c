@@ -16,35 +16,17 @@ INLINE void turned(const struct turn *turn, float *head) {
     }
 }
 
-#define LOAD_IO load_f32
-#define STORE_IO store_f32
-#define VLOAD_IO vload_f32
-#define VSTORE_IO vstore_f32
 #define IO float
 #define KV float
 #define NAME(x) x##_f32_f32
-#define STORE_KV store_f32
-#define VSTORE_KV vstore_f32
 #include "rotate.h"
 #undef KV
 #undef NAME
-#undef STORE_KV
-#undef VSTORE_KV
 #define KV bf16
 #define NAME(x) x##_f32_bf16
-#define STORE_KV store_bf16
-#define VSTORE_KV vstore_bf16
 #include "rotate.h"
-#undef LOAD_IO
-#undef STORE_IO
-#undef VLOAD_IO
-#undef VSTORE_IO
 #undef IO
 #undef NAME
-#define LOAD_IO load_bf16
-#define STORE_IO store_bf16
-#define VLOAD_IO vload_bf16
-#define VSTORE_IO vstore_bf16
 #define IO bf16
 #define NAME(x) x##_bf16_bf16
 #include "rotate.h"

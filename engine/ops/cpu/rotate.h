@@ -3,9 +3,9 @@
 INLINE float NAME(sum_of_squares)(const IO *x, long D) {
     vf sum = {0};
     long d = 0;
-    for (; d + VL <= D; d += VL) sum = vfma(VLOAD_IO(x + d), VLOAD_IO(x + d), sum);
+    for (; d + VL <= D; d += VL) sum = vfma(VLOAD(x + d), VLOAD(x + d), sum);
     float total = vsum(sum);
-    for (; d < D; d++) total += LOAD_IO(x + d) * LOAD_IO(x + d);
+    for (; d < D; d++) total += LOAD(x + d) * LOAD(x + d);
     return total;
 }
 
@@ -21,24 +21,24 @@ INLINE void NAME(turned)(const IO *x, float scale, const float *weight, const st
                          long D, float *out) {
     long d = 0;
     for (; d + VL <= D; d += VL) {
-        vf y = VLOAD_IO(x + d);
+        vf y = VLOAD(x + d);
         if (weight) y = y * scale * vload_f32(weight + d);
         vstore_f32(out + d, y);
     }
-    for (; d < D; d++) out[d] = weight ? LOAD_IO(x + d) * scale * weight[d] : LOAD_IO(x + d);
+    for (; d < D; d++) out[d] = weight ? LOAD(x + d) * scale * weight[d] : LOAD(x + d);
     turned(turn, out);
 }
 
 INLINE void NAME(store_io)(IO *to, const float *from, long D) {
     long d = 0;
-    for (; d + VL <= D; d += VL) VSTORE_IO(to + d, vload_f32(from + d));
-    for (; d < D; d++) STORE_IO(to + d, from[d]);
+    for (; d + VL <= D; d += VL) VSTORE(to + d, vload_f32(from + d));
+    for (; d < D; d++) STORE(to + d, from[d]);
 }
 
 INLINE void NAME(store_kv)(KV *to, const float *from, long D) {
     long d = 0;
-    for (; d + VL <= D; d += VL) VSTORE_KV(to + d, vload_f32(from + d));
-    for (; d < D; d++) STORE_KV(to + d, from[d]);
+    for (; d + VL <= D; d += VL) VSTORE(to + d, vload_f32(from + d));
+    for (; d < D; d++) STORE(to + d, from[d]);
 }
 
 /* Turns q in place in row = qkv[(H + 2 G) D]; turned k, and v, to the slot. */

@@ -86,6 +86,12 @@ INLINE void vstore_bf16(bf16 *p, vf x) { /* a subnormal may become 0, where the 
 #endif
 }
 
+/* By the type that p points to. */
+#define LOAD(p) _Generic(*(p), float: load_f32, bf16: load_bf16)(p)
+#define STORE(p, x) _Generic(*(p), float: store_f32, bf16: store_bf16)(p, x)
+#define VLOAD(p) _Generic(*(p), float: vload_f32, bf16: vload_bf16)(p)
+#define VSTORE(p, x) _Generic(*(p), float: vstore_f32, bf16: vstore_bf16)(p, x)
+
 #if VL == 16
 #define HALVES(v) __builtin_shuffle(v, (vi){8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7})
 #define QUARTERS(v) __builtin_shuffle(v, (vi){4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11})
@@ -105,35 +111,26 @@ INLINE float vsum(vf v) {
     return v[0];
 }
 
+INLINE vf joined(vf a, vf b, vi some, vi others) {
+    return __builtin_shuffle(a, b, some) + __builtin_shuffle(a, b, others);
+}
+
 /* Lane i of the result is the sum of vector i's lanes: VL sums for the price of a few shuffles. */
 INLINE vf vsums(const vf v[VL]) {
-    vf a[VL / 2], b[VL / 4];
 #if VL == 8
-    for (int i = 0; i < 4; i++)
-        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], (vi){0, 2, 8, 10, 4, 6, 12, 14}) +
-               __builtin_shuffle(v[2 * i], v[2 * i + 1], (vi){1, 3, 9, 11, 5, 7, 13, 15});
-    for (int i = 0; i < 2; i++)
-        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], (vi){0, 2, 8, 10, 4, 6, 12, 14}) +
-               __builtin_shuffle(a[2 * i], a[2 * i + 1], (vi){1, 3, 9, 11, 5, 7, 13, 15});
-    return __builtin_shuffle(b[0], b[1], (vi){0, 1, 2, 3, 8, 9, 10, 11}) +
-           __builtin_shuffle(b[0], b[1], (vi){4, 5, 6, 7, 12, 13, 14, 15});
+    const vi even = {0, 2, 8, 10, 4, 6, 12, 14}, odd = {1, 3, 9, 11, 5, 7, 13, 15};
+    const vi low = {0, 1, 2, 3, 8, 9, 10, 11}, high = {4, 5, 6, 7, 12, 13, 14, 15};
 #else
     const vi even = {0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30};
     const vi odd = {1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31};
-    for (int i = 0; i < 8; i++)
-        a[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) +
-               __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
-    for (int i = 0; i < 4; i++)
-        b[i] = __builtin_shuffle(a[2 * i], a[2 * i + 1], even) +
-               __builtin_shuffle(a[2 * i], a[2 * i + 1], odd);
-    vf c[2]; /* lanes of four 128-bit quarters, four sums each, still to be added up */
     const vi low = {0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27};
     const vi high = {4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31};
-    for (int i = 0; i < 2; i++)
-        c[i] = __builtin_shuffle(b[2 * i], b[2 * i + 1], low) +
-               __builtin_shuffle(b[2 * i], b[2 * i + 1], high);
-    return __builtin_shuffle(c[0], c[1], low) + __builtin_shuffle(c[0], c[1], high);
 #endif
+    vf a[VL / 2], b[VL / 4], c[VL / 8]; /* of c, 128-bit parts are yet to be added where VL is 16 */
+    for (int i = 0; i < VL / 2; i++) a[i] = joined(v[2 * i], v[2 * i + 1], even, odd);
+    for (int i = 0; i < VL / 4; i++) b[i] = joined(a[2 * i], a[2 * i + 1], even, odd);
+    for (int i = 0; i < VL / 8; i++) c[i] = joined(b[2 * i], b[2 * i + 1], low, high);
+    return VL == 8 ? c[0] : joined(c[0], c[VL / 8 - 1], low, high);
 }
 
 /* b where either is NaN */

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.ops import philox
-from engine.ops.cpu.build import NoKernels, load
+from engine.ops.cpu.build import NoKernels, bound, load
 
 
 def all_words(size: int, *, seed: int, position: int) -> NDArray[np.unsignedinteger[Any]]:
@@ -26,9 +26,6 @@ def all_words(size: int, *, seed: int, position: int) -> NDArray[np.unsignedinte
 def words_kernel() -> Any:
     """None without kernels: `engine.ops.choose` has said why."""
     try:
-        run = load().baton_words
+        return bound(load(), "baton_words", *[c_uint32] * 4, c_int64, c_void_p)
     except NoKernels:
         return None
-    run.argtypes = [c_uint32] * 4 + [c_int64, c_void_p]
-    run.restype = None
-    return run

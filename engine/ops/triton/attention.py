@@ -203,14 +203,9 @@ def attention_kernel(  # type: ignore[no-untyped-def]
 
 
 def attention(
-    q_THD: Tensor,
-    layer_pool: Tensor,
-    inputs: ForwardInputs,
-    heads: HeadShape,
-    *,
-    launch: Launch | None = None,
-    splits: int | None = None,
-) -> Tensor:
+    q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape, *,
+    launch: Launch | None = None, splits: int | None = None,
+) -> Tensor:  # fmt: skip
     """[T, H D] as `engine.ops.torch_ops.paged_attention`; layer_pool [B, 2, G, S, D]. Rows of
     tokens that no sequence owns (they pad a batch) are left undefined. `splits` and `launch` for
     tests and the tuner; otherwise they follow from the shapes."""

@@ -117,10 +117,6 @@ class Aligned:
     pairs: Tensor  # int32 [tiles * block_m]: a pair, or P where there is none
     experts: Tensor  # int32 [tiles]: -1 where there is none
 
-    @property
-    def num_tiles(self) -> int:
-        return len(self.experts)
-
 
 def align(ids_P: Tensor, *, num_experts: int, block_m: int) -> Aligned:
     """An id outside of 0 .. E - 1 belongs to no expert: its pair is in no tile."""
@@ -178,19 +174,12 @@ class GroupedExperts:
 
 
 def grouped(
-    x: Tensor,
-    weights_ENK: Tensor,
-    biases_EN: Tensor | None,
-    tiles: Aligned,
-    factors_P: Tensor | None,
-    out_PN: Tensor,
-    *,
-    pairs_of_row: int,
-    launch: Launch,
-) -> None:
+    x: Tensor, weights_ENK: Tensor, biases_EN: Tensor | None, tiles: Aligned,
+    factors_P: Tensor | None, out_PN: Tensor, *, pairs_of_row: int, launch: Launch,
+) -> None:  # fmt: skip
     """`out_PN` of each pair in `tiles`; row r of `x` serves pairs r * pairs_of_row and on."""
     num_columns, width = weights_ENK.shape[1:]
-    grouped_kernel[(triton.cdiv(num_columns, launch.block_n), tiles.num_tiles)](
+    grouped_kernel[(triton.cdiv(num_columns, launch.block_n), len(tiles.experts))](
         x, weights_ENK, biases_EN, tiles.pairs, tiles.experts, factors_P, out_PN,
         len(out_PN), num_columns, width,
         as_stride(x, 0), weights_ENK.stride(0), as_stride(weights_ENK, 1),

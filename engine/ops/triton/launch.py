@@ -16,8 +16,6 @@ from torch import Tensor
 
 TUNED = Path(__file__).parent / "tuned"
 Capability = tuple[int, int]
-NOWHERE: Capability = (0, 0)
-"""Of the interpreter."""
 FUSED = {"enable_fp_fusion": True}
 """Multiply and add in one rounding; said in every launch, for Triton's default changes."""
 
@@ -44,9 +42,8 @@ def chosen(kernel: str, shape: str, device: torch.device, default: Launch) -> La
 
 
 def capability(device: torch.device) -> Capability:
-    if device.type != "cuda":
-        return NOWHERE
-    return torch.cuda.get_device_capability(device)
+    """(0, 0) of the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @cache
@@ -79,14 +76,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def attention_default(
-    head_dim: int,
-    group: int,
-    *,
-    decode: bool,
-    in_splits: bool = False,
-    windowed: bool = False,
+    head_dim: int, group: int, *, decode: bool, in_splits: bool = False, windowed: bool = False,
     itemsize: int,
-) -> Launch:
+) -> Launch:  # fmt: skip
     """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: wide
     tiles that spill nothing on any chip the tests name."""
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)

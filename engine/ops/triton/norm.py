@@ -35,14 +35,9 @@ def norm_kernel(  # type: ignore[no-untyped-def]
 
 
 def norm(
-    x_TK: Tensor,
-    delta_TK: Tensor | None,
-    weight_K: Tensor | None,
-    eps: float,
-    *,
-    delta_scale: float = 1.0,
-    dtype: torch.dtype,
-) -> Tensor:
+    x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
+    delta_scale: float = 1.0, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
     """See `engine.ops.contract.Ops.norm`; `post_norm` is this one without a delta. [T, K] of
     `dtype`."""
     assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())

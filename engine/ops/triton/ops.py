@@ -62,27 +62,18 @@ class TritonOps:
         )
 
     def norm(
-        self,
-        x_TK: Tensor,
-        delta_TK: Tensor | None,
-        weight_K: Tensor | None,
-        eps: float,
-        *,
+        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
         delta_scale: float = 1.0,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         return norm(x_TK, delta_TK, weight_K, eps, delta_scale=delta_scale, dtype=self.io_dtype)
 
     def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
         return norm(y_TK, None, weight_K, eps, dtype=self.io_dtype)
 
     def rotate_and_store(
-        self,
-        qkv: Tensor,
-        rotations_T2D: Tensor | None,
-        heads: HeadShape,
-        pool: KvPool,
+        self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
         inputs: ForwardInputs,
-    ) -> None:
+    ) -> None:  # fmt: skip
         layer_pool, slots_T = pool.tensor[:, heads.layer], inputs.slots_GT[heads.group]
         rope_store(qkv, rotations_T2D, heads, layer_pool, slots_T)
 

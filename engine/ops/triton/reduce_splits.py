@@ -73,14 +73,9 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
 
 
 def reduce_splits(
-    partial_THPD: Tensor,
-    limits_THP2: Tensor,
-    out: Tensor,
-    inputs: ForwardInputs,
-    heads: HeadShape,
-    *,
-    split_tokens: int,
-) -> None:
+    partial_THPD: Tensor, limits_THP2: Tensor, out: Tensor, inputs: ForwardInputs,
+    heads: HeadShape, *, split_tokens: int,
+) -> None:  # fmt: skip
     """Writes `out` [T, H D]. `limits` holds each split's largest score, in powers of two, and the
     sum of its weights; `partial` its weighted values."""
     num_tokens, num_heads, splits, dim = partial_THPD.shape

@@ -137,11 +137,7 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
 
 
 def rope_store(
-    qkv: Tensor,
-    rotations_T2D: Tensor | None,
-    heads: HeadShape,
-    layer_pool: Tensor,
-    slots_T: Tensor,
+    qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, layer_pool: Tensor, slots_T: Tensor
 ) -> None:
     """See `engine.ops.contract.Ops.rotate_and_store`; layer_pool [B, 2, G, S, D]. A row with
     slot -1 is turned but not stored."""
@@ -172,21 +168,13 @@ def parts_of(
     q_norm = _kind(heads.q_norm, dim)
     q_parts = 1 if q_norm == "whole" else -(-heads.num_heads // q_heads)
     return q_parts, {
-        "NUM_HEADS": heads.num_heads,
-        "NUM_KV_HEADS": heads.num_kv_heads,
-        "HEAD_DIM": dim,
-        "TURNED": num_turned,
-        "Q_NORM": q_norm,
-        "K_NORM": _kind(heads.k_norm, dim),
-        "BLOCK_TOKENS": block_tokens,
-        "Q_PARTS": q_parts,
-        "TILE": TILE_VALUES,
-        "Q_HEADS": q_heads,
-        "KV_HEADS": min(room, power_of_two(heads.num_kv_heads)),
-        "HALF_TILE": power_of_two(num_turned // 2),
-        "REST_TILE": power_of_two(dim - num_turned),
+        "NUM_HEADS": heads.num_heads, "NUM_KV_HEADS": heads.num_kv_heads, "HEAD_DIM": dim,
+        "TURNED": num_turned, "Q_NORM": q_norm, "K_NORM": _kind(heads.k_norm, dim),
+        "BLOCK_TOKENS": block_tokens, "Q_PARTS": q_parts, "TILE": TILE_VALUES,
+        "Q_HEADS": q_heads, "KV_HEADS": min(room, power_of_two(heads.num_kv_heads)),
+        "HALF_TILE": power_of_two(num_turned // 2), "REST_TILE": power_of_two(dim - num_turned),
         "WHOLE_TILE": power_of_two(dim),
-    }
+    }  # fmt: skip
 
 
 def _kind(weight: Tensor | None, head_dim: int) -> str:

@@ -25,7 +25,7 @@ def test_a_linear_of_floats_is_one_tensor_and_its_bias() -> None:
     assert shapes == {"q.weight": (4, 6), "q.bias": (4,)}
     assert linear.tensors["q.bias"].cut == Cut(once=True)
     got = linear.load_weight(
-        lambda name, dtype, row=None: read_from({"q.weight": WEIGHT_NK}, name, row), torch.float32
+        lambda name, dtype, row: read_from({"q.weight": WEIGHT_NK}, name, row), torch.float32
     )
     assert torch.equal(got, WEIGHT_NK)
 
@@ -36,9 +36,7 @@ def test_a_dense_linear_may_have_a_format_of_fewer_bits() -> None:
     shapes = {name: spec.shape for name, spec in linear.tensors.items()}
     assert shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert all(spec.quantised for spec in linear.tensors.values())
-    got = linear.load_weight(
-        lambda name, dtype, row=None: read_from(tensors, name, row), torch.bfloat16
-    )
+    got = linear.load_weight(lambda name, dtype, row: read_from(tensors, name, row), torch.bfloat16)
     assert torch.equal(got, dequantise(BLOCKS, SCALES).bfloat16())
 
 
@@ -51,6 +49,6 @@ def test_a_linear_of_a_stack_is_one_row_of_it_perhaps_turned() -> None:
     assert linear.tensors["up"].cut == Cut(axis=1)
     stack = torch.stack([WEIGHT_NK.T + number for number in range(3)])
     got = linear.load_weight(
-        lambda name, dtype, row=None: read_from({"up": stack}, name, row), torch.float32, 2
+        lambda name, dtype, row: read_from({"up": stack}, name, row), torch.float32, 2
     )
     assert torch.equal(got, WEIGHT_NK + 2)

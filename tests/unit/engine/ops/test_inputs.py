@@ -27,7 +27,7 @@ def test_a_step_of_decodes_alone_is_laid_out_alike() -> None:
     decodes = [chunk([s], start=3 + s, table=[s, 9 - s, 20 + s]) for s in range(4)]
     alone = forward_inputs(decodes, block_tokens=4)
     beside = forward_inputs([*decodes, chunk([1, 2], table=[30])], block_tokens=4)
-    assert alone.num_tokens == alone.num_sequences == 4
+    assert len(alone.token_ids_T) == alone.num_sequences == 4
     assert alone.slots_GT.tolist() == beside.slots_GT[:, :4].tolist()
     assert alone.positions_T.tolist() == beside.positions_T[:4].tolist() == [3, 4, 5, 6]
     assert alone.rows_R.tolist() == beside.rows_R[:4].tolist() == [0, 1, 2, 3]
