@@ -171,6 +171,10 @@ class Sequence:
     adapter: AdapterId | None = None
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
+    ending_ids: frozenset[int] = frozenset()
+    """As `Sampling.ending_ids`: with no other token does its text end before `max_outputs`."""
+    max_outputs: int = 0
+    """Tokens of `outputs`: what it asked for, or what the context has room for."""
 
     life: Life[SequenceState, SequenceEvent] = field(init=False)
     num_computed: int = 0

@@ -51,12 +51,7 @@ class Scheduler:
         self._admission = SequenceAdmission(cache=cache, limits=limits, table=self._table)
         self.max_context_tokens = self._admission.max_context_tokens()
         """What fits: a pool smaller than the model's context bounds it."""
-        self._running = Running(
-            groups=cache.groups,
-            table=self._table,
-            steps=self._steps,
-            max_context_tokens=self.max_context_tokens,
-        )
+        self._running = Running(groups=cache.groups, table=self._table, steps=self._steps)
         self._sampled: list[tuple[Sequence, SampledToken]] = []
         """Tokens whose sequence has not been told yet whether it goes on."""
         self._following: list[tuple[Sequence, Seq[SampledToken]]] = []
@@ -68,6 +63,9 @@ class Scheduler:
         """Queue it, or refuse it with an ending at once."""
         self._num_arrivals += 1
         sequence.arrival = self._num_arrivals
+        rule, room = sequence.sampling, self.max_context_tokens - len(sequence.prompt)
+        sequence.ending_ids = rule.ending_ids(self._eos_token_ids)
+        sequence.max_outputs = min(rule.max_tokens, room)
         is_full = self._admission.is_queue_full()
         self._table.add(sequence)
         num_tokens, most = sequence.num_tokens, self.max_context_tokens
@@ -241,14 +239,15 @@ class Scheduler:
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
     ) -> Verdict | None:
-        rule, num_outputs = sequence.sampling, len(sequence.outputs)
+        num_outputs, ending_ids = len(sequence.outputs), sequence.ending_ids
         if sequence.id in stopped:
             return Complete("stop")
-        reason = rule.reason_to_end(token_id, num_outputs, self._eos_token_ids)
-        if reason is not None:
-            return Complete(reason)
-        if sequence.num_tokens >= self.max_context_tokens:
-            return Complete("length")
+        if token_id in ending_ids or num_outputs >= sequence.max_outputs:
+            reason = sequence.sampling.reason_to_end(token_id, num_outputs, ending_ids)
+            if reason is not None:
+                return Complete(reason)
+            if num_outputs >= sequence.max_outputs:
+                return Complete("length")
         return HandOver() if sequence.leases else None
 
     def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:

@@ -104,7 +104,7 @@ class TextState:
             tokenizer.token_bytes, skip_special_tokens=sampling.skip_special_tokens
         )
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
-        self._eos_token_ids = tokenizer.eos_token_ids
+        self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
         self._sampling = sampling
         self._num_tokens = 0
 
@@ -112,7 +112,7 @@ class TextState:
         """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
         sampling = self._sampling
         self._num_tokens += 1
-        if sampling.reason_to_end(token_id, self._num_tokens, self._eos_token_ids) == "stop":
+        if sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop":
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)
         text = self._detokenizer.feed(token_id)
