@@ -17,7 +17,8 @@ from protocol.text.chat_template import ChatTemplate, load_chat_template
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
 from protocol.text.text_config import (
-    read_json_object,
+    JsonFile,
+    read_json_file,
     read_json_object_if_there,
     text_config,
 )
@@ -46,12 +47,13 @@ class Tokenizer:
         self.max_context_tokens = max_context_tokens
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Read a Hugging Face directory. CheckpointError names the file that is at fault."""
-        config = read_json_object(path / "config.json")
+    def load(cls, path: Path, config: JsonFile | None = None) -> "Tokenizer":
+        """Read a Hugging Face directory, of which `config` may be given, its `config.json`.
+        CheckpointError names the file that is at fault."""
+        config = config or read_json_file(path / "config.json")
         tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
-        text = text_config(config)
+        text = text_config(config.value)
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
