@@ -35,7 +35,6 @@ from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
 from engine.sampling.logprobs import logprobs, rows_with_logprobs
 from engine.sampling.rows import NO_TOKEN, TokenSampler
-from protocol.layout import KvLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +87,7 @@ class DeviceRunner:
         """Model and pool lie on the device; `eos_token_ids` as the engine's: those that
         `min_tokens` bans. Captures nothing yet."""
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
+        self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
         self._limits = limits
         self.eos_token_ids = tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
@@ -106,18 +106,6 @@ class DeviceRunner:
             max_blocks=max_blocks,
         )  # fmt: skip
         self._graphs = DecodeGraphs(room)
-
-    @property
-    def layout(self) -> KvLayout:
-        return self._pool.layout
-
-    @property
-    def num_blocks(self) -> int:
-        return self._pool.num_blocks
-
-    @property
-    def depth(self) -> int:
-        return self._device.depth
 
     @property
     def captured_sizes(self) -> tuple[int, ...]:
