@@ -15,6 +15,8 @@ from typing import assert_never
 
 from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.quarantine import Quarantine
+from decode_worker.settings import DecodeSettings
+from engine.batch import SampledToken
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
@@ -26,10 +28,41 @@ from protocol.errors import CapacityError, WireError
 from protocol.layout import KvLayout
 from protocol.messages import Decode, Prefill, Ticket
 from worker.endings import ending_name, failure
+from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)
+
+
+def open_transfers(parts: WorkerParts[DecodeSettings]) -> "DecodeTransfers":
+    """A sink, what counts what it says, and its quarantine."""
+    settings, model = parts.settings, parts.model
+    metrics = FetchMetrics(parts.metrics.transfer)
+    quarantine = Quarantine(parts.engine, parts.metrics.transfer)
+    sink = Sink(
+        memory=model.memory,
+        layout=model.assembly.layout,
+        worker=parts.worker,
+        compat=model.assembly.transfer_compat,
+        transports=model.transports,
+        allow_fallback=settings.allow_fallback,
+        tcp_lanes=settings.tcp_lanes,
+        lease_ttl_s=settings.lease_ttl_s,
+        spin_s=settings.kv_spin_us / 1e6,
+        on_quiet=quarantine.quiet,
+        on_event=metrics.noticed,
+        on_broken=parts.give_up,
+    )
+    return DecodeTransfers(
+        sink=sink,
+        layout=model.assembly.layout,
+        vocab_size=model.tokenizer.vocab_size,
+        engine=parts.engine,
+        requests=parts.requests,
+        metrics=metrics,
+        quarantine=quarantine,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -200,11 +233,8 @@ class DecodeTransfers:
         except WireError as error:
             job.failure = failure(job, "source_lost", f"the source's note: {error}")
             return FetchLost(str(error))
-        return FetchLanded(
-            first_token=first.token_id,
-            first_logprob=first.logprob,
-            first_top=tuple((top.token_id, top.logprob) for top in first.top),
-        )
+        top = tuple((one.token_id, one.logprob) for one in first.top)
+        return FetchLanded(SampledToken(token_id=first.token_id, logprob=first.logprob, top=top))
 
     def _landed(self, fetching: Fetching, end: Landed) -> messages.Landed:
         job = fetching.job

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from engine.batch import AdapterId, SequenceId
+from engine.batch import AdapterId, SampledToken, SequenceId
 from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.state_table import Life, StateTable
@@ -131,13 +131,11 @@ class SequenceUsage:
     decode_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FetchLanded:
     """The prompt's KV is in the reserved blocks; with it came the first token."""
 
-    first_token: int
-    first_logprob: float | None = None
-    first_top: tuple[tuple[int, float], ...] = ()
+    token: SampledToken
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,10 +278,7 @@ class Scheduler:
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
         self._steps.seal_computed(sequence)
-        token = SampledToken(
-            token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
-        )
-        self._append(sequence, (token,))
+        self._append(sequence, (landed.token,))
 
     def _lose(self, sequence: Sequence, lost: FetchLost) -> None:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""
