@@ -53,7 +53,6 @@ class EngineStats:
     load: Load
     prefill_tokens_per_s: float
     decode_step_s: float
-    num_steps: int
     num_preempted: int
 
 
@@ -97,12 +96,13 @@ class Engine:
             blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
+        self.max_context_tokens = self._scheduler.max_context_tokens
+        """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
         self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
-        self._num_steps = 0
         self._num_failures = 0
         self._stopping = False
         self._idle = False
@@ -111,11 +111,6 @@ class Engine:
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     # -- any thread -------------------------------------------------------------------------
-
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
-        return self._scheduler.max_context_tokens
 
     def start(self) -> None:
         self._thread.start()
@@ -241,7 +236,6 @@ class Engine:
             self._fail(step.batch, error, self._scheduler.fail_oldest)
             return
         self._num_failures = 0
-        self._num_steps += 1
         self._measure(step)
         self._scheduler.record(sampled)
         self._deliver()
@@ -352,9 +346,8 @@ class Engine:
         self._stats = EngineStats(
             blocks=self._scheduler.block_counts(),
             load=self._scheduler.load(),
-            prefill_tokens_per_s=self._speeds.prefill_tokens_per_s,
+            prefill_tokens_per_s=self._speeds.prefill.per_s,
             decode_step_s=self._speeds.decode_step_s,
-            num_steps=self._num_steps,
             num_preempted=self._scheduler.num_preempted,
         )
 

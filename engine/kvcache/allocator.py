@@ -81,12 +81,8 @@ class BlockAllocator:
             self._free.append(block)
 
     def counts(self, *, leased: int) -> Blocks:
-        return Blocks(
-            total=self.num_blocks,
-            free=len(self._free),
-            cached=self.num_cached,
-            leased=leased,
-        )
+        free, cached = len(self._free), self.num_cached
+        return Blocks(total=self.num_blocks, free=free, cached=cached, leased=leased)
 
     def check(self) -> None:
         """Raise AssertionError unless each block is exactly one of free, cached, owned."""
