@@ -246,10 +246,8 @@ def _blocks_left(
 
 def _capture(runner: DeviceRunner, device: Device) -> None:
     taken_bytes = runner.capture(limit_bytes=min(GRAPH_BYTES, device.free_bytes() // 2))
-    log.info(
-        "decode steps captured",
-        extra={"sizes": len(runner.captured_sizes), "bytes": taken_bytes},
-    )
+    taken = {"sizes": len(runner.captured_sizes), "bytes": taken_bytes}
+    log.info("decode steps captured", extra=taken)
 
 
 def _sized_by(settings: WorkerSettings) -> str:

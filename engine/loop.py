@@ -82,9 +82,8 @@ class Engine:
         windows: Seq[Window] = (None,),
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
-        `windows` are those of the model's KV groups. Raises ValueError for another number of
-        groups than the runner's layout has, fewer blocks than groups, or a runner that wants
-        more steps launched than the scheduler finds blocks for."""
+        `windows` are those of the KV groups. Raises ValueError for another number of groups than
+        the runner's layout has, fewer blocks than groups, or a runner deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
         self._runner = runner
         self._observer = observer
@@ -116,9 +115,8 @@ class Engine:
         self._thread.start()
 
     def submit(self, submission: Submission) -> None:
-        """Queue a sequence. Raises CapacityError when stopped or flooded (then nothing
-        is told to the observer) and ValueError for an empty prompt, an adapter or an id in
-        use."""
+        """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
+        prompt, an adapter or an id in use; the observer is told nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
@@ -192,12 +190,8 @@ class Engine:
         self._forget_freed()
 
     def _accept(self, submission: Submission, submitted_at: float) -> None:
-        table = BlockTable(
-            self._cache,
-            salt=submission.salt,
-            adapter=submission.adapter or "",
-            lent=submission.mode is Mode.HANDOVER,
-        )
+        adapter, lent = submission.adapter or "", submission.mode is Mode.HANDOVER
+        table = BlockTable(self._cache, salt=submission.salt, adapter=adapter, lent=lent)
         self._scheduler.submit(
             Sequence(
                 id=submission.id,
@@ -250,8 +244,7 @@ class Engine:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
 
     def _await_steps(self) -> None:
-        """Nobody writes into the blocks afterwards, unless the device hangs: then waiting for the
-        rest is in vain. What the steps say interests nobody."""
+        """Nobody writes into the blocks afterwards, unless the device hangs. Tokens are dropped."""
         for step in self._in_flight:
             try:
                 step.launched.tokens()

@@ -1,7 +1,7 @@
-"""Who holds which block of the pool. Reference counts, no contents.
+"""Who holds which block of the pool. Pure.
 
 A block is always exactly one of free (empty), cached (kept for its contents, held by nobody) or
-owned (held). Pure.
+owned (held).
 """
 
 from collections import deque

@@ -113,9 +113,8 @@ class Scheduler:
     def schedule(self, *, now: float) -> StepInput:
         """What to compute next, to be launched at once; empty if nothing can be.
 
-        Who has finished left in `settle`, who waited for a fetch came or went in `fetch_done`. Now
-        the running ones continue, decodes before prefills, the newest preempted where one lacks a
-        block; what the budget leaves is for those that are admitted.
+        Who finished left in `settle`, fetches ended in `fetch_done`. Now the running ones continue,
+        the newest preempted where one lacks a block; then who waits is admitted.
         """
         self._steps.begin_step()
         chunks = self._continue_decodes()

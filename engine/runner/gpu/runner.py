@@ -33,8 +33,7 @@ from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, siz
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
-from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import NO_TOKEN, TokenSampler
+from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ class LaunchedStep:
     tokens_R: Tensor
     """Host memory, filled when the event has happened; so is the next."""
     reports: Tensor
-    """[A, 1 + 2 N] as `engine.sampling.logprobs.logprobs`, of the rows that ask, in order."""
+    """[A, 1 + 2 N] as `engine.sampling.rows.logprobs`, of the rows that ask, in order."""
     num_top: Mapping[int, int]
     """How many of the most likely each of them wants, by row."""
 
