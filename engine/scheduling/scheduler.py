@@ -117,15 +117,12 @@ class Scheduler:
         the newest preempted where one lacks a block; then who waits is admitted.
         """
         self._steps.begin_step()
-        chunks = self._continue_decodes()
+        chunks = [self._steps.add_chunk(decode, 1) for decode in self._running.next_decodes()]
         budget = self._continue_prefills(chunks, self._limits.token_budget - len(chunks))
         self._admit_waiting(chunks, budget, now)
         if not chunks:
             self._steps.pop_newest_step()
         return tuple(chunks)
-
-    def _continue_decodes(self) -> list[Chunk]:
-        return [self._steps.add_chunk(sequence, 1) for sequence in self._running.next_decodes()]
 
     def _continue_prefills(self, chunks: list[Chunk], budget: int) -> int:
         for sequence in self._running.next_prefills():

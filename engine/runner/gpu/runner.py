@@ -29,7 +29,7 @@ from engine.runner.gpu.arrays import (
     widest_table,
 )
 from engine.runner.gpu.device import Device, StepEvent
-from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
+from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
@@ -100,11 +100,10 @@ class DeviceRunner:
                 num_groups=pool.layout.num_groups,
             ),
         )
-        room = DecodeRoom(
+        self._graphs = DecodeGraphs(
             device=device, model=model, pool=pool, upload=self._upload, last=self._last,
             max_blocks=max_blocks,
         )  # fmt: skip
-        self._graphs = DecodeGraphs(room)
 
     @property
     def captured_sizes(self) -> tuple[int, ...]:
