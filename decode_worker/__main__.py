@@ -7,4 +7,4 @@ from protocol.process.run import leave
 from worker.process import main
 
 if __name__ == "__main__":
-    leave(main("decode", DecodeSettings, sys.argv[1:], wiring="decode_worker.wiring"))
+    leave(main("decode", DecodeSettings, sys.argv[1:], wiring="decode_worker.transfers"))

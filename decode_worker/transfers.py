@@ -9,12 +9,14 @@ were verified stay in the prefix cache.
 import logging
 import time
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
 from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.quarantine import Quarantine
+from decode_worker.settings import DecodeSettings
+from engine.batch import SampledToken
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
@@ -25,11 +27,43 @@ from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.layout import KvLayout
 from protocol.messages import Decode, Prefill, Ticket
+from protocol.process.metrics import TransferMetrics
 from worker.endings import ending_name, failure
+from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)
+
+
+def open_transfers(parts: WorkerParts[DecodeSettings]) -> "DecodeTransfers":
+    """A sink, what counts what it says, and its quarantine."""
+    settings, model = parts.settings, parts.model
+    metrics = FetchMetrics(parts.metrics.transfer)
+    quarantine = Quarantine(parts.engine, parts.metrics.transfer)
+    sink = Sink(
+        memory=model.memory,
+        layout=model.assembly.layout,
+        worker=parts.worker,
+        compat=model.assembly.transfer_compat,
+        transports=model.transports,
+        allow_fallback=settings.allow_fallback,
+        tcp_lanes=settings.tcp_lanes,
+        lease_ttl_s=settings.lease_ttl_s,
+        spin_s=settings.kv_spin_us / 1e6,
+        on_quiet=quarantine.quiet,
+        on_event=metrics.noticed,
+        on_broken=parts.give_up,
+    )
+    return DecodeTransfers(
+        sink=sink,
+        layout=model.assembly.layout,
+        vocab_size=model.tokenizer.vocab_size,
+        engine=parts.engine,
+        requests=parts.requests,
+        metrics=metrics,
+        quarantine=quarantine,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -55,7 +89,7 @@ class DecodeTransfers:
         engine: Engine,
         requests: RequestTable,
         metrics: FetchMetrics,
-        quarantine: Quarantine,
+        quarantine: "Quarantine",
     ) -> None:
         self._sink = sink
         self._layout = layout
@@ -186,9 +220,8 @@ class DecodeTransfers:
         landed, indices = frozenset(end.landed), fetching.indices
         num_groups, num_tokens = self._layout.num_groups, fetching.ticket.num_tokens
         lacking = next((index for index in indices if index not in landed), None)
-        num_rows = -(-num_tokens // self._layout.block_tokens)
-        if lacking is not None:
-            num_rows = lacking // num_groups
+        whole = num_groups * -(-num_tokens // self._layout.block_tokens)
+        num_rows = (whole if lacking is None else lacking) // num_groups
         self._metrics.kept(bisect_left(indices, num_rows * num_groups))
         return min(num_rows * self._layout.block_tokens, num_tokens)
 
@@ -200,15 +233,15 @@ class DecodeTransfers:
         except WireError as error:
             job.failure = failure(job, "source_lost", f"the source's note: {error}")
             return FetchLost(str(error))
-        return FetchLanded(
-            first_token=first.token_id,
-            first_logprob=first.logprob,
-            first_top=tuple((top.token_id, top.logprob) for top in first.top),
-        )
+        top = tuple((one.token_id, one.logprob) for one in first.top)
+        return FetchLanded(SampledToken(token_id=first.token_id, logprob=first.logprob, top=top))
 
     def _landed(self, fetching: Fetching, end: Landed) -> messages.Landed:
         job = fetching.job
-        self._measure(end)
+        if end.num_bytes:
+            # Whatever prefill hid of it: placement asks what a transfer takes, and itself takes
+            # off what the prefill to come will hide.
+            self._rate.add(end.num_bytes, seconds=end.flow_s)
         log.info(
             "fetched",
             extra={
@@ -233,8 +266,26 @@ class DecodeTransfers:
             exposed_s=end.exposed_s,
         )
 
-    def _measure(self, end: Landed) -> None:
-        """Speed is bytes over the time they took to flow, whatever prefill hid of it: placement
-        asks what a transfer takes, and itself takes off what the prefill to come will hide."""
-        if end.num_bytes:
-            self._rate.add(end.num_bytes, seconds=end.flow_s)
+
+class Quarantine:
+    """Blocks of ended fetches that somebody may still write into. Changed on the sink's thread;
+    `num_blocks` may be read from any other."""
+
+    def __init__(self, engine: Engine, metrics: TransferMetrics) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._blocks: set[int] = set()
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self._blocks)
+
+    def hold(self, block_ids: Iterable[int]) -> None:
+        self._blocks.update(block_ids)
+        self._metrics.quarantined_blocks.set(len(self._blocks))
+
+    def quiet(self, block_ids: Sequence[int]) -> None:
+        """Nobody writes into these any more: the engine may use them again."""
+        self._engine.quiet(tuple(block_ids))
+        self._blocks.difference_update(block_ids)
+        self._metrics.quarantined_blocks.set(len(self._blocks))

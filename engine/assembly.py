@@ -26,6 +26,7 @@ from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
+from protocol.text.text_config import JsonFile
 
 log = logging.getLogger(__name__)
 
@@ -103,16 +104,18 @@ def assemble(
     eos_token_ids: Collection[int],
     memory: Memory,
     progress: Progress,
+    config_file: JsonFile | None = None,
     device: Device | None = None,
     decodes: bool = True,
 ) -> Assembly:
-    """Load the model and size its pool; `eos_token_ids` are the tokeniser's, `device`
-    None is the host. Without `decodes` no decode steps are captured: hardly any will come.
+    """Load the model and size its pool; `eos_token_ids` are the tokeniser's, `config_file` the
+    model's if it is read already, `device` None is the host. Without `decodes` no decode steps are
+    captured: hardly any will come.
 
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
     """
-    config = read_config(settings.model)
+    config = read_config(settings.model, config_file)
     limits = _limits(settings, config)
     if device is not None:
         _bind(device, settings)
@@ -243,10 +246,8 @@ def _blocks_left(
 
 def _capture(runner: DeviceRunner, device: Device) -> None:
     taken_bytes = runner.capture(limit_bytes=min(GRAPH_BYTES, device.free_bytes() // 2))
-    log.info(
-        "decode steps captured",
-        extra={"sizes": len(runner.captured_sizes), "bytes": taken_bytes},
-    )
+    taken = {"sizes": len(runner.captured_sizes), "bytes": taken_bytes}
+    log.info("decode steps captured", extra=taken)
 
 
 def _sized_by(settings: WorkerSettings) -> str:

@@ -53,7 +53,6 @@ class EngineStats:
     load: Load
     prefill_tokens_per_s: float
     decode_step_s: float
-    num_steps: int
     num_preempted: int
 
 
@@ -83,9 +82,8 @@ class Engine:
         windows: Seq[Window] = (None,),
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
-        `windows` are those of the model's KV groups. Raises ValueError for another number of
-        groups than the runner's layout has, fewer blocks than groups, or a runner that wants
-        more steps launched than the scheduler finds blocks for."""
+        `windows` are those of the KV groups. Raises ValueError for another number of groups than
+        the runner's layout has, fewer blocks than groups, or a runner deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
         self._runner = runner
         self._observer = observer
@@ -97,12 +95,13 @@ class Engine:
             blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
+        self.max_context_tokens = self._scheduler.max_context_tokens
+        """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
         self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
-        self._num_steps = 0
         self._num_failures = 0
         self._stopping = False
         self._idle = False
@@ -112,18 +111,12 @@ class Engine:
 
     # -- any thread -------------------------------------------------------------------------
 
-    @property
-    def max_context_tokens(self) -> int:
-        """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
-        return self._scheduler.max_context_tokens
-
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, submission: Submission) -> None:
-        """Queue a sequence. Raises CapacityError when stopped or flooded (then nothing
-        is told to the observer) and ValueError for an empty prompt, an adapter or an id in
-        use."""
+        """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
+        prompt, an adapter or an id in use; the observer is told nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
@@ -197,12 +190,8 @@ class Engine:
         self._forget_freed()
 
     def _accept(self, submission: Submission, submitted_at: float) -> None:
-        table = BlockTable(
-            self._cache,
-            salt=submission.salt,
-            adapter=submission.adapter or "",
-            lent=submission.mode is Mode.HANDOVER,
-        )
+        adapter, lent = submission.adapter or "", submission.mode is Mode.HANDOVER
+        table = BlockTable(self._cache, salt=submission.salt, adapter=adapter, lent=lent)
         self._scheduler.submit(
             Sequence(
                 id=submission.id,
@@ -241,7 +230,6 @@ class Engine:
             self._fail(step.batch, error, self._scheduler.fail_oldest)
             return
         self._num_failures = 0
-        self._num_steps += 1
         self._measure(step)
         self._scheduler.record(sampled)
         self._deliver()
@@ -256,8 +244,7 @@ class Engine:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
 
     def _await_steps(self) -> None:
-        """Nobody writes into the blocks afterwards, unless the device hangs: then waiting for the
-        rest is in vain. What the steps say interests nobody."""
+        """Nobody writes into the blocks afterwards, unless the device hangs. Tokens are dropped."""
         for step in self._in_flight:
             try:
                 step.launched.tokens()
@@ -352,9 +339,8 @@ class Engine:
         self._stats = EngineStats(
             blocks=self._scheduler.block_counts(),
             load=self._scheduler.load(),
-            prefill_tokens_per_s=self._speeds.prefill_tokens_per_s,
+            prefill_tokens_per_s=self._speeds.prefill.per_s,
             decode_step_s=self._speeds.decode_step_s,
-            num_steps=self._num_steps,
             num_preempted=self._scheduler.num_preempted,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from engine.batch import AdapterId, SequenceId
+from engine.batch import AdapterId, SampledToken, SequenceId
 from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.state_table import Life, StateTable
@@ -131,13 +131,11 @@ class SequenceUsage:
     decode_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FetchLanded:
     """The prompt's KV is in the reserved blocks; with it came the first token."""
 
-    first_token: int
-    first_logprob: float | None = None
-    first_top: tuple[tuple[int, float], ...] = ()
+    token: SampledToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +169,10 @@ class Sequence:
     adapter: AdapterId | None = None
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
+    ending_ids: frozenset[int] = frozenset()
+    """As `Sampling.ending_ids`: with no other token does its text end before `max_outputs`."""
+    max_outputs: int = 0
+    """Tokens of `outputs`: what it asked for, or what the context has room for."""
 
     life: Life[SequenceState, SequenceEvent] = field(init=False)
     num_computed: int = 0

@@ -30,23 +30,15 @@ class Rate:
 
 class Speedometer:
     def __init__(self) -> None:
-        self._prefill = Rate()
-        self._decode_step_s = 0.0
-
-    @property
-    def prefill_tokens_per_s(self) -> float:
-        """Of long prompts; 0 until measured."""
-        return self._prefill.per_s
-
-    @property
-    def decode_step_s(self) -> float:
+        self.prefill = Rate()
+        """Tokens of long prompts."""
+        self.decode_step_s = 0.0
         """Seconds of a step without prefill; 0 until measured."""
-        return self._decode_step_s
 
     def measure(self, *, num_prefill_tokens: int, num_decodes: int, step_s: float) -> None:
         """One step. A mixed one counts as prefill with all its tokens when most are prefill."""
         if num_prefill_tokens >= max(MIN_PREFILL_TOKENS, num_decodes + 1):
-            self._prefill.add(num_prefill_tokens + num_decodes, seconds=step_s)
+            self.prefill.add(num_prefill_tokens + num_decodes, seconds=step_s)
         elif num_prefill_tokens == 0 and num_decodes:
-            past = self._decode_step_s or step_s
-            self._decode_step_s = DECAY * past + (1 - DECAY) * step_s
+            past = self.decode_step_s or step_s
+            self.decode_step_s = DECAY * past + (1 - DECAY) * step_s

@@ -7,4 +7,4 @@ from protocol.process.run import leave
 from worker.process import main
 
 if __name__ == "__main__":
-    leave(main("prefill", PrefillSettings, sys.argv[1:], wiring="prefill_worker.wiring"))
+    leave(main("prefill", PrefillSettings, sys.argv[1:], wiring="prefill_worker.transfers"))

@@ -55,16 +55,12 @@ class LentLeases:
         )
 
     def _measure(self, end: LeaseEnd) -> None:
-        metrics = self._metrics
+        metrics, transport, num_bytes = self._metrics, end.transport, end.num_bytes
         metrics.leases.set(len(self._lent))
         metrics.lease_ends.labels(end.reason).inc()
-        if not end.transport:
+        if not transport:
             return
-        metrics.lent_bytes.labels(end.transport).inc(end.num_bytes)
+        metrics.lent_bytes.labels(transport).inc(num_bytes)
         if end.reason == "released":
-            self.uses.add(
-                peer=end.peer,
-                transport=end.transport,
-                why="chosen by the fetching side",
-                num_bytes=end.num_bytes,
-            )
+            why = "chosen by the fetching side"
+            self.uses.add(peer=end.peer, transport=transport, why=why, num_bytes=num_bytes)

@@ -8,12 +8,35 @@ from engine.loop import Engine
 from engine.sequence import Mode
 from kvtransfer.source.source import Source
 from prefill_worker.lent import LentLeases
+from prefill_worker.settings import PrefillSettings
 from protocol import codec
 from protocol.errors import CapacityError
 from protocol.messages import Aborted, Decode, Failed, FirstToken, Prefill, PrefillDone, Started
 from worker.endings import ending_name, failure
+from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
 from worker.transport_uses import TransportUses
+
+
+def open_transfers(parts: WorkerParts[PrefillSettings]) -> "PrefillTransfers":
+    """A source, and the leases on its blocks."""
+    settings, model = parts.settings, parts.model
+    lent = LentLeases(parts.engine, parts.metrics.transfer)
+    source = Source(
+        memory=model.memory,
+        layout=model.assembly.layout,
+        worker=parts.worker,
+        epoch=parts.epoch,
+        compat=model.assembly.transfer_compat,
+        on_lease_end=lent.ended,
+        host=settings.host,
+        advertised_host=settings.advertise,
+        lease_ttl_s=settings.lease_ttl_s,
+        transports=model.transports,
+        help_copy=settings.kv_help_copy,
+        on_broken=parts.give_up,
+    )
+    return PrefillTransfers(source=source, lent=lent, engine=parts.engine, requests=parts.requests)
 
 
 class PrefillTransfers:

@@ -5,7 +5,7 @@ breaks the type check wherever a `match` does not handle it. Times that cross a 
 remaining seconds, never clock readings.
 """
 
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Literal
 
 import msgspec
@@ -47,15 +47,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
         """Whether a token with so many generated before it may end the text."""
         return num_before >= self.min_tokens
 
+    def ending_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """The tokens that end the text where one may (`may_end`)."""
+        return frozenset((*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)))
+
     def reason_to_end(
-        self, token_id: int, num_tokens: int, eos_token_ids: Container[int]
+        self, token_id: int, num_tokens: int, ending_ids: Container[int]
     ) -> FinishReason | None:
         """Why the text ends with this token, its `num_tokens`-th; None: it goes on, unless a stop
         string ends it (`protocol.text.stop`) or the context's end."""
-        ends = token_id in self.stop_token_ids or (
-            not self.ignore_eos and token_id in eos_token_ids
-        )
-        if ends and self.may_end(num_tokens - 1):
+        if token_id in ending_ids and self.may_end(num_tokens - 1):
             return "stop"
         return "length" if num_tokens >= self.max_tokens else None
 

@@ -4,14 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 from engine.sequence import Abandon, Complete, Fail, HandOver, SequenceUsage, Verdict
-from protocol.messages import (
-    Aborted,
-    FailCode,
-    Failed,
-    Finished,
-    OfAttempt,
-    PrefillDone,
-)
+from protocol.messages import Aborted, FailCode, Failed, Finished, OfAttempt, PrefillDone
 from worker.requests import Job, RequestEnding
 
 RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})

@@ -70,10 +70,9 @@ class WorkerObserver:
         self._metrics.endings.labels(ending_name(message)).inc()
         self._requests.end_job(job, message)
         if isinstance(message, Failed):
-            remedy = REMEDIES[message.code]
-            told = {"code": message.code, "why": message.message, "remedy": remedy}
+            why = {"code": message.code, "why": message.message, "remedy": REMEDIES[message.code]}
             with request_context(job.request):
-                log.warning("request failed", extra=told)
+                log.warning("request failed", extra=why)
 
     def settled(self) -> None:
         num_tokens = self._requests.flush_step()

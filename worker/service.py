@@ -70,8 +70,7 @@ class EngineService:
 
     def forget_router(self, router: RouterId) -> None:
         """Aborts all that it asked for."""
-        keys = [*(job.key for job in self._requests.jobs()), *self._transfers.moving()]
-        for key in keys:
+        for key in [*(job.key for job in self._requests.jobs()), *self._transfers.moving()]:
             if key[0] == router:
                 self._abort(key)
 

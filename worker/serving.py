@@ -27,6 +27,7 @@ from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
+from protocol.text.text_config import read_json_file
 from protocol.text.tokenizer import Tokenizer
 from worker.lifecycle import Lifecycle
 from worker.observer import WorkerObserver
@@ -72,7 +73,8 @@ async def serve(
 
 def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
     """Only a decode worker decodes, and only into its pool do others write."""
-    tokenizer = Tokenizer.load(settings.model)
+    config_file = read_json_file(settings.model / "config.json")
+    tokenizer = Tokenizer.load(settings.model, config_file)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
     made: list[BlockMemory | DeviceMemory] = []
@@ -87,6 +89,7 @@ def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
         eos_token_ids=tokenizer.eos_token_ids,
         memory=memory,
         progress=LoadProgress(log),
+        config_file=config_file,
         device=device,
         decodes=role == "decode",
     )

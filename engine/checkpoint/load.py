@@ -41,6 +41,5 @@ def load_model(
     ops = ops or choose_ops(dtype=DTYPES[dtype], device=place, native=native)
     loader = Loader(config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress)
     model = Model(config, ops, loader.parts())
-    revision = checkpoint.revision((path / "config.json").read_bytes())
-    model.config = replace(config, revision=revision)
+    model.config = replace(config, revision=checkpoint.revision(config.source))
     return model

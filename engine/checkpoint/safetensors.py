@@ -18,8 +18,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from engine.models.json_fields import Fields, read_json
+from engine.models.json_fields import Fields
 from protocol.errors import CheckpointError
+from protocol.text.text_config import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -106,7 +107,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     index = path / INDEX
     if not index.exists():
         return _header(path / SINGLE)
-    names = Fields(index, read_json(index)).get("weight_map")
+    names = Fields(index, read_json_object(index)).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     tensors: dict[str, StoredTensor] = {}

@@ -1,7 +1,7 @@
-"""Who holds which block of the pool. Reference counts, no contents.
+"""Who holds which block of the pool. Pure.
 
 A block is always exactly one of free (empty), cached (kept for its contents, held by nobody) or
-owned (held). Pure.
+owned (held).
 """
 
 from collections import deque
@@ -81,12 +81,8 @@ class BlockAllocator:
             self._free.append(block)
 
     def counts(self, *, leased: int) -> Blocks:
-        return Blocks(
-            total=self.num_blocks,
-            free=len(self._free),
-            cached=self.num_cached,
-            leased=leased,
-        )
+        free, cached = len(self._free), self.num_cached
+        return Blocks(total=self.num_blocks, free=free, cached=cached, leased=leased)
 
     def check(self) -> None:
         """Raise AssertionError unless each block is exactly one of free, cached, owned."""

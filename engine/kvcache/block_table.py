@@ -16,15 +16,9 @@ class BlockTable:
     NO_BLOCK where the group needs none. A row is one token block, in every group."""
 
     __slots__ = (
-        "_cache",
-        "_is_lent",
-        "_twins",
-        "blocks",
-        "chain",
-        "num_promised",
-        "num_sealed",
+        "_cache", "_is_lent", "_twins", "blocks", "chain", "num_promised", "num_sealed",
         "num_slots",
-    )
+    )  # fmt: skip
 
     def __init__(self, cache: PrefixCache, *, salt: str, adapter: str = "", lent: bool) -> None:
         """`lent`: somebody may read the blocks under a lease, so they cannot move."""

@@ -9,7 +9,7 @@ successor: evicting it keeps the group prefix-closed. Of a group with a window o
 are held and needed, and any may go. Every unheld block can be evicted. Pure.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from operator import itemgetter
 from typing import Literal, Protocol
 
 from engine.kvcache.allocator import BlockAllocator
-from engine.kvcache.promises import Promises
 from engine.kvcache.windows import NO_BLOCK, KvGroups, Window
 from protocol.blocks import BlockChange, chain_seed, next_hash
 from protocol.ids import BlockHash
@@ -48,6 +47,34 @@ class Tier(Protocol):
     def take_over(self, entry: Entry) -> None:
         """The entry is about to be evicted: copy its block, or do without. The block may have other
         contents once this has returned."""
+
+
+class Promises:
+    """What was promised of the blocks of windows, over all block tables.
+
+    Blocks of windows are taken as a sequence is computed and let go as its windows move on. It is
+    promised at admission as many as it will ever hold, so that it never waits for one: shared or
+    not, each holder's promise counts, since what it lets go may stay with another.
+    """
+
+    def __init__(self) -> None:
+        self.num_promised = 0
+        self._holders: Counter[int] = Counter()
+        """By block, the tables that hold it in a group with a window."""
+
+    @property
+    def num_unused(self) -> int:
+        """Blocks promised and not yet taken. What several hold is taken once."""
+        return self.num_promised - len(self._holders)
+
+    def add_holders(self, blocks: Iterable[int]) -> None:
+        self._holders.update(blocks)
+
+    def drop_holder(self, block: int) -> None:
+        """One table less holds it in a window."""
+        self._holders[block] -= 1
+        if not self._holders[block]:
+            del self._holders[block]
 
 
 class PrefixCache:

@@ -24,11 +24,9 @@ class KvGroup:
 
 
 def group_layers(windows: Sequence[Window]) -> tuple[KvGroup, ...]:
-    """Groups of layers with equal windows, as many layers in each as the rarest window has; the
-    last group of a window may have fewer, and leaves room in its blocks. Full attention first.
-
-    `windows` has one entry a layer.
-    """
+    """Groups of layers with equal windows (one a layer), as many layers in each as the rarest
+    window has; a window's last group may have fewer, and leaves room in its blocks. Full attention
+    first."""
     by_window: dict[Window, list[int]] = {}
     for layer, window in enumerate(windows):
         by_window.setdefault(window, []).append(layer)
@@ -47,11 +45,8 @@ def first_reachable(position: int, window: Window) -> int:
 
 
 def first_block(num_tokens: int, window: Window, *, block_tokens: int) -> int:
-    """The first token block that is kept of a sequence with so many computed tokens.
-
-    Counted from its last whole block: a sequence that shares the prefix up to there goes on from
-    there, and this one sees no further back.
-    """
+    """The first token block that is kept of a sequence with so many computed tokens. Counted from
+    its last whole block: whoever shares the prefix up to there goes on from there."""
     whole = num_tokens - num_tokens % block_tokens
     return first_reachable(whole, window) // block_tokens
 

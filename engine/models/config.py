@@ -5,19 +5,25 @@ refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
 from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
 from engine.models.families import FAMILIES, WRAPPERS
 from engine.models.family import BiasRule, Family
-from engine.models.json_fields import Fields, read_json
+from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
 from engine.models.rope import Rope
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
-from protocol.text.text_config import INHERITED, inherit
+from protocol.text.text_config import (
+    INHERITED,
+    JsonFile,
+    inherit,
+    read_json_file,
+    read_json_object_if_there,
+)
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -57,6 +63,8 @@ class ModelConfig:
     mlp_bias: bool
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...]
+    source: bytes = field(default=b"", repr=False, compare=False)
+    """The bytes of `config.json`."""
     revision: str = ""
     """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
 
@@ -92,9 +100,11 @@ class ModelConfig:
         return (attended,)
 
 
-def read_config(path: Path) -> ModelConfig:
-    """The model in directory `path`. Raises CheckpointError naming the file and the key."""
-    fields = _text(Fields(path / "config.json", read_json(path / "config.json")))
+def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
+    """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
+    CheckpointError naming the file and the key."""
+    config = config or read_json_file(path / "config.json")
+    fields = _text(Fields(config.file, config.value))
     family = _family(fields)
     fields.defaults = family.defaults
     refuse_unknown(fields, family)
@@ -131,6 +141,7 @@ def read_config(path: Path) -> ModelConfig:
         mlp_bias=_bias(fields, family.mlp_bias),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
         eos_token_ids=_eos(path, fields),
+        source=config.text,
     )
 
 
@@ -195,7 +206,7 @@ def _divisor(fields: Fields, family: Family, key: str) -> float:
 def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
     """Every id that ends a text; `generation_config.json` goes before `config.json`."""
     file = path / "generation_config.json"
-    generation = Fields(file, read_json(file) if file.exists() else {})
+    generation = Fields(file, read_json_object_if_there(file))
     source = generation if generation.get("eos_token_id") is not None else fields
     value = source.get("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]

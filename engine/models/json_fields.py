@@ -1,22 +1,9 @@
 """Typed access to the JSON files of a checkpoint; every error names the file and the key."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from protocol.errors import CheckpointError
-
-
-def read_json(file: Path) -> dict[str, object]:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: is not a JSON object")
-    return raw
 
 
 class Fields:

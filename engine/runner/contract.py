@@ -27,17 +27,11 @@ class Launched(Protocol):
 
 
 class Runner(Protocol):
-    @property
-    def layout(self) -> KvLayout: ...
-
-    @property
-    def num_blocks(self) -> int: ...
-
-    @property
-    def depth(self) -> int:
-        """Steps that may be launched before the first one's tokens are read: 1 where `launch`
-        returns when all is computed, 2 where a device computes one while the next is prepared."""
-        ...
+    layout: KvLayout
+    num_blocks: int
+    depth: int
+    """Steps that may be launched before the first one's tokens are read: 1 where `launch` returns
+    when all is computed, 2 where a device computes one while the next is prepared."""
 
     def launch(self, chunks: Sequence[Chunk]) -> Launched:
         """Compute the chunks, at most one per sequence. What the chunks refer to (block tables,

@@ -13,7 +13,6 @@ from engine.models.model import Model
 from engine.ops.inputs import forward_inputs
 from engine.runner.contract import ComputedStep
 from engine.sampling.sampler import sample_tokens
-from protocol.layout import KvLayout
 
 
 class TorchRunner:
@@ -22,19 +21,8 @@ class TorchRunner:
     def __init__(self, model: Model, pool: KvPool, *, eos_token_ids: Collection[int] = ()) -> None:
         """`eos_token_ids` as the engine's: those that `min_tokens` bans."""
         self._model, self._pool = model, pool
+        self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, 1
         self.eos_token_ids = tuple(eos_token_ids)
-
-    @property
-    def layout(self) -> KvLayout:
-        return self._pool.layout
-
-    @property
-    def num_blocks(self) -> int:
-        return self._pool.num_blocks
-
-    @property
-    def depth(self) -> int:
-        return 1
 
     @torch.inference_mode()
     def launch(self, chunks: Sequence[Chunk]) -> ComputedStep:

@@ -115,7 +115,7 @@ def _shaped(
     for token_id, bias in sampling.logit_bias:
         scores_V[token_id] += np.float32(bias)
     if not sampling.may_end(chunk.num_outputs):
-        enders = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos_token_ids)}
+        enders = sampling.ending_ids(eos_token_ids)
         scores_V[[token_id for token_id in enders if token_id < len(scores_V)]] = -np.inf
     return scores_V
 

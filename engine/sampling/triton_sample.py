@@ -24,6 +24,7 @@ _GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
 _LARGEST = tl.constexpr(3.4028234663852886e38)
 _INFINITE = tl.constexpr(0x7F80_0000)
 _SMALL = tl.constexpr(0.0625)
+_POINTERS = ["temperatures", "top_ks", "top_ps", "min_ps", "seeds", "positions", "tokens"]
 
 
 @triton.jit
@@ -167,17 +168,7 @@ def best_of(row, size, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
     return best, tl.min(tl.where(tops == best, holders, size), axis=0)
 
 
-@triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize_on_alignment=[
-        "temperatures",
-        "top_ks",
-        "top_ps",
-        "min_ps",
-        "seeds",
-        "positions",
-        "tokens",
-    ]
-)
+@triton.jit(do_not_specialize_on_alignment=_POINTERS)  # type: ignore[untyped-decorator]
 def sample_kernel(  # type: ignore[no-untyped-def]
     logits, temperatures, top_ks, top_ps, min_ps, seeds, positions, tokens, row_stride, size,
     TILE: tl.constexpr,

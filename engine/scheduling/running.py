@@ -10,18 +10,10 @@ from engine.sequence import Sequence, SequenceState
 
 
 class Running:
-    def __init__(
-        self,
-        *,
-        groups: KvGroups,
-        table: SequenceTable,
-        steps: InFlightSteps,
-        max_context_tokens: int,
-    ) -> None:
+    def __init__(self, *, groups: KvGroups, table: SequenceTable, steps: InFlightSteps) -> None:
         self._groups = groups
         self._table = table
         self._steps = steps
-        self._max_context_tokens = max_context_tokens
         self.num_preempted = 0
         self._leaving: Sequence | None = None
         """To be preempted once no launched forward refers to it: it gets no chunk meanwhile."""
@@ -65,14 +57,13 @@ class Running:
     def _may_lead(self, sequence: Sequence) -> bool:
         """Whether its next token may be computed before the last one is read: it is certain to go
         on but for a word that ends it, and there is room."""
-        num_tokens, pending = sequence.num_tokens, sequence.pending
+        pending = sequence.pending
         if not (
             pending
             and sequence is not self._leaving
             and not sequence.leases
             and not sequence.looks_back
-            and len(sequence.outputs) + pending < sequence.sampling.max_tokens
-            and num_tokens + pending < self._max_context_tokens
+            and len(sequence.outputs) + pending < sequence.max_outputs
         ):
             return False
         return _has_room(sequence) or self._grow(sequence)

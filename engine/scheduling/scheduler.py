@@ -51,12 +51,7 @@ class Scheduler:
         self._admission = SequenceAdmission(cache=cache, limits=limits, table=self._table)
         self.max_context_tokens = self._admission.max_context_tokens()
         """What fits: a pool smaller than the model's context bounds it."""
-        self._running = Running(
-            groups=cache.groups,
-            table=self._table,
-            steps=self._steps,
-            max_context_tokens=self.max_context_tokens,
-        )
+        self._running = Running(groups=cache.groups, table=self._table, steps=self._steps)
         self._sampled: list[tuple[Sequence, SampledToken]] = []
         """Tokens whose sequence has not been told yet whether it goes on."""
         self._following: list[tuple[Sequence, Seq[SampledToken]]] = []
@@ -68,6 +63,9 @@ class Scheduler:
         """Queue it, or refuse it with an ending at once."""
         self._num_arrivals += 1
         sequence.arrival = self._num_arrivals
+        rule, room = sequence.sampling, self.max_context_tokens - len(sequence.prompt)
+        sequence.ending_ids = rule.ending_ids(self._eos_token_ids)
+        sequence.max_outputs = min(rule.max_tokens, room)
         is_full = self._admission.is_queue_full()
         self._table.add(sequence)
         num_tokens, most = sequence.num_tokens, self.max_context_tokens
@@ -115,20 +113,16 @@ class Scheduler:
     def schedule(self, *, now: float) -> StepInput:
         """What to compute next, to be launched at once; empty if nothing can be.
 
-        Who has finished left in `settle`, who waited for a fetch came or went in `fetch_done`. Now
-        the running ones continue, decodes before prefills, the newest preempted where one lacks a
-        block; what the budget leaves is for those that are admitted.
+        Who finished left in `settle`, fetches ended in `fetch_done`. Now the running ones continue,
+        the newest preempted where one lacks a block; then who waits is admitted.
         """
         self._steps.begin_step()
-        chunks = self._continue_decodes()
+        chunks = [self._steps.add_chunk(decode, 1) for decode in self._running.next_decodes()]
         budget = self._continue_prefills(chunks, self._limits.token_budget - len(chunks))
         self._admit_waiting(chunks, budget, now)
         if not chunks:
             self._steps.pop_newest_step()
         return tuple(chunks)
-
-    def _continue_decodes(self) -> list[Chunk]:
-        return [self._steps.add_chunk(sequence, 1) for sequence in self._running.next_decodes()]
 
     def _continue_prefills(self, chunks: list[Chunk], budget: int) -> int:
         for sequence in self._running.next_prefills():
@@ -241,14 +235,15 @@ class Scheduler:
     def _judge(
         self, sequence: Sequence, token_id: int, stopped: Collection[SequenceId]
     ) -> Verdict | None:
-        rule, num_outputs = sequence.sampling, len(sequence.outputs)
+        num_outputs, ending_ids = len(sequence.outputs), sequence.ending_ids
         if sequence.id in stopped:
             return Complete("stop")
-        reason = rule.reason_to_end(token_id, num_outputs, self._eos_token_ids)
-        if reason is not None:
-            return Complete(reason)
-        if sequence.num_tokens >= self.max_context_tokens:
-            return Complete("length")
+        if token_id in ending_ids or num_outputs >= sequence.max_outputs:
+            reason = sequence.sampling.reason_to_end(token_id, num_outputs, ending_ids)
+            if reason is not None:
+                return Complete(reason)
+            if num_outputs >= sequence.max_outputs:
+                return Complete("length")
         return HandOver() if sequence.leases else None
 
     def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:
@@ -279,10 +274,7 @@ class Scheduler:
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
         self._steps.seal_computed(sequence)
-        token = SampledToken(
-            token_id=landed.first_token, logprob=landed.first_logprob, top=landed.first_top
-        )
-        self._append(sequence, (token,))
+        self._append(sequence, (landed.token,))
 
     def _lose(self, sequence: Sequence, lost: FetchLost) -> None:
         """What did arrive stays findable: another source, or a prefill here, goes on from it."""

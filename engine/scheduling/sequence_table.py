@@ -44,6 +44,7 @@ class SequenceFreed:
     sequence: Sequence
 
 
+ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
 Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
 
 
@@ -201,11 +202,7 @@ class SequenceTable:
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
                 assert sequence.num_computed <= sequence.num_tokens
                 assert not sequence.block_table.blocks or state is not SequenceState.WAITING
-                ended = state in (
-                    SequenceState.DRAINING,
-                    SequenceState.LEASED,
-                    SequenceState.UNWINDING,
-                )
+                ended = state in ENDED_STATES
                 assert (sequence.verdict is not None) == ended
                 _check_launched(sequence)
         assert sum(len(members) for members in self._by_state.values()) == len(self._sequences)

@@ -3,6 +3,7 @@ transformers."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,33 @@ TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 """By `model_type`: what absent keys mean. Published multimodal Gemma 3 leaves these out."""
 
 
-def read_json_object(file: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class JsonFile:
+    """An object, and the bytes it was read from."""
+
+    file: Path
+    text: bytes
+    value: dict[str, Any]
+
+
+def read_json_file(file: Path) -> JsonFile:
     """CheckpointError, which names the file, for one that is missing, unreadable or no object."""
     if not file.is_file():
         raise CheckpointError(f"{file}: missing")
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        text = file.read_bytes()
+        value = json.loads(text.decode())
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return value
+        raise CheckpointError(f"{file}: is not a JSON object")
+    return JsonFile(file, text, value)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    return read_json_file(file).value
 
 
 def read_json_object_if_there(file: Path) -> dict[str, Any]:

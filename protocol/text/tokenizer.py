@@ -16,7 +16,12 @@ from protocol.messages import Sampling
 from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
-from protocol.text.text_config import read_json_object, read_json_object_if_there, text_config
+from protocol.text.text_config import (
+    JsonFile,
+    read_json_file,
+    read_json_object_if_there,
+    text_config,
+)
 
 
 class Tokenizer:
@@ -42,12 +47,13 @@ class Tokenizer:
         self.max_context_tokens = max_context_tokens
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
-        """Read a Hugging Face directory. CheckpointError names the file that is at fault."""
-        config = read_json_object(path / "config.json")
+    def load(cls, path: Path, config: JsonFile | None = None) -> "Tokenizer":
+        """Read a Hugging Face directory, of which `config` may be given, its `config.json`.
+        CheckpointError names the file that is at fault."""
+        config = config or read_json_file(path / "config.json")
         tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
-        text = text_config(config)
+        text = text_config(config.value)
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
@@ -100,7 +106,7 @@ class TextState:
             tokenizer.token_bytes, skip_special_tokens=sampling.skip_special_tokens
         )
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
-        self._eos_token_ids = tokenizer.eos_token_ids
+        self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
         self._sampling = sampling
         self._num_tokens = 0
 
@@ -108,7 +114,7 @@ class TextState:
         """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
         sampling = self._sampling
         self._num_tokens += 1
-        if sampling.reason_to_end(token_id, self._num_tokens, self._eos_token_ids) == "stop":
+        if sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop":
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)
         text = self._detokenizer.feed(token_id)

@@ -16,4 +16,5 @@ def already_ended(
     steps = [text.feed(token_id) for token_id in outputs]
     if steps[-1].stopped:
         return "stop"
-    return sampling.reason_to_end(outputs[-1], len(outputs), tokenizer.eos_token_ids)
+    ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
+    return sampling.reason_to_end(outputs[-1], len(outputs), ending_ids)

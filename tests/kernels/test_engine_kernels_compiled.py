@@ -21,8 +21,7 @@ from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
 from engine.sampling import triton_sample as sampling
-from engine.sampling.logprobs import logprobs
-from engine.sampling.rows import RowRules
+from engine.sampling.rows import RowRules, logprobs
 
 BF16, F32 = torch.bfloat16, torch.float32
 ARCHS = (80, 90, 100)

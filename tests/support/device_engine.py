@@ -14,7 +14,7 @@ from support.fake_driver import FakeDriver
 from support.services import ROUTER, Story
 
 from decode_worker.settings import DecodeSettings
-from decode_worker.wiring import open_transfers as fetching
+from decode_worker.transfers import open_transfers as fetching
 from engine.assembly import Assembly, assemble
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
@@ -22,7 +22,7 @@ from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
 from kvtransfer.memory.device_pool import DeviceMemory
 from prefill_worker.settings import PrefillSettings
-from prefill_worker.wiring import open_transfers as lending
+from prefill_worker.transfers import open_transfers as lending
 from protocol.ids import RequestId, WorkerId, new_epoch
 from protocol.layout import KvLayout
 from protocol.messages import (

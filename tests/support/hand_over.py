@@ -11,7 +11,7 @@ from typing import cast
 from support.eventually import eventually
 from support.observed import RecordingObserver
 
-from engine.batch import SequenceId
+from engine.batch import SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
 from engine.kvcache.windows import NO_BLOCK
@@ -170,7 +170,7 @@ class DecodeSide(Side):
         self.ends[sequence] = end
         outcome: FetchOutcome = FetchLost(str(end))
         if isinstance(end, endings.Landed):
-            outcome = FetchLanded(first_token=int(end.note))
+            outcome = FetchLanded(SampledToken(token_id=int(end.note)))
         self.engine.fetch_done(sequence, outcome)
 
     def close(self) -> None:

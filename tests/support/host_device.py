@@ -12,22 +12,21 @@ from torch import Tensor
 from engine.runner.gpu.device import Step
 from protocol.process.machine import free_memory_bytes
 
+CPU = torch.device("cpu")
+
 
 class _Happened:
     def wait(self) -> None:
         """It has."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class HostDevice:
     """`depth` as of a GPU, so that tests launch ahead as a GPU does."""
 
     depth: int = 2
     name: str = "host"
-
-    @property
-    def where(self) -> torch.device:
-        return torch.device("cpu")
+    where: torch.device = CPU
 
     def bind(self) -> None:
         """Every thread is on the host."""

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from support.eventually import eventually
 from support.observed import RecordingObserver
 
-from engine.batch import SequenceId
+from engine.batch import SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
 from engine.kvcache.windows import NO_BLOCK
@@ -232,7 +232,7 @@ class RankedDecode(EngineBench):
         for rank in self.ranks:
             heads = slice(rank.layout.heads.start, rank.layout.heads.stop)
             self.pool.tensor[table, :, :, heads] = rank.pool.tensor[table]
-        return FetchLanded(first_token=first[0])
+        return FetchLanded(SampledToken(token_id=first[0]))
 
     def close(self) -> None:
         super().close()

@@ -62,7 +62,6 @@ class FakeEngine:
             load=Load(running=0, waiting=0, waiting_tokens=0),
             prefill_tokens_per_s=0.0,
             decode_step_s=0.0,
-            num_steps=0,
             num_preempted=0,
         )
 

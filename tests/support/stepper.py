@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import AdapterId, SequenceId, StepInput, StepTokens
+from engine.batch import AdapterId, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -178,7 +178,7 @@ class Stepper:
 
     def land(self, run: Run) -> None:
         self.fetch(run)
-        self._fetch_done(run, FetchLanded(first_token=run.expected(1)[0]))
+        self._fetch_done(run, FetchLanded(SampledToken(token_id=run.expected(1)[0])))
 
     def lose(self, run: Run, *, num_tokens: int = 0, quarantined: Seq[int] = ()) -> None:
         """`num_tokens` of it are there all the same: `fetch` has written them."""

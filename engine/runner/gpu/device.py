@@ -24,18 +24,11 @@ class StepEvent(Protocol):
 class Device(Protocol):
     """One device and the one stream that an engine computes on."""
 
-    @property
-    def name(self) -> str:
-        """For logs and results."""
-        ...
-
-    @property
-    def where(self) -> torch.device: ...
-
-    @property
-    def depth(self) -> int:
-        """Steps that may be launched before the first one's tokens are read."""
-        ...
+    name: str
+    """For logs and results."""
+    where: torch.device
+    depth: int
+    """Steps that may be launched before the first one's tokens are read."""
 
     def bind(self) -> None:
         """Make the device and the engine's stream current for the calling thread; cheap."""

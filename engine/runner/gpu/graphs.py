@@ -8,7 +8,7 @@ from step to step; a batch takes the next size up, its rest filled with rows tha
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ def size_for(num_rows: int, sizes: Iterable[int]) -> int | None:
     return min((size for size in sizes if size >= num_rows), default=None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeRoom:
-    """What every captured step works with."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class DecodeGraphs:
+    """Given is what every captured step works with."""
 
     device: Device
     model: Model
@@ -50,14 +50,9 @@ class DecodeRoom:
     last: LastTokens
     max_blocks: int
     """Width of the tables."""
-
-
-class DecodeGraphs:
-    def __init__(self, room: DecodeRoom) -> None:
-        self._room = room
-        self._steps: dict[int, Step] = {}
-        self._tables: Tensor = torch.empty(0)
-        self._logits_SV: Tensor = torch.empty(0)
+    _steps: dict[int, Step] = field(default_factory=dict, init=False)
+    _tables: Tensor = field(init=False)
+    _logits_SV: Tensor = field(init=False)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -67,21 +62,19 @@ class DecodeGraphs:
     def capture(self, sizes: Iterable[int], *, limit_bytes: int) -> int:
         """Capture the largest first, so that the others find their scratch memory made; only
         those of up to 8 rows once `limit_bytes` are taken. What they took."""
-        room, largest = self._room, max(sizes)
-        before = room.device.held_bytes()
-        where, num_groups = room.device.where, room.pool.layout.num_groups
-        self._tables = torch.zeros(
-            num_groups * largest * room.max_blocks, dtype=torch.int32, device=where
-        )
+        largest, where = max(sizes), self.device.where
+        before = self.device.held_bytes()
+        num_entries = self.pool.layout.num_groups * largest * self.max_blocks
+        self._tables = torch.zeros(num_entries, dtype=torch.int32, device=where)
         # One place for the logits of all: each graph would keep its own while the others live.
-        self._logits_SV = torch.empty(largest, room.model.config.vocab_size, device=where)
+        self._logits_SV = torch.empty(largest, self.model.config.vocab_size, device=where)
         taken, left_out = 0, 0
         for size in sorted(sizes, reverse=True):
             if taken > limit_bytes and size > _GRAIN:
                 left_out += 1
                 continue
             self._steps[size] = self._captured(size)
-            taken = room.device.held_bytes() - before
+            taken = self.device.held_bytes() - before
         if left_out:
             log.warning(
                 "not all decode steps are captured",
@@ -99,19 +92,17 @@ class DecodeGraphs:
         return self._logits_SV[:size]
 
     def _captured(self, size: int) -> Step:
-        room = self._room
-        empty = empty_decode(
-            size, num_groups=room.pool.layout.num_groups, num_blocks=1, nowhere=room.last.nowhere
-        )
-        step, tables_GSB = room.upload.send(empty), self._tables_of(size)
+        num_groups, nowhere = self.pool.layout.num_groups, self.last.nowhere
+        empty = empty_decode(size, num_groups=num_groups, num_blocks=1, nowhere=nowhere)
+        step, tables_GSB = self.upload.send(empty), self._tables_of(size)
 
         def decode() -> None:
-            token_ids_T = room.last.with_pending(step.token_ids_T, step.feed_T)
-            logits_SV = room.model.forward(step.inputs(token_ids_T, tables_GSB), room.pool)
+            token_ids_T = self.last.with_pending(step.token_ids_T, step.feed_T)
+            logits_SV = self.model.forward(step.inputs(token_ids_T, tables_GSB), self.pool)
             self._logits_SV[:size].copy_(logits_SV)
 
-        return room.device.capture(decode)
+        return self.device.capture(decode)
 
     def _tables_of(self, size: int) -> Tensor:
-        num_groups, width = self._room.pool.layout.num_groups, self._room.max_blocks
+        num_groups, width = self.pool.layout.num_groups, self.max_blocks
         return self._tables[: num_groups * size * width].view(num_groups, size, width)

@@ -60,7 +60,7 @@ def penalties_of(
                 raise ValueError(f"logit_bias: token {token} of a vocabulary of {vocab_size}")
             found.biased.append((row, token, bias))
         if not rule.may_end(chunk.num_outputs):
-            enders = {*rule.stop_token_ids, *(() if rule.ignore_eos else eos_token_ids)}
+            enders = rule.ending_ids(eos_token_ids)
             found.banned.extend((row, token, -math.inf) for token in enders if token < vocab_size)
     return found
 

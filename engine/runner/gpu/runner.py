@@ -29,13 +29,11 @@ from engine.runner.gpu.arrays import (
     widest_table,
 )
 from engine.runner.gpu.device import Device, StepEvent
-from engine.runner.gpu.graphs import DecodeGraphs, DecodeRoom, decode_sizes, size_for
+from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
-from engine.sampling.logprobs import logprobs, rows_with_logprobs
-from engine.sampling.rows import NO_TOKEN, TokenSampler
-from protocol.layout import KvLayout
+from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +46,7 @@ class LaunchedStep:
     tokens_R: Tensor
     """Host memory, filled when the event has happened; so is the next."""
     reports: Tensor
-    """[A, 1 + 2 N] as `engine.sampling.logprobs.logprobs`, of the rows that ask, in order."""
+    """[A, 1 + 2 N] as `engine.sampling.rows.logprobs`, of the rows that ask, in order."""
     num_top: Mapping[int, int]
     """How many of the most likely each of them wants, by row."""
 
@@ -88,6 +86,7 @@ class DeviceRunner:
         """Model and pool lie on the device; `eos_token_ids` as the engine's: those that
         `min_tokens` bans. Captures nothing yet."""
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
+        self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
         self._limits = limits
         self.eos_token_ids = tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
@@ -101,23 +100,10 @@ class DeviceRunner:
                 num_groups=pool.layout.num_groups,
             ),
         )
-        room = DecodeRoom(
+        self._graphs = DecodeGraphs(
             device=device, model=model, pool=pool, upload=self._upload, last=self._last,
             max_blocks=max_blocks,
         )  # fmt: skip
-        self._graphs = DecodeGraphs(room)
-
-    @property
-    def layout(self) -> KvLayout:
-        return self._pool.layout
-
-    @property
-    def num_blocks(self) -> int:
-        return self._pool.num_blocks
-
-    @property
-    def depth(self) -> int:
-        return self._device.depth
 
     @property
     def captured_sizes(self) -> tuple[int, ...]:

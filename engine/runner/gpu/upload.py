@@ -15,12 +15,7 @@ from engine.runner.gpu.device import Device
 
 ALIGN_BYTES = 16
 """Kernels are compiled for pointers that are multiples of it; another would compile them anew."""
-_DTYPES = {
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "float32": torch.float32,
-    "uint8": torch.uint8,
-}
+_DTYPES = {name: getattr(torch, name) for name in ("int64", "int32", "float32", "uint8")}
 
 
 class Upload:

@@ -8,8 +8,7 @@ from support.services import ROUTER, VOCAB_SIZE, ServiceBench
 from support.words import LAYOUT, decode
 
 from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.quarantine import Quarantine
-from decode_worker.transfers import DecodeTransfers
+from decode_worker.transfers import DecodeTransfers, Quarantine
 from engine.loop import Engine
 from kvtransfer.sink.sink import Sink
 from protocol.ids import LeaseId, WorkerId, new_epoch

@@ -11,8 +11,7 @@ from support.services import ROUTER, VOCAB_SIZE, ServiceBench
 from support.words import LAYOUT, decode
 
 from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.quarantine import Quarantine
-from decode_worker.transfers import DecodeTransfers
+from decode_worker.transfers import DecodeTransfers, Quarantine
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLost

@@ -123,7 +123,7 @@ def test_a_remote_sequence_goes_on_from_the_first_token_it_is_given(bench: Bench
     eventually(lambda: A in bench.observer.admissions)
     bench.runner.write(bench.observer.admissions[A].block_table, start=0, tokens=PROMPT)
     expected = continuation(PROMPT, seed=1, num_tokens=6)
-    bench.engine.fetch_done(A, FetchLanded(first_token=expected[0]))
+    bench.engine.fetch_done(A, FetchLanded(SampledToken(token_id=expected[0])))
     bench.wait_end()
     assert bench.observer.tokens[A] == expected
     eventually(bench.all_back)
@@ -244,7 +244,7 @@ def test_commands_about_unknown_sequences_are_harmless(bench: Bench) -> None:
     for sequence in (A, B):
         bench.engine.abort(sequence)
         bench.engine.release(sequence)
-        bench.engine.fetch_done(sequence, FetchLanded(first_token=1))
+        bench.engine.fetch_done(sequence, FetchLanded(SampledToken(token_id=1)))
     bench.submit()
     bench.wait_end()
     assert isinstance(bench.observer.endings[A], Complete)

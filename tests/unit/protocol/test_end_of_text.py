@@ -9,7 +9,7 @@ EOS = (7, 8)
 
 def reason(token_id: int, num_tokens: int, **rule: object) -> FinishReason | None:
     sampling = Sampling(seed=1, **{"max_tokens": 9, **rule})  # type: ignore[arg-type]
-    return sampling.reason_to_end(token_id, num_tokens, EOS)
+    return sampling.reason_to_end(token_id, num_tokens, sampling.ending_ids(EOS))
 
 
 @pytest.mark.parametrize("token_id", EOS)

@@ -141,7 +141,7 @@ def test_logits_are_divided_by_a_positive_number_only(tmp_path: Path, divisor: f
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"config\.json: missing"):
         read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):

@@ -9,8 +9,7 @@ import torch
 from support.forwards import chunk
 from torch import Tensor
 
-from engine.sampling.logprobs import logprobs
-from engine.sampling.rows import NO_TOKEN
+from engine.sampling.rows import NO_TOKEN, logprobs
 from engine.sampling.sampler import sample_token
 from protocol.messages import Sampling
 

@@ -3,6 +3,7 @@
 import pytest
 from support.stepper import Stepper
 
+from engine.batch import SampledToken
 from engine.sequence import Abandon, Complete, Fail, FetchLanded, HandOver, Mode, SequenceState
 
 STORY = list(range(200, 260))
@@ -314,7 +315,7 @@ def test_abort_between_landing_and_the_next_step_ends_once() -> None:
     run = stepper.submit(STORY[:8], mode=Mode.REMOTE)
     stepper.step()
     stepper.fetch(run)
-    stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
+    stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(SampledToken(token_id=1)))
     stepper.abort(run)
     stepper.run()
     assert run.verdicts == [Abandon()]
@@ -368,7 +369,7 @@ def test_commands_that_come_twice_or_too_late_are_harmless(mode: Mode) -> None:
         stepper.abort(run)
     for _ in range(2):
         stepper.lose(run)
-        stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(first_token=1))
+        stepper.scheduler.fetch_done(run.sequence.id, FetchLanded(SampledToken(token_id=1)))
         stepper.release(run)
         stepper.abort(run)
     stepper.run()
