@@ -12,6 +12,7 @@ ends by a deadline of its own; of the others the newest makes room, so the oldes
 
 from collections.abc import Collection, Iterable
 from collections.abc import Sequence as Seq
+from typing import assert_never
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
@@ -97,6 +98,8 @@ class Scheduler:
                 self._table.fetch_ended(sequence)
             case FetchLost():
                 self._lose(sequence, outcome)
+            case _:
+                assert_never(outcome)
 
     def quiet(self, blocks: Collection[int]) -> None:
         """Nobody writes into these quarantined blocks any more. Harmless when repeated."""

@@ -195,7 +195,7 @@ def inputs_of(case: Case, rivals: Rivals, *, size: int | None = None) -> Forward
     )
     if size is not None:
         step = padded(step, size, nowhere=0)
-    sent = Upload(rivals.device, num_bytes=1 << 20).send(step)
+    sent = Upload(rivals.device, num_bytes=1 << 20).upload_step(step)
     return sent.inputs(sent.token_ids_T, sent.tables_GSB)
 
 

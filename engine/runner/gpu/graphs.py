@@ -94,7 +94,7 @@ class DecodeGraphs:
     def _captured(self, size: int) -> Step:
         num_groups, nowhere = self.pool.layout.num_groups, self.last.nowhere
         empty = empty_decode(size, num_groups=num_groups, num_blocks=1, nowhere=nowhere)
-        step, tables_GSB = self.upload.send(empty), self._tables_of(size)
+        step, tables_GSB = self.upload.upload_step(empty), self._tables_of(size)
 
         def decode() -> None:
             token_ids_T = self.last.with_pending(step.token_ids_T, step.feed_T)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.batch import Chunk
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.upload import send_array
+from engine.runner.gpu.upload import upload_array
 from protocol.messages import Sampling
 
 Entry = tuple[int, int, float]
@@ -92,9 +92,9 @@ def penalised(logits_RV: Tensor, penalties: Penalties, device: Device) -> Tensor
 
 def _allowed(logits_RV: Tensor, masked: list[tuple[int, bytes]], device: Device) -> Tensor:
     """A copy in which ids that are not allowed have -inf."""
-    rows_A = send_array(device, np.array([row for row, _ in masked], np.int64))
+    rows_A = upload_array(device, np.array([row for row, _ in masked], np.int64))
     bytes_AV = np.frombuffer(b"".join(mask for _, mask in masked), np.uint8)
-    mask_AV = send_array(device, bytes_AV.reshape(len(masked), -1))
+    mask_AV = upload_array(device, bytes_AV.reshape(len(masked), -1))
     allowed_AV = logits_RV[rows_A].masked_fill(mask_AV == 0, -torch.inf)
     return logits_RV.index_copy(0, rows_A, allowed_AV)
 
@@ -107,5 +107,5 @@ def _malus(chunk: Chunk, rule: Sampling) -> Iterable[tuple[int, float]]:
 
 def _sent(entries: list[Entry], device: Device) -> tuple[tuple[Tensor, Tensor], Tensor]:
     rows, tokens, values = zip(*entries, strict=True)
-    places_2E = send_array(device, np.array([rows, tokens], np.int64))
-    return (places_2E[0], places_2E[1]), send_array(device, np.array(values, np.float32))
+    places_2E = upload_array(device, np.array([rows, tokens], np.int64))
+    return (places_2E[0], places_2E[1]), upload_array(device, np.array(values, np.float32))

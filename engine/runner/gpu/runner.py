@@ -32,7 +32,7 @@ from engine.runner.gpu.device import Device, StepEvent
 from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
-from engine.runner.gpu.upload import Upload, fetch, send_array, upload_bytes
+from engine.runner.gpu.upload import Upload, fetch, upload_array, upload_bytes
 from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
 
@@ -158,9 +158,9 @@ class DeviceRunner:
         """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""
         size = size_for(len(arrays.ends_S), self._graphs.sizes) if decode else None
         if size is not None:
-            step = self._upload.send(padded(arrays, size, nowhere=self._last.nowhere))
+            step = self._upload.upload_step(padded(arrays, size, nowhere=self._last.nowhere))
             return step, self._graphs.run(step)
-        step = self._upload.send(arrays)
+        step = self._upload.upload_step(arrays)
         token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
@@ -174,6 +174,6 @@ class DeviceRunner:
         return sampled_R
 
     def _report(self, logits_RV: Tensor, sampled_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
-        rows_A = send_array(self._device, np.array(list(num_top), np.int64))
+        rows_A = upload_array(self._device, np.array(list(num_top), np.int64))
         reports = logprobs(logits_RV[rows_A], sampled_R[rows_A], num_top=max(num_top.values()))
         return fetch(self._device, reports)

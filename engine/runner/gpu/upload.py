@@ -25,7 +25,7 @@ class Upload:
         self._device = device
         self._there = torch.zeros(num_bytes, dtype=torch.uint8, device=device.where)
 
-    def send(self, step: StepArrays) -> StepTensors:
+    def upload_step(self, step: StepArrays) -> StepTensors:
         """Launches the copy. Raises ValueError for a step larger than the buffer."""
         arrays = step.values()
         places, num_bytes = _places(arrays)
@@ -45,7 +45,7 @@ class Upload:
         return flat.view(array.shape)
 
 
-def send_array(device: Device, array: Array) -> Tensor:
+def upload_array(device: Device, array: Array) -> Tensor:
     """A tensor of its own on the device, for what few steps need."""
     array = np.ascontiguousarray(array)
     here = device.host_bytes(array.nbytes)

@@ -19,6 +19,7 @@ from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Span
 from kvtransfer.memory.device_pool import DeviceMemory
 from protocol.errors import PeerLost, TransferError
+from protocol.state_table import StateTable
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,21 @@ class PairStage(StrEnum):
     JOINING = "joining"
     UP = "up"
     ABORTED = "aborted"
+
+
+class PairEvent(StrEnum):
+    JOINED = "joined"
+    BROKEN_OFF = "broken_off"
+
+
+_P, _PE = PairStage, PairEvent
+PAIR_STATES: Final = StateTable(
+    {
+        (_P.JOINING, _PE.JOINED): _P.UP,
+        (_P.JOINING, _PE.BROKEN_OFF): _P.ABORTED,
+        (_P.UP, _PE.BROKEN_OFF): _P.ABORTED,
+    }
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,7 +112,7 @@ class Pair:
         staging: Staging, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         """Begin to meet the other rank; owns the staging. Raises TransferError."""
-        self.stage = PairStage.JOINING
+        self._life = PAIR_STATES.begin(PairStage.JOINING, name=f"pair as rank {rank}")
         self.stream = driver.stream()
         """What sends and receives run on."""
         self.staging = staging
@@ -113,6 +129,10 @@ class Pair:
             staging.free()
             raise
         self._reaper: threading.Thread | None = None
+
+    @property
+    def stage(self) -> PairStage:
+        return self._life.state
 
     @property
     def is_busy(self) -> bool:
@@ -153,7 +173,7 @@ class Pair:
         """Break off; `after` is called on another thread once nothing is under way any more."""
         if self.stage is PairStage.ABORTED:
             return
-        self.stage = PairStage.ABORTED
+        self._life.move(PairEvent.BROKEN_OFF)
         self._reaper = threading.Thread(
             target=self._reap, args=(after,), name="nccl-abort", daemon=True
         )
@@ -164,7 +184,7 @@ class Pair:
         if not self._communicator.settled():
             return False
         if self.stage is PairStage.JOINING:
-            self.stage = PairStage.UP
+            self._life.move(PairEvent.JOINED)
             return True
         if self._launching is not None:
             self._launching.event = self.stream.record()

@@ -62,14 +62,14 @@ def test_steps_with_the_widest_tables_are_measured_too(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths = dict[int, int]()
-    send = Upload.send
+    upload_step = Upload.upload_step
 
     def seen(upload: Upload, step: StepArrays) -> StepTensors:
         if len(step.ends_S) == 1:
             widths[len(step.token_ids_T)] = step.tables_GSB.shape[2]
-        return send(upload, step)
+        return upload_step(upload, step)
 
-    monkeypatch.setattr(Upload, "send", seen)
+    monkeypatch.setattr(Upload, "upload_step", seen)
     model = load_model(checkpoint, dtype="float32", native=False)
     (layout,) = model.config.kv_layouts(block_tokens=4, dtype="float32")
     largest_step_bytes(model, layout, device=HostDevice(), sampler=sample_on_host, limits=LIMITS)

@@ -24,7 +24,7 @@ def test_an_upload_arrives_as_aligned_views_of_one_buffer() -> None:
     parts = [chunk([5, 6, 7], table=[3, 1], sampling=rule), chunk([9], start=9, table=[2, 0, 4])]
     step = step_arrays(parts, LAYOUT, feeds=[NO_FEED, 4], keeps=[0, 1])
     upload = Upload(HostDevice(), num_bytes=4096)
-    sent = upload.send(step)
+    sent = upload.upload_step(step)
     start = sent.token_ids_T.data_ptr()
     for field in fields(StepFields):
         tensor, array = getattr(sent, field.name), getattr(step, field.name)
@@ -40,7 +40,7 @@ def test_what_a_captured_step_reads_stays_where_it_is_however_long_the_tables() 
     places = set()
     for num_blocks in (1, 5, 30):
         empty = empty_decode(8, num_groups=2, num_blocks=num_blocks, nowhere=9)
-        sent = upload.send(empty)
+        sent = upload.upload_step(empty)
         places.add(tuple(getattr(sent, field.name).data_ptr() for field in fields(StepFields)))
     assert len(places) == 1
 
@@ -53,7 +53,7 @@ def test_the_largest_step_fits_the_buffer_made_for_it() -> None:
         parts = [chunk([1] * 5, start=251, table=range(192), sampling=sampling)] * 8
         step = step_arrays(parts, layout, feeds=[NO_FEED] * 8, keeps=[0] * (8 if sampling else 0))
         num_bytes = upload_bytes(max_tokens=40, max_rows=8, max_blocks=64, num_groups=3)
-        Upload(HostDevice(), num_bytes=num_bytes).send(step)
+        Upload(HostDevice(), num_bytes=num_bytes).upload_step(step)
 
 
 def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
