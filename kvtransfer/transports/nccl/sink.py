@@ -47,10 +47,11 @@ class _StagedChunk:
 class NcclSinkStream(Polled, SinkStream):
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, setup: NcclSetup) -> None:
+        """`setup` is the other end's."""
         self._sock = sock
         self._memory = memory
-        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), setup)
         self._poller: DevicePoller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
         self._inbox = MessageInbox(sock, nccl_to_sink)

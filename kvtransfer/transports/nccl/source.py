@@ -42,10 +42,11 @@ class NcclSourceStream(Polled, SourceStream):
     chunk_bytes = CHUNK_BYTES
     queued_bytes = 0
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, setup: NcclSetup) -> None:
+        """`setup` is the other end's."""
         self._sock = sock
         self._memory = memory
-        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), setup)
         self._poller: DevicePoller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()

@@ -8,6 +8,7 @@ ends a chunk only when the source has left it.
 import select
 import socket
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -31,20 +32,24 @@ _AWAIT_S: Final = 0.001
 """A helper's last claim takes 20 us; one that lost its core is waited for asleep."""
 
 
-class ShmSinkStream(SinkStream):
-    """Owns its view of the source's pool and the copy job."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ShmSinkSetup:
+    """What the two ends agreed on; its stream owns both."""
 
+    source: BlockMemory
+    """Our view of the source's pool."""
+    copy_job: CopyJob | None = None
+    """Without one chunks are copied by us alone."""
+
+
+class ShmSinkStream(SinkStream):
     transport = NAME
 
-    def __init__(
-        self, sock: socket.socket, memory: BlockMemory, *, source: BlockMemory,
-        copy_job: CopyJob | None,
-    ) -> None:  # fmt: skip
-        """Without a `copy_job` chunks are copied by us alone."""
-        self._source: BlockMemory | None = source
-        self._memory = memory
-        self._copy_job = copy_job
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: ShmSinkSetup) -> None:
         self._sock = sock
+        self._memory = memory
+        self._source: BlockMemory | None = setup.source
+        self._copy_job = setup.copy_job
         self._inbox = MessageInbox(sock, announcement)
         self._outbox = MessageOutbox(sock, shm_to_source)
         self._waiting: deque[Chunk | Finish] = deque()

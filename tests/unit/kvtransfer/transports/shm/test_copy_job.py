@@ -17,7 +17,7 @@ from kvtransfer.plan import Ranges, whole_blocks
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, CopyJob
-from kvtransfer.transports.shm.sink import ShmSinkStream
+from kvtransfer.transports.shm.sink import ShmSinkSetup, ShmSinkStream
 
 NUM_BLOCKS, BLOCK_BYTES = 4, 512 << 10
 _CURSOR, _NUM_DONE, _BATCH = 3, 4, 6
@@ -111,7 +111,7 @@ def test_a_chunk_ends_although_the_source_leaves_it_between_two_looks() -> None:
     assert isinstance(job, SlowHelp)
     job.source = theirs
     taker = Taker(_landing(source, target))
-    stream = ShmSinkStream(ours, target, source=source, copy_job=job)
+    stream = ShmSinkStream(ours, target, ShmSinkSetup(source=source, copy_job=job))
     outbox = MessageOutbox(theirs, announcement)
     outbox.put_message(taker.landing.chunk)
     outbox.flush()
