@@ -5,7 +5,6 @@ Where both processes have a core to spare, the source copies pieces of a large c
 ends a chunk only when the source has left it.
 """
 
-import select
 import socket
 from collections import deque
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import Left, announcement, why_not_read, why_stale
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.polling import has_hung_up
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.shm.messages import NAME, Help, shm_to_source
 from protocol.errors import WireError
@@ -149,17 +149,10 @@ class ShmSinkStream(SinkStream):
             taker.end_chunk(landing, None, broken="it was stopped")
 
     def _stopped(self) -> bool:
-        """Ask the source to leave our pool; True when it has, or is dead."""
+        """Ask the source to leave our pool; True when it has, or is dead: its memory goes before
+        its socket."""
         assert self._copy_job is not None
-        return self._copy_job.shut() or self._has_ended()
-
-    def _has_ended(self) -> bool:
-        """The other process is gone, its memory before its socket. Its last words may be unread."""
-        if self._sock.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return self._copy_job.shut() or has_hung_up(self._sock)
 
     def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
         assert self._source is not None
