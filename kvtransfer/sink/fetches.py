@@ -6,7 +6,6 @@ Knows no locks: nothing here may be called from a second thread.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, assert_never
@@ -53,8 +52,6 @@ class FetchTable:
     """Those of one sink, by their ids."""
 
     def __init__(self, means: SinkMeans, *, poller: Poller) -> None:
-        self.used: Counter[str] = Counter()
-        """Fetches landed, by transport."""
         self._means = means
         self._poller = poller
         self._context = ControlContext()
@@ -316,7 +313,6 @@ class FetchTable:
         if isinstance(end, Landed):
             assert running.link is not None
             running.link.num_breaks = 0
-            self.used[end.transport] += 1
         try:
             running.on_end(end)
         except Exception:
