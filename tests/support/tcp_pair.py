@@ -92,8 +92,8 @@ class Taker:
             good = sums_P is not None and sums_P[place] == landing.pieces_P["checksum"][place]
             (self.right if good else self.wrong).append(slot)
 
-    def finished(self, word: Finish) -> None:
-        self.words.append(f"finish of {word.fetch}")
+    def finished(self, message: Finish) -> None:
+        self.words.append(f"finish of {message.fetch}")
 
 
 class HeldLane:

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvtransfer.chunk import Landing
-from kvtransfer.device.driver import Driver, Span, Sums
+from kvtransfer.device.driver import Driver, Sums
 from kvtransfer.device.table import table
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
 from kvtransfer.memory.generations import Generations
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.announcing import announcement, why_not_read
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME, CudaIpcSetup

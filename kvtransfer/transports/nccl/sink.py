@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing, unpack_pieces
-from kvtransfer.device.driver import Span, Sums
+from kvtransfer.device.driver import Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (

@@ -8,10 +8,11 @@ import socket
 from collections import deque
 from dataclasses import dataclass
 
-from kvtransfer.device.driver import Span, Stream
+from kvtransfer.device.driver import Stream
 from kvtransfer.device.table import packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end

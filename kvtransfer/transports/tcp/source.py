@@ -15,7 +15,7 @@ import numpy as np
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
@@ -42,7 +42,7 @@ _TURN_BYTES: Final = 16 << 20
 """Most bytes sent in one turn: a few milliseconds at loopback's speed."""
 _NOTHING: Final = Ranges(np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(1, np.int64))
 _zeros = bytearray(64 << 10)
-_ZEROS: Final = Memory(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
+_ZEROS: Final = Span(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
 
 
 @dataclass(slots=True, eq=False)

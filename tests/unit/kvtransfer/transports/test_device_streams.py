@@ -52,8 +52,8 @@ class Taker:
     ) -> None:
         self.ends.append((sums_P, broken))
 
-    def finished(self, word: Finish) -> None:
-        self.words.append(word)
+    def finished(self, message: Finish) -> None:
+        self.words.append(message)
 
 
 def chunk(*blocks: int, slots: list[int] | None = None, num_bytes: int = BLOCK_BYTES) -> Chunk:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, Finish
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.native.library import kernels
 from kvtransfer.plan import Ranges, whole_blocks
 from kvtransfer.transports.announcing import Left, announcement
@@ -36,7 +36,7 @@ class SlowHelp(CopyJob):
     def _counts(self) -> "NDArray[np.uint64]":
         return self.mapped[:64].view(np.uint64)
 
-    def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
+    def copy_pieces(self, number: int, *, target: Span, source: Span) -> int:
         self._counts[_CURSOR] += self._counts[_BATCH]
         return super().copy_pieces(number, target=target, source=source)
 
@@ -66,7 +66,7 @@ class Taker:
     ) -> None:
         self.ended.append(landing)
 
-    def finished(self, word: Finish) -> None: ...
+    def finished(self, message: Finish) -> None: ...
 
 
 def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
