@@ -36,7 +36,7 @@ class Flow:
     def __init__(
         self, fd: int, memory: Span, ranges: Ranges, *, head: bytes = b"", summed: bool = False
     ) -> None:
-        """`summed`: the checksum of each piece is taken as it becomes whole. Span and `fd` must
+        """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
         stay while the flow is gone on with. Raises ValueError for ranges outside the memory."""
         self.memory = memory
         self.ranges = ranges

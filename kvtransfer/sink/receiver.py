@@ -110,7 +110,8 @@ class Receiver:
             self._follow(write.running, steps)
 
     def _reject(self, num_pieces: int, why: str) -> None:
-        told = {"source": self._source, "blocks": num_pieces, "why": why}
+        remedy = "none, it is asked for again; if it comes often test both hosts' memory"
+        told = {"source": self._source, "blocks": num_pieces, "why": why, "remedy": remedy}
         log.warning("block rejected", extra=told)
         self._means.report_event(Rejected(num_blocks=num_pieces, why=why))
 

@@ -120,7 +120,8 @@ class LeaseTable:
     def answer_message(self, identity: Identity, message: ToSource | WireError) -> None:
         sink = self.sinks.find_sink(identity)
         if isinstance(message, WireError):
-            log.warning("control message refused", extra={"why": str(message)})
+            remedy = "run one version everywhere; let nothing but workers reach this port"
+            log.warning("control message refused", extra={"why": str(message), "remedy": remedy})
             self.sinks.refuse_sink(identity, "protocol", str(message)[:2_000])
         elif isinstance(message, Open):
             self.sinks.open_session(identity, message)
