@@ -326,11 +326,11 @@ class LeaseTable:
         sink.stream.drop(lease.fetch_id)
         transport = sink.stream.transport
         if reason != "released":
-            answer = FetchFailed(
+            message = FetchFailed(
                 fetch=lease.fetch_id, attempt=lease.attempt, code=_CODES[reason],
                 reason=detail[:2_000],
             )  # fmt: skip
-            self.sinks.send(sink, answer)  # which may lose the sink, and its stream
+            self.sinks.send(sink, message)  # which may lose the sink, and its stream
         return transport
 
     def _why_not_held(self, lease_id: LeaseId, sink: ConnectedSink) -> EndedLease:

@@ -10,7 +10,7 @@ CHUNK_BYTES: Final = 64 << 20
 
 
 class CudaIpcSourceStream(AnnouncingStream):
-    """Takes no pool and no setup: the welcome has handed both on, and nothing is read here."""
+    """Takes neither pool nor setup: the welcome has handed the pool on; it reads nothing itself."""
 
     transport = NAME
     chunk_bytes = CHUNK_BYTES
