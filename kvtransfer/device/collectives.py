@@ -7,7 +7,8 @@ the library has done its part of it, after which an event of the stream tells th
 
 from typing import Protocol
 
-from kvtransfer.device.driver import Span, Stream
+from kvtransfer.device.driver import Stream
+from kvtransfer.native.copy import Span
 
 UNIQUE_ID_BYTES = 128
 PATIENCE_S = 5.0

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from kvtransfer.device import libcuda
-from kvtransfer.device.driver import CannotMap, Span, Stream, Sums
+from kvtransfer.device.driver import CannotMap, Stream, Sums
 from kvtransfer.kernels.copy import copy
+from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
 
 _ROUND_BYTES = 2 << 20

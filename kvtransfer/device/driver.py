@@ -7,15 +7,13 @@ whether it has happened. A device that fails raises TransferError from whichever
 
 # Shapes: R ranges in P pieces; the 5 rows of a table are those of `kvtransfer.device.table`.
 
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
-
-Span: TypeAlias = Memory
 
 
 class CannotMap(TransferError):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from kvtransfer.device.collectives import PATIENCE_S, UNIQUE_ID_BYTES
-from kvtransfer.device.driver import Span, Stream
+from kvtransfer.device.driver import Stream
+from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
 
 _SUCCESS: Final = 0

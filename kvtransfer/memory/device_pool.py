@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.driver import Driver, Mark, Span, Stream, Sums
+from kvtransfer.device.driver import Driver, Mark, Stream, Sums
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from protocol.errors import TransferError
 

@@ -22,7 +22,7 @@ from kvtransfer.memory.sealed import (
     open_sealed,
     reader_fd,
 )
-from kvtransfer.native.copy import Memory, checksums, copy_ranges
+from kvtransfer.native.copy import Span, checksums, copy_ranges
 from kvtransfer.plan import Ranges
 from protocol.errors import LayoutMismatch
 
@@ -60,7 +60,7 @@ class BlockMemory:
         """All blocks' bytes, `[block, byte]` flattened."""
         self.generations = self._whole[_GENERATIONS_AT : _GENERATIONS_AT + 8 * num_blocks].cast("Q")
         self.generations_N: NDArray[np.uint64] = np.frombuffer(self.generations, np.uint64)
-        self.span = Memory(address_of(mapping) + start, num_blocks * block_bytes)
+        self.span = Span(address_of(mapping) + start, num_blocks * block_bytes)
         """Where the blocks are mapped in this process."""
         self.helped = helped
         """Another process of this user may map it for writing."""
@@ -136,7 +136,7 @@ class BlockMemory:
         if self.fd < 0:
             return
         self.generations_N = np.empty(0, np.uint64)
-        self.span = Memory(0, 0)
+        self.span = Span(0, 0)
         with suppress(BufferError):
             for view in (self.blocks, self.generations, self._whole):
                 view.release()

@@ -65,7 +65,7 @@ def open_sealed(
         mapping = _map(fd, num_bytes, mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ)
         if mapping[: len(start)] != start:
             mapping.close()
-            raise LayoutMismatch(f"the peer's {what} has another header than its word")
+            raise LayoutMismatch(f"the peer's {what} has another header than its message says")
     except (OSError, ValueError) as error:
         os.close(fd)
         raise LayoutMismatch(f"the peer's {what} cannot be mapped: {error}") from error

@@ -25,7 +25,7 @@ _OUTSIDE, _UNFIT = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class Span:
     """A mapped span of this process: `num_bytes` from `address`."""
 
     address: int
@@ -42,7 +42,7 @@ class Memory:
 
 
 def copy_ranges(
-    target: Memory, target_ranges: Ranges, source: Memory, source_ranges: Ranges
+    target: Span, target_ranges: Ranges, source: Span, source_ranges: Ranges
 ) -> NDArray[np.uint64]:
     """Copy each range over its counterpart; the checksum of each piece, `[piece]`.
 
@@ -63,7 +63,7 @@ def copy_ranges(
     return checksums(target, target_ranges)
 
 
-def checksums(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
+def checksums(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:
     """xxh3_64 of each piece's bytes, its ranges one after another, `[piece]`. Raises ValueError."""
     sums_P = _call(None, None, memory, ranges)
     if sums_P is not None:
@@ -73,7 +73,7 @@ def checksums(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
 
 
 def _call(
-    target: Memory | None, offsets_R: NDArray[np.int64] | None, source: Memory, ranges: Ranges
+    target: Span | None, offsets_R: NDArray[np.int64] | None, source: Span, ranges: Ranges
 ) -> NDArray[np.uint64] | None:
     """What the C kernel answers; None where there is none, or none for these ranges."""
     library = kernels()
@@ -102,7 +102,7 @@ def fits(ranges: Ranges) -> bool:
     return int(totals_P.min()) >= _MIN_HASHED_BYTES
 
 
-def _checksums_twin(memory: Memory, ranges: Ranges) -> NDArray[np.uint64]:
+def _checksums_twin(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:
     whole: Any = (ctypes.c_ubyte * memory.num_bytes).from_address(memory.address)
     span = memoryview(whole).cast("B")
     offsets, sizes = ranges.offsets_R.tolist(), ranges.sizes_R.tolist()

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.native.library import HASH_BYTES, FlowFields, kernels
 from kvtransfer.plan import Ranges
 
@@ -34,7 +34,7 @@ class Flow:
     """One frame's bytes: `head`, when it is sent, then the ranges, in order."""
 
     def __init__(
-        self, fd: int, memory: Memory, ranges: Ranges, *, head: bytes = b"", summed: bool = False
+        self, fd: int, memory: Span, ranges: Ranges, *, head: bytes = b"", summed: bool = False
     ) -> None:
         """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
         stay while the flow is gone on with. Raises ValueError for ranges outside the memory."""
@@ -86,7 +86,7 @@ def receive(flows: Sequence[Flow], *, idle: Sequence[int], budget: int) -> int:
     return _flow(flows, idle, sending=False, budget=budget)
 
 
-def repeated(num_bytes: int, memory: Memory) -> Ranges:
+def repeated(num_bytes: int, memory: Span) -> Ranges:
     """`num_bytes` as often over the whole of `memory` as it takes: to send zeros, to discard."""
     num_whole, rest = divmod(num_bytes, memory.num_bytes)
     sizes_R = np.full(num_whole + bool(rest), memory.num_bytes, np.int64)
@@ -108,7 +108,7 @@ def _flow(flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: 
     return int(moved)
 
 
-def _measure(memory: Memory, ranges: Ranges) -> tuple[int, bool]:
+def _measure(memory: Span, ranges: Ranges) -> tuple[int, bool]:
     """Bytes of the ranges, and whether the kernels can sum their pieces. Raises ValueError."""
     library = kernels()
     if library is None:

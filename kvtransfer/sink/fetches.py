@@ -6,7 +6,6 @@ Knows no locks: nothing here may be called from a second thread.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Final, assert_never
@@ -53,8 +52,6 @@ class FetchTable:
     """Those of one sink, by their ids."""
 
     def __init__(self, means: SinkMeans, *, poller: Poller) -> None:
-        self.used: Counter[str] = Counter()
-        """Fetches landed, by transport."""
         self._means = means
         self._poller = poller
         self._context = ControlContext()
@@ -94,7 +91,9 @@ class FetchTable:
         try:
             self._link(ticket).renew_at_s = self._means.clock()
         except (TransferError, WireError) as error:
-            log.warning("a lease cannot be held", extra={"why": str(error)})
+            remedy = "none, its fetch tries again; if it comes often raise the limit of open files"
+            told = {"source": ticket.worker, "why": str(error), "remedy": remedy}
+            log.warning("a lease cannot be held", extra=told)
 
     def drop_lease(self, ticket: Ticket, reason: str) -> None:
         """Give a lease back that was not fetched."""
@@ -197,7 +196,9 @@ class FetchTable:
 
     def _lose(self, key: tuple[str, Epoch], error: TransferError) -> None:
         link = self._links.pop(key)
-        log.warning("link lost", extra={"source": link.source, "why": str(error)})
+        remedy = "none if that worker was stopped; else see its log, and the network between"
+        told = {"source": link.source, "why": str(error), "remedy": remedy}
+        log.warning("link lost", extra=told)
         self._close_link(link)
         for running in self._fetches_of(link):
             self._follow(running, running.fetch.fail(error))
@@ -316,7 +317,6 @@ class FetchTable:
         if isinstance(end, Landed):
             assert running.link is not None
             running.link.num_breaks = 0
-            self.used[end.transport] += 1
         try:
             running.on_end(end)
         except Exception:

@@ -178,7 +178,9 @@ class Link:
         self.num_breaks += 1
         if self.num_breaks >= MAX_BREAKS:
             raise PeerLost(f"{self.num_breaks} streams broke; the last: {self._broke}")
-        log.warning("stream broke", extra={"source": self.source, "why": self._broke})
+        remedy = "none, it is opened again; if it comes often see the source's log"
+        told = {"source": self.source, "why": self._broke, "remedy": remedy}
+        log.warning("stream broke", extra=told)
         self._life.move(LinkEvent.STREAM_ENDED)
         self.open_by_s = self._means.clock() + REOPEN_S
         self._untried, self._missed = list(self._means.transports), []

@@ -89,11 +89,11 @@ class Receiver:
         steps = write.running.fetch.end_write(write.places_P, right_P=right_P, broken=broken)
         self._settle(write, steps)
 
-    def finished(self, word: Finish) -> None:
-        running = self._find(FetchId(word.fetch))
+    def finished(self, message: Finish) -> None:
+        running = self._find(FetchId(message.fetch))
         if running is not None:
-            running.written_s = self._means.clock() - word.since_s
-            steps = running.fetch.note_arrived(attempt=word.attempt, note=word.note)
+            running.written_s = self._means.clock() - message.since_s
+            steps = running.fetch.note_arrived(attempt=message.attempt, note=message.note)
             self._follow(running, steps)
 
     def stop_writes(self, fetch: FetchId | None = None) -> None:
@@ -110,7 +110,8 @@ class Receiver:
             self._follow(write.running, steps)
 
     def _reject(self, num_pieces: int, why: str) -> None:
-        told = {"source": self._source, "blocks": num_pieces, "why": why}
+        remedy = "none, it is asked for again; if it comes often test both hosts' memory"
+        told = {"source": self._source, "blocks": num_pieces, "why": why, "remedy": remedy}
         log.warning("block rejected", extra=told)
         self._means.report_event(Rejected(num_blocks=num_pieces, why=why))
 

@@ -90,11 +90,6 @@ class Sink:
         self._thread.start()
 
     @property
-    def transports_used(self) -> tuple[tuple[str, int], ...]:
-        """Fetches landed so far by each transport."""
-        return tuple(sorted(self._fetches.used.copy().items()))
-
-    @property
     def num_fetches(self) -> int:
         """Fetches that have not ended."""
         return self._num_fetches

@@ -103,7 +103,8 @@ class Lease:
         self, *, fetch_id: FetchId, attempt: int, indices: ArrayLike, slots: ArrayLike,
         block_tokens: int,
     ) -> bool:  # fmt: skip
-        """These are asked for, of `block_tokens` each. False: a late word. Raises FetchRefused."""
+        """These are asked for, of `block_tokens` each. False: a message too late. Raises
+        FetchRefused."""
         if self.is_over:
             raise FetchRefused(f"the lease is {self.stage}")
         if self.fetch_id is not None and fetch_id != self.fetch_id:

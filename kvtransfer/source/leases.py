@@ -120,7 +120,8 @@ class LeaseTable:
     def answer_message(self, identity: Identity, message: ToSource | WireError) -> None:
         sink = self.sinks.find_sink(identity)
         if isinstance(message, WireError):
-            log.warning("control message refused", extra={"why": str(message)})
+            remedy = "run one version everywhere; let nothing but workers reach this port"
+            log.warning("control message refused", extra={"why": str(message), "remedy": remedy})
             self.sinks.refuse_sink(identity, "protocol", str(message)[:2_000])
         elif isinstance(message, Open):
             self.sinks.open_session(identity, message)
@@ -164,8 +165,8 @@ class LeaseTable:
                 self._begin_fetch(sink, message)
             case Renew(leases=leases, remaining_s=remaining_s):
                 ended = [x for x in leases if not self._renew(sink, x, remaining_s)]
-                word = Renewed(gone=tuple(self._why_not_held(x, sink) for x in ended))
-                self.sinks.send(sink, word)
+                answer = Renewed(gone=tuple(self._why_not_held(x, sink) for x in ended))
+                self.sinks.send(sink, answer)
             case Release(lease=lease_id):
                 if self._holders.get(lease_id) is sink:
                     self._end(self._leases[lease_id], "released", "landed")
@@ -194,11 +195,11 @@ class LeaseTable:
         try:
             self._accept_fetch(sink, message)
         except FetchRefused as refused:
-            word = FetchFailed(
+            answer = FetchFailed(
                 fetch=message.fetch, attempt=message.attempt, code=refused.code,
                 reason=str(refused)[:2_000],
             )  # fmt: skip
-            self.sinks.send(sink, word)
+            self.sinks.send(sink, answer)
         else:
             self._renew(sink, message.lease, self._means.lease_ttl_s)
             self._busy[message.lease] = None
@@ -325,11 +326,11 @@ class LeaseTable:
         sink.stream.drop(lease.fetch_id)
         transport = sink.stream.transport
         if reason != "released":
-            word = FetchFailed(
+            message = FetchFailed(
                 fetch=lease.fetch_id, attempt=lease.attempt, code=_CODES[reason],
                 reason=detail[:2_000],
             )  # fmt: skip
-            self.sinks.send(sink, word)  # which may lose the sink, and its stream
+            self.sinks.send(sink, message)  # which may lose the sink, and its stream
         return transport
 
     def _why_not_held(self, lease_id: LeaseId, sink: ConnectedSink) -> EndedLease:

@@ -100,16 +100,16 @@ class Sinks:
     def next_in_s(self) -> float | None:
         return self._deadlines.next_in_s(self._clock())
 
-    def open_session(self, identity: Identity, word: Open) -> None:
+    def open_session(self, identity: Identity, message: Open) -> None:
         """Answer a sink's first message."""
-        if word.epoch != self._opened.epoch:
+        if message.epoch != self._opened.epoch:
             self.refuse_sink(identity, "epoch", "the source has been restarted")
-        elif identity in self._sinks or word.session in self._sessions:
+        elif identity in self._sinks or message.session in self._sessions:
             self.refuse_sink(identity, "protocol", "opened twice")
         elif len(self._sinks) >= MAX_SINKS:
             self.refuse_sink(identity, "protocol", "too many sinks")
         else:
-            sink = ConnectedSink(identity, SessionId(word.session), word.worker)
+            sink = ConnectedSink(identity, SessionId(message.session), message.worker)
             self._sinks[identity] = self._sessions[sink.session] = sink
             self._deadlines.set(sink, now_s=self._clock(), remaining_s=_HELLO_S)
             self.send(sink, self._opened)

@@ -45,7 +45,7 @@ _IDLE_S: Final = 1.0
 
 class Source:
     """One worker's side that lends blocks. Public methods may be called from any thread, `close`
-    from any but the source's own; words about one lease count in the order they were said.
+    from any but the source's own; calls about one lease count in the order they were made.
 
     `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
     process copies along when a sink on the same host fetches. `on_lease_end` is called on the

@@ -3,12 +3,12 @@
 A stream guarantees: its end of file means that the other process is gone or gave up, seen as
 soon as the kernel knows; what it says of a chunk comes before what it says of the fetch's end;
 it writes only where its taker let it, and says when it has stopped. It does not guarantee that
-bytes are right (checksums do) or wanted (the session does), nor any order between chunks, between
+bytes are right (checksums do) or wanted (the fetch does), nor any order between chunks, between
 streams, or between a stream and the control link. Errors are PeerLost (the other end is gone) and
 WireError (it makes no sense); after either the stream is only closed.
 
 Two ways of carrying: a *reading* stream tells the sink which pieces lie ready in the source's
-memory, and the sink copies; on a *pushing* one the source sends bytes. Sessions see no difference.
+memory, and the sink copies; on a *pushing* one the source sends bytes. A fetch sees no difference.
 """
 
 import socket
@@ -56,7 +56,7 @@ class DialOptions:
 
 
 class ChunkTaker(Protocol):
-    """What a stream hands its chunks to: the sink's sessions."""
+    """What a stream hands its chunks to: the sink's fetches."""
 
     def begin_chunk(self, chunk: Chunk) -> Landing | None:
         """Where its bytes go, which then have a writer; None to discard them. Raises WireError
@@ -69,7 +69,7 @@ class ChunkTaker(Protocol):
         none is to be used, and `broken` says why."""
 
     def finished(self, message: Finish) -> None:
-        """The source's last word on a fetch."""
+        """The source has sent all that this fetch asked for."""
 
 
 class SinkStream(Protocol):

@@ -6,7 +6,6 @@ to one thread, except `Waker.wake`.
 """
 
 import os
-import select
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -14,6 +13,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from kvtransfer.messages import MAX_CONTROL_BYTES, ToSink, ToSource, to_sink, to_source
+from kvtransfer.transports.polling import FdPoller
 from protocol.errors import PeerLost, TransferError, WireError
 
 _QUEUE_MESSAGES = 4_096
@@ -81,7 +81,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
-        self._spinner = select.epoll()
+        self._spinner = FdPoller()
         """The descriptors alone: a look costs a tenth of the poller's."""
         self._owners: dict[zmq.Socket[bytes], int] = {}
         """Of control sockets: the number that stands for them."""
@@ -89,9 +89,8 @@ class Poller:
     def watch(self, what: ControlEnd | int, *, writable: bool = False) -> None:
         if isinstance(what, int):
             self._poller.register(what, zmq.POLLIN | (zmq.POLLOUT if writable else 0))
-            with suppress(OSError):
-                self._spinner.unregister(what)
-            self._spinner.register(what, select.EPOLLIN)
+            self._forget_spun(what)
+            self._spinner.watch(what)
             return
         for sock in what.sockets:
             self._poller.register(sock, zmq.POLLIN)
@@ -102,14 +101,13 @@ class Poller:
             with suppress(KeyError):
                 self._poller.unregister(sock)
             if isinstance(sock, int):
-                with suppress(OSError):
-                    self._spinner.unregister(sock)
+                self._forget_spun(sock)
             else:
                 self._owners.pop(sock, None)
 
     def spin(self) -> set[int]:
         """Of the descriptors, those that have something now; says nothing of control sockets."""
-        return {fd for fd, _ in self._spinner.poll(0)}
+        return set(self._spinner.ready())
 
     def close(self) -> None:
         self._spinner.close()
@@ -118,6 +116,11 @@ class Poller:
         """Descriptors that have something, and numbers of control sockets that have."""
         ready = self._poller.poll(int(timeout_s * 1000 + 0.999))
         return {sock if isinstance(sock, int) else self._owners[sock] for sock, _ in ready}
+
+    def _forget_spun(self, fd: int) -> None:
+        """It may never have been watched, or be closed and given to another since."""
+        with suppress(KeyError, OSError):
+            self._spinner.forget(fd)
 
 
 class ControlServer(ControlEnd):

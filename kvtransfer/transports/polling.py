@@ -1,4 +1,4 @@
-"""One descriptor for a stream that waits for several things, and a look at a device's work.
+"""Descriptors polled: several behind one, a socket's end, and a look at a device's work.
 
 A device tells no descriptor when its work is done, so while some is under way a timer makes the
 stream look every 200 us; otherwise only its sockets wake it.
@@ -87,9 +87,9 @@ class FdPoller:
         del self._masks[fd]
         self._epoll.unregister(fd)
 
-    def ready(self) -> list[int]:
-        """Those of the descriptors that have something now."""
-        return [fd for fd, _ in self._epoll.poll(0)]
+    def ready(self, wait_s: float = 0.0) -> list[int]:
+        """Those of the descriptors that have something, now or within `wait_s`."""
+        return [fd for fd, _ in self._epoll.poll(wait_s)]
 
     def close(self) -> None:
         self._epoll.close()
@@ -116,6 +116,15 @@ class DevicePoller(FdPoller):
     def close(self) -> None:
         super().close()
         self.ticker.close()
+
+
+def has_hung_up(sock: socket.socket) -> bool:
+    """The other end is closed, whatever of it is still to be read; or ours is."""
+    if sock.fileno() < 0:
+        return True
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def is_over(launched: Sums) -> bool:

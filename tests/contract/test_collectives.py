@@ -8,7 +8,8 @@ from support.eventually import eventually
 from support.gpu import DRIVERS, collectives_for, driver_for
 
 from kvtransfer.device.collectives import UNIQUE_ID_BYTES, Collectives, Communicator
-from kvtransfer.device.driver import Driver, Mark, Span, Stream
+from kvtransfer.device.driver import Driver, Mark, Stream
+from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
 
 NUM_BYTES = 3 << 20

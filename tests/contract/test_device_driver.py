@@ -9,8 +9,9 @@ import pytest
 from support.eventually import eventually
 from support.gpu import DRIVERS, ENVIRONMENT, driver_for
 
-from kvtransfer.device.driver import CannotMap, Driver, Span, Sums
+from kvtransfer.device.driver import CannotMap, Driver, Sums
 from kvtransfer.device.table import table
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from protocol.errors import TransferError
 

@@ -174,4 +174,3 @@ def test_a_transfer_that_failed_is_never_reported_as_a_smaller_success(
     eventually(lambda: borrower.memory.block(2) == lender.memory.block(2))
     lender.source.fail(ticket.lease, "preempted")
     assert error_of(outcome).retryable
-    assert borrower.sink.transports_used == ()

@@ -33,7 +33,6 @@ def test_a_slower_path_is_named_with_its_reason_or_refused(
         end = fetch(borrower, ticket, range(2)).end
         assert isinstance(end, Landed) and end.transport == "tcp"
         assert "not shm" in end.transport_why
-        assert borrower.sink.transports_used == (("tcp", 1),)
         with closing(Borrower(allow_fallback=False)) as strict:
             ticket = far.lend(range(2))
             assert "no fallback allowed" in str(error_of(fetch(strict, ticket, range(2))))

@@ -13,7 +13,8 @@ from contextlib import suppress
 from support.fake_driver import FakeDriver, FakeStream
 
 from kvtransfer.device.collectives import PATIENCE_S, UNIQUE_ID_BYTES
-from kvtransfer.device.driver import Span, Stream
+from kvtransfer.device.driver import Stream
+from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
 
 _TURN_BYTES = 1 << 20

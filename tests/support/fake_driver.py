@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from support.copy_twins import copy_twin, sums_twin
 
-from kvtransfer.device.driver import CannotMap, Mark, Span, Stream, Sums
+from kvtransfer.device.driver import CannotMap, Mark, Stream, Sums
+from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
 
 Step = Callable[[], bool]

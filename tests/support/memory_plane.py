@@ -21,7 +21,7 @@ from kvtransfer.transports.base import (
 from kvtransfer.transports.control import Waker
 from kvtransfer.transports.dial import Dial, send_welcome
 from kvtransfer.transports.planes import PLANES, DataPlane
-from kvtransfer.transports.shm.sink import ShmSinkStream
+from kvtransfer.transports.shm.sink import ShmSinkSetup, ShmSinkStream
 from kvtransfer.transports.shm.source import ShmSourceStream
 from protocol.errors import LayoutMismatch
 from protocol.ids import Epoch
@@ -77,7 +77,7 @@ class MemoryListener:
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> SourceStream:
         send_welcome(sock, welcome)
-        return MemorySourceStream(sock, helper=None)
+        return MemorySourceStream(sock, self.memory, None)
 
     def close(self) -> None:
         _listeners.pop(self._epoch, None)
@@ -95,7 +95,7 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> SinkStream:
         try:
-            return MemorySinkStream(sock, memory, source=view_of(pool), copy_job=None)
+            return MemorySinkStream(sock, memory, ShmSinkSetup(source=view_of(pool)))
         except LayoutMismatch as error:
             raise Unreachable(str(error)) from error
 

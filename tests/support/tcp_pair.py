@@ -21,7 +21,8 @@ from kvtransfer.messages import (
     StreamWelcome,
 )
 from kvtransfer.plan import whole_blocks
-from kvtransfer.transports.tcp.sink import TcpSinkStream
+from kvtransfer.transports.tcp.messages import TcpSetup
+from kvtransfer.transports.tcp.sink import TcpSinkSetup, TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
 from protocol.ids import Epoch
 
@@ -91,8 +92,8 @@ class Taker:
             good = sums_P is not None and sums_P[place] == landing.pieces_P["checksum"][place]
             (self.right if good else self.wrong).append(slot)
 
-    def finished(self, word: Finish) -> None:
-        self.words.append(f"finish of {word.fetch}")
+    def finished(self, message: Finish) -> None:
+        self.words.append(f"finish of {message.fetch}")
 
 
 class HeldLane:
@@ -181,8 +182,8 @@ class Pairs:
             ours[0].close()
             theirs[0].close()
             ours[0], theirs[0] = held_lane.ours, held_lane.theirs
-        source = TcpSourceStream(ours[0], lent, window=granted)
-        sink = TcpSinkStream(theirs[0], pool, window=granted)
+        source = TcpSourceStream(ours[0], lent, TcpSetup(window_bytes=granted))
+        sink = TcpSinkStream(theirs[0], pool, TcpSinkSetup(window_bytes=granted))
         for lane in range(1, num_lanes):
             source.add_lane(ours[lane], lane)
             sink.admit(theirs[lane])

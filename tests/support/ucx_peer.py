@@ -47,7 +47,7 @@ class NoTaker:
     ) -> None:
         raise AssertionError("nothing was begun")
 
-    def finished(self, word: Finish) -> None:
+    def finished(self, message: Finish) -> None:
         """Not waited for."""
 
 

@@ -52,6 +52,6 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
             )  # fmt: skip
         except TransferError as error:
             raise base.Unreachable(str(error)) from error
-        return CudaIpcSinkStream(sock, memory, source=source)
+        return CudaIpcSinkStream(sock, memory, source)
 
     return Dial(connect_to(options.address), options, transport=NAME, finish=finish)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvtransfer.chunk import Landing
-from kvtransfer.device.driver import Driver, Span, Sums
+from kvtransfer.device.driver import Driver, Sums
 from kvtransfer.device.table import table
 from kvtransfer.memory.device_pool import SUM_KIND, DeviceMemory
 from kvtransfer.memory.generations import Generations
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.announcing import announcement, why_not_read
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME, CudaIpcSetup
@@ -37,14 +38,13 @@ class _Copy:
 
 
 class CudaIpcSinkStream(Polled, SinkStream):
-    """The sink's end. Owns its mapping of the source's pool."""
-
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, source: "PeerMemory") -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, setup: "PeerMemory") -> None:
+        """`setup` is our mapping of the source's pool, which the stream owns."""
         self._sock = sock
-        self._source = source
         self._memory = memory
+        self._source = setup
         self._stream = memory.driver.stream()
         self._poller: DevicePoller = DevicePoller(sock)
         self._inbox = MessageInbox(sock, announcement)
@@ -123,17 +123,16 @@ class CudaIpcSinkStream(Polled, SinkStream):
             taker.end_chunk(copy.landing, None if why else copy.sums.take_sums(), broken=why)
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class PeerMemory:
     """A source's device pool as a sink of the same host sees it: its memory and its generations.
 
     Read only by launched copies. The memory stays mapped until no copy can be under way.
     """
 
-    def __init__(self, driver: Driver, span: Span, generations: Generations) -> None:
-        """Use `open`."""
-        self.span = span
-        self._driver = driver
-        self._generations = generations
+    driver: Driver
+    span: Span
+    generations: Generations
 
     @classmethod
     def open(
@@ -151,12 +150,12 @@ class PeerMemory:
         except BaseException:
             generations.close()
             raise
-        return cls(driver, span, generations)
+        return cls(driver=driver, span=span, generations=generations)
 
     def why_not(self, landing: Landing) -> str:
         """Why this chunk's blocks are not to be read; empty when they are."""
-        return why_not_read(landing, self._generations.counts_N)
+        return why_not_read(landing, self.generations.counts_N)
 
     def close(self) -> None:
-        self._generations.close()
-        self._driver.close(self.span)
+        self.generations.close()
+        self.driver.close(self.span)

@@ -10,5 +10,7 @@ CHUNK_BYTES: Final = 64 << 20
 
 
 class CudaIpcSourceStream(AnnouncingStream):
+    """Takes neither pool nor setup: the welcome has handed the pool on; it reads nothing itself."""
+
     transport = NAME
     chunk_bytes = CHUNK_BYTES

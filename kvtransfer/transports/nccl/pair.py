@@ -16,8 +16,9 @@ from enum import StrEnum
 from typing import Final
 
 from kvtransfer.device.collectives import Collectives
-from kvtransfer.device.driver import Driver, Mark, Span
+from kvtransfer.device.driver import Driver, Mark
 from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
 from protocol.state_table import StateTable
 

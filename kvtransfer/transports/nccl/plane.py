@@ -39,7 +39,7 @@ class NcclListener(TcpPort):
         if why := why_not(self._memory, theirs):
             raise WireError(why)
         tune(sock)
-        return NcclSourceStream(sock, self._memory, theirs=theirs)
+        return NcclSourceStream(sock, self._memory, theirs)
 
 
 def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
@@ -57,6 +57,6 @@ def dial(memory: DeviceMemory, options: base.DialOptions) -> Dial:
         if why := why_not(memory, theirs):
             raise base.Unreachable(why)
         tune(sock)
-        return NcclSinkStream(sock, memory, theirs=theirs)
+        return NcclSinkStream(sock, memory, theirs)
 
     return Dial(sock, options, transport=NAME, setup=setup, finish=finish)

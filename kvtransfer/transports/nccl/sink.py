@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from kvtransfer.chunk import Landing, unpack_pieces
-from kvtransfer.device.driver import Span, Sums
+from kvtransfer.device.driver import Sums
 from kvtransfer.device.table import GRAIN_BYTES, packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.nccl.messages import (
@@ -47,10 +48,11 @@ class _StagedChunk:
 class NcclSinkStream(Polled, SinkStream):
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, setup: NcclSetup) -> None:
+        """`setup` is the other end's."""
         self._sock = sock
         self._memory = memory
-        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), setup)
         self._poller: DevicePoller = DevicePoller(sock)
         self._scatters = memory.driver.stream()
         self._inbox = MessageInbox(sock, nccl_to_sink)

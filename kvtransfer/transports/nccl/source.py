@@ -8,10 +8,11 @@ import socket
 from collections import deque
 from dataclasses import dataclass
 
-from kvtransfer.device.driver import Span, Stream
+from kvtransfer.device.driver import Stream
 from kvtransfer.device.table import packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
@@ -42,10 +43,11 @@ class NcclSourceStream(Polled, SourceStream):
     chunk_bytes = CHUNK_BYTES
     queued_bytes = 0
 
-    def __init__(self, sock: socket.socket, memory: DeviceMemory, *, theirs: NcclSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: DeviceMemory, setup: NcclSetup) -> None:
+        """`setup` is the other end's."""
         self._sock = sock
         self._memory = memory
-        self._max_chunk_bytes = staging_bytes(setup_of(memory), theirs)
+        self._max_chunk_bytes = staging_bytes(setup_of(memory), setup)
         self._poller: DevicePoller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.sealed import create_sealed, open_sealed
-from kvtransfer.native.copy import Memory, fits
+from kvtransfer.native.copy import Span, fits
 from kvtransfer.native.library import kernels
 from protocol.errors import LayoutMismatch
 
@@ -94,7 +94,7 @@ class CopyJob:
         self.is_shut = False
         return int(self._library.baton_kv_begin_job(self._address, num_pieces, batch, 1))
 
-    def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
+    def copy_pieces(self, number: int, *, target: Span, source: Span) -> int:
         """Copy pieces of a job until none are left; how many. Raises ValueError for nonsense."""
         num_copied = int(
             self._library.baton_kv_copy_pieces(

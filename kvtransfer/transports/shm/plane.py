@@ -15,7 +15,7 @@ from kvtransfer.transports import base
 from kvtransfer.transports.dial import Dial, pop_fd, send_welcome
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.shm.messages import HELPS, NAME, ShmSetup, shm_setup
-from kvtransfer.transports.shm.sink import ShmSinkStream
+from kvtransfer.transports.shm.sink import ShmSinkSetup, ShmSinkStream
 from kvtransfer.transports.shm.source import Helper, ShmSourceStream
 from kvtransfer.transports.unix_socket import UnixPort, connect_to
 from protocol.errors import LayoutMismatch, PeerLost
@@ -44,13 +44,13 @@ class ShmListener(UnixPort):
             if helper is not None:
                 helper.close()
             raise PeerLost(f"the pool cannot be handed on: {error}") from error
-        return ShmSourceStream(sock, helper=helper)
+        return ShmSourceStream(sock, self._memory, helper)
 
     def _helper(self, hello: StreamHello, fds: list[int]) -> Helper | None:
         if not hello.setup or len(fds) != 2 or self._help_copy == "never":
             return None
         setup = shm_setup.decode(hello.setup)
-        return Helper.open(setup, fds, source=self._memory, when=self._help_copy)
+        return Helper.open(setup, fds, when=self._help_copy)
 
 
 def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
@@ -68,7 +68,7 @@ def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
         helped = copy_job if welcome.setup == HELPS else None
         if copy_job is not None and helped is None:
             copy_job.close()
-        return ShmSinkStream(sock, memory, source=source, copy_job=helped)
+        return ShmSinkStream(sock, memory, ShmSinkSetup(source=source, copy_job=helped))
 
     if copy_job is None:
         return Dial(sock, options, transport=NAME, finish=finish)

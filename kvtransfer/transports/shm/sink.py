@@ -5,9 +5,9 @@ Where both processes have a core to spare, the source copies pieces of a large c
 ends a chunk only when the source has left it.
 """
 
-import select
 import socket
 from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.transports.announcing import Left, announcement, why_not_read, why_stale
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
+from kvtransfer.transports.polling import has_hung_up
 from kvtransfer.transports.shm.copy_job import CopyJob
 from kvtransfer.transports.shm.messages import NAME, Help, shm_to_source
 from protocol.errors import WireError
@@ -31,20 +32,24 @@ _AWAIT_S: Final = 0.001
 """A helper's last claim takes 20 us; one that lost its core is waited for asleep."""
 
 
-class ShmSinkStream(SinkStream):
-    """Owns its view of the source's pool and the copy job."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ShmSinkSetup:
+    """What the two ends agreed on; its stream owns both."""
 
+    source: BlockMemory
+    """Our view of the source's pool."""
+    copy_job: CopyJob | None = None
+    """Without one chunks are copied by us alone."""
+
+
+class ShmSinkStream(SinkStream):
     transport = NAME
 
-    def __init__(
-        self, sock: socket.socket, memory: BlockMemory, *, source: BlockMemory,
-        copy_job: CopyJob | None,
-    ) -> None:  # fmt: skip
-        """Without a `copy_job` chunks are copied by us alone."""
-        self._source: BlockMemory | None = source
-        self._memory = memory
-        self._copy_job = copy_job
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: ShmSinkSetup) -> None:
         self._sock = sock
+        self._memory = memory
+        self._source: BlockMemory | None = setup.source
+        self._copy_job = setup.copy_job
         self._inbox = MessageInbox(sock, announcement)
         self._outbox = MessageOutbox(sock, shm_to_source)
         self._waiting: deque[Chunk | Finish] = deque()
@@ -144,17 +149,10 @@ class ShmSinkStream(SinkStream):
             taker.end_chunk(landing, None, broken="it was stopped")
 
     def _stopped(self) -> bool:
-        """Ask the source to leave our pool; True when it has, or is dead."""
+        """Ask the source to leave our pool; True when it has, or is dead: its memory goes before
+        its socket."""
         assert self._copy_job is not None
-        return self._copy_job.shut() or self._has_ended()
-
-    def _has_ended(self) -> bool:
-        """The other process is gone, its memory before its socket. Its last words may be unread."""
-        if self._sock.fileno() < 0:
-            return True
-        poll = select.poll()
-        poll.register(self._sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        return self._copy_job.shut() or has_hung_up(self._sock)
 
     def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
         assert self._source is not None

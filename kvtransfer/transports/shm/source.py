@@ -27,17 +27,18 @@ class ShmSourceStream(AnnouncingStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
 
-    def __init__(self, sock: socket.socket, *, helper: "Helper | None") -> None:
-        """Only `helper`, which it owns, reads the pool, and not outside `receive`."""
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: "Helper | None") -> None:
+        """Reads the pool only in `receive`, with the helper that it is set up with and owns."""
         super().__init__(sock)
+        self._memory = memory
+        self._helper = setup
         self._inbox = MessageInbox(sock, shm_to_source)
-        self._helper = helper
 
     def receive(self) -> None:
         for message in self._inbox.receive():
             if self._helper is None:
                 raise WireError("help was asked for that was not offered")
-            self._helper.copy_along(message.number)
+            self._helper.copy_along(message.number, source=self._memory)
             self._outbox.put_message(Left(number=message.number))
         self._outbox.flush()
 
@@ -56,13 +57,10 @@ class Helper:
 
     copy_job: CopyJob
     target: BlockMemory
-    source: BlockMemory
     when: HelpCopy
 
     @classmethod
-    def open(
-        cls, setup: ShmSetup, fds: list[int], *, source: BlockMemory, when: HelpCopy
-    ) -> "Helper | None":
+    def open(cls, setup: ShmSetup, fds: list[int], *, when: HelpCopy) -> "Helper | None":
         """Map what a sink offers; takes of `fds` those of its copy job and of its pool, which come
         last. None when they cannot be mapped: it copies alone."""
         copy_job = None
@@ -77,13 +75,13 @@ class Helper:
                 copy_job.close()
             log.info("cannot help to copy", extra={"why": str(error)})
             return None
-        return cls(copy_job=copy_job, target=target, source=source, when=when)
+        return cls(copy_job=copy_job, target=target, when=when)
 
-    def copy_along(self, number: int) -> None:
-        """Copy pieces of job `number` if there is time for it."""
+    def copy_along(self, number: int, *, source: BlockMemory) -> None:
+        """Copy pieces of job `number` out of `source` if there is time for it."""
         if self.when == "always" or (self.when == "auto" and has_idle_core()):
             try:
-                self.copy_job.copy_pieces(number, target=self.target.span, source=self.source.span)
+                self.copy_job.copy_pieces(number, target=self.target.span, source=source.span)
             except ValueError as error:
                 log.warning("a job was left alone", extra={"why": str(error)})
 

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from kvtransfer.chunk import Landing
 from kvtransfer.messages import FetchId
 from kvtransfer.native import flows
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.tcp.frames import HEADER_BYTES, Header, unpack_header
 from kvtransfer.transports.tcp.messages import TcpToSink, tcp_to_sink
 from protocol.errors import PeerLost, WireError
 
 _scratch = bytearray(256 << 10)
-_SCRATCH: Final = Memory(np.frombuffer(_scratch, np.uint8).ctypes.data, len(_scratch))
+_SCRATCH: Final = Span(np.frombuffer(_scratch, np.uint8).ctypes.data, len(_scratch))
 """Where unwanted bytes go: nobody reads it, so all lanes share it."""
 
 
@@ -59,7 +59,7 @@ class Lane:
         self.number = header.number
         return message, header.body_bytes
 
-    def land(self, landing: Landing, memory: Memory) -> None:
+    def land(self, landing: Landing, memory: Span) -> None:
         """The body goes to the target of `landing` in `memory`. Raises WireError when it cannot."""
         try:
             self.flow = flows.Flow(self._fd, memory, landing.target, summed=True)

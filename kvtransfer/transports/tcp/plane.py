@@ -15,7 +15,7 @@ from kvtransfer.messages import StreamHello, StreamWelcome
 from kvtransfer.transports import base
 from kvtransfer.transports.dial import Dial, send_welcome
 from kvtransfer.transports.tcp.messages import NAME, TcpSetup, tcp_setup
-from kvtransfer.transports.tcp.sink import TcpSinkStream
+from kvtransfer.transports.tcp.sink import TcpSinkSetup, TcpSinkStream
 from kvtransfer.transports.tcp.source import LOCAL_CHUNK_BYTES, TcpSourceStream
 from kvtransfer.transports.tcp_socket import TcpPort, connect_to, is_local, tune
 from protocol.errors import WireError
@@ -42,11 +42,11 @@ class TcpListener(TcpPort):
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> base.SourceStream:
-        granted = tcp_setup.decode(hello.setup).window_bytes
-        if granted < LOCAL_CHUNK_BYTES:
-            raise WireError(f"a window of {granted} bytes, smaller than a chunk")
+        setup = tcp_setup.decode(hello.setup)
+        if setup.window_bytes < LOCAL_CHUNK_BYTES:
+            raise WireError(f"a window of {setup.window_bytes} bytes, smaller than a chunk")
         send_welcome(sock, welcome)
-        return TcpSourceStream(sock, self._memory, window=granted)
+        return TcpSourceStream(sock, self._memory, setup)
 
 
 def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
@@ -58,7 +58,7 @@ def dial(memory: BlockMemory, options: base.DialOptions) -> Dial:
         tune(sock)
         num = options.tcp_lanes or (LOCAL_LANES if is_local(sock) else LANES)
         lanes = [partial(dial_lane, options, lane) for lane in range(1, num)]
-        return TcpSinkStream(sock, memory, window=granted, lanes=lanes)
+        return TcpSinkStream(sock, memory, TcpSinkSetup(window_bytes=granted, lanes=lanes))
 
     sock = connect_to(options.address)
     return Dial(sock, options, transport=NAME, setup=setup, finish=finish)

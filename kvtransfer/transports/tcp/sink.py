@@ -46,16 +46,22 @@ class TcpStatistics:
     """Of chunks that the source was told it may have sent."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpSinkSetup:
+    """What the sink's end needs besides its first socket."""
+
+    window_bytes: int
+    """What the hello granted."""
+    lanes: Sequence[DialLane] = ()
+    """Dial the stream's further sockets."""
+
+
 class TcpSinkStream(Polled, SinkStream):
     transport = NAME
 
-    def __init__(
-        self, sock: socket.socket, memory: BlockMemory, *, window: int,
-        lanes: Sequence[DialLane] = (),
-    ) -> None:  # fmt: skip
-        """`lanes` dial the stream's further sockets. `window` is what the hello granted."""
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: TcpSinkSetup) -> None:
         self._memory = memory
-        self._window = self._told = window
+        self._window = self._told = setup.window_bytes
         self._received = 0
         """Bytes of chunks, over all lanes."""
         self._order = ChunkOrder()
@@ -67,7 +73,7 @@ class TcpSinkStream(Polled, SinkStream):
         """The credits do; the socket never was that full."""
         self._poller.watch(sock.fileno())
         self.admit(sock)
-        for dial in lanes:
+        for dial in setup.lanes:
             self._dial(dial)
 
     def admit(self, sock: socket.socket) -> None:

@@ -15,14 +15,21 @@ import numpy as np
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.polling import FdPoller, Polled
 from kvtransfer.transports.tcp.frames import pack_head
-from kvtransfer.transports.tcp.messages import MAX_LANES, NAME, Credit, TcpToSink, tcp_to_source
+from kvtransfer.transports.tcp.messages import (
+    MAX_LANES,
+    NAME,
+    Credit,
+    TcpSetup,
+    TcpToSink,
+    tcp_to_source,
+)
 from kvtransfer.transports.tcp_socket import is_local, tune
 from protocol.errors import PeerLost, WireError
 
@@ -35,7 +42,7 @@ _TURN_BYTES: Final = 16 << 20
 """Most bytes sent in one turn: a few milliseconds at loopback's speed."""
 _NOTHING: Final = Ranges(np.empty(0, np.int64), np.empty(0, np.int64), np.zeros(1, np.int64))
 _zeros = bytearray(64 << 10)
-_ZEROS: Final = Memory(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
+_ZEROS: Final = Span(np.frombuffer(_zeros, np.uint8).ctypes.data, len(_zeros))
 
 
 @dataclass(slots=True, eq=False)
@@ -61,11 +68,11 @@ class TcpSourceStream(Polled, SourceStream):
     queued_bytes = 0
     """Of chunks that wait for a lane: each lane has one besides, so that none runs dry."""
 
-    def __init__(self, sock: socket.socket, memory: BlockMemory, *, window: int) -> None:
-        """`window` is the bytes of chunks granted to begin with."""
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: TcpSetup) -> None:
+        """`setup` is the hello's: what its sink grants to begin with."""
         self.chunk_bytes = LOCAL_CHUNK_BYTES if is_local(sock) else CHUNK_BYTES
         self._span = memory.span
-        self._granted = window
+        self._granted = setup.window_bytes
         self._begun_bytes = 0
         """Of the chunks dealt to lanes so far."""
         self._num_begun = 0

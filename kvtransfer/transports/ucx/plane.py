@@ -19,8 +19,8 @@ from kvtransfer.transports.tcp_socket import TcpPort, connect_to, tune
 from kvtransfer.transports.ucx import session
 from kvtransfer.transports.ucx.messages import NAME
 from kvtransfer.transports.ucx.session import UcxFailed, load_ucxx, why_not
-from kvtransfer.transports.ucx.sink import UcxSinkStream
-from kvtransfer.transports.ucx.source import UcxSourceStream
+from kvtransfer.transports.ucx.sink import UcxSinkSetup, UcxSinkStream
+from kvtransfer.transports.ucx.source import UcxSourceSetup, UcxSourceStream
 from kvtransfer.transports.ucx.thread import UcxWorker
 from protocol.errors import PeerLost
 
@@ -51,7 +51,8 @@ class UcxListener(TcpPort):
     ) -> base.SourceStream:
         tune(sock)
         try:
-            return UcxSourceStream(sock, self._memory, welcome=welcome, peer=hello.setup)
+            setup = UcxSourceSetup(welcome=welcome, peer=hello.setup)
+            return UcxSourceStream(sock, self._memory, setup)
         except OSError as error:  # out of descriptors
             raise PeerLost(str(error)) from error
 
@@ -111,7 +112,8 @@ class UcxDial(Dial):
     def _met(self, sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
         tune(sock)
         self._worker.connect_peer(welcome.setup, probe="receive")
-        return UcxSinkStream(sock, self._memory, worker=self._worker, poller=self._poller)
+        setup = UcxSinkSetup(worker=self._worker, poller=self._poller)
+        return UcxSinkStream(sock, self._memory, setup)
 
     def _check_peer(self) -> None:
         """The source says nothing now, unless it gives up."""

@@ -10,7 +10,6 @@ import ctypes
 import logging
 import math
 import os
-import select
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from kvtransfer.transports.polling import FdPoller
 from kvtransfer.transports.ucx.cut import TaggedRanges
 
 log = logging.getLogger(__name__)
@@ -155,9 +155,9 @@ class UcxSession:
         self._endpoint: Any = None
         self._batches: deque[_Batch] = deque()
         self._has_more = False
-        self._poll = select.epoll()
-        self._poll.register(self._worker.epoll_file_descriptor, select.EPOLLIN)
-        self._poll.register(wake_fd, select.EPOLLIN)
+        self._poller = FdPoller()
+        self._poller.watch(self._worker.epoll_file_descriptor)
+        self._poller.watch(wake_fd)
 
     def connect_peer(self, sealed: bytes, *, probe: Direction) -> None:
         """Connect to the worker of this address, and send or await the byte that proves the way."""
@@ -189,7 +189,7 @@ class UcxSession:
     def sleep(self) -> None:
         """Until UCX has something to do, or somebody wakes us."""
         if not self._has_more and self._worker.arm():
-            self._poll.poll(_IDLE_S)
+            self._poller.ready(_IDLE_S)
 
     def close(self) -> None:
         """Cancel what is in flight, wait for it, and give everything back: requests, endpoint,
@@ -205,14 +205,14 @@ class UcxSession:
             self._worker = None
             self._context = None
             self._pool = np.empty(0, np.uint8)
-            self._poll.close()
+            self._poller.close()
 
     def _await_cancelled(self) -> None:
         """However long it takes: until then UCX may write, and the slots stay quarantined."""
         late_s = time.monotonic() + _CANCEL_S
         self._worker.progress()  # unlike progress_once it cancels what an error left
         while not all(batch.is_over() for batch in self._batches):
-            self._poll.poll(_CANCEL_POLL_S)
+            self._poller.ready(_CANCEL_POLL_S)
             self._worker.progress()
             if time.monotonic() > late_s:
                 log.error(

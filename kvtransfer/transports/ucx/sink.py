@@ -48,17 +48,24 @@ class _PostedChunk:
     """What the source says; None while it has said nothing."""
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class UcxSinkSetup:
+    """What the sink's dial made; its stream owns both."""
+
+    worker: UcxWorker
+    """Told to connect."""
+    poller: FdPoller
+    """Watches the worker's events."""
+
+
 class UcxSinkStream(Polled, SinkStream):
     transport = NAME
 
-    def __init__(
-        self, sock: socket.socket, memory: BlockMemory, *, worker: UcxWorker, poller: FdPoller
-    ) -> None:
-        """Owns `worker`, which is told to connect, and `poller`, which watches its events."""
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: UcxSinkSetup) -> None:
         self._sock = sock
-        self._poller = poller
-        self._worker = worker
         self._memory = memory
+        self._worker = setup.worker
+        self._poller = setup.poller
         self._inbox = MessageInbox(sock, ucx_to_sink)
         self._outbox = MessageOutbox(sock, ucx_to_source)
         self._num_announced = 0
@@ -68,7 +75,7 @@ class UcxSinkStream(Polled, SinkStream):
         self._open: dict[int, _PostedChunk] = {}
         self._order: deque[_PostedChunk | Finish] = deque()
         self._closed = False
-        poller.watch(sock.fileno())
+        self._poller.watch(sock.fileno())
 
     def receive(self, taker: ChunkTaker) -> bool:
         self._look()

@@ -45,19 +45,27 @@ class _UnansweredChunk:
     dropped: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UcxSourceSetup:
+    """Whom the source's end greets, and how."""
+
+    welcome: StreamWelcome
+    """Sent once our own worker is up."""
+    peer: bytes
+    """The sink's worker, as its hello says."""
+
+
 class UcxSourceStream(Polled, SourceStream):
     transport = NAME
     chunk_bytes = CHUNK_BYTES
 
-    def __init__(
-        self, sock: socket.socket, memory: BlockMemory, *, welcome: StreamWelcome, peer: bytes
-    ) -> None:
-        """Welcomes the sink, whose worker is `peer`, once our own worker is up."""
+    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: UcxSourceSetup) -> None:
+        """Raises OSError without a descriptor."""
         self._sock = sock
-        self._welcome: StreamWelcome | None = welcome
+        self._welcome: StreamWelcome | None = setup.welcome
         self._worker = UcxWorker(memory.blocks)
         self._poller = self._worker.poller()
-        self._worker.connect_peer(peer, probe="send")
+        self._worker.connect_peer(setup.peer, probe="send")
         self._inbox = MessageInbox(sock, ucx_to_source)
         self._outbox = MessageOutbox(sock, ucx_to_sink)
         self._num_offered = 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.fake_driver import FakeStream
 
-from kvtransfer.device.driver import Span
 from kvtransfer.device.libnccl import Nccl, version_text
+from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
 
 STUB = """

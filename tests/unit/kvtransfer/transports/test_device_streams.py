@@ -52,8 +52,8 @@ class Taker:
     ) -> None:
         self.ends.append((sums_P, broken))
 
-    def finished(self, word: Finish) -> None:
-        self.words.append(word)
+    def finished(self, message: Finish) -> None:
+        self.words.append(message)
 
 
 def chunk(*blocks: int, slots: list[int] | None = None, num_bytes: int = BLOCK_BYTES) -> Chunk:
@@ -102,7 +102,7 @@ class TestCudaIpc:
             memory.driver, cuda_ipc_setup_of(lent), lent.generations_fd(), num_blocks=NUM_BLOCKS,
             block_bytes=BLOCK_BYTES,
         )  # fmt: skip
-        stream = CudaIpcSinkStream(socks[0], memory, source=source)
+        stream = CudaIpcSinkStream(socks[0], memory, source)
         yield stream
         eventually(stream.close)
 
@@ -186,7 +186,7 @@ class TestNccl:
     def stream(
         self, memory: FakeDeviceMemory, socks: tuple[socket.socket, socket.socket]
     ) -> Iterator[NcclSinkStream]:
-        stream = NcclSinkStream(socks[0], memory, theirs=setup_of(memory))
+        stream = NcclSinkStream(socks[0], memory, setup_of(memory))
         yield stream
         eventually(stream.close)
         for made in memory.fake_collectives.made:

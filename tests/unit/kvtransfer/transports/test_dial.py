@@ -22,7 +22,7 @@ from kvtransfer.transports.base import DialOptions, ListenOptions, SinkStream, U
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.tcp import plane as tcp
 from kvtransfer.transports.tcp.frames import pack_head
-from kvtransfer.transports.tcp.sink import TcpSinkStream
+from kvtransfer.transports.tcp.sink import TcpSinkSetup, TcpSinkStream
 from kvtransfer.transports.tcp.source import TcpSourceStream
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError, WireError
@@ -61,7 +61,8 @@ def test_a_lane_that_does_not_come_up_is_done_without() -> None:
     def dial(address: str) -> Callable[[TcpSinkStream], Dial]:
         return lambda stream: tcp.dial_lane(DialOptions(address=address, hello=HELLO), 1, stream)
 
-    sink = TcpSinkStream(theirs, memory, window=AMPLE, lanes=[dial(where), dial(nowhere)])
+    setup = TcpSinkSetup(window_bytes=AMPLE, lanes=[dial(where), dial(nowhere)])
+    sink = TcpSinkStream(theirs, memory, setup)
     eventually(lambda: (sink.receive(Taker(memory)), sink.statistics().num_dialling == 1)[1])
     ours.setblocking(True)
     lent = chunk_of(memory, [0], [1])

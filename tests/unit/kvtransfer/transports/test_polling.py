@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from kvtransfer.transports.polling import DevicePoller, FdPoller
+from kvtransfer.transports.polling import DevicePoller, FdPoller, has_hung_up
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_a_forgotten_descriptor_wakes_nobody(socks: tuple[socket.socket, socket.
         theirs.send(b"x")
         poller.forget(ours.fileno())
         assert not is_awake(poller)
+
+
+def test_a_socket_has_hung_up_even_while_something_of_it_is_to_be_read(
+    socks: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = socks
+    theirs.send(b"last")
+    assert not has_hung_up(ours)
+    theirs.close()
+    assert has_hung_up(ours) and has_hung_up(theirs)
 
 
 def test_a_device_at_work_makes_its_stream_look_until_it_is_done(

@@ -8,7 +8,7 @@ from support.eventually import eventually
 from support.fake_collectives import FakeCollectives
 from support.fake_driver import FakeDriver
 
-from kvtransfer.device.driver import Span
+from kvtransfer.native.copy import Span
 from kvtransfer.transports.nccl.pair import Pair, Staging
 from protocol.errors import PeerLost, TransferError
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from kvtransfer.chunk import PIECE, Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, Finish
-from kvtransfer.native.copy import Memory
+from kvtransfer.native.copy import Span
 from kvtransfer.native.library import kernels
 from kvtransfer.plan import Ranges, whole_blocks
 from kvtransfer.transports.announcing import Left, announcement
 from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.shm.copy_job import MAX_PIECE_RANGES, CopyJob
-from kvtransfer.transports.shm.sink import ShmSinkStream
+from kvtransfer.transports.shm.sink import ShmSinkSetup, ShmSinkStream
 
 NUM_BLOCKS, BLOCK_BYTES = 4, 512 << 10
 _CURSOR, _NUM_DONE, _BATCH = 3, 4, 6
@@ -36,7 +36,7 @@ class SlowHelp(CopyJob):
     def _counts(self) -> "NDArray[np.uint64]":
         return self.mapped[:64].view(np.uint64)
 
-    def copy_pieces(self, number: int, *, target: Memory, source: Memory) -> int:
+    def copy_pieces(self, number: int, *, target: Span, source: Span) -> int:
         self._counts[_CURSOR] += self._counts[_BATCH]
         return super().copy_pieces(number, target=target, source=source)
 
@@ -66,7 +66,7 @@ class Taker:
     ) -> None:
         self.ended.append(landing)
 
-    def finished(self, word: Finish) -> None: ...
+    def finished(self, message: Finish) -> None: ...
 
 
 def _landing(source: BlockMemory, target: BlockMemory) -> Landing:
@@ -111,7 +111,7 @@ def test_a_chunk_ends_although_the_source_leaves_it_between_two_looks() -> None:
     assert isinstance(job, SlowHelp)
     job.source = theirs
     taker = Taker(_landing(source, target))
-    stream = ShmSinkStream(ours, target, source=source, copy_job=job)
+    stream = ShmSinkStream(ours, target, ShmSinkSetup(source=source, copy_job=job))
     outbox = MessageOutbox(theirs, announcement)
     outbox.put_message(taker.landing.chunk)
     outbox.flush()
