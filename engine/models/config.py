@@ -62,7 +62,6 @@ class ModelConfig:
     output_bias: bool
     mlp_bias: bool
     tied_embeddings: bool
-    eos_token_ids: tuple[int, ...]
     source: bytes = field(default=b"", repr=False, compare=False)
     """The bytes of `config.json`."""
     revision: str = ""
@@ -115,7 +114,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2 or not head_dim:
         raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
-    return ModelConfig(
+    model = ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -140,9 +139,10 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         output_bias=_bias(fields, family.output_bias),
         mlp_bias=_bias(fields, family.mlp_bias),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-        eos_token_ids=_eos(path, fields),
         source=config.text,
     )
+    _check_eos(path, fields)
+    return model
 
 
 def _text(fields: Fields) -> Fields:
@@ -203,8 +203,9 @@ def _divisor(fields: Fields, family: Family, key: str) -> float:
     return value
 
 
-def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
-    """Every id that ends a text; `generation_config.json` goes before `config.json`."""
+def _check_eos(path: Path, fields: Fields) -> None:
+    """The ids that end a text, of `generation_config.json` if it names any, are in the vocabulary.
+    Which of them count is for the tokeniser to say."""
     file = path / "generation_config.json"
     generation = Fields(file, read_json_object_if_there(file))
     source = generation if generation.get("eos_token_id") is not None else fields
@@ -214,4 +215,3 @@ def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
     for token_id in ids:
         if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
             raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")
-    return tuple(dict.fromkeys(ids))
