@@ -81,25 +81,16 @@ def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
     tokenizer = Tokenizer.load(settings.model, config_file)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
-    made: list[BlockMemory | DeviceMemory] = []
-
-    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
-        pool, blocks = _pool(settings, device, layout, num_blocks, helped=role == "decode")
-        made.append(pool)
-        return blocks
-
     assembly = assemble(
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
-        memory=memory,
+        memory=partial(_pool, settings, device, helped=role == "decode"),
         progress=LoadProgress(log),
         config_file=config_file,
         device=device,
         decodes=role == "decode",
     )
-    return LoadedModel(
-        tokenizer=tokenizer, assembly=assembly, memory=made[0], transports=transports
-    )
+    return LoadedModel(tokenizer=tokenizer, assembly=assembly, transports=transports)
 
 
 def _parts(

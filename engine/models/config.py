@@ -1,4 +1,4 @@
-"""What `config.json` and `generation_config.json` say, checked, as one frozen value.
+"""What `config.json` says of a model, checked, as one frozen value.
 
 Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
 refused by name.
@@ -65,7 +65,7 @@ class ModelConfig:
     source: bytes = field(default=b"", repr=False, compare=False)
     """The bytes of `config.json`."""
     revision: str = ""
-    """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
+    """Digest of the configuration and of every tensor's bytes; set on loading."""
 
     @property
     def num_layers(self) -> int:
@@ -103,9 +103,9 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
     """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
     CheckpointError naming the file and the key."""
     config = config or read_json_file(path / "config.json")
-    fields = _text(Fields(config.file, config.value))
-    family = _family(fields)
-    fields.defaults = family.defaults
+    given = _text(Fields(config.file, config.value))
+    family = _family(given)
+    fields = given.with_defaults(family.defaults)
     refuse_unknown(fields, family)
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads

@@ -6,6 +6,7 @@ from support.words import LAYOUT
 
 from engine.assembly import Assembly, assemble, num_pool_blocks
 from protocol.errors import SettingsError
+from protocol.layout import KvLayout
 from protocol.process.settings import WorkerSettings
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -51,11 +52,15 @@ def test_less_than_two_blocks_in_every_kv_group_is_refused_with_the_setting_give
     assert parts.layouts == (parts.layout,)
 
 
-def assembled(path: Path, *, kv_blocks: int) -> Assembly:
+def bytes_for(layout: KvLayout, num_blocks: int) -> memoryview:
+    return memoryview(bytearray(layout.block_bytes * num_blocks))
+
+
+def assembled(path: Path, *, kv_blocks: int) -> Assembly[None]:
     return assemble(
         WorkerSettings(model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks),
         eos_token_ids=(5,),
-        memory=lambda layout, num_blocks: memoryview(bytearray(layout.block_bytes * num_blocks)),
+        memory=lambda layout, num_blocks: (None, bytes_for(layout, num_blocks)),
         progress=lambda done, total: None,
     )
 
