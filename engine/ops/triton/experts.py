@@ -25,8 +25,8 @@ from engine.ops.triton.launch import (
     chosen,
     experts_class,
     experts_default,
+    power_of_two,
 )
-from engine.ops.triton.launch import power_of_two as power
 
 SCAN = 1_024
 """Pairs that an aligning program looks at in one step."""
@@ -128,7 +128,7 @@ def align(ids_P: Tensor, *, num_experts: int, block_m: int) -> Aligned:
     count_kernel[(num_experts,)](ids_P, counts_E, num_pairs, SCAN=SCAN, **FUSED)
     place_kernel[(num_experts + 1,)](
         ids_P, counts_E, pairs, experts, num_pairs, num_tiles,
-        NUM_EXPERTS=num_experts, BLOCK_M=block_m, SCAN=SCAN, ALL=power(num_experts), **FUSED,
+        NUM_EXPERTS=num_experts, BLOCK_M=block_m, SCAN=SCAN, ALL=power_of_two(num_experts), **FUSED,
     )  # fmt: skip
     return Aligned(pairs=pairs, experts=experts)
 
