@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 from engine.checkpoint.load import load_model
 from engine.checkpoint.loader import Progress
@@ -30,13 +31,16 @@ from protocol.text.text_config import JsonFile
 
 log = logging.getLogger(__name__)
 
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+
 FULL_CONTEXTS = 16
 MAX_DEFAULT_BYTES = 1 << 30
 FREE_SHARE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assembly:
+class Assembly(Generic[M_co]):
     runner: TorchRunner | DeviceRunner
     config: ModelConfig
     layouts: tuple[KvLayout, ...]
@@ -49,6 +53,8 @@ class Assembly:
     limits: EngineLimits
     eos_token_ids: frozenset[int]
     """Every token that ends a text, whichever file of the checkpoint names it."""
+    memory: M_co
+    """That the pool lies in, for the caller to close."""
 
     @property
     def layout(self) -> KvLayout:
@@ -94,20 +100,21 @@ def asked_blocks(layout: KvLayout, *, kv_blocks: int | None, kv_bytes: int | Non
     return num_blocks
 
 
-Memory = Callable[[KvLayout, int], Buffer]
-"""Gives the bytes for so many blocks of a layout, on the device that the engine computes on."""
+Memory = Callable[[KvLayout, int], tuple[M, Buffer]]
+"""Makes memory for so many blocks of a layout, on the device that the engine computes on, and
+gives it with all its bytes."""
 
 
 def assemble(
     settings: WorkerSettings,
     *,
     eos_token_ids: Collection[int],
-    memory: Memory,
+    memory: Memory[M],
     progress: Progress,
     config_file: JsonFile | None = None,
     device: Device | None = None,
     decodes: bool = True,
-) -> Assembly:
+) -> Assembly[M]:
     """Load the model and size its pool; `eos_token_ids` are the tokeniser's, `config_file` the
     model's if it is read already, `device` None is the host. Without `decodes` no decode steps are
     captured: hardly any will come.
@@ -124,10 +131,10 @@ def assemble(
     (layout,) = layouts
     runner: TorchRunner | DeviceRunner
     if device is None:
-        runner = _host_runner(settings, model, layout, eos_token_ids, memory)
+        runner, pool_memory = _host_runner(settings, model, layout, eos_token_ids, memory)
     else:
         graphs = settings.cuda_graphs and decodes
-        runner = _device_runner(
+        runner, pool_memory = _device_runner(
             settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
         )
     return Assembly(
@@ -139,6 +146,7 @@ def assemble(
         transfer_compat=transfer_compat(layout, model_revision=model.config.revision),
         limits=limits,
         eos_token_ids=frozenset(eos_token_ids),
+        memory=pool_memory,
     )
 
 
@@ -181,8 +189,8 @@ def _host_runner(
     model: Model,
     layout: KvLayout,
     eos_token_ids: Collection[int],
-    memory: Memory,
-) -> TorchRunner:
+    memory: Memory[M],
+) -> tuple[TorchRunner, M]:
     num_blocks = num_pool_blocks(
         layout,
         max_context_tokens=model.config.max_context_tokens,
@@ -190,8 +198,9 @@ def _host_runner(
         kv_blocks=settings.kv_blocks,
         kv_bytes=settings.kv_bytes,
     )
-    pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
-    return TorchRunner(model, pool, eos_token_ids=eos_token_ids)
+    pool_memory, blocks = memory(layout, num_blocks)
+    pool = KvPool(layout, num_blocks, blocks)
+    return TorchRunner(model, pool, eos_token_ids=eos_token_ids), pool_memory
 
 
 def _device_runner(
@@ -199,12 +208,12 @@ def _device_runner(
     model: Model,
     layout: KvLayout,
     eos_token_ids: Collection[int],
-    memory: Memory,
+    memory: Memory[M],
     device: Device,
     limits: EngineLimits,
     *,
     graphs: bool,
-) -> DeviceRunner:
+) -> tuple[DeviceRunner, M]:
     """The pool takes what the largest step leaves, unless the settings say its size."""
     sampler = token_sampler_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
@@ -219,7 +228,8 @@ def _device_runner(
         num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
     try:
-        pool = KvPool(layout, num_blocks, memory(layout, num_blocks))
+        pool_memory, blocks = memory(layout, num_blocks)
+        pool = KvPool(layout, num_blocks, blocks)
     except (TransferError, ValueError) as error:
         raise SettingsError(f"{_sized_by(settings)}: {asked}: {error}") from error
     with refused_when_full(
@@ -231,7 +241,7 @@ def _device_runner(
         )
         if graphs:
             _capture(runner, device)
-    return runner
+    return runner, pool_memory
 
 
 def _blocks_left(

@@ -106,7 +106,7 @@ class Engine:
         self._stopping = False
         self._idle = False
         self._freed: list[SequenceId] = []
-        self._refresh_stats()
+        self._stats_at, self._stats = clock(), self._counted()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     # -- any thread -------------------------------------------------------------------------
@@ -335,8 +335,10 @@ class Engine:
         self._freed.clear()
 
     def _refresh_stats(self) -> None:
-        self._stats_at = self._clock()
-        self._stats = EngineStats(
+        self._stats_at, self._stats = self._clock(), self._counted()
+
+    def _counted(self) -> EngineStats:
+        return EngineStats(
             blocks=self._scheduler.block_counts(),
             load=self._scheduler.load(),
             prefill_tokens_per_s=self._speeds.prefill.per_s,

@@ -22,11 +22,14 @@ class LoadedModel:
     """What takes long to make."""
 
     tokenizer: Tokenizer
-    assembly: Assembly
-    memory: BlockMemory | DeviceMemory
-    """Of all KV blocks; the engine computes in it."""
+    assembly: Assembly[BlockMemory | DeviceMemory]
     transports: tuple[str, ...]
-    """That can move them, best first."""
+    """That can move its KV blocks, best first."""
+
+    @property
+    def memory(self) -> BlockMemory | DeviceMemory:
+        """Of all KV blocks; the engine computes in it."""
+        return self.assembly.memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from types import ModuleType
 
 from protocol.ids import WorkerId
 from protocol.messages import Role
-from protocol.process import run as process
 from protocol.process.logs import configure_logging
 from protocol.process.machine import check_device, claim_cores, host_name
+from protocol.process.run import Shutdown, load, run
 from protocol.process.settings import WorkerSettings, load_or_exit
 from worker.startup import open_endpoints
 
@@ -25,9 +25,9 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
         """Brings torch, which takes seconds and sizes its thread pool by what was claimed."""
         return import_module("worker.serving"), import_module(wiring)
 
-    async def serve(shutdown: process.Shutdown) -> int:
+    async def serve(shutdown: Shutdown) -> int:
         async with open_endpoints(given) as endpoints:
-            serving, role_parts = await process.load(load_modules, shutdown)
+            serving, role_parts = await load(load_modules, shutdown)
             exit_code: int = await serving.serve(
                 role,
                 given,
@@ -42,4 +42,4 @@ def main(role: Role, settings: type[WorkerSettings], argv: Sequence[str], *, wir
         claim_cores(cores=given.cores, threads=given.threads)
         check_device(given.device)
 
-    return process.run(worker, serve, parent_pid=given.parent_pid, prepare=prepare)
+    return run(worker, serve, parent_pid=given.parent_pid, prepare=prepare)

@@ -51,7 +51,7 @@ async def serve(
 ) -> int:
     """Exit code of the process."""
     async with AsyncExitStack() as stack:
-        model = await load(partial(_load, role, settings), shutdown)
+        model = await load(partial(open_model, role, settings), shutdown)
         stack.callback(model.memory.close)
         membership = Membership(endpoints.store, worker=worker, epoch=new_epoch())
         parts = _parts(settings, model, membership, endpoints, shutdown)
@@ -71,31 +71,26 @@ async def serve(
     return shutdown.exit_code
 
 
-def _load(role: Role, settings: WorkerSettings) -> LoadedModel:
-    """Only a decode worker decodes, and only into its pool do others write."""
+def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
+    """What the settings name, loaded, with a pool of its own; the caller closes the memory.
+
+    Only a decode worker decodes, and only into its pool do others write. Raises SettingsError,
+    CheckpointError, TransferError when memory for the pool cannot be had.
+    """
     config_file = read_json_file(settings.model / "config.json")
     tokenizer = Tokenizer.load(settings.model, config_file)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
-    made: list[BlockMemory | DeviceMemory] = []
-
-    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
-        pool, blocks = _pool(settings, device, layout, num_blocks, helped=role == "decode")
-        made.append(pool)
-        return blocks
-
     assembly = assemble(
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
-        memory=memory,
+        memory=partial(_pool, settings, device, helped=role == "decode"),
         progress=LoadProgress(log),
         config_file=config_file,
         device=device,
         decodes=role == "decode",
     )
-    return LoadedModel(
-        tokenizer=tokenizer, assembly=assembly, memory=made[0], transports=transports
-    )
+    return LoadedModel(tokenizer=tokenizer, assembly=assembly, transports=transports)
 
 
 def _parts(

@@ -40,6 +40,6 @@ def load_model(
     checkpoint, place = checkpoint or Checkpoint(path), torch.device(device)
     ops = ops or choose_ops(dtype=DTYPES[dtype], device=place, native=native)
     loader = Loader(config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress)
-    model = Model(config, ops, loader.parts())
-    model.config = replace(config, revision=checkpoint.revision(config.source))
-    return model
+    parts = loader.parts()
+    revision = checkpoint.revision(config.source)  # of the bytes that the parts were made of
+    return Model(replace(config, revision=revision), ops, parts)

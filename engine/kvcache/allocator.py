@@ -5,7 +5,7 @@ owned (held).
 """
 
 from collections import deque
-from collections.abc import MutableSequence
+from collections.abc import Collection, MutableSequence, Sequence
 
 from protocol.messages import Blocks
 
@@ -85,12 +85,20 @@ class BlockAllocator:
         return Blocks(total=self.num_blocks, free=free, cached=cached, leased=leased)
 
     def check(self) -> None:
-        """Raise AssertionError unless each block is exactly one of free, cached, owned."""
-        free = set(self._free)
-        assert len(free) == len(self._free), "a block is free twice"
-        cached = {b for b in range(self.num_blocks) if self.is_cached(b)}
-        owned = {b for b in range(self.num_blocks) if self._refs[b]}
-        assert min(self._refs) >= 0, "a block has fewer than no holders"
-        assert not free & owned and not free & cached, "a free block is held or kept"
-        assert len(free) + len(cached) + len(owned) == self.num_blocks, "a block is lost"
-        assert len(cached) == self.num_cached, "cached blocks are miscounted"
+        """As `check_books`, of these."""
+        check_books(free=self._free, refs=self._refs, kept=self._kept, num_cached=self.num_cached)
+
+
+def check_books(
+    *, free: Collection[int], refs: Sequence[int], kept: Sequence[bool], num_cached: int
+) -> None:
+    """Raise AssertionError unless each block is exactly one of free, cached, owned. `refs` and
+    `kept` are by block: its holders, and whether it is cached when it has none."""
+    empty = set(free)
+    assert len(empty) == len(free), "a block is free twice"
+    cached = {block for block, keeps in enumerate(kept) if keeps and not refs[block]}
+    owned = {block for block, num_holders in enumerate(refs) if num_holders}
+    assert min(refs) >= 0, "a block has fewer than no holders"
+    assert not empty & owned and not empty & cached, "a free block is held or kept"
+    assert len(empty) + len(cached) + len(owned) == len(refs), "a block is lost"
+    assert len(cached) == num_cached, "cached blocks are miscounted"

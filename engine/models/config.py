@@ -1,4 +1,4 @@
-"""What `config.json` and `generation_config.json` say, checked, as one frozen value.
+"""What `config.json` says of a model, checked, as one frozen value.
 
 Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
 refused by name.
@@ -62,11 +62,10 @@ class ModelConfig:
     output_bias: bool
     mlp_bias: bool
     tied_embeddings: bool
-    eos_token_ids: tuple[int, ...]
     source: bytes = field(default=b"", repr=False, compare=False)
     """The bytes of `config.json`."""
     revision: str = ""
-    """Digest of the configuration and the tensors' names, shapes and places; set on loading."""
+    """Digest of the configuration and of every tensor's bytes; set on loading."""
 
     @property
     def num_layers(self) -> int:
@@ -104,9 +103,9 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
     """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
     CheckpointError naming the file and the key."""
     config = config or read_json_file(path / "config.json")
-    fields = _text(Fields(config.file, config.value))
-    family = _family(fields)
-    fields.defaults = family.defaults
+    given = _text(Fields(config.file, config.value))
+    family = _family(given)
+    fields = given.with_defaults(family.defaults)
     refuse_unknown(fields, family)
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
@@ -115,7 +114,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2 or not head_dim:
         raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
-    return ModelConfig(
+    model = ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -140,9 +139,10 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         output_bias=_bias(fields, family.output_bias),
         mlp_bias=_bias(fields, family.mlp_bias),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-        eos_token_ids=_eos(path, fields),
         source=config.text,
     )
+    _check_eos(path, fields)
+    return model
 
 
 def _text(fields: Fields) -> Fields:
@@ -203,8 +203,9 @@ def _divisor(fields: Fields, family: Family, key: str) -> float:
     return value
 
 
-def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
-    """Every id that ends a text; `generation_config.json` goes before `config.json`."""
+def _check_eos(path: Path, fields: Fields) -> None:
+    """The ids that end a text, of `generation_config.json` if it names any, are in the vocabulary.
+    Which of them count is for the tokeniser to say."""
     file = path / "generation_config.json"
     generation = Fields(file, read_json_object_if_there(file))
     source = generation if generation.get("eos_token_id") is not None else fields
@@ -214,4 +215,3 @@ def _eos(path: Path, fields: Fields) -> tuple[int, ...]:
     for token_id in ids:
         if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
             raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")
-    return tuple(dict.fromkeys(ids))

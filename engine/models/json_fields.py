@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from protocol.errors import CheckpointError
 
@@ -9,10 +10,19 @@ from protocol.errors import CheckpointError
 class Fields:
     """One JSON object; an absent key means its default, if it has one."""
 
-    def __init__(self, file: Path, raw: Mapping[str, object], *, prefix: str = "") -> None:
+    def __init__(
+        self,
+        file: Path,
+        raw: Mapping[str, object],
+        *,
+        prefix: str = "",
+        defaults: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         """`prefix` goes before every key in errors: where in the file the object is."""
-        self.file, self.raw, self._prefix = file, raw, prefix
-        self.defaults: Mapping[str, object] = {}
+        self.file, self.raw, self.defaults, self._prefix = file, raw, defaults, prefix
+
+    def with_defaults(self, defaults: Mapping[str, object]) -> "Fields":
+        return Fields(self.file, self.raw, prefix=self._prefix, defaults=defaults)
 
     def error(self, key: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.file}: {self._prefix}{key} {problem}")

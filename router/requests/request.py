@@ -50,7 +50,7 @@ class _Leg:
     epoch: Epoch
     open: bool = True
 
-    def send(self, message: ToWorker) -> Send:
+    def instruct(self, message: ToWorker) -> Send:
         return Send(self.worker, self.epoch, message)
 
     def is_sender(self, message: WorkerMessage) -> bool:
@@ -110,8 +110,8 @@ class RoutedRequest:
         self._prefill = None if prefill is None else _Leg(prefill.id, prefill.epoch)
         self._decode = _Leg(decode.id, decode.epoch, open=prefill is None)
         if self._prefill is None:
-            return self._decode.send(self._decode_message(None, remaining_s))
-        return self._prefill.send(self._prefill_message(remaining_s))
+            return self._decode.instruct(self._decode_message(None, remaining_s))
+        return self._prefill.instruct(self._prefill_message(remaining_s))
 
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
         """What to do about one message; nothing if it is of an older attempt or worker."""
@@ -182,7 +182,7 @@ class RoutedRequest:
             prefill_queued_s=started.queued_s,
         )
         self._decode.open = True
-        return [self._decode.send(self._decode_message(started.ticket, remaining_s))]
+        return [self._decode.instruct(self._decode_message(started.ticket, remaining_s))]
 
     def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
         self._note(
@@ -291,7 +291,7 @@ class RoutedRequest:
             if leg is not None and leg.open:
                 leg.open = False
                 abort = Abort(request=self.wire_id, attempt=self.attempt, reason=reason)
-                aborts.append(leg.send(abort))
+                aborts.append(leg.instruct(abort))
         return aborts
 
     def _move(self, event: RequestEvent) -> None:

@@ -18,6 +18,30 @@ TWICE: dict[str, str] = {}
 """Class names that the product may have more than once -> why."""
 BARE: dict[str, str] = {}
 """Dotted names within their module that may be a bare verb -> why."""
+SENDING = ("kvtransfer.transports.", "protocol.channel.", "kvtransfer.device.")
+"""Where the sockets are, and a device's collectives."""
+SENDS = {
+    "router.http.exchange.Exchange.send": "the ASGI server's word, to the client's socket",
+    "router.workers.worker.WorkerConnection.send_now": "what a router needs of the channel's link",
+    "controlplane.doctor.peer._PeerConnection.send": "a socket between two doctors",
+    "kvtransfer.native.flows.send": "C that writes to sockets",
+    "kvtransfer.source.sinks.Sinks.send": "on the control connection",
+    "kvtransfer.sink.link.Link.send": "on the control connection",
+}
+"""Full names elsewhere that may say `send` -> why."""
+ALIASES = {
+    "numpy as np": "the field's",
+    "torch.nn.functional as F": "the field's",
+    "triton.language as tl": "the field's",
+    "ucxx._lib.libucxx as api": "the only module of it that is used, deep inside",
+    "collections.abc.Sequence as Seq": "a Sequence of the engine's is a request's",
+    "pydantic_settings.SettingsError as SourceError": "ours has that name",
+    **{
+        f"kvtransfer.transports.{name}.plane as {name}": "one `plane` each"
+        for name in ("cuda_ipc", "nccl", "shm", "tcp", "ucx")
+    },
+}
+"""Imports that give a name of their own -> why."""
 
 
 def test_no_class_name_stands_for_two_things() -> None:
@@ -40,6 +64,45 @@ def test_no_public_name_is_a_verb_that_hides_its_object() -> None:
 def test_every_exception_for_a_verb_is_needed() -> None:
     found = {name for module in product_modules() for name, _ in bare_verbs(module)}
     assert BARE.keys() - found == set()
+
+
+def test_what_sends_does_so_on_a_socket() -> None:
+    found = [
+        name for one in product_modules() for name in sends(one)
+        if not name.startswith(SENDING) and name not in SENDS
+    ]  # fmt: skip
+    assert not found, "\n".join(found)
+
+
+def test_every_exception_for_sending_is_needed() -> None:
+    assert SENDS.keys() - {name for one in product_modules() for name in sends(one)} == set()
+
+
+def test_what_is_imported_keeps_its_name() -> None:
+    found = [
+        f"{one.path}: {alias}"
+        for one in product_modules()
+        for alias in aliases(one)
+        if alias not in ALIASES
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_exception_for_an_alias_is_needed() -> None:
+    assert ALIASES.keys() - {alias for one in product_modules() for alias in aliases(one)} == set()
+
+
+def test_sends_are_found_by_their_first_word() -> None:
+    module = parsed(
+        "engine/a.py",
+        "def send_all(): ...\nclass A:\n  def send(self): ...\n  def sender(self): ...",
+    )
+    assert list(sends(module)) == ["engine.a.send_all", "engine.a.A.send"]
+
+
+def test_an_alias_is_found_wherever_it_is_imported() -> None:
+    text = "import a.b as b\nimport c\ndef f():\n  from d import e as g, h"
+    assert list(aliases(parsed("engine/a.py", text))) == ["a.b as b", "d.e as g"]
 
 
 def test_a_class_inside_another_counts_as_a_repetition() -> None:
@@ -95,6 +158,21 @@ def bare_verbs(module: Module) -> Iterator[tuple[str, str]]:
     for name, node in definitions(module.tree):
         if isinstance(node, Function) and node.name in BARE_VERBS and not _is_property(node):
             yield name, f"{module.path}:{node.lineno}: {name}"
+
+
+def sends(module: Module) -> Iterator[str]:
+    """Full name of each function and method whose first word is `send`."""
+    for name, node in definitions(module.tree):
+        if isinstance(node, Function) and node.name.split("_")[0] == "send":
+            yield f"{module.name}.{name}"
+
+
+def aliases(module: Module) -> Iterator[str]:
+    """What each import calls otherwise: `dotted as alias`."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (f"{origin}{one.name} as {one.asname}" for one in node.names if one.asname)
 
 
 def _is_property(node: Function) -> bool:

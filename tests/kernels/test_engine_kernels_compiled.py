@@ -20,7 +20,7 @@ from engine.checkpoint.load import MAX_HEAD_DIM
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
-from engine.sampling import triton_sample as sampling
+from engine.sampling import triton_sample
 from engine.sampling.rows import RowRules, logprobs
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -212,7 +212,9 @@ def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
         position_R=column(torch.int64),
     )
     logits_RV = meta(64, 151_936, dtype=F32)
-    calls = recorded(sampling, "sample_kernel", lambda: sampling.sample_tokens(logits_RV, rows))
+    calls = recorded(
+        triton_sample, "sample_kernel", lambda: triton_sample.sample_tokens(logits_RV, rows)
+    )
     check(calls, (arch,), tmp_path)
 
 
@@ -251,7 +253,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in (
         (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
         (rope_store, "rope_store_kernel"), (norm, "norm_kernel"),
-        (gated, "gated_kernel"), (sampling, "sample_kernel"), (experts, "count_kernel"),
+        (gated, "gated_kernel"), (triton_sample, "sample_kernel"), (experts, "count_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())

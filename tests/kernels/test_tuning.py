@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.ops.triton import attention, experts, gated, launch, reduce_splits
 from engine.ops.triton.launch import Launch
-from engine.sampling import triton_sample as sample
+from engine.sampling import triton_sample
 from tools import tune_kernels
 from tools.tune_kernels import Measured, NoRoom, Subject, main, tune, written
 
@@ -53,7 +53,7 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
     for module, name in (
         (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
-        (gated, "gated_kernel"), (sample, "sample_kernel"),
+        (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
     monkeypatch.setattr(tune_kernels, "DEVICE", "meta")
@@ -79,7 +79,7 @@ def test_the_sampler_keeps_its_tile() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune_kernels, "DEVICE", "meta")
         (one,) = tune_kernels.sample_subjects(1_000)
-    assert {candidate.block_n for candidate in one.candidates} == {sample.DEFAULT.block_n}
+    assert {candidate.block_n for candidate in one.candidates} == {triton_sample.DEFAULT.block_n}
 
 
 @pytest.mark.parametrize(

@@ -148,29 +148,25 @@ def device_pair(
     tokenizer = Tokenizer.load(settings.model)
     stories = (Story(), Story())
     with ExitStack() as stack:
-        parts, memories = [], []
+        parts = []
         for driver, device in zip(drivers, devices, strict=True):
-            part, memory = _assembled(settings, tokenizer, driver, device)
-            stack.callback(memory.close)
+            part = _assembled(settings, tokenizer, driver, device)
+            stack.callback(part.memory.close)
             parts.append(part)
-            memories.append(memory)
         given = settings.model_dump()
         prefill, lender = stack.enter_context(
-            _serving(lending, PrefillSettings(**given), parts[0], memories[0], stories[0])
+            _serving(lending, PrefillSettings(**given), parts[0], stories[0])
         )
         only = DecodeSettings(**given, allow_fallback=False)
-        decode, borrower = stack.enter_context(
-            _serving(fetching, only, parts[1], memories[1], stories[1])
-        )
-        yield Pair(prefill, decode, *stories, memories[0], memories[1], (lender, borrower))
+        decode, borrower = stack.enter_context(_serving(fetching, only, parts[1], stories[1]))
+        yield Pair(prefill, decode, *stories, parts[0].memory, parts[1].memory, (lender, borrower))
 
 
 @contextmanager
 def _serving(
     open_transfers: Callable[[WorkerParts[S]], Transfers],
     settings: S,
-    part: Assembly,
-    memory: DeviceMemory,
+    part: Assembly[DeviceMemory],
     story: Story,
 ) -> Iterator[tuple[EngineService, Engine]]:
     requests, metrics = RequestTable(story.send), WorkerMetrics()
@@ -180,10 +176,10 @@ def _serving(
     engine = Engine(
         runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
         compat=part.compat, observer=observer,
-        generations=cast(MutableSequence[int], memory.generations),
+        generations=cast(MutableSequence[int], part.memory.generations),
     )  # fmt: skip
     model = LoadedModel(
-        tokenizer=Tokenizer.load(settings.model), assembly=part, memory=memory,
+        tokenizer=Tokenizer.load(settings.model), assembly=part,
         transports=TRANSPORTS,
     )  # fmt: skip
     parts = WorkerParts(
@@ -200,22 +196,18 @@ def _serving(
 
 def _assembled(
     settings: WorkerSettings, tokenizer: Tokenizer, driver: Driver, device: Device
-) -> tuple[Assembly, DeviceMemory]:
-    made: list[DeviceMemory] = []
-
-    def memory(layout: KvLayout, num_blocks: int) -> Buffer:
+) -> Assembly[DeviceMemory]:
+    def memory(layout: KvLayout, num_blocks: int) -> tuple[DeviceMemory, Buffer]:
         pool = DeviceMemory(driver, num_blocks=num_blocks, block_bytes=layout.block_bytes)
-        made.append(pool)
-        return driver.tensor(pool.span)
+        return pool, driver.tensor(pool.span)
 
-    parts = assemble(
+    return assemble(
         settings,
         eos_token_ids=tokenizer.eos_token_ids,
         memory=memory,
         progress=lambda done, total: None,
         device=device,
     )
-    return parts, made[0]
 
 
 def settings_for(path: Path, **more: object) -> WorkerSettings:

@@ -88,7 +88,6 @@ class ServiceBench:
         model = LoadedModel(
             tokenizer=tokenizer or small_tokenizer(),
             assembly=nothing,
-            memory=nothing,
             transports=(),
         )
         parts = WorkerParts(

@@ -6,8 +6,8 @@ from support.words import LAYOUT
 
 from engine.assembly import Assembly, assemble, num_pool_blocks
 from protocol.errors import SettingsError
+from protocol.layout import KvLayout
 from protocol.process.settings import WorkerSettings
-from protocol.text.tokenizer import Tokenizer
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GIB = 1 << 30
@@ -52,22 +52,24 @@ def test_less_than_two_blocks_in_every_kv_group_is_refused_with_the_setting_give
     assert parts.layouts == (parts.layout,)
 
 
-def assembled(path: Path, *, kv_blocks: int, eos_token_ids: tuple[int, ...] = (5,)) -> Assembly:
+def bytes_for(layout: KvLayout, num_blocks: int) -> memoryview:
+    return memoryview(bytearray(layout.block_bytes * num_blocks))
+
+
+def assembled(path: Path, *, kv_blocks: int) -> Assembly[None]:
     return assemble(
         WorkerSettings(model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks),
-        eos_token_ids=eos_token_ids,
-        memory=lambda layout, num_blocks: memoryview(bytearray(layout.block_bytes * num_blocks)),
+        eos_token_ids=(5,),
+        memory=lambda layout, num_blocks: (None, bytes_for(layout, num_blocks)),
         progress=lambda done, total: None,
     )
 
 
-def test_what_ends_a_text_is_the_union_of_all_files_for_sampler_and_scheduler(
+def test_what_ends_a_text_is_for_sampler_and_scheduler_what_the_worker_says(
     tmp_path: Path,
 ) -> None:
+    """Whatever the model's own files say: there is one rule, the tokeniser's."""
     make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
-    eos_token_ids = Tokenizer.load(tmp_path).eos_token_ids
-    parts = assembled(tmp_path, kv_blocks=2, eos_token_ids=eos_token_ids)
-    # 0 is of tokenizer_config.json, 2 of config.json, 5 of generation_config.json
-    assert parts.eos_token_ids == {0, 2, 5}
-    assert set(parts.runner.eos_token_ids) == {0, 2, 5}
+    parts = assembled(tmp_path, kv_blocks=2)
+    assert parts.eos_token_ids == {5}
+    assert set(parts.runner.eos_token_ids) == {5}

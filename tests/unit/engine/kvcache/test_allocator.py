@@ -1,6 +1,6 @@
 import pytest
 
-from engine.kvcache.allocator import BlockAllocator
+from engine.kvcache.allocator import BlockAllocator, check_books
 
 
 @pytest.fixture
@@ -82,3 +82,15 @@ def test_the_check_finds_books_that_do_not_agree(blocks: BlockAllocator) -> None
     blocks.num_cached += 1
     with pytest.raises(AssertionError, match="miscounted"):
         blocks.check()
+
+
+def test_the_check_finds_a_block_that_is_free_twice() -> None:
+    with pytest.raises(AssertionError, match="free twice"):
+        check_books(free=[0, 1, 0], refs=[0, 0], kept=[False] * 2, num_cached=0)
+
+
+def test_the_check_finds_a_block_that_is_free_and_held_or_nowhere() -> None:
+    with pytest.raises(AssertionError, match="held or kept"):
+        check_books(free=[0, 1], refs=[1, 0], kept=[False] * 2, num_cached=0)
+    with pytest.raises(AssertionError, match="a block is lost"):
+        check_books(free=[1], refs=[0, 0], kept=[False] * 2, num_cached=0)

@@ -20,18 +20,26 @@ def test_the_kv_layout_follows_the_heads(tmp_path: Path) -> None:
     assert layout.shape == (2, 2, 2, 16, 16)
 
 
-@pytest.mark.parametrize(
-    ("generation", "expected"),
-    [(None, (7,)), ({}, (7,)), ({"eos_token_id": [3, 5, 3]}, (3, 5)), ({"eos_token_id": 9}, (9,))],
-)
-def test_the_generation_config_names_the_ends_of_text_if_it_names_any(
-    tmp_path: Path, generation: dict[str, Any] | None, expected: tuple[int, ...]
-) -> None:
-    assert read(tmp_path, config(eos_token_id=7), generation).eos_token_ids == expected
-
-
 def test_an_end_of_text_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, config(eos_token_id=512), "eos_token_id", "512")
+
+
+@pytest.mark.parametrize("generation", [{}, {"eos_token_id": None}])
+def test_a_generation_config_that_names_no_end_of_text_hides_none(
+    tmp_path: Path, generation: dict[str, Any]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"/config\.json: eos_token_id 512 is not"):
+        read(tmp_path, config(eos_token_id=512), generation)
+
+
+def test_the_ends_of_text_of_a_generation_config_are_held_against_the_vocabulary(
+    tmp_path: Path,
+) -> None:
+    """Instead of those of `config.json`."""
+    read(tmp_path, config(eos_token_id=512), {"eos_token_id": [3, 5, 3]})
+    read(tmp_path, config(eos_token_id=512), {"eos_token_id": 9})
+    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id 512 is not"):
+        read(tmp_path, config(eos_token_id=7), {"eos_token_id": [3, 512]})
 
 
 def test_both_spellings_of_a_rope_mean_the_same(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_min_tokens_bans_every_token_that_ends_a_text(model: Model) -> None:
         return sampled[SequenceId("a")].token_id
 
     likeliest = answer()
-    assert likeliest not in model.config.eos_token_ids
+    assert likeliest not in Shape().eos_token_ids
     assert answer(likeliest) != likeliest
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine.ops.cpu import build
 from kvtransfer.native import library
-from protocol.process import c_kernels as kernels
+from protocol.process import c_kernels
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def fake_compiler(path: Path, script: str) -> str:
 def test_kernels_are_built_once_into_the_cache(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    log, real = tmp_path / "runs", kernels.compiler()
+    log, real = tmp_path / "runs", c_kernels.compiler()
     assert real is not None
     monkeypatch.setenv("CC", fake_compiler(tmp_path / "cc", f'echo >> {log}; exec {real} "$@"'))
     assert build.load().baton_panel() in (16, 32)
@@ -46,7 +46,7 @@ def test_other_flags_are_another_library() -> None:
 def test_a_machine_without_a_compiler_has_no_kernels(
     fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "compiler", lambda: None)
+    monkeypatch.setattr(c_kernels, "compiler", lambda: None)
     with pytest.raises(build.NoKernels, match="no C compiler"):
         build.load()
 

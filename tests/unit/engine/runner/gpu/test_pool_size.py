@@ -90,10 +90,10 @@ def assembled(
     values = {"dtype": "float32", "token_budget": 24, "max_running": 4, "kv_memory_share": 0.5}
     settings = WorkerSettings.model_validate({"model": checkpoint, **values, **more})
 
-    def memory(layout: KvLayout, num_blocks: int) -> torch.Tensor:
+    def memory(layout: KvLayout, num_blocks: int) -> tuple[None, torch.Tensor]:
         if num_blocks > 10_000:
             raise TransferError("out of memory")
-        return torch.zeros(layout.block_bytes * num_blocks, dtype=torch.uint8)
+        return None, torch.zeros(layout.block_bytes * num_blocks, dtype=torch.uint8)
 
     parts = assemble(
         settings, eos_token_ids=(), memory=memory, progress=lambda done, total: None,

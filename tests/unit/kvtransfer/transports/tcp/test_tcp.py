@@ -212,24 +212,36 @@ def test_a_source_never_sends_more_than_was_granted_and_is_granted_all_in_the_en
 
 
 def test_without_credit_nothing_leaves_until_it_comes(pairs: Pairs) -> None:
+    """The other end grants nothing of its own accord: a lane alone, without a sink."""
     pair = pairs.make(granted=BLOCK_BYTES)
-    pair.taker.wanted = set()
+    lane = Lane(pair.theirs[0])
     pair.offer([0], [0])
     pair.offer([1], [1])
     pair.source.finish(done())
+    discard_chunk(pair, lane)
     for _ in range(20):
+        pair.source.receive()
         pair.source.flush()
-        pair.sink.receive(pair.taker)
-    assert pair.unsent_bytes == BLOCK_BYTES and not pair.taker.words
+        assert lane.read_head() is None
+    assert pair.unsent_bytes == BLOCK_BYTES
     pair.theirs[0].send(credit_frame(2 * BLOCK_BYTES))
 
     def flowing() -> bool:
         pair.source.receive()
         pair.source.flush()
-        pair.sink.receive(pair.taker)
-        return pair.taker.words == ["finish of 1"]
+        return pair.unsent_bytes < BLOCK_BYTES
 
     eventually(flowing)
+    discard_chunk(pair, lane)
+    assert head(pair, lane) == (done(), 0)
+
+
+def discard_chunk(pair: Pair, lane: Lane) -> None:
+    chunk, body_bytes = head(pair, lane)
+    assert isinstance(chunk, Chunk) and body_bytes == BLOCK_BYTES
+    lane.discard(body_bytes)
+    read_body(pair, lane)
+    assert lane.pop_end() == (None, None)
 
 
 def credit_frame(total_bytes: int) -> bytes:

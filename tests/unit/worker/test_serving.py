@@ -1,0 +1,24 @@
+"""What a worker makes of a checkpoint before it serves."""
+
+from contextlib import closing
+from pathlib import Path
+
+from protocol.process.settings import WorkerSettings
+from tools.make_checkpoint import Shape, make_checkpoint
+from worker.serving import open_model
+
+
+def test_a_worker_ends_texts_by_the_union_of_all_files_for_sampler_and_scheduler(
+    tmp_path: Path,
+) -> None:
+    """Token 0 is of tokenizer_config.json, 2 of config.json, 5 of generation_config.json."""
+    make_checkpoint(tmp_path, Shape(eos_token_ids=(2,)))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    settings = WorkerSettings(
+        model=tmp_path, redis="redis://localhost", dtype="float32", kv_blocks=2
+    )
+    model = open_model("decode", settings)
+    with closing(model.memory):
+        assert model.tokenizer.eos_token_ids == (0, 2, 5)
+        assert model.assembly.eos_token_ids == {0, 2, 5}
+        assert set(model.assembly.runner.eos_token_ids) == {0, 2, 5}
