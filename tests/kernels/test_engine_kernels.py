@@ -18,7 +18,7 @@ from support.gpu import ENVIRONMENT, why_no_gpu
 from engine.models.families import FAMILIES
 from tools.make_checkpoint import Shape, make_checkpoint
 
-_WITHIN_S = 110
+_WITHIN_S = 280
 BETWEEN_THE_LINEARS = ("norms", "gates", "ropes", "alignments", "experts")
 ATTENTION = (
     "attentions",
@@ -71,7 +71,7 @@ def on_a_gpu() -> dict[str, str]:
     """The first time on a machine a hundred variants are compiled."""
     if why := why_no_gpu():
         pytest.skip(why)
-    return reports(run({}, "engine_kernels", within_s=400))
+    return reports(run({}, "engine_kernels"))
 
 
 @pytest.mark.slow
@@ -86,7 +86,6 @@ def test_the_kernels_do_what_their_twins_do(
 
 
 @pytest.mark.gpu
-@pytest.mark.timeout(420)
 @pytest.mark.parametrize("name", [name for group in GROUPS for name in group] + ["bfloat16"])
 def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[str, str]) -> None:
     assert not on_a_gpu[name], on_a_gpu[name]

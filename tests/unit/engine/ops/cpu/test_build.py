@@ -82,4 +82,4 @@ def test_the_sources_compile_without_warnings(tmp_path: Path) -> None:
     for each in (build.KERNELS, library.KERNELS):
         command = [found, *each.flags, "-Wall", "-Wextra", "-Werror", "-o", goal]
         sources = [str(path) for path in each.sources()]
-        subprocess.run([*command, *sources, "-lm"], check=True, timeout=100)
+        subprocess.run([*command, *sources, "-lm"], check=True, timeout=280)
