@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 from support.soak import ABORTED_SHARE, BREAKS, Soak
 
-SOAK = pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(600)])
+SOAK = pytest.param(20_000, marks=[pytest.mark.long, pytest.mark.timeout(1500)])
 WARM_UP = 1_000
 GROWTH_MIB = 2.0
 """The source remembers how its last 1,024 leases ended; a leaked pool would be 0.1 MiB each."""
