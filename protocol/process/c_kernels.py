@@ -3,8 +3,8 @@
 A library lies in the user's cache under a name made of its sources, flags, compiler and CPU, so an
 old or foreign build is never loaded. Nor is one that another user owns or may write, or whose bytes
 are not those of the digest beside it: it is built again, where the cache itself belongs to another
-in a folder of this process's own. Without a compiler there are no kernels: `load` raises `NoKernels`,
-and the callers' slower twins serve.
+in a folder of this process's own. Without a compiler there are no kernels: `load` raises
+`NoKernels`, and the callers' slower twins serve.
 """
 
 import ctypes
