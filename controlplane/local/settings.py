@@ -34,8 +34,9 @@ class UpSettings(CommandSettings):
     Default: the small model that ships."""
     served_name: str = ""
     """Model name in the API. Empty: that on the hub, or the directory's."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of weights and KV. float32 is exact on a CPU; bfloat16 is half the bytes."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and KV. Auto: the checkpoint's, float32 and on a CPU float16 as bfloat16. float32
+    is exact on a CPU; bfloat16 is half the bytes."""
     prefill: int = Field(default=1, ge=0, le=64)
     """Prefill workers. 0 is the colocated mode: decode workers prefill their own requests."""
     decode: int = Field(default=1, ge=1, le=64)

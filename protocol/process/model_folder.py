@@ -94,22 +94,22 @@ def _snapshot(repo: Path) -> Path:
 def _by_name(asked: str, *, weights: bool) -> ModelFolder:
     if (parts := _NAME.fullmatch(asked)) is None:
         raise CheckpointError(f"{asked}: no such folder; a model by name is ORG/NAME[@REVISION]")
-    from huggingface_hub import list_repo_files, snapshot_download  # 0.3 s, for names alone
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import HfApi  # 0.3 s, for names alone
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    name, revision = parts.groups()
+    (name, revision), hub = parts.groups(), HfApi()
     try:
         wanted = [*_TEXT_FILES, *(_WEIGHT_FILES if weights else ())]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
         commit, needed = folder.name, [["config.json"], [TOKENIZER]]
         if weights and (folder / "config.json").exists():
             needed.append(_weight_files(folder))
-            snapshot_download(name, revision=commit, allow_patterns=needed[-1])
+            hub.snapshot_download(name, revision=commit, allow_patterns=needed[-1])
         for files in needed:
             if not any((folder / file).exists() for file in files):
-                there = list_repo_files(name, revision=commit)
+                there = hub.list_repo_files(name, revision=commit)
                 raise explain_missing(files[0], there, place=name)
     except CheckpointError:
         raise

@@ -91,8 +91,9 @@ class WorkerSettings(ProcessSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `/metrics`, `/ready` and `/health`. None: not served; the router's metrics show
     the workers' beats."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and KV. Auto: the checkpoint's, as vLLM has it: float32 becomes bfloat16, and so
+    does float16 on a CPU, whose kernels have none. float32 for exact parity checks on a CPU."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
     torch sees, or else the CPU."""
