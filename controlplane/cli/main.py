@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 
 from controlplane.checkout import baton_version
-from protocol.errors import BatonError, CheckpointError, SettingsError
+from protocol.errors import BatonError, SettingsError
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
-EXIT_CODES = {SettingsError: EXIT_BAD_SETTINGS, CheckpointError: 3}
 
 HELP = """\
 usage: baton COMMAND [flags]
@@ -64,7 +63,7 @@ def _run_command(name: str, argv: Sequence[str]) -> int:
         _command(name)(argv)
     except BatonError as error:
         print(f"baton {name}: {error}", file=sys.stderr)
-        return EXIT_CODES.get(type(error), EXIT_FAILED)
+        return EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED
     except KeyboardInterrupt:
         return 130
     return 0
