@@ -90,7 +90,7 @@ def check_keys(fields: Fields, family: Family, *, context: int, unread: Iterable
 
 
 def check_wrapper_keys(fields: Fields, wrapper: Wrapper, *, known: frozenset[str]) -> None:
-    """As `check_keys`, around the text part: there only a format of weights can change its logits."""
+    """As `check_keys`, around the text part, which only a format of weights changes there."""
     for key, value in fields.raw.items():
         if _is_quantization(key) and value:
             raise _not_supported(fields, wrapper, key)

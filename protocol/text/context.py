@@ -1,6 +1,6 @@
 """How long a sequence may be, by `config.json` and `max_model_len`.
 
-The router and the engine ask here, so that they agree. Does not know the pool, which may be smaller.
+The router and the engine ask here, so that they agree. The pool may hold fewer: it is not known.
 """
 
 import math
@@ -44,8 +44,8 @@ def context_tokens(file: Path, text: Mapping[str, object], max_model_len: int | 
     if max_model_len is None or max_model_len <= longest:
         return max_model_len or longest
     raise SettingsError(
-        f"max_model_len: {max_model_len}: the model takes {longest} tokens, by {file}; a rope_scaling "
-        "there extends it, as the model's card may say"
+        f"max_model_len: {max_model_len}: the model takes {longest} tokens, by {file}; a "
+        "rope_scaling there extends it, as the model's card may say"
     )
 
 
