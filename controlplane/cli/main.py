@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from controlplane.checkout import baton_version
-from protocol.errors import BatonError, SettingsError
+from protocol.errors import BatonError, CheckpointError, SettingsError
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
+EXIT_BAD_CHECKPOINT = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 """Both as a shell says it of a process that died of the signal."""
@@ -73,7 +74,7 @@ def _run_command(name: str, argv: Sequence[str]) -> int:
         _command(name)(argv)
     except BatonError as error:
         print(f"baton {name}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED
+        return _exit_code(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -83,6 +84,14 @@ def _run_command(name: str, argv: Sequence[str]) -> int:
         print(f"baton {name}: {_reported(error)}", file=sys.stderr)
         return EXIT_FAILED
     return 0
+
+
+def _exit_code(error: BatonError) -> int:
+    if isinstance(error, SettingsError):
+        return EXIT_BAD_SETTINGS
+    if isinstance(error, CheckpointError):
+        return EXIT_BAD_CHECKPOINT
+    return int(getattr(error, "exit_code", EXIT_FAILED))  # of a child that ended so
 
 
 def _forget_stdout() -> None:
