@@ -124,7 +124,9 @@ def assemble(
     the device's memory.
     """
     config_file = config_file or read_json_file(settings.model / "config.json")
-    config = read_config(settings.model, config_file)
+    config = read_config(settings.model, config_file, max_model_len=settings.max_model_len)
+    ropes = "; ".join(map(str, config.ropes))
+    log.info("context", extra={"tokens": config.max_context_tokens, "rope": ropes})
     dtype = _dtype(settings, config, config_file, on_gpu=device is not None)
     limits = _limits(settings, config)
     if device is not None:

@@ -53,7 +53,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     with listen(settings) as listener:
         folder = await load(partial(resolve_model, settings.model, weights=False), stop)
         settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
-        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        max_model_len = settings.max_model_len
+        tokenizer = await load(
+            partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
+        )
         store = Store(settings.redis)
         try:
             await store.ping()

@@ -48,5 +48,5 @@ def load_model(
     except CheckpointError as error:
         raise explained(error, path, checkpoint.tensors if checkpoint else ()) from error
     parts = loader.parts()
-    revision = checkpoint.revision(config.source)  # of the bytes that the parts were made of
+    revision = checkpoint.revision(config.identity)  # of the bytes that the parts were made of
     return Model(replace(config, revision=revision), ops, parts)
