@@ -267,6 +267,12 @@ def test_what_is_neither_folder_nor_name_is_refused_without_a_network(
         resolve_model(Path(model))
 
 
+def test_a_gguf_file_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(CheckpointError, match="is a GGUF file"):
+        resolve_model(tmp_path / "m.gguf")
+
+
 def test_the_library_of_the_hub_is_loaded_for_names_alone() -> None:
     command = "import sys, router.server; assert 'huggingface_hub' not in sys.modules"
     subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
