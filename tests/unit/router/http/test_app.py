@@ -183,6 +183,7 @@ async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     (model,) = listed["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == (MODEL, "model", 256)
     assert (await client.get(f"/v1/models/{MODEL}")).json() == model
+    assert model["default_sampling_params"]["temperature"] == 1.0
     missing = await client.get("/v1/models/org/other")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "model_not_found")
 
