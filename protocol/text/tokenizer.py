@@ -70,7 +70,9 @@ class Tokenizer:
         return ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """Releases the interpreter lock, as `encode` does."""
+        texts = self._raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return texts[0]
 
     def max_chars(self, context: int) -> int:
         """No text with more characters fits into `context` tokens."""

@@ -14,7 +14,7 @@ from router.openai.errors import ApiError, bad_field, unsupported_field
 
 MAX_SHOWN = 60
 """Characters of a wrong name or value that its error message repeats."""
-MAX_SEARCHED = 256 << 10
+MAX_SEARCHED = 64 << 10
 """Bytes in which we look for what was unreadable; beyond it only the field is named."""
 MAX_DEPTH = 500
 """Deeper than this is reported as too deep. The reader itself gives up at about 1,000."""

@@ -18,8 +18,8 @@ from router.openai.errors import ApiError, bad_field, context_exceeded
 from router.openai.explain import shown
 from router.openai.parsing import parse_body
 from router.openai.schemas import (
+    MAX_COPIED_TOKENS,
     MAX_SEED,
-    MAX_TOKEN_IDS,
     ChatRequest,
     CompletionRequest,
     Message,
@@ -126,11 +126,12 @@ def encode_messages(
     chat that cannot fit is neither rendered nor tokenised."""
     if clash := RESERVED & kwargs.keys():
         raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    if len(messages) > context:
+    num_parts = sum(len(message.texts) for message in messages)
+    if num_parts > context:
         raise context_exceeded(
-            "messages", context=context, num_tokens=len(messages), max_tokens=1, exact=False
+            "messages", context=context, num_tokens=num_parts, max_tokens=1, exact=False
         )
-    num_chars = sum(message.text_chars for message in messages)
+    num_chars = sum(len(text) for message in messages for text in message.texts)
     check_length(tokenizer, num_chars, context=context, field="messages")
     template = tokenizer.chat_template
     knows_developer = template is not None and template.knows_developer
@@ -262,9 +263,9 @@ def _check_sizes(
                 prompt.field, context=context, num_tokens=num_tokens, max_tokens=max_tokens
             )
     num_copied = fields.n * sum(len(prompt.token_ids) for prompt in prompts)
-    if num_copied > max(context, MAX_TOKEN_IDS):
+    if num_copied > max(context, MAX_COPIED_TOKENS):
         param = "n" if fields.n > 1 else "prompt"
-        rule = f"at most {MAX_TOKEN_IDS} prompt tokens in all choices; got {num_copied}"
+        rule = f"at most {MAX_COPIED_TOKENS} prompt tokens in all choices; got {num_copied}"
         raise bad_field(param, rule)
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")

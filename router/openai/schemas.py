@@ -23,8 +23,10 @@ MAX_BIASES = 1024
 MAX_SEED = 2**63
 MAX_PROMPTS = 128
 """As many as OpenAI gives choices."""
-MAX_TOKEN_IDS = 4 << 20
-"""Of all prompts of a request together, or to detokenise."""
+MAX_TOKEN_IDS = 1 << 20
+"""Given in one request, to continue or to turn into text."""
+MAX_COPIED_TOKENS = 4 << 20
+"""Of the prompts of all choices of a request: each is told its prompt, at up to 5 bytes a token."""
 MAX_KWARGS_DEPTH = 32
 """Of `chat_template_kwargs`: a template may recurse over them."""
 
@@ -153,7 +155,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
     is one that Baton does not support."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | RefusalPart] | None = None
+    content: str | Annotated[list[TextPart | RefusalPart], Meta(min_length=1)] | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
@@ -168,18 +170,18 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
     tool_call_id: None = None
 
     @property
-    def text_chars(self) -> int:
-        content = self.content
-        if isinstance(content, list):
-            return sum(len(part.text) for part in content)
-        return len(content or "")
+    def texts(self) -> list[str]:
+        """The parts of its content."""
+        if isinstance(self.content, list):
+            return [part.text for part in self.content]
+        return [self.content or ""]
 
     def as_shown(self, *, knows_developer: bool) -> dict[str, Any]:
         """As a template gets it. `developer` is `system` to one that does not know it; an answer
         without text is empty."""
         role = "system" if self.role == "developer" and not knows_developer else self.role
         shown: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
-        if self.content and isinstance(self.content, list):
+        if isinstance(self.content, list):
             shown["content"] = [{"type": "text", "text": part.text} for part in self.content]
         if self.name is not None:
             shown["name"] = self.name

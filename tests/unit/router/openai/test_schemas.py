@@ -136,6 +136,7 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"messages": [{"role": "poet", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [*HI, {"role": "user", "content": 5}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"model": 5}, "model"),
@@ -246,7 +247,7 @@ def test_what_a_choice_carries_is_bounded(fields: dict[str, Any]) -> None:
         (["a"] * 129, "128 prompts"),
         (['say "x" \\'] * 129, "128 prompts"),
         ([[1]] * 129, "128 prompts"),
-        ([7] * (4 << 20 | 1), "4194304 token ids"),
+        ([7] * (1 << 20 | 1), "1048576 token ids"),
     ],
 )
 def test_lists_of_prompts_are_bounded(given: object, rule: str) -> None:
@@ -318,7 +319,6 @@ def test_an_answer_of_any_server_can_be_sent_back(more: dict[str, Any]) -> None:
     [
         ({"content": None}, {"content": ""}),
         ({}, {"content": ""}),
-        ({"content": []}, {"content": ""}),
         ({"content": None, "refusal": "no"}, {"content": "no"}),
         (
             {"content": [{"type": "refusal", "refusal": "no"}]},
