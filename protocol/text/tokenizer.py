@@ -13,9 +13,10 @@ import tokenizers
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
+from protocol.text.chat_template import ChatTemplate, load_chat_template
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
+from protocol.text.template_files import token_text
 from protocol.text.text_config import (
     JsonFile,
     read_json_file,
