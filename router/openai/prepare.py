@@ -140,9 +140,11 @@ def encode_messages(
         for index, message in enumerate(messages)
     ]
     try:
-        return tokenizer.encode_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+        text = tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
     except ValueError as error:
         raise ApiError(400, str(error), param="messages") from error
+    check_length(tokenizer, len(text), context=context, field="messages")
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:

@@ -111,7 +111,8 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     prompt_cache_key: Name = ""
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     request_id: Name = ""
-    """vLLM's; ours is the header `x-request-id`."""
+    """vLLM's, as the next; ours is the header `x-request-id`."""
+    session_id: Name = ""
 
     def __post_init__(self) -> None:
         options = self.stream_options

@@ -23,6 +23,7 @@ HARMLESS = (
     "prompt_cache_key",
     "prompt_cache_retention",
     "request_id",
+    "session_id",
 )
 """Accepted, and nothing is done about them."""
 
