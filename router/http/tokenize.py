@@ -6,8 +6,9 @@ evaluation tools already speak.
 
 from typing import Any
 
+from router.openai.encode import check_length, check_token_ids, encode_messages
 from router.openai.parsing import parse_body
-from router.openai.prepare import check_length, check_model, check_token_ids, encode_messages
+from router.openai.prepare import check_model
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
 from router.runtime import Runtime
 

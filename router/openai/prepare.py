@@ -6,14 +6,13 @@ the client ends here, as an `ApiError` naming the field.
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from protocol.text.sampling_defaults import SamplingDefaults
-from protocol.text.tokenizer import Tokenizer
+from router.openai.encode import Prompt, check_token_ids, encode_messages, encode_prompts
 from router.openai.errors import ApiError, bad_field, context_exceeded
 from router.openai.explain import shown
 from router.openai.parsing import parse_body
@@ -22,7 +21,6 @@ from router.openai.schemas import (
     MAX_SEED,
     ChatRequest,
     CompletionRequest,
-    Message,
     SamplingFields,
 )
 from router.requests.events import GenerationRequest
@@ -32,8 +30,6 @@ COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for `/v1/completions`."""
 MIN_TEMPERATURE = 1e-5
 """Below it the likeliest token is taken, as at 0: a float holds no other answer."""
-RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
-"""Of `Tokenizer.encode_chat`: no client sets them by `chat_template_kwargs`."""
 T = TypeVar("T")
 Kind = Literal["chat", "text"]
 
@@ -58,14 +54,6 @@ class Generation:
     """Each prompt once, however many choices it has."""
     echoes: tuple[str, ...]
     """Text to show before each choice; "" unless asked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    field: str
-    """As the client named it, for messages."""
-    token_ids: tuple[int, ...]
-    echo: str = ""
 
 
 def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
@@ -94,7 +82,7 @@ def prepare_completion(
     fields = parse_body(CompletionRequest, body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
-    prompts = _encode_prompts(runtime.tokenizer, fields, context=context)
+    prompts = encode_prompts(runtime.tokenizer, fields, context=context)
     room = context - max(len(prompt.token_ids) for prompt in prompts)
     max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
     _check_sizes(runtime, fields, prompts, max_tokens=max_tokens, context=context)
@@ -112,91 +100,6 @@ def check_model(runtime: Runtime, model: str | None) -> None:
     if model is not None and model != runtime.model:
         message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
         raise ApiError(404, message, param="model", code="model_not_found")
-
-
-def encode_messages(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    context: int,
-    kwargs: Mapping[str, Any],
-    add_generation_prompt: bool,
-) -> list[int]:
-    """Token ids of a chat by the model's template, which sees `kwargs`. Raises ApiError 400; a
-    chat that cannot fit is neither rendered nor tokenised."""
-    if clash := RESERVED & kwargs.keys():
-        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    num_parts = sum(len(message.texts) for message in messages)
-    if num_parts > context:
-        raise context_exceeded(
-            "messages", context=context, num_tokens=num_parts, max_tokens=1, exact=False
-        )
-    num_chars = sum(len(text) for message in messages for text in message.texts)
-    check_length(tokenizer, num_chars, context=context, field="messages")
-    template = tokenizer.chat_template
-    knows_developer = template is not None and template.knows_developer
-    given = [
-        _shown(message, index, knows_developer=knows_developer)
-        for index, message in enumerate(messages)
-    ]
-    try:
-        text = tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
-    except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from error
-    check_length(tokenizer, len(text), context=context, field="messages")
-    return tokenizer.encode(text, add_special_tokens=False)
-
-
-def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
-    if message.content is None and message.role != "assistant":
-        raise bad_field(f"messages[{index}].content", "required")
-    return message.as_shown(knows_developer=knows_developer)
-
-
-def check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
-    """Refuses text that is too long whatever its tokens are, before it costs their making."""
-    if num_chars > tokenizer.max_chars(context):
-        raise context_exceeded(
-            field, context=context, num_tokens=context, max_tokens=1, exact=False
-        )
-
-
-def _encode_prompts(
-    tokenizer: Tokenizer, fields: CompletionRequest, *, context: int
-) -> tuple[Prompt, ...]:
-    """The sizes of all are looked at before the first is encoded."""
-    named = [
-        ("prompt" if len(fields.prompt) == 1 else f"prompt[{index}]", given)
-        for index, given in enumerate(fields.prompt)
-    ]
-    for field, given in named:
-        if isinstance(given, str):
-            check_length(tokenizer, len(given), context=context, field=field)
-        elif len(given) >= context:
-            raise context_exceeded(
-                field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
-            )
-    return tuple(_encode_prompt(tokenizer, fields, given, field=field) for field, given in named)
-
-
-def _encode_prompt(
-    tokenizer: Tokenizer, fields: CompletionRequest, given: str | list[int], *, field: str
-) -> Prompt:
-    if isinstance(given, str):
-        token_ids = tokenizer.encode(given, add_special_tokens=fields.add_special_tokens)
-        text = given
-    else:
-        check_token_ids(tokenizer, given, field=field)
-        token_ids = given
-        text = tokenizer.decode(given) if fields.echo else ""
-    return Prompt(field=field, token_ids=tuple(token_ids), echo=text if fields.echo else "")
-
-
-def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:
-    for index, token_id in enumerate(token_ids):
-        if not 0 <= token_id < tokenizer.vocab_size:
-            rule = f"token ids are 0 to {tokenizer.vocab_size - 1}; got {token_id}"
-            raise bad_field(f"{field}[{index}]", rule)
 
 
 def _generation(

@@ -4,14 +4,15 @@ Sampling values that are None take the checkpoint's defaults. Answers are in
 `router.http.json_answer`. Checks what needs no tokeniser.
 """
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
 
 from router.openai.errors import bad_field, unsupported_field
+from router.openai.messages import Messages
 from router.openai.parsing import Reader, Schema, Unsupported
+from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
 
 MAX_STOPS = 16
@@ -21,10 +22,6 @@ MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_SEED = 2**63
-MAX_PROMPTS = 128
-"""As many as OpenAI gives choices."""
-MAX_TOKEN_IDS = 1 << 20
-"""Given in one request, to continue or to turn into text."""
 MAX_COPIED_TOKENS = 4 << 20
 """Of the prompts of all choices of a request: each is told its prompt, at up to 5 bytes a token."""
 MAX_KWARGS_DEPTH = 32
@@ -33,7 +30,6 @@ MAX_KWARGS_DEPTH = 32
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Name = Annotated[str, Meta(max_length=1024)]
 """Of somebody or something; asks for nothing."""
-TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -82,7 +78,7 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     readers: ClassVar[dict[str, Reader]] = {"stop": _read_stops, "logit_bias": _read_biases}
     model: str
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = StreamOptions()
     n: Count = 1
     max_tokens: Count | None = None
     seed: Annotated[int, Meta(ge=-MAX_SEED, le=MAX_SEED - 1)] | None = None
@@ -115,84 +111,18 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     session_id: Name = ""
 
     def __post_init__(self) -> None:
-        options = self.stream_options
-        if options is not None and not self.stream:
+        if self.stream_options != StreamOptions() and not self.stream:
             raise bad_field("stream_options", "only allowed when stream is true")
-        if options is not None and options.include_obfuscation:
+        if self.stream_options.include_obfuscation:
             raise unsupported_field("stream_options.include_obfuscation")
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        return bool(self.stream_options.include_usage)
 
     @property
     def continuous_usage(self) -> bool:
-        options = self.stream_options
-        return self.include_usage and options is not None and bool(options.continuous_usage_stats)
-
-
-class TextPart(msgspec.Struct, frozen=True, gc=False, tag="text", forbid_unknown_fields=True):
-    text: str
-    cache_control: msgspec.Raw = msgspec.Raw()
-    """A hint of Anthropic's, as is the next of OpenAI's. Prefixes are cached without them."""
-    prompt_cache_breakpoint: msgspec.Raw = msgspec.Raw()
-
-
-class RefusalPart(msgspec.Struct, frozen=True, gc=False, tag="refusal", forbid_unknown_fields=True):
-    """Of a message that was answered to somebody: a text like any other."""
-
-    refusal: str
-
-    @property
-    def text(self) -> str:
-        return self.refusal
-
-
-Nothing = Annotated[list[None], Meta(max_length=0)] | None
-
-
-class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
-    """Also as other servers answered it: what asks for nothing is accepted. A field of type None
-    is one that Baton does not support."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart | RefusalPart], Meta(min_length=1)] | None = None
-    name: str | None = None
-    reasoning: str | None = None
-    reasoning_content: str | None = None
-    """An older name of `reasoning`, which most templates use."""
-    refusal: str | None = None
-    annotations: msgspec.Raw = msgspec.Raw()
-    provider_specific_fields: msgspec.Raw = msgspec.Raw()
-    """LiteLLM's; of the answer, not of the chat."""
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing = None
-    tool_call_id: None = None
-
-    @property
-    def texts(self) -> list[str]:
-        """The parts of its content."""
-        if isinstance(self.content, list):
-            return [part.text for part in self.content]
-        return [self.content or ""]
-
-    def as_shown(self, *, knows_developer: bool) -> dict[str, Any]:
-        """As a template gets it. `developer` is `system` to one that does not know it; an answer
-        without text is empty."""
-        role = "system" if self.role == "developer" and not knows_developer else self.role
-        shown: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
-        if isinstance(self.content, list):
-            shown["content"] = [{"type": "text", "text": part.text} for part in self.content]
-        if self.name is not None:
-            shown["name"] = self.name
-        reasoning = self.reasoning if self.reasoning is not None else self.reasoning_content
-        if reasoning is not None:
-            shown["reasoning_content"] = reasoning
-        return shown
-
-
-Messages = Annotated[list[Message], Meta(min_length=1)]
+        return self.include_usage and bool(self.stream_options.continuous_usage_stats)
 
 
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
@@ -227,47 +157,10 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
         return self.max_completion_tokens or self.max_tokens
 
 
-Prompt = str | list[int]
-_LIST = re.compile(rb"\[\s*(.)", re.DOTALL)
-"""A list and how its first element, or its end, begins."""
-_texts = msgspec.json.Decoder(list[str])
-_token_ids = msgspec.json.Decoder(str | Annotated[list[TokenId], Meta(min_length=1)])
-_lists = msgspec.json.Decoder(list[Annotated[list[TokenId], Meta(min_length=1)]])
-
-
-def _read_prompts(raw: bytes) -> tuple[Prompt, ...]:
-    """Told apart and counted as bytes: decoded, a hostile list would be many times larger."""
-    kind = _LIST.match(raw)
-    match kind and kind[1]:
-        case b'"':
-            num_quotes = raw.count(b'"') - raw.count(b'\\"')  # of a string two, or one at least
-            _check_num_prompts(num_quotes // 2)
-            texts = _texts.decode(raw)
-            _check_num_prompts(len(texts))
-            return tuple(texts)
-        case b"[":
-            _check_num_prompts(raw.count(b"[") - 1)
-            _check_num_token_ids(raw)
-            return tuple(_lists.decode(raw))
-        case _:
-            _check_num_token_ids(raw)
-            return (_token_ids.decode(raw),)
-
-
-def _check_num_prompts(num: int) -> None:
-    if num > MAX_PROMPTS:
-        raise ValueError(f"at most {MAX_PROMPTS} prompts")
-
-
-def _check_num_token_ids(raw: bytes) -> None:
-    if raw[:1] == b"[" and raw.count(b",") >= MAX_TOKEN_IDS:
-        raise ValueError(f"at most {MAX_TOKEN_IDS} token ids")
-
-
 class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = COMPLETION_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"prompt"})
-    readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, "prompt": _read_prompts}
+    readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, "prompt": read_prompts}
     prompt: tuple[Prompt, ...]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
@@ -311,17 +204,8 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
             raise unsupported_field("add_special_tokens", "together with messages is")
 
 
-def _read_token_ids(raw: bytes) -> list[int]:
-    _check_num_token_ids(raw)
-    token_ids: list[int] = _ids.decode(raw)
-    return token_ids
-
-
-_ids = msgspec.json.Decoder(list[TokenId])
-
-
 class DetokenizeRequest(Schema, frozen=True, kw_only=True):
     large: ClassVar[frozenset[str]] = frozenset({"tokens"})
-    readers: ClassVar[dict[str, Reader]] = {"tokens": _read_token_ids}
+    readers: ClassVar[dict[str, Reader]] = {"tokens": read_token_ids}
     model: str | None = None
     tokens: list[int]

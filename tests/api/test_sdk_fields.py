@@ -17,13 +17,12 @@ from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 
+from router.openai.messages import Message, TextPart
 from router.openai.parsing import Schema
 from router.openai.schemas import (
     ChatRequest,
     CompletionRequest,
-    Message,
     StreamOptions,
-    TextPart,
     TokenizeRequest,
 )
 

@@ -13,13 +13,13 @@ from support.api import Bench, make_bench
 from protocol.ids import RequestId
 from router.http.tokenize import detokenize, tokenize
 from router.openai.errors import ApiError
+from router.openai.messages import Message
 from router.openai.parsing import Schema
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.openai.schemas import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Message,
     StreamOptions,
     TokenizeRequest,
 )
