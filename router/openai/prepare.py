@@ -28,8 +28,6 @@ from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for `/v1/completions`."""
-MIN_TEMPERATURE = 1e-5
-"""Below it the likeliest token is taken, as at 0: a float holds no other answer."""
 T = TypeVar("T")
 Kind = Literal["chat", "text"]
 
@@ -187,11 +185,10 @@ def _sampling(
     max_tokens: int,
     seed: int,
 ) -> Sampling:
-    temperature = _given(fields.temperature, defaults.temperature)
     return Sampling(
         seed=seed,
         max_tokens=max_tokens,
-        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        temperature=_given(fields.temperature, defaults.temperature),
         top_p=_given(fields.top_p, defaults.top_p),
         top_k=max(0, _given(fields.top_k, defaults.top_k)),
         min_p=_given(fields.min_p, defaults.min_p),
