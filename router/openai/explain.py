@@ -22,6 +22,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PATH = re.compile(r"(?:`key` in )?`\$([\w.\[\]]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
+_WRONG_KEY = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _WRONG_NAME = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
 _KINDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _TOKENS = re.compile(rb'"((?:[^"\\]|\\.)*+)"|[\[{\]}]', re.DOTALL)
@@ -36,8 +37,8 @@ def explain(error: msgspec.ValidationError, *, at: str = "") -> ApiError:
     else:
         inner = path[1].partition("[...]")[0]  # keys of a client's own have no names here
     param = f"{at}{inner}" if at else inner.removeprefix(".")
-    if unknown := _UNKNOWN.fullmatch(rule):
-        name = f"{param}.{shown(unknown[1])}".removeprefix(".")
+    if unknown := _UNKNOWN.fullmatch(rule) or (not param and _WRONG_KEY.fullmatch(rule)):
+        name = f"{param}.{shown(unknown[1]) or repr('')}".removeprefix(".")
         return ApiError(400, f"{name}: unknown field", param=name, code="unknown_parameter")
     if missing := _MISSING.fullmatch(rule):
         return bad_field(f"{param}.{missing[1]}".removeprefix("."), "required")

@@ -7,8 +7,9 @@ refused by name; a value that asks for nothing (`tools: []`) is accepted.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -39,38 +40,59 @@ S = TypeVar("S", bound=Schema)
 
 def parse_body(schema: type[S], body: bytes) -> S:
     """What the client sent. Raises ApiError 400, which names the field at fault."""
+    form = _form(schema)
+    given = {name: bytes(raw) for name, raw in form.split(body).items()}
     values = {
-        name: _read_field(schema, name, raw)
-        for name, raw in _split(schema, body).items()
-        if not _asks_for_nothing(schema, name, raw)
+        name: _read_field(form, name, raw)
+        for name, raw in given.items()
+        if not _asks_for_nothing(form, name, raw)
     }
-    for field in msgspec.structs.fields(schema):
-        if field.required and field.name not in values:
-            raise bad_field(field.name, "required")
+    for name in form.required:
+        if name not in values:
+            raise bad_field(name, "required")
     return schema(**values)
 
 
-def _split(schema: type[Schema], body: bytes) -> dict[str, bytes]:
-    """The fields that were given, undecoded. Builds no value of the client's."""
-    try:
-        given = _envelope(schema).decode(body)
-    except msgspec.ValidationError as error:
-        raise explain(error) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise explain_unreadable(error, body) from error
-    return {
-        name: bytes(raw)
-        for name in given.__struct_fields__
-        if (raw := memoryview(getattr(given, name)))
-    }
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What is known of a schema before any body."""
+
+    envelope: msgspec.json.Decoder[dict[str, msgspec.Raw]]
+    readers: Mapping[str, Reader]
+    required: tuple[str, ...]
+    unsupported: Unsupported
+    large: frozenset[str]
+
+    def split(self, body: bytes) -> dict[str, msgspec.Raw]:
+        """The fields that were given, undecoded. Builds no value of the client's."""
+        try:
+            return self.envelope.decode(body)
+        except msgspec.ValidationError as error:
+            raise explain(error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise explain_unreadable(error, body) from error
 
 
-def _asks_for_nothing(schema: type[Schema], name: str, raw: bytes) -> bool:
+@cache
+def _form(schema: type[Schema]) -> _Form:
+    fields = msgspec.structs.fields(schema)
+    by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
+    names: Any = Literal[(*by_type, *schema.unsupported)]
+    return _Form(
+        envelope=msgspec.json.Decoder(dict[names, msgspec.Raw]),
+        readers={**by_type, **schema.readers},
+        required=tuple(field.name for field in fields if field.required),
+        unsupported=schema.unsupported,
+        large=schema.large,
+    )
+
+
+def _asks_for_nothing(form: _Form, name: str, raw: bytes) -> bool:
     if raw == b"null":
         return True
-    if name not in schema.unsupported:
+    if name not in form.unsupported:
         return False
-    if not any(_is_same(raw, harmless) for harmless in schema.unsupported[name]):
+    if not any(_is_same(raw, harmless) for harmless in form.unsupported[name]):
         raise unsupported_field(name)
     return True
 
@@ -86,29 +108,14 @@ def _is_same(raw: bytes, harmless: object) -> bool:
     return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
 
 
-def _read_field(schema: type[Schema], name: str, raw: bytes) -> Any:
-    if len(raw) > MAX_FIELD_BYTES and name not in schema.large:
+def _read_field(form: _Form, name: str, raw: bytes) -> Any:
+    if len(raw) > MAX_FIELD_BYTES and name not in form.large:
         raise bad_field(name, f"at most {MAX_FIELD_BYTES} bytes of JSON; got {len(raw)}")
     try:
-        return _readers(schema)[name](raw)
+        return form.readers[name](raw)
     except msgspec.ValidationError as error:
         raise explain(error, at=name) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise explain_unreadable(error, raw, at=name) from error
     except ValueError as error:
         raise bad_field(name, str(error)) from error
-
-
-@cache
-def _envelope(schema: type[Schema]) -> msgspec.json.Decoder[Any]:
-    names = [*schema.__struct_fields__, *schema.unsupported]
-    fields = [(name, msgspec.Raw, msgspec.Raw()) for name in names]
-    sealed = msgspec.defstruct(schema.__name__, fields, forbid_unknown_fields=True)
-    return msgspec.json.Decoder(sealed)
-
-
-@cache
-def _readers(schema: type[Schema]) -> Mapping[str, Reader]:
-    fields = msgspec.structs.fields(schema)
-    by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
-    return {**by_type, **schema.readers}

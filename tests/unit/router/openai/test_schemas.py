@@ -145,6 +145,8 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"user": 5}, "user"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"temprature": 1}, "temprature"),
+        ({"": 1}, "''"),
+        ({"x' - at `$.y`": 1}, "x' - at `$.y`"),
         ({"temprature": None}, "temprature"),
     ],
 )
