@@ -18,11 +18,12 @@ MAX_SEARCHED = 64 << 10
 """Bytes in which we look for what was unreadable; beyond it only the field is named."""
 MAX_DEPTH = 500
 """Deeper than this is reported as too deep. The reader itself gives up at about 1,000."""
+_NOT_JSON = "not valid JSON: numbers are finite, and strings Unicode without lone surrogates"
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PATH = re.compile(r"(?:`key` in )?`\$([\w.\[\]]*)`")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`")
-_WRONG_KEY = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
+_WRONG_KEY = re.compile(r"""Invalid enum value ['\"](.*)['\"]""", re.DOTALL)
 _WRONG_NAME = re.compile(r"Invalid (?:enum )?value (.*)", re.DOTALL)
 _KINDS = {"int": "integer", "float": "number", "str": "string", "bool": "boolean"}
 _TOKENS = re.compile(rb'"((?:[^"\\]|\\.)*+)"|[\[{\]}]', re.DOTALL)
@@ -56,9 +57,9 @@ def explain_unreadable(error: Exception, raw: bytes, *, at: str = "") -> ApiErro
     if isinstance(error, RecursionError):
         param, rule = at or _deepest_field(raw), "nested too deeply"
     elif (param := _unreadable(raw, at)) is not None:
-        rule = "not valid JSON: numbers are finite, and strings valid Unicode: no lone surrogates"
+        rule = _NOT_JSON
     else:
-        param, rule = at or None, f"not valid JSON: {shown(str(error))}"
+        param, rule = at or None, f"{_NOT_JSON}; {shown(str(error))}"
     return ApiError(400, f"{param or 'request body'}: {rule}", param=param, code="invalid_json")
 
 

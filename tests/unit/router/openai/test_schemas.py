@@ -147,6 +147,7 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"temprature": 1}, "temprature"),
         ({"": 1}, "''"),
         ({"x' - at `$.y`": 1}, "x' - at `$.y`"),
+        ({"n" * 100_000: 1}, "n" * 60 + "..."),
         ({"temprature": None}, "temprature"),
     ],
 )
