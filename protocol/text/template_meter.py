@@ -5,8 +5,8 @@ from time import sleep, thread_time
 from typing import Any
 
 MAX_SECONDS = 3.0
-"""Of processor time. 2,000 messages with 100 tools take 0.07 by most templates; one of quadratic time
-(Gemma 4) takes 2 for 1,000 messages."""
+"""Of processor time. 2,000 messages with 100 tools take 0.07 by most templates; by one of quadratic
+time (Gemma 4) 1,000 messages take 2."""
 MAX_REMADE = 32
 """Times the largest text that all operations together may make."""
 STEPS_PER_LOOK = 64

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import byte_level_tokenizer
+from support.checkpoints import write_checkpoint
 from transformers import PreTrainedTokenizerFast
 
 from protocol.text.chat_template import ChatTemplate
@@ -71,8 +71,11 @@ EITHER = (
 
 
 @pytest.fixture(scope="module")
-def theirs() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=byte_level_tokenizer(), **TOKENS)
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    path = write_checkpoint(tmp_path_factory.mktemp("tokens"), bos_token="<s>")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, eos_token="</s>")
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
 
 
 def rendered(
