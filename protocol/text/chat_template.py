@@ -16,6 +16,7 @@ from protocol.errors import CheckpointError
 from protocol.text.content_parts import PartsUse, parts_use
 from protocol.text.template_files import special_tokens, template_sources
 from protocol.text.template_sandbox import Environment
+from protocol.text.text_bounds import TextTooLong
 
 MIN_CHARS = 1 << 22
 """What a template may build on the way, however little fits: tools are long, their use is short."""
@@ -64,7 +65,7 @@ class ChatTemplate:
             why = str(error)[:500] or type(error).__name__
             raise ValueError(f"messages: the chat template refused them: {why}") from error
         if sum(map(len, pieces)) > max_chars:
-            raise ValueError(f"messages: the chat has more than {max_chars} characters")
+            raise TextTooLong(f"messages: the chat has more than {max_chars} characters")
         return "".join(pieces)
 
 
