@@ -3,17 +3,19 @@
 May take a while: no work for the event loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
 from router.openai.errors import ApiError, bad_field, context_exceeded
 from router.openai.messages import Message
 from router.openai.schemas import CompletionRequest
 
 RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
-"""Of `Tokenizer.render_chat`: no client sets them by `chat_template_kwargs`."""
+"""Of `Tokenizer.encode_chat`: no client sets them by `chat_template_kwargs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +40,37 @@ def encode_messages(
         raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
     num_parts = sum(len(message.texts) for message in messages)
     if num_parts > context:
-        raise context_exceeded(
-            "messages", context=context, num_tokens=num_parts, max_tokens=1, exact=False
-        )
+        raise _too_long("messages", context=context, num_tokens=num_parts)
     num_chars = sum(len(text) for message in messages for text in message.texts)
-    check_length(tokenizer, num_chars, context=context, field="messages")
+    _check_length(tokenizer, num_chars, context=context, field="messages")
     template = tokenizer.chat_template
     knows_developer = template is not None and template.knows_developer
     given = [
         _shown(message, index, knows_developer=knows_developer)
         for index, message in enumerate(messages)
     ]
+    with _refusals("messages", context=context):
+        return tokenizer.encode_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+
+
+def encode_text(
+    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, context: int, field: str
+) -> list[int]:
+    """Raises ApiError 400."""
+    _check_length(tokenizer, len(text), context=context, field=field)
+    with _refusals(field, context=context):
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+@contextmanager
+def _refusals(field: str, *, context: int) -> Iterator[None]:
+    """What the tokeniser and the template say of `field`, in the client's words."""
     try:
-        text = tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+        yield
+    except TextTooLong as error:
+        raise _too_long(field, context=context) from error
     except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from error
-    check_length(tokenizer, len(text), context=context, field="messages")
-    return tokenizer.encode(text, add_special_tokens=False)
+        raise bad_field(field, str(error).removeprefix(f"{field}: ")) from error
 
 
 def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
@@ -63,12 +79,18 @@ def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, 
     return message.as_shown(knows_developer=knows_developer)
 
 
-def check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
+def _check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
     """Refuses text that is too long whatever its tokens are, before it costs their making."""
     if num_chars > tokenizer.max_chars(context):
-        raise context_exceeded(
-            field, context=context, num_tokens=context, max_tokens=1, exact=False
-        )
+        raise _too_long(field, context=context)
+
+
+def _too_long(field: str, *, context: int, num_tokens: int = 0) -> ApiError:
+    """Of what was not tokenised to its end: it has `num_tokens` at least."""
+    num_tokens = max(context, num_tokens)
+    return context_exceeded(
+        field, context=context, num_tokens=num_tokens, max_tokens=1, exact=False
+    )
 
 
 def encode_prompts(
@@ -81,20 +103,30 @@ def encode_prompts(
     ]
     for field, given in named:
         if isinstance(given, str):
-            check_length(tokenizer, len(given), context=context, field=field)
+            _check_length(tokenizer, len(given), context=context, field=field)
         elif len(given) >= context:
             raise context_exceeded(
                 field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
             )
-    return tuple(_encode_prompt(tokenizer, fields, given, field=field) for field, given in named)
+    return tuple(
+        _encode_prompt(tokenizer, fields, given, context=context, field=field)
+        for field, given in named
+    )
 
 
 def _encode_prompt(
-    tokenizer: Tokenizer, fields: CompletionRequest, given: str | list[int], *, field: str
+    tokenizer: Tokenizer,
+    fields: CompletionRequest,
+    given: str | list[int],
+    *,
+    context: int,
+    field: str,
 ) -> Prompt:
     if isinstance(given, str):
-        token_ids = tokenizer.encode(given, add_special_tokens=fields.add_special_tokens)
-        text = given
+        special, text = fields.add_special_tokens, given
+        token_ids = encode_text(
+            tokenizer, text, add_special_tokens=special, context=context, field=field
+        )
     else:
         check_token_ids(tokenizer, given, field=field)
         token_ids = given
