@@ -96,42 +96,23 @@ def _too_long(field: str, *, context: int, num_tokens: int = 0) -> ApiError:
 def encode_prompts(
     tokenizer: Tokenizer, fields: CompletionRequest, *, context: int
 ) -> tuple[Prompt, ...]:
-    """The sizes of all are looked at before the first is encoded."""
-    named = [
-        ("prompt" if len(fields.prompt) == 1 else f"prompt[{index}]", given)
-        for index, given in enumerate(fields.prompt)
-    ]
-    for field, given in named:
+    prompts = []
+    for index, given in enumerate(fields.prompt):
+        field = "prompt" if len(fields.prompt) == 1 else f"prompt[{index}]"
         if isinstance(given, str):
-            _check_length(tokenizer, len(given), context=context, field=field)
-        elif len(given) >= context:
-            raise context_exceeded(
-                field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
+            special, text = fields.add_special_tokens, given
+            ids = encode_text(
+                tokenizer, given, add_special_tokens=special, context=context, field=field
             )
-    return tuple(
-        _encode_prompt(tokenizer, fields, given, context=context, field=field)
-        for field, given in named
-    )
-
-
-def _encode_prompt(
-    tokenizer: Tokenizer,
-    fields: CompletionRequest,
-    given: str | list[int],
-    *,
-    context: int,
-    field: str,
-) -> Prompt:
-    if isinstance(given, str):
-        special, text = fields.add_special_tokens, given
-        token_ids = encode_text(
-            tokenizer, text, add_special_tokens=special, context=context, field=field
-        )
-    else:
-        check_token_ids(tokenizer, given, field=field)
-        token_ids = given
-        text = tokenizer.decode(given) if fields.echo else ""
-    return Prompt(field=field, token_ids=tuple(token_ids), echo=text if fields.echo else "")
+        elif len(given) >= context:
+            least = fields.output_limit or 1
+            raise context_exceeded(field, context=context, num_tokens=len(given), max_tokens=least)
+        else:
+            check_token_ids(tokenizer, given, field=field)
+            ids, text = given, tokenizer.decode(given) if fields.echo else ""
+        echo = text if fields.echo else ""
+        prompts.append(Prompt(field=field, token_ids=tuple(ids), echo=echo))
+    return tuple(prompts)
 
 
 def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:
