@@ -38,7 +38,9 @@ def encode_messages(
     chat that cannot fit is neither rendered nor tokenised."""
     if clash := RESERVED & kwargs.keys():
         raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    num_parts = sum(len(message.texts) for message in messages)
+    num_parts = len(messages)
+    if num_parts <= context:
+        num_parts = sum(len(message.texts) for message in messages)
     if num_parts > context:
         raise _too_long("messages", context=context, num_tokens=num_parts)
     num_chars = sum(len(text) for message in messages for text in message.texts)
