@@ -16,6 +16,7 @@ from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown, load
+from protocol.process.settings import split_keys
 from protocol.store import Store
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
@@ -102,7 +103,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    is_local, names = is_loopback(settings.host), settings.hosts.lower().split(",")
+    is_local, names = is_loopback(settings.host), split_keys(settings.hosts.lower())
     runtime = Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
