@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -33,11 +33,23 @@ def started(words: list[str]) -> subprocess.Popen[bytes]:
 class Deployment:
     """A router process and, in this one, a prefill and two decode workers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        client: httpx.AsyncClient,
+        add: Callable[[FakeWorker], None],
+    ) -> None:
         self.process = process
+        self._add = add
         self.url = str(client.base_url).rstrip("/")
         self.client = client
         self.workers: dict[str, FakeWorker] = {}
+        self.fabric = Fabric()
+
+    def add(self, name: str, role: Role, plan: Sequence[Act] = ()) -> FakeWorker:
+        self.workers[name] = worker = FakeWorker(name, role, self.fabric, plan=plan)
+        self._add(worker)
+        return worker
 
     async def ready(self) -> bool:
         assert self.process.poll() is None, "the router ended"
@@ -71,10 +83,19 @@ async def _present(worker: FakeWorker, store: Store) -> None:
 
 @asynccontextmanager
 async def deployment(
-    redis: RedisServer, model: Path, *, plan: tuple[Act, ...] = (), flags: Sequence[str] = ()
+    redis: RedisServer,
+    model: Path,
+    *,
+    plan: tuple[Act, ...] = (),
+    flags: Sequence[str] = (),
+    descriptors: int = 0,
 ) -> AsyncIterator[Deployment]:
-    port, store, fabric = free_port(), Store(redis.url), Fabric()
-    process = started(command(model, redis=redis.url, port=port, flags=flags))
+    """`descriptors`: the router's `ulimit -n`."""
+    port, store = free_port(), Store(redis.url)
+    words = command(model, redis=redis.url, port=port, flags=flags)
+    if descriptors:
+        words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]
+    process = started(words)
     roles: list[tuple[str, Role]] = [
         ("prefill-0", "prefill"),
         ("decode-0", "decode"),
@@ -85,11 +106,13 @@ async def deployment(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
             asyncio.TaskGroup() as tasks,
         ):
-            made = Deployment(process, client)
+
+            def add(worker: FakeWorker) -> None:
+                tasks.create_task(_present(worker, store), name=worker.id)
+
+            made = Deployment(process, client, add)
             for name, role in roles:
-                worker = FakeWorker(name, role, fabric, plan=plan if name == "decode-0" else ())
-                made.workers[name] = worker
-                tasks.create_task(_present(worker, store), name=name)
+                made.add(name, role, plan if name == "decode-0" else ())
             await soon(made.ready, 60, "the router is ready")
             await soon(lambda: all(w.joined.is_set() for w in made.workers.values()), 30)
             yield made
