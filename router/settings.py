@@ -23,17 +23,6 @@ class RouterSettings(ProcessSettings):
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
-    hosts: str = ""
-    """Names, separated by commas, by which an open API on loopback may be reached, besides
-    `localhost` and addresses: those of a proxy or a web page that passes requests on."""
-    max_connections: int = Field(default=4096, ge=1)
-    """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
-    the other half. Beyond it the one that keeps us waiting longest is closed."""
-    keep_alive_s: float = Field(default=75.0, gt=0)
-    """Seconds a connection may be silent between requests. Longer than proxies keep theirs, most
-    of them for 60, or they send into a connection that is just being closed."""
-    head_timeout_s: float = Field(default=20.0, gt=0)
-    """Seconds a client has to send the head of a request."""
     local_prefill: Literal["auto", "never"] = "auto"
     """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
     it when there is no prefill worker."""
@@ -54,6 +43,17 @@ class RouterSettings(ProcessSettings):
     """Tokens a client may be behind before it is cut off."""
     tokenize_threads: int = Field(default=2, ge=1)
     """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
+    hosts: str = ""
+    """Names, separated by commas, by which an open API on loopback may be reached, besides
+    `localhost` and addresses: those of a proxy or a web page that passes requests on."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
+    the other half. Beyond it the one that keeps us waiting longest is closed."""
+    keep_alive_s: float = Field(default=75.0, gt=0)
+    """Seconds a connection may be silent between requests. Longer than proxies keep theirs, most
+    of them for 60, or they send into a connection that is just being closed."""
+    head_timeout_s: float = Field(default=20.0, gt=0)
+    """Seconds a client has to send the head of a request."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM."""
 
