@@ -4,6 +4,7 @@ FastAPI routes and documents; bodies are read and answers written by `router.htt
 because a token should cost one write and no more.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,6 +52,7 @@ def create_app(runtime: Runtime) -> FastAPI:
             what="bytes of request bodies",
             retry_after_s=limits.retry_after_s,
         ),
+        large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
         tokenize_threads=ThreadPoolExecutor(
             runtime.tokenize_threads, thread_name_prefix="tokenize"

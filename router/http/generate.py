@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, assert_never
 
@@ -33,6 +33,8 @@ Args = TypeVarTuple("Args")
 T = TypeVar("T")
 log = logging.getLogger("baton.api")
 
+LARGE_BYTES = 256 << 10
+"""About a millisecond of JSON, and 70 ms of tokenising."""
 Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
 """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
 
@@ -46,6 +48,8 @@ class AppState:
     """Of choices in flight."""
     bodies: Stock
     """Of bytes of bodies that are not yet prepared."""
+    large_bodies: asyncio.Semaphore
+    """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
     tokenize_threads: ThreadPoolExecutor
 
@@ -57,7 +61,8 @@ class AppState:
             body = await exchange.read_body(room)
             seats.widen(1)
             try:
-                yield body
+                async with self.large_bodies if len(body) >= LARGE_BYTES else nullcontext():
+                    yield body
             finally:
                 self.trimming.count(len(body))
 

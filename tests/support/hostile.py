@@ -1,7 +1,7 @@
-"""Strangers of every kind at one router: `python -m support.hostile URL ROUNDS`.
+"""Strangers of every kind at one router: `python -m support.hostile URL ROUNDS SEED`.
 
-A round is about a hundredth of a bad hour; its work is fixed, its time is not. Exits 0 unless the
-router answers what nobody should get. Prints how many answers had which status.
+Sixty rounds are a bad hour: each begins a second after the last, or when that is over. Prints how
+many answers had which status, 0 for a connection that was closed without one.
 """
 
 import asyncio
@@ -147,7 +147,9 @@ async def _send_headers(client: Raw) -> None:
 async def main(url: str, rounds: int, seed: int) -> int:
     crowd = Crowd(url, seed=seed)
     for _ in range(rounds):
-        await crowd.attack()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(crowd.attack(), name="attack")
+            tasks.create_task(asyncio.sleep(1), name="pace")
     print(json.dumps(crowd.statuses))
     return 0
 
