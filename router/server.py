@@ -28,7 +28,7 @@ from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
-from router.wire.connection import ConnectionLimits
+from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry

@@ -11,7 +11,6 @@ Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api 
 import asyncio
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
@@ -25,30 +24,11 @@ from router.openai.errors import ApiError
 from router.wire.crowd import Crowd
 from router.wire.cycle import Cycle
 from router.wire.framing import Framing
-from router.wire.head import END, Head, HeadLimits, bad_request, check_beginning, read_head
+from router.wire.head import END, Head, bad_request, check_beginning, read_head
+from router.wire.limits import ConnectionLimits
 
 _LINGER_BYTES = 32 << 20
 """More than any body that a client may have begun to send before it reads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    head: HeadLimits = field(default_factory=HeadLimits)
-    head_timeout_s: float = 20.0
-    """From the connection, or a later request's first byte, to the end of the request's head."""
-    keep_alive_s: float = 75.0
-    """Silence between requests. Longer than a proxy keeps its connections (60 s of nginx and
-    AWS's load balancers), or the proxy sends into a connection that we are closing."""
-    write_timeout_s: float = 60.0
-    """A client that takes no bytes for this long is cut off."""
-    half_closed_s: float = 0.5
-    """A client that sent its FIN either waits for its answer or is gone; nothing but writing to it
-    would tell. So much longer an answer is made before it must have begun to be taken."""
-    last_request_s: float = 30.0
-    """The same for one that had said that this was its last request: it may well wait."""
-    linger_s: float = 2.0
-    """What a refused client still sends is read and dropped for this long: closing on it would
-    reset the connection and lose the answer."""
 
 
 class Connection(HttpToolsProtocol):
@@ -249,7 +229,7 @@ class Connection(HttpToolsProtocol):
 
     def _take_body(self) -> None:
         """Never more than this message's: what follows it has a head of its own to be checked."""
-        part = self._framing.take(self._unread)
+        part = self._framing.take_part(self._unread)
         self.parser.feed_data(part)
         self._framing.check()
 

@@ -16,7 +16,7 @@ class Framing:
         self.num_body_bytes = 0
         """The parser's count of those taken that were body."""
 
-    def take(self, unread: bytearray) -> bytearray:
+    def take_part(self, unread: bytearray) -> bytearray:
         """Removes and returns bytes of this message, and never one of the next: of a chunked body
         to an empty line, for with one it ends. It may have others before."""
         num_bytes = self._to_empty_line(unread) if self._left is None else self._left

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router.openai.errors import ApiError
+from router.wire.limits import HeadLimits
 
 END = b"\r\n\r\n"
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -21,18 +22,6 @@ _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?")
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 _MAX_LENGTH_DIGITS = 15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadLimits:
-    """What is read of a client before anything is known of it."""
-
-    max_bytes: int = 32 << 10
-    """Request line and headers; as much as nginx takes. Beyond it 431."""
-    max_headers: int = 128
-    """Beyond it 431."""
-    max_target_bytes: int = 8 << 10
-    """Beyond it 414."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

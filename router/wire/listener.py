@@ -12,8 +12,9 @@ from starlette.types import ASGIApp
 
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown
-from router.wire.connection import Connection, ConnectionLimits
+from router.wire.connection import Connection
 from router.wire.crowd import Crowd
+from router.wire.limits import ConnectionLimits
 
 log = logging.getLogger("baton.http")
 

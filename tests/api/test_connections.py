@@ -11,7 +11,7 @@ from support.eventually import soon
 from support.raw_http import connected, exchange
 
 from router.settings import RouterSettings
-from router.wire.connection import ConnectionLimits
+from router.wire.limits import ConnectionLimits
 
 pytestmark = pytest.mark.anyio
 BODY = json.dumps({"model": MODEL, "messages": HI}).encode()

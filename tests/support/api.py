@@ -17,7 +17,7 @@ from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.runtime import ApiLimits, Runtime
-from router.wire.connection import ConnectionLimits
+from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer
 
 MODEL = "tiny"

@@ -23,7 +23,7 @@ FIELDS = (
     "messages", "model", "n", "stop", "seed", "stream", "logit_bias", "max_tokens", "temperature",
     "top_p", "tools", "user", "metadata", "stream_options", "response_format", "prompt", "x",
 )  # fmt: skip
-VALUES = (
+VALUES: tuple[object, ...] = (
     None, True, -1, 0, 1e-38, 1e308, 2**70, "", "a", "\ud800", [], {}, [1], [None], [[]], {"a": 1},
     ["a"] * 1000, [1] * 1000, {"a": {"a": {}}}, HI, [{"role": "user"}],
     [{"role": 1, "content": []}],
