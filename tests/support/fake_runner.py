@@ -73,7 +73,8 @@ class FakeRunner:
     A step is computed as late as may be: when its tokens are read. `fail_next` launches
     and `fail_tokens` steps raise instead of computing, and so does, when it is launched or when its
     tokens are read, every step with a sequence in `poison`; `mute` sequences get no number from
-    the model. With `generations` the runner checks that no block changes hands under a launched step.
+    the model. With `generations` the runner checks that no block changes hands under a launched
+    step.
     """
 
     def __init__(
