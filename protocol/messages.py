@@ -16,7 +16,7 @@ from protocol.layout import KvLayout, Layout
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
 FinishReason = Literal["stop", "length"]
-FailCode = Literal["overloaded", "source_lost", "too_long", "deadline", "internal"]
+FailCode = Literal["overloaded", "source_lost", "too_long", "deadline", "invalid", "internal"]
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

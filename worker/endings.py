@@ -15,6 +15,7 @@ REMEDIES: Mapping[FailCode, str] = {
     "source_lost": "none, the router places it again; if it comes often see the source's log",
     "too_long": "none, unless the pool is smaller than the model's context: raise kv_blocks",
     "deadline": "add workers, or raise the routers' request_timeout_s",
+    "invalid": "run routers and workers of one version on one model; if they are, report it",
     "internal": "report it with what this log says before it",
 }
 """What an operator can do about failures."""

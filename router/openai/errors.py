@@ -75,6 +75,8 @@ def as_api_error(error: BatonError) -> ApiError:
             return ApiError(503, message, code="no_workers", retry_after_s=error.retry_after_s)
         case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, message, code="context_length_exceeded")
+        case RequestFailed(code="invalid"):
+            return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="deadline"):
             return ApiError(504, message, code="deadline_exceeded")
         case _ if error.retryable:

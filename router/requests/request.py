@@ -245,7 +245,7 @@ class RoutedRequest:
                 return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
             case "internal" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
-            case "internal" | "too_long" | "deadline":
+            case "internal" | "too_long" | "deadline" | "invalid":
                 return self._give_up(why, failed)
             case _:
                 assert_never(failed.code)
