@@ -169,7 +169,7 @@ class Engine:
             try:
                 if not isinstance(error, StepHung):
                     self._await_steps()
-                self._end_all(Fail("internal", f"the engine is broken: {error}"))
+                self._end_all(Fail("broken", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
 
@@ -257,21 +257,22 @@ class Engine:
         failed = {"sequences": len(batch), "alone": alone}
         log.error("step failed; each of it is computed alone", exc_info=error, extra=failed)
         if not alone:
-            self._suspects.extend(chunk.sequence for chunk in batch)
-            return
-        self._scheduler.fail(batch[0].sequence, f"{type(error).__name__}: {error}")
-        self._deliver()
+            return self._suspects.extend(chunk.sequence for chunk in batch)
         if self._computes():
-            return
+            self._num_failures = 0
+            self._scheduler.fail(batch[0].sequence, f"{type(error).__name__}: {error}")
+            return self._deliver()
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
+        return self._suspects.append(batch[0].sequence)
 
     def _computes(self) -> bool:
-        """Whether the runner can compute a token that is nobody's: it was the input then."""
+        """Whether the runner can compute a token that is nobody's: it was the input then. Without
+        a block to do it in, it is taken for granted."""
         num_blocks = self._runner.layout.num_groups
         if self._cache.num_spare < num_blocks:
-            return False
+            return True
         row = self._cache.allocate_blocks(num_blocks)
         chunk = Chunk(
             sequence=SequenceId("nobody"), token_ids=(0,), start=0, block_table=row,

@@ -9,7 +9,9 @@ import msgspec
 from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
-from router.requests.events import NoWorkers, RequestFailed, TooLong
+from router.requests.events import Condemned, NoWorkers, RequestFailed, TooLong
+
+_WORKERS_LOST = "workers_lost"
 
 
 class ApiError(Exception):
@@ -50,6 +52,8 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413):  # the rest of the body is not read
             headers["connection"] = "close"
+        if self.code == _WORKERS_LOST:  # OpenAI's clients would send it again by themselves
+            headers["x-should-retry"] = "false"
         return Response(self.body, self.status, headers, media_type="application/json")
 
 
@@ -75,6 +79,8 @@ def as_api_error(error: BatonError) -> ApiError:
             return ApiError(503, message, code="no_workers", retry_after_s=error.retry_after_s)
         case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, message, code="context_length_exceeded")
+        case Condemned():
+            return ApiError(500, message, code=_WORKERS_LOST)
         case RequestFailed(code="invalid"):
             return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="deadline"):

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Registration, Step, ToRouter, ToWorker, Welcome
+from protocol.messages import Beat, Failed, Registration, Step, ToRouter, ToWorker, Welcome
 from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -166,9 +166,12 @@ class Registry:
         match message:
             case Step():
                 for emit in message.emits:
+                    worker.note_heard(emit.request, emit.index)
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Beat():
                 self._beat(worker, message)
+            case Failed(code="broken"):
+                raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
@@ -186,7 +189,7 @@ class Registry:
 
     def _mismatch(self, worker: KnownWorker, why: str) -> None:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
-        self._tell_gone(worker, why)
+        self._tell_gone(worker, WorkerGone(why))
         worker.state, worker.why = "mismatched", why
         remedy = "start it with the model and the version of this router"
         log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
@@ -206,12 +209,13 @@ class Registry:
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
-        self._tell_gone(worker, reason)
+        drained = worker.state == "draining"
+        self._tell_gone(worker, WorkerGone(reason, frozenset(() if drained else worker.unheard)))
         self._signal()
 
-    def _tell_gone(self, worker: KnownWorker, reason: str) -> None:
+    def _tell_gone(self, worker: KnownWorker, gone: WorkerGone) -> None:
         for mailbox in list(self._mailboxes.values()):
-            mailbox.put(WorkerMessage(worker.id, worker.epoch, WorkerGone(reason)))
+            mailbox.put(WorkerMessage(worker.id, worker.epoch, gone))
 
     def _signal(self) -> None:
         for listener in self.listeners:

@@ -338,7 +338,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     bench.submit(A)
     bench.submit(B)
     bench.engine.start()
-    failed = Fail("internal", "the engine is broken: no answer")
+    failed = Fail("broken", "the engine is broken: no answer")
     eventually(lambda: bench.observer.errors)
     assert bench.observer.endings == {A: failed, B: failed}
     assert len(asked) == (where == "tokens")
@@ -362,7 +362,7 @@ def test_a_broken_engine_gives_every_sequence_its_ending(
     monkeypatch.setattr(RecordingObserver, "step", fail)
     bench.engine.start()
     eventually(lambda: bench.observer.errors)
-    failed = Fail("internal", "the engine is broken: the observer fails")
+    failed = Fail("broken", "the engine is broken: the observer fails")
     assert bench.observer.endings == {A: failed, B: failed}
 
 
