@@ -13,10 +13,12 @@ from functools import partial
 import uvicorn
 
 from protocol.channel.link import WorkerLink
+from protocol.channel.names import Names
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.process.machine import raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown, load
 from protocol.store import Store
@@ -49,6 +51,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
+    log.info("descriptors", extra={"limit": raise_descriptor_limit()})
     with listen(settings) as listener:
         tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
         store = Store(settings.redis)
@@ -75,8 +78,10 @@ class _Parts:
 def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
+    names = Names()
+
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router)
+        return WorkerLink(address=registration.address, router=router, names=names)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)

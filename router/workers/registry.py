@@ -20,6 +20,8 @@ from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 log = logging.getLogger("baton.registry")
 
+RETRY_S, MAX_RETRY_S = 0.25, 5.0
+"""Between two tries to reach a worker, twice as long each time."""
 Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]]
 """Entering shakes hands: PeerLost when nobody is there, WireError for another version."""
 
@@ -124,26 +126,32 @@ class Registry:
                     self._meet(registration)
                 present = {registration.worker for registration in registrations}
                 for worker in self.workers:
-                    if worker.state == "mismatched" and worker.id not in present:
+                    away = worker.state == "mismatched" or worker.id not in self._serving
+                    if away and worker.id not in present:
                         self._remove(worker, "is no longer registered")
 
     def _meet(self, registration: Registration) -> None:
         known = self._workers.get(registration.worker)
         if known is not None and known.epoch == registration.epoch:
+            waits = known.state == "connecting" and known.id not in self._serving
+            if waits and self._clock() >= known.retry_at:
+                self._begin_serving(known)
             return
         if known is not None:
             self._stop_serving(registration.worker)
             self._remove(known, "was replaced by a new incarnation")
-        assert self._tasks is not None, "run() is not running"
         worker = KnownWorker(registration)
         self._workers[worker.id] = worker
         if self._model not in (None, registration.model):
             self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
             return
-        self._serving[worker.id] = self._tasks.create_task(
-            self._serve(worker), name=f"link {worker.id}"
-        )
+        self._begin_serving(worker)
         self._signal()
+
+    def _begin_serving(self, worker: KnownWorker) -> None:
+        assert self._tasks is not None, "run() is not running"
+        serving = self._tasks.create_task(self._serve(worker), name=f"link {worker.id}")
+        self._serving[worker.id] = serving
 
     async def _serve(self, worker: KnownWorker) -> None:
         """One incarnation, from connecting to its loss."""
@@ -158,9 +166,29 @@ class Registry:
         except WireError as error:
             self._mismatch(worker, str(error))
         except BatonError as error:
-            self._remove(worker, f"was lost: {error}")
+            if worker.connection is None:
+                self._unreached(worker, str(error))
+            else:
+                self._remove(worker, f"was lost: {error}")
+        except Exception as error:  # what one worker says costs its own link
+            log.exception("link failed", extra={"worker": worker.id})
+            self._remove(worker, f"was lost: {type(error).__name__}: {error}")
         finally:
             worker.connection = None
+
+    def _unreached(self, worker: KnownWorker, why: str) -> None:
+        """It stays, so that `/cluster` says why, and is tried again while it is registered."""
+        if self._workers.get(worker.id) is not worker:
+            return
+        del self._serving[worker.id]
+        worker.num_tries += 1
+        pause_s = min(MAX_RETRY_S, RETRY_S * 2.0 ** min(worker.num_tries, 10))
+        worker.retry_at = self._clock() + pause_s
+        if worker.why != why:
+            remedy = "none if it is gone for good; else see its address, its log and the network"
+            log.warning("not reached", extra={"worker": worker.id, "why": why, "remedy": remedy})
+            worker.why = why
+            self._signal()
 
     def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
         match message:

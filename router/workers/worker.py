@@ -45,6 +45,10 @@ class KnownWorker:
     registration: Registration
     state: WorkerState | ConnectionState = "connecting"
     why: str = "connecting"
+    """Of one that cannot be reached, what the last try found."""
+    num_tries: int = 0
+    retry_at: float = 0.0
+    """Not sooner, on the registry's clock."""
     beat: Beat | None = None
     connection: WorkerConnection | None = None
     """None until the link is up."""
