@@ -105,6 +105,7 @@ class Engine:
         self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
+        self._turn_at: float | None = None
         self._suspects: deque[SequenceId] = deque()
         """Those of a failed step, each computed alone before anybody else is."""
         self._num_failures = 0
@@ -148,6 +149,11 @@ class Engine:
         """At most 50 ms old while busy, exact when idle."""
         return self._stats
 
+    def turn_s(self) -> float:
+        """How long the thread has been at what it does now, a step at most; 0.0 while idle."""
+        turn_at = self._turn_at
+        return 0.0 if turn_at is None else self._clock() - turn_at
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Abort what still runs and end the thread, after the steps in flight."""
         self._inbox.close("the engine has stopped")
@@ -176,7 +182,10 @@ class Engine:
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
         may be or nothing can be; waits for a command when there is nothing to compute."""
-        for call, args in self._inbox.take_commands(wait=self._idle):
+        self._turn_at = None if self._idle else self._clock()
+        commands = self._inbox.take_commands(wait=self._idle)
+        self._turn_at = self._clock()
+        for call, args in commands:
             call(*args)
         self._deliver()
         if self._stopping:

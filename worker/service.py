@@ -113,6 +113,10 @@ class EngineService:
         """Nothing runs, and nobody reads or writes our blocks."""
         return not self._requests.jobs() and self._transfers.is_idle()
 
+    def engine_turn_s(self) -> float:
+        """As `engine.loop.Engine.turn_s`."""
+        return self._engine.turn_s()
+
     def beat(self, state: WorkerState) -> Beat:
         stats, transfers = self._engine.stats(), self._transfers
         return Beat(

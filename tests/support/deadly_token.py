@@ -39,5 +39,5 @@ def run(role: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return launch(runner, chunks)
 
-    TorchRunner.launch = launch_or_die  # type: ignore[method-assign]
+    TorchRunner.launch = launch_or_die  # type: ignore[method-assign,assignment]
     runpy.run_path(str(ROOT / role / "__main__.py"), run_name="__main__")

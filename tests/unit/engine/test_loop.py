@@ -1,3 +1,4 @@
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -483,3 +484,27 @@ def test_windows_of_another_number_of_groups_than_the_layout_has_are_refused() -
             generations=[0] * 8,
             observer=RecordingObserver(),
         )
+
+
+def test_an_engine_that_hangs_in_a_step_shows_for_how_long_and_an_idle_one_nothing() -> None:
+    now, hangs, entered = [0.0], threading.Event(), threading.Event()
+
+    class Hanging(FakeRunner):
+        def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
+            entered.set()
+            hangs.wait(30)
+            return super().launch(chunks)
+
+    bench = Bench(runner=Hanging, clock=lambda: now[0])
+    bench.engine.start()
+    assert bench.engine.turn_s() == 0.0
+    bench.submit()
+    assert entered.wait(30)
+    now[0] = 400.0
+    assert bench.engine.turn_s() == 400.0
+    hangs.set()
+    bench.wait_end()
+    eventually(lambda: bench.engine.turn_s() == 0.0)
+    now[0] = 900.0
+    assert bench.engine.turn_s() == 0.0
+    bench.engine.stop()
