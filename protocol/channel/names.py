@@ -5,14 +5,18 @@ Nothing is kept: a name is looked up anew for every link, since what it names ma
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from ipaddress import ip_address
 
 from protocol.errors import PeerLost
 
 RESOLVE_S = 2.0
 """As long as a worker has to answer `Hello`."""
+MAX_LOOKUPS = 1_024
+"""At a time: beyond as many slow names a quick one waits too."""
 Lookup = Callable[[str], str]
 
 
@@ -23,6 +27,7 @@ class Names:
     def __init__(self, lookup: Lookup | None = None) -> None:
         """`lookup` blocks, and raises OSError for a name that nobody knows."""
         self._lookup = lookup or _look_up
+        self._threads = ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="resolve")
         self._running: dict[str, asyncio.Future[str]] = {}
 
     async def resolve(self, address: str) -> str:
@@ -39,36 +44,19 @@ class Names:
         return f"{scheme}://{f'[{number}]' if ':' in number else number}:{port}"
 
     async def _number_of(self, host: str) -> str:
-        try:
+        with suppress(ValueError):
             return str(ip_address(host))
-        except ValueError:
-            pass
-        if host not in self._running:
-            self._running[host] = self._begin(host, asyncio.get_running_loop())
-        return await asyncio.shield(self._running[host])
+        found = self._running.get(host)
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = self._running[host] = loop.run_in_executor(self._threads, self._lookup, host)
+            found.add_done_callback(partial(self._ended, host))
+        return await asyncio.shield(found)
 
-    def _begin(self, host: str, loop: asyncio.AbstractEventLoop) -> asyncio.Future[str]:
-        found: asyncio.Future[str] = loop.create_future()
-
-        def end(number: str, error: Exception | None) -> None:
-            self._running.pop(host, None)
-            if error is None:
-                found.set_result(number)
-            else:
-                found.set_exception(error)
-                found.exception()  # it may be that nobody waits any more
-
-        def work() -> None:
-            number, failed = "", None
-            try:
-                number = self._lookup(host)
-            except Exception as error:
-                failed = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(end, number, failed)
-
-        threading.Thread(target=work, name=f"resolve {host}", daemon=True).start()
-        return found
+    def _ended(self, host: str, found: asyncio.Future[str]) -> None:
+        del self._running[host]
+        if not found.cancelled():
+            found.exception()  # it may be that nobody waits any more
 
 
 def _look_up(host: str) -> str:
