@@ -70,8 +70,9 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             defaults = _sampling_defaults(settings)
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
-            where = {"host": host, "port": port, "max_connections": bound, "descriptors": descriptors}
-            log.info("listening", extra=where | {"model": settings.api_name})
+            limits = {"max_connections": bound, "descriptors": descriptors}
+            where = {"host": host, "port": port, "model": settings.api_name}
+            log.info("listening", extra=where | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
             server = _http_server(settings, parts.runtime, max_connections=bound)
@@ -127,7 +128,7 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    is_local, names = is_loopback(settings.host), split_keys(settings.hosts.lower())
+    is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     runtime = Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
@@ -135,7 +136,7 @@ def _build(
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
-        local_names=frozenset(names) if is_local and not settings.api_keys else None,
+        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
         is_open_to_network=not is_local and not settings.api_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
