@@ -27,7 +27,7 @@ from protocol.text.text_config import (
     text_config,
 )
 
-FIRST_LOOK = 8
+FIRST_LOOK = 4
 """Characters per token of the context that are encoded before more is: most texts have fewer."""
 TOO_MANY = 2
 """Contexts that the beginning of a text must fill to show that the whole does not fit in one: the
