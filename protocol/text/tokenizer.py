@@ -55,6 +55,7 @@ class Tokenizer:
         self._raw = raw
         self.token_bytes = TokenBytes(raw)
         """`token_bytes(id)`: the exact bytes of a token, perhaps part of a character."""
+        self._longest_token = max(map(len, raw.get_vocab()), default=1)
         self.chat_template = chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
@@ -108,7 +109,13 @@ class Tokenizer:
         return sys.maxsize if self._longest_token is None else context * self._longest_token
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """Releases the interpreter lock, as `encode` does."""
+        texts = self._raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return texts[0]
+
+    def max_chars(self, context: int) -> int:
+        """No text with more characters fits into `context` tokens."""
+        return context * self._longest_token
 
     def token_text(self, token_id: int) -> str:
         """The token alone; U+FFFD where it is part of a character."""

@@ -33,12 +33,13 @@ class Usage:
         self._cached_tokens[prompt] = min(known, ended.cached_tokens)
 
     def shape(self) -> dict[str, Any]:
-        prompt_tokens = self._generation.prompt_tokens
+        """What was cached is known when a choice has ended."""
+        prompt_tokens, cached = self._generation.prompt_tokens, self._cached_tokens
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens.values())},
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())} if cached else None,
         }
 
 

@@ -1,0 +1,109 @@
+"""Checked messages and prompts to token ids. What cannot fit is refused before it costs work.
+
+May take a while: no work for the event loop.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.text.tokenizer import Tokenizer
+from router.openai.errors import ApiError, bad_field, context_exceeded
+from router.openai.messages import Message
+from router.openai.schemas import CompletionRequest
+
+RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
+"""Of `Tokenizer.render_chat`: no client sets them by `chat_template_kwargs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    field: str
+    """As the client named it, for messages."""
+    token_ids: tuple[int, ...]
+    echo: str = ""
+
+
+def encode_messages(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    context: int,
+    kwargs: Mapping[str, Any],
+    add_generation_prompt: bool,
+) -> list[int]:
+    """Token ids of a chat by the model's template, which sees `kwargs`. Raises ApiError 400; a
+    chat that cannot fit is neither rendered nor tokenised."""
+    if clash := RESERVED & kwargs.keys():
+        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
+    num_parts = sum(len(message.texts) for message in messages)
+    if num_parts > context:
+        raise context_exceeded(
+            "messages", context=context, num_tokens=num_parts, max_tokens=1, exact=False
+        )
+    num_chars = sum(len(text) for message in messages for text in message.texts)
+    check_length(tokenizer, num_chars, context=context, field="messages")
+    template = tokenizer.chat_template
+    knows_developer = template is not None and template.knows_developer
+    given = [
+        _shown(message, index, knows_developer=knows_developer)
+        for index, message in enumerate(messages)
+    ]
+    try:
+        text = tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+    except ValueError as error:
+        raise ApiError(400, str(error), param="messages") from error
+    check_length(tokenizer, len(text), context=context, field="messages")
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
+    if message.content is None and message.role != "assistant":
+        raise bad_field(f"messages[{index}].content", "required")
+    return message.as_shown(knows_developer=knows_developer)
+
+
+def check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
+    """Refuses text that is too long whatever its tokens are, before it costs their making."""
+    if num_chars > tokenizer.max_chars(context):
+        raise context_exceeded(
+            field, context=context, num_tokens=context, max_tokens=1, exact=False
+        )
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, fields: CompletionRequest, *, context: int
+) -> tuple[Prompt, ...]:
+    """The sizes of all are looked at before the first is encoded."""
+    named = [
+        ("prompt" if len(fields.prompt) == 1 else f"prompt[{index}]", given)
+        for index, given in enumerate(fields.prompt)
+    ]
+    for field, given in named:
+        if isinstance(given, str):
+            check_length(tokenizer, len(given), context=context, field=field)
+        elif len(given) >= context:
+            raise context_exceeded(
+                field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
+            )
+    return tuple(_encode_prompt(tokenizer, fields, given, field=field) for field, given in named)
+
+
+def _encode_prompt(
+    tokenizer: Tokenizer, fields: CompletionRequest, given: str | list[int], *, field: str
+) -> Prompt:
+    if isinstance(given, str):
+        token_ids = tokenizer.encode(given, add_special_tokens=fields.add_special_tokens)
+        text = given
+    else:
+        check_token_ids(tokenizer, given, field=field)
+        token_ids = given
+        text = tokenizer.decode(given) if fields.echo else ""
+    return Prompt(field=field, token_ids=tuple(token_ids), echo=text if fields.echo else "")
+
+
+def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:
+    largest = max(token_ids, default=0)
+    if largest >= tokenizer.vocab_size:
+        rule = f"token ids are 0 to {tokenizer.vocab_size - 1}; got {largest}"
+        raise bad_field(f"{field}[{token_ids.index(largest)}]", rule)
