@@ -55,7 +55,6 @@ class Tokenizer:
         self._raw = raw
         self.token_bytes = TokenBytes(raw)
         """`token_bytes(id)`: the exact bytes of a token, perhaps part of a character."""
-        self._longest_token = max(map(len, raw.get_vocab()), default=1)
         self.chat_template = chat_template
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
@@ -112,10 +111,6 @@ class Tokenizer:
         """Releases the interpreter lock, as `encode` does."""
         texts = self._raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
         return texts[0]
-
-    def max_chars(self, context: int) -> int:
-        """No text with more characters fits into `context` tokens."""
-        return context * self._longest_token
 
     def token_text(self, token_id: int) -> str:
         """The token alone; U+FFFD where it is part of a character."""

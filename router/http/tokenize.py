@@ -6,7 +6,7 @@ evaluation tools already speak.
 
 from typing import Any
 
-from router.openai.encode import check_length, check_token_ids, encode_messages
+from router.openai.encode import check_token_ids, encode_messages, encode_text
 from router.openai.parsing import parse_body
 from router.openai.prepare import check_model
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
@@ -18,9 +18,9 @@ def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
     check_model(runtime, fields.model)
     tokenizer = runtime.tokenizer
     if fields.prompt is not None:
-        check_length(tokenizer, len(fields.prompt), context=context, field="prompt")
-        ids = tokenizer.encode(
-            fields.prompt, add_special_tokens=fields.add_special_tokens is not False
+        special = fields.add_special_tokens is not False
+        ids = encode_text(
+            tokenizer, fields.prompt, context=context, field="prompt", special=special
         )
     else:
         ids = encode_messages(

@@ -3,17 +3,19 @@
 May take a while: no work for the event loop.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
 from router.openai.errors import ApiError, bad_field, context_exceeded
 from router.openai.messages import Message
 from router.openai.schemas import CompletionRequest
 
 RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
-"""Of `Tokenizer.render_chat`: no client sets them by `chat_template_kwargs`."""
+"""Of `Tokenizer.encode_chat`: no client sets them by `chat_template_kwargs`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +51,31 @@ def encode_messages(
         _shown(message, index, knows_developer=knows_developer)
         for index, message in enumerate(messages)
     ]
+    with _refusals("messages", context=context):
+        return tokenizer.encode_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+
+
+def encode_text(
+    tokenizer: Tokenizer, text: str, *, context: int, field: str, special: bool
+) -> list[int]:
+    """Raises ApiError 400 for a text that no context holds or with tokens beyond the model's."""
+    check_length(tokenizer, len(text), context=context, field=field)
+    with _refusals(field, context=context):
+        return tokenizer.encode(text, add_special_tokens=special)
+
+
+@contextmanager
+def _refusals(field: str, *, context: int) -> Iterator[None]:
+    """What the tokeniser or the template will not take is the client's mistake."""
     try:
-        text = tokenizer.render_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+        yield
+    except TextTooLong as error:
+        raise context_exceeded(
+            field, context=context, num_tokens=context, max_tokens=1, exact=False
+        ) from error
     except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from error
-    check_length(tokenizer, len(text), context=context, field="messages")
-    return tokenizer.encode(text, add_special_tokens=False)
+        why = str(error).removeprefix(f"{field}: ")
+        raise ApiError(400, f"{field}: {why}", param=field) from error
 
 
 def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
@@ -86,14 +107,24 @@ def encode_prompts(
             raise context_exceeded(
                 field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
             )
-    return tuple(_encode_prompt(tokenizer, fields, given, field=field) for field, given in named)
+    return tuple(
+        _encode_prompt(tokenizer, fields, given, field=field, context=context)
+        for field, given in named
+    )
 
 
 def _encode_prompt(
-    tokenizer: Tokenizer, fields: CompletionRequest, given: str | list[int], *, field: str
+    tokenizer: Tokenizer,
+    fields: CompletionRequest,
+    given: str | list[int],
+    *,
+    field: str,
+    context: int,
 ) -> Prompt:
     if isinstance(given, str):
-        token_ids = tokenizer.encode(given, add_special_tokens=fields.add_special_tokens)
+        token_ids = encode_text(
+            tokenizer, given, context=context, field=field, special=fields.add_special_tokens
+        )
         text = given
     else:
         check_token_ids(tokenizer, given, field=field)
