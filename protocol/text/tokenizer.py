@@ -88,20 +88,18 @@ class Tokenizer:
         model does not have."""
         size = FIRST_LOOK * self.max_context_tokens
         while size < len(text):
-            if len(self._encode(text[:size], False)) > TOO_MANY * self.max_context_tokens:
+            if len(self._encoding(text[:size], False)) > TOO_MANY * self.max_context_tokens:
                 raise TextTooLong(f"the text has more than {self.max_context_tokens} tokens")
             size *= 2
-        ids = self._encode(text, add_special_tokens)
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
         if self._knows_more and (most := max(ids, default=0)) >= self.vocab_size:
             token = self._raw.id_to_token(most)
             rule = f"the model's are 0 to {self.vocab_size - 1}"
             raise ValueError(f"the text has {token!r}, which is token {most}; {rule}")
         return ids
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        batch = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = batch[0].ids
-        return ids
+    def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        return self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
 
     def max_chars(self, context: int) -> int:
         """No text with more characters fits into `context` tokens."""
