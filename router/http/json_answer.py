@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
-from router.http.logprobs import ChatLogprobs, Entry, Logprobs, TextLogprobs
+from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
 from router.openai.errors import ApiError
 from router.openai.prepare import Generation
 from router.requests.events import Ended, Route, Token
@@ -51,7 +51,7 @@ class JsonChoice:
         self.logprobs = logprobs_of(generation, index, tokenizer=tokenizer)
         self._kind = generation.kind
         self._texts = [generation.echoes[index]]
-        self._entries: list[Entry] = []
+        self._entries: list[Any] = []
         self.finish_reason: str | None = None
 
     def add(self, token: Token) -> None:

@@ -20,7 +20,7 @@ def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
     if fields.prompt is not None:
         special = fields.add_special_tokens is not False
         ids = encode_text(
-            tokenizer, fields.prompt, context=context, field="prompt", special=special
+            tokenizer, fields.prompt, add_special_tokens=special, context=context, field="prompt"
         )
     else:
         ids = encode_messages(

@@ -38,13 +38,13 @@ def encode_messages(
     chat that cannot fit is neither rendered nor tokenised."""
     if clash := RESERVED & kwargs.keys():
         raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    num_parts = sum(len(message.texts) for message in messages)
+    num_parts = len(messages)
+    if num_parts <= context:
+        num_parts = sum(len(message.texts) for message in messages)
     if num_parts > context:
-        raise context_exceeded(
-            "messages", context=context, num_tokens=num_parts, max_tokens=1, exact=False
-        )
+        raise _too_long("messages", context=context, num_tokens=num_parts)
     num_chars = sum(len(text) for message in messages for text in message.texts)
-    check_length(tokenizer, num_chars, context=context, field="messages")
+    _check_length(tokenizer, num_chars, context=context, field="messages")
     template = tokenizer.chat_template
     knows_developer = template is not None and template.knows_developer
     given = [
@@ -56,26 +56,23 @@ def encode_messages(
 
 
 def encode_text(
-    tokenizer: Tokenizer, text: str, *, context: int, field: str, special: bool
+    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, context: int, field: str
 ) -> list[int]:
-    """Raises ApiError 400 for a text that no context holds or with tokens beyond the model's."""
-    check_length(tokenizer, len(text), context=context, field=field)
+    """Raises ApiError 400."""
+    _check_length(tokenizer, len(text), context=context, field=field)
     with _refusals(field, context=context):
-        return tokenizer.encode(text, add_special_tokens=special)
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 @contextmanager
 def _refusals(field: str, *, context: int) -> Iterator[None]:
-    """What the tokeniser or the template will not take is the client's mistake."""
+    """What the tokeniser and the template say of `field`, in the client's words."""
     try:
         yield
     except TextTooLong as error:
-        raise context_exceeded(
-            field, context=context, num_tokens=context, max_tokens=1, exact=False
-        ) from error
+        raise _too_long(field, context=context) from error
     except ValueError as error:
-        why = str(error).removeprefix(f"{field}: ")
-        raise ApiError(400, f"{field}: {why}", param=field) from error
+        raise bad_field(field, str(error).removeprefix(f"{field}: ")) from error
 
 
 def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
@@ -84,53 +81,40 @@ def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, 
     return message.as_shown(knows_developer=knows_developer)
 
 
-def check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
+def _check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
     """Refuses text that is too long whatever its tokens are, before it costs their making."""
     if num_chars > tokenizer.max_chars(context):
-        raise context_exceeded(
-            field, context=context, num_tokens=context, max_tokens=1, exact=False
-        )
+        raise _too_long(field, context=context)
+
+
+def _too_long(field: str, *, context: int, num_tokens: int = 0) -> ApiError:
+    """Of what was not tokenised to its end: it has `num_tokens` at least."""
+    num_tokens = max(context, num_tokens)
+    return context_exceeded(
+        field, context=context, num_tokens=num_tokens, max_tokens=1, exact=False
+    )
 
 
 def encode_prompts(
     tokenizer: Tokenizer, fields: CompletionRequest, *, context: int
 ) -> tuple[Prompt, ...]:
-    """The sizes of all are looked at before the first is encoded."""
-    named = [
-        ("prompt" if len(fields.prompt) == 1 else f"prompt[{index}]", given)
-        for index, given in enumerate(fields.prompt)
-    ]
-    for field, given in named:
+    prompts = []
+    for index, given in enumerate(fields.prompt):
+        field = "prompt" if len(fields.prompt) == 1 else f"prompt[{index}]"
         if isinstance(given, str):
-            check_length(tokenizer, len(given), context=context, field=field)
-        elif len(given) >= context:
-            raise context_exceeded(
-                field, context=context, num_tokens=len(given), max_tokens=fields.output_limit or 1
+            special, text = fields.add_special_tokens, given
+            ids = encode_text(
+                tokenizer, given, add_special_tokens=special, context=context, field=field
             )
-    return tuple(
-        _encode_prompt(tokenizer, fields, given, field=field, context=context)
-        for field, given in named
-    )
-
-
-def _encode_prompt(
-    tokenizer: Tokenizer,
-    fields: CompletionRequest,
-    given: str | list[int],
-    *,
-    field: str,
-    context: int,
-) -> Prompt:
-    if isinstance(given, str):
-        token_ids = encode_text(
-            tokenizer, given, context=context, field=field, special=fields.add_special_tokens
-        )
-        text = given
-    else:
-        check_token_ids(tokenizer, given, field=field)
-        token_ids = given
-        text = tokenizer.decode(given) if fields.echo else ""
-    return Prompt(field=field, token_ids=tuple(token_ids), echo=text if fields.echo else "")
+        elif len(given) >= context:
+            least = fields.output_limit or 1
+            raise context_exceeded(field, context=context, num_tokens=len(given), max_tokens=least)
+        else:
+            check_token_ids(tokenizer, given, field=field)
+            ids, text = given, tokenizer.decode(given) if fields.echo else ""
+        echo = text if fields.echo else ""
+        prompts.append(Prompt(field=field, token_ids=tuple(ids), echo=echo))
+    return tuple(prompts)
 
 
 def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:

@@ -92,7 +92,9 @@ def as_api_error(error: BatonError) -> ApiError:
     """What a failure of ours means to the client. Its reasons name workers and addresses: they
     are for the log and `/trace`, never for the answer."""
     told = _told(error)
-    log.info("refused", extra={"status": told.status, "code": told.code, "why": str(error)})
+    log.info(
+        "request not served", extra={"status": told.status, "code": told.code, "why": str(error)}
+    )
     return told
 
 

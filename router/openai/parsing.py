@@ -57,11 +57,10 @@ def parse_body(schema: type[S], body: bytes) -> S:
 class _Form:
     """What is known of a schema before any body."""
 
+    schema: type[Schema]
     envelope: msgspec.json.Decoder[dict[str, msgspec.Raw]]
     readers: Mapping[str, Reader]
     required: tuple[str, ...]
-    unsupported: Unsupported
-    large: frozenset[str]
 
     def split(self, body: bytes) -> dict[str, msgspec.Raw]:
         """The fields that were given, undecoded. Builds no value of the client's."""
@@ -79,20 +78,18 @@ def _form(schema: type[Schema]) -> _Form:
     by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
     names: Any = Literal[(*by_type, *schema.unsupported)]
     return _Form(
+        schema=schema,
         envelope=msgspec.json.Decoder(dict[names, msgspec.Raw]),
         readers={**by_type, **schema.readers},
         required=tuple(field.name for field in fields if field.required),
-        unsupported=schema.unsupported,
-        large=schema.large,
     )
 
 
 def _asks_for_nothing(form: _Form, name: str, raw: bytes) -> bool:
-    if raw == b"null":
-        return True
-    if name not in form.unsupported:
-        return False
-    if not any(_is_same(raw, harmless) for harmless in form.unsupported[name]):
+    unsupported = form.schema.unsupported
+    if raw == b"null" or name not in unsupported:
+        return raw == b"null"
+    if not any(_is_same(raw, harmless) for harmless in unsupported[name]):
         raise unsupported_field(name)
     return True
 
@@ -109,7 +106,7 @@ def _is_same(raw: bytes, harmless: object) -> bool:
 
 
 def _read_field(form: _Form, name: str, raw: bytes) -> Any:
-    if len(raw) > MAX_FIELD_BYTES and name not in form.large:
+    if len(raw) > MAX_FIELD_BYTES and name not in form.schema.large:
         raise bad_field(name, f"at most {MAX_FIELD_BYTES} bytes of JSON; got {len(raw)}")
     try:
         return form.readers[name](raw)

@@ -134,7 +134,7 @@ async def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     for response in (
         await chat(client, messages=[{"role": "user", "content": word}]),
         await complete(client, prompt=word),
-        await complete(client, prompt=["hi", word]),
+        await complete(client, prompt=[word, "hi"]),
         await client.post("/tokenize", json={"prompt": word}),
         await client.post("/tokenize", json={"messages": [{"role": "user", "content": word}]}),
     ):
