@@ -12,6 +12,8 @@ MAX_REMADE = 32
 """Times the largest text that all operations together may make."""
 STEPS_PER_LOOK = 64
 """Between looks at the clock, about 50 us; other threads may run then."""
+STEP_CHARS = 4096
+"""As many cost another step."""
 MAX_BITS = 1 << 12
 NODE_CHARS = 32
 """What a value inside a list or an object counts for, beside its text."""
@@ -42,11 +44,12 @@ class Meter:
 
     def step(self, num_chars: int = 0) -> None:
         """One more operation, which writes so much."""
-        self._num_steps += 1
+        self._num_steps += 1 + num_chars // STEP_CHARS
         self._num_chars_left -= num_chars
         if self._num_chars_left < 0:
             raise TemplateTooCostly(f"it makes more than {MAX_REMADE} times what fits")
-        if self._num_steps % STEPS_PER_LOOK == 0:
+        if self._num_steps >= STEPS_PER_LOOK:
+            self._num_steps = 0
             sleep(0)  # the event loop waits for the interpreter lock no longer than this
             if thread_time() > self._ends_at:
                 raise TemplateTooCostly(f"it takes more than {MAX_SECONDS:g} s")

@@ -176,10 +176,8 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     try:
-        text, num_late = LATE_END.subn(r'\1"(?<!\\\\s)\\\\s+$"', path.read_text(encoding="utf-8"))
-        if num_late:
-            return tokenizers.Tokenizer.from_str(text)
-        return tokenizers.Tokenizer.from_file(str(path))
+        text = path.read_text(encoding="utf-8")
+        return tokenizers.Tokenizer.from_str(LATE_END.sub(r'\1"(?<!\\\\s)\\\\s+$"', text))
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{path}: {error}") from error
 
