@@ -99,7 +99,10 @@ class Tokenizer:
         return ids
 
     def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-        return self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        try:
+            return self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        except TypeError as error:
+            raise ValueError("the text has half of a surrogate pair, which is no UTF-8") from error
 
     def max_chars(self, context: int) -> int:
         """No text with more characters fits into `context` tokens."""

@@ -284,3 +284,8 @@ def test_spaces_that_are_not_at_the_end_take_no_quadratic_time(tmp_path: Path, s
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2**20}))
     assert len(Tokenizer.load(path).encode(text)) > 1000
+
+
+def test_half_a_surrogate_pair_is_the_clients_mistake() -> None:
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        level.encode("a\ud800")
