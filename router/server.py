@@ -53,10 +53,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
         tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
         try:
             await store.ping()
-            defaults = _sampling_defaults(settings)
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
             log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
