@@ -77,8 +77,8 @@ class _Compiled:
                 self.template = environment.from_string(source)
         except (jinja2.TemplateSyntaxError, SyntaxError) as error:
             raise CheckpointError(f"chat template, line {error.lineno}: {error}") from error
-        except (RecursionError, ValueError) as error:
-            raise CheckpointError(f"chat template: {error}") from error
+        except (MemoryError, RecursionError, ValueError) as error:
+            raise CheckpointError(f"chat template: {error or type(error).__name__}") from error
 
 
 def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:

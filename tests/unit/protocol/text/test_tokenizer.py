@@ -194,6 +194,8 @@ EXTRA_TOKENS: dict[str, dict[str, Any]] = {
     "a list": {"extra_special_tokens": ["<x>", "<|im_start|>"]},
     "a list, as before v5": {"additional_special_tokens": ["<x>"]},
     "an object": {"extra_special_tokens": {"image_token": "<img>", "audio_token": "<aud>"}},
+    "flags without effect": {"add_prefix_space": True, "legacy": False, "add_bos_token": False},
+    "clean-up, which spares BPE": {"clean_up_tokenization_spaces": True},
     "split": {"split_special_tokens": True},
     "flags that a tokenizer.json overrules": {"add_bos_token": True, "add_eos_token": True},
 }
