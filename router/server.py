@@ -51,7 +51,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
-    log.info("descriptors", extra={"limit": raise_descriptor_limit()})
+    descriptors = raise_descriptor_limit()
     with listen(settings) as listener:
         tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
         store = Store(settings.redis)
@@ -59,7 +59,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             await store.ping()
             parts = _build(settings, store, tokenizer)
             host, port = listener.getsockname()[:2]
-            log.info("listening", extra={"host": host, "port": port, "model": settings.api_name})
+            where = {"host": host, "port": port, "descriptors": descriptors}
+            log.info("listening", extra={**where, "model": settings.api_name})
             await _run(settings, parts, store, listener, stop)
         finally:
             with suppress(StoreError):
