@@ -113,10 +113,8 @@ def check_architecture(fields: Fields, model: Family | Wrapper) -> None:
 
 def _changes(fields: Fields, family: Family, key: str, value: object, *, context: int) -> bool:
     if key in _PLACES:
-        harmless = _PLACES[key]
-        return value is not None and set(value if isinstance(value, list) else [value]) != {
-            harmless
-        }
+        named = value if isinstance(value, list) else [value]
+        return value is not None and any(one != _PLACES[key] for one in named)
     if key in FACTORS:
         return value is not None and value != 1
     if not value or not (key in SWITCHES or _is_quantization(key)):
