@@ -142,7 +142,10 @@ def _is_quantization(key: str) -> bool:
 def _not_supported(fields: Fields, model: Family | Wrapper, key: str) -> CheckpointError:
     shown = repr(fields.raw[key])
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    return fields.error(key, f"= {shown} is not supported for {model.model_type}")
+    advice = "remove it from the file if it does not apply to the weights"
+    if _is_quantization(key):
+        advice = "take the checkpoint that is not quantised"
+    return fields.error(key, f"= {shown} is not supported for {model.model_type}; {advice}")
 
 
 def _tell(fields: Fields, model: Family | Wrapper, keys: Set[str]) -> None:
