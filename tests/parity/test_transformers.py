@@ -3,7 +3,6 @@
 # Shapes: T tokens, V vocabulary.
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,14 +55,6 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with torch.inference_mode():
         expected_TV = hf(token_ids[None]).logits[0]
     return Case(path, hf, token_ids.tolist(), expected_TV)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[True, False], ids=["native", "torch"])
