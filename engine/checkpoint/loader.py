@@ -212,7 +212,8 @@ class Loader:
         """The parts, merged along N."""
         rows = [part.cut.size_of(part.shape[0], self._shard) for part in parts]
         weights = (part.load_weight(self._read, self._dtype) for part in parts)
-        biases = (self._read(part.bias_name, torch.float32) for part in parts)
+        loaded = (part.load_bias(self._read) for part in parts)
+        biases = (bias_N for bias_N in loaded if bias_N is not None)
         bias_N = _merged(biases, rows) if parts[0].bias else None
         return self._ops.linear(_merged(weights, rows), bias_N)
 

@@ -7,12 +7,13 @@ which is found by looking.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from engine.checkpoint.parameters import LinearSpec, Specs, TensorSpec
+from engine.checkpoint.parameters import LinearSpec, Pairs, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
 from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
 from engine.models.family import ExpertForm
 from engine.models.layer_spec import MixtureSpec
+from engine.models.rope import rotary_dim
 from protocol.errors import CheckpointError
 
 
@@ -74,20 +75,34 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
     dim, stem = config.head_dim, f"{prefix}self_attn."
     kv_size, q_size = dim * config.num_kv_heads, dim * config.num_heads
     sizes = {f"{stem}q_proj": q_size, f"{stem}k_proj": kv_size, f"{stem}v_proj": kv_size}
-    fused, of_heads = f"{stem}qkv_proj", Cut(axis=0, unit=dim)
+    fused = f"{stem}qkv_proj" if config.family.fused else None
+    of_heads, pairs = Cut(axis=0, unit=dim), head_pairs(config)
     output = LinearSpec(
         name=f"{stem}o_proj",
         shape=(config.hidden_size, q_size),
         bias=config.output_bias,
         cut=Cut(axis=1, unit=dim),
     )
-    return *_parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads), output
+    parts = _parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads)
+    if pairs is not None:
+        q, k, v = parts
+        parts = replace(q, pairs=pairs), replace(k, pairs=pairs), v
+    return *parts, output
+
+
+def head_pairs(config: ModelConfig) -> Pairs | None:
+    """The order in which q's and k's dims are stored, where it is not ours."""
+    if not config.family.interleaved_rope:
+        return None
+    turned = rotary_dim(config.layers[0].rope, head_dim=config.head_dim)
+    return Pairs(head_dim=config.head_dim, turned=turned)
 
 
 def mlp_linears(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
     """Of an MLP of `size` features: what gate with up is merged of, and down."""
-    sizes, fused = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}, f"{prefix}gate_up_proj"
-    shape, bias = (config.hidden_size, size), config.mlp_bias
+    family, shape, bias = config.family, (config.hidden_size, size), config.mlp_bias
+    sizes = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}
+    fused = f"{prefix}gate_up_proj" if family.fused or family.fused_mlp else None
     down = LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=bias, cut=_COLUMNS)
     return *_parts(config, sizes, fused=fused, bias=bias, cut=_ROWS), down
 
@@ -105,10 +120,10 @@ def mixture_linears(config: ModelConfig, mixture: MixtureSpec, block: str) -> li
 
 
 def _parts(
-    config: ModelConfig, sizes: Mapping[str, int], *, fused: str, bias: bool, cut: Cut
+    config: ModelConfig, sizes: Mapping[str, int], *, fused: str | None, bias: bool, cut: Cut
 ) -> tuple[LinearSpec, ...]:
-    """Linears over the hidden state: one each, or of a fused family all in one."""
-    if config.family.fused:
+    """Linears over the hidden state: one each, or all in the one that is named."""
+    if fused is not None:
         sizes, cut = {fused: sum(sizes.values())}, replace(cut, sections=tuple(sizes.values()))
     return tuple(
         LinearSpec(name=name, shape=(size, config.hidden_size), bias=bias, cut=cut)

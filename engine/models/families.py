@@ -160,12 +160,31 @@ GPT_OSS = Family(
         },
     },
 )  # fmt: skip
+_GLM: Mapping[str, object] = {
+    "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True, "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1.5625e-7,
+}  # fmt: skip
+GLM = Family(
+    model_type="glm", architecture="GlmForCausalLM",
+    qkv_bias="attention_bias", partial_rotary=True, defaults=_GLM,
+    fused_mlp=True, interleaved_rope=True,
+)  # fmt: skip
+GLM4 = Family(
+    model_type="glm4", architecture="Glm4ForCausalLM",
+    qkv_bias="attention_bias", partial_rotary=True, defaults=_GLM,
+    norms=Norms(
+        after_attention="post_self_attn_layernorm", before_mlp="post_attention_layernorm",
+        after_mlp="post_mlp_layernorm",
+    ),
+    fused_mlp=True, interleaved_rope=True,
+)  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
         MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS,
+        GLM, GLM4,
     )
 }  # fmt: skip
 WRAPPERS: Mapping[str, Wrapper] = {

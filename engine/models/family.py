@@ -124,6 +124,10 @@ class Family:
     """Keys that transformers does not read for this family."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """What absent keys mean; a key neither here nor in the checkpoint is missing."""
+    fused_mlp: bool = False
+    """`gate_up_proj` is one tensor, and q, k and v are not."""
+    interleaved_rope: bool = False
+    """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
 
     @property
     def keys(self) -> frozenset[str]:

@@ -103,4 +103,13 @@ SHAPES = {
         family="gpt_oss", head_dim=32, num_experts=6, experts_per_token=4, rope_theta=150_000.0,
         rope=YARN | {"truncate": False}, context=256,
     ),
+    "glm": Shape(family="glm", bias=True, head_dim=16),
+    "glm-share-of-the-rope": Shape(
+        family="glm", head_dim=32, rope={"partial_rotary_factor": 0.25}, tied=True, kv_heads=4
+    ),
+    "glm4": Shape(family="glm4", head_dim=32, bias=True, rope=PARTIAL),
+    "glm4-yarn": Shape(
+        family="glm4", head_dim=16, kv_heads=1, context=256, rope=YARN | PARTIAL,
+        extra={"rms_norm_eps": 1e-3},
+    ),
 }  # fmt: skip
