@@ -6,6 +6,7 @@ which is found by looking.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal, assert_never
 
 from engine.checkpoint.parameters import LinearSpec, Pairs, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
@@ -29,13 +30,18 @@ class Naming:
         return f"{self.body}embed_tokens.weight"
 
     @property
+    def head_bias(self) -> str:
+        return self.head.removesuffix("weight") + "bias"
+
+    @property
     def final_norm(self) -> str:
-        return f"{self.body}norm.weight"
+        return f"{self.body}norm"
 
     def layer(self, index: int) -> str:
         return f"{self.body}layers.{index}."
 
 
+HEAD_NORMS: tuple[Literal["q", "k"], ...] = ("q", "k")
 _ROWS, _COLUMNS = Cut(axis=0), Cut(axis=1)
 _BODIES = (
     Naming(),
@@ -153,10 +159,18 @@ def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
         else:
             specs |= _tensors_of(mlp_linears(config, f"{prefix}mlp.", config.mlp_size))
         specs |= dict(_norms(config, prefix))
-    specs[naming.final_norm] = TensorSpec(shape=(config.hidden_size,))
+    specs |= norm_tensors(config, naming.final_norm)
     if not config.tied_embeddings:
         specs[naming.head] = vocabulary
+    if config.head_bias:
+        specs[naming.head_bias] = TensorSpec(shape=(config.vocab_size,))
     return specs
+
+
+def norm_tensors(config: ModelConfig, name: str) -> Specs:
+    """Of a norm over the hidden size: its weight, and perhaps its bias."""
+    ends = ("weight", "bias") if config.family.norms.bias else ("weight",)
+    return {f"{name}.{end}": TensorSpec(shape=(config.hidden_size,)) for end in ends}
 
 
 def _check_blocks(hidden: int, mixture: MixtureSpec, *, block: int) -> None:
@@ -172,19 +186,34 @@ def _tensors_of(linears: Iterable[LinearSpec]) -> Specs:
 
 
 def _norms(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]:
-    family, norms = config.family, config.family.norms
+    norms = config.norms
     for name in (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp):
         if name is not None:
-            yield f"{prefix}{name}.weight", TensorSpec(shape=(config.hidden_size,))
-    if family.qk_norm != "none":
-        dim = config.head_dim
-        for name, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
-            spec = TensorSpec(shape=(dim,))
-            if family.qk_norm == "full":
-                spec = TensorSpec(shape=(dim * heads,), cut=Cut(axis=0, unit=dim))
-            yield f"{prefix}self_attn.{name}.weight", spec
-    if family.sinks:
+            yield from norm_tensors(config, f"{prefix}{name}").items()
+    for which in HEAD_NORMS:
+        yield from head_norm(config, prefix, which).items()
+    if config.family.sinks:
         yield f"{prefix}self_attn.sinks", TensorSpec(shape=(config.num_heads,), cut=_ROWS)
+
+
+def head_norm(config: ModelConfig, prefix: str, which: Literal["q", "k"]) -> Specs:
+    """Tensors of the norm of q's or k's heads: none, one, or one for each head."""
+    heads = config.num_heads if which == "q" else config.num_kv_heads
+    name, dim = f"{prefix}self_attn.{which}_norm.weight", config.head_dim
+    match config.qk_norm:
+        case "none":
+            return {}
+        case "head":
+            return {name: TensorSpec(shape=(dim,))}
+        case "full":
+            return {name: TensorSpec(shape=(dim * heads,), cut=Cut(axis=0, unit=dim))}
+        case "layer":
+            return {name: TensorSpec(shape=(heads, dim), cut=_ROWS)}
+        case "layers":
+            stem = f"{prefix}self_attn.{which}_layernorm.norms"
+            return {f"{stem}.{h}.weight": TensorSpec(shape=(dim,)) for h in range(heads)}
+        case _:
+            assert_never(config.qk_norm)
 
 
 def _experts(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:

@@ -9,10 +9,17 @@ from typing import Literal
 
 from engine.ops.contract import Activation
 
-BiasRule = Literal["never", "always", "attention_bias", "qkv_bias", "mlp_bias"]
-"""The last three: as that key of config.json says."""
-QkNorm = Literal["none", "head", "full"]
-"""RMS norm of q and k before the rotation: each head alone, or all heads as one row."""
+BiasRule = Literal[
+    "never", "always", "attention_bias", "qkv_bias", "mlp_bias",
+    "use_bias", "use_qkv_bias", "lm_head_bias",
+]  # fmt: skip
+"""All but the first two: as that key of config.json says."""
+ParallelRule = Literal["never", "always", "use_parallel_residual"]
+"""MLP and attention take the same norm's answer, and the residual both of theirs; the last: where
+that key is true."""
+QkNorm = Literal["none", "head", "full", "layer", "layers"]
+"""RMS norm of q and k before the rotation: each head alone, or all heads as one row. Layer norms
+of each head with a weight of its own: one tensor (Cohere), or one for each head (StableLM)."""
 
 ExpertForm = Literal["each", "stacked", "mxfp4"]
 """How experts lie in a checkpoint: a tensor per expert and linear, as most are published; all
@@ -30,6 +37,10 @@ class Norms:
     after_mlp: str | None = None
     plus_one: bool = False
     """The stored weight is that of the norm less one, q's and k's norms included (Gemma)."""
+    centred: bool = False
+    """Layer norms, not RMS norms."""
+    bias: bool = False
+    eps_key: Literal["rms_norm_eps", "layer_norm_eps", "norm_epsilon"] = "rms_norm_eps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +139,19 @@ class Family:
     """`gate_up_proj` is one tensor, and q, k and v are not."""
     interleaved_rope: bool = False
     """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
+    qk_norm_key: Literal["use_qk_norm", "qk_layernorm"] | None = None
+    """Key that must be true for `qk_norm`."""
+    parallel: ParallelRule = "never"
+    head_bias: BiasRule = "never"
 
     @property
     def keys(self) -> frozenset[str]:
         """Keys of config.json that change what this family computes."""
-        biases = {self.qkv_bias, self.output_bias, self.mlp_bias} - {"never", "always"}
+        flags = {self.qkv_bias, self.output_bias, self.mlp_bias, self.head_bias, self.parallel}
+        flags -= {"never", "always"}
         return (
-            frozenset({*biases, *self.fixed, self.activation_key})
+            frozenset({*flags, *self.fixed, self.activation_key, self.norms.eps_key})
+            | ({self.qk_norm_key} if self.qk_norm_key else set())
             | self.options
             | (self.window.keys if self.window else frozenset())
             | (self.mixture.keys if self.mixture else frozenset())

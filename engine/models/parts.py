@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
-from engine.ops.contract import Activation, Experts, Linear, Ops
+from engine.ops.contract import Activation, Experts, Linear, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
 
@@ -74,14 +74,16 @@ class Mixer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer; a norm that is None is not there. Norms are float32."""
+    """One layer; a norm that is None is not there."""
 
-    norm_K: Tensor | None
+    norm: Norm | None
     mixer: Mixer
-    after_mixer_K: Tensor | None
-    mlp_norm_K: Tensor | None
+    after_mixer: Norm | None
+    mlp_norm: Norm | None
     mlp: Callable[[Tensor], Tensor]
-    after_mlp_K: Tensor | None
+    after_mlp: Norm | None
+    parallel: bool
+    """The MLP takes what the mixer takes, and neither the other's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ class Parts:
     embedding_VK: Tensor
     embedding_scale: float
     layers: tuple[Layer, ...]
-    final_norm_K: Tensor
+    final_norm: Norm
     head: Linear
 
 
