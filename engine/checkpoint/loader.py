@@ -21,12 +21,12 @@ from engine.checkpoint.tensor_names import (
     expert_linears,
     find_naming,
     is_not_text,
-    mixture_block,
     mixture_linears,
     mlp_linears,
     tensor_specs,
 )
 from engine.models.config import ModelConfig
+from engine.models.family import MixtureRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
@@ -68,7 +68,7 @@ class Loader:
     def _check_names(self) -> None:
         """Refuse a checkpoint with a tensor we would not use: it is not this architecture."""
         tied_head = {self._naming.head} if self._config.tied_embeddings else set()
-        text_only = self._naming.body == Naming().body
+        text_only = self._naming.body == Naming().body and not self._config.wrapped
         for name, stored in self._checkpoint.tensors.items():
             if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
                 continue
@@ -99,7 +99,7 @@ class Loader:
 
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
-        spec, norms = config.layers[index], config.family.norms
+        spec, family, norms = config.layers[index], config.family, config.family.norms
         *qkv, output = attention_linears(config, prefix)
         return Layer(
             norm_K=self._optional_norm(prefix, norms.before_attention),
@@ -107,14 +107,14 @@ class Loader:
                 ops=self._ops,
                 qkv=self._linear(*qkv),
                 heads=self._heads(index, prefix),
-                rope=config.ropes.index(spec.rope),
+                rope=None if spec.rope is None else config.ropes.index(spec.rope),
                 output=self._linear(output),
             ),
             after_mixer_K=self._optional_norm(prefix, norms.after_attention),
             mlp_norm_K=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
-            else self._mlp(mlp_linears(config, f"{prefix}mlp.", config.mlp_size)),
+            else self._mlp(mlp_linears(config, family.mlp, prefix, config.mlp_size)),
             after_mlp_K=self._optional_norm(prefix, norms.after_mlp),
         )
 
@@ -154,8 +154,7 @@ class Loader:
     def _mixture(self, prefix: str) -> Mixture:
         config, mixture = self._config, self._config.mixture
         assert mixture is not None
-        block = prefix + mixture_block(mixture, self._naming.experts)
-        router, *shared = mixture_linears(config, mixture, block)
+        router, *shared = mixture_linears(config, mixture, prefix, self._naming.experts)
         return Mixture(
             router=self._float32_linear(router),
             experts=self._ops.experts(
@@ -166,10 +165,12 @@ class Loader:
             per_token=mixture.per_token,
             softmax=mixture.rule.softmax,
             renormalise=mixture.renormalise,
-            shared=self._shared(shared) if shared else None,
+            shared=self._shared(shared, mixture.rule) if shared else None,
         )
 
-    def _shared(self, linears: Sequence[LinearSpec]) -> Shared:
+    def _shared(self, linears: Sequence[LinearSpec], rule: MixtureRule) -> Shared:
+        if rule.shared is None or rule.shared.gate is None:
+            return Shared(mlp=self._mlp(linears), gate=None)
         *mlp, gate = linears
         return Shared(mlp=self._mlp(mlp), gate=self._float32_linear(gate))
 

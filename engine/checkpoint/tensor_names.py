@@ -11,7 +11,7 @@ from engine.checkpoint.parameters import LinearSpec, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
 from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
-from engine.models.family import ExpertForm
+from engine.models.family import ExpertForm, MlpRule
 from engine.models.layer_spec import MixtureSpec
 from protocol.errors import CheckpointError
 
@@ -66,7 +66,8 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
 
 def is_not_text(name: str) -> bool:
     """Of a part of a multimodal model that is not served; perhaps below `model.`."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    parts = ("vision_tower.", "multi_modal_projector.", "visual.")
+    return name.removeprefix("model.").startswith(parts)
 
 
 def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
@@ -84,23 +85,33 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
     return *_parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads), output
 
 
-def mlp_linears(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
+def mlp_linears(
+    config: ModelConfig, rule: MlpRule, prefix: str, size: int
+) -> tuple[LinearSpec, ...]:
     """Of an MLP of `size` features: what gate with up is merged of, and down."""
-    sizes, fused = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}, f"{prefix}gate_up_proj"
-    shape, bias = (config.hidden_size, size), config.mlp_bias
-    down = LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=bias, cut=_COLUMNS)
+    stem, shape, bias = f"{prefix}{rule.block}", (config.hidden_size, size), config.mlp_bias
+    down = LinearSpec(name=f"{stem}{rule.down}", shape=shape, bias=bias, cut=_COLUMNS)
+    if len(rule.gate_up) == 1:
+        shape, cut = (2 * size, config.hidden_size), Cut(axis=0, sections=(size, size))
+        return LinearSpec(name=f"{stem}{rule.gate_up[0]}", shape=shape, bias=bias, cut=cut), down
+    sizes, fused = {f"{stem}{name}": size for name in rule.gate_up}, f"{stem}gate_up_proj"
     return *_parts(config, sizes, fused=fused, bias=bias, cut=_ROWS), down
 
 
-def mixture_linears(config: ModelConfig, mixture: MixtureSpec, block: str) -> list[LinearSpec]:
+def mixture_linears(
+    config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm
+) -> list[LinearSpec]:
     """Beside the experts: the router, whole for every rank; of an expert that all tokens share,
     those of its MLP and its gate."""
     rule, shape = mixture.rule, (mixture.num_experts, config.hidden_size)
-    linears = [LinearSpec(name=f"{block}{rule.router}", shape=shape, bias=rule.biased)]
-    if mixture.shared_size is not None:
-        linears += mlp_linears(config, f"{block}shared_expert.", mixture.shared_size)
-        shape = (1, config.hidden_size)
-        linears.append(LinearSpec(name=f"{block}shared_expert_gate", shape=shape))
+    name = prefix + mixture_block(mixture, form) + rule.router
+    name += ".layer" if form == "granite" else ""
+    linears = [LinearSpec(name=name, shape=shape, bias=rule.biased)]
+    if mixture.shared_size is not None and rule.shared is not None:
+        linears += mlp_linears(config, rule.shared, prefix, mixture.shared_size)
+        if rule.shared.gate is not None:
+            gate = f"{prefix}{rule.shared.gate}"
+            linears.append(LinearSpec(name=gate, shape=(1, config.hidden_size)))
     return linears
 
 
@@ -117,8 +128,9 @@ def _parts(
 
 
 def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
-    """Where a sparse layer's router and experts are; transformers 5's own form renames it."""
-    return mixture.rule.block if form == "each" else "mlp."
+    """Where a sparse layer's router and experts are; transformers 5's own form may rename it."""
+    rule = mixture.rule
+    return rule.block if form in ("each", "granite") else rule.stacked_block
 
 
 def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
@@ -132,11 +144,11 @@ def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
         specs |= _tensors_of(attention_linears(config, prefix))
         if layer.sparse:
             assert config.mixture is not None
-            block = prefix + mixture_block(config.mixture, naming.experts)
-            specs |= _tensors_of(mixture_linears(config, config.mixture, block))
+            linears = mixture_linears(config, config.mixture, prefix, naming.experts)
+            specs |= _tensors_of(linears)
             specs |= _experts(config, config.mixture, prefix, naming.experts)
         else:
-            specs |= _tensors_of(mlp_linears(config, f"{prefix}mlp.", config.mlp_size))
+            specs |= _tensors_of(mlp_linears(config, config.family.mlp, prefix, config.mlp_size))
         specs |= dict(_norms(config, prefix))
     specs[naming.final_norm] = TensorSpec(shape=(config.hidden_size,))
     if not config.tied_embeddings:
@@ -190,7 +202,8 @@ def expert_linears(
 
 def _expert_stems(mixture: MixtureSpec, prefix: str, form: ExpertForm) -> list[str]:
     """What each expert's names begin with."""
-    experts = f"{prefix}{mixture_block(mixture, form)}experts."
+    experts = prefix + mixture_block(mixture, form)
+    experts += "" if form == "granite" else "experts."
     each = form == "each"
     return [f"{experts}{number}." if each else experts for number in range(mixture.num_experts)]
 
@@ -202,8 +215,9 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         up = LinearSpec(name=rule.up, shape=(size, hidden), cut=_ROWS)
         down = LinearSpec(name=rule.down, shape=(hidden, size), cut=_COLUMNS)
         return replace(up, name=rule.gate), up, down
+    granite = form == "granite"
     gate_up = LinearSpec(
-        name="gate_up_proj",
+        name="input_linear.weight" if granite else "gate_up_proj",
         shape=(2 * size, hidden),
         bias=rule.biased,
         cut=Cut(axis=0, unit=2) if rule.interleaved else Cut(axis=0, sections=(size, size)),
@@ -211,4 +225,5 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         num_stacked=mixture.num_experts,
         transposed=rule.transposed,
     )
-    return gate_up, replace(gate_up, name="down_proj", shape=(hidden, size), cut=_COLUMNS)
+    down_name = "output_linear.weight" if granite else "down_proj"
+    return gate_up, replace(gate_up, name=down_name, shape=(hidden, size), cut=_COLUMNS)
