@@ -85,7 +85,7 @@ class Shape:
         mixture = family.mixture
         if family.window is None:
             yield "window"
-        if family.window is None or family.window.bound == "none":
+        if family.window is None or family.window.bound in ("none", "unturned"):
             yield "window_from_layer"
         if mixture is None:
             yield from ("num_experts", "experts_per_token", "expert_form")
@@ -105,7 +105,7 @@ class Shape:
         keys: dict[str, object] = {"sliding_window": self.window}
         if rule.flag:
             keys[rule.flag] = self.window is not None
-        if rule.bound != "none":
+        if rule.bound in ("from", "below"):
             keys["max_window_layers"] = self.window_from_layer
         return keys
 
@@ -118,7 +118,7 @@ class Shape:
         if rule.size_key != "intermediate_size":
             keys[rule.size_key] = self.expert_mlp
         if rule.shared:
-            keys["shared_expert_intermediate_size"] = self.expert_mlp
+            keys[rule.shared.size_key] = self.expert_mlp
         if self.form() == "mxfp4":
             keys["quantization_config"] = {"quant_method": "mxfp4"}
         return keys

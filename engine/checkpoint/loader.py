@@ -24,15 +24,15 @@ from engine.checkpoint.tensor_names import (
     head_norm,
     head_pairs,
     is_not_text,
-    mixture_block,
     mixture_linears,
     mlp_linears,
     tensor_specs,
 )
 from engine.models.config import ModelConfig
+from engine.models.family import MixtureRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
-from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
+from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared, UngatedMlp
 from engine.ops.contract import ExpertWeights, HeadShape, Linear, Norm, Ops
 from engine.ops.torch_ops import TorchLinear
 from protocol.errors import CheckpointError
@@ -71,7 +71,7 @@ class Loader:
     def _check_names(self) -> None:
         """Refuse a checkpoint with a tensor we would not use: it is not this architecture."""
         tied_head = {self._naming.head} if self._config.tied_embeddings else set()
-        text_only = self._naming.body == Naming().body
+        text_only = self._naming.body == Naming().body and not self._config.wrapped
         for name, stored in self._checkpoint.tensors.items():
             if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
                 continue
@@ -104,7 +104,7 @@ class Loader:
 
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
-        spec, norms = config.layers[index], config.norms
+        spec, family, norms = config.layers[index], config.family, config.norms
         *qkv, output = attention_linears(config, prefix)
         return Layer(
             norm=self._optional_norm(prefix, norms.before_attention),
@@ -112,14 +112,14 @@ class Loader:
                 ops=self._ops,
                 qkv=self._linear(*qkv),
                 heads=self._heads(index, prefix),
-                rope=config.ropes.index(spec.rope),
+                rope=None if spec.rope is None else config.ropes.index(spec.rope),
                 output=self._linear(output),
             ),
             after_mixer=self._optional_norm(prefix, norms.after_attention),
             mlp_norm=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
-            else self._mlp(mlp_linears(config, f"{prefix}mlp.", config.mlp_size)),
+            else self._dense(mlp_linears(config, family.mlp, prefix, config.mlp_size)),
             after_mlp=self._optional_norm(prefix, norms.after_mlp),
             parallel=config.parallel,
         )
@@ -159,6 +159,12 @@ class Loader:
         pairs = head_pairs(self._config)
         return weight.flatten() if pairs is None else pairs.as_ours(weight.flatten())
 
+    def _dense(self, linears: Sequence[LinearSpec]) -> Mlp | UngatedMlp:
+        if self._config.family.mlp.gated:
+            return self._mlp(linears)
+        up, down = map(self._linear, linears)
+        return UngatedMlp(ops=self._ops, activation=self._config.activation, up=up, down=down)
+
     def _mlp(self, linears: Sequence[LinearSpec]) -> Mlp:
         *gate_up, down = linears
         return Mlp(
@@ -171,8 +177,7 @@ class Loader:
     def _mixture(self, prefix: str) -> Mixture:
         config, mixture = self._config, self._config.mixture
         assert mixture is not None
-        block = prefix + mixture_block(mixture, self._naming.experts)
-        router, *shared = mixture_linears(config, mixture, block)
+        router, *shared = mixture_linears(config, mixture, prefix, self._naming.experts)
         return Mixture(
             router=self._float32_linear(router),
             experts=self._ops.experts(
@@ -183,10 +188,12 @@ class Loader:
             per_token=mixture.per_token,
             softmax=mixture.rule.softmax,
             renormalise=mixture.renormalise,
-            shared=self._shared(shared) if shared else None,
+            shared=self._shared(shared, mixture.rule) if shared else None,
         )
 
-    def _shared(self, linears: Sequence[LinearSpec]) -> Shared:
+    def _shared(self, linears: Sequence[LinearSpec], rule: MixtureRule) -> Shared:
+        if rule.shared is None or rule.shared.gate is None:
+            return Shared(mlp=self._mlp(linears), gate=None)
         *mlp, gate = linears
         return Shared(mlp=self._mlp(mlp), gate=self._float32_linear(gate))
 

@@ -4,7 +4,7 @@ Families differ in names (`engine.models.family`); one family's checkpoints diff
 which is found by looking.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -12,7 +12,7 @@ from engine.checkpoint.parameters import LinearSpec, Pairs, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
 from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
-from engine.models.family import ExpertForm
+from engine.models.family import ExpertForm, MlpRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.rope import rotary_dim
 from protocol.errors import CheckpointError
@@ -73,7 +73,8 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
 
 def is_not_text(name: str) -> bool:
     """Of a part of a multimodal model that is not served; perhaps below `model.`."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    parts = ("vision_tower.", "multi_modal_projector.", "visual.")
+    return name.removeprefix("model.").startswith(parts)
 
 
 def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
@@ -81,7 +82,6 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
     dim, stem = config.head_dim, f"{prefix}self_attn."
     kv_size, q_size = dim * config.num_kv_heads, dim * config.num_heads
     sizes = {f"{stem}q_proj": q_size, f"{stem}k_proj": kv_size, f"{stem}v_proj": kv_size}
-    fused = f"{stem}qkv_proj" if config.family.fused else None
     of_heads, pairs = Cut(axis=0, unit=dim), head_pairs(config)
     output = LinearSpec(
         name=f"{stem}o_proj",
@@ -89,7 +89,13 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
         bias=config.output_bias,
         cut=Cut(axis=1, unit=dim),
     )
-    parts = _parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads)
+    if config.family.fused:
+        of_heads = replace(of_heads, sections=tuple(sizes.values()))
+        sizes = {f"{stem}qkv_proj": sum(sizes.values())}
+    parts = tuple(
+        LinearSpec(name=name, shape=(size, config.hidden_size), bias=config.qkv_bias, cut=of_heads)
+        for name, size in sizes.items()
+    )
     if pairs is not None:
         q, k, v = parts
         parts = replace(q, pairs=pairs), replace(k, pairs=pairs), v
@@ -98,48 +104,49 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
 
 def head_pairs(config: ModelConfig) -> Pairs | None:
     """The order in which q's and k's dims are stored, where it is not ours."""
-    if not config.family.interleaved_rope:
+    if not config.family.interleaved_rope or not config.ropes:
         return None
-    turned = rotary_dim(config.layers[0].rope, head_dim=config.head_dim)
+    turned = rotary_dim(config.ropes[0], head_dim=config.head_dim)
     return Pairs(head_dim=config.head_dim, turned=turned)
 
 
-def mlp_linears(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
-    """Of an MLP of `size` features: what gate with up is merged of, and down."""
-    family, shape, bias = config.family, (config.hidden_size, size), config.mlp_bias
-    sizes = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}
-    fused = f"{prefix}gate_up_proj" if family.fused or family.fused_mlp else None
-    down = LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=bias, cut=_COLUMNS)
-    return *_parts(config, sizes, fused=fused, bias=bias, cut=_ROWS), down
+def mlp_linears(
+    config: ModelConfig, rule: MlpRule, prefix: str, size: int
+) -> tuple[LinearSpec, ...]:
+    """Of an MLP of `size` features: what gate with up is merged of, or up alone, and down."""
+    stem, hidden, bias = f"{prefix}{rule.block}", config.hidden_size, config.mlp_bias
+    down = LinearSpec(name=f"{stem}{rule.down}", shape=(hidden, size), bias=bias, cut=_COLUMNS)
+    rows, cut = size, _ROWS
+    if rule.gated and len(rule.gate_up) == 1:
+        rows, cut = 2 * size, Cut(axis=0, sections=(size, size))
+    gate_up = (
+        LinearSpec(name=f"{stem}{name}", shape=(rows, hidden), bias=bias, cut=cut)
+        for name in rule.gate_up
+    )
+    return *gate_up, down
 
 
-def mixture_linears(config: ModelConfig, mixture: MixtureSpec, block: str) -> list[LinearSpec]:
+def mixture_linears(
+    config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm
+) -> list[LinearSpec]:
     """Beside the experts: the router, whole for every rank; of an expert that all tokens share,
     those of its MLP and its gate."""
     rule, shape = mixture.rule, (mixture.num_experts, config.hidden_size)
-    linears = [LinearSpec(name=f"{block}{rule.router}", shape=shape, bias=rule.biased)]
-    if mixture.shared_size is not None:
-        linears += mlp_linears(config, f"{block}shared_expert.", mixture.shared_size)
-        shape = (1, config.hidden_size)
-        linears.append(LinearSpec(name=f"{block}shared_expert_gate", shape=shape))
+    name = prefix + mixture_block(mixture, form) + rule.router
+    name += ".layer" if form == "granite" else ""
+    linears = [LinearSpec(name=name, shape=shape, bias=rule.biased)]
+    if mixture.shared_size is not None and rule.shared is not None:
+        linears += mlp_linears(config, rule.shared, prefix, mixture.shared_size)
+        if rule.shared.gate is not None:
+            gate = f"{prefix}{rule.shared.gate}"
+            linears.append(LinearSpec(name=gate, shape=(1, config.hidden_size)))
     return linears
 
 
-def _parts(
-    config: ModelConfig, sizes: Mapping[str, int], *, fused: str | None, bias: bool, cut: Cut
-) -> tuple[LinearSpec, ...]:
-    """Linears over the hidden state: one each, or all in the one that is named."""
-    if fused is not None:
-        sizes, cut = {fused: sum(sizes.values())}, replace(cut, sections=tuple(sizes.values()))
-    return tuple(
-        LinearSpec(name=name, shape=(size, config.hidden_size), bias=bias, cut=cut)
-        for name, size in sizes.items()
-    )
-
-
 def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
-    """Where a sparse layer's router and experts are; transformers 5's own form renames it."""
-    return mixture.rule.block if form == "each" else "mlp."
+    """Where a sparse layer's router and experts are; transformers 5's own form may rename it."""
+    rule = mixture.rule
+    return rule.block if form in ("each", "granite") else rule.stacked_block
 
 
 def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
@@ -153,11 +160,11 @@ def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
         specs |= _tensors_of(attention_linears(config, prefix))
         if layer.sparse:
             assert config.mixture is not None
-            block = prefix + mixture_block(config.mixture, naming.experts)
-            specs |= _tensors_of(mixture_linears(config, config.mixture, block))
+            linears = mixture_linears(config, config.mixture, prefix, naming.experts)
+            specs |= _tensors_of(linears)
             specs |= _experts(config, config.mixture, prefix, naming.experts)
         else:
-            specs |= _tensors_of(mlp_linears(config, f"{prefix}mlp.", config.mlp_size))
+            specs |= _tensors_of(mlp_linears(config, config.family.mlp, prefix, config.mlp_size))
         specs |= dict(_norms(config, prefix))
     specs |= norm_tensors(config, naming.final_norm)
     if not config.tied_embeddings:
@@ -234,7 +241,8 @@ def expert_linears(
 
 def _expert_stems(mixture: MixtureSpec, prefix: str, form: ExpertForm) -> list[str]:
     """What each expert's names begin with."""
-    experts = f"{prefix}{mixture_block(mixture, form)}experts."
+    experts = prefix + mixture_block(mixture, form)
+    experts += "" if form == "granite" else "experts."
     each = form == "each"
     return [f"{experts}{number}." if each else experts for number in range(mixture.num_experts)]
 
@@ -246,8 +254,9 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         up = LinearSpec(name=rule.up, shape=(size, hidden), cut=_ROWS)
         down = LinearSpec(name=rule.down, shape=(hidden, size), cut=_COLUMNS)
         return replace(up, name=rule.gate), up, down
+    granite = form == "granite"
     gate_up = LinearSpec(
-        name="gate_up_proj",
+        name="input_linear.weight" if granite else "gate_up_proj",
         shape=(2 * size, hidden),
         bias=rule.biased,
         cut=Cut(axis=0, unit=2) if rule.interleaved else Cut(axis=0, sections=(size, size)),
@@ -255,4 +264,5 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         num_stacked=mixture.num_experts,
         transposed=rule.transposed,
     )
-    return gate_up, replace(gate_up, name="down_proj", shape=(hidden, size), cut=_COLUMNS)
+    down_name = "output_linear.weight" if granite else "down_proj"
+    return gate_up, replace(gate_up, name=down_name, shape=(hidden, size), cut=_COLUMNS)

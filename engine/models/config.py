@@ -10,11 +10,13 @@ from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
 from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
-from engine.models.families import FAMILIES, WRAPPERS
-from engine.models.family import BiasRule, Family, Norms, ParallelRule, QkNorm
+from engine.models.families import FAMILIES
+from engine.models.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
-from engine.models.rope import Rope
+from engine.models.rope import QueryGrowth, Rope
+from engine.models.rope_config import read_query_growth
+from engine.models.wrappers import WRAPPERS
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
 from protocol.text.text_config import (
@@ -51,6 +53,7 @@ class ModelConfig:
     activation: Activation
     attention_scale: float
     """Of q . k."""
+    query_growth: QueryGrowth | None
     attention_softcap: float | None
     final_softcap: float | None
     """Logits become `softcap * tanh(logits / softcap)`."""
@@ -65,6 +68,8 @@ class ModelConfig:
     qk_norm: QkNorm
     parallel: bool
     tied_embeddings: bool
+    wrapped: bool = field(compare=False)
+    """The text of a multimodal model, whose other tensors may lie beside."""
     source: bytes = field(default=b"", repr=False, compare=False)
     """The bytes of `config.json`."""
     revision: str = ""
@@ -88,7 +93,7 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """Each rope once, in the order of the layers that use it first."""
-        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
 
     @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
@@ -112,7 +117,9 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
     """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
     CheckpointError naming the file and the key."""
     config = config or read_json_file(path / "config.json")
-    given = _text(Fields(config.file, config.value))
+    outer = Fields(config.file, config.value)
+    wrapper = WRAPPERS.get(str(outer.get("model_type")))
+    given = outer if wrapper is None else _text(outer, wrapper)
     family = _family(given)
     fields = given.with_defaults(family.defaults)
     refuse_unknown(fields, family)
@@ -127,7 +134,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        mlp_size=fields.size("intermediate_size"),
+        mlp_size=fields.size(family.mlp.size_key),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -137,6 +144,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         mixture=read_mixture(fields, family.mixture),
         activation=_activation(fields, family),
         attention_scale=_attention_scale(fields, family, head_dim=head_dim),
+        query_growth=read_query_growth(fields, family),
         attention_softcap=_option(fields, family, "attn_logit_softcapping"),
         final_softcap=_option(fields, family, "final_logit_softcapping"),
         embedding_scale=hidden_size**0.5
@@ -151,24 +159,30 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         qk_norm=_qk_norm(fields, family),
         parallel=_flag(fields, family.parallel),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
+        wrapped=wrapper is not None,
         source=config.text,
     )
     _check_eos(path, fields)
     return model
 
 
-def _text(fields: Fields) -> Fields:
-    """The part that describes the text model: the whole, unless it is a multimodal one."""
-    wrapper = WRAPPERS.get(str(fields.get("model_type")))
-    if wrapper is None:
-        return fields
+def _text(fields: Fields, wrapper: Wrapper) -> Fields:
+    """The part of a multimodal model that describes its text."""
     check_architecture(fields, wrapper)
-    known = wrapper.keys | IGNORED | {*INHERITED, "model_type", "text_config"}
-    refuse_keys(fields, known, wrapper)
+    not_text = wrapper.keys | {"model_type", "text_config", "architectures"}
     text = fields.get("text_config")
+    if flat := wrapper.flat and text is None:
+        text = {key: value for key, value in fields.raw.items() if key not in not_text}
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
-    return Fields(fields.file, inherit(fields.raw, text), prefix="text_config.")
+    if not wrapper.flat:  # else older ones repeat the text's keys
+        refuse_keys(fields, not_text | IGNORED | set(INHERITED), wrapper)
+    named = text.get("model_type") in (None, wrapper.model_type)  # as transformers 4 saved some
+    text = inherit(fields.raw, text) | ({"model_type": wrapper.text} if named else {})
+    text.pop("architectures", None)  # that of the whole
+    if fields.flag("tie_word_embeddings", False):
+        text["tie_word_embeddings"] = True
+    return Fields(fields.file, text, prefix="" if flat else "text_config.")
 
 
 def _family(fields: Fields) -> Family:
@@ -187,6 +201,7 @@ def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
 
 def _activation(fields: Fields, family: Family) -> Activation:
     name = fields.get(family.activation_key, "silu")
+    name = family.activation_aliases.get(str(name), name)
     known = ["silu"] if family.activation else list(ACTIVATIONS)
     if name not in known:
         raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.config import ModelConfig
-from engine.models.parts import Parts
+from engine.models.parts import Parts, Turns
 from engine.models.rope import frequencies, rotations
 from engine.ops.contract import Norm, Ops
 from engine.ops.inputs import ForwardInputs
@@ -45,10 +45,7 @@ class Model:
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
-        turns = [
-            rotations(freq_R, inputs.positions_T, attention_factor=factor)
-            for freq_R, factor in self._ropes
-        ]
+        turns = self.turns(inputs.positions_T)
         x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
         delta_TK: Tensor | None = None
         for layer in layers:
@@ -67,6 +64,17 @@ class Model:
                 normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm)
             delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp)
         return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm))
+
+    def turns(self, positions_T: Tensor) -> Turns:
+        """What these positions do to the heads of every layer."""
+        growth = self.config.query_growth
+        return Turns(
+            rotations=tuple(
+                rotations(freq_R, positions_T, attention_factor=factor)
+                for freq_R, factor in self._ropes
+            ),
+            growth_T1=None if growth is None else growth.at(positions_T),
+        )
 
     def _embedded(self, token_ids_T: Tensor) -> Tensor:
         x_TK = F.embedding(token_ids_T, self._parts.embedding_VK).float()

@@ -2,7 +2,7 @@
 
 # Shapes: T tokens, R rows whose answer is asked for, K hidden size, V vocabulary, J experts of a
 # token.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,14 +26,26 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """The expert of all tokens, weighed by a sigmoid of its gate."""
-
-    mlp: Mlp
-    gate: Linear  # float32 to one feature
+class UngatedMlp:
+    ops: Ops
+    activation: Activation
+    up: Linear
+    down: Linear
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        return torch.sigmoid(self.gate(x_TK.float())) * self.mlp(x_TK)
+        return self.down(self.ops.activated(self.up(x_TK), self.activation))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """The expert of all tokens, perhaps weighed by a sigmoid of its gate."""
+
+    mlp: Mlp
+    gate: Linear | None  # float32 to one feature
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        y_TK = self.mlp(x_TK)
+        return y_TK if self.gate is None else torch.sigmoid(self.gate(x_TK.float())) * y_TK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +70,26 @@ class Mixture:
         return y_TK if self.shared is None else (y_TK + self.shared(x_TK)).to(x_TK.dtype)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """What the positions of a step's tokens do to their heads."""
+
+    rotations: tuple[Tensor, ...]
+    """Of each of the model's ropes."""
+    growth_T1: Tensor | None
+    """Of the queries; float32."""
+
+
 class Mixer(Protocol):
     """The half of a layer in which tokens see each other, as its MLP is the half in which they
     do not: attention today (`engine.models.mixers`), another kind is another class."""
 
     def __call__(
-        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Sequence[Tensor],
+        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Turns,
         rows_R: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """[T, K] in io_dtype; what later tokens need of these is in the pool then. `turns` are
-        the rotations of each of the model's ropes; of `rows_R` (None: all) alone an answer is
-        asked for, [R, K], and None of none."""
+        """[T, K] in io_dtype; what later tokens need of these is in the pool then. Of `rows_R`
+        (None: all) alone an answer is asked for, [R, K], and None of none."""
         ...
 
 

@@ -10,6 +10,7 @@ from typing import Literal, cast
 from engine.models.family import Family
 from engine.models.json_fields import Fields
 from engine.models.rope import (
+    QueryGrowth,
     Rope,
     RopeKind,
     longrope_attention_factor,
@@ -39,6 +40,16 @@ def read_ropes(fields: Fields, family: Family, *, head_dim: int) -> Mapping[Laye
     return {kind: _read(fields, family, raws[kind], head_dim=head_dim) for kind in KINDS}
 
 
+def read_query_growth(fields: Fields, family: Family) -> QueryGrowth | None:
+    if not family.query_growth:
+        return None
+    rope = Fields(fields.file, _flat(fields))
+    beta = rope.optional_number("llama_4_scaling_beta")
+    if not beta:
+        return None
+    return QueryGrowth(beta=beta, step_tokens=rope.size("original_max_position_embeddings"))
+
+
 def _flat(fields: Fields) -> dict[str, object]:
     """The one dict of transformers 5 (`rope_parameters`) or the pieces of transformers 4."""
     default = fields.defaults.get("rope_parameters")  # also where the key is null
@@ -53,7 +64,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
     theta = rope.optional_number("rope_theta") or fields.number("rope_theta", 10_000.0)
     name = rope.get("rope_type") or rope.get("type") or "default"
     kind = cast(RopeKind, family.rope_aliases.get(str(name), name))
-    _refuse_unknown(rope, kind)
+    _refuse_unknown(rope, kind, family.rope_ignored)
     base = Rope(kind=kind, theta=theta, share=_share(fields, rope, family, head_dim=head_dim))
     if kind == "default":
         return base
@@ -90,10 +101,11 @@ _ROPE_KEYS: dict[RopeKind, set[str]] = {
 }
 
 
-def _refuse_unknown(rope: Fields, kind: RopeKind) -> None:
+def _refuse_unknown(rope: Fields, kind: RopeKind, ignored: frozenset[str]) -> None:
     if kind not in _ROPE_KEYS:
         raise rope.error("rope_type", f"= {kind!r} is not one of {', '.join(_ROPE_KEYS)}")
-    known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"} | _ROPE_KEYS[kind]
+    known = ignored | {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+    known |= _ROPE_KEYS[kind]
     for key, value in rope.raw.items():
         if key not in known and value is not None and kind != "default":
             raise rope.error(key, f"= {value!r} is not supported for {kind} rope")

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.family_shapes import SHAPES
 from support.forwards import chunk, logits, pool_for, split_logits, step
 from support.reference import reference
+from support.wrapped_shapes import ALL, write_shape
 from torch import Tensor
 
 from engine.checkpoint.load import load_model
 from engine.models.model import Model
 from engine.runner.cpu import TorchRunner
-from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4
 """Relative to the largest logit; the bar is 1e-3, what we measure is 1e-6."""
@@ -45,11 +44,10 @@ class Case:
         return int(((got_TV - self.expected_TV).abs().amax(-1) > tolerance * scale).sum())
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     path = tmp_path_factory.mktemp(request.param)
-    shape = SHAPES[request.param]
-    make_checkpoint(path, shape)
+    shape = write_shape(path, request.param)
     hf = reference(path)
     generator = torch.Generator().manual_seed(5)
     token_ids = torch.randint(shape.vocab, (75,), generator=generator)
