@@ -188,6 +188,7 @@ class Loader:
             per_token=mixture.per_token,
             softmax=mixture.rule.softmax,
             renormalise=mixture.renormalise,
+            jitter=mixture.jitter,
             shared=self._shared(shared, mixture.rule) if shared else None,
         )
 

@@ -132,7 +132,8 @@ def mixture_linears(
     """Beside the experts: the router, whole for every rank; of an expert that all tokens share,
     those of its MLP and its gate."""
     rule, shape = mixture.rule, (mixture.num_experts, config.hidden_size)
-    name = prefix + mixture_block(mixture, form) + rule.router
+    router = rule.stacked_router if form == "stacked" and rule.stacked_router else rule.router
+    name = prefix + mixture_block(mixture, form) + router
     name += ".layer" if form == "granite" else ""
     linears = [LinearSpec(name=name, shape=shape, bias=rule.biased)]
     if mixture.shared_size is not None and rule.shared is not None:

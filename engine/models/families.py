@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.models.family import MROPE_KEYS, NO_HEADS, Family, MlpRule, Norms, WindowRule
+from engine.models.layer_norm_families import COHERE, COHERE2, PHIMOE, STABLELM, STARCODER2
 from engine.models.mixture_families import (
     GPT_OSS,
     GRANITE_MOE,
@@ -218,6 +219,6 @@ FAMILIES: Mapping[str, Family] = {
         GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
         GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_MOE_HYBRID,
         QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE,
-        GLM, GLM4,
+        GLM, GLM4, COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE,
     )
 }  # fmt: skip

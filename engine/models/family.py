@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.models.route import Softmax
 from engine.ops.contract import Activation
 
 BiasRule = Literal[
@@ -105,8 +106,7 @@ class MixtureRule:
     """Features of one expert."""
     count_key: str = "num_experts"
     """How many there are; transformers 5 writes and reads either name for some families."""
-    softmax: Literal["before", "after"] = "before"
-    """Router: softmax over all experts and then the best, or over the best only."""
+    softmax: Softmax = "before"
     renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
     shared: MlpRule | None = None
     """An expert for every token; one of size 0 is not there."""
@@ -118,6 +118,8 @@ class MixtureRule:
     stacked_block: str = "mlp."
     """Where they are in the forms "stacked" and "mxfp4"."""
     router: str = "gate"
+    stacked_router: str | None = None
+    """Its name in the form "stacked", where it is another."""
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
@@ -131,6 +133,7 @@ class MixtureRule:
     @property
     def keys(self) -> frozenset[str]:
         names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names |= {"router_jitter_noise"} if self.softmax == "sparsemixer" else set()
         names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
         names |= {self.shared.size_key} if self.shared else set()
         names |= {"decoder_sparse_step", "mlp_only_layers"} if self.stepped else set()
@@ -180,6 +183,8 @@ class Family:
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
     interleaved_rope: bool = False
     """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
+    rope_mscales: bool = False
+    """`short_mscale` and `long_mscale` of a rope are its attention factors (Phi-3.5-MoE)."""
     qk_norm_key: Literal["use_qk_norm", "qk_layernorm"] | None = None
     """Key that must be true for `qk_norm`."""
     parallel: ParallelRule = "never"

@@ -4,12 +4,13 @@
 # token.
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
+from engine.models.route import Softmax, route
 from engine.ops.contract import Activation, Experts, Linear, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
@@ -55,8 +56,9 @@ class Mixture:
     router: Linear  # float32
     experts: Experts
     per_token: int
-    softmax: Literal["before", "after"]
+    softmax: Softmax
     renormalise: bool
+    jitter: float
     shared: Shared | None
 
     def __call__(self, x_TK: Tensor) -> Tensor:
@@ -65,6 +67,7 @@ class Mixture:
             per_token=self.per_token,
             softmax=self.softmax,
             renormalise=self.renormalise,
+            jitter=self.jitter,
         )
         y_TK = self.experts(x_TK, ids_TJ, weights_TJ)
         return y_TK if self.shared is None else (y_TK + self.shared(x_TK)).to(x_TK.dtype)
@@ -116,22 +119,3 @@ class Parts:
     layers: tuple[Layer, ...]
     final_norm: Norm
     head: Linear
-
-
-def route(
-    logits_TE: Tensor, *, per_token: int, softmax: Literal["before", "after"], renormalise: bool
-) -> tuple[Tensor, Tensor]:
-    """The experts of each token and their weights: ids int64 [T, J], weights float32 [T, J].
-
-    `softmax` over all experts before the best are taken, or over the best after; `renormalise`
-    makes a token's weights sum to one.
-    """
-    scores_TE = logits_TE.float()
-    if softmax == "before":
-        scores_TE = scores_TE.softmax(-1)
-    weights_TJ, ids_TJ = scores_TE.topk(per_token, dim=-1)
-    if softmax == "after":
-        weights_TJ = weights_TJ.softmax(-1)
-    if renormalise:
-        weights_TJ = weights_TJ / weights_TJ.sum(-1, keepdim=True)
-    return ids_TJ, weights_TJ

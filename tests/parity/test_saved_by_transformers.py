@@ -17,7 +17,7 @@ from engine.checkpoint.load import load_model
 from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4
-FUSED = ("mixtral", "qwen2-moe-some-layers-dense", "qwen3-moe")
+FUSED = ("mixtral", "qwen2-moe-some-layers-dense", "qwen3-moe", "phimoe")
 """Families whose experts transformers 5 fuses in memory, and saves so when asked to."""
 PLAIN = (
     "llama-llama3-rope",
@@ -28,6 +28,11 @@ PLAIN = (
     "phi3-longrope-within-the-original-context",
     "granite-biases-tied",
     "gpt-oss-yarn",
+    "glm4-yarn",
+    "cohere-norms-of-heads",
+    "cohere2-named-layers",
+    "starcoder2",
+    "stablelm-parallel-norms-of-heads",
 )
 TOKEN_IDS = torch.randint(300, (24,), generator=torch.Generator().manual_seed(5))
 
