@@ -7,16 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.models.family import MROPE_KEYS, NO_HEADS, Family, Norms, WindowRule
-from engine.models.mixture_families import (
-    GPT_OSS,
-    GRANITE_MOE,
-    GRANITE_MOE_HYBRID,
-    GRANITE_MOE_SHARED,
-    MIXTRAL,
-    QWEN2_MOE,
-    QWEN3_MOE,
-    QWEN3_VL_MOE,
-)
+from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -141,7 +132,7 @@ SMOLLM3 = replace(
     LLAMA,
     model_type="smollm3", architecture="SmolLM3ForCausalLM",
     window=WindowRule(flag="use_sliding_window", typed=True, bound="unturned"),
-    unturned="no_rope_layers",
+    unturned="no_rope_layers", ignored=frozenset({"max_window_layers"}),
     defaults={
         "num_key_value_heads": 4, "head_dim": None, "sliding_window": None,
         "use_sliding_window": False, "no_rope_layer_interval": 4, "rope_theta": 2_000_000.0,
@@ -196,9 +187,7 @@ FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
-        MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS,
-        GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
-        GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_MOE_HYBRID,
-        QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE,
+        *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
+        QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
     )
 }  # fmt: skip

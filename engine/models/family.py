@@ -81,12 +81,6 @@ class MlpRule:
     """Of an expert that all tokens share: it is weighed by the sigmoid of this linear."""
 
 
-QWEN_SHARED = MlpRule(
-    size_key="shared_expert_intermediate_size", block="mlp.shared_expert.",
-    gate="mlp.shared_expert_gate",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureRule:
     """Experts in place of the MLP."""

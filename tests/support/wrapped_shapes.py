@@ -100,17 +100,6 @@ WRAPPED = {
             rope={"rope_type": "default", **_INTERLEAVED},
         ),
     ),
-    "qwen3-vl-moe": Wrapped(
-        model_type="qwen3_vl_moe", vision=_QWEN_TOWER,
-        shape=Shape(family="qwen3_vl_moe_text", head_dim=16, rope=_INTERLEAVED),
-    ),
-    "qwen3-vl-moe-some-layers-dense": Wrapped(
-        model_type="qwen3_vl_moe", vision=_QWEN_TOWER,
-        shape=Shape(
-            family="qwen3_vl_moe_text", head_dim=16, layers=3, bias=True, tied=True,
-            rope=_INTERLEAVED, num_experts=5, experts_per_token=3, extra={"mlp_only_layers": [1]},
-        ),
-    ),
 }  # fmt: skip
 ALL = [*SHAPES, *WRAPPED]
 
