@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 from support.family_shapes import FULL, GROWTH, SHAPES, SLIDE, YARN, YARN_16
 
@@ -101,7 +102,18 @@ WRAPPED = {
         ),
     ),
 }  # fmt: skip
-ALL = [*SHAPES, *WRAPPED]
+_LATER = {
+    "gemma-legacy-activation-bias", "olmo3-named-layers-legacy-rope", "exaone4-all-layers-turn",
+    "smollm3-named-layers-windows-bias", "seed-oss-output-bias-tied", "ministral-named-layers",
+    "ministral3-window-tied", "granite-moe-stacked-bias", "granite-moe-shared-none",
+    "mistral3-of-ministral3", "qwen2-vl", "qwen2-vl-window-tied", "qwen2.5-vl-yarn-named-layers",
+    "qwen3-vl-legacy-rope-tied-bias",
+}  # fmt: skip
+"""Like another in most: for the long tests."""
+ALL = [
+    pytest.param(name, marks=pytest.mark.long if name in _LATER else ())
+    for name in (*SHAPES, *WRAPPED)
+]
 
 
 def write_shape(path: Path, name: str) -> Shape:
