@@ -103,7 +103,6 @@ GEMMA = Family(
     model_type="gemma", architecture="GemmaForCausalLM",
     qkv_bias="attention_bias", output_bias="attention_bias", norms=Norms(plus_one=True),
     embedding_sqrt=True, activation_aliases={"gelu": "gelu_pytorch_tanh"},
-    fixed={"use_bidirectional_attention": False},
     ignored=frozenset({"hidden_activation"}),
     defaults={
         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
@@ -153,7 +152,8 @@ MINISTRAL = replace(
 MINISTRAL3 = replace(
     MISTRAL,
     model_type="ministral3", architecture="Ministral3ForCausalLM",
-    query_growth=True, rope_ignored=frozenset({"llama_4_scaling_beta", "max_position_embeddings"}),
+    options=frozenset({"llama_4_scaling_beta"}),
+    rope_ignored=frozenset({"llama_4_scaling_beta", "max_position_embeddings"}),
     ignored=frozenset({"layer_types"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, "rms_norm_eps": 1e-5,

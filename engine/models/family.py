@@ -158,8 +158,6 @@ class Family:
     activation_aliases: Mapping[str, str] = field(default_factory=dict)
     rope_ignored: frozenset[str] = frozenset()
     """Keys of the rope that change nothing for text."""
-    query_growth: bool = False
-    """Queries grow with their position, by `llama_4_scaling_beta` of the rope (Ministral 3)."""
     stateless: bool = False
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
 

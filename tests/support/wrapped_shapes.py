@@ -62,7 +62,7 @@ WRAPPED = {
     "mistral3-of-ministral3": Wrapped(
         model_type="mistral3", vision=_PIXTRAL,
         shape=Shape(
-            family="ministral3", head_dim=16, tied=True, context=64, rope=GROWTH | YARN_16
+            family="ministral3", head_dim=16, tied=True, context=256, rope=GROWTH | YARN_16
         ),
     ),
     "qwen2-vl": Wrapped(
