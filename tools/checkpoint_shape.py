@@ -77,6 +77,8 @@ class Shape:
         for key in _BIASES:
             if key in family.keys:
                 config[key] = self.bias
+        if family.stateless:
+            config["layer_types"] = ["attention"] * self.layers
         config |= self._window(family) | self._mixture(family) | self._rope(family)
         return config | dict(self.extra)
 

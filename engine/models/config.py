@@ -180,8 +180,8 @@ def _text(fields: Fields, wrapper: Wrapper) -> Fields:
     named = text.get("model_type") in (None, wrapper.model_type)  # as transformers 4 saved some
     text = inherit(fields.raw, text) | ({"model_type": wrapper.text} if named else {})
     text.pop("architectures", None)  # that of the whole
-    if fields.flag("tie_word_embeddings", False):
-        text["tie_word_embeddings"] = True
+    both = ("tie_word_embeddings", "quantization_config")
+    text |= {key: fields.get(key) for key in both if fields.get(key)}
     return Fields(fields.file, text, prefix="" if flat else "text_config.")
 
 

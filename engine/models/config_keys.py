@@ -34,7 +34,7 @@ IGNORED = frozenset(_WRITTEN.split())
 def refuse_unknown(fields: Fields, family: Family) -> None:
     refuse_keys(fields, COMMON | IGNORED | family.keys | family.ignored, family)
     for key, value in family.fixed.items():
-        if (got := fields.get(key, value)) not in (value, None):
+        if (got := fields.get(key, value)) != value:
             raise fields.error(key, f"= {got!r} is not supported; {value!r} is")
     if fields.get("pretraining_tp") not in (None, 1):
         raise fields.error("pretraining_tp", "other than 1 is not supported")

@@ -7,17 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.models.family import MROPE_KEYS, NO_HEADS, Family, MlpRule, Norms, WindowRule
-from engine.models.layer_norm_families import COHERE, COHERE2, PHIMOE, STABLELM, STARCODER2
-from engine.models.mixture_families import (
-    GPT_OSS,
-    GRANITE_MOE,
-    GRANITE_MOE_HYBRID,
-    GRANITE_MOE_SHARED,
-    MIXTRAL,
-    QWEN2_MOE,
-    QWEN3_MOE,
-    QWEN3_VL_MOE,
-)
+from engine.models.layer_norm_families import LAYER_NORMED
+from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -113,7 +104,6 @@ GEMMA = Family(
     model_type="gemma", architecture="GemmaForCausalLM",
     qkv_bias="attention_bias", output_bias="attention_bias", norms=Norms(plus_one=True),
     embedding_sqrt=True, activation_aliases={"gelu": "gelu_pytorch_tanh"},
-    fixed={"use_bidirectional_attention": False},
     ignored=frozenset({"hidden_activation"}),
     defaults={
         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
@@ -142,7 +132,7 @@ SMOLLM3 = replace(
     LLAMA,
     model_type="smollm3", architecture="SmolLM3ForCausalLM",
     window=WindowRule(flag="use_sliding_window", typed=True, bound="unturned"),
-    unturned="no_rope_layers",
+    unturned="no_rope_layers", ignored=frozenset({"max_window_layers"}),
     defaults={
         "num_key_value_heads": 4, "head_dim": None, "sliding_window": None,
         "use_sliding_window": False, "no_rope_layer_interval": 4, "rope_theta": 2_000_000.0,
@@ -163,7 +153,8 @@ MINISTRAL = replace(
 MINISTRAL3 = replace(
     MISTRAL,
     model_type="ministral3", architecture="Ministral3ForCausalLM",
-    query_growth=True, rope_ignored=frozenset({"llama_4_scaling_beta", "max_position_embeddings"}),
+    options=frozenset({"llama_4_scaling_beta"}),
+    rope_ignored=frozenset({"llama_4_scaling_beta", "max_position_embeddings"}),
     ignored=frozenset({"layer_types"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, "rms_norm_eps": 1e-5,
@@ -215,10 +206,8 @@ FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
-        MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS,
-        GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
-        GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_MOE_HYBRID,
-        QWEN2_VL, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE,
-        GLM, GLM4, COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE,
+        *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
+        QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
+        GLM, GLM4, *LAYER_NORMED,
     )
 }  # fmt: skip

@@ -92,12 +92,6 @@ class MlpRule:
     """Of an expert that all tokens share: it is weighed by the sigmoid of this linear."""
 
 
-QWEN_SHARED = MlpRule(
-    size_key="shared_expert_intermediate_size", block="mlp.shared_expert.",
-    gate="mlp.shared_expert_gate",
-)  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixtureRule:
     """Experts in place of the MLP."""
@@ -177,8 +171,6 @@ class Family:
     activation_aliases: Mapping[str, str] = field(default_factory=dict)
     rope_ignored: frozenset[str] = frozenset()
     """Keys of the rope that change nothing for text."""
-    query_growth: bool = False
-    """Queries grow with their position, by `llama_4_scaling_beta` of the rope (Ministral 3)."""
     stateless: bool = False
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
     interleaved_rope: bool = False

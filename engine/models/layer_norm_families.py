@@ -66,3 +66,5 @@ PHIMOE = Family(
         "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0,
     },
 )  # fmt: skip
+
+LAYER_NORMED = (COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE)

@@ -64,8 +64,7 @@ def _refuse_states(fields: Fields, *, num_layers: int) -> None:
     named = fields.get("layer_types") or ["mamba"] * num_layers
     if not isinstance(named, list) or len(named) != num_layers:
         raise fields.error("layer_types", f"must name {num_layers} layers")
-    kinds = {str(kind) for kind in named} - {"attention", "full_attention"}
-    if kinds:
+    if kinds := {str(kind) for kind in named} - {"attention", "full_attention"}:
         problem = f"has {', '.join(sorted(kinds))}: layers that keep a state are not supported"
         raise fields.error("layer_types", problem)
 
@@ -81,8 +80,8 @@ def _unturned(fields: Fields, family: Family, *, num_layers: int) -> set[int]:
     if turned is None:
         every = fields.size("no_rope_layer_interval")
         return {layer for layer in everyone if (layer + 1) % every == 0}
-    if not isinstance(turned, list) or len(turned) < num_layers or not set(turned) <= {0, 1}:
-        raise fields.error("no_rope_layers", f"must be {num_layers} of 0 (no rope) and 1")
+    if not isinstance(turned, list) or len(turned) < num_layers:
+        raise fields.error("no_rope_layers", f"must be {num_layers} of 1 (rope) and 0")
     return {layer for layer in everyone if not turned[layer]}
 
 
@@ -129,7 +128,7 @@ def _kinds(
     on = on and fields.get("sliding_window") is not None
     named = fields.get("layer_types") if rule is not None and rule.typed else None
     if isinstance(named, list):
-        named = ["full_attention" if kind == "attention" else kind for kind in named]
+        named = ["full_attention" if kind == "attention" else str(kind) for kind in named]
     if named is not None:
         allowed = set(KINDS) if on else {"full_attention"}
         if not isinstance(named, list) or len(named) != num_layers or not set(named) <= allowed:

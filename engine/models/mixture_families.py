@@ -3,15 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.family import (
-    MROPE_KEYS,
-    NO_HEADS,
-    QWEN_SHARED,
-    Family,
-    MixtureRule,
-    MlpRule,
-    WindowRule,
-)
+from engine.models.family import NO_HEADS, Family, MixtureRule, MlpRule, WindowRule
 
 _STEPPED: Mapping[str, object] = {
     "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False,
@@ -36,7 +28,10 @@ QWEN2_MOE = Family(
     window=WindowRule(flag="use_sliding_window", typed=True, full_every=2, bound="below"),
     mixture=MixtureRule(
         size_key="moe_intermediate_size", renormalise="norm_topk_prob", stepped=True,
-        shared=QWEN_SHARED,
+        shared=MlpRule(
+            size_key="shared_expert_intermediate_size", block="mlp.shared_expert.",
+            gate="mlp.shared_expert_gate",
+        ),
     ),
     defaults={
         **_STEPPED, "num_key_value_heads": 16, "head_dim": None, "qkv_bias": True,
@@ -114,18 +109,6 @@ GRANITE_MOE_HYBRID = replace(
     | {"time_step_limit"},
     defaults={**GRANITE_MOE.defaults, "shared_intermediate_size": 1024},
 )  # fmt: skip
-QWEN3_VL_MOE = replace(
-    QWEN3_MOE,
-    model_type="qwen3_vl_moe_text", architecture="Qwen3VLMoeForConditionalGeneration",
-    window=None,
-    mixture=MixtureRule(
-        size_key="moe_intermediate_size", renormalise="always", stepped=True,
-        forms=("stacked",), transposed=True,
-    ),
-    rope_aliases={"mrope": "default"}, rope_ignored=MROPE_KEYS,
-    defaults={
-        "num_key_value_heads": 16, "head_dim": None, "num_experts": 60, "num_experts_per_tok": 4,
-        "moe_intermediate_size": 1408, "decoder_sparse_step": 1, "mlp_only_layers": (),
-        "rope_theta": 500_000.0, "tie_word_embeddings": False,
-    },
+MIXTURES = (
+    MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS, GRANITE_MOE, GRANITE_MOE_SHARED, GRANITE_MOE_HYBRID,
 )  # fmt: skip

@@ -41,10 +41,9 @@ def read_ropes(fields: Fields, family: Family, *, head_dim: int) -> Mapping[Laye
 
 
 def read_query_growth(fields: Fields, family: Family) -> QueryGrowth | None:
-    if not family.query_growth:
-        return None
+    key = "llama_4_scaling_beta"
     rope = Fields(fields.file, _flat(fields))
-    beta = rope.optional_number("llama_4_scaling_beta")
+    beta = rope.optional_number(key) if key in family.options else None
     if not beta:
         return None
     return QueryGrowth(beta=beta, step_tokens=rope.size("original_max_position_embeddings"))

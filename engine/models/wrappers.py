@@ -33,7 +33,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
             )
             for model_type, name in (
                 ("qwen2_vl", "Qwen2VL"), ("qwen2_5_vl", "Qwen2_5_VL"),
-                ("qwen3_vl", "Qwen3VL"), ("qwen3_vl_moe", "Qwen3VLMoe"),
+                ("qwen3_vl", "Qwen3VL"),
             )
         ),
     )

@@ -11,13 +11,19 @@ import torch
 from support.family_shapes import SHAPES
 from support.forwards import pool_for, split_logits
 from support.reference import reference
+from support.wrapped_shapes import write_shape
 from torch import Tensor
 
 from engine.checkpoint.load import load_model
-from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4
-FUSED = ("mixtral", "qwen2-moe-some-layers-dense", "qwen3-moe", "phimoe")
+FUSED = (
+    "mixtral",
+    "qwen2-moe-some-layers-dense",
+    "qwen3-moe",
+    "granite-moe-shared",
+    "phimoe",
+)
 """Families whose experts transformers 5 fuses in memory, and saves so when asked to."""
 PLAIN = (
     "llama-llama3-rope",
@@ -28,12 +34,33 @@ PLAIN = (
     "phi3-longrope-within-the-original-context",
     "granite-biases-tied",
     "gpt-oss-yarn",
-    "glm4-yarn",
-    "cohere-norms-of-heads",
+    "granite-4",
+    "exaone4",
+    "smollm3",
+    "ministral3",
     "cohere2-named-layers",
     "starcoder2",
     "stablelm-parallel-norms-of-heads",
 )
+WRAPPING = ("mistral3", "qwen2.5-vl")
+"""Their published names differ from those of transformers 5."""
+LATER = [
+    pytest.param(name, marks=pytest.mark.long)
+    for name in (
+        "granite-moe",
+        "granite-4-experts-no-rope",
+        "qwen2.5-vl-yarn-named-layers",
+        "qwen3-vl",
+        "gemma-legacy-activation-bias",
+        "olmo3-named-layers-legacy-rope",
+        "seed-oss",
+        "ministral",
+        "qwen2-vl",
+        "mistral3-of-ministral3",
+        "glm4-yarn",
+        "cohere-norms-of-heads",
+    )
+]
 TOKEN_IDS = torch.randint(300, (24,), generator=torch.Generator().manual_seed(5))
 
 
@@ -47,17 +74,17 @@ def error(path: Path, hf: Any) -> float:
     return float((got_TV - expected_TV).abs().max() / expected_TV.abs().max())
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *FUSED])
+@pytest.mark.parametrize("name", [*PLAIN, *FUSED, *WRAPPING, *LATER])
 def test_a_model_saved_in_the_published_form_is_read(tmp_path: Path, name: str) -> None:
-    make_checkpoint(tmp_path / "made", SHAPES[name])
+    write_shape(tmp_path / "made", name)
     hf = reference(tmp_path / "made")
     hf.save_pretrained(tmp_path / "saved")
     assert error(tmp_path / "saved", hf) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_a_model_saved_with_fused_experts_is_read(tmp_path: Path, name: str) -> None:
-    make_checkpoint(tmp_path / "made", SHAPES[name])
+@pytest.mark.parametrize("name", [*FUSED, *WRAPPING, *LATER[:4]])
+def test_a_model_saved_in_the_form_of_transformers_5_is_read(tmp_path: Path, name: str) -> None:
+    write_shape(tmp_path / "made", name)
     hf = reference(tmp_path / "made")
     hf.save_pretrained(tmp_path / "saved", save_original_format=False)
     assert error(tmp_path / "saved", hf) < TOLERANCE

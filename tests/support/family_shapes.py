@@ -37,7 +37,7 @@ SMALL_CAPS = {
 }
 """So small that every score and every logit bends."""
 GROWTH = {"llama_4_scaling_beta": 0.5}
-YARN_16 = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+YARN_16 = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 16}
 SLIDE, FULL = "sliding_attention", "full_attention"
 SHAPES = {
     "llama": Shape(),
@@ -173,7 +173,7 @@ SHAPES = {
         family="ministral", layers=3, head_dim=32, window=20,
         extra={"layer_types": [SLIDE, FULL, SLIDE]},
     ),
-    "ministral3": Shape(family="ministral3", head_dim=32, context=64, rope=GROWTH | YARN_16),
+    "ministral3": Shape(family="ministral3", head_dim=32, context=256, rope=GROWTH | YARN_16),
     "ministral3-window-tied": Shape(
         family="ministral3", head_dim=16, window=20, tied=True, rope=GROWTH | {
             "rope_type": "default", "original_max_position_embeddings": 8,

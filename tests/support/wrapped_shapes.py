@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 from support.family_shapes import FULL, GROWTH, SHAPES, SLIDE, YARN, YARN_16
 
@@ -61,7 +62,7 @@ WRAPPED = {
     "mistral3-of-ministral3": Wrapped(
         model_type="mistral3", vision=_PIXTRAL,
         shape=Shape(
-            family="ministral3", head_dim=16, tied=True, context=64, rope=GROWTH | YARN_16
+            family="ministral3", head_dim=16, tied=True, context=256, rope=GROWTH | YARN_16
         ),
     ),
     "qwen2-vl": Wrapped(
@@ -100,19 +101,21 @@ WRAPPED = {
             rope={"rope_type": "default", **_INTERLEAVED},
         ),
     ),
-    "qwen3-vl-moe": Wrapped(
-        model_type="qwen3_vl_moe", vision=_QWEN_TOWER,
-        shape=Shape(family="qwen3_vl_moe_text", head_dim=16, rope=_INTERLEAVED),
-    ),
-    "qwen3-vl-moe-some-layers-dense": Wrapped(
-        model_type="qwen3_vl_moe", vision=_QWEN_TOWER,
-        shape=Shape(
-            family="qwen3_vl_moe_text", head_dim=16, layers=3, bias=True, tied=True,
-            rope=_INTERLEAVED, num_experts=5, experts_per_token=3, extra={"mlp_only_layers": [1]},
-        ),
-    ),
 }  # fmt: skip
-ALL = [*SHAPES, *WRAPPED]
+_LATER = {
+    "gemma-legacy-activation-bias", "olmo3-named-layers-legacy-rope", "exaone4-all-layers-turn",
+    "smollm3-named-layers-windows-bias", "seed-oss-output-bias-tied", "ministral-named-layers",
+    "ministral3-window-tied", "granite-moe-stacked-bias", "granite-moe-shared-none",
+    "mistral3-of-ministral3", "qwen2-vl", "qwen2-vl-window-tied", "qwen2.5-vl-yarn-named-layers",
+    "qwen3-vl-legacy-rope-tied-bias",
+    "glm", "glm-share-of-the-rope", "glm4-yarn", "cohere", "cohere2", "starcoder2-window-no-bias",
+    "stablelm", "phimoe-long-window-stacked",
+}  # fmt: skip
+"""Like another in most: for the long tests."""
+ALL = [
+    pytest.param(name, marks=pytest.mark.long if name in _LATER else ())
+    for name in (*SHAPES, *WRAPPED)
+]
 
 
 def write_shape(path: Path, name: str) -> Shape:
