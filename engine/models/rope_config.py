@@ -63,7 +63,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
     theta = rope.optional_number("rope_theta") or fields.number("rope_theta", 10_000.0)
     name = rope.get("rope_type") or rope.get("type") or "default"
     kind = cast(RopeKind, family.rope_aliases.get(str(name), name))
-    _refuse_unknown(rope, kind, family.rope_ignored | (_MSCALES if family.rope_mscales else set()))
+    _refuse_unknown(rope, kind, family.rope_ignored)
     base = Rope(kind=kind, theta=theta, share=_share(fields, rope, family, head_dim=head_dim))
     if kind == "default":
         return base
@@ -77,10 +77,6 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
     if factor is None or factor <= 0:
         raise rope.error("factor", "of the rope must be a positive number")
     base = replace(base, factor=factor, original_max_tokens=original)
-    if family.rope_mscales:
-        mscale = rope.number("long_mscale" if max_tokens > original else "short_mscale")
-        rope = Fields(fields.file, raw | {"attention_factor": mscale})
-        base = replace(base, attention_factor=mscale)
     match kind:
         case "linear":
             return base
@@ -93,7 +89,6 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
             return _longrope(rope, base, max_tokens=max_tokens, head_dim=head_dim)
 
 
-_MSCALES = {"short_mscale", "long_mscale"}
 _ROPE_KEYS: dict[RopeKind, set[str]] = {
     "default": set(),
     "linear": {"factor"},
@@ -101,7 +96,7 @@ _ROPE_KEYS: dict[RopeKind, set[str]] = {
     "yarn": {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast"}
     | {"beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"factor", "original_max_position_embeddings", "attention_factor"}
-    | {"short_factor", "long_factor"},
+    | {"short_factor", "long_factor", "short_mscale", "long_mscale"},
 }
 
 
@@ -148,10 +143,12 @@ def _longrope(rope: Fields, base: Rope, *, max_tokens: int, head_dim: int) -> Ro
     num_pairs = rotary_dim(base, head_dim=head_dim) // 2
     factors = {key: _factors(rope, key, num_pairs) for key in ("short_factor", "long_factor")}
     original = base.original_max_tokens
+    reach = "long" if max_tokens > original else "short"
     implied = longrope_attention_factor(base.factor, original_max_tokens=original)
+    implied = rope.number(f"{reach}_mscale", implied)
     return replace(
         base,
-        dim_factors=factors["long_factor" if max_tokens > original else "short_factor"],
+        dim_factors=factors[f"{reach}_factor"],
         attention_factor=rope.number("attention_factor", implied),
     )
 
