@@ -22,7 +22,7 @@ from protocol.process.environment import PREFIX
 from protocol.process.settings import CommandSettings, load, read_file, redis_url
 from router.settings import RouterSettings
 
-ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})
+ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "parent_pid"})
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
 
@@ -53,6 +53,12 @@ class UpSettings(CommandSettings):
     """KV pool of each worker in blocks. 0: the workers size it by the memory there is."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the first worker's `/metrics`, the next one's is one higher, and so on; in the order
+    in which they are shown. 0: any free ones. The router's are on the port of its API."""
+    hung_s: float = Field(default=30.0, ge=0)
+    """A process that lives and has answered no probe for this long is killed and started again.
+    Far above any pause of a busy machine. 0: never."""
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
 

@@ -12,6 +12,8 @@ NOT_PURE = (
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
+    "unit/controlplane/local/test_ports.py",
+    "unit/controlplane/local/test_watch.py",
     "unit/kvtransfer/sink/test_events.py",
     "unit/kvtransfer/sink/test_sink*.py",
     "unit/kvtransfer/source/test_sinks.py",

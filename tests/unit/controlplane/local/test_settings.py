@@ -59,7 +59,7 @@ def test_the_defaults_are_one_worker_of_each_role_in_bfloat16_on_loopback(checkp
     assert (settings.host, settings.port, settings.redis) == ("127.0.0.1", 8000, "")
 
 
-@pytest.mark.parametrize("flag", ["--no-such-thing", "--worker", "--metrics-port"])
+@pytest.mark.parametrize("flag", ["--no-such-thing", "--worker"])
 def test_a_flag_nobody_knows_is_refused_by_name(checkpoint: str, flag: str) -> None:
     with pytest.raises(SettingsError, match=f"unknown setting: {flag}"):
         load_up(["--model", checkpoint, flag, "1"])
