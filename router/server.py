@@ -16,6 +16,7 @@ from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.metrics import RouterMetrics
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store import Store
@@ -54,6 +55,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     StoreError when Redis cannot be reached at the start; later that is no error."""
     bound = bound_connections(settings.max_connections)
     with listen(settings) as listener:
+        folder = await load(partial(resolve_model, settings.model, weights=False), stop)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
         max_model_len = settings.max_model_len
         tokenizer = await load(
             partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop

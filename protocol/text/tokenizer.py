@@ -19,6 +19,7 @@ from protocol.messages import Sampling
 from protocol.text.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
 from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
+from protocol.text.model_files import check_readable, missing
 from protocol.text.stop import StopMatcher
 from protocol.text.template_files import special_tokens, token_text
 from protocol.text.text_bounds import TextTooLong, longest_token
@@ -185,13 +186,14 @@ class TextState:
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
+        raise missing(path)
     try:
         text, num_late = LATE_END.subn(r'\1"(?<!\\\\s)\\\\s+$"', path.read_text(encoding="utf-8"))
         if num_late:
             return tokenizers.Tokenizer.from_str(text)
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
+        check_readable(path)
         raise CheckpointError(f"{path}: {error}") from error
 
 

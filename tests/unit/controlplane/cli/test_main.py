@@ -26,7 +26,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["fly"], "unknown command: fly"),
         (["up", "--no-such", "1"], "unknown setting: --no-such"),
-        (["up", "--model", "/nowhere"], "no checkpoint at '/nowhere'"),
+        (["up", "--model", "/nowhere"], "/nowhere: no such folder"),
         (["status", "--url", "ftp://x"], "url: 'ftp://x'"),
         (["status", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
         (["chat", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
