@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from protocol.channel.link import WorkerLink
+from protocol.channel.names import Names
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.process.machine import raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
@@ -53,7 +55,8 @@ def listen(settings: RouterSettings) -> socket.socket:
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
-    bound = bound_connections(settings.max_connections)
+    descriptors = raise_descriptor_limit()
+    bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
         folder = await load(partial(resolve_model, settings.model, weights=False), stop)
         settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
@@ -67,8 +70,9 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             defaults = _sampling_defaults(settings)
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
-            where = {"host": host, "port": port, "max_connections": bound}
-            log.info("listening", extra=where | {"model": settings.api_name})
+            limits = {"max_connections": bound, "descriptors": descriptors}
+            where = {"host": host, "port": port, "model": settings.api_name}
+            log.info("listening", extra=where | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
             server = _http_server(settings, parts.runtime, max_connections=bound)
@@ -100,8 +104,10 @@ def _build(
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
+    names = Names()
+
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router)
+        return WorkerLink(address=registration.address, router=router, names=names)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)
@@ -122,7 +128,7 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    is_local, names = is_loopback(settings.host), split_keys(settings.hosts.lower())
+    is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     runtime = Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
@@ -130,7 +136,7 @@ def _build(
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
-        local_names=frozenset(names) if is_local and not settings.api_keys else None,
+        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
         is_open_to_network=not is_local and not settings.api_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
