@@ -5,13 +5,13 @@ refused by name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
 from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
 from engine.models.families import FAMILIES
-from engine.models.family import BiasRule, Family, Wrapper
+from engine.models.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
 from engine.models.rope import QueryGrowth, Rope
@@ -64,6 +64,9 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    head_bias: bool
+    qk_norm: QkNorm
+    parallel: bool
     tied_embeddings: bool
     wrapped: bool = field(compare=False)
     """The text of a multimodal model, whose other tensors may lie beside."""
@@ -75,6 +78,12 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         return len(self.layers)
+
+    @property
+    def norms(self) -> Norms:
+        """Those of its layers: where MLP and attention share one, there is none before the MLP."""
+        norms = self.family.norms
+        return replace(norms, before_mlp=None) if self.parallel else norms
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -130,7 +139,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         max_context_tokens=fields.size("max_position_embeddings"),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        norm_eps=fields.number(family.norms.eps_key, 1e-6),
         layers=read_layers(fields, family, head_dim=head_dim),
         mixture=read_mixture(fields, family.mixture),
         activation=_activation(fields, family),
@@ -142,10 +151,13 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         if family.embedding_sqrt
         else _scale(fields, family, "embedding_multiplier"),
         residual_scale=_scale(fields, family, "residual_multiplier"),
-        logits_divisor=_divisor(fields, family, "logits_scaling"),
-        qkv_bias=_bias(fields, family.qkv_bias),
-        output_bias=_bias(fields, family.output_bias),
-        mlp_bias=_bias(fields, family.mlp_bias),
+        logits_divisor=_divisor(fields, family),
+        qkv_bias=_flag(fields, family.qkv_bias),
+        output_bias=_flag(fields, family.output_bias),
+        mlp_bias=_flag(fields, family.mlp_bias),
+        head_bias=_flag(fields, family.head_bias),
+        qk_norm=_qk_norm(fields, family),
+        parallel=_flag(fields, family.parallel),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
         wrapped=wrapper is not None,
         source=config.text,
@@ -183,7 +195,7 @@ def _family(fields: Fields) -> Family:
     return family
 
 
-def _bias(fields: Fields, rule: BiasRule) -> bool:
+def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
     return rule == "always" or (rule != "never" and fields.flag(rule, False))
 
 
@@ -211,11 +223,18 @@ def _scale(fields: Fields, family: Family, key: str) -> float:
     return 1.0 if value is None else value
 
 
-def _divisor(fields: Fields, family: Family, key: str) -> float:
+def _divisor(fields: Fields, family: Family) -> float:
+    """Of logits: Granite's `logits_scaling`; Cohere's `logit_scale` multiplies them."""
+    key = "logit_scale" if "logit_scale" in family.options else "logits_scaling"
     value = _scale(fields, family, key)
     if value <= 0:
         raise fields.error(key, f"must be positive, is {value!r}")
-    return value
+    return 1 / value if key == "logit_scale" else value
+
+
+def _qk_norm(fields: Fields, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or fields.flag(key, False) else "none"
 
 
 def _check_eos(path: Path, fields: Fields) -> None:

@@ -6,7 +6,8 @@ Defaults are transformers' meaning of absent keys.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.family import MROPE_KEYS, NO_HEADS, Family, Norms, WindowRule
+from engine.models.family import MROPE_KEYS, NO_HEADS, Family, MlpRule, Norms, WindowRule
+from engine.models.layer_norm_families import COHERE, COHERE2, PHIMOE, STABLELM, STARCODER2
 from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
 
@@ -73,7 +74,7 @@ GEMMA3 = Family(
 )  # fmt: skip
 PHI3 = Family(
     model_type="phi3", architecture="Phi3ForCausalLM",
-    fused=True,
+    fused=True, mlp=MlpRule(gate_up=("gate_up_proj",)),
     window=WindowRule(),
     partial_rotary=True, rope_aliases={"su": "longrope", "yarn": "longrope"},
     fixed={"full_attn_mod": 1, "interpolate_factor": 1},
@@ -182,6 +183,24 @@ QWEN3_VL = replace(
     window=None, rope_aliases={"mrope": "default"}, rope_ignored=MROPE_KEYS,
     defaults={"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 500_000.0},
 )  # fmt: skip
+GLM = Family(
+    model_type="glm", architecture="GlmForCausalLM",
+    qkv_bias="attention_bias",
+    mlp=MlpRule(gate_up=("gate_up_proj",)),
+    partial_rotary=True, interleaved_rope=True,
+    defaults={
+        "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-7,
+    },
+)  # fmt: skip
+GLM4 = replace(
+    GLM,
+    model_type="glm4", architecture="Glm4ForCausalLM",
+    norms=Norms(
+        after_attention="post_self_attn_layernorm", before_mlp="post_attention_layernorm",
+        after_mlp="post_mlp_layernorm",
+    ),
+)  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
@@ -189,5 +208,6 @@ FAMILIES: Mapping[str, Family] = {
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
         *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
         QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
+        GLM, GLM4, COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE,
     )
 }  # fmt: skip

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.models.route import Softmax
 from engine.ops.contract import Activation
 
 BiasRule = Literal[
-    "never", "always", "attention_bias", "attention_out_bias", "qkv_bias", "mlp_bias"
-]
-"""The last four: as that key of config.json says."""
-QkNorm = Literal["none", "head", "full"]
-"""RMS norm of q and k before the rotation: each head alone, or all heads as one row."""
+    "never", "always", "attention_bias", "attention_out_bias", "qkv_bias", "mlp_bias",
+    "use_bias", "use_qkv_bias", "lm_head_bias",
+]  # fmt: skip
+"""All but the first two: as that key of config.json says."""
+ParallelRule = Literal["never", "always", "use_parallel_residual"]
+"""MLP and attention take the same norm's answer, and the residual both of theirs; the last: where
+that key is true."""
+QkNorm = Literal["none", "head", "full", "layer", "layers"]
+"""RMS norm of q and k before the rotation: each head alone, or all heads as one row. Layer norms
+of each head with a weight of its own: one tensor (Cohere), or one for each head (StableLM)."""
 
 ExpertForm = Literal["each", "stacked", "mxfp4", "granite"]
 """How experts lie in a checkpoint: a tensor per expert and linear, as most are published; all
@@ -43,6 +49,10 @@ class Norms:
     after_mlp: str | None = None
     plus_one: bool = False
     """The stored weight is that of the norm less one, q's and k's norms included (Gemma)."""
+    centred: bool = False
+    """Layer norms, not RMS norms."""
+    bias: bool = False
+    eps_key: Literal["rms_norm_eps", "layer_norm_eps", "norm_epsilon"] = "rms_norm_eps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +85,8 @@ class MlpRule:
     size_key: str = "intermediate_size"
     block: str = "mlp."
     gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
-    """One name: gate, then up, are one tensor."""
+    """One name: gate, then up, are one tensor, or of an MLP without a gate up alone."""
+    gated: bool = True
     down: str = "down_proj"
     gate: str | None = None
     """Of an expert that all tokens share: it is weighed by the sigmoid of this linear."""
@@ -89,8 +100,7 @@ class MixtureRule:
     """Features of one expert."""
     count_key: str = "num_experts"
     """How many there are; transformers 5 writes and reads either name for some families."""
-    softmax: Literal["before", "after"] = "before"
-    """Router: softmax over all experts and then the best, or over the best only."""
+    softmax: Softmax = "before"
     renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
     shared: MlpRule | None = None
     """An expert for every token; one of size 0 is not there."""
@@ -102,6 +112,8 @@ class MixtureRule:
     stacked_block: str = "mlp."
     """Where they are in the forms "stacked" and "mxfp4"."""
     router: str = "gate"
+    stacked_router: str | None = None
+    """Its name in the form "stacked", where it is another."""
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
@@ -115,6 +127,7 @@ class MixtureRule:
     @property
     def keys(self) -> frozenset[str]:
         names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names |= {"router_jitter_noise"} if self.softmax == "sparsemixer" else set()
         names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
         names |= {self.shared.size_key} if self.shared else set()
         names |= {"decoder_sparse_step", "mlp_only_layers"} if self.stepped else set()
@@ -131,7 +144,7 @@ class Family:
     qk_norm: QkNorm = "none"
     norms: Norms = field(default_factory=Norms)
     fused: bool = False
-    """`qkv_proj` and `gate_up_proj` are one tensor each in the checkpoint."""
+    """q, k and v are one tensor `qkv_proj` in the checkpoint."""
     sinks: bool = False
     window: WindowRule | None = None
     mixture: MixtureRule | None = None
@@ -160,13 +173,23 @@ class Family:
     """Keys of the rope that change nothing for text."""
     stateless: bool = False
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
+    interleaved_rope: bool = False
+    """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
+    rope_mscales: bool = False
+    """`short_mscale` and `long_mscale` of a rope are its attention factors (Phi-3.5-MoE)."""
+    qk_norm_key: Literal["use_qk_norm", "qk_layernorm"] | None = None
+    """Key that must be true for `qk_norm`."""
+    parallel: ParallelRule = "never"
+    head_bias: BiasRule = "never"
 
     @property
     def keys(self) -> frozenset[str]:
         """Keys of config.json that change what this family computes."""
-        biases = {self.qkv_bias, self.output_bias, self.mlp_bias} - {"never", "always"}
+        flags = {self.qkv_bias, self.output_bias, self.mlp_bias, self.head_bias, self.parallel}
+        flags -= {"never", "always"}
         return (
-            frozenset({*biases, *self.fixed, self.activation_key})
+            frozenset({*flags, *self.fixed, self.activation_key, self.norms.eps_key})
+            | ({self.qk_norm_key} if self.qk_norm_key else set())
             | self.options
             | (self.window.keys if self.window else frozenset())
             | (self.mixture.keys if self.mixture else frozenset())

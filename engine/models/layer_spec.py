@@ -32,6 +32,8 @@ class MixtureSpec:
     """Features of one expert."""
     renormalise: bool
     """The weights of a token's experts are made to sum to one."""
+    jitter: float
+    """Of "sparsemixer"."""
     shared_size: int | None
     """Features of the expert that all tokens share; None: there is none."""
 
@@ -98,6 +100,9 @@ def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None
     num_experts, per_token = fields.size(key), fields.size("num_experts_per_tok")
     if per_token > num_experts:
         raise fields.error("num_experts_per_tok", f"is above {key}={num_experts}")
+    mixes = rule.softmax == "sparsemixer"
+    if mixes and per_token != 2:
+        raise fields.error("num_experts_per_tok", f"= {per_token} is not supported; 2 is")
     by_key = rule.renormalise == "norm_topk_prob" and fields.flag("norm_topk_prob", False)
     shared = rule.shared is not None and fields.get(rule.shared.size_key) != 0
     return MixtureSpec(
@@ -106,6 +111,7 @@ def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None
         per_token=per_token,
         size=fields.size(rule.size_key),
         renormalise=by_key or rule.renormalise == "always",
+        jitter=fields.number("router_jitter_noise") if mixes else 0.0,
         shared_size=fields.size(rule.shared.size_key) if rule.shared and shared else None,
     )
 

@@ -63,7 +63,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
     theta = rope.optional_number("rope_theta") or fields.number("rope_theta", 10_000.0)
     name = rope.get("rope_type") or rope.get("type") or "default"
     kind = cast(RopeKind, family.rope_aliases.get(str(name), name))
-    _refuse_unknown(rope, kind, family.rope_ignored)
+    _refuse_unknown(rope, kind, family.rope_ignored | (_MSCALES if family.rope_mscales else set()))
     base = Rope(kind=kind, theta=theta, share=_share(fields, rope, family, head_dim=head_dim))
     if kind == "default":
         return base
@@ -77,6 +77,10 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
     if factor is None or factor <= 0:
         raise rope.error("factor", "of the rope must be a positive number")
     base = replace(base, factor=factor, original_max_tokens=original)
+    if family.rope_mscales:
+        mscale = rope.number("long_mscale" if max_tokens > original else "short_mscale")
+        rope = Fields(fields.file, raw | {"attention_factor": mscale})
+        base = replace(base, attention_factor=mscale)
     match kind:
         case "linear":
             return base
@@ -89,6 +93,7 @@ def _read(fields: Fields, family: Family, raw: dict[str, object], *, head_dim: i
             return _longrope(rope, base, max_tokens=max_tokens, head_dim=head_dim)
 
 
+_MSCALES = {"short_mscale", "long_mscale"}
 _ROPE_KEYS: dict[RopeKind, set[str]] = {
     "default": set(),
     "linear": {"factor"},

@@ -22,6 +22,7 @@ FUSED = (
     "qwen2-moe-some-layers-dense",
     "qwen3-moe",
     "granite-moe-shared",
+    "phimoe",
 )
 """Families whose experts transformers 5 fuses in memory, and saves so when asked to."""
 PLAIN = (
@@ -37,6 +38,11 @@ PLAIN = (
     "exaone4",
     "smollm3",
     "ministral3",
+    "glm4-yarn",
+    "cohere-norms-of-heads",
+    "cohere2-named-layers",
+    "starcoder2",
+    "stablelm-parallel-norms-of-heads",
 )
 WRAPPING = ("mistral3", "qwen2.5-vl")
 """Their published names differ from those of transformers 5."""

@@ -15,11 +15,15 @@ LLAMA3 = {
 }
 PARTIAL: Mapping[str, Any] = {"partial_rotary_factor": 0.5}
 SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
+LONG = [4 * factor for factor in SHORT]
 LONGROPE: Mapping[str, Any] = {
     "rope_type": "longrope",
     "short_factor": SHORT,
-    "long_factor": [4 * factor for factor in SHORT],
+    "long_factor": LONG,
 }
+MSCALES: Mapping[str, Any] = LONGROPE | {
+    "short_mscale": 1.1, "long_mscale": 1.3, "original_max_position_embeddings": 128,
+}  # fmt: skip
 GRANITE = {
     "attention_multiplier": 0.1,
     "embedding_multiplier": 3.0,
@@ -104,6 +108,40 @@ SHAPES = {
     "gpt-oss-yarn": Shape(
         family="gpt_oss", head_dim=32, num_experts=6, experts_per_token=4, rope_theta=150_000.0,
         rope=YARN | {"truncate": False}, context=256,
+    ),
+    "glm": Shape(family="glm", bias=True, head_dim=16),
+    "glm-share-of-the-rope": Shape(
+        family="glm", head_dim=32, rope={"partial_rotary_factor": 0.25}, tied=True, kv_heads=4
+    ),
+    "glm4": Shape(family="glm4", head_dim=32, bias=True, rope=PARTIAL),
+    "glm4-yarn": Shape(
+        family="glm4", head_dim=16, kv_heads=1, context=256, rope=YARN | PARTIAL,
+        extra={"rms_norm_eps": 1e-3},
+    ),
+    "cohere": Shape(family="cohere", tied=True, rope_theta=5e5),
+    "cohere-norms-of-heads": Shape(
+        family="cohere", bias=True, hidden=128, extra={"use_qk_norm": True, "logit_scale": 0.8}
+    ),
+    "cohere2": Shape(family="cohere2", layers=5, window=9, tied=True),
+    "cohere2-named-layers": Shape(
+        family="cohere2", layers=3, window=20, bias=True, kv_heads=1,
+        extra={"layer_types": [FULL, SLIDE, FULL], "logit_scale": 0.25},
+    ),
+    "starcoder2": Shape(family="starcoder2", bias=True, tied=True),
+    "starcoder2-window-no-bias": Shape(
+        family="starcoder2", window=9, kv_heads=1, extra={"norm_epsilon": 1e-3}
+    ),
+    "stablelm": Shape(family="stablelm", hidden=128, bias=True),
+    "stablelm-parallel-norms-of-heads": Shape(
+        family="stablelm", kv_heads=4, tied=True, rope=PARTIAL,
+        extra={"use_parallel_residual": True, "qk_layernorm": True},
+    ),
+    "phimoe": Shape(family="phimoe", bias=True, num_experts=6, context=128, rope=MSCALES),
+    "phimoe-long-window-stacked": Shape(
+        # transformers takes the short factors always, and the scale of the length.
+        family="phimoe", window=20, kv_heads=4, expert_form="stacked", tied=True,
+        rope=MSCALES | {"original_max_position_embeddings": 8, "short_factor": LONG},
+        extra={"router_jitter_noise": 0.05}, seed=3,
     ),
     "gemma": Shape(family="gemma", head_dim=16, tied=True),
     "gemma-legacy-activation-bias": Shape(
