@@ -122,7 +122,9 @@ def assemble(
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
     """
-    config = read_config(settings.model, config_file)
+    config = read_config(settings.model, config_file, max_model_len=settings.max_model_len)
+    ropes = "; ".join(map(str, config.ropes))
+    log.info("context", extra={"tokens": config.max_context_tokens, "rope": ropes})
     limits = _limits(settings, config)
     if device is not None:
         _bind(device, settings)

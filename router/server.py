@@ -50,7 +50,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
-        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        max_model_len = settings.max_model_len
+        tokenizer = await load(
+            partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
+        )
         store = Store(settings.redis)
         try:
             await store.ping()

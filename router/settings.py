@@ -15,6 +15,9 @@ class RouterSettings(ProcessSettings):
     """Directory of the checkpoint: its tokenizer and chat template are read, not its weights."""
     served_name: str = ""
     """Model name in the API. Empty: the directory's name."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
+    may take fewer."""
     host: str = "127.0.0.1"
     """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
     API key is set."""

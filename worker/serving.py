@@ -78,7 +78,7 @@ def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
     CheckpointError, TransferError when memory for the pool cannot be had.
     """
     config_file = read_json_file(settings.model / "config.json")
-    tokenizer = Tokenizer.load(settings.model, config_file)
+    tokenizer = Tokenizer.load(settings.model, config_file, max_model_len=settings.max_model_len)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
     assembly = assemble(

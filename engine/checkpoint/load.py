@@ -41,5 +41,5 @@ def load_model(
     ops = ops or choose_ops(dtype=DTYPES[dtype], device=place, native=native)
     loader = Loader(config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress)
     parts = loader.parts()
-    revision = checkpoint.revision(config.source)  # of the bytes that the parts were made of
+    revision = checkpoint.revision(config.identity)  # of the bytes that the parts were made of
     return Model(replace(config, revision=revision), ops, parts)

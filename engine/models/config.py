@@ -1,7 +1,7 @@
 """What `config.json` says of a model, checked, as one frozen value.
 
-Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
-refused by name.
+Accepts transformers 4 and 5 spellings. What would change the result and is not understood is
+refused by name (`engine.models.config_keys`).
 """
 
 from collections.abc import Mapping
@@ -9,23 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
-from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
+from engine.models.config_keys import (
+    IGNORED,
+    check_architecture,
+    check_keys,
+    check_wrapper_keys,
+)
 from engine.models.families import FAMILIES
 from engine.models.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
-from engine.models.rope import QueryGrowth, Rope
-from engine.models.rope_config import read_query_growth
+from engine.models.rope import FOLLOWING, QueryGrowth, Rope
+from engine.models.rope_config import read_query_growth, unread_rope_keys
 from engine.models.wrappers import WRAPPERS
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
-from protocol.text.text_config import (
-    INHERITED,
-    JsonFile,
-    inherit,
-    read_json_file,
-    read_json_object_if_there,
-)
+from protocol.text.context import context_tokens
+from protocol.text.text_config import INHERITED, JsonFile, inherit, read_json_file, text_config
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -47,6 +47,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_context_tokens: int
+    """By `max_model_len` and the rope; ropes with short and long factors follow it."""
     norm_eps: float
     layers: tuple[LayerSpec, ...]
     mixture: MixtureSpec | None
@@ -96,6 +97,12 @@ class ModelConfig:
         return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
 
     @property
+    def identity(self) -> bytes:
+        """What KV depends on beside the weights: `source`, and what `max_model_len` chose."""
+        chosen = [(rope.theta, rope.dim_factors) for rope in self.ropes if rope.kind in FOLLOWING]
+        return self.source + (repr(chosen).encode() if chosen else b"")
+
+    @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
         return group_layers(self.windows)
 
@@ -113,16 +120,20 @@ class ModelConfig:
         return (attended,)
 
 
-def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
-    """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
-    CheckpointError naming the file and the key."""
+def read_config(
+    path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+) -> ModelConfig:
+    """The model in directory `path`, of which `config` may be given, its `config.json`, for
+    sequences of `max_model_len` tokens; None: as many as it takes. Raises CheckpointError naming
+    the file and the key, SettingsError for a length that is beyond the model."""
     config = config or read_json_file(path / "config.json")
     outer = Fields(config.file, config.value)
     wrapper = WRAPPERS.get(str(outer.get("model_type")))
     given = outer if wrapper is None else _text(outer, wrapper)
     family = _family(given)
     fields = given.with_defaults(family.defaults)
-    refuse_unknown(fields, family)
+    context = context_tokens(config.file, text_config(config.value), max_model_len)
+    check_keys(fields, family, context=context, unread=unread_rope_keys(fields, family))
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
@@ -130,7 +141,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2 or not head_dim:
         raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
-    model = ModelConfig(
+    return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -138,9 +149,9 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_context_tokens=fields.size("max_position_embeddings"),
+        max_context_tokens=context,
         norm_eps=fields.number(family.norms.eps_key, 1e-6),
-        layers=read_layers(fields, family, head_dim=head_dim),
+        layers=read_layers(fields, family, head_dim=head_dim, context=context),
         mixture=read_mixture(fields, family.mixture),
         activation=_activation(fields, family),
         attention_scale=_attention_scale(fields, family, head_dim=head_dim),
@@ -162,8 +173,6 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         wrapped=wrapper is not None,
         source=config.text,
     )
-    _check_eos(path, fields)
-    return model
 
 
 def _text(fields: Fields, wrapper: Wrapper) -> Fields:
@@ -175,19 +184,22 @@ def _text(fields: Fields, wrapper: Wrapper) -> Fields:
         text = {key: value for key, value in fields.raw.items() if key not in not_text}
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
-    if not wrapper.flat:  # else older ones repeat the text's keys
-        refuse_keys(fields, not_text | IGNORED | set(INHERITED), wrapper)
-    named = text.get("model_type") in (None, wrapper.model_type)  # as transformers 4 saved some
-    text = inherit(fields.raw, text) | ({"model_type": wrapper.text} if named else {})
+    if not flat:
+        check_wrapper_keys(fields, wrapper, known=not_text | IGNORED | set(INHERITED))
+    if text.get("model_type") == wrapper.model_type:  # as transformers 4 saved some
+        text = {**text, "model_type": None}
+    text = inherit(fields.raw, text)
     text.pop("architectures", None)  # that of the whole
-    both = ("tie_word_embeddings", "quantization_config")
-    text |= {key: fields.get(key) for key in both if fields.get(key)}
+    if fields.flag("tie_word_embeddings", False):
+        text["tie_word_embeddings"] = True
     return Fields(fields.file, text, prefix="" if flat else "text_config.")
 
 
 def _family(fields: Fields) -> Family:
-    name = fields.get("model_type")
+    name, named = fields.get("model_type"), fields.get("architectures")
     family = FAMILIES.get(name) if isinstance(name, str) else None
+    if name is None and isinstance(named, list):  # then that says it
+        family = next((one for one in FAMILIES.values() if one.architecture in named), None)
     if family is None:
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise fields.error("model_type", f"= {name!r} is not one of {known}")
@@ -235,17 +247,3 @@ def _divisor(fields: Fields, family: Family) -> float:
 def _qk_norm(fields: Fields, family: Family) -> QkNorm:
     key = family.qk_norm_key
     return family.qk_norm if key is None or fields.flag(key, False) else "none"
-
-
-def _check_eos(path: Path, fields: Fields) -> None:
-    """The ids that end a text, of `generation_config.json` if it names any, are in the vocabulary.
-    Which of them count is for the tokeniser to say."""
-    file = path / "generation_config.json"
-    generation = Fields(file, read_json_object_if_there(file))
-    source = generation if generation.get("eos_token_id") is not None else fields
-    value = source.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    vocab_size = fields.size("vocab_size")
-    for token_id in ids:
-        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")

@@ -1,6 +1,7 @@
 """Typed access to the JSON files of a checkpoint; every error names the file and the key."""
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 
@@ -34,6 +35,8 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 4096.0, as some tools write it
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(key, f"must be a positive integer, is {value!r}")
         return value
@@ -48,7 +51,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
             raise self.error(key, f"must be a number, is {value!r}")
         return float(value)
 

@@ -38,16 +38,19 @@ class MixtureSpec:
     """Features of the expert that all tokens share; None: there is none."""
 
 
-def read_layers(fields: Fields, family: Family, *, head_dim: int) -> tuple[LayerSpec, ...]:
+def read_layers(
+    fields: Fields, family: Family, *, head_dim: int, context: int
+) -> tuple[LayerSpec, ...]:
+    """For sequences of at most `context` tokens."""
     num_layers = fields.size("num_hidden_layers")
     if family.stateless:
         _refuse_states(fields, num_layers=num_layers)
-    ropes = read_ropes(fields, family, head_dim=head_dim)
+    ropes = read_ropes(fields, family, head_dim=head_dim, context=context)
     unturned = _unturned(fields, family, num_layers=num_layers)
     kinds = _kinds(fields, family.window, unturned, num_layers=num_layers)
     if family.unturned == "full_attention" and fields.get("sliding_window") is not None:
         unturned = {layer for layer, kind in enumerate(kinds) if kind == "full_attention"}
-    window = _window(fields) if "sliding_attention" in kinds else None
+    window = _window(fields, context) if "sliding_attention" in kinds else None
     sparse = _sparse(fields, family.mixture, num_layers=num_layers)
     return tuple(
         LayerSpec(
@@ -85,10 +88,10 @@ def _unturned(fields: Fields, family: Family, *, num_layers: int) -> set[int]:
     return {layer for layer in everyone if not turned[layer]}
 
 
-def _window(fields: Fields) -> int | None:
+def _window(fields: Fields, context: int) -> int | None:
     """None where it reaches the whole context: then nothing leaves it."""
     window = fields.size("sliding_window")
-    return window if window < fields.size("max_position_embeddings") else None
+    return window if window < context else None
 
 
 def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None:

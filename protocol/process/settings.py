@@ -82,6 +82,10 @@ class WorkerSettings(ProcessSettings):
     the workers' beats."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of a sequence, prompt and output. None: as many as the model takes, by its rope.
+    Ropes with short and long factors (LongRoPE, dynamic) take those that this length needs. The
+    router wants the same."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
     torch sees, or else the CPU."""

@@ -4,6 +4,7 @@ The router encodes and renders; the workers turn sampled tokens into text. Both 
 directory, so they agree. Needs `tokenizers` and `jinja2` only; no model is loaded.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import tokenizers
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
 from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
+from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
 from protocol.text.text_config import (
@@ -22,6 +24,8 @@ from protocol.text.text_config import (
     read_json_object_if_there,
     text_config,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -47,19 +51,25 @@ class Tokenizer:
         self.max_context_tokens = max_context_tokens
 
     @classmethod
-    def load(cls, path: Path, config: JsonFile | None = None) -> "Tokenizer":
+    def load(
+        cls, path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+    ) -> "Tokenizer":
         """Read a Hugging Face directory, of which `config` may be given, its `config.json`.
-        CheckpointError names the file that is at fault."""
+        CheckpointError names the file that is at fault, SettingsError a `max_model_len` that is
+        too long for the model."""
         config = config or read_json_file(path / "config.json")
         tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
         text = text_config(config.value)
+        vocab_size = _positive(path, text, "vocab_size")
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
-            eos_token_ids=_eos_token_ids(path, raw, text, tokenizer_config),
-            vocab_size=_positive(path, text, "vocab_size"),
-            max_context_tokens=_positive(path, text, "max_position_embeddings"),
+            eos_token_ids=_in_vocabulary(
+                path, _eos_token_ids(path, raw, text, tokenizer_config), vocab_size
+            ),
+            vocab_size=vocab_size,
+            max_context_tokens=context_tokens(config.file, text, max_model_len),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -151,7 +161,7 @@ def _eos_token_ids(
     raw: tokenizers.Tokenizer,
     config: Mapping[str, Any],
     tokenizer_config: Mapping[str, Any],
-) -> tuple[int, ...]:
+) -> set[int]:
     """Every id that ends a text, by any of the three files that may name one."""
     generation = path / "generation_config.json"
     found = _token_ids(generation, read_json_object_if_there(generation).get("eos_token_id"))
@@ -159,13 +169,22 @@ def _eos_token_ids(
     file = path / "tokenizer_config.json"
     token = token_text(file, "eos_token", tokenizer_config.get("eos_token"))
     token_id = raw.token_to_id(token) if token else None
-    return tuple(sorted(found | ({token_id} if token_id is not None else set())))
+    return found | ({token_id} if token_id is not None else set())
+
+
+def _in_vocabulary(path: Path, ids: set[int], vocab_size: int) -> tuple[int, ...]:
+    """Others are published too, -1 for none among them: the model never gives one."""
+    outside = sorted(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+    if outside:
+        extra = {"eos_token_id": outside, "vocab_size": vocab_size, "path": str(path)}
+        log.info("ends of text outside the vocabulary ignored", extra=extra)
+    return tuple(sorted(ids - set(outside)))
 
 
 def _token_ids(file: Path, given: object) -> set[int]:
     """One id, a list of them, or none."""
     ids = given if isinstance(given, list) else [] if given is None else [given]
     for token_id in ids:
-        if type(token_id) is not int or token_id < 0:
+        if type(token_id) is not int:
             raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
     return set(ids)

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,23 @@ def test_load_reads_sizes_and_every_end_of_text(tmp_path: Path) -> None:
     assert tokenizer.eos_token_ids == (2, 7, 8)
     assert tokenizer.max_context_tokens == 99
     assert tokenizer.vocab_size == BYTE_LEVEL.get_vocab_size()
+
+
+@pytest.mark.parametrize("outside", [512, -1, [3, 512]])
+def test_an_end_of_text_outside_the_vocabulary_is_ignored(tmp_path: Path, outside: object) -> None:
+    """As transformers does; such checkpoints are published."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": outside}))
+    ids = Tokenizer.load(tmp_path).eos_token_ids
+    assert ids == ((2, 3) if isinstance(outside, list) else (2,))
+
+
+@pytest.mark.parametrize("wrong", ["3", 2.5, [True]])
+def test_an_end_of_text_that_is_no_number_is_refused(tmp_path: Path, wrong: object) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
