@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.models.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
-from engine.models.layer_norm_families import COHERE, COHERE2, PHIMOE, STABLELM, STARCODER2
+from engine.models.layer_norm_families import LAYER_NORMED
 from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
 
@@ -207,6 +207,6 @@ FAMILIES: Mapping[str, Family] = {
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
         *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
         QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
-        GLM, GLM4, COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE,
+        GLM, GLM4, *LAYER_NORMED,
     )
 }  # fmt: skip

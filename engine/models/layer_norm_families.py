@@ -23,7 +23,7 @@ COHERE2 = Family(
     window=WindowRule(typed=True, full_every=4, full_every_key="sliding_window_pattern"),
     unturned="full_attention",
     norms=_ONE_NORM, parallel="always", interleaved_rope=True,
-    options=frozenset({"logit_scale"}),
+    options=frozenset({"logit_scale"}), ignored=frozenset({"position_embedding_type"}),
     defaults={**_COHERE, "sliding_window": 4096},
 )  # fmt: skip
 STARCODER2 = Family(
@@ -66,3 +66,5 @@ PHIMOE = Family(
         "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0,
     },
 )  # fmt: skip
+
+LAYER_NORMED = (COHERE, COHERE2, STARCODER2, STABLELM, PHIMOE)

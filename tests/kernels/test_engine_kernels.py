@@ -40,7 +40,8 @@ SAMPLING = (
 
 
 ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
-    "granitemoe", "granitemoeshared", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text"
+    "granitemoe", "granitemoeshared", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+    "glm", "glm4", "cohere2", "phimoe",
 }  # fmt: skip
 """To the kernels each of these families is like another."""
 GROWTH = {

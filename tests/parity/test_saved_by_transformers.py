@@ -38,8 +38,6 @@ PLAIN = (
     "exaone4",
     "smollm3",
     "ministral3",
-    "glm4-yarn",
-    "cohere-norms-of-heads",
     "cohere2-named-layers",
     "starcoder2",
     "stablelm-parallel-norms-of-heads",
@@ -59,6 +57,8 @@ LATER = [
         "ministral",
         "qwen2-vl",
         "mistral3-of-ministral3",
+        "glm4-yarn",
+        "cohere-norms-of-heads",
     )
 ]
 TOKEN_IDS = torch.randint(300, (24,), generator=torch.Generator().manual_seed(5))

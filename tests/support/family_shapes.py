@@ -1,6 +1,5 @@
 """Small checkpoints of every family, each showing other options of it: name to shape."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from tools.make_checkpoint import Shape
@@ -13,15 +12,15 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
-PARTIAL: Mapping[str, Any] = {"partial_rotary_factor": 0.5}
+PARTIAL: dict[str, Any] = {"partial_rotary_factor": 0.5}
 SHORT = [1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.1, 3.8]
 LONG = [4 * factor for factor in SHORT]
-LONGROPE: Mapping[str, Any] = {
+LONGROPE: dict[str, Any] = {
     "rope_type": "longrope",
     "short_factor": SHORT,
     "long_factor": LONG,
 }
-MSCALES: Mapping[str, Any] = LONGROPE | {
+MSCALES: dict[str, Any] = LONGROPE | {
     "short_mscale": 1.1, "long_mscale": 1.3, "original_max_position_embeddings": 128,
 }  # fmt: skip
 GRANITE = {

@@ -108,6 +108,8 @@ _LATER = {
     "ministral3-window-tied", "granite-moe-stacked-bias", "granite-moe-shared-none",
     "mistral3-of-ministral3", "qwen2-vl", "qwen2-vl-window-tied", "qwen2.5-vl-yarn-named-layers",
     "qwen3-vl-legacy-rope-tied-bias",
+    "glm", "glm-share-of-the-rope", "glm4-yarn", "cohere", "cohere2", "starcoder2-window-no-bias",
+    "stablelm", "phimoe-long-window-stacked",
 }  # fmt: skip
 """Like another in most: for the long tests."""
 ALL = [
