@@ -190,7 +190,7 @@ def _text(fields: Fields, wrapper: Wrapper) -> Fields:
         text = {**text, "model_type": None}
     text = inherit(fields.raw, text)
     text.pop("architectures", None)  # that of the whole
-    if fields.flag("tie_word_embeddings", False):
+    if fields.flag("tie_word_embeddings", wrapper.tied):
         text["tie_word_embeddings"] = True
     return Fields(fields.file, text, prefix="" if flat else "text_config.")
 

@@ -207,5 +207,7 @@ class Wrapper:
     architecture: str
     keys: frozenset[str]
     """Keys beside `text_config` that describe what is not served."""
+    tied: bool = False
+    """What an absent `tie_word_embeddings` means; a head that is stored and differs is not tied."""
     flat: bool = False
     """Published with the text's keys beside the others, without a `text_config`."""

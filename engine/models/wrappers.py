@@ -22,6 +22,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
         ),
         Wrapper(
             model_type="mistral3", architecture="Mistral3ForConditionalGeneration",
+            tied=True,
             keys=frozenset({"vision_config", "image_token_index", "image_token_id"})
             | {"projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias"}
             | {"spatial_merge_size"},

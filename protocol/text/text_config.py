@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import CheckpointError
+from protocol.text.model_files import check_readable, missing
 
 INHERITED = ("eos_token_id", "tie_word_embeddings")
 """Keys beside `text_config` that hold for the text model where it names none itself."""
@@ -37,13 +38,14 @@ class JsonFile:
 def read_json_file(file: Path) -> JsonFile:
     """CheckpointError, which names the file, for one that is missing, unreadable or no object."""
     if not file.is_file():
-        raise CheckpointError(f"{file}: missing")
+        raise missing(file)
     try:
         text = file.read_bytes()
         value = json.loads(text.decode())
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
+        check_readable(file)
         raise CheckpointError(f"{file}: is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: is not a JSON object")

@@ -17,6 +17,7 @@ from protocol.messages import Sampling
 from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
 from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
+from protocol.text.model_files import check_readable, missing
 from protocol.text.stop import StopMatcher
 from protocol.text.text_config import (
     JsonFile,
@@ -142,10 +143,11 @@ class TextState:
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
+        raise missing(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
+        check_readable(path)
         raise CheckpointError(f"{path}: {error}") from error
 
 

@@ -67,7 +67,9 @@ def tokens(num_tokens: int) -> list[int]:
             id="linear-beyond-the-original",
         ),
         pytest.param(
-            Shape(context=64, rope=YARN | {"mscale": 0.7, "mscale_all_dim": 0.5, "beta_fast": None}),
+            Shape(
+                context=64, rope=YARN | {"mscale": 0.7, "mscale_all_dim": 0.5, "beta_fast": None}
+            ),
             None, 30, id="yarn-with-mscales",
         ),
         pytest.param(

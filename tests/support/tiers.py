@@ -24,6 +24,7 @@ NOT_PURE = (
     "unit/kvtransfer/transports/test_device_streams.py",
     "unit/kvtransfer/transports/test_dial.py",
     "unit/protocol/channel/test_channel.py",
+    "unit/protocol/process/test_c_kernels.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/test_store.py",
