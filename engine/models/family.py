@@ -172,8 +172,6 @@ class Family:
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
     interleaved_rope: bool = False
     """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
-    rope_mscales: bool = False
-    """`short_mscale` and `long_mscale` of a rope are its attention factors (Phi-3.5-MoE)."""
     qk_norm_key: Literal["use_qk_norm", "qk_layernorm"] | None = None
     """Key that must be true for `qk_norm`."""
     parallel: ParallelRule = "never"

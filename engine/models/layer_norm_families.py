@@ -58,7 +58,6 @@ PHIMOE = Family(
         size_key="intermediate_size", count_key="num_local_experts", softmax="sparsemixer",
         block="block_sparse_moe.", stacked_router="router", gate="w1", up="w3", down="w2",
     ),
-    rope_mscales=True,
     ignored=frozenset({"input_jitter_noise"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": None, "sliding_window": None,

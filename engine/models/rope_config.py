@@ -98,10 +98,6 @@ def _read(fields: Fields, family: Family, rope: Fields, *, head_dim: int, contex
         return base
     factor, original = _reach(fields, rope, kind)
     base = replace(base, factor=factor, original_max_tokens=original)
-    if family.rope_mscales:
-        mscale = rope.number("long_mscale" if context > original else "short_mscale")
-        rope = Fields(fields.file, {**rope.raw, "attention_factor": mscale})
-        base = replace(base, attention_factor=mscale)
     match kind:
         case "linear":
             return base
