@@ -41,7 +41,7 @@ SAMPLING = (
 
 ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
     "granitemoe", "granitemoeshared", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
-    "glm", "glm4", "cohere2", "phimoe",
+    "glm", "glm4", "cohere2", "phimoe", "stablelm",
 }  # fmt: skip
 """To the kernels each of these families is like another."""
 GROWTH = {

@@ -39,7 +39,6 @@ PLAIN = (
     "smollm3",
     "ministral3",
     "cohere2-named-layers",
-    "starcoder2",
     "stablelm-parallel-norms-of-heads",
 )
 WRAPPING = ("mistral3", "qwen2.5-vl")
@@ -58,6 +57,7 @@ LATER = [
         "qwen2-vl",
         "mistral3-of-ministral3",
         "glm4-yarn",
+        "starcoder2",
         "cohere-norms-of-heads",
     )
 ]
