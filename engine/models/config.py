@@ -223,7 +223,10 @@ def _activation(fields: Fields, family: Family) -> Activation:
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:
     if "attention_multiplier" in family.options:
         return fields.number("attention_multiplier")
-    return float((_option(fields, family, "query_pre_attn_scalar") or head_dim) ** -0.5)
+    scalar = _option(fields, family, "query_pre_attn_scalar") or float(head_dim)
+    if scalar < 0:
+        raise fields.error("query_pre_attn_scalar", f"must be positive, is {scalar!r}")
+    return float(scalar**-0.5)
 
 
 def _option(fields: Fields, family: Family, key: str) -> float | None:

@@ -113,10 +113,8 @@ def check_architecture(fields: Fields, model: Family | Wrapper) -> None:
 
 def _changes(fields: Fields, family: Family, key: str, value: object, *, context: int) -> bool:
     if key in _PLACES:
-        harmless = _PLACES[key]
-        return value is not None and set(value if isinstance(value, list) else [value]) != {
-            harmless
-        }
+        named = value if isinstance(value, list) else [value]
+        return value is not None and any(one != _PLACES[key] for one in named)
     if key in FACTORS:
         return value is not None and value != 1
     if not value or not (key in SWITCHES or _is_quantization(key)):
@@ -144,7 +142,10 @@ def _is_quantization(key: str) -> bool:
 def _not_supported(fields: Fields, model: Family | Wrapper, key: str) -> CheckpointError:
     shown = repr(fields.raw[key])
     shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
-    return fields.error(key, f"= {shown} is not supported for {model.model_type}")
+    advice = "remove it from the file if it does not apply to the weights"
+    if _is_quantization(key):
+        advice = "take the checkpoint that is not quantised"
+    return fields.error(key, f"= {shown} is not supported for {model.model_type}; {advice}")
 
 
 def _tell(fields: Fields, model: Family | Wrapper, keys: Set[str]) -> None:

@@ -7,6 +7,8 @@ from types import MappingProxyType
 
 from protocol.errors import CheckpointError
 
+MAX_SIZE = 1 << 31
+
 
 class Fields:
     """One JSON object; an absent key means its default, if it has one."""
@@ -37,7 +39,7 @@ class Fields:
             return None
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 4096.0, as some tools write it
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
             raise self.error(key, f"must be a positive integer, is {value!r}")
         return value
 

@@ -133,9 +133,10 @@ def _kinds(
     if isinstance(named, list):
         named = ["full_attention" if kind == "attention" else str(kind) for kind in named]
     if named is not None:
-        allowed = set(KINDS) if on else {"full_attention"}
-        if not isinstance(named, list) or len(named) != num_layers or not set(named) <= allowed:
-            raise fields.error("layer_types", f"must be {num_layers} of {sorted(allowed)}")
+        allowed = [*KINDS] if on else ["full_attention"]
+        known = isinstance(named, list) and all(kind in allowed for kind in named)
+        if not isinstance(named, list) or not known or len(named) != num_layers:
+            raise fields.error("layer_types", f"must be {num_layers} of {allowed}")
         return tuple(named)
     if rule is None or not on:
         return (KINDS[0],) * num_layers

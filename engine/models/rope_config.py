@@ -90,8 +90,10 @@ def _flat(fields: Fields) -> dict[str, object]:
 
 def _read(fields: Fields, family: Family, rope: Fields, *, head_dim: int, context: int) -> Rope:
     theta = rope.optional_number("rope_theta") or fields.number("rope_theta", 10_000.0)
-    name = rope.get("rope_type") or rope.get("type") or "default"
-    kind = cast(RopeKind, family.rope_aliases.get(str(name), name))
+    if theta <= 1:
+        raise fields.error("rope_theta", f"must be above 1, is {theta!r}")
+    name = str(rope.get("rope_type") or rope.get("type") or "default")
+    kind = cast(RopeKind, family.rope_aliases.get(name, name))
     _refuse_unknown(rope, family, kind)
     base = Rope(kind=kind, theta=theta, share=_share(fields, rope, family, head_dim=head_dim))
     if kind == "default":
@@ -186,6 +188,8 @@ def _longrope(rope: Fields, base: Rope, *, context: int, head_dim: int) -> Rope:
     num_pairs = rotary_dim(base, head_dim=head_dim) // 2
     factors = {key: _factors(rope, key, num_pairs) for key in ("short_factor", "long_factor")}
     original = base.original_max_tokens
+    if original < 2:
+        raise rope.error("original_max_position_embeddings", f"= {original} is too short")
     reach = "long" if context > original else "short"
     implied = longrope_attention_factor(base.factor, original_max_tokens=original)
     implied = rope.number(f"{reach}_mscale", implied)

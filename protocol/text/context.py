@@ -26,7 +26,7 @@ def longest_context(file: Path, text: Mapping[str, object]) -> int:
             f"{file}: max_position_embeddings is {value!r}, not a positive whole number"
         )
     rope = scaled_rope(text)
-    kind = rope.get("rope_type") or rope.get("type")
+    kind = str(rope.get("rope_type") or rope.get("type"))
     if kind not in EXTENDING or "long_factor" in rope or _is_included(text, rope):
         return int(trained)
     key = "original_max_position_embeddings"

@@ -67,10 +67,8 @@ def tokens(num_tokens: int) -> list[int]:
             id="linear-beyond-the-original",
         ),
         pytest.param(
-            Shape(
-                context=64, rope=YARN | {"mscale": 0.7, "mscale_all_dim": 0.5, "beta_fast": None}
-            ),
-            None, 30, id="yarn-with-mscales",
+            Shape(context=64, rope=YARN | {"mscale": 0.7, "mscale_all_dim": 0.5}), None, 30,
+            id="yarn-with-mscales",
         ),
         pytest.param(
             Shape(context=256, rope=YARN | {"factor": None}, extra={"rope_theta": 5e4}), None, 30,
