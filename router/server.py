@@ -18,6 +18,7 @@ from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.metrics import RouterMetrics
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.store import Store
 from protocol.text.tokenizer import Tokenizer
@@ -50,6 +51,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     with listen(settings) as listener:
+        folder = await load(partial(resolve_model, settings.model, weights=False), stop)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
         max_model_len = settings.max_model_len
         tokenizer = await load(
             partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop

@@ -1,20 +1,20 @@
 """What the router process can be told."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from protocol.process.settings import ProcessSettings, split_keys
+from protocol.process.settings import ModelPath, ProcessSettings, split_keys
 
 
 class RouterSettings(ProcessSettings):
     """One router. Any number may serve the same workers; they share nothing but Redis."""
 
-    model: Path
-    """Directory of the checkpoint: its tokenizer and chat template are read, not its weights."""
+    model: ModelPath
+    """Directory of the checkpoint, or its name on the hub, `ORG/NAME[@REVISION]`: its tokenizer and
+    chat template are read, not its weights."""
     served_name: str = ""
-    """Model name in the API. Empty: the directory's name."""
+    """Model name in the API. Empty: that on the hub, or the directory's."""
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
     may take fewer."""

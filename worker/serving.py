@@ -25,6 +25,7 @@ from protocol.membership import Membership
 from protocol.messages import Registration, Role
 from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
 from protocol.text.text_config import read_json_file
@@ -51,6 +52,8 @@ async def serve(
 ) -> int:
     """Exit code of the process."""
     async with AsyncExitStack() as stack:
+        folder = await load(partial(resolve_model, settings.model), shutdown)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
         model = await load(partial(open_model, role, settings), shutdown)
         stack.callback(model.memory.close)
         membership = Membership(endpoints.store, worker=worker, epoch=new_epoch())
@@ -158,7 +161,7 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         pid=os.getpid(),
         host=host_name(),
         address=f"tcp://{settings.advertise or settings.host}:{port}",
-        model=settings.served_name or settings.model.resolve().name,
+        model=settings.served_name,
         compat=assembly.compat,
         layout=assembly.layout,
         num_blocks=assembly.runner.num_blocks,

@@ -33,9 +33,9 @@ _WRITTEN = """
     resid_pdrop return_dict return_dict_in_generate router_aux_loss_coef router_jitter_noise
     sep_token_id suppress_tokens task_specific_params temperature tie_encoder_decoder
     tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p
-    use_bfloat16 use_cache transformers_weights attn_implementation unsloth_version
-    unsloth_fixed _attn_implementation _attn_implementation_autoset _attn_implementation_internal
-    _commit_hash _experts_implementation _flash_attn_2_enabled _from_model_config _name_or_path
+    use_bfloat16 use_cache attn_implementation unsloth_version unsloth_fixed transformers_weights
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _experts_implementation _flash_attn_2_enabled _from_model_config _name_or_path
 """
 IGNORED = frozenset(_WRITTEN.split())
 """Written by transformers and trainers; they do not change logits."""

@@ -136,6 +136,10 @@ def explain_missing(file: str, names: Collection[str], *, place: str) -> Checkpo
 
 def again(place: object) -> str:
     """Advice for a checkpoint of which some is not there."""
+    snapshot = Path(str(place))
+    if snapshot.parent.name == "snapshots":  # of the hub's cache, which is its library's to fill
+        name = snapshot.parent.parent.name.removeprefix("models--").replace("--", "/", 1)
+        return f"download it again (hf download {name} --revision {snapshot.name})"
     return _AGAIN.format(place=place)
 
 

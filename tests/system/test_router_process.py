@@ -176,7 +176,7 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
     ("flags", "code", "line"),
     [
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
-        (("--model", "/nowhere"), 3, "router: /nowhere/config.json: missing"),
+        (("--model", "/nowhere"), 3, "router: /nowhere: no such folder"),
         (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
     ],
 )
