@@ -47,14 +47,10 @@ def choose_dtype(
         raise SettingsError(f"dtype: float16: out of range for {model_type}; take bfloat16")
     if asked != "auto":
         return ChosenDtype(dtype=asked, why="asked for")
-    if stored == "bfloat16":
-        return ChosenDtype(dtype="bfloat16", why="the checkpoint's")
-    if stored != "float16":
-        return ChosenDtype(dtype="bfloat16", why=f"for {stored or 'a checkpoint of no one dtype'}")
-    if model_type in NO_FLOAT16:
-        why = f"the checkpoint's float16 is too narrow for {model_type}"
-        return ChosenDtype(dtype="bfloat16", why=why)
-    if not on_gpu:
-        why = "the CPU's kernels have no float16, which the checkpoint is in"
+    fits = model_type not in NO_FLOAT16
+    if stored == "float16" and fits and on_gpu:
+        return ChosenDtype(dtype="float16", why="the checkpoint's")
+    if stored == "float16" and fits:
+        why = "the checkpoint is in float16, which the CPU's kernels have not"
         return ChosenDtype(dtype="bfloat16", why=why, loses=True)
-    return ChosenDtype(dtype="float16", why="the checkpoint's")
+    return ChosenDtype(dtype="bfloat16", why=f"the checkpoint is in {stored or 'no one dtype'}")

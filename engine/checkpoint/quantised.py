@@ -1,35 +1,26 @@
-"""Why a checkpoint's tensors do not fit: that they are quantised, by which method.
+"""Why a checkpoint's tensors do not fit: that they are quantised, and by which method.
 
-Looked for when a model could not be made only: a file of a method may lie beside weights that are
-floats again. What config.json itself says is for `engine.models.config`.
+For a model that could not be made: a file of a method may lie beside weights that are floats again.
+What config.json says itself is for `engine.models.config_keys`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from protocol.errors import CheckpointError
 from protocol.text.text_config import read_json_object_if_there
 
-_SIDE_FILES: Mapping[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
-    "quantize_config.json": ("GPTQ", (("quant_method",), ("bits",), ("w_bit",))),
-    "quant_config.json": ("AWQ", (("quant_method",), ("w_bit",), ("bits",), ("version",))),
-    "hf_quant_config.json": (
-        "ModelOpt",
-        (("quantization", "quant_algo"), ("quantization", "kv_cache_quant_algo")),
-    ),
-    "config.json": (
-        "compressed-tensors",
-        (("compression_config", "format"), ("compression_config", "quant_method")),
-    ),
+_SIDE_FILES = {
+    "quantize_config.json": "GPTQ",
+    "quant_config.json": "AWQ",
+    "hf_quant_config.json": "ModelOpt",
 }
-"""By file: the method, and the keys whose values tell more of it."""
+_KEYS = ("quant_method", "quant_algo", "kv_cache_quant_algo", "bits", "w_bit", "version")
 _ENDS = {
     ".qweight": "GPTQ or AWQ",
     ".weight_packed": "compressed-tensors",
-    ".quant_state.bitsandbytes__nf4": "bitsandbytes (nf4)",
-    ".quant_state.bitsandbytes__fp4": "bitsandbytes (fp4)",
-    ".SCB": "bitsandbytes (int8)",
+    ".quant_state.bitsandbytes__nf4": "bitsandbytes",
+    ".SCB": "bitsandbytes",
     ".weight_scale_inv": "FP8 in blocks",
     ".weight_scale": "FP8 or FP4",
     ".scales": "MLX, GPTQ or AWQ",
@@ -48,25 +39,15 @@ def explained(error: CheckpointError, path: Path, names: Collection[str]) -> Che
 
 
 def _by_side_file(path: Path) -> str | None:
-    for file, (method, keys) in _SIDE_FILES.items():
-        said = read_json_object_if_there(path / file)
-        if file == "config.json" and not said.get("compression_config"):
-            continue
-        if said:
-            values = [f"{key[-1]} {value}" for key in keys if (value := _at(said, key)) is not None]
-            return f"{method} by {file} ({', '.join(values)})" if values else f"{method} by {file}"
+    for file, method in _SIDE_FILES.items():
+        if said := read_json_object_if_there(path / file):
+            inner = said.get("quantization")
+            said |= inner if isinstance(inner, dict) else {}
+            values = [f"{key} {said[key]}" for key in _KEYS if said.get(key) is not None]
+            return f"{method} by {file} ({', '.join(values)})"
     return None
-
-
-def _at(value: Any, keys: tuple[str, ...]) -> object:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _by_names(names: Collection[str]) -> str | None:
-    for end, method in _ENDS.items():
-        found = next((name for name in names if name.endswith(end)), None)
-        if found is not None:
-            return f"{method} by the name of {found}"
-    return None
+    found = ((name, end) for end in _ENDS for name in names if name.endswith(end))
+    return next((f"{_ENDS[end]} by the name of {name}" for name, end in found), None)

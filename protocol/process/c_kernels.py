@@ -154,16 +154,13 @@ def _is_sealed(library: Path) -> bool:
 
 def _read_ours(file: Path) -> bytes:
     """Raises _NotOurs for what somebody else owns or may write, OSError for a symlink too."""
-    with open(file, "rb", opener=_no_link) as stream:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(file, "rb", opener=lambda path, others: os.open(path, others | flags)) as stream:
         found = os.fstat(stream.fileno())
         if found.st_uid not in _trusted_users() or found.st_mode & _OTHERS_WRITE:
             mode = stat.filemode(found.st_mode)
             raise _NotOurs(f"{file} is of user {found.st_uid}, {mode}: others may have written it")
         return stream.read()
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _seal(draft: Path, library: Path) -> None:

@@ -14,6 +14,7 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 _AGAIN = "download it again (hf download ORG/NAME --local-dir {place})"
+_INSTEAD = "take the model's repository with safetensors instead"
 _SAVE = (
     'write it with transformers: python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{place}', dtype='auto'{extra}).save_pretrained('{place}')\""
@@ -22,84 +23,56 @@ _SAVE_TOKENIZER = (
     'write it with transformers: python -c "from transformers import AutoTokenizer as T; '
     "T.from_pretrained('{place}').save_pretrained('{place}')\""
 )
+_MERGE = (
+    'merge it with peft: python -c "from peft import AutoPeftModelForCausalLM as M; '
+    "M.from_pretrained('{place}').merge_and_unload().save_pretrained('MERGED')\", and copy the "
+    "tokenizer's files there"
+)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Kind:
     pattern: str
-    """Of a file's path below the folder; the first group that is not empty is {found}."""
+    """Of a file's path below the folder; its first group that is not empty is {found}."""
     what: str
-    remedy: str = "take the model's repository with safetensors instead"
+    remedy: str = _INSTEAD
     extra: str = ""
     """Further arguments of from_pretrained."""
-    alone: bool = False
-    """It is published without a config.json."""
 
 
+_WITHOUT_CONFIG = (
+    _Kind(r"(adapter_config\.json)", "a PEFT adapter, not a model", _MERGE),
+    _Kind(r"(.*\.(?:incomplete|part|crdownload|aria2))", "{found}, a part of a download", _AGAIN),
+    _Kind(r"(?:original/)?(consolidated.*\.(?:safetensors|pth)|params\.json)",
+          "{found}, as Mistral and Meta name weights of their own form"),
+    _Kind(r"(.*\.gguf)", "{found}, of llama.cpp",
+          f"{_INSTEAD}, or with transformers and gguf {_SAVE}", ", gguf_file='{found}'"),
+    _Kind(r"(.*\.onnx)", "{found}, an ONNX graph"),
+    _Kind(r"(.*\.npz)", "{found}, of MLX"),
+    _Kind(r"(openvino.*\.xml|.*\.engine)", "{found}, a graph for OpenVINO or TensorRT"),
+    _Kind(r"([^/]+)/config\.json", "a checkpoint in its folder {found}", "give {place}/{found}"),
+)  # fmt: skip
 _OF_WEIGHTS = (
-    _Kind(
-        pattern=r"(adapter_config\.json)", what="a PEFT adapter, not a model", alone=True,
-        remedy='merge it into its base with peft: python -c "from peft import '
-        "AutoPeftModelForCausalLM as M; M.from_pretrained('{place}').merge_and_unload()"
-        ".save_pretrained('MERGED')\", then copy the tokenizer's files there",
-    ),
-    _Kind(
-        pattern=r"(.*\.(?:incomplete|part|crdownload|aria2))", alone=True,
-        what="a download that has not ended: {found}", remedy=_AGAIN,
-    ),
-    _Kind(
-        pattern=r"model-\d+-of-\d+\.safetensors", remedy=_AGAIN,
-        what=f"no {WEIGHTS_INDEX} beside the shards",
-    ),
-    _Kind(
-        pattern=r"model\.(?:safetensors\.index\.)?([\w-]+?)(?:-\d+-of-\d+)?\.(?:json|safetensors)",
-        what="the variant {found} alone", remedy=_SAVE, extra=", variant='{found}'",
-    ),
-    _Kind(
-        pattern=r"(?:original/)?(consolidated.*\.(?:safetensors|pth)|params\.json)", alone=True,
-        what="{found}, as Mistral and Meta name weights of their own form",
-    ),
-    _Kind(pattern=r"(pytorch_model.*\.bin)", what="{found}, a pickle", remedy=_SAVE),
-    _Kind(
-        pattern=r"(.*\.gguf)", what="{found}, of llama.cpp", alone=True,
-        remedy="take the model's repository with safetensors instead, or with transformers and "
-        "gguf " + _SAVE, extra=", gguf_file='{found}'",
-    ),
-    _Kind(pattern=r"(.*\.onnx)", what="{found}, an ONNX graph", alone=True),
-    _Kind(pattern=r"(.*\.npz)", what="{found}, of MLX", alone=True),
-    _Kind(pattern=r"(openvino.*\.xml)", what="{found}, an OpenVINO graph", alone=True),
-    _Kind(pattern=r"(.*\.engine)", what="{found}, a TensorRT engine", alone=True),
-    _Kind(
-        pattern=r"(tf_model\.h5|flax_model\.msgpack|rust_model\.ot|.*\.ckpt.*)",
-        what="{found}, of another framework",
-    ),
-    _Kind(
-        pattern=r"(.*\.(?:bin|pt|pth|distcp|nemo|tar|zip|gz))", what="{found}, of another form",
-        alone=True,
-    ),
-    _Kind(
-        pattern=r"(?!model\.)([^/]+\.safetensors)", what="{found}",
-        remedy=f"if that is the whole model, name it {WEIGHTS}",
-    ),
-    _Kind(
-        pattern=r"([^/]+)/config\.json", what="a checkpoint in its folder {found}", alone=True,
-        remedy="give {place}/{found}",
-    ),
+    *_WITHOUT_CONFIG[:2],
+    _Kind(r"model-\d+-of-\d+\.safetensors", f"no {WEIGHTS_INDEX} beside the shards", _AGAIN),
+    _Kind(r"model\.(?:safetensors\.index\.)?([\w-]+?)(?:-\d+-of-\d+)?\.(?:json|safetensors)",
+          "the variant {found} alone", _SAVE, ", variant='{found}'"),
+    _Kind(r"(pytorch_model.*\.bin)", "{found}, a pickle", _SAVE),
+    *_WITHOUT_CONFIG[2:],
+    _Kind(r"(tf_model\.h5|flax_model\.msgpack|rust_model\.ot|.*\.ckpt.*)",
+          "{found}, of another framework"),
+    _Kind(r"(.*\.(?:bin|pt|pth|distcp|nemo|tar|zip|gz))", "{found}, of another form"),
+    _Kind(r"(?!model\.)([^/]+\.safetensors)", "{found}",
+          f"if that is the whole model, name it {WEIGHTS}"),
 )  # fmt: skip
 _OF_TOKENIZER = (
-    _Kind(
-        pattern=r"((?:tokenizer|spiece|sentencepiece.*)\.model)", what="{found}, of SentencePiece",
-        remedy=_SAVE_TOKENIZER + " (needs sentencepiece)",
-    ),
-    _Kind(
-        pattern=r"(tekken\.json)", what="{found}, of Mistral's own form",
-        remedy=_SAVE_TOKENIZER + " (needs mistral-common)",
-    ),
-    _Kind(
-        pattern=r"(.*\.tiktoken|vocab\.json|vocab\.txt|merges\.txt)",
-        what="{found}, of the slow form", remedy=_SAVE_TOKENIZER,
-    ),
+    _Kind(r"((?:tokenizer|spiece|sentencepiece.*)\.model)", "{found}, of SentencePiece",
+          f"{_SAVE_TOKENIZER} (needs sentencepiece)"),
+    _Kind(r"(tekken\.json)", "{found}, of Mistral's form", f"{_SAVE_TOKENIZER} (mistral-common)"),
+    _Kind(r"(.*\.tiktoken|vocab\.json|vocab\.txt|merges\.txt)", "{found}, of the slow form",
+          _SAVE_TOKENIZER),
 )  # fmt: skip
+_KINDS = {"config.json": _WITHOUT_CONFIG, TOKENIZER: _OF_TOKENIZER}
 _BYTES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run git lfs pull in its folder"),
     (b"GGUF", "a GGUF file: take the model's safetensors"),
@@ -117,16 +90,14 @@ def missing(file: Path) -> CheckpointError:
         return CheckpointError(
             f"{file}: missing: it is a link to {goal}, which is not there; {again(folder)}"
         )
-    return explain_missing(file.name, _names(folder), place=str(folder))
+    return explain_missing(file.name, list(_walk(folder)), place=str(folder))
 
 
 def explain_missing(file: str, names: Collection[str], *, place: str) -> CheckpointError:
     """That `file` is not among the `names` of `place`: what is there, and what would work."""
     head = f"{place}/{file}: missing"
-    kinds = _OF_TOKENIZER if file == TOKENIZER else _OF_WEIGHTS
-    for kind in kinds:
-        found = _first(kind, names) if kind.alone or file != "config.json" else None
-        if found is not None:
+    for kind in _KINDS.get(file, _OF_WEIGHTS):
+        if (found := _first(kind, names)) is not None:
             given = {"place": place, "found": found, "extra": kind.extra.format(found=found)}
             what, remedy = kind.what.format(**given), kind.remedy.format(**given)
             return CheckpointError(f"{head}; there is {what}: {remedy}")
@@ -161,12 +132,8 @@ def _first(kind: _Kind, names: Iterable[str]) -> str | None:
     return found and next((group for group in found.groups() if group), found[0])
 
 
-def _names(folder: Path) -> list[str]:
-    """Of files in the folder and one below."""
-    return sorted(_walk(folder))
-
-
 def _walk(folder: Path) -> Iterator[str]:
+    """Names of files in the folder and one below."""
     try:
         for path in folder.iterdir():
             if path.is_dir():

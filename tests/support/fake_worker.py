@@ -42,8 +42,10 @@ from protocol.messages import (
     WorkerState,
 )
 
-Deed = Literal["die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale"]
+Deed = Literal["die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break"]
 EOS = 0
+DEADLY = 96
+"""A worker that is given a prompt which begins so dies of it."""
 _VOCABULARY = 97
 
 
@@ -145,6 +147,8 @@ class FakeWorker:
         self.aborted: list[tuple[RequestId, int]] = []
         self.joined = asyncio.Event()
         self.fabric = fabric
+        self.pace_s = 0.0
+        """Between two tokens."""
         self._began = False
         self._speed = prefill_tokens_per_s
         self._port = RouterPort()
@@ -229,6 +233,8 @@ class FakeWorker:
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
             case RouterMessage(router, Prefill() | Decode() as message):
                 self.seen.append(message)
+                if message.token_ids[0] == DEADLY:
+                    self.die()
                 key = message.request, message.attempt
                 assert key not in self.working, f"{self.id} got {key} twice"
                 task = tasks.create_task(self._work(router, message), name=f"{self.id} {key}")
@@ -333,7 +339,7 @@ class _Job:
             return
 
     async def _point(self, point: int) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.worker.pace_s)
         if self.act is None or (self.act.point != point and self.act.deed != "refuse"):
             return
         match self.act.deed:
@@ -344,6 +350,10 @@ class _Job:
                 await asyncio.Event().wait()
             case "refuse":
                 self._fail("overloaded", "the queue is full")
+                raise _Given
+            case "break":
+                self._fail("broken", "the engine is broken: told to be")
+                self.worker.die()
                 raise _Given
             case "outgrow":
                 self._fail("too_long", "no room in the context")

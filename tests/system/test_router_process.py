@@ -3,25 +3,19 @@
 import asyncio
 import signal
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 from support.checkpoints import write_checkpoint
 from support.eventually import soon
-from support.fake_worker import Act, Fabric, FakeWorker, expected
-from support.redis_server import RedisServer, free_port, redis_server
+from support.fake_worker import Act, expected
+from support.redis_server import RedisServer, redis_server
+from support.router_process import PROMPT, ROOT, command, deployment
 
-from protocol.membership import Membership
-from protocol.messages import Role, Sampling
-from protocol.store import Store
+from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
-ROOT = Path(__file__).resolve().parents[2]
-PROMPT = list(range(5, 45))
 
 
 @pytest.fixture
@@ -33,85 +27,6 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "fake")
-
-
-def command(model: Path, *, redis: str, port: int) -> list[str]:
-    flags = ("--model", str(model), "--redis", redis, "--port", str(port))
-    return [sys.executable, "-m", "router", *flags]
-
-
-def started(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, cwd=ROOT)
-
-
-class Deployment:
-    """A router process and, in this one, a prefill and two decode workers."""
-
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
-        self.process = process
-        self.client = client
-        self.workers: dict[str, FakeWorker] = {}
-
-    async def ready(self) -> bool:
-        assert self.process.poll() is None, "the router ended"
-        try:
-            return (await self.client.get("/ready")).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    async def complete(self, *, max_tokens: int) -> httpx.Response:
-        return await self.client.post(
-            "/v1/completions",
-            json={
-                "model": "fake",
-                "prompt": PROMPT,
-                "max_tokens": max_tokens,
-                "ignore_eos": True,
-                "seed": 1,
-            },
-        )
-
-
-async def _present(worker: FakeWorker, store: Store) -> None:
-    here = worker.registration
-    membership = Membership(store, worker=here.worker, epoch=here.epoch)
-    async with asyncio.TaskGroup() as tasks:
-        running = membership.run(here, worker.beat)
-        presence = tasks.create_task(running, name=f"{worker.id} membership")
-        await worker.run()
-        presence.cancel()
-
-
-@asynccontextmanager
-async def deployment(
-    redis: RedisServer, model: Path, *, plan: tuple[Act, ...] = ()
-) -> AsyncIterator[Deployment]:
-    port, store, fabric = free_port(), Store(redis.url), Fabric()
-    process = started(command(model, redis=redis.url, port=port))
-    roles: list[tuple[str, Role]] = [
-        ("prefill-0", "prefill"),
-        ("decode-0", "decode"),
-        ("decode-1", "decode"),
-    ]
-    try:
-        async with (
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            made = Deployment(process, client)
-            for name, role in roles:
-                worker = FakeWorker(name, role, fabric, plan=plan if name == "decode-0" else ())
-                made.workers[name] = worker
-                tasks.create_task(_present(worker, store), name=name)
-            await soon(made.ready, 60, "the router is ready")
-            await soon(lambda: all(w.joined.is_set() for w in made.workers.values()), 30)
-            yield made
-            for worker in made.workers.values():
-                worker.die()
-    finally:
-        process.kill()
-        process.wait()
-        await store.close()
 
 
 def run(test: Coroutine[None, None, None]) -> None:

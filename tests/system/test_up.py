@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support.cluster import ROOT, Cluster
+from support.cluster import ROOT, TINY, Cluster
 from support.eventually import eventually
+from support.hub import fill_cache
 
 from controlplane.local.ports import free_ports
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -217,3 +218,17 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_model_is_served_by_its_name_on_the_hub(tmp_path: Path) -> None:
+    """From the cache, offline; the workers find what the supervisor found."""
+    fill_cache(tmp_path, TINY, name="acme/tiny-1")
+    hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with Cluster(checkpoint=Path("acme/tiny-1"), prefill=0, dtype="auto", env=hub) as cluster:
+        cluster.wait_ready("decode-0")
+        models = cluster.get("/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["acme/tiny-1"]
+        body = {"model": "acme/tiny-1", "prompt": "The lamp", "max_tokens": 2}
+        answer = httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert "Baton starts acme/tiny-1: " in cluster.log
