@@ -64,10 +64,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         tokenizer = await load(
             partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
         )
+        defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
         try:
             await store.ping()
-            defaults = _sampling_defaults(settings)
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}

@@ -48,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         self._wire: Any = None
+        self._is_half_closed = False
         self._num_half_closed_writes = 0
 
     # What asyncio calls.
@@ -76,7 +77,6 @@ class Connection(HttpToolsProtocol):
             if self._lingering < 0:
                 self.transport.abort()
             return
-        self._unset_keepalive_if_required()
         self._unread += data
         self._advance()
 
@@ -86,7 +86,8 @@ class Connection(HttpToolsProtocol):
         if not self._is_answering() or self._head is not None:
             return False
         limits, was_last = self._limits, not self.cycle.keep_alive
-        self.cycle.keep_alive = False
+        self._is_half_closed = True
+        self.cycle.keep_alive = bool(self._unread)
         self._wire.write = self._write_half_closed
         after_s = limits.last_request_s if was_last else limits.half_closed_s
         self._arm(after_s, self._give_up_half_closed)
@@ -155,11 +156,10 @@ class Connection(HttpToolsProtocol):
         if self._lingering is not None or self.transport.is_closing():
             return
         self.flow.resume_reading()
+        keep = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = keep
         if self._unread:
             self.loop.call_soon(self._advance)
-        else:
-            keep = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-            self.timeout_keep_alive_task = keep
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
@@ -170,6 +170,7 @@ class Connection(HttpToolsProtocol):
     # What is left is ours.
 
     def _answer_request(self, *, is_old: bool) -> None:
+        is_last = self._is_half_closed and not self._unread
         self.cycle = Cycle(
             scope=self.scope,
             transport=self._wire,
@@ -180,7 +181,7 @@ class Connection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue and not is_old,
-            keep_alive=not is_old and self.parser.should_keep_alive(),
+            keep_alive=not is_old and self.parser.should_keep_alive() and not is_last,
             on_response=self.on_response_complete,
         )
         task = self.loop.create_task(self.cycle.run_asgi(self.app), name="request")
@@ -197,9 +198,12 @@ class Connection(HttpToolsProtocol):
                 if self._head is not None:
                     self._take_body()
                 elif self._is_answering():
-                    self.flow.pause_reading()
+                    if len(self._unread) > HIGH_WATER_LIMIT:
+                        self.flow.pause_reading()
                     return
                 elif not self._take_head():
+                    if self._is_half_closed:
+                        self._close()
                     return
         except ApiError as error:
             self._refuse(error)
@@ -211,6 +215,9 @@ class Connection(HttpToolsProtocol):
     def _take_head(self) -> bool:
         while self._unread.startswith(b"\r\n"):  # some clients end a body with one too many
             del self._unread[:2]
+        if not self._unread:
+            return False
+        self._unset_keepalive_if_required()
         end = self._unread.find(END, max(0, self._searched - len(END) + 1))
         if end < 0:
             check_beginning(self._unread, self._limits.head, since=self._searched)

@@ -84,6 +84,21 @@ async def test_a_connection_may_be_silent_between_requests_for_as_long_as_is_set
         assert await client.ended()
 
 
+async def test_an_empty_line_too_many_hides_neither_the_next_request_nor_the_end(
+    bench: Bench,
+) -> None:
+    bench.dispatcher.hold_at = 1
+    limits = ConnectionLimits(head_timeout_s=0.05)
+    async with bench.serving(limits) as url, connected(url) as client:
+        client.send(HEALTH + b"\r\n")
+        assert (await client.answer()).status == 200
+        await asyncio.sleep(0.1)
+        client.send(b"\r\n" + WHOLE + b"\r\n")
+        await soon(lambda: bench.dispatcher.num_active == 1)
+        client.writer.close()
+        await soon(lambda: bench.dispatcher.num_aborted == 1)
+
+
 def test_a_connection_outlives_those_that_proxies_keep() -> None:
     assert ConnectionLimits().keep_alive_s == RouterSettings(model=Path("m")).keep_alive_s == 75
 

@@ -135,5 +135,7 @@ def test_a_hostile_hour_in_a_minute(model: Path, capfd: pytest.CaptureFixture[st
             return statistics.median(calm), statistics.median(beset)
 
     calm, beset = asyncio.run(test())
-    assert beset <= 2 * calm
     assert "Traceback" not in capfd.readouterr().err
+    if calm > 1.25 * PACE_S:
+        pytest.skip(f"a calm p99 of {calm:.3f} s: this machine is too busy to tell")
+    assert beset <= 2 * calm

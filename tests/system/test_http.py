@@ -335,6 +335,15 @@ async def test_a_client_that_closes_its_side_gets_its_answer(
         assert await client.ended()
 
 
+async def test_all_that_was_asked_before_a_client_closed_its_side_is_answered(url: str) -> None:
+    async with connected(url) as client:
+        client.send(post() + chunked() + get("/health") + b"GET /heal")
+        client.half_close()
+        assert is_said(await client.answer()) and is_said(await client.answer())
+        assert (await client.answer(to="GET")).status == 200
+        assert await client.ended()
+
+
 async def test_half_a_request_and_a_closed_side_is_the_end(url: str) -> None:
     for sent in (b"GET /heal", post()[:-3], chunked()[:-4]):
         async with connected(url) as client:
