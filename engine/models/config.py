@@ -184,13 +184,14 @@ def _text(fields: Fields, wrapper: Wrapper) -> Fields:
         text = {key: value for key, value in fields.raw.items() if key not in not_text}
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
-    if not wrapper.flat:  # else older ones repeat the text's keys
+    if not flat:
         check_wrapper_keys(fields, wrapper, known=not_text | IGNORED | set(INHERITED))
-    named = text.get("model_type") in (None, wrapper.model_type)  # as transformers 4 saved some
-    text = inherit(fields.raw, text) | ({"model_type": wrapper.text} if named else {})
+    if text.get("model_type") == wrapper.model_type:  # as transformers 4 saved some
+        text = {**text, "model_type": None}
+    text = inherit(fields.raw, text)
     text.pop("architectures", None)  # that of the whole
-    both = ("tie_word_embeddings", "quantization_config")
-    text |= {key: fields.get(key) for key in both if fields.get(key)}
+    if fields.flag("tie_word_embeddings", wrapper.tied):
+        text["tie_word_embeddings"] = True
     return Fields(fields.file, text, prefix="" if flat else "text_config.")
 
 

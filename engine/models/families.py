@@ -6,7 +6,7 @@ Defaults are transformers' meaning of absent keys.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.family import MROPE_KEYS, NO_HEADS, Family, MlpRule, Norms, WindowRule
+from engine.models.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
 from engine.models.layer_norm_families import LAYER_NORMED
 from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
@@ -154,7 +154,6 @@ MINISTRAL3 = replace(
     MISTRAL,
     model_type="ministral3", architecture="Ministral3ForCausalLM",
     options=frozenset({"llama_4_scaling_beta"}),
-    rope_ignored=frozenset({"llama_4_scaling_beta", "max_position_embeddings"}),
     ignored=frozenset({"layer_types"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, "rms_norm_eps": 1e-5,
@@ -168,7 +167,7 @@ MINISTRAL3 = replace(
 QWEN2_5_VL = replace(
     QWEN2,
     model_type="qwen2_5_vl_text", architecture="Qwen2_5_VLForConditionalGeneration",
-    rope_aliases={"mrope": "default"}, rope_ignored=MROPE_KEYS,
+    rope_aliases={"mrope": "default"},
     defaults={
         **QWEN2.defaults, "num_key_value_heads": 8, "max_window_layers": 80,
         "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0,
@@ -180,7 +179,7 @@ QWEN2_VL = replace(
 QWEN3_VL = replace(
     QWEN3,
     model_type="qwen3_vl_text", architecture="Qwen3VLForConditionalGeneration",
-    window=None, rope_aliases={"mrope": "default"}, rope_ignored=MROPE_KEYS,
+    window=None, rope_aliases={"mrope": "default"},
     defaults={"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 500_000.0},
 )  # fmt: skip
 GLM = Family(

@@ -36,7 +36,6 @@ _UNTURNED_KEYS: Mapping[Unturned, frozenset[str]] = {
 
 
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
-MROPE_KEYS = frozenset({"mrope_section", "mrope_interleaved"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +168,6 @@ class Family:
     mlp: MlpRule = field(default_factory=MlpRule)
     """Of dense layers."""
     activation_aliases: Mapping[str, str] = field(default_factory=dict)
-    rope_ignored: frozenset[str] = frozenset()
-    """Keys of the rope that change nothing for text."""
     stateless: bool = False
     """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
     interleaved_rope: bool = False
@@ -206,9 +203,9 @@ class Wrapper:
 
     model_type: str
     architecture: str
-    text: str
-    """`model_type` of a text part that names none."""
     keys: frozenset[str]
     """Keys beside `text_config` that describe what is not served."""
+    tied: bool = False
+    """What an absent `tie_word_embeddings` means; a head that is stored and differs is not tied."""
     flat: bool = False
     """Published with the text's keys beside the others, without a `text_config`."""

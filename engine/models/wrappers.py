@@ -16,12 +16,13 @@ WRAPPERS: Mapping[str, Wrapper] = {
     wrapper.model_type: wrapper
     for wrapper in (
         Wrapper(
-            model_type="gemma3", architecture="Gemma3ForConditionalGeneration", text="gemma3_text",
+            model_type="gemma3", architecture="Gemma3ForConditionalGeneration",
             keys=frozenset({"vision_config", "mm_tokens_per_image", "boi_token_index"})
             | {"eoi_token_index", "image_token_index"},
         ),
         Wrapper(
-            model_type="mistral3", architecture="Mistral3ForConditionalGeneration", text="mistral",
+            model_type="mistral3", architecture="Mistral3ForConditionalGeneration",
+            tied=True,
             keys=frozenset({"vision_config", "image_token_index", "image_token_id"})
             | {"projector_hidden_act", "vision_feature_layer", "multimodal_projector_bias"}
             | {"spatial_merge_size"},
@@ -29,7 +30,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
         *(
             Wrapper(
                 model_type=model_type, architecture=f"{name}ForConditionalGeneration",
-                text=f"{model_type}_text", keys=_QWEN_VL_KEYS, flat=True,
+                keys=_QWEN_VL_KEYS, flat=True,
             )
             for model_type, name in (
                 ("qwen2_vl", "Qwen2VL"), ("qwen2_5_vl", "Qwen2_5_VL"),

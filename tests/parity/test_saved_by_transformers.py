@@ -3,6 +3,7 @@
 # Shapes: T tokens, V vocabulary.
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ PLAIN = (
 )
 WRAPPING = ("mistral3", "qwen2.5-vl")
 """Their published names differ from those of transformers 5."""
+LONG = pytest.mark.long
 LATER = [
-    pytest.param(name, marks=pytest.mark.long)
+    pytest.param(name, marks=LONG)
     for name in (
         "granite-moe",
         "granite-4-experts-no-rope",
@@ -88,6 +90,18 @@ def test_a_model_saved_in_the_form_of_transformers_5_is_read(tmp_path: Path, nam
     hf = reference(tmp_path / "made")
     hf.save_pretrained(tmp_path / "saved", save_original_format=False)
     assert error(tmp_path / "saved", hf) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mistral3", pytest.param("mistral3-of-ministral3", marks=LONG)])
+def test_a_multimodal_model_that_names_no_tie_has_the_head_that_is_stored(
+    tmp_path: Path, name: str
+) -> None:
+    write_shape(tmp_path, name)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for part in (raw, raw["text_config"]):
+        del part["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert error(tmp_path, reference(tmp_path)) < TOLERANCE
 
 
 @pytest.mark.parametrize("published", [True, False])

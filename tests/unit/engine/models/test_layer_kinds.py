@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from support.configs import config, read, refused
-from support.family_shapes import FULL, SLIDE
+from support.family_shapes import FULL
+from support.published import SERVED, shrunk
 from support.wrapped_shapes import WRAPPED
 
 from engine.models.rope import QueryGrowth
@@ -17,59 +18,6 @@ YARN_3 = {
     "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16_384,
     "rope_theta": 1_000_000.0, "rope_type": "yarn", "type": "yarn",
 }  # fmt: skip
-PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
-    "SmolLM3-3B": ("smollm3", {
-        "num_hidden_layers": 36, "no_rope_layers": [1, 1, 1, 0] * 9, "no_rope_layer_interval": 4,
-        "layer_types": [FULL] * 36, "max_window_layers": 28, "sliding_window": None,
-        "use_sliding_window": False, "rope_theta": 5_000_000.0, "rope_scaling": None,
-        "rope_parameters": None, "mlp_bias": False,
-    }),
-    "Olmo-3-7B-Instruct": ("olmo3", {
-        "num_hidden_layers": 32, "layer_types": [SLIDE, SLIDE, SLIDE, FULL] * 8,
-        "rope_parameters": None, "rope_theta": 500_000, "sliding_window": 4096,
-        "max_position_embeddings": 65_536, "rope_scaling": {
-            "attention_factor": 1.2079441541679836, "beta_fast": 32.0, "beta_slow": 1.0,
-            "factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "yarn",
-        },
-    }),
-    "EXAONE-4.0-32B": ("exaone4", {
-        "num_hidden_layers": 64, "layer_types": [SLIDE, SLIDE, SLIDE, FULL] * 16,
-        "sliding_window": 4096, "sliding_window_pattern": "LLLG", "rope_theta": 1_000_000,
-        "rope_parameters": None, "max_position_embeddings": 131_072, "rope_scaling": {
-            "factor": 16.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192, "rope_type": "llama3",
-        },
-    }),
-    "Seed-OSS-36B-Instruct": ("seed_oss", {
-        "attention_bias": True, "attention_dropout": 0.1, "attention_out_bias": False,
-        "mlp_bias": False, "residual_dropout": 0.1, "rope_parameters": None, "head_dim": 128,
-        "rope_scaling": {"rope_type": "default"}, "rope_theta": 10_000_000.0,
-    }),
-    "gemma-2b": ("gemma", {
-        "hidden_act": "gelu", "hidden_activation": None, "head_dim": 256, "rope_scaling": None,
-        "use_bidirectional_attention": None,
-    }),
-    "granite-3.0-1b-a400m": ("granitemoe", {
-        "attention_multiplier": 0.015625, "embedding_multiplier": 12.0, "logits_scaling": 6.0,
-        "residual_multiplier": 0.22, "num_local_experts": 32, "num_experts_per_tok": 8,
-        "router_aux_loss_coef": 0.0, "rope_theta": 10_000, "rope_scaling": None,
-    }),
-    "granite-4.0-micro": ("granitemoehybrid", {
-        "attention_multiplier": 0.015625, "embedding_multiplier": 12, "logits_scaling": 8,
-        "residual_multiplier": 0.22, "num_hidden_layers": 40, "layer_types": ["attention"] * 40,
-        "mamba_chunk_size": 256, "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_d_head": 64,
-        "mamba_d_state": 256, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 64,
-        "mamba_proj_bias": False, "num_experts_per_tok": 0, "num_local_experts": 0,
-        "position_embedding_type": "rope", "shared_intermediate_size": 8192,
-        "output_router_logits": False, "rope_theta": 10_000_000, "rope_scaling": None,
-    }),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_keys_of_published_checkpoints_are_understood(tmp_path: Path, name: str) -> None:
-    family, keys = PUBLISHED[name]
-    assert read(tmp_path, config(family, **keys)).family.model_type == family
 
 
 def turning(path: Path, family: str, **changes: Any) -> list[bool]:
@@ -106,8 +54,7 @@ def test_a_smollm_window_is_on_the_layers_that_do_not_turn(tmp_path: Path) -> No
 
 
 def test_an_olmo_3_stretches_the_rope_of_layers_without_a_window_only(tmp_path: Path) -> None:
-    keys = PUBLISHED["Olmo-3-7B-Instruct"][1] | {"num_hidden_layers": 4}
-    got = read(tmp_path, config("olmo3", **keys | {"layer_types": [SLIDE, SLIDE, SLIDE, FULL]}))
+    got = read(tmp_path, shrunk(SERVED["Olmo-3-7B-Instruct"]))
     assert [layer.rope.kind for layer in got.layers if layer.rope] == ["default"] * 3 + ["yarn"]
     assert {layer.rope.theta for layer in got.layers if layer.rope} == {500_000.0}
 
@@ -175,3 +122,79 @@ def test_older_ways_to_write_a_multimodal_model_are_read(tmp_path: Path) -> None
         text = raw["text_config"] | {"model_type": model_type, "tie_word_embeddings": True}
         text["architectures"] = ["Qwen2_5_VLForConditionalGeneration"]
         assert read(tmp_path, raw | {"text_config": text}) == expected
+
+
+VISION: dict[str, Any] = {"vision_config": {"model_type": "vision", "hidden_size": 1280}}
+QWEN_TOKENS = {
+    "bos_token_id": 151_643, "eos_token_id": 151_645, "vision_start_token_id": 151_652,
+    "vision_end_token_id": 151_653, "image_token_id": 151_655, "video_token_id": 151_656,
+}  # fmt: skip
+WHOLE: dict[str, tuple[dict[str, Any], int]] = {
+    "Mistral-Small-3.1-24B-Instruct-2503": (
+        VISION | {
+            "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10,
+            "model_type": "mistral3", "multimodal_projector_bias": False,
+            "projector_hidden_act": "gelu", "spatial_merge_size": 2, "vision_feature_layer": -1,
+            "text_config": {
+                "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu",
+                "hidden_size": 5120, "intermediate_size": 32_768, "model_type": "mistral",
+                "max_position_embeddings": 131_072, "num_attention_heads": 32,
+                "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+                "rope_theta": 1e9, "sliding_window": None, "vocab_size": 131_072,
+            },
+        },
+        131_072,
+    ),
+    "Ministral-3-8B-Instruct-2512-BF16": (
+        VISION | {
+            "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10,
+            "model_type": "mistral3", "tie_word_embeddings": False, "spatial_merge_size": 2,
+            "text_config": {
+                "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "sliding_window": None,
+                "intermediate_size": 14_336, "max_position_embeddings": 262_144,
+                "model_type": "ministral3", "num_attention_heads": 32, "num_hidden_layers": 34,
+                "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_parameters": YARN_3,
+                "vocab_size": 131_072,
+            },
+        },
+        262_144,
+    ),
+    "Qwen2.5-VL-7B-Instruct": (
+        VISION | QWEN_TOKENS | {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"], "hidden_act": "silu",
+            "hidden_size": 3584, "intermediate_size": 18_944, "max_position_embeddings": 128_000,
+            "max_window_layers": 28, "model_type": "qwen2_5_vl", "num_attention_heads": 28,
+            "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+            "rope_scaling": {"mrope_section": [16, 24, 24], "type": "mrope"},
+            "rope_theta": 1e6, "sliding_window": 32_768, "tie_word_embeddings": False,
+            "use_sliding_window": False, "vision_token_id": 151_654, "vocab_size": 152_064,
+        },
+        128_000,
+    ),
+    "Qwen3-VL-4B-Instruct": (
+        VISION | QWEN_TOKENS | {
+            "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl",
+            "tie_word_embeddings": True, "text_config": {
+                "attention_bias": False, "head_dim": 128, "hidden_act": "silu",
+                "hidden_size": 2560, "intermediate_size": 9728, "model_type": "qwen3_vl_text",
+                "max_position_embeddings": 262_144, "num_attention_heads": 32,
+                "num_hidden_layers": 36, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+                "rope_scaling": {
+                    "mrope_interleaved": True, "mrope_section": [24, 20, 20],
+                    "rope_type": "default",
+                },
+                "rope_theta": 5e6, "tie_word_embeddings": True, "vocab_size": 151_936,
+            },
+        },
+        262_144,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_text_of_published_multimodal_models_is_understood(tmp_path: Path, name: str) -> None:
+    raw, context = WHOLE[name]
+    got = read(tmp_path, raw)
+    assert (got.max_context_tokens, got.head_dim) == (context, 128)
+    assert all(layer.rope == got.ropes[0] for layer in got.layers)
+    assert (got.query_growth is None) == (name != "Ministral-3-8B-Instruct-2512-BF16")
