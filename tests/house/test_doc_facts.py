@@ -17,7 +17,7 @@ from controlplane.local.backoff import Backoff
 from controlplane.local.settings import UpSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
-from protocol.process.health import STUCK_S
+from protocol.process.health import ENGINE_STUCK_S, STUCK_S
 from protocol.process.metrics import MetricRow, RouterMetrics, TransferMetrics, WorkerMetrics
 from protocol.process.run import EXIT_FAILED
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
@@ -44,7 +44,8 @@ SAID = {
         f"The defaults of `--max-running` ({DECODE['max_running'].default}) and `--token-budget` "
         f"({DECODE['token_budget'].default})",
         f"({DECODE['block_tokens'].default} tokens by default)",
-        f"`/health` (503 when it has hung for {'a minute' if STUCK_S == 60 else STUCK_S})",
+        f"503 when its event loop has said nothing for {STUCK_S:g} s, or its engine has been at one "
+        f"step for {ENGINE_STUCK_S:g} s",
     ),
 }
 """Page -> what it must say, made of the code's own numbers."""
