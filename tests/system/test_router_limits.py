@@ -58,15 +58,8 @@ def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
         "import resource; from router.wire.listener import bound_connections as bound;"
         "print(bound(1000), bound(50), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )
-    words = [
-        "sh",
-        "-c",
-        'ulimit -Hn 400; ulimit -Sn 64; exec "$@"',
-        "sh",
-        sys.executable,
-        "-c",
-        code,
-    ]
+    limited = ("sh", "-c", 'ulimit -Sn 64; ulimit -Hn 400; exec "$@"', "sh")
+    words = [*limited, sys.executable, "-c", code]
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert said.stdout.split() == ["200", "50", "400"]
 
