@@ -1,12 +1,13 @@
 """The router process from its first socket to its last request."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from protocol.channel.link import WorkerLink
@@ -18,6 +19,7 @@ from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store import Store
+from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
@@ -56,7 +58,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         store = Store(settings.redis)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer)
+            defaults = _sampling_defaults(settings)
+            parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
             where = {"host": host, "port": port, "max_connections": bound}
             log.info("listening", extra=where | {"model": settings.api_name})
@@ -78,7 +81,17 @@ class _Parts:
     cluster: LocalCluster
 
 
-def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Parts:
+def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
+    if settings.generation_config == "none":
+        return SamplingDefaults()
+    defaults = read_sampling_defaults(settings.model)
+    log.info("sampling defaults", extra=asdict(defaults))
+    return defaults
+
+
+def _build(
+    settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
+) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
     def connect(registration: Registration) -> WorkerLink:
@@ -119,8 +132,11 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
             max_in_flight=settings.max_in_flight,
             request_timeout_s=settings.request_timeout_s,
         ),
+        sampling_defaults=defaults,
         tokenize_threads=settings.tokenize_threads,
     )
+    gc.collect()
+    gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
 
 

@@ -23,6 +23,9 @@ class RouterSettings(ProcessSettings):
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """`auto`: requests that name no sampling values get those of the checkpoint's
+    generation_config.json, which its authors recommend. `none`: OpenAI's."""
     local_prefill: Literal["auto", "never"] = "auto"
     """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
     it when there is no prefill worker."""

@@ -4,6 +4,8 @@ The router encodes and renders; the workers turn sampled tokens into text. Both 
 directory, so they agree. Needs `tokenizers` and `jinja2` only; no model is loaded.
 """
 
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +15,27 @@ import tokenizers
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
+from protocol.text.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.stop import StopMatcher
+from protocol.text.template_files import special_tokens, token_text
+from protocol.text.text_bounds import TextTooLong, longest_token
 from protocol.text.text_config import (
     JsonFile,
     read_json_file,
     read_json_object_if_there,
     text_config,
 )
+
+FIRST_LOOK = 8
+"""Characters per token of the context that are encoded before more is: most texts have fewer."""
+TOO_MANY = 2
+"""Contexts that the beginning of a text must fill to show that the whole does not fit in one: the
+word where it is cut may be encoded otherwise."""
+EXTRA_BEFORE_V5 = "additional_special_tokens"
+LATE_END = re.compile(r'("Regex"\s*:\s*)"\\\\s\+\$"')
+"""DeepSeek's pattern for spaces at the end takes quadratic time where they are not at the end: 30 s
+for 64,000. From the first of them only, it finds the same."""
 
 
 class Tokenizer:
@@ -45,6 +59,8 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
+        self._longest_token = longest_token(raw)
+        self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
     @classmethod
     def load(cls, path: Path, config: JsonFile | None = None) -> "Tokenizer":
@@ -53,6 +69,10 @@ class Tokenizer:
         config = config or read_json_file(path / "config.json")
         tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
+        try:
+            _add_tokens(raw, special_tokens(path, tokenizer_config), tokenizer_config)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path / 'tokenizer_config.json'}: {error}") from error
         text = text_config(config.value)
         return cls(
             raw,
@@ -63,13 +83,34 @@ class Tokenizer:
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`."""
+        """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`. Raises
+        TextTooLong, early, for a text that no context holds, and ValueError for tokens that the
+        model does not have."""
+        size = FIRST_LOOK * self.max_context_tokens
+        while size < len(text):
+            if len(self._encode(text[:size], False)) > TOO_MANY * self.max_context_tokens:
+                raise TextTooLong(f"the text has more than {self.max_context_tokens} tokens")
+            size *= 2
+        ids = self._encode(text, add_special_tokens)
+        if self._knows_more and (most := max(ids, default=0)) >= self.vocab_size:
+            token = self._raw.id_to_token(most)
+            rule = f"the model's are 0 to {self.vocab_size - 1}"
+            raise ValueError(f"the text has {token!r}, which is token {most}; {rule}")
+        return ids
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         batch = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = batch[0].ids
         return ids
 
+    def max_chars(self, context: int) -> int:
+        """No text with more characters fits into `context` tokens."""
+        return sys.maxsize if self._longest_token is None else context * self._longest_token
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """Releases the interpreter lock, as `encode` does."""
+        texts = self._raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return texts[0]
 
     def token_text(self, token_id: int) -> str:
         """The token alone; U+FFFD where it is part of a character."""
@@ -82,8 +123,11 @@ class Tokenizer:
         return self.chat_template.render(messages, **variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> list[int]:
-        """The template writes the special tokens itself, so none are added."""
-        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+        """The template writes the special tokens itself, so none are added. Raises as `render_chat`
+        and `encode` do."""
+        max_chars = min(MAX_CHARS, self.max_chars(self.max_context_tokens))
+        text = self.render_chat(messages, max_chars=max_chars, **variables)
+        return self.encode(text, add_special_tokens=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +178,40 @@ def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     try:
+        text, num_late = LATE_END.subn(r'\1"(?<!\\\\s)\\\\s+$"', path.read_text(encoding="utf-8"))
+        if num_late:
+            return tokenizers.Tokenizer.from_str(text)
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _add_tokens(
+    raw: tokenizers.Tokenizer, special: Mapping[str, str], tokenizer_config: Mapping[str, Any]
+) -> None:
+    """Those that tokenizer_config.json has and tokenizer.json has not, or otherwise. As in
+    transformers: by their numbers, then the special ones."""
+    raw.encode_special_tokens = bool(tokenizer_config.get("split_special_tokens"))
+    added = raw.get_added_tokens_decoder().values()
+    same, known = set(map(repr, added)), {token.content for token in added}
+    listed = sorted((tokenizer_config.get("added_tokens_decoder") or {}).items(), key=_number)
+    new = [token for _, given in listed if repr(token := _added_token(given)) not in same]
+    extra = [tokenizer_config.get(key) for key in ("extra_special_tokens", EXTRA_BEFORE_V5)]
+    names = [*special.values(), *(next((given for given in extra if isinstance(given, list)), ()))]
+    new += [token for given in names if (token := _added_token(given)).content not in known]
+    raw.add_tokens(list({token.content: token for token in reversed(new)}.values())[::-1])
+
+
+def _number(entry: tuple[str, object]) -> int:
+    return int(entry[0])
+
+
+def _added_token(given: object) -> tokenizers.AddedToken:
+    """Special, unless it says that it is not. Raises ValueError or TypeError for no token."""
+    options: dict[str, Any] = {"content": given, "special": True}
+    options = dict(given) if isinstance(given, dict) else options
+    options.pop("__type", None)
+    return tokenizers.AddedToken(**options)
 
 
 def _positive(path: Path, config: Mapping[str, Any], key: str) -> int:

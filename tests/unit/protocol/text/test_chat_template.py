@@ -164,15 +164,83 @@ def test_a_jinja_file_comes_before_the_config(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).render_chat(CHAT[1:]) == "Hi 🙂\n<|im_end|>"
 
 
-def test_the_default_of_several_templates_is_used(tmp_path: Path) -> None:
-    several = [
-        {"name": "tool_use", "template": "no"},
-        {"name": "default", "template": "{{ messages | length }}"},
-    ]
-    path = write_checkpoint(tmp_path, chat_template=None)
-    config = path / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": several}))
-    assert Tokenizer.load(path).render_chat(CHAT) == "4"
+NAMED = {"default": "plain {{ messages|length }}", "tool_use": "tools {{ tools|length }}"}
+FILES: dict[str, dict[str, str]] = {
+    "a list in the config": {
+        "tokenizer_config.json": json.dumps(
+            {"chat_template": [{"name": key, "template": of} for key, of in NAMED.items()]}
+        )
+    },
+    "an object in the config": {"tokenizer_config.json": json.dumps({"chat_template": NAMED})},
+    "a file and a folder": {
+        "chat_template.jinja": NAMED["default"],
+        "additional_chat_templates/tool_use.jinja": NAMED["tool_use"],
+        "additional_chat_templates/rag.jinja": "unused",
+        "tokenizer_config.json": json.dumps({"chat_template": "overruled"}),
+    },
+    "one file for all": {"chat_template.jinja": "all {{ tools is none }}"},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_templates_are_found_and_chosen_as_in_transformers(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    for file, text in FILES[name].items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for tools in (None, [], [{"type": "function", "function": {"name": "f"}}]):
+        expected = theirs.apply_chat_template(CHAT, tools=tools, tokenize=False)
+        assert ours.render_chat(CHAT, tools=tools, add_generation_prompt=False) == expected
+
+
+def test_a_processors_template_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    assert Tokenizer.load(tmp_path).render_chat(CHAT) == "of a processor"
+
+
+TOKENS: dict[str, dict[str, Any]] = {
+    "all of the usual names": {
+        f"{name}_token": f"<{name}>" for name in ("unk", "sep", "pad", "cls", "mask")
+    },
+    "a name of its own": {"image_token": "<img>", "tool_call_token": "<call>"},
+    "an object of names": {"extra_special_tokens": {"audio_token": "<aud>", "eoa_token": "</aud>"}},
+    "a list without names": {"extra_special_tokens": ["<x>"], "boi_token": "<boi>"},
+    "with options": {"pad_token": {"__type": "AddedToken", "content": "<p>", "lstrip": True}},
+    "nulls": {"pad_token": None, "image_token": None},
+}
+NAMES = (
+    *(
+        "bos",
+        "eos",
+        "unk",
+        "sep",
+        "pad",
+        "cls",
+        "mask",
+        "image",
+        "tool_call",
+        "audio",
+        "eoa",
+        "boi",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_special_tokens_have_the_names_they_have_in_transformers(
+    tmp_path: Path, name: str, legacy: bool
+) -> None:
+    source = "".join(f"{{{{ {token}_token }}}} " for token in NAMES)
+    given = TOKENS[name] if legacy else TOKENS[name] | {"added_tokens_decoder": {}}
+    write_checkpoint(tmp_path, chat_template=source, bos_token="<|endoftext|>", **given)
+    mapped = {"eos_token": "<other>", "sep_token": {"content": "<mapped>", "lstrip": False}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(mapped))
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, tokenize=False)
+    assert Tokenizer.load(tmp_path).render_chat(CHAT) == expected
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
