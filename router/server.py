@@ -55,10 +55,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     bound = bound_connections(settings.max_connections)
     with listen(settings) as listener:
         tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
         try:
             await store.ping()
-            defaults = _sampling_defaults(settings)
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
             where = {"host": host, "port": port, "max_connections": bound}

@@ -53,10 +53,10 @@ class ChatTemplate:
         text parts. Raises ValueError when the template refuses these messages or takes too much."""
         given = {"tools": None, "documents": None, **self._special_tokens, **variables}
         compiled = self._plain if given["tools"] is None else self._for_tools
-        shown = [_message(message, compiled.parts) for message in messages]
-        given |= {"messages": shown, "add_generation_prompt": add_generation_prompt}
         pieces: list[str] = []
         try:
+            shown = [_message(message, compiled.parts) for message in messages]
+            given |= {"messages": shown, "add_generation_prompt": add_generation_prompt}
             with self._environment.metered(max(MIN_CHARS, max_chars)) as meter:
                 for piece in compiled.template.generate(given):
                     pieces.append(piece)
@@ -77,8 +77,8 @@ class _Compiled:
                 self.template = environment.from_string(source)
         except (jinja2.TemplateSyntaxError, SyntaxError) as error:
             raise CheckpointError(f"chat template, line {error.lineno}: {error}") from error
-        except (RecursionError, ValueError) as error:
-            raise CheckpointError(f"chat template: {error}") from error
+        except (MemoryError, RecursionError, ValueError) as error:
+            raise CheckpointError(f"chat template: {error or type(error).__name__}") from error
 
 
 def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:

@@ -42,6 +42,7 @@ def _content_names(template: nodes.Template) -> set[str]:
             if macro is not None:
                 pairs = zip(macro.args, call.args, strict=False)
                 names |= {to.name for to, given in pairs if _is_content(given, names)}
+                names |= {to.key for to in call.kwargs if _is_content(to.value, names)}
         if len(names) == before:
             return names
 
@@ -52,6 +53,8 @@ def _is_content(node: nodes.Node, names: set[str]) -> bool:
         case nodes.Getattr(attr="content"):
             return True
         case nodes.Getitem(arg=nodes.Const(value="content")):
+            return True
+        case nodes.Call(node=nodes.Getattr(attr="get"), args=[nodes.Const(value="content"), *_]):
             return True
         case nodes.Name(name=name):
             return name in names

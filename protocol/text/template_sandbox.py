@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import jinja2.utils
 from jinja2 import nodes, pass_context
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace as PlainNamespace
 from jinja2.visitor import NodeTransformer
 
-from protocol.text.template_meter import Meter, growth
+from protocol.text.template_meter import Meter, growth, listed
 
 
 class Environment(ImmutableSandboxedEnvironment):
@@ -64,7 +64,7 @@ class Environment(ImmutableSandboxedEnvironment):
         meter.step()
         text = getattr(__obj, "__self__", None)
         if isinstance(text, str | bytes | int) and (args or kwargs):
-            args = tuple(list(arg) if isinstance(arg, Iterator) else arg for arg in args)
+            args = tuple(map(listed, args)) if __obj.__name__ == "join" else args
             meter.may_make(growth(meter, __obj.__name__, text, *args, *kwargs.values()))
         return meter.made(super().call(__context, __obj, *args, **kwargs))
 
@@ -107,8 +107,8 @@ class Environment(ImmutableSandboxedEnvironment):
         def metered(*args: Any, **kwargs: Any) -> Any:
             meter = self.meter
             if len(args) > skips + 1 or kwargs:
-                if name == "join" and isinstance(args[skips], Iterator):
-                    args = (*args[:skips], list(args[skips]), *args[skips + 1 :])
+                if name == "join":
+                    args = (*args[:skips], listed(args[skips]), *args[skips + 1 :])
                 meter.may_make(growth(meter, name, *args[skips:], *kwargs.values()))
             return meter.made(function(*args, **kwargs))
 
@@ -131,7 +131,7 @@ def _take_step(context: Context, value: Any, num_chars: int) -> Any:
     return value
 
 
-class Namespace(PlainNamespace):
+class Namespace(jinja2.utils.Namespace):
     """Namespaces may hold each other, so they are not written out."""
 
     def __repr__(self) -> str:

@@ -1,10 +1,12 @@
 """`python -m router` as a process, before fake workers that live in the test."""
 
 import asyncio
+import json
 import signal
 import subprocess
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import write_checkpoint
@@ -109,6 +111,32 @@ def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
     assert ended.returncode == code
     assert ended.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "code", "says"),
+    [
+        ({"temperature": 0.6, "top_k": 20}, (), 1, '"temperature":0.6'),
+        ({"temperature": 0.6}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, (), 3, "generation_config.json: temperature is 'hot'"),
+    ],
+)
+def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
+    content: dict[str, Any], flags: tuple[str, ...], code: int, says: str, model: Path
+) -> None:
+    (model / "generation_config.json").write_text(json.dumps(content))
+    ended = subprocess.run(
+        [*command(model, redis="redis://127.0.0.1:1", port=0), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert ("sampling defaults" in ended.stderr) == (says.startswith('"temp'))
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:

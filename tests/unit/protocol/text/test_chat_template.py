@@ -8,6 +8,7 @@ from support.checkpoints import CHATML, byte_fallback_tokenizer, write_checkpoin
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
+from protocol.text.chat_template import ChatTemplate
 from protocol.text.tokenizer import Tokenizer
 
 LLAMA_3 = (
@@ -295,3 +296,42 @@ def test_developer_instructions_are_known_only_when_the_template_names_them(tmp_
     knows = load(tmp_path / "knows", chat_template="{{ 'developer' }}").chat_template
     assert plain is not None and not plain.knows_developer
     assert knows is not None and knows.knows_developer
+
+
+NO_TEMPLATES = {
+    "deep parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "deep loops": "{% for a in [1] %}" * 40 + "{% endfor %}" * 40,
+    "a tag nobody knows": "{% do messages %}",
+    "a filter nobody knows": "{{ messages|nothing }}",
+}
+
+
+@pytest.mark.parametrize("name", NO_TEMPLATES)
+def test_a_template_that_cannot_be_compiled_is_an_error_of_the_checkpoint(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(CheckpointError, match="chat template"):
+        load(tmp_path, chat_template=NO_TEMPLATES[name])
+
+
+READERS = {
+    "a loop": "{% for p in m.content %}[{{ p.text }}]{% endfor %}",
+    "a loop by name": "{% set c = m['content'] %}{% for p in c %}[{{ p.text }}]{% endfor %}",
+    "a filtered loop": "{% for p in m.content|selectattr('text') %}[{{ p.text }}]{% endfor %}",
+    "get": "{% for p in m.get('content', []) %}[{{ p.text }}]{% endfor %}",
+    "a macro": "{% macro w(x) %}{% for p in x %}[{{ p.text }}]{% endfor %}{% endmacro %}"
+    "{{ w(m.content) }}",
+    "a choice": "{% for p in (m.content if m.content is not string else []) %}[{{ p.text }}]"
+    "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_parts_reach_whoever_walks_over_them(name: str) -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}" + READERS[name] + "{% endfor %}", special_tokens={}
+    )
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert template.render([{"role": "user", "content": parts}]) == "[a][b]"
+    as_text = "" if name == "a choice" else "[hi]"
+    assert template.render([{"role": "user", "content": "hi"}]) == as_text
