@@ -447,7 +447,7 @@ def _anything(of: Prefill | Decode) -> ToRouter:
     """Whatever fits its type, but for a token that could be meant."""
     number, size = partial(_CHANCE.choice, _WHOLE), partial(_CHANCE.choice, _REAL)
     told: dict[str, Any] = {"request": of.request, "attempt": of.attempt}
-    usage = {"cached_tokens": number(), "queued_s": size(), "prefill_s": size()}
+    usage: dict[str, Any] = {"cached_tokens": number(), "queued_s": size(), "prefill_s": size()}
     emit = Emit(
         **told, index=_CHANCE.choice((-1, 10**6, *_WHOLE[2:])), token_id=number(), text="\ufffd",
         logprob=size(), top=(TokenLogprob(token_id=number(), logprob=size()),),
@@ -456,8 +456,10 @@ def _anything(of: Prefill | Decode) -> ToRouter:
     speeds = Speeds(
         prefill_tokens_per_s=size(), decode_step_s=size(), transfer_bytes_per_s=size()
     )  # fmt: skip
-    landed = {name: number() for name in ("blocks_reused", "blocks_moved", "bytes_moved")}
-    return _CHANCE.choice([
+    landed: dict[str, Any] = {
+        name: number() for name in ("blocks_reused", "blocks_moved", "bytes_moved")
+    }
+    words: list[ToRouter] = [
         Step(emits=(emit, emit)),
         PrefillDone(**told, **usage),
         Landed(**told, **landed, transport="memory", fetch_s=size(), exposed_s=size()),
@@ -469,4 +471,5 @@ def _anything(of: Prefill | Decode) -> ToRouter:
             load=Load(running=number(), waiting=number(), waiting_tokens=number()),
             transports_used=(("memory", number()),),
         ),
-    ])  # fmt: skip
+    ]  # fmt: skip
+    return _CHANCE.choice(words)

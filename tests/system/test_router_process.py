@@ -1,11 +1,14 @@
 """`python -m router` as a process, before fake workers that live in the test."""
 
 import asyncio
+import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -21,6 +24,7 @@ from protocol.store import Store
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
+FILES = resource.RLIMIT_NOFILE
 PROMPT = list(range(5, 45))
 
 
@@ -58,6 +62,11 @@ class Deployment:
             return (await self.client.get("/ready")).status_code == 200
         except httpx.TransportError:
             return False
+
+    async def why(self, worker: str) -> str:
+        """What `/cluster` says of one that gets nothing."""
+        view = (await self.client.get("/cluster")).json()
+        return str(next((w["why"] for w in view["workers"] if w["id"] == worker), ""))
 
     async def complete(self, *, max_tokens: int) -> httpx.Response:
         return await self.client.post(
@@ -155,6 +164,37 @@ def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
             redis.start()
             await soon(lambda: index_is("exact"))
             assert (await made.client.get("/ready")).status_code == 200
+
+    run(test())
+
+
+def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
+    redis: RedisServer, model: Path
+) -> None:
+    async def test() -> None:
+        async with deployment(redis, model) as made, AsyncExitStack() as silent:
+            pid = made.process.pid
+            used, before = len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, FILES)
+            resource.prlimit(pid, FILES, (used + 1, before[1]))
+            where = (made.client.base_url.host, made.client.base_url.port)
+            for _ in range(100):  # what listens takes them, the router has no descriptor for them
+                one = silent.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(where)
+            async with asyncio.TaskGroup() as tasks:
+                late = FakeWorker("decode-2", "decode", Fabric())
+                store = Store(redis.url)
+                silent.push_async_callback(store.close)
+                tasks.create_task(_present(late, store), name="late")
+
+                async def is_said() -> bool:
+                    return "Too many open files" in await made.why("decode-2")
+
+                await soon(is_said, 20)
+                assert (await made.complete(max_tokens=5)).status_code == 200
+                resource.prlimit(pid, FILES, before)
+                await soon(late.joined.is_set, 20)
+                late.die()
 
     run(test())
 
