@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from protocol.channel.link import WorkerLink
+from protocol.channel.names import Names
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.process.machine import raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
@@ -52,7 +54,7 @@ def listen(settings: RouterSettings) -> socket.socket:
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
-    bound = bound_connections(settings.max_connections)
+    descriptors = raise_descriptor_limit()
     with listen(settings) as listener:
         tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
         defaults = _sampling_defaults(settings)
@@ -61,8 +63,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             await store.ping()
             parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
-            where = {"host": host, "port": port, "max_connections": bound}
-            log.info("listening", extra=where | {"model": settings.api_name})
+            bound = bound_connections(settings.max_connections, descriptors=descriptors)
+            where = {"host": host, "port": port, "descriptors": descriptors}
+            known = {"model": settings.api_name, "max_connections": bound}
+            log.info("listening", extra=where | known)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
             server = _http_server(settings, parts.runtime, max_connections=bound)
@@ -94,8 +98,10 @@ def _build(
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
+    names = Names()
+
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router)
+        return WorkerLink(address=registration.address, router=router, names=names)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)

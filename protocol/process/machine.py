@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -45,6 +46,18 @@ def check_device(setting: str) -> None:
         raise SettingsError(
             f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu"
         )
+
+
+def raise_descriptor_limit() -> int:
+    """As many open files and sockets as this process may have; how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS says "unlimited" and means less
+        return soft
+    return hard
 
 
 def free_memory_bytes() -> int:

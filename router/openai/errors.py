@@ -10,9 +10,10 @@ import msgspec
 from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
-from router.requests.events import NoWorkers, RequestFailed, TooLong
+from router.requests.events import Condemned, NoWorkers, RequestFailed, TooLong
 
 log = logging.getLogger("baton.api")
+_WORKERS_LOST = "workers_lost"
 
 
 class ApiError(Exception):
@@ -53,6 +54,8 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413):  # the rest of the body is not read
             headers["connection"] = "close"
+        if self.code == _WORKERS_LOST:  # OpenAI's clients would send it again by themselves
+            headers["x-should-retry"] = "false"
         return Response(self.body, self.status, headers, media_type="application/json")
 
 
@@ -108,6 +111,12 @@ def _told(error: BatonError) -> ApiError:
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
         case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, _TOO_LONG, code="context_length_exceeded")
+        case Condemned():
+            message = "Workers were lost with this request as the last that they had been given."
+            return ApiError(500, message, code=_WORKERS_LOST)
+        case RequestFailed(code="invalid"):
+            message = "This model cannot do what the request asks."
+            return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="deadline"):
             message = "The request took longer than this server allows."
             return ApiError(504, message, code="deadline_exceeded")

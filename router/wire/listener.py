@@ -55,12 +55,9 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def bound_connections(max_connections: int) -> int:
-    """`max_connections`, or less where the system gives this process few descriptors: workers,
-    Redis and files keep the other half. Raises the soft limit to the hard one first."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
+def bound_connections(max_connections: int, *, descriptors: int) -> int:
+    """`max_connections`, or half of the `descriptors` this process may have, if that is less:
+    workers, Redis and files keep the other half."""
+    if descriptors == resource.RLIM_INFINITY:
         return max_connections
-    return min(max_connections, hard // 2)
+    return min(max_connections, descriptors // 2)
