@@ -214,10 +214,8 @@ class Registry:
         self._signal()
 
     def _tell_gone(self, worker: KnownWorker, reason: str) -> None:
-        """What ends up in a client's error: without the address, which the log has."""
-        gone = WorkerGone(_ADDRESS.sub("", reason))
         for mailbox in list(self._mailboxes.values()):
-            mailbox.put(WorkerMessage(worker.id, worker.epoch, gone))
+            mailbox.put(WorkerMessage(worker.id, worker.epoch, WorkerGone(reason)))
 
     def _signal(self) -> None:
         for listener in self.listeners:
