@@ -122,7 +122,7 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    is_local, names = is_loopback(settings.host), split_keys(settings.hosts.lower())
+    is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     runtime = Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
@@ -130,7 +130,7 @@ def _build(
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
-        local_names=frozenset(names) if is_local and not settings.api_keys else None,
+        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
         is_open_to_network=not is_local and not settings.api_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
