@@ -336,7 +336,7 @@ class RoutedRequest:
     def _count_cached(self, num_tokens: int) -> None:
         """The first attempt that computed the prompt says what was saved on it."""
         if self.cached_tokens is None:
-            self.cached_tokens = min(num_tokens, len(self.request.token_ids))
+            self.cached_tokens = max(0, min(num_tokens, len(self.request.token_ids)))
 
     def _prefill_message(self, remaining_s: float) -> Prefill:
         return Prefill(

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Failed, Registration, Step, ToRouter, ToWorker, Welcome
+from protocol.messages import Beat, Emit, Failed, Registration, Step, ToRouter, ToWorker, Welcome
 from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -198,6 +198,7 @@ class Registry:
         match message:
             case Step():
                 for emit in message.emits:
+                    _check_tokens(emit)
                     worker.note_heard(emit.request, emit.index)
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Beat():
@@ -254,3 +255,10 @@ class Registry:
             listener()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _check_tokens(emit: Emit) -> None:
+    """Raises PeerLost for ids that no tokenizer can be asked about."""
+    for token_id in (emit.token_id, *(one.token_id for one in emit.top)):
+        if not 0 <= token_id < 1 << 32:
+            raise PeerLost(f"it said token {token_id}")

@@ -47,6 +47,7 @@ NOT_PURE = (
     "unit/engine/runner/gpu/test_pool_size.py",
     "unit/engine/runner/gpu/test_runner.py",
     "unit/engine/runner/test_cpu.py",
+    "unit/engine/sampling/test_extremes.py",
     "unit/engine/sampling/test_logprobs.py",
     "unit/engine/sampling/test_sampler.py",
     "unit/engine/test_assembly.py",

@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
+import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from support.router_process import PROMPT, ROOT, command, deployment
 from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
+
+FILES = resource.RLIMIT_NOFILE
 
 
 @pytest.fixture
@@ -72,6 +78,32 @@ def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
             redis.start()
             await soon(lambda: index_is("exact"))
             assert (await made.client.get("/ready")).status_code == 200
+
+    run(test())
+
+
+def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
+    redis: RedisServer, model: Path
+) -> None:
+    async def test() -> None:
+        async with deployment(redis, model) as made, AsyncExitStack() as silent:
+            pid = made.process.pid
+            used, before = len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, FILES)
+            resource.prlimit(pid, FILES, (used + 1, before[1]))
+            where = (made.client.base_url.host, made.client.base_url.port)
+            for _ in range(100):  # what listens takes them, the router has no descriptor for them
+                one = silent.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(where)
+            late = made.add("decode-2", "decode")
+
+            async def is_said() -> bool:
+                return "Too many open files" in await made.why("decode-2")
+
+            await soon(is_said, 20)
+            assert (await made.complete(max_tokens=5)).status_code == 200
+            resource.prlimit(pid, FILES, before)
+            await soon(late.joined.is_set, 20)
 
     run(test())
 

@@ -447,3 +447,18 @@ def test_a_worker_that_says_it_is_broken_is_lost_with_all_it_had() -> None:
             assert "the engine is broken" in first.outcome
 
     run(test)
+
+
+def test_a_worker_that_says_anything_at_all_costs_no_request_and_no_other_worker() -> None:
+    """Of numbers that fit their types, wherever they stand."""
+
+    async def test() -> None:
+        plans = {"decode-0": [Act("babble", i % 3) for i in range(60)]}
+        limits = DispatchLimits(max_attempts=99)
+        async with fake_cluster(prefill=1, decode=2, plans=plans, limits=limits) as cluster:
+            for _ in range(30):
+                await answers(cluster)
+                cluster.announce()
+            assert "decode-1" in [w.id for w in cluster.registry.ready_workers()]
+
+    run(test)
