@@ -10,6 +10,7 @@ import uvloop
 from protocol.process.logs import configure_logging
 from protocol.process.run import leave, run
 from protocol.process.settings import load_or_exit
+from router.http.trimming import use_few_arenas
 from router.server import serve
 from router.settings import RouterSettings
 
@@ -17,6 +18,7 @@ from router.settings import RouterSettings
 def main(argv: Sequence[str]) -> int:
     settings = load_or_exit(RouterSettings, argv, prog="router")
     configure_logging(process="router", level=settings.log_level)
+    use_few_arenas()
     return run(
         "router",
         partial(serve, settings),

@@ -1,16 +1,14 @@
 """The router process from its first socket to its last request."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import partial
-
-import uvicorn
 
 from protocol.channel.link import WorkerLink
 from protocol.channel.names import Names
@@ -20,17 +18,23 @@ from protocol.membership import watch_workers
 from protocol.messages import Registration
 from protocol.process.machine import raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
+from protocol.process.settings import split_keys
 from protocol.store import Store
+from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
-from router.http.app import create_app
+from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.http.origin import is_loopback
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, Runtime
 from router.settings import RouterSettings
+from router.wire.limits import ConnectionLimits
+from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 
@@ -52,16 +56,27 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
     descriptors = raise_descriptor_limit()
+    bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
-        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        folder = await load(partial(resolve_model, settings.model, weights=False), stop)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
+        max_model_len = settings.max_model_len
+        tokenizer = await load(
+            partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
+        )
+        defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer)
+            parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
-            where = {"host": host, "port": port, "descriptors": descriptors}
-            log.info("listening", extra={**where, "model": settings.api_name})
-            await _run(settings, parts, store, listener, stop)
+            limits = {"max_connections": bound, "descriptors": descriptors}
+            where = {"host": host, "port": port, "model": settings.api_name}
+            log.info("listening", extra=where | limits)
+            if parts.runtime.is_open_to_network:
+                log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
+            server = _http_server(settings, parts.runtime, max_connections=bound)
+            await _run(settings, parts, store, server, listener, stop)
         finally:
             with suppress(StoreError):
                 await store.close()
@@ -76,7 +91,17 @@ class _Parts:
     cluster: LocalCluster
 
 
-def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Parts:
+def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
+    if settings.generation_config == "none":
+        return SamplingDefaults()
+    defaults = read_sampling_defaults(settings.model)
+    log.info("sampling defaults", extra=asdict(defaults))
+    return defaults
+
+
+def _build(
+    settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
+) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
     names = Names()
@@ -103,6 +128,7 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
+    is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     runtime = Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
@@ -110,45 +136,44 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
+        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
+        is_open_to_network=not is_local and not settings.api_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
+            max_bodies_bytes=settings.max_bodies_bytes,
             max_in_flight=settings.max_in_flight,
             request_timeout_s=settings.request_timeout_s,
         ),
+        sampling_defaults=defaults,
         tokenize_threads=settings.tokenize_threads,
     )
+    gc.collect()
+    gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would die of SIGTERM after a clean shutdown."""
-
-    def __init__(self, runtime: Runtime, *, drain_s: float) -> None:
-        config = uvicorn.Config(
-            create_app(runtime),
-            http="httptools",
-            ws="none",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(drain_s)),
-        )
-        super().__init__(config)
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def hurry_when_asked(self, stop: Shutdown) -> None:
-        await stop.hurry.wait()
-        self.force_exit = True
+def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections: int) -> HttpServer:
+    return HttpServer(
+        create_app(runtime),
+        metrics=runtime.metrics,
+        limits=ConnectionLimits(
+            head_timeout_s=settings.head_timeout_s,
+            keep_alive_s=settings.keep_alive_s,
+            write_timeout_s=runtime.limits.write_timeout_s,
+        ),
+        max_connections=max_connections,
+        drain_s=settings.drain_s,
+    )
 
 
 async def _run(
-    settings: RouterSettings, parts: _Parts, store: Store, listener: socket.socket, stop: Shutdown
+    settings: RouterSettings,
+    parts: _Parts,
+    store: Store,
+    server: HttpServer,
+    listener: socket.socket,
+    stop: Shutdown,
 ) -> None:
-    server = _Server(parts.runtime, drain_s=settings.drain_s)
     async with asyncio.TaskGroup() as tasks:
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),

@@ -1,20 +1,23 @@
 """What the router process can be told."""
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from protocol.process.settings import ProcessSettings, split_keys
+from protocol.process.settings import ModelPath, ProcessSettings, split_keys
 
 
 class RouterSettings(ProcessSettings):
     """One router. Any number may serve the same workers; they share nothing but Redis."""
 
-    model: Path
-    """Directory of the checkpoint: its tokenizer and chat template are read, not its weights."""
+    model: ModelPath
+    """Directory of the checkpoint, or its name on the hub, `ORG/NAME[@REVISION]`: its tokenizer and
+    chat template are read, not its weights."""
     served_name: str = ""
-    """Model name in the API. Empty: the directory's name."""
+    """Model name in the API. Empty: that on the hub, or the directory's."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
+    may take fewer."""
     host: str = "127.0.0.1"
     """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
     API key is set."""
@@ -23,6 +26,9 @@ class RouterSettings(ProcessSettings):
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """`auto`: requests that name no sampling values get those of the checkpoint's
+    generation_config.json, which its authors recommend. `none`: OpenAI's."""
     local_prefill: Literal["auto", "never"] = "auto"
     """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
     it when there is no prefill worker."""
@@ -36,12 +42,33 @@ class RouterSettings(ProcessSettings):
     """Generations at once; beyond it 429. About 100 kB of memory each."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Larger request bodies are refused with 413."""
+    max_bodies_bytes: int = Field(default=128 << 20, ge=1024)
+    """Of all request bodies being received or read at once; of one client at most half, or one
+    body. Beyond it 429."""
     max_lag_tokens: int = Field(default=4096, ge=16)
     """Tokens a client may be behind before it is cut off."""
     tokenize_threads: int = Field(default=2, ge=1)
     """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
+    hosts: str = ""
+    """Names, separated by commas, by which an open API on loopback may be reached, besides
+    `localhost` and addresses: those of a proxy or a web page that passes requests on."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
+    the other half. Beyond it the one that keeps us waiting longest is closed."""
+    keep_alive_s: float = Field(default=75.0, gt=0)
+    """Seconds a connection may be silent between requests. Longer than proxies keep theirs, most
+    of them for 60, or they send into a connection that is just being closed."""
+    head_timeout_s: float = Field(default=20.0, gt=0)
+    """Seconds a client has to send the head of a request."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM."""
+
+    @field_validator("api_key")
+    @classmethod
+    def _no_blank_key(cls, value: str) -> str:
+        if value and not split_keys(value):
+            raise ValueError("holds no key; unset it if the API shall be open")
+        return value
 
     @property
     def api_name(self) -> str:

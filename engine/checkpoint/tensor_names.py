@@ -35,6 +35,8 @@ class Naming:
         return f"{self.body}layers.{index}."
 
 
+_PREFIX = "model."
+"""`base_model_prefix` of every family here."""
 _ROWS, _COLUMNS = Cut(axis=0), Cut(axis=1)
 _BODIES = (
     Naming(),
@@ -45,7 +47,8 @@ _BODIES = (
 
 def find_naming(config: ModelConfig, names: Collection[str]) -> Naming:
     """The naming that these tensors follow; the default where none fits, for the errors."""
-    body = next((one for one in _BODIES if one.embedding in names), _BODIES[0])
+    marks = ((one, {one.embedding, one.final_norm}) for one in _BODIES)
+    body = next((one for one, mark in marks if not mark.isdisjoint(names)), _BODIES[0])
     if config.mixture is None:
         return body
     namings = [replace(body, experts=form) for form in config.mixture.rule.forms]
@@ -62,6 +65,28 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
         for name in _experts(config, config.mixture, naming.layer(index), naming.experts)
         if not name.endswith("_bias")  # stacked floats and blocks have the same
     }
+
+
+def find_places(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
+    """By the names that the model wants, those of the stored tensors that are meant: their own, or
+    as transformers has it with its prefix more or less, for a body that was saved alone. Raises
+    CheckpointError for two that mean the same."""
+    places: dict[str, str] = {}
+    for name in names:
+        meant = next((one for one in _meanings(name) if one in wanted), name)
+        if meant in places:
+            raise CheckpointError(f"tensors {places[meant]} and {name} are both {meant}")
+        places[meant] = name
+    return places
+
+
+def all_meanings(names: Iterable[str]) -> set[str]:
+    return {meaning for name in names for meaning in _meanings(name)}
+
+
+def _meanings(name: str) -> tuple[str, str, str]:
+    """First what transformers looks for first."""
+    return name.removeprefix(_PREFIX), _PREFIX + name, name
 
 
 def is_not_text(name: str) -> bool:

@@ -1,7 +1,7 @@
 """What `config.json` says of a model, checked, as one frozen value.
 
-Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
-refused by name.
+Accepts transformers 4 and 5 spellings. What would change the result and is not understood is
+refused by name (`engine.models.config_keys`).
 """
 
 from collections.abc import Mapping
@@ -9,21 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
-from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
+from engine.models.config_keys import (
+    IGNORED,
+    check_architecture,
+    check_keys,
+    check_wrapper_keys,
+)
 from engine.models.families import FAMILIES, WRAPPERS
 from engine.models.family import BiasRule, Family
 from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
-from engine.models.rope import Rope
+from engine.models.rope import FOLLOWING, Rope
+from engine.models.rope_config import unread_rope_keys
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
-from protocol.text.text_config import (
-    INHERITED,
-    JsonFile,
-    inherit,
-    read_json_file,
-    read_json_object_if_there,
-)
+from protocol.text.context import context_tokens
+from protocol.text.text_config import INHERITED, JsonFile, inherit, read_json_file, text_config
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -45,6 +46,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_context_tokens: int
+    """By `max_model_len` and the rope; ropes with short and long factors follow it."""
     norm_eps: float
     layers: tuple[LayerSpec, ...]
     mixture: MixtureSpec | None
@@ -82,6 +84,12 @@ class ModelConfig:
         return tuple(dict.fromkeys(layer.rope for layer in self.layers))
 
     @property
+    def identity(self) -> bytes:
+        """What KV depends on beside the weights: `source`, and what `max_model_len` chose."""
+        chosen = [(rope.theta, rope.dim_factors) for rope in self.ropes if rope.kind in FOLLOWING]
+        return self.source + (repr(chosen).encode() if chosen else b"")
+
+    @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
         return group_layers(self.windows)
 
@@ -99,14 +107,18 @@ class ModelConfig:
         return (attended,)
 
 
-def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
-    """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
-    CheckpointError naming the file and the key."""
+def read_config(
+    path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+) -> ModelConfig:
+    """The model in directory `path`, of which `config` may be given, its `config.json`, for
+    sequences of `max_model_len` tokens; None: as many as it takes. Raises CheckpointError naming
+    the file and the key, SettingsError for a length that is beyond the model."""
     config = config or read_json_file(path / "config.json")
     given = _text(Fields(config.file, config.value))
     family = _family(given)
     fields = given.with_defaults(family.defaults)
-    refuse_unknown(fields, family)
+    context = context_tokens(config.file, text_config(config.value), max_model_len)
+    check_keys(fields, family, context=context, unread=unread_rope_keys(fields, family))
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
@@ -114,7 +126,7 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2 or not head_dim:
         raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
-    model = ModelConfig(
+    return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -122,9 +134,9 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_context_tokens=fields.size("max_position_embeddings"),
+        max_context_tokens=context,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        layers=read_layers(fields, family, head_dim=head_dim),
+        layers=read_layers(fields, family, head_dim=head_dim, context=context),
         mixture=read_mixture(fields, family.mixture),
         activation=_activation(fields, family),
         attention_scale=_attention_scale(fields, family, head_dim=head_dim),
@@ -141,8 +153,6 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         tied_embeddings=fields.flag("tie_word_embeddings", False),
         source=config.text,
     )
-    _check_eos(path, fields)
-    return model
 
 
 def _text(fields: Fields) -> Fields:
@@ -152,7 +162,7 @@ def _text(fields: Fields) -> Fields:
         return fields
     check_architecture(fields, wrapper)
     known = wrapper.keys | IGNORED | {*INHERITED, "model_type", "text_config"}
-    refuse_keys(fields, known, wrapper)
+    check_wrapper_keys(fields, wrapper, known=known)
     text = fields.get("text_config")
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
@@ -160,8 +170,10 @@ def _text(fields: Fields) -> Fields:
 
 
 def _family(fields: Fields) -> Family:
-    name = fields.get("model_type")
+    name, named = fields.get("model_type"), fields.get("architectures")
     family = FAMILIES.get(name) if isinstance(name, str) else None
+    if name is None and isinstance(named, list):  # then that says it
+        family = next((one for one in FAMILIES.values() if one.architecture in named), None)
     if family is None:
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise fields.error("model_type", f"= {name!r} is not one of {known}")
@@ -184,7 +196,10 @@ def _activation(fields: Fields, family: Family) -> Activation:
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:
     if "attention_multiplier" in family.options:
         return fields.number("attention_multiplier")
-    return float((_option(fields, family, "query_pre_attn_scalar") or head_dim) ** -0.5)
+    scalar = _option(fields, family, "query_pre_attn_scalar") or float(head_dim)
+    if scalar < 0:
+        raise fields.error("query_pre_attn_scalar", f"must be positive, is {scalar!r}")
+    return float(scalar**-0.5)
 
 
 def _option(fields: Fields, family: Family, key: str) -> float | None:
@@ -201,17 +216,3 @@ def _divisor(fields: Fields, family: Family, key: str) -> float:
     if value <= 0:
         raise fields.error(key, f"must be positive, is {value!r}")
     return value
-
-
-def _check_eos(path: Path, fields: Fields) -> None:
-    """The ids that end a text, of `generation_config.json` if it names any, are in the vocabulary.
-    Which of them count is for the tokeniser to say."""
-    file = path / "generation_config.json"
-    generation = Fields(file, read_json_object_if_there(file))
-    source = generation if generation.get("eos_token_id") is not None else fields
-    value = source.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    vocab_size = fields.size("vocab_size")
-    for token_id in ids:
-        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")

@@ -58,7 +58,7 @@ GEMMA2 = Family(
     options=frozenset(
         {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
     ),
-    ignored=frozenset({"hidden_act"}),
+    ignored=frozenset({"hidden_act", "sliding_window_size"}),
     defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )  # fmt: skip
 GEMMA3 = Family(

@@ -35,11 +35,14 @@ class MixtureSpec:
     """Features of the expert that all tokens share; None: there is none."""
 
 
-def read_layers(fields: Fields, family: Family, *, head_dim: int) -> tuple[LayerSpec, ...]:
+def read_layers(
+    fields: Fields, family: Family, *, head_dim: int, context: int
+) -> tuple[LayerSpec, ...]:
+    """For sequences of at most `context` tokens."""
     num_layers = fields.size("num_hidden_layers")
-    ropes = read_ropes(fields, family, head_dim=head_dim)
+    ropes = read_ropes(fields, family, head_dim=head_dim, context=context)
     kinds = _kinds(fields, family.window, num_layers=num_layers)
-    window = _window(fields) if "sliding_attention" in kinds else None
+    window = _window(fields, context) if "sliding_attention" in kinds else None
     sparse = _sparse(fields, family.mixture, num_layers=num_layers)
     return tuple(
         LayerSpec(
@@ -51,10 +54,10 @@ def read_layers(fields: Fields, family: Family, *, head_dim: int) -> tuple[Layer
     )
 
 
-def _window(fields: Fields) -> int | None:
+def _window(fields: Fields, context: int) -> int | None:
     """None where it reaches the whole context: then nothing leaves it."""
     window = fields.size("sliding_window")
-    return window if window < fields.size("max_position_embeddings") else None
+    return window if window < context else None
 
 
 def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None:
@@ -81,9 +84,10 @@ def _kinds(fields: Fields, rule: WindowRule | None, *, num_layers: int) -> tuple
     on = on and fields.get("sliding_window") is not None
     named = fields.get("layer_types") if rule is not None and rule.typed else None
     if named is not None:
-        allowed = set(KINDS) if on else {"full_attention"}
-        if not isinstance(named, list) or len(named) != num_layers or not set(named) <= allowed:
-            raise fields.error("layer_types", f"must be {num_layers} of {sorted(allowed)}")
+        allowed = [*KINDS] if on else ["full_attention"]
+        known = isinstance(named, list) and all(kind in allowed for kind in named)
+        if not isinstance(named, list) or not known or len(named) != num_layers:
+            raise fields.error("layer_types", f"must be {num_layers} of {allowed}")
         return tuple(named)
     if rule is None or not on:
         return (KINDS[0],) * num_layers

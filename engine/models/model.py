@@ -19,8 +19,12 @@ from engine.models.rope import frequencies, rotations
 from engine.ops.contract import Ops
 from engine.ops.inputs import ForwardInputs
 
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class Model:

@@ -1,48 +1,64 @@
-"""How many choices this router has in flight, and the refusal of those beyond its limit.
+"""What this router has in flight, and the refusal of what is beyond its limits: choices by number,
+request bodies by bytes. No client takes all of either where there may be others.
 
 Not thread-safe: one event loop owns it.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from protocol.errors import CapacityError
 
 
-class Seat:
-    """The room one HTTP request has taken: one choice, until its body says how many."""
+class Share:
+    """What one HTTP request holds of a stock."""
 
-    def __init__(self, admission: "Admission") -> None:
-        self._admission = admission
+    def __init__(self, stock: "Stock", client: str) -> None:
+        self._stock = stock
+        self._client = client
         self.num = 0
 
     def widen(self, num: int) -> None:
-        """Take room for `num` in all. CapacityError when there is not so much."""
-        self._admission.take_seats(num - self.num)
+        """Hold `num` in all. CapacityError when there is not so much."""
+        self._stock.change(self._client, num - self.num)
         self.num = num
 
 
-class Admission:
-    def __init__(self, *, max_in_flight: int, retry_after_s: float) -> None:
-        self._max_in_flight = max_in_flight
+class Stock:
+    """`size` of something, of which one client holds at most `client_size`."""
+
+    def __init__(
+        self, size: int, *, what: str, retry_after_s: float, client_size: int | None = None
+    ) -> None:
+        self._size = size
+        self._client_size = size if client_size is None else client_size
+        self._what = what
         self._retry_after_s = retry_after_s
-        self.num_in_flight = 0
+        self._held: Counter[str] = Counter()
+        self.num_held = 0
 
     @contextmanager
-    def enter(self) -> Iterator[Seat]:
-        """A seat for the time of one HTTP request. CapacityError when there is none."""
-        seat = Seat(self)
-        seat.widen(1)
+    def share(self, client: str) -> Iterator[Share]:
+        """An empty share, to be widened; given back at the end."""
+        share = Share(self, client)
         try:
-            yield seat
+            yield share
         finally:
-            self.num_in_flight -= seat.num
+            share.widen(0)
 
-    def take_seats(self, num: int) -> None:
-        if self.num_in_flight + num > self._max_in_flight:
+    def change(self, client: str, num: int) -> None:
+        if num > 0:
+            self._check(self.num_held, num, self._size, "this router")
+            self._check(self._held[client], num, self._client_size, "your share of this router")
+        self.num_held += num
+        self._held[client] += num
+        if not self._held[client]:
+            del self._held[client]
+
+    def _check(self, held: int, more: int, size: int, whose: str) -> None:
+        if held + more > size:
             raise CapacityError(
-                f"this router already has {self.num_in_flight} of {self._max_in_flight}"
-                " requests in flight; retry later",
+                f"{whose} already has {held} of {size} {self._what}; retry later",
                 retry_after_s=self._retry_after_s,
             )
-        self.num_in_flight += num

@@ -4,10 +4,12 @@ FastAPI routes and documents; bodies are read and answers written by `router.htt
 because a token should cost one write and no more.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -18,25 +20,41 @@ from starlette.exceptions import HTTPException
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
-from router.http.admission import Admission
+from router.http.admission import Stock
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse
-from router.http.middleware import ApiMiddleware
+from router.http.middleware import ApiMiddleware, client_of
 from router.http.tokenize import detokenize, tokenize
+from router.http.trimming import Trimming
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import check_model, context_tokens, prepare_chat, prepare_completion
 from router.runtime import Runtime
 
 NOT_READY_RETRY_AFTER_S = 1.0
+OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
 def create_app(runtime: Runtime) -> FastAPI:
     """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
+    limits = runtime.limits
+    several = len(runtime.api_keys) > 1
+    seats, bodies = limits.max_in_flight, limits.max_bodies_bytes
     state = AppState(
         runtime=runtime,
-        admission=Admission(
-            max_in_flight=runtime.limits.max_in_flight, retry_after_s=runtime.limits.retry_after_s
+        seats=Stock(
+            seats,
+            client_size=-(-seats * 3 // 4) if several else seats,
+            what="requests in flight",
+            retry_after_s=limits.retry_after_s,
         ),
+        bodies=Stock(
+            bodies,
+            client_size=max(bodies // 2, limits.max_body_bytes),
+            what="bytes of request bodies",
+            retry_after_s=limits.retry_after_s,
+        ),
+        large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
+        trimming=Trimming(),
         tokenize_threads=ThreadPoolExecutor(
             runtime.tokenize_threads, thread_name_prefix="tokenize"
         ),
@@ -49,8 +67,13 @@ def create_app(runtime: Runtime) -> FastAPI:
         finally:
             state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(title="Baton", lifespan=lifespan)
-    app.add_middleware(ApiMiddleware, api_keys=runtime.api_keys, metrics=runtime.metrics)
+    app = FastAPI(title="Baton", lifespan=lifespan, redirect_slashes=False)
+    app.add_middleware(
+        ApiMiddleware,
+        api_keys=runtime.api_keys,
+        local_names=runtime.local_names,
+        metrics=runtime.metrics,
+    )
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
     _add_generation(app, state)
@@ -80,6 +103,7 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
             "created": since,
             "owned_by": "baton",
             "max_model_len": context_tokens(runtime),
+            "default_sampling_params": asdict(runtime.sampling_defaults),
         }
 
     @app.get("/v1/models")
@@ -98,9 +122,9 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
-            with state.admission.enter():
-                body = await exchange.read_body()
-                return _json(await state.run_in_thread(work, runtime, body))
+            with state.seats.share(client_of(request.scope)) as seats:
+                async with state.body_of(exchange, seats) as body:
+                    return _json(await state.run_in_thread(work, runtime, body))
         except BatonError as error:
             raise as_api_error(error) from error
         except ClientGone:
@@ -117,6 +141,8 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
 
 def _add_operations(app: FastAPI, runtime: Runtime) -> None:
     cluster = runtime.cluster
+    one_at_a_time = asyncio.Lock()
+    open_to_all = {"warning": OPEN_TO_ALL} if runtime.is_open_to_network else {}
 
     @app.get("/health")
     async def health() -> Response:
@@ -128,13 +154,15 @@ def _add_operations(app: FastAPI, runtime: Runtime) -> None:
         """200 only when a request would be served now."""
         reason = cluster.not_ready()
         if reason is None:
-            return _json({"ready": True})
+            return _json({"ready": True} | open_to_all)
         retry_after = {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}
         return _json({"ready": False, "reason": reason}, status=503, headers=retry_after)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        exposition = generate_latest(runtime.metrics.registry)
+        async with one_at_a_time:  # milliseconds each, and no key is needed to ask
+            exposition = generate_latest(runtime.metrics.registry)
+            await asyncio.sleep(0)
         return Response(exposition, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/cluster")
@@ -154,11 +182,18 @@ def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = 
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def _refusal(_: Request, error: Exception) -> Response:
+async def _refusal(request: Request, error: Exception) -> Response:
+    headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
+        if allow := (error.headers or {}).get("Allow", ""):
+            headers["allow"] = f"{allow.replace('GET', 'GET, HEAD')}, OPTIONS"
+        if request.method == "OPTIONS" and allow:
+            return Response(status_code=204, headers=headers)
         error = ApiError(error.status_code, str(error.detail))
     assert isinstance(error, ApiError)
-    return error.response()
+    response = error.response()
+    response.headers.update(headers)
+    return response
 
 
 async def _never(_: object) -> None:

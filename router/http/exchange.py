@@ -4,10 +4,13 @@ Nothing of it is shared between requests.
 """
 
 import asyncio
+from typing import cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from router.http.admission import Share
+from router.http.content import Decoder, check_content_type
 from router.openai.errors import ApiError, ClientGone
 from router.runtime import ApiLimits
 
@@ -21,17 +24,22 @@ class Exchange:
         self._loop = asyncio.get_running_loop()
         self._writing_since: float | None = None
 
-    async def read_body(self) -> bytes:
-        """The request's body. Raises ApiError 413 or 408, and ClientGone.
+    async def read_body(self, room: Share) -> bytes:
+        """The request's body, decoded; `room` grows with it. Raises ApiError 400, 408, 413 or 415,
+        CapacityError when there is no room, and ClientGone.
 
         The limit holds whether the length was announced or not: no more is ever kept.
         """
-        if self._announced_bytes() > self._limits.max_body_bytes:
+        headers = dict(self.scope["headers"])
+        check_content_type(headers.get(b"content-type", b""))
+        decoder = Decoder(headers.get(b"content-encoding", b""))
+        announced = headers.get(b"content-length", b"")
+        if announced.isdigit() and int(announced) > self._limits.max_body_bytes:
             raise self._too_large()
         timeout_s = self._limits.body_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._read()
+                return await self._read(decoder, room)
         except TimeoutError as error:
             message = f"request body: not complete after {timeout_s:g} s"
             raise ApiError(408, message, code="body_timeout") from error
@@ -68,26 +76,25 @@ class Exchange:
         since = self._writing_since
         return since is not None and self._loop.time() - since >= timeout_s
 
-    def _announced_bytes(self) -> int:
-        for name, value in self.scope["headers"]:
-            if name == b"content-length" and value.isdigit():
-                return int(value)
-        return 0
-
-    async def _read(self) -> bytes:
-        chunks: list[bytes] = []
-        num_bytes, more = 0, True
+    async def _read(self, decoder: Decoder, room: Share) -> bytes:
+        body = bytearray()  # grows in place: joining 8 MB would stop every stream for 4 ms
+        num_sent, more = 0, True
         while more:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
             chunk = message.get("body", b"")
-            num_bytes += len(chunk)
-            if num_bytes > self._limits.max_body_bytes:
-                raise self._too_large()
-            chunks.append(chunk)
+            num_sent += len(chunk)
+            for piece in decoder.pieces(chunk):
+                if max(num_sent, room.num + len(piece)) > self._limits.max_body_bytes:
+                    raise self._too_large()
+                room.widen(room.num + len(piece))
+                body += piece
+                if len(piece) > len(chunk):  # a small chunk may decode to many large pieces
+                    await asyncio.sleep(0)
             more = message.get("more_body", False)
-        return b"".join(chunks)
+        decoder.check_end()
+        return cast(bytes, body)  # whoever decodes it takes either
 
     def _too_large(self) -> ApiError:
         message = f"request body: at most {self._limits.max_body_bytes} bytes"

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple, assert_never
 
@@ -16,12 +17,13 @@ from starlette.types import Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
-from router.http.admission import Admission
+from router.http.admission import Share, Stock
 from router.http.choices import ChoiceEvent, open_choices
 from router.http.exchange import Exchange
 from router.http.json_answer import AnswerWriter, JsonAnswer
-from router.http.middleware import request_id
+from router.http.middleware import client_of, request_id
 from router.http.sse_answer import SseAnswer
+from router.http.trimming import Trimming
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import Generation, context_tokens
 from router.requests.events import Ended, Placed, Token
@@ -31,6 +33,8 @@ Args = TypeVarTuple("Args")
 T = TypeVar("T")
 log = logging.getLogger("baton.api")
 
+LARGE_BYTES = 256 << 10
+"""About a millisecond of JSON, and 70 ms of tokenising."""
 Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
 """`router.openai.prepare.prepare_chat` or `prepare_completion`."""
 
@@ -40,14 +44,33 @@ class AppState:
     """What all requests of one app share."""
 
     runtime: Runtime
-    admission: Admission
+    seats: Stock
+    """Of choices in flight."""
+    bodies: Stock
+    """Of bytes of bodies that are not yet prepared."""
+    large_bodies: asyncio.Semaphore
+    """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
+    trimming: Trimming
     tokenize_threads: ThreadPoolExecutor
+
+    @asynccontextmanager
+    async def body_of(self, exchange: Exchange, seats: Share) -> AsyncIterator[bytes]:
+        """A whole body, while it takes room; a seat is taken when it is here, not before, so that
+        who sends slowly keeps nobody out."""
+        with self.bodies.share(client_of(exchange.scope)) as room:
+            body = await exchange.read_body(room)
+            seats.widen(1)
+            try:
+                async with self.large_bodies if len(body) >= LARGE_BYTES else nullcontext():
+                    yield body
+            finally:
+                self.trimming.count(len(body))
 
     async def run_in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
         """`work(*args)`, which parses, renders or tokenises: a 32k-token prompt is about 70 ms of
         one core, which would delay every stream of the event loop. `tokenizers` leaves the
-        interpreter lock while it encodes. Bounded by `admission`: nobody comes here without a
-        seat. Cancelling drops the result; a begun call runs to its end."""
+        interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
+        one. Cancelling drops the result; a begun call runs to its end."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.tokenize_threads, work, *args)
 
@@ -69,20 +92,20 @@ class GenerateResponse(Response):
 
     async def _serve(self, exchange: Exchange) -> None:
         try:
-            with self._state.admission.enter() as seat:
-                generation = await self._prepared(exchange)
-                seat.widen(len(generation.requests))
+            with self._state.seats.share(client_of(exchange.scope)) as seats:
+                generation = await self._prepared(exchange, seats)
+                seats.widen(len(generation.requests))
                 await self._answer(generation, exchange)
         except ApiError as error:
             await exchange.respond(error.response())
         except BatonError as error:
             await exchange.respond(as_api_error(error).response())
 
-    async def _prepared(self, exchange: Exchange) -> Generation:
-        body = await exchange.read_body()
+    async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
         request, runtime = request_id(exchange.scope), self._state.runtime
         context = context_tokens(runtime)
-        return await self._state.run_in_thread(self._prepare, runtime, body, request, context)
+        async with self._state.body_of(exchange, seats) as body:
+            return await self._state.run_in_thread(self._prepare, runtime, body, request, context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""

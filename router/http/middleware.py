@@ -1,4 +1,5 @@
-"""The outermost layer of the app: names each request, asks for the key, counts the answers.
+"""The outermost layer of the app: names each request, asks who sends it and for the key, counts the
+answers. Also what HTTP wants of every path: HEAD, and a path without doubled or last slashes.
 
 `/health`, `/ready` and `/metrics` need no key: probes and scrapers have none, and the three show
 counts, never a prompt or a worker's address.
@@ -7,13 +8,15 @@ counts, never a prompt or a worker's address.
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.ids import RequestId
 from protocol.process.logs import request_context
 from protocol.process.metrics import RouterMetrics
+from router.http.origin import check_origin
 from router.openai.errors import ApiError
 
 log = logging.getLogger("baton.api")
@@ -29,12 +32,25 @@ COUNTED_PATHS = OPEN_PATHS | {
     "/cluster",
 }
 """Paths with a series of their own in the metrics; a client cannot make more."""
+ANY_PATH = "*"
+"""Of `OPTIONS *`."""
 _ID_KEY = "baton.request_id"
+_CLIENT_KEY = "baton.client"
+_SLASHES = re.compile("/{2,}")
 
 
 class ApiMiddleware:
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], metrics: RouterMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: Sequence[str],
+        local_names: Collection[str] | None,
+        metrics: RouterMetrics,
+    ) -> None:
+        """`local_names`: as of `Runtime`."""
         self._app = app
+        self._local_names = local_names
         self._api_keys = [key.encode() for key in api_keys]
         self._metrics = metrics
 
@@ -44,8 +60,10 @@ class ApiMiddleware:
             return
         headers = dict(scope["headers"])
         name = _request_id(headers.get(b"x-request-id", b""))
-        scope[_ID_KEY] = name
-        path = scope["path"]
+        path = _path(scope["path"])
+        is_head = scope["method"] == "HEAD"  # the server drops its body
+        method = "GET" if is_head else scope["method"]
+        scope = {**scope, _ID_KEY: name, "path": path, "method": method}
         started = False
 
         async def named_send(message: Message) -> None:
@@ -58,29 +76,52 @@ class ApiMiddleware:
             await send(message)
 
         with request_context(name):
-            if path not in OPEN_PATHS and not self._is_known(headers.get(b"authorization", b"")):
-                await _UNKNOWN_KEY.response()(scope, receive, named_send)
-                return
             try:
-                await self._app(scope, receive, named_send)
+                scope[_CLIENT_KEY] = self._client(scope, headers)
+                answer = _SERVED if path == ANY_PATH else self._app
+            except ApiError as error:
+                answer = error.response()
+            try:
+                await answer(scope, receive, named_send)
             except Exception:  # the edge of the process: a mistake of ours must not be silent
                 log.exception("request failed", extra={"remedy": "report it with this traceback"})
                 if not started:
                     await _INTERNAL.response()(scope, receive, named_send)
 
-    def _is_known(self, authorization: bytes) -> bool:
-        """Takes as long for a wrong key as for a right one."""
+    def _client(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
+        """Who sends this, as far as we tell clients apart: a key, or else an address. ApiError 401
+        or 403 for who may not. Takes as long for a wrong key as for a right one."""
+        if self._local_names is not None:
+            check_origin(headers, self._local_names)
+        host: str = (scope.get("client") or ("",))[0]
         if not self._api_keys:
-            return True
-        scheme, _, given = authorization.partition(b" ")
+            return host
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         matches = [secrets.compare_digest(given.strip(), key) for key in self._api_keys]
-        return scheme.lower() == b"bearer" and any(matches)
+        if scheme.lower() == b"bearer" and any(matches):
+            return f"key {matches.index(True)}"
+        if scope["path"] not in OPEN_PATHS:
+            raise _UNKNOWN_KEY
+        return host
 
 
 def request_id(scope: Scope) -> RequestId:
     """The client's `x-request-id` if it is a decent one, else ours."""
     name: RequestId = scope[_ID_KEY]
     return name
+
+
+def client_of(scope: Scope) -> str:
+    """One string for each client that we tell apart; not for logs or answers."""
+    client: str = scope[_CLIENT_KEY]
+    return client
+
+
+def _path(given: str) -> str:
+    """A base URL with a slash too many is the commonest of mistakes. Request ids have their own."""
+    if given.startswith("/trace/"):
+        return given
+    return _SLASHES.sub("/", given).rstrip("/") or "/"
 
 
 def _request_id(given: bytes) -> RequestId:
@@ -91,4 +132,5 @@ def _request_id(given: bytes) -> RequestId:
 _UNKNOWN_KEY = ApiError(
     401, "Incorrect API key: send `Authorization: Bearer <key>`.", code="invalid_api_key"
 )
+_SERVED = Response(status_code=204, headers={"allow": "GET, HEAD, POST, OPTIONS"})
 _INTERNAL = ApiError(500, "internal error", code="internal_error")

@@ -7,6 +7,7 @@ its worker.
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -18,6 +19,7 @@ from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
+_ADDRESS = re.compile(r" at \w+://[^\s:]+(?::\d+)?|\w+://\S+")
 log = logging.getLogger("baton.registry")
 
 RETRY_S, MAX_RETRY_S = 0.25, 5.0
@@ -60,10 +62,12 @@ class Registry:
         return self._workers[worker]
 
     def not_ready(self) -> str | None:
-        """None with one ready decode worker: it can prefill too, if it must."""
+        """None with one ready decode worker: it can prefill too, if it must. Strangers may read
+        it, so it has roles, no names and no addresses."""
         if self._decode_compats():
             return None
-        problems = [f"{w.id}: {w.why}" for w in self.workers if not w.is_ready]
+        others = [w for w in self.workers if not w.is_ready]
+        problems = [f"{w.role}: {_ADDRESS.sub('', w.why.replace(w.id, w.role))}" for w in others]
         return "; ".join(["no decode worker", *problems])
 
     def why_unused(self, worker: KnownWorker) -> str:

@@ -22,6 +22,7 @@ SENDING = ("kvtransfer.transports.", "protocol.channel.", "kvtransfer.device.")
 """Where the sockets are, and a device's collectives."""
 SENDS = {
     "router.http.exchange.Exchange.send": "the ASGI server's word, to the client's socket",
+    "router.wire.cycle.Cycle.send": "the ASGI server's word, to the client's socket",
     "router.workers.worker.WorkerConnection.send_now": "what a router needs of the channel's link",
     "controlplane.doctor.peer._PeerConnection.send": "a socket between two doctors",
     "kvtransfer.native.flows.send": "C that writes to sockets",

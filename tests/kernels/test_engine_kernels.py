@@ -30,6 +30,7 @@ ATTENTION = (
     "a_tile_that_is_wholly_masked_changes_nothing",
     "an_empty_split_changes_nothing",
     "damaged_keys_stay_in_their_sequence",
+    "float16",
 )
 SAMPLING = (
     "tokens",

@@ -90,6 +90,16 @@ def test_attention_over_chunks_fits(dim: int, arch: int, tmp_path: Path) -> None
     check(attention_calls(heads(dim), num_tokens=2048, num_sequences=4), (arch,), tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ARCHS)
+def test_attention_in_float16_fits(arch: int, tmp_path: Path) -> None:
+    for num_tokens, num_sequences in ((2048, 4), (8, 8)):
+        calls = attention_calls(
+            heads(128), num_tokens=num_tokens, num_sequences=num_sequences, dtype=torch.float16
+        )
+        check(calls, (arch,), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dim", EVERY_DIM)

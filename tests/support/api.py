@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from support.checkpoints import write_checkpoint
 from support.fake_dispatcher import FakeDispatcher, StubCluster
@@ -18,6 +17,8 @@ from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
 from router.runtime import ApiLimits, Runtime
+from router.wire.limits import ConnectionLimits
+from router.wire.listener import HttpServer
 
 MODEL = "tiny"
 HI = [{"role": "user", "content": "hi"}]
@@ -45,13 +46,20 @@ class Bench:
             yield client
 
     @asynccontextmanager
-    async def serving(self, **changes: Any) -> AsyncIterator[str]:
-        """On a loopback socket, by uvicorn as in production; gives the base URL."""
+    async def serving(
+        self, limits: ConnectionLimits | None = None, max_connections: int = 100, **changes: Any
+    ) -> AsyncIterator[str]:
+        """On a loopback socket, by the server of production; gives the base URL."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            config = uvicorn.Config(self.app(**changes), log_config=None, lifespan="on")
-            server = uvicorn.Server(config)
+            server = HttpServer(
+                self.app(**changes),
+                metrics=self.runtime.metrics,
+                limits=limits or ConnectionLimits(),
+                max_connections=max_connections,
+                drain_s=1.0,
+            )
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(server.serve(sockets=[listener]), name="uvicorn")
+                tasks.create_task(server.serve(sockets=[listener]), name="http")
                 try:
                     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
                 finally:

@@ -157,6 +157,8 @@ class FakeWorker:
         self.aborted: list[tuple[RequestId, int]] = []
         self.joined = asyncio.Event()
         self.fabric = fabric
+        self.pace_s = 0.0
+        """Between two tokens."""
         self._began = False
         self._speed = prefill_tokens_per_s
         self._port = RouterPort()
@@ -347,7 +349,7 @@ class _Job:
             return
 
     async def _point(self, point: int) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.worker.pace_s)
         if self.act is None or (self.act.point != point and self.act.deed != "refuse"):
             return
         match self.act.deed:

@@ -1,31 +1,28 @@
 """`python -m router` as a process, before fake workers that live in the test."""
 
 import asyncio
+import json
 import os
 import resource
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from support.checkpoints import write_checkpoint
 from support.eventually import soon
-from support.fake_worker import Act, Fabric, FakeWorker, expected
-from support.redis_server import RedisServer, free_port, redis_server
+from support.fake_worker import Act, expected
+from support.redis_server import RedisServer, redis_server
+from support.router_process import PROMPT, ROOT, command, deployment
 
-from protocol.membership import Membership
-from protocol.messages import Role, Sampling
-from protocol.store import Store
+from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
-ROOT = Path(__file__).resolve().parents[2]
 FILES = resource.RLIMIT_NOFILE
-PROMPT = list(range(5, 45))
 
 
 @pytest.fixture
@@ -37,90 +34,6 @@ def redis() -> Iterator[RedisServer]:
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "fake")
-
-
-def command(model: Path, *, redis: str, port: int) -> list[str]:
-    flags = ("--model", str(model), "--redis", redis, "--port", str(port))
-    return [sys.executable, "-m", "router", *flags]
-
-
-def started(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, cwd=ROOT)
-
-
-class Deployment:
-    """A router process and, in this one, a prefill and two decode workers."""
-
-    def __init__(self, process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
-        self.process = process
-        self.client = client
-        self.workers: dict[str, FakeWorker] = {}
-
-    async def ready(self) -> bool:
-        assert self.process.poll() is None, "the router ended"
-        try:
-            return (await self.client.get("/ready")).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    async def why(self, worker: str) -> str:
-        """What `/cluster` says of one that gets nothing."""
-        view = (await self.client.get("/cluster")).json()
-        return str(next((w["why"] for w in view["workers"] if w["id"] == worker), ""))
-
-    async def complete(self, *, max_tokens: int) -> httpx.Response:
-        return await self.client.post(
-            "/v1/completions",
-            json={
-                "model": "fake",
-                "prompt": PROMPT,
-                "max_tokens": max_tokens,
-                "ignore_eos": True,
-                "seed": 1,
-            },
-        )
-
-
-async def _present(worker: FakeWorker, store: Store) -> None:
-    here = worker.registration
-    membership = Membership(store, worker=here.worker, epoch=here.epoch)
-    async with asyncio.TaskGroup() as tasks:
-        running = membership.run(here, worker.beat)
-        presence = tasks.create_task(running, name=f"{worker.id} membership")
-        await worker.run()
-        presence.cancel()
-
-
-@asynccontextmanager
-async def deployment(
-    redis: RedisServer, model: Path, *, plan: tuple[Act, ...] = ()
-) -> AsyncIterator[Deployment]:
-    port, store, fabric = free_port(), Store(redis.url), Fabric()
-    process = started(command(model, redis=redis.url, port=port))
-    roles: list[tuple[str, Role]] = [
-        ("prefill-0", "prefill"),
-        ("decode-0", "decode"),
-        ("decode-1", "decode"),
-    ]
-    try:
-        async with (
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client,
-            asyncio.TaskGroup() as tasks,
-        ):
-            made = Deployment(process, client)
-            for name, role in roles:
-                worker = FakeWorker(name, role, fabric, plan=plan if name == "decode-0" else ())
-                made.workers[name] = worker
-                tasks.create_task(_present(worker, store), name=name)
-            await soon(made.ready, 60, "the router is ready")
-            await soon(lambda: all(w.joined.is_set() for w in made.workers.values()), 30)
-            yield made
-            for worker in made.workers.values():
-                worker.die()
-    finally:
-        process.kill()
-        process.wait()
-        await store.close()
 
 
 def run(test: Coroutine[None, None, None]) -> None:
@@ -173,28 +86,24 @@ def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
 ) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made, AsyncExitStack() as silent:
-            pid = made.process.pid
+            pid, where = made.process.pid, made.client.base_url
             used, before = len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, FILES)
             resource.prlimit(pid, FILES, (used + 1, before[1]))
-            where = (made.client.base_url.host, made.client.base_url.port)
             for _ in range(100):  # what listens takes them, the router has no descriptor for them
                 one = silent.enter_context(socket.socket())
                 one.setblocking(False)
-                one.connect_ex(where)
-            async with asyncio.TaskGroup() as tasks:
-                late = FakeWorker("decode-2", "decode", Fabric())
-                store = Store(redis.url)
-                silent.push_async_callback(store.close)
-                tasks.create_task(_present(late, store), name="late")
+                one.connect_ex((where.host, where.port))
+            late = made.add("decode-2", "decode")
 
-                async def is_said() -> bool:
-                    return "Too many open files" in await made.why("decode-2")
+            async def is_said() -> bool:
+                workers = (await made.client.get("/cluster")).json()["workers"]
+                whys = [worker["why"] for worker in workers if worker["id"] == late.id]
+                return "Too many open files" in "".join(whys)
 
-                await soon(is_said, 20)
-                assert (await made.complete(max_tokens=5)).status_code == 200
-                resource.prlimit(pid, FILES, before)
-                await soon(late.joined.is_set, 20)
-                late.die()
+            await soon(is_said, 20)
+            assert (await made.complete(max_tokens=5)).status_code == 200
+            resource.prlimit(pid, FILES, before)
+            await soon(late.joined.is_set, 20)
 
     run(test())
 
@@ -216,7 +125,7 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
     ("flags", "code", "line"),
     [
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
-        (("--model", "/nowhere"), 3, "router: /nowhere/config.json: missing"),
+        (("--model", "/nowhere"), 3, "router: /nowhere: no such folder"),
         (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
     ],
 )
@@ -234,6 +143,32 @@ def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
     assert ended.returncode == code
     assert ended.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "code", "says"),
+    [
+        ({"temperature": 0.6, "top_k": 20}, (), 1, '"temperature":0.6'),
+        ({"temperature": 0.6}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, (), 3, "generation_config.json: temperature is 'hot'"),
+    ],
+)
+def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
+    content: dict[str, Any], flags: tuple[str, ...], code: int, says: str, model: Path
+) -> None:
+    (model / "generation_config.json").write_text(json.dumps(content))
+    ended = subprocess.run(
+        [*command(model, redis="redis://127.0.0.1:1", port=0), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert ("sampling defaults" in ended.stderr) == (says.startswith('"temp'))
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:

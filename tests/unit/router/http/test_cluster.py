@@ -68,7 +68,7 @@ async def test_cluster_says_why_a_worker_is_not_used(bench: Bench) -> None:
         ]
 
 
-async def test_not_ready_names_every_worker_that_could_not_help(bench: Bench) -> None:
+async def test_not_ready_says_of_every_worker_why_and_of_none_where(bench: Bench) -> None:
     async with fake_cluster(prefill=1, model="fake") as cluster:
         cluster.add(FakeWorker("decode-0", "decode", cluster.fabric, model="large"))
         cluster.add(FakeWorker("decode-1", "decode", cluster.fabric, state="draining"))
@@ -79,7 +79,7 @@ async def test_not_ready_names_every_worker_that_could_not_help(bench: Bench) ->
             shown = {w["id"]: w["why"] for w in (await client.get("/cluster")).json()["workers"]}
         assert response.status_code == 503
         assert response.json()["reason"] == (
-            "no decode worker; decode-0: it serves large, this router fake; "
-            "decode-1: draining; prefill-1: draining"
+            "no decode worker; decode: it serves large, this router fake; "
+            "decode: draining; prefill: draining"
         )
         assert shown["prefill-0"] == "there is no decode worker"

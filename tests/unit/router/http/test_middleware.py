@@ -41,6 +41,11 @@ async def test_ready_says_why_not(bench: Bench, client: httpx.AsyncClient) -> No
     assert (await client.get("/health")).status_code == 200
 
 
+async def test_ready_warns_of_an_api_that_is_open_to_the_network(bench: Bench) -> None:
+    async with bench.client(is_open_to_network=True) as client:
+        assert "no API key" in (await client.get("/ready")).json()["warning"]
+
+
 async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClient) -> None:
     blocks = {"total": 8, "free": 6, "cached": 2, "leased": 1}
     speeds = {"prefill_tokens_per_s": 1.5, "decode_step_s": 0.5, "transfer_bytes_per_s": 2.5}

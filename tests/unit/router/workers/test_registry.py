@@ -35,9 +35,7 @@ def test_a_worker_is_ready_once_it_has_said_so() -> None:
             assert cluster.registry.not_ready() == "no decode worker"
             worker = FakeWorker("decode-0", "decode", cluster.fabric, state="draining")
             cluster.add(worker)
-            await soon(
-                lambda: cluster.registry.not_ready() == "no decode worker; decode-0: draining"
-            )
+            await soon(lambda: cluster.registry.not_ready() == "no decode worker; decode: draining")
             worker.state = "ready"
             worker.say()
             await soon(lambda: cluster.registry.not_ready() is None)
@@ -201,7 +199,7 @@ def test_a_worker_of_another_model_is_kept_unused_and_readiness_says_why() -> No
             await soon(
                 lambda: (
                     registry.not_ready()
-                    == "no decode worker; decode-0: it serves tiny, this router large"
+                    == "no decode worker; decode: it serves tiny, this router large"
                 )
             )
             running.cancel()

@@ -1,0 +1,67 @@
+"""What a request's body says it is: its type and its compression. Others are refused with 415."""
+
+import zlib
+from collections.abc import Iterator
+
+from router.openai.errors import ApiError, bad_field
+
+_PIECE_BYTES = 256 << 10
+_TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
+"""Besides JSON what `curl -d` says when it is told nothing, and nothing."""
+_CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
+
+
+def check_content_type(value: bytes) -> None:
+    """`text/plain` is what any web page may send to a server on its reader's machine."""
+    essence, *parameters = (part.strip().lower() for part in value.split(b";"))
+    is_json = essence.startswith(b"application/") and essence.endswith(b"+json")
+    if not is_json and essence not in _TYPES:
+        raise _unsupported("content-type", "must be application/json")
+    for parameter in parameters:
+        name, _, charset = parameter.partition(b"=")
+        if name.strip() == b"charset" and charset.strip(b' "') not in _CHARSETS:
+            raise _unsupported("content-type", "charset must be utf-8")
+
+
+class Decoder:
+    """Of one body, by its `Content-Encoding`: a piece in, small pieces out, so that whoever counts
+    them can stop at any size. Raises ApiError 415, and 400 for what is no such stream."""
+
+    def __init__(self, coding: bytes) -> None:
+        self._coding = coding.strip().lower()
+        if self._coding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
+            raise _unsupported("content-encoding", "must be gzip, deflate or none")
+        self._is_plain = self._coding in (b"", b"identity")
+        self._inflate: zlib._Decompress | None = None
+
+    def pieces(self, data: bytes) -> Iterator[bytes]:
+        if self._is_plain or not data:
+            yield data
+            return
+        if self._inflate is None:
+            self._inflate = zlib.decompressobj(self._window_bits(data))
+        while data:
+            try:
+                piece = self._inflate.decompress(data, _PIECE_BYTES)
+            except zlib.error as error:
+                raise self._broken() from error
+            data = self._inflate.unconsumed_tail
+            if self._inflate.unused_data:
+                raise self._broken()
+            yield piece
+
+    def check_end(self) -> None:
+        if self._inflate is not None and not self._inflate.eof:
+            raise self._broken()
+
+    def _window_bits(self, data: bytes) -> int:
+        if self._coding == b"deflate" and data[0] & 15 != zlib.DEFLATED:
+            return -zlib.MAX_WBITS  # without its header, as some clients send it
+        return zlib.MAX_WBITS | 32
+
+    def _broken(self) -> ApiError:
+        return bad_field("content-encoding", f"the body is no whole {self._coding.decode()} stream")
+
+
+def _unsupported(header: str, rule: str) -> ApiError:
+    return ApiError(415, f"{header}: {rule}", code="unsupported_media_type", param=header)

@@ -1,0 +1,326 @@
+"""One client's connection: uvicorn's httptools protocol, with a door before its parser.
+
+The parser is fed one message at a time, and only heads that passed `router.wire.head`. So an offer
+to upgrade costs no body, a pipelined request waits as bytes, and what the door refuses is answered
+in JSON. Every wait for the client has a deadline: its head here, its body in
+`router.http.exchange`, its reading here.
+
+Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api speak raw bytes.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from protocol.process.metrics import RouterMetrics
+from router.openai.errors import ApiError
+from router.wire.crowd import Crowd
+from router.wire.cycle import Cycle
+from router.wire.framing import Framing
+from router.wire.head import END, Head, bad_request, check_beginning, read_head
+from router.wire.limits import ConnectionLimits
+
+_LINGER_BYTES = 32 << 20
+"""More than any body that a client may have begun to send before it reads."""
+
+
+class Connection(HttpToolsProtocol):
+    def __init__(
+        self, *, crowd: Crowd, limits: ConnectionLimits, metrics: RouterMetrics, **uvicorn: Any
+    ) -> None:
+        super().__init__(**uvicorn)
+        self._crowd = crowd
+        self._limits = limits
+        self._metrics = metrics
+        self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]
+        self._unread = bytearray()
+        self._searched = 0
+        self._head: Head | None = None  # of the message being read
+        self._framing = Framing(0)
+        self._lingering: int | None = None  # bytes that may still be dropped
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stuck: asyncio.TimerHandle | None = None
+        self._wire: Any = None
+        self._is_half_closed = False
+        self._num_half_closed_writes = 0
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wire = SimpleNamespace(
+            write=transport.write, is_closing=transport.is_closing, close=self._finish
+        )
+        if self._crowd.enter(self):
+            self._arm(self._limits.head_timeout_s, self._give_up_head)
+        else:
+            self._turn_away()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.leave(self)
+        self._disarm()
+        self._stop_watching()
+        self._unset_keepalive_if_required()
+        self._unread.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering is not None:
+            self._lingering -= len(data)
+            if self._lingering < 0:
+                self.transport.abort()
+            return
+        self._unread += data
+        self._advance()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether to stay. A client may close its side and wait for its answer; one that is gone
+        looks the same until we write to it."""
+        if not self._is_answering() or self._head is not None:
+            return False
+        limits, was_last = self._limits, not self.cycle.keep_alive
+        self._is_half_closed = True
+        self.cycle.keep_alive = bool(self._unread)
+        self._wire.write = self._write_half_closed
+        after_s = limits.last_request_s if was_last else limits.half_closed_s
+        self._arm(after_s, self._give_up_half_closed)
+        return True
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_watching()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """Known from the head."""
+
+    def on_headers_complete(self) -> None:
+        head = self._head
+        assert head is not None
+        path = head.path.decode("ascii")
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": head.version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": self.root_path,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": head.path,
+            "query_string": head.query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
+        self.headers = []  # a trailer is no header
+        self._answer_request(is_old=head.version == "1.0")
+
+    def on_body(self, body: bytes) -> None:
+        self._framing.num_body_bytes += len(body)
+        if self.cycle.response_complete:
+            return
+        self.cycle.body += body
+        if len(self.cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._head = None
+        self._crowd.is_served(self)
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
+
+    # What a cycle, uvicorn's timer and the crowd call.
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        self._crowd.is_waited_for(self)
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        keep = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = keep
+        if self._unread:
+            self.loop.call_soon(self._advance)
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def make_room(self) -> None:
+        self._turn_away(silently=not self._unread and self._head is None)
+
+    # What is left is ours.
+
+    def _answer_request(self, *, is_old: bool) -> None:
+        is_last = self._is_half_closed and not self._unread
+        self.cycle = Cycle(
+            scope=self.scope,
+            transport=self._wire,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue and not is_old,
+            keep_alive=not is_old and self.parser.should_keep_alive() and not is_last,
+            on_response=self.on_response_complete,
+        )
+        task = self.loop.create_task(self.cycle.run_asgi(self.app), name="request")
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)  # uvicorn's server waits for them when it drains
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _advance(self) -> None:
+        """Feeds the parser until the client, or the request being answered, must go on first."""
+        try:
+            while self._unread and self._lingering is None and not self.transport.is_closing():
+                if self._head is not None:
+                    self._take_body()
+                elif self._is_answering():
+                    if len(self._unread) > HIGH_WATER_LIMIT:
+                        self.flow.pause_reading()
+                    return
+                elif not self._take_head():
+                    if self._is_half_closed:
+                        self._close()
+                    return
+        except ApiError as error:
+            self._refuse(error)
+        except httptools.HttpParserInvalidMethodError:
+            self._refuse(ApiError(501, "HTTP method: unknown", code="method_unknown"))
+        except httptools.HttpParserError as error:
+            self._refuse(bad_request(str(error)))
+
+    def _take_head(self) -> bool:
+        while self._unread.startswith(b"\r\n"):  # some clients end a body with one too many
+            del self._unread[:2]
+        if not self._unread:
+            return False
+        self._unset_keepalive_if_required()
+        end = self._unread.find(END, max(0, self._searched - len(END) + 1))
+        if end < 0:
+            check_beginning(self._unread, self._limits.head, since=self._searched)
+            self._searched = len(self._unread)
+            if self._deadline is None:
+                self._arm(self._limits.head_timeout_s, self._give_up_head)
+            return False
+        raw = bytes(self._unread[: end + len(END)])
+        del self._unread[: end + len(END)]
+        self._searched = 0
+        self._head = head = read_head(raw, self._limits.head)
+        self._disarm()
+        self._framing = Framing(None if head.chunked else head.length)
+        self.parser.feed_data(head.raw)
+        return True
+
+    def _take_body(self) -> None:
+        """Never more than this message's: what follows it has a head of its own to be checked."""
+        part = self._framing.take_part(self._unread)
+        self.parser.feed_data(part)
+        self._framing.check()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers what never becomes a request, or one in the middle of its body, and closes."""
+        if self._is_answering():
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+        self.transport.write(self._answer(error))
+        self._crowd.is_waited_for(self)
+        self._linger()
+
+    def _turn_away(self, *, silently: bool = False) -> None:
+        if not silently and self._lingering is None:
+            error = ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)
+            self.transport.write(self._answer(error))
+        self.transport.close()
+
+    def _answer(self, error: ApiError) -> bytes:
+        self._metrics.requests.labels("other", str(error.status)).inc()
+        response = error.response()
+        response.headers["connection"] = "close"
+        response.headers["x-request-id"] = secrets.token_hex(16)
+        headers = [*self.server_state.default_headers, *response.raw_headers]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))
+
+    def _finish(self) -> None:
+        """Closes after the last answer; not on a client that still sends, or it may not get it."""
+        if self._head is not None or self._unread:
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        self._unread.clear()
+        self._lingering = _LINGER_BYTES
+        self._arm(self._limits.linger_s, self.transport.abort)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _close(self) -> None:
+        self._watch_reading()
+        self.transport.close()
+
+    def _give_up_head(self) -> None:
+        if self._unread:
+            self._refuse(ApiError(408, "HTTP request: its head never ended", code="head_timeout"))
+        else:
+            self.transport.close()
+
+    def _write_half_closed(self, data: bytes) -> None:
+        """The first write to a client that is gone succeeds, and ends the connection; the second
+        is proof that it reads."""
+        self._num_half_closed_writes += 1
+        self.transport.write(data)
+
+    def _give_up_half_closed(self) -> None:
+        if self._num_half_closed_writes < 2:
+            self.transport.abort()
+
+    def _watch_reading(self, left: int | None = None) -> None:
+        """Cuts off a client that takes nothing of what is `left` for it."""
+        now_left = self.transport.get_write_buffer_size()
+        if left is not None and now_left >= left:
+            self.transport.abort()
+            return
+        self._stop_watching()
+        after_s = self._limits.write_timeout_s
+        self._stuck = self.loop.call_later(after_s, self._watch_reading, now_left)
+
+    def _stop_watching(self) -> None:
+        if self._stuck is not None:
+            self._stuck.cancel()
+
+    def _arm(self, after_s: float, what: Callable[[], None]) -> None:
+        self._disarm()
+        self._deadline = self.loop.call_later(after_s, what)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

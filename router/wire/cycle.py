@@ -1,0 +1,28 @@
+"""One request and its answer on a connection: uvicorn's, with HTTP/1.0 in mind, and bodies that
+are not there yet."""
+
+from collections.abc import Coroutine
+from typing import Any, cast
+
+from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+
+class Cycle(RequestResponseCycle):
+    _until_close = False
+
+    def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        """No coroutine of its own: this is called for every token."""
+        if not self.response_started:
+            self._begin(cast(HTTPResponseStartEvent, message))
+        elif self._until_close:
+            body = cast(HTTPResponseBodyEvent, message).get("body", b"")
+            self.expected_content_length = len(body)
+        return super().send(message)
+
+    def _begin(self, message: HTTPResponseStartEvent) -> None:
+        if self.more_body:
+            self.keep_alive = False  # where the next request begins is not known
+        has_length = any(name == b"content-length" for name, _ in message.get("headers", ()))
+        if self.scope["http_version"] == "1.0" and not has_length:  # it knows no chunks
+            self._until_close, self.chunked_encoding = True, False
