@@ -22,7 +22,6 @@ from support.router_process import PROMPT, ROOT, command, deployment
 from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
-
 FILES = resource.RLIMIT_NOFILE
 
 
@@ -87,14 +86,13 @@ def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
 ) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made, AsyncExitStack() as silent:
-            pid = made.process.pid
+            pid, where = made.process.pid, made.client.base_url
             used, before = len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, FILES)
             resource.prlimit(pid, FILES, (used + 1, before[1]))
-            where = (made.client.base_url.host, made.client.base_url.port)
             for _ in range(100):  # what listens takes them, the router has no descriptor for them
                 one = silent.enter_context(socket.socket())
                 one.setblocking(False)
-                one.connect_ex(where)
+                one.connect_ex((where.host, where.port))
             late = made.add("decode-2", "decode")
 
             async def is_said() -> bool:
