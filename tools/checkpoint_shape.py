@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from engine.models.families import FAMILIES
-from engine.models.family import ExpertForm, Family
+from engine.models.families.family import ExpertForm, Family
+from engine.models.families.table import FAMILIES
 
 END_ID = 0
 Rope = Mapping[str, object]

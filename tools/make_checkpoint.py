@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.checkpoint.quant.mxfp4 import BLOCK
 from engine.checkpoint.tensor_names import Naming, tensor_specs
 from engine.models.config import ModelConfig, read_config
-from engine.models.families import FAMILIES
+from engine.models.families.table import FAMILIES
 from protocol.errors import CheckpointError
 from tools.checkpoint_shape import END_ID, Shape
 

@@ -32,7 +32,7 @@ from engine.checkpoint.tensor_names import (
     tensor_specs,
 )
 from engine.models.config import ModelConfig
-from engine.models.family import MixtureRule
+from engine.models.families.family import MixtureRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared, UngatedMlp

@@ -1,6 +1,6 @@
 """Which parameters a checkpoint of a model holds, and by which names.
 
-Families differ in names (`engine.models.family`); one family's checkpoints differ in a `Naming`,
+Families differ in names (`engine.models.families`); one family's checkpoints differ in a `Naming`,
 which is found by looking.
 """
 
@@ -12,7 +12,7 @@ from engine.checkpoint.parameters import LinearSpec, Pairs, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
 from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
-from engine.models.family import ExpertForm, MlpRule
+from engine.models.families.family import ExpertForm, MlpRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.rope import rotary_dim
 from protocol.errors import CheckpointError

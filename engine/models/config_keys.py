@@ -8,7 +8,7 @@ ignores it, and told once in the log.
 import logging
 from collections.abc import Iterable, Set
 
-from engine.models.family import Family, Wrapper
+from engine.models.families.family import Family, Wrapper
 from engine.models.json_fields import Fields
 from protocol.errors import CheckpointError
 

@@ -1,11 +1,11 @@
 """What each layer of a model is made of: its window, its rope, whether it has experts.
 
-Follows a family's rules (`engine.models.family`) and the keys of `config.json` that they name.
+Follows a family's rules (`engine.models.families`) and the keys of `config.json` that they name.
 """
 
 from dataclasses import dataclass
 
-from engine.models.family import Family, MixtureRule, WindowRule
+from engine.models.families.family import Family, MixtureRule, WindowRule
 from engine.models.json_fields import Fields
 from engine.models.rope import Rope
 from engine.models.rope_config import KINDS, LayerKind, read_ropes

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal, cast, get_args
 
-from engine.models.family import Family
+from engine.models.families.family import Family
 from engine.models.json_fields import Fields
 from engine.models.rope import (
     QueryGrowth,

@@ -16,12 +16,12 @@ import tokenizers
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
 from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.model_files import check_readable, missing
 from protocol.text.stop import StopMatcher
-from protocol.text.template_files import special_tokens, token_text
+from protocol.text.template.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
+from protocol.text.template.files import special_tokens, token_text
 from protocol.text.text_bounds import TextTooLong, longest_token
 from protocol.text.text_config import (
     JsonFile,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.gpu import ENVIRONMENT, why_no_gpu
 
-from engine.models.families import FAMILIES
+from engine.models.families.table import FAMILIES
 from tools.make_checkpoint import Shape, make_checkpoint
 
 _WITHIN_S = 280

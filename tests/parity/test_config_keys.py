@@ -14,7 +14,7 @@ from support.reference import reference
 
 from engine.checkpoint.load import load_model
 from engine.models.config_keys import IGNORED
-from engine.models.families import FAMILIES
+from engine.models.families.table import FAMILIES
 from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape, make_checkpoint
 

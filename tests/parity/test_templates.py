@@ -9,7 +9,7 @@ import pytest
 from support.checkpoints import write_checkpoint
 from transformers import PreTrainedTokenizerFast
 
-from protocol.text.chat_template import ChatTemplate
+from protocol.text.template.chat_template import ChatTemplate
 
 PUBLISHED = json.loads(Path(__file__).with_name("chat_templates.json").read_text())
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}

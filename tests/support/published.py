@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.models.families import FAMILIES
+from engine.models.families.table import FAMILIES
 from tools.make_checkpoint import Shape, make_checkpoint
 
 _FILE = Path(__file__).parents[1] / "parity" / "published_configs.json"

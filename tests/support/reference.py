@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine.models.wrappers import WRAPPERS
+from engine.models.families.wrappers import WRAPPERS
 
 
 def reference(path: Path) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from support.family_shapes import FULL, GROWTH, SHAPES, SLIDE, YARN, YARN_16
 
-from engine.models.wrappers import WRAPPERS
+from engine.models.families.wrappers import WRAPPERS
 from tools.make_checkpoint import Shape, make_checkpoint
 
 _PIXTRAL = {

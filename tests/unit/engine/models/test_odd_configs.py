@@ -9,7 +9,7 @@ from support.configs import config
 
 from engine.models.config import read_config
 from engine.models.config_keys import COMMON
-from engine.models.families import FAMILIES
+from engine.models.families.table import FAMILIES
 from protocol.errors import CheckpointError
 from protocol.text.text_config import JsonFile
 

@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 
 from protocol.errors import CheckpointError
-from protocol.text.content_parts import PartsUse, parts_use
-from protocol.text.template_files import special_tokens, template_sources
-from protocol.text.template_sandbox import Environment
+from protocol.text.template.content_parts import PartsUse, parts_use
+from protocol.text.template.files import special_tokens, template_sources
+from protocol.text.template.sandbox import Environment
 from protocol.text.text_bounds import TextTooLong
 
 MIN_CHARS = 1 << 22

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol.text import template_meter
-from protocol.text.chat_template import ChatTemplate
+from protocol.text.template import meter
+from protocol.text.template.chat_template import ChatTemplate
 
 CHAT = [{"role": "user", "content": "hi"}]
 LONG = "{% set long = 'x' * 1000000 %}"
@@ -95,7 +95,7 @@ SCHEMA_WALK = """\
 def test_work_without_end_is_the_clients_mistake(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(template_meter, "MAX_SECONDS", 0.1)
+    monkeypatch.setattr(meter, "MAX_SECONDS", 0.1)
     template = ChatTemplate(WITHOUT_END[name], special_tokens={})
     with pytest.raises(ValueError, match="refused them: it takes more than"):
         template.render(CHAT)

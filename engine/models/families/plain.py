@@ -1,14 +1,9 @@
-"""The model families, as tables over shared parts: a new family of known parts is a row here.
-
-Defaults are transformers' meaning of absent keys.
-"""
+"""Families with RMS norms and one MLP in every layer."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
-from engine.models.layer_norm_families import LAYER_NORMED
-from engine.models.mixture_families import MIXTURES
+from engine.models.families.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
 from protocol.text.text_config import TEXT_DEFAULTS
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -201,12 +196,7 @@ GLM4 = replace(
     ),
 )  # fmt: skip
 
-FAMILIES: Mapping[str, Family] = {
-    family.model_type: family
-    for family in (
-        LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
-        *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
-        QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
-        GLM, GLM4, *LAYER_NORMED,
-    )
-}  # fmt: skip
+PLAIN = (
+    LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2, OLMO3, GRANITE, EXAONE4,
+    SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, GLM, GLM4,
+)  # fmt: skip

@@ -19,7 +19,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from protocol.text.template_meter import Meter, growth, listed
+from protocol.text.template.meter import Meter, growth, listed
 
 
 class Environment(ImmutableSandboxedEnvironment):

@@ -1,9 +1,9 @@
-"""The families that are mixtures of experts, as rows: see `engine.models.families`."""
+"""Families that are mixtures of experts."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.family import NO_HEADS, Family, MixtureRule, MlpRule, WindowRule
+from engine.models.families.family import NO_HEADS, Family, MixtureRule, MlpRule, WindowRule
 
 _STEPPED: Mapping[str, object] = {
     "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False,

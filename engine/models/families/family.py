@@ -1,6 +1,6 @@
 """What a family of models is, as a value: which parts its layers have, how they are named.
 
-The rows are in `engine.models.families`.
+The rows are in `engine.models.families.table`.
 """
 
 from collections.abc import Mapping

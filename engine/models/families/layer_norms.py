@@ -1,8 +1,8 @@
-"""Families with layer norms: see `engine.models.families`."""
+"""Families with layer norms."""
 
 from collections.abc import Mapping
 
-from engine.models.family import NO_HEADS, Family, MixtureRule, MlpRule, Norms, WindowRule
+from engine.models.families.family import NO_HEADS, Family, MixtureRule, MlpRule, Norms, WindowRule
 
 _ONE_NORM = Norms(before_mlp=None, centred=True, eps_key="layer_norm_eps")
 _COHERE: Mapping[str, object] = {

@@ -6,7 +6,7 @@ multimodal rope (`mrope`) are the same in all its sections: it is a plain one.
 
 from collections.abc import Mapping
 
-from engine.models.family import Wrapper
+from engine.models.families.family import Wrapper
 
 _QWEN_VL_KEYS = frozenset(
     {"vision_config", "image_token_id", "video_token_id", "vision_token_id"}

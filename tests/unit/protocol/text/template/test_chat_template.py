@@ -8,7 +8,7 @@ from support.checkpoints import CHATML, byte_fallback_tokenizer, write_checkpoin
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
-from protocol.text.chat_template import ChatTemplate
+from protocol.text.template.chat_template import ChatTemplate
 from protocol.text.tokenizer import Tokenizer
 
 LLAMA_3 = (
