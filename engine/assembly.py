@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from engine.checkpoint.dtype import choose_dtype, stored_dtype
 from engine.checkpoint.load import load_model
-from engine.checkpoint.loader import Progress
+from engine.checkpoint.reader import Progress
 from engine.kvcache.pool import Buffer, KvPool, fewest_blocks
 from engine.kvcache.windows import Window
 from engine.limits import EngineLimits

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.loader import Loader, Progress
+from engine.checkpoint.loader import Loader
 from engine.checkpoint.quantised import explained
+from engine.checkpoint.reader import Progress
 from engine.checkpoint.safetensors import Checkpoint
 from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model

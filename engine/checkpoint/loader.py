@@ -7,29 +7,23 @@ read.
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an expert.
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint.parameters import LinearSpec
+from engine.checkpoint.reader import Progress, TensorReader
 from engine.checkpoint.safetensors import Checkpoint
 from engine.checkpoint.shard import WHOLE, Cut, Shard
 from engine.checkpoint.tensor_names import (
-    Naming,
-    all_meanings,
     attention_linears,
     expert_linears,
-    find_naming,
-    find_places,
     head_norm,
     head_pairs,
-    is_not_text,
     mixture_linears,
     mlp_linears,
-    tensor_specs,
 )
 from engine.models.config import ModelConfig
 from engine.models.families.family import MixtureRule
@@ -38,11 +32,6 @@ from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared, UngatedMlp
 from engine.ops.contract import ExpertWeights, HeadShape, Linear, Norm, Ops
 from engine.ops.torch_ops import TorchLinear
-
-Progress = Callable[[int, int], None]
-log = logging.getLogger(__name__)
-_NO_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")
-"""Buffers that older checkpoints have kept."""
 
 
 class Loader:
@@ -59,60 +48,18 @@ class Loader:
         progress: Progress | None,
         shard: Shard = WHOLE,
     ) -> None:
-        """Each tensor's `shard` is loaded as its `Cut` says. Raises CheckpointError for a
-        tensor that is missing or misshapen."""
-        self._config, self._checkpoint, self._ops = config, checkpoint, ops
-        self._dtype, self._device, self._progress = dtype, device, progress
-        self._shard = shard
-        self._naming = find_naming(config, all_meanings(checkpoint.tensors))
-        self._specs = tensor_specs(config, self._naming)
-        self._places = self._find_places()
-        self._done_bytes, self._total_bytes = 0, self._stored_bytes()
-        self._tell_unused([name for name in self._places if name not in self._specs])
-
-    def _stored_bytes(self) -> int:
-        return sum(
-            self._checkpoint.stored(
-                self._places.get(name, name), shape=spec.shape, quantised=spec.quantised
-            ).num_bytes
-            for name, spec in self._specs.items()
-        )
-
-    def _find_places(self) -> dict[str, str]:
-        """Where each tensor is stored; a head that should be tied is read if it is, and stands for
-        an embedding that is not."""
-        embedding, head = self._naming.embedding, self._naming.head
-        places = find_places(self._checkpoint.tensors, {*self._specs, head})
-        if self._config.tied_embeddings and head in places:
-            if embedding in places:
-                self._specs[head] = self._specs[embedding]
-            else:
-                places[embedding] = places.pop(head)
-        return places
-
-    def _tell_unused(self, names: Sequence[str]) -> None:
-        """As transformers does, which ignores them too."""
-        text_only = self._naming.body == Naming().body and not self._config.wrapped
-        unused = [
-            name
-            for name in names
-            if not name.endswith(_NO_WEIGHTS) and (text_only or not is_not_text(name))
-        ]
-        if unused:
-            shown = f"{', '.join(unused[:6])}{', ...' if unused[6:] else ''}"
-            why = "config.json has no place for them"
-            remedy = "none, if that is as it should be"
-            told = {"count": len(unused), "tensors": shown, "why": why, "remedy": remedy}
-            log.warning("tensors ignored", extra=told)
+        """Raises CheckpointError as `TensorReader`."""
+        self._config, self._ops, self._dtype, self._shard = config, ops, dtype, shard
+        reader = TensorReader(config, checkpoint, device=device, progress=progress, shard=shard)
+        self._reader, self._read, self._naming = reader, reader.read, reader.naming
 
     def parts(self) -> Parts:
         config = self._config
         embedding_VK = self._read(self._naming.embedding, self._dtype)
         layers = tuple(self._layer(index) for index in range(config.num_layers))
         final_norm = self._norm(self._naming.final_norm)
-        head_VK, head_bias_V = self._head(embedding_VK), None
-        if config.head_bias:
-            head_bias_V = self._read(self._naming.head_bias, torch.float32)
+        head_VK, head_bias = self._reader.read_head(embedding_VK), self._naming.head_bias
+        head_bias_V = self._read(head_bias, torch.float32) if config.head_bias else None
         scale = config.embedding_scale
         if config.family.embedding_sqrt:
             scale = torch.tensor(scale, dtype=self._dtype).item()
@@ -123,21 +70,6 @@ class Loader:
             final_norm=final_norm,
             head=self._ops.linear(head_VK, head_bias_V),
         )
-
-    def _head(self, embedding_VK: Tensor) -> Tensor:
-        """As transformers: one that should be tied and differs from the embedding is not."""
-        name, embedding = self._naming.head, self._naming.embedding
-        if name not in self._specs:
-            return embedding_VK
-        head_VK = self._read(name, self._dtype)
-        if not self._config.tied_embeddings:
-            return head_VK
-        if self._checkpoint.same_bytes(self._places[name], self._places[embedding]):
-            return embedding_VK
-        why = f"{name} and {embedding} are both stored, and differ"
-        remedy = "set tie_word_embeddings to false in config.json"
-        log.warning("embeddings not tied", extra={"why": why, "remedy": remedy})
-        return head_VK
 
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
@@ -294,16 +226,6 @@ class Loader:
     def _norm_weight(self, name: str) -> Tensor:
         weight_K = self._read(name, torch.float32)
         return weight_K + 1 if self._config.family.norms.plus_one else weight_K
-
-    def _read(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
-        spec = self._specs[name]
-        stored = self._places[name]
-        whole = self._checkpoint.read(stored, shape=spec.shape, dtype=dtype, row=row)
-        num_bytes = self._checkpoint.tensors[stored].num_bytes
-        self._done_bytes += num_bytes if row is None else num_bytes // spec.shape[0]
-        if self._progress is not None:
-            self._progress(self._done_bytes, self._total_bytes)
-        return spec.cut.part_of(whole, self._shard).to(self._device)
 
 
 def _merged(loads: Iterator[Tensor], rows: list[int]) -> Tensor:
