@@ -16,7 +16,7 @@ from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
-from protocol.process.machine import raise_descriptor_limit
+from protocol.process.machine import is_loopback, raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
@@ -26,7 +26,6 @@ from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defa
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
-from router.http.origin import is_loopback
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended

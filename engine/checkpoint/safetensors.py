@@ -20,8 +20,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from engine.models.json_fields import Fields
 from protocol.errors import CheckpointError
+from protocol.text.json_fields import Fields
 from protocol.text.model_files import WEIGHTS, WEIGHTS_INDEX, again, check_readable, missing
 from protocol.text.text_config import read_json_object, read_json_object_if_there
 

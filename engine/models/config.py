@@ -18,13 +18,13 @@ from engine.models.config_keys import (
 from engine.models.families.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.families.table import FAMILIES
 from engine.models.families.wrappers import WRAPPERS
-from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
 from engine.models.rope import FOLLOWING, QueryGrowth, Rope
 from engine.models.rope_config import read_query_growth, unread_rope_keys
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
 from protocol.text.context import context_tokens
+from protocol.text.json_fields import Fields
 from protocol.text.text_config import INHERITED, JsonFile, inherit, read_json_file, text_config
 
 ACTIVATIONS: Mapping[str, Activation] = {

@@ -9,8 +9,8 @@ import logging
 from collections.abc import Iterable, Set
 
 from engine.models.families.family import Family, Wrapper
-from engine.models.json_fields import Fields
 from protocol.errors import CheckpointError
+from protocol.text.json_fields import Fields
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ Follows a family's rules (`engine.models.families`) and the keys of `config.json
 from dataclasses import dataclass
 
 from engine.models.families.family import Family, MixtureRule, WindowRule
-from engine.models.json_fields import Fields
 from engine.models.rope import Rope
 from engine.models.rope_config import KINDS, LayerKind, read_ropes
+from protocol.text.json_fields import Fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

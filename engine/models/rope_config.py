@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Literal, cast, get_args
 
 from engine.models.families.family import Family
-from engine.models.json_fields import Fields
 from engine.models.rope import (
     QueryGrowth,
     Rope,
@@ -19,6 +18,7 @@ from engine.models.rope import (
     rotary_dim,
     yarn_attention_factor,
 )
+from protocol.text.json_fields import Fields
 
 LayerKind = Literal["full_attention", "sliding_attention"]
 KINDS: tuple[LayerKind, ...] = ("full_attention", "sliding_attention")

@@ -121,12 +121,12 @@ def host_name() -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach what listens there; a name that is not `localhost` is
-    taken for reachable."""
+    """Whether only this machine can reach what listens there; other names than `localhost`, and
+    those below it, are taken for reachable."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def num_gpus() -> int:

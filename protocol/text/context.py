@@ -3,11 +3,11 @@
 The router and the engine ask here, so that they agree. The pool may hold fewer: it is not known.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from protocol.errors import CheckpointError, SettingsError
+from protocol.errors import SettingsError
+from protocol.text.json_fields import Fields
 
 EXTENDING = frozenset({"linear", "dynamic", "yarn"})
 """Ropes that reach `factor` times as far as the model was trained. The others' context is
@@ -19,23 +19,20 @@ FACTOR_INCLUDED = ("gemma3", "gemma3_text")
 def longest_context(file: Path, text: Mapping[str, object]) -> int:
     """Tokens that the model described by `text`, of `file`, can take: original x factor where its
     rope extends it. Raises CheckpointError naming the key."""
-    trained = _positive(file, text, "max_position_embeddings")
-    if trained is None or not trained.is_integer():
-        value = text.get("max_position_embeddings")
-        raise CheckpointError(
-            f"{file}: max_position_embeddings is {value!r}, not a positive whole number"
-        )
-    rope = scaled_rope(text)
+    fields, rope = Fields(file, text), Fields(file, scaled_rope(text))
+    trained = fields.size("max_position_embeddings")
     kind = str(rope.get("rope_type") or rope.get("type"))
-    if kind not in EXTENDING or "long_factor" in rope or _is_included(text, rope):
-        return int(trained)
+    if kind not in EXTENDING or "long_factor" in rope.raw or _is_included(fields, rope):
+        return trained
     key = "original_max_position_embeddings"
-    original = _positive(file, text, key) or _positive(file, rope, key)
-    factor = _positive(file, rope, "factor")
+    original = fields.optional_size(key) or rope.optional_size(key) or trained
+    factor = rope.optional_number("factor")
     if factor is None:  # then it is what those two give
-        return int(trained)
-    reached = int((original or trained) * factor)
-    return reached if kind == "yarn" else max(reached, int(trained))
+        return trained
+    if factor <= 0:
+        raise rope.error("factor", f"must be positive, is {factor!r}")
+    reached = int(original * factor)
+    return reached if kind == "yarn" else max(reached, trained)
 
 
 def context_tokens(file: Path, text: Mapping[str, object], max_model_len: int | None) -> int:
@@ -60,17 +57,6 @@ def scaled_rope(text: Mapping[str, object]) -> Mapping[str, object]:
     return {}
 
 
-def _is_included(text: Mapping[str, object], rope: Mapping[str, object]) -> bool:
-    named = text.get("model_type") in FACTOR_INCLUDED
+def _is_included(fields: Fields, rope: Fields) -> bool:
+    named = fields.get("model_type") in FACTOR_INCLUDED
     return named and rope.get("original_max_position_embeddings") is None
-
-
-def _positive(file: Path, fields: Mapping[str, object], key: str) -> float | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"{file}: {key} is {value!r}, not a positive number")
-    if not 0 < value < math.inf:
-        raise CheckpointError(f"{file}: {key} is {value!r}, not a positive number")
-    return float(value)

@@ -18,6 +18,7 @@ from protocol.errors import CheckpointError
 from protocol.messages import Sampling
 from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
+from protocol.text.json_fields import Fields
 from protocol.text.model_files import check_readable, missing
 from protocol.text.stop import StopMatcher
 from protocol.text.template.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
@@ -81,7 +82,7 @@ class Tokenizer:
         except (AttributeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path / 'tokenizer_config.json'}: {error}") from error
         text = text_config(config.value)
-        vocab_size = _positive(path, text, "vocab_size")
+        vocab_size = Fields(config.file, text).size("vocab_size")
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
@@ -222,13 +223,6 @@ def _added_token(given: object) -> tokenizers.AddedToken:
     options = dict(given) if isinstance(given, dict) else options
     options.pop("__type", None)
     return tokenizers.AddedToken(**options)
-
-
-def _positive(path: Path, config: Mapping[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise CheckpointError(f"{path / 'config.json'}: {key} is {value!r}, not a positive number")
-    return value
 
 
 def _eos_token_ids(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from protocol.process.machine import is_loopback
 from router.openai.errors import ApiError
 
 
@@ -21,12 +22,6 @@ def check_origin(headers: Mapping[bytes, bytes], names: Collection[str]) -> None
         site = _host_of(origin)
         if site != host and not _is_ours(site, names):
             raise _foreign("origin", origin.decode("latin-1"))
-
-
-def is_loopback(host: str) -> bool:
-    if _is_address(host):
-        return ip_address(host).is_loopback
-    return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_ours(host: str, names: Collection[str]) -> bool:

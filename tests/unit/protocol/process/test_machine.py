@@ -51,12 +51,12 @@ def test_free_memory_is_less_than_the_machine_has() -> None:
     assert 0 < free_memory_bytes() <= total_kb * 1024
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost", "a.localhost"])
 def test_only_this_machine_reaches_its_loopback(host: str) -> None:
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "10.0.0.1", "worker-3"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "*", "10.0.0.1", "worker-3", "notlocalhost"])
 def test_anything_else_is_open_to_others(host: str) -> None:
     assert not is_loopback(host)
 
