@@ -48,7 +48,7 @@ def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> A
     except httpx.HTTPError as error:
         raise RouterUnreachable(f"no answer from {url}: {error}") from error
     if answer.status_code != 200:
-        raise RouterUnreachable(f"{url} answered {answer.status_code}: {error_message(answer)}")
+        raise RouterUnreachable(f"{url} answered {answer.status_code}: {_said(answer)[0]}")
     try:
         return answer.json()
     except ValueError as error:
@@ -84,16 +84,14 @@ def stream_event(line: str) -> dict[str, Any]:
 
 def refusal(answer: httpx.Response) -> RouterRefused:
     """What an answer that is no 200 says."""
-    try:
-        code = str(answer.json()["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        code = ""
-    return RouterRefused(f"{answer.status_code}: {error_message(answer)}", code=code)
+    message, code = _said(answer)
+    return RouterRefused(f"{answer.status_code}: {message}", code=code)
 
 
-def error_message(answer: httpx.Response) -> str:
-    """The message of an OpenAI error object, else the start of the body."""
+def _said(answer: httpx.Response) -> tuple[str, str]:
+    """Message and code of an OpenAI error object, else the start of the body."""
     try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:200].strip()
+        error = answer.json()["error"]
+        return str(error["message"]), str(error.get("code", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return answer.text[:200].strip(), ""

@@ -7,6 +7,7 @@ of a text, also in that file, are read by `protocol.text.tokenizer`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from protocol.errors import CheckpointError
 from protocol.text.text_config import read_json_object_if_there
@@ -41,17 +42,11 @@ def read_sampling_defaults(path: Path) -> SamplingDefaults:
     """Of the checkpoint in `path`. CheckpointError names a value no request could ask for."""
     file = path / "generation_config.json"
     given = read_json_object_if_there(file)
-    found = {key: _number(file, key, given[key]) for key in RANGES if given.get(key) is not None}
-    plain = SamplingDefaults()
-    max_tokens = found.get("max_new_tokens")
-    return SamplingDefaults(
-        temperature=found.get("temperature", plain.temperature),
-        top_p=found.get("top_p", plain.top_p),
-        top_k=max(0, int(found.get("top_k", plain.top_k))),
-        min_p=found.get("min_p", plain.min_p),
-        repetition_penalty=found.get("repetition_penalty", plain.repetition_penalty),
-        max_tokens=None if max_tokens is None else int(max_tokens),
-    )
+    found: dict[str, Any] = {
+        key: _number(file, key, given[key]) for key in RANGES if given.get(key) is not None
+    }
+    found["top_k"] = max(0, found.get("top_k", 0))
+    return SamplingDefaults(max_tokens=found.pop("max_new_tokens", None), **found)
 
 
 def _number(file: Path, key: str, value: object) -> float:

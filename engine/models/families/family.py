@@ -33,9 +33,10 @@ _UNTURNED_KEYS: Mapping[Unturned, frozenset[str]] = {
     "no_rope_layers": frozenset({"no_rope_layers", "no_rope_layer_interval"}),
     "position_embedding_type": frozenset({"position_embedding_type"}),
 }
-
-
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
+GRANITE_SCALES = frozenset(
+    {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

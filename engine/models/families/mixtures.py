@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.families.family import NO_HEADS, Family, MixtureRule, MlpRule, WindowRule
+from engine.models.families.family import (
+    GRANITE_SCALES,
+    NO_HEADS,
+    Family,
+    MixtureRule,
+    MlpRule,
+    WindowRule,
+)
 
 _STEPPED: Mapping[str, object] = {
     "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False,
@@ -85,9 +92,7 @@ GRANITE_MOE = Family(
     model_type="granitemoe", architecture="GraniteMoeForCausalLM",
     qkv_bias="attention_bias", output_bias="attention_bias",
     mixture=_GRANITE_EXPERTS,
-    options=frozenset(
-        {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
-    ),
+    options=GRANITE_SCALES,
     defaults={
         **NO_HEADS, "attention_multiplier": 1.0, "num_local_experts": 8, "num_experts_per_tok": 2
     },

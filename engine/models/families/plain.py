@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from engine.models.families.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
+from engine.models.families.family import (
+    GRANITE_SCALES,
+    NO_HEADS,
+    Family,
+    MlpRule,
+    Norms,
+    WindowRule,
+)
 from protocol.text.text_config import TEXT_DEFAULTS
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
@@ -90,9 +97,7 @@ OLMO2 = Family(
 GRANITE = Family(
     model_type="granite", architecture="GraniteForCausalLM",
     qkv_bias="attention_bias", output_bias="attention_bias", mlp_bias="mlp_bias",
-    options=frozenset(
-        {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
-    ),
+    options=GRANITE_SCALES,
     defaults={**NO_HEADS, "attention_multiplier": 1.0},
 )  # fmt: skip
 GEMMA = Family(
