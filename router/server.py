@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from protocol.channel.link import WorkerLink
-from protocol.channel.names import Names
+from protocol.channel.resolver import Resolver
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
@@ -103,10 +103,10 @@ def _build(
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
-    names = Names()
+    resolver = Resolver()
 
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router, names=names)
+        return WorkerLink(address=registration.address, router=router, resolver=resolver)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)

@@ -8,7 +8,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
-from protocol.channel.names import Names
+from protocol.channel.resolver import Resolver
 from protocol.channel.wire import (
     LINGER_MS,
     PING_S,
@@ -41,9 +41,9 @@ class WorkerLink:
         address: str,
         router: RouterId,
         silent_after_s: float = SILENT_AFTER_S,
-        names: Names | None = None,
+        resolver: Resolver | None = None,
     ) -> None:
-        self._names = names or Names()
+        self._resolver = resolver or Resolver()
         self._address = address
         self._router = router
         self._silent_after_s = silent_after_s
@@ -57,7 +57,7 @@ class WorkerLink:
     registration: Registration
 
     async def __aenter__(self) -> Self:
-        number = await self._names.resolve(self._address)
+        number = await self._resolver.resolve(self._address)
         self._heard = asyncio.get_running_loop().time()
         self._open_sockets()
         await self._tasks.__aenter__()

@@ -21,8 +21,8 @@ import msgspec
 import zmq
 from support.words import beat, registration
 
-from protocol.channel.link import WorkerLink
-from protocol.channel.names import Names
+from protocol.channel.link import MAX_SOCKETS, WorkerLink
+from protocol.channel.resolver import Resolver
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.ids import RouterId
 from protocol.messages import Hello, Registration, Welcome
@@ -36,7 +36,7 @@ def serve_workers(num_workers: int, told: Connection) -> None:
     """Answers Hello on as many ports, and beats once a second."""
     raise_descriptor_limit()
     context = zmq.Context()
-    context.set(zmq.MAX_SOCKETS, 16_383)
+    context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
     poller, made = zmq.Poller(), []
     for number in range(num_workers):
         port: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -63,9 +63,11 @@ def serve_workers(num_workers: int, told: Connection) -> None:
 
 
 async def meet(registrations: list[Registration]) -> dict[str, object]:
-    names, here = Names(), list(registrations)
+    resolver, here = Resolver(), list(registrations)
     registry = Registry(
-        connect=lambda one: WorkerLink(address=one.address, router=RouterId("router"), names=names)
+        connect=lambda one: WorkerLink(
+            address=one.address, router=RouterId("router"), resolver=resolver
+        )
     )
 
     async def memberships() -> AsyncIterator[Sequence[Registration]]:

@@ -16,7 +16,7 @@ from support.fake_worker import Fabric, FakeWorker
 from support.words import registration
 
 from protocol.channel.link import WorkerLink
-from protocol.channel.names import Names
+from protocol.channel.resolver import Resolver
 from protocol.ids import RouterId
 from protocol.messages import Registration
 from router.workers.registry import Registry
@@ -27,10 +27,10 @@ LOOKS = 45
 async def main() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 53))
-        names = Names()
+        resolver = Resolver()
         registry = Registry(
             connect=lambda one: WorkerLink(
-                address=one.address, router=RouterId("router"), names=names
+                address=one.address, router=RouterId("router"), resolver=resolver
             )
         )
         async with asyncio.TaskGroup() as tasks:

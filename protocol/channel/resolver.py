@@ -20,7 +20,7 @@ MAX_LOOKUPS = 1_024
 Lookup = Callable[[str], str]
 
 
-class Names:
+class Resolver:
     """One look-up of a name at a time, each on a thread of its own: the resolver's timeouts are
     longer than ours, and nobody else's look-up waits behind them. Owned by one event loop."""
 

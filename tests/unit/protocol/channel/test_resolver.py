@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from protocol.channel import names
-from protocol.channel.names import Names
+from protocol.channel import resolver
+from protocol.channel.resolver import Resolver
 from protocol.errors import PeerLost
 
 
@@ -14,7 +14,7 @@ def test_a_name_becomes_its_number_of_the_moment_and_a_number_stays() -> None:
     moves = iter(["10.0.0.1", "10.0.0.2", "fe80::1"])
 
     async def test() -> None:
-        known = Names(lambda host: next(moves))
+        known = Resolver(lambda host: next(moves))
         assert await known.resolve("tcp://127.0.0.1:5") == "tcp://127.0.0.1:5"
         assert await known.resolve("tcp://[::1]:5") == "tcp://[::1]:5"
         assert await known.resolve("tcp://pod:5") == "tcp://10.0.0.1:5"
@@ -26,14 +26,17 @@ def test_a_name_becomes_its_number_of_the_moment_and_a_number_stays() -> None:
 
 def test_the_machine_knows_its_own_name() -> None:
     async def test() -> None:
-        assert await Names().resolve("tcp://localhost:5") in ("tcp://127.0.0.1:5", "tcp://[::1]:5")
+        assert await Resolver().resolve("tcp://localhost:5") in (
+            "tcp://127.0.0.1:5",
+            "tcp://[::1]:5",
+        )
 
     asyncio.run(test())
 
 
 def test_slow_names_are_given_up_and_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many; and each is asked for once at a time."""
-    monkeypatch.setattr(names, "RESOLVE_S", 0.2)
+    monkeypatch.setattr(resolver, "RESOLVE_S", 0.2)
     answered, asked = threading.Event(), []
 
     def look_up(host: str) -> str:
@@ -43,7 +46,7 @@ def test_slow_names_are_given_up_and_hold_up_nobody(monkeypatch: pytest.MonkeyPa
         return "10.0.0.1"
 
     async def test() -> None:
-        known = Names(look_up)
+        known = Resolver(look_up)
         async with asyncio.TaskGroup() as tasks:
             slow = [
                 tasks.create_task(given_up(known, f"tcp://slow-{i % 20}:1"), name=f"slow {i}")
@@ -58,7 +61,7 @@ def test_slow_names_are_given_up_and_hold_up_nobody(monkeypatch: pytest.MonkeyPa
     asyncio.run(test())
 
 
-async def given_up(known: Names, address: str) -> None:
+async def given_up(known: Resolver, address: str) -> None:
     with pytest.raises(PeerLost, match="no address within"):
         await known.resolve(address)
 
@@ -70,6 +73,6 @@ def test_a_name_that_nobody_knows_says_so(error: Exception) -> None:
 
     async def test() -> None:
         with pytest.raises(PeerLost, match=f"worker at tcp://x:1: no address: {error}"):
-            await Names(look_up).resolve("tcp://x:1")
+            await Resolver(look_up).resolve("tcp://x:1")
 
     asyncio.run(test())
