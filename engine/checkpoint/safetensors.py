@@ -9,6 +9,7 @@ bytes, which are the model's revision. It writes, in `tools`.
 import hashlib
 import json
 import logging
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} is not a file name")
     shards = sorted(set(names.values()))
-    lost = [shard for shard in shards if not (path / shard).is_file()]
+    lost = [shard for shard in shards if not os.path.isfile(path / shard)]
     if lost:
         raise CheckpointError(
             f"{path / lost[0]}: missing; of {len(shards)} shards {len(lost)} are: "
@@ -201,7 +202,7 @@ def _entry(file: Path, name: str, entry: object, *, start: int, end: int) -> Sto
             offset=start + int(first),
             num_bytes=int(last) - int(first),
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: tensor {name}: malformed header entry") from error
     if stored.offset < start or stored.offset + stored.num_bytes > end:
         raise CheckpointError(

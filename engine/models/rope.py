@@ -52,6 +52,19 @@ class Rope:
         return f"{reach}, long" if self.long else reach
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """Queries grow with the logarithm of their position, by steps (Llama 4, Ministral 3)."""
+
+    beta: float
+    step_tokens: int
+
+    def at(self, positions_T: Tensor) -> Tensor:
+        """float32 [T, 1]; 1 within the first step."""
+        steps_T = torch.floor(positions_T / self.step_tokens)
+        return (1 + self.beta * torch.log1p(steps_T))[:, None]
+
+
 def rotary_dim(rope: Rope, *, head_dim: int) -> int:
     """How many of a head's first dims turn."""
     return int(head_dim * rope.share)

@@ -11,6 +11,7 @@ from typing import Literal, cast, get_args
 from engine.models.family import Family
 from engine.models.json_fields import Fields
 from engine.models.rope import (
+    QueryGrowth,
     Rope,
     RopeKind,
     dynamic_theta,
@@ -67,6 +68,15 @@ def _raws(fields: Fields, family: Family) -> dict[LayerKind, dict[str, object]]:
         "full_attention": (nested.get("full_attention") or {}) | scaling,
         "sliding_attention": local | (nested.get("sliding_attention") or {}),
     }
+
+
+def read_query_growth(fields: Fields, family: Family) -> QueryGrowth | None:
+    key = "llama_4_scaling_beta"
+    rope = Fields(fields.file, _flat(fields))
+    beta = rope.optional_number(key) if key in family.options else None
+    if not beta:
+        return None
+    return QueryGrowth(beta=beta, step_tokens=rope.size("original_max_position_embeddings"))
 
 
 def _flat(fields: Fields) -> dict[str, object]:

@@ -16,6 +16,7 @@ from protocol.text.model_files import (
     TOKENIZER,
     WEIGHTS,
     WEIGHTS_INDEX,
+    check_readable,
     explain_missing,
     missing,
 )
@@ -66,6 +67,7 @@ def resolve_model(model: Path, *, weights: bool = True) -> ModelFolder:
 def _on_disk(path: Path) -> ModelFolder | None:
     """Of the hub's cache the snapshot of `main`, or the only one; any other folder as it is."""
     if path.exists() and not path.is_dir():
+        check_readable(path)
         raise CheckpointError(f"{path}: is a file; give the folder with its config.json")
     if not path.exists():
         return None

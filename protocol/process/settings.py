@@ -30,7 +30,7 @@ S = TypeVar("S", bound="CommandSettings")
 def _local(value: object) -> object:
     """A path that says it is one is never a name on the hub."""
     path = str(value)
-    return Path(path).absolute() if path.startswith((".", "~")) else value
+    return Path(os.path.expanduser(path)).absolute() if path.startswith((".", "~")) else value
 
 
 ModelPath = Annotated[Path, BeforeValidator(_local)]

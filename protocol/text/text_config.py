@@ -12,7 +12,13 @@ from protocol.text.model_files import check_readable, missing
 
 INHERITED = ("eos_token_id", "tie_word_embeddings")
 """Keys beside `text_config` that hold for the text model where it names none itself."""
-TEXT_TYPES: Mapping[str, str] = {"gemma3": "gemma3_text"}
+TEXT_TYPES: Mapping[str, str] = {
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
 """By the wrapper's `model_type`: what a `text_config` is that does not say."""
 TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072}

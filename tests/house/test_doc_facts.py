@@ -44,8 +44,8 @@ SAID = {
         f"The defaults of `--max-running` ({DECODE['max_running'].default}) and `--token-budget` "
         f"({DECODE['token_budget'].default})",
         f"({DECODE['block_tokens'].default} tokens by default)",
-        f"503 when its event loop has said nothing for {STUCK_S:g} s, or its engine has been at one "
-        f"step for {ENGINE_STUCK_S:g} s",
+        f"503 when its event loop has said nothing for {STUCK_S:g} s, or its engine has been at "
+        f"one step for {ENGINE_STUCK_S:g} s",
     ),
 }
 """Page -> what it must say, made of the code's own numbers."""

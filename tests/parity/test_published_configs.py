@@ -25,7 +25,9 @@ LIKE_ANOTHER = frozenset(
         "Yi-6B", "DeepSeek-R1-Distill-Llama-8B", "Mistral-7B-Instruct-v0.3", "zephyr-7b-beta",
         "Qwen1.5-1.8B-Chat", "Qwen2-0.5B-Instruct", "Qwen2.5-3B-Instruct", "Qwen2.5-7B-Instruct",
         "Qwen3-4B-Instruct-2507", "Qwen3-30B-A3B", "gemma-2-2b-it", "gemma-2-2b-jpn-it",
-        "granite-3.1-2b-instruct", "OLMo-2-1124-7B", "Mixtral-8x7B-v0.1", "phi-4",
+        "granite-3.1-2b-instruct", "OLMo-2-1124-7B", "gemma-2-27b", "Mistral-Nemo-Base-2407",
+        "DeepSeek-R1-Distill-Qwen-7B", "Mixtral-8x22B-Instruct-v0.1", "Mixtral-8x7B-v0.1", "phi-4",
+        "c4ai-command-r-v01", "glm-4-9b-chat-hf", "EXAONE-4.0-1.2B", "gemma-1.1-7b-it",
     }
 )  # fmt: skip
 """Whose keys are, but for sizes, those of one that every run computes."""

@@ -19,7 +19,8 @@ REFUSED: dict[str, dict[str, Any]] = _ALL["refused"]
 VOCAB, LAYERS, WINDOW = 512, 4, 7
 _SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+    "shared_expert_intermediate_size": 32, "shared_intermediate_size": 32, "mamba_n_heads": 2,
+    "num_hidden_layers": LAYERS, "num_attention_heads": 4,
     "head_dim": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2,
     "vocab_size": VOCAB,
 }  # fmt: skip

@@ -96,9 +96,7 @@ def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
             late = made.add("decode-2", "decode")
 
             async def is_said() -> bool:
-                workers = (await made.client.get("/cluster")).json()["workers"]
-                whys = [worker["why"] for worker in workers if worker["id"] == late.id]
-                return "Too many open files" in "".join(whys)
+                return "Too many open files" in await made.why("decode-2")
 
             await soon(is_said, 20)
             assert (await made.complete(max_tokens=5)).status_code == 200

@@ -55,6 +55,11 @@ def test_a_mistake_of_ours_is_one_line_that_names_a_file_with_the_traceback(
     assert "Traceback" in report.read_text()
 
 
+def test_a_model_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--model", "/nowhere"]) == 3
+    assert "a model by name is ORG/NAME[@REVISION]" in capsys.readouterr().err
+
+
 def test_the_supervisor_does_not_import_torch() -> None:
     program = "import controlplane.local.up, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0

@@ -112,6 +112,20 @@ def test_an_index_of_anything_but_file_names_is_refused(
     assert "is not a file name" in failure(sharded)
 
 
+def test_a_shard_whose_name_no_file_can_have_is_missing(sharded: Path) -> None:
+    names = {"weight_map": {GATE: "x" * 300}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(names))
+    assert "x: missing; of 1 shards 1 are" in failure(sharded)
+
+
+@pytest.mark.parametrize("entry", ["7", "{}", '{"dtype": "F32", "shape": [1e999]}', "[]"])
+def test_a_malformed_entry_is_named(single: Path, entry: str) -> None:
+    header = f'{{"a": {entry}}}'.replace("]}}", '], "data_offsets": [0, 4]}}')
+    text = struct.pack("<Q", len(header)) + header.encode()
+    (single / "model.safetensors").write_bytes(text + b"\0" * 64)
+    assert "tensor a: malformed header entry" in failure(single)
+
+
 @pytest.mark.parametrize("header", ["[1, 2]", "77", "[" * 100_000])
 def test_a_header_that_is_no_object_is_refused(single: Path, header: str) -> None:
     text = struct.pack("<Q", len(header)) + header.encode()

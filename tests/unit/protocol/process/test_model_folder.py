@@ -13,6 +13,7 @@ from support.hub import COMMIT, OTHER, HubServer, fill_cache, hub_server
 
 from protocol.errors import CheckpointError
 from protocol.process.model_folder import ModelFolder, resolve_model
+from protocol.process.settings import WorkerSettings
 from tools.make_checkpoint import Shape, make_checkpoint
 
 NAME = "acme/small-1.0"
@@ -265,6 +266,20 @@ def test_what_is_neither_folder_nor_name_is_refused_without_a_network(
     monkeypatch.chdir(checkpoint.parent)
     with pytest.raises(CheckpointError, match=why):
         resolve_model(Path(model))
+
+
+@pytest.mark.parametrize(
+    "typed", ["./acme/none", "../acme/none", "~/acme/none", "~nobody-here/none"]
+)
+def test_a_path_is_never_taken_for_a_name(typed: str) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve_model(WorkerSettings(model=typed).model)
+
+
+def test_a_gguf_file_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(CheckpointError, match="is a GGUF file"):
+        resolve_model(tmp_path / "m.gguf")
 
 
 def test_the_library_of_the_hub_is_loaded_for_names_alone() -> None:
