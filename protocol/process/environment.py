@@ -21,6 +21,7 @@ KNOWN = frozenset(
     max_tokens max_waiting metrics_port model parent_pid patience_s peer pin port prefill redis
     request_timeout_s serve served_name system tcp_lanes temperature threads token token_budget
     tokenize_threads transports url verbose wait_s worker
+    head_timeout_s hosts keep_alive_s max_bodies_bytes max_connections
     """.split()  # noqa: SIM905 - words read better so
 )
 """Fields of all settings. Written out, because no process may import all of them."""
