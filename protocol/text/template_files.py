@@ -39,9 +39,10 @@ def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str,
     extra = named.get("extra_special_tokens")
     wanted = {key: named.get(key) for key in SPECIAL_TOKENS} | own
     wanted |= extra if isinstance(extra, dict) else {}
-    file = dict.fromkeys(mapped, path / "special_tokens_map.json")
-    other = path / "tokenizer_config.json"
-    texts = {key: token_text(file.get(key, other), key, token) for key, token in wanted.items()}
+    texts = {}
+    for key, token in wanted.items():
+        file = "special_tokens_map.json" if key in mapped else "tokenizer_config.json"
+        texts[key] = token_text(path / file, key, token)
     return {key: text for key, text in texts.items() if text}
 
 

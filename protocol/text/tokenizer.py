@@ -27,8 +27,8 @@ from protocol.text.text_config import (
     text_config,
 )
 
-FIRST_LOOK = 4
-"""Characters per token of the context that are encoded before more is: most texts have fewer."""
+LOOKS = 4
+"""First a beginning of a character per token of the context is encoded, then so many times more."""
 TOO_MANY = 2
 """Contexts that the beginning of a text must fill to show that the whole does not fit in one: the
 word where it is cut may be encoded otherwise."""
@@ -86,11 +86,11 @@ class Tokenizer:
         """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`. Raises
         TextTooLong, early, for a text that no context holds, and ValueError for tokens that the
         model does not have."""
-        size = FIRST_LOOK * self.max_context_tokens
+        size = self.max_context_tokens
         while size < len(text):
             if len(self._encoding(text[:size], False)) > TOO_MANY * self.max_context_tokens:
                 raise TextTooLong(f"the text has more than {self.max_context_tokens} tokens")
-            size *= 2
+            size *= LOOKS
         ids: list[int] = self._encoding(text, add_special_tokens).ids
         if self._knows_more and (most := max(ids, default=0)) >= self.vocab_size:
             token = self._raw.id_to_token(most)
