@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
+from engine.checkpoint.dtype import choose_dtype, stored_dtype
 from engine.checkpoint.load import load_model
 from engine.checkpoint.loader import Progress
 from engine.kvcache.pool import Buffer, KvPool, fewest_blocks
 from engine.kvcache.windows import Window
 from engine.limits import EngineLimits
 from engine.models.config import ModelConfig, read_config
-from engine.models.model import DTYPES, Model
+from engine.models.model import DTYPES, Dtype, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.opening import ops_for, token_sampler_for
@@ -27,7 +28,7 @@ from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
-from protocol.text.text_config import JsonFile
+from protocol.text.text_config import JsonFile, read_json_file
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +123,16 @@ def assemble(
     Raises CheckpointError for the model, SettingsError for limits that contradict each other or
     the device's memory.
     """
-    config = read_config(settings.model, config_file)
+    config_file = config_file or read_json_file(settings.model / "config.json")
+    config = read_config(settings.model, config_file, max_model_len=settings.max_model_len)
+    ropes = "; ".join(map(str, config.ropes))
+    log.info("context", extra={"tokens": config.max_context_tokens, "rope": ropes})
+    dtype = _dtype(settings, config, config_file, on_gpu=device is not None)
     limits = _limits(settings, config)
     if device is not None:
         _bind(device, settings)
-    model = _loaded(settings, config, progress, device)
-    layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=settings.dtype)
+    model = _loaded(settings, config, dtype, progress, device)
+    layouts = model.config.kv_layouts(block_tokens=settings.block_tokens, dtype=dtype)
     (layout,) = layouts
     runner: TorchRunner | DeviceRunner
     if device is None:
@@ -150,6 +155,24 @@ def assemble(
     )
 
 
+def _dtype(
+    settings: WorkerSettings, config: ModelConfig, config_file: JsonFile, *, on_gpu: bool
+) -> Dtype:
+    """Told with its reason, and aloud where digits are lost that nobody asked to lose."""
+    chosen = choose_dtype(
+        settings.dtype,
+        stored=stored_dtype(settings.model, config_file.value),
+        model_type=config.family.model_type,
+        on_gpu=on_gpu,
+    )
+    told = {"dtype": chosen.dtype, "why": chosen.why}
+    if chosen.loses:
+        log.warning("dtype", extra={**told, "remedy": "--dtype float32 keeps every digit"})
+    else:
+        log.info("dtype", extra=told)
+    return chosen.dtype
+
+
 def _bind(device: Device, settings: WorkerSettings) -> None:
     if settings.kv_huge_pages:
         raise SettingsError(f"kv_huge_pages: True: the KV pool is on {device.name}, without any")
@@ -169,18 +192,20 @@ def _limits(settings: WorkerSettings, config: ModelConfig) -> EngineLimits:
 
 
 def _loaded(
-    settings: WorkerSettings, config: ModelConfig, progress: Progress, device: Device | None
+    settings: WorkerSettings,
+    config: ModelConfig,
+    dtype: Dtype,
+    progress: Progress,
+    device: Device | None,
 ) -> Model:
-    load = partial(
-        load_model, settings.model, config=config, dtype=settings.dtype, progress=progress
-    )
+    load = partial(load_model, settings.model, config=config, dtype=dtype, progress=progress)
     if device is None:
         return load()
     with refused_when_full(
-        device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {settings.dtype}",
+        device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {dtype}",
         advice="take a smaller model, or a device that nobody else uses",
     ):  # fmt: skip
-        ops = ops_for(device, dtype=DTYPES[settings.dtype])
+        ops = ops_for(device, dtype=DTYPES[dtype])
         return load(ops=ops, device=device.where)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from threading import Thread, current_thread
 from typing import assert_never
 
-from engine.batch import SequenceId, StepInput
+from engine.batch import Chunk, SequenceId, StepInput
 from engine.commands import Inbox, Submission
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
@@ -33,12 +33,13 @@ from engine.scheduling.sequence_table import (
 )
 from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, Verdict
 from engine.speeds import Speedometer
-from protocol.messages import Blocks, Load
+from protocol.messages import Blocks, Load, Sampling
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Steps in a row that may fail before the engine gives up: it is not the input then."""
+"""Times in a row that a sequence may fail alone, and a step of nobody's after it, before the engine
+gives up: it is not the input then."""
 STATS_AGE_S = 0.05
 """A worker beats every 0.5 s; the counts are refreshed this often, and whenever idle."""
 
@@ -63,6 +64,8 @@ class StepInFlight:
     batch: StepInput
     launched: Launched
     at: float
+    alone: bool
+    """It repeats one sequence of a step that failed."""
 
 
 class Engine:
@@ -102,6 +105,9 @@ class Engine:
         self._in_flight: deque[StepInFlight] = deque()
         """Oldest first, at most the runner's depth."""
         self._collected_at = 0.0
+        self._turn_at: float | None = None
+        self._suspects: deque[SequenceId] = deque()
+        """Those of a failed step, each computed alone before anybody else is."""
         self._num_failures = 0
         self._stopping = False
         self._idle = False
@@ -143,6 +149,11 @@ class Engine:
         """At most 50 ms old while busy, exact when idle."""
         return self._stats
 
+    def turn_s(self) -> float:
+        """How long the thread has been at what it does now, a step at most; 0.0 while idle."""
+        turn_at = self._turn_at
+        return 0.0 if turn_at is None else self._clock() - turn_at
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Abort what still runs and end the thread, after the steps in flight."""
         self._inbox.close("the engine has stopped")
@@ -164,23 +175,27 @@ class Engine:
             try:
                 if not isinstance(error, StepHung):
                     self._await_steps()
-                self._end_all(Fail("internal", f"the engine is broken: {error}"))
+                self._end_all(Fail("broken", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
 
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
         may be or nothing can be; waits for a command when there is nothing to compute."""
-        for call, args in self._inbox.take_commands(wait=self._idle):
+        self._turn_at = None if self._idle else self._clock()
+        commands = self._inbox.take_commands(wait=self._idle)
+        self._turn_at = self._clock()
+        for call, args in commands:
             call(*args)
         self._deliver()
         if self._stopping:
             return
-        batch = self._scheduler.schedule(now=self._clock())
+        alone = bool(self._suspects)
+        batch = self._next_suspect() if alone else self._scheduler.schedule(now=self._clock())
         self._deliver()
-        self._idle = not batch and not self._in_flight
+        self._idle = not (batch or self._in_flight or alone)
         if batch:
-            self._launch(batch)
+            self._launch(batch, alone=alone)
         elif self._check:
             self._scheduler.check()
         if self._in_flight and (not batch or len(self._in_flight) >= self._runner.depth):
@@ -208,16 +223,24 @@ class Engine:
     def _begin_stop(self) -> None:
         self._stopping = True
 
-    def _launch(self, batch: StepInput) -> None:
+    def _next_suspect(self) -> StepInput:
+        """Once what was launched before the step that failed is read."""
+        if self._in_flight:
+            return ()
+        return self._scheduler.schedule_alone(self._suspects.popleft())
+
+    def _launch(self, batch: StepInput, *, alone: bool) -> None:
         at = self._clock()
         try:
             launched = self._runner.launch(batch)
         except StepHung:
             raise
         except Exception as error:
-            self._fail(batch, error, self._scheduler.fail_newest)
+            self._scheduler.undo_newest()
+            self._suspect(batch, error, alone=alone)
         else:
-            self._in_flight.append(StepInFlight(batch=batch, launched=launched, at=at))
+            step = StepInFlight(batch=batch, launched=launched, at=at, alone=alone)
+            self._in_flight.append(step)
 
     def _collect(self) -> None:
         """Wait for the oldest step and say what it brought."""
@@ -227,21 +250,54 @@ class Engine:
         except StepHung:
             raise
         except Exception as error:
-            self._fail(step.batch, error, self._scheduler.fail_oldest)
+            num_undone = 1 + len(self._in_flight)  # those behind it read what it did not write
+            self._await_steps()
+            for _ in range(num_undone):
+                self._scheduler.undo_newest()
+            self._suspect(step.batch, error, alone=step.alone)
             return
         self._num_failures = 0
         self._measure(step)
         self._scheduler.record(sampled)
         self._deliver()
 
-    def _fail(self, batch: StepInput, error: Exception, fail: Callable[[str], None]) -> None:
-        size = {"sequences": len(batch)}
-        log.error("step failed; its requests have failed", exc_info=error, extra=size)
-        fail(f"{type(error).__name__}: {error}")
-        self._deliver()
+    def _suspect(self, batch: StepInput, error: Exception, *, alone: bool) -> None:
+        """Of a step that was undone. Nobody is blamed before it has failed alone."""
+        failed = {"sequences": len(batch), "alone": alone}
+        log.error("step failed; each of it is computed alone", exc_info=error, extra=failed)
+        if not alone:
+            return self._suspects.extend(chunk.sequence for chunk in batch)
+        if self._computes():
+            self._num_failures = 0
+            self._scheduler.fail(batch[0].sequence, f"{type(error).__name__}: {error}")
+            return self._deliver()
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
+        return self._suspects.append(batch[0].sequence)
+
+    def _computes(self) -> bool:
+        """Whether the runner can compute a token that is nobody's: it was the input then. Without
+        a block to do it in, it is taken for granted."""
+        num_blocks = self._runner.layout.num_groups
+        if self._cache.num_spare < num_blocks:
+            return True
+        row = self._cache.allocate_blocks(num_blocks)
+        chunk = Chunk(
+            sequence=SequenceId("nobody"), token_ids=(0,), start=0, block_table=row,
+            sampling=Sampling(seed=0, max_tokens=1, temperature=0.0), prompt_ids=(), outputs=(),
+        )  # fmt: skip
+        try:
+            self._runner.launch((chunk,)).tokens()
+        except StepHung:
+            raise
+        except Exception:
+            log.exception("the runner fails whatever it is given")
+            return False
+        finally:
+            for block in row:
+                self._cache.let_go(block)
+        return True
 
     def _await_steps(self) -> None:
         """Nobody writes into the blocks afterwards, unless the device hangs. Tokens are dropped."""

@@ -16,7 +16,11 @@ from protocol.layout import KvLayout, Layout
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
 FinishReason = Literal["stop", "length"]
-FailCode = Literal["overloaded", "source_lost", "too_long", "deadline", "internal"]
+FailCode = Literal[
+    "overloaded", "source_lost", "too_long", "deadline", "invalid", "internal", "broken"
+]
+"""`invalid`: what a router should have refused. `broken`: the worker exits, and whatever it had is
+lost with it."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from functools import partial
 import uvloop
 
 from protocol.process.logs import configure_logging
-from protocol.process.run import run
+from protocol.process.run import leave, run
 from protocol.process.settings import load_or_exit
 from router.http.trimming import use_few_arenas
 from router.server import serve
@@ -28,4 +28,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))  # a look-up of a name that nobody answers may still be under way

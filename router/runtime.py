@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
+from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
 from router.requests.events import GenerationEvent, GenerationRequest
@@ -106,6 +107,8 @@ class Runtime:
     is_open_to_network: bool = False
     """Whether other machines reach it without a key, which is worth a warning."""
     limits: ApiLimits = ApiLimits()
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    """Of requests that do not say themselves."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

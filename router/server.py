@@ -1,23 +1,28 @@
 """The router process from its first socket to its last request."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 from protocol.channel.link import WorkerLink
+from protocol.channel.names import Names
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
+from protocol.process.machine import raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store import Store
+from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
@@ -50,16 +55,24 @@ def listen(settings: RouterSettings) -> socket.socket:
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     """Until asked to stop, then until the requests are done or `drain_s` is over. Raises
     StoreError when Redis cannot be reached at the start; later that is no error."""
-    bound = bound_connections(settings.max_connections)
+    descriptors = raise_descriptor_limit()
+    bound = bound_connections(settings.max_connections, descriptors=descriptors)
     with listen(settings) as listener:
-        tokenizer = await load(partial(Tokenizer.load, settings.model), stop)
+        folder = await load(partial(resolve_model, settings.model, weights=False), stop)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
+        max_model_len = settings.max_model_len
+        tokenizer = await load(
+            partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
+        )
+        defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer)
+            parts = _build(settings, store, tokenizer, defaults)
             host, port = listener.getsockname()[:2]
-            where = {"host": host, "port": port, "max_connections": bound}
-            log.info("listening", extra=where | {"model": settings.api_name})
+            limits = {"max_connections": bound, "descriptors": descriptors}
+            where = {"host": host, "port": port, "model": settings.api_name}
+            log.info("listening", extra=where | limits)
             if parts.runtime.is_open_to_network:
                 log.warning("open to the network", extra={"why": OPEN_TO_ALL, "host": host})
             server = _http_server(settings, parts.runtime, max_connections=bound)
@@ -78,11 +91,23 @@ class _Parts:
     cluster: LocalCluster
 
 
-def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Parts:
+def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
+    if settings.generation_config == "none":
+        return SamplingDefaults()
+    defaults = read_sampling_defaults(settings.model)
+    log.info("sampling defaults", extra=asdict(defaults))
+    return defaults
+
+
+def _build(
+    settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
+) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
+    names = Names()
+
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router)
+        return WorkerLink(address=registration.address, router=router, names=names)
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)
@@ -119,8 +144,11 @@ def _build(settings: RouterSettings, store: Store, tokenizer: Tokenizer) -> _Par
             max_in_flight=settings.max_in_flight,
             request_timeout_s=settings.request_timeout_s,
         ),
+        sampling_defaults=defaults,
         tokenize_threads=settings.tokenize_threads,
     )
+    gc.collect()
+    gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
 
 

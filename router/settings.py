@@ -1,20 +1,23 @@
 """What the router process can be told."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from protocol.process.settings import ProcessSettings, split_keys
+from protocol.process.settings import ModelPath, ProcessSettings, split_keys
 
 
 class RouterSettings(ProcessSettings):
     """One router. Any number may serve the same workers; they share nothing but Redis."""
 
-    model: Path
-    """Directory of the checkpoint: its tokenizer and chat template are read, not its weights."""
+    model: ModelPath
+    """Directory of the checkpoint, or its name on the hub, `ORG/NAME[@REVISION]`: its tokenizer and
+    chat template are read, not its weights."""
     served_name: str = ""
-    """Model name in the API. Empty: the directory's name."""
+    """Model name in the API. Empty: that on the hub, or the directory's."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of a sequence, prompt and output. None: as many as the model takes; the workers
+    may take fewer."""
     host: str = "127.0.0.1"
     """Interface of the HTTP API. Loopback, because it is open to whoever reaches it unless an
     API key is set."""
@@ -23,6 +26,9 @@ class RouterSettings(ProcessSettings):
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """`auto`: requests that name no sampling values get those of the checkpoint's
+    generation_config.json, which its authors recommend. `none`: OpenAI's."""
     local_prefill: Literal["auto", "never"] = "auto"
     """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
     it when there is no prefill worker."""

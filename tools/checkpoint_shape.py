@@ -12,6 +12,7 @@ from engine.models.family import ExpertForm, Family
 
 END_ID = 0
 Rope = Mapping[str, object]
+_BIASES = ("attention_bias", "mlp_bias", "use_bias", "use_qkv_bias", "lm_head_bias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Shape:
     context: int = 2048
     tied: bool = False
     bias: bool = False
-    """attention_bias and mlp_bias, for families that have them."""
+    """Those that a key of config.json turns on, for families that have such."""
     rope: Rope = field(default_factory=dict)
     """As in `rope_scaling`, with `rope_type`; empty: default."""
     legacy_rope: bool = False
@@ -63,7 +64,7 @@ class Shape:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "max_position_embeddings": self.context,
-            "rms_norm_eps": 1e-6,
+            family.norms.eps_key: 1e-6,
             "tie_word_embeddings": self.tied,
             "bos_token_id": 1,
             "pad_token_id": None,
@@ -73,9 +74,11 @@ class Shape:
         config[family.activation_key] = family.defaults.get(family.activation_key, "silu")
         if self.head_dim is not None:
             config["head_dim"] = self.head_dim
-        for key in ("attention_bias", "mlp_bias"):
+        for key in _BIASES:
             if key in family.keys:
                 config[key] = self.bias
+        if family.stateless:
+            config["layer_types"] = ["attention"] * self.layers
         config |= self._window(family) | self._mixture(family) | self._rope(family)
         return config | dict(self.extra)
 
@@ -85,13 +88,13 @@ class Shape:
         mixture = family.mixture
         if family.window is None:
             yield "window"
-        if family.window is None or family.window.bound == "none":
+        if family.window is None or family.window.bound in ("none", "unturned"):
             yield "window_from_layer"
         if mixture is None:
             yield from ("num_experts", "experts_per_token", "expert_form")
         if mixture is None or (mixture.size_key == "intermediate_size" and not mixture.shared):
             yield "expert_mlp"
-        if family.keys.isdisjoint(("attention_bias", "mlp_bias")):
+        if family.keys.isdisjoint(_BIASES):
             yield "bias"
 
     def form(self) -> ExpertForm:
@@ -105,7 +108,7 @@ class Shape:
         keys: dict[str, object] = {"sliding_window": self.window}
         if rule.flag:
             keys[rule.flag] = self.window is not None
-        if rule.bound != "none":
+        if rule.bound in ("from", "below"):
             keys["max_window_layers"] = self.window_from_layer
         return keys
 
@@ -118,7 +121,7 @@ class Shape:
         if rule.size_key != "intermediate_size":
             keys[rule.size_key] = self.expert_mlp
         if rule.shared:
-            keys["shared_expert_intermediate_size"] = self.expert_mlp
+            keys[rule.shared.size_key] = self.expert_mlp
         if self.form() == "mxfp4":
             keys["quantization_config"] = {"quant_method": "mxfp4"}
         return keys

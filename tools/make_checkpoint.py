@@ -91,7 +91,7 @@ def _tensors(shape: Shape, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
             yield name, _mxfp4(name, size, generator)
             continue
         noise = torch.randn(size, generator=generator)
-        if name.endswith("norm.weight"):
+        if "norm" in name and name.endswith("weight"):
             value = 0.1 * noise + (0 if plus_one else 1)
         elif name.endswith(("bias", ".sinks")):
             value = 0.1 * noise if name.endswith("bias") else noise

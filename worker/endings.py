@@ -7,7 +7,7 @@ from engine.sequence import Abandon, Complete, Fail, HandOver, SequenceUsage, Ve
 from protocol.messages import Aborted, FailCode, Failed, Finished, OfAttempt, PrefillDone
 from worker.requests import Job, RequestEnding
 
-RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal"})
+RETRYABLE: frozenset[FailCode] = frozenset({"overloaded", "source_lost", "internal", "broken"})
 """Another worker, or this one a moment later, may do what this one could not now."""
 
 REMEDIES: Mapping[FailCode, str] = {
@@ -15,7 +15,9 @@ REMEDIES: Mapping[FailCode, str] = {
     "source_lost": "none, the router places it again; if it comes often see the source's log",
     "too_long": "none, unless the pool is smaller than the model's context: raise kv_blocks",
     "deadline": "add workers, or raise the routers' request_timeout_s",
+    "invalid": "run routers and workers of one version on one model; if they are, report it",
     "internal": "report it with what this log says before it",
+    "broken": "none if a supervisor restarts it; if it comes often, report it with this log",
 }
 """What an operator can do about failures."""
 

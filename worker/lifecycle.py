@@ -126,7 +126,7 @@ class Lifecycle:
 
     def _show(self, beat: Beat) -> None:
         metrics = self._metrics
-        metrics.health.note(beat.state)
+        metrics.health.note(beat.state, turn_s=self._service.engine_turn_s())
         for state in ("total", "free", "cached", "leased"):
             metrics.blocks.labels(state).set(getattr(beat.blocks, state))
         metrics.running.set(beat.load.running)

@@ -10,11 +10,11 @@ from engine.batch import SequenceId
 from engine.observer import SequenceToken
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
-from protocol.messages import Failed
+from protocol.messages import Failed, Finished
 from protocol.process.logs import request_context
 from protocol.process.metrics import WorkerMetrics
-from worker.endings import REMEDIES, ending_message, ending_name
-from worker.requests import RequestTable
+from worker.endings import REMEDIES, ending_message, ending_name, failure
+from worker.requests import Job, RequestEnding, RequestTable
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,14 @@ class WorkerObserver:
         requests, stopped = self._requests, set()
         for spoken in tokens:
             job = requests.of_sequence(spoken.id)
-            if job is not None and requests.add_token(job, index=spoken.index, token=spoken.token):
+            if job is None:
+                continue
+            try:
+                stops = requests.add_token(job, index=spoken.index, token=spoken.token)
+            except Exception as error:
+                self._end(job, _untold(job, error))
+                stops = True
+            if stops:
                 stopped.add(spoken.id)
         return stopped
 
@@ -66,6 +73,14 @@ class WorkerObserver:
         if job is None:
             return
         message = ending_message(job, verdict, usage)
+        if isinstance(message, Finished):
+            try:
+                self._requests.end_text(job)
+            except Exception as error:
+                message = _untold(job, error)
+        self._end(job, message)
+
+    def _end(self, job: Job, message: RequestEnding) -> None:
         job.transfers.settle_job(job, message)
         self._metrics.endings.labels(ending_name(message)).inc()
         self._requests.end_job(job, message)
@@ -84,3 +99,10 @@ class WorkerObserver:
 
     def broken(self, error: BaseException) -> None:
         self._give_up(f"the engine is broken: {error}")
+
+
+def _untold(job: Job, error: Exception) -> Failed:
+    """Its tokens make no text: that ends this request, not its neighbours."""
+    with request_context(job.request):
+        log.error("text failed; its request has failed", exc_info=error)
+    return failure(job, "internal", f"its text: {type(error).__name__}: {error}", retryable=False)

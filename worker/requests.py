@@ -5,8 +5,9 @@ until `flush_step`, so that they leave as one `Step` message per router, and the
 request carries the text still held back.
 """
 
+import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,7 +23,6 @@ from protocol.messages import (
     Finished,
     Prefill,
     PrefillDone,
-    Sampling,
     Step,
     Ticket,
     TokenLogprob,
@@ -31,6 +31,11 @@ from protocol.messages import (
 from protocol.text.tokenizer import TextState
 from worker.transport_uses import TransportUses
 
+MAX_STOP_CHARS = 1 << 16
+"""Of all stop strings of a request: the engine's thread looks for them at every token."""
+_FLOATS = (
+    "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
 RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
@@ -161,14 +166,16 @@ class RequestTable:
         self._spoken[job.sequence] = job
         return step.stopped
 
-    def end_job(self, job: Job, ending: RequestEnding) -> None:
-        """Notes the job's only ending. A second one is dropped."""
-        if not self._forget_job(job):
-            return
-        if isinstance(ending, Finished) and job.emits:
+    def end_text(self, job: Job) -> None:
+        """The last token of all gets the text still held back."""
+        if job.emits:
             index, token, text = job.emits[-1]
             job.emits[-1] = (index, token, text + job.text.flush())
-        self._endings.append((job, ending))
+
+    def end_job(self, job: Job, ending: RequestEnding) -> None:
+        """Notes the job's only ending. A second one is dropped."""
+        if self._forget_job(job):
+            self._endings.append((job, ending))
 
     def flush_step(self) -> int:
         """Sends what was noted: first one Step per router, then the endings. Returns how many
@@ -195,24 +202,32 @@ class RequestTable:
             return self._by_sequence.pop(job.sequence, None) is not None
 
 
-def check_tokens(
-    token_ids: Sequence[int], generated: Sequence[int], sampling: Sampling, *, vocab_size: int
-) -> None:
-    """What would harm other requests of the batch if it came through. Raises ValueError."""
-    if not token_ids:
+def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
+    """What a router should have refused: it would harm, or hold up, others of the batch. Raises
+    ValueError."""
+    sampling = message.sampling
+    if not message.token_ids:
         raise ValueError("token_ids: empty")
     for name, ids in (
-        ("token_ids", token_ids),
-        ("generated", generated),
+        ("token_ids", message.token_ids),
+        ("generated", message.generated),
         ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
         ("stop_token_ids", sampling.stop_token_ids),
     ):
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             raise ValueError(f"{name}: not all in a vocabulary of {vocab_size}")
+    for name in ("logit_bias", "stop_token_ids"):
+        if len(getattr(sampling, name)) > vocab_size:
+            raise ValueError(f"{name}: more than the {vocab_size} tokens that there are")
+    biases = [bias for _, bias in sampling.logit_bias]
+    if not all(map(math.isfinite, (*biases, *(getattr(sampling, name) for name in _FLOATS)))):
+        raise ValueError(f"{', '.join(_FLOATS)}, logit_bias: not all are numbers")
     if sampling.max_tokens < 1:
         raise ValueError(f"max_tokens: {sampling.max_tokens}, at least 1")
     if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= vocab_size:
         raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
+    if "" in sampling.stop or sum(map(len, sampling.stop)) > MAX_STOP_CHARS:
+        raise ValueError(f"stop: an empty string, or more than {MAX_STOP_CHARS} characters in all")
 
 
 def _emits(job: Job) -> list[Emit]:

@@ -19,7 +19,7 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import WorkerParts
-from worker.requests import Job, Key, RequestEnding, Transfers, check_tokens
+from worker.requests import Job, Key, RequestEnding, Transfers, check_request
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +39,43 @@ class EngineService:
     def accept_request(self, router: RouterId, message: Prefill | Decode) -> None:
         """Accepts it, or ends it at once."""
         with request_context(message.request):
-            if message.deadline_s <= 0:
+            if not message.deadline_s > 0:
                 late = failure(message, "deadline", "the deadline had passed on arrival")
                 return self.refuse_request(router, message, late)
             try:
-                job = self._job(router, message)
-                mode = self._transfers.mode_of(message)
+                check_request(message, vocab_size=self._tokenizer.vocab_size)
             except ValueError as error:
-                wrong = failure(message, "internal", str(error), retryable=False)
-                return self.refuse_request(router, message, wrong)
-            if not self._requests.add_job(job):
-                log.warning("request came twice", extra={"remedy": "report it"})
-            elif any(job.text.feed(token_id).stopped for token_id in message.generated):
-                self._end(job, nothing_left(job, message.generated))
-            else:
-                self._transfers.hold_ticket(job)
-                self._submit(job, message, mode)
+                return self.refuse_request(router, message, failure(message, "invalid", str(error)))
+            try:
+                self._accept(router, message)
+            except Exception as error:  # one message of many: the others' worker serves on
+                log.exception("request could not be accepted")
+                self._refuse_broken(router, message, f"{type(error).__name__}: {error}")
         return None
+
+    def _accept(self, router: RouterId, message: Prefill | Decode) -> None:
+        job = self._job(router, message)
+        try:
+            mode = self._transfers.mode_of(message)
+        except ValueError as error:
+            wrong = failure(message, "internal", str(error), retryable=False)
+            return self.refuse_request(router, message, wrong)
+        if not self._requests.add_job(job):
+            log.warning("request came twice", extra={"remedy": "report it"})
+        elif any(job.text.feed(token_id).stopped for token_id in message.generated):
+            self._end(job, nothing_left(job, message.generated))
+        else:
+            self._transfers.hold_ticket(job)
+            self._submit(job, message, mode)
+        return None
+
+    def _refuse_broken(self, router: RouterId, message: Prefill | Decode, why: str) -> None:
+        wrong = failure(message, "internal", why, retryable=False)
+        job = self._requests.of_key((router, message.request, message.attempt))
+        if job is None:
+            return self.refuse_request(router, message, wrong)
+        self._engine.abort(job.sequence)
+        return self._end(job, wrong)
 
     def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None:
         """Ends it without accepting it."""
@@ -93,6 +113,10 @@ class EngineService:
         """Nothing runs, and nobody reads or writes our blocks."""
         return not self._requests.jobs() and self._transfers.is_idle()
 
+    def engine_turn_s(self) -> float:
+        """As `engine.loop.Engine.turn_s`."""
+        return self._engine.turn_s()
+
     def beat(self, state: WorkerState) -> Beat:
         stats, transfers = self._engine.stats(), self._transfers
         return Beat(
@@ -110,13 +134,6 @@ class EngineService:
         )
 
     def _job(self, router: RouterId, message: Prefill | Decode) -> Job:
-        """ValueError for what would harm others of the batch."""
-        check_tokens(
-            message.token_ids,
-            message.generated,
-            message.sampling,
-            vocab_size=self._tokenizer.vocab_size,
-        )
         return Job(
             router=router,
             request=message.request,

@@ -25,6 +25,7 @@ from protocol.membership import Membership
 from protocol.messages import Registration, Role
 from protocol.process.logs import LoadProgress
 from protocol.process.machine import host_name
+from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
 from protocol.text.text_config import read_json_file
@@ -51,6 +52,8 @@ async def serve(
 ) -> int:
     """Exit code of the process."""
     async with AsyncExitStack() as stack:
+        folder = await load(partial(resolve_model, settings.model), shutdown)
+        settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
         model = await load(partial(open_model, role, settings), shutdown)
         stack.callback(model.memory.close)
         membership = Membership(endpoints.store, worker=worker, epoch=new_epoch())
@@ -78,7 +81,7 @@ def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
     CheckpointError, TransferError when memory for the pool cannot be had.
     """
     config_file = read_json_file(settings.model / "config.json")
-    tokenizer = Tokenizer.load(settings.model, config_file)
+    tokenizer = Tokenizer.load(settings.model, config_file, max_model_len=settings.max_model_len)
     device = open_device(settings.device)
     transports = chosen(settings.transports, on_device=device is not None)
     assembly = assemble(
@@ -158,7 +161,7 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         pid=os.getpid(),
         host=host_name(),
         address=f"tcp://{settings.advertise or settings.host}:{port}",
-        model=settings.served_name or settings.model.resolve().name,
+        model=settings.served_name,
         compat=assembly.compat,
         layout=assembly.layout,
         num_blocks=assembly.runner.num_blocks,

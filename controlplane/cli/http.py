@@ -18,6 +18,14 @@ class RouterUnreachable(BatonError):
     """No router answered at the address, or not as a router does."""
 
 
+class RouterRefused(RouterUnreachable):
+    """The router answered with an error; `code` is its word for it."""
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class HttpSettings(CommandSettings):
     """Where the router is."""
 
@@ -59,15 +67,28 @@ def chat_body(
 def stream_event(line: str) -> dict[str, Any]:
     """The JSON of one line of a stream; empty for a line that has none.
 
-    Raises RouterUnreachable for an error in place of the next tokens.
+    Raises RouterRefused for an error in place of the next tokens.
     """
     payload = line.removeprefix("data: ")
     if payload in (line, "[DONE]"):
         return {}
-    event: dict[str, Any] = json.loads(payload)
+    try:
+        event: dict[str, Any] = json.loads(payload)
+    except ValueError as error:
+        raise RouterRefused(f"not an event of a stream: {payload[:80]!r}") from error
     if "error" in event:
-        raise RouterUnreachable(str(event["error"].get("message", event["error"])))
+        said = event["error"]
+        raise RouterRefused(str(said.get("message", said)), code=str(said.get("code")))
     return event
+
+
+def refusal(answer: httpx.Response) -> RouterRefused:
+    """What an answer that is no 200 says."""
+    try:
+        code = str(answer.json()["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        code = ""
+    return RouterRefused(f"{answer.status_code}: {error_message(answer)}", code=code)
 
 
 def error_message(answer: httpx.Response) -> str:

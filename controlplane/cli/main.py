@@ -4,14 +4,22 @@ Subcommands import what they need when they run: `baton --version` and a supervi
 waits should not pay for torch, or for a web client.
 """
 
+import io
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 
 from controlplane.checkout import baton_version
-from protocol.errors import BatonError, SettingsError
+from protocol.errors import BatonError, CheckpointError, SettingsError
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2
+EXIT_BAD_CHECKPOINT = 3
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
+"""Both as a shell says it of a process that died of the signal."""
 
 HELP = """\
 usage: baton COMMAND [flags]
@@ -38,6 +46,9 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
+            stream.reconfigure(errors="replace")
     raise SystemExit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -63,10 +74,37 @@ def _run_command(name: str, argv: Sequence[str]) -> int:
         _command(name)(argv)
     except BatonError as error:
         print(f"baton {name}: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS if isinstance(error, SettingsError) else EXIT_FAILED
+        return _exit_code(error)
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        return EXIT_PIPE_CLOSED
+    except Exception as error:  # the edge of the process: a user gets a line, not a traceback
+        print(f"baton {name}: {_reported(error)}", file=sys.stderr)
+        return EXIT_FAILED
     return 0
+
+
+def _exit_code(error: BatonError) -> int:
+    if isinstance(error, SettingsError):
+        return EXIT_BAD_SETTINGS
+    if isinstance(error, CheckpointError):
+        return EXIT_BAD_CHECKPOINT
+    return int(getattr(error, "exit_code", EXIT_FAILED))  # of a child that ended so
+
+
+def _forget_stdout() -> None:
+    """What is still buffered has no reader; flushing it at exit would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reported(error: Exception) -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="baton-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return f"a mistake of Baton's, {type(error).__name__}; please report it with {file.name}"
 
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:

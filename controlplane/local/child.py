@@ -19,6 +19,7 @@ from pathlib import Path
 from controlplane.local.backoff import Backoff
 from controlplane.local.log_line import LogLine, parse_line
 from protocol.errors import BatonError
+from protocol.process.run import EXIT_FAILED
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 DIE_WITH_PARENT = str(Path(__file__).with_name("die_with_parent.py"))
@@ -30,7 +31,12 @@ MAX_FAILED_STARTS = 5
 
 
 class ChildFailed(BatonError):
-    """A child cannot be started; the message is its own last word."""
+    """A child cannot be started; the message is its own last word, the exit code ours to end
+    with."""
+
+    def __init__(self, message: str, *, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,15 @@ class ChildDied:
     delay_s: float
 
 
-ChildEvent = ChildStarted | ChildDied | LogLine
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildHung:
+    """A child lives and has not answered for so long; it is killed, so `ChildDied` comes next."""
+
+    child: str
+    silent_s: float
+
+
+ChildEvent = ChildStarted | ChildDied | ChildHung | LogLine
 OnChildEvent = Callable[[ChildEvent], None]
 
 
@@ -89,6 +103,10 @@ class Child:
         """None while it does not run."""
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     async def run(self) -> None:
         """Returns once stopped. Raises `ChildFailed` for a child that cannot start."""
@@ -120,6 +138,12 @@ class Child:
         """End it and its whole process group now."""
         self._stopping.set()
         if self.pid is not None:
+            _signal_group(self.pid, signal.SIGKILL)
+
+    def kill_hung(self, *, silent_s: float) -> None:
+        """End it and its whole process group now; it is started again."""
+        if self.pid is not None:
+            self._on_event(ChildHung(child=self.name, silent_s=silent_s))
             _signal_group(self.pid, signal.SIGKILL)
 
     async def _run_once(self) -> int:
@@ -168,7 +192,9 @@ class Child:
         if self.was_ready:
             return
         if exit_code in PERMANENT_EXIT_CODES or self.restarts + 1 >= MAX_FAILED_STARTS:
-            raise ChildFailed(f"{self.name}: {self._last_word(exit_code)}")
+            word = f"{self.name}: {self._last_word(exit_code)}"
+            permanent = exit_code in PERMANENT_EXIT_CODES
+            raise ChildFailed(word, exit_code=exit_code if permanent else EXIT_FAILED)
 
     def _last_word(self, exit_code: int) -> str:
         """Its last line that is no routine log event, else its exit code."""

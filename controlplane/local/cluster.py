@@ -7,29 +7,31 @@ solve.
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from controlplane.local.child import Child, ChildFailed, ChildSpec, OnChildEvent
 from controlplane.local.embedded_redis import EmbeddedRedis
+from controlplane.local.ports import free_port, free_ports
 from controlplane.local.settings import UpFlags, UpSettings
 from controlplane.local.specs import (
-    cores_within,
     gpu_share,
     router_spec,
     worker_names,
     worker_specs,
 )
-from protocol.errors import SettingsError, StoreError
-from protocol.process.machine import cpu_quota
+from controlplane.local.watch import Answers, http_answers, watch
+from protocol.errors import StoreError
+from protocol.process.machine import usable_cores
 from protocol.process.settings import bearer
 
 REDIS_START_S = 10.0
 KILL_AFTER_S = 5.0
 """What a child gets on top of its own drain before it is killed."""
 POLL_S = 0.1
+StartChild = Callable[[ChildSpec, Answers], None]
 
 
 class RunningCluster:
@@ -42,11 +44,16 @@ class RunningCluster:
         self.children: dict[str, Child] = {}
 
     @property
+    def host(self) -> str:
+        """Of the HTTP API, for a client on this machine."""
+        anywhere = self.settings.host in ("0.0.0.0", "::", "")
+        return "127.0.0.1" if anywhere else self.settings.host
+
+    @property
     def url(self) -> str:
         """Where a client on this machine finds the HTTP API."""
-        anywhere = self.settings.host in ("0.0.0.0", "::", "")
-        host = "127.0.0.1" if anywhere else self.settings.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -84,7 +91,7 @@ async def running(
     """Starts everything and yields at once; on leaving drains it, until `hurry` is set or for
     `drain_s` at most.
 
-    Raises SettingsError for a taken port or a Redis that does not answer, and an
+    Raises SettingsError for a taken port, StoreError for a Redis that does not answer, and an
     ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
     """
     settings = flags.settings
@@ -93,14 +100,16 @@ async def running(
     try:
         async with asyncio.TaskGroup() as tasks:
 
-            def start_child(spec: ChildSpec) -> None:
+            def start_child(spec: ChildSpec, answers: Answers) -> None:
                 child = local.children[spec.name] = Child(spec, on_event=on_event)
                 tasks.create_task(child.run(), name=spec.name)
+                if settings.hung_s:
+                    watching = watch(child, answers, hung_s=settings.hung_s)
+                    tasks.create_task(watching, name=f"watch {spec.name}")
 
             try:
                 url = await _redis_url(settings, redis, start_child)
-                for spec in _specs(flags, redis=url, port=local.port):
-                    start_child(spec)
+                _start_all(local, flags, redis=url, start_child=start_child)
                 yield local
             finally:
                 await _stop(local, hurry=hurry)
@@ -110,10 +119,10 @@ async def running(
 
 
 async def _redis_url(
-    settings: UpSettings, embedded: EmbeddedRedis | None, start_child: Callable[[ChildSpec], None]
+    settings: UpSettings, embedded: EmbeddedRedis | None, start_child: StartChild
 ) -> str:
     if embedded is not None:
-        start_child(embedded.spec)
+        start_child(embedded.spec, embedded.answers)
         try:
             await embedded.wait_ready(within_s=REDIS_START_S)
         except TimeoutError as error:
@@ -125,22 +134,25 @@ async def _redis_url(
     try:
         await store.ping()
     except StoreError as error:
-        raise SettingsError(f"redis: {_without_password(settings.redis)}: {error}") from error
+        raise StoreError(f"redis: {_without_password(settings.redis)}: {error}") from error
     finally:
         await store.close()
     return settings.redis
 
 
-def _specs(flags: UpFlags, *, redis: str, port: int) -> list[ChildSpec]:
-    env = {**gpu_share(flags.settings, os.environ), **flags.child_env}
-    workers = worker_specs(flags.settings, redis=redis, cores=_usable_cores(), env=env)
-    return [*workers, router_spec(flags.settings, redis=redis, port=port, env=flags.child_env)]
-
-
-def _usable_cores() -> list[int]:
-    """Cores this process may run on, as few as a container's quota makes them worth."""
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[: cores_within(cpu_quota(), num_cores=len(cores))]
+def _start_all(
+    local: RunningCluster, flags: UpFlags, *, redis: str, start_child: StartChild
+) -> None:
+    settings = flags.settings
+    ports = free_ports(settings.metrics_port, num=len(worker_names(settings)))
+    env = {**gpu_share(settings, os.environ), **flags.child_env}
+    workers = worker_specs(
+        settings, redis=redis, cores=usable_cores(), metrics_ports=ports, env=env
+    )
+    for spec, port in zip(workers, ports, strict=True):
+        start_child(spec, partial(http_answers, "127.0.0.1", port))
+    router = router_spec(settings, redis=redis, port=local.port, env=flags.child_env)
+    start_child(router, partial(http_answers, local.host, local.port))
 
 
 async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:
@@ -168,19 +180,6 @@ async def _ended(children: Sequence[Child], *, within_s: float, hurry: asyncio.E
             return False
         await asyncio.sleep(0.02)
     return True
-
-
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one if 0. Raises SettingsError when nothing can listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise SettingsError(f"port: cannot listen on {host}:{port}: {reason}") from error
-        return int(probe.getsockname()[1])
 
 
 async def _answer(client: Any, path: str) -> Any | None:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from controlplane.local.child import ChildDied, ChildEvent, ChildStarted
+from controlplane.local.child import ChildDied, ChildEvent, ChildHung, ChildStarted
 from controlplane.local.log_line import LogLine
 
 LIFE_CYCLE_EVENTS = frozenset({"ready", "draining", "drained", "stopped"})
@@ -66,6 +66,8 @@ class Display:
                     f"{event.child}: died ({_ending(event.exit_code)}); "
                     f"starting it again in {event.delay_s:.1f} s"
                 )
+            case ChildHung():
+                self.say(f"{event.child}: has not answered for {event.silent_s:.0f} s; killing it")
             case LogLine():
                 self._on_line(event)
             case _:

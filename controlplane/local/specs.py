@@ -27,18 +27,19 @@ def gpu_share(settings: UpSettings, environment: Mapping[str, str]) -> dict[str,
     return {GPU_SHARE_VARIABLE: f"{GPU_SHARE / max(1, len(worker_names(settings))):.3f}"}
 
 
-def cores_within(quota: float | None, *, num_cores: int) -> int:
-    """Whole cores that a quota, in cores, pays for; at least 1."""
-    return num_cores if quota is None else max(1, min(num_cores, int(quota)))
-
-
 def threads_per_worker(*, num_cores: int, num_workers: int) -> int:
-    """An equal share, at least 1: workers that crowd each other's cores slow all of them."""
-    return max(1, num_cores // num_workers)
+    """An equal share, at least 1: workers that crowd each other's cores slow all of them. From
+    four cores on one is left to the router and Redis."""
+    return max(1, (num_cores - (num_cores >= 4)) // num_workers)
 
 
 def worker_specs(
-    settings: UpSettings, *, redis: str, cores: Sequence[int], env: Mapping[str, str]
+    settings: UpSettings,
+    *,
+    redis: str,
+    cores: Sequence[int],
+    metrics_ports: Sequence[int],
+    env: Mapping[str, str],
 ) -> list[ChildSpec]:
     names = worker_names(settings)
     threads = settings.threads or threads_per_worker(num_cores=len(cores), num_workers=len(names))
@@ -54,6 +55,7 @@ def worker_specs(
             "dtype": settings.dtype,
             "host": "127.0.0.1",
             "port": "0",
+            "metrics-port": str(metrics_ports[index]),
             "threads": str(threads),
             "drain-s": str(settings.drain_s),
             **({"served-name": settings.served_name} if settings.served_name else {}),

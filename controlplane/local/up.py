@@ -56,4 +56,5 @@ def _headline(settings: UpSettings) -> str:
     if settings.prefill == 0:
         pools = f"{settings.decode} decode, prefilling their own requests"
     redis = "embedded Redis" if not settings.redis else "the Redis given"
-    return f"Baton starts {settings.api_name} in {settings.dtype}: {pools}, 1 router, {redis}"
+    dtype = "" if settings.dtype == "auto" else f" in {settings.dtype}"
+    return f"Baton starts {settings.api_name}{dtype}: {pools}, 1 router, {redis}"

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint.loader import Loader, Progress
+from engine.checkpoint.quantised import explained
 from engine.checkpoint.safetensors import Checkpoint
 from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
@@ -37,9 +38,15 @@ def load_model(
     config = config or read_config(path)
     if config.head_dim > MAX_HEAD_DIM:
         raise CheckpointError(f"{path / 'config.json'}: head_dim above {MAX_HEAD_DIM}")
-    checkpoint, place = checkpoint or Checkpoint(path), torch.device(device)
+    place = torch.device(device)
     ops = ops or choose_ops(dtype=DTYPES[dtype], device=place, native=native)
-    loader = Loader(config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress)
+    try:
+        checkpoint = checkpoint or Checkpoint(path)
+        loader = Loader(
+            config, checkpoint, ops, dtype=DTYPES[dtype], device=place, progress=progress
+        )
+    except CheckpointError as error:
+        raise explained(error, path, checkpoint.tensors if checkpoint else ()) from error
     parts = loader.parts()
-    revision = checkpoint.revision(config.source)  # of the bytes that the parts were made of
+    revision = checkpoint.revision(config.identity)  # of the bytes that the parts were made of
     return Model(replace(config, revision=revision), ops, parts)

@@ -7,34 +7,42 @@ read.
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an expert.
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from engine.checkpoint.parameters import LinearSpec
 from engine.checkpoint.safetensors import Checkpoint
-from engine.checkpoint.shard import WHOLE, Shard
+from engine.checkpoint.shard import WHOLE, Cut, Shard
 from engine.checkpoint.tensor_names import (
     Naming,
+    all_meanings,
     attention_linears,
     expert_linears,
     find_naming,
+    find_places,
+    head_norm,
+    head_pairs,
     is_not_text,
-    mixture_block,
     mixture_linears,
     mlp_linears,
     tensor_specs,
 )
 from engine.models.config import ModelConfig
+from engine.models.family import MixtureRule
 from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
-from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared
-from engine.ops.contract import ExpertWeights, HeadShape, Linear, Ops
+from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared, UngatedMlp
+from engine.ops.contract import ExpertWeights, HeadShape, Linear, Norm, Ops
 from engine.ops.torch_ops import TorchLinear
-from protocol.errors import CheckpointError
 
 Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
+_NO_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")
+"""Buffers that older checkpoints have kept."""
 
 
 class Loader:
@@ -52,40 +60,59 @@ class Loader:
         shard: Shard = WHOLE,
     ) -> None:
         """Each tensor's `shard` is loaded as its `Cut` says. Raises CheckpointError for a
-        tensor that is missing, misshapen or without a place."""
+        tensor that is missing or misshapen."""
         self._config, self._checkpoint, self._ops = config, checkpoint, ops
         self._dtype, self._device, self._progress = dtype, device, progress
         self._shard = shard
-        self._naming = find_naming(config, checkpoint.tensors)
+        self._naming = find_naming(config, all_meanings(checkpoint.tensors))
         self._specs = tensor_specs(config, self._naming)
-        self._done_bytes = 0
-        self._total_bytes = sum(
-            checkpoint.stored(name, shape=spec.shape, quantised=spec.quantised).num_bytes
+        self._places = self._find_places()
+        self._done_bytes, self._total_bytes = 0, self._stored_bytes()
+        self._tell_unused([name for name in self._places if name not in self._specs])
+
+    def _stored_bytes(self) -> int:
+        return sum(
+            self._checkpoint.stored(
+                self._places.get(name, name), shape=spec.shape, quantised=spec.quantised
+            ).num_bytes
             for name, spec in self._specs.items()
         )
-        self._check_names()
 
-    def _check_names(self) -> None:
-        """Refuse a checkpoint with a tensor we would not use: it is not this architecture."""
-        tied_head = {self._naming.head} if self._config.tied_embeddings else set()
-        text_only = self._naming.body == Naming().body
-        for name, stored in self._checkpoint.tensors.items():
-            if name in self._specs or name in tied_head or name.endswith("rotary_emb.inv_freq"):
-                continue
-            if text_only or not is_not_text(name):
-                raise CheckpointError(
-                    f"{stored.file}: tensor {name} has no place in a "
-                    f"{self._config.family.model_type} model as config.json describes it"
-                )
+    def _find_places(self) -> dict[str, str]:
+        """Where each tensor is stored; a head that should be tied is read if it is, and stands for
+        an embedding that is not."""
+        embedding, head = self._naming.embedding, self._naming.head
+        places = find_places(self._checkpoint.tensors, {*self._specs, head})
+        if self._config.tied_embeddings and head in places:
+            if embedding in places:
+                self._specs[head] = self._specs[embedding]
+            else:
+                places[embedding] = places.pop(head)
+        return places
+
+    def _tell_unused(self, names: Sequence[str]) -> None:
+        """As transformers does, which ignores them too."""
+        text_only = self._naming.body == Naming().body and not self._config.wrapped
+        unused = [
+            name
+            for name in names
+            if not name.endswith(_NO_WEIGHTS) and (text_only or not is_not_text(name))
+        ]
+        if unused:
+            shown = f"{', '.join(unused[:6])}{', ...' if unused[6:] else ''}"
+            why = "config.json has no place for them"
+            remedy = "none, if that is as it should be"
+            told = {"count": len(unused), "tensors": shown, "why": why, "remedy": remedy}
+            log.warning("tensors ignored", extra=told)
 
     def parts(self) -> Parts:
         config = self._config
         embedding_VK = self._read(self._naming.embedding, self._dtype)
         layers = tuple(self._layer(index) for index in range(config.num_layers))
-        final_norm_K = self._norm(self._naming.final_norm)
-        head_VK = embedding_VK
-        if not config.tied_embeddings:
-            head_VK = self._read(self._naming.head, self._dtype)
+        final_norm = self._norm(self._naming.final_norm)
+        head_VK, head_bias_V = self._head(embedding_VK), None
+        if config.head_bias:
+            head_bias_V = self._read(self._naming.head_bias, torch.float32)
         scale = config.embedding_scale
         if config.family.embedding_sqrt:
             scale = torch.tensor(scale, dtype=self._dtype).item()
@@ -93,34 +120,49 @@ class Loader:
             embedding_VK=embedding_VK,
             embedding_scale=scale,
             layers=layers,
-            final_norm_K=final_norm_K,
-            head=self._ops.linear(head_VK, None),
+            final_norm=final_norm,
+            head=self._ops.linear(head_VK, head_bias_V),
         )
+
+    def _head(self, embedding_VK: Tensor) -> Tensor:
+        """As transformers: one that should be tied and differs from the embedding is not."""
+        name, embedding = self._naming.head, self._naming.embedding
+        if name not in self._specs:
+            return embedding_VK
+        head_VK = self._read(name, self._dtype)
+        if not self._config.tied_embeddings:
+            return head_VK
+        if self._checkpoint.same_bytes(self._places[name], self._places[embedding]):
+            return embedding_VK
+        why = f"{name} and {embedding} are both stored, and differ"
+        remedy = "set tie_word_embeddings to false in config.json"
+        log.warning("embeddings not tied", extra={"why": why, "remedy": remedy})
+        return head_VK
 
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
-        spec, norms = config.layers[index], config.family.norms
+        spec, family, norms = config.layers[index], config.family, config.norms
         *qkv, output = attention_linears(config, prefix)
         return Layer(
-            norm_K=self._optional_norm(prefix, norms.before_attention),
+            norm=self._optional_norm(prefix, norms.before_attention),
             mixer=Attention(
                 ops=self._ops,
                 qkv=self._linear(*qkv),
                 heads=self._heads(index, prefix),
-                rope=config.ropes.index(spec.rope),
+                rope=None if spec.rope is None else config.ropes.index(spec.rope),
                 output=self._linear(output),
             ),
-            after_mixer_K=self._optional_norm(prefix, norms.after_attention),
-            mlp_norm_K=self._optional_norm(prefix, norms.before_mlp),
+            after_mixer=self._optional_norm(prefix, norms.after_attention),
+            mlp_norm=self._optional_norm(prefix, norms.before_mlp),
             mlp=self._mixture(prefix)
             if spec.sparse
-            else self._mlp(mlp_linears(config, f"{prefix}mlp.", config.mlp_size)),
-            after_mlp_K=self._optional_norm(prefix, norms.after_mlp),
+            else self._dense(mlp_linears(config, family.mlp, prefix, config.mlp_size)),
+            after_mlp=self._optional_norm(prefix, norms.after_mlp),
+            parallel=config.parallel,
         )
 
     def _heads(self, index: int, prefix: str) -> HeadShape:
         config, family = self._config, self._config.family
-        normed = family.qk_norm != "none"
         group, place = next(
             (number, group.layers.index(index))
             for number, group in enumerate(config.kv_groups)
@@ -137,10 +179,28 @@ class Loader:
             window=config.layers[index].window,
             softcap=config.attention_softcap,
             norm_eps=config.norm_eps,
-            q_norm=self._norm(f"{attention}q_norm.weight") if normed else None,
-            k_norm=self._norm(f"{attention}k_norm.weight") if normed else None,
+            q_norm=self._head_norm(prefix, "q"),
+            k_norm=self._head_norm(prefix, "k"),
+            centred_norms=config.qk_norm in ("layer", "layers"),
             sinks_H=self._read(f"{attention}sinks", torch.float32) if family.sinks else None,
         )
+
+    def _head_norm(self, prefix: str, which: Literal["q", "k"]) -> Tensor | None:
+        names = list(head_norm(self._config, prefix, which))
+        if not names:
+            return None
+        weights = [self._norm_weight(name) for name in names]
+        weight = weights[0]
+        if self._config.qk_norm == "layers":
+            weight = Cut(axis=0).part_of(torch.stack(weights), self._shard)
+        pairs = head_pairs(self._config)
+        return weight.flatten() if pairs is None else pairs.as_ours(weight.flatten())
+
+    def _dense(self, linears: Sequence[LinearSpec]) -> Mlp | UngatedMlp:
+        if self._config.family.mlp.gated:
+            return self._mlp(linears)
+        up, down = map(self._linear, linears)
+        return UngatedMlp(ops=self._ops, activation=self._config.activation, up=up, down=down)
 
     def _mlp(self, linears: Sequence[LinearSpec]) -> Mlp:
         *gate_up, down = linears
@@ -154,8 +214,7 @@ class Loader:
     def _mixture(self, prefix: str) -> Mixture:
         config, mixture = self._config, self._config.mixture
         assert mixture is not None
-        block = prefix + mixture_block(mixture, self._naming.experts)
-        router, *shared = mixture_linears(config, mixture, block)
+        router, *shared = mixture_linears(config, mixture, prefix, self._naming.experts)
         return Mixture(
             router=self._float32_linear(router),
             experts=self._ops.experts(
@@ -166,10 +225,13 @@ class Loader:
             per_token=mixture.per_token,
             softmax=mixture.rule.softmax,
             renormalise=mixture.renormalise,
-            shared=self._shared(shared) if shared else None,
+            jitter=mixture.jitter,
+            shared=self._shared(shared, mixture.rule) if shared else None,
         )
 
-    def _shared(self, linears: Sequence[LinearSpec]) -> Shared:
+    def _shared(self, linears: Sequence[LinearSpec], rule: MixtureRule) -> Shared:
+        if rule.shared is None or rule.shared.gate is None:
+            return Shared(mlp=self._mlp(linears), gate=None)
         *mlp, gate = linears
         return Shared(mlp=self._mlp(mlp), gate=self._float32_linear(gate))
 
@@ -212,21 +274,32 @@ class Loader:
         """The parts, merged along N."""
         rows = [part.cut.size_of(part.shape[0], self._shard) for part in parts]
         weights = (part.load_weight(self._read, self._dtype) for part in parts)
-        biases = (self._read(part.bias_name, torch.float32) for part in parts)
+        loaded = (part.load_bias(self._read) for part in parts)
+        biases = (bias_N for bias_N in loaded if bias_N is not None)
         bias_N = _merged(biases, rows) if parts[0].bias else None
         return self._ops.linear(_merged(weights, rows), bias_N)
 
-    def _optional_norm(self, prefix: str, name: str | None) -> Tensor | None:
-        return None if name is None else self._norm(f"{prefix}{name}.weight")
+    def _optional_norm(self, prefix: str, name: str | None) -> Norm | None:
+        return None if name is None else self._norm(f"{prefix}{name}")
 
-    def _norm(self, name: str) -> Tensor:
+    def _norm(self, name: str) -> Norm:
+        norms = self._config.norms
+        return Norm(
+            weight_K=self._norm_weight(f"{name}.weight"),
+            eps=self._config.norm_eps,
+            centred=norms.centred,
+            bias_K=self._read(f"{name}.bias", torch.float32) if norms.bias else None,
+        )
+
+    def _norm_weight(self, name: str) -> Tensor:
         weight_K = self._read(name, torch.float32)
         return weight_K + 1 if self._config.family.norms.plus_one else weight_K
 
     def _read(self, name: str, dtype: torch.dtype, row: int | None = None) -> Tensor:
         spec = self._specs[name]
-        whole = self._checkpoint.read(name, shape=spec.shape, dtype=dtype, row=row)
-        num_bytes = self._checkpoint.tensors[name].num_bytes
+        stored = self._places[name]
+        whole = self._checkpoint.read(stored, shape=spec.shape, dtype=dtype, row=row)
+        num_bytes = self._checkpoint.tensors[stored].num_bytes
         self._done_bytes += num_bytes if row is None else num_bytes // spec.shape[0]
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)

@@ -33,6 +33,22 @@ Read = Callable[[str, torch.dtype, int | None], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Heads whose dims 2 i and 2 i + 1 turn together, where ours are i and i + turned / 2. Their
+    order within a head is all that differs, and q . k does not depend on it."""
+
+    head_dim: int
+    turned: int
+    """So many of the first dims of a head."""
+
+    def as_ours(self, rows: Tensor) -> Tensor:
+        """`rows` [N, ...] of whole heads, each head's in our order."""
+        heads = rows.view(-1, self.head_dim, *rows.shape[1:])
+        turned, rest = heads[:, : self.turned], heads[:, self.turned :]
+        return torch.cat((turned[:, 0::2], turned[:, 1::2], rest), dim=1).view(rows.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSpec:
     """One linear of the checkpoint, weights [N, K] and perhaps a bias [N], and how it loads."""
 
@@ -48,6 +64,8 @@ class LinearSpec:
     """So many linears lie in each tensor, one after the other."""
     transposed: bool = False
     """Floats lie as [K, N]."""
+    pairs: Pairs | None = None
+    """How its features turn; None: as we turn them, or not at all."""
 
     @property
     def bias_name(self) -> str:
@@ -84,12 +102,14 @@ class LinearSpec:
             return FORMATS[self.format].dequantise(*tensors).to(dtype)
         (name,) = self.weights
         weight = read(name, dtype, row)
-        return weight.T if self.transposed else weight
+        weight = weight.T if self.transposed else weight
+        return weight if self.pairs is None else self.pairs.as_ours(weight)
 
     def load_bias(self, read: Read, number: int = 0) -> Tensor | None:
         """float32 [N], as `load_weight`."""
         row = None if self.num_stacked is None else number
-        return read(self.bias_name, torch.float32, row) if self.bias else None
+        bias = read(self.bias_name, torch.float32, row) if self.bias else None
+        return bias if bias is None or self.pairs is None else self.pairs.as_ours(bias)
 
     @property
     def _stack(self) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ bytes, which are the model's revision. It writes, in `tools`.
 
 import hashlib
 import json
+import logging
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +22,14 @@ from torch import Tensor
 
 from engine.models.json_fields import Fields
 from protocol.errors import CheckpointError
-from protocol.text.text_config import read_json_object
+from protocol.text.model_files import WEIGHTS, WEIGHTS_INDEX, again, check_readable, missing
+from protocol.text.text_config import read_json_object, read_json_object_if_there
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 BYTES = {"U8": torch.uint8}
 DTYPES = FLOATS | BYTES
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,11 @@ class Checkpoint:
             )
         return stored
 
+    def same_bytes(self, one: str, other: str) -> bool:
+        """Of two that were read whole."""
+        dtypes = self.tensors[one].dtype, self.tensors[other].dtype
+        return dtypes[0] == dtypes[1] and self._digests[one, -1] == self._digests[other, -1]
+
     def read(
         self, name: str, *, shape: tuple[int, ...], dtype: torch.dtype, row: int | None = None
     ) -> Tensor:
@@ -104,20 +111,57 @@ class Checkpoint:
 def _tensors(path: Path) -> dict[str, StoredTensor]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: is not a directory")
-    index = path / INDEX
-    if not index.exists():
-        return _header(path / SINGLE)
+    file = _weights_file(path)
+    return _sharded(path, file) if file.name.endswith(".index.json") else _header(file)
+
+
+def _weights_file(path: Path) -> Path:
+    """The one that transformers takes: `transformers_weights` of config.json names it, or a single
+    file goes before an index."""
+    named = read_json_object_if_there(path / "config.json").get("transformers_weights")
+    if named is not None:
+        if not isinstance(named, str) or Path(named).name != named:
+            raise CheckpointError(f"{path}: transformers_weights: {named!r} is not a file name")
+        return path / named
+    if (adapter := next(path.glob("adapter_model.*"), None)) is not None:
+        raise CheckpointError(
+            f"{adapter}: is an adapter beside the model, which transformers with peft would apply "
+            "and Baton cannot: merge it, or move it away"
+        )
+    single, index = path / WEIGHTS, path / WEIGHTS_INDEX
+    if not single.is_file() and index.is_file():
+        return index
+    if index.is_file():
+        log.warning("index of shards ignored", extra={"index": str(index), **_STALE})
+    return single
+
+
+_STALE = {
+    "why": f"{WEIGHTS} lies beside it, which transformers takes too",
+    "remedy": "remove the one that is not the model",
+}
+
+
+def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
     names = Fields(index, read_json_object(index)).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
-    tensors: dict[str, StoredTensor] = {}
-    for shard in sorted(set(names.values())):
+    for shard in names.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(f"{index}: {shard!r} is not a file name")
-        tensors |= _header(path / shard)
+    shards = sorted(set(names.values()))
+    lost = [shard for shard in shards if not os.path.isfile(path / shard)]
+    if lost:
+        raise CheckpointError(
+            f"{path / lost[0]}: missing; of {len(shards)} shards {len(lost)} are: "
+            f"{', '.join(lost[:8])}; {again(path)}"
+        )
+    tensors = {name: stored for shard in shards for name, stored in _header(path / shard).items()}
     for name, shard in names.items():
         if name not in tensors:
-            raise CheckpointError(f"{path / shard}: tensor {name} is missing (named by {INDEX})")
+            raise CheckpointError(
+                f"{path / shard}: tensor {name} is missing (named by {index.name})"
+            )
     return tensors
 
 
@@ -129,11 +173,16 @@ def _header(file: Path) -> dict[str, StoredTensor]:
             prefix = stream.read(8)
             header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - 8):
-                raise CheckpointError(f"{file}: is truncated or not safetensors")
+                check_readable(file)
+                raise CheckpointError(
+                    f"{file}: is truncated or not safetensors; {again(file.parent)}"
+                )
             raw = json.loads(stream.read(header_bytes))
+            if not isinstance(raw, dict):
+                raise CheckpointError(f"{file}: header is no JSON object")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: is missing") from error
-    except (OSError, ValueError) as error:
+        raise missing(file) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: header cannot be read: {error}") from error
     tensors = {}
     for name, entry in raw.items():
@@ -153,10 +202,12 @@ def _entry(file: Path, name: str, entry: object, *, start: int, end: int) -> Sto
             offset=start + int(first),
             num_bytes=int(last) - int(first),
         )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{file}: tensor {name}: malformed header entry") from error
     if stored.offset < start or stored.offset + stored.num_bytes > end:
-        raise CheckpointError(f"{file}: is truncated: it ends before the end of tensor {name}")
+        raise CheckpointError(
+            f"{file}: is truncated: it ends before the end of tensor {name}; {again(file.parent)}"
+        )
     dtype = DTYPES.get(stored.dtype)
     if dtype and prod(stored.shape) * dtype.itemsize != stored.num_bytes:
         raise CheckpointError(f"{file}: tensor {name}: its size does not fit its shape")

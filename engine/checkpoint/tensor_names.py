@@ -4,15 +4,17 @@ Families differ in names (`engine.models.family`); one family's checkpoints diff
 which is found by looking.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal, assert_never
 
-from engine.checkpoint.parameters import LinearSpec, Specs, TensorSpec
+from engine.checkpoint.parameters import LinearSpec, Pairs, Specs, TensorSpec
 from engine.checkpoint.quant.formats import FORMATS
 from engine.checkpoint.shard import Cut
 from engine.models.config import ModelConfig
-from engine.models.family import ExpertForm
+from engine.models.family import ExpertForm, MlpRule
 from engine.models.layer_spec import MixtureSpec
+from engine.models.rope import rotary_dim
 from protocol.errors import CheckpointError
 
 
@@ -28,13 +30,20 @@ class Naming:
         return f"{self.body}embed_tokens.weight"
 
     @property
+    def head_bias(self) -> str:
+        return self.head.removesuffix("weight") + "bias"
+
+    @property
     def final_norm(self) -> str:
-        return f"{self.body}norm.weight"
+        return f"{self.body}norm"
 
     def layer(self, index: int) -> str:
         return f"{self.body}layers.{index}."
 
 
+HEAD_NORMS: tuple[Literal["q", "k"], ...] = ("q", "k")
+_PREFIX = "model."
+"""`base_model_prefix` of every family here."""
 _ROWS, _COLUMNS = Cut(axis=0), Cut(axis=1)
 _BODIES = (
     Naming(),
@@ -45,7 +54,8 @@ _BODIES = (
 
 def find_naming(config: ModelConfig, names: Collection[str]) -> Naming:
     """The naming that these tensors follow; the default where none fits, for the errors."""
-    body = next((one for one in _BODIES if one.embedding in names), _BODIES[0])
+    marks = ((one, {one.embedding, one.final_norm}) for one in _BODIES)
+    body = next((one for one, mark in marks if not mark.isdisjoint(names)), _BODIES[0])
     if config.mixture is None:
         return body
     namings = [replace(body, experts=form) for form in config.mixture.rule.forms]
@@ -64,9 +74,32 @@ def _marks(config: ModelConfig, naming: Naming) -> set[str]:
     }
 
 
+def find_places(names: Iterable[str], wanted: Collection[str]) -> dict[str, str]:
+    """By the names that the model wants, those of the stored tensors that are meant: their own, or
+    as transformers has it with its prefix more or less, for a body that was saved alone. Raises
+    CheckpointError for two that mean the same."""
+    places: dict[str, str] = {}
+    for name in names:
+        meant = next((one for one in _meanings(name) if one in wanted), name)
+        if meant in places:
+            raise CheckpointError(f"tensors {places[meant]} and {name} are both {meant}")
+        places[meant] = name
+    return places
+
+
+def all_meanings(names: Iterable[str]) -> set[str]:
+    return {meaning for name in names for meaning in _meanings(name)}
+
+
+def _meanings(name: str) -> tuple[str, str, str]:
+    """First what transformers looks for first."""
+    return name.removeprefix(_PREFIX), _PREFIX + name, name
+
+
 def is_not_text(name: str) -> bool:
     """Of a part of a multimodal model that is not served; perhaps below `model.`."""
-    return name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector."))
+    parts = ("vision_tower.", "multi_modal_projector.", "visual.")
+    return name.removeprefix("model.").startswith(parts)
 
 
 def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...]:
@@ -74,51 +107,72 @@ def attention_linears(config: ModelConfig, prefix: str) -> tuple[LinearSpec, ...
     dim, stem = config.head_dim, f"{prefix}self_attn."
     kv_size, q_size = dim * config.num_kv_heads, dim * config.num_heads
     sizes = {f"{stem}q_proj": q_size, f"{stem}k_proj": kv_size, f"{stem}v_proj": kv_size}
-    fused, of_heads = f"{stem}qkv_proj", Cut(axis=0, unit=dim)
+    of_heads, pairs = Cut(axis=0, unit=dim), head_pairs(config)
     output = LinearSpec(
         name=f"{stem}o_proj",
         shape=(config.hidden_size, q_size),
         bias=config.output_bias,
         cut=Cut(axis=1, unit=dim),
     )
-    return *_parts(config, sizes, fused=fused, bias=config.qkv_bias, cut=of_heads), output
+    if config.family.fused:
+        of_heads = replace(of_heads, sections=tuple(sizes.values()))
+        sizes = {f"{stem}qkv_proj": sum(sizes.values())}
+    parts = tuple(
+        LinearSpec(name=name, shape=(size, config.hidden_size), bias=config.qkv_bias, cut=of_heads)
+        for name, size in sizes.items()
+    )
+    if pairs is not None:
+        q, k, v = parts
+        parts = replace(q, pairs=pairs), replace(k, pairs=pairs), v
+    return *parts, output
 
 
-def mlp_linears(config: ModelConfig, prefix: str, size: int) -> tuple[LinearSpec, ...]:
-    """Of an MLP of `size` features: what gate with up is merged of, and down."""
-    sizes, fused = {f"{prefix}gate_proj": size, f"{prefix}up_proj": size}, f"{prefix}gate_up_proj"
-    shape, bias = (config.hidden_size, size), config.mlp_bias
-    down = LinearSpec(name=f"{prefix}down_proj", shape=shape, bias=bias, cut=_COLUMNS)
-    return *_parts(config, sizes, fused=fused, bias=bias, cut=_ROWS), down
+def head_pairs(config: ModelConfig) -> Pairs | None:
+    """The order in which q's and k's dims are stored, where it is not ours."""
+    if not config.family.interleaved_rope or not config.ropes:
+        return None
+    turned = rotary_dim(config.ropes[0], head_dim=config.head_dim)
+    return Pairs(head_dim=config.head_dim, turned=turned)
 
 
-def mixture_linears(config: ModelConfig, mixture: MixtureSpec, block: str) -> list[LinearSpec]:
+def mlp_linears(
+    config: ModelConfig, rule: MlpRule, prefix: str, size: int
+) -> tuple[LinearSpec, ...]:
+    """Of an MLP of `size` features: what gate with up is merged of, or up alone, and down."""
+    stem, hidden, bias = f"{prefix}{rule.block}", config.hidden_size, config.mlp_bias
+    down = LinearSpec(name=f"{stem}{rule.down}", shape=(hidden, size), bias=bias, cut=_COLUMNS)
+    rows, cut = size, _ROWS
+    if rule.gated and len(rule.gate_up) == 1:
+        rows, cut = 2 * size, Cut(axis=0, sections=(size, size))
+    gate_up = (
+        LinearSpec(name=f"{stem}{name}", shape=(rows, hidden), bias=bias, cut=cut)
+        for name in rule.gate_up
+    )
+    return *gate_up, down
+
+
+def mixture_linears(
+    config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm
+) -> list[LinearSpec]:
     """Beside the experts: the router, whole for every rank; of an expert that all tokens share,
     those of its MLP and its gate."""
     rule, shape = mixture.rule, (mixture.num_experts, config.hidden_size)
-    linears = [LinearSpec(name=f"{block}{rule.router}", shape=shape, bias=rule.biased)]
-    if mixture.shared_size is not None:
-        linears += mlp_linears(config, f"{block}shared_expert.", mixture.shared_size)
-        shape = (1, config.hidden_size)
-        linears.append(LinearSpec(name=f"{block}shared_expert_gate", shape=shape))
+    router = rule.stacked_router if form == "stacked" and rule.stacked_router else rule.router
+    name = prefix + mixture_block(mixture, form) + router
+    name += ".layer" if form == "granite" else ""
+    linears = [LinearSpec(name=name, shape=shape, bias=rule.biased)]
+    if mixture.shared_size is not None and rule.shared is not None:
+        linears += mlp_linears(config, rule.shared, prefix, mixture.shared_size)
+        if rule.shared.gate is not None:
+            gate = f"{prefix}{rule.shared.gate}"
+            linears.append(LinearSpec(name=gate, shape=(1, config.hidden_size)))
     return linears
 
 
-def _parts(
-    config: ModelConfig, sizes: Mapping[str, int], *, fused: str, bias: bool, cut: Cut
-) -> tuple[LinearSpec, ...]:
-    """Linears over the hidden state: one each, or of a fused family all in one."""
-    if config.family.fused:
-        sizes, cut = {fused: sum(sizes.values())}, replace(cut, sections=tuple(sizes.values()))
-    return tuple(
-        LinearSpec(name=name, shape=(size, config.hidden_size), bias=bias, cut=cut)
-        for name, size in sizes.items()
-    )
-
-
 def mixture_block(mixture: MixtureSpec, form: ExpertForm) -> str:
-    """Where a sparse layer's router and experts are; transformers 5's own form renames it."""
-    return mixture.rule.block if form == "each" else "mlp."
+    """Where a sparse layer's router and experts are; transformers 5's own form may rename it."""
+    rule = mixture.rule
+    return rule.block if form in ("each", "granite") else rule.stacked_block
 
 
 def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
@@ -132,16 +186,24 @@ def tensor_specs(config: ModelConfig, naming: Naming) -> Specs:
         specs |= _tensors_of(attention_linears(config, prefix))
         if layer.sparse:
             assert config.mixture is not None
-            block = prefix + mixture_block(config.mixture, naming.experts)
-            specs |= _tensors_of(mixture_linears(config, config.mixture, block))
+            linears = mixture_linears(config, config.mixture, prefix, naming.experts)
+            specs |= _tensors_of(linears)
             specs |= _experts(config, config.mixture, prefix, naming.experts)
         else:
-            specs |= _tensors_of(mlp_linears(config, f"{prefix}mlp.", config.mlp_size))
+            specs |= _tensors_of(mlp_linears(config, config.family.mlp, prefix, config.mlp_size))
         specs |= dict(_norms(config, prefix))
-    specs[naming.final_norm] = TensorSpec(shape=(config.hidden_size,))
+    specs |= norm_tensors(config, naming.final_norm)
     if not config.tied_embeddings:
         specs[naming.head] = vocabulary
+    if config.head_bias:
+        specs[naming.head_bias] = TensorSpec(shape=(config.vocab_size,))
     return specs
+
+
+def norm_tensors(config: ModelConfig, name: str) -> Specs:
+    """Of a norm over the hidden size: its weight, and perhaps its bias."""
+    ends = ("weight", "bias") if config.family.norms.bias else ("weight",)
+    return {f"{name}.{end}": TensorSpec(shape=(config.hidden_size,)) for end in ends}
 
 
 def _check_blocks(hidden: int, mixture: MixtureSpec, *, block: int) -> None:
@@ -157,19 +219,34 @@ def _tensors_of(linears: Iterable[LinearSpec]) -> Specs:
 
 
 def _norms(config: ModelConfig, prefix: str) -> Iterator[tuple[str, TensorSpec]]:
-    family, norms = config.family, config.family.norms
+    norms = config.norms
     for name in (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp):
         if name is not None:
-            yield f"{prefix}{name}.weight", TensorSpec(shape=(config.hidden_size,))
-    if family.qk_norm != "none":
-        dim = config.head_dim
-        for name, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
-            spec = TensorSpec(shape=(dim,))
-            if family.qk_norm == "full":
-                spec = TensorSpec(shape=(dim * heads,), cut=Cut(axis=0, unit=dim))
-            yield f"{prefix}self_attn.{name}.weight", spec
-    if family.sinks:
+            yield from norm_tensors(config, f"{prefix}{name}").items()
+    for which in HEAD_NORMS:
+        yield from head_norm(config, prefix, which).items()
+    if config.family.sinks:
         yield f"{prefix}self_attn.sinks", TensorSpec(shape=(config.num_heads,), cut=_ROWS)
+
+
+def head_norm(config: ModelConfig, prefix: str, which: Literal["q", "k"]) -> Specs:
+    """Tensors of the norm of q's or k's heads: none, one, or one for each head."""
+    heads = config.num_heads if which == "q" else config.num_kv_heads
+    name, dim = f"{prefix}self_attn.{which}_norm.weight", config.head_dim
+    match config.qk_norm:
+        case "none":
+            return {}
+        case "head":
+            return {name: TensorSpec(shape=(dim,))}
+        case "full":
+            return {name: TensorSpec(shape=(dim * heads,), cut=Cut(axis=0, unit=dim))}
+        case "layer":
+            return {name: TensorSpec(shape=(heads, dim), cut=_ROWS)}
+        case "layers":
+            stem = f"{prefix}self_attn.{which}_layernorm.norms"
+            return {f"{stem}.{h}.weight": TensorSpec(shape=(dim,)) for h in range(heads)}
+        case _:
+            assert_never(config.qk_norm)
 
 
 def _experts(config: ModelConfig, mixture: MixtureSpec, prefix: str, form: ExpertForm) -> Specs:
@@ -190,7 +267,8 @@ def expert_linears(
 
 def _expert_stems(mixture: MixtureSpec, prefix: str, form: ExpertForm) -> list[str]:
     """What each expert's names begin with."""
-    experts = f"{prefix}{mixture_block(mixture, form)}experts."
+    experts = prefix + mixture_block(mixture, form)
+    experts += "" if form == "granite" else "experts."
     each = form == "each"
     return [f"{experts}{number}." if each else experts for number in range(mixture.num_experts)]
 
@@ -202,8 +280,9 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         up = LinearSpec(name=rule.up, shape=(size, hidden), cut=_ROWS)
         down = LinearSpec(name=rule.down, shape=(hidden, size), cut=_COLUMNS)
         return replace(up, name=rule.gate), up, down
+    granite = form == "granite"
     gate_up = LinearSpec(
-        name="gate_up_proj",
+        name="input_linear.weight" if granite else "gate_up_proj",
         shape=(2 * size, hidden),
         bias=rule.biased,
         cut=Cut(axis=0, unit=2) if rule.interleaved else Cut(axis=0, sections=(size, size)),
@@ -211,4 +290,5 @@ def _expert_parts(hidden: int, mixture: MixtureSpec, form: ExpertForm) -> tuple[
         num_stacked=mixture.num_experts,
         transposed=rule.transposed,
     )
-    return gate_up, replace(gate_up, name="down_proj", shape=(hidden, size), cut=_COLUMNS)
+    down_name = "output_linear.weight" if granite else "down_proj"
+    return gate_up, replace(gate_up, name=down_name, shape=(hidden, size), cut=_COLUMNS)

@@ -1,29 +1,31 @@
 """What `config.json` says of a model, checked, as one frozen value.
 
-Accepts transformers 4 and 5 spellings. Whatever would change the result and is not understood is
-refused by name.
+Accepts transformers 4 and 5 spellings. What would change the result and is not understood is
+refused by name (`engine.models.config_keys`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.kvcache.windows import KvGroup, group_layers
-from engine.models.config_keys import IGNORED, check_architecture, refuse_keys, refuse_unknown
-from engine.models.families import FAMILIES, WRAPPERS
-from engine.models.family import BiasRule, Family
+from engine.models.config_keys import (
+    IGNORED,
+    check_architecture,
+    check_keys,
+    check_wrapper_keys,
+)
+from engine.models.families import FAMILIES
+from engine.models.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.json_fields import Fields
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
-from engine.models.rope import Rope
+from engine.models.rope import FOLLOWING, QueryGrowth, Rope
+from engine.models.rope_config import read_query_growth, unread_rope_keys
+from engine.models.wrappers import WRAPPERS
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
-from protocol.text.text_config import (
-    INHERITED,
-    JsonFile,
-    inherit,
-    read_json_file,
-    read_json_object_if_there,
-)
+from protocol.text.context import context_tokens
+from protocol.text.text_config import INHERITED, JsonFile, inherit, read_json_file, text_config
 
 ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
@@ -45,12 +47,14 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_context_tokens: int
+    """By `max_model_len` and the rope; ropes with short and long factors follow it."""
     norm_eps: float
     layers: tuple[LayerSpec, ...]
     mixture: MixtureSpec | None
     activation: Activation
     attention_scale: float
     """Of q . k."""
+    query_growth: QueryGrowth | None
     attention_softcap: float | None
     final_softcap: float | None
     """Logits become `softcap * tanh(logits / softcap)`."""
@@ -61,7 +65,12 @@ class ModelConfig:
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
+    head_bias: bool
+    qk_norm: QkNorm
+    parallel: bool
     tied_embeddings: bool
+    wrapped: bool = field(compare=False)
+    """The text of a multimodal model, whose other tensors may lie beside."""
     source: bytes = field(default=b"", repr=False, compare=False)
     """The bytes of `config.json`."""
     revision: str = ""
@@ -72,6 +81,12 @@ class ModelConfig:
         return len(self.layers)
 
     @property
+    def norms(self) -> Norms:
+        """Those of its layers: where MLP and attention share one, there is none before the MLP."""
+        norms = self.family.norms
+        return replace(norms, before_mlp=None) if self.parallel else norms
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """Per layer: how many last tokens a token sees, itself included; None: all."""
         return tuple(layer.window for layer in self.layers)
@@ -79,7 +94,13 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[Rope, ...]:
         """Each rope once, in the order of the layers that use it first."""
-        return tuple(dict.fromkeys(layer.rope for layer in self.layers))
+        return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
+
+    @property
+    def identity(self) -> bytes:
+        """What KV depends on beside the weights: `source`, and what `max_model_len` chose."""
+        chosen = [(rope.theta, rope.dim_factors) for rope in self.ropes if rope.kind in FOLLOWING]
+        return self.source + (repr(chosen).encode() if chosen else b"")
 
     @property
     def kv_groups(self) -> tuple[KvGroup, ...]:
@@ -99,14 +120,20 @@ class ModelConfig:
         return (attended,)
 
 
-def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
-    """The model in directory `path`, of which `config` may be given, its `config.json`. Raises
-    CheckpointError naming the file and the key."""
+def read_config(
+    path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+) -> ModelConfig:
+    """The model in directory `path`, of which `config` may be given, its `config.json`, for
+    sequences of `max_model_len` tokens; None: as many as it takes. Raises CheckpointError naming
+    the file and the key, SettingsError for a length that is beyond the model."""
     config = config or read_json_file(path / "config.json")
-    given = _text(Fields(config.file, config.value))
+    outer = Fields(config.file, config.value)
+    wrapper = WRAPPERS.get(str(outer.get("model_type")))
+    given = outer if wrapper is None else _text(outer, wrapper)
     family = _family(given)
     fields = given.with_defaults(family.defaults)
-    refuse_unknown(fields, family)
+    context = context_tokens(config.file, text_config(config.value), max_model_len)
+    check_keys(fields, family, context=context, unread=unread_rope_keys(fields, family))
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
     num_kv_heads = fields.optional_size("num_key_value_heads") or num_heads
@@ -114,54 +141,65 @@ def read_config(path: Path, config: JsonFile | None = None) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"must divide num_attention_heads={num_heads}")
     if head_dim % 2 or not head_dim:
         raise fields.error("head_dim", f"must be even and above 0, is {head_dim}")
-    model = ModelConfig(
+    return ModelConfig(
         family=family,
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
-        mlp_size=fields.size("intermediate_size"),
+        mlp_size=fields.size(family.mlp.size_key),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        max_context_tokens=fields.size("max_position_embeddings"),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        layers=read_layers(fields, family, head_dim=head_dim),
+        max_context_tokens=context,
+        norm_eps=fields.number(family.norms.eps_key, 1e-6),
+        layers=read_layers(fields, family, head_dim=head_dim, context=context),
         mixture=read_mixture(fields, family.mixture),
         activation=_activation(fields, family),
         attention_scale=_attention_scale(fields, family, head_dim=head_dim),
+        query_growth=read_query_growth(fields, family),
         attention_softcap=_option(fields, family, "attn_logit_softcapping"),
         final_softcap=_option(fields, family, "final_logit_softcapping"),
         embedding_scale=hidden_size**0.5
         if family.embedding_sqrt
         else _scale(fields, family, "embedding_multiplier"),
         residual_scale=_scale(fields, family, "residual_multiplier"),
-        logits_divisor=_divisor(fields, family, "logits_scaling"),
-        qkv_bias=_bias(fields, family.qkv_bias),
-        output_bias=_bias(fields, family.output_bias),
-        mlp_bias=_bias(fields, family.mlp_bias),
+        logits_divisor=_divisor(fields, family),
+        qkv_bias=_flag(fields, family.qkv_bias),
+        output_bias=_flag(fields, family.output_bias),
+        mlp_bias=_flag(fields, family.mlp_bias),
+        head_bias=_flag(fields, family.head_bias),
+        qk_norm=_qk_norm(fields, family),
+        parallel=_flag(fields, family.parallel),
         tied_embeddings=fields.flag("tie_word_embeddings", False),
+        wrapped=wrapper is not None,
         source=config.text,
     )
-    _check_eos(path, fields)
-    return model
 
 
-def _text(fields: Fields) -> Fields:
-    """The part that describes the text model: the whole, unless it is a multimodal one."""
-    wrapper = WRAPPERS.get(str(fields.get("model_type")))
-    if wrapper is None:
-        return fields
+def _text(fields: Fields, wrapper: Wrapper) -> Fields:
+    """The part of a multimodal model that describes its text."""
     check_architecture(fields, wrapper)
-    known = wrapper.keys | IGNORED | {*INHERITED, "model_type", "text_config"}
-    refuse_keys(fields, known, wrapper)
+    not_text = wrapper.keys | {"model_type", "text_config", "architectures"}
     text = fields.get("text_config")
+    if flat := wrapper.flat and text is None:
+        text = {key: value for key, value in fields.raw.items() if key not in not_text}
     if not isinstance(text, dict):
         raise fields.error("text_config", "is missing or not an object")
-    return Fields(fields.file, inherit(fields.raw, text), prefix="text_config.")
+    if not flat:
+        check_wrapper_keys(fields, wrapper, known=not_text | IGNORED | set(INHERITED))
+    if text.get("model_type") == wrapper.model_type:  # as transformers 4 saved some
+        text = {**text, "model_type": None}
+    text = inherit(fields.raw, text)
+    text.pop("architectures", None)  # that of the whole
+    if fields.flag("tie_word_embeddings", wrapper.tied):
+        text["tie_word_embeddings"] = True
+    return Fields(fields.file, text, prefix="" if flat else "text_config.")
 
 
 def _family(fields: Fields) -> Family:
-    name = fields.get("model_type")
+    name, named = fields.get("model_type"), fields.get("architectures")
     family = FAMILIES.get(name) if isinstance(name, str) else None
+    if name is None and isinstance(named, list):  # then that says it
+        family = next((one for one in FAMILIES.values() if one.architecture in named), None)
     if family is None:
         known = ", ".join([*FAMILIES, *WRAPPERS])
         raise fields.error("model_type", f"= {name!r} is not one of {known}")
@@ -169,12 +207,13 @@ def _family(fields: Fields) -> Family:
     return family
 
 
-def _bias(fields: Fields, rule: BiasRule) -> bool:
+def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
     return rule == "always" or (rule != "never" and fields.flag(rule, False))
 
 
 def _activation(fields: Fields, family: Family) -> Activation:
     name = fields.get(family.activation_key, "silu")
+    name = family.activation_aliases.get(str(name), name)
     known = ["silu"] if family.activation else list(ACTIVATIONS)
     if name not in known:
         raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")
@@ -184,7 +223,10 @@ def _activation(fields: Fields, family: Family) -> Activation:
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:
     if "attention_multiplier" in family.options:
         return fields.number("attention_multiplier")
-    return float((_option(fields, family, "query_pre_attn_scalar") or head_dim) ** -0.5)
+    scalar = _option(fields, family, "query_pre_attn_scalar") or float(head_dim)
+    if scalar < 0:
+        raise fields.error("query_pre_attn_scalar", f"must be positive, is {scalar!r}")
+    return float(scalar**-0.5)
 
 
 def _option(fields: Fields, family: Family, key: str) -> float | None:
@@ -196,22 +238,15 @@ def _scale(fields: Fields, family: Family, key: str) -> float:
     return 1.0 if value is None else value
 
 
-def _divisor(fields: Fields, family: Family, key: str) -> float:
+def _divisor(fields: Fields, family: Family) -> float:
+    """Of logits: Granite's `logits_scaling`; Cohere's `logit_scale` multiplies them."""
+    key = "logit_scale" if "logit_scale" in family.options else "logits_scaling"
     value = _scale(fields, family, key)
     if value <= 0:
         raise fields.error(key, f"must be positive, is {value!r}")
-    return value
+    return 1 / value if key == "logit_scale" else value
 
 
-def _check_eos(path: Path, fields: Fields) -> None:
-    """The ids that end a text, of `generation_config.json` if it names any, are in the vocabulary.
-    Which of them count is for the tokeniser to say."""
-    file = path / "generation_config.json"
-    generation = Fields(file, read_json_object_if_there(file))
-    source = generation if generation.get("eos_token_id") is not None else fields
-    value = source.get("eos_token_id")
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    vocab_size = fields.size("vocab_size")
-    for token_id in ids:
-        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise source.error("eos_token_id", f"{token_id!r} is not an id below {vocab_size}")
+def _qk_norm(fields: Fields, family: Family) -> QkNorm:
+    key = family.qk_norm_key
+    return family.qk_norm if key is None or fields.flag(key, False) else "none"

@@ -4,11 +4,13 @@ Defaults are transformers' meaning of absent keys.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from engine.models.family import Family, MixtureRule, Norms, WindowRule, Wrapper
+from engine.models.family import NO_HEADS, Family, MlpRule, Norms, WindowRule
+from engine.models.layer_norm_families import LAYER_NORMED
+from engine.models.mixture_families import MIXTURES
 from protocol.text.text_config import TEXT_DEFAULTS
 
-NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _UPPER_WINDOWS = WindowRule(flag="use_sliding_window", typed=True, bound="from")
 _EVEN_WINDOWS = WindowRule(typed=True, full_every=2)
@@ -22,10 +24,6 @@ _GEMMA_DEFAULTS: Mapping[str, object] = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
     "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
-_STEPPED: Mapping[str, object] = {
-    "decoder_sparse_step": 1, "mlp_only_layers": (), "norm_topk_prob": False,
-    "use_sliding_window": False, "sliding_window": 4096,
 }  # fmt: skip
 
 LLAMA = Family(
@@ -58,7 +56,7 @@ GEMMA2 = Family(
     options=frozenset(
         {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
     ),
-    ignored=frozenset({"hidden_act"}),
+    ignored=frozenset({"hidden_act", "sliding_window_size"}),
     defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )  # fmt: skip
 GEMMA3 = Family(
@@ -76,7 +74,7 @@ GEMMA3 = Family(
 )  # fmt: skip
 PHI3 = Family(
     model_type="phi3", architecture="Phi3ForCausalLM",
-    fused=True,
+    fused=True, mlp=MlpRule(gate_up=("gate_up_proj",)),
     window=WindowRule(),
     partial_rotary=True, rope_aliases={"su": "longrope", "yarn": "longrope"},
     fixed={"full_attn_mod": 1, "interpolate_factor": 1},
@@ -102,77 +100,113 @@ GRANITE = Family(
     ),
     defaults={**NO_HEADS, "attention_multiplier": 1.0},
 )  # fmt: skip
-MIXTRAL = Family(
-    model_type="mixtral", architecture="MixtralForCausalLM",
-    window=WindowRule(),
-    mixture=MixtureRule(
-        size_key="intermediate_size", count_key="num_local_experts", renormalise="always",
-        block="block_sparse_moe.", gate="w1", up="w3", down="w2",
-    ),
+GEMMA = Family(
+    model_type="gemma", architecture="GemmaForCausalLM",
+    qkv_bias="attention_bias", output_bias="attention_bias", norms=Norms(plus_one=True),
+    embedding_sqrt=True, activation_aliases={"gelu": "gelu_pytorch_tanh"},
+    ignored=frozenset({"hidden_activation"}),
     defaults={
-        "num_key_value_heads": 8, "head_dim": None, "sliding_window": None,
-        "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True,
     },
 )  # fmt: skip
-QWEN2_MOE = Family(
-    model_type="qwen2_moe", architecture="Qwen2MoeForCausalLM",
-    qkv_bias="qkv_bias",
-    window=WindowRule(flag="use_sliding_window", typed=True, full_every=2, bound="below"),
-    mixture=MixtureRule(
-        size_key="moe_intermediate_size", renormalise="norm_topk_prob", shared=True, stepped=True
-    ),
+OLMO3 = replace(
+    OLMO2,
+    model_type="olmo3", architecture="Olmo3ForCausalLM",
+    window=WindowRule(typed=True, full_every=4), local_rope=True,
     defaults={
-        **_STEPPED, "num_key_value_heads": 16, "head_dim": None, "qkv_bias": True,
-        "max_window_layers": 28, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
-        "shared_expert_intermediate_size": 5632,
+        **OLMO2.defaults, "sliding_window": 4096,
+        "rope_theta": 500_000.0, "rope_local_base_freq": 500_000.0,
     },
 )  # fmt: skip
-QWEN3_MOE = Family(
-    model_type="qwen3_moe", architecture="Qwen3MoeForCausalLM",
-    qkv_bias="attention_bias", output_bias="attention_bias", qk_norm="head",
-    window=WindowRule(flag="use_sliding_window"),
-    mixture=MixtureRule(
-        size_key="moe_intermediate_size", renormalise="norm_topk_prob", stepped=True
-    ),
-    ignored=frozenset({"max_window_layers"}),
+EXAONE4 = Family(
+    model_type="exaone4", architecture="Exaone4ForCausalLM",
+    qk_norm="head", norms=OLMO2.norms,
+    window=WindowRule(typed=True, full_every=4, full_every_key="sliding_window_pattern"),
+    unturned="full_attention",
     defaults={
-        **_STEPPED, "num_key_value_heads": 4, "head_dim": None,
-        "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+        "num_key_value_heads": 32, "head_dim": None, "rms_norm_eps": 1e-5, "sliding_window": 4096
     },
 )  # fmt: skip
-GPT_OSS = Family(
-    model_type="gpt_oss", architecture="GptOssForCausalLM",
-    qkv_bias="attention_bias", output_bias="attention_bias", sinks=True,
-    window=_EVEN_WINDOWS,
-    mixture=MixtureRule(
-        size_key="intermediate_size", count_key="num_local_experts", softmax="after",
-        router="router", biased=True,
-        forms=("stacked", "mxfp4"), transposed=True, interleaved=True,
-    ),
-    activation="swiglu_oai", fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
-    ignored=frozenset({"experts_per_token", "initial_context_length"}),
+SMOLLM3 = replace(
+    LLAMA,
+    model_type="smollm3", architecture="SmolLM3ForCausalLM",
+    window=WindowRule(flag="use_sliding_window", typed=True, bound="unturned"),
+    unturned="no_rope_layers", ignored=frozenset({"max_window_layers"}),
     defaults={
-        "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True, "sliding_window": 128,
-        "num_experts_per_tok": 4, "rms_norm_eps": 1e-5, "rope_theta": 150_000.0,
+        "num_key_value_heads": 4, "head_dim": None, "sliding_window": None,
+        "use_sliding_window": False, "no_rope_layer_interval": 4, "rope_theta": 2_000_000.0,
+        "tie_word_embeddings": True,
+    },
+)  # fmt: skip
+SEED_OSS = replace(
+    LLAMA,
+    model_type="seed_oss", architecture="SeedOssForCausalLM",
+    output_bias="attention_out_bias",
+    ignored=frozenset({"residual_dropout"}),
+    defaults={"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True},
+)  # fmt: skip
+MINISTRAL = replace(
+    MISTRAL,
+    model_type="ministral", architecture="MinistralForCausalLM", window=WindowRule(typed=True),
+)  # fmt: skip
+MINISTRAL3 = replace(
+    MISTRAL,
+    model_type="ministral3", architecture="Ministral3ForCausalLM",
+    options=frozenset({"llama_4_scaling_beta"}),
+    ignored=frozenset({"layer_types"}),
+    defaults={
+        "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, "rms_norm_eps": 1e-5,
         "rope_parameters": {
-            "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
-            "truncate": False, "original_max_position_embeddings": 4096,
+            "type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0,
+            "original_max_position_embeddings": 16_384, "beta_fast": 32.0, "beta_slow": 1.0,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
         },
     },
+)  # fmt: skip
+QWEN2_5_VL = replace(
+    QWEN2,
+    model_type="qwen2_5_vl_text", architecture="Qwen2_5_VLForConditionalGeneration",
+    rope_aliases={"mrope": "default"},
+    defaults={
+        **QWEN2.defaults, "num_key_value_heads": 8, "max_window_layers": 80,
+        "rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0,
+    },
+)  # fmt: skip
+QWEN2_VL = replace(
+    QWEN2_5_VL, model_type="qwen2_vl_text", architecture="Qwen2VLForConditionalGeneration"
+)
+QWEN3_VL = replace(
+    QWEN3,
+    model_type="qwen3_vl_text", architecture="Qwen3VLForConditionalGeneration",
+    window=None, rope_aliases={"mrope": "default"},
+    defaults={"num_key_value_heads": 32, "head_dim": 128, "rope_theta": 500_000.0},
+)  # fmt: skip
+GLM = Family(
+    model_type="glm", architecture="GlmForCausalLM",
+    qkv_bias="attention_bias",
+    mlp=MlpRule(gate_up=("gate_up_proj",)),
+    partial_rotary=True, interleaved_rope=True,
+    defaults={
+        "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True,
+        "partial_rotary_factor": 0.5, "rms_norm_eps": 1.5625e-7,
+    },
+)  # fmt: skip
+GLM4 = replace(
+    GLM,
+    model_type="glm4", architecture="Glm4ForCausalLM",
+    norms=Norms(
+        after_attention="post_self_attn_layernorm", before_mlp="post_attention_layernorm",
+        after_mlp="post_mlp_layernorm",
+    ),
 )  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
     family.model_type: family
     for family in (
         LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA2, GEMMA3, PHI3, OLMO2, GRANITE,
-        MIXTRAL, QWEN2_MOE, QWEN3_MOE, GPT_OSS,
+        *MIXTURES, GEMMA, OLMO3, EXAONE4, SMOLLM3, SEED_OSS, MINISTRAL, MINISTRAL3,
+        QWEN2_VL, QWEN2_5_VL, QWEN3_VL,
+        GLM, GLM4, *LAYER_NORMED,
     )
 }  # fmt: skip
-WRAPPERS: Mapping[str, Wrapper] = {
-    "gemma3": Wrapper(
-        model_type="gemma3",
-        architecture="Gemma3ForConditionalGeneration",
-        keys=frozenset({"vision_config", "mm_tokens_per_image", "boi_token_index"})
-        | {"eoi_token_index", "image_token_index"},
-    )
-}

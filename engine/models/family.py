@@ -7,17 +7,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from engine.models.route import Softmax
 from engine.ops.contract import Activation
 
-BiasRule = Literal["never", "always", "attention_bias", "qkv_bias", "mlp_bias"]
-"""The last three: as that key of config.json says."""
-QkNorm = Literal["none", "head", "full"]
-"""RMS norm of q and k before the rotation: each head alone, or all heads as one row."""
+BiasRule = Literal[
+    "never", "always", "attention_bias", "attention_out_bias", "qkv_bias", "mlp_bias",
+    "use_bias", "use_qkv_bias", "lm_head_bias",
+]  # fmt: skip
+"""All but the first two: as that key of config.json says."""
+ParallelRule = Literal["never", "always", "use_parallel_residual"]
+"""MLP and attention take the same norm's answer, and the residual both of theirs; the last: where
+that key is true."""
+QkNorm = Literal["none", "head", "full", "layer", "layers"]
+"""RMS norm of q and k before the rotation: each head alone, or all heads as one row. Layer norms
+of each head with a weight of its own: one tensor (Cohere), or one for each head (StableLM)."""
 
-ExpertForm = Literal["each", "stacked", "mxfp4"]
+ExpertForm = Literal["each", "stacked", "mxfp4", "granite"]
 """How experts lie in a checkpoint: a tensor per expert and linear, as most are published; all
 experts of a layer in one tensor, as GPT-OSS is, and the others where transformers 5 saved them in
-its own form; stacked MXFP4 blocks and scales."""
+its own form; stacked MXFP4 blocks and scales; stacked under the names of Granite."""
+Unturned = Literal["never", "no_rope_layers", "position_embedding_type", "full_attention"]
+"""Layers without a rope: as that key of config.json says, or those without a window in a model that
+has windows (EXAONE 4)."""
+_UNTURNED_KEYS: Mapping[Unturned, frozenset[str]] = {
+    "no_rope_layers": frozenset({"no_rope_layers", "no_rope_layer_interval"}),
+    "position_embedding_type": frozenset({"position_embedding_type"}),
+}
+
+
+NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +48,10 @@ class Norms:
     after_mlp: str | None = None
     plus_one: bool = False
     """The stored weight is that of the norm less one, q's and k's norms included (Gemma)."""
+    centred: bool = False
+    """Layer norms, not RMS norms."""
+    bias: bool = False
+    eps_key: Literal["rms_norm_eps", "layer_norm_eps", "norm_epsilon"] = "rms_norm_eps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +66,29 @@ class WindowRule:
     """Every so manieth layer sees all."""
     full_every_key: str | None = None
     """Key that goes before `full_every`."""
-    bound: Literal["none", "from", "below"] = "none"
-    """Only layers from, or below, `max_window_layers`."""
+    bound: Literal["none", "from", "below", "unturned"] = "none"
+    """Only layers from, or below, `max_window_layers`; only those that `no_rope_layers` names."""
 
     @property
     def keys(self) -> frozenset[str]:
         names = {"sliding_window", self.flag, self.full_every_key}
         names |= {"layer_types"} if self.typed else set()
-        names |= {"max_window_layers"} if self.bound != "none" else set()
+        names |= {"max_window_layers"} if self.bound in ("from", "below") else set()
         return frozenset(name for name in names if name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpRule:
+    """An MLP, below a layer's prefix or that of its experts."""
+
+    size_key: str = "intermediate_size"
+    block: str = "mlp."
+    gate_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    """One name: gate, then up, are one tensor, or of an MLP without a gate up alone."""
+    gated: bool = True
+    down: str = "down_proj"
+    gate: str | None = None
+    """Of an expert that all tokens share: it is weighed by the sigmoid of this linear."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +99,20 @@ class MixtureRule:
     """Features of one expert."""
     count_key: str = "num_experts"
     """How many there are; transformers 5 writes and reads either name for some families."""
-    softmax: Literal["before", "after"] = "before"
-    """Router: softmax over all experts and then the best, or over the best only."""
+    softmax: Softmax = "before"
     renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
-    shared: bool = False
-    """An expert for every token, weighed by a sigmoid gate (Qwen2-MoE)."""
+    shared: MlpRule | None = None
+    """An expert for every token; one of size 0 is not there."""
     stepped: bool = False
     """`decoder_sparse_step` and `mlp_only_layers` leave some layers dense."""
     forms: tuple[ExpertForm, ...] = ("each", "stacked")
     block: str = "mlp."
-    """Where router and experts of the form "each" are; the others' are always in `mlp.`."""
+    """Where router and experts are."""
+    stacked_block: str = "mlp."
+    """Where they are in the forms "stacked" and "mxfp4"."""
     router: str = "gate"
+    stacked_router: str | None = None
+    """Its name in the form "stacked", where it is another."""
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
@@ -87,8 +126,9 @@ class MixtureRule:
     @property
     def keys(self) -> frozenset[str]:
         names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names |= {"router_jitter_noise"} if self.softmax == "sparsemixer" else set()
         names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
-        names |= {"shared_expert_intermediate_size"} if self.shared else set()
+        names |= {self.shared.size_key} if self.shared else set()
         names |= {"decoder_sparse_step", "mlp_only_layers"} if self.stepped else set()
         return frozenset(names)
 
@@ -103,7 +143,7 @@ class Family:
     qk_norm: QkNorm = "none"
     norms: Norms = field(default_factory=Norms)
     fused: bool = False
-    """`qkv_proj` and `gate_up_proj` are one tensor each in the checkpoint."""
+    """q, k and v are one tensor `qkv_proj` in the checkpoint."""
     sinks: bool = False
     window: WindowRule | None = None
     mixture: MixtureRule | None = None
@@ -124,18 +164,35 @@ class Family:
     """Keys that transformers does not read for this family."""
     defaults: Mapping[str, object] = field(default_factory=dict)
     """What absent keys mean; a key neither here nor in the checkpoint is missing."""
+    unturned: Unturned = "never"
+    mlp: MlpRule = field(default_factory=MlpRule)
+    """Of dense layers."""
+    activation_aliases: Mapping[str, str] = field(default_factory=dict)
+    stateless: bool = False
+    """`layer_types` must say that every layer is attention: others keep a state (Granite 4)."""
+    interleaved_rope: bool = False
+    """Dims 2 i and 2 i + 1 of a head turn together (GLM, Cohere)."""
+    qk_norm_key: Literal["use_qk_norm", "qk_layernorm"] | None = None
+    """Key that must be true for `qk_norm`."""
+    parallel: ParallelRule = "never"
+    head_bias: BiasRule = "never"
 
     @property
     def keys(self) -> frozenset[str]:
         """Keys of config.json that change what this family computes."""
-        biases = {self.qkv_bias, self.output_bias, self.mlp_bias} - {"never", "always"}
+        flags = {self.qkv_bias, self.output_bias, self.mlp_bias, self.head_bias, self.parallel}
+        flags -= {"never", "always"}
         return (
-            frozenset({*biases, *self.fixed, self.activation_key})
+            frozenset({*flags, *self.fixed, self.activation_key, self.norms.eps_key})
+            | ({self.qk_norm_key} if self.qk_norm_key else set())
             | self.options
             | (self.window.keys if self.window else frozenset())
             | (self.mixture.keys if self.mixture else frozenset())
             | ({"partial_rotary_factor"} if self.partial_rotary else set())
             | ({"rope_local_base_freq"} if self.local_rope else set())
+            | _UNTURNED_KEYS.get(self.unturned, frozenset())
+            | ({"layer_types"} if self.stateless else set())
+            | {self.mlp.size_key}
             | ({"quantization_config"} if self.mixture and "mxfp4" in self.mixture.forms else set())
         )
 
@@ -148,3 +205,7 @@ class Wrapper:
     architecture: str
     keys: frozenset[str]
     """Keys beside `text_config` that describe what is not served."""
+    tied: bool = False
+    """What an absent `tie_word_embeddings` means; a head that is stored and differs is not tied."""
+    flat: bool = False
+    """Published with the text's keys beside the others, without a `text_config`."""

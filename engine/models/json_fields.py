@@ -1,10 +1,13 @@
 """Typed access to the JSON files of a checkpoint; every error names the file and the key."""
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 
 from protocol.errors import CheckpointError
+
+MAX_SIZE = 1 << 31
 
 
 class Fields:
@@ -34,7 +37,9 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # 4096.0, as some tools write it
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
             raise self.error(key, f"must be a positive integer, is {value!r}")
         return value
 
@@ -48,7 +53,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not isfinite(value):
             raise self.error(key, f"must be a number, is {value!r}")
         return float(value)
 

@@ -14,13 +14,17 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.config import ModelConfig
-from engine.models.parts import Parts
+from engine.models.parts import Parts, Turns
 from engine.models.rope import frequencies, rotations
-from engine.ops.contract import Ops
+from engine.ops.contract import Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 class Model:
@@ -45,39 +49,48 @@ class Model:
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
-        turns = [
-            rotations(freq_R, inputs.positions_T, attention_factor=factor)
-            for freq_R, factor in self._ropes
-        ]
+        turns = self.turns(inputs.positions_T)
         x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
         delta_TK: Tensor | None = None
         for layer in layers:
             # From the last mixer on only the rows asked for matter.
             rows_R = inputs.rows_R if layer is layers[-1] else None
-            normed_TK = self._normed(x_TK, delta_TK, layer.norm_K)
+            normed_TK = self._normed(x_TK, delta_TK, layer.norm)
             mixed_TK = layer.mixer(normed_TK, inputs, pool, turns, rows_R)
             if mixed_TK is None:  # the KV is all that was asked for
                 return torch.empty(0, self.config.vocab_size, device=self.device)
             x_TK = x_TK if rows_R is None else x_TK[rows_R]
-            delta_TK = self._after(mixed_TK, layer.after_mixer_K)
-            normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm_K)
-            delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp_K)
-        return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm_K))
+            delta_TK = self._after(mixed_TK, layer.after_mixer)
+            if layer.parallel:
+                normed_TK = normed_TK if rows_R is None else normed_TK[rows_R]
+                x_TK.add_(delta_TK, alpha=self.config.residual_scale)
+            else:
+                normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm)
+            delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp)
+        return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm))
+
+    def turns(self, positions_T: Tensor) -> Turns:
+        """What these positions do to the heads of every layer."""
+        growth = self.config.query_growth
+        return Turns(
+            rotations=tuple(
+                rotations(freq_R, positions_T, attention_factor=factor)
+                for freq_R, factor in self._ropes
+            ),
+            growth_T1=None if growth is None else growth.at(positions_T),
+        )
 
     def _embedded(self, token_ids_T: Tensor) -> Tensor:
         x_TK = F.embedding(token_ids_T, self._parts.embedding_VK).float()
         scale = self._parts.embedding_scale
         return x_TK if scale == 1 else x_TK * scale
 
-    def _normed(self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None) -> Tensor:
-        scale = self.config.residual_scale
-        return self.ops.norm(x_TK, delta_TK, weight_K, self.config.norm_eps, delta_scale=scale)
+    def _normed(self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None) -> Tensor:
+        return self.ops.norm(x_TK, delta_TK, norm, delta_scale=self.config.residual_scale)
 
-    def _after(self, y_TK: Tensor, weight_K: Tensor | None) -> Tensor:
+    def _after(self, y_TK: Tensor, norm: Norm | None) -> Tensor:
         """What is added to the residual: the mixer's or the MLP's answer, perhaps normed."""
-        if weight_K is None:
-            return y_TK
-        return self.ops.post_norm(y_TK, weight_K, self.config.norm_eps)
+        return y_TK if norm is None else self.ops.post_norm(y_TK, norm)
 
     def _logits(self, x_RK: Tensor) -> Tensor:
         logits_RV = self._parts.head(x_RK).float()

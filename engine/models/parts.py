@@ -2,15 +2,16 @@
 
 # Shapes: T tokens, R rows whose answer is asked for, K hidden size, V vocabulary, J experts of a
 # token.
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
-from engine.ops.contract import Activation, Experts, Linear, Ops
+from engine.models.route import Softmax, route
+from engine.ops.contract import Activation, Experts, Linear, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
 
@@ -26,14 +27,26 @@ class Mlp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shared:
-    """The expert of all tokens, weighed by a sigmoid of its gate."""
-
-    mlp: Mlp
-    gate: Linear  # float32 to one feature
+class UngatedMlp:
+    ops: Ops
+    activation: Activation
+    up: Linear
+    down: Linear
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        return torch.sigmoid(self.gate(x_TK.float())) * self.mlp(x_TK)
+        return self.down(self.ops.activated(self.up(x_TK), self.activation))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """The expert of all tokens, perhaps weighed by a sigmoid of its gate."""
+
+    mlp: Mlp
+    gate: Linear | None  # float32 to one feature
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        y_TK = self.mlp(x_TK)
+        return y_TK if self.gate is None else torch.sigmoid(self.gate(x_TK.float())) * y_TK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +56,9 @@ class Mixture:
     router: Linear  # float32
     experts: Experts
     per_token: int
-    softmax: Literal["before", "after"]
+    softmax: Softmax
     renormalise: bool
+    jitter: float
     shared: Shared | None
 
     def __call__(self, x_TK: Tensor) -> Tensor:
@@ -53,9 +67,20 @@ class Mixture:
             per_token=self.per_token,
             softmax=self.softmax,
             renormalise=self.renormalise,
+            jitter=self.jitter,
         )
         y_TK = self.experts(x_TK, ids_TJ, weights_TJ)
         return y_TK if self.shared is None else (y_TK + self.shared(x_TK)).to(x_TK.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turns:
+    """What the positions of a step's tokens do to their heads."""
+
+    rotations: tuple[Tensor, ...]
+    """Of each of the model's ropes."""
+    growth_T1: Tensor | None
+    """Of the queries; float32."""
 
 
 class Mixer(Protocol):
@@ -63,25 +88,26 @@ class Mixer(Protocol):
     do not: attention today (`engine.models.mixers`), another kind is another class."""
 
     def __call__(
-        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Sequence[Tensor],
+        self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Turns,
         rows_R: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """[T, K] in io_dtype; what later tokens need of these is in the pool then. `turns` are
-        the rotations of each of the model's ropes; of `rows_R` (None: all) alone an answer is
-        asked for, [R, K], and None of none."""
+        """[T, K] in io_dtype; what later tokens need of these is in the pool then. Of `rows_R`
+        (None: all) alone an answer is asked for, [R, K], and None of none."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer; a norm that is None is not there. Norms are float32."""
+    """One layer; a norm that is None is not there."""
 
-    norm_K: Tensor | None
+    norm: Norm | None
     mixer: Mixer
-    after_mixer_K: Tensor | None
-    mlp_norm_K: Tensor | None
+    after_mixer: Norm | None
+    mlp_norm: Norm | None
     mlp: Callable[[Tensor], Tensor]
-    after_mlp_K: Tensor | None
+    after_mlp: Norm | None
+    parallel: bool
+    """The MLP takes what the mixer takes, and neither the other's answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,24 +117,5 @@ class Parts:
     embedding_VK: Tensor
     embedding_scale: float
     layers: tuple[Layer, ...]
-    final_norm_K: Tensor
+    final_norm: Norm
     head: Linear
-
-
-def route(
-    logits_TE: Tensor, *, per_token: int, softmax: Literal["before", "after"], renormalise: bool
-) -> tuple[Tensor, Tensor]:
-    """The experts of each token and their weights: ids int64 [T, J], weights float32 [T, J].
-
-    `softmax` over all experts before the best are taken, or over the best after; `renormalise`
-    makes a token's weights sum to one.
-    """
-    scores_TE = logits_TE.float()
-    if softmax == "before":
-        scores_TE = scores_TE.softmax(-1)
-    weights_TJ, ids_TJ = scores_TE.topk(per_token, dim=-1)
-    if softmax == "after":
-        weights_TJ = weights_TJ.softmax(-1)
-    if renormalise:
-        weights_TJ = weights_TJ / weights_TJ.sum(-1, keepdim=True)
-    return ids_TJ, weights_TJ

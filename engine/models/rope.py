@@ -1,8 +1,8 @@
 """Rotary position embedding: which kinds there are, and their frequencies.
 
-Follows transformers' modeling_rope_utils so that logits agree, but for one choice: LongRoPE's
-frequencies never change with the length of a sequence (docs/decisions/0009). `dynamic`, which does
-nothing else, is refused by name.
+Follows transformers' modeling_rope_utils so that logits agree, but for one choice: frequencies
+never change with the length of a sequence, those of LongRoPE and dynamic scaling follow that of the
+context (docs/decisions/0011).
 """
 
 # Shapes: T tokens, D head dim, R dims that turn.
@@ -14,7 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-RopeKind = Literal["default", "linear", "llama3", "yarn", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
+
+FOLLOWING: frozenset[RopeKind] = frozenset({"dynamic", "longrope"})
+"""Those whose frequencies follow the length of the context."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,7 @@ class Rope:
 
     kind: RopeKind = "default"
     theta: float = 10_000.0
+    """Of dynamic scaling: already raised for the context."""
     share: float = 1.0
     """Of a head's dims, the first that turn (`partial_rotary_factor`)."""
     factor: float = 1.0
@@ -32,10 +36,33 @@ class Rope:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
+    extrapolation_factor: float = 1.0
+    """YaRN: how much of the unscaled frequency the fast dims keep."""
+    long: bool = False
+    """LongRoPE and dynamic: the context is beyond the original, and so are the frequencies."""
     dim_factors: tuple[float, ...] = ()
     """LongRoPE (arXiv 2402.13753): each pair's frequency is divided by its factor."""
     attention_factor: float = 1.0
     """Multiplies cos and sin: q·k grows by its square (YaRN, arXiv 2309.00071)."""
+
+    def __str__(self) -> str:
+        if self.kind == "default":
+            return f"default, theta {self.theta:g}"
+        reach = f"{self.kind}, factor {self.factor:g} of {self.original_max_tokens} tokens"
+        return f"{reach}, long" if self.long else reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """Queries grow with the logarithm of their position, by steps (Llama 4, Ministral 3)."""
+
+    beta: float
+    step_tokens: int
+
+    def at(self, positions_T: Tensor) -> Tensor:
+        """float32 [T, 1]; 1 within the first step."""
+        steps_T = torch.floor(positions_T / self.step_tokens)
+        return (1 + self.beta * torch.log1p(steps_T))[:, None]
 
 
 def rotary_dim(rope: Rope, *, head_dim: int) -> int:
@@ -49,7 +76,7 @@ def frequencies(rope: Rope, *, head_dim: int) -> Tensor:
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     freq = 1.0 / rope.theta**exponents
     match rope.kind:
-        case "default":
+        case "default" | "dynamic":
             return freq
         case "linear":
             return freq / rope.factor
@@ -78,6 +105,12 @@ def yarn_attention_factor(
     if mscale and mscale_all_dim:
         return scale(mscale) / scale(mscale_all_dim)
     return scale(1.0)
+
+
+def dynamic_theta(theta: float, *, factor: float, stretch: float, dim: int) -> float:
+    """The base for a context `stretch` times the original: dynamic NTK scaling of `dim` dims that
+    turn, as transformers computes it for a sequence of that length."""
+    return theta * math.pow(factor * stretch - (factor - 1), dim / (dim - 2))
 
 
 def longrope_attention_factor(factor: float, *, original_max_tokens: int) -> float:
@@ -113,4 +146,5 @@ def _yarn(freq: Tensor, rope: Rope, *, dim: int) -> Tensor:
     if low == high:
         high += 0.001  # as transformers: no division by zero
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    return freq / rope.factor * ramp + freq * (1 - ramp)
+    kept = (1 - ramp) * rope.extrapolation_factor
+    return freq / rope.factor * (1 - kept) + freq * kept

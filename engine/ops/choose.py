@@ -35,6 +35,8 @@ def _cpu_ops(dtype: torch.dtype, *, required: bool) -> Ops:
     from engine.ops.cpu.ops import NativeOps
 
     try:
+        if dtype == torch.float16:
+            raise NoKernels("those for CPUs have no float16")
         kernels = load()
     except NoKernels as error:
         if required:

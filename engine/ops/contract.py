@@ -33,6 +33,17 @@ SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """An RMS norm (Zhang, Sennrich 2019), or a layer norm (Ba et al. 2016)."""
+
+    weight_K: Tensor  # float32
+    eps: float
+    centred: bool = False
+    """A layer norm: a row loses its mean first."""
+    bias_K: Tensor | None = None  # float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShape:
     """How one layer splits its qkv, what it does to the heads, and where their KV lies."""
 
@@ -54,6 +65,8 @@ class HeadShape:
     """float32: [D] norms each head alone, [H D] all heads as one row."""
     k_norm: Tensor | None = None
     """[D] or [G D]."""
+    centred_norms: bool = False
+    """Layer norms of each head alone, a weight for each: [H D] and [G D]."""
     sinks_H: Tensor | None = None
     """float32: a score per head that takes part in the softmax and brings no value (GPT-OSS)."""
 
@@ -93,15 +106,14 @@ class Ops(Protocol):
         ...
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
-        delta_scale: float = 1.0,
-    ) -> Tensor:  # fmt: skip
-        """Adds `delta_scale * delta` to the residual `x` in place; the RMS norm of the sum, or
-        without a weight the sum, in io_dtype."""
+        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+    ) -> Tensor:
+        """Adds `delta_scale * delta` to the residual `x` in place; the norm of the sum, or without
+        one the sum, in io_dtype."""
         ...
 
-    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        """The RMS norm of what an attention or an MLP answers, in io_dtype."""
+    def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
+        """The norm of what an attention or an MLP answers, in io_dtype."""
         ...
 
     def rotate_and_store(
@@ -121,4 +133,8 @@ class Ops(Protocol):
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, F] of [T, 2 F]: the first half is the gate."""
+        ...
+
+    def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:
+        """[T, F]: as a gate, of ones. Not "swiglu_oai"."""
         ...

@@ -23,6 +23,7 @@ from engine.ops.contract import (
     ExpertWeights,
     HeadShape,
     Linear,
+    Norm,
 )
 from engine.ops.inputs import ForwardInputs
 
@@ -88,16 +89,15 @@ class TorchOps:
         return LoopedExperts(pairs, partial(self.gated, activation=activation))
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
-        delta_scale: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+    ) -> Tensor:
         if delta_TK is not None:
             x_TK.add_(delta_TK, alpha=delta_scale)
-        normed_TK = x_TK if weight_K is None else rms_norm(x_TK, weight_K, eps)
-        return normed_TK.to(self.io_dtype, copy=weight_K is None)
+        return x_TK.to(self.io_dtype, copy=True) if norm is None else self.post_norm(x_TK, norm)
 
-    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        return rms_norm(y_TK.float(), weight_K, eps).to(self.io_dtype)
+    def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
+        normed_TK = _normed(y_TK.float(), norm.weight_K, norm.eps, centred=norm.centred)
+        return (normed_TK if norm.bias_K is None else normed_TK + norm.bias_K).to(self.io_dtype)
 
     def rotate_and_store(
         self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
@@ -105,14 +105,18 @@ class TorchOps:
     ) -> None:  # fmt: skip
         sizes = [heads.num_heads, heads.num_kv_heads, heads.num_kv_heads]
         q_THD, k_TGD, v_TGD = torch.split(qkv.view(len(qkv), -1, heads.head_dim), sizes, dim=1)
-        q_THD.copy_(_turned(q_THD, heads.q_norm, rotations_T2D, heads.norm_eps))
-        k_TGD = _turned(k_TGD, heads.k_norm, rotations_T2D, heads.norm_eps)
+        q_THD.copy_(_turned(q_THD, heads.q_norm, rotations_T2D, heads))
+        k_TGD = _turned(k_TGD, heads.k_norm, rotations_T2D, heads)
         store_kv(pool.tensor[:, heads.layer], k_TGD, v_TGD, inputs.slots_GT[heads.group])
 
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         q_THD = qkv.view(len(qkv), -1, heads.head_dim)[:, : heads.num_heads]
         out_THD = paged_attention(q_THD, pool.tensor[:, heads.layer], inputs, heads)
         return out_THD.flatten(1)
+
+    def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:
+        assert activation != "swiglu_oai"
+        return F.silu(x_TF) if activation == "silu" else F.gelu(x_TF, approximate="tanh")
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)
@@ -128,21 +132,25 @@ class TorchOps:
                 assert_never(activation)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _normed(x: Tensor, weight: Tensor, eps: float, *, centred: bool = False) -> Tensor:
     """Over the last dim, in float32."""
+    x = x - x.mean(-1, keepdim=True) if centred else x
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
 def _turned(
-    x_THD: Tensor, weight: Tensor | None, rotations_T2D: Tensor | None, eps: float
+    x_THD: Tensor, weight: Tensor | None, rotations_T2D: Tensor | None, heads: HeadShape
 ) -> Tensor:
     """The heads normed, each alone or all as one row, and rotated: of the first R dims, dim r
     turns with dim r + R / 2."""
     x_THD = x_THD.float()
-    if weight is not None and len(weight) == x_THD.shape[-1]:
-        x_THD = rms_norm(x_THD, weight, eps)
+    if weight is not None and heads.centred_norms:
+        weight_HD = weight.view(-1, heads.head_dim)
+        x_THD = _normed(x_THD, weight_HD, heads.norm_eps, centred=True)
+    elif weight is not None and len(weight) == heads.head_dim:
+        x_THD = _normed(x_THD, weight, heads.norm_eps)
     elif weight is not None:
-        x_THD = rms_norm(x_THD.flatten(1), weight, eps).view(x_THD.shape)
+        x_THD = _normed(x_THD.flatten(1), weight, heads.norm_eps).view(x_THD.shape)
     if rotations_T2D is None:
         return x_THD
     cos, sin = rotations_T2D[:, None, 0], rotations_T2D[:, None, 1]

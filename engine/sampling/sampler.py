@@ -12,8 +12,9 @@ logit_bias; min_tokens bans the tokens that would end the text; temperature; min
 what is left. Logprobs are of the model's own distribution, before all of it. NaN is never chosen
 and counts as -inf; when the bans leave nothing they are lifted; a row with no finite logit among
 those allowed (damaged weights or KV) has no token, and the other rows theirs.
-Temperature, min_p and top_p count as float32. In numpy, not torch: sums do not depend on the number
-of threads.
+A finite score stays finite, whatever the penalties: beyond float32 it is its largest.
+Temperature, min_p, top_p, penalties and bias count as float32. In numpy, not torch: sums do not
+depend on the number of threads.
 """
 
 # Shapes: R rows, V vocabulary, C candidates left by the filters.
@@ -34,11 +35,25 @@ Ids = NDArray[np.int64]
 
 GREEDY_BELOW = 1e-5
 """A temperature this low is 0: dividing by it would overflow."""
+MOST = float(np.finfo(np.float32).max)
 _FEW = 16
 """All words of a vocabulary cost less than those of this part of it, one by one."""
 _MOST_LIKELY = 256
 """Candidates top_p looks at before it sorts the whole vocabulary, and whose noise is drawn before
 that of the others."""
+
+
+def as_float32(value: float) -> float:
+    """The nearest that is finite; of NaN, the least."""
+    return float(np.float32(max(-MOST, min(value, MOST))))
+
+
+def biases(sampling: Sampling) -> dict[int, float]:
+    """By token, each of which may be named twice."""
+    sums: dict[int, float] = {}
+    for token_id, bias in sampling.logit_bias:
+        sums[token_id] = sums.get(token_id, 0.0) + bias
+    return {token_id: as_float32(bias) for token_id, bias in sums.items()}
 
 
 def sample_tokens(
@@ -73,13 +88,17 @@ def sample_token(
     scores_V = _shaped(allowed_V, chunk, sampling, eos_token_ids)
     if not (scores_V > -np.inf).any():
         scores_V = allowed_V
-    if sampling.temperature < GREEDY_BELOW:
+    if _is_greedy(sampling):
         token_id = int(scores_V.argmax())
     else:
         token_id = _draw(scores_V, sampling, chunk.position)
     if sampling.num_logprobs is None:
         return SampledToken(token_id=token_id)
     return _with_logprobs(token_id, raw_V, sampling.num_logprobs)
+
+
+def _is_greedy(sampling: Sampling) -> bool:
+    return as_float32(sampling.temperature) < as_float32(GREEDY_BELOW)
 
 
 def _is_plain_greedy(chunk: Chunk) -> bool:
@@ -89,7 +108,7 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
     banned = not s.may_end(chunk.num_outputs)
     return not (
-        s.temperature >= GREEDY_BELOW
+        not _is_greedy(s)
         or penalised
         or banned
         or s.logit_bias
@@ -106,25 +125,37 @@ def _shaped(
     if sampling.repetition_penalty != 1:
         outputs = np.asarray(chunk.outputs, dtype=np.int64)
         seen = np.concatenate((np.asarray(chunk.prompt_ids, dtype=np.int64), outputs))
-        mine, penalty = scores_V[seen], np.float32(sampling.repetition_penalty)
-        scores_V[seen] = np.where(mine > 0, mine / penalty, mine * penalty)
+        mine, penalty = scores_V[seen], as_float32(sampling.repetition_penalty)
+        with np.errstate(all="ignore"):
+            _change(scores_V, seen, np.where(mine > 0, mine / penalty, mine * penalty))
     if chunk.outputs and (sampling.frequency_penalty != 0 or sampling.presence_penalty != 0):
         seen, counts = np.unique(np.asarray(chunk.outputs, dtype=np.int64), return_counts=True)
         malus = sampling.frequency_penalty * counts + sampling.presence_penalty
-        scores_V[seen] -= malus.astype(np.float32)
-    for token_id, bias in sampling.logit_bias:
-        scores_V[token_id] += np.float32(bias)
+        with np.errstate(all="ignore"):
+            malus = np.clip(malus, -MOST, MOST).astype(np.float32)
+            _change(scores_V, seen, scores_V[seen] - malus)
+    if sampling.logit_bias:
+        ids, bias = zip(*biases(sampling).items(), strict=True)
+        seen = np.array(ids, np.int64)
+        with np.errstate(all="ignore"):
+            _change(scores_V, seen, scores_V[seen] + np.array(bias, np.float32))
     if not sampling.may_end(chunk.num_outputs):
         enders = sampling.ending_ids(eos_token_ids)
         scores_V[[token_id for token_id in enders if token_id < len(scores_V)]] = -np.inf
     return scores_V
 
 
+def _change(scores_V: Floats, seen: Ids, changed: Floats) -> None:
+    """What was out stays out."""
+    before = scores_V[seen]
+    scores_V[seen] = np.where(before > -np.inf, np.clip(changed, -MOST, MOST), before)
+
+
 def _draw(scores_V: Floats, sampling: Sampling, position: int) -> int:
     with np.errstate(over="ignore"):  # a gap too wide for float32 is infinite
-        gaps_V = np.abs((scores_V.max() - scores_V) / np.float32(sampling.temperature))
-    if sampling.min_p > 0:
-        gaps_V[gaps_V > -np.log(np.float32(sampling.min_p))] = np.inf
+        gaps_V = np.abs((scores_V.max() - scores_V) / as_float32(sampling.temperature))
+    if (min_p := np.float32(as_float32(sampling.min_p))) > 0:
+        gaps_V[gaps_V > np.abs(np.log(min_p))] = np.inf
     ids_C = _candidates(gaps_V, sampling)
     gaps_C = gaps_V if ids_C is None else gaps_V[ids_C]
     index = _loudest(gaps_C, ids_C, sampling.seed, position)
@@ -179,7 +210,7 @@ def _masses(gaps_C: Floats) -> NDArray[np.float64]:
 def _num_reaching(gaps_C: Floats, top_p: float, *, total: float) -> int:
     """How many of the candidates, best first, it takes to hold top_p of the total mass."""
     held_C = _masses(gaps_C).cumsum()
-    return min(int((held_C < np.float32(top_p) * total).sum()) + 1, len(gaps_C))
+    return min(int((held_C < as_float32(top_p) * total).sum()) + 1, len(gaps_C))
 
 
 def _best(gaps_V: Floats, count: int) -> Ids:

@@ -10,7 +10,7 @@ a launched forward is recorded whatever happens; a lease or a fetch holds all it
 ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from typing import assert_never
 
@@ -18,9 +18,9 @@ from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.admission import SequenceAdmission
-from engine.scheduling.in_flight import InFlightSteps, Part
+from engine.scheduling.in_flight import InFlightSteps
 from engine.scheduling.running import Running
-from engine.scheduling.sequence_table import Effect, SequenceTable
+from engine.scheduling.sequence_table import COMPUTED_STATES, Effect, SequenceTable
 from engine.sequence import (
     Abandon,
     Complete,
@@ -169,13 +169,32 @@ class Scheduler:
             if asked:
                 self._append(sequence, sampled[sequence.id])
 
-    def fail_oldest(self, message: str) -> None:
-        """The oldest batch could not be computed: its sequences end, the others go on."""
-        self._fail(self._steps.pop_oldest_step(), message)
+    def undo_newest(self) -> None:
+        """The batch last made is as if it had never been, launched or not: none of its KV counts,
+        and its sequences are computed again."""
+        for sequence, start, _ in self._steps.pop_newest_step():
+            sequence.in_flight -= 1
+            if sequence.verdict is None:
+                sequence.num_launched = start
+            elif not sequence.in_flight:
+                self._table.drained(sequence)
 
-    def fail_newest(self, message: str) -> None:
-        """The batch last made could not be launched: its sequences end, the others go on."""
-        self._fail(self._steps.pop_newest_step(), message)
+    def schedule_alone(self, sequence_id: SequenceId) -> StepInput:
+        """What comes next of one sequence of a batch that was undone, beside nobody; empty if it
+        has ended since, or got on and needs a block. Nothing may be in flight."""
+        sequence = self._table.get(sequence_id)
+        if sequence is None or sequence.state not in COMPUTED_STATES:
+            return ()
+        if sequence.num_launched >= sequence.block_table.num_slots:
+            return ()
+        self._steps.begin_step()
+        return (self._steps.add_chunk(sequence, self._limits.token_budget),)
+
+    def fail(self, sequence_id: SequenceId, message: str) -> None:
+        """It cannot be computed here, even alone."""
+        sequence = self._table.get(sequence_id)
+        if sequence is not None and sequence.verdict is None:
+            self._table.finish(sequence, Fail("internal", message))
 
     def unsettled(self) -> list[tuple[Sequence, SampledToken]]:
         """One token of each sequence that has any, the last of its outputs. A step's tokens are
@@ -250,8 +269,8 @@ class Scheduler:
         return HandOver() if sequence.leases else None
 
     def _record_ended(self, sequence: Sequence, start: int, stop: int) -> None:
-        """What it has computed may still be found, unless a step before has failed; not what it
-        has computed of a token that nobody knows."""
+        """What it has computed may still be found, unless a step before gave it no token; not what
+        it has computed of a token that nobody knows."""
         if sequence.num_computed == start:
             sequence.num_computed = min(stop, sequence.num_tokens)
             self._seal_computed(sequence)
@@ -261,14 +280,6 @@ class Scheduler:
     def _seal_computed(self, sequence: Sequence) -> None:
         self._steps.seal_computed(sequence)
         sequence.block_table.drop_unreachable(sequence.num_computed)
-
-    def _fail(self, parts: Iterable[Part], message: str) -> None:
-        for sequence, _, _ in parts:
-            sequence.in_flight -= 1
-            if sequence.verdict is None:
-                self._table.finish(sequence, Fail("internal", message))
-            elif not sequence.in_flight:
-                self._table.drained(sequence)
 
     def _land(self, sequence: Sequence, landed: FetchLanded) -> None:
         """The KV of all its tokens is here, and with it the next token."""

@@ -44,6 +44,7 @@ class SequenceFreed:
     sequence: Sequence
 
 
+COMPUTED_STATES = (SequenceState.PREFILLING, SequenceState.DECODING)
 ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
 Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
 

@@ -70,7 +70,7 @@ class Source:
             memory=memory, layout=layout, worker=worker, epoch=epoch, compat=compat,
             lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, clock=clock,
         )  # fmt: skip
-        self._advertised_host = advertised_host or host
+        self._advertised_host = resolved(advertised_host or host)
         self._on_broken = on_broken
         self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
         """What to do once the engine's device has got that far, in order."""
@@ -233,5 +233,5 @@ class Source:
 def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, ...]:
     """Where sinks connect; a listener that has only a port is at `host`, whose name is looked up
     here: a sink would do it on the thread that renews its leases, and refuses."""
-    host = in_address(resolved(host))
+    host = in_address(host)
     return tuple(PlaneAddress(x.transport, x.address.replace("*", host, 1)) for x in listeners)

@@ -8,6 +8,7 @@ to one thread, except `Waker.wake`.
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -18,6 +19,8 @@ from protocol.errors import PeerLost, TransferError, WireError
 
 _QUEUE_MESSAGES = 4_096
 """Far more than any honest link has in flight: a few messages a fetch."""
+_MAX_SOCKETS = 16_383
+"""Of a sink: three for each source."""
 _LINGER_MS = 100
 _TURN_MESSAGES = 256
 _PING_MS = 2_000
@@ -129,6 +132,7 @@ class ControlServer(ControlEnd):
     def __init__(self, host: str) -> None:
         """Listen on a free port of `host`. Raises TransferError when it cannot."""
         self._context = zmq.Context(io_threads=1)
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._socket = self._context.socket(zmq.ROUTER)
         address = f"tcp://{in_address(host)}"
         _limit(self._socket, address)
@@ -168,7 +172,14 @@ class ControlContext:
         self._context = zmq.Context(io_threads=1)
 
     def connect(self, address: str) -> "ControlLink":
-        """Raises WireError for what is no address, TransferError without room for a socket."""
+        """Raises WireError for what is no address, TransferError without room for a socket. The
+        host is no name: it would be looked up on the thread of all links."""
+        host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            ip_address(host)
+        except ValueError as error:
+            why = f"control address {address!r}: no IP address: let the source advertise one"
+            raise WireError(why) from error
         try:
             sock = self._context.socket(zmq.DEALER)
         except zmq.ZMQError as error:

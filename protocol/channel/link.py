@@ -8,6 +8,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from protocol.channel.names import Names
 from protocol.channel.wire import (
     LINGER_MS,
     PING_S,
@@ -23,17 +24,26 @@ from protocol.ids import RouterId
 from protocol.messages import Hello, Ping, Registration, ToRouter, ToWorker, Welcome
 
 HANDSHAKE_S = 2.0
+MAX_SOCKETS = 16_383
+"""Of a router, three for each worker."""
+_NO_SOCKET = "no socket for its link"
 
 
 class WorkerLink:
     """`async with WorkerLink(address=..., router=...) as link` shakes hands, or raises PeerLost
-    (nobody there) or WireError (another version). Enter and leave it in the same task. `router`
-    must be unlike that of any other router process, a restarted one's included.
+    (nobody there, no socket left) or WireError (another version). Enter and leave it in the same
+    task. `router` must be unlike that of any other router process, a restarted one's included.
     """
 
     def __init__(
-        self, *, address: str, router: RouterId, silent_after_s: float = SILENT_AFTER_S
+        self,
+        *,
+        address: str,
+        router: RouterId,
+        silent_after_s: float = SILENT_AFTER_S,
+        names: Names | None = None,
     ) -> None:
+        self._names = names or Names()
         self._address = address
         self._router = router
         self._silent_after_s = silent_after_s
@@ -47,16 +57,13 @@ class WorkerLink:
     registration: Registration
 
     async def __aenter__(self) -> Self:
+        number = await self._names.resolve(self._address)
         self._heard = asyncio.get_running_loop().time()
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-        configure(self._socket)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
-        self._socket.setsockopt_string(zmq.IDENTITY, self._router)
-        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
-        self._monitor = self._socket.get_monitor_socket(events)
+        self._open_sockets()
         await self._tasks.__aenter__()
         try:
-            self._socket.connect(self._address)
+            self._socket.setsockopt(zmq.IPV6, "[" in number)
+            self._socket.connect(number)
             for run in (self._receive, self._watch, self._tend):
                 self._running.append(self._tasks.create_task(run(), name=f"link-{run.__name__}"))
             self.send_now(Hello(router=self._router, version=WIRE_VERSION))
@@ -71,6 +78,23 @@ class WorkerLink:
 
     async def __aexit__(self, *_: object) -> None:
         await self._close()
+
+    def _open_sockets(self) -> None:
+        context = zmq.asyncio.Context.instance()
+        context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)  # counts before the first one is made
+        try:
+            self._socket = context.socket(zmq.DEALER)
+        except zmq.ZMQError as error:
+            raise PeerLost(f"worker at {self._address}: {_NO_SOCKET}: {error}") from error
+        events = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED
+        try:
+            configure(self._socket)
+            self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+            self._socket.setsockopt_string(zmq.IDENTITY, self._router)
+            self._monitor = self._socket.get_monitor_socket(events)
+        except zmq.ZMQError as error:
+            self._socket.close(linger=0)
+            raise PeerLost(f"worker at {self._address}: {_NO_SOCKET}: {error}") from error
 
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost. Never waits for the worker. In the event loop's

@@ -1,27 +1,41 @@
 """Builds C kernels once per machine and loads them.
 
 A library lies in the user's cache under a name made of its sources, flags, compiler and CPU, so an
-old or foreign build is never loaded. Without a compiler there are no kernels: `load` raises
+old or foreign build is never loaded. Nor is one that another user owns or may write, or whose bytes
+are not those of the digest beside it: it is built again, where the cache itself belongs to another
+in a folder of this process's own. Without a compiler there are no kernels: `load` raises
 `NoKernels`, and the callers' slower twins serve.
 """
 
 import ctypes
+import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BatonError
 
 BUILD_TIMEOUT_S = 120.0
+DIGEST = ".sha256"
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+log = logging.getLogger(__name__)
 
 
 class NoKernels(BatonError):
     """The kernels cannot be built or loaded here; says why."""
+
+
+class _NotOurs(BatonError):
+    """A file or folder that somebody else may have put there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +48,21 @@ class Kernels:
 
     def load(self) -> ctypes.CDLL:
         """The kernels, built if this machine has not built them yet. Raises NoKernels."""
-        library = self.library()
         try:
-            if not library.exists():
-                self._build(library)
-            return ctypes.CDLL(str(library))
-        except OSError as error:
-            raise NoKernels(f"cannot load {library}: {error}") from error
+            library = self.library()
+            _own_folder(library.parent)
+            with _locked(library.parent):
+                if not _is_sealed(library):
+                    self._build(library)
+        except (_NotOurs, OSError, RuntimeError) as error:  # RuntimeError: there is no home
+            remedy = "give the folder to this user, or name another in XDG_CACHE_HOME"
+            told = {"kernels": self.name, "why": str(error), "remedy": remedy}
+            log.warning("kernels built for this process alone", extra=told)
+            return self._load_private()
+        return _opened(library)
 
     def library(self) -> Path:
-        """Where the library lies once it is built."""
+        """Where the library lies once it is built. RuntimeError for a user without a home."""
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         return Path(root) / "baton" / f"{self.name}-{self._key()}.so"
 
@@ -60,13 +79,21 @@ class Kernels:
         digest.update("|".join((*self.flags, str(compiler()), platform.machine(), _cpu())).encode())
         return digest.hexdigest()[:24]
 
+    def _load_private(self) -> ctypes.CDLL:
+        """Of a folder that is gone when they are loaded."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="baton-") as folder:
+                library = Path(folder) / f"{self.name}.so"
+                self._build(library)
+                return _opened(library)
+        except OSError as error:
+            raise NoKernels(f"no folder to build in: {error}") from error
+
     def _build(self, library: Path) -> None:
-        """Compile beside the goal, then rename: two processes may build at once, neither sees
-        half."""
+        """Compile beside the goal, then rename: nobody sees half, nor does a crash leave it."""
         found = compiler()
         if found is None:
             raise NoKernels("no C compiler (cc, gcc or clang) found")
-        library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             draft = Path(folder) / library.name
             command = [found, *self.flags, "-o", str(draft), *map(str, self.sources()), "-lm"]
@@ -77,7 +104,103 @@ class Kernels:
                 raise NoKernels(f"{found} failed: {message}") from error
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise NoKernels(f"{found} failed: {error}") from error
-            draft.replace(library)
+            _seal(draft, library)
+
+
+def _own_folder(folder: Path) -> None:
+    """Makes it, or takes others' right to write it away. Raises _NotOurs, OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.parent.stat().st_uid not in _trusted_users():
+        raise _NotOurs(f"{folder.parent} belongs to user {folder.parent.stat().st_uid}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise _NotOurs(f"{folder} is no folder")
+    if found.st_uid not in _trusted_users():
+        raise _NotOurs(f"{folder} belongs to user {found.st_uid}")
+    if found.st_mode & _OTHERS_WRITE:
+        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two processes that start at once build once. Let go of when the holder dies."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_sealed(library: Path) -> bool:
+    """Whether it is there, as it was built; tells of one that is not as it was."""
+    try:
+        text = _read_ours(library)
+        digest = _read_ours(_digest_of(library)).decode(errors="replace")
+        if digest == _digest_line(library, text):
+            return True
+        why = "its bytes are not those that were built"
+    except FileNotFoundError as error:
+        if Path(str(error.filename)) == library:
+            return False
+        why = "it has no digest"
+    except (OSError, _NotOurs) as error:
+        why = str(error)
+    remedy = "none: it is built again"
+    log.warning("kernels not loaded", extra={"file": str(library), "why": why, "remedy": remedy})
+    return False
+
+
+def _read_ours(file: Path) -> bytes:
+    """Raises _NotOurs for what somebody else owns or may write, OSError for a symlink too."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    with open(file, "rb", opener=lambda path, others: os.open(path, others | flags)) as stream:
+        found = os.fstat(stream.fileno())
+        if found.st_uid not in _trusted_users() or found.st_mode & _OTHERS_WRITE:
+            mode = stat.filemode(found.st_mode)
+            raise _NotOurs(f"{file} is of user {found.st_uid}, {mode}: others may have written it")
+        return stream.read()
+
+
+def _seal(draft: Path, library: Path) -> None:
+    """The draft becomes the library, with its digest, both on the disk."""
+    draft.chmod(0o755)
+    digest = draft.with_suffix(DIGEST)
+    digest.write_text(_digest_line(library, draft.read_bytes()))
+    digest.chmod(0o644)
+    for source, goal in ((draft, library), (digest, _digest_of(library))):
+        _sync(source)
+        source.replace(goal)
+    _sync(library.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest_of(library: Path) -> Path:
+    return library.with_name(library.name + DIGEST)
+
+
+def _digest_line(library: Path, text: bytes) -> str:
+    """As `sha256sum` writes it: of these bytes, under this name."""
+    return f"{hashlib.sha256(text).hexdigest()}  {library.name}\n"
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise NoKernels(f"cannot load {library}: {error}") from error
+
+
+def _trusted_users() -> tuple[int, ...]:
+    return (0, os.geteuid())  # root could do anything anyway
 
 
 def compiler() -> str | None:

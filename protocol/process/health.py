@@ -14,6 +14,10 @@ from protocol.messages import WorkerState
 STUCK_S = 60.0
 """Without a beat for this long the event loop hangs: a beat comes twice a second."""
 
+ENGINE_STUCK_S = 300.0
+"""At one step for this long the engine's thread hangs: a large model on a few CPU cores may take a
+minute for a chunk, and a GPU's step is given up after one."""
+
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
@@ -22,18 +26,21 @@ class Health:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: tuple[WorkerState, float] | None = None
+        self._last: tuple[WorkerState, float, float] | None = None
 
-    def note(self, state: WorkerState) -> None:
-        """With every beat, and at once when the state changes."""
-        self._last = (state, self._clock())
+    def note(self, state: WorkerState, *, turn_s: float = 0.0) -> None:
+        """With every beat, and at once when the state changes; `turn_s` as
+        `engine.loop.Engine.turn_s`."""
+        self._last = (state, self._clock(), turn_s)
 
     def not_alive(self) -> str | None:
         """Why the process should be started again; None when it need not. Loading is living."""
         if self._last is None:
             return None
-        silent_s = self._clock() - self._last[1]
-        return f"no beat for {silent_s:.0f} s" if silent_s > STUCK_S else None
+        silent_s, turn_s = self._clock() - self._last[1], self._last[2]
+        if silent_s > STUCK_S:
+            return f"no beat for {silent_s:.0f} s"
+        return f"at one step for {turn_s:.0f} s" if turn_s > ENGINE_STUCK_S else None
 
     def not_ready(self) -> str | None:
         """Why it takes no requests; None when it does."""

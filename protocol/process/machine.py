@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import socket
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,18 +21,39 @@ def parse_cores(text: str) -> frozenset[int]:
     return frozenset(cores)
 
 
-def claim_cores(*, cores: str, threads: int) -> None:
-    """Stay on `cores` ("": where we are) with `threads` compute threads (0: one per core).
+SPINS = 10_000
+"""Looks of a waiting compute thread before it sleeps; see docs/lab.md. A thread that spins on is
+a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
 
-    Before torch is imported: its thread pool is sized by the environment, for every thread that
-    computes. Raises SettingsError for cores that are not ours.
+
+def claim_cores(*, cores: str, threads: int) -> None:
+    """Stay on `cores` ("": where we are) with `threads` compute threads (0: one per core,
+    as far as the container's quota pays for them).
+
+    Before torch is imported: its thread pool takes size and patience from the environment, for
+    every thread that computes. What the operator says there of waiting is left. Raises
+    SettingsError for cores that are not ours.
     """
     if cores:
         try:
             os.sched_setaffinity(0, parse_cores(cores))
         except OSError as error:
             raise SettingsError(f"cores: {cores!r}: {error}") from error
-    os.environ["OMP_NUM_THREADS"] = str(threads or len(os.sched_getaffinity(0)))
+    os.environ["OMP_NUM_THREADS"] = str(threads or len(usable_cores()))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def usable_cores() -> list[int]:
+    """Cores this process may run on, as few as the container's quota makes them worth."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[: cores_within(cpu_quota(), num_cores=len(cores))]
+
+
+def cores_within(quota: float | None, *, num_cores: int) -> int:
+    """Whole cores that a quota, in cores, pays for; at least 1."""
+    return num_cores if quota is None else max(1, min(num_cores, int(quota)))
 
 
 def check_device(setting: str) -> None:
@@ -45,6 +67,18 @@ def check_device(setting: str) -> None:
         raise SettingsError(
             f"device: {setting!r}: NVIDIA's driver shows {there} GPUs here; use auto or cpu"
         )
+
+
+def raise_descriptor_limit() -> int:
+    """As many open files and sockets as this process may have; how many that are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):  # macOS says "unlimited" and means less
+        return soft
+    return hard
 
 
 def free_memory_bytes() -> int:

@@ -172,6 +172,13 @@ class RouterMetrics(MetricTable):
     active = MetricRow(Gauge, "baton_active_requests", "Generations in progress.")
     workers = MetricRow(
         Gauge, "baton_workers", "Workers known, by role and state.", "role", "state")
+    pool_blocks = MetricRow(
+        Gauge, "baton_pool_kv_blocks",
+        "KV blocks of the workers, by role and state: total, free, cached, leased.",
+        "role", "state")
+    pool_requests = MetricRow(
+        Gauge, "baton_pool_requests",
+        "Requests at the workers, by role and state: running, waiting.", "role", "state")
     index_state = MetricRow(
         Gauge, "baton_prefix_index_state",
         "1 for the state the prefix index is in: exact, degraded or off.", "state")

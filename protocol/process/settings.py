@@ -11,10 +11,10 @@ import sys
 import tomllib
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
@@ -25,6 +25,16 @@ from protocol.process.environment import check_variables
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_CHECKPOINT = 3
 S = TypeVar("S", bound="CommandSettings")
+
+
+def _local(value: object) -> object:
+    """A path that says it is one is never a name on the hub."""
+    path = str(value)
+    return Path(os.path.expanduser(path)).absolute() if path.startswith((".", "~")) else value
+
+
+ModelPath = Annotated[Path, BeforeValidator(_local)]
+"""A directory or, where there is none, a name (`protocol.process.model_folder`)."""
 
 
 class CommandSettings(BaseSettings):
@@ -65,10 +75,11 @@ class ProcessSettings(CommandSettings):
 class WorkerSettings(ProcessSettings):
     """What prefill and decode workers have in common."""
 
-    model: Path
-    """Directory of the checkpoint, in Hugging Face format."""
+    model: ModelPath
+    """Directory of the checkpoint in Hugging Face format, or its name on the hub,
+    `ORG/NAME[@REVISION]`."""
     served_name: str = ""
-    """Model name in the API. Empty: the directory's name."""
+    """Model name in the API. Empty: that on the hub, or the directory's."""
     worker: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,100}$")
     """Stable name of this worker, e.g. `decode-0`. Empty: role, host name and process id."""
     host: str = "127.0.0.1"
@@ -80,8 +91,13 @@ class WorkerSettings(ProcessSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of `/metrics`, `/ready` and `/health`. None: not served; the router's metrics show
     the workers' beats."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of weights and KV. bfloat16 halves both; float32 for exact parity checks on a CPU."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of weights and KV. Auto: the checkpoint's, as vLLM has it: float32 becomes bfloat16, and so
+    does float16 on a CPU, whose kernels have none. float32 for exact parity checks on a CPU."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of a sequence, prompt and output. None: as many as the model takes, by its rope.
+    Ropes with short and long factors (LongRoPE, dynamic) take those that this length needs. The
+    router wants the same."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
     torch sees, or else the CPU."""

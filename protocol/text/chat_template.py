@@ -1,7 +1,7 @@
 """Renders a checkpoint's chat template: messages to prompt text, as transformers would.
 
-The template comes with the checkpoint and runs in jinja2's immutable sandbox; it sees plain JSON
-values only. Does not tokenise.
+The template comes with the checkpoint and runs in a sandbox whose use of time and memory is
+metered; it sees plain JSON values only. Does not tokenise.
 """
 
 import json
@@ -11,25 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from protocol.errors import CheckpointError
-from protocol.text.text_config import read_json_object_if_there
+from protocol.text.content_parts import PartsUse, parts_use
+from protocol.text.template_files import special_tokens, template_sources
+from protocol.text.template_sandbox import Environment
+from protocol.text.text_bounds import TextTooLong
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+MIN_CHARS = 1 << 22
+"""What a template may build on the way, however little fits: tools are long, their use is short."""
+MAX_CHARS = 1 << 24
+"""The most where no bound is given."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of one field of a message: templates read the first, or the second."""
 
 
 class ChatTemplate:
-    """One compiled template and the special tokens it may name."""
+    """The compiled templates of a checkpoint and the special tokens they may name."""
 
-    def __init__(self, source: str, *, special_tokens: Mapping[str, str]) -> None:
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(f"chat template, line {error.lineno}: {error}") from error
+    def __init__(
+        self, source: str, *, special_tokens: Mapping[str, str], for_tools: str | None = None
+    ) -> None:
+        """`for_tools` is used instead when tools are given."""
+        self._environment = _environment()
+        self._plain = _Compiled(self._environment, source)
+        self._for_tools = _Compiled(self._environment, for_tools) if for_tools else self._plain
         self._special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source
         """False: instructions of the role `developer` must be given as `system`."""
@@ -40,96 +46,68 @@ class ChatTemplate:
         /,
         *,
         add_generation_prompt: bool = True,
+        max_chars: int = MAX_CHARS,
         **variables: Any,
     ) -> str:
-        """The prompt. Raises ValueError when the template refuses these messages."""
+        """The prompt, of `max_chars` characters at most. A message's content is a text or a list of
+        text parts. Raises ValueError when the template refuses these messages or takes too much."""
         given = {"tools": None, "documents": None, **self._special_tokens, **variables}
-        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        compiled = self._plain if given["tools"] is None else self._for_tools
+        pieces: list[str] = []
         try:
-            return self._template.render(given)
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise ValueError(f"messages: the chat template refused them: {error}") from error
+            shown = [_message(message, compiled.parts) for message in messages]
+            given |= {"messages": shown, "add_generation_prompt": add_generation_prompt}
+            with self._environment.metered(max(MIN_CHARS, max_chars)) as meter:
+                for piece in compiled.template.generate(given):
+                    pieces.append(piece)
+                    meter.step(len(piece))
+        except Exception as error:  # whatever code that came with a checkpoint may raise
+            why = str(error)[:500] or type(error).__name__
+            raise ValueError(f"messages: the chat template refused them: {why}") from error
+        if sum(map(len, pieces)) > max_chars:
+            raise TextTooLong(f"messages: the chat has more than {max_chars} characters")
+        return "".join(pieces)
+
+
+class _Compiled:
+    def __init__(self, environment: Environment, source: str) -> None:
+        try:
+            with environment.metered(MAX_CHARS):
+                self.parts = parts_use(environment.parse(source))
+                self.template = environment.from_string(source)
+        except (jinja2.TemplateSyntaxError, SyntaxError) as error:
+            raise CheckpointError(f"chat template, line {error.lineno}: {error}") from error
+        except (MemoryError, RecursionError, ValueError) as error:
+            raise CheckpointError(f"chat template: {error or type(error).__name__}") from error
 
 
 def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
     """The template of the checkpoint in `path`; None when it has none."""
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        source = _read(file)
-    else:
-        source = _default_template(path, tokenizer_config.get("chat_template"))
+    sources = template_sources(path, tokenizer_config)
+    source = sources.get("default") or sources.get("tool_use")
     if not source:
         return None
-    return ChatTemplate(source, special_tokens=special_tokens(path, tokenizer_config))
+    tokens = special_tokens(path, tokenizer_config)
+    return ChatTemplate(source, special_tokens=tokens, for_tools=sources.get("tool_use"))
 
 
-def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eos_token`, ... as text; those the checkpoint lacks are absent."""
-    map_file = path / "special_tokens_map.json"
-    named = read_json_object_if_there(map_file)
-    found: dict[str, str] = {}
-    for name in SPECIAL_TOKENS:
-        file = "tokenizer_config.json" if tokenizer_config.get(name) else map_file.name
-        if token := token_text(path / file, name, tokenizer_config.get(name) or named.get(name)):
-            found[name] = token
-    return found
+def _message(given: Mapping[str, Any], use: PartsUse) -> dict[str, Any]:
+    """As transformers shows it: no nulls, and its reasoning under each name templates read."""
+    message = {key: value for key, value in given.items() if value is not None}
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    if reasoning is not None:
+        message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    content = message.get("content")
+    if isinstance(content, list) and use is PartsUse.NONE:
+        message["content"] = "\n".join(part["text"] for part in content)
+    if isinstance(content, str) and use is PartsUse.ONLY:
+        message["content"] = [{"type": "text", "text": content}]
+    return message
 
 
-def token_text(file: Path, name: str, token: object) -> str:
-    """A special token as a checkpoint's file gives it, alone or with options; "" for none."""
-    text: Any = token.get("content") if isinstance(token, dict) else token
-    if text and not isinstance(text, str):
-        raise CheckpointError(f"{file}: {name} is {text!r}, not a text")
-    return text or ""
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: {error}") from error
-
-
-def _default_template(path: Path, given: object) -> str:
-    match given:
-        case None:
-            return ""
-        case str():
-            return given
-        case list():
-            for entry in given:
-                match entry:
-                    case {"name": "default", "template": str(source)}:
-                        return source
-                    case {"name": str(), "template": str()}:
-                        continue
-                    case _:
-                        raise _no_template(path, entry)
-            return ""
-        case _:
-            raise _no_template(path, given)
-
-
-def _no_template(path: Path, given: object) -> CheckpointError:
-    shown = repr(given)[:100]
-    return CheckpointError(f"{path / 'tokenizer_config.json'}: chat_template has {shown}")
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}`: transformers uses it to mark what a model said; we only render it."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as an instance attribute)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
+def _environment() -> Environment:
+    environment = Environment()
+    environment.add_filter("tojson", _tojson)
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment

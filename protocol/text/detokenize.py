@@ -4,7 +4,7 @@ A tokeniser's decoder is reduced to one rule, the bytes of a token; text is the 
 bytes as they arrive. For byte-level tokenisers the deltas are, put together, exactly what
 `tokenizers` decodes at once; for byte-fallback ones too, wherever the bytes are valid UTF-8,
 except that a leading space the first token carries is kept: generated text continues a prompt, and
-the space is part of it. Other decoders (WordPiece, CTC) are refused.
+the space is part of it; for WordPiece likewise. Other decoders (CTC, suffixes) are refused.
 """
 
 import codecs
@@ -17,6 +17,13 @@ from protocol.errors import CheckpointError
 
 ByteRule = Callable[[str], bytes]
 """The bytes a token of the vocabulary stands for."""
+
+WORD_PIECE_CLEANUP = (
+    *((f" {mark}", mark) for mark in ".?!,"),
+    *((" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't")),
+    *((" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
+"""What `tokenizers` does to each piece, in its order."""
 
 
 class TokenBytes:
@@ -67,6 +74,9 @@ def _rule(raw: tokenizers.Tokenizer) -> ByteRule:
     kinds = [step and step["type"] for step in steps]
     if "ByteLevel" in kinds and set(kinds) <= {"ByteLevel", "Fuse"}:
         return _byte_level
+    match steps:
+        case [{"type": "WordPiece", "prefix": str(prefix), "cleanup": bool(cleanup)}]:
+            return _word_piece(prefix, cleanup=cleanup)
     replacements: list[tuple[str, str]] = []
     for step in steps:
         match step:
@@ -98,6 +108,16 @@ def _byte_fallback(replacements: list[tuple[str, str]]) -> ByteRule:
         for old, new in replacements:
             token = token.replace(old, new)
         return token.encode()
+
+    return rule
+
+
+def _word_piece(prefix: str, *, cleanup: bool) -> ByteRule:
+    def rule(token: str) -> bytes:
+        text = token.removeprefix(prefix) if token.startswith(prefix) else f" {token}"
+        for old, new in WORD_PIECE_CLEANUP if cleanup else ():
+            text = text.replace(old, new)
+        return text.encode()
 
     return rule
 

@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import CheckpointError
+from protocol.text.model_files import check_readable, missing
 
 INHERITED = ("eos_token_id", "tie_word_embeddings")
 """Keys beside `text_config` that hold for the text model where it names none itself."""
+TEXT_TYPES: Mapping[str, str] = {
+    "gemma3": "gemma3_text",
+    "mistral3": "mistral",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
+"""By the wrapper's `model_type`: what a `text_config` is that does not say."""
 TEXT_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "gemma3_text": {"vocab_size": 262_208, "max_position_embeddings": 131_072}
 }
@@ -29,13 +38,14 @@ class JsonFile:
 def read_json_file(file: Path) -> JsonFile:
     """CheckpointError, which names the file, for one that is missing, unreadable or no object."""
     if not file.is_file():
-        raise CheckpointError(f"{file}: missing")
+        raise missing(file)
     try:
         text = file.read_bytes()
         value = json.loads(text.decode())
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
+        check_readable(file)
         raise CheckpointError(f"{file}: is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: is not a JSON object")
@@ -54,6 +64,9 @@ def read_json_object_if_there(file: Path) -> dict[str, Any]:
 def inherit(config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:
     """`text`, the `text_config` of `config`, with the keys that it inherits."""
     inherited = {key: config[key] for key in INHERITED if key in config and text.get(key) is None}
+    of_wrapper = TEXT_TYPES.get(str(config.get("model_type")))
+    if of_wrapper is not None and text.get("model_type") is None:
+        inherited["model_type"] = of_wrapper
     return {**text, **inherited}
 
 

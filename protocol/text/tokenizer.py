@@ -4,6 +4,9 @@ The router encodes and renders; the workers turn sampled tokens into text. Both 
 directory, so they agree. Needs `tokenizers` and `jinja2` only; no model is loaded.
 """
 
+import logging
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +16,30 @@ import tokenizers
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
-from protocol.text.chat_template import ChatTemplate, load_chat_template, token_text
+from protocol.text.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
+from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
+from protocol.text.model_files import check_readable, missing
 from protocol.text.stop import StopMatcher
+from protocol.text.template_files import special_tokens, token_text
+from protocol.text.text_bounds import TextTooLong, longest_token
 from protocol.text.text_config import (
     JsonFile,
     read_json_file,
     read_json_object_if_there,
     text_config,
 )
+
+log = logging.getLogger(__name__)
+LOOKS = 4
+"""First a beginning of a character per token of the context is encoded, then so many times more."""
+TOO_MANY = 2
+"""Contexts that the beginning of a text must fill to show that the whole does not fit in one: the
+word where it is cut may be encoded otherwise."""
+EXTRA_BEFORE_V5 = "additional_special_tokens"
+LATE_END = re.compile(r'("Regex"\s*:\s*)"\\\\s\+\$"')
+"""DeepSeek's pattern for spaces at the end takes quadratic time where they are not at the end: 3 s
+for 16,000. From the first of them only, it finds the same."""
 
 
 class Tokenizer:
@@ -45,31 +63,65 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
+        self._longest_token = longest_token(raw)
+        self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
     @classmethod
-    def load(cls, path: Path, config: JsonFile | None = None) -> "Tokenizer":
+    def load(
+        cls, path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+    ) -> "Tokenizer":
         """Read a Hugging Face directory, of which `config` may be given, its `config.json`.
-        CheckpointError names the file that is at fault."""
+        CheckpointError names the file that is at fault, SettingsError a `max_model_len` that is
+        too long for the model."""
         config = config or read_json_file(path / "config.json")
         tokenizer_config = read_json_object_if_there(path / "tokenizer_config.json")
         raw = _read_tokenizer(path / "tokenizer.json")
+        try:
+            _add_tokens(raw, special_tokens(path, tokenizer_config), tokenizer_config)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path / 'tokenizer_config.json'}: {error}") from error
         text = text_config(config.value)
+        vocab_size = _positive(path, text, "vocab_size")
         return cls(
             raw,
             chat_template=load_chat_template(path, tokenizer_config=tokenizer_config),
-            eos_token_ids=_eos_token_ids(path, raw, text, tokenizer_config),
-            vocab_size=_positive(path, text, "vocab_size"),
-            max_context_tokens=_positive(path, text, "max_position_embeddings"),
+            eos_token_ids=_in_vocabulary(
+                path, _eos_token_ids(path, raw, text, tokenizer_config), vocab_size
+            ),
+            vocab_size=vocab_size,
+            max_context_tokens=context_tokens(config.file, text, max_model_len),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`."""
-        batch = self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = batch[0].ids
+        """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`. Raises
+        TextTooLong, early, for a text that no context holds, and ValueError for tokens that the
+        model does not have."""
+        size = self.max_context_tokens
+        while size < len(text):
+            if len(self._encoding(text[:size], False)) > TOO_MANY * self.max_context_tokens:
+                raise TextTooLong(f"the text has more than {self.max_context_tokens} tokens")
+            size *= LOOKS
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
+        if self._knows_more and (most := max(ids, default=0)) >= self.vocab_size:
+            token = self._raw.id_to_token(most)
+            rule = f"the model's are 0 to {self.vocab_size - 1}"
+            raise ValueError(f"the text has {token!r}, which is token {most}; {rule}")
         return ids
 
+    def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        try:
+            return self._raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
+        except TypeError as error:
+            raise ValueError("the text has half of a surrogate pair, which is no UTF-8") from error
+
+    def max_chars(self, context: int) -> int:
+        """No text with more characters fits into `context` tokens."""
+        return sys.maxsize if self._longest_token is None else context * self._longest_token
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        return self._raw.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """Releases the interpreter lock, as `encode` does."""
+        texts = self._raw.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)
+        return texts[0]
 
     def token_text(self, token_id: int) -> str:
         """The token alone; U+FFFD where it is part of a character."""
@@ -82,8 +134,11 @@ class Tokenizer:
         return self.chat_template.render(messages, **variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> list[int]:
-        """The template writes the special tokens itself, so none are added."""
-        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+        """The template writes the special tokens itself, so none are added. Raises as `render_chat`
+        and `encode` do."""
+        max_chars = min(MAX_CHARS, self.max_chars(self.max_context_tokens))
+        text = self.render_chat(messages, max_chars=max_chars, **variables)
+        return self.encode(text, add_special_tokens=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,11 +187,41 @@ class TextState:
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
+        raise missing(path)
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        text = path.read_text(encoding="utf-8")
+        return tokenizers.Tokenizer.from_str(LATE_END.sub(r'\1"(?<!\\\\s)\\\\s+$"', text))
     except Exception as error:  # tokenizers raises nothing narrower
+        check_readable(path)
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _add_tokens(
+    raw: tokenizers.Tokenizer, special: Mapping[str, str], tokenizer_config: Mapping[str, Any]
+) -> None:
+    """Those that tokenizer_config.json has and tokenizer.json has not, or otherwise. As in
+    transformers: by their numbers, then the special ones."""
+    raw.encode_special_tokens = bool(tokenizer_config.get("split_special_tokens"))
+    added = raw.get_added_tokens_decoder().values()
+    same, known = set(map(repr, added)), {token.content for token in added}
+    listed = sorted((tokenizer_config.get("added_tokens_decoder") or {}).items(), key=_number)
+    new = [token for _, given in listed if repr(token := _added_token(given)) not in same]
+    extra = [tokenizer_config.get(key) for key in ("extra_special_tokens", EXTRA_BEFORE_V5)]
+    names = [*special.values(), *(next((given for given in extra if isinstance(given, list)), ()))]
+    new += [token for given in names if (token := _added_token(given)).content not in known]
+    raw.add_tokens(list({token.content: token for token in reversed(new)}.values())[::-1])
+
+
+def _number(entry: tuple[str, object]) -> int:
+    return int(entry[0])
+
+
+def _added_token(given: object) -> tokenizers.AddedToken:
+    """Special, unless it says that it is not. Raises ValueError or TypeError for no token."""
+    options: dict[str, Any] = {"content": given, "special": True}
+    options = dict(given) if isinstance(given, dict) else options
+    options.pop("__type", None)
+    return tokenizers.AddedToken(**options)
 
 
 def _positive(path: Path, config: Mapping[str, Any], key: str) -> int:
@@ -151,7 +236,7 @@ def _eos_token_ids(
     raw: tokenizers.Tokenizer,
     config: Mapping[str, Any],
     tokenizer_config: Mapping[str, Any],
-) -> tuple[int, ...]:
+) -> set[int]:
     """Every id that ends a text, by any of the three files that may name one."""
     generation = path / "generation_config.json"
     found = _token_ids(generation, read_json_object_if_there(generation).get("eos_token_id"))
@@ -159,13 +244,22 @@ def _eos_token_ids(
     file = path / "tokenizer_config.json"
     token = token_text(file, "eos_token", tokenizer_config.get("eos_token"))
     token_id = raw.token_to_id(token) if token else None
-    return tuple(sorted(found | ({token_id} if token_id is not None else set())))
+    return found | ({token_id} if token_id is not None else set())
+
+
+def _in_vocabulary(path: Path, ids: set[int], vocab_size: int) -> tuple[int, ...]:
+    """Others are published too, -1 for none among them: the model never gives one."""
+    outside = sorted(token_id for token_id in ids if not 0 <= token_id < vocab_size)
+    if outside:
+        extra = {"eos_token_id": outside, "vocab_size": vocab_size, "path": str(path)}
+        log.info("ends of text outside the vocabulary ignored", extra=extra)
+    return tuple(sorted(ids - set(outside)))
 
 
 def _token_ids(file: Path, given: object) -> set[int]:
     """One id, a list of them, or none."""
     ids = given if isinstance(given, list) else [] if given is None else [given]
     for token_id in ids:
-        if type(token_id) is not int or token_id < 0:
+        if type(token_id) is not int:
             raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
     return set(ids)

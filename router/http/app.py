@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -102,6 +103,7 @@ def _add_models(app: FastAPI, runtime: Runtime) -> None:
             "created": since,
             "owned_by": "baton",
             "max_model_len": context_tokens(runtime),
+            "default_sampling_params": asdict(runtime.sampling_defaults),
         }
 
     @app.get("/v1/models")

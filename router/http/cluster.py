@@ -4,10 +4,11 @@ Local and immediate: asks no other process.
 """
 
 from collections import Counter
-from typing import Literal
+from functools import partial
+from typing import Literal, get_args
 
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Blocks, Load, Speeds, WorkerState
+from protocol.messages import Beat, Blocks, Load, Role, Speeds, WorkerState
 from protocol.process.metrics import RouterMetrics
 from router.placement.prefix_index import PrefixIndex
 from router.requests.trace import RequestTrace, TraceRing
@@ -42,6 +43,13 @@ class LocalCluster:
         self._metrics = metrics
         self._draining = False
         registry.listeners.append(self._count_workers)
+        for role in get_args(Role):
+            for state in ("total", "free", "cached", "leased"):
+                blocks = partial(self._count_blocks, role, state)
+                metrics.pool_blocks.labels(role, state).set_function(blocks)
+            for state in ("running", "waiting"):
+                requests = partial(self._count_requests, role, state)
+                metrics.pool_requests.labels(role, state).set_function(requests)
 
     def drain(self) -> None:
         self._draining = True
@@ -70,6 +78,15 @@ class LocalCluster:
         self._metrics.workers.clear()
         for (role, state), number in counts.items():
             self._metrics.workers.labels(role=role, state=state).set(number)
+
+    def _count_blocks(self, role: Role, state: str) -> int:
+        return sum(getattr(beat.blocks, state) for beat in self._beats(role))
+
+    def _count_requests(self, role: Role, state: str) -> int:
+        return sum(getattr(beat.load, state) for beat in self._beats(role))
+
+    def _beats(self, role: Role) -> list[Beat]:
+        return [one.beat for one in self._registry.workers if one.role == role and one.beat]
 
 
 def _view(worker: KnownWorker, *, why: str) -> WorkerView:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
-from router.http.logprobs import ChatLogprobs, Entry, Logprobs, TextLogprobs
+from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
 from router.openai.errors import ApiError
 from router.openai.prepare import Generation
 from router.requests.events import Ended, Route, Token
@@ -33,12 +33,13 @@ class Usage:
         self._cached_tokens[prompt] = min(known, ended.cached_tokens)
 
     def shape(self) -> dict[str, Any]:
-        prompt_tokens = self._generation.prompt_tokens
+        """What was cached is known when a choice has ended."""
+        prompt_tokens, cached = self._generation.prompt_tokens, self._cached_tokens
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(self._cached_tokens.values())},
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())} if cached else None,
         }
 
 
@@ -50,7 +51,7 @@ class JsonChoice:
         self.logprobs = logprobs_of(generation, index, tokenizer=tokenizer)
         self._kind = generation.kind
         self._texts = [generation.echoes[index]]
-        self._entries: list[Entry] = []
+        self._entries: list[Any] = []
         self.finish_reason: str | None = None
 
     def add(self, token: Token) -> None:

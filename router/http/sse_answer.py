@@ -22,7 +22,7 @@ _encode = msgspec.json.encode
 class Frames:
     """The chunks of one request as bytes."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, usage: Usage) -> None:
         chat = generation.kind == "chat"
         common = {
             "id": generation.id,
@@ -33,6 +33,7 @@ class Frames:
         }
         self._head = b"data: " + _encode(common)[:-1] + b',"choices":['
         self._tail = b"]" + (b',"usage":null' if generation.include_usage else b"") + b"}\n\n"
+        self._usage = usage if generation.continuous_usage else None
         name = b'"delta":' if chat else b'"text":'
         self._heads = [
             self._head + b'{"index":%d,' % index + name for index in range(len(generation.requests))
@@ -55,7 +56,7 @@ class Frames:
         return self._chunk(index, self._no_text, finish_reason=b'"%s"' % reason.encode())
 
     def usage(self, usage: Usage) -> bytes:
-        return self._head + b'],"usage":' + _encode(usage.shape()) + b"}\n\n"
+        return self._head + b"]" + _usage_tail(usage)
 
     def _chunk(
         self, index: int, shown: bytes, logprobs: bytes = b"null", finish_reason: bytes = b"null"
@@ -65,8 +66,12 @@ class Frames:
             shown,
             logprobs,
             finish_reason,
-            self._tail,
+            self._tail if self._usage is None else b"]" + _usage_tail(self._usage),
         )
+
+
+def _usage_tail(usage: Usage) -> bytes:
+    return b',"usage":' + _encode(usage.shape()) + b"}\n\n"
 
 
 class SseAnswer(AnswerWriter):
@@ -74,7 +79,7 @@ class SseAnswer(AnswerWriter):
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
         super().__init__(generation, exchange)
-        self._frames = Frames(generation)
+        self._frames = Frames(generation, self._usage)
         num_choices = len(generation.requests)
         self._logprobs = [
             logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
@@ -83,9 +88,9 @@ class SseAnswer(AnswerWriter):
         self._started = False
 
     async def token(self, index: int, token: Token) -> None:
+        frame = self._open(index)
         self._usage.completion_tokens += 1
         logprobs = self._logprobs[index]
-        frame = self._open(index)
         if logprobs is not None:
             entry = _encode(logprobs.join([logprobs.entry(token)]))
             frame += self._frames.text(index, token.text, entry)

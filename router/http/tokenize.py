@@ -6,8 +6,9 @@ evaluation tools already speak.
 
 from typing import Any
 
+from router.openai.encode import check_token_ids, encode_messages, encode_text
 from router.openai.parsing import parse_body
-from router.openai.prepare import check_model, check_token_ids, encode_messages
+from router.openai.prepare import check_model
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
 from router.runtime import Runtime
 
@@ -17,10 +18,18 @@ def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
     check_model(runtime, fields.model)
     tokenizer = runtime.tokenizer
     if fields.prompt is not None:
-        ids = tokenizer.encode(fields.prompt, add_special_tokens=fields.add_special_tokens)
+        special = fields.add_special_tokens is not False
+        ids = encode_text(
+            tokenizer, fields.prompt, add_special_tokens=special, context=context, field="prompt"
+        )
     else:
-        add = fields.add_generation_prompt
-        ids = encode_messages(tokenizer, fields.messages or (), add_generation_prompt=add)
+        ids = encode_messages(
+            tokenizer,
+            fields.messages or (),
+            context=context,
+            kwargs=fields.chat_template_kwargs,
+            add_generation_prompt=fields.add_generation_prompt,
+        )
     return {"count": len(ids), "max_model_len": context, "tokens": ids}
 
 

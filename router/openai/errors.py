@@ -3,13 +3,17 @@
 Before the first byte it is a response; in a stream that has begun, its body is the last event.
 """
 
+import logging
 import math
 
 import msgspec
 from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
-from router.requests.events import NoWorkers, RequestFailed, TooLong
+from router.requests.events import Condemned, NoWorkers, RequestFailed, TooLong
+
+log = logging.getLogger("baton.api")
+_WORKERS_LOST = "workers_lost"
 
 
 class ApiError(Exception):
@@ -50,6 +54,8 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413):  # the rest of the body is not read
             headers["connection"] = "close"
+        if self.code == _WORKERS_LOST:  # OpenAI's clients would send it again by themselves
+            headers["x-should-retry"] = "false"
         return Response(self.body, self.status, headers, media_type="application/json")
 
 
@@ -65,19 +71,67 @@ def bad_field(param: str, rule: str) -> ApiError:
     return ApiError(400, f"{param}: {rule}", param=param)
 
 
+def unsupported_field(param: str, what: str = "") -> ApiError:
+    """What Baton does not do; `what`: the value at fault, and "is"."""
+    message = f"{param}: {what} not supported by this server".replace(":  ", ": ")
+    return ApiError(400, message, param=param, code="unsupported_parameter")
+
+
+def context_exceeded(
+    param: str, *, context: int, num_tokens: int, max_tokens: int, exact: bool = True
+) -> ApiError:
+    """In OpenAI's sentence, whose words and numbers clients look for. Not `exact`: the prompt was
+    not tokenised, `num_tokens` is the least it can have."""
+    least = "" if exact else "at least "
+    message = (
+        f"This model's maximum context length is {context} tokens. However, you requested {least}"
+        f"{num_tokens + max_tokens} tokens ({num_tokens} in the {param}, {max_tokens} in the"
+        f" completion). Please reduce the length of the {param} or completion."
+    )
+    return ApiError(400, message, param=param, code="context_length_exceeded")
+
+
 def as_api_error(error: BatonError) -> ApiError:
-    """What a failure of ours means to the client."""
-    message = str(error)
+    """What a failure of ours means to the client. Its reasons name workers and addresses: they
+    are for the log and `/trace`, never for the answer."""
+    told = _told(error)
+    log.info(
+        "request not served", extra={"status": told.status, "code": told.code, "why": str(error)}
+    )
+    return told
+
+
+def _told(error: BatonError) -> ApiError:
     match error:
-        case CapacityError():
-            return ApiError(429, message, code="overloaded", retry_after_s=error.retry_after_s)
-        case NoWorkers():
-            return ApiError(503, message, code="no_workers", retry_after_s=error.retry_after_s)
+        case CapacityError(retry_after_s=wait_s):
+            message = f"Rate limit reached: there is no room now; try again in {wait_s:.3g}s."
+            return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
+        case NoWorkers(retry_after_s=wait_s):
+            message = f"No worker can serve this model now; try again in {wait_s:.3g}s."
+            return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
         case TooLong() | RequestFailed(code="too_long"):
-            return ApiError(400, message, code="context_length_exceeded")
+            return ApiError(400, _TOO_LONG, code="context_length_exceeded")
+        case Condemned():
+            message = "Workers were lost with this request as the last that they had been given."
+            return ApiError(500, message, code=_WORKERS_LOST)
+        case RequestFailed(code="invalid"):
+            message = "This model cannot do what the request asks."
+            return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="deadline"):
+            message = "The request took longer than this server allows."
             return ApiError(504, message, code="deadline_exceeded")
+        case RequestFailed(code="overloaded", retryable=False):
+            message = "The client reads more slowly than the model writes."
+            return ApiError(408, message, code="client_too_slow")
         case _ if error.retryable:
+            message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)
         case _:
+            message = "The request failed in this server; its log has the reason."
             return ApiError(500, message, code="internal_error")
+
+
+_TOO_LONG = (
+    "This model's maximum context length is more than its workers have memory for now, and this"
+    " request needs more than that. Please reduce the length of the messages or completion."
+)

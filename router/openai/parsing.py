@@ -1,29 +1,38 @@
 """Bytes of a request body to a checked schema, or a refusal that names the field.
 
-Null means "not given". What Baton does not do is refused by name; a value that asks for nothing
-(`tools: []`) is accepted.
+In two steps, so that nothing is built of what will be refused: the body to its fields, each still
+bytes, up to the first unknown one; then each field, if it is not too large, to its type, up to the
+first wrong value. Null means "not given"; of equal keys the last counts. What Baton does not do is
+refused by name; a value that asks for nothing (`tools: []`) is accepted.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
 
-from router.openai.errors import ApiError, bad_field
+from router.openai.errors import bad_field, unsupported_field
+from router.openai.explain import explain, explain_unreadable
 
-MAX_SHOWN = 60
-"""Characters of a wrong value that its error message repeats."""
+MAX_FIELD_BYTES = 64 << 10
+"""Of JSON, of every field but those whose length the context bounds (`Schema.large`): the most
+that 16 stop strings or 1,024 biases need, and what 128 choices may each carry to a worker."""
 Unsupported = Mapping[str, tuple[object, ...]]
 """Fields we do not support -> the values that ask for nothing, besides null."""
+Reader = Callable[[bytes], Any]
+"""A field's JSON to its value. Raises msgspec's errors, and ValueError with the rule."""
 
 
-class Schema(BaseModel):
+class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A JSON object of ours: no other fields, no conversions, no changes later."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
     unsupported: ClassVar[Unsupported] = {}
+    large: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may be as large as the body."""
+    readers: ClassVar[Mapping[str, Reader]] = {}
+    """Of fields whose type does not say all; the others are decoded by their type."""
 
 
 S = TypeVar("S", bound=Schema)
@@ -31,62 +40,79 @@ S = TypeVar("S", bound=Schema)
 
 def parse_body(schema: type[S], body: bytes) -> S:
     """What the client sent. Raises ApiError 400, which names the field at fault."""
-    fields = drop_nothings(json_object(body), schema=schema)
+    form = _form(schema)
+    given = {name: bytes(raw) for name, raw in form.split(body).items()}
+    values = {
+        name: _read_field(form, name, raw)
+        for name, raw in given.items()
+        if not _asks_for_nothing(form, name, raw)
+    }
+    for name in form.required:
+        if name not in values:
+            raise bad_field(name, "required")
+    return schema(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What is known of a schema before any body."""
+
+    schema: type[Schema]
+    envelope: msgspec.json.Decoder[dict[str, msgspec.Raw]]
+    readers: Mapping[str, Reader]
+    required: tuple[str, ...]
+
+    def split(self, body: bytes) -> dict[str, msgspec.Raw]:
+        """The fields that were given, undecoded. Builds no value of the client's."""
+        try:
+            return self.envelope.decode(body)
+        except msgspec.ValidationError as error:
+            raise explain(error) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise explain_unreadable(error, body) from error
+
+
+@cache
+def _form(schema: type[Schema]) -> _Form:
+    fields = msgspec.structs.fields(schema)
+    by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
+    names: Any = Literal[(*by_type, *schema.unsupported)]
+    return _Form(
+        schema=schema,
+        envelope=msgspec.json.Decoder(dict[names, msgspec.Raw]),
+        readers={**by_type, **schema.readers},
+        required=tuple(field.name for field in fields if field.required),
+    )
+
+
+def _asks_for_nothing(form: _Form, name: str, raw: bytes) -> bool:
+    unsupported = form.schema.unsupported
+    if raw == b"null" or name not in unsupported:
+        return raw == b"null"
+    if not any(_is_same(raw, harmless) for harmless in unsupported[name]):
+        raise unsupported_field(name)
+    return True
+
+
+def _is_same(raw: bytes, harmless: object) -> bool:
+    """Whether `raw` says `harmless`; 1 is 1.0, but not true."""
+    if len(raw) > MAX_FIELD_BYTES:
+        return False
     try:
-        return schema.model_validate(fields)
-    except ValidationError as error:
-        raise explain(error.errors(include_url=False)[0]) from error
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return value == harmless and isinstance(value, bool) == isinstance(harmless, bool)
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def _read_field(form: _Form, name: str, raw: bytes) -> Any:
+    if len(raw) > MAX_FIELD_BYTES and name not in form.schema.large:
+        raise bad_field(name, f"at most {MAX_FIELD_BYTES} bytes of JSON; got {len(raw)}")
     try:
-        value = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ApiError(
-            400, f"request body: not valid JSON: {error}", code="invalid_json"
-        ) from error
-    if not isinstance(value, dict):
-        raise ApiError(400, "request body: must be a JSON object", code="invalid_json")
-    return value
-
-
-def drop_nothings(
-    fields: Mapping[str, Any], *, schema: type[Schema], at: str = ""
-) -> dict[str, Any]:
-    """`fields` without those that ask for nothing. Refuses what we do not support."""
-    kept: dict[str, Any] = {}
-    for name, value in fields.items():
-        if name in schema.unsupported:
-            if value is not None and value not in schema.unsupported[name]:
-                raise unsupported_field(at + name)
-        elif value is not None or name not in schema.model_fields:
-            kept[name] = value
-    return kept
-
-
-def unsupported_field(param: str) -> ApiError:
-    message = f"{param}: not supported by this server"
-    return ApiError(400, message, param=param, code="unsupported_parameter")
-
-
-def explain(error: ErrorDetails, *, at: str = "") -> ApiError:
-    """The first thing wrong, by the field's path as a client would write it."""
-    param = at
-    for part in error["loc"]:
-        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
-    rule = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if not error["loc"]:  # fields that contradict each other; the rule names the one at fault
-        return bad_field(*rule.split(": ", 1))
-    match error["type"]:
-        case "extra_forbidden":
-            return ApiError(400, f"{param}: unknown field", param=param, code="unknown_parameter")
-        case "missing":
-            return bad_field(param, "required")
-        case _:
-            return bad_field(param, f"{rule}; got {shown(error['input'])}")
-
-
-def shown(value: object) -> str:
-    """A wrong value, short enough for a message."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+        return form.readers[name](raw)
+    except msgspec.ValidationError as error:
+        raise explain(error, at=name) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise explain_unreadable(error, raw, at=name) from error
+    except ValueError as error:
+        raise bad_field(name, str(error)) from error

@@ -6,21 +6,29 @@ the client ends here, as an `ApiError` naming the field.
 
 import secrets
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
-from protocol.text.tokenizer import Tokenizer
-from router.openai.errors import ApiError, bad_field
+from protocol.text.sampling_defaults import SamplingDefaults
+from router.openai.encode import Prompt, check_token_ids, encode_messages, encode_prompts
+from router.openai.errors import ApiError, bad_field, context_exceeded
+from router.openai.explain import shown
 from router.openai.parsing import parse_body
-from router.openai.schemas import MAX_SEED, ChatRequest, CompletionRequest, Message, SamplingFields
+from router.openai.schemas import (
+    MAX_COPIED_TOKENS,
+    MAX_SEED,
+    ChatRequest,
+    CompletionRequest,
+    SamplingFields,
+)
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for `/v1/completions`."""
+T = TypeVar("T")
 Kind = Literal["chat", "text"]
 
 
@@ -36,6 +44,8 @@ class Generation:
     model: str
     stream: bool
     include_usage: bool
+    continuous_usage: bool
+    """In every chunk, not only in the last."""
     n: int
     requests: tuple[GenerationRequest, ...]
     prompt_tokens: int
@@ -44,21 +54,21 @@ class Generation:
     """Text to show before each choice; "" unless asked for."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    field: str
-    """As the client named it, for messages."""
-    token_ids: tuple[int, ...]
-    echo: str = ""
-
-
 def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
     fields = parse_body(ChatRequest, body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=1)
-    prompt = Prompt(field="messages", token_ids=tuple(_encode_chat(runtime.tokenizer, fields)))
-    max_tokens = fields.output_limit or max(1, context - len(prompt.token_ids))
+    token_ids = encode_messages(
+        runtime.tokenizer,
+        fields.messages,
+        context=context,
+        kwargs=fields.chat_template_kwargs,
+        add_generation_prompt=fields.add_generation_prompt,
+    )
+    prompt = Prompt(field="messages", token_ids=tuple(token_ids))
+    room = max(1, context - len(prompt.token_ids))
+    max_tokens = fields.output_limit or min(runtime.sampling_defaults.max_tokens or room, room)
     _check_sizes(runtime, fields, (prompt,), max_tokens=max_tokens, context=context)
     return _generation("chat", runtime, fields, (prompt,), max_tokens=max_tokens, request=request)
 
@@ -70,7 +80,7 @@ def prepare_completion(
     fields = parse_body(CompletionRequest, body)
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
-    prompts = _encode_prompts(runtime.tokenizer, fields)
+    prompts = encode_prompts(runtime.tokenizer, fields, context=context)
     room = context - max(len(prompt.token_ids) for prompt in prompts)
     max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
     _check_sizes(runtime, fields, prompts, max_tokens=max_tokens, context=context)
@@ -86,54 +96,8 @@ def context_tokens(runtime: Runtime) -> int:
 
 def check_model(runtime: Runtime, model: str | None) -> None:
     if model is not None and model != runtime.model:
-        message = f"model: {model[:200]!r} does not exist here; {runtime.model!r} does"
+        message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
         raise ApiError(404, message, param="model", code="model_not_found")
-
-
-def encode_messages(
-    tokenizer: Tokenizer, messages: Sequence[Message], /, **variables: Any
-) -> list[int]:
-    """Token ids of a chat by the model's template, which sees `variables`. Raises ApiError 400."""
-    template = tokenizer.chat_template
-    knows_developer = template is not None and template.knows_developer
-    shown = [message.as_shown(knows_developer=knows_developer) for message in messages]
-    try:
-        return tokenizer.encode_chat(shown, **variables)
-    except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from error
-
-
-def _encode_chat(tokenizer: Tokenizer, fields: ChatRequest) -> list[int]:
-    variables = fields.chat_template_kwargs
-    clash = {"messages", "add_generation_prompt"} & variables.keys()
-    if clash:
-        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    return encode_messages(
-        tokenizer, fields.messages, add_generation_prompt=fields.add_generation_prompt, **variables
-    )
-
-
-def _encode_prompts(tokenizer: Tokenizer, fields: CompletionRequest) -> tuple[Prompt, ...]:
-    prompts = []
-    for index, given in enumerate(fields.prompt):
-        field = "prompt" if len(fields.prompt) == 1 else f"prompt[{index}]"
-        if isinstance(given, str):
-            token_ids = tokenizer.encode(given, add_special_tokens=fields.add_special_tokens)
-            text = given
-        else:
-            check_token_ids(tokenizer, given, field=field)
-            token_ids = list(given)
-            text = tokenizer.decode(given) if fields.echo else ""
-        echo = text if fields.echo else ""
-        prompts.append(Prompt(field=field, token_ids=tuple(token_ids), echo=echo))
-    return tuple(prompts)
-
-
-def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:
-    for index, token_id in enumerate(token_ids):
-        if not 0 <= token_id < tokenizer.vocab_size:
-            rule = f"token ids are 0 to {tokenizer.vocab_size - 1}; got {token_id}"
-            raise bad_field(f"{field}[{index}]", rule)
 
 
 def _generation(
@@ -151,7 +115,12 @@ def _generation(
         GenerationRequest(
             id=request if len(owners) == 1 else RequestId(f"{request}.{index}"),
             token_ids=prompt.token_ids,
-            sampling=_sampling(fields, max_tokens=max_tokens, seed=(seed + index) % MAX_SEED),
+            sampling=_sampling(
+                fields,
+                runtime.sampling_defaults,
+                max_tokens=max_tokens,
+                seed=(seed + index) % MAX_SEED,
+            ),
             salt=fields.cache_salt,
             deadline_s=runtime.limits.request_timeout_s,
         )
@@ -164,6 +133,7 @@ def _generation(
         model=runtime.model,
         stream=fields.stream,
         include_usage=fields.include_usage,
+        continuous_usage=fields.continuous_usage,
         n=fields.n,
         requests=requests,
         prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
@@ -192,11 +162,14 @@ def _check_sizes(
         if num_tokens == 0:
             raise bad_field(prompt.field, "has no tokens; at least one is needed")
         if num_tokens + max_tokens > context:
-            message = (
-                f"{prompt.field}: the context is {context} tokens; the prompt has {num_tokens}"
-                f" and max_tokens is {max_tokens}: {num_tokens + max_tokens} in all"
+            raise context_exceeded(
+                prompt.field, context=context, num_tokens=num_tokens, max_tokens=max_tokens
             )
-            raise ApiError(400, message, param=prompt.field, code="context_length_exceeded")
+    num_copied = fields.n * sum(len(prompt.token_ids) for prompt in prompts)
+    if num_copied > max(context, MAX_COPIED_TOKENS):
+        param = "n" if fields.n > 1 else "prompt"
+        rule = f"at most {MAX_COPIED_TOKENS} prompt tokens in all choices; got {num_copied}"
+        raise bad_field(param, rule)
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
     check_token_ids(runtime.tokenizer, fields.stop_token_ids, field="stop_token_ids")
@@ -205,15 +178,21 @@ def _check_sizes(
             raise bad_field("logit_bias", f"token ids are 0 to {vocab_size - 1}; got {token_id}")
 
 
-def _sampling(fields: ChatRequest | CompletionRequest, *, max_tokens: int, seed: int) -> Sampling:
+def _sampling(
+    fields: ChatRequest | CompletionRequest,
+    defaults: SamplingDefaults,
+    *,
+    max_tokens: int,
+    seed: int,
+) -> Sampling:
     return Sampling(
         seed=seed,
         max_tokens=max_tokens,
-        temperature=fields.temperature,
-        top_p=fields.top_p,
-        top_k=max(0, fields.top_k),
-        min_p=fields.min_p,
-        repetition_penalty=fields.repetition_penalty,
+        temperature=_given(fields.temperature, defaults.temperature),
+        top_p=_given(fields.top_p, defaults.top_p),
+        top_k=max(0, _given(fields.top_k, defaults.top_k)),
+        min_p=_given(fields.min_p, defaults.min_p),
+        repetition_penalty=_given(fields.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         logit_bias=fields.logit_bias,
@@ -221,7 +200,11 @@ def _sampling(fields: ChatRequest | CompletionRequest, *, max_tokens: int, seed:
         min_tokens=fields.min_tokens,
         ignore_eos=fields.ignore_eos,
         stop=fields.stop,
-        stop_token_ids=tuple(fields.stop_token_ids),
+        stop_token_ids=fields.stop_token_ids,
         include_stop=fields.include_stop_str_in_output,
         skip_special_tokens=fields.skip_special_tokens,
     )
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,176 +1,152 @@
 """The requests of OpenAI's API as far as Baton serves them, and a few common extras.
 
-Defaults are OpenAI's (temperature 1, top_p 1), never the checkpoint's generation_config. Answers
-are in `router.http.json_answer`. Checks what needs no tokeniser.
+Sampling values that are None take the checkpoint's defaults. Answers are in
+`router.http.json_answer`. Checks what needs no tokeniser.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PlainValidator,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+import msgspec
+from msgspec import Meta
 
-from router.openai.parsing import Schema, Unsupported, drop_nothings, explain, unsupported_field
-from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, MESSAGE_UNSUPPORTED
+from router.openai.errors import bad_field, unsupported_field
+from router.openai.messages import Messages
+from router.openai.parsing import Reader, Schema, Unsupported
+from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
+from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
 
 MAX_STOPS = 16
 """OpenAI allows 4. Each costs every token of the request a search."""
+MAX_STOP_CHARS = 1024
+"""Of one stop string: so much text may be held back while it could be part of it."""
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_SEED = 2**63
+MAX_COPIED_TOKENS = 4 << 20
+"""Of the prompts of all choices of a request: each is told its prompt, at up to 5 bytes a token."""
+MAX_KWARGS_DEPTH = 32
+"""Of `chat_template_kwargs`: a template may recurse over them."""
+
+Count = Annotated[int, Meta(ge=1, lt=2**31)]
+Name = Annotated[str, Meta(max_length=1024)]
+"""Of somebody or something; asks for nothing."""
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Metadata = dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]]
 
 
-def _stops(value: object) -> tuple[str, ...]:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
-        raise ValueError("should be a string or a list of strings")
-    if len(stops) > MAX_STOPS or "" in stops:
-        raise ValueError(f"should have at most {MAX_STOPS} strings, none of them empty")
-    return tuple(stops)
+class StreamOptions(Schema, frozen=True, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """Usage in every chunk, if `include_usage`."""
+    include_obfuscation: bool | None = None
 
 
-def _biases(value: object) -> tuple[tuple[int, float], ...]:
-    if not isinstance(value, dict) or len(value) > MAX_BIASES:
-        raise ValueError(f"should be an object of at most {MAX_BIASES} token ids and biases")
-    biases: dict[int, float] = {}
-    for token_id, bias in value.items():
-        if not (token_id.isascii() and token_id.isdigit() and len(token_id) < 10):
-            raise ValueError(f"keys should be token ids, not {token_id[:20]!r}")
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
-            raise ValueError(f"the bias of token {token_id} should be a number from -100 to 100")
-        biases[int(token_id)] = float(bias)
-    return tuple(sorted(biases.items()))
+_stops = msgspec.json.Decoder(Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)])
 
 
-class StreamOptions(Schema):
-    include_usage: bool = False
-    include_obfuscation: Literal[False] = False
-    continuous_usage_stats: Literal[False] = False
+def _read_stops(raw: bytes) -> tuple[str, ...]:
+    stops = _stops.decode(raw)
+    return (stops,) if isinstance(stops, str) else tuple(stops)
 
 
-class SamplingFields(Schema):
+_biases = msgspec.json.Decoder(Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)])
+
+
+def _read_biases(raw: bytes) -> tuple[tuple[int, float], ...]:
+    return tuple(sorted(_biases.decode(raw).items()))
+
+
+_kwargs = msgspec.json.Decoder(dict[str, Any])
+
+
+def _read_kwargs(raw: bytes) -> dict[str, Any]:
+    kwargs = _kwargs.decode(raw)
+    level: list[dict[str, Any] | list[Any]] = [kwargs]
+    for _ in range(MAX_KWARGS_DEPTH):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [each for one in inner for each in one if isinstance(each, dict | list)]
+    if level:
+        raise ValueError(f"nested deeper than {MAX_KWARGS_DEPTH}")
+    return kwargs
+
+
+class SamplingFields(Schema, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
+    readers: ClassVar[dict[str, Reader]] = {"stop": _read_stops, "logit_bias": _read_biases}
     model: str
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: int = Field(default=1, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1, lt=2**31)
-    seed: int | None = Field(default=None, ge=-MAX_SEED, lt=MAX_SEED)
-    stop: Annotated[tuple[str, ...], PlainValidator(_stops)] = ()
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: int = Field(default=0, ge=-1, lt=2**31)
+    stream_options: StreamOptions = StreamOptions()
+    n: Count = 1
+    max_tokens: Count | None = None
+    seed: Annotated[int, Meta(ge=-MAX_SEED, le=MAX_SEED - 1)] | None = None
+    stop: tuple[str, ...] = ()
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=1e-6, le=1)] | None = None
+    """Less would be 0 in some device's arithmetic; it already means the likeliest token alone."""
+    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     """0 and -1: all."""
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
-    logit_bias: Annotated[tuple[tuple[int, float], ...], PlainValidator(_biases)] = ()
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
+    """Scores are divided by it: less, and they would leave the range of a float."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
-    min_tokens: int = Field(default=0, ge=0, lt=2**31)
-    stop_token_ids: list[int] = Field(default=[], max_length=MAX_BIASES)
+    min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_BIASES)] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    cache_salt: str = Field(default="", max_length=256)
+    cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     """Prefixes are shared only between requests of the same salt."""
-    user: str = ""
-    metadata: dict[str, str] = Field(default={})
-    safety_identifier: str = ""
+    user: Name = ""
+    metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
+    safety_identifier: Name = ""
+    prompt_cache_key: Name = ""
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    request_id: Name = ""
+    """vLLM's, as the next; ours is the header `x-request-id`."""
+    session_id: Name = ""
 
-    @field_validator("stream_options", mode="before")
-    @classmethod
-    def _nothing_asked(cls, value: object) -> object:
-        if isinstance(value, dict):
-            return {name: option for name, option in value.items() if option is not None}
-        return value
-
-    @model_validator(mode="after")
-    def _options_need_a_stream(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options: only allowed when stream is true")
-        return self
+    def __post_init__(self) -> None:
+        if self.stream_options != StreamOptions() and not self.stream:
+            raise bad_field("stream_options", "only allowed when stream is true")
+        if self.stream_options.include_obfuscation:
+            raise unsupported_field("stream_options.include_obfuscation")
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return bool(self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options.continuous_usage_stats)
 
 
-class TextPart(Schema):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Schema):
-    unsupported: ClassVar[Unsupported] = MESSAGE_UNSUPPORTED
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-    name: str | None = None
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _join(cls, value: object) -> object:
-        """Text parts become one string, a line each, as templates expect a string."""
-        return "\n".join(map(_part, value)) if isinstance(value, list) else value
-
-    def as_shown(self, *, knows_developer: bool) -> dict[str, str]:
-        """As a template gets it. `developer` is `system` to one that does not know it."""
-        role = "system" if self.role == "developer" and not knows_developer else self.role
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": self.content, **named}
-
-
-def _part(part: object) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(kind, str) and kind != "text":
-        raise ValueError(f"parts of type {kind[:40]!r} are not supported, only 'text'")
-    try:
-        return TextPart.model_validate(part).text
-    except ValidationError as error:
-        raise ValueError(f"bad part: {explain(error.errors(include_url=False)[0])}") from error
-
-
-def _plain_messages(value: object) -> object:
-    if not isinstance(value, list):
-        return value
-    return [_plain_message(message, index) for index, message in enumerate(value)]
-
-
-def _plain_message(message: object, index: int) -> object:
-    if not isinstance(message, dict):
-        return message
-    at = f"messages[{index}]."
-    if message.get("role") in ("tool", "function"):
-        raise unsupported_field(f"{at}role={message['role']}")
-    return drop_nothings(message, schema=Message, at=at)
-
-
-Messages = Annotated[list[Message], BeforeValidator(_plain_messages), Field(min_length=1)]
-
-
-class ChatRequest(SamplingFields):
+class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = CHAT_UNSUPPORTED
+    large: ClassVar[frozenset[str]] = frozenset({"messages"})
+    readers: ClassVar[dict[str, Reader]] = {
+        **SamplingFields.readers,
+        "chat_template_kwargs": _read_kwargs,
+    }
     messages: Messages
-    max_completion_tokens: int | None = Field(default=None, ge=1, lt=2**31)
+    max_completion_tokens: Count | None = None
     logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = 0
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = Field(default={})
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def __post_init__(self) -> None:
+        SamplingFields.__post_init__(self)
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs: only allowed when logprobs is true")
+            raise bad_field("top_logprobs", "only allowed when logprobs is true")
         if None not in (self.max_tokens, self.max_completion_tokens) and (
             self.max_tokens != self.max_completion_tokens
         ):
-            raise ValueError("max_completion_tokens: differs from max_tokens, its older name")
-        return self
+            raise bad_field("max_completion_tokens", "differs from max_tokens, its older name")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -181,44 +157,22 @@ class ChatRequest(SamplingFields):
         return self.max_completion_tokens or self.max_tokens
 
 
-Prompt = str | tuple[int, ...]
-
-
-def _prompts(value: object) -> tuple[Prompt, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and value:
-        if all(isinstance(prompt, str) for prompt in value):
-            return tuple(value)
-        if _are_ids(value):
-            return (tuple(value),)
-        if all(prompt and _are_ids(prompt) for prompt in value):
-            return tuple(tuple(prompt) for prompt in value)
-    raise ValueError(
-        "should be a string, a list of strings, a list of token ids"
-        " or a list of lists of token ids, and none of the lists empty"
-    )
-
-
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(token_id) is int for token_id in value)
-
-
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = COMPLETION_UNSUPPORTED
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(_prompts)]
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    large: ClassVar[frozenset[str]] = frozenset({"prompt"})
+    readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, "prompt": read_prompts}
+    prompt: tuple[Prompt, ...]
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
-    best_of: int | None = None
+    best_of: Count | None = None
     add_special_tokens: bool = True
 
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def __post_init__(self) -> None:
+        SamplingFields.__post_init__(self)
         if self.best_of not in (None, self.n):
-            raise ValueError("best_of: not supported by this server, other than equal to n")
+            raise unsupported_field("best_of", "other than equal to n is")
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo: not supported by this server together with logprobs")
-        return self
+            raise unsupported_field("echo", "together with logprobs is")
 
     @property
     def num_logprobs(self) -> int | None:
@@ -229,22 +183,29 @@ class CompletionRequest(SamplingFields):
         return self.max_tokens
 
 
-class TokenizeRequest(Schema):
+class TokenizeRequest(Schema, frozen=True, kw_only=True):
     """Of a text, or of a chat as `/v1/chat/completions` would see it."""
 
+    unsupported: ClassVar[Unsupported] = TOKENIZE_UNSUPPORTED
+    large: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
+    readers: ClassVar[dict[str, Reader]] = {"chat_template_kwargs": _read_kwargs}
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    """None: to a text. The template of a chat writes them itself."""
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _one_of(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("prompt: give either prompt or messages")
-        return self
+            raise bad_field("prompt", "give either prompt or messages")
+        if self.messages is not None and self.add_special_tokens:
+            raise unsupported_field("add_special_tokens", "together with messages is")
 
 
-class DetokenizeRequest(Schema):
+class DetokenizeRequest(Schema, frozen=True, kw_only=True):
+    large: ClassVar[frozenset[str]] = frozenset({"tokens"})
+    readers: ClassVar[dict[str, Reader]] = {"tokens": read_token_ids}
     model: str | None = None
     tokens: list[int]

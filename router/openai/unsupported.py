@@ -1,6 +1,7 @@
 """What clients ask of other servers and Baton does not do: refused by name, never ignored.
 
-Each field is listed with the values that ask for nothing, besides null; those are accepted.
+Each field is listed with the values that ask for nothing, besides null; those are accepted. Fields
+are those of OpenAI's SDK, of vLLM and of SGLang that one or the other documents.
 """
 
 from router.openai.parsing import Unsupported
@@ -9,24 +10,35 @@ from router.openai.parsing import Unsupported
 _SAMPLERS: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
     "spaces_between_special_tokens": (True,), "truncate_prompt_tokens": (), "prompt_logprobs": (),
+    "truncation_side": (), "watermarking": (False,), "thinking_token_budget": (-1,),
+    "logprob_token_ids": (), "repetition_detection": (), "stream_interval": (1,),
+    "stop_regex": ([],), "no_stop_trim": (False,), "custom_logit_processor": (),
     "logits_processors": ([],), "allowed_token_ids": (), "bad_words": ([],),
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
     "structured_outputs": (), "response_format": ({"type": "text"},), "priority": (0,),
+    "json_schema": (), "regex": (), "ebnf": (), "vllm_xargs": ({},), "custom_params": ({},),
     "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
-    "kv_transfer_params": (), "lora_path": ("",),
+    "return_hidden_states": (False,), "return_token_offsets": (False,),
+    "kv_transfer_params": (), "ec_transfer_params": (), "lora_path": ("",), "session_params": ({},),
+    "return_mm_kwargs": (True,), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
 }
 CHAT_UNSUPPORTED: Unsupported = {
     **_SAMPLERS,
     "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
     "functions": ([],), "function_call": ("none", "auto"), "audio": (), "modalities": (["text"],),
     "prediction": (), "reasoning_effort": (), "verbosity": ("medium",), "web_search_options": (),
-    "prompt_cache_key": (), "prompt_cache_retention": (), "store": (False,),
+    "moderation": (), "prompt_cache_options": ({},), "store": (False,),
     "service_tier": ("auto", "default"), "echo": (False,), "continue_final_message": (False,),
     "add_special_tokens": (False,), "chat_template": (), "documents": ([],),
+    "reasoning": (), "include_reasoning": (True,), "separate_reasoning": (True,),
+    "stream_reasoning": (True,), "return_prompt_text": (False,), "input_ids": (),
 }
-COMPLETION_UNSUPPORTED: Unsupported = {**_SAMPLERS, "suffix": ("",)}
-MESSAGE_UNSUPPORTED: Unsupported = {
-    "refusal": (), "audio": (), "function_call": (), "tool_calls": ([],), "tool_call_id": (),
-    "annotations": ([],),
+COMPLETION_UNSUPPORTED: Unsupported = {
+    **_SAMPLERS, "suffix": ("",), "prompt_embeds": (), "store": (False,),
+    "service_tier": ("auto", "default"),
+}
+TOKENIZE_UNSUPPORTED: Unsupported = {
+    "return_token_strs": (False,), "continue_final_message": (False,), "chat_template": (),
+    "tools": ([],), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
 }
 # fmt: on

@@ -82,9 +82,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRefusal:
-    """`too_long`: no candidate can ever hold the request."""
+    """`too_long`: no candidate can ever hold the request. `held`: not now, to keep it, or another,
+    apart from others."""
 
-    why: Literal["no_decode_worker", "too_long"]
+    why: Literal["no_decode_worker", "too_long", "held"]
     reason: str
 
 

@@ -22,12 +22,14 @@ class Candidates:
     def place_request(
         self, context: RequestContext, ready: Sequence[KnownWorker], *, now: float
     ) -> Placement | PlacementRefusal:
-        """Among ready workers that did not refuse; suspects only when there is nobody else."""
-        willing = [worker for worker in ready if worker.id not in context.refused]
-        trusted = [worker for worker in willing if worker.id not in context.suspects]
-        placement = self._place(context, trusted, now)
-        if isinstance(placement, PlacementRefusal) and len(trusted) < len(willing):
-            placement = self._place(context, willing, now)
+        """Among ready workers that did not refuse; those that failed it only when there is nobody
+        else. Nobody joins a suspect (`_place_suspect`) until it was heard of."""
+        open_ = [worker for worker in ready if worker.id not in context.refused]
+        unheld = [worker for worker in open_ if not worker.is_held(now=now)]
+        place_it = self._place_suspect if context.routed.num_suspected else self._place_trusted
+        placement = place_it(context, unheld, now)
+        if isinstance(placement, PlacementRefusal) and len(unheld) < len(open_):
+            return PlacementRefusal(why="held", reason="a worker is kept for a suspect")
         return placement
 
     def note_placed(
@@ -43,13 +45,43 @@ class Candidates:
             if worker.id in (placement.prefill, placement.decode):
                 computes = placement.prefill is None or worker.id == placement.prefill
                 num_tokens = placement.num_uncached_tokens if computes else 0
-                worker.note_sent(context.routed.wire_id, num_tokens, now=now)
+                worker.note_sent(
+                    context.routed.wire_id,
+                    num_tokens,
+                    first=len(context.routed.generated) + (not computes),
+                    suspect=context.routed.num_suspected > 0,
+                    now=now,
+                )
                 self._index.expect_blocks(worker.id, _hashes(context, worker), now=now)
 
     def note_ended(self, context: RequestContext, workers: Sequence[KnownWorker]) -> None:
         """The attempt is over, well or not."""
         for worker in workers:
             worker.note_ended(context.routed.wire_id)
+
+    def _place_suspect(
+        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+    ) -> Placement | PlacementRefusal:
+        """It may have ended a worker: where nobody is, or, when that has taken too long, where
+        nobody is new, so that another loss shows whether it did."""
+        waits = now < context.alone_until
+        apart = [w for w in workers if (w.is_empty if waits else not w.unheard)]
+        if {worker.role for worker in apart} == {worker.role for worker in workers}:
+            placement = self._place_trusted(context, apart, now)
+            if isinstance(placement, Placement):
+                return placement
+        if waits and workers:
+            return PlacementRefusal(why="held", reason="others are on every worker")
+        return self._place_trusted(context, workers, now)
+
+    def _place_trusted(
+        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+    ) -> Placement | PlacementRefusal:
+        trusted = [worker for worker in workers if worker.id not in context.suspects]
+        placement = self._place(context, trusted, now)
+        if isinstance(placement, PlacementRefusal) and len(trusted) < len(workers):
+            placement = self._place(context, workers, now)
+        return placement
 
     def _place(
         self, context: RequestContext, workers: Sequence[KnownWorker], now: float

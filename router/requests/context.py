@@ -21,6 +21,8 @@ class RequestContext:
     last_token_at: float = 0.0
     alone_since: float | None = None
     """Since when nobody could take it; None while someone has it."""
+    alone_until: float = 0.0
+    """Until when it waits for workers that have nobody else; 0.0 while it is no suspect."""
     num_lost: int = 0
     num_pauses: int = 0
     """Waits so far because every worker was full."""

@@ -22,7 +22,9 @@ from router.placement.place import Placement, PlacementRefusal, Prefer
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
+from router.requests.dangers import Dangers
 from router.requests.events import (
+    Condemned,
     Ended,
     GenerationEvent,
     GenerationRequest,
@@ -59,6 +61,9 @@ class DispatchLimits:
     prefer: Prefer = "cheapest"
 
 
+APART_S = 3.0
+"""How long a request that may have ended a worker waits for others that have nobody else."""
+HELD_PAUSE_S = 0.05
 MAX_PAUSE_S = 2.0
 MAX_REASONS = 8
 """Of lost attempts told in an error: the last ones. The trace has all."""
@@ -86,6 +91,7 @@ class Dispatcher:
         self._limits = limits = limits or DispatchLimits()
         self._candidates = Candidates(index=index, prefer=limits.prefer)
         self._clock = clock
+        self._dangers = Dangers()
         self._numbers = count(1)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
@@ -107,6 +113,9 @@ class Dispatcher:
             raise RequestFailed(_TOO_SLOW, code="overloaded") from error
         except BatonError as error:
             closing = str(error)
+            if isinstance(error, Condemned):
+                log.error("request ends workers", extra={"request": context.routed.wire_id})
+                self._dangers.add(request)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             closing, client_left = "the client is gone", True
@@ -132,6 +141,8 @@ class Dispatcher:
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
         context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
+        if request in self._dangers:
+            routed.num_suspected, context.alone_until = 1, now + APART_S
         return context, mailbox
 
     async def _follow(
@@ -197,6 +208,9 @@ class Dispatcher:
             )
             if isinstance(placement, Placement):
                 return self._begin(context, placement)
+            if placement.why == "held":
+                await self._pause(context)
+                continue
             if placement.why == "too_long" and not context.reasons:
                 raise TooLong(placement.reason)
             if context.refused and not context.routed.generated:
@@ -222,6 +236,13 @@ class Dispatcher:
         context.alone_since = None
         self._note_placed(context, placement)
         self._send(context, send)
+
+    async def _pause(self, context: RequestContext) -> None:
+        """Until a worker may be free of company; loads change without a word."""
+        if context.ends_at <= self._clock():
+            raise self._deadline_passed(context)
+        with suppress(TimeoutError):
+            await self._registry.wait_change(timeout_s=HELD_PAUSE_S)
 
     async def _wait_for_worker(self, context: RequestContext, refusal: PlacementRefusal) -> None:
         """Until the workers change or, when all were full, for a moment; bounded by patience."""
@@ -255,6 +276,7 @@ class Dispatcher:
         self._candidates.note_ended(context, self._registry.workers)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
+        context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0
         kind = "refused" if loss.is_refusal else "lost"
         self._metrics.retries.labels(why=kind).inc()
         extra = {"request": context.routed.wire_id, "attempt": context.routed.attempt}

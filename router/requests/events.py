@@ -75,6 +75,10 @@ class TooLong(BatonError):
     """No live worker's pool or context can ever hold the request; has the numbers. 400."""
 
 
+class Condemned(BatonError):
+    """Workers were lost with this request as the last that they had been given. 500."""
+
+
 class RequestFailed(BatonError):
     """The request was given up: the message has the reason of every attempt.
 

@@ -30,13 +30,22 @@ from protocol.messages import (
     ToWorker,
 )
 from protocol.state_table import Life
-from router.requests.events import GenerationRequest, RequestFailed, Route, Token, TooLong
+from router.requests.events import (
+    Condemned,
+    GenerationRequest,
+    RequestFailed,
+    Route,
+    Token,
+    TooLong,
+)
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
 from router.requests.trace import AttemptTrace
 from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
+MAX_SUSPECTED = 2
+"""Workers in a row that may be lost with a request among the last they were given."""
 AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
 """Whether these output tokens already end the request: its last worker may have died between
 the last token and the message that it was the last."""
@@ -69,6 +78,8 @@ class RoutedRequest:
     attempts: list[AttemptTrace] = field(default_factory=list)
     outcome: str = ""
     """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
+    num_suspected: int = 0
+    """Workers in a row that were lost with it among the last they were given."""
     _prefill: _Leg | None = None
     _decode: _Leg | None = None
     _block_tokens: int = 1
@@ -137,7 +148,7 @@ class RoutedRequest:
             case Aborted():
                 return self._leg_lost(leg, f"{leg.worker} dropped the request")
             case WorkerGone():
-                return self._leg_lost(leg, f"{leg.worker} {message.reason}")
+                return self._worker_gone(leg, message)
             case _:
                 assert_never(message)
 
@@ -159,6 +170,8 @@ class RoutedRequest:
             fault = "differs from the one already sent" if late else f"came when {have} was due"
             return self._lost(f"token {emit.index} of {leg.worker} {fault}", suspect=leg.worker)
         self.generated.append(emit.token_id)
+        if leg is self._decode:
+            self.num_suspected = 0
         token = Token(
             index=emit.index,
             token_id=emit.token_id,
@@ -243,12 +256,28 @@ class RoutedRequest:
                 return self._lost(why, suspect=leg.worker, is_refusal=True)
             case "source_lost":
                 return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
-            case "internal" if failed.retryable:
+            case "internal" | "broken" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
-            case "internal" | "too_long" | "deadline":
-                return self._give_up(why, failed)
+            case "internal" | "too_long" | "deadline" | "invalid" | "broken":
+                error: BatonError = RequestFailed(why, code=failed.code, retryable=failed.retryable)
+                if failed.code == "too_long" and not self.generated:
+                    error = TooLong(why)
+                return self._give_up(why, error)
             case _:
                 assert_never(failed.code)
+
+    def _worker_gone(self, leg: _Leg, gone: WorkerGone) -> list[Instruction]:
+        """Of the last it was given, one may have ended it: which, shows where it comes alone."""
+        why = f"{leg.worker} {gone.reason}"
+        if self.wire_id in gone.unheard and not self._is_spent(leg):
+            self.num_suspected += 1
+            if self.num_suspected >= MAX_SUSPECTED and len(gone.unheard) == 1:
+                leg.open = False
+                lost = (
+                    f"{self.num_suspected} workers were lost, this request the last given to each"
+                )
+                return self._give_up(why, Condemned(f"{lost}; it is not tried again: {why}"))
+        return self._leg_lost(leg, why)
 
     def _leg_lost(self, leg: _Leg, why: str) -> list[Instruction]:
         leg.open = False
@@ -276,13 +305,10 @@ class RoutedRequest:
         self._note(outcome=reason)
         return [*self._abort_legs("finished"), EndWell(reason)]
 
-    def _give_up(self, why: str, failed: Failed) -> list[Instruction]:
+    def _give_up(self, why: str, error: BatonError) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)
         self.outcome = f"failed: {why}"
         self._note(outcome=self.outcome)
-        error: BatonError = RequestFailed(why, code=failed.code, retryable=failed.retryable)
-        if failed.code == "too_long" and not self.generated:
-            error = TooLong(why)
         return [*self._abort_legs(why), GiveUp(error)]
 
     def _abort_legs(self, reason: str) -> list[Send]:
@@ -310,7 +336,7 @@ class RoutedRequest:
     def _count_cached(self, num_tokens: int) -> None:
         """The first attempt that computed the prompt says what was saved on it."""
         if self.cached_tokens is None:
-            self.cached_tokens = min(num_tokens, len(self.request.token_ids))
+            self.cached_tokens = max(0, min(num_tokens, len(self.request.token_ids)))
 
     def _prefill_message(self, remaining_s: float) -> Prefill:
         return Prefill(

@@ -55,12 +55,8 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def bound_connections(max_connections: int) -> int:
-    """`max_connections`, or less where the system gives this process few descriptors: workers,
-    Redis and files keep the other half. Raises the soft limit to the hard one first."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return max_connections
-    return min(max_connections, hard // 2)
+def bound_connections(max_connections: int, *, descriptors: int) -> int:
+    """`max_connections`, or less where this process may have few descriptors: workers, Redis and
+    files keep the other half."""
+    endless = descriptors == resource.RLIM_INFINITY
+    return max_connections if endless else min(max_connections, descriptors // 2)

@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Registration, Step, ToRouter, ToWorker, Welcome
+from protocol.messages import Beat, Emit, Failed, Registration, Step, ToRouter, ToWorker, Welcome
 from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -22,6 +22,8 @@ from router.workers.worker_messages import WorkerGone, WorkerMessage
 _ADDRESS = re.compile(r" at \w+://[^\s:]+(?::\d+)?|\w+://\S+")
 log = logging.getLogger("baton.registry")
 
+RETRY_S, MAX_RETRY_S = 0.25, 5.0
+"""Between two tries to reach a worker, twice as long each time."""
 Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]]
 """Entering shakes hands: PeerLost when nobody is there, WireError for another version."""
 
@@ -128,26 +130,32 @@ class Registry:
                     self._meet(registration)
                 present = {registration.worker for registration in registrations}
                 for worker in self.workers:
-                    if worker.state == "mismatched" and worker.id not in present:
+                    away = worker.state == "mismatched" or worker.id not in self._serving
+                    if away and worker.id not in present:
                         self._remove(worker, "is no longer registered")
 
     def _meet(self, registration: Registration) -> None:
         known = self._workers.get(registration.worker)
         if known is not None and known.epoch == registration.epoch:
+            waits = known.state == "connecting" and known.id not in self._serving
+            if waits and self._clock() >= known.retry_at:
+                self._begin_serving(known)
             return
         if known is not None:
             self._stop_serving(registration.worker)
             self._remove(known, "was replaced by a new incarnation")
-        assert self._tasks is not None, "run() is not running"
         worker = KnownWorker(registration)
         self._workers[worker.id] = worker
         if self._model not in (None, registration.model):
             self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
             return
-        self._serving[worker.id] = self._tasks.create_task(
-            self._serve(worker), name=f"link {worker.id}"
-        )
+        self._begin_serving(worker)
         self._signal()
+
+    def _begin_serving(self, worker: KnownWorker) -> None:
+        assert self._tasks is not None, "run() is not running"
+        serving = self._tasks.create_task(self._serve(worker), name=f"link {worker.id}")
+        self._serving[worker.id] = serving
 
     async def _serve(self, worker: KnownWorker) -> None:
         """One incarnation, from connecting to its loss."""
@@ -162,17 +170,41 @@ class Registry:
         except WireError as error:
             self._mismatch(worker, str(error))
         except BatonError as error:
-            self._remove(worker, f"was lost: {error}")
+            if worker.connection is None:
+                self._unreached(worker, str(error))
+            else:
+                self._remove(worker, f"was lost: {error}")
+        except Exception as error:  # what one worker says costs its own link
+            log.exception("link failed", extra={"worker": worker.id})
+            self._remove(worker, f"was lost: {type(error).__name__}: {error}")
         finally:
             worker.connection = None
+
+    def _unreached(self, worker: KnownWorker, why: str) -> None:
+        """It stays, so that `/cluster` says why, and is tried again while it is registered."""
+        if self._workers.get(worker.id) is not worker:
+            return
+        del self._serving[worker.id]
+        worker.num_tries += 1
+        pause_s = min(MAX_RETRY_S, RETRY_S * 2.0 ** min(worker.num_tries, 10))
+        worker.retry_at = self._clock() + pause_s
+        if worker.why != why:
+            remedy = "none if it is gone for good; else see its address, its log and the network"
+            log.warning("not reached", extra={"worker": worker.id, "why": why, "remedy": remedy})
+            worker.why = why
+            self._signal()
 
     def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
         match message:
             case Step():
                 for emit in message.emits:
+                    _check_tokens(emit)
+                    worker.note_heard(emit.request, emit.index)
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Beat():
                 self._beat(worker, message)
+            case Failed(code="broken"):
+                raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
@@ -190,7 +222,7 @@ class Registry:
 
     def _mismatch(self, worker: KnownWorker, why: str) -> None:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
-        self._tell_gone(worker, why)
+        self._tell_gone(worker, WorkerGone(why))
         worker.state, worker.why = "mismatched", why
         remedy = "start it with the model and the version of this router"
         log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
@@ -210,15 +242,23 @@ class Registry:
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
-        self._tell_gone(worker, reason)
+        drained = worker.state == "draining"
+        self._tell_gone(worker, WorkerGone(reason, frozenset(() if drained else worker.unheard)))
         self._signal()
 
-    def _tell_gone(self, worker: KnownWorker, reason: str) -> None:
+    def _tell_gone(self, worker: KnownWorker, gone: WorkerGone) -> None:
         for mailbox in list(self._mailboxes.values()):
-            mailbox.put(WorkerMessage(worker.id, worker.epoch, WorkerGone(reason)))
+            mailbox.put(WorkerMessage(worker.id, worker.epoch, gone))
 
     def _signal(self) -> None:
         for listener in self.listeners:
             listener()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _check_tokens(emit: Emit) -> None:
+    """Raises PeerLost for ids that no tokenizer can be asked about."""
+    for token_id in (emit.token_id, *(one.token_id for one in emit.top)):
+        if not 0 <= token_id < 1 << 32:
+            raise PeerLost(f"it said token {token_id}")

@@ -11,6 +11,8 @@ from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Beat, Registration, Role, ToRouter, ToWorker, WorkerState
 from router.placement.place import Candidate
 
+ALONE_S = 5.0
+"""Nobody joins a suspect that was placed on a worker until a token came of it, or this is over."""
 BEAT_LAG_S = 0.1
 """A beat may have been written before what was sent this long before it arrived."""
 
@@ -43,10 +45,19 @@ class KnownWorker:
     registration: Registration
     state: WorkerState | ConnectionState = "connecting"
     why: str = "connecting"
+    """Of one that cannot be reached, what the last try found."""
+    num_tries: int = 0
+    retry_at: float = 0.0
+    """Not sooner, on the registry's clock."""
     beat: Beat | None = None
     connection: WorkerConnection | None = None
     """None until the link is up."""
+    unheard: dict[RequestId, int] = field(default_factory=dict)
+    """Requests that it has and of which it has said no token yet that another did not say, with
+    the index of the first that it would."""
     _sent: dict[RequestId, _Sent] = field(default_factory=dict)
+    _suspects: dict[RequestId, float] = field(default_factory=dict)
+    """Those to be joined by nobody, and until when."""
 
     @property
     def id(self) -> WorkerId:
@@ -73,13 +84,40 @@ class KnownWorker:
         for request in counted:
             del self._sent[request]
 
-    def note_sent(self, request: RequestId, num_tokens: int, *, now: float) -> None:
-        """A prompt with so many tokens to compute was sent; the next beats will count it."""
+    def is_held(self, *, now: float) -> bool:
+        """A suspect is here that nobody is to join."""
+        return any(now < until for until in self._suspects.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """It has no request, as far as is known here."""
+        load = None if self.beat is None else self.beat.load
+        busy = load is not None and load.running + load.waiting > 0
+        return not (busy or self._sent or self.unheard)
+
+    def note_sent(
+        self, request: RequestId, num_tokens: int, *, first: int, suspect: bool, now: float
+    ) -> None:
+        """A prompt with so many tokens to compute was sent; the next beats will count it. Its
+        token of index `first` is the first that only this worker can say."""
         self._sent[request] = _Sent(now, num_tokens)
+        self.unheard[request] = first
+        if suspect:
+            self._suspects[request] = now + ALONE_S
+
+    def note_heard(self, request: RequestId, index: int) -> None:
+        """It said this token."""
+        if index >= self.unheard.get(request, index + 1):
+            self._forget(request)
 
     def note_ended(self, request: RequestId) -> None:
         """It is no load any more, even if no beat has come since it was sent."""
         self._sent.pop(request, None)
+        self._forget(request)
+
+    def _forget(self, request: RequestId) -> None:
+        self.unheard.pop(request, None)
+        self._suspects.pop(request, None)
 
     def candidate(self, *, num_cached_tokens: int) -> Candidate:
         """As `placement` sees it; only for a ready worker."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from protocol.ids import Epoch, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Aborted, Emit, Failed, Finished, Landed, PrefillDone, Started
 
 
@@ -11,6 +11,8 @@ class WorkerGone:
     """Said by the registry, not by a worker: this incarnation will say nothing more."""
 
     reason: str
+    unheard: frozenset[RequestId] = frozenset()
+    """The last it was given: requests of this router of which it had said no token."""
 
 
 RequestMessage = Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | WorkerGone

@@ -57,6 +57,14 @@ def test_the_pools_are_sized_apart() -> None:
     assert found["Deployment/demo-baton-decode"]["spec"]["replicas"] == 1
 
 
+def test_router_and_workers_serve_the_same_length() -> None:
+    for name in ("router", "prefill", "decode"):
+        thing = f"Deployment/demo-baton-{name}"
+        args = container(render(model={"maxModelLen": 131_072})[thing])["args"]
+        assert flag(args, "--max-model-len") == "131072"
+        assert "--max-model-len" not in container(render()[thing])["args"]
+
+
 def test_a_pool_of_workers_gets_gpus() -> None:
     found = render(prefill={"resources": {"limits": {"nvidia.com/gpu": "1"}}})
     limits = container(found["Deployment/demo-baton-prefill"])["resources"]["limits"]

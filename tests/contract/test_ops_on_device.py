@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.ops.choose import choose_ops
-from engine.ops.contract import Activation, ExpertWeights, HeadShape, Ops
+from engine.ops.contract import Activation, ExpertWeights, HeadShape, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 from engine.ops.torch_ops import TorchOps
 from engine.runner.gpu.arrays import NO_FEED, padded, step_arrays
@@ -83,12 +83,15 @@ def rivals(request: pytest.FixtureRequest) -> Rivals:
 
 
 @pytest.mark.parametrize("width", [64, 1000, 4096])
-def test_a_norm_equals_its_twin(rivals: Rivals, width: int) -> None:
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_norm_equals_its_twin(rivals: Rivals, width: int, centred: bool) -> None:
     weight_K, delta_TK = rivals.noise(width, seed=2).float(), rivals.noise(5, width, seed=1)
+    bias_K = rivals.noise(width, seed=3).float() if centred else None
+    norm = Norm(weight_K=weight_K, eps=1e-5, centred=centred, bias_K=bias_K)
     residuals, results = [], []
     for ops in (rivals.kernels, rivals.twins):
         x_TK = rivals.noise(5, width).float()
-        results.append([ops.norm(x_TK, delta, weight_K, 1e-5) for delta in (None, delta_TK)])
+        results.append([ops.norm(x_TK, delta, norm) for delta in (None, delta_TK)])
         residuals.append(x_TK)
     rivals.close(*residuals)
     for got, expected in zip(*results, strict=True):
@@ -99,6 +102,9 @@ def test_a_norm_equals_its_twin(rivals: Rivals, width: int) -> None:
 def test_a_gated_unit_equals_its_twin(rivals: Rivals, activation: Activation) -> None:
     gate_up = rivals.noise(7, 2 * 1408) * 3
     rivals.close(rivals.kernels.gated(gate_up, activation), rivals.twins.gated(gate_up, activation))
+    if activation != "swiglu_oai":
+        alone = (ops.activated(gate_up, activation) for ops in (rivals.kernels, rivals.twins))
+        rivals.close(*alone)
 
 
 def test_a_linear_equals_its_twin(rivals: Rivals) -> None:

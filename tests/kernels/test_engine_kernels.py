@@ -8,7 +8,7 @@ one for a group of checks; each check is a function by the same name in `support
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -30,14 +30,27 @@ ATTENTION = (
     "a_tile_that_is_wholly_masked_changes_nothing",
     "an_empty_split_changes_nothing",
     "damaged_keys_stay_in_their_sequence",
+    "float16",
 )
 SAMPLING = (
     "tokens",
     "ties",
     "a_row_without_a_finite_logit_has_no_token",
     "a_token_depends_on_its_row_alone",
+    "rows_at_the_ends_of_float32",
 )
 
+
+ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
+    "granitemoe", "granitemoeshared", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+    "glm", "glm4", "cohere2", "phimoe", "stablelm",
+}  # fmt: skip
+"""To the kernels each of these families is like another."""
+GROWTH = {
+    "rope_type": "default",
+    "llama_4_scaling_beta": 0.5,
+    "original_max_position_embeddings": 4,
+}
 
 GROUPS = (BETWEEN_THE_LINEARS, ATTENTION, SAMPLING)
 Reports = Callable[[tuple[str, ...]], dict[str, str]]
@@ -102,9 +115,22 @@ def test_every_check_is_run() -> None:
 
 @pytest.mark.slow
 def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path) -> None:
-    """Every family that there is, and one with a window shorter than a chunk."""
-    shapes = {family: Shape(family=family) for family in FAMILIES}
+    """Every family that gives the kernels something to do that no other does, and one with a window
+    shorter than a chunk."""
+    shapes = {family: Shape(family=family) for family in FAMILIES if family not in ALIKE}
     shapes["windowed"] = Shape(family="mistral", window=6, head_dim=20)
+    answer_alike(tmp_path, shapes)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_families_of_the_same_kernels_answer_as_through_torch(tmp_path: Path) -> None:
+    shapes = {family: Shape(family=family, head_dim=16) for family in sorted(ALIKE)}
+    shapes["ministral3"] = Shape(family="ministral3", head_dim=16, rope=GROWTH)
+    answer_alike(tmp_path, shapes)
+
+
+def answer_alike(tmp_path: Path, shapes: Mapping[str, Shape]) -> None:
     for name, shape in shapes.items():
         make_checkpoint(tmp_path / name, shape)
     run({"TRITON_INTERPRET": "1"}, "kernel_models", *(str(tmp_path / name) for name in shapes))

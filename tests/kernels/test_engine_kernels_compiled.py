@@ -6,6 +6,7 @@ meta tensors of real sizes. Marked slow: ptxas takes a second for each.
 
 # Shapes: T tokens, H query heads, G KV heads, D head dim, K features, R rows, V vocabulary.
 
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,7 @@ from support.ahead import Call, assert_fits, recorded
 from torch import Tensor
 
 from engine.checkpoint.load import MAX_HEAD_DIM
-from engine.ops.contract import HeadShape
+from engine.ops.contract import HeadShape, Norm
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
 from engine.sampling import triton_sample
@@ -90,6 +91,16 @@ def test_attention_over_chunks_fits(dim: int, arch: int, tmp_path: Path) -> None
     check(attention_calls(heads(dim), num_tokens=2048, num_sequences=4), (arch,), tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arch", ARCHS)
+def test_attention_in_float16_fits(arch: int, tmp_path: Path) -> None:
+    for num_tokens, num_sequences in ((2048, 4), (8, 8)):
+        calls = attention_calls(
+            heads(128), num_tokens=num_tokens, num_sequences=num_sequences, dtype=torch.float16
+        )
+        check(calls, (arch,), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dim", EVERY_DIM)
@@ -153,12 +164,16 @@ def test_the_reduction_of_splits_fits(dim: int, tmp_path: Path) -> None:
     check(calls, ARCHS if dim == 128 else (80,), tmp_path)
 
 
-@pytest.mark.parametrize("dim", EVERY_DIM)
-@pytest.mark.parametrize("norms", ["none", "head", "whole"])
+LAYER = [pytest.param(d, "layer", marks=[] if d == 128 else pytest.mark.long) for d in EVERY_DIM]
+
+
+@pytest.mark.parametrize(
+    ("dim", "norms"), [*itertools.product(EVERY_DIM, ("none", "head", "whole")), *LAYER]
+)
 def test_the_rotation_and_store_fits(dim: int, norms: str, tmp_path: Path) -> None:
-    sizes = {"none": (), "head": (dim, dim), "whole": (32 * dim, 8 * dim)}[norms]
+    sizes = {"none": (), "head": (dim, dim)}.get(norms, (32 * dim, 8 * dim))
     q_norm, k_norm = (meta(size, dtype=F32) for size in sizes) if sizes else (None, None)
-    shape = replace(heads(dim), q_norm=q_norm, k_norm=k_norm)
+    shape = replace(heads(dim), q_norm=q_norm, k_norm=k_norm, centred_norms=norms == "layer")
     slots_T = meta(64, dtype=torch.int64)
     for num_turned in (dim, dim // 4, None) if dim == 96 else (dim,):
         turns = None if num_turned is None else meta(64, 2, num_turned // 2, dtype=F32)
@@ -177,10 +192,13 @@ def test_the_norms_fit(width: int, tmp_path: Path) -> None:
     x_TK, delta_TK, weight_K = (
         meta(64, width, dtype=F32), meta(64, width), meta(width, dtype=F32),
     )  # fmt: skip
+    rms = Norm(weight_K=weight_K, eps=1e-6)
+    layer = replace(rms, centred=True, bias_K=weight_K)
     launches = (
-        lambda: norm.norm(x_TK, delta_TK, weight_K, 1e-6, delta_scale=0.2, dtype=BF16),
-        lambda: norm.norm(x_TK, delta_TK, None, 1e-6, dtype=BF16),
-        lambda: norm.norm(delta_TK, None, weight_K, 1e-6, dtype=BF16),
+        lambda: norm.normed(x_TK, delta_TK, rms, delta_scale=0.2, dtype=BF16),
+        lambda: norm.normed(x_TK, delta_TK, None, dtype=BF16),
+        lambda: norm.normed(delta_TK, None, rms, dtype=BF16),
+        lambda: norm.normed(x_TK, delta_TK, layer, dtype=BF16),
     )
     for launch in launches if width == 4096 else launches[:1]:
         archs = ARCHS if width == 4096 else (80,)

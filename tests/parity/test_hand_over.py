@@ -9,12 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.eventually import eventually
-from support.family_shapes import SHAPES
 from support.hand_over import DecodeSide, PrefillSide, Side
+from support.wrapped_shapes import ALL, write_shape
 
 from engine.checkpoint.load import load_model
 from engine.models.model import Model
-from tools.make_checkpoint import make_checkpoint
 
 NUM_TOKENS = 30
 """The answers leave the window of every windowed shape behind."""
@@ -23,10 +22,10 @@ FOLLOW_UP = PROMPT[:64] + [1 + (i * 7) % 500 for i in range(27)]
 """Shares four blocks of 16 with the first prompt."""
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp(request.param)
-    make_checkpoint(path, SHAPES[request.param])
+    write_shape(path, request.param)
     return load_model(path, dtype="float32")
 
 

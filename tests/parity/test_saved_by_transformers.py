@@ -3,6 +3,7 @@
 # Shapes: T tokens, V vocabulary.
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,19 @@ import torch
 from support.family_shapes import SHAPES
 from support.forwards import pool_for, split_logits
 from support.reference import reference
+from support.wrapped_shapes import write_shape
 from torch import Tensor
 
 from engine.checkpoint.load import load_model
-from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4
-FUSED = ("mixtral", "qwen2-moe-some-layers-dense", "qwen3-moe")
+FUSED = (
+    "mixtral",
+    "qwen2-moe-some-layers-dense",
+    "qwen3-moe",
+    "granite-moe-shared",
+    "phimoe",
+)
 """Families whose experts transformers 5 fuses in memory, and saves so when asked to."""
 PLAIN = (
     "llama-llama3-rope",
@@ -28,7 +35,34 @@ PLAIN = (
     "phi3-longrope-within-the-original-context",
     "granite-biases-tied",
     "gpt-oss-yarn",
+    "granite-4",
+    "exaone4",
+    "smollm3",
+    "ministral3",
+    "cohere2-named-layers",
+    "stablelm-parallel-norms-of-heads",
 )
+WRAPPING = ("mistral3", "qwen2.5-vl")
+"""Their published names differ from those of transformers 5."""
+LONG = pytest.mark.long
+LATER = [
+    pytest.param(name, marks=LONG)
+    for name in (
+        "granite-moe",
+        "granite-4-experts-no-rope",
+        "qwen2.5-vl-yarn-named-layers",
+        "qwen3-vl",
+        "gemma-legacy-activation-bias",
+        "olmo3-named-layers-legacy-rope",
+        "seed-oss",
+        "ministral",
+        "qwen2-vl",
+        "mistral3-of-ministral3",
+        "glm4-yarn",
+        "starcoder2",
+        "cohere-norms-of-heads",
+    )
+]
 TOKEN_IDS = torch.randint(300, (24,), generator=torch.Generator().manual_seed(5))
 
 
@@ -42,20 +76,32 @@ def error(path: Path, hf: Any) -> float:
     return float((got_TV - expected_TV).abs().max() / expected_TV.abs().max())
 
 
-@pytest.mark.parametrize("name", [*PLAIN, *FUSED])
+@pytest.mark.parametrize("name", [*PLAIN, *FUSED, *WRAPPING, *LATER])
 def test_a_model_saved_in_the_published_form_is_read(tmp_path: Path, name: str) -> None:
-    make_checkpoint(tmp_path / "made", SHAPES[name])
+    write_shape(tmp_path / "made", name)
     hf = reference(tmp_path / "made")
     hf.save_pretrained(tmp_path / "saved")
     assert error(tmp_path / "saved", hf) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", FUSED)
-def test_a_model_saved_with_fused_experts_is_read(tmp_path: Path, name: str) -> None:
-    make_checkpoint(tmp_path / "made", SHAPES[name])
+@pytest.mark.parametrize("name", [*FUSED, *WRAPPING, *LATER[:4]])
+def test_a_model_saved_in_the_form_of_transformers_5_is_read(tmp_path: Path, name: str) -> None:
+    write_shape(tmp_path / "made", name)
     hf = reference(tmp_path / "made")
     hf.save_pretrained(tmp_path / "saved", save_original_format=False)
     assert error(tmp_path / "saved", hf) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["mistral3", pytest.param("mistral3-of-ministral3", marks=LONG)])
+def test_a_multimodal_model_that_names_no_tie_has_the_head_that_is_stored(
+    tmp_path: Path, name: str
+) -> None:
+    write_shape(tmp_path, name)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for part in (raw, raw["text_config"]):
+        del part["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert error(tmp_path, reference(tmp_path)) < TOLERANCE
 
 
 @pytest.mark.parametrize("published", [True, False])

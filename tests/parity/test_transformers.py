@@ -3,7 +3,6 @@
 # Shapes: T tokens, V vocabulary.
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,22 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from support.family_shapes import SHAPES
 from support.forwards import chunk, logits, pool_for, split_logits, step
 from support.reference import reference
+from support.wrapped_shapes import ALL, write_shape
 from torch import Tensor
 
 from engine.checkpoint.load import load_model
 from engine.models.model import Model
 from engine.runner.cpu import TorchRunner
-from tools.make_checkpoint import make_checkpoint
 
 TOLERANCE = 1e-4
 """Relative to the largest logit; the bar is 1e-3, what we measure is 1e-6."""
 TOLERANCE_BF16 = 3e-2
-ROWS_OFF_BF16 = 3
+ROWS_OFF_BF16 = {"before": 3, "after": 3, "sparsemixer": 12}
 """Of 75, for a mixture of experts: a token whose router is near a tie chooses another expert when
-weights are rounded. We measure one at most; rows that do not are within 1.2e-2."""
+weights are rounded. We measure one at most; rows that do not are within 1.2e-2. With SparseMixer 10
+at most: its weights do not sum to one, and jump where a score leaves those near the best."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +44,16 @@ class Case:
         return int(((got_TV - self.expected_TV).abs().amax(-1) > tolerance * scale).sum())
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=ALL)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     path = tmp_path_factory.mktemp(request.param)
-    shape = SHAPES[request.param]
-    make_checkpoint(path, shape)
+    shape = write_shape(path, request.param)
     hf = reference(path)
     generator = torch.Generator().manual_seed(5)
     token_ids = torch.randint(shape.vocab, (75,), generator=generator)
     with torch.inference_mode():
         expected_TV = hf(token_ids[None]).logits[0]
     return Case(path, hf, token_ids.tolist(), expected_TV)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=[True, False], ids=["native", "torch"])
@@ -133,7 +123,8 @@ def test_logits_in_a_ragged_batch_equal_those_of_transformers(case: Case, model:
 def test_bfloat16_logits_are_near_those_of_transformers_in_float32(case: Case) -> None:
     model = load_model(case.path, dtype="bfloat16")
     sizes = [17, 1, 30, 8, *[1] * 19]
-    allowed = 0 if model.config.mixture is None else ROWS_OFF_BF16
+    mixture = model.config.mixture
+    allowed = 0 if mixture is None else ROWS_OFF_BF16[mixture.rule.softmax]
     got_TV = chunked(model, Blocks(model), case.token_ids, sizes)
     assert case.rows_off(got_TV, TOLERANCE_BF16) <= allowed
 

@@ -1,4 +1,5 @@
-"""Whatever workers do, a request's tokens are right and its ending is one.
+"""Whatever workers do, a request's tokens are right and its ending is one, and only one who was
+given to two workers just before they died is told that it ends workers.
 
 Random plans (die, refuse, fail, skip, repeat, speak of the past) for two workers of each role,
 supervised, with several requests at once, some of whose clients leave.
@@ -14,12 +15,12 @@ from support.fake_worker import Act, expected
 
 from protocol.errors import CapacityError
 from router.requests.dispatch import DispatchLimits
-from router.requests.events import Ended, GenerationEvent, Token
+from router.requests.events import Condemned, Ended, GenerationEvent, Token
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 acts = st.builds(
     Act,
-    st.sampled_from(["die", "refuse", "fail", "repeat", "skip", "stale"]),
+    st.sampled_from(["die", "refuse", "fail", "repeat", "skip", "stale", "break"]),
     st.integers(min_value=0, max_value=8),
 )
 plans = st.fixed_dictionaries({name: st.lists(acts, max_size=3) for name in NAMES})
@@ -34,7 +35,12 @@ clients = st.lists(
 
 
 async def _client(
-    cluster: FakeCluster, number: int, *, max_tokens: int, leaves_after: int | None
+    cluster: FakeCluster,
+    number: int,
+    *,
+    max_tokens: int,
+    leaves_after: int | None,
+    may_be_condemned: bool,
 ) -> None:
     asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=(number, 5, 6, 7, 8))
     events: list[GenerationEvent] = []
@@ -44,6 +50,9 @@ async def _client(
             events.append(event)
             if leaves_after is not None and len(events) > leaves_after:
                 break
+    except Condemned:
+        assert may_be_condemned
+        return
     except CapacityError:
         assert not events, "refused after the first token"
         return
@@ -69,6 +78,7 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
     plans: dict[str, list[Act]], clients: list[tuple[int, int | None]], apart: bool
 ) -> None:
     async def test() -> None:
+        deaths = sum(act.deed in ("die", "break") for plan in plans.values() for act in plan)
         limits = DispatchLimits(
             max_attempts=20, full_pause_s=0.01, prefer="prefill" if apart else "cheapest"
         )
@@ -78,7 +88,11 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
             async with asyncio.TaskGroup() as tasks:
                 for number, (max_tokens, leaves_after) in enumerate(clients):
                     running = _client(
-                        cluster, number, max_tokens=max_tokens, leaves_after=leaves_after
+                        cluster,
+                        number,
+                        max_tokens=max_tokens,
+                        leaves_after=leaves_after,
+                        may_be_condemned=deaths > 1,
                     )
                     tasks.create_task(running, name=f"client {number}")
             await cluster.until_idle()

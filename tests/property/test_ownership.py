@@ -108,6 +108,11 @@ class Ownership(RuleBasedStateMachine):
     def fail_launch(self) -> None:
         self.stepper.fail_launch()
 
+    @precondition(lambda self: self.stepper.suspects and not self.stepper.in_flight)
+    @rule(fails=st.booleans())
+    def repeat_alone(self, fails: bool) -> None:
+        self.stepper.repeat(fails=fails)
+
     @precondition(lambda self: self.stepper.may_launch)
     @rule(data=st.data())
     def mute(self, data: st.DataObject) -> None:

@@ -17,6 +17,7 @@ from engine.ops.triton import launch as launching
 from engine.ops.triton.attention import attention
 from engine.ops.triton.launch import SPLIT_TOKENS, Launch
 from engine.ops.triton.ops import TritonOps
+from protocol.layout import KvDtype
 
 SMALL = Launch(block_m=16, block_n=16)
 ATTENTIONS = {
@@ -239,28 +240,39 @@ def damaged_keys_stay_in_their_sequence() -> None:
 @check
 def bfloat16() -> None:
     """Not by the interpreter, whose products of bfloat16 are wrong."""
-    if INTERPRETED:
-        return
+    if not INTERPRETED:
+        _check_narrow("bfloat16", BF16)
+
+
+@check
+def float16() -> None:
+    _check_narrow("float16", torch.float16)
+
+
+def _check_narrow(dtype: KvDtype, narrow_dtype: torch.dtype) -> None:
     for name, case in ATTENTIONS.items():
         inputs, pool = case.inputs(), case.pool()
-        narrow = KvPool(msgspec.structs.replace(pool.layout, dtype="bfloat16"), pool.num_blocks)
+        narrow = KvPool(msgspec.structs.replace(pool.layout, dtype=dtype), pool.num_blocks)
         narrow.tensor.copy_(pool.tensor)
         pool.tensor.copy_(narrow.tensor)
-        qkv = case.qkv().to(BF16)
-        got = TritonOps(io_dtype=BF16).attend(qkv, case.heads, narrow, inputs)
+        qkv = case.qkv().to(narrow_dtype)
+        got = TritonOps(io_dtype=narrow_dtype).attend(qkv, case.heads, narrow, inputs)
         expected = TWIN.attend(qkv.float(), case.heads, pool, inputs)
         assert torch.allclose(got.float(), expected, atol=2e-2, rtol=2e-2), name
     weights = [
         ExpertWeights(
-            gate_up_NK=noise(128, 64, seed=e).to(BF16) / 8,
-            gate_up_bias_N=noise(128, seed=e + 10).to(BF16),
-            down_KF=noise(64, 64, seed=e + 20).to(BF16) / 8,
+            gate_up_NK=noise(128, 64, seed=e).to(narrow_dtype) / 8,
+            gate_up_bias_N=noise(128, seed=e + 10).to(narrow_dtype),
+            down_KF=noise(64, 64, seed=e + 20).to(narrow_dtype) / 8,
             down_bias_K=None,
         )
         for e in range(4)
     ]
-    x_TK, ids_TJ = noise(70, 64).to(BF16), noise(70, 4, seed=8).argsort(1)[:, :2].contiguous()
-    ops: tuple[Ops, ...] = (TritonOps(io_dtype=BF16), TorchOps(io_dtype=BF16))
+    x_TK, ids_TJ = (
+        noise(70, 64).to(narrow_dtype),
+        noise(70, 4, seed=8).argsort(1)[:, :2].contiguous(),
+    )
+    ops: tuple[Ops, ...] = (TritonOps(io_dtype=narrow_dtype), TorchOps(io_dtype=narrow_dtype))
     got, expected = (
         one.experts(weights, num_experts=4, activation="silu")(x_TK, ids_TJ, noise(70, 2, seed=9))
         for one in ops

@@ -11,13 +11,9 @@ from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape
 
 
-def read(
-    path: Path, config: dict[str, Any], generation: dict[str, Any] | None = None
-) -> ModelConfig:
+def read(path: Path, config: dict[str, Any], *, max_model_len: int | None = None) -> ModelConfig:
     (path / "config.json").write_text(json.dumps(config))
-    if generation is not None:
-        (path / "generation_config.json").write_text(json.dumps(generation))
-    return read_config(path)
+    return read_config(path, max_model_len=max_model_len)
 
 
 def config(family: str = "llama", /, **changes: Any) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class FakeCluster:
             worker.close()
 
     async def until_ready(self) -> None:
-        alive = [worker.id for worker in self.workers.values() if worker.state == "ready"]
+        alive = [w.id for w in self.workers.values() if w.state == "ready" and not w.dead.is_set()]
         await soon(lambda: {w.id for w in self.registry.ready_workers()} >= set(alive))
 
     async def until_idle(self) -> None:

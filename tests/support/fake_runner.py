@@ -8,6 +8,7 @@ as `UnwrittenSlot` or as `WrongToken`.
 
 from collections import deque
 from collections.abc import MutableSequence, Sequence
+from typing import Literal
 
 import msgspec
 import xxhash
@@ -70,8 +71,10 @@ class FakeRunner:
     """Implements `engine.runner.contract.Runner`.
 
     A step is computed as late as may be: when its tokens are read. `fail_next` launches
-    and `fail_tokens` steps raise instead of computing; `mute` sequences get no number from the
-    model. With `generations` the runner checks that no block changes hands under a launched step.
+    and `fail_tokens` steps raise instead of computing, and so does, when it is launched or when its
+    tokens are read, every step with a sequence in `poison`; `mute` sequences get no number from
+    the model. With `generations` the runner checks that no block changes hands under a launched
+    step.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class FakeRunner:
         self.batches: list[tuple[Chunk, ...]] = []
         self.fail_next = 0
         self.fail_tokens = 0
+        self.poison: dict[SequenceId, Literal["launch", "tokens"]] = {}
         self.mute: set[SequenceId] = set()
         self._stream: deque[FakeStep] = deque()
         """Steps whose tokens nobody has read, oldest first."""
@@ -120,8 +124,8 @@ class FakeRunner:
     def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
         assert chunks, "a step of nothing"
         assert len(self._stream) < self.depth, "more steps are launched than may be"
-        if self.fail_next:
-            self.fail_next -= 1
+        if self.fail_next or self._is_poisoned(chunks, "launch"):
+            self.fail_next = max(0, self.fail_next - 1)
             raise RuntimeError("the fake model fails")
         for chunk in chunks:
             self._check_pending(chunk)
@@ -145,6 +149,9 @@ class FakeRunner:
             if block != NO_BLOCK and place // num_groups >= rows[place % num_groups]
         ]
 
+    def _is_poisoned(self, chunks: Sequence[Chunk], where: str) -> bool:
+        return any(self.poison.get(chunk.sequence) == where for chunk in chunks)
+
     def _check_pending(self, chunk: Chunk) -> None:
         """What nobody has read is waited for by that name, and never where it must be seen."""
         earlier = [c for step in self._stream for c in step.chunks if c.sequence == chunk.sequence]
@@ -156,8 +163,8 @@ class FakeRunner:
             assert s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty
 
     def _compute(self, step: FakeStep) -> None:
-        if self.fail_tokens:
-            self.fail_tokens -= 1
+        if self.fail_tokens or self._is_poisoned(step.chunks, "tokens"):
+            self.fail_tokens = max(0, self.fail_tokens - 1)
             step.error = RuntimeError("the fake model fails")
             for later in self._stream:
                 later.garbage.update(chunk.sequence for chunk in step.chunks)

@@ -6,12 +6,15 @@ was told another sequence than its source computed answers wrong tokens.
 """
 
 import asyncio
+import math
+import random
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 
 from support.words import LAYOUT, beat
 
@@ -21,6 +24,7 @@ from protocol.messages import (
     Abort,
     Aborted,
     Beat,
+    Blocks,
     Decode,
     Emit,
     FailCode,
@@ -38,13 +42,21 @@ from protocol.messages import (
     Started,
     Step,
     Ticket,
+    TokenLogprob,
     ToRouter,
     WorkerState,
 )
 
-Deed = Literal["die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale"]
+Deed = Literal[
+    "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"
+]  # fmt: skip
 EOS = 0
+DEADLY = 96
+"""A worker that is given a prompt which begins so dies of it."""
 _VOCABULARY = 97
+_CHANCE = random.Random(8)
+_WHOLE = (0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63))
+_REAL = (0.0, -1.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +243,8 @@ class FakeWorker:
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
             case RouterMessage(router, Prefill() | Decode() as message):
                 self.seen.append(message)
+                if message.token_ids[0] == DEADLY:
+                    self.die()
                 key = message.request, message.attempt
                 assert key not in self.working, f"{self.id} got {key} twice"
                 task = tasks.create_task(self._work(router, message), name=f"{self.id} {key}")
@@ -347,6 +361,14 @@ class _Job:
             case "refuse":
                 self._fail("overloaded", "the queue is full")
                 raise _Given
+            case "babble":
+                for _ in range(9):
+                    self._send(_anything(self.message))
+                raise _Given
+            case "break":
+                self._fail("broken", "the engine is broken: told to be")
+                self.worker.die()
+                raise _Given
             case "outgrow":
                 self._fail("too_long", "no room in the context")
                 raise _Given
@@ -421,3 +443,35 @@ class _Job:
             compat=self.worker.registration.compat,
             num_tokens=num_tokens,
         )
+
+
+def _anything(of: Prefill | Decode) -> ToRouter:
+    """Whatever fits its type, but for a token that could be meant."""
+    number, size = partial(_CHANCE.choice, _WHOLE), partial(_CHANCE.choice, _REAL)
+    told: dict[str, Any] = {"request": of.request, "attempt": of.attempt}
+    usage: dict[str, Any] = {"cached_tokens": number(), "queued_s": size(), "prefill_s": size()}
+    emit = Emit(
+        **told, index=_CHANCE.choice((-1, 10**6, *_WHOLE[2:])), token_id=number(), text="\ufffd",
+        logprob=size(), top=(TokenLogprob(token_id=number(), logprob=size()),),
+    )  # fmt: skip
+    blocks = Blocks(total=number(), free=number(), cached=number(), leased=number())
+    speeds = Speeds(
+        prefill_tokens_per_s=size(), decode_step_s=size(), transfer_bytes_per_s=size()
+    )  # fmt: skip
+    landed: dict[str, Any] = {
+        name: number() for name in ("blocks_reused", "blocks_moved", "bytes_moved")
+    }
+    words: list[ToRouter] = [
+        Step(emits=(emit, emit)),
+        PrefillDone(**told, **usage),
+        Landed(**told, **landed, transport="memory", fetch_s=size(), exposed_s=size()),
+        Finished(**told, **usage, reason="length", num_tokens=10**6, decode_s=size()),
+        Failed(**told, code="overloaded", message="?" * 10_000, retryable=True),
+        Aborted(**told),
+        Beat(
+            epoch=Epoch(number()), state="ready", blocks=blocks, speeds=speeds,
+            load=Load(running=number(), waiting=number(), waiting_tokens=number()),
+            transports_used=(("memory", number()),),
+        ),
+    ]  # fmt: skip
+    return _CHANCE.choice(words)

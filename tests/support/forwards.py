@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def pool_for(
     model: Model, *, block_tokens: int = 8, num_blocks: int = 64, fill: float = float("nan")
 ) -> KvPool:
     """Unwritten slots hold NaN: reading one shows."""
-    dtype: KvDtype = "bfloat16" if model.kv_dtype == torch.bfloat16 else "float32"
+    dtype = cast(KvDtype, str(model.kv_dtype).removeprefix("torch."))
     (layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype=dtype)
     pool = KvPool(layout, num_blocks)
     pool.tensor.fill_(fill)

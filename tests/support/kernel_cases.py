@@ -68,6 +68,7 @@ class Case:
         sizes = {
             "none": None, "head": (dim, dim),
             "whole": (dim * self.num_heads, dim * self.num_kv_heads),
+            "layer": (dim * self.num_heads, dim * self.num_kv_heads),
         }[self.norms]  # fmt: skip
         q_norm, k_norm = (None, None) if sizes is None else (noise(size) for size in sizes)
         return HeadShape(
@@ -80,6 +81,7 @@ class Case:
             softcap=self.softcap,
             q_norm=q_norm,
             k_norm=k_norm,
+            centred_norms=self.norms == "layer",
             sinks_H=noise(self.num_heads, seed=12) if self.sinks else None,
         )
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from engine.models.wrappers import WRAPPERS
+
 
 def reference(path: Path) -> Any:
     """The model of a checkpoint, in float32, its attention spelt out in torch."""
@@ -15,6 +17,8 @@ def reference(path: Path) -> Any:
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        config = transformers.AutoConfig.from_pretrained(path)
+        auto = transformers.AutoModelForCausalLM
+        if config.model_type in WRAPPERS:
+            auto = transformers.AutoModelForImageTextToText
+        return auto.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()

@@ -174,8 +174,9 @@ def aborted(*, attempt: int = 1) -> Aborted:
     return Aborted(request=WIRE, attempt=attempt)
 
 
-def gone() -> WorkerGone:
-    return WorkerGone("was lost")
+def gone(*unheard: RequestId) -> WorkerGone:
+    """With these requests as the last that it was given."""
+    return WorkerGone("was lost", frozenset(unheard))
 
 
 # -- what it is to do ---------------------------------------------------------------------

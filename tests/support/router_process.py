@@ -58,6 +58,11 @@ class Deployment:
         except httpx.TransportError:
             return False
 
+    async def why(self, worker: str) -> str:
+        """What `/cluster` says of one that gets nothing."""
+        view = (await self.client.get("/cluster")).json()
+        return str(next((w["why"] for w in view["workers"] if w["id"] == worker), ""))
+
     async def complete(self, *, max_tokens: int) -> httpx.Response:
         return await self.client.post(
             "/v1/completions",

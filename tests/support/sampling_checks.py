@@ -107,3 +107,26 @@ def a_token_depends_on_its_row_alone() -> None:
     for r in range(6):
         alone = sample_tokens(logits_RV[r : r + 1], rows_of(settings[r : r + 1], [9]))
         assert alone == together[r]
+
+
+@check
+def rows_at_the_ends_of_float32() -> None:
+    """The largest scores, gaps that are infinite, temperatures where they begin and end."""
+    most = float(np.finfo(np.float32).max)
+    rows = [
+        [0.0, most, -most, most], [most] * 4, [-torch.inf, 1.0, -torch.inf, 1.0],
+        [-most, -most, -torch.inf, -torch.inf], [1e-45, -1e-45, 0.0, -0.0],
+    ]  # fmt: skip
+    filters: tuple[dict[str, float], ...] = (
+        {}, {"temperature": 1e-5}, {"temperature": most}, {"temperature": 9e-6}, {"top_p": 0.0},
+        {"min_p": 1e-45}, {"min_p": 1.0, "top_p": 0.5}, {"top_k": 2}, {"top_k": 2**31 - 1},
+    )  # fmt: skip
+    logits_RV = torch.tensor([row * 2 for row in rows for _ in filters])
+    settings = [
+        Sampling(seed=seed, max_tokens=1, **one)  # type: ignore[arg-type]
+        for seed in range(len(rows))
+        for one in filters
+    ]
+    positions = list(range(1, len(settings) + 1))
+    got = sample_tokens(logits_RV, rows_of(settings, positions)).tolist()
+    assert got == twin_tokens(logits_RV, settings, positions)

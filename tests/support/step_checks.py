@@ -2,33 +2,37 @@
 
 # Shapes: T tokens, G KV heads, D head dim, E experts, J experts of a token, P pairs of both.
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from support.kernel_cases import BOTH, DEVICE, OURS, TWIN, Case, check, close, noise
 
-from engine.ops.contract import Activation, ExpertWeights
+from engine.ops.contract import Activation, ExpertWeights, Norm
 from engine.ops.triton.experts import align
 
 
 @check
 def norms() -> None:
     for width in (5, 64, 200):
-        weight = noise(width, seed=3)
+        weight, bias = noise(width, seed=3), noise(width, seed=5)
+        rms, layer = (Norm(weight_K=weight, eps=1e-5, centred=centred) for centred in (False, True))
+        biased = replace(layer, bias_K=bias)
         for scale in (1.0, 0.22):
             for delta in (None, noise(3, width, seed=1)):
-                for own in (None, weight):
-                    residuals = [noise(3, width), noise(3, width)]
+                for own in (None, rms, layer, biased):
+                    residuals = [noise(3, width) + 1, noise(3, width) + 1]
                     results = [
-                        ops.norm(x, delta, own, 1e-5, delta_scale=scale)
+                        ops.norm(x, delta, own, delta_scale=scale)
                         for ops, x in zip(BOTH, residuals, strict=True)
                     ]
                     close(results[0], results[1])
                     close(residuals[0], residuals[1])
                     assert results[0].data_ptr() != residuals[0].data_ptr()
         y = noise(4, width, seed=4)
-        close(OURS.post_norm(y, weight, 1e-6), TWIN.post_norm(y, weight, 1e-6))
+        for norm in (rms, biased):
+            close(OURS.post_norm(y, norm), TWIN.post_norm(y, norm))
         assert y.equal(noise(4, width, seed=4)), "an answer is not a residual"
 
 
@@ -42,6 +46,8 @@ def gates() -> None:
         with np.errstate(over="ignore"):
             close(OURS.gated(gate_up, activation), TWIN.gated(gate_up, activation))
         close(OURS.gated(gate_up[:, :6], activation), TWIN.gated(gate_up[:, :6], activation))
+        if activation != "swiglu_oai":
+            close(OURS.activated(gate_up, activation), TWIN.activated(gate_up, activation))
 
 
 ROPES = (
@@ -49,6 +55,9 @@ ROPES = (
     Case(norms="head"),
     Case(norms="whole"),
     Case(num_turned=8, norms="head"),
+    Case(norms="layer"),
+    Case(num_turned=6, norms="layer", head_dim=10, num_heads=3, num_kv_heads=1),
+    Case(num_turned=None, norms="layer"),
     Case(num_turned=6, head_dim=10, num_heads=3, num_kv_heads=1),
     Case(num_turned=None, norms="whole"),
     Case(num_turned=None),

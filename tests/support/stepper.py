@@ -96,6 +96,8 @@ class Stepper:
         self.runner = FakeRunner(
             num_blocks=num_blocks, block_tokens=BLOCK_TOKENS, windows=windows, depth=depth
         )
+        self.suspects: list[SequenceId] = []
+        """Of steps that failed, those not computed alone yet."""
         self.generations = [0] * num_blocks
         self.runner.generations = self.generations
         self.blocks = BlockAllocator(num_blocks, generations=self.generations)
@@ -227,18 +229,37 @@ class Stepper:
         self.scheduler.check()
 
     def fail(self) -> None:
-        """The oldest step fails."""
+        """The oldest step fails; it and those behind it are undone."""
         self.runner.fail_tokens = 1
         with pytest.raises(RuntimeError):
-            self.in_flight.popleft().tokens()
-        self.scheduler.fail_oldest("the fake model fails")
+            self.in_flight[0].tokens()
+        self.suspects += [chunk.sequence for chunk in self.in_flight[0].chunks]
+        for behind in list(self.in_flight)[1:]:
+            behind.tokens()
+        for _ in range(len(self.in_flight)):
+            self.scheduler.undo_newest()
+        self.in_flight.clear()
         self._hear()
 
     def fail_launch(self) -> None:
         """The next step fails before it is under way."""
-        if self.scheduler.schedule(now=float(self.num_steps + 1)):
-            self.scheduler.fail_newest("the fake model fails")
+        if batch := self.scheduler.schedule(now=float(self.num_steps + 1)):
+            self.scheduler.undo_newest()
+            self.suspects += [chunk.sequence for chunk in batch]
         self._hear()
+
+    def repeat(self, *, fails: bool) -> StepInput:
+        """The next suspect, alone."""
+        suspect = self.suspects.pop(0)
+        batch = self.scheduler.schedule_alone(suspect)
+        if batch and fails:
+            self.scheduler.undo_newest()
+            self.scheduler.fail(suspect, "the fake model fails")
+            self._hear()
+        elif batch:
+            self.in_flight.append(self.runner.launch(batch))
+            self.complete()
+        return batch
 
     def step(self) -> StepInput:
         batch = self.launch() if self.may_launch else ()

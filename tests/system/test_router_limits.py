@@ -55,8 +55,9 @@ def test_silent_connections_take_no_descriptor_that_a_worker_needs(
 
 def test_the_soft_limit_of_descriptors_is_raised_to_the_hard_one() -> None:
     code = (
-        "import resource; from router.wire.listener import bound_connections as bound;"
-        "print(bound(1000), bound(50), resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+        "from protocol.process.machine import raise_descriptor_limit as raised;"
+        "from router.wire.listener import bound_connections as bound;"
+        "print(*(bound(most, descriptors=raised()) for most in (1000, 50)), raised())"
     )
     limited = ("sh", "-c", 'ulimit -Sn 64; ulimit -Hn 400; exec "$@"', "sh")
     words = [*limited, sys.executable, "-c", code]

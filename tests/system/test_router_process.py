@@ -1,10 +1,16 @@
 """`python -m router` as a process, before fake workers that live in the test."""
 
 import asyncio
+import json
+import os
+import resource
 import signal
+import socket
 import subprocess
 from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.checkpoints import write_checkpoint
@@ -16,6 +22,7 @@ from support.router_process import PROMPT, ROOT, command, deployment
 from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
+FILES = resource.RLIMIT_NOFILE
 
 
 @pytest.fixture
@@ -74,6 +81,31 @@ def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
     run(test())
 
 
+def test_a_router_out_of_descriptors_serves_on_and_says_who_is_not_reached(
+    redis: RedisServer, model: Path
+) -> None:
+    async def test() -> None:
+        async with deployment(redis, model) as made, AsyncExitStack() as silent:
+            pid, where = made.process.pid, made.client.base_url
+            used, before = len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, FILES)
+            resource.prlimit(pid, FILES, (used + 1, before[1]))
+            for _ in range(100):  # what listens takes them, the router has no descriptor for them
+                one = silent.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex((where.host, where.port))
+            late = made.add("decode-2", "decode")
+
+            async def is_said() -> bool:
+                return "Too many open files" in await made.why("decode-2")
+
+            await soon(is_said, 20)
+            assert (await made.complete(max_tokens=5)).status_code == 200
+            resource.prlimit(pid, FILES, before)
+            await soon(late.joined.is_set, 20)
+
+    run(test())
+
+
 def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made:
@@ -91,7 +123,7 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
     ("flags", "code", "line"),
     [
         (("--mode", "x"), 2, "router: unknown setting: --mode x"),
-        (("--model", "/nowhere"), 3, "router: /nowhere/config.json: missing"),
+        (("--model", "/nowhere"), 3, "router: /nowhere: no such folder"),
         (("--redis", "redis://127.0.0.1:1"), 1, "router: Redis: "),
     ],
 )
@@ -109,6 +141,32 @@ def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
     assert ended.returncode == code
     assert ended.stderr.splitlines()[-1].startswith(line)
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "code", "says"),
+    [
+        ({"temperature": 0.6, "top_k": 20}, (), 1, '"temperature":0.6'),
+        ({"temperature": 0.6}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, ("--generation-config", "none"), 1, ""),
+        ({"temperature": "hot"}, (), 3, "generation_config.json: temperature is 'hot'"),
+    ],
+)
+def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
+    content: dict[str, Any], flags: tuple[str, ...], code: int, says: str, model: Path
+) -> None:
+    (model / "generation_config.json").write_text(json.dumps(content))
+    ended = subprocess.run(
+        [*command(model, redis="redis://127.0.0.1:1", port=0), *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert ("sampling defaults" in ended.stderr) == (says.startswith('"temp'))
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from support.cluster import ROOT, Cluster
+from support.cluster import ROOT, TINY, Cluster
 from support.eventually import eventually
+from support.hub import fill_cache
 
+from controlplane.local.ports import free_ports
 from tools.make_checkpoint import Shape, make_checkpoint
 
 pytestmark = pytest.mark.system
+METRICS_PORT = free_ports(0, num=1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(checkpoint: Path) -> Iterator[Cluster]:
-    with Cluster(checkpoint=checkpoint) as cluster:
+    extra = ["--metrics-port", str(METRICS_PORT), "--hung-s", "5"]
+    with Cluster(checkpoint=checkpoint, extra=extra) as cluster:
         yield cluster
 
 
@@ -67,6 +71,27 @@ def test_a_killed_worker_comes_back_in_a_new_epoch(cluster: Cluster, name: str) 
     after = cluster.wait_restarted(name, epoch=before["epoch"], within_s=60)
     assert after["pid"] != before["pid"]
     cluster.wait_ready("prefill-0", "decode-0")
+
+
+def test_a_worker_that_lives_and_answers_nothing_is_started_again(cluster: Cluster) -> None:
+    before = cluster.workers()["decode-0"]
+    os.kill(before["pid"], signal.SIGSTOP)
+    after = cluster.wait_restarted("decode-0", epoch=before["epoch"], within_s=120)
+    assert after["pid"] != before["pid"]
+    assert "decode-0: has not answered for" in cluster.log
+    cluster.wait_ready("prefill-0", "decode-0")
+
+
+def test_the_metrics_of_one_machine_show_pools_and_queues(cluster: Cluster) -> None:
+    _complete(cluster)
+    for port in (METRICS_PORT, METRICS_PORT + 1):  # prefill-0, decode-0
+        worker = _metrics(f"http://127.0.0.1:{port}")
+        assert worker['baton_worker_kv_blocks{state="total"}'] > 0
+        assert {"baton_worker_running", "baton_worker_waiting"} <= worker.keys()
+    router = _metrics(cluster.base_url)
+    for role in ("prefill", "decode"):
+        assert router[f'baton_pool_kv_blocks{{role="{role}",state="total"}}'] > 0
+        assert f'baton_pool_requests{{role="{role}",state="waiting"}}' in router
 
 
 def test_a_killed_router_comes_back_on_its_port(cluster: Cluster) -> None:
@@ -129,7 +154,7 @@ def test_a_taken_port_is_one_line(checkpoint: Path) -> None:
 def test_a_redis_that_does_not_answer_is_one_line(checkpoint: Path) -> None:
     url = "redis://:hidden@127.0.0.1:1/0"
     up = _baton("up", "--model", str(checkpoint), "--port", "0", "--redis", url)
-    _assert_one_line(up, "redis: redis://127.0.0.1:1/0")
+    _assert_one_line(up, "redis: redis://127.0.0.1:1/0", exit_code=1)
     assert "hidden" not in up.stderr
 
 
@@ -141,11 +166,19 @@ def test_a_truncated_checkpoint_ends_it_with_the_workers_own_line(
     weights = next(tmp_path.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
     up = _baton("up", "--model", str(tmp_path), "--port", "0")
-    assert up.returncode != 0
+    assert up.returncode == 3
     last = up.stderr.splitlines()[-1]
     assert last.startswith("baton up: ")
     assert weights.name in last
     assert "Traceback" not in up.stderr
+
+
+def _metrics(url: str) -> dict[str, float]:
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return {
+        name: float(value)
+        for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")
+    }
 
 
 def _complete(cluster: Cluster) -> httpx.Response:
@@ -166,8 +199,10 @@ def _baton(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def _assert_one_line(up: subprocess.CompletedProcess[str], says: str) -> None:
-    assert up.returncode == 2
+def _assert_one_line(
+    up: subprocess.CompletedProcess[str], says: str, *, exit_code: int = 2
+) -> None:
+    assert up.returncode == exit_code
     said = [line for line in up.stderr.splitlines() if line.startswith("baton up: ")]
     assert len(said) == 1
     assert says in said[0]
@@ -183,3 +218,17 @@ def _runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_model_is_served_by_its_name_on_the_hub(tmp_path: Path) -> None:
+    """From the cache, offline; the workers find what the supervisor found."""
+    fill_cache(tmp_path, TINY, name="acme/tiny-1")
+    hub = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    with Cluster(checkpoint=Path("acme/tiny-1"), prefill=0, dtype="auto", env=hub) as cluster:
+        cluster.wait_ready("decode-0")
+        models = cluster.get("/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["acme/tiny-1"]
+        body = {"model": "acme/tiny-1", "prompt": "The lamp", "max_tokens": 2}
+        answer = httpx.post(f"{cluster.base_url}/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        assert "Baton starts acme/tiny-1: " in cluster.log

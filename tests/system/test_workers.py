@@ -154,9 +154,9 @@ def test_what_could_harm_others_is_refused_and_harms_nobody(pair: WorkerCluster,
             key: heard.ending.code for key, heard in bad.items() if isinstance(heard.ending, Failed)
         }
         assert codes == {
-            "beyond": "internal",
-            "negative": "internal",
-            "empty": "internal",
+            "beyond": "invalid",
+            "negative": "invalid",
+            "empty": "invalid",
             "long": "too_long",
             "late": "deadline",
         }

@@ -52,6 +52,10 @@ capabilities: {drop: [ALL]}
 - --served-name
 - {{ . | quote }}
 {{- end }}
+{{- with .Values.model.maxModelLen }}
+- --max-model-len
+- {{ int . | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "baton.placement" -}}

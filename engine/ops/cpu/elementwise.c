@@ -1,4 +1,4 @@
-/* RMSNorm with the residual, and the gated units. Rows are independent, sums in a fixed order. */
+/* Norms with the residual, and the gated units. Rows are independent, sums in a fixed order. */
 #pragma GCC optimize("O3") /* the build is -O2: at -O3 linear.c takes six seconds to compile */
 #include "vec.h"
 
@@ -14,6 +14,22 @@ INLINE vf activated(const enum activation activation, vf gate, vf up) {
     gate = vselect(gate > 7.0f, vf_all(7.0f), gate); /* NaN stays */
     up = vselect(up > 7.0f, vf_all(7.0f), vselect(up < -7.0f, vf_all(-7.0f), up));
     return (up + 1.0f) * gate * vsigmoid(1.702f * gate);
+}
+
+struct norm { /* of one row; bias may be null */
+    const float *weight, *bias;
+    float mean, scale;
+};
+
+INLINE vf normed(const struct norm *norm, vf y, long k) {
+    y = (y - norm->mean) * norm->scale * vload_f32(norm->weight + k);
+    if (norm->bias) y += vload_f32(norm->bias + k);
+    return y;
+}
+
+INLINE float normed_one(const struct norm *norm, float y, long k) {
+    y = (y - norm->mean) * norm->scale * norm->weight[k];
+    return norm->bias ? y + norm->bias[k] : y;
 }
 
 #define IO float

@@ -1,21 +1,19 @@
 /* The steps between the linears; included once per activation type by elementwise.c. */
 
-INLINE float NAME(inverse_rms)(const IO *x, long K, float eps) {
-    vf sum = {0};
-    long k = 0;
-    for (; k + VL <= K; k += VL) {
-        vf v = VLOAD(x + k);
-        sum = vfma(v, v, sum);
-    }
-    float total = vsum(sum);
-    for (; k < K; k++) total += LOAD(x + k) * LOAD(x + k);
-    return 1.0f / sqrtf(total / (float)K + eps);
+#include "moments.h"
+
+/* (x - mean) / rms(x - mean) * weight + bias, the mean being 0 unless `centred`. */
+INLINE struct norm NAME(row_norm)(const IO *x, const float *weight, const float *bias, float eps,
+                                  long centred, long K) {
+    const float mean = centred ? NAME(mean)(x, K) : 0.0f;
+    const float scale = 1.0f / sqrtf(NAME(squares)(x, mean, K) / (float)K + eps);
+    return (struct norm){weight, bias, mean, scale};
 }
 
-/* x += delta_scale * delta (when given); out = x / rms(x) * weight, or x without a weight. x
- * stays float: it is the residual. */
-void NAME(norm)(float *x, const IO *delta, float delta_scale, const float *weight, float eps,
-                IO *out, long T, long K) {
+/* x += delta_scale * delta (when given); out = norm(x), or x without a weight. x stays float: it
+ * is the residual. */
+void NAME(norm)(float *x, const IO *delta, float delta_scale, const float *weight,
+                const float *bias, float eps, long centred, IO *out, long T, long K) {
 #pragma omp parallel for schedule(static) if (T * K > GRAIN)
     for (long t = 0; t < T; t++) {
         float *row = x + t * K;
@@ -27,50 +25,52 @@ void NAME(norm)(float *x, const IO *delta, float delta_scale, const float *weigh
                 vstore_f32(row + k, vload_f32(row + k) + VLOAD(from + k) * delta_scale);
             for (; k < K; k++) row[k] += LOAD(from + k) * delta_scale;
         }
-        const float scale = weight ? inverse_rms_f32(row, K, eps) : 1.0f;
+        struct norm norm = {0};
+        if (weight) norm = row_norm_f32(row, weight, bias, eps, centred, K);
         for (k = 0; k + VL <= K; k += VL) {
             vf y = vload_f32(row + k);
-            if (weight) y = y * scale * vload_f32(weight + k);
-            VSTORE(to + k, y);
+            VSTORE(to + k, weight ? normed(&norm, y, k) : y);
         }
-        for (; k < K; k++) STORE(to + k, weight ? row[k] * scale * weight[k] : row[k]);
+        for (; k < K; k++) STORE(to + k, weight ? normed_one(&norm, row[k], k) : row[k]);
     }
 }
 
-/* out = y / rms(y) * weight */
-void NAME(post_norm)(const IO *y, const float *weight, float eps, IO *out, long T, long K) {
+/* out = norm(y) */
+void NAME(post_norm)(const IO *y, const float *weight, const float *bias, float eps, long centred,
+                     IO *out, long T, long K) {
 #pragma omp parallel for schedule(static) if (T * K > GRAIN)
     for (long t = 0; t < T; t++) {
         const IO *row = y + t * K;
         IO *to = out + t * K;
-        const float scale = NAME(inverse_rms)(row, K, eps);
+        const struct norm norm = NAME(row_norm)(row, weight, bias, eps, centred, K);
         long k = 0;
-        for (; k + VL <= K; k += VL)
-            VSTORE(to + k, VLOAD(row + k) * scale * vload_f32(weight + k));
-        for (; k < K; k++) STORE(to + k, LOAD(row + k) * scale * weight[k]);
+        for (; k + VL <= K; k += VL) VSTORE(to + k, normed(&norm, VLOAD(row + k), k));
+        for (; k < K; k++) STORE(to + k, normed_one(&norm, LOAD(row + k), k));
     }
 }
 
-INLINE void NAME(gate_row)(const enum activation activation, const IO *gate, IO *out, long F) {
-    const IO *up = gate + F;
+INLINE void NAME(gate_row)(const enum activation activation, const IO *gate, const IO *up, IO *out,
+                           long F) {
+    const vf one = vf_all(1.0f);
     long f = 0;
     for (; f + VL <= F; f += VL)
-        VSTORE(out + f, activated(activation, VLOAD(gate + f), VLOAD(up + f)));
+        VSTORE(out + f, activated(activation, VLOAD(gate + f), up ? VLOAD(up + f) : one));
     if (f == F) return;
     IO g[VL] = {0}, u[VL] = {0};
-    memcpy(g, gate + f, sizeof(IO) * (F - f)), memcpy(u, up + f, sizeof(IO) * (F - f));
-    VSTORE(g, activated(activation, VLOAD(g), VLOAD(u)));
+    memcpy(g, gate + f, sizeof(IO) * (F - f));
+    if (up) memcpy(u, up + f, sizeof(IO) * (F - f));
+    VSTORE(g, activated(activation, VLOAD(g), up ? VLOAD(u) : one));
     memcpy(out + f, g, sizeof(IO) * (F - f));
 }
 
-/* out[T][F] = activation(gate, up) of gate_up[T][2 F]. */
-void NAME(gated)(const IO *gate_up, IO *out, long T, long F, long activation) {
+/* out[T][F] = activation(gate, up) of gate_up[T][2 F]; `alone`: activation(x, 1) of x[T][F]. */
+void NAME(gated)(const IO *gate_up, IO *out, long T, long F, long activation, long alone) {
 #pragma omp parallel for schedule(static) if (T * F > GRAIN)
     for (long t = 0; t < T; t++) {
-        const IO *row = gate_up + 2 * t * F;
-        if (activation == SILU) NAME(gate_row)(SILU, row, out + t * F, F);
-        else if (activation == GELU_TANH) NAME(gate_row)(GELU_TANH, row, out + t * F, F);
-        else NAME(gate_row)(SWIGLU_OAI, row, out + t * F, F);
+        const IO *row = gate_up + (alone ? 1 : 2) * t * F, *up = alone ? NULL : row + F;
+        if (activation == SILU) NAME(gate_row)(SILU, row, up, out + t * F, F);
+        else if (activation == GELU_TANH) NAME(gate_row)(GELU_TANH, row, up, out + t * F, F);
+        else NAME(gate_row)(SWIGLU_OAI, row, up, out + t * F, F);
     }
 }
 

@@ -46,7 +46,7 @@ class NativeExperts:
         )
         io, (p, n) = "bf16" if self._io_dtype == torch.bfloat16 else "f32", (c_void_p, c_long)
         self._run = bound(kernels, f"experts_linear_{gate_up.inner}", p, p, p, p, n, n, n)
-        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n)
+        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n, n)
         self._combine = bound(kernels, f"combine_{io}", p, p, p, p, n, n, n)
 
     def __call__(self, x_TK: Tensor, ids_TJ: Tensor, weights_TJ: Tensor) -> Tensor:
@@ -66,8 +66,9 @@ class NativeExperts:
         gate_up = self._linear(self._gate_up, x_RK, offsets, 2 * self._width)
         middle_RF = x_RK.new_empty(len(order_R), self._width)
         self._gated(
-            gate_up.data_ptr(), middle_RF.data_ptr(), len(order_R), self._width, self._activation
-        )
+            gate_up.data_ptr(), middle_RF.data_ptr(), len(order_R), self._width, self._activation,
+            False,
+        )  # fmt: skip
         y_RK = self._linear(self._down, middle_RF, offsets, self._num_out)
         out_TK = x_TK.new_empty(num_tokens, self._num_out)
         self._combine(

@@ -11,6 +11,7 @@ struct heads { /* block_stride in elements; norms and sinks may be null */
     int64_t window; /* 0: everything is seen */
     const float *q_norm, *k_norm, *sinks;
     int64_t whole_q, whole_k; /* the norm is over all heads as one row */
+    int64_t centred; /* it is a layer norm of each head alone, with weights of its own */
     float scale, softcap, norm_eps; /* softcap 0: none */
 };
 

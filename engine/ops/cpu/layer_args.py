@@ -7,6 +7,8 @@ import ctypes
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from engine.kvcache.pool import KvPool
 from engine.ops.contract import HeadShape
 
@@ -19,7 +21,7 @@ class Heads(ctypes.Structure):
         ("num_heads", c_int64), ("num_kv_heads", c_int64), ("head_dim", c_int64),
         ("window", c_int64),
         ("q_norm", c_void_p), ("k_norm", c_void_p), ("sinks", c_void_p),
-        ("whole_q", c_int64), ("whole_k", c_int64),
+        ("whole_q", c_int64), ("whole_k", c_int64), ("centred", c_int64),
         ("scale", c_float), ("softcap", c_float), ("norm_eps", c_float),
     )  # fmt: skip
 
@@ -48,9 +50,13 @@ def site(heads: HeadShape, pool: KvPool) -> Site:
         num_heads=heads.num_heads, num_kv_heads=heads.num_kv_heads, head_dim=heads.head_dim,
         window=heads.window or 0,
         q_norm=q_norm, k_norm=k_norm, sinks=sinks,
-        whole_q=heads.q_norm is not None and len(heads.q_norm) != heads.head_dim,
-        whole_k=heads.k_norm is not None and len(heads.k_norm) != heads.head_dim,
+        whole_q=_is_whole(heads.q_norm, heads), whole_k=_is_whole(heads.k_norm, heads),
+        centred=heads.centred_norms,
         scale=heads.scale, softcap=heads.softcap or 0.0, norm_eps=heads.norm_eps,
     )  # fmt: skip
     width = heads.num_heads * heads.head_dim
     return Site(heads, pool, structure, ctypes.addressof(structure), width)
+
+
+def _is_whole(weight: Tensor | None, heads: HeadShape) -> bool:
+    return weight is not None and not heads.centred_norms and len(weight) != heads.head_dim

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
-from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape, Linear
+from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape, Linear, Norm
 from engine.ops.cpu.build import bound
 from engine.ops.cpu.experts import NativeExperts
 from engine.ops.cpu.layer_args import Site, site
@@ -45,9 +45,9 @@ class NativeOps:
         self._sites: dict[int, Site] = {}
         io, kv = SUFFIXES[io_dtype], SUFFIXES[kv_dtype]
         p, n, f = c_void_p, c_long, c_float
-        self._norm = bound(kernels, f"norm_{io}", p, p, f, p, f, p, n, n)
-        self._post_norm = bound(kernels, f"post_norm_{io}", p, p, f, p, n, n)
-        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n)
+        self._norm = bound(kernels, f"norm_{io}", p, p, f, p, p, f, n, p, n, n)
+        self._post_norm = bound(kernels, f"post_norm_{io}", p, p, p, f, n, p, n, n)
+        self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n, n)
         self._rotate_store = bound(kernels, f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
         self._attend = bound(kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
 
@@ -70,21 +70,20 @@ class NativeOps:
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
-        delta_scale: float = 1.0,
-    ) -> Tensor:  # fmt: skip
+        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+    ) -> Tensor:
         assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
         out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
         self._norm(
             x_TK.data_ptr(), 0 if delta_TK is None else delta_TK.data_ptr(), delta_scale,
-            0 if weight_K is None else weight_K.data_ptr(), eps, out_TK.data_ptr(), *x_TK.shape,
+            *_norm_args(norm), out_TK.data_ptr(), *x_TK.shape,
         )  # fmt: skip
         return out_TK
 
-    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
+    def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
         assert y_TK.is_contiguous() and y_TK.dtype == self.io_dtype
         out_TK = torch.empty_like(y_TK)
-        self._post_norm(y_TK.data_ptr(), weight_K.data_ptr(), eps, out_TK.data_ptr(), *y_TK.shape)
+        self._post_norm(y_TK.data_ptr(), *_norm_args(norm), out_TK.data_ptr(), *y_TK.shape)
         return out_TK
 
     def rotate_and_store(
@@ -112,12 +111,19 @@ class NativeOps:
         return out
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
-        assert gate_up.is_contiguous()
-        num_tokens, width = gate_up.shape
-        out_TF = torch.empty(num_tokens, width // 2, dtype=self.io_dtype)
+        return self._activated(gate_up, activation, gate_up.shape[1] // 2)
+
+    def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:
+        assert activation != "swiglu_oai"
+        return self._activated(x_TF, activation, x_TF.shape[1])
+
+    def _activated(self, x: Tensor, activation: Activation, num_out: int) -> Tensor:
+        assert x.is_contiguous()
+        out_TF = torch.empty(len(x), num_out, dtype=self.io_dtype)
         self._gated(
-            gate_up.data_ptr(), out_TF.data_ptr(), num_tokens, width // 2, ACTIVATIONS[activation]
-        )
+            x.data_ptr(), out_TF.data_ptr(), len(x), num_out, ACTIVATIONS[activation],
+            num_out == x.shape[1],
+        )  # fmt: skip
         return out_TF
 
     def _site(self, heads: HeadShape, pool: KvPool) -> Site:
@@ -128,6 +134,13 @@ class NativeOps:
         if found is None:
             found = self._sites[id(heads)] = site(heads, pool)
         return found
+
+
+def _norm_args(norm: Norm | None) -> tuple[int, int, float, bool]:
+    if norm is None:
+        return 0, 0, 0.0, False
+    bias = 0 if norm.bias_K is None else norm.bias_K.data_ptr()
+    return norm.weight_K.data_ptr(), bias, norm.eps, norm.centred
 
 
 def _group(tensor: Tensor, group: int) -> int:

@@ -1,31 +1,46 @@
 /* Norm, rotation and KV writing; included once per (activation, KV) type pair by rotate.c. */
 
-INLINE float NAME(sum_of_squares)(const IO *x, long D) {
-    vf sum = {0};
-    long d = 0;
-    for (; d + VL <= D; d += VL) sum = vfma(VLOAD(x + d), VLOAD(x + d), sum);
-    float total = vsum(sum);
-    for (; d < D; d++) total += LOAD(x + d) * LOAD(x + d);
-    return total;
-}
+#include "moments.h"
 
-/* 1 / rms of all heads as one row; added up head by head. */
-INLINE float NAME(row_scale)(const IO *x, long num_heads, long D, float eps) {
+struct NAME(norm) { /* of heads: out = (x - mean) * scale * weight, or x without a weight */
+    const float *weight;
+    float mean, scale;
+};
+
+/* Of all heads as one row, where it is `whole`; added up head by head. */
+INLINE struct NAME(norm) NAME(row_norm)(const struct heads *heads, const float *weight, long whole,
+                                        const IO *x, long num_heads) {
+    const long D = heads->head_dim;
     float total = 0.0f;
-    for (long h = 0; h < num_heads; h++) total += NAME(sum_of_squares)(x + h * D, D);
-    return 1.0f / sqrtf(total / (float)(num_heads * D) + eps);
+    for (long h = 0; whole && h < num_heads; h++) total += NAME(squares)(x + h * D, 0.0f, D);
+    const float scale = 1.0f / sqrtf(total / (float)(num_heads * D) + heads->norm_eps);
+    return (struct NAME(norm)){weight, 0.0f, scale};
 }
 
-/* out[D] = the head in float, times scale * weight when there is one, turned. */
-INLINE void NAME(turned)(const IO *x, float scale, const float *weight, const struct turn *turn,
-                         long D, float *out) {
+/* Of head h at x, as that of the row says. */
+INLINE struct NAME(norm) NAME(head_norm)(const struct heads *heads, struct NAME(norm) norm,
+                                         long whole, const IO *x, long h) {
+    const long D = heads->head_dim;
+    if (!norm.weight) return norm;
+    if (whole || heads->centred) norm.weight += h * D;
+    if (whole) return norm;
+    if (heads->centred) norm.mean = NAME(mean)(x, D);
+    norm.scale = 1.0f / sqrtf(NAME(squares)(x, norm.mean, D) / (float)D + heads->norm_eps);
+    return norm;
+}
+
+/* out[D] = the head in float, normed, turned. */
+INLINE void NAME(turned)(const IO *x, struct NAME(norm) norm, const struct turn *turn, long D,
+                         float *out) {
+    const float *weight = norm.weight;
     long d = 0;
     for (; d + VL <= D; d += VL) {
         vf y = VLOAD(x + d);
-        if (weight) y = y * scale * vload_f32(weight + d);
+        if (weight) y = (y - norm.mean) * norm.scale * vload_f32(weight + d);
         vstore_f32(out + d, y);
     }
-    for (; d < D; d++) out[d] = weight ? LOAD(x + d) * scale * weight[d] : LOAD(x + d);
+    for (; d < D; d++)
+        out[d] = weight ? (LOAD(x + d) - norm.mean) * norm.scale * weight[d] : LOAD(x + d);
     turned(turn, out);
 }
 
@@ -45,26 +60,23 @@ INLINE void NAME(store_kv)(KV *to, const float *from, long D) {
 INLINE void NAME(rotate_row)(IO *row, const struct heads *heads, const struct turn *turn,
                              KV *slot) {
     const long D = heads->head_dim, H = heads->num_heads, G = heads->num_kv_heads;
-    const struct turn none = {0};
-    float head[MAX_HEAD_DIM], scale = 1.0f;
-    if (heads->q_norm && heads->whole_q) scale = NAME(row_scale)(row, H, D, heads->norm_eps);
+    const struct turn no_turn = {0};
+    const struct NAME(norm) no_norm = {0};
+    float head[MAX_HEAD_DIM];
+    struct NAME(norm) all = NAME(row_norm)(heads, heads->q_norm, heads->whole_q, row, H), one;
     for (long h = 0; h < H && (heads->q_norm || turn->num_turned); h++) {
-        const float *weight = heads->q_norm;
-        if (weight && heads->whole_q) weight += h * D;
-        else if (weight) scale = NAME(row_scale)(row + h * D, 1, D, heads->norm_eps);
-        NAME(turned)(row + h * D, scale, weight, turn, D, head);
+        one = NAME(head_norm)(heads, all, heads->whole_q, row + h * D, h);
+        NAME(turned)(row + h * D, one, turn, D, head);
         NAME(store_io)(row + h * D, head, D);
     }
     const IO *keys = row + H * D, *values = keys + G * D;
-    if (heads->k_norm && heads->whole_k) scale = NAME(row_scale)(keys, G, D, heads->norm_eps);
+    all = NAME(row_norm)(heads, heads->k_norm, heads->whole_k, keys, G);
     for (long g = 0; g < G; g++) {
-        const float *weight = heads->k_norm;
         KV *k = slot + g * heads->block_tokens * D, *v = k + G * heads->block_tokens * D;
-        if (weight && heads->whole_k) weight += g * D;
-        else if (weight) scale = NAME(row_scale)(keys + g * D, 1, D, heads->norm_eps);
-        NAME(turned)(keys + g * D, scale, weight, turn, D, head);
+        one = NAME(head_norm)(heads, all, heads->whole_k, keys + g * D, g);
+        NAME(turned)(keys + g * D, one, turn, D, head);
         NAME(store_kv)(k, head, D);
-        NAME(turned)(values + g * D, 1.0f, NULL, &none, D, head);
+        NAME(turned)(values + g * D, no_norm, &no_turn, D, head);
         NAME(store_kv)(v, head, D);
     }
 }

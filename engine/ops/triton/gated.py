@@ -1,4 +1,4 @@
-"""The gate of an MLP: SwiGLU and GeGLU (Shazeer 2020), and GPT-OSS's clamped variant.
+"""The gate of an MLP: SwiGLU and GeGLU (Shazeer 2020), and GPT-OSS's clamped variant; or alone.
 
 Twin: `engine.ops.torch_ops.TorchOps.gated`.
 """
@@ -19,13 +19,20 @@ _GELU = tl.constexpr((2 / torch.pi) ** 0.5)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def gated_kernel(gate_up, out, row_stride, width, ACTIVATION: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Program (t, i) does tile i of row t; gate in the first half of a row, up in the second."""
+def gated_kernel(  # type: ignore[no-untyped-def]
+    gate_up, out, row_stride, width,
+    ACTIVATION: tl.constexpr, ALONE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Program (t, i) does tile i of row t; gate in the first half of a row, up in the second, or
+    all of it a gate of ones."""
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = at < width
     gate = tl.load(gate_up + token * row_stride + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + token * row_stride + width + at, mask=inside, other=0.0).to(tl.float32)
+    up = 1.0
+    if not ALONE:
+        up = tl.load(gate_up + token * row_stride + width + at, mask=inside, other=0.0)
+        up = up.to(tl.float32)
     if ACTIVATION == "silu":
         made = gate * tl.sigmoid(gate) * up
     elif ACTIVATION == "gelu_tanh":  # (1 + tanh z) / 2 = sigmoid(2 z)
@@ -39,12 +46,15 @@ def gated_kernel(gate_up, out, row_stride, width, ACTIVATION: tl.constexpr, TILE
     tl.store(out + token * width + at, made.to(out.dtype.element_ty), mask=inside)
 
 
-def gated(gate_up: Tensor, activation: Activation, *, dtype: torch.dtype) -> Tensor:
-    """[T, F] in `dtype` of [T, 2 F]."""
-    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
+def gated(
+    gate_up: Tensor, activation: Activation, *, dtype: torch.dtype, alone: bool = False
+) -> Tensor:
+    """[T, F] in `dtype` of [T, 2 F]; `alone`: of [T, F]."""
+    num_tokens, width = gate_up.shape[0], gate_up.shape[1] // (1 if alone else 2)
     out_TF = torch.empty(num_tokens, width, dtype=dtype, device=gate_up.device)
     if num_tokens:
         gated_kernel[(num_tokens, triton.cdiv(width, TILE))](
-            gate_up, out_TF, as_stride(gate_up, 0), width, ACTIVATION=activation, TILE=TILE, **FUSED
-        )
+            gate_up, out_TF, as_stride(gate_up, 0), width,
+            ACTIVATION=activation, ALONE=alone, TILE=TILE, **FUSED,
+        )  # fmt: skip
     return out_TF

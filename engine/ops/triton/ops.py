@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
-from engine.ops.contract import Activation, ExpertWeights, HeadShape
+from engine.ops.contract import Activation, ExpertWeights, HeadShape, Norm
 from engine.ops.inputs import ForwardInputs
 from engine.ops.torch_ops import TorchLinear
 from engine.ops.triton.attention import attention
 from engine.ops.triton.experts import GroupedExperts
 from engine.ops.triton.gated import gated
-from engine.ops.triton.norm import norm
+from engine.ops.triton.norm import normed
 from engine.ops.triton.rope_store import rope_store
 
 
@@ -62,13 +62,12 @@ class TritonOps:
         )
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, weight_K: Tensor | None, eps: float, *,
-        delta_scale: float = 1.0,
-    ) -> Tensor:  # fmt: skip
-        return norm(x_TK, delta_TK, weight_K, eps, delta_scale=delta_scale, dtype=self.io_dtype)
+        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+    ) -> Tensor:
+        return normed(x_TK, delta_TK, norm, delta_scale=delta_scale, dtype=self.io_dtype)
 
-    def post_norm(self, y_TK: Tensor, weight_K: Tensor, eps: float) -> Tensor:
-        return norm(y_TK, None, weight_K, eps, dtype=self.io_dtype)
+    def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
+        return normed(y_TK, None, norm, dtype=self.io_dtype)
 
     def rotate_and_store(
         self, qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, pool: KvPool,
@@ -83,6 +82,10 @@ class TritonOps:
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return gated(gate_up, activation, dtype=self.io_dtype)
+
+    def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:
+        assert activation != "swiglu_oai"
+        return gated(x_TF, activation, dtype=self.io_dtype, alone=True)
 
     def _stack(self, part: Tensor | None, num_experts: int) -> Tensor | None:
         if part is None:

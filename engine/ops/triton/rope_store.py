@@ -2,7 +2,8 @@
 
 One pass over qkv between its linear and attention: q changes in place, k and v go to the paged
 pool. Rotation as in RoFormer (Su et al., 2021), dim r with dim r + R / 2; norms of q and k per head
-(Qwen3, Gemma 3) or over all heads (OLMo 2). Twin: `engine.ops.torch_ops.TorchOps.rotate_and_store`.
+(Qwen3, Gemma 3; layer norms: Cohere, StableLM) or over all heads (OLMo 2). Twin:
+`engine.ops.torch_ops.TorchOps.rotate_and_store`.
 """
 
 # Shapes: T tokens, H query heads, G KV heads, D head dim, R dims that turn, N heads of a tile.
@@ -60,21 +61,31 @@ def _move(  # type: ignore[no-untyped-def]
     tl.debug_barrier()
     if NORM != "none":
         wide_tail = tail.to(tl.float32)
-        if NORM == "head":
+        if TURNED > 0:
+            wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+        if NORM == "layer":
+            sums = tl.sum(wide_tail, axis=1)
+            if TURNED > 0:
+                sums += tl.sum(wide_low + wide_high, axis=1)
+            centre = (sums / HEAD_DIM)[:, None]
+            wide_tail = tl.where(in_rest, wide_tail - centre, 0.0)
+            if TURNED > 0:
+                wide_low = tl.where(in_pair, wide_low - centre, 0.0)
+                wide_high = tl.where(in_pair, wide_high - centre, 0.0)
+        if NORM == "whole":
+            scale = tl.rsqrt(mean + eps)
+        else:
             squares = tl.sum(wide_tail * wide_tail, axis=1)
             if TURNED > 0:
-                wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
                 squares += tl.sum(wide_low * wide_low + wide_high * wide_high, axis=1)
             scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
-            own = weight + heads * 0
-        else:
-            scale = tl.rsqrt(mean + eps)
-            own = weight + heads * HEAD_DIM
+        own = weight + heads * (0 if NORM == "head" else HEAD_DIM)
         tail = wide_tail * scale * tl.load(own + rest, mask=in_rest, other=0.0)
     tl.store(target + rest, tail.to(goal.dtype.element_ty), mask=in_rest)
     if TURNED > 0:
-        wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
-        if NORM != "none":
+        if NORM == "none":
+            wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+        else:
             wide_low = wide_low * scale * tl.load(own + pair, mask=in_pair, other=0.0)
             wide_high = wide_high * scale * tl.load(own + half + pair, mask=in_pair, other=0.0)
         turns = rotations + token * TURNED
@@ -165,11 +176,11 @@ def parts_of(
     dim = heads.head_dim
     room = max(1, TILE_VALUES // power_of_two(dim))
     q_heads = min(room, power_of_two(heads.num_heads))
-    q_norm = _kind(heads.q_norm, dim)
+    q_norm, k_norm = _kind(heads.q_norm, heads), _kind(heads.k_norm, heads)
     q_parts = 1 if q_norm == "whole" else -(-heads.num_heads // q_heads)
     return q_parts, {
         "NUM_HEADS": heads.num_heads, "NUM_KV_HEADS": heads.num_kv_heads, "HEAD_DIM": dim,
-        "TURNED": num_turned, "Q_NORM": q_norm, "K_NORM": _kind(heads.k_norm, dim),
+        "TURNED": num_turned, "Q_NORM": q_norm, "K_NORM": k_norm,
         "BLOCK_TOKENS": block_tokens, "Q_PARTS": q_parts, "TILE": TILE_VALUES,
         "Q_HEADS": q_heads, "KV_HEADS": min(room, power_of_two(heads.num_kv_heads)),
         "HALF_TILE": power_of_two(num_turned // 2), "REST_TILE": power_of_two(dim - num_turned),
@@ -177,5 +188,9 @@ def parts_of(
     }  # fmt: skip
 
 
-def _kind(weight: Tensor | None, head_dim: int) -> str:
-    return "none" if weight is None else "head" if len(weight) == head_dim else "whole"
+def _kind(weight: Tensor | None, heads: HeadShape) -> str:
+    if weight is None:
+        return "none"
+    if heads.centred_norms:
+        return "layer"
+    return "head" if len(weight) == heads.head_dim else "whole"

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.batch import Chunk
 from engine.ops.inputs import ForwardInputs, forward_inputs
 from engine.sampling.rows import RowRules
+from engine.sampling.sampler import as_float32
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
 
@@ -81,6 +82,7 @@ NAMES = tuple(one.name for one in fields(StepFields))
 _DTYPES: Mapping[str, np.dtype[Any]] = {o.name: o.metadata["dtype"] for o in fields(StepFields)}
 _FILLS: Mapping[str, float] = {one.name: one.metadata["fill"] for one in fields(StepFields)}
 _INPUTS = tuple(one.name for one in fields(ForwardInputs))
+_MOST_TOKENS = np.iinfo(np.int32).max
 _RULES = tuple(one.name for one in fields(RowRules))
 
 
@@ -94,10 +96,10 @@ def step_arrays(
     rules = [_rule(chunk) for chunk in asking]
     rows: dict[str, Sequence[float]] = {
         "keep_R": keeps,
-        "temperature_R": [rule.temperature for rule in rules],
-        "top_p_R": [rule.top_p for rule in rules],
-        "min_p_R": [rule.min_p for rule in rules],
-        "top_k_R": [rule.top_k for rule in rules],
+        "temperature_R": [as_float32(rule.temperature) for rule in rules],
+        "top_p_R": [as_float32(rule.top_p) for rule in rules],
+        "min_p_R": [as_float32(rule.min_p) for rule in rules],
+        "top_k_R": [max(0, min(rule.top_k, _MOST_TOKENS)) for rule in rules],
         "seed_R": [_signed(rule.seed) for rule in rules],
         "position_R": [chunk.position for chunk in asking],
     }

@@ -14,14 +14,16 @@ from torch import Tensor
 from engine.batch import Chunk
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.upload import upload_array
+from engine.sampling.sampler import MOST, as_float32, biases
 from protocol.messages import Sampling
 
 Entry = tuple[int, int, float]
+"""Row, token id, a float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Penalties:
-    """In this order; only `biased` may name a (row, token id) twice."""
+    """In this order; none names a (row, token id) twice."""
 
     masked: list[tuple[int, bytes]]
     """Rows, each with `Chunk.allowed`."""
@@ -52,10 +54,11 @@ def penalties_of(
             found.masked.append((row, chunk.allowed))
         if rule.repetition_penalty != 1:
             seen = {*chunk.prompt_ids, *chunk.outputs}
-            found.repeated.extend((row, token, rule.repetition_penalty) for token in seen)
+            penalty = as_float32(rule.repetition_penalty)
+            found.repeated.extend((row, token, penalty) for token in seen)
         if chunk.outputs and (rule.frequency_penalty != 0 or rule.presence_penalty != 0):
             found.lowered.extend((row, token, malus) for token, malus in _malus(chunk, rule))
-        for token, bias in rule.logit_bias:
+        for token, bias in biases(rule).items():
             if not 0 <= token < vocab_size:  # on a GPU it would end the process, not the request
                 raise ValueError(f"logit_bias: token {token} of a vocabulary of {vocab_size}")
             found.biased.append((row, token, bias))
@@ -74,20 +77,29 @@ def penalised(logits_RV: Tensor, penalties: Penalties, device: Device) -> Tensor
     shaped_RV = logits_RV.clone()
     if penalties.repeated:
         at, factor_E = _sent(penalties.repeated, device)
-        score_E = shaped_RV[at]
-        shaped_RV[at] = torch.where(score_E > 0, score_E / factor_E, score_E * factor_E)
+        score_E = shaped_RV[at].clamp(max=MOST)
+        shaped_RV[at] = _changed(
+            score_E, torch.where(score_E > 0, score_E / factor_E, score_E * factor_E)
+        )
     if penalties.lowered:
         at, malus_E = _sent(penalties.lowered, device)
-        shaped_RV[at] -= malus_E
+        score_E = shaped_RV[at].clamp(max=MOST)
+        shaped_RV[at] = _changed(score_E, score_E - malus_E)
     if penalties.biased:
         at, bias_E = _sent(penalties.biased, device)
-        shaped_RV.index_put_(at, bias_E, accumulate=True)  # a token may be named twice
+        score_E = shaped_RV[at].clamp(max=MOST)
+        shaped_RV[at] = _changed(score_E, score_E + bias_E)
     if penalties.banned:
         at, nothing_E = _sent(penalties.banned, device)
         shaped_RV[at] = nothing_E  # a plain -inf would be copied from the host, with a wait
         left_R1 = (shaped_RV > -torch.inf).any(dim=1, keepdim=True)
         shaped_RV = torch.where(left_R1, shaped_RV, logits_RV)
     return shaped_RV
+
+
+def _changed(score_E: Tensor, changed_E: Tensor) -> Tensor:
+    """As the sampler's: what was out stays out, what was finite stays finite."""
+    return torch.where(score_E > -torch.inf, changed_E.clamp(-MOST, MOST), score_E)
 
 
 def _allowed(logits_RV: Tensor, masked: list[tuple[int, bytes]], device: Device) -> Tensor:
@@ -102,7 +114,8 @@ def _allowed(logits_RV: Tensor, masked: list[tuple[int, bytes]], device: Device)
 def _malus(chunk: Chunk, rule: Sampling) -> Iterable[tuple[int, float]]:
     outputs = np.asarray(chunk.outputs, dtype=np.int64)
     for token, count in zip(*np.unique(outputs, return_counts=True), strict=True):
-        yield int(token), rule.frequency_penalty * int(count) + rule.presence_penalty
+        malus = rule.frequency_penalty * int(count) + rule.presence_penalty
+        yield int(token), as_float32(malus)
 
 
 def _sent(entries: list[Entry], device: Device) -> tuple[tuple[Tensor, Tensor], Tensor]:

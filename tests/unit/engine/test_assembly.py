@@ -56,13 +56,42 @@ def bytes_for(layout: KvLayout, num_blocks: int) -> memoryview:
     return memoryview(bytearray(layout.block_bytes * num_blocks))
 
 
-def assembled(path: Path, *, kv_blocks: int) -> Assembly[None]:
+def assembled(
+    path: Path, *, kv_blocks: int | None = None, max_model_len: int | None = None
+) -> Assembly[None]:
     return assemble(
-        WorkerSettings(model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks),
+        WorkerSettings(
+            model=path, redis="redis://localhost", dtype="float32", kv_blocks=kv_blocks,
+            max_model_len=max_model_len,
+        ),
         eos_token_ids=(5,),
         memory=lambda layout, num_blocks: (None, bytes_for(layout, num_blocks)),
         progress=lambda done, total: None,
-    )
+    )  # fmt: skip
+
+
+def test_a_length_bounds_sequences_and_pool_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    make_checkpoint(tmp_path, Shape(context=64, rope=rope))
+    whole, cut = assembled(tmp_path), assembled(tmp_path, max_model_len=32)
+    assert (whole.limits.max_context_tokens, cut.limits.max_context_tokens) == (256, 32)
+    assert whole.runner.num_blocks == 8 * cut.runner.num_blocks
+    assert whole.compat == cut.compat
+    told = [record.__dict__ for record in caplog.records if record.message == "context"]
+    assert [(one["tokens"], one["rope"]) for one in told] == [
+        (256, "yarn, factor 4 of 64 tokens"),
+        (32, "yarn, factor 4 of 64 tokens"),
+    ]
+
+
+def test_lengths_that_choose_other_frequencies_are_never_paired(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, Shape(context=64, rope={"rope_type": "dynamic", "factor": 4.0}))
+    lengths = (None, 256, 100, 64, 32)
+    compats = [assembled(tmp_path, max_model_len=length).compat for length in lengths]
+    assert compats[0] == compats[1] != compats[2] != compats[3] == compats[4] != compats[0]
 
 
 def test_what_ends_a_text_is_for_sampler_and_scheduler_what_the_worker_says(

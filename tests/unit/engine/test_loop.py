@@ -1,5 +1,7 @@
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import pytest
 from support.eventually import eventually
@@ -10,7 +12,7 @@ from engine.batch import AdapterId, Chunk, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
-from engine.loop import Engine, EngineBroken
+from engine.loop import MAX_FAILURES, Engine, EngineBroken
 from engine.runner.contract import StepHung
 from engine.sequence import Abandon, Complete, Fail, FetchLanded, FetchLost, HandOver, Mode
 from protocol.errors import CapacityError
@@ -151,18 +153,55 @@ def test_a_lost_fetchs_quarantined_blocks_are_back_once_they_are_quiet(bench: Be
     eventually(bench.all_back)
 
 
+@pytest.mark.parametrize("where", ["launch", "tokens"])
+def test_a_sequence_whose_steps_fail_ends_alone_and_its_neighbours_lose_no_token(
+    bench: Bench, where: Literal["launch", "tokens"]
+) -> None:
+    """However often, and though nobody else runs: what is nobody's can be computed all the time."""
+    neighbours = [SequenceId(f"n{i}") for i in range(3)]
+    for i, name in enumerate(neighbours):
+        bench.submit(name, prompt=[i, *PROMPT], max_tokens=40)
+    for i in range(2 * MAX_FAILURES):
+        bad = SequenceId(f"bad{i}")
+        bench.runner.poison[bad] = where
+        bench.submit(bad)
+        bench.wait_end(bad)
+        assert bench.observer.endings[bad] == Fail("internal", "RuntimeError: the fake model fails")
+    for i, name in enumerate(neighbours):
+        bench.wait_end(name)
+        assert bench.observer.endings[name] == Complete("length")
+        expected = continuation([i, *PROMPT], seed=1, num_tokens=40)
+        assert bench.observer.tokens[name] == expected
+    eventually(bench.all_back)
+
+
+@pytest.mark.parametrize("where", ["launch", "tokens"])
+def test_a_sequence_that_turns_bad_while_it_decodes_keeps_what_it_has_said(
+    bench: Bench, where: Literal["launch", "tokens"]
+) -> None:
+    bench.submit(A, max_tokens=80)
+    bench.submit(B, max_tokens=80)
+    eventually(lambda: len(bench.observer.tokens.get(A, ())) > 5)
+    bench.runner.poison[A] = where
+    bench.wait_end(A)
+    bench.wait_end(B)
+    assert isinstance(bench.observer.endings[A], Fail | Complete)
+    said = bench.observer.tokens[A]
+    assert said == continuation(PROMPT, seed=1, num_tokens=len(said))
+    assert bench.observer.tokens[B] == continuation(PROMPT, seed=1, num_tokens=80)
+    eventually(bench.all_back)
+
+
 @pytest.mark.parametrize("where", ["fail_next", "fail_tokens"])
-def test_a_failed_step_fails_its_sequences_and_the_engine_goes_on(bench: Bench, where: str) -> None:
+def test_a_step_that_fails_once_costs_nobody_anything(bench: Bench, where: str) -> None:
     """Whether it cannot be launched or its tokens do not come."""
     setattr(bench.runner, where, 1)
-    bench.submit(A)
-    bench.wait_end(A)
-    bench.submit(B)
-    bench.wait_end(B)
-    ending = bench.observer.endings[A]
-    assert isinstance(ending, Fail)
-    assert ending.code == "internal"
-    assert isinstance(bench.observer.endings[B], Complete)
+    for name in (A, B):
+        bench.submit(name)
+    for name in (A, B):
+        bench.wait_end(name)
+        assert bench.observer.endings[name] == Complete("length")
+        assert bench.observer.tokens[name] == continuation(PROMPT, seed=1, num_tokens=6)
     eventually(bench.all_back)
 
 
@@ -264,7 +303,7 @@ def test_a_runner_that_fails_step_after_step_breaks_the_engine_aloud(
     depth: int, where: str
 ) -> None:
     bench = Bench(depth=depth)
-    setattr(bench.runner, where, 3)
+    setattr(bench.runner, where, 100)
     names = [SequenceId(str(i)) for i in range(3)]
     for name in names:
         bench.submit(name)
@@ -300,7 +339,7 @@ def test_an_engine_whose_device_hangs_is_broken_at_once_and_waits_for_no_other_s
     bench.submit(A)
     bench.submit(B)
     bench.engine.start()
-    failed = Fail("internal", "the engine is broken: no answer")
+    failed = Fail("broken", "the engine is broken: no answer")
     eventually(lambda: bench.observer.errors)
     assert bench.observer.endings == {A: failed, B: failed}
     assert len(asked) == (where == "tokens")
@@ -324,7 +363,7 @@ def test_a_broken_engine_gives_every_sequence_its_ending(
     monkeypatch.setattr(RecordingObserver, "step", fail)
     bench.engine.start()
     eventually(lambda: bench.observer.errors)
-    failed = Fail("internal", "the engine is broken: the observer fails")
+    failed = Fail("broken", "the engine is broken: the observer fails")
     assert bench.observer.endings == {A: failed, B: failed}
 
 
@@ -445,3 +484,27 @@ def test_windows_of_another_number_of_groups_than_the_layout_has_are_refused() -
             generations=[0] * 8,
             observer=RecordingObserver(),
         )
+
+
+def test_an_engine_that_hangs_in_a_step_shows_for_how_long_and_an_idle_one_nothing() -> None:
+    now, hangs, entered = [0.0], threading.Event(), threading.Event()
+
+    class Hanging(FakeRunner):
+        def launch(self, chunks: Sequence[Chunk]) -> FakeStep:
+            entered.set()
+            hangs.wait(30)
+            return super().launch(chunks)
+
+    bench = Bench(runner=Hanging, clock=lambda: now[0])
+    bench.engine.start()
+    assert bench.engine.turn_s() == 0.0
+    bench.submit()
+    assert entered.wait(30)
+    now[0] = 400.0
+    assert bench.engine.turn_s() == 400.0
+    hangs.set()
+    bench.wait_end()
+    eventually(lambda: bench.engine.turn_s() == 0.0)
+    now[0] = 900.0
+    assert bench.engine.turn_s() == 0.0
+    bench.engine.stop()

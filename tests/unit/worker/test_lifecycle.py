@@ -32,6 +32,9 @@ class FakeService:
     def is_idle(self) -> bool:
         return True
 
+    def engine_turn_s(self) -> float:
+        return 0.0
+
     def accept_request(self, router: RouterId, message: Prefill | Decode) -> None: ...
     def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None: ...
     def abort_request(self, router: RouterId, request: RequestId, attempt: int) -> None: ...

@@ -1,14 +1,17 @@
+import math
+from typing import Any
 from unittest.mock import create_autospec
 
 import pytest
+from msgspec.structs import replace
 from support.checkpoints import write_checkpoint
-from support.words import sampling
+from support.words import prefill
 
 from engine.batch import SampledToken, SequenceId
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
 from protocol.text.tokenizer import TextState, Tokenizer
-from worker.requests import Job, RequestTable, Transfers, check_tokens
+from worker.requests import MAX_STOP_CHARS, Job, RequestTable, Transfers, check_request
 
 HERE, THERE = RouterId("here"), RouterId("there")
 
@@ -80,6 +83,7 @@ def test_the_token_that_ends_a_request_carries_the_text_held_back(tokenizer: Tok
     ids = tokenizer.encode("a dog")
     for index, token_id in enumerate(ids):
         assert not table.add_token(held, index=index, token=SampledToken(token_id=token_id))
+    table.end_text(held)
     table.end_job(held, finished(held))
     table.flush_step()
     step = post.sent[0][1]
@@ -103,12 +107,29 @@ def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> Non
 
 
 @pytest.mark.parametrize(
-    ("token_ids", "generated", "what"),
-    [([], [], "empty"), ([10], [], "token_ids"), ([1], [-1], "generated")],
+    ("changes", "what"),
+    [
+        ({"token_ids": ()}, "token_ids: empty"),
+        ({"token_ids": (10,)}, "token_ids"),
+        ({"generated": (-1,)}, "generated"),
+        ({"logit_bias": ((10, 0.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, 0.0),) * 11}, "logit_bias: more than"),
+        ({"logit_bias": ((1, math.inf),)}, "not all are numbers"),
+        ({"stop_token_ids": (3,) * 11}, "stop_token_ids: more than"),
+        ({"temperature": math.nan}, "not all are numbers"),
+        ({"repetition_penalty": -math.inf}, "not all are numbers"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"num_logprobs": 11}, "num_logprobs"),
+        ({"stop": ("x" * MAX_STOP_CHARS, "x")}, "stop"),
+        ({"stop": ("",)}, "stop"),
+    ],
 )
-def test_tokens_that_would_harm_the_batch_are_refused(
-    token_ids: list[int], generated: list[int], what: str
-) -> None:
+def test_what_a_router_should_have_refused_is_refused(changes: dict[str, Any], what: str) -> None:
+    """It would harm others of the batch."""
+    good = prefill()
+    asked = {k: v for k, v in changes.items() if k in ("token_ids", "generated")}
+    rule = {k: v for k, v in changes.items() if k not in asked}
+    bad = replace(good, sampling=replace(good.sampling, **rule), **asked)
     with pytest.raises(ValueError, match=what):
-        check_tokens(token_ids, generated, sampling(), vocab_size=10)
-    check_tokens([9], [0], sampling(), vocab_size=10)
+        check_request(bad, vocab_size=10)
+    check_request(good, vocab_size=10)

@@ -1,9 +1,12 @@
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from controlplane.checkout import ROOT, baton_version
+from controlplane.cli import status
 from controlplane.cli.main import run
 
 
@@ -23,7 +26,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["fly"], "unknown command: fly"),
         (["up", "--no-such", "1"], "unknown setting: --no-such"),
-        (["up", "--model", "/nowhere"], "no checkpoint at '/nowhere'"),
+        (["up", "--model", "/nowhere"], "/nowhere: no such folder"),
         (["status", "--url", "ftp://x"], "url: 'ftp://x'"),
         (["status", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
         (["chat", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
@@ -37,6 +40,24 @@ def test_a_mistake_is_one_line_and_an_exit_code(
     assert says in shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
+
+
+def test_a_mistake_of_ours_is_one_line_that_names_a_file_with_the_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(status, "get_json", lambda *_: {"workers": None})  # as no router answers
+    assert run(["status"]) == 1
+    (report,) = tmp_path.iterdir()
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert str(report) in said
+    assert "Traceback" in report.read_text()
+
+
+def test_a_model_that_is_not_there_is_exit_code_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--model", "/nowhere"]) == 3
+    assert "a model by name is ORG/NAME[@REVISION]" in capsys.readouterr().err
 
 
 def test_the_supervisor_does_not_import_torch() -> None:

@@ -9,7 +9,7 @@ import torch
 from engine.checkpoint.load import load_model
 from engine.checkpoint.quant.mxfp4 import dequantise
 from engine.checkpoint.safetensors import Checkpoint
-from engine.models.parts import route
+from engine.models.route import route
 from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape, make_checkpoint
 

@@ -5,7 +5,7 @@
 import torch
 from torch import Tensor
 
-from engine.checkpoint.parameters import LinearSpec
+from engine.checkpoint.parameters import LinearSpec, Pairs
 from engine.checkpoint.quant.mxfp4 import dequantise
 from engine.checkpoint.shard import Cut
 
@@ -52,3 +52,17 @@ def test_a_linear_of_a_stack_is_one_row_of_it_perhaps_turned() -> None:
         lambda name, dtype, row: read_from({"up": stack}, name, row), torch.float32, 2
     )
     assert torch.equal(got, WEIGHT_NK + 2)
+
+
+def test_pairs_side_by_side_are_put_half_a_turn_apart_head_by_head() -> None:
+    pairs = Pairs(head_dim=6, turned=4)
+    linear = LinearSpec(name="q", shape=(12, 1), bias=True, pairs=pairs)
+    tensors = {"q.weight": torch.arange(12.0)[:, None], "q.bias": torch.arange(12.0)}
+
+    def read(name: str, dtype: torch.dtype, row: int | None) -> Tensor:
+        return read_from(tensors, name, row)
+
+    expected = [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+    assert linear.load_weight(read, torch.float32).flatten().tolist() == expected
+    bias = linear.load_bias(read)
+    assert bias is not None and bias.tolist() == expected

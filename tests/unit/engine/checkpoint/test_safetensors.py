@@ -1,4 +1,5 @@
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,46 @@ def test_a_file_of_garbage_is_refused(single: Path) -> None:
 
 def test_a_missing_file_is_named(single: Path) -> None:
     (single / "model.safetensors").unlink()
-    assert "model.safetensors: is missing" in failure(single)
+    assert "model.safetensors: missing" in failure(single)
 
 
-def test_a_missing_shard_is_named(sharded: Path) -> None:
-    next(sharded.glob("model-00002*")).unlink()
+def test_missing_shards_are_named(sharded: Path) -> None:
+    num_shards = len(list(sharded.glob("model-*")))
+    for number in (2, 3):
+        next(sharded.glob(f"model-0000{number}*")).unlink()
     message = failure(sharded)
     assert "model-00002-of-" in message
-    assert "is missing" in message
+    assert "model-00003-of-" in message
+    assert f"missing; of {num_shards} shards 2 are" in message
+
+
+@pytest.mark.parametrize("shards", [{GATE: 7}, {GATE: None}, {GATE: ["a"]}, {GATE: "a/b"}])
+def test_an_index_of_anything_but_file_names_is_refused(
+    sharded: Path, shards: dict[str, object]
+) -> None:
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    assert "is not a file name" in failure(sharded)
+
+
+def test_a_shard_whose_name_no_file_can_have_is_missing(sharded: Path) -> None:
+    names = {"weight_map": {GATE: "x" * 300}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(names))
+    assert "x: missing; of 1 shards 1 are" in failure(sharded)
+
+
+@pytest.mark.parametrize("entry", ["7", "{}", '{"dtype": "F32", "shape": [1e999]}', "[]"])
+def test_a_malformed_entry_is_named(single: Path, entry: str) -> None:
+    header = f'{{"a": {entry}}}'.replace("]}}", '], "data_offsets": [0, 4]}}')
+    text = struct.pack("<Q", len(header)) + header.encode()
+    (single / "model.safetensors").write_bytes(text + b"\0" * 64)
+    assert "tensor a: malformed header entry" in failure(single)
+
+
+@pytest.mark.parametrize("header", ["[1, 2]", "77", "[" * 100_000])
+def test_a_header_that_is_no_object_is_refused(single: Path, header: str) -> None:
+    text = struct.pack("<Q", len(header)) + header.encode()
+    (single / "model.safetensors").write_bytes(text + b"\0" * 64)
+    assert "model.safetensors: header" in failure(single)
 
 
 def test_a_missing_tensor_is_named(single: Path) -> None:
@@ -126,12 +159,6 @@ def test_a_wrongly_shaped_tensor_names_both_shapes(single: Path) -> None:
     assert "model.safetensors: tensor model.layers.0.mlp.gate_proj.weight" in message
     assert "[48, 32]" in message
     assert "[64, 32]" in message
-
-
-def test_a_tensor_without_a_place_in_the_model_is_refused(single: Path) -> None:
-    config = json.loads((single / "config.json").read_text())
-    (single / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
-    assert "tensor model.layers.1." in failure(single)
 
 
 def test_an_unknown_dtype_is_refused_by_name(single: Path) -> None:

@@ -15,8 +15,8 @@ from engine.checkpoint.safetensors import Checkpoint
 from engine.checkpoint.shard import WHOLE, Cut, Shard
 from engine.kvcache.pool import KvPool
 from engine.models.config import ModelConfig, read_config
+from engine.models.model import Model
 from engine.models.parts import Parts
-from engine.models.rope import frequencies, rotations
 from engine.ops.inputs import forward_inputs
 from engine.ops.torch_ops import TorchOps
 from protocol.layout import shard as layout_of_rank
@@ -24,7 +24,7 @@ from tools.make_checkpoint import Shape, make_checkpoint
 
 HALVES = (Shard(rank=0, world=2), Shard(rank=1, world=2))
 BLOCKS = Shape(family="gpt_oss", bias=True, head_dim=16, hidden=64, mlp=64, expert_form="mxfp4")
-EVEN = {name: shape for name, shape in SHAPES.items() if not name.startswith("olmo2")}
+EVEN = {name: shape for name, shape in SHAPES.items() if not name.startswith("olmo")}
 """OLMo's norms of q and k see all heads, which no rank has."""
 
 
@@ -42,13 +42,7 @@ def mixed(parts: Parts, config: ModelConfig, x_TK: Tensor, shard: Shard) -> list
     table = range(2 * layout.num_groups)
     chunks = [chunk(list(range(len(x_TK))), table=table)]
     inputs = forward_inputs(chunks, block_tokens=8, num_groups=layout.num_groups)
-    turns = [
-        rotations(
-            frequencies(rope, head_dim=config.head_dim), inputs.positions_T,
-            attention_factor=rope.attention_factor,
-        )
-        for rope in config.ropes
-    ]  # fmt: skip
+    turns = Model(config, TorchOps(io_dtype=torch.float32), parts).turns(inputs.positions_T)
     return [layer.mixer(x_TK, inputs, pool, turns, None) for layer in parts.layers]
 
 

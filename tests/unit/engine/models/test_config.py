@@ -20,28 +20,6 @@ def test_the_kv_layout_follows_the_heads(tmp_path: Path) -> None:
     assert layout.shape == (2, 2, 2, 16, 16)
 
 
-def test_an_end_of_text_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, config(eos_token_id=512), "eos_token_id", "512")
-
-
-@pytest.mark.parametrize("generation", [{}, {"eos_token_id": None}])
-def test_a_generation_config_that_names_no_end_of_text_hides_none(
-    tmp_path: Path, generation: dict[str, Any]
-) -> None:
-    with pytest.raises(CheckpointError, match=r"/config\.json: eos_token_id 512 is not"):
-        read(tmp_path, config(eos_token_id=512), generation)
-
-
-def test_the_ends_of_text_of_a_generation_config_are_held_against_the_vocabulary(
-    tmp_path: Path,
-) -> None:
-    """Instead of those of `config.json`."""
-    read(tmp_path, config(eos_token_id=512), {"eos_token_id": [3, 5, 3]})
-    read(tmp_path, config(eos_token_id=512), {"eos_token_id": 9})
-    with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id 512 is not"):
-        read(tmp_path, config(eos_token_id=7), {"eos_token_id": [3, 512]})
-
-
 def test_both_spellings_of_a_rope_mean_the_same(tmp_path: Path) -> None:
     rope = {"factor": 2.0}
     old = config(rope_scaling={"type": "linear", **rope}, rope_theta=5e5)
@@ -59,10 +37,11 @@ def test_yarn_brings_its_attention_factor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rope", "word"),
     [
-        ({"rope_type": "dynamic", "factor": 2.0}, "dynamic"),
+        ({"rope_type": "mystery", "factor": 2.0}, "mystery"),
         ({"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0]}, "short_factor"),
         ({"rope_type": "linear"}, "factor"),
-        ({"rope_type": "linear", "factor": 2.0, "mystery": 1}, "mystery"),
+        ({"rope_type": "dynamic", "factor": 2.0, "alpha": 1000.0}, "alpha"),
+        ({"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
         ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_type": "yarn", "factor": "four"}, "factor"),
         ({"full_attention": {"rope_type": "default"}}, "full_attention"),
@@ -121,11 +100,10 @@ def test_layer_types_place_the_window(tmp_path: Path) -> None:
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"head_dim": 15}, "head_dim"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
-        ({"pretraining_tp": 2}, "pretraining_tp"),
-        ({"new_key": 0}, "new_key"),
-        ({"new_key": 0.0}, "new_key"),
-        ({"new_key": ""}, "new_key"),
-        ({"_new_key": 1}, "_new_key"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures"),
+        ({"max_position_embeddings": 100.5}, "max_position_embeddings"),
+        ({"max_position_embeddings": "long"}, "max_position_embeddings"),
+        ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta"),
     ],
 )
 def test_what_is_not_understood_is_refused_by_name(
@@ -138,9 +116,107 @@ def test_keys_that_change_no_logits_are_accepted(tmp_path: Path) -> None:
     read(tmp_path, config(attention_dropout=0.1, use_cache=True, _name_or_path="x"))
 
 
-@pytest.mark.parametrize("off", [None, False, {}, []])
-def test_a_key_not_understood_that_is_off_is_accepted(tmp_path: Path, off: object) -> None:
-    read(tmp_path, config(new_key=off))
+REFUSED: tuple[dict[str, Any], ...] = (
+    {"dual_chunk_attention_config": {"chunk_size": 262144}},
+    {"quantization": {"bits": 4, "group_size": 64}},
+    {"quantization_config": {"quant_method": "compressed-tensors", "format": "int-quantized"}},
+    {"compression_config": {"format": "int-quantized"}},
+    {"attn_logit_softcapping": 50.0},
+    {"final_logit_softcapping": 30.0},
+    {"sliding_window": 5},
+    {"layer_types": ["sliding_attention", "full_attention"]},
+    {"attention_chunk_size": 8192},
+    {"attn_temperature_tuning": True},
+    {"no_rope_layers": [1, 0]},
+    {"residual_multiplier": 0.5},
+    {"logit_scale": 0.0625},
+    {"partial_rotary_factor": 0.5},
+    {"is_causal": False},
+    {"use_bidirectional_attention": True},
+    {"position_embedding_type": "nope"},
+    {"num_experts": 8},
+    {"per_layer_config": {"0": {"sliding_window": 5}}},
+)
+
+
+@pytest.mark.parametrize("changes", REFUSED, ids=lambda changes: next(iter(changes)))
+def test_what_changes_results_and_is_not_read_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    refused(tmp_path, config(**changes), next(iter(changes)), "not supported for llama")
+
+
+@pytest.mark.parametrize("off", [None, False, 0, 0.0, "", {}, []])
+def test_a_switch_that_is_off_refuses_nothing(tmp_path: Path, off: object) -> None:
+    keys = ("dual_chunk_attention_config", "quantization_config", "sliding_window", "num_experts")
+    read(tmp_path, config(**dict.fromkeys(keys, off)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"residual_multiplier": 1.0},
+        {"logit_scale": None},
+        {"partial_rotary_factor": 1},
+        {"layer_types": ["full_attention"] * 2},
+        {"is_causal": True},
+        {"position_embedding_type": "rope"},
+        {"no_rope_layers": [1, 1]},
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"sliding_window": 2048},  # as far as the context
+    ],
+    ids=str,
+)
+def test_a_value_that_changes_nothing_refuses_nothing(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    read(tmp_path, config(**changes))
+
+
+def test_a_qwen2_has_its_biases_whatever_the_key_says(tmp_path: Path) -> None:
+    assert read(tmp_path, config("qwen2", attention_bias=True)).qkv_bias
+    refused(tmp_path, config("mistral", attention_bias=True), "attention_bias")
+
+
+def test_keys_that_nobody_reads_are_told_once_and_ignored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rope = {"rope_type": "linear", "factor": 2.0, "mystery": 1}
+    changes = {"new_key": 0, "is_llama_config": True, "use_qk_norm": True, "pretraining_tp": 2}
+    got = read(tmp_path, config(**changes, residual_multiplier=1.0, rope_parameters=rope))
+    (told,) = [record for record in caplog.records if "ignored" in record.message]
+    assert told.__dict__["keys"] == "is_llama_config, new_key, rope.mystery, use_qk_norm"
+    assert got.layers == read(tmp_path, config(rope_parameters=rope)).layers
+    assert len([record for record in caplog.records if "ignored" in record.message]) == 2
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        None,
+        [],
+        ["LlamaForCausalLM", "LlamaForSequenceClassification"],
+        ["LLaMAForCausalLM"],
+        ["LlamaModel"],
+    ],
+)
+def test_any_of_several_architectures_may_be_the_one(tmp_path: Path, named: object) -> None:
+    read(tmp_path, config(architectures=named))
+
+
+def test_a_model_without_a_type_is_what_its_architecture_says(tmp_path: Path) -> None:
+    raw = config("qwen2")
+    del raw["model_type"]
+    assert read(tmp_path, raw).family.model_type == "qwen2"
+    refused(tmp_path, raw | {"architectures": ["GPT2LMHeadModel"]}, "model_type", "None")
+
+
+def test_whole_numbers_may_be_written_as_floats(tmp_path: Path) -> None:
+    raw = config(max_position_embeddings=2048.0, num_attention_heads=4.0)
+    got = read(tmp_path, raw)
+    assert (got.max_context_tokens, got.num_heads) == (2048, 4)
+    refused(tmp_path, config(hidden_size=64.5), "hidden_size")
 
 
 @pytest.mark.parametrize("divisor", [0, 0.0, -1.0])

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.kvcache.pool import KvPool
 from engine.kvcache.windows import first_reachable
 from engine.ops.choose import choose_ops
-from engine.ops.contract import Activation, HeadShape, Ops
+from engine.ops.contract import Activation, HeadShape, Norm, Ops
 from engine.ops.cpu.build import load
 from engine.ops.cpu.ops import NativeOps
 from engine.ops.inputs import ForwardInputs, forward_inputs
@@ -34,6 +34,18 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = F32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def norms(width: int) -> dict[str, Norm]:
+    weight, bias = noise(width, seed=2), noise(width, seed=3)
+    return {
+        "rms": Norm(weight_K=weight, eps=1e-5),
+        "layer": Norm(weight_K=weight, eps=1e-5, centred=True),
+        "layer-bias": Norm(weight_K=weight, eps=1e-5, centred=True, bias_K=bias),
+    }
+
+
+NORMS = tuple(norms(1))
+
+
 def tolerance(*dtypes: torch.dtype) -> float:
     return 2e-2 if BF16 in dtypes else 1e-5
 
@@ -43,16 +55,14 @@ def tolerance(*dtypes: torch.dtype) -> float:
 
 @pytest.mark.parametrize("io_dtype", [F32, BF16])
 @pytest.mark.parametrize("width", [5, 8, 64, 1000])
-def test_the_norm_equals_its_twin(io_dtype: torch.dtype, width: int) -> None:
-    x, delta, weight = (
-        noise(3, width),
-        noise(3, width, seed=1, dtype=io_dtype),
-        noise(width, seed=2),
-    )
+@pytest.mark.parametrize("kind", NORMS)
+def test_the_norm_equals_its_twin(io_dtype: torch.dtype, width: int, kind: str) -> None:
+    x, delta = noise(3, width) + 1, noise(3, width, seed=1, dtype=io_dtype)
+    norm = norms(width)[kind]
     residuals, results = [], []
     for ops in (native(io_dtype, io_dtype), TorchOps(io_dtype=io_dtype)):
         residual = x.clone()
-        results.append([ops.norm(residual, d, weight, 1e-5).float() for d in (None, delta)])
+        results.append([ops.norm(residual, d, norm).float() for d in (None, delta)])
         residuals.append(residual)
     assert torch.equal(*residuals)
     for got, expected in zip(*results, strict=True):
@@ -64,12 +74,12 @@ def test_the_norm_equals_its_twin(io_dtype: torch.dtype, width: int) -> None:
 def test_a_scaled_residual_and_a_sum_without_a_norm_equal_their_twins(
     io_dtype: torch.dtype, width: int
 ) -> None:
-    delta, weight = noise(3, width, seed=1, dtype=io_dtype), noise(width, seed=2)
-    for each in (None, weight):
+    delta = noise(3, width, seed=1, dtype=io_dtype)
+    for each in (None, norms(width)["rms"]):
         residuals, results = [], []
         for ops in (native(io_dtype, io_dtype), TorchOps(io_dtype=io_dtype)):
             residuals.append(noise(3, width))
-            results.append(ops.norm(residuals[-1], delta, each, 1e-5, delta_scale=0.22).float())
+            results.append(ops.norm(residuals[-1], delta, each, delta_scale=0.22).float())
         close = tolerance(io_dtype)
         assert torch.allclose(residuals[0], residuals[1], atol=1e-6)
         assert torch.allclose(results[0], results[1], atol=close, rtol=close)
@@ -78,10 +88,13 @@ def test_a_scaled_residual_and_a_sum_without_a_norm_equal_their_twins(
 
 @pytest.mark.parametrize("io_dtype", [F32, BF16])
 @pytest.mark.parametrize("width", [5, 64, 100])
-def test_the_norm_of_an_answer_equals_its_twin(io_dtype: torch.dtype, width: int) -> None:
-    y, weight = noise(4, width, dtype=io_dtype), noise(width, seed=2)
+@pytest.mark.parametrize("kind", NORMS)
+def test_the_norm_of_an_answer_equals_its_twin(
+    io_dtype: torch.dtype, width: int, kind: str
+) -> None:
+    y, norm = noise(4, width, dtype=io_dtype) + 1, norms(width)[kind]
     got, expected = (
-        ops.post_norm(y, weight, 1e-5).float()
+        ops.post_norm(y, norm).float()
         for ops in (native(io_dtype, io_dtype), TorchOps(io_dtype=io_dtype))
     )
     assert torch.allclose(got, expected, atol=tolerance(io_dtype), rtol=tolerance(io_dtype))
@@ -106,6 +119,23 @@ def test_the_gated_unit_equals_its_twin(
     assert got.isnan().sum() == 2
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("io_dtype", [F32, BF16])
+@pytest.mark.parametrize("width", [3, 16, 37])
+def test_a_unit_without_a_gate_equals_its_twin(
+    io_dtype: torch.dtype, width: int, activation: Activation
+) -> None:
+    x = noise(4, width, dtype=io_dtype) * 5
+    x[0, :3] = torch.tensor([1e4, -1e4, torch.nan])
+    got, expected = (
+        o.activated(each, activation).float()
+        for o, each in ((native(io_dtype, io_dtype), x), (TorchOps(io_dtype=F32), x.float()))
+    )
+    close = tolerance(io_dtype)
+    assert torch.allclose(got, expected, atol=close, rtol=close, equal_nan=True)
+    assert got.isnan().sum() == 1
+
+
 # -- the paged pool -------------------------------------------------------------------------
 
 
@@ -120,6 +150,7 @@ class Case:
     window: int | None = None
     normed: bool = False
     norms_whole: bool = False
+    centred_norms: bool = False
     softcap: float | None = None
     sinks: bool = False
     num_turned: int | None = None
@@ -132,7 +163,8 @@ class Case:
         return max(-(-(before + now) // self.block_tokens) for before, now in self.sequences)
 
     def heads(self) -> HeadShape:
-        num_normed = (self.num_heads, self.num_kv_heads) if self.norms_whole else (1, 1)
+        own = self.norms_whole or self.centred_norms
+        num_normed = (self.num_heads, self.num_kv_heads) if own else (1, 1)
         norms = [
             1 + noise(many * self.head_dim, seed=8 + many) / 4 if self.normed else None
             for many in num_normed
@@ -147,6 +179,7 @@ class Case:
             window=self.window,
             q_norm=norms[0],
             k_norm=norms[1],
+            centred_norms=self.centred_norms,
             softcap=self.softcap,
             sinks_H=noise(self.num_heads, seed=10) if self.sinks else None,
         )
@@ -193,6 +226,10 @@ CASES = {
     "window-wider-than-a-tile": Case(window=70),
     "normed": Case(normed=True),
     "norms-over-all-heads": Case(normed=True, norms_whole=True),
+    "layer-norms-of-each-head": Case(normed=True, centred_norms=True, num_turned=4),
+    "layer-norms-of-one-head": Case(
+        normed=True, centred_norms=True, num_heads=1, num_kv_heads=1, head_dim=10
+    ),
     "half-of-a-head-turns": Case(num_turned=8),
     "nothing-turns": Case(num_turned=0),
     "nothing-turns-but-norms": Case(num_turned=0, normed=True),

@@ -219,14 +219,18 @@ def test_a_continuation_that_has_all_its_tokens_ends_without_another() -> None:
     assert run.verdicts == [Complete("length")]
 
 
-def test_a_failed_step_ends_its_sequences_and_no_others() -> None:
-    stepper = Stepper(max_running=1)
-    first, second = stepper.submit([1]), stepper.submit([2])
+def test_a_step_that_failed_is_repeated_one_by_one_and_ends_who_fails_alone() -> None:
+    stepper = Stepper()
+    runs = [stepper.submit([number], max_tokens=3) for number in range(3)]
     stepper.launch()
     stepper.fail()
+    for number in range(3):
+        (chunk,) = stepper.repeat(fails=number == 1)
+        assert chunk.sequence == runs[number].sequence.id
     stepper.run()
-    assert first.verdicts == [Fail("internal", "the fake model fails")]
-    assert second.verdicts == [Complete("length")]
+    assert runs[1].verdicts == [Fail("internal", "the fake model fails")]
+    for run in (runs[0], runs[2]):
+        assert run.verdicts == [Complete("length")] and run.outputs == run.expected(3)
     assert stepper.all_back
 
 

@@ -233,38 +233,50 @@ def test_a_lease_that_ends_in_flight_lets_the_blocks_go_after_the_flight() -> No
 # -- failures -----------------------------------------------------------------------------
 
 
-def test_a_step_that_fails_ends_its_sequences_though_a_later_one_is_in_flight() -> None:
+def test_a_step_that_fails_is_undone_with_those_behind_it_and_nobody_loses_a_token() -> None:
     stepper = ahead()
-    run = decoding(stepper)
+    run = decoding(stepper, max_tokens=9)
     stepper.launch()
     late = stepper.submit(STORY[20:30], max_tokens=2)
     stepper.fail()
-    assert run.verdicts == [Fail("internal", "the fake model fails")]
-    assert run.sequence.state is SequenceState.DRAINING
+    assert run.sequence.num_launched == run.sequence.num_computed
     stepper.run()
-    assert late.outputs == late.expected(2)
-    assert run.freed and stepper.all_back
+    assert run.outputs == run.expected(9) and late.outputs == late.expected(2)
+    assert stepper.all_back
 
 
 def test_what_is_computed_on_a_failed_step_is_never_found() -> None:
     stepper = ahead()
-    stepper.submit(STORY[:20], max_tokens=2)
+    run = stepper.submit(STORY[:20], max_tokens=2)
     stepper.launch()
     stepper.launch()
+    stepper.abort(run)
     stepper.fail()
-    stepper.complete()
-    assert stepper.all_back
+    assert run.freed and stepper.all_back
     assert stepper.scheduler.block_counts().cached == 0
 
 
-def test_a_launch_that_fails_ends_its_sequences_and_the_step_before_it_is_still_recorded() -> None:
+def test_a_launch_that_fails_is_undone_and_the_step_before_it_is_still_recorded() -> None:
+    stepper = ahead()
+    run = decoding(stepper, max_tokens=9)
+    known = len(run.outputs)
+    stepper.fail_launch()
+    stepper.complete()
+    assert len(run.outputs) == known + 1
+    assert stepper.repeat(fails=False)
+    stepper.run()
+    assert run.outputs == run.expected(9) and stepper.all_back
+
+
+def test_who_ended_while_its_failed_step_was_in_flight_is_not_computed_again() -> None:
     stepper = ahead()
     run = decoding(stepper)
-    stepper.fail_launch()
-    assert run.verdicts == [Fail("internal", "the fake model fails")]
-    assert not run.freed
-    stepper.complete()
+    stepper.launch()
+    stepper.abort(run)
+    assert run.sequence.state is SequenceState.DRAINING
+    stepper.fail()
     assert run.freed and stepper.all_back
+    assert not stepper.repeat(fails=False)
 
 
 def test_a_sequence_without_a_number_ends_alone_though_it_was_launched_ahead() -> None:

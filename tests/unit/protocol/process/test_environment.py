@@ -1,6 +1,6 @@
 import pytest
 
-from controlplane.cli.chat import ChatSettings
+from controlplane.cli.conversation import ChatSettings
 from controlplane.cli.status import StatusSettings
 from controlplane.doctor.doctor import DoctorSettings
 from controlplane.local.settings import UpSettings

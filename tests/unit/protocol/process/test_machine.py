@@ -11,6 +11,7 @@ from protocol.process.machine import (
     is_loopback,
     parse_cores,
     parse_quota,
+    usable_cores,
 )
 
 
@@ -27,9 +28,22 @@ def test_cores_that_are_not_ours_are_a_settings_error() -> None:
 def test_threads_are_one_per_core_unless_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "")
     claim_cores(cores="", threads=0)
-    assert os.environ["OMP_NUM_THREADS"] == str(len(os.sched_getaffinity(0)))
+    assert os.environ["OMP_NUM_THREADS"] == str(len(usable_cores()))
     claim_cores(cores="", threads=3)
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_compute_threads_sleep_soon_unless_the_operator_says_how_they_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    claim_cores(cores="", threads=1)
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert int(os.environ["GOMP_SPINCOUNT"]) > 0
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "active"})
+    claim_cores(cores="", threads=1)
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 def test_free_memory_is_less_than_the_machine_has() -> None:

@@ -30,7 +30,7 @@ def test_flags_win_over_environment_over_file_over_defaults(
         ([], "model: required; give --model or BATON_MODEL"),
         (
             ["--model", "m", "--dtype", "int8"],
-            "dtype: 'int8': input should be 'bfloat16' or 'float32'",
+            "dtype: 'int8': input should be 'auto', 'bfloat16', 'float16' or 'float32'",
         ),
         (["--model", "m", "--redis", "localhost"], "redis: 'localhost': must start with redis://"),
         (

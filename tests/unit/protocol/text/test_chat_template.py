@@ -8,6 +8,7 @@ from support.checkpoints import CHATML, byte_fallback_tokenizer, write_checkpoin
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
+from protocol.text.chat_template import ChatTemplate
 from protocol.text.tokenizer import Tokenizer
 
 LLAMA_3 = (
@@ -164,15 +165,83 @@ def test_a_jinja_file_comes_before_the_config(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).render_chat(CHAT[1:]) == "Hi 🙂\n<|im_end|>"
 
 
-def test_the_default_of_several_templates_is_used(tmp_path: Path) -> None:
-    several = [
-        {"name": "tool_use", "template": "no"},
-        {"name": "default", "template": "{{ messages | length }}"},
-    ]
-    path = write_checkpoint(tmp_path, chat_template=None)
-    config = path / "tokenizer_config.json"
-    config.write_text(json.dumps({"chat_template": several}))
-    assert Tokenizer.load(path).render_chat(CHAT) == "4"
+NAMED = {"default": "plain {{ messages|length }}", "tool_use": "tools {{ tools|length }}"}
+FILES: dict[str, dict[str, str]] = {
+    "a list in the config": {
+        "tokenizer_config.json": json.dumps(
+            {"chat_template": [{"name": key, "template": of} for key, of in NAMED.items()]}
+        )
+    },
+    "an object in the config": {"tokenizer_config.json": json.dumps({"chat_template": NAMED})},
+    "a file and a folder": {
+        "chat_template.jinja": NAMED["default"],
+        "additional_chat_templates/tool_use.jinja": NAMED["tool_use"],
+        "additional_chat_templates/rag.jinja": "unused",
+        "tokenizer_config.json": json.dumps({"chat_template": "overruled"}),
+    },
+    "one file for all": {"chat_template.jinja": "all {{ tools is none }}"},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_templates_are_found_and_chosen_as_in_transformers(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    for file, text in FILES[name].items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    ours, theirs = Tokenizer.load(tmp_path), PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for tools in (None, [], [{"type": "function", "function": {"name": "f"}}]):
+        expected = theirs.apply_chat_template(CHAT, tools=tools, tokenize=False)
+        assert ours.render_chat(CHAT, tools=tools, add_generation_prompt=False) == expected
+
+
+def test_a_processors_template_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    assert Tokenizer.load(tmp_path).render_chat(CHAT) == "of a processor"
+
+
+TOKENS: dict[str, dict[str, Any]] = {
+    "all of the usual names": {
+        f"{name}_token": f"<{name}>" for name in ("unk", "sep", "pad", "cls", "mask")
+    },
+    "a name of its own": {"image_token": "<img>", "tool_call_token": "<call>"},
+    "an object of names": {"extra_special_tokens": {"audio_token": "<aud>", "eoa_token": "</aud>"}},
+    "a list without names": {"extra_special_tokens": ["<x>"], "boi_token": "<boi>"},
+    "with options": {"pad_token": {"__type": "AddedToken", "content": "<p>", "lstrip": True}},
+    "nulls": {"pad_token": None, "image_token": None},
+}
+NAMES = (
+    *(
+        "bos",
+        "eos",
+        "unk",
+        "sep",
+        "pad",
+        "cls",
+        "mask",
+        "image",
+        "tool_call",
+        "audio",
+        "eoa",
+        "boi",
+    ),
+)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_special_tokens_have_the_names_they_have_in_transformers(
+    tmp_path: Path, name: str, legacy: bool
+) -> None:
+    source = "".join(f"{{{{ {token}_token }}}} " for token in NAMES)
+    given = TOKENS[name] if legacy else TOKENS[name] | {"added_tokens_decoder": {}}
+    write_checkpoint(tmp_path, chat_template=source, bos_token="<|endoftext|>", **given)
+    mapped = {"eos_token": "<other>", "sep_token": {"content": "<mapped>", "lstrip": False}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(mapped))
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    expected = theirs.apply_chat_template(CHAT, tokenize=False)
+    assert Tokenizer.load(tmp_path).render_chat(CHAT) == expected
 
 
 def test_a_model_without_a_template_says_so(tmp_path: Path) -> None:
@@ -227,3 +296,42 @@ def test_developer_instructions_are_known_only_when_the_template_names_them(tmp_
     knows = load(tmp_path / "knows", chat_template="{{ 'developer' }}").chat_template
     assert plain is not None and not plain.knows_developer
     assert knows is not None and knows.knows_developer
+
+
+NO_TEMPLATES = {
+    "deep parentheses": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "deep loops": "{% for a in [1] %}" * 40 + "{% endfor %}" * 40,
+    "a tag nobody knows": "{% do messages %}",
+    "a filter nobody knows": "{{ messages|nothing }}",
+}
+
+
+@pytest.mark.parametrize("name", NO_TEMPLATES)
+def test_a_template_that_cannot_be_compiled_is_an_error_of_the_checkpoint(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(CheckpointError, match="chat template"):
+        load(tmp_path, chat_template=NO_TEMPLATES[name])
+
+
+READERS = {
+    "a loop": "{% for p in m.content %}[{{ p.text }}]{% endfor %}",
+    "a loop by name": "{% set c = m['content'] %}{% for p in c %}[{{ p.text }}]{% endfor %}",
+    "a filtered loop": "{% for p in m.content|selectattr('text') %}[{{ p.text }}]{% endfor %}",
+    "get": "{% for p in m.get('content', []) %}[{{ p.text }}]{% endfor %}",
+    "a macro": "{% macro w(x) %}{% for p in x %}[{{ p.text }}]{% endfor %}{% endmacro %}"
+    "{{ w(m.content) }}",
+    "a choice": "{% for p in (m.content if m.content is not string else []) %}[{{ p.text }}]"
+    "{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_parts_reach_whoever_walks_over_them(name: str) -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}" + READERS[name] + "{% endfor %}", special_tokens={}
+    )
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert template.render([{"role": "user", "content": parts}]) == "[a][b]"
+    as_text = "" if name == "a choice" else "[hi]"
+    assert template.render([{"role": "user", "content": "hi"}]) == as_text

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import byte_fallback_tokenizer, byte_level_tokenizer, write_checkpoint
+from support.published_tokenizers import PUBLISHED
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders
+from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
 from protocol.messages import Sampling
+from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import TextState, Tokenizer
 
 BYTE_LEVEL = byte_level_tokenizer()
@@ -149,6 +153,23 @@ def test_load_reads_sizes_and_every_end_of_text(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == BYTE_LEVEL.get_vocab_size()
 
 
+@pytest.mark.parametrize("outside", [512, -1, [3, 512]])
+def test_an_end_of_text_outside_the_vocabulary_is_ignored(tmp_path: Path, outside: object) -> None:
+    """As transformers does; such checkpoints are published."""
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": outside}))
+    ids = Tokenizer.load(tmp_path).eos_token_ids
+    assert ids == ((2, 3) if isinstance(outside, list) else (2,))
+
+
+@pytest.mark.parametrize("wrong", ["3", 2.5, [True]])
+def test_an_end_of_text_that_is_no_number_is_refused(tmp_path: Path, wrong: object) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        Tokenizer.load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_load_names_the_file_that_is_missing(tmp_path: Path, name: str) -> None:
     write_checkpoint(tmp_path)
@@ -167,8 +188,8 @@ def test_load_names_the_file_that_is_broken(tmp_path: Path, name: str) -> None:
 
 def test_a_decoder_we_cannot_stream_is_refused() -> None:
     raw = byte_level_tokenizer()
-    raw.decoder = decoders.WordPiece()
-    with pytest.raises(CheckpointError, match="WordPiece"):
+    raw.decoder = decoders.CTC()
+    with pytest.raises(CheckpointError, match="CTC"):
         wrap(raw)
 
 
@@ -176,3 +197,114 @@ def test_a_long_prompt_is_never_truncated() -> None:
     raw = byte_level_tokenizer()
     raw.enable_truncation(4)
     assert len(wrap(raw).encode("one two three four five six seven")) > 4
+
+
+EXTRA_TOKENS: dict[str, dict[str, Any]] = {
+    "by number, some with options": {
+        "added_tokens_decoder": {
+            "901": {"content": "<b>", "lstrip": True, "special": True},
+            "900": {"content": "<a>", "normalized": False, "special": False},
+            "2": {"content": "<|im_end|>", "rstrip": True, "special": True},
+        }
+    },
+    "special ones alone": {"pad_token": "<pad>", "image_token": "<img>"},
+    "a list": {"extra_special_tokens": ["<x>", "<|im_start|>"]},
+    "a list, as before v5": {"additional_special_tokens": ["<x>"]},
+    "an object": {"extra_special_tokens": {"image_token": "<img>", "audio_token": "<aud>"}},
+    "flags without effect": {"add_prefix_space": True, "legacy": False, "add_bos_token": False},
+    "clean-up, which spares BPE": {"clean_up_tokenization_spaces": True},
+    "split": {"split_special_tokens": True},
+    "flags that a tokenizer.json overrules": {"add_bos_token": True, "add_eos_token": True},
+}
+
+
+@pytest.mark.parametrize("name", EXTRA_TOKENS)
+def test_tokens_of_the_config_are_added_as_in_transformers(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, bos_token="<|endoftext|>", **EXTRA_TOKENS[name])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 9999}))
+    ours = Tokenizer.load(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    text = "a <a> b <b> c<|im_end|>  d <pad> <img><aud> <x><|im_start|>"
+    ids = ours.encode(text)
+    assert ids == theirs.encode(text)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+def test_a_token_entry_that_makes_no_sense_names_the_file(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, added_tokens_decoder={"7": 7})
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json: "):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_text_with_tokens_beyond_the_models_is_refused_by_name(tmp_path: Path) -> None:
+    raw = byte_level_tokenizer()
+    write_checkpoint(tmp_path, raw=raw)
+    raw.add_special_tokens(["<image_soft_token>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("an image")
+    with pytest.raises(ValueError, match=r"'<image_soft_token>', which is token \d+; the model's"):
+        tokenizer.encode("see <image_soft_token>")
+    with pytest.raises(ValueError, match="<image_soft_token>"):
+        tokenizer.encode_chat([{"role": "user", "content": "<image_soft_token>"}])
+
+
+def test_a_text_that_no_context_holds_is_refused_before_all_of_it_is_read() -> None:
+    assert len(level.encode("word " * 200)) > level.max_context_tokens
+    for text in ("a" * 4_000_000, " " * 4_000_000, "東" * 1_000_000, "<|im_start|>" * 400_000):
+        with pytest.raises(TextTooLong, match="more than 256 tokens"):
+            level.encode(text)
+
+
+def test_a_chat_that_no_context_holds_is_refused_by_its_length(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write_checkpoint(tmp_path))
+    with pytest.raises(TextTooLong, match="the chat has more than"):
+        tokenizer.encode_chat([{"role": "user", "content": "word " * 100_000}])
+
+
+BOUNDLESS = {
+    "spaces are stripped": normalizers.Strip(),
+    "spaces are merged": normalizers.Replace(Regex(" {2,}"), " "),
+    "accents are dropped": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDLESS)
+def test_text_that_may_shrink_has_no_bound_of_length(name: str) -> None:
+    raw = byte_level_tokenizer()
+    raw.normalizer = BOUNDLESS[name]
+    assert wrap(raw).max_chars(1) > 2**40
+
+
+def test_unknown_text_spaces_and_removed_ones_may_be_of_any_length() -> None:
+    unknown = byte_fallback_tokenizer()
+    unknown.model = models.BPE({"a": 0, "<unk>": 1}, [], unk_token="<unk>", fuse_unk=True)
+    swallowing = byte_level_tokenizer()
+    swallowing.add_tokens([AddedToken("<m>", lstrip=True)])
+    removing = byte_level_tokenizer()
+    removing.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    for raw in (unknown, swallowing, removing):
+        assert wrap(raw).max_chars(1) > 2**40
+
+
+@given(st.text(max_size=60))
+def test_no_text_within_the_bound_of_length_has_fewer_tokens(text: str) -> None:
+    for tokenizer in (level, fallback):
+        assert len(text) <= tokenizer.max_chars(len(tokenizer.encode(text)))
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u3000"])
+def test_spaces_that_are_not_at_the_end_take_no_quadratic_time(tmp_path: Path, space: str) -> None:
+    path = write_checkpoint(tmp_path, raw=PUBLISHED["DeepSeek LLM"](), eos_token="<|end|>")
+    text = space * 400_000 + "\x00"  # by the pattern as published 16,000 take 3 s
+    with pytest.raises(TextTooLong):
+        Tokenizer.load(path).encode(text)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2**20}))
+    assert len(Tokenizer.load(path).encode(text)) > 1000
+
+
+def test_half_a_surrogate_pair_is_the_clients_mistake() -> None:
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        level.encode("a\ud800")

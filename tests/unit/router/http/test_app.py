@@ -183,6 +183,7 @@ async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     (model,) = listed["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == (MODEL, "model", 256)
     assert (await client.get(f"/v1/models/{MODEL}")).json() == model
+    assert model["default_sampling_params"]["temperature"] == 1.0
     missing = await client.get("/v1/models/org/other")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "model_not_found")
 
@@ -209,3 +210,20 @@ async def test_template_variables_reach_the_template(tmp_path: Path) -> None:
         assert (await chat(client, chat_template_kwargs=variables)).status_code == 200
     (request,) = bench.dispatcher.requests
     assert bench.runtime.tokenizer.decode(request.token_ids).startswith("calm")
+
+
+async def test_tokenize_gives_the_template_what_a_chat_would(tmp_path: Path) -> None:
+    template = (
+        "{{ mood }}{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}{% endfor %}"
+    )
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    asked = {
+        "messages": [{"role": "assistant", "content": parts, "reasoning_content": "why"}],
+        "chat_template_kwargs": {"mood": "calm"},
+    }
+    bench = make_bench(tmp_path, chat_template=template)
+    async with bench.client() as client:
+        answer = (await client.post("/tokenize", json=asked)).json()
+        await chat(client, **asked)
+    assert tuple(answer["tokens"]) == bench.dispatcher.requests[0].token_ids
+    assert bench.runtime.tokenizer.decode(answer["tokens"]) == "calmone\ntwowhy"

@@ -69,7 +69,31 @@ async def test_usage_comes_in_a_last_chunk_without_choices(
     assert all(event["usage"] is None for event in events)
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream_options": {"include_usage": False}}])
+async def test_usage_in_every_chunk_counts_the_tokens_so_far(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.dispatcher.cached_tokens = 3
+    whole = (await chat(client)).json()["usage"]
+    asked = {"include_usage": True, "continuous_usage_stats": True}
+    events = events_of(await chat(client, stream=True, stream_options=asked))
+    assert events.pop() == "[DONE]"
+    assert events[-1]["choices"] == [] and events[-1]["usage"] == whole
+    counts = [event["usage"]["completion_tokens"] for event in events]
+    assert counts[0] == 0 and counts[1] == 1 and counts == sorted(counts)
+    assert counts[-1] == whole["completion_tokens"]
+    for event in events:
+        usage = event["usage"]
+        assert usage["total_tokens"] == whole["prompt_tokens"] + usage["completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"stream_options": {"include_usage": False}},
+        {"stream_options": {"include_usage": None, "continuous_usage_stats": True}},
+    ],
+)
 async def test_no_usage_unless_asked_for(client: httpx.AsyncClient, fields: dict[str, Any]) -> None:
     events = events_of(await chat(client, stream=True, **fields))
     assert all("usage" not in event for event in events[:-1])
@@ -148,7 +172,7 @@ async def test_an_error_after_the_first_byte_is_an_event_and_the_end(
     response = await chat(client, stream=True)
     events = events_of(response)
     assert response.status_code == 200
-    assert events[-1]["error"]["message"] == "both workers lost"
+    assert events[-1]["error"]["code"] == "internal_error"
     assert set(events[-1]["error"]) == {"message", "type", "param", "code"}
     assert "[DONE]" not in events
 

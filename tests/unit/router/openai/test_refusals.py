@@ -1,3 +1,4 @@
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,30 @@ pytestmark = pytest.mark.anyio
         ({"tools": [1]}, 400, "tools", "unsupported_parameter"),
         ({"nonsense": 1}, 400, "nonsense", "unknown_parameter"),
         ({"temperature": "hot"}, 400, "temperature", None),
-        ({"messages": [{"role": "user", "content": "x " * 300}]}, 400, "messages", None),
+        ({"chat_template_kwargs": {"max_chars": 9}}, 400, "chat_template_kwargs", None),
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content", None),
+        ({"messages": [{"role": "system", "content": None}]}, 400, "messages[0].content", None),
+        (
+            {"messages": [{"role": "user", "content": ["Hello"]}]},
+            400,
+            "messages[0].content[0]",
+            None,
+        ),
+        ({"messages": [1] * 500_000}, 400, "messages[0]", None),
+        ({"messages": HI * 300}, 400, "messages", "context_length_exceeded"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 300}]},
+            400,
+            "messages",
+            "context_length_exceeded",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x " * 300}]},
+            400,
+            "messages",
+            "context_length_exceeded",
+        ),
+        ({"stop": "x" * (1 << 22), "n": 128}, 400, "stop", None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -66,9 +90,67 @@ async def test_a_bad_prompt_reaches_no_worker(
     assert bench.dispatcher.requests == []
 
 
+OVERFLOW = re.compile(
+    r"This model's maximum context length is (\d+) tokens\. However, you requested (?:at least )?"
+    r"(\d+) tokens \((\d+) in the (\S+), (\d+) in the completion\)\. Please reduce the length of"
+)
+"""What clients look for in the message, besides its code."""
+
+
 async def test_a_prompt_over_the_context_is_told_the_numbers(client: httpx.AsyncClient) -> None:
-    message = error_of(await complete(client, prompt=[5] * 250, max_tokens=10))["message"]
-    assert all(number in message for number in ("256", "250", "10", "260"))
+    error = error_of(await complete(client, prompt=[5] * 250, max_tokens=10))
+    told = OVERFLOW.match(error["message"])
+    assert told and told.groups() == ("256", "260", "250", "prompt", "10")
+    assert (error["code"], error["type"]) == ("context_length_exceeded", "invalid_request_error")
+
+
+async def test_a_prompt_of_5000_tokens_in_2048_is_refused_in_openais_sentence(
+    tmp_path: Path,
+) -> None:
+    bench = make_bench(tmp_path, max_context_tokens=2048)
+    content = bench.runtime.tokenizer.decode([40] * 5000)
+    async with bench.client() as client:
+        response = await chat(client, messages=[{"role": "user", "content": content}])
+        for other in (
+            await complete(client, prompt=[5] * 5000),
+            await client.post("/tokenize", json={"prompt": "x" * 100_000}),
+        ):
+            assert error_of(other)["code"] == "context_length_exceeded"
+            assert OVERFLOW.match(error_of(other)["message"])
+    error = error_of(response)
+    told = OVERFLOW.match(error["message"])
+    assert response.status_code == 400 and told and int(told[3]) >= 2048
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+async def test_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    bench: Bench, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: object, **__: object) -> list[int]:
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(bench.runtime.tokenizer, "encode", encode)
+    word = "x" * 1_000_000
+    for response in (
+        await chat(client, messages=[{"role": "user", "content": word}]),
+        await complete(client, prompt=word),
+        await complete(client, prompt=[word, "hi"]),
+        await client.post("/tokenize", json={"prompt": word}),
+        await client.post("/tokenize", json={"messages": [{"role": "user", "content": word}]}),
+    ):
+        assert (response.status_code, error_of(response)["code"]) == (
+            400,
+            "context_length_exceeded",
+        )
+
+
+async def test_prompts_times_choices_are_bounded_in_tokens(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, max_context_tokens=100_000)
+    async with bench.client() as client:
+        response = await complete(client, prompt=[5] * 50_000, n=100)
+        assert error_of(response)["param"] == "n"
+        assert "4194304" in error_of(response)["message"]
+        assert (await complete(client, prompt=[5] * 50_000, n=2)).status_code == 200
 
 
 async def test_the_whole_context_may_be_used(client: httpx.AsyncClient) -> None:
@@ -120,15 +202,21 @@ async def test_an_oversized_body_is_refused_announced_or_not(bench: Bench, path:
             assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
 
 
+WHY = "decode-0 at tcp://10.0.0.7:40001: OSError: [Errno 111]"
+"""As reasons are that the log and the trace have."""
+
+
 @pytest.mark.parametrize(
     ("failure", "status", "code", "retry_after"),
     [
-        (CapacityError("full", retry_after_s=2.5), 429, "overloaded", "3"),
-        (NoWorkers("no decode worker"), 503, "no_workers", "1"),
-        (TooLong("300 of 256"), 400, "context_length_exceeded", None),
-        (RequestFailed("late", code="deadline"), 504, "deadline_exceeded", None),
-        (RequestFailed("lost", code="source_lost", retryable=True), 503, "unavailable", "1"),
-        (RequestFailed("broken", code="internal"), 500, "internal_error", None),
+        (CapacityError(WHY, retry_after_s=2.5), 429, "overloaded", "3"),
+        (NoWorkers(WHY), 503, "no_workers", "1"),
+        (TooLong(WHY), 400, "context_length_exceeded", None),
+        (RequestFailed(WHY, code="too_long"), 400, "context_length_exceeded", None),
+        (RequestFailed(WHY, code="deadline"), 504, "deadline_exceeded", None),
+        (RequestFailed(WHY, code="overloaded"), 408, "client_too_slow", None),
+        (RequestFailed(WHY, code="source_lost", retryable=True), 503, "unavailable", "1"),
+        (RequestFailed(WHY, code="internal"), 500, "internal_error", None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -145,8 +233,10 @@ async def test_a_failure_before_the_first_token_is_a_plain_status(
 ) -> None:
     bench.dispatcher.failures[index] = failure
     response = await chat(client, stream=stream)
-    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (status, code)
     assert response.headers.get("retry-after") == retry_after
+    assert not re.search(r"decode-0|tcp|10\.0|Errno|OSError", str(error))
 
 
 async def test_a_failure_of_one_choice_ends_the_others(

@@ -1,20 +1,39 @@
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.openai.errors import ApiError
-from router.openai.parsing import parse_body
+from router.openai.parsing import MAX_FIELD_BYTES, parse_body
+from router.openai.prompts import MAX_PROMPTS, MAX_TOKEN_IDS
 from router.openai.schemas import (
+    MAX_BIASES,
+    MAX_COPIED_TOKENS,
+    MAX_KWARGS_DEPTH,
+    MAX_LOGPROBS,
+    MAX_STOP_CHARS,
+    MAX_STOPS,
     ChatRequest,
     CompletionRequest,
 )
 from router.openai.unsupported import CHAT_UNSUPPORTED
 
 HI = [{"role": "user", "content": "hi"}]
+HARMLESS = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "request_id",
+    "session_id",
+)
+"""Accepted, and nothing is done about them."""
 
 
 def chat(**fields: Any) -> ChatRequest:
@@ -27,9 +46,10 @@ def completion(**fields: Any) -> CompletionRequest:
     )
 
 
-def test_defaults_are_those_of_openai() -> None:
+def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
     fields = chat()
-    assert (fields.temperature, fields.top_p, fields.n, fields.stream) == (1.0, 1.0, 1, False)
+    assert (fields.temperature, fields.top_p, fields.top_k, fields.min_p) == (None,) * 4
+    assert (fields.repetition_penalty, fields.n, fields.stream) == (None, 1, False)
     assert fields.output_limit is None and fields.num_logprobs is None
 
 
@@ -42,11 +62,12 @@ def test_defaults_are_those_of_openai() -> None:
         {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "modalities": ["text"]},
         {"functions": None, "audio": None, "reasoning_effort": None, "top_logprobs": 0},
         {"use_beam_search": False, "length_penalty": 1, "logit_bias": {}, "stop": []},
+        {"prompt_cache_key": "k", "prompt_cache_retention": "24h", "reasoning": None},
     ],
 )
 def test_a_value_that_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> None:
-    ours = chat(**fields).model_dump(exclude={"user", "metadata", "safety_identifier"})
-    assert ours == chat().model_dump(exclude={"user", "metadata", "safety_identifier"})
+    names_only = dict.fromkeys(HARMLESS)
+    assert structs.replace(chat(**fields), **names_only) == structs.replace(chat(), **names_only)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +123,8 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"seed": 2**64}, "seed"),
         ({"seed": "x"}, "seed"),
         ({"stop": 5}, "stop"),
-        ({"stop": ["a", 5]}, "stop"),
-        ({"stop": [""]}, "stop"),
+        ({"stop": ["a", 5]}, "stop[1]"),
+        ({"stop": [""]}, "stop[0]"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop_token_ids": [1.5]}, "stop_token_ids[0]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
@@ -121,17 +142,20 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"messages": None}, "messages"),
         ({"messages": "hi"}, "messages"),
         ({"messages": ["hi"]}, "messages[0]"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "poet", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
         ({"messages": [*HI, {"role": "user", "content": 5}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role=tool"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"model": 5}, "model"),
         ({"model": None}, "model"),
         ({"user": 5}, "user"),
-        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"metadata": {"a": 1}}, "metadata"),
         ({"temprature": 1}, "temprature"),
+        ({"": 1}, "''"),
+        ({"x' - at `$.y`": 1}, "x' - at `$.y`"),
+        ({"n" * 100_000: 1}, "n" * 60 + "..."),
         ({"temprature": None}, "temprature"),
     ],
 )
@@ -152,38 +176,190 @@ def test_a_mistake_is_named_by_its_field(fields: dict[str, Any], param: str) -> 
         b"null",
         b'"x"',
         b"\x00",
+        b"{} {}",
+        b"{'model': 1}",
+        b'{"model": "m",}',
         b"[" * 100_000,
-        b'{"model": "\xff"}',
-        b'{"model": "\\ud800"}',
-        b'{"temperature": NaN}',
-        b'{"temperature": 1e999}',
+        b"\xef\xbb\xbf{}",
+        b'{"m\xff": 1}',
+        '{"model": "m"}'.encode("utf-16"),
+        b"\xff" * 1000,
     ],
 )
 def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(ApiError, match="request body") as raised:
         parse_body(ChatRequest, body)
-    assert raised.value.status == 400
+    assert (raised.value.status, raised.value.code) == (400, "invalid_json")
+    assert len(raised.value.message) < 200
 
 
-def test_text_parts_become_one_text() -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"temperature": NaN', "temperature"),
+        ('"logit_bias": {"5": -Infinity}', "logit_bias.5"),
+        ('"\\ud800": {"\\ud800": "\\ud800"}', None),
+        ('"model": "\\ud800"', "model"),
+        ('"model": "\\udc00 x"', "model"),
+        (
+            '"model": "m", "messages": [{"role": "user", "content": "a\\ud83d"}]',
+            "messages[0].content",
+        ),
+        ('"model": "m", "stop": ["a", "b", "\\ud800"]', "stop[2]"),
+        ('"model": "m", "metadata": {"a": "\\ud800"}', "metadata.a"),
+        ('"model": "m", "metadata": {"\\ud800": "a"}', "metadata"),
+        (
+            '"model": "m", "messages": [{"role": "user", "content": "\udcff"}]',
+            "messages[0].content",
+        ),
+        ('"chat_template_kwargs": {"a": %s}' % ("[" * 600 + "]" * 600), "chat_template_kwargs"),
+        ('"chat_template_kwargs": %s' % ('{"a":' * 40 + "1" + "}" * 40), "chat_template_kwargs"),
+        (
+            '"chat_template_kwargs": %s' % ('{"a":' * 9999 + "1" + "}" * 9999),
+            "chat_template_kwargs",
+        ),
+        ('"model": "m", "tools": %s' % ("[" * 9999 + "]" * 9999), "tools"),
+        ('"model": "m", "messages": %s' % ("[" * 9999 + "]" * 9999), "messages"),
+    ],
+)
+def test_what_no_text_or_stack_can_hold_is_named_by_its_path(
+    fields: str, param: str | None
+) -> None:
+    with pytest.raises(ApiError) as raised:
+        parse_body(ChatRequest, f"{{{fields}}}".encode(errors="surrogateescape"))
+    assert raised.value.body
+    assert (raised.value.status, raised.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": "x" * 1025},
+        {"stop": ["x"] * 17},
+        {"stop": "x" * (8 << 20)},
+        {"user": "x" * 1025},
+        {"metadata": {"k": "x" * 513}},
+        {"metadata": {"k" * 65: "x"}},
+        {"metadata": {f"k{i}": "x" for i in range(17)}},
+        {"logit_bias": {str(i): 1 for i in range(1025)}},
+        {"stop_token_ids": [1] * 1025},
+        {"cache_salt": "x" * 1025},
+        {"chat_template_kwargs": {"a": "x" * (64 << 10)}},
+    ],
+)
+def test_what_a_choice_carries_is_bounded(fields: dict[str, Any]) -> None:
+    with pytest.raises(ApiError, match=r"at most|length") as raised:
+        chat(**fields)
+    assert (raised.value.param or "").startswith(next(iter(fields)))
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        (["a"] * 129, "128 prompts"),
+        (['say "x" \\'] * 129, "128 prompts"),
+        ([[1]] * 129, "128 prompts"),
+        ([7] * (1 << 20 | 1), "1048576 token ids"),
+    ],
+)
+def test_lists_of_prompts_are_bounded(given: object, rule: str) -> None:
+    with pytest.raises(ApiError, match=f"prompt: at most {rule}"):
+        completion(prompt=given)
+
+
+def test_as_many_prompts_as_may_be_hold_any_text() -> None:
+    texts = ['say "[x]" \\', "[\"a\", 'b']", '"', "\\"] * 32
+    assert completion(prompt=texts).prompt == tuple(texts)
+    assert completion(prompt='["' * 1000).prompt == ('["' * 1000,)
+
+
+def test_the_last_of_equal_keys_counts() -> None:
+    body = b'{"model": "m", "prompt": "hi", "n": 5, "n": 2}'
+    assert parse_body(CompletionRequest, body).n == 2
+
+
+def test_parts_stay_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].content == "a\nb"
+    (message,) = chat(messages=[{"role": "user", "content": parts}]).messages
+    assert message.as_shown(knows_developer=True) == {"role": "user", "content": parts}
 
 
-@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "refusal"])
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url", "x" * 1000])
 def test_parts_that_are_not_text_are_refused_by_name(kind: str) -> None:
-    with pytest.raises(ApiError, match=f"messages\\[0\\].content: .*'{kind}'"):
-        chat(messages=[{"role": "user", "content": [{"type": kind}]}])
+    with pytest.raises(ApiError, match=f"'{kind[:50]}.* not supported") as raised:
+        chat(messages=[{"role": "user", "content": [{"type": kind, kind: {}}]}])
+    assert raised.value.param == "messages[0].content[0].type"
+    assert len(raised.value.message) < 200
 
 
-def test_a_bad_text_part_says_what_is_wrong_with_it() -> None:
-    with pytest.raises(ApiError, match=r"messages\[0\].content: .*text: required"):
-        chat(messages=[{"role": "user", "content": [{"type": "text"}]}])
+@pytest.mark.parametrize(
+    ("part", "at"),
+    [
+        ("Hello", ""),
+        (1, ""),
+        (None, ""),
+        ([], ""),
+        ({}, ".type"),
+        ({"type": "text"}, ".text"),
+        ({"type": "text", "text": 5}, ".text"),
+        ({"type": 5}, ".type"),
+        ({"type": "text", "text": "x", "mood": 1}, ".mood"),
+    ],
+)
+def test_a_bad_part_is_named_by_its_path(part: object, at: str) -> None:
+    with pytest.raises(ApiError) as raised:
+        chat(messages=[*HI, {"role": "user", "content": ["Hello"] if part == "Hello" else [part]}])
+    assert raised.value.param == f"messages[1].content[0]{at}"
 
 
-def test_an_answer_of_ours_can_be_sent_back_as_a_message() -> None:
-    said = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": None}
-    assert chat(messages=[*HI, said, *HI]).messages[1].content == "x"
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"refusal": None, "audio": None, "function_call": None, "tool_calls": None},
+        {"tool_calls": [], "annotations": [], "reasoning": None, "reasoning_content": None},
+        {"annotations": [{"type": "url_citation"}], "provider_specific_fields": {"a": 1}},
+    ],
+)
+def test_an_answer_of_any_server_can_be_sent_back(more: dict[str, Any]) -> None:
+    said = {"role": "assistant", "content": "x", **more}
+    shown = chat(messages=[*HI, said, *HI]).messages[1].as_shown(knows_developer=True)
+    assert shown == {"role": "assistant", "content": "x"}
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"content": None}, {"content": ""}),
+        ({}, {"content": ""}),
+        ({"content": None, "refusal": "no"}, {"content": "no"}),
+        (
+            {"content": [{"type": "refusal", "refusal": "no"}]},
+            {"content": [{"type": "text", "text": "no"}]},
+        ),
+        ({"content": "x", "reasoning_content": "r"}, {"content": "x", "reasoning_content": "r"}),
+        ({"content": "x", "reasoning": "r"}, {"content": "x", "reasoning_content": "r"}),
+    ],
+)
+def test_what_was_answered_reaches_the_template(
+    said: dict[str, Any], shown: dict[str, Any]
+) -> None:
+    (message,) = chat(messages=[{"role": "assistant", **said}]).messages
+    assert message.as_shown(knows_developer=True) == {"role": "assistant", **shown}
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0]"),
+        ({"function_call": {"name": "f"}}, "messages[0].function_call"),
+        ({"audio": {"id": "1"}}, "messages[0].audio"),
+        ({"tool_call_id": "1"}, "messages[0].tool_call_id"),
+    ],
+)
+def test_tools_in_a_chat_are_refused_by_name(said: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError, match="not supported") as raised:
+        chat(messages=[{"role": "assistant", "content": "x", **said}])
+    assert (raised.value.param, raised.value.code) == (param, "unsupported_parameter")
 
 
 def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
@@ -198,8 +374,8 @@ def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
     [
         ("a", ("a",)),
         (["a", "b"], ("a", "b")),
-        ([1, 2], ((1, 2),)),
-        ([[1], [2, 3]], ((1,), (2, 3))),
+        ([1, 2], ([1, 2],)),
+        ([[1], [2, 3]], ([1], [2, 3])),
     ],
 )
 def test_prompts_come_in_four_forms(given: object, prompts: object) -> None:
@@ -207,12 +383,30 @@ def test_prompts_come_in_four_forms(given: object, prompts: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [[], [[]], [1, "a"], ["a", 1], [[1], "a"], [True], [1.5], 5, {}, None, [[1], []]]
+    ("given", "param"),
+    [
+        ([], "prompt"),
+        ([[]], "prompt[0]"),
+        ([1, "a"], "prompt[1]"),
+        (["a", 1], "prompt[1]"),
+        ([[1], "a"], "prompt[1]"),
+        ([[1], [2, "a"]], "prompt[1][1]"),
+        ([True], "prompt[0]"),
+        ([1.5], "prompt[0]"),
+        ([-1], "prompt[0]"),
+        ([10**30], "prompt[0]"),
+        ([None], "prompt[0]"),
+        ([[1], []], "prompt[1]"),
+        ([[[1]]], "prompt[0][0]"),
+        (5, "prompt"),
+        ({}, "prompt"),
+        (None, "prompt"),
+    ],
 )
-def test_other_prompts_are_refused(given: object) -> None:
+def test_other_prompts_are_refused(given: object, param: str) -> None:
     with pytest.raises(ApiError) as raised:
         completion(prompt=given)
-    assert raised.value.param == "prompt"
+    assert raised.value.param == param
 
 
 @pytest.mark.parametrize(
@@ -248,7 +442,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
-FIELDS = sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields, *CHAT_UNSUPPORTED})
+FIELDS = sorted(
+    {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__, *CHAT_UNSUPPORTED}
+)
 
 
 @settings(deadline=None)  # the machine may be busy
@@ -259,3 +455,35 @@ def test_any_json_is_a_request_or_a_refusal(fields: dict[str, Any], full: bool) 
         parse_body(ChatRequest, json.dumps(base | fields).encode())
     with suppress(ApiError):
         parse_body(CompletionRequest, json.dumps(base | fields).encode())
+
+
+def test_the_docs_have_the_limits() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "api.md").read_text()
+    for limit in (
+        MAX_STOP_CHARS,
+        MAX_BIASES,
+        MAX_FIELD_BYTES,
+        MAX_TOKEN_IDS,
+        MAX_COPIED_TOKENS,
+    ):
+        assert f"{limit:,}" in text
+    for rule in (
+        f"a string or up to {MAX_STOPS},",
+        f"{MAX_PROMPTS} prompts,",
+        f"up to {MAX_LOGPROBS} alternatives",
+        f"up to {MAX_KWARGS_DEPTH} levels",
+    ):
+        assert rule in text
+
+
+def test_as_much_as_the_docs_say_is_accepted() -> None:
+    fields = chat(
+        stop=["x" * 1024] * 16,
+        metadata={"k" * 62 + f"{i:02}": "x" * 512 for i in range(16)},
+        logit_bias={str(i): 0.5 for i in range(1024)},
+        stop_token_ids=[1] * 1024,
+        cache_salt="s" * 1024,
+        chat_template_kwargs={"a": "x" * 65_000},
+    )
+    assert len(fields.stop) == 16 and len(fields.logit_bias) == 1024
+    assert completion(prompt=[7] * (1 << 20)).prompt == ([7] * (1 << 20),)

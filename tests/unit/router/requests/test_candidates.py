@@ -13,7 +13,7 @@ from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
-from router.workers.worker import KnownWorker
+from router.workers.worker import ALONE_S, KnownWorker
 
 OTHER = WorkerId("decode-1")
 PROMPT = tuple(range(9))
@@ -160,3 +160,62 @@ def test_a_request_that_no_worker_could_ever_hold_is_refused_with_the_numbers() 
         "too_long",
         "13 tokens with the answer; the largest decode worker holds 8",
     )
+
+
+def suspect() -> RequestContext:
+    """It was among the last that a worker was given before it was lost."""
+    given = context("suspect")
+    given.routed.num_suspected, given.alone_until = 1, NOW + 3.0
+    return given
+
+
+def placed(
+    asked: Candidates, given: RequestContext, ready: list[KnownWorker], *, now: float = NOW
+) -> WorkerId:
+    placement = asked.place_request(given, ready, now=now)
+    assert isinstance(placement, Placement)
+    asked.note_placed(given, placement, ready, now=now)
+    return placement.decode
+
+
+def test_a_suspect_goes_where_nobody_is_and_nobody_joins_it_until_it_is_heard() -> None:
+    asked, _ = candidates()
+    ready = [worker(D), worker(OTHER)]
+    assert placed(asked, context("first"), ready) == D
+    odd = suspect()
+    assert placed(asked, odd, ready) == OTHER
+    assert [placed(asked, context(f"r{i}"), ready) for i in range(4)] == [D] * 4
+    ready[1].note_heard(odd.routed.wire_id, 0)
+    assert placed(asked, context("later"), ready) == OTHER
+
+
+def test_a_suspect_waits_for_workers_without_others_then_takes_one_where_nobody_is_new() -> None:
+    asked, _ = candidates()
+    ready = [worker(D), worker(OTHER)]
+    streaming, new, odd = context("streaming"), context("new"), suspect()
+    assert [placed(asked, one, ready) for one in (streaming, new)] == [D, OTHER]
+    ready[0].note_heard(streaming.routed.wire_id, 0)
+    refused = asked.place_request(odd, ready, now=NOW + 1.0)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
+    assert placed(asked, odd, ready, now=NOW + 4.0) == D
+    assert placed(asked, context("later"), ready, now=NOW + 4.0) == OTHER
+
+
+def test_where_a_suspect_holds_the_only_worker_others_wait_for_it_to_be_heard() -> None:
+    asked, _ = candidates()
+    ready, odd = [worker(D)], suspect()
+    assert placed(asked, odd, ready) == D
+    refused = asked.place_request(context(), ready, now=NOW)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
+    assert placed(asked, context("late"), ready, now=NOW + ALONE_S) == D
+
+
+def test_a_suspect_is_prefilled_apart_where_it_would_be_otherwise() -> None:
+    asked = Candidates(index=PrefixIndex(), prefer="prefill")
+    ready, odd = [worker(P), worker(D)], suspect()
+    ready[0].note_beat(beat(running=1), now=NOW)
+    refused = asked.place_request(odd, ready, now=NOW)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
+    ready[0].note_beat(beat(), now=NOW)
+    placement = asked.place_request(odd, ready, now=NOW)
+    assert isinstance(placement, Placement) and placement.prefill == P

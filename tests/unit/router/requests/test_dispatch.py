@@ -6,12 +6,20 @@ from collections.abc import Callable, Coroutine
 import pytest
 from support.eventually import soon
 from support.fake_cluster import FakeCluster, collect, fake_cluster, request, tokens_of
-from support.fake_worker import EOS, Act, FakeWorker, expected, next_token
+from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_token
 
 from protocol.errors import CapacityError
 from protocol.messages import Decode
 from router.requests.dispatch import DispatchLimits
-from router.requests.events import Ended, NoWorkers, Placed, RequestFailed, Token, TooLong
+from router.requests.events import (
+    Condemned,
+    Ended,
+    NoWorkers,
+    Placed,
+    RequestFailed,
+    Token,
+    TooLong,
+)
 
 ONCE = DispatchLimits(prefer="prefill", patience_s=0.2, max_queued_messages=16)
 
@@ -402,5 +410,55 @@ def test_the_same_prompt_goes_where_it_was_a_moment_ago() -> None:
             again = await answers(cluster)
             assert again.trace.attempts[0].prefill == "prefill-0"
             assert "uncached 1 of 40" in again.trace.attempts[0].reason
+
+    run(test)
+
+
+def test_who_ends_worker_after_worker_ends_after_the_second_and_its_neighbours_go_on() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=3) as cluster:
+            bad = request(name="bad", prompt=(DEADLY, 5, 6))
+            neighbours = [request(name=f"n{i}", prompt=(i, 7, 8), max_tokens=30) for i in range(4)]
+            async with asyncio.TaskGroup() as tasks:
+                served = [tasks.create_task(collect(cluster, one), name="n") for one in neighbours]
+                with pytest.raises(Condemned, match="2 workers were lost"):
+                    await collect(cluster, bad)
+            for asked, events in zip(neighbours, served, strict=True):
+                assert tokens_of(events.result()) == expected(asked.token_ids, asked.sampling)
+            assert sum(w.dead.is_set() for w in cluster.workers.values()) == 2
+
+            cluster.add(FakeWorker("decode-3", "decode", cluster.fabric))
+            await cluster.until_ready()
+            with pytest.raises(Condemned):
+                await collect(cluster, request(name="again", prompt=bad.token_ids))
+            assert sum(w.dead.is_set() for w in cluster.workers.values()) == 3
+            await answers(cluster)
+
+    run(test)
+
+
+def test_a_worker_that_says_it_is_broken_is_lost_with_all_it_had() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("break", 0)]}
+        async with fake_cluster(decode=2, plans=plans) as cluster:
+            ended = await answers(cluster)
+            first, second = ended.trace.attempts
+            assert (first.decode, second.decode) == ("decode-0", "decode-1")
+            assert "the engine is broken" in first.outcome
+
+    run(test)
+
+
+def test_a_worker_that_says_anything_at_all_costs_no_request_and_no_other_worker() -> None:
+    """Of numbers that fit their types, wherever they stand."""
+
+    async def test() -> None:
+        plans = {"decode-0": [Act("babble", i % 3) for i in range(60)]}
+        limits = DispatchLimits(max_attempts=99)
+        async with fake_cluster(prefill=1, decode=2, plans=plans, limits=limits) as cluster:
+            for _ in range(30):
+                await answers(cluster)
+                cluster.announce()
+            assert "decode-1" in [w.id for w in cluster.registry.ready_workers()]
 
     run(test)

@@ -8,6 +8,7 @@ from support.routed_request import (
     PROMPT,
     TICKET,
     TWO,
+    WIRE,
     D,
     P,
     aborted,
@@ -30,9 +31,9 @@ from support.routed_request import (
     started,
 )
 
-from protocol.ids import WorkerId
+from protocol.ids import RequestId, WorkerId
 from protocol.messages import Decode, Prefill
-from router.requests.events import RequestFailed, Route, TooLong
+from router.requests.events import Condemned, RequestFailed, Route, TooLong
 from router.requests.instructions import EndWell, GiveUp, PlaceAgain
 from router.requests.request import RoutedRequest
 from router.requests.states import WITH_WORKERS, RequestState
@@ -370,3 +371,47 @@ def test_a_gone_incarnation_is_not_its_successor() -> None:
     routed = alone()
     assert hear(routed, D, gone(), epoch=TWO) == []
     assert hear(routed, D, gone(), epoch=ONE) != []
+
+
+# -- workers that are lost with it --------------------------------------------------------
+
+OTHER = RequestId("other~1")
+
+
+def test_the_second_worker_lost_with_it_alone_as_the_last_given_is_the_last() -> None:
+    routed = alone()
+    (again,) = hear(routed, D, gone(WIRE, OTHER))
+    assert isinstance(again, PlaceAgain) and routed.num_suspected == 1
+    route_alone(routed)
+    (over,) = hear(routed, D, gone(WIRE))
+    assert isinstance(over, GiveUp) and isinstance(over.error, Condemned)
+    assert routed.state is RequestState.FAILED and routed.outcome.startswith("failed: ")
+
+
+@pytest.mark.parametrize(
+    "second", [(WIRE, OTHER), (OTHER,), ()], ids=["beside others", "others", "nobody"]
+)
+def test_who_was_not_alone_the_last_given_is_tried_again(second: tuple[RequestId, ...]) -> None:
+    routed = alone()
+    hear(routed, D, gone(WIRE))
+    route_alone(routed)
+    (again,) = hear(routed, D, gone(*second))
+    assert isinstance(again, PlaceAgain)
+
+
+def test_a_token_of_the_decode_worker_clears_it_and_one_of_the_prefill_worker_does_not() -> None:
+    routed = in_state(RequestState.HANDOVER)
+    hear(routed, D, gone(WIRE))
+    route_apart(routed)
+    hear(routed, P, started(attempt=2), emit(0, 8, attempt=2))
+    assert routed.num_suspected == 1
+    hear(routed, D, landed(attempt=2), emit(0, 8, attempt=2))
+    assert routed.num_suspected == 1, "it has said what was known"
+    hear(routed, D, emit(1, 9, attempt=2))
+    assert routed.num_suspected == 0
+
+
+def test_a_prefill_worker_that_has_handed_over_may_go_as_often_as_it_likes() -> None:
+    routed = in_state(RequestState.DECODE)
+    assert hear(routed, P, gone(WIRE)) == []
+    assert routed.num_suspected == 0

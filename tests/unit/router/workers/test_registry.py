@@ -10,11 +10,12 @@ from support.fake_cluster import fake_cluster
 from support.fake_worker import FakeWorker
 from support.words import beat, registration
 
-from protocol.errors import WireError
+from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Abort, Registration, ToRouter, ToWorker
+from protocol.messages import Abort, Beat, Registration, ToRouter, ToWorker
 from router.workers.mailbox import Mailbox, Overflowed
-from router.workers.registry import Registry
+from router.workers.registry import MAX_RETRY_S, Registry
+from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 ABORT = Abort(request=RequestId("r"), attempt=1, reason="test")
@@ -91,6 +92,61 @@ def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -
             await soon(lambda: [w.epoch for w in cluster.registry.ready_workers()] == [new.epoch])
             assert not cluster.registry.post_message(old.id, old.epoch, ABORT)
             assert cluster.registry.post_message(new.id, new.epoch, ABORT)
+
+    run(test)
+
+
+def test_a_worker_that_cannot_be_reached_says_why_until_it_is_reached_or_not_registered() -> None:
+    async def test() -> None:
+        now, here, tries = [0.0], [registration("decode-0")], []
+        reachable: list[bool] = []
+
+        @asynccontextmanager
+        async def connect(wanted: Registration) -> AsyncIterator["SilentLink"]:
+            tries.append(wanted)
+            if not reachable:
+                raise PeerLost("worker at tcp://x:1: no socket for its link: Too many open files")
+            yield SilentLink(wanted)
+
+        async def memberships() -> AsyncIterator[tuple[Registration, ...]]:
+            while True:
+                yield tuple(here)
+                await asyncio.sleep(0)
+
+        async with asyncio.TaskGroup() as tasks:
+            registry = Registry(connect=connect, clock=lambda: now[0])
+            running = tasks.create_task(registry.run(memberships()), name="registry")
+            await soon(lambda: "Too many open files" in (registry.not_ready() or ""))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(tries) == 1, "not before a pause"
+            now[0] = MAX_RETRY_S
+            await soon(lambda: len(tries) == 2)
+            assert [w.state for w in registry.workers] == ["connecting"]
+            here.clear()
+            await soon(lambda: not registry.workers)
+            here.append(registration("decode-0", epoch=2))
+            reachable.append(True)
+            await soon(lambda: [w.connection is not None for w in registry.workers] == [True])
+            running.cancel()
+
+    run(test)
+
+
+def test_a_worker_whose_words_make_us_fail_loses_its_link_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=2) as cluster:
+            note_beat = KnownWorker.note_beat
+
+            def fail(worker: KnownWorker, beat: Beat, *, now: float) -> None:
+                if worker.id == "decode-0":
+                    raise OverflowError("int too large to convert to float")
+                note_beat(worker, beat, now=now)
+
+            monkeypatch.setattr(KnownWorker, "note_beat", fail)
+            await soon(lambda: [w.id for w in cluster.registry.ready_workers()] == ["decode-1"])
 
     run(test)
 

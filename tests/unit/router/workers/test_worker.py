@@ -1,10 +1,12 @@
+from functools import partial
+
 from msgspec.structs import replace
 from support.words import beat, registration
 
 from protocol.ids import RequestId
 from protocol.messages import Blocks
 from router.placement.place import Placement, place
-from router.workers.worker import BEAT_LAG_S, KnownWorker
+from router.workers.worker import ALONE_S, BEAT_LAG_S, KnownWorker
 
 R = RequestId("r")
 
@@ -23,7 +25,7 @@ def load(made: KnownWorker) -> tuple[int, int]:
 
 def test_what_was_sent_counts_as_load_until_a_beat_can_have_counted_it() -> None:
     made = worker()
-    made.note_sent(R, 100, now=1.0)
+    made.note_sent(R, 100, first=0, suspect=False, now=1.0)
     assert load(made) == (100, 1)
     made.note_beat(beat(), now=1.0 + BEAT_LAG_S / 2)
     assert load(made) == (100, 1)
@@ -68,6 +70,27 @@ def test_a_warm_pool_attracts_the_prompt_it_has() -> None:
 
 def test_a_request_that_ended_between_two_beats_is_no_load() -> None:
     made = worker()
-    made.note_sent(R, 100, now=1.0)
+    made.note_sent(R, 100, first=0, suspect=False, now=1.0)
     made.note_ended(R)
     assert load(made) == (0, 0)
+
+
+def test_a_request_is_unheard_until_a_token_comes_that_only_this_worker_can_say() -> None:
+    """A decode worker repeats the token that the prefill worker sampled."""
+    made = worker()
+    made.note_sent(R, 0, first=1, suspect=False, now=1.0)
+    made.note_heard(RequestId("other"), 5)
+    made.note_heard(R, 0)
+    assert set(made.unheard) == {R} and not made.is_empty
+    made.note_heard(R, 1)
+    assert not made.unheard
+
+
+def test_a_suspect_is_joined_by_nobody_until_it_is_heard_has_ended_or_takes_too_long() -> None:
+    made = worker()
+    for over in (partial(made.note_heard, R, 0), partial(made.note_ended, R)):
+        made.note_sent(R, 100, first=0, suspect=True, now=1.0)
+        assert made.is_held(now=1.0 + ALONE_S / 2)
+        assert not made.is_held(now=1.0 + ALONE_S)
+        over()
+        assert not made.is_held(now=1.0)

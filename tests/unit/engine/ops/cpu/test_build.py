@@ -35,7 +35,8 @@ def test_kernels_are_built_once_into_the_cache(
     build.load.cache_clear()
     build.load()
     assert log.read_text() == "\n"
-    assert [path.suffix for path in fresh.iterdir()] == [".so"], "drafts are cleaned up"
+    left = sorted(path.suffix for path in fresh.iterdir())
+    assert left == [".sha256", ".so"], "drafts are cleaned up"
 
 
 def test_other_flags_are_another_library() -> None:
@@ -58,13 +59,6 @@ def test_a_compiler_that_fails_is_quoted(
     with pytest.raises(build.NoKernels, match="no such target"):
         build.load()
     assert list(fresh.iterdir()) == []
-
-
-def test_a_library_that_cannot_be_loaded_is_no_crash(fresh: Path) -> None:
-    fresh.mkdir(parents=True)
-    build.KERNELS.library().write_bytes(b"not a library")
-    with pytest.raises(build.NoKernels, match="cannot load"):
-        build.load()
 
 
 def test_the_kernels_share_the_openmp_of_torch() -> None:

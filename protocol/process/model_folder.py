@@ -1,0 +1,154 @@
+"""From what `--model` says to a folder: a directory, the hub's cache, or a model by its name.
+
+The hub's own library looks names up and downloads, so its variables hold: HF_HOME, HF_HUB_CACHE,
+HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT. Only what Baton reads is downloaded. Whether that can be read
+is for whoever reads it to say.
+"""
+
+import logging
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import CheckpointError
+from protocol.text.model_files import (
+    TOKENIZER,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_readable,
+    explain_missing,
+    missing,
+)
+from protocol.text.text_config import read_json_object, read_json_object_if_there
+
+_TEXT_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
+    "additional_chat_templates/*.jinja",
+)
+_WEIGHT_FILES = (
+    *(WEIGHTS_INDEX, "quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    *("adapter_config.json", "adapter_model.*"),
+)
+"""Small ones: which files have the weights, and whether they can be read."""
+_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([^@\s]+))?", re.ASCII)
+_REPO = "models--"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    path: Path
+    name: str
+    """In the API, where nothing else is asked for."""
+    revision: str = ""
+    """The hub's commit. "": of no hub."""
+
+    def settings(self, *, served_name: str) -> dict[str, object]:
+        """Those of a process that reads this folder."""
+        return {"model": self.path, "served_name": served_name or self.name}
+
+
+def resolve_model(model: Path, *, weights: bool = True) -> ModelFolder:
+    """The folder of a `--model`, downloaded if need be, without `weights` its text files only. An
+    existing directory goes before a name. Raises CheckpointError."""
+    try:
+        found = _on_disk(model.expanduser()) or _by_name(str(model), weights=weights)
+        if not (config := found.path / "config.json").is_file():
+            raise missing(config)
+    except (OSError, RuntimeError) as error:  # RuntimeError: whose home is `~`?
+        raise CheckpointError(f"{model}: cannot be read: {error}") from error
+    told = {"folder": str(found.path), "served_name": found.name, "revision": found.revision}
+    log.info("model found", extra=told)
+    return found
+
+
+def _on_disk(path: Path) -> ModelFolder | None:
+    """Of the hub's cache the snapshot of `main`, or the only one; any other folder as it is."""
+    if path.exists() and not path.is_dir():
+        check_readable(path)
+        raise CheckpointError(f"{path}: is a file; give the folder with its config.json")
+    if not path.exists():
+        return None
+    if path.name.startswith(_REPO) and (path / "snapshots").is_dir():
+        path = _snapshot(path)
+    real = path.resolve()
+    repo = real.parent.parent.name
+    if real.parent.name == "snapshots" and repo.startswith(_REPO):
+        name = repo.removeprefix(_REPO).replace("--", "/", 1)
+        return ModelFolder(path=path, name=name, revision=real.name)
+    return ModelFolder(path=path, name=real.name)
+
+
+def _snapshot(repo: Path) -> Path:
+    commits = sorted(entry.name for entry in (repo / "snapshots").iterdir())
+    main = repo / "refs" / "main"
+    commit = main.read_text().strip() if main.is_file() else commits[0] if commits else ""
+    if commit not in commits or (not main.is_file() and len(commits) > 1):
+        there = ", ".join(commits) or "none"
+        raise CheckpointError(
+            f"{repo}: no snapshot of main; there is {there}: give one, or download the model again"
+        )
+    return repo / "snapshots" / commit
+
+
+def _by_name(asked: str, *, weights: bool) -> ModelFolder:
+    if (parts := _NAME.fullmatch(asked)) is None:
+        raise CheckpointError(f"{asked}: no such folder; a model by name is ORG/NAME[@REVISION]")
+    from huggingface_hub import HfApi  # 0.3 s, for names alone
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    (name, revision), hub = parts.groups(), HfApi()
+    try:
+        wanted = [*_TEXT_FILES, *(_WEIGHT_FILES if weights else ())]
+        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+        commit, needed = folder.name, [["config.json"], [TOKENIZER]]
+        if weights and (folder / "config.json").exists():
+            needed.append(_weight_files(folder))
+            hub.snapshot_download(name, revision=commit, allow_patterns=needed[-1])
+        for files in needed:
+            if not any((folder / file).exists() for file in files):
+                there = hub.list_repo_files(name, revision=commit)
+                raise explain_missing(files[0], there, place=name)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what its transports raise has no common base
+        raise CheckpointError(f"{asked}: {_why(name, error)}") from error
+    return ModelFolder(path=folder, name=name, revision=commit)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Those that may hold the weights; whoever reads them says what is wrong with the index."""
+    named = read_json_object(folder / "config.json").get("transformers_weights")
+    if named is not None:
+        return [str(named)]
+    shards = read_json_object_if_there(folder / WEIGHTS_INDEX).get("weight_map")
+    return [WEIGHTS, *({*map(str, shards.values())} if isinstance(shards, dict) else ())]
+
+
+def _why(name: str, error: Exception) -> str:
+    """And what to do."""
+    from huggingface_hub import constants, errors
+
+    where = constants.ENDPOINT
+    match error:
+        case errors.GatedRepoError():
+            return f"is gated: accept its terms at {where}/{name}, and set HF_TOKEN"
+        case errors.RepositoryNotFoundError():
+            return f"no such folder, nor a model at {where}; set HF_TOKEN if it is private"
+        case errors.RevisionNotFoundError():
+            return f"{where}/{name} has no such revision"
+        case errors.LocalEntryNotFoundError():
+            cache = f"not wholly in the cache {constants.HF_HUB_CACHE}"
+            if constants.HF_HUB_OFFLINE:
+                return f"{cache}, and HF_HUB_OFFLINE is set; unset it, or hf download {name} before"
+            return f"{cache}, and {where} cannot be reached: {_line(error.__cause__ or error)}"
+        case _:
+            return f"cannot be downloaded from {where}: {_line(error)}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,124 @@
+"""Checked messages and prompts to token ids. What cannot fit is refused before it costs work.
+
+May take a while: no work for the event loop.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.text.text_bounds import TextTooLong
+from protocol.text.tokenizer import Tokenizer
+from router.openai.errors import ApiError, bad_field, context_exceeded
+from router.openai.messages import Message
+from router.openai.schemas import CompletionRequest
+
+RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
+"""Of `Tokenizer.encode_chat`: no client sets them by `chat_template_kwargs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    field: str
+    """As the client named it, for messages."""
+    token_ids: tuple[int, ...]
+    echo: str = ""
+
+
+def encode_messages(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    context: int,
+    kwargs: Mapping[str, Any],
+    add_generation_prompt: bool,
+) -> list[int]:
+    """Token ids of a chat by the model's template, which sees `kwargs`. Raises ApiError 400; a
+    chat that cannot fit is neither rendered nor tokenised."""
+    if clash := RESERVED & kwargs.keys():
+        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
+    num_parts = len(messages)
+    if num_parts <= context:
+        num_parts = sum(len(message.texts) for message in messages)
+    if num_parts > context:
+        raise _too_long("messages", context=context, num_tokens=num_parts)
+    num_chars = sum(len(text) for message in messages for text in message.texts)
+    _check_length(tokenizer, num_chars, context=context, field="messages")
+    template = tokenizer.chat_template
+    knows_developer = template is not None and template.knows_developer
+    given = [
+        _shown(message, index, knows_developer=knows_developer)
+        for index, message in enumerate(messages)
+    ]
+    with _refusals("messages", context=context):
+        return tokenizer.encode_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+
+
+def encode_text(
+    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, context: int, field: str
+) -> list[int]:
+    """Raises ApiError 400."""
+    _check_length(tokenizer, len(text), context=context, field=field)
+    with _refusals(field, context=context):
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+@contextmanager
+def _refusals(field: str, *, context: int) -> Iterator[None]:
+    """What the tokeniser and the template say of `field`, in the client's words."""
+    try:
+        yield
+    except TextTooLong as error:
+        raise _too_long(field, context=context) from error
+    except ValueError as error:
+        raise bad_field(field, str(error).removeprefix(f"{field}: ")) from error
+
+
+def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
+    if message.content is None and message.role != "assistant":
+        raise bad_field(f"messages[{index}].content", "required")
+    return message.as_shown(knows_developer=knows_developer)
+
+
+def _check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:
+    """Refuses text that is too long whatever its tokens are, before it costs their making."""
+    if num_chars > tokenizer.max_chars(context):
+        raise _too_long(field, context=context)
+
+
+def _too_long(field: str, *, context: int, num_tokens: int = 0) -> ApiError:
+    """Of what was not tokenised to its end: it has `num_tokens` at least."""
+    num_tokens = max(context, num_tokens)
+    return context_exceeded(
+        field, context=context, num_tokens=num_tokens, max_tokens=1, exact=False
+    )
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, fields: CompletionRequest, *, context: int
+) -> tuple[Prompt, ...]:
+    prompts = []
+    for index, given in enumerate(fields.prompt):
+        field = "prompt" if len(fields.prompt) == 1 else f"prompt[{index}]"
+        if isinstance(given, str):
+            special, text = fields.add_special_tokens, given
+            ids = encode_text(
+                tokenizer, given, add_special_tokens=special, context=context, field=field
+            )
+        elif len(given) >= context:
+            least = fields.output_limit or 1
+            raise context_exceeded(field, context=context, num_tokens=len(given), max_tokens=least)
+        else:
+            check_token_ids(tokenizer, given, field=field)
+            ids, text = given, tokenizer.decode(given) if fields.echo else ""
+        echo = text if fields.echo else ""
+        prompts.append(Prompt(field=field, token_ids=tuple(ids), echo=echo))
+    return tuple(prompts)
+
+
+def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:
+    largest = max(token_ids, default=0)
+    if largest >= tokenizer.vocab_size:
+        rule = f"token ids are 0 to {tokenizer.vocab_size - 1}; got {largest}"
+        raise bad_field(f"{field}[{token_ids.index(largest)}]", rule)
