@@ -11,29 +11,23 @@ from collections.abc import Callable, Collection, MutableSequence
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from threading import Thread, current_thread
-from typing import assert_never
 
-from engine.batch import Chunk, SequenceId, StepInput
+from engine.batch import SequenceId, StepInput
 from engine.commands import Inbox, Submission
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
-from engine.kvcache.windows import NO_BLOCK, Window
+from engine.kvcache.windows import Window
 from engine.limits import EngineLimits
-from engine.observer import EngineObserver, SequenceToken
-from engine.runner.contract import Launched, Runner, StepHung
+from engine.observer import EngineObserver
+from engine.reporter import Reporter
+from engine.runner.contract import Runner, StepHung
+from engine.runner.unread import UnreadSteps, can_compute
 from engine.scheduling.in_flight import STEPS_AHEAD
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.sequence_table import (
-    Effect,
-    SequenceAdmitted,
-    SequenceComputed,
-    SequenceEnded,
-    SequenceFreed,
-)
 from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, Verdict
 from engine.speeds import Speedometer
-from protocol.messages import Blocks, Load, Sampling
+from protocol.messages import Blocks, Load
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +49,6 @@ class EngineStats:
     prefill_tokens_per_s: float
     decode_step_s: float
     num_preempted: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInFlight:
-    """A step that is launched and whose tokens are not read."""
-
-    batch: StepInput
-    launched: Launched
-    at: float
-    alone: bool
-    """It repeats one sequence of a step that failed."""
 
 
 class Engine:
@@ -92,26 +75,26 @@ class Engine:
         self._observer = observer
         self._clock = clock
         self._check = check
-        self._generations = generations
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
         self._cache = PrefixCache(
             blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
         )
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
+        self._reporter = Reporter(
+            observer, scheduler=self._scheduler, cache=self._cache, generations=generations,
+            clock=clock,
+        )  # fmt: skip
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
-        self._in_flight: deque[StepInFlight] = deque()
-        """Oldest first, at most the runner's depth."""
-        self._collected_at = 0.0
+        self._steps = UnreadSteps(runner, speeds=self._speeds, clock=clock)
         self._turn_at: float | None = None
         self._suspects: deque[SequenceId] = deque()
         """Those of a failed step, each computed alone before anybody else is."""
         self._num_failures = 0
         self._stopping = False
         self._idle = False
-        self._freed: list[SequenceId] = []
         self._stats_at, self._stats = clock(), self._counted()
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
@@ -167,14 +150,14 @@ class Engine:
         try:
             while not self._stopping:
                 self._iterate()
-            self._await_steps()
+            self._steps.await_all()
             self._end_all(Abandon())
         except Exception as error:
             log.exception("engine broken; the worker exits, start it again")
             self._inbox.close(f"the engine is broken: {error}")
             try:
                 if not isinstance(error, StepHung):
-                    self._await_steps()
+                    self._steps.await_all()
                 self._end_all(Fail("broken", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
@@ -187,20 +170,20 @@ class Engine:
         self._turn_at = self._clock()
         for call, args in commands:
             call(*args)
-        self._deliver()
+        self._reporter.deliver()
         if self._stopping:
             return
         alone = bool(self._suspects)
         batch = self._next_suspect() if alone else self._scheduler.schedule(now=self._clock())
-        self._deliver()
-        self._idle = not (batch or self._in_flight or alone)
+        self._reporter.deliver()
+        self._idle = not (batch or self._steps or alone)
         if batch:
             self._launch(batch, alone=alone)
         elif self._check:
             self._scheduler.check()
-        if self._in_flight and (not batch or len(self._in_flight) >= self._runner.depth):
+        if self._steps and (not batch or self._steps.is_full):
             self._collect()
-        if self._idle or self._freed or self._clock() - self._stats_at > STATS_AGE_S:
+        if self._idle or self._reporter.freed or self._clock() - self._stats_at > STATS_AGE_S:
             self._refresh_stats()
         self._forget_freed()
 
@@ -225,41 +208,37 @@ class Engine:
 
     def _next_suspect(self) -> StepInput:
         """Once what was launched before the step that failed is read."""
-        if self._in_flight:
+        if self._steps:
             return ()
         return self._scheduler.schedule_alone(self._suspects.popleft())
 
     def _launch(self, batch: StepInput, *, alone: bool) -> None:
-        at = self._clock()
         try:
-            launched = self._runner.launch(batch)
+            self._steps.launch(batch, alone=alone)
         except StepHung:
             raise
         except Exception as error:
             self._scheduler.undo_newest()
             self._suspect(batch, error, alone=alone)
-        else:
-            step = StepInFlight(batch=batch, launched=launched, at=at, alone=alone)
-            self._in_flight.append(step)
 
     def _collect(self) -> None:
         """Wait for the oldest step and say what it brought."""
-        step = self._in_flight.popleft()
+        step = self._steps.pop_oldest()
         try:
             sampled = step.launched.tokens()
         except StepHung:
             raise
         except Exception as error:
-            num_undone = 1 + len(self._in_flight)  # those behind it read what it did not write
-            self._await_steps()
+            num_undone = 1 + len(self._steps)  # those behind it read what it did not write
+            self._steps.await_all()
             for _ in range(num_undone):
                 self._scheduler.undo_newest()
             self._suspect(step.batch, error, alone=step.alone)
             return
         self._num_failures = 0
-        self._measure(step)
+        self._steps.measure(step)
         self._scheduler.record(sampled)
-        self._deliver()
+        self._reporter.deliver()
 
     def _suspect(self, batch: StepInput, error: Exception, *, alone: bool) -> None:
         """Of a step that was undone. Nobody is blamed before it has failed alone."""
@@ -267,107 +246,14 @@ class Engine:
         log.error("step failed; each of it is computed alone", exc_info=error, extra=failed)
         if not alone:
             return self._suspects.extend(chunk.sequence for chunk in batch)
-        if self._computes():
+        if can_compute(self._runner, self._cache):
             self._num_failures = 0
             self._scheduler.fail(batch[0].sequence, f"{type(error).__name__}: {error}")
-            return self._deliver()
+            return self._reporter.deliver()
         self._num_failures += 1
         if self._num_failures >= MAX_FAILURES:
             raise EngineBroken(f"{self._num_failures} steps in a row failed") from error
         return self._suspects.append(batch[0].sequence)
-
-    def _computes(self) -> bool:
-        """Whether the runner can compute a token that is nobody's: it was the input then. Without
-        a block to do it in, it is taken for granted."""
-        num_blocks = self._runner.layout.num_groups
-        if self._cache.num_spare < num_blocks:
-            return True
-        row = self._cache.allocate_blocks(num_blocks)
-        chunk = Chunk(
-            sequence=SequenceId("nobody"), token_ids=(0,), start=0, block_table=row,
-            sampling=Sampling(seed=0, max_tokens=1, temperature=0.0), prompt_ids=(), outputs=(),
-        )  # fmt: skip
-        try:
-            self._runner.launch((chunk,)).tokens()
-        except StepHung:
-            raise
-        except Exception:
-            log.exception("the runner fails whatever it is given")
-            return False
-        finally:
-            for block in row:
-                self._cache.let_go(block)
-        return True
-
-    def _await_steps(self) -> None:
-        """Nobody writes into the blocks afterwards, unless the device hangs. Tokens are dropped."""
-        for step in self._in_flight:
-            try:
-                step.launched.tokens()
-            except StepHung:
-                given_up = {"steps": len(self._in_flight)}
-                log.exception("device hung; if it does again, see the driver's log", extra=given_up)
-                break
-            except Exception:
-                log.exception("step failed", extra={"sequences": len(step.batch)})
-        self._in_flight.clear()
-
-    def _measure(self, step: StepInFlight) -> None:
-        """A step launched behind another begins when that one ends."""
-        now = self._clock()
-        num_tokens = num_decodes = 0
-        for chunk in step.batch:
-            num_tokens += len(chunk.token_ids)
-            num_decodes += chunk.sampling is not None and len(chunk.token_ids) == 1
-        self._speeds.measure(
-            num_prefill_tokens=num_tokens - num_decodes,
-            num_decodes=num_decodes,
-            step_s=now - max(step.at, self._collected_at),
-        )
-        self._collected_at = now
-
-    def _deliver(self) -> None:
-        """Tell the observer all that happened, and settle what it says about the texts."""
-        self._report()
-        while unsettled := self._scheduler.unsettled():
-            tokens = [
-                SequenceToken(id=sequence.id, index=len(sequence.outputs) - 1, token=token)
-                for sequence, token in unsettled
-            ]
-            stopped = self._observer.step(tokens)
-            self._scheduler.settle(stopped, now=self._clock())
-            self._report()
-        self._observer.settled()
-        changes = self._cache.take_changes()
-        if changes:
-            self._observer.blocks_changed(changes)
-
-    def _report(self) -> None:
-        for effect in self._scheduler.take_effects():
-            self._tell(effect)
-
-    def _tell(self, effect: Effect) -> None:
-        match effect:
-            case SequenceAdmitted(sequence):
-                self._tell_admitted(sequence)
-            case SequenceComputed(sequence, num_tokens):
-                self._observer.computed(sequence.id, num_tokens)
-            case SequenceEnded(sequence, verdict):
-                self._observer.ended(sequence.id, verdict, sequence.usage(now=self._clock()))
-            case SequenceFreed(sequence):
-                self._freed.append(sequence.id)
-            case _:
-                assert_never(effect)
-
-    def _tell_admitted(self, sequence: Sequence) -> None:
-        table = sequence.shown_blocks
-        self._observer.admitted(
-            sequence.id,
-            table,
-            tuple(0 if block == NO_BLOCK else self._generations[block] for block in table),
-            sequence.num_cached or 0,
-            sequence.admitted_at - sequence.submitted_at,
-        )
 
     def _end_all(self, verdict: Verdict) -> None:
         """The inbox is closed: whoever came through it gets an ending before the thread ends."""
@@ -375,20 +261,15 @@ class Engine:
             if call == self._accept:
                 call(*args)
         self._scheduler.end_all(verdict)
-        for effect in self._scheduler.take_effects():
-            try:
-                self._tell(effect)
-            except Exception:
-                log.exception("observer failed", extra={"effect": type(effect).__name__})
-        self._observer.settled()
+        self._reporter.deliver_last()
         self._refresh_stats()
         self._forget_freed()
 
     def _forget_freed(self) -> None:
         """Last, so that whoever waits for an id to be free finds it in the stats."""
-        for sequence_id in self._freed:
+        for sequence_id in self._reporter.freed:
             self._inbox.forget(sequence_id)
-        self._freed.clear()
+        self._reporter.freed.clear()
 
     def _refresh_stats(self) -> None:
         self._stats_at, self._stats = self._clock(), self._counted()
