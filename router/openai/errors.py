@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
-from router.requests.events import Condemned, NoWorkers, RequestFailed, TooLong
+from router.requests.events import NoWorkers, PoisonRequest, RequestFailed, TooLong
 
 log = logging.getLogger("baton.api")
 _WORKERS_LOST = "workers_lost"
@@ -111,7 +111,7 @@ def _told(error: BatonError) -> ApiError:
             return ApiError(503, message, code="no_workers", retry_after_s=wait_s)
         case TooLong() | RequestFailed(code="too_long"):
             return ApiError(400, _TOO_LONG, code="context_length_exceeded")
-        case Condemned():
+        case PoisonRequest():
             message = "Workers were lost with this request as the last that they had been given."
             return ApiError(500, message, code=_WORKERS_LOST)
         case RequestFailed(code="invalid"):

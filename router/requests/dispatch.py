@@ -6,7 +6,6 @@ prompt of several choices is as many requests.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, suppress
@@ -22,26 +21,25 @@ from router.placement.place import Placement, PlacementRefusal, Prefer
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
-from router.requests.dangers import Dangers
 from router.requests.events import (
-    Condemned,
     Ended,
     GenerationEvent,
     GenerationRequest,
     NoWorkers,
     Placed,
+    PoisonRequest,
     RequestFailed,
     Token,
     TooLong,
 )
 from router.requests.instructions import Deliver, EndWell, GiveUp, PlaceAgain, Send
+from router.requests.poison import PoisonRequests
+from router.requests.recorder import Recorder
 from router.requests.request import AlreadyEnded, RoutedRequest
 from router.requests.trace import TraceRing
 from router.workers.mailbox import Mailbox, Overflowed
 from router.workers.registry import Registry
 from router.workers.worker_messages import WorkerGone, WorkerMessage
-
-log = logging.getLogger("baton.dispatch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,20 +83,19 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
-        self._metrics = metrics
-        self._traces = traces
+        self._recorder = Recorder(metrics=metrics, traces=traces)
         self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
         self._candidates = Candidates(index=index, prefer=limits.prefer)
         self._clock = clock
-        self._dangers = Dangers()
+        self._poison = PoisonRequests()
         self._numbers = count(1)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """As `router.requests.events` says. NoWorkers, TooLong and CapacityError are raised before
         the first event, RequestFailed then or later."""
         context, mailbox = self._open_request(request)
-        self._metrics.active.inc()
+        self._recorder.note_opened()
         closing, client_left = "an error of ours", False
         try:
             async with aclosing(self._follow(context, mailbox)) as events:
@@ -113,11 +110,9 @@ class Dispatcher:
             raise RequestFailed(_TOO_SLOW, code="overloaded") from error
         except BatonError as error:
             closing = str(error)
-            if isinstance(error, Condemned):
-                remedy = "report it with the last words of the workers it was on"
-                extra = {"request": context.routed.wire_id, "why": closing, "remedy": remedy}
-                log.error("request ends workers", extra=extra)
-                self._dangers.add(request)
+            if isinstance(error, PoisonRequest):
+                self._recorder.note_poison(context, closing)
+                self._poison.add(request)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             closing, client_left = "the client is gone", True
@@ -127,8 +122,7 @@ class Dispatcher:
             self._registry.close_mailbox(context.routed.wire_id)
             mailbox.close()
             self._close(context.routed, closing, client_left=client_left)
-            self._metrics.active.dec()
-            self._record(context)
+            self._recorder.note_ended(context, now=self._clock())
 
     def _open_request(self, request: GenerationRequest) -> tuple[RequestContext, Mailbox]:
         """The wire id is unique in this router's life, whatever ids clients choose."""
@@ -143,8 +137,8 @@ class Dispatcher:
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
         context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
-        context.num_condemned = self._dangers.num_times(request)
-        if context.num_condemned:
+        context.num_found_before = self._poison.num_times(request)
+        if context.num_found_before:
             routed.num_suspected, context.alone_until = 1, now + APART_S
         return context, mailbox
 
@@ -176,14 +170,10 @@ class Dispatcher:
                         assert_never(instruction)
 
     def _events_of(self, context: RequestContext, token: Token) -> Iterator[GenerationEvent]:
-        now = self._clock()
-        if context.first_token_at is None:
-            context.first_token_at = now
-            self._metrics.first_token_s.observe(now - context.begun_at)
+        is_first = context.first_token_at is None
+        self._recorder.note_token(context, now=self._clock())
+        if is_first:
             yield Placed(route=context.routed.route)
-        else:
-            self._metrics.between_tokens_s.observe(now - context.last_token_at)
-        context.last_token_at = now
         yield token
 
     def _ended(self, context: RequestContext, reason: FinishReason) -> Iterator[GenerationEvent]:
@@ -206,8 +196,8 @@ class Dispatcher:
     async def _launch(self, context: RequestContext) -> None:
         """Begin the next attempt, waiting for a worker to come back if one was lost."""
         while True:
-            if self._dangers.num_times(context.request) > context.num_condemned:
-                raise Condemned("a request like it, sent beside it, was the end of two workers")
+            if self._poison.num_times(context.request) > context.num_found_before:
+                raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
             placement = self._candidates.place_request(
                 context, self._registry.ready_workers(), now=self._clock()
             )
@@ -239,7 +229,7 @@ class Dispatcher:
         )
         context.placed_at = context.placed_at or now
         context.alone_since = None
-        self._note_placed(context, placement)
+        self._recorder.note_placed(context, placement)
         self._send(context, send)
 
     async def _pause(self, context: RequestContext) -> None:
@@ -268,25 +258,13 @@ class Dispatcher:
             await self._registry.wait_change(timeout_s=wait_s)
         context.refused.clear()
 
-    def _note_placed(self, context: RequestContext, placement: Placement) -> None:
-        kind = "apart" if placement.prefill is not None else "alone"
-        why = "retry" if context.reasons else "first"
-        self._metrics.routes.labels(kind=kind, reason=why).inc()
-        extra = {"request": context.routed.wire_id, "attempt": context.routed.attempt}
-        pair = {"prefill": placement.prefill, "decode": placement.decode}
-        log.info("placed", extra={**extra, **pair, "why": placement.reason})
-
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
         self._candidates.note_ended(context, self._registry.workers)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
         context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0
-        kind = "refused" if loss.is_refusal else "lost"
-        self._metrics.retries.labels(why=kind).inc()
-        extra = {"request": context.routed.wire_id, "attempt": context.routed.attempt}
-        remedy = "none, it is placed again; if it happens often, see the log of that worker"
-        log.warning("attempt lost", extra={**extra, "why": loss.why, "remedy": remedy})
+        self._recorder.note_loss(context, loss)
         if loss.is_refusal and loss.suspect is not None:
             context.refused.add(loss.suspect)
             return
@@ -309,15 +287,3 @@ class Dispatcher:
             if worker.beat is not None and worker.beat.speeds.prefill_tokens_per_s > 0
         ]
         return min(30.0, max(1.0, min(waits, default=1.0)))
-
-    def _record(self, context: RequestContext) -> None:
-        routed, metrics = context.routed, self._metrics
-        self._traces.add(context.final_trace or context.trace(now=self._clock()))
-        metrics.endings.labels(ending=routed.outcome.partition(":")[0]).inc()
-        metrics.prompt_tokens.inc(len(context.request.token_ids))
-        metrics.cached_tokens.inc(routed.cached_tokens or 0)
-        metrics.output_tokens.inc(len(routed.generated))
-        metrics.request_s.observe(self._clock() - context.begun_at)
-        for attempt in routed.attempts:
-            if attempt.transport:
-                metrics.exposed_s.labels(attempt.transport).observe(attempt.exposed_s)

@@ -75,7 +75,7 @@ class TooLong(BatonError):
     """No live worker's pool or context can ever hold the request; has the numbers. 400."""
 
 
-class Condemned(BatonError):
+class PoisonRequest(BatonError):
     """Workers were lost with this request as the last that they had been given. 500."""
 
 

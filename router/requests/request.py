@@ -9,30 +9,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
-import msgspec
-
 from protocol.errors import BatonError
-from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.ids import RequestId, WorkerId
 from protocol.messages import (
-    Abort,
     Aborted,
-    Decode,
     Emit,
     Failed,
     Finished,
     FinishReason,
     Landed,
-    Prefill,
     PrefillDone,
     Sampling,
     Started,
-    Ticket,
-    ToWorker,
 )
 from protocol.state_table import Life
+from router.requests.attempt import Attempt, Leg
 from router.requests.events import (
-    Condemned,
     GenerationRequest,
+    PoisonRequest,
     RequestFailed,
     Route,
     Token,
@@ -52,21 +46,6 @@ the last token and the message that it was the last."""
 
 
 @dataclass(slots=True)
-class _Leg:
-    """One worker's part of the attempt; `open` while it may hold blocks for us."""
-
-    worker: WorkerId
-    epoch: Epoch
-    open: bool = True
-
-    def instruct(self, message: ToWorker) -> Send:
-        return Send(self.worker, self.epoch, message)
-
-    def is_sender(self, message: WorkerMessage) -> bool:
-        return message.worker == self.worker and message.epoch == self.epoch
-
-
-@dataclass(slots=True)
 class RoutedRequest:
     """The only writer of its fields is itself; `wire_id` is what the workers call it."""
 
@@ -80,11 +59,8 @@ class RoutedRequest:
     """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
     num_suspected: int = 0
     """Workers in a row that were lost with it among the last they were given."""
-    _prefill: _Leg | None = None
-    _decode: _Leg | None = None
-    _block_tokens: int = 1
-    _num_given: int = 0
-    """Output tokens the current attempt was told of; its workers send those that follow."""
+    _current: Attempt | None = None
+    """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +74,11 @@ class RoutedRequest:
     def attempt(self) -> int:
         """Number of the current or last attempt, from 1."""
         return len(self.attempts)
+
+    @property
+    def _attempt(self) -> Attempt:
+        assert self._current is not None, "no worker was asked"
+        return self._current
 
     @property
     def route(self) -> Route:
@@ -116,21 +97,24 @@ class RoutedRequest:
             decode=decode.id,
         )
         self.attempts.append(trace)
-        self._num_given = len(self.generated)
-        self._block_tokens = decode.registration.layout.block_tokens
-        self._prefill = None if prefill is None else _Leg(prefill.id, prefill.epoch)
-        self._decode = _Leg(decode.id, decode.epoch, open=prefill is None)
-        if self._prefill is None:
-            return self._decode.instruct(self._decode_message(None, remaining_s))
-        return self._prefill.instruct(self._prefill_message(remaining_s))
+        self._current = Attempt(
+            request=self.request,
+            wire_id=self.wire_id,
+            number=self.attempt,
+            given=tuple(self.generated),
+            prefill=None if prefill is None else Leg(prefill.id, prefill.epoch),
+            decode=Leg(decode.id, decode.epoch, open=prefill is None),
+            block_tokens=decode.registration.layout.block_tokens,
+        )
+        return self._current.first_message(remaining_s)
 
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
         """What to do about one message; nothing if it is of an older attempt or worker."""
-        leg = self._leg_of(received)
-        message = received.message
-        if leg is None or self._life.state not in WITH_WORKERS:
+        attempt, message = self._current, received.message
+        leg = None if attempt is None else attempt.leg_of(received)
+        if attempt is None or leg is None or self._life.state not in WITH_WORKERS:
             return []
-        if not isinstance(message, WorkerGone) and message.attempt != self.attempt:
+        if not isinstance(message, WorkerGone) and message.attempt != attempt.number:
             return []
         match message:
             case Emit():
@@ -159,9 +143,9 @@ class RoutedRequest:
         self._move(RequestEvent.CLOSED if client_left else RequestEvent.GIVEN_UP)
         self.outcome = f"{'aborted' if client_left else 'failed'}: {reason}"
         self._note(outcome=self.outcome)
-        return self._abort_legs(reason)
+        return self._aborts(reason)
 
-    def _emit(self, leg: _Leg, emit: Emit) -> list[Instruction]:
+    def _emit(self, leg: Leg, emit: Emit) -> list[Instruction]:
         have = len(self.generated)
         if emit.index < have and emit.token_id == self.generated[emit.index]:
             return []
@@ -170,7 +154,7 @@ class RoutedRequest:
             fault = "differs from the one already sent" if late else f"came when {have} was due"
             return self._lost(f"token {emit.index} of {leg.worker} {fault}", suspect=leg.worker)
         self.generated.append(emit.token_id)
-        if leg is self._decode:
+        if leg is self._attempt.decode:
             self.num_suspected = 0
         token = Token(
             index=emit.index,
@@ -181,8 +165,8 @@ class RoutedRequest:
         )
         return [Deliver(token)]
 
-    def _started(self, leg: _Leg, started: Started, remaining_s: float) -> list[Instruction]:
-        if self.state is not RequestState.PREFILL or self._decode is None:
+    def _started(self, leg: Leg, started: Started, remaining_s: float) -> list[Instruction]:
+        if self.state is not RequestState.PREFILL:
             return []
         if started.ticket.epoch != leg.epoch:
             why = f"{leg.worker} gave a ticket of another epoch"
@@ -191,11 +175,10 @@ class RoutedRequest:
         self._count_cached(started.cached_tokens)
         self._note(
             prefill_cached_tokens=started.cached_tokens,
-            prefill_blocks_reused=started.cached_tokens // self._block_tokens,
+            prefill_blocks_reused=started.cached_tokens // self._attempt.block_tokens,
             prefill_queued_s=started.queued_s,
         )
-        self._decode.open = True
-        return [self._decode.instruct(self._decode_message(started.ticket, remaining_s))]
+        return [self._attempt.decode_message(started.ticket, remaining_s)]
 
     def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
         self._note(
@@ -209,8 +192,8 @@ class RoutedRequest:
         if self.state is not RequestState.HANDOVER:
             return []
         self._move(RequestEvent.LANDED)
-        if self._prefill is not None:
-            self._prefill.open = False
+        if self._attempt.prefill is not None:
+            self._attempt.prefill.open = False
         self._note(
             transport=landed.transport,
             blocks_reused=landed.blocks_reused,
@@ -221,7 +204,7 @@ class RoutedRequest:
         )
         return []
 
-    def _finished(self, leg: _Leg, finished: Finished) -> list[Instruction]:
+    def _finished(self, leg: Leg, finished: Finished) -> list[Instruction]:
         leg.open = False
         have, due = len(self.generated), self.request.sampling.max_tokens
         if finished.num_tokens != have:
@@ -231,7 +214,7 @@ class RoutedRequest:
             why = f"{leg.worker} finished at {have} of {due} tokens"
             return self._lost(why, suspect=leg.worker)
         self._count_cached(finished.cached_tokens)
-        if leg is self._prefill:
+        if leg is self._attempt.prefill:
             self._note(prefill_queued_s=finished.queued_s, prefill_s=finished.prefill_s)
         else:
             self._note(
@@ -239,12 +222,12 @@ class RoutedRequest:
                 decode_queued_s=finished.queued_s,
                 decode_s=finished.decode_s,
             )
-            if self._prefill is None:
-                num_reused = finished.cached_tokens // self._block_tokens
+            if self._attempt.prefill is None:
+                num_reused = finished.cached_tokens // self._attempt.block_tokens
                 self._note(prefill_s=finished.prefill_s, blocks_reused=num_reused)
         return self._end_well(finished.reason)
 
-    def _failed(self, leg: _Leg, failed: Failed) -> list[Instruction]:
+    def _failed(self, leg: Leg, failed: Failed) -> list[Instruction]:
         leg.open = False
         why = f"{leg.worker}: {failed.message}"
         if self._is_spent(leg):
@@ -252,10 +235,11 @@ class RoutedRequest:
         match failed.code:
             case "overloaded":
                 return self._lost(why, suspect=leg.worker, is_refusal=True)
-            case "too_long" if leg is self._prefill:
+            case "too_long" if leg is self._attempt.prefill:
                 return self._lost(why, suspect=leg.worker, is_refusal=True)
             case "source_lost":
-                return self._lost(why, suspect=self._prefill.worker if self._prefill else None)
+                prefill = self._attempt.prefill
+                return self._lost(why, suspect=prefill.worker if prefill else None)
             case "internal" | "broken" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
             case "internal" | "too_long" | "deadline" | "invalid" | "broken":
@@ -266,7 +250,7 @@ class RoutedRequest:
             case _:
                 assert_never(failed.code)
 
-    def _worker_gone(self, leg: _Leg, gone: WorkerGone) -> list[Instruction]:
+    def _worker_gone(self, leg: Leg, gone: WorkerGone) -> list[Instruction]:
         """Of the last it was given, one may have ended it: which, shows where it comes alone."""
         why = f"{leg.worker} {gone.reason}"
         if self.wire_id in gone.unheard and not self._is_spent(leg):
@@ -276,18 +260,18 @@ class RoutedRequest:
                 lost = (
                     f"{self.num_suspected} workers were lost, this request the last given to each"
                 )
-                return self._give_up(why, Condemned(f"{lost}; it is not tried again: {why}"))
+                return self._give_up(why, PoisonRequest(f"{lost}; it is not tried again: {why}"))
         return self._leg_lost(leg, why)
 
-    def _leg_lost(self, leg: _Leg, why: str) -> list[Instruction]:
+    def _leg_lost(self, leg: Leg, why: str) -> list[Instruction]:
         leg.open = False
         if self._is_spent(leg):
             return []
         return self._lost(why, suspect=leg.worker)
 
-    def _is_spent(self, leg: _Leg) -> bool:
+    def _is_spent(self, leg: Leg) -> bool:
         """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
-        return leg is self._prefill and self.state is RequestState.DECODE
+        return leg is self._attempt.prefill and self.state is RequestState.DECODE
 
     def _lost(
         self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
@@ -297,37 +281,25 @@ class RoutedRequest:
             return self._end_well(ended)
         self._move(RequestEvent.LOST)
         self._note(outcome=why)
-        return [*self._abort_legs(why), PlaceAgain(why, suspect, is_refusal)]
+        return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal)]
 
     def _end_well(self, reason: FinishReason) -> list[Instruction]:
         self._move(RequestEvent.ENDED_WELL)
         self.outcome = reason
         self._note(outcome=reason)
-        return [*self._abort_legs("finished"), EndWell(reason)]
+        return [*self._aborts("finished"), EndWell(reason)]
 
     def _give_up(self, why: str, error: BatonError) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)
         self.outcome = f"failed: {why}"
         self._note(outcome=self.outcome)
-        return [*self._abort_legs(why), GiveUp(error)]
+        return [*self._aborts(why), GiveUp(error)]
 
-    def _abort_legs(self, reason: str) -> list[Send]:
-        aborts = []
-        for leg in (self._prefill, self._decode):
-            if leg is not None and leg.open:
-                leg.open = False
-                abort = Abort(request=self.wire_id, attempt=self.attempt, reason=reason)
-                aborts.append(leg.instruct(abort))
-        return aborts
+    def _aborts(self, reason: str) -> list[Send]:
+        return [] if self._current is None else self._current.aborts(reason)
 
     def _move(self, event: RequestEvent) -> None:
         self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
-
-    def _leg_of(self, message: WorkerMessage) -> _Leg | None:
-        for leg in (self._decode, self._prefill):
-            if leg is not None and leg.is_sender(message):
-                return leg
-        return None
 
     def _note(self, **facts: Any) -> None:
         if self.attempts:
@@ -337,18 +309,3 @@ class RoutedRequest:
         """The first attempt that computed the prompt says what was saved on it."""
         if self.cached_tokens is None:
             self.cached_tokens = max(0, min(num_tokens, len(self.request.token_ids)))
-
-    def _prefill_message(self, remaining_s: float) -> Prefill:
-        return Prefill(
-            request=self.wire_id,
-            attempt=self.attempt,
-            token_ids=self.request.token_ids,
-            generated=tuple(self.generated[: self._num_given]),
-            sampling=self.request.sampling,
-            salt=self.request.salt,
-            deadline_s=remaining_s,
-        )
-
-    def _decode_message(self, ticket: Ticket | None, remaining_s: float) -> Decode:
-        asked = self._prefill_message(remaining_s)
-        return Decode(**msgspec.structs.asdict(asked), ticket=ticket)

@@ -15,7 +15,7 @@ from support.fake_worker import Act, expected
 
 from protocol.errors import CapacityError
 from router.requests.dispatch import DispatchLimits
-from router.requests.events import Condemned, Ended, GenerationEvent, Token
+from router.requests.events import Ended, GenerationEvent, PoisonRequest, Token
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 acts = st.builds(
@@ -40,7 +40,7 @@ async def _client(
     *,
     max_tokens: int,
     leaves_after: int | None,
-    may_be_condemned: bool,
+    may_be_poison: bool,
 ) -> None:
     asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=(number, 5, 6, 7, 8))
     events: list[GenerationEvent] = []
@@ -50,8 +50,8 @@ async def _client(
             events.append(event)
             if leaves_after is not None and len(events) > leaves_after:
                 break
-    except Condemned:
-        assert may_be_condemned
+    except PoisonRequest:
+        assert may_be_poison
         return
     except CapacityError:
         assert not events, "refused after the first token"
@@ -92,7 +92,7 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
                         number,
                         max_tokens=max_tokens,
                         leaves_after=leaves_after,
-                        may_be_condemned=deaths > 1,
+                        may_be_poison=deaths > 1,
                     )
                     tasks.create_task(running, name=f"client {number}")
             await cluster.until_idle()

@@ -12,10 +12,10 @@ from protocol.errors import CapacityError
 from protocol.messages import Decode
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import (
-    Condemned,
     Ended,
     NoWorkers,
     Placed,
+    PoisonRequest,
     RequestFailed,
     Token,
     TooLong,
@@ -421,7 +421,7 @@ def test_who_ends_worker_after_worker_ends_after_the_second_and_its_neighbours_g
             neighbours = [request(name=f"n{i}", prompt=(i, 7, 8), max_tokens=30) for i in range(4)]
             async with asyncio.TaskGroup() as tasks:
                 served = [tasks.create_task(collect(cluster, one), name="n") for one in neighbours]
-                with pytest.raises(Condemned, match="2 workers were lost"):
+                with pytest.raises(PoisonRequest, match="2 workers were lost"):
                     await collect(cluster, bad)
             for asked, events in zip(neighbours, served, strict=True):
                 assert tokens_of(events.result()) == expected(asked.token_ids, asked.sampling)
@@ -429,7 +429,7 @@ def test_who_ends_worker_after_worker_ends_after_the_second_and_its_neighbours_g
 
             cluster.add(FakeWorker("decode-3", "decode", cluster.fabric))
             await cluster.until_ready()
-            with pytest.raises(Condemned):
+            with pytest.raises(PoisonRequest):
                 await collect(cluster, request(name="again", prompt=bad.token_ids))
             assert sum(w.dead.is_set() for w in cluster.workers.values()) == 3
             await answers(cluster)
@@ -443,7 +443,7 @@ def test_of_many_copies_of_a_request_that_ends_workers_few_are_tried_again(
     """As the choices of one request: both workers are lost with all of them, then two alone."""
 
     async def ends(cluster: FakeCluster, name: str) -> None:
-        with pytest.raises(Condemned):
+        with pytest.raises(PoisonRequest):
             await collect(cluster, request(name=name, prompt=(DEADLY, 5, 6)))
 
     async def test() -> None:

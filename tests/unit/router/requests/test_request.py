@@ -33,7 +33,7 @@ from support.routed_request import (
 
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import Decode, Prefill
-from router.requests.events import Condemned, RequestFailed, Route, TooLong
+from router.requests.events import PoisonRequest, RequestFailed, Route, TooLong
 from router.requests.instructions import EndWell, GiveUp, PlaceAgain
 from router.requests.request import RoutedRequest
 from router.requests.states import WITH_WORKERS, RequestState
@@ -384,7 +384,7 @@ def test_the_second_worker_lost_with_it_alone_as_the_last_given_is_the_last() ->
     assert isinstance(again, PlaceAgain) and routed.num_suspected == 1
     route_alone(routed)
     (over,) = hear(routed, D, gone(WIRE))
-    assert isinstance(over, GiveUp) and isinstance(over.error, Condemned)
+    assert isinstance(over, GiveUp) and isinstance(over.error, PoisonRequest)
     assert routed.state is RequestState.FAILED and routed.outcome.startswith("failed: ")
 
 

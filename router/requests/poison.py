@@ -1,4 +1,4 @@
-"""What requests said that ended workers, for when they come again: clients retry by themselves.
+"""What the requests that ended workers asked for, for when they come again: clients retry.
 
 Bounded, and lost when the router ends. Holds hashes, no prompt.
 """
@@ -12,7 +12,7 @@ from router.requests.events import GenerationRequest
 NUM_KEPT = 1_000
 
 
-class Dangers:
+class PoisonRequests:
     def __init__(self) -> None:
         self._seen: OrderedDict[int, int] = OrderedDict()
 
