@@ -1,15 +1,14 @@
-"""One client's connection: uvicorn's httptools protocol, with a door before its parser.
+"""One client's connection: uvicorn's httptools protocol, with checks before its parser.
 
 The parser is fed one message at a time, and only heads that passed `router.wire.head`. So an offer
-to upgrade costs no body, a pipelined request waits as bytes, and what the door refuses is answered
-in JSON. Every wait for the client has a deadline: its head here, its body in
+to upgrade costs no body, a pipelined request waits as bytes, and what is refused is answered in
+JSON. Every wait for the client has a deadline: its head here, its body in
 `router.http.exchange`, its reading here.
 
 Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api speak raw bytes.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +16,17 @@ from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
-from router.wire.crowd import Crowd
 from router.wire.cycle import Cycle
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
+from router.wire.open_connections import OpenConnections
+from router.wire.reading import HalfClosedWriter, ReadingWatch
+from router.wire.refusal import refusal_bytes
 
 _LINGER_BYTES = 32 << 20
 """More than any body that a client may have begun to send before it reads."""
@@ -33,10 +34,15 @@ _LINGER_BYTES = 32 << 20
 
 class Connection(HttpToolsProtocol):
     def __init__(
-        self, *, crowd: Crowd, limits: ConnectionLimits, metrics: RouterMetrics, **uvicorn: Any
+        self,
+        *,
+        others: OpenConnections,
+        limits: ConnectionLimits,
+        metrics: RouterMetrics,
+        **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
-        self._crowd = crowd
+        self._others = others
         self._limits = limits
         self._metrics = metrics
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]
@@ -46,27 +52,27 @@ class Connection(HttpToolsProtocol):
         self._framing = Framing(0)
         self._lingering: int | None = None  # bytes that may still be dropped
         self._deadline: asyncio.TimerHandle | None = None
-        self._stuck: asyncio.TimerHandle | None = None
         self._wire: Any = None
         self._is_half_closed = False
-        self._num_half_closed_writes = 0
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        timeout_s = self._limits.write_timeout_s
+        self._reading = ReadingWatch(transport, self.loop, timeout_s=timeout_s)
         self._wire = SimpleNamespace(
             write=transport.write, is_closing=transport.is_closing, close=self._finish
         )
-        if self._crowd.enter(self):
+        if self._others.admit(self):
             self._arm(self._limits.head_timeout_s, self._give_up_head)
         else:
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._crowd.leave(self)
+        self._others.forget(self)
         self._disarm()
-        self._stop_watching()
+        self._reading.end()
         self._unset_keepalive_if_required()
         self._unread.clear()
         super().connection_lost(exc)
@@ -88,18 +94,19 @@ class Connection(HttpToolsProtocol):
         limits, was_last = self._limits, not self.cycle.keep_alive
         self._is_half_closed = True
         self.cycle.keep_alive = bool(self._unread)
-        self._wire.write = self._write_half_closed
+        writer = HalfClosedWriter(self.transport)
+        self._wire.write = writer.write
         after_s = limits.last_request_s if was_last else limits.half_closed_s
-        self._arm(after_s, self._give_up_half_closed)
+        self._arm(after_s, writer.give_up)
         return True
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_reading()
+        self._reading.begin()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_watching()
+        self._reading.end()
 
     # What the parser calls.
 
@@ -143,16 +150,16 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head = None
-        self._crowd.is_served(self)
+        self._others.note_request(self)
         if not self.cycle.response_complete:
             self.cycle.more_body = False
             self.cycle.message_event.set()
 
-    # What a cycle, uvicorn's timer and the crowd call.
+    # What a cycle, uvicorn's timer and the open connections call.
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        self._crowd.is_waited_for(self)
+        self._others.note_answer(self)
         if self._lingering is not None or self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -249,7 +256,7 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
                 return
         self.transport.write(self._answer(error))
-        self._crowd.is_waited_for(self)
+        self._others.note_answer(self)
         self._linger()
 
     def _turn_away(self, *, silently: bool = False) -> None:
@@ -260,12 +267,7 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        response = error.response()
-        response.headers["connection"] = "close"
-        response.headers["x-request-id"] = secrets.token_hex(16)
-        headers = [*self.server_state.default_headers, *response.raw_headers]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))
+        return refusal_bytes(error, self.server_state.default_headers)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""
@@ -283,7 +285,7 @@ class Connection(HttpToolsProtocol):
             self.transport.write_eof()
 
     def _close(self) -> None:
-        self._watch_reading()
+        self._reading.begin()
         self.transport.close()
 
     def _give_up_head(self) -> None:
@@ -291,30 +293,6 @@ class Connection(HttpToolsProtocol):
             self._refuse(ApiError(408, "HTTP request: its head never ended", code="head_timeout"))
         else:
             self.transport.close()
-
-    def _write_half_closed(self, data: bytes) -> None:
-        """The first write to a client that is gone succeeds, and ends the connection; the second
-        is proof that it reads."""
-        self._num_half_closed_writes += 1
-        self.transport.write(data)
-
-    def _give_up_half_closed(self) -> None:
-        if self._num_half_closed_writes < 2:
-            self.transport.abort()
-
-    def _watch_reading(self, left: int | None = None) -> None:
-        """Cuts off a client that takes nothing of what is `left` for it."""
-        now_left = self.transport.get_write_buffer_size()
-        if left is not None and now_left >= left:
-            self.transport.abort()
-            return
-        self._stop_watching()
-        after_s = self._limits.write_timeout_s
-        self._stuck = self.loop.call_later(after_s, self._watch_reading, now_left)
-
-    def _stop_watching(self) -> None:
-        if self._stuck is not None:
-            self._stuck.cancel()
 
     def _arm(self, after_s: float, what: Callable[[], None]) -> None:
         self._disarm()

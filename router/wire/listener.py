@@ -13,8 +13,8 @@ from starlette.types import ASGIApp
 from protocol.process.metrics import RouterMetrics
 from protocol.process.run import Shutdown
 from router.wire.connection import Connection
-from router.wire.crowd import Crowd
 from router.wire.limits import ConnectionLimits
+from router.wire.open_connections import OpenConnections
 
 log = logging.getLogger("baton.http")
 
@@ -31,8 +31,8 @@ class HttpServer(uvicorn.Server):
         max_connections: int,
         drain_s: float,
     ) -> None:
-        crowd = Crowd(max_connections=max_connections)
-        protocol = partial(Connection, crowd=crowd, limits=limits, metrics=metrics)
+        others = OpenConnections(max_connections=max_connections)
+        protocol = partial(Connection, others=others, limits=limits, metrics=metrics)
         config = uvicorn.Config(
             app,
             http=cast(Any, protocol),

@@ -12,45 +12,45 @@ log = logging.getLogger("baton.http")
 _SECONDS_BETWEEN_WARNINGS = 10.0
 
 
-class Guest(Protocol):
+class OpenConnection(Protocol):
     def make_room(self) -> None:
         """Close, now: you let us wait the longest."""
 
 
-class Crowd:
+class OpenConnections:
     """Not thread-safe: one event loop owns it."""
 
     def __init__(self, *, max_connections: int) -> None:
         self._max_connections = max_connections
-        self._inside: set[Guest] = set()
-        self._waited_for: dict[Guest, None] = {}  # the longest waiting first
+        self._open: set[OpenConnection] = set()
+        self._waited_for: dict[OpenConnection, None] = {}  # the longest waiting first
         self._warned_at = float("-inf")
 
-    def enter(self, guest: Guest) -> bool:
-        """Whether there is room, perhaps made by another. If not, the guest must leave at once."""
-        if len(self._inside) >= self._max_connections:
+    def admit(self, connection: OpenConnection) -> bool:
+        """Whether there is room, perhaps made by another. If not, it must close at once."""
+        if len(self._open) >= self._max_connections:
             self._warn()
             slowest = next(iter(self._waited_for), None)
             if slowest is None:
                 return False
-            self.leave(slowest)
+            self.forget(slowest)
             slowest.make_room()
-        self._inside.add(guest)
-        self._waited_for[guest] = None
+        self._open.add(connection)
+        self._waited_for[connection] = None
         return True
 
-    def is_served(self, guest: Guest) -> None:
+    def note_request(self, connection: OpenConnection) -> None:
         """Its request is complete: the next word is ours."""
-        self._waited_for.pop(guest, None)
+        self._waited_for.pop(connection, None)
 
-    def is_waited_for(self, guest: Guest) -> None:
+    def note_answer(self, connection: OpenConnection) -> None:
         """The next word is the client's."""
-        if guest in self._inside:
-            self._waited_for.setdefault(guest)
+        if connection in self._open:
+            self._waited_for.setdefault(connection)
 
-    def leave(self, guest: Guest) -> None:
-        self._inside.discard(guest)
-        self._waited_for.pop(guest, None)
+    def forget(self, connection: OpenConnection) -> None:
+        self._open.discard(connection)
+        self._waited_for.pop(connection, None)
 
     def _warn(self) -> None:
         now = time.monotonic()
