@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 from support.api import HI, MODEL, Bench
 from support.eventually import soon
-from support.raw_http import connected, exchange
+from support.raw_http import CHAT, HEALTH, connected, exchange, post
 
 from router.settings import RouterSettings
 from router.wire.limits import ConnectionLimits
 
 pytestmark = pytest.mark.anyio
 BODY = json.dumps({"model": MODEL, "messages": HI}).encode()
-CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
-HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-WHOLE = CHAT + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
-LAST = WHOLE.replace(b"Host", b"Connection: close\r\nHost", 1)
+WHOLE, LAST = post(body=BODY), post(b"Connection: close", body=BODY)
 
 
 async def test_a_client_that_says_it_is_its_last_request_may_wait_long_for_it(

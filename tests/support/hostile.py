@@ -14,10 +14,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from support.raw_http import Raw, connected
+from support.raw_http import CHAT, HEALTH, Raw, connected, post
 
 ODD_REQUESTS = 170
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 HI = [{"role": "user", "content": "hi"}]
 FIELDS = (
     "messages", "model", "n", "stop", "seed", "stream", "logit_bias", "max_tokens", "temperature",
@@ -28,11 +27,7 @@ VALUES: tuple[object, ...] = (
     ["a"] * 1000, [1] * 1000, {"a": {"a": {}}}, HI, [{"role": "user"}],
     [{"role": 1, "content": []}],
 )  # fmt: skip
-OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
-
-
-def post(body: bytes, *, headers: bytes = b"") -> bytes:
-    return HEAD + headers + b"Content-Length: %d\r\n\r\n" % len(body) + body
+OFFER = (b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk")
 
 
 def chat(**fields: object) -> bytes:
@@ -56,13 +51,13 @@ class Crowd:
     async def words(self) -> None:
         """One word of 8 MB, as a message and as a prompt."""
         word = "a" * ((8 << 20) - 200)
-        await self.ask(post(chat(messages=[{"role": "user", "content": word}])))
+        await self.ask(post(body=chat(messages=[{"role": "user", "content": word}])))
         body = json.dumps({"model": "fake", "prompt": word}).encode()
-        await self.ask(post(body).replace(b"/chat", b"", 1))
+        await self.ask(post(body=body).replace(b"/chat", b"", 1))
 
     async def ones(self) -> None:
         body = b'{"model":"fake","messages":[' + b"1," * (2 << 20)
-        await self.ask(post(body[:-1] + b"]}"))
+        await self.ask(post(body=body[:-1] + b"]}"))
 
     async def headers(self) -> None:
         """100 MB of them, or as many as are taken."""
@@ -82,8 +77,8 @@ class Crowd:
         for _ in range(5):
             client = socket.create_connection((host, int(port)))
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.sendall(post(chat(stream=True, max_tokens=200)))
-            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 50)
+            client.sendall(post(body=chat(stream=True, max_tokens=200)))
+            client.sendall(HEALTH.replace(b"/health", b"/metrics") * 50)
             silent.append(client)
         await asyncio.sleep(0.3)
         for client in silent:
@@ -91,10 +86,10 @@ class Crowd:
 
     async def leavers(self) -> None:
         """Half a body, a closed side, an offer to upgrade, and gone in the middle of each."""
-        whole = post(chat(stream=True), headers=OFFER)
+        whole = post(*OFFER, body=chat(stream=True))
         await self.ask(whole)
-        await self.ask(post(chat()), half_close=True)
-        for cut in (5, len(HEAD), len(whole) - 3, len(whole)):
+        await self.ask(post(body=chat()), half_close=True)
+        for cut in (5, len(CHAT), len(whole) - 3, len(whole)):
             async with connected(self.url) as client:
                 client.send(whole[:cut])
                 await client.writer.drain()
@@ -120,24 +115,24 @@ class Crowd:
         match choose.randrange(5):
             case 0:
                 fields = {name: choose.choice(VALUES) for name in choose.sample(FIELDS, 2)}
-                return post(chat(**fields))
+                return post(body=chat(**fields))
             case 1:
-                return post(choose.randbytes(choose.randrange(1, 3000)))
+                return post(body=choose.randbytes(choose.randrange(1, 3000)))
             case 2:
                 path = "".join(chr(choose.randrange(33, 127)) for _ in range(choose.randrange(40)))
                 method = choose.choice(("GET", "HEAD", "PUT", "OPTIONS", "TRACE"))
                 return f"{method} /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
             case 3:  # one byte of a good one changed; the end of its head is kept
-                sent = bytearray(post(chat()))
-                sent[choose.randrange(len(HEAD) - 2)] = choose.randrange(256)
+                sent = bytearray(post(body=chat()))
+                sent[choose.randrange(len(CHAT) - 2)] = choose.randrange(256)
                 return bytes(sent) + b"\r\n\r\n"
             case _:
-                return post(chat(**{choose.choice(FIELDS): "x" * choose.randrange(20_000)}))
+                return post(body=chat(**{choose.choice(FIELDS): "x" * choose.randrange(20_000)}))
 
 
 async def _send_headers(client: Raw) -> None:
     with suppress(OSError):
-        client.send(HEAD)
+        client.send(CHAT)
         for _ in range(100):
             client.send(b"X-Header: y\r\n" * (1_000_000 // 13))
             await client.writer.drain()

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 PATIENCE_S = 20.0
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+
+def post(*headers: bytes, body: bytes) -> bytes:
+    """A chat."""
+    lines = b"".join(header + b"\r\n" for header in headers)
+    return CHAT + lines + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """`python -m router` as a process, before fake workers that live in the test's."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -11,19 +12,27 @@ from pathlib import Path
 import httpx
 from support.eventually import soon
 from support.fake_worker import Act, Fabric, FakeWorker
+from support.processes import ROOT
 from support.redis_server import RedisServer, free_port
 
 from protocol.membership import Membership
 from protocol.messages import Role
 from protocol.store import Store
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = list(range(5, 45))
 
 
 def command(model: Path, *, redis: str, port: int, flags: Sequence[str] = ()) -> list[str]:
     flags = ("--model", str(model), "--redis", redis, "--port", str(port), *flags)
     return [sys.executable, "-m", "router", *flags]
+
+
+def ended(words: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """A process that ends by itself."""
+    return subprocess.run(
+        words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, **env},
+    )  # fmt: skip
 
 
 def started(words: list[str]) -> subprocess.Popen[bytes]:

@@ -1,8 +1,11 @@
-"""Checkpoints that system tests share."""
+"""Checkpoints and a Redis that system tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.checkpoints import write_checkpoint
+from support.redis_server import RedisServer, redis_server
 
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -22,3 +25,15 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "small"
     make_checkpoint(path, Shape(hidden=128, layers=3, mlp=256, vocab=1024, context=2048))
     return path
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Of no weights: for fake workers."""
+    return write_checkpoint(tmp_path / "fake")

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from support.checkpoints import write_checkpoint
 from support.eventually import soon
 from support.processes import ROOT
 from support.redis_server import redis_server
@@ -23,11 +22,6 @@ pytestmark = pytest.mark.system
 PACE_S, TOKENS = 0.025, 100
 """Of the good client's stream: 40 tokens a second, as of a large model."""
 MiB = 1 << 20
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "fake")
 
 
 @asynccontextmanager

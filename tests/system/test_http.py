@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from support import raw_http
 from support.checkpoints import write_checkpoint
-from support.raw_http import Answer, connected, exchange
+from support.raw_http import CHAT, Answer, connected, exchange
 from support.redis_server import redis_server
 from support.router_process import deployed
 
@@ -21,7 +22,6 @@ ASKED = {
 }
 BODY = json.dumps(ASKED).encode()
 STREAM = json.dumps(ASKED | {"stream": True}).encode()
-CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 
 @pytest.fixture
@@ -37,8 +37,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def post(*headers: bytes, body: bytes = BODY) -> bytes:
-    lines = b"".join(header + b"\r\n" for header in headers)
-    return CHAT + lines + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    return raw_http.post(*headers, body=body)
 
 
 def chunked(*headers: bytes, body: bytes = BODY, size: int = 7, tail: bytes = b"\r\n") -> bytes:

@@ -4,33 +4,20 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from support.checkpoints import write_checkpoint
 from support.eventually import eventually, soon
-from support.processes import process
+from support.processes import ROOT, process
 from support.raw_http import connected
-from support.redis_server import RedisServer, free_port, redis_server
-from support.router_process import ROOT, command, deployment
+from support.redis_server import RedisServer, free_port
+from support.router_process import command, deployment, ended
 
 from router.settings import RouterSettings
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "fake")
 
 
 def test_silent_connections_take_no_descriptor_that_a_worker_needs(
@@ -72,17 +59,9 @@ def test_a_key_without_a_key_in_it_is_refused(key: str) -> None:
 
 
 def test_a_key_of_nothing_is_no_open_door(model: Path) -> None:
-    ended = subprocess.run(
-        command(model, redis="redis://127.0.0.1:1", port=0),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "BATON_API_KEY": " , "},
-    )
-    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
-    assert ended.stderr.startswith("router: api_key: ") and "holds no key" in ended.stderr
+    over = ended(command(model, redis="redis://127.0.0.1:1", port=0), BATON_API_KEY=" , ")
+    assert (over.returncode, len(over.stderr.splitlines())) == (2, 1)
+    assert over.stderr.startswith("router: api_key: ") and "holds no key" in over.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,34 +6,21 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints import write_checkpoint
 from support.eventually import soon
 from support.fake_worker import Act, expected
-from support.redis_server import RedisServer, redis_server
-from support.router_process import PROMPT, ROOT, command, deployment
+from support.redis_server import RedisServer
+from support.router_process import PROMPT, command, deployment, ended
 
 from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
 FILES = resource.RLIMIT_NOFILE
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "fake")
 
 
 def run(test: Coroutine[None, None, None]) -> None:
@@ -130,17 +117,10 @@ def test_sigterm_ends_running_requests_well_and_exits_0(redis: RedisServer, mode
 def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
     flags: tuple[str, ...], code: int, line: str, model: Path
 ) -> None:
-    ended = subprocess.run(
-        [*command(model, redis="redis://127.0.0.1:1", port=0), *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == code
-    assert ended.stderr.splitlines()[-1].startswith(line)
-    assert "Traceback" not in ended.stderr
+    over = ended([*command(model, redis="redis://127.0.0.1:1", port=0), *flags])
+    assert over.returncode == code
+    assert over.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in over.stderr
 
 
 @pytest.mark.parametrize(
@@ -156,29 +136,15 @@ def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
     content: dict[str, Any], flags: tuple[str, ...], code: int, says: str, model: Path
 ) -> None:
     (model / "generation_config.json").write_text(json.dumps(content))
-    ended = subprocess.run(
-        [*command(model, redis="redis://127.0.0.1:1", port=0), *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == code
-    assert says in ended.stderr
-    assert ("sampling defaults" in ended.stderr) == (says.startswith('"temp'))
+    over = ended([*command(model, redis="redis://127.0.0.1:1", port=0), *flags])
+    assert over.returncode == code
+    assert says in over.stderr
+    assert ("sampling defaults" in over.stderr) == (says.startswith('"temp'))
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:
-    ended = subprocess.run(
-        command(model, redis=redis.url, port=redis.port),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr == (
+    over = ended(command(model, redis=redis.url, port=redis.port))
+    assert over.returncode == 2
+    assert over.stderr == (
         f"router: port: cannot listen on 127.0.0.1:{redis.port}: Address already in use\n"
     )
