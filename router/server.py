@@ -102,7 +102,6 @@ def _build(
     settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-
     resolver = Resolver()
 
     def connect(registration: Registration) -> WorkerLink:
@@ -127,8 +126,22 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
+    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics)
+    gc.collect()
+    gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
+    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
+
+
+def _runtime(
+    settings: RouterSettings,
+    tokenizer: Tokenizer,
+    defaults: SamplingDefaults,
+    dispatcher: Dispatcher,
+    cluster: LocalCluster,
+    metrics: RouterMetrics,
+) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
-    runtime = Runtime(
+    return Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
         dispatcher=dispatcher,
@@ -146,9 +159,6 @@ def _build(
         sampling_defaults=defaults,
         tokenize_threads=settings.tokenize_threads,
     )
-    gc.collect()
-    gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
 
 
 def _http_server(settings: RouterSettings, runtime: Runtime, *, max_connections: int) -> HttpServer:

@@ -36,29 +36,7 @@ OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 def create_app(runtime: Runtime) -> FastAPI:
     """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
-    limits = runtime.limits
-    several = len(runtime.api_keys) > 1
-    seats, bodies = limits.max_in_flight, limits.max_bodies_bytes
-    state = AppState(
-        runtime=runtime,
-        seats=Stock(
-            seats,
-            client_size=-(-seats * 3 // 4) if several else seats,
-            what="requests in flight",
-            retry_after_s=limits.retry_after_s,
-        ),
-        bodies=Stock(
-            bodies,
-            client_size=max(bodies // 2, limits.max_body_bytes),
-            what="bytes of request bodies",
-            retry_after_s=limits.retry_after_s,
-        ),
-        large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
-        trimming=Trimming(),
-        tokenize_threads=ThreadPoolExecutor(
-            runtime.tokenize_threads, thread_name_prefix="tokenize"
-        ),
-    )
+    state = _app_state(runtime)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -81,6 +59,32 @@ def create_app(runtime: Runtime) -> FastAPI:
     _add_tokens(app, state)
     _add_operations(app, runtime)
     return app
+
+
+def _app_state(runtime: Runtime) -> AppState:
+    limits = runtime.limits
+    several = len(runtime.api_keys) > 1
+    seats, bodies = limits.max_in_flight, limits.max_bodies_bytes
+    return AppState(
+        runtime=runtime,
+        seats=Stock(
+            seats,
+            client_size=-(-seats * 3 // 4) if several else seats,
+            what="requests in flight",
+            retry_after_s=limits.retry_after_s,
+        ),
+        bodies=Stock(
+            bodies,
+            client_size=max(bodies // 2, limits.max_body_bytes),
+            what="bytes of request bodies",
+            retry_after_s=limits.retry_after_s,
+        ),
+        large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
+        trimming=Trimming(),
+        tokenize_threads=ThreadPoolExecutor(
+            runtime.tokenize_threads, thread_name_prefix="tokenize"
+        ),
+    )
 
 
 def _add_generation(app: FastAPI, state: AppState) -> None:
