@@ -13,13 +13,7 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from controlplane.cli.http import (
-    HttpSettings,
-    RouterUnreachable,
-    chat_body,
-    refusal,
-    stream_event,
-)
+from controlplane.cli.http import HttpSettings, RouterUnreachable, chat_body, refusal, stream_event
 from protocol.errors import BatonError
 
 Message = dict[str, str]

@@ -16,12 +16,7 @@ from controlplane.local.child import Child, ChildFailed, ChildSpec, OnChildEvent
 from controlplane.local.embedded_redis import EmbeddedRedis
 from controlplane.local.ports import free_port, free_ports
 from controlplane.local.settings import UpFlags, UpSettings
-from controlplane.local.specs import (
-    gpu_share,
-    router_spec,
-    worker_names,
-    worker_specs,
-)
+from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
 from controlplane.local.watch import Answers, http_answers, watch
 from protocol.errors import StoreError
 from protocol.process.machine import usable_cores

@@ -1,4 +1,4 @@
-"""Of every family: tokens after a hand-over are those of one engine that did it all.
+"""Of every kind of cache: tokens after a hand-over are those of one engine that did it all.
 
 A real prefill engine and a real decode engine, each with a pool of its own, blocks moved over
 shared memory, windows and sinks included. transformers is the oracle of the one engine
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from support.eventually import eventually
 from support.hand_over import DecodeSide, PrefillSide, Side
-from support.wrapped_shapes import ALL, write_shape
+from support.wrapped_shapes import OF_CACHES, write_shape
 
 from engine.checkpoint.load import load_model
 from engine.models.model import Model
@@ -22,7 +22,7 @@ FOLLOW_UP = PROMPT[:64] + [1 + (i * 7) % 500 for i in range(27)]
 """Shares four blocks of 16 with the first prompt."""
 
 
-@pytest.fixture(scope="module", params=ALL)
+@pytest.fixture(scope="module", params=OF_CACHES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     path = tmp_path_factory.mktemp(request.param)
     write_shape(path, request.param)

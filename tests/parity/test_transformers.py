@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.forwards import chunk, logits, pool_for, split_logits, step
 from support.reference import reference
-from support.wrapped_shapes import ALL, write_shape
+from support.wrapped_shapes import ALL, OF_CACHES, write_shape
 from torch import Tensor
 
 from engine.checkpoint.load import load_model
@@ -129,6 +129,7 @@ def test_bfloat16_logits_are_near_those_of_transformers_in_float32(case: Case) -
     assert case.rows_off(got_TV, TOLERANCE_BF16) <= allowed
 
 
+@pytest.mark.parametrize("case", OF_CACHES, indirect=True, scope="module")
 def test_greedy_text_of_64_tokens_equals_that_of_transformers(case: Case) -> None:
     model = load_model(case.path, dtype="float32")
     blocks = Blocks(model)

@@ -112,10 +112,21 @@ _LATER = {
     "stablelm", "phimoe-long-window-stacked",
 }  # fmt: skip
 """Like another in most: for the long tests."""
-ALL = [
-    pytest.param(name, marks=pytest.mark.long if name in _LATER else ())
-    for name in (*SHAPES, *WRAPPED)
-]
+_CACHED_AS_ANOTHER = {
+    "gemma", "olmo3", "seed-oss", "ministral", "granite-moe", "granite-moe-shared", "granite-4",
+    "glm4", "cohere-norms-of-heads", "starcoder2", "stablelm-parallel-norms-of-heads", "mistral3",
+    "qwen2.5-vl", "qwen3-vl",
+}  # fmt: skip
+"""Their KV, windows and ropes are another's: for the long tests of what moves or grows a cache."""
+
+
+def _all(*, long: set[str]) -> list[Any]:
+    names = (*SHAPES, *WRAPPED)
+    return [pytest.param(name, marks=pytest.mark.long if name in long else ()) for name in names]
+
+
+ALL = _all(long=_LATER)
+OF_CACHES = _all(long=_LATER | _CACHED_AS_ANOTHER)
 
 
 def write_shape(path: Path, name: str) -> Shape:
