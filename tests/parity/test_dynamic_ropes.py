@@ -10,6 +10,7 @@ are shared only where their keys were turned alike.
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ from tools.make_checkpoint import Shape, make_checkpoint
 
 TOLERANCE = 1e-4
 ORIGINAL = 64
-SHAPE = Shape(context=ORIGINAL, rope={"rope_type": "dynamic", "factor": 4.0})
+ROPE = {"rope_type": "dynamic", "factor": 4.0}
+SHAPE = Shape(context=ORIGINAL, rope=ROPE)
 NUM_TOKENS = 24
 """More than those from the shorter prompts to the original length."""
 
@@ -36,6 +38,14 @@ NUM_TOKENS = 24
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("dynamic")
     make_checkpoint(path, SHAPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def steep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Answers several times as long as the original: the base grows much."""
+    path = tmp_path_factory.mktemp("steep")
+    make_checkpoint(path, Shape(context=16, rope={"rope_type": "dynamic", "factor": 16.0}))
     return path
 
 
@@ -76,11 +86,13 @@ def of_transformers(path: Path, prompt: Sequence[int], forced: Sequence[int] = (
     return torch.cat(parts)
 
 
-def said_by_transformers(path: Path, prompt: Sequence[int]) -> list[int]:
+def said_by_transformers(
+    path: Path, prompt: Sequence[int], *, num_tokens: int = NUM_TOKENS
+) -> list[int]:
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         said = reference(path).generate(
-            torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None
+            torch.tensor([prompt]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None
         )
     return list(said[0, len(prompt) :].tolist())
 
@@ -91,9 +103,8 @@ def error(got_TV: Tensor, expected_TV: Tensor) -> float:
 
 
 def ours(model: Model, token_ids: Sequence[int], sizes: Sequence[int], num_prompt: int) -> Tensor:
-    return split_logits(
-        model, pool_for(model), token_ids, sizes=sizes, first_block=63, num_prompt=num_prompt
-    )
+    pool = pool_for(model, num_blocks=256)
+    return split_logits(model, pool, token_ids, sizes=sizes, first_block=255, num_prompt=num_prompt)
 
 
 @pytest.mark.parametrize("length", [40, ORIGINAL, ORIGINAL + 1, 100, 256])
@@ -110,6 +121,32 @@ def test_within_the_original_every_bit_is_of_the_default_rope(path: Path, tmp_pa
     ids = tokens(ORIGINAL)
     got, default = (load_model(one, dtype="float32", native=False) for one in (path, tmp_path))
     assert torch.equal(*(ours(one, ids, [50, *[1] * 14], 50) for one in (got, default)))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(Shape(family="qwen3", head_dim=16, rope=ROPE | {"factor": 1.5}), id="qwen3"),
+        pytest.param(
+            Shape(family="stablelm", hidden=128, rope=ROPE | {"partial_rotary_factor": 0.25}),
+            id="a-share-of-the-dims",
+        ),
+        pytest.param(
+            Shape(
+                family="gemma3_text", head_dim=32, layers=7, window=20, rope_theta=1e6, rope=ROPE,
+                legacy_rope=True,
+            ),
+            id="beside-a-default-rope",
+        ),
+    ],
+)  # fmt: skip
+def test_other_families_equal_transformers(tmp_path: Path, shape: Shape) -> None:
+    make_checkpoint(tmp_path, replace(shape, context=ORIGINAL))
+    model, ids = load_model(tmp_path, dtype="float32"), tokens(92)
+    for length in (60, 80):
+        expected_TV = of_transformers(tmp_path, ids[:length], ids[length:])
+        got_TV = ours(model, ids, [50, 30, *[1] * 12], length)
+        assert error(got_TV, expected_TV) < TOLERANCE
 
 
 @pytest.mark.parametrize("length", [50, ORIGINAL, 80])
@@ -174,16 +211,26 @@ def test_blocks_of_generated_tokens_serve_a_retry_and_no_prompt_that_holds_them(
     assert side.admissions[turn].num_cached_tokens == 0
 
 
-@pytest.mark.parametrize("num_blocks", [15, 17], ids=["within-the-original", "beyond-it"])
-def test_a_preempted_sequence_goes_on_as_transformers(path: Path, num_blocks: int) -> None:
-    """The one that came last, when the first or the second takes a block too many."""
-    prompts = {"longer": tokens(90, odd=80), "older": tokens(50), "newer": tokens(50, odd=40)}
-    model = load_model(path, dtype="float32")
-    with closing(greedy(Side(model, num_blocks=num_blocks))) as side:
+def test_another_worker_goes_on_as_transformers(steep: Path) -> None:
+    """It computes prompt and given tokens anew, and turns each as the first worker did."""
+    prompt = tokens(12)
+    said = said_by_transformers(steep, prompt, num_tokens=60)
+    for num_given in (3, 5, 33, 57):
+        with closing(greedy(Side(load_model(steep, dtype="float32")))) as side:
+            given = said[:num_given]
+            sequence = side.submit("retry", prompt, num_tokens=60, generated=given)
+            assert side.answer(sequence) == said[num_given:]
+
+
+def test_a_preempted_sequence_goes_on_as_transformers(steep: Path) -> None:
+    prompts = {"longer": tokens(40, odd=30), "older": tokens(12), "newer": tokens(12, odd=10)}
+    model = load_model(steep, dtype="float32")
+    with closing(greedy(Side(model, num_blocks=11))) as side:
         for name, prompt in prompts.items():
-            side.submit(name, prompt, num_tokens=NUM_TOKENS)
+            side.submit(name, prompt, num_tokens=60)
         for name, prompt in prompts.items():
-            assert side.answer(SequenceId(name)) == said_by_transformers(path, prompt), name
+            said = side.answer(SequenceId(name))
+            assert said == said_by_transformers(steep, prompt, num_tokens=60), name
         eventually(lambda: side.engine.stats().num_preempted > 0)
 
 
