@@ -23,6 +23,8 @@ class RequestContext:
     """Since when nobody could take it; None while someone has it."""
     alone_until: float = 0.0
     """Until when it waits for workers that have nobody else; 0.0 while it is no suspect."""
+    num_condemned: int = 0
+    """Times that the same request had been condemned when this one came."""
     num_lost: int = 0
     num_pauses: int = 0
     """Waits so far because every worker was full."""

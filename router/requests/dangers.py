@@ -14,15 +14,16 @@ NUM_KEPT = 1_000
 
 class Dangers:
     def __init__(self) -> None:
-        self._seen: OrderedDict[int, None] = OrderedDict()
+        self._seen: OrderedDict[int, int] = OrderedDict()
 
     def add(self, request: GenerationRequest) -> None:
-        self._seen[_content(request)] = None
+        self._seen[_content(request)] = self.num_times(request) + 1
         while len(self._seen) > NUM_KEPT:
             self._seen.popitem(last=False)
 
-    def __contains__(self, request: GenerationRequest) -> bool:
-        return bool(self._seen) and _content(request) in self._seen
+    def num_times(self, request: GenerationRequest) -> int:
+        """That the same was added."""
+        return self._seen.get(_content(request), 0) if self._seen else 0
 
 
 def _content(request: GenerationRequest) -> int:

@@ -114,7 +114,9 @@ class Dispatcher:
         except BatonError as error:
             closing = str(error)
             if isinstance(error, Condemned):
-                log.error("request ends workers", extra={"request": context.routed.wire_id})
+                remedy = "report it with the last words of the workers it was on"
+                extra = {"request": context.routed.wire_id, "why": closing, "remedy": remedy}
+                log.error("request ends workers", extra=extra)
                 self._dangers.add(request)
             raise
         except (asyncio.CancelledError, GeneratorExit):
@@ -141,7 +143,8 @@ class Dispatcher:
         self._registry.open_mailbox(wire_id, mailbox)
         now = self._clock()
         context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
-        if request in self._dangers:
+        context.num_condemned = self._dangers.num_times(request)
+        if context.num_condemned:
             routed.num_suspected, context.alone_until = 1, now + APART_S
         return context, mailbox
 
@@ -203,6 +206,8 @@ class Dispatcher:
     async def _launch(self, context: RequestContext) -> None:
         """Begin the next attempt, waiting for a worker to come back if one was lost."""
         while True:
+            if self._dangers.num_times(context.request) > context.num_condemned:
+                raise Condemned("a request like it, sent beside it, was the end of two workers")
             placement = self._candidates.place_request(
                 context, self._registry.ready_workers(), now=self._clock()
             )

@@ -367,7 +367,6 @@ class _Job:
                 raise _Given
             case "break":
                 self._fail("broken", "the engine is broken: told to be")
-                self.worker.die()
                 raise _Given
             case "outgrow":
                 self._fail("too_long", "no room in the context")

@@ -437,6 +437,27 @@ def test_who_ends_worker_after_worker_ends_after_the_second_and_its_neighbours_g
     run(test)
 
 
+def test_of_many_copies_of_a_request_that_ends_workers_few_are_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As the choices of one request: both workers are lost with all of them, then two alone."""
+
+    async def ends(cluster: FakeCluster, name: str) -> None:
+        with pytest.raises(Condemned):
+            await collect(cluster, request(name=name, prompt=(DEADLY, 5, 6)))
+
+    async def test() -> None:
+        async with fake_cluster(decode=2, supervised=True) as cluster:
+            async with asyncio.TaskGroup() as tasks:
+                for i in range(12):
+                    tasks.create_task(ends(cluster, f"c{i}"), name=f"c{i}")
+            await soon(lambda: len(cluster.registry.ready_workers()) == 2)
+            await answers(cluster)
+
+    run(test)
+    assert 3 <= caplog.messages.count("worker gone") <= 6
+
+
 def test_a_worker_that_says_it_is_broken_is_lost_with_all_it_had() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("break", 0)]}
