@@ -90,7 +90,7 @@ def stretched(rope: Rope, freq_R: Tensor, reaches_T: Tensor) -> Tensor:
     dim = 2 * freq_R.shape[0]
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=freq_R.device) / dim
     growth_T = rope.factor * reaches_T / rope.original_max_tokens - (rope.factor - 1)
-    theta_T = rope.theta * growth_T.clamp(min=1) ** (dim / (dim - 2))
+    theta_T = rope.theta * growth_T ** (dim / (dim - 2))
     beyond_T1 = (reaches_T > rope.original_max_tokens)[:, None]
     return torch.where(beyond_T1, 1.0 / theta_T[:, None] ** exponents, freq_R)
 
