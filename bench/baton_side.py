@@ -51,6 +51,7 @@ class BatonSide:
             generations=[0] * NUM_BLOCKS,
             observer=self._clockwork,
             windows=[group.window for group in model.config.kv_groups],
+            dynamic_after=model.config.dynamic_after,
         )
         self._engine.start()
 

@@ -47,6 +47,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     allowed: bytes | None = None
     """A byte for each id of the vocabulary, 0 where it may not be the token sampled; None: all
     may. What a grammar says; penalties, bias and bans come after it."""
+    num_prompt: int = 0
+    """Tokens of the whole prompt, which a dynamic rope turns all of them for."""
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
     adapter: AdapterId | None = None

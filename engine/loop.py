@@ -66,10 +66,12 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         check: bool = False,
         windows: Seq[Window] = (None,),
+        dynamic_after: int | None = None,
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
-        `windows` are those of the KV groups. Raises ValueError for another number of groups than
-        the runner's layout has, fewer blocks than groups, or a runner deeper than STEPS_AHEAD."""
+        `windows` are those of the KV groups, `dynamic_after` the model's. Raises ValueError for
+        another number of groups than the runner's layout has, fewer blocks than groups, or a runner
+        deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
         self._runner = runner
         self._observer = observer
@@ -77,8 +79,9 @@ class Engine:
         self._check = check
         blocks = BlockAllocator(runner.num_blocks, generations=generations)
         self._cache = PrefixCache(
-            blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows
-        )
+            blocks, block_tokens=runner.layout.block_tokens, compat=compat, windows=windows,
+            dynamic_after=dynamic_after,
+        )  # fmt: skip
         self._scheduler = Scheduler(cache=self._cache, limits=limits, eos_token_ids=eos_token_ids)
         self._reporter = Reporter(
             observer, scheduler=self._scheduler, cache=self._cache, generations=generations,
@@ -189,7 +192,10 @@ class Engine:
 
     def _accept(self, submission: Submission, submitted_at: float) -> None:
         adapter, lent = submission.adapter or "", submission.mode is Mode.HANDOVER
-        table = BlockTable(self._cache, salt=submission.salt, adapter=adapter, lent=lent)
+        table = BlockTable(
+            self._cache, salt=submission.salt, adapter=adapter, lent=lent,
+            num_prompt=len(submission.prompt),
+        )  # fmt: skip
         self._scheduler.submit(
             Sequence(
                 id=submission.id,

@@ -15,11 +15,20 @@ import xxhash
 from protocol.ids import BlockHash
 
 
-def chain_seed(*, compat: str, adapter: str = "", salt: str = "") -> BlockHash:
-    """The hash "before" the first block. Lengths keep ("a", "bc") apart from ("ab", "c")."""
-    parts = [part.encode() for part in (compat, adapter, salt)]
+def chain_seed(*, compat: str, adapter: str = "", salt: str = "", reach: int = 0) -> BlockHash:
+    """The hash "before" the first block, `reach` as of `prompt_reach`. Lengths keep ("a", "bc")
+    apart from ("ab", "c")."""
+    named = (compat, adapter, salt, str(reach)) if reach else (compat, adapter, salt)
+    parts = [part.encode() for part in named]
     packed = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
     return BlockHash(xxhash.xxh3_128_digest(packed))
+
+
+def prompt_reach(num_prompt: int, *, dynamic_after: int | None) -> int:
+    """What the KV of a prompt and of all that follows depends on beside the tokens: the prompt's
+    length where a dynamic rope turns its keys by it, beyond `dynamic_after` tokens; else 0. Other
+    keys are turned by their place alone."""
+    return num_prompt if dynamic_after is not None and num_prompt > dynamic_after else 0
 
 
 def next_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:

@@ -174,6 +174,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     num_blocks: int
     max_context_tokens: int
     transports: tuple[str, ...]
+    dynamic_after: int | None = None
+    """As of `protocol.blocks.prompt_reach`."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):

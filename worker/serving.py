@@ -149,6 +149,7 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
         generations=cast(MutableSequence[int], model.memory.generations),
         observer=observer,
         windows=assembly.windows,
+        dynamic_after=assembly.config.dynamic_after,
     )
 
 
@@ -167,4 +168,5 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         num_blocks=assembly.runner.num_blocks,
         max_context_tokens=parts.engine.max_context_tokens,
         transports=parts.model.transports,
+        dynamic_after=assembly.config.dynamic_after,
     )

@@ -20,10 +20,14 @@ class BlockTable:
         "num_slots",
     )  # fmt: skip
 
-    def __init__(self, cache: PrefixCache, *, salt: str, adapter: str = "", lent: bool) -> None:
+    def __init__(
+        self, cache: PrefixCache, *, salt: str, adapter: str = "", num_prompt: int = 0, lent: bool
+    ) -> None:
         """`lent`: somebody may read the blocks under a lease, so they cannot move."""
         self.blocks: list[int] = []
-        self.chain: list[BlockHash] = [cache.seed(salt=salt, adapter=adapter)]
+        self.chain: list[BlockHash] = [
+            cache.seed(salt=salt, adapter=adapter, num_prompt=num_prompt)
+        ]
         """The first seeds the hash chain, `chain[i + 1]` is of token block i; grown as needed."""
         self.num_slots = 0
         """Tokens that its rows have room for."""

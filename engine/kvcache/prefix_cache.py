@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.windows import NO_BLOCK, KvGroups, Window
-from protocol.blocks import BlockChange, chain_seed, next_hash
+from protocol.blocks import BlockChange, chain_seed, next_hash, prompt_reach
 from protocol.ids import BlockHash
 
 Key = tuple[BlockHash, int]
@@ -87,10 +87,11 @@ class PrefixCache:
         block_tokens: int,
         compat: str,
         windows: Seq[Window] = (None,),
+        dynamic_after: int | None = None,
         tier: Tier | None = None,
     ) -> None:
-        """`windows`: of each KV group, those without one first; `tier` is asked before a block is
-        evicted."""
+        """`windows`: of each KV group, those without one first; `dynamic_after`: as of
+        `protocol.blocks.prompt_reach`; `tier` is asked before a block is evicted."""
         if blocks.num_blocks < len(windows):
             raise ValueError(
                 f"num_blocks is {blocks.num_blocks}; a token needs one in each of "
@@ -103,7 +104,7 @@ class PrefixCache:
         self.windowed = range(self.groups.num_whole, self.num_groups)
         """Groups with a window."""
         self.promises = Promises()
-        self._compat = compat
+        self._compat, self._dynamic_after = compat, dynamic_after
         self._tier = tier
         self._entries: dict[Key, Entry] = {}
         self._by_block: dict[int, Entry] = {}
@@ -121,9 +122,10 @@ class PrefixCache:
         """Of the available blocks, those that nobody was promised."""
         return self.num_available - self.promises.num_unused
 
-    def seed(self, *, salt: str, adapter: str = "") -> BlockHash:
-        """Where the hash chains of one tenant and adapter begin."""
-        return chain_seed(compat=self._compat, salt=salt, adapter=adapter)
+    def seed(self, *, salt: str, adapter: str = "", num_prompt: int = 0) -> BlockHash:
+        """Where the hash chains of one tenant and adapter begin, for prompts of that length."""
+        reach = prompt_reach(num_prompt, dynamic_after=self._dynamic_after)
+        return chain_seed(compat=self._compat, salt=salt, adapter=adapter, reach=reach)
 
     def match(
         self, chain: list[BlockHash], tokens: Tokens, *, max_tokens: int, resume_at: int = 0

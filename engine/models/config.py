@@ -19,7 +19,7 @@ from engine.models.families.family import BiasRule, Family, Norms, ParallelRule,
 from engine.models.families.table import FAMILIES
 from engine.models.families.wrappers import WRAPPERS
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
-from engine.models.rope import FOLLOWING, QueryGrowth, Rope
+from engine.models.rope import QueryGrowth, Rope
 from engine.models.rope_config import read_query_growth, unread_rope_keys
 from engine.ops.contract import Activation
 from protocol.layout import KvDtype, KvLayout
@@ -97,9 +97,16 @@ class ModelConfig:
         return tuple(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
 
     @property
+    def dynamic_after(self) -> int | None:
+        """Tokens that a prompt may have before its length turns its keys (dynamic ropes); None: it
+        never does."""
+        dynamic = [rope.original_max_tokens for rope in self.ropes if rope.kind == "dynamic"]
+        return min(dynamic, default=None)
+
+    @property
     def identity(self) -> bytes:
         """What KV depends on beside the weights: `source`, and what `max_model_len` chose."""
-        chosen = [(rope.theta, rope.dim_factors) for rope in self.ropes if rope.kind in FOLLOWING]
+        chosen = [rope.dim_factors for rope in self.ropes if rope.kind == "longrope"]
         return self.source + (repr(chosen).encode() if chosen else b"")
 
     @property

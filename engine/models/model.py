@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.kvcache.pool import KvPool
 from engine.models.config import ModelConfig
 from engine.models.parts import Parts, Turns
-from engine.models.rope import frequencies, rotations
+from engine.models.rope import Rope, frequencies, rotations, stretched
 from engine.ops.contract import Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
@@ -33,7 +33,7 @@ class Model:
     def __init__(self, config: ModelConfig, ops: Ops, parts: Parts) -> None:
         self.config, self.ops, self._parts = config, ops, parts
         self._ropes = [
-            (frequencies(rope, head_dim=config.head_dim).to(self.device), rope.attention_factor)
+            (rope, frequencies(rope, head_dim=config.head_dim).to(self.device))
             for rope in config.ropes
         ]
 
@@ -46,10 +46,15 @@ class Model:
         """Of the pools this model works with: that of its weights."""
         return self._parts.embedding_VK.dtype
 
+    @property
+    def takes_reaches(self) -> bool:
+        """Whether its inputs need `reaches_T`."""
+        return self.config.dynamic_after is not None
+
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
-        turns = self.turns(inputs.positions_T)
+        turns = self.turns(inputs)
         x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
         delta_TK: Tensor | None = None
         for layer in layers:
@@ -69,15 +74,12 @@ class Model:
             delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp)
         return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm))
 
-    def turns(self, positions_T: Tensor) -> Turns:
-        """What these positions do to the heads of every layer."""
+    def turns(self, inputs: ForwardInputs) -> Turns:
+        """What the tokens' places do to the heads of every layer."""
         growth = self.config.query_growth
         return Turns(
-            rotations=tuple(
-                rotations(freq_R, positions_T, attention_factor=factor)
-                for freq_R, factor in self._ropes
-            ),
-            growth_T1=None if growth is None else growth.at(positions_T),
+            rotations=tuple(_rotations(rope, freq_R, inputs) for rope, freq_R in self._ropes),
+            growth_T1=None if growth is None else growth.at(inputs.positions_T),
         )
 
     def _embedded(self, token_ids_T: Tensor) -> Tensor:
@@ -98,3 +100,10 @@ class Model:
             logits_RV = logits_RV / self.config.logits_divisor
         softcap = self.config.final_softcap
         return logits_RV if softcap is None else softcap * torch.tanh(logits_RV / softcap)
+
+
+def _rotations(rope: Rope, freq_R: Tensor, inputs: ForwardInputs) -> Tensor:
+    if rope.kind == "dynamic":
+        assert inputs.reaches_T is not None, "the model takes reaches"
+        freq_R = stretched(rope, freq_R, inputs.reaches_T)
+    return rotations(freq_R, inputs.positions_T, attention_factor=rope.attention_factor)

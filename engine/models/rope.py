@@ -1,8 +1,7 @@
 """Rotary position embedding: which kinds there are, and their frequencies.
 
-Follows transformers' modeling_rope_utils so that logits agree, but for one choice: frequencies
-never change with the length of a sequence, those of LongRoPE and dynamic scaling follow that of the
-context (docs/decisions/0011).
+Follows transformers' modeling_rope_utils so that logits agree, but for one choice: frequencies of
+LongRoPE follow the length of the context (docs/decisions/0011), not that of the sequence.
 """
 
 # Shapes: T tokens, D head dim, R dims that turn.
@@ -16,9 +15,6 @@ from torch import Tensor
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
-FOLLOWING: frozenset[RopeKind] = frozenset({"dynamic", "longrope"})
-"""Those whose frequencies follow the length of the context."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
@@ -26,7 +22,6 @@ class Rope:
 
     kind: RopeKind = "default"
     theta: float = 10_000.0
-    """Of dynamic scaling: already raised for the context."""
     share: float = 1.0
     """Of a head's dims, the first that turn (`partial_rotary_factor`)."""
     factor: float = 1.0
@@ -39,7 +34,7 @@ class Rope:
     extrapolation_factor: float = 1.0
     """YaRN: how much of the unscaled frequency the fast dims keep."""
     long: bool = False
-    """LongRoPE and dynamic: the context is beyond the original, and so are the frequencies."""
+    """LongRoPE: the context is beyond the original, and so are the frequencies."""
     dim_factors: tuple[float, ...] = ()
     """LongRoPE (arXiv 2402.13753): each pair's frequency is divided by its factor."""
     attention_factor: float = 1.0
@@ -71,7 +66,8 @@ def rotary_dim(rope: Rope, *, head_dim: int) -> int:
 
 
 def frequencies(rope: Rope, *, head_dim: int) -> Tensor:
-    """Angular frequency of each pair of dims, float32 [R / 2]."""
+    """Angular frequency of each pair of dims, float32 [R / 2]; of a dynamic rope those within the
+    original context (`stretched`)."""
     dim = rotary_dim(rope, head_dim=head_dim)
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     freq = 1.0 / rope.theta**exponents
@@ -88,8 +84,20 @@ def frequencies(rope: Rope, *, head_dim: int) -> Tensor:
             return freq / torch.tensor(rope.dim_factors, dtype=torch.float32)
 
 
+def stretched(rope: Rope, freq_R: Tensor, reaches_T: Tensor) -> Tensor:
+    """Of a dynamic rope, each token's own frequencies, float32 [T, R / 2]: beyond the original
+    context the base grows with the length that a token is turned for (dynamic NTK scaling)."""
+    dim = 2 * freq_R.shape[0]
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=freq_R.device) / dim
+    growth_T = rope.factor * reaches_T / rope.original_max_tokens - (rope.factor - 1)
+    theta_T = rope.theta * growth_T ** (dim / (dim - 2))
+    beyond_T1 = (reaches_T > rope.original_max_tokens)[:, None]
+    return torch.where(beyond_T1, 1.0 / theta_T[:, None] ** exponents, freq_R)
+
+
 def rotations(freq_R: Tensor, positions_T: Tensor, *, attention_factor: float) -> Tensor:
-    """cos then sin of every position, float32 [T, 2, R / 2]."""
+    """cos then sin of every position, float32 [T, 2, R / 2]. The frequencies may be each token's
+    own."""
     angles = positions_T.to(torch.float32)[:, None] * freq_R
     return torch.stack((angles.cos(), angles.sin()), dim=1).mul_(attention_factor)
 
@@ -105,12 +113,6 @@ def yarn_attention_factor(
     if mscale and mscale_all_dim:
         return scale(mscale) / scale(mscale_all_dim)
     return scale(1.0)
-
-
-def dynamic_theta(theta: float, *, factor: float, stretch: float, dim: int) -> float:
-    """The base for a context `stretch` times the original: dynamic NTK scaling of `dim` dims that
-    turn, as transformers computes it for a sequence of that length."""
-    return theta * math.pow(factor * stretch - (factor - 1), dim / (dim - 2))
 
 
 def longrope_attention_factor(factor: float, *, original_max_tokens: int) -> float:

@@ -13,7 +13,6 @@ from engine.models.rope import (
     QueryGrowth,
     Rope,
     RopeKind,
-    dynamic_theta,
     longrope_attention_factor,
     rotary_dim,
     yarn_attention_factor,
@@ -104,7 +103,7 @@ def _read(fields: Fields, family: Family, rope: Fields, *, head_dim: int, contex
         case "linear":
             return base
         case "dynamic":
-            return _dynamic(rope, base, head_dim=head_dim, context=context)
+            return _dynamic(rope, base, head_dim=head_dim)
         case "llama3":
             low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
             return replace(base, low_freq_factor=low, high_freq_factor=high)
@@ -150,16 +149,10 @@ def _share(fields: Fields, rope: Fields, family: Family, *, head_dim: int) -> fl
     return share
 
 
-def _dynamic(rope: Fields, base: Rope, *, head_dim: int, context: int) -> Rope:
-    """The frequencies that transformers has for a sequence as long as the context."""
-    stretch = context / base.original_max_tokens
-    if stretch <= 1:
-        return base
-    dim = rotary_dim(base, head_dim=head_dim)
-    if dim == 2:
+def _dynamic(rope: Fields, base: Rope, *, head_dim: int) -> Rope:
+    if rotary_dim(base, head_dim=head_dim) == 2:
         raise rope.error("rope_type", "= 'dynamic' needs heads of which more than two dims turn")
-    theta = dynamic_theta(base.theta, factor=base.factor, stretch=stretch, dim=dim)
-    return replace(base, theta=theta, long=True)
+    return base
 
 
 def _yarn(rope: Fields, base: Rope) -> Rope:

@@ -27,6 +27,9 @@ class ForwardInputs:
     ends_S: Tensor  # int32: context length after this step
     tables_GSB: Tensor  # int32, padded with 0; so are blocks that nobody can reach any more
     rows_R: Tensor  # int64, indices into T, ascending
+    reaches_T: Tensor | None = None
+    """int64: tokens of the sequence that a token is turned for, those of the whole prompt or those
+    up to itself; None unless asked for."""
 
     @property
     def num_sequences(self) -> int:
@@ -34,10 +37,10 @@ class ForwardInputs:
 
 
 def forward_inputs(
-    chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1
+    chunks: Sequence[Chunk], *, block_tokens: int, num_groups: int = 1, reaches: bool = False
 ) -> ForwardInputs:
-    """Raises ValueError for a chunk without tokens, or with a block table that is too short or has
-    no block where it computes."""
+    """With `reaches_T` if asked for. Raises ValueError for a chunk without tokens, or with a block
+    table that is too short or has no block where it computes."""
     num_chunks = len(chunks)
     lengths = np.fromiter([len(chunk.token_ids) for chunk in chunks], np.int64, num_chunks)
     firsts = np.fromiter([chunk.start for chunk in chunks], np.int64, num_chunks)
@@ -60,6 +63,10 @@ def forward_inputs(
     slots_TG = blocks_TG * block_tokens + places[:, None]
     reachable_GSB = np.maximum(tables_SBG.transpose(2, 0, 1), 0, order="C")
     asking = [s for s, chunk in enumerate(chunks) if chunk.sampling is not None]
+    reaches_T: Tensor | None = None
+    if reaches:
+        prompts = np.array([chunk.num_prompt for chunk in chunks], np.int64)
+        reaches_T = torch.from_numpy(np.maximum(prompts[sequences], positions + 1))
     return ForwardInputs(
         token_ids_T=torch.from_numpy(token_ids),
         positions_T=torch.from_numpy(positions),
@@ -68,6 +75,7 @@ def forward_inputs(
         ends_S=torch.from_numpy(ends.astype(np.int32)),
         tables_GSB=torch.from_numpy(reachable_GSB),
         rows_R=torch.from_numpy(starts[1:][asking].astype(np.int64) - 1),
+        reaches_T=reaches_T,
     )
 
 

@@ -28,8 +28,9 @@ class TorchRunner:
     def launch(self, chunks: Sequence[Chunk]) -> ComputedStep:
         """Raises ValueError for a chunk that does not fit its block table."""
         inputs = forward_inputs(
-            chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups
-        )
+            chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups,
+            reaches=self._model.takes_reaches,
+        )  # fmt: skip
         logits_RV = self._model.forward(inputs, self._pool)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample_tokens(logits_RV, asking, eos_token_ids=self.eos_token_ids)

@@ -63,6 +63,7 @@ class InFlightSteps:
             sampling=sequence.sampling if stop >= num_tokens else None,
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
+            num_prompt=len(sequence.prompt),
             pending=pending,
             adapter=sequence.adapter,
         )

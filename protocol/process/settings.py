@@ -96,8 +96,8 @@ class WorkerSettings(ProcessSettings):
     does float16 on a CPU, whose kernels have none. float32 for exact parity checks on a CPU."""
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of a sequence, prompt and output. None: as many as the model takes, by its rope.
-    Ropes with short and long factors (LongRoPE, dynamic) take those that this length needs. The
-    router wants the same."""
+    Ropes with short and long factors (LongRoPE) take those that this length needs. The router
+    wants the same."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """Where the engine computes and KV lies: `cpu`, `cuda`, `cuda:1`. Auto: the first GPU that
     torch sees, or else the CPU."""

@@ -6,7 +6,7 @@ moment ago before the workers tell of it, for that may take them a beat.
 
 from collections.abc import Sequence
 
-from protocol.blocks import block_hashes, chain_seed
+from protocol.blocks import block_hashes, chain_seed, prompt_reach
 from protocol.ids import BlockHash, WorkerId
 from router.placement.place import Placement, PlacementRefusal, Prefer, place
 from router.placement.prefix_index import PrefixIndex
@@ -111,11 +111,13 @@ class Candidates:
 
 
 def _hashes(context: RequestContext, worker: KnownWorker) -> list[BlockHash]:
-    compat = worker.registration.compat
+    compat, request = worker.registration.compat, context.request
     if compat not in context.hashes:
+        after = worker.registration.dynamic_after
+        reach = prompt_reach(len(request.token_ids), dynamic_after=after)
         context.hashes[compat] = block_hashes(
-            (*context.request.token_ids, *context.routed.generated),
+            (*request.token_ids, *context.routed.generated),
             block_tokens=worker.registration.layout.block_tokens,
-            seed=chain_seed(compat=compat, salt=context.request.salt),
+            seed=chain_seed(compat=compat, salt=request.salt, reach=reach),
         )
     return context.hashes[compat]

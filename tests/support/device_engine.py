@@ -177,6 +177,7 @@ def _serving(
         runner=part.runner, limits=part.limits, eos_token_ids=part.eos_token_ids,
         compat=part.compat, observer=observer,
         generations=cast(MutableSequence[int], part.memory.generations),
+        dynamic_after=part.config.dynamic_after,
     )  # fmt: skip
     model = LoadedModel(
         tokenizer=Tokenizer.load(settings.model), assembly=part,

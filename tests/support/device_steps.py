@@ -31,7 +31,14 @@ def torch_runner(model: Model) -> TorchRunner:
 
 def prefills(rules: Mapping[SequenceId, Sampling]) -> list[Chunk]:
     return [
-        chunk(PROMPTS[s], table=TABLES[s], sequence=s, sampling=rule, prompt_ids=PROMPTS[s])
+        chunk(
+            PROMPTS[s],
+            table=TABLES[s],
+            sequence=s,
+            sampling=rule,
+            prompt_ids=PROMPTS[s],
+            num_prompt=len(PROMPTS[s]),
+        )
         for s, rule in rules.items()
     ]
 
@@ -51,6 +58,7 @@ def decodes(rules: Mapping[SequenceId, Sampling], outputs: Tokens, *, pending: i
                 prompt_ids=PROMPTS[s],
                 outputs=known,
                 pending=pending,
+                num_prompt=len(PROMPTS[s]),
             )
         )
     return chunks

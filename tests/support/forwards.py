@@ -29,6 +29,7 @@ def chunk(
     sampling: Sampling | None = GREEDY,
     prompt_ids: Sequence[int] = (),
     outputs: Sequence[int] = (),
+    num_prompt: int = 0,
 ) -> Chunk:
     return Chunk(
         sequence=SequenceId(sequence),
@@ -38,6 +39,7 @@ def chunk(
         sampling=sampling,
         prompt_ids=prompt_ids,
         outputs=outputs,
+        num_prompt=num_prompt,
     )
 
 
@@ -61,20 +63,26 @@ def pool_for(
 def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
     """[T, V] of every token of the chunks, whether or not they ask for one."""
     inputs = forward_inputs(
-        chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups
-    )
+        chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups,
+        reaches=model.takes_reaches,
+    )  # fmt: skip
     return model.forward(replace(inputs, rows_R=torch.arange(len(inputs.token_ids_T))), pool)
 
 
 def split_logits(
-    model: Model, pool: KvPool, token_ids: Sequence[int], *, sizes: Sequence[int], first_block: int
-) -> Tensor:
-    """[T, V] of one sequence computed in chunks of the given sizes, in blocks counted down."""
+    model: Model, pool: KvPool, token_ids: Sequence[int], *, sizes: Sequence[int],
+    first_block: int, num_prompt: int | None = None,
+) -> Tensor:  # fmt: skip
+    """[T, V] of one sequence computed in chunks of the given sizes, in blocks counted down; all of
+    it its prompt, or the first `num_prompt` tokens."""
+    num_prompt = len(token_ids) if num_prompt is None else num_prompt
     assert sum(sizes) == len(token_ids)
     table = range(first_block, first_block - pool.layout.num_blocks(len(token_ids)), -1)
     parts, start = [], 0
     for size in sizes:
-        part = chunk(token_ids[start : start + size], start=start, table=list(table))
+        part = chunk(
+            token_ids[start : start + size], start=start, table=list(table), num_prompt=num_prompt
+        )
         parts.append(logits(model, pool, [part]))
         start += size
     return torch.cat(parts)

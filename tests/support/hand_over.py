@@ -38,6 +38,7 @@ class Side(RecordingObserver):
 
     def __init__(self, model: Model, *, num_blocks: int = 96, block_tokens: int = 16) -> None:
         super().__init__()
+        self.temperature = 1.0
         (self.layout,) = model.config.kv_layouts(block_tokens=block_tokens, dtype="float32")
         self.memory = BlockMemory.create(num_blocks=num_blocks, block_bytes=self.layout.block_bytes)
         pool = KvPool(self.layout, num_blocks, self.memory.blocks)
@@ -52,17 +53,24 @@ class Side(RecordingObserver):
             eos_token_ids=(), compat=self.compat,
             generations=cast(MutableSequence[int], self.memory.generations),
             observer=self, check=True,
-            windows=self.windows,
+            windows=self.windows, dynamic_after=model.config.dynamic_after,
         )  # fmt: skip
         self.engine.start()
 
     def submit(
-        self, name: str, prompt: Sequence[int], *, num_tokens: int, mode: Mode = Mode.LOCAL
-    ) -> SequenceId:
+        self, name: str, prompt: Sequence[int], *, num_tokens: int, mode: Mode = Mode.LOCAL,
+        generated: Sequence[int] = (),
+    ) -> SequenceId:  # fmt: skip
         sequence = SequenceId(name)
-        sampling = Sampling(seed=7, max_tokens=num_tokens, temperature=1.0)
+        sampling = Sampling(seed=7, max_tokens=num_tokens, temperature=self.temperature)
         self.engine.submit(
-            Submission(id=sequence, prompt=list(prompt), sampling=sampling, mode=mode)
+            Submission(
+                id=sequence,
+                prompt=list(prompt),
+                generated=tuple(generated),
+                sampling=sampling,
+                mode=mode,
+            )
         )
         return sequence
 
@@ -97,10 +105,11 @@ class PrefillSide(Side):
         )  # fmt: skip
 
     def submit(
-        self, name: str, prompt: Sequence[int], *, num_tokens: int, mode: Mode = Mode.HANDOVER
-    ) -> SequenceId:
-        self._lengths[SequenceId(name)] = len(prompt)
-        return super().submit(name, prompt, num_tokens=num_tokens, mode=mode)
+        self, name: str, prompt: Sequence[int], *, num_tokens: int, mode: Mode = Mode.HANDOVER,
+        generated: Sequence[int] = (),
+    ) -> SequenceId:  # fmt: skip
+        self._lengths[SequenceId(name)] = len(prompt) + len(generated)
+        return super().submit(name, prompt, num_tokens=num_tokens, mode=mode, generated=generated)
 
     def admitted(
         self, sequence: SequenceId, block_table: tuple[int, ...], generations: tuple[int, ...],

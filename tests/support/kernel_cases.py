@@ -95,8 +95,8 @@ class Case:
             for (before, now), table in zip(self.sequences, tables, strict=True)
         ]
         made = forward_inputs(chunks, block_tokens=self.block_tokens)
-        moved = {field.name: getattr(made, field.name).to(DEVICE) for field in fields(made)}
-        return ForwardInputs(**moved)
+        tensors = {field.name: getattr(made, field.name) for field in fields(made)}
+        return ForwardInputs(**{k: v.to(DEVICE) for k, v in tensors.items() if v is not None})
 
     def pool(self) -> KvPool:
         layout = KvLayout(

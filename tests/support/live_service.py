@@ -76,6 +76,7 @@ def live_service(checkpoint: Path, **more: Any) -> Iterator[LiveService]:
         runner=assembly.runner, limits=assembly.limits, eos_token_ids=assembly.eos_token_ids,
         compat=assembly.compat, observer=observer, check=True,
         generations=cast(MutableSequence[int], model.memory.generations),
+        dynamic_after=assembly.config.dynamic_after,
     )  # fmt: skip
     parts = WorkerParts(
         settings=settings, worker=WorkerId("decode-0"), epoch=new_epoch(), model=model,

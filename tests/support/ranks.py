@@ -83,6 +83,7 @@ class EngineBench(RecordingObserver):
             runner=TorchRunner(model, self.pool), limits=LIMITS, eos_token_ids=(),
             compat=self.compat, generations=[1] * NUM_BLOCKS, observer=self, check=True,
             windows=[group.window for group in model.config.kv_groups],
+            dynamic_after=model.config.dynamic_after,
         )  # fmt: skip
         self.engine.start()
 

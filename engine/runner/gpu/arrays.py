@@ -47,6 +47,8 @@ class StepFields(Generic[A]):
     feed_T: A = field(metadata=_of("int64", fill=NO_FEED))
     """Place among the last tokens to take the id from, or NO_FEED."""
     positions_T: A = field(metadata=_of("int64"))
+    reaches_T: A | None = field(default=None, metadata=_of("int64"))
+    """None where the model takes none."""
     slots_GT: A = field(metadata=_of("int64", fill=NO_SLOT))
     starts_S1: A = field(metadata=_of("int32"))
     ends_S: A = field(metadata=_of("int32"))
@@ -63,8 +65,10 @@ class StepFields(Generic[A]):
     position_R: A = field(metadata=_of("int64"))
     tables_GSB: A = field(metadata=_of("int32"))
 
-    def values(self) -> list[A]:
-        return [getattr(self, name) for name in NAMES]
+    def values(self) -> dict[str, A]:
+        """Those that there are, by name."""
+        named = {name: getattr(self, name) for name in NAMES}
+        return {name: value for name, value in named.items() if value is not None}
 
     def inputs(self: "StepTensors", token_ids_T: Tensor, tables_GSB: Tensor) -> ForwardInputs:
         """Of a forward over these ids and tables."""
@@ -87,11 +91,14 @@ _RULES = tuple(one.name for one in fields(RowRules))
 
 
 def step_arrays(
-    chunks: Sequence[Chunk], layout: KvLayout, *, feeds: Sequence[int], keeps: Sequence[int]
-) -> StepArrays:
+    chunks: Sequence[Chunk], layout: KvLayout, *, feeds: Sequence[int], keeps: Sequence[int],
+    reaches: bool = False,
+) -> StepArrays:  # fmt: skip
     """`feeds` has one place for each chunk, NO_FEED without a pending token; `keeps` one for each
     that samples. Raises ValueError as `engine.ops.inputs.forward_inputs`."""
-    inputs = forward_inputs(chunks, block_tokens=layout.block_tokens, num_groups=layout.num_groups)
+    inputs = forward_inputs(
+        chunks, block_tokens=layout.block_tokens, num_groups=layout.num_groups, reaches=reaches
+    )
     asking = [chunk for chunk in chunks if chunk.sampling is not None]
     rules = [_rule(chunk) for chunk in asking]
     rows: dict[str, Sequence[float]] = {
@@ -103,7 +110,8 @@ def step_arrays(
         "seed_R": [_signed(rule.seed) for rule in rules],
         "position_R": [chunk.position for chunk in asking],
     }
-    arrays: dict[str, Array] = {name: getattr(inputs, name).numpy() for name in _INPUTS}
+    given = {name: getattr(inputs, name) for name in _INPUTS}
+    arrays: dict[str, Array] = {k: v.numpy() for k, v in given.items() if v is not None}
     arrays |= {name: np.array(values, _DTYPES[name]) for name, values in rows.items()}
     arrays["feed_T"] = np.repeat(np.array(feeds, np.int64), [len(one.token_ids) for one in chunks])
     more = -inputs.tables_GSB.shape[2] % WIDTH_GRAIN
@@ -116,7 +124,7 @@ def padded(step: StepArrays, size: int, *, nowhere: int) -> StepArrays:
     kept at the place `nowhere`."""
     more = size - len(step.ends_S)
     fills = {**_FILLS, "keep_R": nowhere}
-    arrays = {name: _filled(getattr(step, name), more, fills[name]) for name in NAMES}
+    arrays = {name: _filled(array, more, fills[name]) for name, array in step.values().items()}
     arrays["starts_S1"], arrays["rows_R"] = np.arange(size + 1, dtype=np.int32), np.arange(size)
     return StepFields(**arrays)
 
@@ -128,10 +136,13 @@ def _filled(array: Array, more: int, value: float) -> Array:
     return np.concatenate((array, np.full(shape, value, array.dtype)), axis=axis)
 
 
-def empty_decode(size: int, *, num_groups: int, num_blocks: int, nowhere: int) -> StepArrays:
+def empty_decode(
+    size: int, *, num_groups: int, num_blocks: int, nowhere: int, reaches: bool = False
+) -> StepArrays:
     """A decode step of nothing but rows that fill up, its tables `num_blocks` wide."""
     sizes = {"T": 0, "S": 0, "R": 0, "G": num_groups, "B": num_blocks}
-    nothing = {name: np.empty(_shape(name, sizes), _DTYPES[name]) for name in NAMES}
+    names = [name for name in NAMES if reaches or name != "reaches_T"]
+    nothing = {name: np.empty(_shape(name, sizes), _DTYPES[name]) for name in names}
     return padded(StepFields(**nothing), size, nowhere=nowhere)
 
 

@@ -93,7 +93,10 @@ class DecodeGraphs:
 
     def _captured(self, size: int) -> Step:
         num_groups, nowhere = self.pool.layout.num_groups, self.last.nowhere
-        empty = empty_decode(size, num_groups=num_groups, num_blocks=1, nowhere=nowhere)
+        empty = empty_decode(
+            size, num_groups=num_groups, num_blocks=1, nowhere=nowhere,
+            reaches=self.model.takes_reaches,
+        )  # fmt: skip
         step, tables_GSB = self.upload.upload_step(empty), self._tables_of(size)
 
         def decode() -> None:

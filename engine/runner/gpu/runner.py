@@ -131,7 +131,9 @@ class DeviceRunner:
             asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
         )
         feeds, keeps = self._last.reserve_places(chunks)
-        arrays = step_arrays(chunks, self.layout, feeds=feeds, keeps=keeps)
+        arrays = step_arrays(
+            chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
+        )
         try:
             return self._launched(arrays, asking, penalties, decode=is_decode(chunks))
         except Exception:

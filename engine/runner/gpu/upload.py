@@ -27,7 +27,8 @@ class Upload:
 
     def upload_step(self, step: StepArrays) -> StepTensors:
         """Launches the copy. Raises ValueError for a step larger than the buffer."""
-        arrays = step.values()
+        named = step.values()
+        arrays = list(named.values())
         places, num_bytes = _places(arrays)
         if num_bytes > len(self._there):
             raise ValueError(f"a step of {num_bytes} bytes does not fit {len(self._there)}")
@@ -38,7 +39,7 @@ class Upload:
             bytes_here[place : place + array.nbytes] = packed
         self._there[:num_bytes].copy_(here, non_blocking=True)
         views = map(self._view, arrays, places)
-        return StepFields(**dict(zip(NAMES, views, strict=True)))
+        return StepFields(**dict(zip(named, views, strict=True)))
 
     def _view(self, array: Array, place: int) -> Tensor:
         flat = self._there[place : place + array.nbytes].view(_DTYPES[array.dtype.name])

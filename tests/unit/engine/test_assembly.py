@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from support.family_shapes import LONGROPE
 from support.words import LAYOUT
 
 from engine.assembly import Assembly, assemble, num_pool_blocks
@@ -88,10 +89,11 @@ def test_a_length_bounds_sequences_and_pool_and_is_told(
 
 
 def test_lengths_that_choose_other_frequencies_are_never_paired(tmp_path: Path) -> None:
-    make_checkpoint(tmp_path, Shape(context=64, rope={"rope_type": "dynamic", "factor": 4.0}))
+    original = {"original_max_position_embeddings": 64}
+    make_checkpoint(tmp_path, Shape(family="phi3", context=256, rope=LONGROPE, extra=original))
     lengths = (None, 256, 100, 64, 32)
     compats = [assembled(tmp_path, max_model_len=length).compat for length in lengths]
-    assert compats[0] == compats[1] != compats[2] != compats[3] == compats[4] != compats[0]
+    assert compats[0] == compats[1] == compats[2] != compats[3] == compats[4]
 
 
 def test_what_ends_a_text_is_for_sampler_and_scheduler_what_the_worker_says(

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.blocks import block_hashes, chain_seed
+from protocol.blocks import block_hashes, chain_seed, prompt_reach
 
 SEED = chain_seed(compat="c")
 TOKENS = st.lists(st.integers(min_value=0, max_value=2**31), max_size=100)
@@ -26,8 +26,16 @@ def test_tenants_models_and_adapters_never_share_a_block() -> None:
         chain_seed(compat="c", salt="tenant"),
         chain_seed(compat="c", adapter="tenant"),
         chain_seed(compat="ctenant"),
+        chain_seed(compat="c", reach=65),
+        chain_seed(compat="c", salt="65"),
     }
-    assert len(seeds) == 4
+    assert len(seeds) == 6
+
+
+def test_a_prompt_s_length_counts_beyond_what_a_dynamic_rope_was_trained_for() -> None:
+    lengths = (1, 64, 65, 66)
+    assert [prompt_reach(one, dynamic_after=64) for one in lengths] == [0, 0, 65, 66]
+    assert [prompt_reach(one, dynamic_after=None) for one in lengths] == [0] * 4
 
 
 @given(tokens=TOKENS, more=TOKENS)

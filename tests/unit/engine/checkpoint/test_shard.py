@@ -42,7 +42,7 @@ def mixed(parts: Parts, config: ModelConfig, x_TK: Tensor, shard: Shard) -> list
     table = range(2 * layout.num_groups)
     chunks = [chunk(list(range(len(x_TK))), table=table)]
     inputs = forward_inputs(chunks, block_tokens=8, num_groups=layout.num_groups)
-    turns = Model(config, TorchOps(io_dtype=torch.float32), parts).turns(inputs.positions_T)
+    turns = Model(config, TorchOps(io_dtype=torch.float32), parts).turns(inputs)
     return [layer.mixer(x_TK, inputs, pool, turns, None) for layer in parts.layers]
 
 

@@ -23,8 +23,9 @@ from engine.models.model import Model
 from engine.ops.contract import Activation, Experts, ExpertWeights, HeadShape
 from engine.ops.inputs import ForwardInputs, forward_inputs
 from engine.ops.torch_ops import TorchOps
-from tools.make_checkpoint import make_checkpoint
+from tools.make_checkpoint import Shape, make_checkpoint
 
+DYNAMIC = Shape(rope={"rope_type": "dynamic", "factor": 4.0})
 META = torch.device("meta")
 """Its tensors have no values: whoever asks for one, or mixes in a CPU tensor, raises."""
 
@@ -48,15 +49,15 @@ class Launches(TorchOps):
 
 
 def on_meta(inputs: ForwardInputs) -> ForwardInputs:
-    moved: Any = {field.name: getattr(inputs, field.name).to(META) for field in fields(inputs)}
-    return replace(inputs, **moved)
+    tensors: Any = {field.name: getattr(inputs, field.name) for field in fields(inputs)}
+    return replace(inputs, **{k: v.to(META) for k, v in tensors.items() if v is not None})
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES.values(), DYNAMIC], ids=[*SHAPES, "dynamic-rope"])
 def test_a_forward_stays_on_its_device_and_asks_for_no_value(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Shape
 ) -> None:
-    make_checkpoint(tmp_path, SHAPES[name])
+    make_checkpoint(tmp_path, shape)
     monkeypatch.setattr(module, "choose_ops", lambda **_: Launches(io_dtype=torch.bfloat16))
     model = load_model(tmp_path, dtype="bfloat16", device=META)
     pool = pool_for(model, num_blocks=32)
@@ -66,11 +67,12 @@ def test_a_forward_stays_on_its_device_and_asks_for_no_value(
         chunk([1, 2, 3], table=range(groups), sequence="a"),
         chunk([4], start=7, table=range(groups), sequence="b"),
     ]
-    inputs = on_meta(forward_inputs(chunks, block_tokens=8, num_groups=groups))
+    reaches = model.takes_reaches
+    inputs = on_meta(forward_inputs(chunks, block_tokens=8, num_groups=groups, reaches=reaches))
     got = model.forward(inputs, pool)
-    assert (got.shape, got.device, got.dtype) == ((2, SHAPES[name].vocab), META, torch.float32)
+    assert (got.shape, got.device, got.dtype) == ((2, shape.vocab), META, torch.float32)
     none = replace(inputs, rows_R=inputs.rows_R[:0])
-    assert model.forward(none, pool).shape == (0, SHAPES[name].vocab)
+    assert model.forward(none, pool).shape == (0, shape.vocab)
 
 
 def test_a_layer_may_mix_its_tokens_by_something_else_than_attention(tmp_path: Path) -> None:

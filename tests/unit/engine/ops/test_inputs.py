@@ -33,6 +33,17 @@ def test_a_step_of_decodes_alone_is_laid_out_alike() -> None:
     assert alone.rows_R.tolist() == beside.rows_R[:4].tolist() == [0, 1, 2, 3]
 
 
+def test_a_token_is_turned_for_its_whole_prompt_or_for_its_own_place() -> None:
+    chunks = [
+        chunk([7, 8, 9], start=3, table=[5, 2], num_prompt=7, sampling=None),
+        chunk([7, 8, 9], start=3, table=[5, 2], num_prompt=4),
+        chunk([4], start=8, table=[1, 0, 6], num_prompt=3),
+    ]
+    reaches_T = forward_inputs(chunks, block_tokens=4, reaches=True).reaches_T
+    assert reaches_T is not None and reaches_T.tolist() == [7, 7, 7, 4, 5, 6, 9]
+    assert forward_inputs(chunks, block_tokens=4).reaches_T is None
+
+
 def test_each_group_has_its_table_and_a_block_nobody_reaches_is_0() -> None:
     inputs = forward_inputs(
         [chunk([3], start=5, table=[4, -1, 7, 8]), chunk([3], table=[1, 2])],

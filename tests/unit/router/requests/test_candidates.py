@@ -20,9 +20,12 @@ PROMPT = tuple(range(9))
 NOW = 100.0
 
 
-def worker(name: WorkerId, *, compat: str = "same") -> KnownWorker:
+def worker(
+    name: WorkerId, *, compat: str = "same", dynamic_after: int | None = None
+) -> KnownWorker:
     role: Role = "prefill" if name.startswith("prefill") else "decode"
-    made = KnownWorker(replace(registration(name, role=role), compat=compat))
+    told = registration(name, role=role)
+    made = KnownWorker(replace(told, compat=compat, dynamic_after=dynamic_after))
     made.note_beat(beat(), now=0.0)
     return made
 
@@ -102,6 +105,16 @@ def test_a_prefix_of_another_salt_attracts_nothing() -> None:
     ready = [worker(D), worker(OTHER)]
     assert decode_of(asked.place_request(context(salt="a"), ready, now=NOW)) == OTHER
     assert decode_of(asked.place_request(context(salt="b"), ready, now=NOW)) == D
+
+
+def test_a_prompt_that_a_dynamic_rope_turns_by_its_length_is_sought_by_it() -> None:
+    asked, index = candidates()
+    seed = chain_seed(compat="same", reach=len(PROMPT))
+    hashes = block_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
+    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
+    for after, wanted in ((8, OTHER), (9, D), (None, D)):
+        ready = [worker(D, dynamic_after=after), worker(OTHER, dynamic_after=after)]
+        assert decode_of(asked.place_request(context(), ready, now=NOW)) == wanted
 
 
 def test_each_compat_hash_has_a_chain_of_its_own() -> None:

@@ -64,6 +64,15 @@ def test_steps_launched_ahead_give_the_tokens_of_steps_one_by_one(
     assert len({token.token_id for token in tokens[SequenceId("a")]}) > 3
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_dynamic_rope_turns_by_whole_prompts_and_own_places(tmp_path: Path, graphs: bool) -> None:
+    """Of the prompts two are within the original length, which their answers leave."""
+    make_checkpoint(tmp_path, Shape(context=8, rope={"rope_type": "dynamic", "factor": 8.0}))
+    model = load_model(tmp_path, dtype="float32", native=False)
+    tokens = ahead(device_runner(model, graphs=graphs), all_with(SEEDED), count=9)
+    assert tokens == expected(model, all_with(SEEDED), count=9)
+
+
 def test_a_batch_is_filled_up_to_the_next_captured_size(model: Model) -> None:
     runner = device_runner(model)
     assert runner.captured_sizes == (1, 2, 4, 6)
