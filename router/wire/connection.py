@@ -2,8 +2,7 @@
 
 The parser is fed one message at a time, and only heads that passed `router.wire.head`. So an offer
 to upgrade costs no body, a pipelined request waits as bytes, and what is refused is answered in
-JSON. Every wait for the client has a deadline: its head here, its body in
-`router.http.exchange`, its reading here.
+JSON. Every wait for the client has a deadline, that for its body in `router.http.exchange`.
 
 Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api speak raw bytes.
 """
