@@ -19,13 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
-from router.wire.cycle import Cycle
+from router.wire.cycle import Cycle, refusal_bytes
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
 from router.wire.open_connections import OpenConnections
 from router.wire.reading import HalfClosedWriter, ReadingWatch
-from router.wire.refusal import refusal_bytes
 
 _LINGER_BYTES = 32 << 20
 """More than any body that a client may have begun to send before it reads."""
