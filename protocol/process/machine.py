@@ -22,8 +22,8 @@ def parse_cores(text: str) -> frozenset[int]:
 
 
 SPINS = 100
-"""Looks of a waiting compute thread before it sleeps; measured in docs/lab.md. A thread that spins on is
-a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
+"""Looks of a waiting compute thread before it sleeps; measured in docs/lab.md. A thread that spins
+on is a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
 
 
 def claim_cores(*, cores: str, threads: int) -> None:
