@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from router.openai.errors import bad_field, unsupported_field
-from router.openai.messages import Messages
+from router.openai.messages import Messages, read_messages
 from router.openai.parsing import Reader, Schema, Unsupported
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
@@ -130,6 +130,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     large: ClassVar[frozenset[str]] = frozenset({"messages"})
     readers: ClassVar[dict[str, Reader]] = {
         **SamplingFields.readers,
+        "messages": read_messages,
         "chat_template_kwargs": _read_kwargs,
     }
     messages: Messages
@@ -188,7 +189,10 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
 
     unsupported: ClassVar[Unsupported] = TOKENIZE_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
-    readers: ClassVar[dict[str, Reader]] = {"chat_template_kwargs": _read_kwargs}
+    readers: ClassVar[dict[str, Reader]] = {
+        "messages": read_messages,
+        "chat_template_kwargs": _read_kwargs,
+    }
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None

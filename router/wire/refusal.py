@@ -1,5 +1,6 @@
 """The answer to what never becomes a request, as bytes."""
 
+import re
 import secrets
 from collections.abc import Iterable
 
@@ -7,12 +8,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from router.openai.errors import ApiError
 
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]{1,128})[ \t]*\r\n", re.IGNORECASE)
 
-def refusal_bytes(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """It closes the connection, and has a request id of its own."""
+
+def refusal_bytes(
+    error: ApiError, default_headers: Iterable[tuple[bytes, bytes]], *, head: bytes
+) -> bytes:
+    """It closes the connection. `head` is the request's, if it was read: it may name it."""
+    given = _REQUEST_ID.search(head)
     response = error.response()
     response.headers["connection"] = "close"
-    response.headers["x-request-id"] = secrets.token_hex(16)
+    response.headers["x-request-id"] = given[1].decode() if given else secrets.token_hex(16)
     headers = [*default_headers, *response.raw_headers]
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))
