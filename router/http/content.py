@@ -33,12 +33,11 @@ class Decoder:
         self._coding = coding.strip().lower()
         if self._coding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
             raise _unsupported("content-encoding", "must be gzip, deflate or none")
-        self._is_plain = self._coding in (b"", b"identity")
         self._inflate: zlib._Decompress | None = None
         self._num_members = 0
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        if self._is_plain or not data:
+        if self._coding in (b"", b"identity") or not data:
             yield data
             return
         while data:

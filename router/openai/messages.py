@@ -47,6 +47,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
     prefix: bool | None = None
     """Mistral's and DeepSeek's "continue this message", which is refused; the next is Qwen's."""
     partial: bool | None = None
+    annotations: msgspec.Raw = msgspec.Raw()
     audio: None = None
     function_call: None = None
     tool_calls: Nothing = None
@@ -75,27 +76,20 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
 
 
 Messages = Annotated[list[Message], Meta(min_length=1)]
-
-
-class _NoKwargs(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
-    refusal: None = None
-
-
-_UNREAD = (
-    "annotations", "parsed", "id", "status", "weight",  # OpenAI's
-    "reasoning_details", "extra_content",  # OpenRouter's and Google's
-    "provider_specific_fields", "thinking_blocks", "cache_control",  # LiteLLM's
-    "response_metadata", "usage_metadata",  # LangChain's
-)  # fmt: skip
-"""What messages and parts may have besides: of the answer, not of the chat."""
 MORE: dict[str, Any] = {
-    **dict.fromkeys(_UNREAD, msgspec.Raw),
+    **dict.fromkeys(("annotations", "parsed", "id", "status", "weight"), msgspec.Raw),  # OpenAI's
+    **dict.fromkeys(("reasoning_details", "extra_content"), msgspec.Raw),  # OpenRouter's, Google's
+    **dict.fromkeys(("provider_specific_fields", "thinking_blocks"), msgspec.Raw),  # LiteLLM's
+    **dict.fromkeys(("response_metadata", "usage_metadata"), msgspec.Raw),  # LangChain's
     **dict.fromkeys(("images", "files", "citations", "invalid_tool_calls"), Nothing),
+    "cache_control": msgspec.Raw,
     "type": Literal["message"] | None,
-    "additional_kwargs": _NoKwargs | None,
+    "additional_kwargs": dict[Literal["refusal"], None] | None,
 }
-_MAX_MORE = 32
-"""Each further name has the messages read once more, up to the first that has it."""
+"""What messages and parts may have besides: of an answer and not of the chat, or nothing."""
+_MAX_MORE, _MIN_MORE, _MAX_REREAD = 32, 4, 4 << 20
+"""For each further name the messages are read once more, up to the first that has it: so many in a
+small request, so many in the largest; bytes in all for those between."""
 _UNKNOWN = re.compile(r"Object contains unknown field `([\w.$-]{1,64})`")
 _NOT_NULL = re.compile(r"Expected `null`, got `\w+` - at `(.*)\.([\w$-]+)`")
 
@@ -103,35 +97,34 @@ _NOT_NULL = re.compile(r"Expected `null`, got `\w+` - at `(.*)\.([\w$-]+)`")
 def read_messages(raw: bytes) -> list[Message]:
     """Types grow by the names that a client uses: a message is small, and there may be many."""
     names: tuple[str, ...] = ()
+    most = min(_MAX_MORE, _MIN_MORE + _MAX_REREAD // len(raw))
     while True:
         try:
             return _decoder(names).decode(raw)
         except msgspec.ValidationError as error:
-            given = _NOT_NULL.fullmatch(str(error))
-            if given and given[2] in names:
+            if (given := _NOT_NULL.fullmatch(str(error))) and given[2] in names:
                 rule = f"Object contains unknown field `{given[2]}` - at `{given[1]}`"
                 raise msgspec.ValidationError(rule) from error
             unknown = _UNKNOWN.match(str(error))
-            if unknown is None or unknown[1] in names or len(names) == _MAX_MORE:
+            if unknown is None or unknown[1] in names or len(names) == most:
                 raise
             names = (*names, unknown[1])
 
 
 @lru_cache(maxsize=64)
 def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[list[Message]]:
-    """Of messages and parts that may have `names` too; those that are in no list as null."""
-    text, refusal = _with(TextPart, names), _with(RefusalPart, names)
-    content = str | Annotated[list[text | refusal], Meta(min_length=1)] | None  # type: ignore[valid-type]
-    message = _with(Message, names, content=content)
+    """Of messages and parts that may have `names` too: as `MORE` says, else null."""
+    text, refusal = _with(names, TextPart), _with(names, RefusalPart)
+    parts = Annotated[list[text | refusal], Meta(min_length=1)]  # type: ignore[valid-type]
+    message = _with(names, Message, ("content", str | parts | None, None))
     return msgspec.json.Decoder(Annotated[list[message], Meta(min_length=1)])  # type: ignore[valid-type]
 
 
-def _with(base: type[Any], names: tuple[str, ...], **types: Any) -> Any:
+def _with(names: tuple[str, ...], base: type[Any], *fields: tuple[str, Any, None]) -> Any:
     known = (*base.__struct_fields__, base.__struct_config__.tag_field)
-    new = [name for name in names if name not in known]
-    fields = [(name, kind, None) for name, kind in types.items()]
     more = [
         (f"more_{index}", MORE.get(name), msgspec.field(default=None, name=name))
-        for index, name in enumerate(new)
+        for index, name in enumerate(names)
+        if name not in known
     ]
     return msgspec.defstruct(base.__name__, [*fields, *more], bases=(base,), kw_only=True)

@@ -72,6 +72,9 @@ def _read_kwargs(raw: bytes) -> dict[str, Any]:
     return kwargs
 
 
+_CHAT_READERS: dict[str, Reader] = {"messages": read_messages, "chat_template_kwargs": _read_kwargs}
+
+
 class SamplingFields(Schema, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
@@ -128,11 +131,7 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = CHAT_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"messages"})
-    readers: ClassVar[dict[str, Reader]] = {
-        **SamplingFields.readers,
-        "messages": read_messages,
-        "chat_template_kwargs": _read_kwargs,
-    }
+    readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, **_CHAT_READERS}
     messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -189,10 +188,7 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
 
     unsupported: ClassVar[Unsupported] = TOKENIZE_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
-    readers: ClassVar[dict[str, Reader]] = {
-        "messages": read_messages,
-        "chat_template_kwargs": _read_kwargs,
-    }
+    readers: ClassVar[dict[str, Reader]] = _CHAT_READERS
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None

@@ -269,8 +269,7 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        headers = self.server_state.default_headers
-        return refusal_bytes(error, headers, head=self._raw_head)
+        return refusal_bytes(error, self.server_state.default_headers, self._raw_head)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""

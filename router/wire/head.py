@@ -62,8 +62,7 @@ def read_head(raw: bytes, limits: HeadLimits) -> Head:
     method, target, version = _request_line(first, limits)
     headers = [_header(line) for line in lines]
     named = _Named(headers)
-    _check_host(named, version)
-    _check_single(named)
+    _check_single(named, version)
     length, chunked = _framing(named, version)
     _check_expectation(named)
     path, query = _path_and_query(target, method)
@@ -122,15 +121,12 @@ def _header(line: bytes) -> tuple[bytes, bytes]:
     return match[1].lower(), match[2].strip(b" \t")
 
 
-def _check_host(named: _Named, version: bytes) -> None:
+def _check_single(named: _Named, version: bytes) -> None:
     hosts = named.all(b"host")
     if len(hosts) > 1 or (version == b"1.1" and not hosts):
         raise bad_request("must have one Host header")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise bad_request("its Host header must be a host, or a host and a port")
-
-
-def _check_single(named: _Named) -> None:
     for name in _SINGLE:
         if len(set(named.all(name))) > 1:
             raise bad_request(f"must not have two different {name.decode()} headers")

@@ -152,7 +152,11 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"messages": [HI[0] | {f"n{i}": None for i in range(33)}]}, "messages[0].n32"),
         (
             {"messages": [HI[0] | {"additional_kwargs": {"tool_calls": [1]}}]},
-            "messages[0].additional_kwargs.tool_calls",
+            "messages[0].additional_kwargs",
+        ),
+        (
+            {"messages": [HI[0] | {f"n{i}": None for i in range(9)} | {"content": "x" * 10**6}]},
+            "messages[0].n8",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"model": 5}, "model"),
