@@ -46,6 +46,7 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]
         self._unread = bytearray()
         self._searched = 0
+        self._raw_head = b""  # of that message or the last, good or bad
         self._head: Head | None = None  # of the message being read
         self._framing = Framing(0)
         self._lingering: int | None = None  # bytes that may still be dropped
@@ -223,6 +224,7 @@ class Connection(HttpToolsProtocol):
         if not self._unread:
             return False
         self._unset_keepalive_if_required()
+        self._raw_head = b""
         end = self._unread.find(END, max(0, self._searched - len(END) + 1))
         if end < 0:
             check_beginning(self._unread, self._limits.head, since=self._searched)
@@ -230,7 +232,7 @@ class Connection(HttpToolsProtocol):
             if self._deadline is None:
                 self._arm(self._limits.head_timeout_s, self._give_up_head)
             return False
-        raw = bytes(self._unread[: end + len(END)])
+        self._raw_head = raw = bytes(self._unread[: end + len(END)])
         del self._unread[: end + len(END)]
         self._searched = 0
         self._head = head = read_head(raw, self._limits.head)
@@ -265,7 +267,7 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        return refusal_bytes(error, self.server_state.default_headers)
+        return refusal_bytes(error, self.server_state.default_headers, self._raw_head)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""
