@@ -1,6 +1,6 @@
 """Which keys of `config.json` are read, which are refused, and which are told and ignored.
 
-Refused, by name, is a short list of what users would miss; a value that changes nothing is let pass.
+Refused by name is a short list of what users would miss; a value that changes nothing is not.
 Whatever else is not understood is ignored, as transformers ignores it, and told once in the log.
 """
 
@@ -8,8 +8,10 @@ import logging
 from collections.abc import Iterable, Mapping, Set
 
 from engine.models.families.family import Family, Wrapper
+from engine.models.families.wrappers import WRAPPERS
 from protocol.errors import CheckpointError
 from protocol.text.json_fields import Fields
+from protocol.text.text_config import TEXT_TYPES
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +89,12 @@ def check_wrapper_keys(fields: Fields, wrapper: Wrapper, *, known: frozenset[str
 
 
 def check_architecture(fields: Fields, model: Family | Wrapper) -> None:
-    """Any of `architectures` may be the family's, in any case of letters, or its model without a
-    head; absent, it is as `model_type` says."""
+    """Any of `architectures` may be the family's, in any case of letters, its model without a
+    head, or what wraps it; absent, it is as `model_type` says."""
     named = fields.get("architectures") or [model.architecture]
     base = model.architecture.replace("ForCausalLM", "Model")
-    ours = {name.lower() for name in (model.architecture, base)}
+    around = [w.architecture for key, w in WRAPPERS.items() if TEXT_TYPES[key] == model.model_type]
+    ours = {name.lower() for name in (model.architecture, base, *around)}
     if not isinstance(named, list) or not ours & {str(name).lower() for name in named}:
         raise fields.error(
             "architectures",

@@ -109,6 +109,12 @@ def test_the_engine_and_the_tokenizer_read_the_same_of_a_multimodal_model(
     assert tokenizer.eos_token_ids == expected
 
 
+def test_a_text_alone_may_name_the_class_that_wrapped_it(tmp_path: Path) -> None:
+    text = config("gemma3_text", head_dim=16)
+    whole = text | {"architectures": ["Gemma3ForConditionalGeneration"]}
+    assert read(tmp_path, whole) == read(tmp_path, text)
+
+
 def test_an_error_in_the_text_part_says_where_it_is(tmp_path: Path) -> None:
     refused(tmp_path, wrapped(is_causal=False), "text_config.is_causal")
     refused(tmp_path, wrapped() | {"quantization_config": {"quant_method": "fp8"}}, "quantization")
