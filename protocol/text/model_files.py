@@ -28,6 +28,10 @@ _MERGE = (
     "M.from_pretrained('{place}').merge_and_unload().save_pretrained('MERGED')\", and copy the "
     "tokenizer's files there"
 )
+_COPY = (
+    "copy config.json and the tokenizer's files of the same model, perhaps in the folder above, "
+    "to {{place}}{below}, and give that"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,10 @@ _WITHOUT_CONFIG = (
     _Kind(r"(openvino.*\.xml|.*\.engine)", "{found}, a graph for OpenVINO or TensorRT"),
     _Kind(r"([^/]+)/config\.json", "a checkpoint in its folder {found}", "give {place}/{found}"),
 )  # fmt: skip
+_OF_CONFIG = (
+    *_WITHOUT_CONFIG,
+    _Kind(r"([^/]+\.(?:safetensors|bin))", "{found} without it", _COPY.format(below="")),
+)
 _OF_WEIGHTS = (
     *_WITHOUT_CONFIG[:2],
     _Kind(r"model-\d+-of-\d+\.safetensors", f"no {WEIGHTS_INDEX} beside the shards", _AGAIN),
@@ -62,6 +70,10 @@ _OF_WEIGHTS = (
     _Kind(r"(tf_model\.h5|flax_model\.msgpack|rust_model\.ot|.*\.ckpt.*)",
           "{found}, of another framework"),
     _Kind(r"(.*\.(?:bin|pt|pth|distcp|nemo|tar|zip|gz))", "{found}, of another form"),
+    _Kind(r"(?i)([^/]*(?:gptq|awq|exl2|fp8|nf4|[2-8]-?bit|int[48]|w[48]a\d)[^/]*\.safetensors)",
+          "{found}, which is quantised by its name", "take the checkpoint that is not quantised"),
+    _Kind(r"([^/]+)/(?:model|pytorch_model)[^/]*\.(?:safetensors|bin)",
+          "weights in its folder {found}", _COPY.format(below="/{found}")),
     _Kind(r"(?!model\.)([^/]+\.safetensors)", "{found}",
           f"if that is the whole model, name it {WEIGHTS}"),
 )  # fmt: skip
@@ -72,7 +84,7 @@ _OF_TOKENIZER = (
     _Kind(r"(.*\.tiktoken|vocab\.json|vocab\.txt|merges\.txt)", "{found}, of the slow form",
           _SAVE_TOKENIZER),
 )  # fmt: skip
-_KINDS = {"config.json": _WITHOUT_CONFIG, TOKENIZER: _OF_TOKENIZER}
+_KINDS = {"config.json": _OF_CONFIG, TOKENIZER: _OF_TOKENIZER}
 _BYTES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run git lfs pull in its folder"),
     (b"GGUF", "a GGUF file: take the model's safetensors"),
