@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from controlplane.cli.http import HttpSettings, RouterUnreachable, chat_body, refusal, stream_event
+from controlplane.cli.http import HttpSettings, chat_body, refusal, router_client, stream_event
 from protocol.errors import BatonError
 
 Message = dict[str, str]
@@ -104,19 +104,13 @@ class Conversation:
 def _stream(settings: ChatSettings, body: dict[str, Any], answer: Answer) -> Iterator[str]:
     """Pieces of text; fills in what `answer` learns from headers and usage."""
     url = settings.url.rstrip("/") + "/v1/chat/completions"
-    timeout = httpx.Timeout(10.0, read=120.0)
-    try:
-        with httpx.stream(
-            "POST", url, json=body, headers=settings.headers, timeout=timeout
-        ) as response:
-            if response.status_code != 200:
-                response.read()
-                raise refusal(response)
-            answer.route = response.headers.get("x-baton-route", "")
-            answer.request = response.headers.get("x-request-id", "")
-            yield from _pieces(response, answer)
-    except httpx.HTTPError as error:
-        raise RouterUnreachable(f"no answer from {url}: {error}") from error
+    with router_client(settings) as client, client.stream("POST", url, json=body) as response:
+        if response.status_code != 200:
+            response.read()
+            raise refusal(response)
+        answer.route = response.headers.get("x-baton-route", "")
+        answer.request = response.headers.get("x-request-id", "")
+        yield from _pieces(response, answer)
 
 
 def _pieces(response: httpx.Response, answer: Answer) -> Iterator[str]:

@@ -120,7 +120,7 @@ async def _demo() -> None:
 
 async def _converse(local: RunningCluster, *, model: str) -> None:
     async with httpx.AsyncClient(
-        base_url=local.url, headers=local.headers, timeout=ANSWER_S
+        base_url=local.url, headers=local.headers, timeout=ANSWER_S, trust_env=False
     ) as client:
         messages = [{"role": "user", "content": f"{STORY}\n\n{FIRST.text}"}]
         _say(f"\nA story of {len(STORY.split())} words, then: {FIRST.text}")

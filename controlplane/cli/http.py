@@ -4,14 +4,25 @@ The door to HTTP of the command line; the supervisor has its own polling.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from protocol.errors import BatonError
-from protocol.process.settings import CommandSettings, bearer
+from protocol.process.machine import is_loopback
+from protocol.process.settings import CommandSettings, bearer, check_keys
+
+UNREACHABLE = (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError)
+"""What httpx raises for a router that is not there, and for proxies and certificates that the
+environment names in vain."""
+VARIABLES = frozenset(
+    {"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+)
+"""In either case of letters, those of the environment that a client follows."""
 
 
 class RouterUnreachable(BatonError):
@@ -35,18 +46,38 @@ class HttpSettings(CommandSettings):
     """Sent as a bearer token; of several, separated by commas as the router takes them, the
     first. Empty: none. Better set as BATON_API_KEY than as a flag, which others can read."""
 
+    @field_validator("api_key")
+    @classmethod
+    def _sendable(cls, value: str) -> str:
+        return check_keys(value)
+
     @property
     def headers(self) -> dict[str, str]:
         return bearer(self.api_key)
 
 
+@contextmanager
+def router_client(settings: HttpSettings) -> Iterator[httpx.Client]:
+    """Reaches this machine without a proxy, any other as the environment says. Raises
+    RouterUnreachable, naming its variables, for all that httpx raises here or in the body."""
+    host = httpx.URL(settings.url).host
+    is_here = is_loopback(host) or host in ("0.0.0.0", "::")
+    try:
+        with httpx.Client(
+            headers=settings.headers, timeout=httpx.Timeout(10.0, read=120.0), trust_env=not is_here
+        ) as client:
+            yield client
+    except UNREACHABLE as error:
+        named = sorted(name for name in os.environ if name.upper() in VARIABLES)
+        by = f" (by {', '.join(named)} of the environment)" if named and not is_here else ""
+        raise RouterUnreachable(f"no answer from {settings.url}: {error}{by}") from error
+
+
 def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> Any:
     """Raises RouterUnreachable, saying what was asked and what came back."""
     url = settings.url.rstrip("/") + path
-    try:
-        answer = httpx.get(url, headers=settings.headers, timeout=timeout_s)
-    except httpx.HTTPError as error:
-        raise RouterUnreachable(f"no answer from {url}: {error}") from error
+    with router_client(settings) as client:
+        answer = client.get(url, timeout=timeout_s)
     if answer.status_code != 200:
         raise RouterUnreachable(f"{url} answered {answer.status_code}: {_said(answer)[0]}")
     try:

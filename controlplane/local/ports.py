@@ -3,12 +3,11 @@
 Nothing is reserved: whoever is given a port must still be ready to find it taken.
 """
 
-import os
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from protocol.errors import SettingsError
+from protocol.process.machine import unlistenable
 
 
 def free_port(host: str, port: int) -> int:
@@ -33,9 +32,7 @@ def _bound(host: str, port: int, *, setting: str) -> socket.socket:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         probe.close()
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
-        raise SettingsError(f"{setting}: cannot listen on {host}:{port}: {reason}") from error
+        raise unlistenable(setting, host, port, error) from error
     return probe

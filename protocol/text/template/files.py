@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import CheckpointError
+from protocol.text.model_files import read_whole
 from protocol.text.text_config import read_json_object_if_there
 
 SPECIAL_TOKENS = (
@@ -56,8 +57,8 @@ def token_text(file: Path, name: str, token: object) -> str:
 
 def _read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return read_whole(file).decode()
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
