@@ -55,6 +55,16 @@ class CommandSettings(BaseSettings):
     config: Path | None = None
     """TOML file with any of these settings. None: flags and environment are enough."""
 
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeError as error:
+                raise ValueError("must be UTF-8 text") from error
+        return value
+
 
 class ProcessSettings(CommandSettings):
     """Base of every process's settings; what all of them have."""
@@ -225,4 +235,6 @@ def _explain(error: ErrorDetails) -> str:
         return f"{field}: required; give --{field.replace('_', '-')} or BATON_{field.upper()}"
     rule = error["msg"].removeprefix("Value error, ")
     value = re.sub(r"//[^/@]*@", "//", repr(error["input"]))  # a URL's password is not for logs
+    if field == "api_key":
+        value = "the value given"
     return f"{field}: {value}: {rule[0].lower()}{rule[1:]}"
