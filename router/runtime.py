@@ -70,12 +70,12 @@ class Cluster(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiLimits:
-    """What a client may ask for. Checked before any worker hears of the request."""
+    """What a client may ask for, checked before any worker hears of the request. What
+    `router.settings` has too is explained there."""
 
     max_body_bytes: int = 8 << 20
     """A 1,000,000-token prompt is about 4 MB of text or 7 MB of token ids."""
     max_bodies_bytes: int = 128 << 20
-    """Of all bodies being received and read at once; of one client at most half. Beyond it 429."""
     body_timeout_s: float = 30.0
     """A client that does not finish sending its request in this time is answered 408."""
     max_in_flight: int = 1024
@@ -86,7 +86,6 @@ class ApiLimits:
     write_timeout_s: float = 60.0
     """A client that takes no bytes for this long is gone; its request is aborted."""
     request_timeout_s: float = 600.0
-    """Seconds a choice may take, retries included: the openai SDK gives up after as many."""
     retry_after_s: float = 1.0
     """Told to a client that was refused because `max_in_flight` was reached."""
 

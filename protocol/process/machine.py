@@ -21,8 +21,8 @@ def parse_cores(text: str) -> frozenset[int]:
     return frozenset(cores)
 
 
-SPINS = 10_000
-"""Looks of a waiting compute thread before it sleeps; see docs/lab.md. A thread that spins on is
+SPINS = 100
+"""Looks of a waiting compute thread before it sleeps; measured in docs/lab.md. A thread that spins on is
 a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
 
 

@@ -2,8 +2,7 @@
 
 The parser is fed one message at a time, and only heads that passed `router.wire.head`. So an offer
 to upgrade costs no body, a pipelined request waits as bytes, and what is refused is answered in
-JSON. Every wait for the client has a deadline: its head here, its body in
-`router.http.exchange`, its reading here.
+JSON. Every wait for the client has a deadline, that for its body in `router.http.exchange`.
 
 Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api speak raw bytes.
 """
@@ -20,13 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
-from router.wire.cycle import Cycle
+from router.wire.cycle import Cycle, refusal_bytes
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
 from router.wire.open_connections import OpenConnections
 from router.wire.reading import HalfClosedWriter, ReadingWatch
-from router.wire.refusal import refusal_bytes
 
 _LINGER_BYTES = 32 << 20
 """More than any body that a client may have begun to send before it reads."""

@@ -1,11 +1,14 @@
 """One request and its answer on a connection: uvicorn's, with HTTP/1.0 in mind, and bodies that
 are not there yet."""
 
-from collections.abc import Coroutine
+import secrets
+from collections.abc import Coroutine, Iterable
 from typing import Any, cast
 
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+from router.openai.errors import ApiError
 
 
 class Cycle(RequestResponseCycle):
@@ -26,3 +29,13 @@ class Cycle(RequestResponseCycle):
         has_length = any(name == b"content-length" for name, _ in message.get("headers", ()))
         if self.scope["http_version"] == "1.0" and not has_length:  # it knows no chunks
             self._until_close, self.chunked_encoding = True, False
+
+
+def refusal_bytes(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The answer to what never becomes a request: it closes, and has a request id of its own."""
+    response = error.response()
+    response.headers["connection"] = "close"
+    response.headers["x-request-id"] = secrets.token_hex(16)
+    headers = [*default_headers, *response.raw_headers]
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))
