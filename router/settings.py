@@ -55,7 +55,8 @@ class RouterSettings(ProcessSettings):
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""
     max_connections: int = Field(default=4096, ge=1)
     """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
-    the other half. Beyond it the one that keeps us waiting longest is closed."""
+    the other half. Beyond it the one that keeps us waiting longest is closed; 8 more are for
+    probes."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """Seconds a connection may be silent between requests. Longer than proxies keep theirs, most
     of them for 60, or they send into a connection that is just being closed."""

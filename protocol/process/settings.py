@@ -56,6 +56,16 @@ class CommandSettings(BaseSettings):
     config: Path | None = None
     """TOML file with any of these settings. None: flags and environment are enough."""
 
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeError as error:
+                raise ValueError("must be UTF-8 text") from error
+        return value
+
 
 class ProcessSettings(CommandSettings):
     """Base of every process's settings; what all of them have."""
