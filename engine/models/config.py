@@ -15,7 +15,15 @@ from engine.models.config_keys import (
     check_keys,
     check_wrapper_keys,
 )
-from engine.models.families.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
+from engine.models.families.family import (
+    NULL_MEANS,
+    BiasRule,
+    Family,
+    Norms,
+    ParallelRule,
+    QkNorm,
+    Wrapper,
+)
 from engine.models.families.table import FAMILIES
 from engine.models.families.wrappers import WRAPPERS
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
@@ -150,7 +158,7 @@ def read_config(
     wrapper = WRAPPERS.get(str(outer.get("model_type")))
     given = outer if wrapper is None else _text(outer, wrapper)
     family = _family(given)
-    fields = given.with_defaults(family.defaults)
+    fields = given.with_defaults(family.defaults, but=NULL_MEANS)
     context = context_tokens(config.file, text_config(config.value), max_model_len)
     for key, most in MOST.items():
         if isinstance(value := fields.get(key), int | float) and value > most:
@@ -234,12 +242,14 @@ def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
 
 
 def _activation(fields: Fields, family: Family) -> Activation:
-    name = fields.get(family.activation_key, "silu")
-    name = family.activation_aliases.get(str(name), name)
-    known = ["silu"] if family.activation else list(ACTIVATIONS)
-    if name not in known:
-        raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")
-    return family.activation or ACTIVATIONS[str(name)]
+    if family.activation is not None:
+        return family.activation
+    name = str(fields.get(family.activation_key, "silu"))
+    name = family.activation_aliases.get(name, name)
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise fields.error(family.activation_key, f"= {name!r} is not one of {known}")
+    return ACTIVATIONS[name]
 
 
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:

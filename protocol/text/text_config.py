@@ -71,4 +71,5 @@ def text_config(config: Mapping[str, object]) -> dict[str, object]:
     absent sizes filled in."""
     text = config.get("text_config")
     found = inherit(config, text) if isinstance(text, dict) and text else dict(config)
-    return {**TEXT_DEFAULTS.get(str(found.get("model_type")), {}), **found}
+    sizes = TEXT_DEFAULTS.get(str(found.get("model_type")), {})
+    return found | {key: size for key, size in sizes.items() if found.get(key) is None}

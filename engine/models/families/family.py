@@ -34,6 +34,11 @@ _UNTURNED_KEYS: Mapping[Unturned, frozenset[str]] = {
     "position_embedding_type": frozenset({"position_embedding_type"}),
 }
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
+NULL_MEANS = frozenset(
+    {"sliding_window", "num_key_value_heads", "head_dim"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"}
+)
+"""Keys whose null is not their default: no window, a kv head per head, no cap."""
 GRANITE_SCALES = frozenset(
     {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
 )
@@ -98,8 +103,8 @@ class MixtureRule:
 
     size_key: str
     """Features of one expert."""
-    count_key: str = "num_experts"
-    """How many there are; transformers 5 writes and reads either name for some families."""
+    count_keys: tuple[str, ...] = ("num_experts",)
+    """How many there are, by the first that the file has; some families have two names for it."""
     softmax: Softmax = "before"
     renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
     shared: MlpRule | None = None
@@ -126,7 +131,7 @@ class MixtureRule:
 
     @property
     def keys(self) -> frozenset[str]:
-        names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names = {self.size_key, *self.count_keys, "num_experts_per_tok"}
         names |= {"router_jitter_noise"} if self.softmax == "sparsemixer" else set()
         names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
         names |= {self.shared.size_key} if self.shared else set()
@@ -149,7 +154,7 @@ class Family:
     window: WindowRule | None = None
     mixture: MixtureRule | None = None
     activation: Activation | None = None
-    """None: as `activation_key` says."""
+    """None: as `activation_key` says, which else is not read."""
     activation_key: Literal["hidden_act", "hidden_activation"] = "hidden_act"
     embedding_sqrt: bool = False
     """Embeddings grow by sqrt(hidden_size), itself rounded to the weights' dtype (Gemma)."""
@@ -161,10 +166,9 @@ class Family:
     """Numbers of config.json that this family has, of those `engine.models.config` knows."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Keys that are understood with this value only."""
-    ignored: frozenset[str] = frozenset()
-    """Keys that transformers does not read for this family."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """What absent keys mean; a key neither here nor in the checkpoint is missing."""
+    """What keys mean that are absent or, but for `NULL_MEANS`, null; a key neither here nor in the
+    checkpoint is missing."""
     unturned: Unturned = "never"
     mlp: MlpRule = field(default_factory=MlpRule)
     """Of dense layers."""
