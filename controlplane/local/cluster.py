@@ -34,7 +34,7 @@ class RunningCluster:
 
     def __init__(self, flags: UpFlags, *, port: int) -> None:
         self.settings = flags.settings
-        self._api_key = flags.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
+        self._api_key = flags.api_key
         self.port = port
         self.children: dict[str, Child] = {}
 
@@ -61,7 +61,9 @@ class RunningCluster:
         import httpx  # costs 0.2 s, which the children use meanwhile
 
         waiting_for = set(worker_names(self.settings))
-        async with httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=2) as client:
+        async with httpx.AsyncClient(
+            base_url=self.url, headers=self.headers, timeout=2, trust_env=False
+        ) as client:
             while not unless.is_set():
                 answer = await _answer(client, "/cluster")
                 workers = [] if answer is None else answer.json()["workers"]
@@ -155,7 +157,8 @@ def _start_all(
     for spec, port in zip(workers, metrics_ports, strict=True):
         start_child(spec, partial(http_answers, "127.0.0.1", port))
     router = router_spec(settings, redis=redis, port=local.port, env=flags.child_env)
-    start_child(router, partial(http_answers, local.host, local.port))
+    # One that refuses lives: it is full, and answers in the loop that serves.
+    start_child(router, partial(http_answers, local.host, local.port, with_any=True))
 
 
 async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:

@@ -5,13 +5,12 @@ that is bound and does not listen keeps everybody out but those who, like it, se
 Elsewhere the port is only looked at, and may be taken before its process is there.
 """
 
-import os
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from protocol.errors import SettingsError
+from protocol.process.machine import unlistenable
 
 
 @contextmanager
@@ -32,9 +31,7 @@ def _bound(host: str, port: int, *, setting: str) -> socket.socket:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         probe.close()
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
-        raise SettingsError(f"{setting}: cannot listen on {host}:{port}: {reason}") from error
+        raise unlistenable(setting, host, port, error) from error
     return probe

@@ -235,7 +235,10 @@ class Connection(HttpToolsProtocol):
         self._raw_head = raw = bytes(self._unread[: end + len(END)])
         del self._unread[: end + len(END)]
         self._searched = 0
-        self._head = head = read_head(raw, self._limits.head)
+        head = read_head(raw, self._limits.head)
+        if not self._others.may_ask(self, head.path):
+            raise _too_many()
+        self._head = head
         self._disarm()
         self._framing = Framing(None if head.chunked else head.length)
         self.parser.feed_data(head.raw)
@@ -261,8 +264,7 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self, *, silently: bool = False) -> None:
         if not silently and self._lingering is None:
-            error = ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)
-            self.transport.write(self._answer(error))
+            self.transport.write(self._answer(_too_many()))
         self.transport.close()
 
     def _answer(self, error: ApiError) -> bytes:
@@ -302,3 +304,7 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _too_many() -> ApiError:
+    return ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)
