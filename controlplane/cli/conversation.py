@@ -131,9 +131,8 @@ def _pieces(response: httpx.Response, answer: Answer) -> Iterator[str]:
         if line == DONE:
             return
         event = stream_event(line)
-        if event.usage is not None:
-            answer.num_tokens = event.usage.completion_tokens
-            answer.cached_tokens = event.usage.cached_tokens
+        if event.num_tokens is not None:
+            answer.num_tokens, answer.cached_tokens = event.num_tokens, event.cached_tokens
         if event.text:
             yield event.text
     raise RouterUnreachable("the answer broke off before its end")

@@ -152,8 +152,7 @@ async def _ask(
         sys.stdout.write("Answer: ")
         async for line in response.aiter_lines():
             event = stream_event(line)
-            if event.usage is not None:
-                cached_tokens = event.usage.cached_tokens
+            cached_tokens = event.cached_tokens or cached_tokens
             answer += event.text
             write(event.text)
         sys.stdout.write("\n")

@@ -3,13 +3,14 @@
 The door to HTTP of the command line; the supervisor has its own polling.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import msgspec
 from pydantic import Field, field_validator
 
 from protocol.errors import BatonError
@@ -25,52 +26,17 @@ VARIABLES = frozenset(
 """In either case of letters, those of the environment that a client follows."""
 DONE = "data: [DONE]"
 """The last line of a stream; one without it was cut off."""
+UNLIKE_BATON = (AttributeError, LookupError, TypeError, ValueError, RecursionError)
+"""From reading the answer of something else."""
 
 
-class Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-
-
-class Choice(msgspec.Struct, frozen=True):
-    delta: Delta = Delta()
-
-
-class PromptDetails(msgspec.Struct, frozen=True):
-    cached_tokens: int = 0
-
-
-class UsageSaid(msgspec.Struct, frozen=True):
-    completion_tokens: int
-    prompt_tokens_details: PromptDetails | None = None
-
-    @property
-    def cached_tokens(self) -> int:
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else 0
-
-
-class ErrorSaid(msgspec.Struct, frozen=True):
-    message: str
-    code: str | int | None = None
-
-
-class StreamEvent(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEvent:
     """As much of a chat's chunk as is shown."""
 
-    choices: tuple[Choice, ...] = ()
-    usage: UsageSaid | None = None
-    error: ErrorSaid | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(choice.delta.content or "" for choice in self.choices)
-
-
-class _Model(msgspec.Struct, frozen=True):
-    id: str
-
-
-class _Models(msgspec.Struct, frozen=True):
-    data: list[_Model]
+    text: str = ""
+    num_tokens: int | None = None
+    cached_tokens: int = 0
 
 
 class RouterUnreachable(BatonError):
@@ -139,7 +105,7 @@ def get_json(settings: HttpSettings, path: str, *, timeout_s: float = 10.0) -> A
         raise RouterUnreachable(f"{url} answered {answer.status_code}: {_said(answer)[0]}")
     try:
         return answer.json()
-    except (ValueError, RecursionError) as error:
+    except UNLIKE_BATON as error:
         raise RouterUnreachable(f"{url} did not answer JSON: is this a Baton router?") from error
 
 
@@ -147,12 +113,12 @@ def served_models(settings: HttpSettings) -> list[str]:
     """At least one. Raises RouterUnreachable."""
     answer = get_json(settings, "/v1/models")
     try:
-        models = msgspec.convert(answer, _Models).data
-    except msgspec.ValidationError as error:
+        models = [str(model["id"]) for model in answer["data"]]
+    except UNLIKE_BATON as error:
         raise unlike_baton(settings, answer) from error
     if not models:
         raise RouterUnreachable(f"{settings.url} serves no model")
-    return [model.id for model in models]
+    return models
 
 
 def unlike_baton(settings: HttpSettings, said: object) -> RouterUnreachable:
@@ -178,12 +144,18 @@ def stream_event(line: str) -> StreamEvent:
     if payload == line or line == DONE:
         return StreamEvent()
     try:
-        event = msgspec.json.decode(payload, type=StreamEvent)
-    except (msgspec.DecodeError, RecursionError) as error:
+        event = json.loads(payload)
+        said, usage = event.get("error"), event.get("usage") or {}
+        refused = said and RouterRefused(str(said["message"]), code=str(said.get("code")))
+        text = "".join(one["delta"].get("content") or "" for one in event.get("choices", ()))
+        text.encode()
+        num_tokens = int(usage["completion_tokens"]) if usage else None
+        cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0))
+    except UNLIKE_BATON as error:
         raise RouterRefused(f"no event of a Baton router's stream: {payload[:80]!r}") from error
-    if event.error is not None:
-        raise RouterRefused(event.error.message, code=str(event.error.code))
-    return event
+    if refused:
+        raise refused
+    return StreamEvent(text=text, num_tokens=num_tokens, cached_tokens=cached)
 
 
 def refusal(answer: httpx.Response) -> RouterRefused:

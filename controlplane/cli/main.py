@@ -66,15 +66,6 @@ def run(argv: Sequence[str]) -> int:
     """The exit code."""
     name = f"baton {argv[0]}" if argv and argv[0] in COMMANDS else "baton"
     try:
-        return _run(argv, name)
-    except BrokenPipeError:  # of stdout, or of stderr while it was told why
-        return EXIT_PIPE_CLOSED
-    except OSError:  # nowhere to tell it
-        return EXIT_FAILED
-
-
-def _run(argv: Sequence[str], name: str) -> int:
-    try:
         try:
             return _obey(argv)
         finally:
@@ -85,7 +76,7 @@ def _run(argv: Sequence[str], name: str) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        raise
+        return EXIT_PIPE_CLOSED
     except Exception as error:  # the edge of the process: a user gets a line, not a traceback
         complain(f"{name}: {_told(error)}")
         return EXIT_FAILED
@@ -116,15 +107,11 @@ def _exit_code(error: BatonError) -> int:
 def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return f"could not write: {error.strerror}"
-    said = f"a mistake of Baton's, {type(error).__name__}"
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="baton-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
-        ) as file:
-            traceback.print_exception(error, file=file)
-    except OSError:
-        return f"{said}: {error}; please report it"
-    return f"{said}; please report it with {file.name}"
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="baton-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return f"a mistake of Baton's, {type(error).__name__}; please report it with {file.name}"
 
 
 def _command(name: str) -> Callable[[Sequence[str]], None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from controlplane.cli.http import HttpSettings, get_json, unlike_baton
+from controlplane.cli.http import UNLIKE_BATON, HttpSettings, get_json, unlike_baton
 from controlplane.cli.terminal import visible, write
 from protocol.process.settings import load
 
@@ -31,7 +31,7 @@ def status(argv: Sequence[str]) -> None:
         return
     try:
         rows, notes = [_row(worker) for worker in cluster["workers"]], _notes(cluster)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except UNLIKE_BATON as error:
         raise unlike_baton(settings, cluster) from error
     _print_table(rows, notes)
 

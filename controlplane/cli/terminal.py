@@ -7,6 +7,7 @@ make the terminal type. A pipe gets what came, as it came.
 import os
 import re
 import sys
+from contextlib import suppress
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -23,9 +24,10 @@ def write(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
-    sys.stderr.write(visible(" ".join(text.splitlines())) + "\n")
-    sys.stderr.flush()
+    """One line on stderr, if anyone is there."""
+    with suppress(OSError):
+        sys.stderr.write(visible(" ".join(text.splitlines())) + "\n")
+        sys.stderr.flush()
 
 
 def open_missing() -> None:

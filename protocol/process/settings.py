@@ -59,11 +59,8 @@ class CommandSettings(BaseSettings):
     @field_validator("*")
     @classmethod
     def _text(cls, value: object) -> object:
-        if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeError as error:
-                raise ValueError("must be UTF-8 text") from error
+        if isinstance(value, str) and value != value.encode(errors="replace").decode():
+            raise ValueError("must be UTF-8 text")
         return value
 
 

@@ -33,8 +33,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--url", "http://[::1"], "url: 'http://[::1': must be an address"),
         (["chat", "--url", "http://"], "url: 'http://': must be an address"),
         (["status", "--url", "http://x:99999"], "must be an address"),
-        (["chat", "--api-key", "sécret"], "api_key: the value given: must be printable ASCII"),
-        (["status", "--api-key", "a\nb"], "api_key: the value given: must be printable ASCII"),
+        (
+            ["chat", "--api-key", "sécret"],
+            "api_key: the value given: a key must be of printable ASCII",
+        ),
+        (
+            ["status", "--api-key", "a\nb"],
+            "api_key: the value given: a key must be of printable ASCII",
+        ),
         (["chat", "--system", "a\udcff"], "system: 'a\\udcff': must be UTF-8 text"),
         (["up", "--served-name", "a\udcff"], "served_name: 'a\\udcff': must be UTF-8 text"),
         (["chat", "--temperature", "nan"], "temperature: 'nan': "),

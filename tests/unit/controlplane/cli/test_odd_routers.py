@@ -75,7 +75,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 DEEP = b"[" * 100_000
-ODD_MODELS = [b'{"data":[{}]}', b'{"data":5}', b"[]", b"null", b'{"data":[{"id":5}]}', DEEP]
+ODD_MODELS = [b'{"data":[{}]}', b'{"data":5}', b"[]", b"null", DEEP]
 
 
 @pytest.mark.parametrize("models", ODD_MODELS, ids=lambda said: said[:16].decode())
@@ -95,7 +95,7 @@ ODD_EVENTS = [
     b'{"choices":[{"delta":5}]}',
     b'{"choices":[{"delta":{"content":5}}]}',
     b'{"choices":[],"usage":{"completion_tokens":"x"}}',
-    b'{"choices":[],"usage":{"completion_tokens":1,"prompt_tokens_details":[]}}',
+    b'{"choices":[],"usage":{"completion_tokens":1,"prompt_tokens_details":5}}',
     b'{"error":"boom"}',
     b'{"choices":[{"delta":{"content":"\\ud800"}}]}',
     b"\xff",
@@ -147,14 +147,3 @@ def test_a_cluster_that_is_none_is_one_line(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "did not answer as a Baton router does: " in said[0]
-
-
-def test_proxies_that_cannot_be_are_one_line(
-    odd: type[Odd], chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ALL_PROXY", "gopher://x")
-    code, _, said = chat(odd, "hello")
-    assert (code, len(said)) == (1, 1)
-    assert "no answer from" in said[0]

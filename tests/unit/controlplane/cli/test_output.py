@@ -53,10 +53,6 @@ def test_help_of_a_command_likewise(redirect: str, ended: tuple[int, str]) -> No
     assert _run("chat", "--help", redirect=redirect) == ended
 
 
-@pytest.mark.parametrize(
-    ("redirect", "code"),
-    [(f"2>{FULL}", 1), ("2>&-", 2), ("2>&1", 141)],
-    ids=["full", "none", "gone"],
-)
-def test_what_is_wrong_is_an_exit_code_though_nobody_can_be_told(redirect: str, code: int) -> None:
-    assert _run("fly", redirect=redirect) == (code, "")
+@pytest.mark.parametrize("redirect", [f"2>{FULL}", "2>&-", "2>&1"])
+def test_what_is_wrong_is_an_exit_code_though_nobody_can_be_told(redirect: str) -> None:
+    assert _run("fly", redirect=redirect) == (2, "")
