@@ -147,14 +147,3 @@ def test_a_cluster_that_is_none_is_one_line(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert "did not answer as a Baton router does: " in said[0]
-
-
-def test_proxies_that_cannot_be_are_one_line(
-    odd: type[Odd], chat: Chat, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("ALL_PROXY", "gopher://x")
-    code, _, said = chat(odd, "hello")
-    assert (code, len(said)) == (1, 1)
-    assert "no answer from" in said[0]

@@ -33,3 +33,9 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"port: cannot listen on 127.0.0.1:{port}"):
             free_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "\u00fcn\u00efcode.invalid"])
+def test_a_host_that_is_none_of_this_machine_is_the_host_s_fault(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"^host: cannot listen on "):
+        free_port(host, 0)
