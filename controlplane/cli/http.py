@@ -92,7 +92,7 @@ def router_client(settings: HttpSettings) -> Iterator[httpx.Client]:
             yield client
     except UNREACHABLE as error:
         named = sorted(name for name in os.environ if name.upper() in VARIABLES)
-        by = f" (by {', '.join(named)} of the environment)" if named and not is_here else ""
+        by = f"; the environment sets {', '.join(named)}" if named and not is_here else ""
         raise RouterUnreachable(f"no answer from {settings.url}: {error}{by}") from error
 
 

@@ -176,7 +176,7 @@ def check_keys(api_keys: str) -> str:
     if api_keys and not keys:
         raise ValueError("holds no key; unset it if the API shall be open")
     if not all("!" <= character <= "~" for key in keys for character in key):
-        raise ValueError("a key must be of printable ASCII without spaces")
+        raise ValueError("must be printable ASCII without spaces")
     return api_keys
 
 

@@ -55,3 +55,12 @@ def test_a_port_that_is_taken_is_refused() -> None:
             kept_ports(HOST, port, num=1, setting="port"),
         ):
             pass
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "\u00fcn\u00efcode.invalid"])
+def test_a_host_that_is_none_of_this_machine_is_the_host_s_fault(host: str) -> None:
+    with (
+        pytest.raises(SettingsError, match=r"^host: cannot listen on "),
+        kept_ports(host, 0, num=1, setting="port"),
+    ):
+        pass

@@ -263,3 +263,40 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 2147483648),
+        ("num_hidden_layers", 1025.0),
+        ("num_attention_heads", 10**9),
+        ("num_key_value_heads", 10**9),
+        ("head_dim", 1 << 30),
+        ("hidden_size", 1 << 30),
+        ("vocab_size", 1 << 30),
+        ("max_position_embeddings", 10**12),
+        ("max_position_embeddings", 10**400),
+    ],
+)
+def test_a_size_beyond_any_model_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, key: str, value: float
+) -> None:
+    refused(tmp_path, config(**{key: value}), key)
+
+
+def test_experts_beyond_any_model_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, config("mixtral", num_local_experts=10**9), "num_local_experts", "4096")
+
+
+def test_a_list_of_millions_is_refused_in_a_short_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="architectures") as caught:
+        read(tmp_path, config("qwen3", architectures=["x" * 50] * 100_000))
+    assert len(str(caught.value)) < 2000
+    refused(tmp_path, config("qwen3", layer_types=["full_attention"] * 2_000_000), "layer_types")
+
+
+def test_a_rope_that_reaches_without_end_is_refused(tmp_path: Path) -> None:
+    for factor in (1e9, 1e300):
+        rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 512}
+        refused(tmp_path, config(rope_parameters=rope), "factor")
