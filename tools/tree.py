@@ -32,7 +32,7 @@ class Limits:
     num_root_files: int = 10  # of one package
     num_folder_files: int = 16  # C headers not counted
     num_circles: int = 0
-    num_lines: int = 37_500  # 32,500 once laid; more families, HTTP and limits came since
+    num_lines: int = 38_000  # 32,500 once laid; more families, HTTP and limits came since
     num_code_lines: int = 22_500
     median_function_lines: float = 6
     function_lines: int = 60

@@ -1,8 +1,7 @@
 """Makes a model's parts of a checkpoint, one tensor at a time.
 
 Beside what the model keeps, the host holds no more than the linear being made and one tensor it is
-merged of, or its bias; of a mixture, the tensors of one expert. Each goes to the device as it is
-read.
+merged of, or its bias; of a mixture, the tensors of one expert.
 """
 
 # Shapes: V vocabulary, K hidden size, N features out, F features of an expert.

@@ -167,6 +167,8 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
 
 def _header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file, its bytes checked to lie inside it."""
+    if not file.is_file():
+        raise missing(file)
     try:
         file_bytes = file.stat().st_size
         with file.open("rb") as stream:

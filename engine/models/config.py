@@ -34,6 +34,18 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+MOST: Mapping[str, int] = {
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 8192,
+    "hidden_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "num_experts": 4096,
+    "num_local_experts": 4096,
+}
+"""Several times as many as any model published has: what is made in proportion stays small."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -141,6 +153,9 @@ def read_config(
     family = _family(given)
     fields = given.with_defaults(family.defaults, but=NULL_MEANS)
     context = context_tokens(config.file, text_config(config.value), max_model_len)
+    for key, most in MOST.items():
+        if isinstance(value := fields.get(key), int | float) and value > most:
+            raise fields.error(key, f"= {value} is above {most}, the most that is served")
     check_keys(fields, family, context=context, unread=unread_rope_keys(fields, family))
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads

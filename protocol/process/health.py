@@ -1,8 +1,7 @@
 """How a worker process is, for whoever supervises it from outside: Kubernetes, mostly.
 
-`worker.lifecycle` notes its state; the HTTP server beside the metrics answers `/ready` and
-`/health` from another thread. Does not know whether routers have found the worker: they say so
-themselves.
+The HTTP server beside the metrics answers `/ready` and `/health` from another thread. Whether
+routers have found the worker, they say themselves.
 """
 
 import time

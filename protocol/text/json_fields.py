@@ -8,6 +8,8 @@ from types import MappingProxyType
 from protocol.errors import CheckpointError
 
 MAX_SIZE = 1 << 31
+MAX_SAID = 1000
+"""Characters of an error, which may quote a value of any length."""
 
 
 class Fields:
@@ -30,6 +32,8 @@ class Fields:
         return Fields(self.file, self.raw, prefix=self._prefix, defaults=meant)
 
     def error(self, key: str, problem: str) -> CheckpointError:
+        if len(problem) > MAX_SAID:
+            problem = f"{problem[: MAX_SAID // 2]}...{problem[-MAX_SAID // 2 :]}"
         return CheckpointError(f"{self.file}: {self._prefix}{key} {problem}")
 
     def get(self, key: str, default: object = None) -> object:

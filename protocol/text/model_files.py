@@ -10,6 +10,9 @@ from pathlib import Path
 
 from protocol.errors import CheckpointError
 
+MAX_JSON_BYTES = 64 << 20
+"""Of one of a checkpoint's files but `tokenizer.json`: the largest index published has 10 MB."""
+MAX_TOKENIZER_BYTES = 256 << 20
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -91,9 +94,25 @@ _BYTES = (
 )
 
 
+def read_whole(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """CheckpointError for a file that is missing, unreadable, too large, or no regular one."""
+    if not file.is_file():
+        raise missing(file)
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(min(file.stat().st_size, max_bytes) + 1)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(text) > max_bytes:
+        raise CheckpointError(f"{file}: must have at most {max_bytes >> 20} MiB")
+    return text
+
+
 def missing(file: Path) -> CheckpointError:
     """For a file that a checkpoint must have and has not."""
     folder = file.parent
+    if file.exists():
+        return CheckpointError(f"{file}: is not a regular file")
     if file.is_symlink():
         goal = file.readlink()
         return CheckpointError(
@@ -124,7 +143,9 @@ def again(place: object) -> str:
 
 
 def check_readable(file: Path) -> None:
-    """Raises CheckpointError for a file that is by its first bytes something else."""
+    """Raises CheckpointError for a file that is by its first bytes something else, or none."""
+    if file.exists() and not file.is_file():
+        raise missing(file)
     try:
         with file.open("rb") as stream:
             head = stream.read(32)

@@ -2,8 +2,7 @@
 
 In two steps, so that nothing is built of what will be refused: the body to its fields, each still
 bytes, up to the first unknown one; then each field, if it is not too large, to its type, up to the
-first wrong value. Null means "not given"; of equal keys the last counts. What Baton does not do is
-refused by name; a value that asks for nothing (`tools: []`) is accepted.
+first wrong value. Null means "not given"; of equal keys the last counts.
 """
 
 from collections.abc import Callable, Mapping

@@ -257,9 +257,7 @@ class RoutedRequest:
             self.num_suspected += 1
             if self.num_suspected >= MAX_SUSPECTED and len(gone.unheard) == 1:
                 leg.open = False
-                lost = (
-                    f"{self.num_suspected} workers were lost, this request the last given to each"
-                )
+                lost = f"{self.num_suspected} workers were lost, it the last given to each"
                 return self._give_up(why, PoisonRequest(f"{lost}; it is not tried again: {why}"))
         return self._leg_lost(leg, why)
 

@@ -2,8 +2,7 @@
 
 The parser is fed one message at a time, and only heads that passed `router.wire.head`. So an offer
 to upgrade costs no body, a pipelined request waits as bytes, and what is refused is answered in
-JSON. Every wait for the client has a deadline: its head here, its body in
-`router.http.exchange`, its reading here.
+JSON. Every wait for the client has a deadline, that for its body in `router.http.exchange`.
 
 Leans on names of uvicorn 0.54 that it does not promise; the tests in tests/api speak raw bytes.
 """
@@ -20,13 +19,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
-from router.wire.cycle import Cycle
+from router.wire.cycle import Cycle, refusal_bytes
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
 from router.wire.open_connections import OpenConnections
 from router.wire.reading import HalfClosedWriter, ReadingWatch
-from router.wire.refusal import refusal_bytes
 
 _LINGER_BYTES = 32 << 20
 """More than any body that a client may have begun to send before it reads."""
@@ -48,6 +46,7 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]
         self._unread = bytearray()
         self._searched = 0
+        self._raw_head = b""  # of that message or the last, good or bad
         self._head: Head | None = None  # of the message being read
         self._framing = Framing(0)
         self._lingering: int | None = None  # bytes that may still be dropped
@@ -225,6 +224,7 @@ class Connection(HttpToolsProtocol):
         if not self._unread:
             return False
         self._unset_keepalive_if_required()
+        self._raw_head = b""
         end = self._unread.find(END, max(0, self._searched - len(END) + 1))
         if end < 0:
             check_beginning(self._unread, self._limits.head, since=self._searched)
@@ -232,10 +232,13 @@ class Connection(HttpToolsProtocol):
             if self._deadline is None:
                 self._arm(self._limits.head_timeout_s, self._give_up_head)
             return False
-        raw = bytes(self._unread[: end + len(END)])
+        self._raw_head = raw = bytes(self._unread[: end + len(END)])
         del self._unread[: end + len(END)]
         self._searched = 0
-        self._head = head = read_head(raw, self._limits.head)
+        head = read_head(raw, self._limits.head)
+        if not self._others.may_ask(self, head.path):
+            raise _too_many()
+        self._head = head
         self._disarm()
         self._framing = Framing(None if head.chunked else head.length)
         self.parser.feed_data(head.raw)
@@ -261,13 +264,12 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self, *, silently: bool = False) -> None:
         if not silently and self._lingering is None:
-            error = ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)
-            self.transport.write(self._answer(error))
+            self.transport.write(self._answer(_too_many()))
         self.transport.close()
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        return refusal_bytes(error, self.server_state.default_headers)
+        return refusal_bytes(error, self.server_state.default_headers, self._raw_head)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""
@@ -302,3 +304,7 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _too_many() -> ApiError:
+    return ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)

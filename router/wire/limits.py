@@ -21,8 +21,7 @@ class ConnectionLimits:
     head_timeout_s: float = 20.0
     """From the connection, or a later request's first byte, to the end of the request's head."""
     keep_alive_s: float = 75.0
-    """Silence between requests. Longer than a proxy keeps its connections (60 s of nginx and
-    AWS's load balancers), or the proxy sends into a connection that we are closing."""
+    """Silence between requests (`router.settings`)."""
     write_timeout_s: float = 60.0
     """A client that takes no bytes for this long is cut off."""
     half_closed_s: float = 0.5

@@ -30,14 +30,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_a_full_context_is_said_and_the_conversation_goes_on(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    saved = tmp_path / "said.json"
+    saved, again = tmp_path / "said.json", tmp_path / "again.json"
     long = "word " * CONTEXT
-    chat = _piped(cluster, "hello", long, f"/save {saved}", "/clear", "hello again")
+    turns = ("hello", long, f"/save {saved}", "/clear", "hello again", f"/save {again}")
+    chat = _piped(cluster, *turns)
     assert chat.returncode == 1
     assert "the context is full: /clear begins anew" in chat.stderr
     assert chat.stderr.splitlines()[-1] == "baton chat: 1 of the turns had no answer"
     assert [message["content"] for message in _said(saved)[::2]] == ["hello"]
-    assert len(_parts(chat.stdout)) == 2
+    assert [message["content"] for message in _said(again)[::2]] == ["hello again"]
 
 
 def test_a_system_prompt_is_set_and_kept_when_the_conversation_is_cleared(
@@ -57,10 +58,13 @@ def test_a_saved_conversation_never_replaces_a_file(cluster: Cluster, tmp_path: 
     assert "is there already" in chat.stderr
 
 
-def test_an_unknown_command_is_said_and_a_doubled_slash_is_text(cluster: Cluster) -> None:
-    chat = _piped(cluster, "/bye", "//bye")
+def test_an_unknown_command_is_said_and_a_doubled_slash_is_text(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    saved = tmp_path / "said.json"
+    chat = _piped(cluster, "/bye", "//bye", f"/save {saved}")
     assert "/bye: is not /clear" in chat.stderr
-    assert len(_parts(chat.stdout)) == 1
+    assert [message["content"] for message in _said(saved)[::2]] == ["/bye"]
 
 
 @pytest.mark.parametrize("line", [b"caf\xff\n", b"\xed\xa0\x80\n"])
@@ -92,6 +96,14 @@ def test_a_reader_that_goes_away_is_no_traceback(cluster: Cluster) -> None:
         chat.stdin.write(b"hello\n" * 3)
         chat.stdin.close()
         assert (chat.wait(60), chat.stderr.read()) == (141, b"")
+
+
+def test_a_stdout_that_is_closed_is_for_nobody(cluster: Cluster) -> None:
+    chat = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *_chat(cluster)], input=b"hello\n",
+        stderr=subprocess.PIPE, timeout=60, env=_environment(),
+    )  # fmt: skip
+    assert (chat.returncode, chat.stderr) == (0, b"")
 
 
 def test_lines_pasted_into_a_terminal_are_one_turn(cluster: Cluster, tmp_path: Path) -> None:
@@ -142,11 +154,6 @@ def _environment() -> dict[str, str]:
 def _said(file: Path) -> list[dict[str, str]]:
     messages: list[dict[str, str]] = json.loads(file.read_text())["messages"]
     return messages
-
-
-def _parts(stdout: str) -> list[str]:
-    """The answers, each of which ends its line."""
-    return stdout.split("\n")[:-1]
 
 
 def _await_prompt(terminal: int, screen: bytearray) -> None:

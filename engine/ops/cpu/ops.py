@@ -1,8 +1,7 @@
 """The C kernels as `engine.ops.contract.Ops`; checks per call only what a slip could crash.
 
-Every row's result is the same bits whatever the batch, the chunking
-or the number of threads. With oneDNN's packed bfloat16 linears that holds for the steps between the
-linears only: oneDNN picks its kernel by the number of rows.
+Every row's result is the same bits whatever the batch, the chunking or the number of threads; with
+oneDNN's packed bfloat16 linears, which choose by the number of rows, between the linears only.
 """
 
 # Shapes: T tokens, K features in, N features out, F features of the MLP, D head dim, J experts

@@ -5,10 +5,12 @@ Of several named templates only `default` and `tool_use` are ever asked for.
 """
 
 from collections.abc import Mapping
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from protocol.errors import CheckpointError
+from protocol.text.model_files import read_whole
 from protocol.text.text_config import read_json_object_if_there
 
 SPECIAL_TOKENS = (
@@ -62,8 +64,9 @@ def token_text(file: Path, name: str, token: object) -> str:
 
 def _read(file: Path) -> TemplateSource:
     try:
-        return TemplateSource(file.read_text(encoding="utf-8-sig"), file)
-    except (OSError, ValueError) as error:
+        text = TextIOWrapper(BytesIO(read_whole(file)), "utf-8-sig").read()
+        return TemplateSource(text, file)
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 

@@ -1,8 +1,7 @@
 """The jinja2 environment chat templates run in: transformers' own, with a meter on it.
 
-Templates come with checkpoints and read what clients send, so neither may cost without end. No
-single operation may make more text than fits, and all of them together neither more text nor more
-processor time than a stated multiple. What a template was given is not counted, only what it makes.
+No single operation may make more text than fits, and all of them together neither more text nor
+more processor time than a stated multiple. What a template was given is not counted.
 """
 
 import threading
