@@ -26,9 +26,7 @@ from protocol.text.model_files import WEIGHTS, WEIGHTS_INDEX, again, check_reada
 from protocol.text.text_config import read_json_object, read_json_object_if_there
 
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library
-FLOATS = {
-    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 BYTES = {"U8": torch.uint8}
 DTYPES = FLOATS | BYTES
 log = logging.getLogger(__name__)

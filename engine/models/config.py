@@ -11,19 +11,12 @@ from pathlib import Path
 from engine.kvcache.windows import KvGroup, group_layers
 from engine.models.config_keys import (
     IGNORED,
+    NULL_MEANS,
     check_architecture,
     check_keys,
     check_wrapper_keys,
 )
-from engine.models.families.family import (
-    NULL_MEANS,
-    BiasRule,
-    Family,
-    Norms,
-    ParallelRule,
-    QkNorm,
-    Wrapper,
-)
+from engine.models.families.family import BiasRule, Family, Norms, ParallelRule, QkNorm, Wrapper
 from engine.models.families.table import FAMILIES
 from engine.models.families.wrappers import WRAPPERS
 from engine.models.layer_spec import LayerSpec, MixtureSpec, read_layers, read_mixture
@@ -242,14 +235,12 @@ def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
 
 
 def _activation(fields: Fields, family: Family) -> Activation:
-    if family.activation is not None:
-        return family.activation
-    name = str(fields.get(family.activation_key, "silu"))
+    key, known = family.activation_key, ", ".join(ACTIVATIONS)
+    name = str(fields.get(key, "silu"))
     name = family.activation_aliases.get(name, name)
-    if name not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        raise fields.error(family.activation_key, f"= {name!r} is not one of {known}")
-    return ACTIVATIONS[name]
+    if family.activation is None and name not in ACTIVATIONS:
+        raise fields.error(key, f"= {name!r} is not one of {known}")
+    return family.activation or ACTIVATIONS[name]
 
 
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:

@@ -60,10 +60,13 @@ REFUSED: Mapping[str, str] = {
 """Refused where the family does not read them, and why: beside formats of weights, all that others
 apply although the family's class in transformers does not (docs/decisions/0012). Any other key of
 another architecture is ignored, as there."""
-WITHOUT_EFFECT: Mapping[str, object] = {
-    "logit_scale": 1, "partial_rotary_factor": 1, "is_causal": True,
-}  # fmt: skip
+NO_EFFECT: Mapping[str, object] = {"logit_scale": 1, "partial_rotary_factor": 1, "is_causal": True}
 """And null; of the others what is false, zero or empty."""
+NULL_MEANS = frozenset(
+    {"sliding_window", "num_key_value_heads", "head_dim"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"}
+)
+"""Keys whose null is not their default: no window, a kv head per head, no cap."""
 
 
 def check_keys(fields: Fields, family: Family, *, context: int, unread: Iterable[str]) -> None:
@@ -96,16 +99,13 @@ def check_architecture(fields: Fields, model: Family | Wrapper) -> None:
     around = [w.architecture for key, w in WRAPPERS.items() if TEXT_TYPES[key] == model.model_type]
     ours = {name.lower() for name in (model.architecture, base, *around)}
     if not isinstance(named, list) or not ours & {str(name).lower() for name in named}:
-        raise fields.error(
-            "architectures",
-            f"= {named!r} has no {model.architecture!r}, which model_type "
-            f"{model.model_type!r} is served as",
-        )
+        why = f"which model_type {model.model_type!r} is served as"
+        raise fields.error("architectures", f"= {named!r} has no {model.architecture!r}, {why}")
 
 
 def _changes(fields: Fields, key: str, value: object, *, context: int) -> bool:
-    if key in WITHOUT_EFFECT:
-        return value is not None and value != WITHOUT_EFFECT[key]
+    if key in NO_EFFECT:
+        return value is not None and value != NO_EFFECT[key]
     if not value or not (key in REFUSED or _is_quantization(key, value)):
         return False
     if key == "sliding_window" and isinstance(value, int):
@@ -129,8 +129,7 @@ def _is_quantization(key: str, value: object) -> bool:
 
 
 def _not_supported(fields: Fields, model: Family | Wrapper, key: str) -> CheckpointError:
-    shown = repr(fields.raw[key])
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    shown = f"{fields.raw[key]!r:.200}"
     advice = "remove it from the file if it does not apply to the weights"
     if _is_quantization(key, fields.raw[key]):
         advice = "take the checkpoint that is not quantised"

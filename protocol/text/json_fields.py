@@ -26,9 +26,7 @@ class Fields:
         """`prefix` goes before every key in errors: where in the file the object is."""
         self.file, self.raw, self.defaults, self._prefix = file, raw, defaults, prefix
 
-    def with_defaults(
-        self, defaults: Mapping[str, object], *, but: Collection[str] = ()
-    ) -> "Fields":
+    def with_defaults(self, defaults: Mapping[str, object], but: Collection[str] = ()) -> "Fields":
         """The null of a key in `but` stays null."""
         meant = {key: one for key, one in defaults.items() if key not in but or key not in self.raw}
         return Fields(self.file, self.raw, prefix=self._prefix, defaults=meant)

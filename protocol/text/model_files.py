@@ -59,10 +59,6 @@ _WITHOUT_CONFIG = (
     _Kind(r"(openvino.*\.xml|.*\.engine)", "{found}, a graph for OpenVINO or TensorRT"),
     _Kind(r"([^/]+)/config\.json", "a checkpoint in its folder {found}", "give {place}/{found}"),
 )  # fmt: skip
-_OF_CONFIG = (
-    *_WITHOUT_CONFIG,
-    _Kind(r"([^/]+\.(?:safetensors|bin))", "{found} without it", _COPY.format(below="")),
-)
 _OF_WEIGHTS = (
     *_WITHOUT_CONFIG[:2],
     _Kind(r"model-\d+-of-\d+\.safetensors", f"no {WEIGHTS_INDEX} beside the shards", _AGAIN),
@@ -87,7 +83,8 @@ _OF_TOKENIZER = (
     _Kind(r"(.*\.tiktoken|vocab\.json|vocab\.txt|merges\.txt)", "{found}, of the slow form",
           _SAVE_TOKENIZER),
 )  # fmt: skip
-_KINDS = {"config.json": _OF_CONFIG, TOKENIZER: _OF_TOKENIZER}
+_ALONE = _Kind(r"([^/]+\.(?:safetensors|bin))", "{found} without it", _COPY.format(below=""))
+_KINDS = {"config.json": (*_WITHOUT_CONFIG, _ALONE), TOKENIZER: _OF_TOKENIZER}
 _BYTES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run git lfs pull in its folder"),
     (b"GGUF", "a GGUF file: take the model's safetensors"),

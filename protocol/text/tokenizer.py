@@ -253,6 +253,6 @@ def _token_ids(file: Path, given: object) -> set[int]:
     """One id, a list of them, or none."""
     ids: list[Any] = given if isinstance(given, list) else [] if given is None else [given]
     ids = [whole(token_id) for token_id in ids]
-    if any(type(token_id) is not int for token_id in ids):
+    if {*map(type, ids)} - {int}:
         raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
     return set(ids)

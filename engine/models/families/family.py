@@ -34,11 +34,6 @@ _UNTURNED_KEYS: Mapping[Unturned, frozenset[str]] = {
     "position_embedding_type": frozenset({"position_embedding_type"}),
 }
 NO_HEADS: Mapping[str, object] = {"num_key_value_heads": None, "head_dim": None}
-NULL_MEANS = frozenset(
-    {"sliding_window", "num_key_value_heads", "head_dim"}
-    | {"attn_logit_softcapping", "final_logit_softcapping"}
-)
-"""Keys whose null is not their default: no window, a kv head per head, no cap."""
 GRANITE_SCALES = frozenset(
     {"attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"}
 )
@@ -167,8 +162,7 @@ class Family:
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Keys that are understood with this value only."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """What keys mean that are absent or, but for `NULL_MEANS`, null; a key neither here nor in the
-    checkpoint is missing."""
+    """What keys mean that are absent, or null; a key neither here nor in the file is missing."""
     unturned: Unturned = "never"
     mlp: MlpRule = field(default_factory=MlpRule)
     """Of dense layers."""
