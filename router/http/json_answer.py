@@ -9,7 +9,7 @@ from typing import Any
 
 from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
-from router.http.json_pieces import send_json
+from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
 from router.openai.errors import ApiError
 from router.openai.prepare import MAX_ALTERNATIVES, Generation, answer_too_large
@@ -130,7 +130,7 @@ class JsonAnswer(AnswerWriter):
             "choices": [choice.shape() for choice in self._choices],
             "usage": self._usage.shape(),
         }
-        await send_json(self._exchange, answer, route_header(self._route))
+        await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:
         await self._exchange.respond(error.response())

@@ -16,7 +16,7 @@ _ITEMS = 64
 _encode = msgspec.json.encode
 
 
-async def send_json(exchange: Exchange, value: Any, headers: Mapping[str, str]) -> None:
+async def respond_json(exchange: Exchange, value: Any, headers: Mapping[str, str]) -> None:
     pieces = _pieces(value)
     piece, following = next(pieces), next(pieces, None)
     if following is None:

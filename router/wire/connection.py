@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
 from router.wire.cycle import Cycle, refusal_bytes
-from router.wire.flow import Flow
+from router.wire.flow import BoundedFlow
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
@@ -59,7 +59,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = Flow(transport, unread=self._unread)
+        self.flow = BoundedFlow(transport, unread=self._unread)
         timeout_s = self._limits.write_timeout_s
         self._reading = ReadingWatch(transport, self.loop, timeout_s=timeout_s)
         self._wire = SimpleNamespace(

@@ -5,7 +5,7 @@ import asyncio
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 
 
-class Flow(FlowControl):
+class BoundedFlow(FlowControl):
     """Not read while more than `HIGH_WATER_LIMIT` is unread: that and one read are the bound."""
 
     def __init__(self, transport: asyncio.Transport, *, unread: bytearray) -> None:

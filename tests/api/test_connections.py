@@ -152,7 +152,7 @@ async def test_of_a_pipeline_no_more_is_read_than_is_answered(bench: Bench) -> N
         client.send(sent)
         for _ in range(300):
             assert (await client.answer()).status == 200
-        left = client.writer.transport.get_write_buffer_size()  # type: ignore[attr-defined]
+        left = client.writer.transport.get_write_buffer_size()
         client.writer.transport.abort()
         assert left > len(sent) // 2
 

@@ -11,7 +11,7 @@ from starlette.types import Message
 from support.api import Bench, chat, complete, error_of
 
 from router.http.exchange import Exchange
-from router.http.json_pieces import PIECE_BYTES, send_json
+from router.http.json_pieces import PIECE_BYTES, respond_json
 from router.runtime import ApiLimits
 
 leaves = st.none() | st.integers(-9, 9) | st.text(max_size=3)
@@ -30,7 +30,7 @@ async def sent(value: Any) -> list[Message]:
         raise AssertionError("nothing is read")
 
     scope = {"type": "http"}
-    await send_json(Exchange(scope, receive, send, limits=ApiLimits()), value, {"x-a": "b"})
+    await respond_json(Exchange(scope, receive, send, limits=ApiLimits()), value, {"x-a": "b"})
     return messages
 
 
