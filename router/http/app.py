@@ -127,7 +127,9 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
         try:
             with state.seats.share(client_of(request.scope)) as seats:
                 async with state.body_of(exchange, seats) as body:
-                    return _json(await state.run_in_thread(work, runtime, body))
+                    response = _json(await state.run_in_thread(work, runtime, body))
+            state.trimming.count(len(response.body))
+            return response
         except BatonError as error:
             raise as_api_error(error) from error
         except ClientGone:

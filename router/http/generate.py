@@ -23,7 +23,7 @@ from router.http.exchange import Exchange
 from router.http.json_answer import AnswerWriter, JsonAnswer
 from router.http.middleware import client_of, request_id
 from router.http.sse_answer import SseAnswer
-from router.http.trimming import Trimming
+from router.http.trimming import ALTERNATIVE_BYTES, Trimming
 from router.openai.errors import ApiError, ClientGone, as_api_error
 from router.openai.prepare import Generation, context_tokens
 from router.requests.events import Ended, Placed, Token
@@ -112,10 +112,14 @@ class GenerateResponse(Response):
         tokenizer = self._state.runtime.tokenizer
         make = SseAnswer if generation.stream else JsonAnswer
         answer = make(generation, exchange, tokenizer=tokenizer)
-        async with asyncio.TaskGroup() as tasks:
-            answering = tasks.create_task(self._follow(generation, answer, tasks), name="answer")
-            watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
-            answering.add_done_callback(lambda _: watching.cancel())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                following = self._follow(generation, answer, tasks)
+                answering = tasks.create_task(following, name="answer")
+                watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
+                answering.add_done_callback(lambda _: watching.cancel())
+        finally:
+            self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
     async def _follow(
         self, generation: Generation, answer: AnswerWriter, tasks: asyncio.TaskGroup
@@ -145,6 +149,8 @@ async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> Api
                     await answer.ended(index, event)
                 case _:
                     assert_never(event)
+    except ApiError as error:
+        return error
     except BatonError as error:
         return as_api_error(error)
     except ClientGone:

@@ -7,14 +7,12 @@ goes out.
 from abc import ABC, abstractmethod
 from typing import Any
 
-import msgspec
-from starlette.responses import Response
-
 from protocol.text.tokenizer import Tokenizer
 from router.http.exchange import Exchange
+from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
 from router.openai.errors import ApiError
-from router.openai.prepare import Generation
+from router.openai.prepare import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.requests.events import Ended, Route, Token
 
 
@@ -78,6 +76,8 @@ class AnswerWriter(ABC):
         self._exchange = exchange
         self._usage = Usage(generation)
         self._route: Route | None = None
+        self.num_held = 0
+        """Tokens and alternatives that wait for the end."""
 
     def placed(self, route: Route) -> None:
         """The first of several choices says what the headers show."""
@@ -110,6 +110,9 @@ class JsonAnswer(AnswerWriter):
 
     async def token(self, index: int, token: Token) -> None:
         self._usage.completion_tokens += 1
+        self.num_held += 1 + len(token.top)
+        if self.num_held > MAX_ALTERNATIVES:
+            raise answer_too_large(self._generation.kind)
         self._choices[index].add(token)
 
     async def ended(self, index: int, ended: Ended) -> None:
@@ -127,9 +130,7 @@ class JsonAnswer(AnswerWriter):
             "choices": [choice.shape() for choice in self._choices],
             "usage": self._usage.shape(),
         }
-        body = msgspec.json.encode(answer)
-        headers = route_header(self._route)
-        await self._exchange.respond(Response(body, 200, headers, media_type="application/json"))
+        await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:
         await self._exchange.respond(error.response())

@@ -71,7 +71,7 @@ class TextLogprobs:
         return {
             "tokens": name,
             "token_logprobs": _finite(token.logprob),
-            "top_logprobs": top,
+            "top_logprobs": msgspec.Raw(msgspec.json.encode(top)),
             "text_offset": offset,
         }
 

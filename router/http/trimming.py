@@ -11,6 +11,8 @@ from collections.abc import Callable
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _TRIM_AFTER_BYTES = 1 << 20
 _TRIM_AFTER_S = 1.0
+ALTERNATIVE_BYTES = 100
+"""Of an answer that is collected: a token, or an alternative with its bytes and probability."""
 
 
 def use_few_arenas() -> None:
@@ -28,8 +30,8 @@ class Trimming:
         self._trim = _of_glibc("malloc_trim")
 
     def count(self, num_bytes: int) -> None:
-        """Bodies of so many bytes are done with. Trims soon, when they add up: in a thread, for it
-        takes milliseconds, and not more than once a second."""
+        """Bodies or answers of so many bytes are done with. Trims soon, when they add up: in a
+        thread, for it takes milliseconds, and not more than once a second."""
         before, self._num_bytes = self._num_bytes, self._num_bytes + num_bytes
         if before < _TRIM_AFTER_BYTES <= self._num_bytes:
             asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._trim_now)

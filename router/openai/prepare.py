@@ -28,6 +28,8 @@ from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for `/v1/completions`."""
+MAX_ALTERNATIVES = 1 << 20
+"""Of an answer that is not streamed, its tokens counted too: 64 to 128 MB of JSON."""
 T = TypeVar("T")
 Kind = Literal["chat", "text"]
 
@@ -94,6 +96,13 @@ def context_tokens(runtime: Runtime) -> int:
     return of_model if of_workers is None else min(of_model, of_workers)
 
 
+def answer_too_large(kind: Kind) -> ApiError:
+    """400 for what is collected beyond `MAX_ALTERNATIVES`, known before or after."""
+    logprobs = "(1 + top_logprobs)" if kind == "chat" else "(1 + logprobs)"
+    rule = f"at most {MAX_ALTERNATIVES} without `stream`; set `stream`, or lower one of the three"
+    return bad_field("max_tokens", f"choices x max_tokens x {logprobs}: {rule}")
+
+
 def check_model(runtime: Runtime, model: str | None) -> None:
     if model is not None and model != runtime.model:
         message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
@@ -150,7 +159,7 @@ def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts:
 
 def _check_sizes(
     runtime: Runtime,
-    fields: SamplingFields,
+    fields: ChatRequest | CompletionRequest,
     prompts: tuple[Prompt, ...],
     *,
     max_tokens: int,
@@ -170,6 +179,10 @@ def _check_sizes(
         param = "n" if fields.n > 1 else "prompt"
         rule = f"at most {MAX_COPIED_TOKENS} prompt tokens in all choices; got {num_copied}"
         raise bad_field(param, rule)
+    if fields.output_limit and fields.num_logprobs is not None and not fields.stream:
+        num_alternatives = fields.n * len(prompts) * max_tokens * (1 + fields.num_logprobs)
+        if num_alternatives > MAX_ALTERNATIVES:
+            raise answer_too_large("chat" if isinstance(fields, ChatRequest) else "text")
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
     check_token_ids(runtime.tokenizer, fields.stop_token_ids, field="stop_token_ids")

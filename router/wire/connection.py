@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from protocol.process.metrics import RouterMetrics
 from router.openai.errors import ApiError
 from router.wire.cycle import Cycle, refusal_bytes
+from router.wire.flow import BoundedFlow
 from router.wire.framing import Framing
 from router.wire.head import END, Head, bad_request, check_beginning, read_head
 from router.wire.limits import ConnectionLimits
@@ -44,7 +45,8 @@ class Connection(HttpToolsProtocol):
         self._limits = limits
         self._metrics = metrics
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment]
-        self._unread = bytearray()
+        self._unread = bytearray()  # one object for good: the flow looks at it
+        self._has_turn = False  # to go on with what is unread
         self._searched = 0
         self._raw_head = b""  # of that message or the last, good or bad
         self._head: Head | None = None  # of the message being read
@@ -58,6 +60,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = BoundedFlow(transport, unread=self._unread)
         timeout_s = self._limits.write_timeout_s
         self._reading = ReadingWatch(transport, self.loop, timeout_s=timeout_s)
         self._wire = SimpleNamespace(
@@ -83,11 +86,15 @@ class Connection(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._unread += data
-        self._advance()
+        if not self._has_turn:
+            self._advance()
+        self._regulate()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Whether to stay. A client may close its side and wait for its answer; one that is gone
         looks the same until we write to it."""
+        while self._has_turn and self._head is not None:
+            self._use_turn()
         if not self._is_answering() or self._head is not None:
             return False
         limits, was_last = self._limits, not self.cycle.keep_alive
@@ -165,7 +172,7 @@ class Connection(HttpToolsProtocol):
         keep = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         self.timeout_keep_alive_task = keep
         if self._unread:
-            self.loop.call_soon(self._advance)
+            self._take_turn()
 
     def timeout_keep_alive_handler(self) -> None:
         self._close()
@@ -197,15 +204,36 @@ class Connection(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    def _take_turn(self) -> None:
+        if not self._has_turn:
+            self._has_turn = True
+            self.loop.call_soon(self._use_turn)
+
+    def _use_turn(self) -> None:
+        self._has_turn = False
+        self._advance()
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Reads on as soon as little is unread, here and in the request's body."""
+        if self.transport.is_closing():
+            return
+        if len(self._unread) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        elif self.cycle is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
     def _advance(self) -> None:
-        """Feeds the parser until the client, or the request being answered, must go on first."""
+        """Feeds the parser until the client, or the request being answered, must go on first, or
+        others must have their turn."""
         try:
             while self._unread and self._lingering is None and not self.transport.is_closing():
                 if self._head is not None:
                     self._take_body()
+                    if self._unread:
+                        self._take_turn()
+                        return
                 elif self._is_answering():
-                    if len(self._unread) > HIGH_WATER_LIMIT:
-                        self.flow.pause_reading()
                     return
                 elif not self._take_head():
                     if self._is_half_closed:

@@ -171,6 +171,45 @@ async def test_a_client_that_reads_nothing_is_cut_off(bench: Bench) -> None:
         assert (await exchange(url, HEALTH)).status == 200
 
 
+async def test_of_a_pipeline_no_more_is_read_than_is_answered(bench: Bench) -> None:
+    """50 MB of it: 300 answers are no reason to take more than the sockets' buffers have."""
+    sent = HEALTH * 1_000_000
+    async with bench.serving() as url, connected(url) as client:
+        client.send(sent)
+        for _ in range(300):
+            assert (await client.answer()).status == 200
+        left = client.writer.transport.get_write_buffer_size()
+        client.writer.transport.abort()
+        assert left > len(sent) // 2
+
+
+@pytest.mark.parametrize("size", [7, 64 << 10], ids=["in tiny chunks", "in large ones"])
+async def test_a_large_body_arrives_though_its_client_is_gone_half_way_round(
+    bench: Bench, size: int
+) -> None:
+    """It takes many turns of the loop; that the client has closed its side ends none of them."""
+    body = b"\r\n" * (1 << 19) + BODY
+    parts = [body[at : at + size] for at in range(0, len(body), size)]
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
+    async with bench.serving() as url, connected(url) as client:
+        client.send(CHAT + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n" + HEALTH)
+        client.half_close()
+        assert b"Hello there." in (await client.answer()).body
+        assert (await client.answer()).status == 200
+
+
+async def test_a_large_answer_comes_in_pieces_and_a_small_one_has_its_length(bench: Bench) -> None:
+    async with bench.serving() as url, connected(url) as client:
+        for n, framing in ((1, "content-length"), (40, "transfer-encoding")):
+            asked = {"model": MODEL, "messages": HI, "n": n, "logprobs": True, "top_logprobs": 20}
+            client.send(post(body=json.dumps(asked).encode()))
+            answer = await client.answer()
+            assert framing in answer.headers
+            choices = json.loads(answer.body)["choices"]
+            assert [choice["index"] for choice in choices] == list(range(n))
+            assert all(choice["logprobs"]["content"] for choice in choices)
+
+
 async def test_bodies_that_do_not_come_keep_nobody_out(bench: Bench) -> None:
     """One key, a hundred halves of bodies, four seats."""
     serving = bench.serving(max_in_flight=4, api_keys=("one", "two"))

@@ -43,6 +43,7 @@ class Crowd:
     async def attack(self) -> None:
         attacks: list[Callable[[], Awaitable[None]]] = [
             self.words, self.ones, self.headers, self.odd_requests, self.readers, self.leavers,
+            self.pipeline, self.chunks, self.logprobs,
         ]  # fmt: skip
         async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
             for attack in attacks:
@@ -83,6 +84,28 @@ class Crowd:
         await asyncio.sleep(0.3)
         for client in silent:
             client.close()
+
+    async def pipeline(self) -> None:
+        """As many requests as are taken in two seconds, read or not."""
+        with suppress(OSError, TimeoutError):
+            async with connected(self.url) as client:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(2):
+                        while True:
+                            client.send(HEALTH * 500)
+                            await client.writer.drain()
+                client.writer.transport.abort()
+
+    async def chunks(self) -> None:
+        """Bodies that are all empty lines, and bodies in the smallest chunks that are taken."""
+        head = CHAT + b"Transfer-Encoding: chunked\r\n\r\n"
+        empty_lines = b"10000\r\n" + b"\r\n" * 32768 + b"\r\n"
+        for chunks in (empty_lines * 30, b"6\r\n      \r\n" * 100_000):
+            await self.ask(head + chunks + b"2\r\n{}\r\n0\r\n\r\n")
+
+    async def logprobs(self) -> None:
+        """As many choices as there may be, with all that is known of their tokens."""
+        await self.ask(post(body=chat(n=128, logprobs=True, top_logprobs=20)))
 
     async def leavers(self) -> None:
         """Half a body, a closed side, an offer to upgrade, and gone in the middle of each."""
