@@ -50,7 +50,7 @@ def read_sampling_defaults(path: Path) -> SamplingDefaults:
     named |= {key: whole(named[key]) for key in WHOLE & named.keys()}
     found: dict[str, Any] = {key: one for key, one in named.items() if _may_ask(key, one)}
     if left_out := {key: repr(one) for key, one in named.items() if key not in found}:
-        extra = {"file": str(file), "values": left_out}
+        extra = {"file": str(file), "values": left_out, "remedy": "correct the file"}
         log.warning("sampling defaults that no request may have are left out", extra=extra)
     found["top_k"] = max(0, found.get("top_k", 0))
     return SamplingDefaults(max_tokens=found.pop("max_new_tokens", None), **found)

@@ -124,22 +124,22 @@ def test_what_only_the_operator_can_mend_is_one_line_and_an_exit_code(
 
 
 @pytest.mark.parametrize(
-    ("content", "flags", "code", "says"),
+    ("content", "flags", "says"),
     [
-        ({"temperature": 0.6, "top_k": 20}, (), 1, '"temperature":0.6'),
-        ({"temperature": 0.6}, ("--generation-config", "none"), 1, ""),
-        ({"temperature": "hot"}, ("--generation-config", "none"), 1, ""),
-        ({"temperature": "hot"}, (), 3, "generation_config.json: temperature is 'hot'"),
+        ({"temperature": 0.6, "top_k": 20}, (), '"temperature":0.6'),
+        ({"temperature": 0.6}, ("--generation-config", "none"), ""),
+        ({"temperature": "hot"}, ("--generation-config", "none"), ""),
+        ({"temperature": "hot"}, (), "'hot'"),
     ],
 )
 def test_the_checkpoints_sampling_defaults_are_logged_unless_left_out(
-    content: dict[str, Any], flags: tuple[str, ...], code: int, says: str, model: Path
+    content: dict[str, Any], flags: tuple[str, ...], says: str, model: Path
 ) -> None:
     (model / "generation_config.json").write_text(json.dumps(content))
     over = ended([*command(model, redis="redis://127.0.0.1:1", port=0), *flags])
-    assert over.returncode == code
+    assert over.returncode == 1  # for want of a Redis
     assert says in over.stderr
-    assert ("sampling defaults" in over.stderr) == (says.startswith('"temp'))
+    assert ("sampling defaults" in over.stderr) == bool(says)
 
 
 def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Path) -> None:
