@@ -216,15 +216,23 @@ def _host_runner(
     eos_token_ids: Collection[int],
     memory: Memory[M],
 ) -> tuple[TorchRunner, M]:
+    free_bytes = free_memory_bytes()
     num_blocks = num_pool_blocks(
         layout,
         max_context_tokens=model.config.max_context_tokens,
-        free_bytes=free_memory_bytes(),
+        free_bytes=free_bytes,
         kv_blocks=settings.kv_blocks,
         kv_bytes=settings.kv_bytes,
     )
-    pool_memory, blocks = memory(layout, num_blocks)
-    pool = KvPool(layout, num_blocks, blocks)
+    sized_by = "kv_blocks" if settings.kv_bytes is None else _sized_by(settings)
+    asked = f"{sized_by}: {num_blocks} blocks of {layout.block_bytes} bytes"
+    if num_blocks * layout.block_bytes > free_bytes:
+        raise SettingsError(f"{asked}: {free_bytes} bytes are free")
+    try:
+        pool_memory, blocks = memory(layout, num_blocks)
+        pool = KvPool(layout, num_blocks, blocks)
+    except (OSError, OverflowError, MemoryError, ValueError) as error:
+        raise SettingsError(f"{asked}: {error}") from error
     return TorchRunner(model, pool, eos_token_ids=eos_token_ids), pool_memory
 
 

@@ -12,11 +12,11 @@ from functools import partial
 
 from protocol.channel.link import WorkerLink
 from protocol.channel.resolver import Resolver
-from protocol.errors import SettingsError, StoreError
+from protocol.errors import StoreError
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
-from protocol.process.machine import is_loopback, raise_descriptor_limit
+from protocol.process.machine import is_loopback, raise_descriptor_limit, unlistenable
 from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
@@ -45,10 +45,8 @@ def listen(settings: RouterSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as error:
-        where = f"{settings.host}:{settings.port}"
-        why = str(error.strerror).partition(" (while")[0]
-        raise SettingsError(f"port: cannot listen on {where}: {why}") from error
+    except (OSError, ValueError) as error:
+        raise unlistenable("port", settings.host, settings.port, error) from error
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:

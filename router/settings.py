@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from protocol.process.settings import ModelPath, ProcessSettings, split_keys
+from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
 
 
 class RouterSettings(ProcessSettings):
@@ -24,7 +24,8 @@ class RouterSettings(ProcessSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
     api_key: str = Field(default="", repr=False)
-    """Any of these keys, separated by commas, opens the API. Empty: it is open. Better set as
+    """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
+    API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: requests that name no sampling values get those of the checkpoint's
@@ -47,14 +48,15 @@ class RouterSettings(ProcessSettings):
     body. Beyond it 429."""
     max_lag_tokens: int = Field(default=4096, ge=16)
     """Tokens a client may be behind before it is cut off."""
-    tokenize_threads: int = Field(default=2, ge=1)
+    tokenize_threads: int = Field(default=2, ge=1, le=1024)
     """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
     hosts: str = ""
     """Names, separated by commas, by which an open API on loopback may be reached, besides
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""
     max_connections: int = Field(default=4096, ge=1)
     """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
-    the other half. Beyond it the one that keeps us waiting longest is closed."""
+    the other half. Beyond it the one that keeps us waiting longest is closed; 8 more are for
+    probes."""
     keep_alive_s: float = Field(default=75.0, gt=0)
     """Seconds a connection may be silent between requests. Longer than proxies keep theirs, most
     of them for 60, or they send into a connection that is just being closed."""
@@ -65,10 +67,8 @@ class RouterSettings(ProcessSettings):
 
     @field_validator("api_key")
     @classmethod
-    def _no_blank_key(cls, value: str) -> str:
-        if value and not split_keys(value):
-            raise ValueError("holds no key; unset it if the API shall be open")
-        return value
+    def _sendable(cls, value: str) -> str:
+        return check_keys(value)
 
     @property
     def api_name(self) -> str:

@@ -116,7 +116,7 @@ class Shape:
         rule = family.mixture
         if rule is None:
             return {}
-        keys: dict[str, object] = {rule.count_key: self.num_experts}
+        keys: dict[str, object] = {rule.count_keys[-1]: self.num_experts}
         keys["num_experts_per_tok"] = self.experts_per_token
         if rule.size_key != "intermediate_size":
             keys[rule.size_key] = self.expert_mlp

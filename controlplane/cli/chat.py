@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from controlplane.cli.conversation import Answer, ChatSettings, Conversation
-from controlplane.cli.http import RouterRefused, RouterUnreachable, get_json
+from controlplane.cli.http import RouterRefused, served_models
+from controlplane.cli.terminal import complain, write
 from controlplane.cli.turns import UnreadableInput, turns
 from protocol.errors import BatonError
 from protocol.process.settings import load
@@ -32,11 +33,11 @@ def chat(argv: Sequence[str]) -> None:
     """Raises SettingsError, RouterUnreachable where nobody is there at the start, and in a pipe
     TurnsFailed."""
     settings = load(ChatSettings, argv, prog="baton chat")
-    model = settings.model or _served_model(settings)
+    model = settings.model or served_models(settings)[0]
     conversation = Conversation(settings, model, settings.system)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
-        _write(f"{model} at {settings.url}. Ctrl-C stops an answer, Ctrl-D ends, /help helps.\n")
+        write(f"{model} at {settings.url}. Ctrl-C stops an answer, Ctrl-D ends, /help helps.\n")
     num_failed = 0
     for turn in turns():
         try:
@@ -55,9 +56,9 @@ def _take(conversation: Conversation, turn: str | UnreadableInput) -> None:
     if turn.startswith("/") and not turn.startswith("//"):
         _obey(conversation, turn)
         return
-    answer = conversation.ask(turn.removeprefix("/"), show=_write)
+    answer = conversation.ask(turn.removeprefix("/"), show=write)
     if conversation.settings.verbose:
-        _write(_summary(answer))
+        write(_summary(answer))
 
 
 def _obey(conversation: Conversation, line: str) -> None:
@@ -68,9 +69,9 @@ def _obey(conversation: Conversation, line: str) -> None:
         case "/system", text:
             conversation.system = text
         case "/save", name if name:
-            conversation.save(Path(name).expanduser())
+            conversation.save(Path(name))
         case "/help", "":
-            _write(HELP)
+            write(HELP)
         case _:
             raise UnknownCommand(f"{command}: is not /clear, /system, /save FILE or /help")
 
@@ -79,20 +80,10 @@ class UnknownCommand(BatonError):
     """A line that begins with a slash and is no command."""
 
 
-def _served_model(settings: ChatSettings) -> str:
-    answer = get_json(settings, "/v1/models")
-    models = answer.get("data") if isinstance(answer, dict) else None
-    if not models:
-        raise RouterUnreachable(f"{settings.url} serves no model")
-    return str(models[0]["id"])
-
-
 def _complain(error: BatonError) -> None:
-    said = [str(error)]
+    complain(f"baton chat: {error}")
     if isinstance(error, RouterRefused) and error.code == "context_length_exceeded":
-        said.append(CONTEXT_FULL)
-    sys.stderr.write("".join(f"baton chat: {line}\n" for line in said))
-    sys.stderr.flush()
+        complain(f"baton chat: {CONTEXT_FULL}")
 
 
 def _summary(answer: Answer) -> str:
@@ -101,8 +92,3 @@ def _summary(answer: Answer) -> str:
         f"[{answer.route}; first token {answer.first_token_s:.3f} s, {ended} in "
         f"{answer.total_s:.3f} s, {answer.cached_tokens} prompt tokens cached; {answer.request}]\n"
     )
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

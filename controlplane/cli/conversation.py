@@ -13,7 +13,15 @@ from typing import Any
 import httpx
 from pydantic import Field
 
-from controlplane.cli.http import HttpSettings, RouterUnreachable, chat_body, refusal, stream_event
+from controlplane.cli.http import (
+    DONE,
+    HttpSettings,
+    RouterUnreachable,
+    chat_body,
+    refusal,
+    router_client,
+    stream_event,
+)
 from protocol.errors import BatonError
 
 Message = dict[str, str]
@@ -26,7 +34,7 @@ class ChatSettings(HttpSettings):
     """Model to talk to. Empty: the one that is served."""
     system: str = ""
     """What the model is told before the conversation. Empty: nothing."""
-    temperature: float | None = None
+    temperature: float | None = Field(default=None, allow_inf_nan=False)
     """Randomness of the answers. None: what the server takes."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest answer. None: what the context has room for."""
@@ -83,6 +91,9 @@ class Conversation:
                 show(piece)
         except KeyboardInterrupt:
             answer.stopped = True
+        except BatonError:
+            show("\n" if answer.text else "")
+            raise
         show("\n")
         answer.total_s = time.monotonic() - began
         self.messages += [asked, {"role": "assistant", "content": answer.text}]
@@ -92,40 +103,36 @@ class Conversation:
         """As JSON that a request to the API takes. Raises NotSaved; never replaces a file."""
         said = {"model": self.model, "messages": self.told}
         try:
-            with path.open("x", encoding="utf-8") as file:
+            with path.expanduser().open("x", encoding="utf-8") as file:
                 json.dump(said, file, ensure_ascii=False, indent=1)
                 file.write("\n")
         except FileExistsError as error:
             raise NotSaved(f"{path}: is there already; give another name") from error
         except OSError as error:
             raise NotSaved(f"{path}: {error.strerror}") from error
+        except (ValueError, RuntimeError) as error:  # no name of a file, or of a user
+            raise NotSaved(f"{path}: {error}") from error
 
 
 def _stream(settings: ChatSettings, body: dict[str, Any], answer: Answer) -> Iterator[str]:
     """Pieces of text; fills in what `answer` learns from headers and usage."""
     url = settings.url.rstrip("/") + "/v1/chat/completions"
-    timeout = httpx.Timeout(10.0, read=120.0)
-    try:
-        with httpx.stream(
-            "POST", url, json=body, headers=settings.headers, timeout=timeout
-        ) as response:
-            if response.status_code != 200:
-                response.read()
-                raise refusal(response)
-            answer.route = response.headers.get("x-baton-route", "")
-            answer.request = response.headers.get("x-request-id", "")
-            yield from _pieces(response, answer)
-    except httpx.HTTPError as error:
-        raise RouterUnreachable(f"no answer from {url}: {error}") from error
+    with router_client(settings) as client, client.stream("POST", url, json=body) as response:
+        if response.status_code != 200:
+            response.read()
+            raise refusal(response)
+        answer.route = response.headers.get("x-baton-route", "")
+        answer.request = response.headers.get("x-request-id", "")
+        yield from _pieces(response, answer)
 
 
 def _pieces(response: httpx.Response, answer: Answer) -> Iterator[str]:
     for line in response.iter_lines():
+        if line == DONE:
+            return
         event = stream_event(line)
-        if usage := event.get("usage"):
-            answer.num_tokens = usage["completion_tokens"]
-            details = usage.get("prompt_tokens_details") or {}
-            answer.cached_tokens = details.get("cached_tokens", 0)
-        for choice in event.get("choices", ()):
-            if text := choice["delta"].get("content"):
-                yield text
+        if event.num_tokens is not None:
+            answer.num_tokens, answer.cached_tokens = event.num_tokens, event.cached_tokens
+        if event.text:
+            yield event.text
+    raise RouterUnreachable("the answer broke off before its end")

@@ -18,6 +18,7 @@ import httpx
 from rich.console import Console
 
 from controlplane.cli.http import chat_body, stream_event
+from controlplane.cli.terminal import write
 from controlplane.local.cluster import RunningCluster, running
 from controlplane.local.display import Display
 from controlplane.local.settings import load_up
@@ -120,7 +121,7 @@ async def _demo() -> None:
 
 async def _converse(local: RunningCluster, *, model: str) -> None:
     async with httpx.AsyncClient(
-        base_url=local.url, headers=local.headers, timeout=ANSWER_S
+        base_url=local.url, headers=local.headers, timeout=ANSWER_S, trust_env=False
     ) as client:
         messages = [{"role": "user", "content": f"{STORY}\n\n{FIRST.text}"}]
         _say(f"\nA story of {len(STORY.split())} words, then: {FIRST.text}")
@@ -142,7 +143,7 @@ async def _ask(
     """Streams one answer to stdout, then fetches its trace."""
     body = chat_body(model, messages, temperature=0, max_tokens=48)
     answer = ""
-    usage: dict[str, Any] = {}
+    cached_tokens = 0
     async with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
             await response.aread()
@@ -151,18 +152,15 @@ async def _ask(
         sys.stdout.write("Answer: ")
         async for line in response.aiter_lines():
             event = stream_event(line)
-            usage = event.get("usage") or usage
-            for choice in event.get("choices", ()):
-                piece = choice["delta"].get("content") or ""
-                answer += piece
-                sys.stdout.write(piece)
-                sys.stdout.flush()
+            cached_tokens = event.cached_tokens or cached_tokens
+            answer += event.text
+            write(event.text)
         sys.stdout.write("\n")
     traces = (await client.get(f"/trace/{headers['x-request-id']}")).raise_for_status().json()
     return Turn(
         answer=answer,
         route=headers["x-baton-route"],
-        cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+        cached_tokens=cached_tokens,
         trace=traces["traces"][0],
     )
 

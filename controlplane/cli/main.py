@@ -4,14 +4,15 @@ Subcommands import what they need when they run: `baton --version` and a supervi
 waits should not pay for torch, or for a web client.
 """
 
+import errno
 import io
-import os
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 
 from controlplane.checkout import baton_version
+from controlplane.cli.terminal import complain, forget_unwritten, open_missing, write
 from protocol.errors import BatonError, CheckpointError, SettingsError
 
 EXIT_FAILED = 1
@@ -20,6 +21,9 @@ EXIT_BAD_CHECKPOINT = 3
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 """Both as a shell says it of a process that died of the signal."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""Of a disk, or of a terminal that is gone."""
+COMMANDS = frozenset({"up", "chat", "status", "doctor"})
 
 HELP = """\
 usage: baton COMMAND [flags]
@@ -46,43 +50,49 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    open_missing()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows "?"
-            stream.reconfigure(errors="replace")
-    raise SystemExit(run(sys.argv[1:] if argv is None else argv))
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that lacks a character shows "?". What cannot be written is known when it
+            # is flushed, by us: argparse would pass over it.
+            stream.reconfigure(errors="replace", write_through=False)
+    try:
+        raise SystemExit(run(sys.argv[1:] if argv is None else argv))
+    finally:
+        forget_unwritten()
 
 
 def run(argv: Sequence[str]) -> int:
     """The exit code."""
-    match list(argv):
-        case [] | ["-h" | "--help" | "help", *_]:
-            print(HELP, end="")
-            return 0 if argv else EXIT_BAD_SETTINGS
-        case ["-V" | "--version" | "version", *_]:
-            print(f"baton {baton_version()}")
-            return 0
-        case ["up" | "chat" | "status" | "doctor" as name, *rest]:
-            return _run_command(name, rest)
-        case [unknown, *_]:
-            print(f"baton: unknown command: {unknown}; see baton --help", file=sys.stderr)
-            return EXIT_BAD_SETTINGS
-    raise AssertionError("unreachable")
-
-
-def _run_command(name: str, argv: Sequence[str]) -> int:
+    name = f"baton {argv[0]}" if argv and argv[0] in COMMANDS else "baton"
     try:
-        _command(name)(argv)
+        try:
+            return _obey(argv)
+        finally:
+            sys.stdout.flush()
     except BatonError as error:
-        print(f"baton {name}: {error}", file=sys.stderr)
+        complain(f"{name}: {error}")
         return _exit_code(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        _forget_stdout()
         return EXIT_PIPE_CLOSED
     except Exception as error:  # the edge of the process: a user gets a line, not a traceback
-        print(f"baton {name}: {_reported(error)}", file=sys.stderr)
+        complain(f"{name}: {_told(error)}")
         return EXIT_FAILED
+
+
+def _obey(argv: Sequence[str]) -> int:
+    match list(argv):
+        case [] | ["-h" | "--help" | "help", *_]:
+            write(HELP)
+            return 0 if argv else EXIT_BAD_SETTINGS
+        case ["-V" | "--version" | "version", *_]:
+            write(f"baton {baton_version()}\n")
+        case [name, *rest] if name in COMMANDS:
+            _command(name)(rest)
+        case [unknown, *_]:
+            raise SettingsError(f"unknown command: {unknown}; see baton --help")
     return 0
 
 
@@ -94,14 +104,11 @@ def _exit_code(error: BatonError) -> int:
     return int(getattr(error, "exit_code", EXIT_FAILED))  # of a child that ended so
 
 
-def _forget_stdout() -> None:
-    """What is still buffered has no reader; flushing it at exit would complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _reported(error: Exception) -> str:
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return f"could not write: {error.strerror}"
     with tempfile.NamedTemporaryFile(
-        "w", prefix="baton-", suffix=".txt", delete=False, encoding="utf-8"
+        "w", prefix="baton-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
     ) as file:
         traceback.print_exception(error, file=file)
     return f"a mistake of Baton's, {type(error).__name__}; please report it with {file.name}"

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
-from controlplane.cli.http import HttpSettings, get_json
+from controlplane.cli.http import UNLIKE_BATON, HttpSettings, get_json, unlike_baton
+from controlplane.cli.terminal import visible, write
 from protocol.process.settings import load
 
 
@@ -26,13 +27,18 @@ def status(argv: Sequence[str]) -> None:
     settings = load(StatusSettings, argv, prog="baton status")
     cluster = get_json(settings, "/cluster")
     if settings.as_json:
-        sys.stdout.write(json.dumps(cluster, indent=2) + "\n")
+        write(json.dumps(cluster, indent=2) + "\n")
         return
-    _print_table(settings, cluster)
+    try:
+        rows, notes = [_row(worker) for worker in cluster["workers"]], _notes(cluster)
+    except UNLIKE_BATON as error:
+        raise unlike_baton(settings, cluster) from error
+    _print_table(rows, notes)
 
 
-def _print_table(settings: HttpSettings, cluster: dict[str, Any]) -> None:
+def _print_table(rows: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -40,19 +46,26 @@ def _print_table(settings: HttpSettings, cluster: dict[str, Any]) -> None:
         table.add_column(name, no_wrap=True)
     for name in ("blocks", "free", "cached", "leased", "prefill/s", "step"):
         table.add_column(name, no_wrap=True, justify="right")
-    for worker in cluster["workers"]:
-        table.add_row(*_row(worker))
+    for row in rows:
+        table.add_row(*(escape(visible(cell)) for cell in row))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge to wrap at
-    console.print(table)
+    with console.capture() as capture:  # its own writing ends the process when nobody reads
+        console.print(table)
+        for note in notes:
+            console.print(visible(note), markup=False)
+    sys.stdout.write(capture.get())
+
+
+def _notes(cluster: dict[str, Any]) -> list[str]:
+    """What the table has no column for."""
+    notes = []
     for worker in cluster["workers"]:
-        if worker["why"]:
-            console.print(f"{worker['id']}: {worker['why']}", markup=False)
-        for line in _fallbacks(worker):
-            console.print(line, markup=False)
+        notes += [f"{worker['id']}: {worker['why']}"] if worker["why"] else []
+        notes += _fallbacks(worker)
     facts = {key: value for key, value in cluster.items() if isinstance(value, str)}
-    console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False)
+    return [*notes, "  ".join(f"{key}: {value}" for key, value in facts.items())]
 
 
 def _fallbacks(worker: dict[str, Any]) -> list[str]:

@@ -8,13 +8,13 @@ solve.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from typing import Any
 
 from controlplane.local.child import Child, ChildFailed, ChildSpec, OnChildEvent
 from controlplane.local.embedded_redis import EmbeddedRedis
-from controlplane.local.ports import free_port, free_ports
+from controlplane.local.ports import kept_ports
 from controlplane.local.settings import UpFlags, UpSettings
 from controlplane.local.specs import gpu_share, router_spec, worker_names, worker_specs
 from controlplane.local.watch import Answers, http_answers, watch
@@ -34,7 +34,7 @@ class RunningCluster:
 
     def __init__(self, flags: UpFlags, *, port: int) -> None:
         self.settings = flags.settings
-        self._api_key = flags.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
+        self._api_key = flags.api_key
         self.port = port
         self.children: dict[str, Child] = {}
 
@@ -61,7 +61,9 @@ class RunningCluster:
         import httpx  # costs 0.2 s, which the children use meanwhile
 
         waiting_for = set(worker_names(self.settings))
-        async with httpx.AsyncClient(base_url=self.url, headers=self.headers, timeout=2) as client:
+        async with httpx.AsyncClient(
+            base_url=self.url, headers=self.headers, timeout=2, trust_env=False
+        ) as client:
             while not unless.is_set():
                 answer = await _answer(client, "/cluster")
                 workers = [] if answer is None else answer.json()["workers"]
@@ -90,9 +92,14 @@ async def running(
     ExceptionGroup of ChildFailed, also into the body, when a child cannot be started.
     """
     settings = flags.settings
-    local = RunningCluster(flags, port=free_port(settings.host, settings.port))
-    redis = None if settings.redis else EmbeddedRedis()
-    try:
+    num_workers = len(worker_names(settings))
+    with ExitStack() as held:
+        api = kept_ports(settings.host, settings.port, num=1, setting="port")
+        local = RunningCluster(flags, port=held.enter_context(api)[0])
+        metrics_ports = held.enter_context(
+            kept_ports("127.0.0.1", settings.metrics_port, num=num_workers, setting="metrics_port")
+        )
+        redis = None if settings.redis else held.enter_context(closing(EmbeddedRedis()))
         async with asyncio.TaskGroup() as tasks:
 
             def start_child(spec: ChildSpec, answers: Answers) -> None:
@@ -104,13 +111,12 @@ async def running(
 
             try:
                 url = await _redis_url(settings, redis, start_child)
-                _start_all(local, flags, redis=url, start_child=start_child)
+                _start_all(
+                    local, flags, redis=url, metrics_ports=metrics_ports, start_child=start_child
+                )
                 yield local
             finally:
                 await _stop(local, hurry=hurry)
-    finally:
-        if redis is not None:
-            redis.close()
 
 
 async def _redis_url(
@@ -136,18 +142,23 @@ async def _redis_url(
 
 
 def _start_all(
-    local: RunningCluster, flags: UpFlags, *, redis: str, start_child: StartChild
+    local: RunningCluster,
+    flags: UpFlags,
+    *,
+    redis: str,
+    metrics_ports: Sequence[int],
+    start_child: StartChild,
 ) -> None:
     settings = flags.settings
-    ports = free_ports(settings.metrics_port, num=len(worker_names(settings)))
     env = {**gpu_share(settings, os.environ), **flags.child_env}
     workers = worker_specs(
-        settings, redis=redis, cores=usable_cores(), metrics_ports=ports, env=env
+        settings, redis=redis, cores=usable_cores(), metrics_ports=metrics_ports, env=env
     )
-    for spec, port in zip(workers, ports, strict=True):
+    for spec, port in zip(workers, metrics_ports, strict=True):
         start_child(spec, partial(http_answers, "127.0.0.1", port))
     router = router_spec(settings, redis=redis, port=local.port, env=flags.child_env)
-    start_child(router, partial(http_answers, local.host, local.port))
+    # One that refuses lives: it is full, and answers in the loop that serves.
+    start_child(router, partial(http_answers, local.host, local.port, with_any=True))
 
 
 async def _stop(local: RunningCluster, *, hurry: asyncio.Event) -> None:

@@ -34,12 +34,18 @@ class Row:
     pid: int = 0
 
 
+class Stderr(Console):
+    def on_broken_pipe(self) -> None:
+        """Not rich's way, which is to exit with 1."""
+        raise BrokenPipeError
+
+
 @dataclass(slots=True)
 class Display:
     """Fed with the children's events in order; knows nothing else."""
 
     verbose: bool = False
-    err: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    err: Console = field(default_factory=lambda: Stderr(stderr=True, highlight=False))
     rows: dict[str, Row] = field(default_factory=dict)
     starting: bool = True
     stopping: bool = False

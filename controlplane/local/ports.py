@@ -1,31 +1,29 @@
-"""Ports of this machine that can be listened on, looked at before any process is started.
+"""Ports of this machine that our processes are going to listen on, kept for them.
 
-Nothing is reserved: whoever is given a port must still be ready to find it taken.
+On Linux a port stays kept while the process that listens on it dies and is started again: a socket
+that is bound and does not listen keeps everybody out but those who, like it, set SO_REUSEADDR.
+Elsewhere the port is only looked at, and may be taken before its process is there.
 """
 
-import os
 import socket
-from collections.abc import Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
-from protocol.errors import SettingsError
-
-
-def free_port(host: str, port: int) -> int:
-    """`port`, or a free one if 0. Raises SettingsError when nothing can listen there."""
-    with _bound(host, port, setting="port") as probe:
-        return int(probe.getsockname()[1])
+from protocol.process.machine import unlistenable
 
 
-def free_ports(first: int, *, num: int) -> Sequence[int]:
-    """On loopback, from `first` on, or any `num` different ones if 0. Raises SettingsError."""
+@contextmanager
+def kept_ports(host: str, first: int, *, num: int, setting: str) -> Iterator[Sequence[int]]:
+    """`num` ports from `first` on, or any different ones if 0. Raises SettingsError, which names
+    `setting`, when nothing can listen on one."""
     wanted = [first + index if first else 0 for index in range(num)]
-    with ExitStack() as probes:
-        bound = [
-            probes.enter_context(_bound("127.0.0.1", port, setting="metrics_port"))
-            for port in wanted
-        ]
-        return [probe.getsockname()[1] for probe in bound]
+    with ExitStack() as kept:
+        bound = [kept.enter_context(_bound(host, port, setting=setting)) for port in wanted]
+        ports = [probe.getsockname()[1] for probe in bound]
+        if sys.platform != "linux":
+            kept.close()
+        yield ports
 
 
 def _bound(host: str, port: int, *, setting: str) -> socket.socket:
@@ -33,9 +31,7 @@ def _bound(host: str, port: int, *, setting: str) -> socket.socket:
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         probe.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         probe.close()
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
-        raise SettingsError(f"{setting}: cannot listen on {host}:{port}: {reason}") from error
+        raise unlistenable(setting, host, port, error) from error
     return probe

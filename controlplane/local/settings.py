@@ -7,7 +7,7 @@ refuses bad values in its own words.
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -19,7 +19,14 @@ from prefill_worker.settings import PrefillSettings
 from protocol.errors import SettingsError
 from protocol.process.environment import PREFIX
 from protocol.process.model_folder import resolve_model
-from protocol.process.settings import CommandSettings, ModelPath, load, read_file, redis_url
+from protocol.process.settings import (
+    CommandSettings,
+    ModelPath,
+    check_keys,
+    load,
+    read_file,
+    redis_url,
+)
 from router.settings import RouterSettings
 
 ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "parent_pid"})
@@ -47,11 +54,11 @@ class UpSettings(CommandSettings):
     """Port of the HTTP API. 0: any free one, shown when ready."""
     redis: str = ""
     """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads of each worker. 0: the cores divided among the workers."""
     pin: bool = False
     """Keep each worker on one core of its own, by turns. For measurements."""
-    kv_blocks: int = Field(default=0, ge=0)
+    kv_blocks: int = Field(default=0, ge=0, lt=1 << 31)
     """KV pool of each worker in blocks. 0: the workers size it by the memory there is."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests get to finish after SIGTERM. A second signal hurries."""
@@ -82,6 +89,11 @@ class UpFlags:
     settings: UpSettings
     child_env: dict[str, str]
 
+    @property
+    def api_key(self) -> str:
+        """The router's."""
+        return self.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
+
 
 def load_up(argv: Sequence[str]) -> UpFlags:
     """Finds the model, or downloads it. Raises SettingsError, naming the flag, for what neither we
@@ -89,10 +101,15 @@ def load_up(argv: Sequence[str]) -> UpFlags:
     theirs = _child_fields().keys() - ONE_WORKER_ONLY - UpSettings.model_fields.keys()
     ours, child_env = _split(list(argv), theirs=theirs)
     settings = load(UpSettings, ours, prog="baton up", others=theirs)
+    from_file = _variables(read_file(settings.config), theirs=theirs)
+    flags = UpFlags(settings=settings, child_env={**from_file, **child_env})
+    try:
+        check_keys(flags.api_key)
+    except ValueError as error:
+        raise SettingsError(f"api_key: the value given: {error}") from error
     folder = resolve_model(settings.model)  # once, for all children
     settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
-    from_file = _variables(read_file(settings.config), theirs=theirs)
-    return UpFlags(settings=settings, child_env={**from_file, **child_env})
+    return replace(flags, settings=settings)
 
 
 def _child_fields() -> dict[str, FieldInfo]:

@@ -27,10 +27,12 @@ def up(argv: Sequence[str]) -> None:
 
 
 def first_failure(group: ExceptionGroup) -> Exception:
-    """The BatonError in `group` if there is one, else the group: then it is our bug."""
-    for error in group.exceptions:
-        found = first_failure(error) if isinstance(error, ExceptionGroup) else error
-        if isinstance(found, BatonError):
+    """A BatonError in `group`, or an OSError (of stdout, say), else the group: our bug."""
+    for kind in (BatonError, OSError):
+        found: Exception | None = group.subgroup(kind)
+        while isinstance(found, ExceptionGroup):
+            found = found.exceptions[0]
+        if found is not None:
             return found
     return group
 

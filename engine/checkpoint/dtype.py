@@ -11,7 +11,7 @@ from protocol.errors import CheckpointError, SettingsError
 
 NO_FLOAT16 = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
 """Families whose activations leave its range; the list is vLLM's."""
-_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from protocol.text.model_files import WEIGHTS, WEIGHTS_INDEX, again, check_reada
 from protocol.text.text_config import read_json_object, read_json_object_if_there
 
 MAX_HEADER_BYTES = 100 << 20  # as the safetensors library
-FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 BYTES = {"U8": torch.uint8}
 DTYPES = FLOATS | BYTES
 log = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     for shard in names.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise CheckpointError(f"{index}: {shard!r} is not a file name")
+        if not isinstance(shard, str) or Path(shard).is_absolute() or ".." in Path(shard).parts:
+            raise CheckpointError(f"{index}: {shard!r} is not a file name within its folder")
     shards = sorted(set(names.values()))
     lost = [shard for shard in shards if not os.path.isfile(path / shard)]
     if lost:
@@ -167,6 +167,8 @@ def _sharded(path: Path, index: Path) -> dict[str, StoredTensor]:
 
 def _header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file, its bytes checked to lie inside it."""
+    if not file.is_file():
+        raise missing(file)
     try:
         file_bytes = file.stat().st_size
         with file.open("rb") as stream:

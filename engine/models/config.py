@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.kvcache.windows import KvGroup, group_layers
 from engine.models.config_keys import (
     IGNORED,
+    NULL_MEANS,
     check_architecture,
     check_keys,
     check_wrapper_keys,
@@ -32,6 +33,18 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+
+MOST: Mapping[str, int] = {
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 8192,
+    "hidden_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "num_experts": 4096,
+    "num_local_experts": 4096,
+}
+"""Several times as many as any model published has: what is made in proportion stays small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +151,11 @@ def read_config(
     wrapper = WRAPPERS.get(str(outer.get("model_type")))
     given = outer if wrapper is None else _text(outer, wrapper)
     family = _family(given)
-    fields = given.with_defaults(family.defaults)
+    fields = given.with_defaults(family.defaults, but=NULL_MEANS)
     context = context_tokens(config.file, text_config(config.value), max_model_len)
+    for key, most in MOST.items():
+        if isinstance(value := fields.get(key), int | float) and value > most:
+            raise fields.error(key, f"= {value} is above {most}, the most that is served")
     check_keys(fields, family, context=context, unread=unread_rope_keys(fields, family))
     hidden_size, num_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     head_dim = fields.optional_size("head_dim") or hidden_size // num_heads
@@ -219,12 +235,12 @@ def _flag(fields: Fields, rule: BiasRule | ParallelRule) -> bool:
 
 
 def _activation(fields: Fields, family: Family) -> Activation:
-    name = fields.get(family.activation_key, "silu")
-    name = family.activation_aliases.get(str(name), name)
-    known = ["silu"] if family.activation else list(ACTIVATIONS)
-    if name not in known:
-        raise fields.error(family.activation_key, f"= {name!r} is not one of {', '.join(known)}")
-    return family.activation or ACTIVATIONS[str(name)]
+    key, known = family.activation_key, ", ".join(ACTIVATIONS)
+    name = str(fields.get(key, "silu"))
+    name = family.activation_aliases.get(name, name)
+    if family.activation is None and name not in ACTIVATIONS:
+        raise fields.error(key, f"= {name!r} is not one of {known}")
+    return family.activation or ACTIVATIONS[name]
 
 
 def _attention_scale(fields: Fields, family: Family, *, head_dim: int) -> float:

@@ -1,16 +1,17 @@
 """Which keys of `config.json` are read, which are refused, and which are told and ignored.
 
-Refused, by name, is what would change results and is not read for the family: a short list, where a
-value that changes nothing is let pass. Whatever else is not understood is ignored, as transformers
-ignores it, and told once in the log.
+Refused by name is a short list of what users would miss; a value that changes nothing is not.
+Whatever else is not understood is ignored, as transformers ignores it, and told once in the log.
 """
 
 import logging
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 
 from engine.models.families.family import Family, Wrapper
+from engine.models.families.wrappers import WRAPPERS
 from protocol.errors import CheckpointError
 from protocol.text.json_fields import Fields
+from protocol.text.text_config import TEXT_TYPES
 
 log = logging.getLogger(__name__)
 
@@ -40,39 +41,32 @@ _WRITTEN = """
 IGNORED = frozenset(_WRITTEN.split())
 """Written by transformers and trainers; they do not change logits."""
 
-_SWITCHES = """
-    sliding_window sliding_window_size interleaved_sliding_window attention_window_size
-    attention_chunk_size dual_chunk_attention_config sparse_attention_config index_topk alibi
-    use_alibi clip_qkv attn_logit_softcapping attn_logit_softcap final_logit_softcapping
-    final_logit_softcap logits_soft_cap output_logit_soft_cap moe_router_logit_softcapping
-    attn_temperature_tuning log_scaling_alpha no_rope_layers no_rope_layer_interval
-    nope_layer_interval use_bidirectional_attention add_cross_attention qk_layernorm
-    query_pre_attn_scalar rope_local_base_freq local_rope_theta layer_rope_theta swa_rope_theta
-    rotary_dim attention_bias qkv_bias use_qkv_bias attention_out_bias mlp_bias lm_head_bias bias
-    use_bias add_bias_linear use_parallel_residual parallel_attn
-    apply_residual_connection_post_layernorm use_post_norm num_experts num_local_experts
-    n_routed_experts moe_num_experts shared_expert_intermediate_size shared_intermediate_size
-    n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace
-    use_expert_bias swiglu_limit kv_lora_rank q_lora_rank num_kv_shared_layers attention_k_eq_v
-    hidden_size_per_layer_input per_layer_config block_configs mup_enabled use_mup scale_embedding
-    scale_attn_by_inverse_layer_idx compression_config quant_config
-"""
-_FACTORS = """
-    partial_rotary_factor rotary_pct rotary_percent rope_ratio attention_multiplier
-    embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier
-    key_multiplier attention_in_multiplier attention_out_multiplier attention_value_scale
-    embedding_scale scale_emb scale_depth routed_scaling_factor router_scaling_factor route_scale
-    n_group topk_group
-"""
-SWITCHES, FACTORS = frozenset(_SWITCHES.split()), frozenset(_FACTORS.split())
-"""Change results in some family. A switch is off where it is null, false, zero or empty; a factor
-changes nothing where it is null or one."""
-_PLACES = {
-    "layer_types": "full_attention",
-    "is_causal": True,
-    "position_embedding_type": "rope",
+REFUSED: Mapping[str, str] = {
+    "dual_chunk_attention_config": "beyond the trained length its authors and vLLM attend in parts",
+    "sparse_attention_config": "its authors' long contexts leave tokens out",
+    "sliding_window": "its authors and vLLM let tokens see that many only",
+    "interleaved_sliding_window": "its authors and vLLM give some layers a window",
+    "attention_chunk_size": "its authors and vLLM attend within chunks",
+    "attn_logit_softcapping": "its authors and vLLM bend scores",
+    "final_logit_softcapping": "its authors and vLLM bend logits",
+    "attn_temperature_tuning": "its authors and vLLM scale late queries",
+    "logit_scale": "vLLM multiplies logits",
+    "partial_rotary_factor": "vLLM turns a part of each head",
+    "is_causal": "tokens would attend to later ones too",
+    "use_bidirectional_attention": "tokens would attend to later ones too",
+    "per_layer_config": "transformers makes such layers of other sizes",
+    "block_configs": "its authors and vLLM make such layers of other sizes",
 }
-"""And those whose only value without effect is this one, or a list of it."""
+"""Refused where the family does not read them, and why: beside formats of weights, all that others
+apply although the family's class in transformers does not (docs/decisions/0012). Any other key of
+another architecture is ignored, as there."""
+NO_EFFECT: Mapping[str, object] = {"logit_scale": 1, "partial_rotary_factor": 1, "is_causal": True}
+"""And null; of the others what is false, zero or empty."""
+NULL_MEANS = frozenset(
+    {"sliding_window", "num_key_value_heads", "head_dim"}
+    | {"attn_logit_softcapping", "final_logit_softcapping"}
+)
+"""Keys whose null is not their default: no window, a kv head per head, no cap."""
 
 
 def check_keys(fields: Fields, family: Family, *, context: int, unread: Iterable[str]) -> None:
@@ -81,9 +75,9 @@ def check_keys(fields: Fields, family: Family, *, context: int, unread: Iterable
     for key, value in family.fixed.items():
         if (got := fields.get(key, value)) != value:
             raise fields.error(key, f"= {got!r} is not supported; {value!r} is")
-    known = COMMON | IGNORED | family.keys | family.ignored
+    known = COMMON | IGNORED | family.keys
     for key, value in fields.raw.items():
-        if key not in known and _changes(fields, family, key, value, context=context):
+        if key not in known and _changes(fields, key, value, context=context):
             raise _not_supported(fields, family, key)
     _check_quantization(fields, family)
     _tell(fields, family, {key for key in fields.raw if key not in known} | set(unread))
@@ -92,38 +86,31 @@ def check_keys(fields: Fields, family: Family, *, context: int, unread: Iterable
 def check_wrapper_keys(fields: Fields, wrapper: Wrapper, *, known: frozenset[str]) -> None:
     """As `check_keys`, around the text part, which only a format of weights changes there."""
     for key, value in fields.raw.items():
-        if _is_quantization(key) and value:
+        if value and _is_quantization(key, value):
             raise _not_supported(fields, wrapper, key)
     _tell(fields, wrapper, fields.raw.keys() - known)
 
 
 def check_architecture(fields: Fields, model: Family | Wrapper) -> None:
-    """Any of `architectures` may be the family's, in any case of letters, or its model without a
-    head; absent, it is as `model_type` says."""
+    """Any of `architectures` may be the family's, in any case of letters, its model without a
+    head, or what wraps it; absent, it is as `model_type` says."""
     named = fields.get("architectures") or [model.architecture]
     base = model.architecture.replace("ForCausalLM", "Model")
-    ours = {name.lower() for name in (model.architecture, base)}
+    around = [w.architecture for key, w in WRAPPERS.items() if TEXT_TYPES[key] == model.model_type]
+    ours = {name.lower() for name in (model.architecture, base, *around)}
     if not isinstance(named, list) or not ours & {str(name).lower() for name in named}:
-        raise fields.error(
-            "architectures",
-            f"= {named!r} has no {model.architecture!r}, which model_type "
-            f"{model.model_type!r} is served as",
-        )
+        why = f"which model_type {model.model_type!r} is served as"
+        raise fields.error("architectures", f"= {named!r} has no {model.architecture!r}, {why}")
 
 
-def _changes(fields: Fields, family: Family, key: str, value: object, *, context: int) -> bool:
-    if key in _PLACES:
-        named = value if isinstance(value, list) else [value]
-        return value is not None and any(one != _PLACES[key] for one in named)
-    if key in FACTORS:
-        return value is not None and value != 1
-    if not value or not (key in SWITCHES or _is_quantization(key)):
+def _changes(fields: Fields, key: str, value: object, *, context: int) -> bool:
+    if key in NO_EFFECT:
+        return value is not None and value != NO_EFFECT[key]
+    if not value or not (key in REFUSED or _is_quantization(key, value)):
         return False
     if key == "sliding_window" and isinstance(value, int):
         return bool(fields.get("use_sliding_window", True)) and value < context
-    if key == "no_rope_layers":  # of each layer, whether it turns
-        return not isinstance(value, list) or not all(value)
-    return not (family.qkv_bias == "always" and key in ("attention_bias", "qkv_bias"))
+    return True
 
 
 def _check_quantization(fields: Fields, family: Family) -> None:
@@ -135,21 +122,23 @@ def _check_quantization(fields: Fields, family: Family) -> None:
         raise _not_supported(fields, family, "quantization_config")
 
 
-def _is_quantization(key: str) -> bool:
-    return key.startswith(("quantization", "quant_config", "compression_config"))
+def _is_quantization(key: str, value: object) -> bool:
+    """Not a number under such a name: the sizes of a codec."""
+    named = key.startswith(("quantization", "quant_config", "compression_config"))
+    return named and (isinstance(value, dict) or key in ("quantization", "quantization_config"))
 
 
 def _not_supported(fields: Fields, model: Family | Wrapper, key: str) -> CheckpointError:
-    shown = repr(fields.raw[key])
-    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+    shown = f"{fields.raw[key]!r:.200}"
     advice = "remove it from the file if it does not apply to the weights"
-    if _is_quantization(key):
+    if _is_quantization(key, fields.raw[key]):
         advice = "take the checkpoint that is not quantised"
-    return fields.error(key, f"= {shown} is not supported for {model.model_type}; {advice}")
+    why = f": {REFUSED[key]}" if key in REFUSED else ""
+    return fields.error(key, f"= {shown} is not supported for {model.model_type}{why}; {advice}")
 
 
 def _tell(fields: Fields, model: Family | Wrapper, keys: Set[str]) -> None:
-    told = keys - SWITCHES - FACTORS - _PLACES.keys()  # those that are left of these are off
+    told = keys - REFUSED.keys()  # those that are left of these are off
     if told:
         names = ", ".join(sorted(told))
         extra = {"keys": names, "model_type": model.model_type, "file": str(fields.file)}

@@ -120,8 +120,8 @@ def read_mixture(fields: Fields, rule: MixtureRule | None) -> MixtureSpec | None
 
 
 def _count_key(fields: Fields, rule: MixtureRule) -> str:
-    names = ("num_experts", "num_local_experts")
-    return next((name for name in names if fields.raw.get(name) is not None), rule.count_key)
+    names = rule.count_keys
+    return next((name for name in names if fields.raw.get(name) is not None), names[-1])
 
 
 def _kinds(

@@ -80,8 +80,7 @@ def read_query_growth(fields: Fields, family: Family) -> QueryGrowth | None:
 
 def _flat(fields: Fields) -> dict[str, object]:
     """The one dict of transformers 5 (`rope_parameters`) or the pieces of transformers 4."""
-    default = fields.defaults.get("rope_parameters")  # also where the key is null
-    raw = fields.get("rope_scaling") or fields.get("rope_parameters") or default or {}
+    raw = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
     if not isinstance(raw, dict):
         raise fields.error("rope_scaling", f"must be an object, is {raw!r}")
     return raw

@@ -22,9 +22,10 @@ from protocol.channel.wire import (
     send_error,
 )
 from protocol.codec import WIRE_VERSION, to_router, to_worker
-from protocol.errors import SettingsError, WireError
+from protocol.errors import WireError
 from protocol.ids import RouterId
 from protocol.messages import Abort, Decode, Hello, Ping, Prefill, Registration, ToRouter, Welcome
+from protocol.process.machine import unlistenable
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
 _FRAME_REFUSED = "run routers and workers of one version, and let nobody else reach this port"
@@ -89,7 +90,7 @@ class RouterPort:
             self._socket.bind(f"tcp://{host}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise SettingsError(f"port: cannot listen on {host}:{port}: {error}") from error
+            raise unlistenable("port", host, port, error) from error
         self.port = int(self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rsplit(":", 1)[1])
 
     @asynccontextmanager

@@ -21,13 +21,6 @@ KNOWN = frozenset(
     max_model_len max_running max_tokens max_waiting metrics_port model parent_pid patience_s peer
     pin port prefill redis request_timeout_s serve served_name system tcp_lanes temperature threads
     token token_budget tokenize_threads transports url verbose wait_s worker
-    dtype generation_config host
-    kv_blocks kv_bytes kv_help_copy kv_huge_pages kv_memory_share kv_spin_us lease_ttl_s
-    local_prefill log_level max_attempts max_body_bytes max_in_flight max_lag_tokens max_running
-    max_tokens max_waiting metrics_port model parent_pid patience_s peer pin port prefill redis
-    request_timeout_s serve served_name system tcp_lanes temperature threads token token_budget
-    tokenize_threads transports url verbose wait_s worker
-    head_timeout_s hosts keep_alive_s max_bodies_bytes max_connections
     """.split()  # noqa: SIM905 - words read better so
 )
 """Fields of all settings. Written out, because no process may import all of them."""

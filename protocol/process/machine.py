@@ -1,6 +1,7 @@
 """Facts about this machine that a worker sizes itself by: cores, memory, its own address."""
 
 import ctypes
+import errno
 import os
 import resource
 import socket
@@ -22,8 +23,8 @@ def parse_cores(text: str) -> frozenset[int]:
 
 
 SPINS = 100
-"""Looks of a waiting compute thread before it sleeps; measured in docs/lab.md. A thread that spins on is
-a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
+"""Looks of a waiting compute thread before it sleeps; measured in docs/lab.md. A thread that spins
+on is a CPU hog to the scheduler, which then lets it wait behind whoever else wants the core."""
 
 
 def claim_cores(*, cores: str, threads: int) -> None:
@@ -118,6 +119,14 @@ def read_text(path: Path) -> str:
 
 def host_name() -> str:
     return socket.gethostname()
+
+
+def unlistenable(setting: str, host: str, port: int, error: Exception) -> SettingsError:
+    """Why nothing can listen there: the host's fault, or that of `setting`, a port's."""
+    of_host = isinstance(error, socket.gaierror | ValueError)
+    of_host |= getattr(error, "errno", None) in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL)
+    why = str(getattr(error, "strerror", None) or error).partition(" (while")[0]
+    return SettingsError(f"{'host' if of_host else setting}: cannot listen on {host}:{port}: {why}")
 
 
 def is_loopback(host: str) -> bool:

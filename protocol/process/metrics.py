@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from protocol.errors import SettingsError
 from protocol.process.health import Health, with_health
+from protocol.process.machine import unlistenable
 
 M = TypeVar("M", bound=Counter | Gauge | Histogram)
 
@@ -134,8 +134,8 @@ class WorkerMetrics(MetricTable):
             return
         try:
             server, _ = start_http_server(port, addr=host, registry=self.registry)
-        except OSError as error:
-            raise SettingsError(f"metrics_port: cannot listen on {host}:{port}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise unlistenable("metrics_port", host, port, error) from error
         self.port = server.server_port
         app = server.get_app()
         assert app is not None

@@ -22,6 +22,7 @@ from pydantic_settings import SettingsError as SourceError
 from protocol.errors import SettingsError
 from protocol.process.environment import check_variables
 
+MAX_FILE_BYTES = 1 << 20
 EXIT_BAD_SETTINGS = 2
 EXIT_BAD_CHECKPOINT = 3
 S = TypeVar("S", bound="CommandSettings")
@@ -54,6 +55,13 @@ class CommandSettings(BaseSettings):
 
     config: Path | None = None
     """TOML file with any of these settings. None: flags and environment are enough."""
+
+    @field_validator("*")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        if isinstance(value, str) and value != value.encode(errors="replace").decode():
+            raise ValueError("must be UTF-8 text")
+        return value
 
 
 class ProcessSettings(CommandSettings):
@@ -111,29 +119,29 @@ class WorkerSettings(ProcessSettings):
     libraries take later. Two workers on one GPU need `kv_bytes`, or smaller shares."""
     block_tokens: int = Field(default=16, ge=1, le=1024)
     """Tokens per KV block. 16 wastes at most 15 tokens a request and hashes in microseconds."""
-    kv_blocks: int | None = Field(default=None, ge=2)
+    kv_blocks: int | None = Field(default=None, ge=2, lt=1 << 31)
     """KV pool in blocks. None: `kv_bytes`, or else on a CPU room for 16 full contexts, at most a
     quarter of the free memory and 1 GiB, on a GPU by `kv_memory_share`."""
-    kv_bytes: int | None = Field(default=None, ge=1)
+    kv_bytes: int | None = Field(default=None, ge=1, le=1 << 50)
     """KV pool in bytes, rounded down to blocks. None: see `kv_blocks`."""
     kv_huge_pages: bool = False
     """Take the pool's memory at the start, in huge pages: moving blocks between processes then
     costs a fifth less CPU, starting up to 2 s more per GiB. Not needed where the system's
     `shmem_enabled` is `advise` or `always`: there they come by themselves, when used."""
-    max_running: int = Field(default=64, ge=1)
+    max_running: int = Field(default=64, ge=1, le=1 << 14)
     """Sequences in one forward pass. More than this no longer helps a CPU's throughput."""
-    max_waiting: int = Field(default=256, ge=1)
+    max_waiting: int = Field(default=256, ge=1, le=1 << 20)
     """Requests queued before new ones are refused as overloaded: four full batches."""
-    token_budget: int = Field(default=512, ge=1)
+    token_budget: int = Field(default=512, ge=1, le=1 << 20)
     """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
     transports: str = ""
     """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl` from a
     GPU. Shared memory and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts
     with RDMA devices and `baton[ucx]`: not the default, or every link elsewhere would warn that it
     takes a slower way than it was told."""
-    threads: int = Field(default=0, ge=0)
+    threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads. 0: one per core this process may use."""
-    cores: str = Field(default="", pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")
+    cores: str = Field(default="", pattern=r"^(\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)?$")
     """Cores to stay on, e.g. `0` or `0,2-3`. Empty: those the system gives. For benchmarks."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that running requests and leases get to finish after SIGTERM."""
@@ -160,6 +168,16 @@ def redis_url(value: str) -> str:
 def split_keys(api_keys: str) -> tuple[str, ...]:
     """Those between commas; what is empty is none."""
     return tuple(key for part in api_keys.split(",") if (key := part.strip()))
+
+
+def check_keys(api_keys: str) -> str:
+    """`api_keys`, or ValueError for what opens nothing or cannot travel in a header."""
+    keys = split_keys(api_keys)
+    if api_keys and not keys:
+        raise ValueError("holds no key; unset it if the API shall be open")
+    if not all("!" <= character <= "~" for key in keys for character in key):
+        raise ValueError("must be printable ASCII without spaces")
+    return api_keys
 
 
 def bearer(api_keys: str) -> dict[str, str]:
@@ -210,9 +228,14 @@ def read_file(path: object) -> Mapping[str, object]:
     """Keys and values of a TOML file; none without a path. Raises SettingsError."""
     if path is None:
         return {}
+    file = Path(str(path))
     try:
-        values = tomllib.loads(Path(str(path)).read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MAX_FILE_BYTES):
+            raise SettingsError(f"config: {str(path)!r}: must be a regular file of at most 1 MiB")
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise SettingsError(f"config: {str(path)!r}: is nested too deep") from error
+    except (OSError, ValueError) as error:
         raise SettingsError(f"config: {str(path)!r}: {error}") from error
     return {key.replace("-", "_"): value for key, value in values.items()}
 
@@ -225,4 +248,6 @@ def _explain(error: ErrorDetails) -> str:
         return f"{field}: required; give --{field.replace('_', '-')} or BATON_{field.upper()}"
     rule = error["msg"].removeprefix("Value error, ")
     value = re.sub(r"//[^/@]*@", "//", repr(error["input"]))  # a URL's password is not for logs
+    if field == "api_key":
+        value = "the value given"
     return f"{field}: {value}: {rule[0].lower()}{rule[1:]}"

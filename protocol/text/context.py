@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from protocol.errors import SettingsError
-from protocol.text.json_fields import Fields
+from protocol.text.json_fields import MAX_SIZE, Fields
 
 EXTENDING = frozenset({"linear", "dynamic", "yarn"})
 """Ropes that reach `factor` times as far as the model was trained. The others' context is
@@ -31,6 +31,8 @@ def longest_context(file: Path, text: Mapping[str, object]) -> int:
         return trained
     if factor <= 0:
         raise rope.error("factor", f"must be positive, is {factor!r}")
+    if original * factor > MAX_SIZE:
+        raise rope.error("factor", f"= {factor!r} reaches further than {MAX_SIZE} tokens")
     reached = int(original * factor)
     return reached if kind == "yarn" else max(reached, trained)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from protocol.errors import CheckpointError
 
+MAX_JSON_BYTES = 64 << 20
+"""Of one of a checkpoint's files but `tokenizer.json`: the largest index published has 10 MB."""
+MAX_TOKENIZER_BYTES = 256 << 20
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -27,6 +30,10 @@ _MERGE = (
     'merge it with peft: python -c "from peft import AutoPeftModelForCausalLM as M; '
     "M.from_pretrained('{place}').merge_and_unload().save_pretrained('MERGED')\", and copy the "
     "tokenizer's files there"
+)
+_COPY = (
+    "copy config.json and the tokenizer's files of the same model, perhaps in the folder above, "
+    "to {{place}}{below}, and give that"
 )
 
 
@@ -62,6 +69,10 @@ _OF_WEIGHTS = (
     _Kind(r"(tf_model\.h5|flax_model\.msgpack|rust_model\.ot|.*\.ckpt.*)",
           "{found}, of another framework"),
     _Kind(r"(.*\.(?:bin|pt|pth|distcp|nemo|tar|zip|gz))", "{found}, of another form"),
+    _Kind(r"(?i)([^/]*(?:gptq|awq|exl2|fp8|nf4|[2-8]-?bit|int[48]|w[48]a\d)[^/]*\.safetensors)",
+          "{found}, which is quantised by its name", "take the checkpoint that is not quantised"),
+    _Kind(r"([^/]+)/(?:model|pytorch_model)[^/]*\.(?:safetensors|bin)",
+          "weights in its folder {found}", _COPY.format(below="/{found}")),
     _Kind(r"(?!model\.)([^/]+\.safetensors)", "{found}",
           f"if that is the whole model, name it {WEIGHTS}"),
 )  # fmt: skip
@@ -72,7 +83,8 @@ _OF_TOKENIZER = (
     _Kind(r"(.*\.tiktoken|vocab\.json|vocab\.txt|merges\.txt)", "{found}, of the slow form",
           _SAVE_TOKENIZER),
 )  # fmt: skip
-_KINDS = {"config.json": _WITHOUT_CONFIG, TOKENIZER: _OF_TOKENIZER}
+_ALONE = _Kind(r"([^/]+\.(?:safetensors|bin))", "{found} without it", _COPY.format(below=""))
+_KINDS = {"config.json": (*_WITHOUT_CONFIG, _ALONE), TOKENIZER: _OF_TOKENIZER}
 _BYTES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run git lfs pull in its folder"),
     (b"GGUF", "a GGUF file: take the model's safetensors"),
@@ -82,9 +94,25 @@ _BYTES = (
 )
 
 
+def read_whole(file: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """CheckpointError for a file that is missing, unreadable, too large, or no regular one."""
+    if not file.is_file():
+        raise missing(file)
+    try:
+        with file.open("rb") as stream:
+            text = stream.read(min(file.stat().st_size, max_bytes) + 1)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    if len(text) > max_bytes:
+        raise CheckpointError(f"{file}: must have at most {max_bytes >> 20} MiB")
+    return text
+
+
 def missing(file: Path) -> CheckpointError:
     """For a file that a checkpoint must have and has not."""
     folder = file.parent
+    if file.exists():
+        return CheckpointError(f"{file}: is not a regular file")
     if file.is_symlink():
         goal = file.readlink()
         return CheckpointError(
@@ -115,7 +143,9 @@ def again(place: object) -> str:
 
 
 def check_readable(file: Path) -> None:
-    """Raises CheckpointError for a file that is by its first bytes something else."""
+    """Raises CheckpointError for a file that is by its first bytes something else, or none."""
+    if file.exists() and not file.is_file():
+        raise missing(file)
     try:
         with file.open("rb") as stream:
             head = stream.read(32)

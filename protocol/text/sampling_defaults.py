@@ -4,13 +4,16 @@ Read as vLLM reads it: `do_sample`, `max_length` and every other key change noth
 of a text, also in that file, are read by `protocol.text.tokenizer`.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol.errors import CheckpointError
+from protocol.text.json_fields import whole
 from protocol.text.text_config import read_json_object_if_there
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,25 +39,24 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "max_new_tokens": (1, 2**31 - 1),
 }
 """What a request may ask for, by the file's names."""
+WHOLE = frozenset({"top_k", "max_new_tokens"})
 
 
 def read_sampling_defaults(path: Path) -> SamplingDefaults:
-    """Of the checkpoint in `path`. CheckpointError names a value no request could ask for."""
+    """Of the checkpoint in `path`. A value that no request could ask for is told and left out."""
     file = path / "generation_config.json"
     given = read_json_object_if_there(file)
-    found: dict[str, Any] = {
-        key: _number(file, key, given[key]) for key in RANGES if given.get(key) is not None
-    }
+    named = {key: given[key] for key in RANGES if given.get(key) is not None}
+    named |= {key: whole(named[key]) for key in WHOLE & named.keys()}
+    found: dict[str, Any] = {key: one for key, one in named.items() if _may_ask(key, one)}
+    if left_out := {key: repr(one) for key, one in named.items() if key not in found}:
+        extra = {"file": str(file), "values": left_out}
+        log.warning("sampling defaults that no request may have are left out", extra=extra)
     found["top_k"] = max(0, found.get("top_k", 0))
     return SamplingDefaults(max_tokens=found.pop("max_new_tokens", None), **found)
 
 
-def _number(file: Path, key: str, value: object) -> float:
+def _may_ask(key: str, value: object) -> bool:
     low, high = RANGES[key]
-    whole = isinstance(low, int)
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "whole number" if whole else "number"
-        rule = f"a {kind} from {low:g} to {high}; --generation-config none leaves the file out"
-        raise CheckpointError(f"{file}: {key} is {value!r}, not {rule}")
-    return value
+    kinds = int if key in WHOLE else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import CheckpointError
-from protocol.text.model_files import check_readable, missing
+from protocol.text.model_files import check_readable, read_whole
 
 INHERITED = ("eos_token_id", "tie_word_embeddings")
 """Keys beside `text_config` that hold for the text model where it names none itself."""
@@ -37,14 +37,10 @@ class JsonFile:
 
 def read_json_file(file: Path) -> JsonFile:
     """CheckpointError, which names the file, for one that is missing, unreadable or no object."""
-    if not file.is_file():
-        raise missing(file)
+    text = read_whole(file)
     try:
-        text = file.read_bytes()
         value = json.loads(text.decode())
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         check_readable(file)
         raise CheckpointError(f"{file}: is not JSON: {error}") from error
     if not isinstance(value, dict):
@@ -58,7 +54,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
 
 def read_json_object_if_there(file: Path) -> dict[str, Any]:
     """As `read_json_object`, and empty for a file that is not there."""
-    return read_json_object(file) if file.is_file() else {}
+    return read_json_object(file) if file.exists() else {}
 
 
 def inherit(config: Mapping[str, object], text: Mapping[str, object]) -> dict[str, object]:
@@ -75,4 +71,5 @@ def text_config(config: Mapping[str, object]) -> dict[str, object]:
     absent sizes filled in."""
     text = config.get("text_config")
     found = inherit(config, text) if isinstance(text, dict) and text else dict(config)
-    return {**TEXT_DEFAULTS.get(str(found.get("model_type")), {}), **found}
+    sizes = TEXT_DEFAULTS.get(str(found.get("model_type")), {})
+    return found | {key: size for key, size in sizes.items() if found.get(key) is None}

@@ -18,8 +18,8 @@ from protocol.errors import CheckpointError
 from protocol.messages import Sampling
 from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
-from protocol.text.json_fields import Fields
-from protocol.text.model_files import check_readable, missing
+from protocol.text.json_fields import Fields, whole
+from protocol.text.model_files import MAX_TOKENIZER_BYTES, check_readable, read_whole
 from protocol.text.stop import StopMatcher
 from protocol.text.template.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
 from protocol.text.template.files import special_tokens, token_text
@@ -187,10 +187,9 @@ class TextState:
 
 
 def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
-        raise missing(path)
+    raw = read_whole(path, max_bytes=MAX_TOKENIZER_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = raw.decode()
         return tokenizers.Tokenizer.from_str(LATE_END.sub(r'\1"(?<!\\\\s)\\\\s+$"', text))
     except Exception as error:  # tokenizers raises nothing narrower
         check_readable(path)
@@ -252,8 +251,8 @@ def _in_vocabulary(path: Path, ids: set[int], vocab_size: int) -> tuple[int, ...
 
 def _token_ids(file: Path, given: object) -> set[int]:
     """One id, a list of them, or none."""
-    ids = given if isinstance(given, list) else [] if given is None else [given]
-    for token_id in ids:
-        if type(token_id) is not int:
-            raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
+    ids: list[Any] = given if isinstance(given, list) else [] if given is None else [given]
+    ids = [whole(token_id) for token_id in ids]
+    if {*map(type, ids)} - {int}:
+        raise CheckpointError(f"{file}: eos_token_id is {given!r}, not a token's number")
     return set(ids)

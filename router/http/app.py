@@ -63,13 +63,12 @@ def create_app(runtime: Runtime) -> FastAPI:
 
 def _app_state(runtime: Runtime) -> AppState:
     limits = runtime.limits
-    several = len(runtime.api_keys) > 1
-    seats, bodies = limits.max_in_flight, limits.max_bodies_bytes
+    bodies = limits.max_bodies_bytes
     return AppState(
         runtime=runtime,
         seats=Stock(
-            seats,
-            client_size=-(-seats * 3 // 4) if several else seats,
+            limits.max_in_flight,
+            client_size=runtime.max_in_flight_of_one,
             what="requests in flight",
             retry_after_s=limits.retry_after_s,
         ),

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from router.openai.errors import ApiError, bad_field
 
 _PIECE_BYTES = 256 << 10
+_MAX_MEMBERS = 1024
+"""Of one gzip stream. Each costs work, and may hold nothing."""
 _TYPES = (b"", b"application/json", b"application/x-www-form-urlencoded")
 """Besides JSON what `curl -d` says when it is told nothing, and nothing."""
 _CHARSETS = (b"utf-8", b"utf8", b"us-ascii")
@@ -31,33 +33,35 @@ class Decoder:
         self._coding = coding.strip().lower()
         if self._coding not in (b"", b"identity", b"gzip", b"x-gzip", b"deflate"):
             raise _unsupported("content-encoding", "must be gzip, deflate or none")
-        self._is_plain = self._coding in (b"", b"identity")
         self._inflate: zlib._Decompress | None = None
+        self._num_members = 0
 
     def pieces(self, data: bytes) -> Iterator[bytes]:
-        if self._is_plain or not data:
+        if self._coding in (b"", b"identity") or not data:
             yield data
             return
-        if self._inflate is None:
-            self._inflate = zlib.decompressobj(self._window_bits(data))
         while data:
+            if self._inflate is None or self._inflate.eof:
+                self._inflate = self._next_member(data)
             try:
                 piece = self._inflate.decompress(data, _PIECE_BYTES)
             except zlib.error as error:
                 raise self._broken() from error
-            data = self._inflate.unconsumed_tail
-            if self._inflate.unused_data:
-                raise self._broken()
+            data = self._inflate.unconsumed_tail or self._inflate.unused_data
             yield piece
 
     def check_end(self) -> None:
         if self._inflate is not None and not self._inflate.eof:
             raise self._broken()
 
-    def _window_bits(self, data: bytes) -> int:
+    def _next_member(self, data: bytes) -> "zlib._Decompress":
+        """gzip may be several, one after another (RFC 1952); deflate is one."""
+        self._num_members += 1
+        if self._num_members > (1 if self._coding == b"deflate" else _MAX_MEMBERS):
+            raise self._broken()
         if self._coding == b"deflate" and data[0] & 15 != zlib.DEFLATED:
-            return -zlib.MAX_WBITS  # without its header, as some clients send it
-        return zlib.MAX_WBITS | 32
+            return zlib.decompressobj(-zlib.MAX_WBITS)  # without its header, as some send it
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)
 
     def _broken(self) -> ApiError:
         return bad_field("content-encoding", f"the body is no whole {self._coding.decode()} stream")

@@ -21,6 +21,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._max_bytes = min(limits.max_body_bytes, limits.max_bodies_bytes)
         self._loop = asyncio.get_running_loop()
         self._writing_since: float | None = None
 
@@ -34,7 +35,7 @@ class Exchange:
         check_content_type(headers.get(b"content-type", b""))
         decoder = Decoder(headers.get(b"content-encoding", b""))
         announced = headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > self._limits.max_body_bytes:
+        if announced.isdigit() and int(announced) > self._max_bytes:
             raise self._too_large()
         timeout_s = self._limits.body_timeout_s
         try:
@@ -86,7 +87,7 @@ class Exchange:
             chunk = message.get("body", b"")
             num_sent += len(chunk)
             for piece in decoder.pieces(chunk):
-                if max(num_sent, room.num + len(piece)) > self._limits.max_body_bytes:
+                if max(num_sent, room.num + len(piece)) > self._max_bytes:
                     raise self._too_large()
                 room.widen(room.num + len(piece))
                 body += piece
@@ -97,5 +98,5 @@ class Exchange:
         return cast(bytes, body)  # whoever decodes it takes either
 
     def _too_large(self) -> ApiError:
-        message = f"request body: at most {self._limits.max_body_bytes} bytes"
+        message = f"request body: at most {self._max_bytes} bytes"
         return ApiError(413, message, code="body_too_large")

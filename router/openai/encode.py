@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
-from router.openai.errors import ApiError, bad_field, context_exceeded
+from router.openai.errors import ApiError, bad_field, context_exceeded, unsupported_field
 from router.openai.messages import Message
 from router.openai.schemas import CompletionRequest
 
@@ -78,6 +78,9 @@ def _refusals(field: str, *, context: int) -> Iterator[None]:
 def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
     if message.content is None and message.role != "assistant":
         raise bad_field(f"messages[{index}].content", "required")
+    if message.prefix or message.partial:
+        name = "prefix" if message.prefix else "partial"
+        raise unsupported_field(f"messages[{index}].{name}", "true is")
     return message.as_shown(knows_developer=knows_developer)
 
 

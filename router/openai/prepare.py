@@ -151,7 +151,7 @@ def _generation(
 
 
 def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts: int) -> None:
-    most = runtime.limits.max_choices
+    most = min(runtime.limits.max_choices, runtime.max_in_flight_of_one)
     if num_prompts * fields.n > most:
         param = "prompt" if num_prompts > most else "n"
         raise bad_field(param, f"at most {most} prompts times n; got {num_prompts} x {fields.n}")

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from router.openai.errors import bad_field, unsupported_field
-from router.openai.messages import Messages
+from router.openai.messages import Messages, read_messages
 from router.openai.parsing import Reader, Schema, Unsupported
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
@@ -72,6 +72,9 @@ def _read_kwargs(raw: bytes) -> dict[str, Any]:
     return kwargs
 
 
+_CHAT_READERS: dict[str, Reader] = {"messages": read_messages, "chat_template_kwargs": _read_kwargs}
+
+
 class SamplingFields(Schema, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
@@ -128,10 +131,7 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = CHAT_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"messages"})
-    readers: ClassVar[dict[str, Reader]] = {
-        **SamplingFields.readers,
-        "chat_template_kwargs": _read_kwargs,
-    }
+    readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, **_CHAT_READERS}
     messages: Messages
     max_completion_tokens: Count | None = None
     logprobs: bool = False
@@ -188,7 +188,7 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
 
     unsupported: ClassVar[Unsupported] = TOKENIZE_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
-    readers: ClassVar[dict[str, Reader]] = {"chat_template_kwargs": _read_kwargs}
+    readers: ClassVar[dict[str, Reader]] = _CHAT_READERS
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None

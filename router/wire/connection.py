@@ -48,6 +48,7 @@ class Connection(HttpToolsProtocol):
         self._unread = bytearray()  # one object for good: the flow looks at it
         self._has_turn = False  # to go on with what is unread
         self._searched = 0
+        self._raw_head = b""  # of that message or the last, good or bad
         self._head: Head | None = None  # of the message being read
         self._framing = Framing(0)
         self._lingering: int | None = None  # bytes that may still be dropped
@@ -251,6 +252,7 @@ class Connection(HttpToolsProtocol):
         if not self._unread:
             return False
         self._unset_keepalive_if_required()
+        self._raw_head = b""
         end = self._unread.find(END, max(0, self._searched - len(END) + 1))
         if end < 0:
             check_beginning(self._unread, self._limits.head, since=self._searched)
@@ -258,10 +260,13 @@ class Connection(HttpToolsProtocol):
             if self._deadline is None:
                 self._arm(self._limits.head_timeout_s, self._give_up_head)
             return False
-        raw = bytes(self._unread[: end + len(END)])
+        self._raw_head = raw = bytes(self._unread[: end + len(END)])
         del self._unread[: end + len(END)]
         self._searched = 0
-        self._head = head = read_head(raw, self._limits.head)
+        head = read_head(raw, self._limits.head)
+        if not self._others.may_ask(self, head.path):
+            raise _too_many()
+        self._head = head
         self._disarm()
         self._framing = Framing(None if head.chunked else head.length)
         self.parser.feed_data(head.raw)
@@ -287,13 +292,12 @@ class Connection(HttpToolsProtocol):
 
     def _turn_away(self, *, silently: bool = False) -> None:
         if not silently and self._lingering is None:
-            error = ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)
-            self.transport.write(self._answer(error))
+            self.transport.write(self._answer(_too_many()))
         self.transport.close()
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        return refusal_bytes(error, self.server_state.default_headers)
+        return refusal_bytes(error, self.server_state.default_headers, self._raw_head)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""
@@ -328,3 +332,7 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _too_many() -> ApiError:
+    return ApiError(503, "too many connections", code="overloaded", retry_after_s=1.0)

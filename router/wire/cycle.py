@@ -1,6 +1,7 @@
 """One request and its answer on a connection: uvicorn's, with HTTP/1.0 in mind, and bodies that
 are not there yet."""
 
+import re
 import secrets
 from collections.abc import Coroutine, Iterable
 from typing import Any, cast
@@ -9,6 +10,8 @@ from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseSta
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from router.openai.errors import ApiError
+
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]{1,128})[ \t]*\r\n", re.IGNORECASE)
 
 
 class Cycle(RequestResponseCycle):
@@ -31,11 +34,13 @@ class Cycle(RequestResponseCycle):
             self._until_close, self.chunked_encoding = True, False
 
 
-def refusal_bytes(error: ApiError, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The answer to what never becomes a request: it closes, and has a request id of its own."""
+def refusal_bytes(error: ApiError, more: Iterable[tuple[bytes, bytes]], head: bytes) -> bytes:
+    """The answer to what never becomes a request: it closes. `more` are headers; `head` is the
+    request's, which may name it."""
+    given = _REQUEST_ID.search(head)
     response = error.response()
     response.headers["connection"] = "close"
-    response.headers["x-request-id"] = secrets.token_hex(16)
-    headers = [*default_headers, *response.raw_headers]
+    response.headers["x-request-id"] = given[1].decode() if given else secrets.token_hex(16)
+    headers = [*more, *response.raw_headers]
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))

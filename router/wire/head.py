@@ -19,7 +19,9 @@ _HEADER = re.compile(rb"(%b):([\t -~\x80-\xff]*)" % _TOKEN)
 _METHOD_START = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?")
-_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
+_SINGLE = (b"content-type", b"content-encoding", b"authorization", b"origin")
+"""Headers that decide what is done and for whom, of which readers take the first or the last."""
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 _MAX_LENGTH_DIGITS = 15
 
@@ -27,7 +29,8 @@ _MAX_LENGTH_DIGITS = 15
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
     raw: bytes
-    """What the parser gets: without offers to speak another protocol."""
+    """What the parser gets: without offers to speak another protocol; an absolute target's host
+    instead of `Host` (RFC 9112, 3.2.2)."""
     version: str
     path: bytes
     """As sent, without the query; `*` of OPTIONS alone."""
@@ -59,13 +62,16 @@ def read_head(raw: bytes, limits: HeadLimits) -> Head:
     method, target, version = _request_line(first, limits)
     headers = [_header(line) for line in lines]
     named = _Named(headers)
-    _check_host(named, version)
+    _check_single(named, version)
     length, chunked = _framing(named, version)
     _check_expectation(named)
     path, query = _path_and_query(target, method)
     kept = [line for line, (name, _) in zip(lines, headers, strict=True) if name not in _OFFERS]
     if len(kept) < len(lines) or b"upgrade" in named.of(b"connection", b"").lower():
         kept = [_without_offer(line) for line in kept]
+    if absolute := _ABSOLUTE.match(target):
+        others = [line for line in kept if line[:5].lower() != b"host:"]
+        kept = [b"Host: " + absolute[1], *others]
     return Head(
         raw=b"\r\n".join([first, *kept]) + END,
         version=version.decode(),
@@ -115,12 +121,15 @@ def _header(line: bytes) -> tuple[bytes, bytes]:
     return match[1].lower(), match[2].strip(b" \t")
 
 
-def _check_host(named: _Named, version: bytes) -> None:
+def _check_single(named: _Named, version: bytes) -> None:
     hosts = named.all(b"host")
     if len(hosts) > 1 or (version == b"1.1" and not hosts):
         raise bad_request("must have one Host header")
     if hosts and not _HOST.fullmatch(hosts[0]):
         raise bad_request("its Host header must be a host, or a host and a port")
+    for name in _SINGLE:
+        if len(set(named.all(name))) > 1:
+            raise bad_request(f"must not have two different {name.decode()} headers")
 
 
 def _framing(named: _Named, version: bytes) -> tuple[int, bool]:
@@ -152,6 +161,8 @@ def _path_and_query(target: bytes, method: bytes) -> tuple[bytes, bytes]:
     if target == b"*" and method == b"OPTIONS":
         return target, b""
     absolute = _ABSOLUTE.match(target)
+    if absolute and not _HOST.fullmatch(absolute[1]):
+        raise bad_request("its target must name a host, or a host and a port")
     rest = target[absolute.end() :] if absolute else target
     path, _, query = rest.partition(b"?")
     if absolute and not path:

@@ -1,7 +1,8 @@
 """All open connections of a router: a bound on them, and who goes when it is reached.
 
 Connections that wait for their client, silent or in the middle of a head or a body, make room for
-newcomers, the longest waiting first; those that are answered never do.
+newcomers, the longest waiting first; those that are answered never do. When all are answered a few
+more may connect, for probes alone: a router that is full is no reason to restart it.
 """
 
 import logging
@@ -10,6 +11,9 @@ from typing import Protocol
 
 log = logging.getLogger("baton.http")
 _SECONDS_BETWEEN_WARNINGS = 10.0
+PROBE_PATHS = frozenset({b"/health", b"/ready", b"/metrics"})
+_NUM_PROBES = 8
+"""Beyond the bound: a kubelet, a supervisor and some scrapers at once."""
 
 
 class OpenConnection(Protocol):
@@ -23,21 +27,31 @@ class OpenConnections:
     def __init__(self, *, max_connections: int) -> None:
         self._max_connections = max_connections
         self._open: set[OpenConnection] = set()
+        self._beyond: set[OpenConnection] = set()  # of the open, those for probes alone
         self._waited_for: dict[OpenConnection, None] = {}  # the longest waiting first
         self._warned_at = float("-inf")
 
     def admit(self, connection: OpenConnection) -> bool:
         """Whether there is room, perhaps made by another. If not, it must close at once."""
-        if len(self._open) >= self._max_connections:
+        if self._is_full:
             self._warn()
             slowest = next(iter(self._waited_for), None)
-            if slowest is None:
+            if slowest is not None:
+                self.forget(slowest)
+                slowest.make_room()
+            elif len(self._beyond) >= _NUM_PROBES:
                 return False
-            self.forget(slowest)
-            slowest.make_room()
+        if self._is_full:
+            self._beyond.add(connection)
         self._open.add(connection)
         self._waited_for[connection] = None
         return True
+
+    def may_ask(self, connection: OpenConnection, path: bytes) -> bool:
+        """Whether there is room for this request, or it is a probe's."""
+        if not self._is_full:
+            self._beyond.discard(connection)
+        return connection not in self._beyond or path in PROBE_PATHS
 
     def note_request(self, connection: OpenConnection) -> None:
         """Its request is complete: the next word is ours."""
@@ -50,7 +64,12 @@ class OpenConnections:
 
     def forget(self, connection: OpenConnection) -> None:
         self._open.discard(connection)
+        self._beyond.discard(connection)
         self._waited_for.pop(connection, None)
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._open) - len(self._beyond) >= self._max_connections
 
     def _warn(self) -> None:
         now = time.monotonic()

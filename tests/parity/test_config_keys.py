@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib
+import inspect
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from support.forwards import pool_for, split_logits
 from support.reference import reference
 
 from engine.checkpoint.load import load_model
-from engine.models.config_keys import IGNORED
+from engine.models.config_keys import COMMON, IGNORED, REFUSED
 from engine.models.families.table import FAMILIES
 from protocol.errors import CheckpointError
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -56,6 +59,67 @@ def other_values(key: str, default: Any) -> list[Any]:
     if isinstance(default, float):
         return [0.37]
     return [3, True] if default is None else []
+
+
+OTHERS = (True, 3, 0.37, "other", [3, 3])
+"""What a key of another architecture may be."""
+
+
+def keys_of_others(family: str) -> list[str]:
+    """All that any class of transformers declares, but those that this family's or the base of all
+    has or names, and formats of weights."""
+    transformers: Any = importlib.import_module("transformers")
+    own = transformers.CONFIG_MAPPING[family]
+    declared = {field.name for field in dataclasses.fields(own)} | set(own.attribute_map)
+    base = {name for one in own.__mro__ for name in vars(one)}
+    read = set(re.findall(r'"(\w+)"', Path(inspect.getfile(own)).read_text("utf-8")))
+    sources = (Path(transformers.__file__).parent / "models").glob("*/configuration_*.py")
+    lines = [line for file in sources for line in file.read_text("utf-8").splitlines()]
+    found = {match[1] for line in lines if (match := re.match(r"    ([a-z]\w+): [^=]+=", line))}
+    ours = COMMON | {"rope_local_base_freq", "partial_rotary_factor", "quantization_config"}
+    return sorted(found - declared - read - base - ours)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_of_another_architecture_changes_nothing_or_is_one_of_a_short_list(
+    family: str, tmp_path: Path
+) -> None:
+    keys = keys_of_others(family)
+    assert len(keys) > 700
+    assert len(REFUSED) <= 25
+    plain = shape(family).config()
+    expected = read(tmp_path, plain)
+    for value in OTHERS:
+        assert read(tmp_path, plain | dict.fromkeys(set(keys) - set(REFUSED), value)) == expected
+        for key in set(keys) & set(REFUSED):
+            try:
+                assert read(tmp_path, plain | {key: value}) == expected
+            except CheckpointError as error:
+                assert f" {key} " in str(error)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_that_its_own_class_has_is_refused_only_where_it_changes_logits(
+    family: str, tmp_path: Path
+) -> None:
+    if not causal(family):
+        pytest.skip("transformers has no causal model of this text alone")
+    make_checkpoint(tmp_path, shape(family))
+    plain = json.loads((tmp_path / "config.json").read_text())
+    token_ids = torch.arange(TOKENS)[None] * 7 % plain["vocab_size"]
+    expected_TV = reference(tmp_path)(token_ids).logits[0]
+    for key, default in fields(family):
+        for value in other_values(key, default) if key not in REFUSED else []:
+            try:
+                read(tmp_path, plain | {key: value})
+            except CheckpointError:
+                if key == "layer_types" and FAMILIES[family].stateless:
+                    continue  # its class fails there
+                hf = accepted_reference(tmp_path)
+                if hf is not None:
+                    got = hf(token_ids).logits[0]
+                    assert got.shape != expected_TV.shape or not torch.equal(got, expected_TV), key
 
 
 def shape(family: str, **extra: Any) -> Shape:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from support.configs import read, refused
 from support.forwards import pool_for, split_logits
-from support.published import REFUSED, SERVED, shrunk, write_published
+from support.published import REFUSED, SERVED, shrunk, text_of, write_published
 from support.reference import reference
 
 from engine.checkpoint.load import load_model
 from engine.models.config import read_config
 
 TOKENS, TOLERANCE = 24, 1e-4
-LONG_AFTER = frozenset({"Phi-3.5-mini-instruct", "Phi-4-mini-instruct"})
+LONG_AFTER = frozenset({"Phi-3.5-mini-instruct", "Phi-4-mini-instruct", "Phi-3.5-MoE-instruct"})
 """LongRoPE: transformers takes the short factors for a short sequence."""
 
 LIKE_ANOTHER = frozenset(
@@ -28,6 +28,7 @@ LIKE_ANOTHER = frozenset(
         "granite-3.1-2b-instruct", "OLMo-2-1124-7B", "gemma-2-27b", "Mistral-Nemo-Base-2407",
         "DeepSeek-R1-Distill-Qwen-7B", "Mixtral-8x22B-Instruct-v0.1", "Mixtral-8x7B-v0.1", "phi-4",
         "c4ai-command-r-v01", "glm-4-9b-chat-hf", "EXAONE-4.0-1.2B", "gemma-1.1-7b-it",
+        "gemma-3-27b-it",
     }
 )  # fmt: skip
 """Whose keys are, but for sizes, those of one that every run computes."""
@@ -48,7 +49,7 @@ def test_a_published_config_gives_the_logits_of_transformers(name: str, tmp_path
     config = read_config(tmp_path, max_model_len=max_model_len)
     model = load_model(tmp_path, dtype="float32", native=False, config=config)
     token_ids = torch.randint(
-        raw["vocab_size"], (TOKENS,), generator=torch.Generator().manual_seed(3)
+        text_of(raw)["vocab_size"], (TOKENS,), generator=torch.Generator().manual_seed(3)
     )
     with torch.inference_mode():
         expected_TV = reference(tmp_path)(token_ids[None]).logits[0]
@@ -59,7 +60,7 @@ def test_a_published_config_gives_the_logits_of_transformers(name: str, tmp_path
 
 @pytest.mark.parametrize("name", SERVED)
 def test_a_published_config_is_read_at_its_own_size(name: str, tmp_path: Path) -> None:
-    raw = SERVED[name]
+    original, raw = SERVED[name], text_of(SERVED[name])
     layers = raw["num_hidden_layers"]
     rope = raw.get("rope_scaling") or {}
     whole: dict[str, Any] = {}
@@ -70,8 +71,8 @@ def test_a_published_config_is_read_at_its_own_size(name: str, tmp_path: Path) -
         pairs = int(pairs * raw.get("partial_rotary_factor", 1.0))
         factors = ("long_factor", "short_factor")
         whole["rope_scaling"] = rope | {key: (rope[key] * pairs)[:pairs] for key in factors}
-    got = read(tmp_path, raw | whole)
-    assert (got.num_layers, got.vocab_size) == (layers, raw["vocab_size"])
+    got = read(tmp_path, original | whole)
+    assert (got.num_layers, got.vocab_size) == (layers, raw.get("vocab_size", 262_208))
 
 
 CONTEXTS = {
@@ -82,6 +83,8 @@ CONTEXTS = {
     "gpt-oss-20b in bfloat16": 131_072,
     "Phi-3.5-mini-instruct": 131_072,
     "Llama-3.1-8B-Instruct": 131_072,
+    "gemma-3-4b-it": 131_072,
+    "gemma-3-27b-it": 131_072,
 }
 
 

@@ -13,6 +13,7 @@ NOT_PURE = (
     "unit/controlplane/local/test_child.py",
     "unit/controlplane/local/test_embedded_redis.py",
     "unit/controlplane/local/test_ports.py",
+    "unit/controlplane/local/test_proxies.py",
     "unit/controlplane/local/test_watch.py",
     "unit/kvtransfer/sink/test_events.py",
     "unit/kvtransfer/sink/test_sink*.py",

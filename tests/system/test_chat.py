@@ -98,6 +98,14 @@ def test_a_reader_that_goes_away_is_no_traceback(cluster: Cluster) -> None:
         assert (chat.wait(60), chat.stderr.read()) == (141, b"")
 
 
+def test_a_stdout_that_is_closed_is_for_nobody(cluster: Cluster) -> None:
+    chat = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *_chat(cluster)], input=b"hello\n",
+        stderr=subprocess.PIPE, timeout=60, env=_environment(),
+    )  # fmt: skip
+    assert (chat.returncode, chat.stderr) == (0, b"")
+
+
 def test_lines_pasted_into_a_terminal_are_one_turn(cluster: Cluster, tmp_path: Path) -> None:
     saved = tmp_path / "said.json"
     ours, theirs = pty.openpty()

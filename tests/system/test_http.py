@@ -80,7 +80,14 @@ SERVED = {
     "a chunk that is an empty line": chunked(body=b"\r\n\r\n" + BODY + b"\r\n\r\n", size=4),
     "a compressed body": post(b"Content-Encoding: gzip", body=ZIPPED),
     "a compressed body in chunks": chunked(b"Content-Encoding: gzip", body=ZIPPED),
-    "an absolute target": post().replace(b"POST /", b"POST http://other:80/"),
+    "an absolute target": post().replace(b"POST /", b"POST http://localhost:80/"),
+    "an absolute target's host, not Host": post()
+    .replace(b"POST /", b"POST HTTP://[::1]/")
+    .replace(b"Host: 127.0.0.1", b"Host: elsewhere.example"),
+    "a type said twice": post(b"Content-Type: application/json", b"content-type: application/json"),
+    "a body compressed in parts": post(
+        b"Content-Encoding: gzip", body=gzip.compress(BODY[:9]) + gzip.compress(BODY[9:])
+    ),
     "empty lines before the request": b"\r\n\r\n" + post(),
     "a query": post().replace(b"completions HTTP", b"completions?api-version=1&x HTTP"),
     "a slash too many": post().replace(b"completions HTTP", b"completions/ HTTP"),
@@ -117,6 +124,13 @@ REFUSED = {
     "no Host": (post().replace(b"Host: 127.0.0.1\r\n", b""), 400),
     "two Hosts": (post(b"Host: y"), 400),
     "a Host that is none": (post().replace(b"Host: 127.0.0.1", b"Host: x/y z"), 400),
+    "two types": (post(b"Content-Type: application/json", b"Content-Type: text/plain"), 400),
+    "two keys": (post(b"Authorization: Bearer a", b"authorization: Bearer b"), 400),
+    "two compressions": (post(b"Content-Encoding: gzip", b"Content-Encoding: identity"), 400),
+    "two Origins": (post(b"Origin: http://localhost", b"Origin: http://x"), 400),
+    "a target of elsewhere": (get("http://elsewhere.example/v1/models"), 403),
+    "a target with a user": (get("http://localhost@elsewhere.example/v1/models"), 400),
+    "a target without a host": (get("http:///v1/models"), 400),
     "two lengths": (post(b"Content-Length: 1"), 400),
     "one length twice": (post(b"Content-Length: %d" % len(BODY)), 400),
     "a list of lengths": (CHAT + b"Content-Length: 1, 1\r\n\r\n1", 400),
@@ -200,6 +214,15 @@ async def test_what_is_no_request_is_refused_in_json(url: str, sent: bytes, stat
     assert (await exchange(url, get("/health"), to="GET")).status == 200
 
 
+NAMED = ("two lengths", "chunks of little else", "a length beyond the limit", "plain text")
+
+
+@pytest.mark.parametrize("sent", [REFUSED[name][0] for name in NAMED], ids=NAMED)
+async def test_a_refusal_has_the_request_id_it_was_sent(url: str, sent: bytes) -> None:
+    named = sent.replace(b"\r\n", b"\r\nX-Request-Id: my/id-1\r\n", 1)
+    assert (await exchange(url, named)).headers["x-request-id"] == "my/id-1"
+
+
 CLOSED = ("no Host", "a length and chunks", "bare LF", "headers without an end", "TLS")
 
 
@@ -236,8 +259,8 @@ async def test_a_connection_is_closed_when_its_requests_cannot_be_told_apart(
         ("GET", "/v1/../v1/models", 404, None),
         ("GET", "/v1/models%00", 404, None),
         ("GET", "/%ff%fe", 404, None),
-        ("GET", "http://x/health", 200, None),
-        ("GET", "http://x", 404, None),
+        ("GET", "http://localhost/health", 200, None),
+        ("GET", "http://localhost", 404, None),
     ],
 )
 async def test_methods_and_paths(

@@ -98,8 +98,8 @@ class MixtureRule:
 
     size_key: str
     """Features of one expert."""
-    count_key: str = "num_experts"
-    """How many there are; transformers 5 writes and reads either name for some families."""
+    count_keys: tuple[str, ...] = ("num_experts",)
+    """How many there are, by the first that the file has; some families have two names for it."""
     softmax: Softmax = "before"
     renormalise: Literal["never", "always", "norm_topk_prob"] = "never"
     shared: MlpRule | None = None
@@ -126,7 +126,7 @@ class MixtureRule:
 
     @property
     def keys(self) -> frozenset[str]:
-        names = {self.size_key, "num_experts", "num_local_experts", "num_experts_per_tok"}
+        names = {self.size_key, *self.count_keys, "num_experts_per_tok"}
         names |= {"router_jitter_noise"} if self.softmax == "sparsemixer" else set()
         names |= {"norm_topk_prob"} if self.renormalise == "norm_topk_prob" else set()
         names |= {self.shared.size_key} if self.shared else set()
@@ -149,7 +149,7 @@ class Family:
     window: WindowRule | None = None
     mixture: MixtureRule | None = None
     activation: Activation | None = None
-    """None: as `activation_key` says."""
+    """None: as `activation_key` says, which else is not read."""
     activation_key: Literal["hidden_act", "hidden_activation"] = "hidden_act"
     embedding_sqrt: bool = False
     """Embeddings grow by sqrt(hidden_size), itself rounded to the weights' dtype (Gemma)."""
@@ -161,10 +161,8 @@ class Family:
     """Numbers of config.json that this family has, of those `engine.models.config` knows."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Keys that are understood with this value only."""
-    ignored: frozenset[str] = frozenset()
-    """Keys that transformers does not read for this family."""
     defaults: Mapping[str, object] = field(default_factory=dict)
-    """What absent keys mean; a key neither here nor in the checkpoint is missing."""
+    """What keys mean that are absent, or null; a key neither here nor in the file is missing."""
     unturned: Unturned = "never"
     mlp: MlpRule = field(default_factory=MlpRule)
     """Of dense layers."""

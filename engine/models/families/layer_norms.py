@@ -23,7 +23,7 @@ COHERE2 = Family(
     window=WindowRule(typed=True, full_every=4, full_every_key="sliding_window_pattern"),
     unturned="full_attention",
     norms=_ONE_NORM, parallel="always", interleaved_rope=True,
-    options=frozenset({"logit_scale"}), ignored=frozenset({"position_embedding_type"}),
+    options=frozenset({"logit_scale"}),
     defaults={**_COHERE, "sliding_window": 4096},
 )  # fmt: skip
 STARCODER2 = Family(
@@ -32,7 +32,6 @@ STARCODER2 = Family(
     norms=Norms(centred=True, bias=True, eps_key="norm_epsilon"),
     mlp=MlpRule(gate_up=("c_fc",), down="c_proj", gated=False),
     window=WindowRule(),
-    ignored=frozenset({"residual_dropout", "embedding_dropout"}),
     defaults={
         "num_key_value_heads": 2, "head_dim": None, "use_bias": True, "norm_epsilon": 1e-5,
         "hidden_act": "gelu_pytorch_tanh", "sliding_window": None, "tie_word_embeddings": True,
@@ -43,7 +42,6 @@ STABLELM = Family(
     qkv_bias="use_qkv_bias", qk_norm="layers", qk_norm_key="qk_layernorm",
     norms=Norms(centred=True, bias=True, eps_key="layer_norm_eps"),
     parallel="use_parallel_residual", partial_rotary=True,
-    ignored=frozenset({"hidden_dropout"}),
     defaults={
         "num_key_value_heads": 32, "head_dim": None, "layer_norm_eps": 1e-5,
         "partial_rotary_factor": 0.25,
@@ -55,10 +53,9 @@ PHIMOE = Family(
     norms=Norms(centred=True, bias=True),
     window=WindowRule(),
     mixture=MixtureRule(
-        size_key="intermediate_size", count_key="num_local_experts", softmax="sparsemixer",
+        size_key="intermediate_size", count_keys=("num_local_experts",), softmax="sparsemixer",
         block="block_sparse_moe.", stacked_router="router", gate="w1", up="w3", down="w2",
     ),
-    ignored=frozenset({"input_jitter_noise"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": None, "sliding_window": None,
         "num_local_experts": 16, "num_experts_per_tok": 2, "router_jitter_noise": 0.01,

@@ -21,7 +21,8 @@ MIXTRAL = Family(
     model_type="mixtral", architecture="MixtralForCausalLM",
     window=WindowRule(),
     mixture=MixtureRule(
-        size_key="intermediate_size", count_key="num_local_experts", renormalise="always",
+        size_key="intermediate_size", count_keys=("num_experts", "num_local_experts"),
+        renormalise="always",
         block="block_sparse_moe.", gate="w1", up="w3", down="w2",
     ),
     defaults={
@@ -51,9 +52,9 @@ QWEN3_MOE = Family(
     qkv_bias="attention_bias", output_bias="attention_bias", qk_norm="head",
     window=WindowRule(flag="use_sliding_window"),
     mixture=MixtureRule(
-        size_key="moe_intermediate_size", renormalise="norm_topk_prob", stepped=True
+        size_key="moe_intermediate_size", count_keys=("num_local_experts", "num_experts"),
+        renormalise="norm_topk_prob", stepped=True,
     ),
-    ignored=frozenset({"max_window_layers"}),
     defaults={
         **_STEPPED, "num_key_value_heads": 4, "head_dim": None,
         "num_experts_per_tok": 8, "moe_intermediate_size": 768,
@@ -64,12 +65,11 @@ GPT_OSS = Family(
     qkv_bias="attention_bias", output_bias="attention_bias", sinks=True,
     window=WindowRule(typed=True, full_every=2),
     mixture=MixtureRule(
-        size_key="intermediate_size", count_key="num_local_experts", softmax="after",
-        router="router", biased=True,
+        size_key="intermediate_size", count_keys=("num_experts", "num_local_experts"),
+        softmax="after", router="router", biased=True,
         forms=("stacked", "mxfp4"), transposed=True, interleaved=True,
     ),
     activation="swiglu_oai", fixed={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
-    ignored=frozenset({"experts_per_token", "initial_context_length"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": 64, "attention_bias": True, "sliding_window": 128,
         "num_experts_per_tok": 4, "rms_norm_eps": 1e-5, "rope_theta": 150_000.0,
@@ -84,7 +84,7 @@ _GRANITE_SHARED = MlpRule(
     gate_up=("input_linear",), down="output_linear",
 )  # fmt: skip
 _GRANITE_EXPERTS = MixtureRule(
-    size_key="intermediate_size", count_key="num_local_experts", softmax="after",
+    size_key="intermediate_size", count_keys=("num_local_experts",), softmax="after",
     router="router", forms=("granite", "stacked"),
     block="block_sparse_moe.", stacked_block="block_sparse_moe.",
 )  # fmt: skip
@@ -107,11 +107,6 @@ GRANITE_MOE_HYBRID = replace(
     GRANITE_MOE_SHARED,
     model_type="granitemoehybrid", architecture="GraniteMoeHybridForCausalLM",
     mlp=_GRANITE_SHARED, unturned="position_embedding_type", stateless=True,
-    ignored=frozenset(
-        {"mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head", "mamba_d_conv"}
-    )
-    | {"mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias"}
-    | {"time_step_limit"},
     defaults={**GRANITE_MOE.defaults, "shared_intermediate_size": 1024},
 )  # fmt: skip
 MIXTURES = (

@@ -58,7 +58,6 @@ GEMMA2 = Family(
     options=frozenset(
         {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"}
     ),
-    ignored=frozenset({"hidden_act", "sliding_window_size"}),
     defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
 )  # fmt: skip
 GEMMA3 = Family(
@@ -67,7 +66,6 @@ GEMMA3 = Family(
     window=WindowRule(typed=True, full_every=6, full_every_key="sliding_window_pattern"),
     activation_key="hidden_activation", embedding_sqrt=True, local_rope=True,
     options=frozenset({"query_pre_attn_scalar", "final_logit_softcapping"}),
-    ignored=frozenset({"hidden_act", "_sliding_window_pattern"}),
     defaults={
         **_GEMMA_DEFAULTS, **TEXT_DEFAULTS["gemma3_text"],
         "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
@@ -79,7 +77,6 @@ PHI3 = Family(
     fused=True, mlp=MlpRule(gate_up=("gate_up_proj",)),
     window=WindowRule(),
     partial_rotary=True, rope_aliases={"su": "longrope", "yarn": "longrope"},
-    fixed={"full_attn_mod": 1, "interpolate_factor": 1},
     defaults={
         "num_key_value_heads": None, "sliding_window": None, "rms_norm_eps": 1e-5,
         "original_max_position_embeddings": 4096,
@@ -104,7 +101,6 @@ GEMMA = Family(
     model_type="gemma", architecture="GemmaForCausalLM",
     qkv_bias="attention_bias", output_bias="attention_bias", norms=Norms(plus_one=True),
     embedding_sqrt=True, activation_aliases={"gelu": "gelu_pytorch_tanh"},
-    ignored=frozenset({"hidden_activation"}),
     defaults={
         "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 256,
         "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True,
@@ -132,7 +128,7 @@ SMOLLM3 = replace(
     LLAMA,
     model_type="smollm3", architecture="SmolLM3ForCausalLM",
     window=WindowRule(flag="use_sliding_window", typed=True, bound="unturned"),
-    unturned="no_rope_layers", ignored=frozenset({"max_window_layers"}),
+    unturned="no_rope_layers",
     defaults={
         "num_key_value_heads": 4, "head_dim": None, "sliding_window": None,
         "use_sliding_window": False, "no_rope_layer_interval": 4, "rope_theta": 2_000_000.0,
@@ -143,7 +139,6 @@ SEED_OSS = replace(
     LLAMA,
     model_type="seed_oss", architecture="SeedOssForCausalLM",
     output_bias="attention_out_bias",
-    ignored=frozenset({"residual_dropout"}),
     defaults={"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True},
 )  # fmt: skip
 MINISTRAL = replace(
@@ -154,7 +149,6 @@ MINISTRAL3 = replace(
     MISTRAL,
     model_type="ministral3", architecture="Ministral3ForCausalLM",
     options=frozenset({"llama_4_scaling_beta"}),
-    ignored=frozenset({"layer_types"}),
     defaults={
         "num_key_value_heads": 8, "head_dim": 128, "sliding_window": None, "rms_norm_eps": 1e-5,
         "rope_parameters": {

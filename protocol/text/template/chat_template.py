@@ -14,7 +14,7 @@ import jinja2
 
 from protocol.errors import CheckpointError
 from protocol.text.template.content_parts import PartsUse, parts_use
-from protocol.text.template.files import special_tokens, template_sources
+from protocol.text.template.files import TemplateSource, special_tokens, template_sources
 from protocol.text.template.sandbox import Environment
 from protocol.text.text_bounds import TextTooLong
 
@@ -30,14 +30,19 @@ class ChatTemplate:
     """The compiled templates of a checkpoint and the special tokens they may name."""
 
     def __init__(
-        self, source: str, *, special_tokens: Mapping[str, str], for_tools: str | None = None
+        self,
+        source: str | TemplateSource,
+        *,
+        special_tokens: Mapping[str, str],
+        for_tools: TemplateSource | None = None,
     ) -> None:
-        """`for_tools` is used instead when tools are given."""
+        """`for_tools` is used instead when tools are given. CheckpointError names the file."""
         self._environment = _environment()
+        source = TemplateSource(source) if isinstance(source, str) else source
         self._plain = _Compiled(self._environment, source)
         self._for_tools = _Compiled(self._environment, for_tools) if for_tools else self._plain
         self._special_tokens = dict(special_tokens)
-        self.knows_developer = "developer" in source
+        self.knows_developer = "developer" in source.text
         """False: instructions of the role `developer` must be given as `system`."""
 
     def render(
@@ -70,20 +75,22 @@ class ChatTemplate:
 
 
 class _Compiled:
-    def __init__(self, environment: Environment, source: str) -> None:
+    def __init__(self, environment: Environment, source: TemplateSource) -> None:
+        where = f"{source.file}: chat template" if source.file else "chat template"
         try:
             with environment.metered(MAX_CHARS):
-                self.parts = parts_use(environment.parse(source))
-                self.template = environment.from_string(source)
+                self.parts = parts_use(environment.parse(source.text))
+                self.template = environment.from_string(source.text)
         except (jinja2.TemplateSyntaxError, SyntaxError) as error:
-            raise CheckpointError(f"chat template, line {error.lineno}: {error}") from error
+            raise CheckpointError(f"{where}, line {error.lineno}: {error}") from error
         except (MemoryError, RecursionError, ValueError) as error:
-            raise CheckpointError(f"chat template: {error or type(error).__name__}") from error
+            raise CheckpointError(f"{where}: {str(error) or type(error).__name__}") from error
 
 
 def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:
     """The template of the checkpoint in `path`; None when it has none."""
-    sources = template_sources(path, tokenizer_config)
+    found = template_sources(path, tokenizer_config)
+    sources = {name: source for name, source in found.items() if source.text}
     source = sources.get("default") or sources.get("tool_use")
     if not source:
         return None

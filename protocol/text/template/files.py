@@ -5,10 +5,12 @@ Of several named templates only `default` and `tool_use` are ever asked for.
 """
 
 from collections.abc import Mapping
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from protocol.errors import CheckpointError
+from protocol.text.model_files import read_whole
 from protocol.text.text_config import read_json_object_if_there
 
 SPECIAL_TOKENS = (
@@ -16,17 +18,23 @@ SPECIAL_TOKENS = (
 )
 
 
-def template_sources(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+class TemplateSource(NamedTuple):
+    text: str
+    file: Path | None = None
+
+
+def template_sources(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, TemplateSource]:
     """By name, `default` first of all; empty for a checkpoint without any."""
     files = {"default": path / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted(path.glob("additional_chat_templates/*.jinja"))}
     if found := {name: _read(file) for name, file in files.items() if file.is_file()}:
         return found
-    file = path / "tokenizer_config.json"
     if given := tokenizer_config.get("chat_template"):
-        return _named(file, given)
-    file = path / "chat_template.json"  # of a processor, in older multimodal checkpoints
-    return _named(file, read_json_object_if_there(file).get("chat_template"))
+        return _named(path / "tokenizer_config.json", given)
+    for name in ("chat_template.json", "processor_config.json"):  # older multimodal checkpoints
+        if given := read_json_object_if_there(path / name).get("chat_template"):
+            return _named(path / name, given)
+    return {}
 
 
 def special_tokens(path: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
@@ -54,27 +62,26 @@ def token_text(file: Path, name: str, token: object) -> str:
     return text or ""
 
 
-def _read(file: Path) -> str:
+def _read(file: Path) -> TemplateSource:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = TextIOWrapper(BytesIO(read_whole(file)), "utf-8-sig").read()
+        return TemplateSource(text, file)
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def _named(file: Path, given: object) -> dict[str, str]:
+def _named(file: Path, given: object) -> dict[str, TemplateSource]:
     """One template, a list of named ones, or an object of them."""
     match given:
-        case None | "":
-            return {}
         case str():
-            return {"default": given}
+            pairs = [("default", given)]
         case list():
             pairs = [_pair(file, entry) for entry in given]
         case dict():
             pairs = [_pair(file, {"name": key, "template": of}) for key, of in given.items()]
         case _:
             pairs = [_pair(file, given)]
-    return dict(pairs)
+    return {name: TemplateSource(text, file) for name, text in pairs}
 
 
 def _pair(file: Path, entry: object) -> tuple[str, str]:

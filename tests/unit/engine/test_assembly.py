@@ -104,3 +104,9 @@ def test_what_ends_a_text_is_for_sampler_and_scheduler_what_the_worker_says(
     parts = assembled(tmp_path, kv_blocks=2)
     assert parts.eos_token_ids == {5}
     assert set(parts.runner.eos_token_ids) == {5}
+
+
+def test_memory_that_cannot_be_had_is_a_wrong_setting(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, Shape(family="llama"))
+    with pytest.raises(SettingsError, match=r"kv_blocks: 2147483647 blocks of .* bytes are free"):
+        assembled(tmp_path, kv_blocks=(1 << 31) - 1)

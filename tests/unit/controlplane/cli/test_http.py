@@ -47,3 +47,62 @@ def test_the_commands_send_the_first_key_of_the_environment(
     with router() as url:
         assert run([command, "--url", url]) != 0
     assert asked == [(path, "Bearer one")]
+
+
+VARIABLES = [
+    ("HTTP_PROXY", "http://127.0.0.1:9"),
+    ("HTTP_PROXY", "foo://bar"),
+    ("ALL_PROXY", "socks5://127.0.0.1:9"),
+    ("ALL_PROXY", "gopher://x"),
+    ("NO_PROXY", "[::1"),
+    ("SSL_CERT_FILE", "/nonexistent"),
+]
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Nothing of proxies and certificates set."""
+    for name in {name for name, _ in VARIABLES} | {"HTTPS_PROXY", "SSL_CERT_DIR"}:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("name", "value"), VARIABLES)
+@pytest.mark.parametrize("command", [["status"], ["chat"]])
+def test_this_machine_is_reached_without_what_the_environment_says_of_proxies(
+    command: list[str], name: str, value: str, plain: pytest.MonkeyPatch
+) -> None:
+    asked.clear()
+    plain.setenv(name, value)
+    with router() as url:
+        assert run([*command, "--url", url]) == 1
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), VARIABLES)
+@pytest.mark.parametrize("command", ["status", "chat"])
+def test_elsewhere_a_variable_that_cannot_be_followed_is_named_in_one_line(
+    command: str,
+    name: str,
+    value: str,
+    plain: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain.setenv(name, value)
+    assert run([command, "--url", "http://router.invalid:1"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "no answer from http://router.invalid:1: " in said
+    assert said.endswith(f"; the environment sets {name}")
+
+
+@pytest.mark.parametrize("key", ["\u00fcn\u00ef", "two words", "tab\tkey", "good,b\u00e4d", " , "])
+@pytest.mark.parametrize("command", ["up", "status", "chat"])
+def test_a_key_that_no_header_carries_is_a_wrong_setting(
+    command: str, key: str, plain: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain.setenv("BATON_API_KEY", key)
+    assert run([command]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"baton {command}: api_key: the value given: ")
+    assert key not in said

@@ -30,6 +30,21 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["status", "--url", "ftp://x"], "url: 'ftp://x'"),
         (["status", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
         (["chat", "--url", "http://127.0.0.1:1"], "no answer from http://127.0.0.1:1"),
+        (["chat", "--url", "http://[::1"], "url: 'http://[::1': must be an address"),
+        (["chat", "--url", "http://"], "url: 'http://': must be an address"),
+        (["status", "--url", "http://x:99999"], "must be an address"),
+        (
+            ["chat", "--api-key", "sécret"],
+            "api_key: the value given: must be printable ASCII",
+        ),
+        (
+            ["status", "--api-key", "a\nb"],
+            "api_key: the value given: must be printable ASCII",
+        ),
+        (["chat", "--system", "a\udcff"], "system: 'a\\udcff': must be UTF-8 text"),
+        (["up", "--served-name", "a\udcff"], "served_name: 'a\\udcff': must be UTF-8 text"),
+        (["chat", "--temperature", "nan"], "temperature: 'nan': "),
+        (["\x1b[2J\n"], "unknown command: \ufffd[2J"),
     ],
 )
 def test_a_mistake_is_one_line_and_an_exit_code(
@@ -46,7 +61,7 @@ def test_a_mistake_of_ours_is_one_line_that_names_a_file_with_the_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(status, "get_json", lambda *_: {"workers": None})  # as no router answers
+    monkeypatch.setattr(status, "get_json", lambda *_: 1 / 0)
     assert run(["status"]) == 1
     (report,) = tmp_path.iterdir()
     said = capsys.readouterr().err

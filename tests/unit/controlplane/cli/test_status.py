@@ -1,12 +1,16 @@
 """What `baton status` makes of `/cluster`."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from controlplane.checkout import ROOT
 from controlplane.cli.main import run
 
 CLUSTER = {
@@ -63,3 +67,29 @@ def test_a_slower_way_for_kv_than_configured_is_said_with_its_reason(
 def test_json_is_what_the_router_answers(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["status", "--url", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == CLUSTER
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "says"),
+    [("", 141, ""), (">/dev/full", 1, "baton status: could not write: No space left on device\n")],
+)
+def test_output_that_nobody_can_take_is_an_exit_code(
+    url: str, redirect: str, code: int, says: str
+) -> None:
+    baton = [sys.executable, "-m", "controlplane.cli.main", "status", "--url", url]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirect}', "sh", *baton], stdout=writer, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_names_of_others_are_text_on_a_terminal(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CLUSTER, "router", "\x1b[2J[/red]")
+    assert run(["status", "--url", url]) == 0
+    assert "router: �[2J[/red]" in capsys.readouterr().out

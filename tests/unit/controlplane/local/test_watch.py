@@ -4,11 +4,12 @@ import asyncio
 import sys
 from collections.abc import Callable
 
+import pytest
 from support.eventually import soon
 
 from controlplane.local.backoff import Backoff
 from controlplane.local.child import Child, ChildEvent, ChildHung, ChildSpec, ChildStarted
-from controlplane.local.watch import watch
+from controlplane.local.watch import http_answers, watch
 
 SLEEPS = ChildSpec(name="stub", command=(sys.executable, "-c", "import time; time.sleep(600)"))
 
@@ -77,3 +78,26 @@ def test_a_child_that_answers_is_left_alone() -> None:
     watched = Watched(_always)
     asyncio.run(watched.run_until(lambda one: one.num_asked >= 4))
     assert (watched.num_hung, watched.num_started) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "works", "lives"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n", True, True),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False, True),
+        (b"", False, False),
+    ],
+)
+def test_a_refusal_is_a_sign_of_life_but_not_of_work(said: bytes, works: bool, lives: bool) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        writer.close()
+
+    async def ask() -> tuple[bool, bool]:
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            worker = await http_answers(host, port)
+            return worker, await http_answers(host, port, with_any=True)
+
+    assert asyncio.run(ask()) == (works, lives)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from engine.checkpoint.dtype import stored_dtype
 from engine.checkpoint.load import load_model
 from engine.checkpoint.safetensors import Checkpoint
 from engine.models.model import Dtype
@@ -60,6 +62,15 @@ def test_every_dtype_on_disk_is_converted(tmp_path: Path, dtype: str) -> None:
     assert 0.9 < float(embedding.std()) < 1.1
 
 
+def test_doubles_are_converted(single: Path) -> None:
+    file = single / "model.safetensors"
+    expected = load_file(file)
+    save_file({name: tensor.double() for name, tensor in expected.items()}, file)
+    got = Checkpoint(single).read(GATE, shape=(48, 32), dtype=torch.float32)
+    assert torch.equal(got, expected[GATE])
+    assert stored_dtype(single, {}) == "float64"
+
+
 def test_progress_ends_at_the_whole(single: Path) -> None:
     seen: list[tuple[int, int]] = []
     load_model(single, dtype="float32", native=False, progress=lambda *at: seen.append(at))
@@ -104,12 +115,24 @@ def test_missing_shards_are_named(sharded: Path) -> None:
     assert f"missing; of {num_shards} shards 2 are" in message
 
 
-@pytest.mark.parametrize("shards", [{GATE: 7}, {GATE: None}, {GATE: ["a"]}, {GATE: "a/b"}])
+@pytest.mark.parametrize("shards", [{GATE: 7}, {GATE: None}, {GATE: ["a"]}, {GATE: "/a/b"}])
 def test_an_index_of_anything_but_file_names_is_refused(
     sharded: Path, shards: dict[str, object]
 ) -> None:
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert "is not a file name" in failure(sharded)
+
+
+def test_shards_may_lie_in_a_folder_below(sharded: Path) -> None:
+    expected = Checkpoint(sharded).tensors
+    file = sharded / "model.safetensors.index.json"
+    names = json.loads(file.read_text())["weight_map"]
+    (sharded / "shards").mkdir()
+    for shard in set(names.values()):
+        (sharded / shard).rename(sharded / "shards" / shard)
+    below = {name: f"shards/{shard}" for name, shard in names.items()}
+    file.write_text(json.dumps({"weight_map": below}))
+    assert Checkpoint(sharded).tensors.keys() == expected.keys()
 
 
 def test_a_shard_whose_name_no_file_can_have_is_missing(sharded: Path) -> None:

@@ -124,17 +124,13 @@ REFUSED: tuple[dict[str, Any], ...] = (
     {"attn_logit_softcapping": 50.0},
     {"final_logit_softcapping": 30.0},
     {"sliding_window": 5},
-    {"layer_types": ["sliding_attention", "full_attention"]},
     {"attention_chunk_size": 8192},
     {"attn_temperature_tuning": True},
-    {"no_rope_layers": [1, 0]},
-    {"residual_multiplier": 0.5},
     {"logit_scale": 0.0625},
     {"partial_rotary_factor": 0.5},
     {"is_causal": False},
     {"use_bidirectional_attention": True},
-    {"position_embedding_type": "nope"},
-    {"num_experts": 8},
+    {"interleaved_sliding_window": [4096, None]},
     {"per_layer_config": {"0": {"sliding_window": 5}}},
 )
 
@@ -146,6 +142,47 @@ def test_what_changes_results_and_is_not_read_is_refused_by_name(
     refused(tmp_path, config(**changes), next(iter(changes)), "not supported for llama")
 
 
+IGNORED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("cohere", {"position_embedding_type": "rope_gptj"}),
+    ("stablelm", {"rotary_pct": 0.25, "partial_rotary_factor": 0.25}),
+    ("qwen3_moe", {"shared_expert_intermediate_size": 512}),
+    ("glm", {"rope_ratio": 500}),
+    ("olmo2", {"clip_qkv": 8.0}),
+    ("phi3", {"full_attn_mod": 2}),
+    ("gpt_oss", {"hidden_act": "gelu_pytorch_tanh"}),
+    ("granitemoe", {"num_experts": 8}),
+    ("mistral", {"attention_bias": True}),
+    ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}),
+    ("llama", {"use_bias": True, "bias": True, "attention_out_bias": True, "lm_head_bias": True}),
+    ("llama", {"n_group": 4, "topk_group": 2, "num_experts": 8, "num_local_experts": 8}),
+    ("llama", {"rotary_dim": 8, "position_embedding_type": "absolute", "qk_layernorm": True}),
+    ("llama", {"residual_multiplier": 0.5, "no_rope_layers": [1, 0], "is_decoder": True}),
+)
+
+
+@pytest.mark.parametrize(("family", "changes"), IGNORED, ids=str)
+def test_a_key_of_another_architecture_is_ignored_as_in_transformers(
+    tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    assert read(tmp_path, config(family, **changes)) == read(tmp_path, config(family))
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "meant"),
+    [
+        ("gemma3_text", "rope_local_base_freq", 10_000.0),
+        ("mixtral", "rms_norm_eps", 1e-5),
+        ("cohere", "logit_scale", 0.0625),
+        ("gemma3_text", "vocab_size", 262_208),
+        ("smollm3", "no_rope_layer_interval", 4),
+        ("qwen2_moe", "qkv_bias", True),
+    ],
+)
+def test_a_null_is_an_absent_key(tmp_path: Path, family: str, key: str, meant: object) -> None:
+    raw = config(family, head_dim=16)
+    assert read(tmp_path, raw | {key: None}) == read(tmp_path, raw | {key: meant})
+
+
 @pytest.mark.parametrize("off", [None, False, 0, 0.0, "", {}, []])
 def test_a_switch_that_is_off_refuses_nothing(tmp_path: Path, off: object) -> None:
     keys = ("dual_chunk_attention_config", "quantization_config", "sliding_window", "num_experts")
@@ -155,13 +192,10 @@ def test_a_switch_that_is_off_refuses_nothing(tmp_path: Path, off: object) -> No
 @pytest.mark.parametrize(
     "changes",
     [
-        {"residual_multiplier": 1.0},
         {"logit_scale": None},
+        {"logit_scale": 1.0},
         {"partial_rotary_factor": 1},
-        {"layer_types": ["full_attention"] * 2},
         {"is_causal": True},
-        {"position_embedding_type": "rope"},
-        {"no_rope_layers": [1, 1]},
         {"sliding_window": 4096, "use_sliding_window": False},
         {"sliding_window": 2048},  # as far as the context
     ],
@@ -175,7 +209,6 @@ def test_a_value_that_changes_nothing_refuses_nothing(
 
 def test_a_qwen2_has_its_biases_whatever_the_key_says(tmp_path: Path) -> None:
     assert read(tmp_path, config("qwen2", attention_bias=True)).qkv_bias
-    refused(tmp_path, config("mistral", attention_bias=True), "attention_bias")
 
 
 def test_keys_that_nobody_reads_are_told_once_and_ignored(
@@ -184,7 +217,7 @@ def test_keys_that_nobody_reads_are_told_once_and_ignored(
     caplog.set_level("INFO")
     rope = {"rope_type": "linear", "factor": 2.0, "mystery": 1}
     changes = {"new_key": 0, "is_llama_config": True, "use_qk_norm": True, "pretraining_tp": 2}
-    got = read(tmp_path, config(**changes, residual_multiplier=1.0, rope_parameters=rope))
+    got = read(tmp_path, config(**changes, logit_scale=1.0, rope_parameters=rope))
     (told,) = [record for record in caplog.records if "ignored" in record.message]
     assert told.__dict__["keys"] == "is_llama_config, new_key, rope.mystery, use_qk_norm"
     assert got.layers == read(tmp_path, config(rope_parameters=rope)).layers
@@ -230,3 +263,40 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: is not JSON"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_hidden_layers", 2147483648),
+        ("num_hidden_layers", 1025.0),
+        ("num_attention_heads", 10**9),
+        ("num_key_value_heads", 10**9),
+        ("head_dim", 1 << 30),
+        ("hidden_size", 1 << 30),
+        ("vocab_size", 1 << 30),
+        ("max_position_embeddings", 10**12),
+        ("max_position_embeddings", 10**400),
+    ],
+)
+def test_a_size_beyond_any_model_is_refused_before_anything_is_made_of_it(
+    tmp_path: Path, key: str, value: float
+) -> None:
+    refused(tmp_path, config(**{key: value}), key)
+
+
+def test_experts_beyond_any_model_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, config("mixtral", num_local_experts=10**9), "num_local_experts", "4096")
+
+
+def test_a_list_of_millions_is_refused_in_a_short_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="architectures") as caught:
+        read(tmp_path, config("qwen3", architectures=["x" * 50] * 100_000))
+    assert len(str(caught.value)) < 2000
+    refused(tmp_path, config("qwen3", layer_types=["full_attention"] * 2_000_000), "layer_types")
+
+
+def test_a_rope_that_reaches_without_end_is_refused(tmp_path: Path) -> None:
+    for factor in (1e9, 1e300):
+        rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": 512}
+        refused(tmp_path, config(rope_parameters=rope), "factor")

@@ -40,6 +40,14 @@ def test_flags_win_over_environment_over_file_over_defaults(
         (["--model", "m", "--redis", "redis://:secret@h:x/0"], "redis: 'redis://h:x/0': its port"),
         (["--model", "m", "--cores", "a"], "cores: 'a': string should match"),
         (["--model", "m", "--config", "/nowhere"], "config: '/nowhere': "),
+        (["--model", "m", "--config", "/dev/zero"], "config: '/dev/zero': must be a regular file"),
+        (["--model", "m", "--kv-blocks", "99999999999999999"], "kv_blocks: '99999999999999999': "),
+        (["--model", "m", "--kv-bytes", str(1 << 60)], "kv_bytes: "),
+        (["--model", "m", "--max-running", str(1 << 60)], "max_running: "),
+        (["--model", "m", "--max-waiting", str(1 << 60)], "max_waiting: "),
+        (["--model", "m", "--token-budget", str(1 << 60)], "token_budget: "),
+        (["--model", "m", "--threads", "100000"], "threads: '100000': "),
+        (["--model", "m", "--cores", "0-9999999999"], "cores: '0-9999999999': "),
     ],
 )
 def test_a_wrong_setting_is_one_line_naming_field_value_and_rule(
@@ -51,6 +59,21 @@ def test_a_wrong_setting_is_one_line_naming_field_value_and_rule(
     assert exit_.value.code == 2
     assert written.startswith(f"worker: {line}")
     assert written.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"a=" + b"[" * 100_000, "nested too deep"),
+        (b"#" * (2 << 20), "at most 1 MiB"),
+        (b"a = '\xff'", "utf-8"),
+    ],
+)
+def test_a_file_that_is_none_of_settings_is_refused(text: bytes, why: str, tmp_path: Path) -> None:
+    file = tmp_path / "baton.toml"
+    file.write_bytes(text)
+    with pytest.raises(SettingsError, match=f"config: .*{why}"):
+        load(ProcessSettings, ["--config", str(file)])
 
 
 def test_an_unknown_key_in_the_file_is_refused(tmp_path: Path) -> None:

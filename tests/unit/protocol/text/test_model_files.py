@@ -1,12 +1,14 @@
 """A folder that holds no checkpoint as Baton reads one is told what it holds, and what works."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import CheckpointError
-from protocol.text.model_files import WEIGHTS, explain_missing, missing
-from protocol.text.text_config import read_json_file
+from protocol.process.model_folder import resolve_model
+from protocol.text.model_files import WEIGHTS, explain_missing, missing, read_whole
+from protocol.text.text_config import read_json_file, read_json_object_if_there
 from protocol.text.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -49,7 +51,14 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 513514
         (WEIGHTS, "config.json weights.safetensors", "weights.safetensors", f"name it {WEIGHTS}"),
         (CONFIG, "final/config.json final/model.safetensors", "a checkpoint in its folder final",
          "give PLACE/final"),
-        (CONFIG, "model.safetensors tokenizer.json", "nor is there anything", "hf download"),
+        (CONFIG, "model.safetensors tokenizer.json", "there is model.safetensors without it",
+         "perhaps in the folder above, to PLACE, and give that"),
+        (CONFIG, "tokenizer.json", "nor is there anything", "hf download"),
+        (WEIGHTS, "config.json checkpoint-500/model.safetensors",
+         "weights in its folder checkpoint-500", "to PLACE/checkpoint-500, and give that"),
+        (WEIGHTS, "config.json gptq_model-4bit-128g.safetensors", "is quantised by its name",
+         "not quantised"),
+        (WEIGHTS, "config.json llama-w4a16.safetensors", "is quantised by its name", "not quant"),
         (WEIGHTS, "config.json", "nor is there anything", "hf download"),
         (CONFIG, "", "the folder is empty", "hf download"),
         (TOKENIZER, "config.json tokenizer.model", "tokenizer.model, of SentencePiece",
@@ -104,4 +113,32 @@ def test_a_file_that_is_something_else_is_told_what(
 def test_broken_json_is_still_told_as_that(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text('{"vocab_size": 8,')
     with pytest.raises(CheckpointError, match="is not JSON"):
+        read_json_file(tmp_path / CONFIG)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+        read_whole(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+        read_json_object_if_there(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+        resolve_model(tmp_path / name)
+
+
+def test_a_file_beyond_its_bound_is_not_read(tmp_path: Path) -> None:
+    for name in (CONFIG, TOKENIZER):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(10 << 30)
+        with pytest.raises(CheckpointError, match=f"{name}: must have at most 64 MiB"):
+            read_json_file(tmp_path / name)
+    (tmp_path / CONFIG).write_text('{"max_position_embeddings": 64, "vocab_size": 8}')
+    with pytest.raises(CheckpointError, match=f"{TOKENIZER}: must have at most 256 MiB"):
+        Tokenizer.load(tmp_path)
+
+
+def test_json_nested_without_end_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text('{"a":' * 200_000)
+    with pytest.raises(CheckpointError, match="is not JSON: "):
         read_json_file(tmp_path / CONFIG)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import CheckpointError
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 
 PUBLISHED: dict[str, tuple[dict[str, Any], SamplingDefaults]] = {
@@ -27,6 +26,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], SamplingDefaults]] = {
     "greedy by do_sample, which vLLM leaves out": ({"do_sample": False}, SamplingDefaults()),
     "a length": ({"max_new_tokens": 512, "max_length": 4096}, SamplingDefaults(max_tokens=512)),
     "nulls": ({"temperature": None, "top_k": None, "max_new_tokens": None}, SamplingDefaults()),
+    "a whole number with a point": ({"top_k": 50.0}, SamplingDefaults(top_k=50)),
     "all of the vocabulary": ({"top_k": -1, "temperature": 1}, SamplingDefaults()),
 }
 
@@ -59,7 +59,10 @@ def test_a_checkpoint_without_the_file_has_openais_defaults(tmp_path: Path) -> N
         ("max_new_tokens", 0),
     ],
 )
-def test_a_value_no_request_could_ask_for_is_named(tmp_path: Path, key: str, value: object) -> None:
-    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
-    with pytest.raises(CheckpointError, match=rf"generation_config.json: {key} is .*none leaves"):
-        read_sampling_defaults(tmp_path)
+def test_a_value_no_request_could_ask_for_is_told_once_and_left_out(
+    tmp_path: Path, key: str, value: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value, "pad_token_id": 0}))
+    assert read_sampling_defaults(tmp_path) == SamplingDefaults()
+    (told,) = caplog.records
+    assert list(told.__dict__["values"]) == [key]

@@ -146,7 +146,7 @@ def test_token_bytes_are_exact_where_token_text_cannot_be() -> None:
 
 def test_load_reads_sizes_and_every_end_of_text(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, max_context_tokens=99)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7.0, 8]}')
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.eos_token_ids == (2, 7, 8)
     assert tokenizer.max_context_tokens == 99

@@ -1,14 +1,21 @@
+import asyncio
 import re
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
-from support.api import HI, Bench, chat, complete, error_of, make_bench
+from support.api import HI, MODEL, Bench, chat, complete, error_of, make_bench
+from support.eventually import soon
 from support.fake_dispatcher import BEFORE_PLACED
 
 from protocol.errors import BatonError, CapacityError
+from protocol.ids import RequestId
+from router.openai.errors import ApiError
+from router.openai.prepare import prepare_chat
 from router.requests.events import NoWorkers, RequestFailed, TooLong
 
 pytestmark = pytest.mark.anyio
@@ -36,7 +43,8 @@ pytestmark = pytest.mark.anyio
             "messages[0].content[0]",
             None,
         ),
-        ({"messages": [1] * 500_000}, 400, "messages[0]", None),
+        ({"messages": [HI[0] | {"prefix": True}]}, 400, "messages[0].prefix", None),
+        ({"messages": [HI[0], HI[0] | {"partial": True}]}, 400, "messages[1].partial", None),
         ({"messages": HI * 300}, 400, "messages", "context_length_exceeded"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 300}]},
@@ -258,10 +266,48 @@ async def test_a_mistake_of_ours_is_a_500_in_openais_shape(
 
 async def test_a_full_router_refuses_with_retry_after(bench: Bench) -> None:
     async with bench.client(max_in_flight=2, retry_after_s=7.0) as client:
-        response = await chat(client, n=3)
+        bench.dispatcher.hold_at = 1
+        async with asyncio.TaskGroup() as tasks:
+            held = tasks.create_task(chat(client), name="held")
+            await soon(lambda: bench.dispatcher.num_active == 1, what="active")
+            response = await chat(client, n=2)
+            bench.dispatcher.release.set()
         assert (response.status_code, response.headers["retry-after"]) == (429, "7")
         assert error_of(response)["type"] == "rate_limit_error"
-        assert (await chat(client, n=2)).status_code == 200
+        assert (held.result().status_code, (await chat(client, n=2)).status_code) == (200, 200)
+
+
+@pytest.mark.parametrize(("keys", "most"), [((), 8), (("a",), 8), (("a", "b"), 6)])
+async def test_what_one_client_never_gets_is_no_matter_of_time(
+    bench: Bench, keys: tuple[str, ...], most: int
+) -> None:
+    async with bench.client(max_in_flight=8, api_keys=keys) as client:
+        client.headers["authorization"] = "Bearer a"
+        assert (await chat(client, n=most)).status_code == 200
+        response = await chat(client, n=most + 1)
+        assert (response.status_code, error_of(response)["param"]) == (400, "n")
+        assert re.search(rf"at most {most} .* {most + 1}", error_of(response)["message"])
+        response = await complete(client, prompt=["a"] * 9)
+        assert (response.status_code, error_of(response)["param"]) == (400, "prompt")
+    async with bench.client(max_bodies_bytes=1000) as client:
+        client.headers["authorization"] = "Bearer a"
+        assert (await chat(client, user="x" * 999)).status_code == 413
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_nothing_is_built_of_what_follows_a_mistake(bench: Bench, good: int) -> None:
+    """4 MiB that would be 16 of list and 500 of messages."""
+    messages = b",".join([msgspec.json.encode(HI[0])] * good + [b"1"] * (2 << 20))
+    body = b'{"model": "%b", "messages": [%b]}' % (MODEL.encode(), messages)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ApiError) as raised:
+            prepare_chat(bench.runtime, body, RequestId("r"), 256)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert raised.value.param == f"messages[{good}]"
+    assert peak < 8 << 20
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,17 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"messages": [*HI, {"role": "user", "content": 5}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "mood": 1}]}, "messages[0].mood"),
+        ({"messages": [HI[0] | {"mood": None}, HI[0] | {"mood": 1}]}, "messages[1].mood"),
+        ({"messages": [HI[0] | {'a"b`': None}]}, 'messages[0].a"b`'),
+        ({"messages": [HI[0] | {f"n{i}": None for i in range(33)}]}, "messages[0].n32"),
+        (
+            {"messages": [HI[0] | {"additional_kwargs": {"tool_calls": [1]}}]},
+            "messages[0].additional_kwargs",
+        ),
+        (
+            {"messages": [HI[0] | {f"n{i}": None for i in range(9)} | {"content": "x" * 10**6}]},
+            "messages[0].n8",
+        ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"model": 5}, "model"),
         ({"model": None}, "model"),
@@ -318,12 +329,20 @@ def test_a_bad_part_is_named_by_its_path(part: object, at: str) -> None:
         {"refusal": None, "audio": None, "function_call": None, "tool_calls": None},
         {"tool_calls": [], "annotations": [], "reasoning": None, "reasoning_content": None},
         {"annotations": [{"type": "url_citation"}], "provider_specific_fields": {"a": 1}},
+        {"parsed": None, "id": "msg_1", "status": "completed", "type": "message", "weight": 1},
+        {"parsed": {"city": "Rome"}, "prefix": False, "partial": None, "images": []},
+        {"reasoning_details": [{"type": "reasoning.text"}], "thinking": None, "thinking_blocks": 5},
+        {"additional_kwargs": {"refusal": None}, "response_metadata": {}, "files": None},
+        {"never.heard-of": None, "class": None, "text": None, "type": None, "é": None},
+        {f"n{i}": None for i in range(32)},
+        {"content": [{"type": "text", "text": "x", "annotations": [], "mood": None, "role": None}]},
     ],
 )
 def test_an_answer_of_any_server_can_be_sent_back(more: dict[str, Any]) -> None:
     said = {"role": "assistant", "content": "x", **more}
     shown = chat(messages=[*HI, said, *HI]).messages[1].as_shown(knows_developer=True)
-    assert shown == {"role": "assistant", "content": "x"}
+    parts = [{"type": "text", "text": "x"}]
+    assert shown == {"role": "assistant", "content": parts if "content" in more else "x"}
 
 
 @pytest.mark.parametrize(
@@ -338,6 +357,7 @@ def test_an_answer_of_any_server_can_be_sent_back(more: dict[str, Any]) -> None:
         ),
         ({"content": "x", "reasoning_content": "r"}, {"content": "x", "reasoning_content": "r"}),
         ({"content": "x", "reasoning": "r"}, {"content": "x", "reasoning_content": "r"}),
+        ({"content": "x", "thinking": "r"}, {"content": "x", "reasoning_content": "r"}),
     ],
 )
 def test_what_was_answered_reaches_the_template(
@@ -354,6 +374,8 @@ def test_what_was_answered_reaches_the_template(
         ({"function_call": {"name": "f"}}, "messages[0].function_call"),
         ({"audio": {"id": "1"}}, "messages[0].audio"),
         ({"tool_call_id": "1"}, "messages[0].tool_call_id"),
+        ({"images": ["x"]}, "messages[0].images[0]"),
+        ({"type": "ai"}, "messages[0].type"),
     ],
 )
 def test_tools_in_a_chat_are_refused_by_name(said: dict[str, Any], param: str) -> None:

@@ -13,7 +13,7 @@ from support.api import Bench, make_bench
 from protocol.ids import RequestId
 from router.http.tokenize import detokenize, tokenize
 from router.openai.errors import ApiError
-from router.openai.messages import Message
+from router.openai.messages import MORE, Message
 from router.openai.parsing import Schema
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.openai.schemas import (
@@ -81,7 +81,7 @@ def places(endpoint: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, base | {name: HOLE}
     if "messages" in schema.__struct_fields__:
         plain = {key: value for key, value in base.items() if key not in ("messages", "prompt")}
-        for name in Message.__struct_fields__:
+        for name in (*Message.__struct_fields__, *MORE, "never_heard_of"):
             yield f"messages[1].{name}", plain | {"messages": [HI, HI | {name: HOLE}]}
         for at, part in {
             "": HOLE,

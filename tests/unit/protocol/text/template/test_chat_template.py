@@ -195,10 +195,47 @@ def test_templates_are_found_and_chosen_as_in_transformers(tmp_path: Path, name:
         assert ours.render_chat(CHAT, tools=tools, add_generation_prompt=False) == expected
 
 
-def test_a_processors_template_is_read_where_there_is_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["chat_template.json", "processor_config.json"])
+def test_a_processors_template_is_read_where_there_is_no_other(tmp_path: Path, file: str) -> None:
     write_checkpoint(tmp_path, chat_template=None)
-    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "of a processor"}))
+    (tmp_path / file).write_text(json.dumps({"chat_template": "of a processor"}))
     assert Tokenizer.load(tmp_path).render_chat(CHAT) == "of a processor"
+
+
+def test_the_mark_of_utf8_is_no_part_of_a_template(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    (tmp_path / "chat_template.jinja").write_text("hello", encoding="utf-8-sig")
+    assert Tokenizer.load(tmp_path).render_chat(CHAT) == "hello"
+
+
+def test_an_empty_template_is_none(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    (tmp_path / "chat_template.jinja").write_text("")
+    assert Tokenizer.load(tmp_path).chat_template is None
+
+
+BROKEN = "one\n{% if %}"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("chat_template.jinja", BROKEN),
+        ("additional_chat_templates/tool_use.jinja", BROKEN),
+        ("processor_config.json", json.dumps({"chat_template": BROKEN})),
+        ("tokenizer_config.json", json.dumps({"chat_template": BROKEN})),
+    ],
+)
+def test_a_template_that_is_none_is_named_by_its_file(
+    tmp_path: Path, file: str, content: str
+) -> None:
+    write_checkpoint(tmp_path, chat_template=None)
+    if "/" in file:
+        (tmp_path / "chat_template.jinja").write_text("fine")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{file}: chat template, line 2: "):
+        Tokenizer.load(tmp_path)
 
 
 TOKENS: dict[str, dict[str, Any]] = {
