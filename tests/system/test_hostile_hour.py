@@ -7,13 +7,12 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from support.eventually import soon
 from support.processes import ROOT
-from support.raw_http import HEALTH, connected
 from support.redis_server import redis_server
 from support.router_process import Deployment, deployment
 
@@ -97,23 +96,6 @@ def test_strangers_cost_a_router_no_memory_and_its_clients_no_answer(
 
     asyncio.run(test())
     assert "Traceback" not in capfd.readouterr().err
-
-
-def test_a_pipeline_fills_no_memory(model: Path) -> None:
-    """150 MB of requests, or as many as are taken of a client that reads nothing."""
-
-    async def test() -> None:
-        async with hour(model) as (made, _), connected(made.url) as client:
-            before = resident_bytes_of(made.process.pid)
-            with suppress(TimeoutError):
-                for _ in range(150):
-                    client.send(HEALTH * (MiB // len(HEALTH)))
-                    await asyncio.wait_for(client.writer.drain(), timeout=1)
-            grown = resident_bytes_of(made.process.pid) - before
-            client.writer.transport.abort()
-            assert grown < 32 * MiB
-
-    asyncio.run(test())
 
 
 @pytest.mark.long
