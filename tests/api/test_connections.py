@@ -171,18 +171,6 @@ async def test_a_client_that_reads_nothing_is_cut_off(bench: Bench) -> None:
         assert (await exchange(url, HEALTH)).status == 200
 
 
-async def test_of_a_pipeline_no_more_is_read_than_is_answered(bench: Bench) -> None:
-    """50 MB of it: 300 answers are no reason to take more than the sockets' buffers have."""
-    sent = HEALTH * 1_000_000
-    async with bench.serving() as url, connected(url) as client:
-        client.send(sent)
-        for _ in range(300):
-            assert (await client.answer()).status == 200
-        left = client.writer.transport.get_write_buffer_size()
-        client.writer.transport.abort()
-        assert left > len(sent) // 2
-
-
 @pytest.mark.parametrize("size", [7, 64 << 10], ids=["in tiny chunks", "in large ones"])
 async def test_a_large_body_arrives_though_its_client_is_gone_half_way_round(
     bench: Bench, size: int
