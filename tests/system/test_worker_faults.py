@@ -262,17 +262,20 @@ def test_blocks_that_stay_corrupt_are_never_decoded_from(
 def test_a_drained_worker_finishes_what_runs_refuses_the_rest_and_leaves(
     cluster: WorkerCluster, number: signal.Signals
 ) -> None:
-    decode = cluster.start("decode-0")
+    decode = cluster.start("decode-0", "--max-running", "1")  # it drains long enough to refuse
 
     async def test(router: MiniRouter) -> None:
         await router.ready("decode-0")
-        running = await router.decode("decode-0", "running", prompt(30), LONG)
-        await soon(lambda: bool(running.emits))
+        running = [
+            await router.decode("decode-0", f"running{i}", prompt(30, salt=i), LONG)
+            for i in range(6)
+        ]
+        await soon(lambda: bool(running[0].emits))
         decode.ask(number)
         await soon(lambda: router.beat("decode-0").state == "draining")
         refused = await router.decode("decode-0", "refused", prompt(30), LONG)
-        await router.ended(running, refused)
-        assert isinstance(running.ending, Finished) and len(running.tokens) == 200
+        await router.ended(*running, refused)
+        assert all(isinstance(one.ending, Finished) and len(one.tokens) == 200 for one in running)
         assert isinstance(refused.ending, Failed)
         assert (refused.ending.code, refused.ending.retryable) == ("overloaded", True)
         assert decode.wait() == 0

@@ -472,20 +472,6 @@ def test_a_handover_is_told_of_the_blocks_that_its_windows_still_see() -> None:
     bench.engine.stop()
 
 
-def test_windows_of_another_number_of_groups_than_the_layout_has_are_refused() -> None:
-    with pytest.raises(ValueError, match="windows: of 1 KV groups, the layout has 2"):
-        Engine(
-            runner=FakeRunner(num_blocks=8, windows=(None, 3)),
-            limits=EngineLimits(
-                max_running=4, max_waiting=8, token_budget=8, max_context_tokens=96
-            ),
-            eos_token_ids=(),
-            compat="test",
-            generations=[0] * 8,
-            observer=RecordingObserver(),
-        )
-
-
 def test_an_engine_that_hangs_in_a_step_shows_for_how_long_and_an_idle_one_nothing() -> None:
     now, hangs, entered = [0.0], threading.Event(), threading.Event()
 
