@@ -60,7 +60,7 @@ def test_a_request_that_kills_its_worker_ends_after_the_second_and_nobody_else_n
     assert [future.result() for future in beside] == alone * 2
     cluster.wait_ready(*cluster.names)
     after = _epochs(cluster)
-    # Two, or one more where another unheard request was beside it at the second: neither is blamed.
+    # Two are meant. A busy machine lost a third in 3 of 19 runs, a quiet one in none: unexplained.
     assert cluster.log.count('"event":"worker gone"') in (2, 3)
     assert sum(before[name] != after[name] for name in before) in (1, 2, 3)
     cluster.wait_idle()
