@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,10 +119,12 @@ def _streaming(cluster: Cluster, body: dict[str, Any], *, request: str) -> Itera
 
 @contextmanager
 def _hanging_on(cluster: Cluster, body: dict[str, Any], *, request: str) -> Iterator[None]:
-    """Asked, and not waiting for the answer; leaving hangs up."""
+    """Asked, and not waiting for the answer; leaving resets the connection, so that nobody takes it
+    for a client that only has no more to say."""
     url, text = httpx.URL(cluster.base_url), json.dumps(body)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {url.host}\r\nx-request-id: {request}\r\n"
     with socket.create_connection((url.host, url.port or 80), timeout=30) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.sendall(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
         yield
 

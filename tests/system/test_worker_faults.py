@@ -262,24 +262,24 @@ def test_blocks_that_stay_corrupt_are_never_decoded_from(
 def test_a_drained_worker_finishes_what_runs_refuses_the_rest_and_leaves(
     cluster: WorkerCluster, number: signal.Signals
 ) -> None:
-    decode = cluster.start("decode-0", "--max-running", "1")  # it drains long enough to refuse
+    decode = cluster.start("decode-single", "--max-running", "1")  # it drains long enough to refuse
 
     async def test(router: MiniRouter) -> None:
-        await router.ready("decode-0")
+        await router.ready("decode-single")
         running = [
-            await router.decode("decode-0", f"running{i}", prompt(30, salt=i), LONG)
+            await router.decode("decode-single", f"running{i}", prompt(30, salt=i), LONG)
             for i in range(6)
         ]
         await soon(lambda: bool(running[0].emits))
         decode.ask(number)
-        await soon(lambda: router.beat("decode-0").state == "draining")
-        refused = await router.decode("decode-0", "refused", prompt(30), LONG)
+        await soon(lambda: router.beat("decode-single").state == "draining")
+        refused = await router.decode("decode-single", "refused", prompt(30), LONG)
         await router.ended(*running, refused)
         assert all(isinstance(one.ending, Finished) and len(one.tokens) == 200 for one in running)
         assert isinstance(refused.ending, Failed)
         assert (refused.ending.code, refused.ending.retryable) == ("overloaded", True)
         assert decode.wait() == 0
-        assert "decode-0" not in [
+        assert "decode-single" not in [
             record.registration.worker for record in await router.store.list_workers()
         ]
 
