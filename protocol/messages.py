@@ -17,10 +17,20 @@ Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
 FinishReason = Literal["stop", "length"]
 FailCode = Literal[
-    "overloaded", "source_lost", "too_long", "deadline", "invalid", "internal", "broken"
+    "overloaded", "source_lost", "too_long", "deadline", "invalid", "internal", "broken", "grammar"
 ]
 """`invalid`: what a router should have refused. `broken`: the worker exits, and whatever it had is
-lost with it."""
+lost with it. `grammar`: no token goes on with the text that its grammar asks for."""
+
+
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What the output must be a text of."""
+
+    text: str
+    """As llguidance reads it: Lark, or its JSON."""
+    begins_after: tuple[tuple[int, ...], ...] = ()
+    """It begins with the token after any of these runs of tokens was generated; until then all is
+    allowed. Empty: with the first."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +56,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    allowed_token_ids: tuple[int, ...] = ()
+    """No others are sampled. Empty: all may be."""
+    grammar: Grammar | None = None
+    marks: tuple[int, ...] = ()
+    """Tokens without a text of their own, at which the text is cut: with one comes all the text
+    before it, and no stop string goes over it."""
 
     def may_end(self, num_before: int) -> bool:
         """Whether a token with so many generated before it may end the text."""
@@ -248,6 +264,9 @@ class Landed(OfAttempt, frozen=True, kw_only=True, tag=4):
 
 class Finished(OfAttempt, frozen=True, kw_only=True, tag=5):
     reason: FinishReason
+    stopped_by: int | str | None = None
+    """The token of `stop_token_ids`, or the stop string, that ended the text; None for the end of
+    text."""
     num_tokens: int
     """Output tokens in all, those of earlier attempts included: a router that has fewer missed
     some."""

@@ -17,6 +17,7 @@ REMEDIES: Mapping[FailCode, str] = {
     "deadline": "add workers, or raise the routers' request_timeout_s",
     "invalid": "run routers and workers of one version on one model; if they are, report it",
     "internal": "report it with what this log says before it",
+    "grammar": "none, the model's vocabulary cannot write what the request's grammar asks for",
     "broken": "none if a supervisor restarts it; if it comes often, report it with this log",
 }
 """What an operator can do about failures."""

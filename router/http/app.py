@@ -20,17 +20,22 @@ from starlette.exceptions import HTTPException
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from router.api.errors import ApiError, ClientGone, as_api_error
+from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
 from router.http.exchange import Exchange
-from router.http.generate import AppState, GenerateResponse
+from router.http.generate import AppState, GenerateResponse, Surface
+from router.http.json_answer import JsonAnswer
 from router.http.middleware import ApiMiddleware, client_of
+from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
-from router.openai.errors import ApiError, ClientGone, as_api_error
-from router.openai.prepare import check_model, context_tokens, prepare_chat, prepare_completion
+from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
 
 NOT_READY_RETRY_AFTER_S = 1.0
+CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
+COMPLETIONS = Surface(prepare=prepare_completion, whole=JsonAnswer, stream=SseAnswer)
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
@@ -89,11 +94,11 @@ def _app_state(runtime: Runtime) -> AppState:
 def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions() -> Response:
-        return GenerateResponse(state, prepare_chat)
+        return GenerateResponse(state, CHAT)
 
     @app.post("/v1/completions")
     async def completions() -> Response:
-        return GenerateResponse(state, prepare_completion)
+        return GenerateResponse(state, COMPLETIONS)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

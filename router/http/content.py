@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator
 
-from router.openai.errors import ApiError, bad_field
+from router.api.errors import ApiError, bad_field
 
 _PIECE_BYTES = 256 << 10
 _MAX_MEMBERS = 1024

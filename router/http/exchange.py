@@ -9,15 +9,24 @@ from typing import cast
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from router.api.errors import ApiError, ClientGone, ShowError, openai_error
 from router.http.admission import Share
 from router.http.content import Decoder, check_content_type
-from router.openai.errors import ApiError, ClientGone
 from router.runtime import ApiLimits
 
 
 class Exchange:
-    def __init__(self, scope: Scope, receive: Receive, send: Send, *, limits: ApiLimits) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        limits: ApiLimits,
+        show_error: ShowError = openai_error,
+    ) -> None:
         self.scope = scope
+        self.show_error = show_error
         self._receive = receive
         self._send = send
         self._limits = limits
@@ -72,6 +81,9 @@ class Exchange:
 
     async def respond(self, response: Response) -> None:
         await response(self.scope, self._receive, self.send)
+
+    async def refuse(self, error: ApiError) -> None:
+        await self.respond(error.response(self.show_error))
 
     def _is_stuck(self, timeout_s: float) -> bool:
         since = self._writing_since

@@ -17,15 +17,14 @@ from starlette.types import Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
+from router.api.generation import Generation, context_tokens
 from router.http.admission import Share, Stock
+from router.http.answer import AnswerWriter
 from router.http.choices import ChoiceEvent, open_choices
 from router.http.exchange import Exchange
-from router.http.json_answer import AnswerWriter, JsonAnswer
 from router.http.middleware import client_of, request_id
-from router.http.sse_answer import SseAnswer
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.openai.errors import ApiError, ClientGone, as_api_error
-from router.openai.prepare import Generation, context_tokens
 from router.requests.events import Ended, Placed, Token
 from router.runtime import Runtime
 
@@ -36,7 +35,18 @@ log = logging.getLogger("baton.api")
 LARGE_BYTES = 256 << 10
 """About a millisecond of JSON, and 70 ms of tokenising."""
 Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
-"""`router.openai.prepare.prepare_chat` or `prepare_completion`."""
+"""A body to generations; `router.openai.prepare.prepare_chat`, for one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surface:
+    """What tells the endpoints that generate apart."""
+
+    prepare: Prepare
+    whole: type[AnswerWriter]
+    """What answers a request that does not stream; the next, one that does."""
+    stream: type[AnswerWriter]
+    show_error: ShowError = openai_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +86,16 @@ class AppState:
 
 
 class GenerateResponse(Response):
-    """A response that is made while it is sent. `prepare` tells the two endpoints apart."""
+    """A response that is made while it is sent."""
 
-    def __init__(self, state: AppState, prepare: Prepare) -> None:
+    def __init__(self, state: AppState, surface: Surface) -> None:
         super().__init__()
         self._state = state
-        self._prepare = prepare
+        self._surface = surface
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, limits=self._state.runtime.limits)
+        limits, show_error = self._state.runtime.limits, self._surface.show_error
+        exchange = Exchange(scope, receive, send, limits=limits, show_error=show_error)
         try:
             await self._serve(exchange)
         except ClientGone:
@@ -97,20 +108,21 @@ class GenerateResponse(Response):
                 seats.widen(len(generation.requests))
                 await self._answer(generation, exchange)
         except ApiError as error:
-            await exchange.respond(error.response())
+            await exchange.refuse(error)
         except BatonError as error:
-            await exchange.respond(as_api_error(error).response())
+            await exchange.refuse(as_api_error(error))
 
     async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
         request, runtime = request_id(exchange.scope), self._state.runtime
+        prepare = self._surface.prepare
         context = context_tokens(runtime)
         async with self._state.body_of(exchange, seats) as body:
-            return await self._state.run_in_thread(self._prepare, runtime, body, request, context)
+            return await self._state.run_in_thread(prepare, runtime, body, request, context)
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
         tokenizer = self._state.runtime.tokenizer
-        make = SseAnswer if generation.stream else JsonAnswer
+        make = self._surface.stream if generation.stream else self._surface.whole
         answer = make(generation, exchange, tokenizer=tokenizer)
         try:
             async with asyncio.TaskGroup() as tasks:

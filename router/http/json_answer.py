@@ -1,44 +1,15 @@
-"""An answer given whole: choices are collected, then sent as one JSON object.
+"""An answer given whole: choices are collected, then sent as one JSON object."""
 
-`AnswerWriter` is what it shares with `router.http.sse_answer`: the events of a request go in, HTTP
-goes out.
-"""
-
-from abc import ABC, abstractmethod
 from typing import Any
 
 from protocol.text.tokenizer import Tokenizer
+from router.api.errors import ApiError
+from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
+from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
-from router.openai.errors import ApiError
-from router.openai.prepare import MAX_ALTERNATIVES, Generation, answer_too_large
-from router.requests.events import Ended, Route, Token
-
-
-class Usage:
-    """Tokens of all choices so far."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self.completion_tokens = 0
-        self._cached_tokens: dict[int, int] = {}
-
-    def ended(self, index: int, ended: Ended) -> None:
-        """Of several choices of one prompt the one that found least counts."""
-        prompt = index // self._generation.n
-        known = self._cached_tokens.get(prompt, ended.cached_tokens)
-        self._cached_tokens[prompt] = min(known, ended.cached_tokens)
-
-    def shape(self) -> dict[str, Any]:
-        """What was cached is known when a choice has ended."""
-        prompt_tokens, cached = self._generation.prompt_tokens, self._cached_tokens
-        return {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": sum(cached.values())} if cached else None,
-        }
+from router.requests.events import Ended, Token
 
 
 class JsonChoice:
@@ -68,41 +39,11 @@ class JsonChoice:
         return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
 
 
-class AnswerWriter(ABC):
-    """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
-
-    def __init__(self, generation: Generation, exchange: Exchange) -> None:
-        self._generation = generation
-        self._exchange = exchange
-        self._usage = Usage(generation)
-        self._route: Route | None = None
-        self.num_held = 0
-        """Tokens and alternatives that wait for the end."""
-
-    def placed(self, route: Route) -> None:
-        """The first of several choices says what the headers show."""
-        self._route = self._route or route
-
-    @abstractmethod
-    async def token(self, index: int, token: Token) -> None: ...
-
-    @abstractmethod
-    async def ended(self, index: int, ended: Ended) -> None: ...
-
-    @abstractmethod
-    async def finish(self) -> None:
-        """Every choice has ended."""
-
-    @abstractmethod
-    async def fail(self, error: ApiError) -> None:
-        """The request is over. Says so in whatever way is still possible."""
-
-
 class JsonAnswer(AnswerWriter):
     """Sends one JSON object, or one error object, at the end."""
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange)
+        super().__init__(generation, exchange, tokenizer=tokenizer)
         self._choices = [
             JsonChoice(generation, index, tokenizer=tokenizer)
             for index in range(len(generation.requests))
@@ -133,11 +74,7 @@ class JsonAnswer(AnswerWriter):
         await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:
-        await self._exchange.respond(error.response())
-
-
-def route_header(route: Route | None) -> dict[str, str]:
-    return {} if route is None else {"x-baton-route": route.reason}
+        await self._exchange.refuse(error)
 
 
 def logprobs_of(generation: Generation, index: int, *, tokenizer: Tokenizer) -> Logprobs | None:

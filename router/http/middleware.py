@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from protocol.ids import RequestId
 from protocol.process.logs import request_context
 from protocol.process.metrics import RouterMetrics
+from router.api.errors import ApiError
 from router.http.origin import check_origin
-from router.openai.errors import ApiError
 
 log = logging.getLogger("baton.api")
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})

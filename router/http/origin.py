@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from protocol.process.machine import is_loopback
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 
 
 def check_origin(headers: Mapping[bytes, bytes], names: Collection[str]) -> None:

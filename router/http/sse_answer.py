@@ -9,10 +9,11 @@ the stream, without `[DONE]`.
 import msgspec
 
 from protocol.text.tokenizer import Tokenizer
+from router.api.errors import ApiError
+from router.api.generation import Generation
+from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.exchange import Exchange
-from router.http.json_answer import AnswerWriter, Usage, logprobs_of, route_header
-from router.openai.errors import ApiError
-from router.openai.prepare import Generation
+from router.http.json_answer import logprobs_of
 from router.requests.events import Ended, Token
 
 DONE = b"data: [DONE]\n\n"
@@ -78,7 +79,7 @@ class SseAnswer(AnswerWriter):
     """Writes each event as it comes."""
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
-        super().__init__(generation, exchange)
+        super().__init__(generation, exchange, tokenizer=tokenizer)
         self._frames = Frames(generation, self._usage)
         num_choices = len(generation.requests)
         self._logprobs = [
@@ -109,9 +110,9 @@ class SseAnswer(AnswerWriter):
 
     async def fail(self, error: ApiError) -> None:
         if self._started:
-            await self._write(b"data: " + error.body + b"\n\n", more=False)
+            await self._write(b"data: " + self._exchange.show_error(error) + b"\n\n", more=False)
         else:
-            await self._exchange.respond(error.response())
+            await self._exchange.refuse(error)
 
     def _open(self, index: int) -> bytes:
         if self._opened[index]:

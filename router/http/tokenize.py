@@ -6,9 +6,9 @@ evaluation tools already speak.
 
 from typing import Any
 
+from router.api.generation import check_model
+from router.api.parsing import parse_body
 from router.openai.encode import check_token_ids, encode_messages, encode_text
-from router.openai.parsing import parse_body
-from router.openai.prepare import check_model
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
 from router.runtime import Runtime
 

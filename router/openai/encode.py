@@ -10,7 +10,7 @@ from typing import Any
 
 from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
-from router.openai.errors import ApiError, bad_field, context_exceeded, unsupported_field
+from router.api.errors import ApiError, bad_field, context_exceeded, unsupported_field
 from router.openai.messages import Message
 from router.openai.schemas import CompletionRequest
 

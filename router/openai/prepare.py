@@ -6,16 +6,21 @@ the client ends here, as an `ApiError` naming the field.
 
 import secrets
 import time
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from protocol.text.sampling_defaults import SamplingDefaults
+from router.api.errors import bad_field, context_exceeded
+from router.api.generation import (
+    MAX_ALTERNATIVES,
+    Generation,
+    Kind,
+    answer_too_large,
+    check_model,
+)
+from router.api.parsing import parse_body
 from router.openai.encode import Prompt, check_token_ids, encode_messages, encode_prompts
-from router.openai.errors import ApiError, bad_field, context_exceeded
-from router.openai.explain import shown
-from router.openai.parsing import parse_body
 from router.openai.schemas import (
     MAX_COPIED_TOKENS,
     MAX_SEED,
@@ -28,32 +33,7 @@ from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
 """OpenAI's default for `/v1/completions`."""
-MAX_ALTERNATIVES = 1 << 20
-"""Of an answer that is not streamed, its tokens counted too: 64 to 128 MB of JSON."""
 T = TypeVar("T")
-Kind = Literal["chat", "text"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """One HTTP request: its choices and how to show them. Choices are prompt by prompt."""
-
-    kind: Kind
-    id: str
-    """Of the answer's object, e.g. `chatcmpl-...`."""
-    created: int
-    """Unix seconds."""
-    model: str
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-    """In every chunk, not only in the last."""
-    n: int
-    requests: tuple[GenerationRequest, ...]
-    prompt_tokens: int
-    """Each prompt once, however many choices it has."""
-    echoes: tuple[str, ...]
-    """Text to show before each choice; "" unless asked for."""
 
 
 def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
@@ -87,26 +67,6 @@ def prepare_completion(
     max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
     _check_sizes(runtime, fields, prompts, max_tokens=max_tokens, context=context)
     return _generation("text", runtime, fields, prompts, max_tokens=max_tokens, request=request)
-
-
-def context_tokens(runtime: Runtime) -> int:
-    """Prompt and output together, at most. For the event loop, where workers come and go."""
-    of_workers = runtime.cluster.max_context_tokens()
-    of_model = runtime.tokenizer.max_context_tokens
-    return of_model if of_workers is None else min(of_model, of_workers)
-
-
-def answer_too_large(kind: Kind) -> ApiError:
-    """400 for what is collected beyond `MAX_ALTERNATIVES`, known before or after."""
-    logprobs = "(1 + top_logprobs)" if kind == "chat" else "(1 + logprobs)"
-    rule = f"at most {MAX_ALTERNATIVES} without `stream`; set `stream`, or lower one of the three"
-    return bad_field("max_tokens", f"choices x max_tokens x {logprobs}: {rule}")
-
-
-def check_model(runtime: Runtime, model: str | None) -> None:
-    if model is not None and model != runtime.model:
-        message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
-        raise ApiError(404, message, param="model", code="model_not_found")
 
 
 def _generation(

@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from router.openai.errors import bad_field, unsupported_field
+from router.api.errors import bad_field, unsupported_field
+from router.api.parsing import Reader, Schema, Unsupported
 from router.openai.messages import Messages, read_messages
-from router.openai.parsing import Reader, Schema, Unsupported
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
 

@@ -4,7 +4,7 @@ Each field is listed with the values that ask for nothing, besides null; those a
 are those of OpenAI's SDK, of vLLM and of SGLang that one or the other documents.
 """
 
-from router.openai.parsing import Unsupported
+from router.api.parsing import Unsupported
 
 # fmt: off
 _SAMPLERS: dict[str, tuple[object, ...]] = {

@@ -56,6 +56,8 @@ class Token:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     finish_reason: FinishReason
+    stopped_by: int | str | None = None
+    """As of `protocol.messages.Finished`."""
     cached_tokens: int
     """Prompt tokens nobody computed for this request."""
     trace: RequestTrace

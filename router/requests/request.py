@@ -242,7 +242,7 @@ class RoutedRequest:
                 return self._lost(why, suspect=prefill.worker if prefill else None)
             case "internal" | "broken" if failed.retryable:
                 return self._lost(why, suspect=leg.worker)
-            case "internal" | "too_long" | "deadline" | "invalid" | "broken":
+            case "internal" | "too_long" | "deadline" | "invalid" | "broken" | "grammar":
                 error: BatonError = RequestFailed(why, code=failed.code, retryable=failed.retryable)
                 if failed.code == "too_long" and not self.generated:
                     error = TooLong(why)

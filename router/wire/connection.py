@@ -18,7 +18,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from protocol.process.metrics import RouterMetrics
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 from router.wire.cycle import Cycle, refusal_bytes
 from router.wire.flow import BoundedFlow
 from router.wire.framing import Framing

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 from router.wire.limits import HeadLimits
 
 END = b"\r\n\r\n"

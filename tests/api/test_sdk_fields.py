@@ -17,8 +17,8 @@ from openai.types.chat import (
     completion_create_params as chat_create_params,
 )
 
+from router.api.parsing import Schema
 from router.openai.messages import MORE, Message, TextPart
-from router.openai.parsing import Schema
 from router.openai.schemas import (
     ChatRequest,
     CompletionRequest,

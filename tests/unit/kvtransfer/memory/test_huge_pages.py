@@ -31,7 +31,7 @@ def test_a_pool_in_huge_pages_is_mapped_by_them_in_both_processes() -> None:
     reader = view_of(memory)
     memory.block(31)[-4:] = b"last"
     assert bytes(reader.block(31)[-4:]) == b"last"
-    assert reader.block(0)[0] == 0
+    assert not any(reader.block(index)[0] for index in range(31))  # the kernel may have made few
     assert huge_kib(reader.span.address) > 0
     reader.close()
     memory.close()

@@ -8,9 +8,9 @@ import pytest
 from starlette.types import Message, Scope
 
 from protocol.errors import CapacityError
+from router.api.errors import ApiError, ClientGone
 from router.http.admission import Share, Stock
 from router.http.exchange import Exchange
-from router.openai.errors import ApiError, ClientGone
 from router.runtime import ApiLimits
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from router.openai.parsing import MAX_FIELD_BYTES, parse_body
+from router.api.parsing import MAX_FIELD_BYTES, parse_body
 from router.openai.prompts import MAX_PROMPTS, MAX_TOKEN_IDS
 from router.openai.schemas import (
     MAX_BIASES,

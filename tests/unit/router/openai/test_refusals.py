@@ -14,7 +14,7 @@ from support.fake_dispatcher import BEFORE_PLACED
 
 from protocol.errors import BatonError, CapacityError
 from protocol.ids import RequestId
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 from router.openai.prepare import prepare_chat
 from router.requests.events import NoWorkers, RequestFailed, TooLong
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from router.openai.errors import ApiError
-from router.openai.parsing import parse_body
+from router.api.errors import ApiError, openai_error
+from router.api.parsing import parse_body
 from router.openai.schemas import (
     ChatRequest,
     CompletionRequest,
@@ -230,7 +230,7 @@ def test_what_no_text_or_stack_can_hold_is_named_by_its_path(
 ) -> None:
     with pytest.raises(ApiError) as raised:
         parse_body(ChatRequest, f"{{{fields}}}".encode(errors="surrogateescape"))
-    assert raised.value.body
+    assert openai_error(raised.value)
     assert (raised.value.status, raised.value.param) == (400, param)
 
 

@@ -11,10 +11,10 @@ import pytest
 from support.api import Bench, make_bench
 
 from protocol.ids import RequestId
+from router.api.errors import ApiError, openai_error
+from router.api.parsing import Schema
 from router.http.tokenize import detokenize, tokenize
-from router.openai.errors import ApiError
 from router.openai.messages import MORE, Message
-from router.openai.parsing import Schema
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.openai.schemas import (
     ChatRequest,
@@ -145,7 +145,7 @@ def test_any_value_in_any_place_is_served_or_refused_with_its_path(
             num_served += 1
         except ApiError as error:
             num_refused += 1
-            told = json.loads(error.body)["error"]
+            told = json.loads(openai_error(error))["error"]
             where = f"{place}, {kind}: {told}"
             param = told["param"]
             assert error.status == (404 if told["code"] == "model_not_found" else 400), where

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 from router.wire.framing import Framing
 
 NEXT = b"GET /next HTTP/1.1\r\n\r\n"

@@ -4,7 +4,7 @@ import httptools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.openai.errors import ApiError
+from router.api.errors import ApiError
 from router.wire.head import END, read_head
 from router.wire.limits import HeadLimits
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
-from router.openai.errors import bad_field, unsupported_field
-from router.openai.explain import explain, explain_unreadable
+from router.api.errors import bad_field, unsupported_field
+from router.api.explain import explain, explain_unreadable
 
 MAX_FIELD_BYTES = 64 << 10
 """Of JSON, of every field but those whose length the context bounds (`Schema.large`): the most

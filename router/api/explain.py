@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from router.openai.errors import ApiError, bad_field, unsupported_field
+from router.api.errors import ApiError, bad_field, unsupported_field
 
 MAX_SHOWN = 60
 """Characters of a wrong name or value that its error message repeats."""

@@ -5,6 +5,7 @@ Before the first byte it is a response; in a stream that has begun, its body is 
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 from starlette.responses import Response
@@ -35,18 +36,8 @@ class ApiError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
 
-    @property
-    def body(self) -> bytes:
-        """`{"error": {"message", "type", "param", "code"}}`"""
-        error = {
-            "message": self.message,
-            "type": _TYPES.get(self.status, "invalid_request_error"),
-            "param": self.param,
-            "code": self.code,
-        }
-        return msgspec.json.encode({"error": error})
-
-    def response(self) -> Response:
+    def response(self, show: "ShowError | None" = None) -> Response:
+        """`show` writes the body; None: as OpenAI does."""
         headers = {}
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, math.ceil(self.retry_after_s)))
@@ -56,7 +47,23 @@ class ApiError(Exception):
             headers["connection"] = "close"
         if self.code == _WORKERS_LOST:  # OpenAI's clients would send it again by themselves
             headers["x-should-retry"] = "false"
-        return Response(self.body, self.status, headers, media_type="application/json")
+        body = (show or openai_error)(self)
+        return Response(body, self.status, headers, media_type="application/json")
+
+
+ShowError = Callable[[ApiError], bytes]
+"""An error as the body that clients of one API read."""
+
+
+def openai_error(error: ApiError) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`"""
+    shown = {
+        "message": error.message,
+        "type": _TYPES.get(error.status, "invalid_request_error"),
+        "param": error.param,
+        "code": error.code,
+    }
+    return msgspec.json.encode({"error": shown})
 
 
 _TYPES = {429: "rate_limit_error"} | dict.fromkeys((500, 502, 503, 504), "server_error")
@@ -117,6 +124,9 @@ def _told(error: BatonError) -> ApiError:
         case RequestFailed(code="invalid"):
             message = "This model cannot do what the request asks."
             return ApiError(400, message, code="invalid_request")
+        case RequestFailed(code="grammar"):
+            message = "No token of the model goes on with what the grammar asks for."
+            return ApiError(500, message, code="grammar_exhausted")
         case RequestFailed(code="deadline"):
             message = "The request took longer than this server allows."
             return ApiError(504, message, code="deadline_exceeded")

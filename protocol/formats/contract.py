@@ -1,0 +1,74 @@
+"""What an output consists of, read by a format: events, and the parser that makes them.
+
+Whatever the pieces an output comes in, the events' texts joined are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+
+class Content(msgspec.Struct, frozen=True, gc=False):
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True, gc=False):
+    text: str
+
+
+class CallStart(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A tool call begins, whose name is known whole. Calls are numbered 0, 1, 2, ..."""
+
+    index: int
+    id: str
+    name: str
+
+
+class CallArguments(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """More of the JSON text of a call's arguments: a slice of what the model wrote, where the
+    format writes JSON."""
+
+    index: int
+    text: str
+
+
+class CallEnd(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A call is whole, and its arguments are a JSON object. One without it was cut."""
+
+    index: int
+
+
+OutputEvent = Content | Reasoning | CallStart | CallArguments | CallEnd
+
+
+class OutputParser(Protocol):
+    """Of one choice. Not thread-safe."""
+
+    def feed(self, token_id: int, text: str) -> Sequence[OutputEvent]:
+        """The next token and the text that came with it, which may lag behind; where the token is
+        one of the marks (`protocol.messages.Sampling.marks`), the text is what precedes it."""
+
+    def finish(self) -> Sequence[OutputEvent]:
+        """The output is over: what was held back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any]
+    """JSON Schema of its arguments, an object."""
+    strict: bool = False
+    """Arguments are held to the schema while they are generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedTool:
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool

@@ -1,0 +1,1 @@
+"""What all HTTP APIs of this router share: bodies read, errors told, requests ready to dispatch."""

@@ -1,0 +1,59 @@
+"""One HTTP request, of whatever API, as generations that are ready to be dispatched."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from protocol.formats.contract import OutputParser
+from router.api.errors import ApiError, bad_field
+from router.api.explain import shown
+from router.requests.events import GenerationRequest
+from router.runtime import Runtime
+
+MAX_ALTERNATIVES = 1 << 20
+"""Of an answer that is not streamed, its tokens counted too: 64 to 128 MB of JSON."""
+Kind = Literal["chat", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One HTTP request: its choices and how to show them. Choices are prompt by prompt."""
+
+    kind: Kind
+    id: str
+    """Of the answer's object, e.g. `chatcmpl-...`."""
+    created: int
+    """Unix seconds."""
+    model: str
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    """In every chunk, not only in the last."""
+    n: int
+    requests: tuple[GenerationRequest, ...]
+    prompt_tokens: int
+    """Each prompt once, however many choices it has."""
+    echoes: tuple[str, ...]
+    """Text to show before each choice; "" unless asked for."""
+    new_parser: Callable[[], OutputParser] | None = None
+    """Of a choice's output. None: all of it is content."""
+
+
+def context_tokens(runtime: Runtime) -> int:
+    """Prompt and output together, at most. For the event loop, where workers come and go."""
+    of_workers = runtime.cluster.max_context_tokens()
+    of_model = runtime.tokenizer.max_context_tokens
+    return of_model if of_workers is None else min(of_model, of_workers)
+
+
+def answer_too_large(kind: Kind) -> ApiError:
+    """400 for what is collected beyond `MAX_ALTERNATIVES`, known before or after."""
+    logprobs = "(1 + top_logprobs)" if kind == "chat" else "(1 + logprobs)"
+    rule = f"at most {MAX_ALTERNATIVES} without `stream`; set `stream`, or lower one of the three"
+    return bad_field("max_tokens", f"choices x max_tokens x {logprobs}: {rule}")
+
+
+def check_model(runtime: Runtime, model: str | None) -> None:
+    if model is not None and model != runtime.model:
+        message = f"The model `{shown(model)}` does not exist here; `{runtime.model}` does."
+        raise ApiError(404, message, param="model", code="model_not_found")

@@ -1,0 +1,84 @@
+"""What takes one request's events and answers its client, whatever the API and its shape."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from protocol.formats.contract import Content, OutputEvent
+from protocol.text.tokenizer import Tokenizer
+from router.api.errors import ApiError
+from router.api.generation import Generation
+from router.http.exchange import Exchange
+from router.requests.events import Ended, Route, Token
+
+
+class Usage:
+    """Tokens of all choices so far."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self.completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}
+
+    def ended(self, index: int, ended: Ended) -> None:
+        """Of several choices of one prompt the one that found least counts."""
+        prompt = index // self._generation.n
+        known = self._cached_tokens.get(prompt, ended.cached_tokens)
+        self._cached_tokens[prompt] = min(known, ended.cached_tokens)
+
+    def shape(self) -> dict[str, Any]:
+        """What was cached is known when a choice has ended."""
+        prompt_tokens, cached = self._generation.prompt_tokens, self._cached_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())} if cached else None,
+        }
+
+
+class AnswerWriter(ABC):
+    """Takes one request's events and answers its client. Exactly one of finish and fail ends it."""
+
+    def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._exchange = exchange
+        self._usage = Usage(generation)
+        self._route: Route | None = None
+        self.num_held = 0
+        """Tokens and alternatives that wait for the end."""
+        new_parser, choices = generation.new_parser, generation.requests
+        self._parsers = None if new_parser is None else [new_parser() for _ in choices]
+
+    def placed(self, route: Route) -> None:
+        """The first of several choices says what the headers show."""
+        self._route = self._route or route
+
+    def events(self, index: int, token: Token) -> Sequence[OutputEvent]:
+        """What a choice's next token says. To be called for each, in order."""
+        if self._parsers is None:
+            return (Content(token.text),) if token.text else ()
+        return self._parsers[index].feed(token.token_id, token.text)
+
+    def last_events(self, index: int) -> Sequence[OutputEvent]:
+        """What was held back until a choice had ended."""
+        return () if self._parsers is None else self._parsers[index].finish()
+
+    @abstractmethod
+    async def token(self, index: int, token: Token) -> None: ...
+
+    @abstractmethod
+    async def ended(self, index: int, ended: Ended) -> None: ...
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Every choice has ended."""
+
+    @abstractmethod
+    async def fail(self, error: ApiError) -> None:
+        """The request is over. Says so in whatever way is still possible."""
+
+
+def route_header(route: Route | None) -> dict[str, str]:
+    return {} if route is None else {"x-baton-route": route.reason}
