@@ -6,6 +6,7 @@ import pytest
 from support.pool_views import view_of
 
 from kvtransfer.memory.host_pool import BlockMemory
+from kvtransfer.memory.sealed import HUGE_BYTES
 
 MIB = 1 << 20
 
@@ -32,7 +33,8 @@ def test_a_pool_in_huge_pages_is_mapped_by_them_in_both_processes() -> None:
     memory.block(31)[-4:] = b"last"
     assert bytes(reader.block(31)[-4:]) == b"last"
     assert not any(reader.block(index)[0] for index in range(31))  # the kernel may have made few
-    assert huge_kib(reader.span.address) > 0
+    if reader.span.address % HUGE_BYTES == 0:  # not in an address space full of holes
+        assert huge_kib(reader.span.address) > 0
     reader.close()
     memory.close()
 

@@ -5,6 +5,8 @@ import msgspec
 import pytest
 from support.api import HI, MODEL, Bench, chat, complete, error_of, make_bench
 
+from protocol.messages import Sampling
+
 pytestmark = pytest.mark.anyio
 
 
@@ -98,7 +100,7 @@ async def test_extras_reach_the_workers(bench: Bench, client: httpx.AsyncClient)
     (request,) = bench.dispatcher.requests
     sampling = msgspec.structs.asdict(request.sampling)
     assert request.salt == "s"
-    assert sampling == {
+    assert sampling == msgspec.structs.asdict(Sampling(seed=0, max_tokens=1)) | {
         "seed": 2**63 - 1,
         "max_tokens": 4,
         "temperature": 0.0,
