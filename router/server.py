@@ -21,7 +21,7 @@ from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
-from protocol.store import Store
+from protocol.store.workers import Store
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app

@@ -31,7 +31,7 @@ NOT_PURE = (
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
     "unit/protocol/test_membership.py",
-    "unit/protocol/test_store.py",
+    "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
     "unit/router/requests/test_dispatch.py",
