@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
+from protocol.store.responses import ResponseStore
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
@@ -91,6 +92,15 @@ class ApiLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResponses:
+    """Where responses are kept, and which."""
+
+    store: ResponseStore
+    by_default: bool
+    """Also those of requests that do not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     model: str
     """The name clients use."""
@@ -108,6 +118,8 @@ class Runtime:
     limits: ApiLimits = ApiLimits()
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """Of requests that do not say themselves."""
+    kept_responses: KeptResponses | None = None
+    """None: no response is kept."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

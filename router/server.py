@@ -21,6 +21,7 @@ from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
+from protocol.store.responses import ResponseStore
 from protocol.store.workers import Store
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
-from router.runtime import ApiLimits, Runtime
+from router.runtime import ApiLimits, KeptResponses, Runtime
 from router.settings import RouterSettings
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
@@ -62,10 +63,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
         )
         defaults = _sampling_defaults(settings)
-        store = Store(settings.redis)
+        store, kept = Store(settings.redis), _kept_responses(settings)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer, defaults)
+            parts = _build(settings, store, tokenizer, defaults, kept)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
             where = {"host": host, "port": port, "model": settings.api_name}
@@ -77,6 +78,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         finally:
             with suppress(StoreError):
                 await store.close()
+                if kept is not None:
+                    await kept.store.close()
     return stop.exit_code
 
 
@@ -96,8 +99,20 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
     return defaults
 
 
+def _kept_responses(settings: RouterSettings) -> KeptResponses | None:
+    if settings.store_responses == "never":
+        return None
+    share = settings.store_bytes // max(1, len(settings.api_keys))
+    store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
+    return KeptResponses(store=store, by_default=settings.store_responses == "always")
+
+
 def _build(
-    settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
+    settings: RouterSettings,
+    store: Store,
+    tokenizer: Tokenizer,
+    defaults: SamplingDefaults,
+    kept: KeptResponses | None,
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     resolver = Resolver()
@@ -124,7 +139,7 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics)
+    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
@@ -137,6 +152,7 @@ def _runtime(
     dispatcher: Dispatcher,
     cluster: LocalCluster,
     metrics: RouterMetrics,
+    kept: KeptResponses | None,
 ) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     return Runtime(
@@ -155,6 +171,7 @@ def _runtime(
             request_timeout_s=settings.request_timeout_s,
         ),
         sampling_defaults=defaults,
+        kept_responses=kept,
         tokenize_threads=settings.tokenize_threads,
     )
 

@@ -17,7 +17,7 @@ from protocol.store.connection import Connection
 
 OVERHEAD_BYTES = 512
 """Counted of each besides its own: what Redis needs for a key and its place in the books."""
-LARGEST_SHARE = 4
+LARGEST_SHARE = 8
 """One response has at most one part in so many of its owner's bytes."""
 _MAX_FORGOTTEN = 1000
 """Of what has ended, forgotten by one call at most."""

@@ -27,10 +27,19 @@ from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
 from router.http.middleware import ApiMiddleware, client_of
+from router.http.responses.create import ResponseCreation
+from router.http.responses.kept import (
+    cancel_response,
+    delete_response,
+    keeping_of,
+    list_input_items,
+    show_response,
+)
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
 from router.openai.prepare import prepare_chat, prepare_completion
+from router.responses.prepare import Keeping
 from router.runtime import Runtime
 
 NOT_READY_RETRY_AFTER_S = 1.0
@@ -60,6 +69,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
     _add_generation(app, state)
+    _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
     _add_operations(app, runtime)
@@ -99,6 +109,31 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/completions")
     async def completions() -> Response:
         return GenerateResponse(state, COMPLETIONS)
+
+
+def _add_responses(app: FastAPI, state: AppState) -> None:
+    def keeping(request: Request) -> Keeping | None:
+        return keeping_of(state.runtime, client_of(request.scope))
+
+    @app.post("/v1/responses")
+    async def create() -> Response:
+        return ResponseCreation(state)
+
+    @app.get("/v1/responses/{ident}")
+    async def retrieve(request: Request, ident: str) -> Response:
+        return await show_response(keeping(request), ident, request.query_params)
+
+    @app.delete("/v1/responses/{ident}")
+    async def delete(request: Request, ident: str) -> Response:
+        return await delete_response(keeping(request), ident)
+
+    @app.post("/v1/responses/{ident}/cancel")
+    async def cancel(request: Request, ident: str) -> Response:
+        return await cancel_response(keeping(request), ident)
+
+    @app.get("/v1/responses/{ident}/input_items")
+    async def input_items(request: Request, ident: str) -> Response:
+        return await list_input_items(keeping(request), ident, request.query_params)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

@@ -27,6 +27,7 @@ COUNTED_PATHS = OPEN_PATHS | {
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
     "/cluster",

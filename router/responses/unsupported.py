@@ -1,0 +1,18 @@
+"""What `/v1/responses` has elsewhere and not here: refused by name, never ignored."""
+
+from router.api.parsing import Unsupported
+from router.openai.unsupported import CHAT_UNSUPPORTED
+
+# fmt: off
+RESPONSES_UNSUPPORTED: Unsupported = {
+    **CHAT_UNSUPPORTED,
+    # Of OpenAI's.
+    "background": (False,), "background_options": (), "conversation": (), "prompt": (),
+    "truncation": ("disabled",), "context_management": ([],), "moderation": (), "image": (),
+    "access_programs": (), "prompt_cache_options": ({},),
+    # Of chats, which have other names here.
+    "n": (1,), "max_tokens": (), "messages": (), "logprobs": (),
+    # Of vLLM's.
+    "enable_response_messages": (False,), "previous_input_messages": (), "kv_transfer_params": (),
+}
+# fmt: on
