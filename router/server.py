@@ -78,7 +78,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         finally:
             with suppress(StoreError):
                 await store.close()
-                if kept is not None:
+            if kept is not None:
+                with suppress(StoreError):
                     await kept.store.close()
     return stop.exit_code
 

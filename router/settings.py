@@ -54,9 +54,9 @@ class RouterSettings(ProcessSettings):
     """Names, separated by commas, by which an open API on loopback may be reached, besides
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""
     store_responses: Literal["never", "asked", "always"] = "asked"
-    """Which answers of `/v1/responses` Redis keeps, with what they were made from: `asked`, those of
-    requests that say `store: true`, because prompts would lie there unasked; `always`, as OpenAI
-    does, all but those that say `store: false`."""
+    """Which answers of `/v1/responses` Redis keeps, with what they were made from. `asked`: those
+    of requests that say `store: true`, because prompts would lie there unasked. `always`, as
+    OpenAI does: all but those of requests that say `store: false`."""
     store_ttl_s: float = Field(default=86_400.0, gt=0)
     """Seconds a response is kept: a conversation goes on the same day."""
     store_bytes: int = Field(default=64 << 20, ge=1 << 20)

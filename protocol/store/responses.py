@@ -81,7 +81,7 @@ class ResponseStore(Connection):
             return False
         keys, limits = _keys(owner, name), (size, self._ttl_ms, self._max_bytes)
         async with self._deadline():
-            await self._redis.eval(_KEEP, len(keys), *keys, value, *limits)  # type: ignore[arg-type]
+            await self._redis.eval(_KEEP, len(keys), *keys, value, *limits)
         return True
 
     async def find(self, owner: str, names: Sequence[str]) -> tuple[KeptResponse | None, ...]:

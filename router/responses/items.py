@@ -85,28 +85,18 @@ def read_input(raw: bytes) -> tuple[InputItem, ...]:
 
 
 def read_items(raw: bytes) -> tuple[InputItem, ...]:
-    """Items that `shapes_of` wrote."""
+    """Items as `input_shapes` or an answer has them."""
     return tuple(_items.decode(raw))
 
 
-def input_shape(item: InputItem, ident: str) -> dict[str, Any]:
-    """As it is kept and listed: `ident`, unless it has an id, and what `read_items` reads."""
-    kind = item.kind
-    told: dict[str, Any] = {"id": item.id or ident, "type": kind, "status": "completed"}
-    match kind:
-        case "message":
-            said = "output_text" if item.role == "assistant" else "input_text"
-            return told | {"role": item.role, "content": _parts_shape(item.content, said)}
-        case "function_call":
-            called = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
-            return told | called
-        case "function_call_output":
-            output = item.output
-            shown = output if isinstance(output, str) else _parts_shape(output, "input_text")
-            return told | {"call_id": item.call_id, "output": shown}
-        case _:
-            content = _parts_shape(item.content, "reasoning_text")
-            return told | {"summary": _parts_shape(item.summary, "summary_text"), "content": content}
+def input_shapes(items: Sequence[InputItem], token: str) -> list[dict[str, Any]]:
+    """As they are kept and listed; `read_items` reads it. No two ids are equal: those given twice,
+    and those not given, are made of `token`."""
+    shapes: dict[str, dict[str, Any]] = {}
+    for index, item in enumerate(items):
+        ident = item.id if item.id and item.id not in shapes else f"{token}_in{index}"
+        shapes[ident] = _input_shape(item, ident)
+    return list(shapes.values())
 
 
 def turns_of(items: Sequence[InputItem], paths: Sequence[str]) -> tuple[Turn, ...]:
@@ -208,9 +198,29 @@ def _texts(parts: Parts, path: str) -> Iterator[str]:
         yield text
 
 
+def _input_shape(item: InputItem, ident: str) -> dict[str, Any]:
+    kind = item.kind
+    told: dict[str, Any] = {"id": ident, "type": kind, "status": "completed"}
+    match kind:
+        case "message":
+            said = "output_text" if item.role == "assistant" else "input_text"
+            return told | {"role": item.role, "content": _parts_shape(item.content, said)}
+        case "function_call":
+            called = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+            return told | called
+        case "function_call_output":
+            output = item.output
+            shown = output if isinstance(output, str) else _parts_shape(output, "input_text")
+            return told | {"call_id": item.call_id, "output": shown}
+        case _:
+            summary = _parts_shape(item.summary, "summary_text")
+            thoughts = _parts_shape(item.content, "reasoning_text")
+            return told | {"summary": summary, "content": thoughts}
+
+
 def _parts_shape(parts: Parts | None, kind: str) -> list[dict[str, Any]]:
     """Every part as a text of `kind`; those of an answer have annotations."""
-    more = {"annotations": []} if kind == "output_text" else {}
+    more: dict[str, Any] = {"annotations": []} if kind == "output_text" else {}
     return [{"type": kind, "text": text, **more} for text in _texts(parts or [], "")]
 
 

@@ -18,7 +18,7 @@ from router.api.explain import shown
 from router.api.parsing import parse_body
 from router.openai.prepare import prepare_conversation
 from router.responses.conversation import conversation_of
-from router.responses.items import InputItem, input_shape, read_items
+from router.responses.items import InputItem, input_shapes, read_items
 from router.responses.response_generation import ResponseGeneration, as_response
 from router.responses.schemas import ResponseRequest
 from router.responses.shapes import response_id, response_of_item
@@ -84,13 +84,11 @@ def prepare_response(
         as_summary=fields.reasoning.as_summary,
         store=keeping.store if keeping is not None and is_kept else None,
         owner="" if keeping is None else keeping.owner,
-        items=_as_kept(items, token) if is_kept else b"",
+        items=msgspec.json.encode(input_shapes(items, token)) if is_kept else b"",
     )
 
 
-def _all_items(
-    fields: ResponseRequest, found: Found
-) -> tuple[Sequence[InputItem], Sequence[str]]:
+def _all_items(fields: ResponseRequest, found: Found) -> tuple[Sequence[InputItem], Sequence[str]]:
     """What is continued, then what was sent; and where in the body each is."""
     items: list[InputItem] = []
     if fields.previous_response_id is not None:
@@ -136,9 +134,3 @@ def _looked_up(item: InputItem, index: int, found: Found) -> InputItem:
 def _no_item(item: InputItem, index: int) -> ApiError:
     message = f"input[{index}].id: Item with id '{shown(item.id or '')}' not found."
     return ApiError(404, message, param=f"input[{index}].id", code="item_not_found")
-
-
-def _as_kept(items: Sequence[InputItem], token: str) -> bytes:
-    return msgspec.json.encode(
-        [input_shape(item, f"{token}_in{index}") for index, item in enumerate(items)]
-    )

@@ -9,23 +9,27 @@ import msgspec
 from msgspec import Meta
 
 from protocol.formats.contract import NamedTool, Tool, ToolChoice
-from router.api.errors import unsupported_field
+from router.api.errors import bad_field
 from router.api.parsing import Reader, Schema, Unsupported
-from router.openai.schemas import MAX_LOGPROBS, Count, Effort, Name, SamplingFields
+from router.openai.schemas import MAX_LOGPROBS, ChatRequest, Count, Effort, SamplingFields
 from router.openai.tools import MAX_TOOLS, MAX_TOOLS_BYTES, check_names, new_tool
 from router.responses.items import InputItem, read_input
 from router.responses.unsupported import RESPONSES_UNSUPPORTED
 
 MAX_INSTRUCTIONS = 1 << 20
 """Characters, whose tokens the context bounds besides."""
-Includable = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
-"""The second is a hint: reasoning is not encrypted, so it comes and goes as it is. So are those of
-tools that nobody can have called here."""
-_HINTS = (
-    *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
-    *("message.input_image.image_url", "computer_call_output.output.image_url"),
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
-)
+]
+"""Hints, but for the first: reasoning comes and goes as it is, not encrypted, and nobody can have
+called the tools of the others here."""
 
 
 class ResponseTool(Schema, frozen=True, kw_only=True):
@@ -51,7 +55,7 @@ class ResponseToolChoice(Schema, frozen=True, kw_only=True):
     type: Literal["function", "allowed_tools"]
     name: str | None = None
     mode: Literal["auto", "required"] = "auto"
-    tools: list[_AllowedTool] = []
+    tools: tuple[_AllowedTool, ...] = ()
 
 
 class TextFormat(Schema, frozen=True, kw_only=True):
@@ -101,12 +105,13 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
         "input": read_input,
         "tools": _read_tools,
         "tool_choice": _choice.decode,
+        "chat_template_kwargs": ChatRequest.readers["chat_template_kwargs"],
     }
     input: tuple[InputItem, ...] = ()
     """None: go on from `previous_response_id`."""
     instructions: Annotated[str, Meta(max_length=MAX_INSTRUCTIONS)] | None = None
     previous_response_id: Annotated[str, Meta(max_length=128)] | None = None
-    store: bool | None = None
+    store: bool | None = None  # type: ignore[assignment]
     """None: as the server is set."""
     max_output_tokens: Count | None = None
     max_tool_calls: Count | None = None
@@ -116,10 +121,8 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     parallel_tool_calls: bool = True
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions = ReasoningOptions()
-    include: Annotated[list[Literal[Includable, _HINTS]], Meta(max_length=16)] = []  # type: ignore[valid-type]
+    include: Annotated[tuple[Includable, ...], Meta(max_length=16)] = ()
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = 0
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
-    """A hint: one tier serves all."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
@@ -141,12 +144,11 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
 
     def choice(self) -> ToolChoice:
         """Raises ApiError 400 for a choice of nothing."""
-        match self.tool_choice:
-            case ResponseToolChoice(type="allowed_tools", mode=mode):
-                return mode
-            case ResponseToolChoice(name=None):
-                raise unsupported_field("tool_choice.name", "null is")
-            case ResponseToolChoice(name=str(name)):
-                return NamedTool(name)
-            case word:
-                return word
+        choice = self.tool_choice
+        if not isinstance(choice, ResponseToolChoice):
+            return choice
+        if choice.type == "allowed_tools":
+            return choice.mode
+        if choice.name is None:
+            raise bad_field("tool_choice.name", "required")
+        return NamedTool(choice.name)

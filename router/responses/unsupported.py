@@ -3,9 +3,11 @@
 from router.api.parsing import Unsupported
 from router.openai.unsupported import CHAT_UNSUPPORTED
 
+_SERVED = ("reasoning",)
+"""Of what chats refuse."""
 # fmt: off
 RESPONSES_UNSUPPORTED: Unsupported = {
-    **CHAT_UNSUPPORTED,
+    **{name: harmless for name, harmless in CHAT_UNSUPPORTED.items() if name not in _SERVED},
     # Of OpenAI's.
     "background": (False,), "background_options": (), "conversation": (), "prompt": (),
     "truncation": ("disabled",), "context_management": ([],), "moderation": (), "image": (),

@@ -28,9 +28,7 @@ class _Words:
 _WORDS: dict[OutputKind, _Words] = {
     "message": _Words("content_part", "output_text", "text", "content_index"),
     "reasoning": _Words("content_part", "reasoning_text", "text", "content_index"),
-    "summary": _Words(
-        "reasoning_summary_part", "reasoning_summary_text", "text", "summary_index"
-    ),
+    "summary": _Words("reasoning_summary_part", "reasoning_summary_text", "text", "summary_index"),
     "function_call": _Words("", "function_call_arguments", "arguments", ""),
 }
 

@@ -42,9 +42,7 @@ async def find_responses(keeping: Keeping | None, ids: Sequence[str]) -> Found:
     return {ident: one for ident, one in zip(ids, kept, strict=True) if one is not None}
 
 
-async def show_response(
-    keeping: Keeping | None, ident: str, query: Mapping[str, str]
-) -> Response:
+async def show_response(keeping: Keeping | None, ident: str, query: Mapping[str, str]) -> Response:
     """As it was answered. Its events are not kept."""
     if query.get("stream") not in (None, "false"):
         raise unsupported_field("stream", "of a kept response is")
