@@ -9,12 +9,12 @@ from support.api import MODEL, Bench
 TEMPLATE = (
     "{% if tools %}[tools {{ tools | tojson }}]{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}"
-    "{% if m.tool_call_id %}({{ m.tool_call_id }} {{ m.name }}){% endif %}\n"
+    "{% if m.tool_call_id %}({{ m.tool_call_id }} {{ m.name }}){% endif %}{{ '\n' }}"
     "{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}"
     "{% if m.content %}{{ m.content }}{% endif %}"
     "{% for c in m.tool_calls %}[{{ c.id }} {{ c.function.name }}"
-    " {{ c.function.arguments | tojson }}]{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    " {{ c.function.arguments | tojson }}]{% endfor %}<|im_end|>{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
     "{% if enable_thinking %}thinking {{ reasoning_effort }}{% endif %}"
 )
 """Shows everything that a turn has."""
