@@ -164,24 +164,30 @@ class TextState:
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
         self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
         self._sampling = sampling
+        self._eos_token_ids = tokenizer.eos_token_ids
         self._num_tokens = 0
+        self.stopped_by: int | str | None = None
+        """As of `protocol.messages.Finished`."""
 
     def feed(self, token_id: int) -> TextStep:
         """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
         sampling = self._sampling
         self._num_tokens += 1
         if sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop":
+            if sampling.ignore_eos or token_id not in self._eos_token_ids:
+                self.stopped_by = token_id
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)
         text = self._detokenizer.feed(token_id)
         if not sampling.may_end(self._num_tokens - 1):
             return TextStep(text=text, stopped=False)
         text = self._matcher.feed(text)
-        return TextStep(text=text, stopped=self._matcher.matched)
+        self.stopped_by = self._matcher.matched
+        return TextStep(text=text, stopped=self.stopped_by is not None)
 
     def flush(self) -> str:
         """The text still held back, once the request has ended. Nothing after a stop string."""
-        if self._matcher.matched:
+        if self._matcher.matched is not None:
             return ""
         return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
 

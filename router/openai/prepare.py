@@ -70,6 +70,7 @@ def prepare_conversation(
         max_tokens=max_tokens,
         is_limited=conversation.max_tokens is not None,
         num_logprobs=conversation.num_logprobs,
+        show_reasoning=conversation.show_reasoning,
     )
     _check_sizes(runtime, wish, context=context)
     return _generation(runtime, wish, request)
@@ -107,6 +108,7 @@ class _Wish:
     is_limited: bool
     """Whether the client named `max_tokens`."""
     num_logprobs: int | None
+    show_reasoning: bool = True
 
 
 def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
@@ -136,6 +138,9 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
         requests=requests,
         prompt_tokens=sum(len(prompt.token_ids) for prompt in wish.prompts),
         echoes=tuple(prompt.echo for prompt in owners),
+        show_reasoning=wish.show_reasoning,
+        return_token_ids=fields.return_token_ids,
+        tokens_as_ids=fields.return_tokens_as_token_ids,
     )
 
 
