@@ -64,6 +64,10 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
+        self.added_tokens: Mapping[str, int] = {
+            token.content: token_id for token_id, token in raw.get_added_tokens_decoder().items()
+        }
+        """Texts that are always one token, and which."""
         self._longest_token = longest_token(raw)
         self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
@@ -127,6 +131,10 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The token alone; U+FFFD where it is part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it has no text of its own, unless asked for."""
+        return self.token_bytes.is_special(token_id)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt text. ValueError when there is no template or it refuses the messages."""
