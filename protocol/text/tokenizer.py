@@ -64,10 +64,10 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
-        self.added_tokens: Mapping[str, int] = {
-            token.content: token_id for token_id, token in raw.get_added_tokens_decoder().items()
-        }
-        """Texts that are always one token, and which."""
+        added = raw.get_added_tokens_decoder().items()
+        self.added_tokens: Mapping[str, int] = {token.content: number for number, token in added}
+        """Beside the vocabulary that text is cut by, special or not."""
+        self.added_token_ids = frozenset(self.added_tokens.values())
         self._longest_token = longest_token(raw)
         self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
@@ -171,14 +171,20 @@ class TextState:
         )
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
         self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
+        self._marks = frozenset(sampling.marks)
         self._sampling = sampling
         self._num_tokens = 0
 
     def feed(self, token_id: int) -> TextStep:
-        """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
+        """Nothing stops a request within `min_tokens` tokens; their text is not searched. With a
+        mark comes all the text before it; its own is never shown."""
         sampling = self._sampling
         self._num_tokens += 1
-        if sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop":
+        ends = sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop"
+        if token_id in self._marks:
+            text = self.flush()
+            return TextStep(text=text, stopped=ends or self._matcher.matched)
+        if ends:
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
             return TextStep(text=self._matcher.feed(text), stopped=True)
         text = self._detokenizer.feed(token_id)
