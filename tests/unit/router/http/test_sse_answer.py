@@ -40,7 +40,7 @@ async def test_chat_chunks_have_exactly_openais_shape(client: httpx.AsyncClient)
     plain = {"index": 0, "logprobs": None, "finish_reason": None}
     first = {"role": "assistant", "content": "", "refusal": None}
     assert choices[0] == plain | {"delta": first}
-    ending = {"delta": {}, "finish_reason": "stop", "stop_reason": None}
+    ending: dict[str, object] = {"delta": {}, "finish_reason": "stop", "stop_reason": None}
     assert choices[-1] == plain | ending
     for choice in choices[1:-1]:
         assert set(choice["delta"]) == {"content"} and choice["delta"]["content"]
