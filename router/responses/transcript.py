@@ -52,10 +52,6 @@ class Transcript:
         self.items: list[OutputItem] = []
 
     @property
-    def is_thinking(self) -> bool:
-        return self._open is not None and self._open.kind == self._thought
-
-    @property
     def open_message(self) -> OutputItem | None:
         return self._open if self._open is not None and self._open.kind == "message" else None
 

@@ -15,6 +15,7 @@ RESPONSES_UNSUPPORTED: Unsupported = {
     # Of chats, which have other names here.
     "n": (1,), "max_tokens": (), "messages": (), "logprobs": (),
     # Of vLLM's.
-    "enable_response_messages": (False,), "previous_input_messages": (), "kv_transfer_params": (),
+    "enable_response_messages": (False,), "previous_input_messages": (),
+    "return_token_ids": (False,),
 }
 # fmt: on

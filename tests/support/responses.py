@@ -10,10 +10,10 @@ TEMPLATE = (
     "{% if tools %}[tools {{ tools | tojson }}]{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}"
     "{% if m.tool_call_id %}({{ m.tool_call_id }} {{ m.name }}){% endif %}{{ '\n' }}"
-    "{% if m.reasoning_content %}<{{ m.reasoning_content }}>{% endif %}"
+    "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}"
     "{% if m.content %}{{ m.content }}{% endif %}"
-    "{% for c in m.tool_calls %}[{{ c.id }} {{ c.function.name }}"
-    " {{ c.function.arguments | tojson }}]{% endfor %}<|im_end|>{{ '\n' }}{% endfor %}"
+    "{% for c in m.tool_calls %}<tool_call>{{ c.id }} {{ c.function.name }}"
+    " {{ c.function.arguments | tojson }}</tool_call>{% endfor %}<|im_end|>{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
     "{% if enable_thinking %}thinking {{ reasoning_effort }}{% endif %}"
 )
@@ -32,10 +32,10 @@ async def respond(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
 
 def events_of(body: str) -> list[dict[str, Any]]:
     """Each event, whose name is its type, and whose number is its place."""
-    events = []
+    events: list[dict[str, Any]] = []
     for block in body.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
-        event: dict[str, Any] = json.loads(data.removeprefix("data: "))
+        event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
         assert event["sequence_number"] == len(events)
         events.append(event)

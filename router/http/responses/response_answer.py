@@ -16,8 +16,8 @@ from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
+from router.http.json_answer import logprobs_of
 from router.http.json_pieces import PIECE_BYTES, json_pieces, respond_json
-from router.http.logprobs import ChatLogprobs
 from router.http.responses.event_frames import EventFrames
 from router.requests.events import Ended, Token
 from router.responses.response_generation import ResponseGeneration
@@ -35,24 +35,19 @@ class ResponseAnswer(AnswerWriter):
         assert isinstance(generation, ResponseGeneration)
         self._response = generation
         self._transcript = Transcript(generation.token, as_summary=generation.as_summary)
-        shows_logprobs = generation.requests[0].sampling.num_logprobs is not None
-        self._logprobs = ChatLogprobs(tokenizer) if shows_logprobs else None
+        self._logprobs = logprobs_of(generation, 0, tokenizer=tokenizer)
         self._pending: list[Any] = []
         """Of tokens whose text has not come yet."""
-        self._reasoning_tokens = 0
         self._is_whole = False
 
     def _changes(self, index: int, token: Token) -> Iterator[ItemChange]:
-        self._usage.completion_tokens += 1
         if self._logprobs is not None:
             self.num_held += 1 + len(token.top)
             if self.num_held > MAX_ALTERNATIVES:
                 raise answer_too_large(self._generation.kind)
             self._pending.append(self._logprobs.entry(token))
-        was_thinking = self._transcript.is_thinking
         for event in self.events(index, token):
             yield from self._transcript.add(event)
-        self._reasoning_tokens += was_thinking or self._transcript.is_thinking
         if not self._transcript.open_message:
             self._pending.clear()
 
@@ -105,7 +100,7 @@ class ResponseAnswer(AnswerWriter):
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": self._reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": self._usage.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
 

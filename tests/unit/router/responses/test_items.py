@@ -46,6 +46,10 @@ def turn(role: str, text: str) -> str:
     return f"<|im_start|>{role}\n{text}<|im_end|>\n"
 
 
+def called(text: str) -> str:
+    return f"<tool_call>{text}</tool_call>"
+
+
 @pytest.mark.parametrize(
     "items",
     [
@@ -84,10 +88,10 @@ async def test_thought_text_and_calls_are_one_turn(bench: Bench, client: httpx.A
             OUTPUT,
         ],
     )
-    calls = '[call_1 weather {"city": "Rome"}][call_2 weather "not JSON"]'
+    calls = called('call_1 weather {"city": "Rome"}') + called('call_2 weather "not JSON"')
     assert said == (
         turn("user", "weather?")
-        + turn("assistant", f"<think>I look.{calls}")
+        + turn("assistant", f"<think>think</think>I look.{calls}")
         + turn("tool(call_1 weather)", "warm")
     )
 
@@ -102,9 +106,11 @@ async def test_answers_that_follow_each_other_stay_apart(
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
         CALL,
     ]
-    call = '[call_1 weather {"city": "Rome"}]'
+    call = called('call_1 weather {"city": "Rome"}')
     assert await shown(bench, client, items) == (
-        turn("assistant", "a") + turn("assistant", f"no{call}") + turn("assistant", f"<hm>{call}")
+        turn("assistant", "a")
+        + turn("assistant", f"no{call}")
+        + turn("assistant", f"<think>hm</think>{call}")
     )
 
 

@@ -1,9 +1,10 @@
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from support.api import Bench, error_of
-from support.responses import events_of, respond
+from support.api import Bench, error_of, make_bench
+from support.responses import TEMPLATE, WEATHER, events_of, respond
 
 from router.requests.events import NoWorkers, RequestFailed
 
@@ -67,6 +68,46 @@ async def test_a_stream_says_what_the_whole_answer_says(client: httpx.AsyncClien
     added, done = events[2], events[-2]
     assert added["item"]["id"] == done["item"]["id"] == final["output"][0]["id"]
     assert added["item"]["status"] == "in_progress" and added["item"]["content"] == []
+
+
+SAID = '<think>I look.</think>Well. <tool_call>{"name": "weather", "arguments": {"city": "Rome"}}'
+
+
+@pytest.mark.parametrize("summary", [None, "auto"])
+async def test_thoughts_and_calls_are_items_and_events_of_their_own(
+    tmp_path: Path, summary: str | None
+) -> None:
+    bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
+    bench.dispatcher.reply = f"{SAID}</tool_call>"
+    asked: dict[str, Any] = {"tools": [WEATHER], "reasoning": {"summary": summary}}
+    async with bench.client() as client:
+        shown = (await respond(client, **asked)).json()
+        events = events_of((await respond(client, stream=True, **asked)).text)
+    thought, said, called = shown["output"]
+    kind = "reasoning_text" if summary is None else "summary_text"
+    where, elsewhere = ("content", "summary") if summary is None else ("summary", "content")
+    assert thought[where] == [{"type": kind, "text": "I look."}] and thought[elsewhere] == []
+    assert said["content"][0]["text"].strip() == "Well."
+    assert (called["type"], called["name"]) == ("function_call", "weather")
+    assert called["arguments"] == '{"city": "Rome"}' and called["call_id"]
+    assert shown["tools"] == [WEATHER | {"strict": False}]
+    assert shown["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+    final = events[-1]["response"]["output"]
+    for mine, whole in zip(final, shown["output"], strict=True):
+        ids = {name: mine[name] for name in ("id", "call_id") if name in mine}
+        assert mine == whole | ids
+    assert [event["item"] for event in events if event["type"].endswith("item.done")] == final
+    deltas: dict[tuple[str, int], str] = {}
+    for event in events:
+        if event["type"].endswith(".delta"):
+            key = (event["type"].split(".")[1], event["output_index"])
+            deltas[key] = deltas.get(key, "") + event["delta"]
+    name = "reasoning_text" if summary is None else "reasoning_summary_text"
+    assert deltas == {
+        (name, 0): "I look.",
+        ("output_text", 1): said["content"][0]["text"],
+        ("function_call_arguments", 2): '{"city": "Rome"}',
+    }
 
 
 @pytest.mark.parametrize("stream", [False, True])
