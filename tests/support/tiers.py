@@ -34,6 +34,7 @@ NOT_PURE = (
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
+    "unit/router/http/responses/test_kept.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/workers/test_index_feed.py",
     "unit/router/workers/test_registry.py",
