@@ -1,6 +1,6 @@
 """JSON Schemas in the one form that a grammar is made of, or what of them cannot be done, by name.
 
-That form has the keywords of `json_keywords.KINDS` alone, as draft 2020-12 means them, and every
+That form has the keywords of `keywords.KINDS` alone, as draft 2020-12 means them, and every
 reference names an entry of its own `$defs`. Documents valid by it are valid by the schema given.
 Annotations are gone. What the compiler of grammars finds wrong beyond that (a schema that nothing
 fits, two patterns that overlap) is not seen here.
@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from math import lcm
 from typing import Any
 
-from protocol.text.json_dialects import modernised
-from protocol.text.json_keywords import (
+from protocol.text.structured.dialects import modernised
+from protocol.text.structured.keywords import (
     FORMATS,
     KINDS,
     NO_FORMATS,
@@ -21,14 +21,14 @@ from protocol.text.json_keywords import (
     is_same,
     scaled,
 )
-from protocol.text.json_limits import (
+from protocol.text.structured.limits import (
     MAX_FACTOR,
     MAX_SCHEMA_DEPTH,
     SchemaError,
     UnsupportedKeyword,
     check_limits,
 )
-from protocol.text.json_references import Path, References
+from protocol.text.structured.references import Path, References
 
 MAX_COUNT = 2**31 - 1
 Schema = dict[str, Any] | bool

@@ -6,7 +6,7 @@ Where both mean the same; where the new form asks for more, an answer to it is o
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.text.json_keywords import INTEGER_FORMATS
+from protocol.text.structured.keywords import INTEGER_FORMATS
 
 Node = Mapping[str, Any]
 """A schema as a client wrote it: nothing but its being a JSON object is known."""

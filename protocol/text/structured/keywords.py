@@ -77,7 +77,7 @@ UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "extends": (),
 }
 """Those that it cannot -> the values that ask for nothing. Some are told otherwise first, where
-they can be (`protocol.text.json_dialects`)."""
+they can be (`protocol.text.structured.dialects`)."""
 
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
 FORMATS = frozenset(

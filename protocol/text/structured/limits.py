@@ -8,7 +8,7 @@ referred to from within an `allOf` or beside other keywords.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from protocol.text.json_references import Path, written
+from protocol.text.structured.references import Path, written
 
 MAX_SCHEMA_DEPTH = 100
 """Of objects and lists in each other; the compiler's own limit is 127."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.text.ebnf import lark_of_ebnf
 from protocol.text.grammar import check_grammar
-from protocol.text.json_limits import SchemaError, inner_schemas, reference
-from protocol.text.json_references import Path
-from protocol.text.json_schema import normalised_schema
+from protocol.text.structured.ebnf import lark_of_ebnf
+from protocol.text.structured.limits import SchemaError, inner_schemas, reference
+from protocol.text.structured.references import Path
+from protocol.text.structured.schema import normalised_schema
 
 WHITESPACE = r"(\r?\n)?[ \t]{0,40}"
 """Wherever JSON may have it: a line's end and ten levels of four."""
