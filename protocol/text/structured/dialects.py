@@ -62,12 +62,15 @@ def _integer_format(node: dict[str, Any]) -> None:
 
 
 def _property_names(node: dict[str, Any]) -> None:
-    """Of a map whose keys are listed, or follow a pattern."""
+    """Of a map whose keys are listed, or follow a pattern. What each name shall hold is written
+    as often as there are names: only if it is short."""
     if "properties" in node or "patternProperties" in node:
         return
     value = node.get("additionalProperties", True)
     match node["propertyNames"]:
-        case {"enum": list(names)} if all(isinstance(name, str) for name in names):
+        case {"enum": list(names)} if all(isinstance(name, str) for name in names) and _is_short(
+            value
+        ):
             node["properties"] = dict.fromkeys(names, value)
         case {"pattern": str(pattern), **rest} if not rest.keys() - {"type"}:
             node["patternProperties"] = {pattern: value}
@@ -75,6 +78,14 @@ def _property_names(node: dict[str, Any]) -> None:
             return
     del node["propertyNames"]
     node["additionalProperties"] = False
+
+
+def _is_short(value: object) -> bool:
+    """A reference, or a simple schema."""
+    if not isinstance(value, dict):
+        return isinstance(value, bool)
+    shown = [one for one in value.values() if not isinstance(one, bool | int | float)]
+    return len(value) < 4 and all(isinstance(one, str) and len(one) < 64 for one in shown)
 
 
 def _unevaluated(node: dict[str, Any]) -> None:
