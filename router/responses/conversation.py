@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from protocol.formats.contract import Tool
 from router.api.errors import bad_field
 from router.openai.conversation import Chat, Conversation
+from router.openai.structured import answer_grammar, schema_grammar
 from router.openai.turns import Turn
 from router.responses.items import InputItem, turns_of
 from router.responses.schemas import ResponseRequest
@@ -35,6 +36,7 @@ def conversation_of(
         max_tokens=fields.max_output_tokens,
         num_logprobs=fields.num_logprobs,
         parallel=fields.parallel_tool_calls,
+        answer_grammar=_grammar(fields),
     )
 
 
@@ -43,6 +45,22 @@ def _instructions(fields: ResponseRequest) -> tuple[Turn, ...]:
     if fields.instructions is None:
         return ()
     return (Turn(path="instructions", role="system", content=fields.instructions),)
+
+
+def _grammar(fields: ResponseRequest) -> str | None:
+    """Of `text.format`, or of what vLLM and others have for the same."""
+    at, wanted, other = "text.format", fields.text.format, answer_grammar(fields)
+    if wanted.type != "json_schema" and wanted.schema is not None:
+        raise bad_field(f"{at}.schema", f"not allowed when type is {wanted.type}")
+    if wanted.type == "text":
+        return other
+    if other is not None:
+        raise bad_field(at, "not together with other ways to say so")
+    if wanted.type == "json_object":
+        return schema_grammar({}, param=at)
+    if wanted.schema is None:
+        raise bad_field(f"{at}.schema", "required")
+    return schema_grammar(wanted.schema, param=f"{at}.schema")
 
 
 def _tools(fields: ResponseRequest) -> tuple[Tool, ...]:

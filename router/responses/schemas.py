@@ -12,6 +12,7 @@ from protocol.formats.contract import NamedTool, Tool, ToolChoice
 from router.api.errors import bad_field
 from router.api.parsing import Reader, Schema, Unsupported
 from router.openai.schemas import MAX_LOGPROBS, ChatRequest, Count, Effort, SamplingFields
+from router.openai.structured import Label, Note
 from router.openai.tools import MAX_TOOLS, MAX_TOOLS_BYTES, check_names, new_tool
 from router.responses.items import InputItem, read_input
 from router.responses.unsupported import RESPONSES_UNSUPPORTED
@@ -59,9 +60,11 @@ class ResponseToolChoice(Schema, frozen=True, kw_only=True):
 
 
 class TextFormat(Schema, frozen=True, kw_only=True):
+    """All but the type is a schema's, which is enforced whether or not it is called strict."""
+
     type: Literal["text", "json_object", "json_schema"] = "text"
-    name: Annotated[str, Meta(max_length=64)] | None = None
-    description: str | None = None
+    name: Label | None = None
+    description: Note | None = None
     schema: dict[str, Any] | bool | None = None
     strict: bool | None = None
 
@@ -99,7 +102,7 @@ def _read_tools(raw: bytes) -> tuple[ResponseTool, ...]:
 
 class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = RESPONSES_UNSUPPORTED
-    large: ClassVar[frozenset[str]] = frozenset({"input", "instructions", "tools", "text"})
+    large: ClassVar[frozenset[str]] = frozenset({"input", "instructions", "tools"})
     readers: ClassVar[dict[str, Reader]] = {
         **SamplingFields.readers,
         "input": read_input,

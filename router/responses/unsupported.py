@@ -14,6 +14,7 @@ RESPONSES_UNSUPPORTED: Unsupported = {
     "access_programs": (), "prompt_cache_options": ({},),
     # Of chats, which have other names here.
     "n": (1,), "max_tokens": (), "messages": (), "logprobs": (),
+    "response_format": ({"type": "text"},),
     # Of vLLM's.
     "enable_response_messages": (False,), "previous_input_messages": (),
     "return_token_ids": (False,),

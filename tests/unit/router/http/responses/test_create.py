@@ -211,6 +211,16 @@ async def test_a_large_answer_is_the_same_in_pieces(
         ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].id", "item_not_found"),
         ({"input": [{"id": "msg_aa_0"}]}, "input[0].id", "item_not_found"),
         ({"previous_response_id": "resp_1"}, "previous_response_id", "previous_response_not_found"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", None),
+        ({"text": {"format": {"schema": {}}}}, "text.format.schema", None),
+        (
+            {"text": {"format": {"type": "json_schema", "schema": {"if": True, "then": False}}}},
+            "text.format.schema.if",
+            "unsupported_parameter",
+        ),
+        ({"text": {"format": {"type": "json_object"}}, "regex": "a"}, "text.format", None),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
         ({"model": "gpt-4"}, "model", "model_not_found"),
     ],
 )
@@ -222,6 +232,22 @@ async def test_what_is_wrong_is_refused_by_name(
     assert (error["param"], error["code"]) == (param, code)
     is_absent = code is not None and code.endswith("not_found")
     assert response.status_code == (404 if is_absent else 400)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema", "name": "x", "strict": True, "schema": {"type": "object"}},
+    ],
+)
+async def test_a_format_of_the_text_is_a_grammar(
+    bench: Bench, client: httpx.AsyncClient, wanted: dict[str, Any]
+) -> None:
+    shown = (await respond(client, text={"format": wanted, "verbosity": "low"})).json()
+    grammar = bench.dispatcher.requests[-1].sampling.grammar
+    assert grammar is not None and "object" in grammar.text
+    assert wanted.items() <= shown["text"]["format"].items()
 
 
 @pytest.mark.parametrize(
