@@ -185,6 +185,33 @@ def test_echo_and_extras_reach_the_workers(sdk: OpenAI) -> None:
     assert answer.choices[0].text == "Greta" + again.choices[0].text
 
 
+def test_a_response_is_the_chats_answer_piece_by_piece_too(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0}
+    said = sdk.chat.completions.create(messages=HOME, max_completion_tokens=24, **asked)
+    asked |= {"input": HOME, "max_output_tokens": 24}
+    whole = sdk.responses.create(**asked)
+    with sdk.responses.stream(**asked) as stream:
+        final = stream.get_final_response()
+    assert whole.output_text == final.output_text == said.choices[0].message.content
+    assert whole.usage is not None and said.usage is not None
+    assert whole.usage.input_tokens == said.usage.prompt_tokens
+    assert whole.usage.output_tokens == said.usage.completion_tokens
+
+
+def test_a_conversation_goes_on_from_a_response_that_was_kept(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "store": True}
+    first = sdk.responses.create(input=HOME, max_output_tokens=24, **asked)
+    second = sdk.responses.create(
+        input="And the code?", previous_response_id=first.id, max_output_tokens=4, **asked
+    )
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens - 16
+    assert sdk.responses.retrieve(second.id) == second
+    sdk.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.create(input="x", previous_response_id=first.id, **asked)
+
+
 def test_the_one_model_is_listed(sdk: OpenAI) -> None:
     assert [model.id for model in sdk.models.list()] == [MODEL]
     assert sdk.models.retrieve(MODEL).object == "model"
