@@ -90,6 +90,13 @@ class ResponseStore(Connection):
             values = await self._redis.mget([_keys(owner, name)[-1] for name in names])
         return tuple(_decoded(cast(bytes | None, value)) for value in values)
 
+    async def num_bytes(self, owner: str, names: Sequence[str]) -> int:
+        """That `find` would read."""
+        async with self._deadline(), self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.strlen(_keys(owner, name)[-1])
+            return sum(await pipe.execute())
+
     async def delete(self, owner: str, name: str) -> bool:
         """False: there was none."""
         keys = _keys(owner, name)

@@ -29,17 +29,17 @@ from router.http.json_answer import JsonAnswer
 from router.http.middleware import ApiMiddleware, client_of
 from router.http.responses.create import ResponseCreation
 from router.http.responses.kept import (
-    cancel_response,
+    KeptAnswer,
     delete_response,
+    input_items,
     keeping_of,
-    list_input_items,
-    show_response,
+    not_cancelled,
+    whole_response,
 )
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
 from router.openai.prepare import prepare_chat, prepare_completion
-from router.responses.prepare import Keeping
 from router.runtime import Runtime
 
 NOT_READY_RETRY_AFTER_S = 1.0
@@ -112,28 +112,26 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
 
 
 def _add_responses(app: FastAPI, state: AppState) -> None:
-    def keeping(request: Request) -> Keeping | None:
-        return keeping_of(state.runtime, client_of(request.scope))
-
     @app.post("/v1/responses")
     async def create() -> Response:
         return ResponseCreation(state)
 
     @app.get("/v1/responses/{ident}")
     async def retrieve(request: Request, ident: str) -> Response:
-        return await show_response(keeping(request), ident, request.query_params)
+        return KeptAnswer(state, ident, request.query_params, whole_response)
 
-    @app.delete("/v1/responses/{ident}")
-    async def delete(request: Request, ident: str) -> Response:
-        return await delete_response(keeping(request), ident)
+    @app.get("/v1/responses/{ident}/input_items")
+    async def items(request: Request, ident: str) -> Response:
+        return KeptAnswer(state, ident, request.query_params, input_items)
 
     @app.post("/v1/responses/{ident}/cancel")
     async def cancel(request: Request, ident: str) -> Response:
-        return await cancel_response(keeping(request), ident)
+        return KeptAnswer(state, ident, request.query_params, not_cancelled)
 
-    @app.get("/v1/responses/{ident}/input_items")
-    async def input_items(request: Request, ident: str) -> Response:
-        return await list_input_items(keeping(request), ident, request.query_params)
+    @app.delete("/v1/responses/{ident}")
+    async def delete(request: Request, ident: str) -> Response:
+        keeping = keeping_of(state.runtime, client_of(request.scope))
+        return await delete_response(keeping, ident)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

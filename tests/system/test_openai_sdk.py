@@ -19,9 +19,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = TINY.name
 FACTS = "The code of the lantern is 405. The home of Mira is Rome. "
-HOME: list[ChatCompletionMessageParam] = [
-    {"role": "user", "content": FACTS + "What is the home of Mira?"}
-]
+QUESTION = FACTS + "What is the home of Mira?"
+HOME: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 NO_SPECIAL = {"logit_bias": {"0": -100, "1": -100, "2": -100}}
 """Neither an end of text nor anything else that the text does not show."""
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, **NO_SPECIAL}
@@ -188,7 +187,7 @@ def test_echo_and_extras_reach_the_workers(sdk: OpenAI) -> None:
 def test_a_response_is_the_chats_answer_piece_by_piece_too(sdk: OpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "temperature": 0}
     said = sdk.chat.completions.create(messages=HOME, max_completion_tokens=24, **asked)
-    asked |= {"input": HOME, "max_output_tokens": 24}
+    asked |= {"input": QUESTION, "max_output_tokens": 24}
     whole = sdk.responses.create(**asked)
     with sdk.responses.stream(**asked) as stream:
         final = stream.get_final_response()
@@ -200,7 +199,7 @@ def test_a_response_is_the_chats_answer_piece_by_piece_too(sdk: OpenAI) -> None:
 
 def test_a_conversation_goes_on_from_a_response_that_was_kept(sdk: OpenAI) -> None:
     asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "store": True}
-    first = sdk.responses.create(input=HOME, max_output_tokens=24, **asked)
+    first = sdk.responses.create(input=QUESTION, max_output_tokens=24, **asked)
     second = sdk.responses.create(
         input="And the code?", previous_response_id=first.id, max_output_tokens=4, **asked
     )

@@ -26,10 +26,12 @@ class ResponseCreation(GenerateResponse):
     async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
         state, runtime = self._state, self._state.runtime
         request, context = request_id(exchange.scope), context_tokens(runtime)
-        keeping = keeping_of(runtime, client_of(exchange.scope))
+        client = client_of(exchange.scope)
+        keeping = keeping_of(runtime, client)
         async with state.body_of(exchange, seats) as body:
             fields = await state.run_in_thread(read_request, body)
-            found = await find_responses(keeping, wanted_ids(fields))
-            return await state.run_in_thread(
-                prepare_response, runtime, fields, found, keeping, request, context
-            )
+            with state.bodies.share(client) as room:
+                found = await find_responses(keeping, wanted_ids(fields), room)
+                return await state.run_in_thread(
+                    prepare_response, runtime, fields, found, keeping, request, context
+                )

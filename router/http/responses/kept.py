@@ -1,24 +1,31 @@
-"""Responses that were kept: found, listed item by item, deleted. Each is its owner's alone: who
-has another API key is told that there is none."""
+"""Responses that were kept: found, shown, listed item by item, deleted. Each is its owner's alone:
+who has another API key is told that there is none."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from protocol.errors import StoreError
+from protocol.errors import CapacityError, StoreError
 from protocol.store.responses import KeptResponse
-from router.api.errors import ApiError, bad_field, unsupported_field
+from router.api.errors import ApiError, as_api_error, bad_field, unsupported_field
 from router.api.explain import shown
+from router.http.admission import Share
+from router.http.generate import AppState
+from router.http.middleware import client_of
 from router.responses.prepare import Found, Keeping
 from router.runtime import Runtime
 
 MAX_LISTED, DEFAULT_LISTED = 100, 20
 """Items of one answer, as in OpenAI's API."""
 RETRY_AFTER_S = 1.0
+Query = Mapping[str, str]
+Show = Callable[[KeptResponse, Query], bytes]
+"""What of a kept response is asked for, as JSON. Raises ApiError. May take a while."""
 
 
 def keeping_of(runtime: Runtime, client: str) -> Keeping | None:
@@ -33,47 +40,61 @@ def keeping_of(runtime: Runtime, client: str) -> Keeping | None:
     return Keeping(store=policy.store, owner=owner, by_default=policy.by_default)
 
 
-async def find_responses(keeping: Keeping | None, ids: Sequence[str]) -> Found:
-    """Those of `ids` that are kept. ApiError 503 when Redis cannot be asked."""
+async def find_responses(keeping: Keeping | None, ids: Sequence[str], room: Share) -> Found:
+    """Those of `ids` that are kept; `room` grows by what is read. CapacityError when there is no
+    room, ApiError 503 when Redis cannot be asked."""
     if keeping is None or not ids:
         return {}
     with _store_errors():
+        room.widen(room.num + await keeping.store.num_bytes(keeping.owner, ids))
         kept = await keeping.store.find(keeping.owner, ids)
     return {ident: one for ident, one in zip(ids, kept, strict=True) if one is not None}
 
 
-async def show_response(keeping: Keeping | None, ident: str, query: Mapping[str, str]) -> Response:
+class KeptAnswer(Response):
+    """Made while it is sent: until then what was kept takes the room of a body, and a seat."""
+
+    def __init__(self, state: AppState, ident: str, query: Query, show: Show) -> None:
+        super().__init__()
+        self._state = state
+        self._ident = ident
+        self._query = query
+        self._show = show
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state, client = self._state, client_of(scope)
+        try:
+            with state.seats.share(client) as seats, state.bodies.share(client) as room:
+                seats.widen(1)
+                found = await find_responses(keeping_of(state.runtime, client), [self._ident], room)
+                if self._ident not in found:
+                    raise _not_found(self._ident)
+                kept = found[self._ident]
+                body = await state.run_in_thread(self._show, kept, self._query)
+                await Response(body, media_type="application/json")(scope, receive, send)
+                state.trimming.count(room.num)
+        except CapacityError as error:
+            raise as_api_error(error) from error
+
+
+def whole_response(kept: KeptResponse, query: Query) -> bytes:
     """As it was answered. Its events are not kept."""
     if query.get("stream") not in (None, "false"):
         raise unsupported_field("stream", "of a kept response is")
-    return _json((await _kept(keeping, ident)).response)
+    return kept.response
 
 
-async def delete_response(keeping: Keeping | None, ident: str) -> Response:
-    """Responses that went on from it keep what they took of it."""
-    with _store_errors():
-        was_kept = keeping is not None and await keeping.store.delete(keeping.owner, ident)
-    if not was_kept:
-        raise _not_found(ident)
-    told = {"id": ident, "object": "response", "deleted": True}
-    return _json(msgspec.json.encode(told))
-
-
-async def cancel_response(keeping: Keeping | None, ident: str) -> Response:
+def not_cancelled(kept: KeptResponse, query: Query) -> bytes:
     """Only what runs in the background could be, and nothing does."""
-    await _kept(keeping, ident)
     message = "Only responses in the background can be cancelled, and this server makes none."
     raise ApiError(400, message, code="not_in_background")
 
 
-async def list_input_items(
-    keeping: Keeping | None, ident: str, query: Mapping[str, str]
-) -> Response:
+def input_items(kept: KeptResponse, query: Query) -> bytes:
     """What it was made from, that of earlier responses too; the newest first unless told."""
     limit, order = _limit(query), query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise bad_field("order", "must be asc or desc")
-    kept = await _kept(keeping, ident)
     items = msgspec.json.decode(kept.items, type=list[dict[str, msgspec.Raw]])
     if order == "desc":
         items.reverse()
@@ -83,30 +104,33 @@ async def list_input_items(
         if after not in names:
             raise bad_field("after", "no such item")
         start = names.index(after) + 1
-    names, items = names[start:], items[start:]
+    page = names[start : start + limit]
     told: dict[str, Any] = {
         "object": "list",
-        "data": items[:limit],
-        "first_id": names[0] if names else None,
-        "last_id": names[:limit][-1] if names else None,
-        "has_more": len(items) > limit,
+        "data": items[start : start + limit],
+        "first_id": page[0] if page else None,
+        "last_id": page[-1] if page else None,
+        "has_more": start + limit < len(items),
     }
-    return _json(msgspec.json.encode(told))
+    return msgspec.json.encode(told)
 
 
-def _limit(query: Mapping[str, str]) -> int:
+async def delete_response(keeping: Keeping | None, ident: str) -> Response:
+    """Responses that went on from it keep what they took of it."""
+    with _store_errors():
+        was_kept = keeping is not None and await keeping.store.delete(keeping.owner, ident)
+    if not was_kept:
+        raise _not_found(ident)
+    told = {"id": ident, "object": "response", "deleted": True}
+    return Response(msgspec.json.encode(told), media_type="application/json")
+
+
+def _limit(query: Query) -> int:
     given = query.get("limit", str(DEFAULT_LISTED))
     number = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
     if not 1 <= number <= MAX_LISTED:
         raise bad_field("limit", f"1 to {MAX_LISTED}")
     return number
-
-
-async def _kept(keeping: Keeping | None, ident: str) -> KeptResponse:
-    found = await find_responses(keeping, [ident])
-    if ident not in found:
-        raise _not_found(ident)
-    return found[ident]
 
 
 def _not_found(ident: str) -> ApiError:
@@ -123,7 +147,3 @@ def _store_errors() -> Iterator[None]:
         raise ApiError(
             503, message, code="store_unavailable", retry_after_s=RETRY_AFTER_S
         ) from error
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")

@@ -59,6 +59,7 @@ def test_what_was_kept_is_found_until_it_is_deleted(server: RedisServer) -> None
     async def test(store: ResponseStore) -> None:
         assert await store.keep(MINE, "a", said("a"))
         assert await store.find(MINE, ["a", "b"]) == (said("a"), None)
+        assert await store.num_bytes(MINE, ["a", "b"]) == SIZE - OVERHEAD_BYTES
         assert await store.delete(MINE, "a")
         assert not await store.delete(MINE, "a")
         assert await store.find(MINE, ["a"]) == (None,)
@@ -80,26 +81,26 @@ def test_no_owner_sees_or_pushes_out_what_another_kept(server: RedisServer) -> N
 
 def test_the_oldest_make_room_and_no_more_than_that(server: RedisServer) -> None:
     async def test(store: ResponseStore) -> None:
-        for letter in "abcd":
+        for letter in "abcdefgh":
             await store.keep(MINE, letter, said(letter))
-        assert await kept_of(store, *"abcd") == "abcd"
-        await store.keep(MINE, "e", said("e"))
-        assert await kept_of(store, *"abcde") == "bcde"
+        assert await kept_of(store, *"abcdefgh") == "abcdefgh"
+        await store.keep(MINE, "i", said("i"))
+        assert await kept_of(store, *"abcdefghi") == "bcdefghi"
 
-    run(server, test, room_for=4)
+    run(server, test, room_for=8)
 
 
 def test_bytes_are_given_back_by_deletion_and_by_being_kept_again(server: RedisServer) -> None:
     async def test(store: ResponseStore) -> None:
-        for letter in "abc":
+        for letter in "abcdefg":
             await store.keep(MINE, letter, said(letter))
-        await store.keep(MINE, "c", said("c"))
+        await store.keep(MINE, "g", said("g"))
         await store.delete(MINE, "a")
-        for letter in "de":
+        for letter in "hi":
             await store.keep(MINE, letter, said(letter))
-        assert await kept_of(store, *"abcde") == "bcde"
+        assert await kept_of(store, *"abcdefghi") == "bcdefghi"
 
-    run(server, test, room_for=4)
+    run(server, test, room_for=8)
 
 
 def test_what_has_ended_is_gone_and_its_bytes_are_back(server: RedisServer) -> None:

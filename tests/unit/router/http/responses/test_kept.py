@@ -202,6 +202,22 @@ async def test_an_answer_too_large_to_be_kept_says_so(bench: Bench, redis: Redis
     assert said["status"] == "completed" and said["store"] is False
 
 
+async def test_what_is_read_again_takes_the_room_of_a_body(
+    bench: Bench, store: ResponseStore
+) -> None:
+    kept = KeptResponses(store=store, by_default=False)
+    async with bench.client(kept_responses=kept) as client:
+        said = (await respond(client, input="word " * 300, store=True)).json()
+    size = {"max_body_bytes": 1024, "max_bodies_bytes": 2048}
+    async with bench.client(kept_responses=kept, **size) as client:
+        for response in (
+            await client.get(f"/v1/responses/{said['id']}"),
+            await respond(client, previous_response_id=said["id"]),
+        ):
+            assert response.status_code == 429 and error_of(response)["code"] == "overloaded"
+        assert (await respond(client)).status_code == 200
+
+
 async def test_no_redis_harms_only_what_needs_it(bench: Bench) -> None:
     store = ResponseStore("redis://127.0.0.1:1/0", ttl_s=60, max_bytes=1 << 20, deadline_s=2.0)
     kept = KeptResponses(store=store, by_default=False)
