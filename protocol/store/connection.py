@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from protocol.errors import SettingsError, StoreError
 
 
-class Connection:
+class RedisConnection:
     """One of a kind per process; `close` it in the same event loop. Raises SettingsError for a URL
     that is none of a Redis."""
 

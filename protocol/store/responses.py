@@ -13,7 +13,7 @@ from typing import cast
 
 import msgspec
 
-from protocol.store.connection import Connection
+from protocol.store.connection import RedisConnection
 
 OVERHEAD_BYTES = 512
 """Counted of each besides its own: what Redis needs for a key and its place in the books."""
@@ -64,7 +64,7 @@ for i = 1, 3 do redis.call('PEXPIRE', KEYS[i], ttl_ms) end
 _DELETE = f"{_FORGET} return forget(KEYS[4])"
 
 
-class ResponseStore(Connection):
+class ResponseStore(RedisConnection):
     """Of one router; all routers of a Redis share what it holds."""
 
     def __init__(self, url: str, *, ttl_s: float, max_bytes: int, deadline_s: float = 2.0) -> None:

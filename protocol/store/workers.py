@@ -19,7 +19,7 @@ from redis.asyncio.client import Pipeline
 from protocol.blocks import ChangeKind
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store.connection import Connection
+from protocol.store.connection import RedisConnection
 
 STREAM = "kv:events"
 STREAM_START = "0-0"
@@ -82,7 +82,7 @@ def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
     return f"kv:sequence:{worker}:{epoch}"
 
 
-class Store(Connection):
+class Store(RedisConnection):
     """What Redis knows of the cluster, with words of ours."""
 
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
