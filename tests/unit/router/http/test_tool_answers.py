@@ -78,8 +78,9 @@ async def test_a_call_that_was_cut_ends_by_length(client: httpx.AsyncClient) -> 
 
 
 async def test_without_tools_the_same_text_is_content(client: httpx.AsyncClient) -> None:
-    for fields in ({"tools": None}, {"tools": [], "tool_choice": None}, {"tool_choice": "none"}):
-        response = await chat(client, **{"tools": TOOLS, **fields})
+    without: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}]
+    for fields in without:
+        response = await chat(client, **fields)
         message = response.json()["choices"][0]["message"]
         assert message["content"] == CALL and "tool_calls" not in message, fields
 
@@ -163,12 +164,13 @@ async def test_what_stopped_the_text_is_told(
 ) -> None:
     bench.dispatcher.reply = "One, two."
     number = bench.dispatcher.tokenizer.encode(",")[0]
-    for fields, told in (
+    cases: list[tuple[dict[str, Any], object]] = [
         ({"stop": "two"}, "two"),
         ({"stop_token_ids": [number]}, number),
         ({}, None),
         ({"max_tokens": 1}, None),
-    ):
+    ]
+    for fields, told in cases:
         response = await chat(client, stream=stream, **fields)
         last = events_of(response)[-2] if stream else response.json()
         assert last["choices"][0]["stop_reason"] == told, fields
