@@ -173,7 +173,10 @@ class TextState:
         self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
         self._marks = frozenset(sampling.marks)
         self._sampling = sampling
+        self._eos_token_ids = tokenizer.eos_token_ids
         self._num_tokens = 0
+        self.stopped_by: int | str | None = None
+        """As of `protocol.messages.Finished`."""
 
     def feed(self, token_id: int) -> TextStep:
         """Nothing stops a request within `min_tokens` tokens; their text is not searched. With a
@@ -181,21 +184,27 @@ class TextState:
         sampling = self._sampling
         self._num_tokens += 1
         ends = sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop"
+        if ends and (sampling.ignore_eos or token_id not in self._eos_token_ids):
+            self.stopped_by = token_id
         if token_id in self._marks:
-            text = self.flush()
-            return TextStep(text=text, stopped=ends or self._matcher.matched)
+            return self._step(self.flush(), ends=ends)
         if ends:
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
-            return TextStep(text=self._matcher.feed(text), stopped=True)
+            return self._step(self._matcher.feed(text), ends=True)
         text = self._detokenizer.feed(token_id)
         if not sampling.may_end(self._num_tokens - 1):
             return TextStep(text=text, stopped=False)
-        text = self._matcher.feed(text)
-        return TextStep(text=text, stopped=self._matcher.matched)
+        return self._step(self._matcher.feed(text), ends=False)
+
+    def _step(self, text: str, *, ends: bool) -> TextStep:
+        found = self._matcher.matched
+        if found is not None:
+            self.stopped_by = found
+        return TextStep(text=text, stopped=ends or found is not None)
 
     def flush(self) -> str:
         """The text still held back, once the request has ended. Nothing after a stop string."""
-        if self._matcher.matched:
+        if self._matcher.matched is not None:
             return ""
         return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
 
