@@ -49,7 +49,7 @@ def _instructions(fields: ResponseRequest) -> tuple[Turn, ...]:
 
 def _grammar(fields: ResponseRequest) -> str | None:
     """Of `text.format`, or of what vLLM and others have for the same."""
-    at, wanted, other = "text.format", fields.text.format, answer_grammar(fields)
+    at, wanted, other = "text.format", fields.text_format, answer_grammar(fields)
     if wanted.type != "json_schema" and wanted.schema is not None:
         raise bad_field(f"{at}.schema", f"not allowed when type is {wanted.type}")
     if wanted.type == "text":

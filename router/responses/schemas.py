@@ -70,7 +70,8 @@ class TextFormat(Schema, frozen=True, kw_only=True):
 
 
 class TextOptions(Schema, frozen=True, kw_only=True):
-    format: TextFormat = TextFormat()
+    format: TextFormat | None = None
+    """None: a text."""
     verbosity: Literal["low", "medium", "high"] | None = None
     """A hint."""
 
@@ -132,6 +133,10 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
     def num_logprobs(self) -> int | None:
         asked = self.top_logprobs or "message.output_text.logprobs" in self.include
         return self.top_logprobs if asked else None
+
+    @property
+    def text_format(self) -> TextFormat:
+        return self.text.format or TextFormat()
 
     def shown_tools(self) -> tuple[Tool, ...]:
         """Those that the model is shown. Raises ValueError for parameters nested too deeply."""

@@ -46,7 +46,7 @@ def _raw(value: object) -> msgspec.Raw:
 
 
 def _format(fields: ResponseRequest) -> dict[str, Any]:
-    given = fields.text.format
+    given = fields.text_format
     if given.type != "json_schema":
         return {"type": given.type}
     return {

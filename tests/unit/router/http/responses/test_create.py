@@ -3,6 +3,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai.types.responses import response_create_params
 from support.api import Bench, error_of, make_bench
 from support.responses import TEMPLATE, WEATHER, events_of, respond
 
@@ -234,6 +235,17 @@ async def test_what_is_wrong_is_refused_by_name(
     assert response.status_code == (404 if is_absent else 400)
 
 
+async def test_every_parameter_of_the_sdk_is_known_and_null_is_not_given(
+    client: httpx.AsyncClient,
+) -> None:
+    params = set(response_create_params.ResponseCreateParamsNonStreaming.__annotations__)
+    params |= set(response_create_params.ResponseCreateParamsBase.__annotations__)
+    assert {"input", "stream", "truncation", "conversation"} <= params
+    nulls = dict.fromkeys(params - {"input", "model"})
+    answer = await respond(client, **nulls)
+    assert answer.status_code == 200, answer.text
+
+
 @pytest.mark.parametrize(
     "wanted",
     [
@@ -258,6 +270,7 @@ async def test_a_format_of_the_text_is_a_grammar(
         {"background": False, "truncation": "disabled", "service_tier": "auto", "user": "me"},
         {"prompt_cache_key": "k", "safety_identifier": "s", "max_tool_calls": 3},
         {"text": {"format": {"type": "text"}, "verbosity": "low"}},
+        {"text": {"format": None, "verbosity": None}, "reasoning": {"effort": None}},
         {"reasoning": None, "tools": None, "conversation": None, "previous_response_id": None},
     ],
 )
