@@ -15,6 +15,7 @@ from protocol.ids import RequestId
 from protocol.store.responses import KeptResponse, ResponseStore
 from router.api.errors import ApiError, bad_field
 from router.api.explain import shown
+from router.api.generation import MAX_ALTERNATIVES
 from router.api.parsing import parse_body
 from router.openai.prepare import prepare_conversation
 from router.responses.conversation import conversation_of
@@ -47,7 +48,16 @@ def read_request(body: bytes) -> ResponseRequest:
     fields = parse_body(ResponseRequest, body)
     if not fields.input and fields.previous_response_id is None:
         raise bad_field("input", "required")
+    num_alternatives = 0 if fields.num_logprobs is None else 1 + fields.num_logprobs
+    if (fields.max_output_tokens or 0) * num_alternatives > MAX_ALTERNATIVES:
+        raise too_many_logprobs()
     return fields
+
+
+def too_many_logprobs() -> ApiError:
+    """400, known before or after: all are kept until the end, of a stream too."""
+    rule = f"times (1 + top_logprobs) at most {MAX_ALTERNATIVES}; got more"
+    return bad_field("max_output_tokens", rule)
 
 
 def wanted_ids(fields: ResponseRequest) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from protocol.errors import BatonError
 from protocol.store.responses import KeptResponse
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError, openai_error
-from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
+from router.api.generation import MAX_ALTERNATIVES, Generation
 from router.http.answer import AnswerWriter, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
@@ -20,6 +20,7 @@ from router.http.json_answer import logprobs_of
 from router.http.json_pieces import PIECE_BYTES, json_pieces, respond_json
 from router.http.responses.event_frames import EventFrames
 from router.requests.events import Ended, Token
+from router.responses.prepare import too_many_logprobs
 from router.responses.response_generation import ResponseGeneration
 from router.responses.shapes import OutputItem, Status, response_shape
 from router.responses.transcript import ItemBegun, ItemChange, ItemEnded, ItemGrown, Transcript
@@ -44,7 +45,7 @@ class ResponseAnswer(AnswerWriter):
         if self._logprobs is not None:
             self.num_held += 1 + len(token.top)
             if self.num_held > MAX_ALTERNATIVES:
-                raise answer_too_large(self._generation.kind)
+                raise too_many_logprobs()
             self._pending.append(self._logprobs.entry(token))
         for event in self.events(index, token):
             yield from self._transcript.add(event)

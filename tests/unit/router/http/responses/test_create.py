@@ -192,6 +192,7 @@ async def test_a_large_answer_is_the_same_in_pieces(
         ({"tool_choice": "required"}, "tool_choice", None),
         ({"max_output_tokens": 0}, "max_output_tokens", None),
         ({"max_output_tokens": 9999}, "input", "context_length_exceeded"),
+        ({"max_output_tokens": 10**6, "top_logprobs": 20}, "max_output_tokens", None),
         ({"input": "word " * 999}, "input", "context_length_exceeded"),
         ({"input": [{"role": "user"}]}, "input[0].content", None),
         ({"input": [{"content": "x"}]}, "input[0].role", None),
