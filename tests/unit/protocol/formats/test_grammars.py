@@ -5,13 +5,13 @@ import random
 
 import jsonschema
 import pytest
-
-from protocol.formats.contract import NamedTool, Tool, ToolChoice
-from protocol.formats.formats import Formats, Output
-from protocol.text.tokenizer import Tokenizer
 from support.drawn_texts import Drawer
 from support.outputs import Said, read_tokens
 from support.published_outputs import FAMILIES
+
+from protocol.formats.contract import NamedTool, Tool, ToolChoice
+from protocol.formats.formats import Formats
+from protocol.text.tokenizer import Tokenizer
 
 SCHEMA = {
     "type": "object",
@@ -33,12 +33,12 @@ TOOLS = (
 NAMES = [name for name, of in FAMILIES.items() if name != "seed"]
 
 
-def _drawn(name: str, seed: int, choice: ToolChoice, **wish: bool) -> tuple[Said, str]:
+def _drawn(name: str, seed: int, choice: ToolChoice, parallel: bool = True) -> tuple[Said, str]:
     family = FAMILIES[name]
     tokenizer = family.tokenizer()
     formats = family.formats(tokenizer)
     prompt = tokenizer.encode(family.generation_prompt)
-    output = formats.open(tools=TOOLS, choice=choice, prompt_ids=prompt, **wish)
+    output = formats.open(tools=TOOLS, choice=choice, parallel=parallel, prompt_ids=prompt)
     assert output.grammar is not None and not output.grammar.begins_after
     tokens = _drawer(formats, tokenizer).draw(output.grammar, random.Random(seed))
     text = tokenizer.decode(tokens, skip_special_tokens=False)

@@ -1,5 +1,4 @@
 import pytest
-
 from support.outputs import Said, joined, read_tokens, say, steps
 from support.published_outputs import FAMILIES, PUBLISHED, TOOLS, Published
 
