@@ -37,7 +37,7 @@ test-ucx: $(UCX_VENV)/.ready  ## the ucx plane over UCX's own TCP and shared mem
 	UCX_TLS=tcp timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
 	UCX_TLS=posix,cma,self UCX_MM_ERROR_HANDLING=y timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
 
-# Clients as people have them, each in an environment of its own: 3 GB, and minutes to install.
+# Clients as people have them, each in an environment of its own: 5 GB, and a quarter of an hour to install.
 CLIENTS_VENV ?= .venv-clients
 CLIENTS := $(basename $(notdir $(wildcard tests/clients/environments/*.txt)))
 test-clients: setup $(CLIENTS:%=$(CLIENTS_VENV)/%/.ready) $(CLIENTS_VENV)/js/.ready  ## the API as twenty clients use it

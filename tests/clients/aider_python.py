@@ -9,7 +9,9 @@ from pathlib import Path
 URL, MODEL = sys.argv[1:3]
 AIDER = Path(sys.executable).with_name("aider")
 with tempfile.TemporaryDirectory() as home:
-    env = {**os.environ, "HOME": home, "OPENAI_API_KEY": "none", "OPENAI_API_BASE": f"{URL}/v1"}
+    offline = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    server = {"OPENAI_API_KEY": "none", "OPENAI_API_BASE": f"{URL}/v1"}
+    env = {**os.environ, "HOME": home, **offline, **server}
     quiet = "--no-git --no-show-model-warnings --no-check-update --no-analytics --no-pretty"
     asked = ("--model", f"openai/{MODEL}", "--yes-always", "--edit-format", "ask")
     for stream in ("--stream", "--no-stream"):
@@ -19,4 +21,4 @@ with tempfile.TemporaryDirectory() as home:
         )  # fmt: skip
         said = done.stdout + done.stderr
         assert done.returncode == 0 and "Tokens:" in said, said[-2000:]
-        assert "Error" not in said, said[-2000:]
+        assert "litellm." not in said, said[-2000:]  # how it names errors

@@ -12,9 +12,10 @@ GUIDELLM = Path(sys.executable).with_name("guidellm")
 with tempfile.TemporaryDirectory() as home:
     report = Path(home, "report.json")
     done = subprocess.run(
-        [GUIDELLM, "benchmark", "run", "--target", URL, "--model", MODEL, "--processor", FOLDER,
-         "--profile", "synchronous", "--max-requests", "4", "--data",
-         "prompt_tokens=32,output_tokens=8", "--outputs", str(report)],
+        [GUIDELLM, "run", "--backend", f"kind=openai_http,target={URL},model={MODEL}",
+         "--tokenizer", f"kind=huggingface_auto,model={FOLDER}", "--profile", "kind=synchronous",
+         "--constraint", "kind=max_requests,count=4", "--output", f"kind=json,path={report}",
+         "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=8", "--disable-console"],
         cwd=home, capture_output=True, text=True, timeout=250, check=False,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
