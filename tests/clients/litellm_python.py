@@ -4,7 +4,7 @@ import os
 import sys
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # offline
-import litellm  # noqa: E402
+import litellm
 
 URL, MODEL = sys.argv[1:3]
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
