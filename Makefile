@@ -7,7 +7,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -36,6 +36,21 @@ UCX_TESTS := tests/contract/test_transport.py tests/contract/test_transfer_kill.
 test-ucx: $(UCX_VENV)/.ready  ## the ucx plane over UCX's own TCP and shared memory, in an environment of its own
 	UCX_TLS=tcp timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
 	UCX_TLS=posix,cma,self UCX_MM_ERROR_HANDLING=y timeout 600 $(UCX_VENV)/bin/python -m pytest -k ucx $(UCX_TESTS) $(ARGS)
+
+# Clients as people have them, each in an environment of its own: 5 GB, and a quarter of an hour to install.
+CLIENTS_VENV ?= .venv-clients
+CLIENTS := $(basename $(notdir $(wildcard tests/clients/environments/*.txt)))
+test-clients: setup $(CLIENTS:%=$(CLIENTS_VENV)/%/.ready) $(CLIENTS_VENV)/js/.ready  ## the API as twenty clients use it
+	CLIENTS_VENV=$(CLIENTS_VENV) $(BIN)/python -m pytest -m "long or not long" tests/clients $(ARGS)
+
+$(CLIENTS_VENV)/js/.ready: tests/clients/package.json
+	mkdir -p $(@D) && cp $< $(@D) && npm --prefix $(@D) install --silent --no-fund --no-audit
+	touch $@
+
+$(CLIENTS_VENV)/%/.ready: tests/clients/environments/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -r $<
+	touch $@
 
 $(UCX_VENV)/.ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(UCX_VENV)

@@ -1,0 +1,60 @@
+"""docs/parameters.md is true: each row is sent, and what it says becomes of it."""
+
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from support.api import Bench
+from support.parameters import Parameter, parameters
+
+pytestmark = pytest.mark.anyio
+ROWS = parameters()
+UNLIKE = ("id", "created", "created_at", "x-request-id")
+"""Differ between two requests that ask for the same."""
+
+
+async def sent(bench: Bench, row: Parameter, **more: Any) -> tuple[httpx.Response, Any]:
+    """The answer, and what was computed and answered without what is never the same."""
+    bench.dispatcher.requests.clear()
+    async with bench.client() as client:
+        answer = await client.post(row.path, json=row.body | more)
+    asked = [
+        (request.token_ids, request.salt, msgspec.structs.asdict(request.sampling))
+        for request in bench.dispatcher.requests
+    ]
+    return answer, (asked, _alike(answer))
+
+
+def _alike(answer: httpx.Response) -> Any:
+    if not answer.headers["content-type"].startswith("application/json"):
+        return answer.headers["content-type"]
+    return _without_names(answer.json())
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_names(v) for name, v in value.items() if name not in UNLIKE}
+    return [_without_names(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.here != "refused"], ids=str)
+async def test_what_is_said_to_be_supported_changes_something_and_a_hint_nothing(
+    bench: Bench, row: Parameter
+) -> None:
+    without, before = await sent(bench, row)
+    assert without.status_code == 200, without.text
+    answer, after = await sent(bench, row, **{row.name: row.value})
+    assert answer.status_code == 200, answer.text
+    assert (before != after) == (row.here == "supported")
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.here == "refused"], ids=str)
+async def test_what_is_said_to_be_refused_is_refused_by_name(bench: Bench, row: Parameter) -> None:
+    answer, _ = await sent(bench, row, **{row.name: row.value})
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    if "param" in error:
+        assert str(error["param"]).split(".")[0].split("[")[0] == row.name
+        assert error["code"] == row.code
+    assert row.name in error["message"]
