@@ -3,9 +3,9 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
@@ -103,11 +103,15 @@ class Runtime:
     local_names: frozenset[str] | None = None
     """Of an API that is open to its own machine: names besides the machine's own that requests may
     be for, or from pages of. None: requests may be for any name."""
+    cors_origins: frozenset[str] = frozenset()
+    """Whose pages may read the answers, e.g. `https://chat.example`; `*`: any page."""
     is_open_to_network: bool = False
     """Whether other machines reach it without a key, which is worth a warning."""
     limits: ApiLimits = ApiLimits()
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """Of requests that do not say themselves."""
+    tokenizer_description: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the checkpoint's files, for clients that make prompts themselves."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 
