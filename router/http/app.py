@@ -21,12 +21,14 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
+from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
+from router.http.message_answer import StreamedMessage, WholeMessage
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
 from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
 from router.http.sse_answer import SseAnswer
@@ -38,6 +40,12 @@ from router.runtime import Runtime
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
 COMPLETIONS = Surface(prepare=prepare_completion, whole=JsonAnswer, stream=SseAnswer)
+MESSAGES = Surface(
+    prepare=prepare_message,
+    whole=WholeMessage,
+    stream=StreamedMessage,
+    show_error=anthropic_error,
+)
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
@@ -103,6 +111,10 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     async def completions() -> Response:
         return GenerateResponse(state, COMPLETIONS)
 
+    @app.post("/v1/messages")
+    async def messages() -> Response:
+        return GenerateResponse(state, MESSAGES)
+
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:
     since = int(time.time())
@@ -144,6 +156,10 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     @app.post("/detokenize")
     async def detokenize_(request: Request) -> Response:
         return await answer(request, detokenize)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens_(request: Request) -> Response:
+        return await answer(request, partial(count_tokens, context=context_tokens(runtime)))
 
     @app.get("/tokenizer_info")
     async def tokenizer_info() -> Response:
