@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from protocol.formats.formats import Formats
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
@@ -86,6 +87,8 @@ class ApiLimits:
     write_timeout_s: float = 60.0
     """A client that takes no bytes for this long is gone; its request is aborted."""
     request_timeout_s: float = 600.0
+    clamp_max_tokens: bool = False
+    special_tokens_in_content: Literal["text", "token"] = "text"
     retry_after_s: float = 1.0
     """Told to a client that was refused because `max_in_flight` was reached."""
 
@@ -95,6 +98,8 @@ class Runtime:
     model: str
     """The name clients use."""
     tokenizer: Tokenizer
+    formats: Formats
+    """In which the model calls tools and reasons."""
     dispatcher: GenerationService
     cluster: Cluster
     metrics: RouterMetrics

@@ -13,6 +13,8 @@ from functools import partial
 from protocol.channel.link import WorkerLink
 from protocol.channel.resolver import Resolver
 from protocol.errors import StoreError
+from protocol.formats.choose import choose_formats
+from protocol.formats.formats import Formats
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
@@ -97,6 +99,15 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
     return defaults
 
 
+def _formats(settings: RouterSettings, tokenizer: Tokenizer) -> Formats:
+    formats = choose_formats(
+        tokenizer, tools=settings.tool_format, reasoning=settings.reasoning_format
+    )
+    names = {"tool_format": formats.tool_format, "reasoning_format": formats.reasoning_format}
+    log.info("formats", extra=names)
+    return formats
+
+
 def _build(
     settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
 ) -> _Parts:
@@ -143,6 +154,7 @@ def _runtime(
     return Runtime(
         model=settings.api_name,
         tokenizer=tokenizer,
+        formats=_formats(settings, tokenizer),
         dispatcher=dispatcher,
         cluster=cluster,
         metrics=metrics,
@@ -155,6 +167,8 @@ def _runtime(
             max_bodies_bytes=settings.max_bodies_bytes,
             max_in_flight=settings.max_in_flight,
             request_timeout_s=settings.request_timeout_s,
+            clamp_max_tokens=settings.clamp_max_tokens,
+            special_tokens_in_content=settings.special_tokens_in_content,
         ),
         sampling_defaults=defaults,
         tokenizer_description=describe_tokenizer(settings.model),

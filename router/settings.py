@@ -33,6 +33,17 @@ class RouterSettings(ProcessSettings):
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: requests that name no sampling values get those of the checkpoint's
     generation_config.json, which its authors recommend. `none`: OpenAI's."""
+    tool_format: str = "auto"
+    """How the model calls tools. `auto`: as its chat template and its tokens show; `none`: calls
+    are not read and tools refused; or the name of a format."""
+    reasoning_format: str = "auto"
+    """How the model marks what it thinks; likewise."""
+    clamp_max_tokens: bool = False
+    """Whether a request for more tokens than the context has room for gets what there is. OpenAI
+    refuses it, and clients that shorten their prompts wait for that."""
+    special_tokens_in_content: Literal["text", "token"] = "text"
+    """What becomes of special tokens that are written in a message: `text`, so that nobody ends
+    a turn but the template; `token`, as transformers has it."""
     local_prefill: Literal["auto", "never"] = "auto"
     """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
     it when there is no prefill worker."""

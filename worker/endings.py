@@ -32,6 +32,7 @@ def ending_message(job: Job, verdict: Verdict, usage: SequenceUsage) -> RequestE
                 request=request,
                 attempt=attempt,
                 reason=reason,
+                stopped_by=job.text.stopped_by if reason == "stop" else None,
                 num_tokens=usage.num_tokens,
                 cached_tokens=usage.cached_tokens,
                 queued_s=usage.queued_s,

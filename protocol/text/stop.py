@@ -17,19 +17,21 @@ class StopMatcher:
         self._longest = max(map(len, self._stops), default=0)
         self._include_stop = include_stop
         self._held = ""
-        self.matched = False
+        self.matched: str | None = None
+        """The stop string that was found."""
 
     def feed(self, text: str) -> str:
         """The text to show now. After a match: nothing, ever."""
-        if self.matched:
+        if self.matched is not None:
             return ""
         if not self._stops:
             return text
         text = self._held + text
-        cut = self._first_match(text)
-        if cut is not None:
-            self._held, self.matched = "", True
-            return text[:cut]
+        found = self._first_match(text)
+        if found is not None:
+            start, stop = found
+            self._held, self.matched = "", stop
+            return text[: start + len(stop) * self._include_stop]
         keep = self._num_held(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -39,15 +41,14 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _first_match(self, text: str) -> int | None:
-        """Where to cut `text`; None when no stop string is in it."""
+    def _first_match(self, text: str) -> tuple[int, str] | None:
+        """Where which stop string begins; None when none is in it."""
         found = [
-            (start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop)) >= 0
         ]
-        if not found:
-            return None
-        end, start = min(found)
-        return end if self._include_stop else start
+        return min(found)[1:] if found else None
 
     def _num_held(self, text: str) -> int:
         """Length of the longest end of `text` that begins a stop string."""

@@ -64,6 +64,10 @@ class Tokenizer:
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
+        added = raw.get_added_tokens_decoder().items()
+        self.added_tokens: Mapping[str, int] = {token.content: number for number, token in added}
+        """Beside the vocabulary that text is cut by, special or not."""
+        self.added_token_ids = frozenset(self.added_tokens.values())
         self._longest_token = longest_token(raw)
         self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
@@ -128,6 +132,10 @@ class Tokenizer:
         """The token alone; U+FFFD where it is part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def is_special(self, token_id: int) -> bool:
+        """Whether it has no text of its own, unless asked for."""
+        return self.token_bytes.is_special(token_id)
+
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt text. ValueError when there is no template or it refuses the messages."""
         if self.chat_template is None:
@@ -163,25 +171,40 @@ class TextState:
         )
         self._matcher = StopMatcher(sampling.stop, include_stop=sampling.include_stop)
         self._ending_ids = sampling.ending_ids(tokenizer.eos_token_ids)
+        self._marks = frozenset(sampling.marks)
         self._sampling = sampling
+        self._eos_token_ids = tokenizer.eos_token_ids
         self._num_tokens = 0
+        self.stopped_by: int | str | None = None
+        """As of `protocol.messages.Finished`."""
 
     def feed(self, token_id: int) -> TextStep:
-        """Nothing stops a request within `min_tokens` tokens; their text is not searched."""
+        """Nothing stops a request within `min_tokens` tokens; their text is not searched. With a
+        mark comes all the text before it; its own is never shown."""
         sampling = self._sampling
         self._num_tokens += 1
-        if sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop":
+        ends = sampling.reason_to_end(token_id, self._num_tokens, self._ending_ids) == "stop"
+        if ends and (sampling.ignore_eos or token_id not in self._eos_token_ids):
+            self.stopped_by = token_id
+        if token_id in self._marks:
+            return self._step(self.flush(), ends=ends)
+        if ends:
             text = self._detokenizer.feed(token_id) if sampling.include_stop else ""
-            return TextStep(text=self._matcher.feed(text), stopped=True)
+            return self._step(self._matcher.feed(text), ends=True)
         text = self._detokenizer.feed(token_id)
         if not sampling.may_end(self._num_tokens - 1):
             return TextStep(text=text, stopped=False)
-        text = self._matcher.feed(text)
-        return TextStep(text=text, stopped=self._matcher.matched)
+        return self._step(self._matcher.feed(text), ends=False)
+
+    def _step(self, text: str, *, ends: bool) -> TextStep:
+        found = self._matcher.matched
+        if found is not None:
+            self.stopped_by = found
+        return TextStep(text=text, stopped=ends or found is not None)
 
     def flush(self) -> str:
         """The text still held back, once the request has ended. Nothing after a stop string."""
-        if self._matcher.matched:
+        if self._matcher.matched is not None:
             return ""
         return self._matcher.feed(self._detokenizer.flush()) + self._matcher.flush()
 

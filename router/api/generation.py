@@ -37,6 +37,11 @@ class Generation:
     """Text to show before each choice; "" unless asked for."""
     new_parser: Callable[[], OutputParser] | None = None
     """Of a choice's output. None: all of it is content."""
+    show_reasoning: bool = True
+    return_token_ids: bool = False
+    """Show those of prompt and output beside the text."""
+    tokens_as_ids: bool = False
+    """Name tokens by their number where log probabilities do."""
 
 
 def context_tokens(runtime: Runtime) -> int:

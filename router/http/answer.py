@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from protocol.formats.contract import Content, OutputEvent
+from protocol.formats.contract import Content, OutputEvent, Reasoning
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
@@ -18,6 +18,7 @@ class Usage:
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self.completion_tokens = 0
+        self.reasoning_tokens = 0
         self._cached_tokens: dict[int, int] = {}
 
     def ended(self, index: int, ended: Ended) -> None:
@@ -34,7 +35,12 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": sum(cached.values())} if cached else None,
-        }
+        } | self._details()
+
+    def _details(self) -> dict[str, Any]:
+        if self._generation.new_parser is None:
+            return {}
+        return {"completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}}
 
 
 class AnswerWriter(ABC):
@@ -57,13 +63,21 @@ class AnswerWriter(ABC):
 
     def events(self, index: int, token: Token) -> Sequence[OutputEvent]:
         """What a choice's next token says. To be called for each, in order."""
+        self._usage.completion_tokens += 1
         if self._parsers is None:
             return (Content(token.text),) if token.text else ()
-        return self._parsers[index].feed(token.token_id, token.text)
+        events = self._parsers[index].feed(token.token_id, token.text)
+        self._usage.reasoning_tokens += any(isinstance(one, Reasoning) for one in events)
+        return self._shown(events)
 
     def last_events(self, index: int) -> Sequence[OutputEvent]:
         """What was held back until a choice had ended."""
-        return () if self._parsers is None else self._parsers[index].finish()
+        return () if self._parsers is None else self._shown(self._parsers[index].finish())
+
+    def _shown(self, events: Sequence[OutputEvent]) -> Sequence[OutputEvent]:
+        if self._generation.show_reasoning:
+            return events
+        return [one for one in events if not isinstance(one, Reasoning)]
 
     @abstractmethod
     async def token(self, index: int, token: Token) -> None: ...

@@ -1,11 +1,14 @@
 """An answer given whole: choices are collected, then sent as one JSON object."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from protocol.formats.contract import OutputEvent
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
+from router.http.chat_message import ChatMessage, finish_reason
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
@@ -18,25 +21,42 @@ class JsonChoice:
     def __init__(self, generation: Generation, index: int, *, tokenizer: Tokenizer) -> None:
         self.index = index
         self.logprobs = logprobs_of(generation, index, tokenizer=tokenizer)
-        self._kind = generation.kind
-        self._texts = [generation.echoes[index]]
+        self._generation = generation
+        self._message = ChatMessage()
         self._entries: list[Any] = []
-        self.finish_reason: str | None = None
+        self._token_ids: list[int] = []
+        self._ended: Ended | None = None
 
-    def add(self, token: Token) -> None:
-        self._texts.append(token.text)
+    def add(self, token: Token, events: Sequence[OutputEvent]) -> None:
+        self._message.add(events)
         if self.logprobs is not None:
             self._entries.append(self.logprobs.entry(token))
+        if self._generation.return_token_ids:
+            self._token_ids.append(token.token_id)
+
+    def end(self, ended: Ended, events: Sequence[OutputEvent]) -> None:
+        self._message.add(events)
+        self._ended = ended
 
     def shape(self) -> dict[str, Any]:
-        text = "".join(self._texts)
-        logprobs = None if self.logprobs is None else self.logprobs.join(self._entries)
+        assert self._ended is not None, f"choice {self.index} has no ending"
+        generation, message = self._generation, self._message.shape()
         shown: dict[str, Any] = {"index": self.index}
-        if self._kind == "chat":
-            shown["message"] = {"role": "assistant", "content": text, "refusal": None}
+        if generation.kind == "chat":
+            shown["message"] = message
         else:
-            shown["text"] = text
-        return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
+            shown["text"] = generation.echoes[self.index] + message["content"]
+        reason, has_calls = self._ended.finish_reason, "tool_calls" in message
+        shown |= {
+            "logprobs": None if self.logprobs is None else self.logprobs.join(self._entries),
+            "finish_reason": finish_reason(reason, has_calls=has_calls),
+            "stop_reason": self._ended.stopped_by,
+        }
+        if generation.return_token_ids:
+            shown["token_ids"] = self._token_ids
+            if generation.kind == "text":
+                shown["prompt_token_ids"] = list(generation.requests[self.index].token_ids)
+        return shown
 
 
 class JsonAnswer(AnswerWriter):
@@ -50,19 +70,18 @@ class JsonAnswer(AnswerWriter):
         ]
 
     async def token(self, index: int, token: Token) -> None:
-        self._usage.completion_tokens += 1
         self.num_held += 1 + len(token.top)
         if self.num_held > MAX_ALTERNATIVES:
             raise answer_too_large(self._generation.kind)
-        self._choices[index].add(token)
+        self._choices[index].add(token, self.events(index, token))
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
-        self._choices[index].finish_reason = ended.finish_reason
+        self._choices[index].end(ended, self.last_events(index))
 
     async def finish(self) -> None:
         generation = self._generation
-        answer = {
+        answer: dict[str, Any] = {
             "id": generation.id,
             "object": "chat.completion" if generation.kind == "chat" else "text_completion",
             "created": generation.created,
@@ -71,6 +90,8 @@ class JsonAnswer(AnswerWriter):
             "choices": [choice.shape() for choice in self._choices],
             "usage": self._usage.shape(),
         }
+        if generation.return_token_ids and generation.kind == "chat":
+            answer["prompt_token_ids"] = list(generation.requests[0].token_ids)
         await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:
@@ -82,5 +103,9 @@ def logprobs_of(generation: Generation, index: int, *, tokenizer: Tokenizer) -> 
     if sampling.num_logprobs is None:
         return None
     if generation.kind == "chat":
-        return ChatLogprobs(tokenizer)
-    return TextLogprobs(tokenizer, skip_special_tokens=sampling.skip_special_tokens)
+        return ChatLogprobs(tokenizer, as_ids=generation.tokens_as_ids)
+    return TextLogprobs(
+        tokenizer,
+        skip_special_tokens=sampling.skip_special_tokens,
+        as_ids=generation.tokens_as_ids,
+    )

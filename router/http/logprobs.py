@@ -30,8 +30,9 @@ class Logprobs(Protocol):
 class ChatLogprobs:
     """`content: [{token, logprob, bytes, top_logprobs}]`"""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, as_ids: bool) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
 
     def entry(self, token: Token) -> msgspec.Raw:
         """As bytes: a whole answer's entries wait in a third of the memory that objects take."""
@@ -44,7 +45,7 @@ class ChatLogprobs:
 
     def _one(self, token_id: int, logprob: float | None) -> Entry:
         return {
-            "token": self._tokenizer.token_text(token_id),
+            "token": as_id(token_id) if self._as_ids else self._tokenizer.token_text(token_id),
             "logprob": _finite(logprob),
             "bytes": list(self._tokenizer.token_bytes(token_id)),
         }
@@ -57,8 +58,9 @@ class TextLogprobs:
     written `bytes:\\xe6\\x9d`, as OpenAI does.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool, as_ids: bool) -> None:
         self._tokenizer = tokenizer
+        self._as_ids = as_ids
         self._text = Detokenizer(tokenizer.token_bytes, skip_special_tokens=skip_special_tokens)
         self._offset = 0
 
@@ -80,11 +82,18 @@ class TextLogprobs:
         return {column: [entry[column] for entry in entries] for column in columns}
 
     def _name(self, token_id: int) -> str:
+        if self._as_ids:
+            return as_id(token_id)
         raw = self._tokenizer.token_bytes(token_id)
         try:
             return raw.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def as_id(token_id: int) -> str:
+    """vLLM's way to name a token whose text does not tell it."""
+    return f"token_id:{token_id}"
 
 
 def _finite(logprob: float | None) -> float:

@@ -6,18 +6,24 @@ before it is still a plain status; an error after it is an event `{"error": ...}
 the stream, without `[DONE]`.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
+from protocol.formats.contract import CallStart, Content, OutputEvent
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
+from router.http.chat_message import delta, finish_reason
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
 from router.requests.events import Ended, Token
 
 DONE = b"data: [DONE]\n\n"
+NONE = b"null"
 _encode = msgspec.json.encode
+_ROLE = _encode({"role": "assistant", "content": "", "refusal": None})
 
 
 class Frames:
@@ -39,36 +45,59 @@ class Frames:
         self._heads = [
             self._head + b'{"index":%d,' % index + name for index in range(len(generation.requests))
         ]
-        self._before, self._after = (b'{"content":', b"}") if chat else (b"", b"")
-        self._role = _encode({"role": "assistant", "content": "", "refusal": None}) if chat else b""
-        self._no_text = b"{}" if chat else b'""'
-        self._echoes = generation.echoes
+        self._shown, self._nothing = (delta, b"{}") if chat else (_text, b'""')
+        self._generation = generation
 
     def opening(self, index: int) -> bytes:
         """What comes before a choice's first text: the role, or the echoed prompt."""
-        if self._role:
-            return self._chunk(index, self._role)
-        return self.text(index, self._echoes[index]) if self._echoes[index] else b""
+        generation, more = self._generation, b""
+        if generation.return_token_ids:
+            more = b',"prompt_token_ids":' + _encode(generation.requests[index].token_ids)
+        if generation.kind == "chat":
+            frame = self._chunk(index, _ROLE)
+            return frame[: -len(b"}\n\n")] + more + b"}\n\n"
+        echo = generation.echoes[index]
+        return self._chunk(index, _encode(echo), more=more) if echo or more else b""
 
-    def text(self, index: int, text: str, logprobs: bytes = b"null") -> bytes:
-        return self._chunk(index, self._before + _encode(text) + self._after, logprobs)
+    def shown(self, events: Sequence[OutputEvent], *, anyway: bool) -> list[bytes]:
+        """What the events tell, a chunk each; `anyway`: at least one."""
+        shown = [text for event in events if (text := self._shown(event))]
+        return [self._nothing] if anyway and not shown else shown
 
-    def closing(self, index: int, reason: str) -> bytes:
-        return self._chunk(index, self._no_text, finish_reason=b'"%s"' % reason.encode())
+    def chunks(self, index: int, shown: Sequence[bytes], logprobs: bytes, more: bytes) -> bytes:
+        """`logprobs` and `more`, of the token, are in the first."""
+        first = self._chunk(index, shown[0], logprobs, more=more)
+        return first + b"".join(self._chunk(index, text) for text in shown[1:])
+
+    def closing(self, index: int, reason: str, stopped_by: int | str | None, more: bytes) -> bytes:
+        more += b',"stop_reason":' + _encode(stopped_by)
+        reason_shown = b'"%s"' % reason.encode()
+        return self._chunk(index, self._nothing, finish_reason=reason_shown, more=more)
 
     def usage(self, usage: Usage) -> bytes:
         return self._head + b"]" + _usage_tail(usage)
 
     def _chunk(
-        self, index: int, shown: bytes, logprobs: bytes = b"null", finish_reason: bytes = b"null"
+        self,
+        index: int,
+        shown: bytes,
+        logprobs: bytes = NONE,
+        finish_reason: bytes = NONE,
+        more: bytes = b"",
     ) -> bytes:
-        return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
+        return b'%b%b,"logprobs":%b,"finish_reason":%b%b}%b' % (
             self._heads[index],
             shown,
             logprobs,
             finish_reason,
+            more,
             self._tail if self._usage is None else b"]" + _usage_tail(self._usage),
         )
+
+
+def _text(event: OutputEvent) -> bytes:
+    assert isinstance(event, Content), "a completion has no parser"
+    return _encode(event.text)
 
 
 def _usage_tail(usage: Usage) -> bytes:
@@ -86,23 +115,42 @@ class SseAnswer(AnswerWriter):
             logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
         ]
         self._opened = [False] * num_choices
+        self._has_calls = [False] * num_choices
+        self._untold: list[list[int]] = [[] for _ in range(num_choices)]
+        """Token ids that no chunk has named yet, if they are to be told."""
         self._started = False
 
     async def token(self, index: int, token: Token) -> None:
         frame = self._open(index)
-        self._usage.completion_tokens += 1
-        logprobs = self._logprobs[index]
+        if self._generation.return_token_ids:
+            self._untold[index].append(token.token_id)
+        logprobs, entry = self._logprobs[index], NONE
         if logprobs is not None:
             entry = _encode(logprobs.join([logprobs.entry(token)]))
-            frame += self._frames.text(index, token.text, entry)
-        elif token.text:
-            frame += self._frames.text(index, token.text)
+        frame += self._frames_of(index, self.events(index, token), entry)
         if frame:
             await self._write(frame)
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
-        await self._write(self._open(index) + self._frames.closing(index, ended.finish_reason))
+        frame = self._open(index) + self._frames_of(index, self.last_events(index), NONE)
+        reason = finish_reason(ended.finish_reason, has_calls=self._has_calls[index])
+        more = self._token_ids(index)
+        await self._write(frame + self._frames.closing(index, reason, ended.stopped_by, more))
+
+    def _frames_of(self, index: int, events: Sequence[OutputEvent], logprobs: bytes) -> bytes:
+        if any(isinstance(event, CallStart) for event in events):
+            self._has_calls[index] = True
+        shown = self._frames.shown(events, anyway=logprobs != NONE)
+        if not shown:
+            return b""
+        return self._frames.chunks(index, shown, logprobs, self._token_ids(index))
+
+    def _token_ids(self, index: int) -> bytes:
+        if not self._generation.return_token_ids:
+            return b""
+        told, self._untold[index] = self._untold[index], []
+        return b',"token_ids":' + _encode(told)
 
     async def finish(self) -> None:
         usage = self._frames.usage(self._usage) if self._generation.include_usage else b""

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from protocol.formats.formats import Output
 from protocol.ids import RequestId
 from protocol.messages import Sampling
 from protocol.text.sampling_defaults import SamplingDefaults
@@ -26,6 +27,7 @@ from router.api.parsing import parse_body
 from router.openai.chat import conversation_of
 from router.openai.conversation import Conversation
 from router.openai.encode import Prompt, check_token_ids, encode_chat, encode_prompts
+from router.openai.output import PLAIN, check_wishes, open_output
 from router.openai.schemas import (
     MAX_COPIED_TOKENS,
     MAX_SEED,
@@ -33,7 +35,6 @@ from router.openai.schemas import (
     CompletionRequest,
     SamplingFields,
 )
-from router.openai.tools import check_choice
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
@@ -55,21 +56,20 @@ def prepare_conversation(
     fields, chat = conversation.sampling, conversation.chat
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=1)
-    try:
-        check_choice(chat.tools, chat.choice)
-    except ValueError as error:
-        raise bad_field(chat.named("tool_choice"), str(error)) from error
+    check_wishes(runtime, chat)
     token_ids = encode_chat(runtime.tokenizer, chat, context=context)
     prompt = Prompt(field=chat.named("messages"), token_ids=tuple(token_ids))
     room = max(1, context - len(token_ids))
-    max_tokens = conversation.max_tokens or min(runtime.sampling_defaults.max_tokens or room, room)
+    default = min(runtime.sampling_defaults.max_tokens or room, room)
     wish = _Wish(
         kind="chat",
         sampling=fields,
         prompts=(prompt,),
-        max_tokens=max_tokens,
+        max_tokens=_limit(runtime, conversation.max_tokens, room=room) or default,
         is_limited=conversation.max_tokens is not None,
         num_logprobs=conversation.num_logprobs,
+        output=open_output(runtime.formats, conversation, token_ids),
+        show_reasoning=conversation.show_reasoning,
     )
     _check_sizes(runtime, wish, context=context)
     return _generation(runtime, wish, request)
@@ -88,7 +88,8 @@ def prepare_completion(
         kind="text",
         sampling=fields,
         prompts=prompts,
-        max_tokens=fields.max_tokens or max(1, min(COMPLETION_MAX_TOKENS, room)),
+        max_tokens=_limit(runtime, fields.max_tokens, room=room)
+        or max(1, min(COMPLETION_MAX_TOKENS, room)),
         is_limited=fields.max_tokens is not None,
         num_logprobs=fields.logprobs,
     )
@@ -107,6 +108,15 @@ class _Wish:
     is_limited: bool
     """Whether the client named `max_tokens`."""
     num_logprobs: int | None
+    output: Output = PLAIN
+    show_reasoning: bool = True
+
+
+def _limit(runtime: Runtime, asked: int | None, *, room: int) -> int | None:
+    """As asked, or what there is of it where that will do."""
+    if asked is None or room < 1 or not runtime.limits.clamp_max_tokens:
+        return asked
+    return min(asked, room)
 
 
 def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
@@ -136,6 +146,10 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
         requests=requests,
         prompt_tokens=sum(len(prompt.token_ids) for prompt in wish.prompts),
         echoes=tuple(prompt.echo for prompt in owners),
+        new_parser=wish.output.new_parser,
+        show_reasoning=wish.show_reasoning,
+        return_token_ids=fields.return_token_ids,
+        tokens_as_ids=fields.return_tokens_as_token_ids,
     )
 
 
@@ -195,6 +209,8 @@ def _sampling(wish: _Wish, defaults: SamplingDefaults) -> Sampling:
         stop_token_ids=fields.stop_token_ids,
         include_stop=fields.include_stop_str_in_output,
         skip_special_tokens=fields.skip_special_tokens,
+        grammar=wish.output.grammar,
+        marks=wish.output.marks,
     )
 
 

@@ -116,6 +116,9 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_BIASES)] = ()
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    return_token_ids: bool = False
+    return_tokens_as_token_ids: bool = False
+    """Where log probabilities name tokens."""
     cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     """Prefixes are shared only between requests of the same salt."""
     user: Name = ""

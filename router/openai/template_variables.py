@@ -32,6 +32,10 @@ def template_variables(template: ChatTemplate, chat: Chat) -> dict[str, Any]:
     return variables | _thinking(template, chat) | dict(chat.template_kwargs)
 
 
+def can_choose_thinking(template: ChatTemplate) -> bool:
+    return not template.variables.isdisjoint(("reasoning_effort", *SWITCHES))
+
+
 def _adds_prompt(chat: Chat) -> bool:
     """Not before an answer that has begun."""
     if not chat.continue_final:

@@ -17,7 +17,6 @@ _SAMPLERS: dict[str, tuple[object, ...]] = {
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
     "structured_outputs": (), "response_format": ({"type": "text"},), "priority": (0,),
     "json_schema": (), "regex": (), "ebnf": (), "vllm_xargs": ({},), "custom_params": ({},),
-    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,),
     "return_hidden_states": (False,), "return_token_offsets": (False,),
     "kv_transfer_params": (), "ec_transfer_params": (), "lora_path": ("",), "session_params": ({},),
     "return_mm_kwargs": (True,), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),

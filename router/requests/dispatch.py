@@ -15,7 +15,6 @@ from typing import assert_never
 
 from protocol.errors import BatonError, CapacityError
 from protocol.ids import RequestId
-from protocol.messages import FinishReason
 from protocol.process.metrics import RouterMetrics
 from router.placement.place import Placement, PlacementRefusal, Prefer
 from router.placement.prefix_index import PrefixIndex
@@ -160,8 +159,8 @@ class Dispatcher:
                     case PlaceAgain():
                         self._note_loss(context, instruction)
                         await self._launch(context)
-                    case EndWell(reason):
-                        for event in self._ended(context, reason):
+                    case EndWell():
+                        for event in self._ended(context, instruction):
                             yield event
                         return
                     case GiveUp(error):
@@ -176,11 +175,16 @@ class Dispatcher:
             yield Placed(route=context.routed.route)
         yield token
 
-    def _ended(self, context: RequestContext, reason: FinishReason) -> Iterator[GenerationEvent]:
+    def _ended(self, context: RequestContext, ending: EndWell) -> Iterator[GenerationEvent]:
         if context.first_token_at is None:
             yield Placed(route=context.routed.route)
         trace = context.final_trace = context.trace(now=self._clock())
-        yield Ended(finish_reason=reason, cached_tokens=trace.cached_tokens, trace=trace)
+        yield Ended(
+            finish_reason=ending.reason,
+            stopped_by=ending.stopped_by,
+            cached_tokens=trace.cached_tokens,
+            trace=trace,
+        )
 
     def _send(self, context: RequestContext, send: Send) -> None:
         """A worker that cannot be told any more is as good as gone."""

@@ -33,6 +33,8 @@ class PlaceAgain:
 @dataclass(frozen=True, slots=True)
 class EndWell:
     reason: FinishReason
+    stopped_by: int | str | None = None
+    """As of `protocol.messages.Finished`."""
 
 
 @dataclass(frozen=True, slots=True)

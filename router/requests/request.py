@@ -16,7 +16,6 @@ from protocol.messages import (
     Emit,
     Failed,
     Finished,
-    FinishReason,
     Landed,
     PrefillDone,
     Sampling,
@@ -40,7 +39,7 @@ from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 MAX_SUSPECTED = 2
 """Workers in a row that may be lost with a request among the last they were given."""
-AlreadyEnded = Callable[[Sampling, Sequence[int]], FinishReason | None]
+AlreadyEnded = Callable[[Sampling, Sequence[int]], EndWell | None]
 """Whether these output tokens already end the request: its last worker may have died between
 the last token and the message that it was the last."""
 
@@ -225,7 +224,7 @@ class RoutedRequest:
             if self._attempt.prefill is None:
                 num_reused = finished.cached_tokens // self._attempt.block_tokens
                 self._note(prefill_s=finished.prefill_s, blocks_reused=num_reused)
-        return self._end_well(finished.reason)
+        return self._end_well(EndWell(finished.reason, finished.stopped_by))
 
     def _failed(self, leg: Leg, failed: Failed) -> list[Instruction]:
         leg.open = False
@@ -281,11 +280,11 @@ class RoutedRequest:
         self._note(outcome=why)
         return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal)]
 
-    def _end_well(self, reason: FinishReason) -> list[Instruction]:
+    def _end_well(self, ending: EndWell) -> list[Instruction]:
         self._move(RequestEvent.ENDED_WELL)
-        self.outcome = reason
-        self._note(outcome=reason)
-        return [*self._aborts("finished"), EndWell(reason)]
+        self.outcome = ending.reason
+        self._note(outcome=ending.reason)
+        return [*self._aborts("finished"), ending]
 
     def _give_up(self, why: str, error: BatonError) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from support.checkpoints import write_checkpoint
 from support.fake_dispatcher import FakeDispatcher, StubCluster
 
+from protocol.formats.choose import choose_formats
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import create_app
@@ -73,6 +74,7 @@ def make_bench(path: Path, **checkpoint: Any) -> Bench:
     runtime = Runtime(
         model=MODEL,
         tokenizer=tokenizer,
+        formats=choose_formats(tokenizer),
         dispatcher=dispatcher,
         cluster=cluster,
         metrics=RouterMetrics(),

@@ -37,6 +37,7 @@ class FakeDispatcher:
         self.traces: dict[RequestId, RequestTrace] = {}
         self.num_active = 0
         self.num_aborted = 0
+        self.stopped_by: int | str | None = None
         self.num_made = 0
         """Tokens yielded."""
 
@@ -57,7 +58,12 @@ class FakeDispatcher:
                 yield token
             finished = True
             trace = self._trace(request, reason)
-            yield Ended(finish_reason=reason, cached_tokens=self.cached_tokens, trace=trace)
+            yield Ended(
+                finish_reason=reason,
+                stopped_by=self.stopped_by,
+                cached_tokens=self.cached_tokens,
+                trace=trace,
+            )
         except BatonError:
             finished = True
             raise
@@ -88,6 +94,7 @@ class FakeDispatcher:
                     for rank in range(sampling.num_logprobs or 0)
                 ),
             )
+            self.stopped_by = state.stopped_by
             yield token, step.stopped
             if last:
                 return

@@ -46,6 +46,7 @@ from protocol.messages import (
     ToRouter,
     WorkerState,
 )
+from router.requests.instructions import EndWell
 
 Deed = Literal[
     "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"
@@ -78,8 +79,9 @@ def ending(outputs: Sequence[int], sampling: Sampling) -> FinishReason | None:
     return "length" if len(outputs) >= sampling.max_tokens else None
 
 
-def already_ended(sampling: Sampling, outputs: Sequence[int]) -> FinishReason | None:
-    return ending(outputs, sampling)
+def already_ended(sampling: Sampling, outputs: Sequence[int]) -> EndWell | None:
+    reason = ending(outputs, sampling)
+    return None if reason is None else EndWell(reason)
 
 
 def expected(prompt: Sequence[int], sampling: Sampling) -> list[int]:

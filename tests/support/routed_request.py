@@ -26,7 +26,7 @@ from protocol.messages import (
     TokenLogprob,
 )
 from router.requests.events import GenerationRequest, Token
-from router.requests.instructions import Deliver, Instruction, Send
+from router.requests.instructions import Deliver, EndWell, Instruction, Send
 from router.requests.request import RoutedRequest
 from router.requests.states import RequestState
 from router.workers.worker import KnownWorker
@@ -51,10 +51,10 @@ TICKET = Ticket(
 )
 
 
-def already_ended(sampling: Sampling, outputs: Sequence[int]) -> FinishReason | None:
+def already_ended(sampling: Sampling, outputs: Sequence[int]) -> EndWell | None:
     if outputs and outputs[-1] == EOS:
-        return "stop"
-    return "length" if len(outputs) >= sampling.max_tokens else None
+        return EndWell("stop")
+    return EndWell("length") if len(outputs) >= sampling.max_tokens else None
 
 
 def new_request() -> RoutedRequest:
@@ -153,11 +153,14 @@ def landed(*, attempt: int = 1) -> Landed:
     )
 
 
-def finished(reason: FinishReason, *, num_tokens: int, attempt: int = 1) -> Finished:
+def finished(
+    reason: FinishReason, *, num_tokens: int, attempt: int = 1, stopped_by: str | None = None
+) -> Finished:
     return Finished(
         request=WIRE,
         attempt=attempt,
         reason=reason,
+        stopped_by=stopped_by,
         num_tokens=num_tokens,
         cached_tokens=4,
         queued_s=0.125,

@@ -41,6 +41,8 @@ class ChatTemplate:
         """`for_tools` is used instead when tools are given. CheckpointError names the file."""
         self._environment = _environment()
         source = TemplateSource(source) if isinstance(source, str) else source
+        self.source = source.text + (for_tools.text if for_tools else "")
+        """All of its text."""
         self._plain = _Compiled(self._environment, source)
         self._for_tools = _Compiled(self._environment, for_tools) if for_tools else self._plain
         self._special_tokens = dict(special_tokens)

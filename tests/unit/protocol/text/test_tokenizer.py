@@ -107,6 +107,22 @@ def test_a_stop_string_across_tokens_stops_at_the_token_that_completes_it() -> N
     steps = [state.feed(token_id) for token_id in ids]
     assert [step.stopped for step in steps[:4]] == [False, False, False, True]
     assert "".join(step.text for step in steps) + state.flush() == "o"
+    assert state.stopped_by == "END"
+
+
+def test_what_stopped_a_text_is_told_unless_it_is_the_end_of_text() -> None:
+    eos, other = level.encode("<|im_end|>")[0], level.encode("x")[0]
+    tokenizer = wrap(BYTE_LEVEL, eos_token_ids=(eos,))
+    for token_id, fields, told in (
+        (eos, {}, None),
+        (eos, {"stop_token_ids": (eos,)}, None),
+        (eos, {"stop_token_ids": (eos,), "ignore_eos": True}, eos),
+        (other, {"stop_token_ids": (other,)}, other),
+        (other, {"stop": ("y", "x")}, "x"),
+    ):
+        state = TextState(tokenizer, sampling(**fields))
+        assert state.feed(token_id).stopped
+        assert state.stopped_by == told
 
 
 def test_text_that_only_began_like_a_stop_string_is_released() -> None:

@@ -32,6 +32,7 @@ async def test_a_chat_answer_has_exactly_openais_shape(client: httpx.AsyncClient
                 "message": {"role": "assistant", "content": "Hello there.", "refusal": None},
                 "logprobs": None,
                 "finish_reason": "stop",
+                "stop_reason": None,
             }
         ],
     }
@@ -42,7 +43,7 @@ async def test_a_completion_answer_has_exactly_openais_shape(client: httpx.Async
     assert answer["id"].startswith("cmpl-")
     assert answer["object"] == "text_completion"
     (choice,) = answer["choices"]
-    assert set(choice) == {"index", "text", "logprobs", "finish_reason"}
+    assert set(choice) == {"index", "text", "logprobs", "finish_reason", "stop_reason"}
     assert (choice["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 2)
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from support.checkpoints import write_checkpoint
 
-from protocol.messages import FinishReason, Sampling
+from protocol.messages import Sampling
 from protocol.text.tokenizer import Tokenizer
+from router.requests.instructions import EndWell
 from router.requests.replay import already_ended
 
-Asked = Callable[[Sampling, list[int]], FinishReason | None]
+Asked = Callable[[Sampling, list[int]], EndWell | None]
 SAMPLING = Sampling(seed=1, max_tokens=3)
 
 
@@ -32,14 +33,14 @@ def test_no_output_is_no_ending(asked: Asked) -> None:
 def test_the_last_token_that_was_wanted_is_the_ending(asked: Asked, tokenizer: Tokenizer) -> None:
     (token, *_) = tokenizer.encode("Hello")
     assert asked(SAMPLING, [token, token]) is None
-    assert asked(SAMPLING, [token, token, token]) == "length"
+    assert asked(SAMPLING, [token, token, token]) == EndWell("length")
 
 
 def test_an_end_of_text_is_the_ending_unless_it_is_to_be_ignored(
     asked: Asked, tokenizer: Tokenizer
 ) -> None:
     (token, *_), (eos, *_) = tokenizer.encode("Hello"), tokenizer.eos_token_ids
-    assert asked(SAMPLING, [token, eos]) == "stop"
+    assert asked(SAMPLING, [token, eos]) == EndWell("stop")
     assert asked(Sampling(seed=1, max_tokens=3, ignore_eos=True), [token, eos]) is None
 
 
@@ -49,4 +50,4 @@ def test_a_stop_string_over_several_tokens_is_the_ending(
     tokens = tokenizer.encode("Hello there")
     sampling = Sampling(seed=1, max_tokens=99, stop=("there",))
     assert asked(sampling, tokens[:-1]) is None
-    assert asked(sampling, tokens) == "stop"
+    assert asked(sampling, tokens) == EndWell("stop", "there")

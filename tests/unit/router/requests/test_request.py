@@ -81,7 +81,8 @@ def test_each_token_is_delivered_as_it_comes() -> None:
 def test_a_request_ends_when_its_decode_worker_has_finished() -> None:
     routed = in_state(RequestState.DECODE)
     hear(routed, D, emit(0, 8), emit(1, EOS))
-    assert hear(routed, D, finished("stop", num_tokens=2)) == [EndWell("stop")]
+    ending = finished("stop", num_tokens=2, stopped_by="\n")
+    assert hear(routed, D, ending) == [EndWell("stop", "\n")]
     assert (routed.state, routed.outcome) == (RequestState.FINISHED, "stop")
 
 

@@ -1,0 +1,108 @@
+"""The formats of one checkpoint, bound to its tokens: an output opened, with what it needs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from protocol.formats.contract import OutputParser, Tool, ToolChoice
+from protocol.formats.lexer import terminals_of
+from protocol.formats.parser import BoundFormat, FormatParser, Mark
+from protocol.formats.table import REASONING, Format
+from protocol.formats.think import PLAIN, ThinkTags, with_thinking
+from protocol.messages import Grammar
+from protocol.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How one request's outputs are held to a format and read."""
+
+    marks: tuple[int, ...]
+    """For `Sampling.marks`."""
+    new_parser: Callable[[], OutputParser] | None
+    """Of each choice. None: all of an output is content."""
+    grammar: Grammar | None
+
+
+class Formats:
+    """Thread-safe."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, tools: Format | None, thinking: ThinkTags | None
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._thinking = thinking
+        self.tools = tools
+        plain = PLAIN if tools is None or not tools.headers else tools
+        self._without_tools = self._bind(plain)
+        self._with_tools = self._without_tools if tools is None else self._bind(tools)
+
+    @property
+    def tool_format(self) -> str:
+        """Its name; "none" when calls are not read."""
+        return "none" if self.tools is None else self.tools.name
+
+    @property
+    def reasoning_format(self) -> str:
+        if self.tools is not None and self.tools.headers:
+            return self.tools.name
+        return "none" if self._thinking is None else self._thinking.name
+
+    def open(
+        self,
+        *,
+        tools: Sequence[Tool] = (),
+        choice: ToolChoice = "auto",
+        parallel: bool = True,
+        prompt_ids: Sequence[int],
+        answer_grammar: str | None = None,
+    ) -> Output:
+        """Of a request with this prompt. `answer_grammar`: of the content, as llguidance reads it.
+        Raises ValueError for tools and choices that the format cannot be held to."""
+        uses_tools = bool(tools) and choice != "none"
+        bound = self._with_tools if uses_tools else self._without_tools
+        state = self._state_after(bound, prompt_ids)
+
+        def new_parser() -> OutputParser:
+            return FormatParser(bound, tools, state=state)
+
+        grammar = None if answer_grammar is None else Grammar(text=answer_grammar)
+        return Output(
+            marks=tuple(bound.marks),
+            new_parser=new_parser if bound.format.rows else None,
+            grammar=grammar,
+        )
+
+    def _bind(self, of: Format) -> BoundFormat:
+        tokens = self._tokenizer.added_tokens
+        if self._thinking is not None:
+            of = with_thinking(of, self._thinking, tokens)
+        marks = {}
+        for text in sorted(of.terminals() | set(of.parts)):
+            if (token_id := tokens.get(text)) is not None:
+                is_hidden = self._tokenizer.is_special(token_id) and text not in of.parts
+                marks[token_id] = Mark(text, "" if is_hidden else text)
+        return BoundFormat(
+            format=of,
+            terminals=terminals_of(of, tokens),
+            marks=marks,
+            last_states=frozenset(of.states) - {state for state, _ in of.rows},
+        )
+
+    def _state_after(self, bound: BoundFormat, prompt_ids: Sequence[int]) -> str:
+        """Where an output begins: in reasoning, if the prompt has opened it."""
+        parser = FormatParser(self._without_tools, (), state=bound.format.initial)
+        for token_id in self._last_message(prompt_ids, bound):
+            is_mark = token_id in bound.marks
+            parser.feed(token_id, "" if is_mark else self._tokenizer.token_text(token_id))
+        is_header = bool(bound.format.headers)
+        return parser.state if parser.state == REASONING or is_header else bound.format.initial
+
+    def _last_message(self, prompt_ids: Sequence[int], bound: BoundFormat) -> Sequence[int]:
+        """The tokens after the last that neither text nor tags consist of."""
+        restart = self._tokenizer.added_tokens.get(bound.format.restarts)
+        for at in range(len(prompt_ids) - 1, -1, -1):
+            token_id = prompt_ids[at]
+            is_other = self._tokenizer.is_special(token_id) and token_id not in bound.marks
+            if token_id == restart or is_other:
+                return prompt_ids[at + 1 :]
+        return prompt_ids

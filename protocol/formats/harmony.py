@@ -1,0 +1,40 @@
+"""gpt-oss: messages whose header says their channel, and their recipient where they are calls."""
+
+from protocol.formats.table import (
+    CONTENT,
+    END,
+    REASONING,
+    SHOWN,
+    Format,
+    Row,
+    Takes,
+    Written,
+)
+
+_ENDS = {
+    (state, terminal): Row("header")
+    for state in (CONTENT, REASONING, "after", "arguments")
+    for terminal in ("<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")
+}
+HARMONY = Format(
+    name="harmony",
+    states={**SHOWN, "header": Takes.HEADER, "arguments": Takes.ARGUMENTS, "after": Takes.SKIP},
+    rows={
+        **_ENDS,
+        ("header", "<|message|>"): Row(CONTENT),
+        ("header", "<|start|>"): Row("header"),
+        ("arguments", END): Row("after"),
+    },
+    initial="header",
+    headers=(
+        (r"to=functions\.(?P<name>[^\s<]+)", "arguments"),
+        (r"<\|channel\|>analysis|^analysis", REASONING),
+        (r"", CONTENT),
+    ),
+    written=Written(
+        call="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"
+        "<|call|>"
+    ),
+    restarts="<|start|>",
+    parts=("<|channel|>", "<|constrain|>"),
+)

@@ -1,0 +1,42 @@
+"""Tags around reasoning: which there are, and a format's table with them."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from protocol.formats.table import CONTENT, ORIGINS, REASONING, SHOWN, START, Format, Row
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkTags:
+    name: str
+    open: str
+    close: str
+
+
+TAGS = (
+    ThinkTags("think", "<think>", "</think>"),
+    ThinkTags("seed_think", "<seed:think>", "</seed:think>"),
+    ThinkTags("magistral", "[THINK]", "[/THINK]"),
+    ThinkTags("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
+    ThinkTags("kimi_think", "◁think▷", "◁/think▷"),
+    ThinkTags("thinking", "<thinking>", "</thinking>"),
+    ThinkTags("thought", "<thought>", "</thought>"),
+)
+PLAIN = Format(name="none", states=SHOWN, rows={})
+"""All is content."""
+
+
+def with_thinking(of: Format, tags: ThinkTags, tokens: Container[str]) -> Format:
+    """Its table and the tags. `tokens`: terminals that are tokens of their own: these open a call
+    within reasoning too; a tag that is text opens reasoning only where an answer begins."""
+    opens = CONTENT if tags.open in tokens else START
+    rows = dict(of.rows)
+    rows |= {(opens, tags.open): Row(REASONING), (REASONING, tags.close): Row(START)}
+    if tags.open in tokens:
+        rows[REASONING, tags.open] = Row(REASONING)
+    if tags.close in tokens:
+        rows[CONTENT, tags.close] = Row(CONTENT)
+    for (state, terminal), row in of.rows.items():
+        if state == CONTENT and terminal in tokens and of.states[row.to] not in ORIGINS:
+            rows[REASONING, terminal] = row
+    return of.replace(name=f"{of.name}+{tags.name}", rows=rows)
