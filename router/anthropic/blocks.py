@@ -87,10 +87,6 @@ class OutputBlocks:
         self._blank = ""
         self._shows_thinking = shows_thinking
 
-    @property
-    def is_thinking(self) -> bool:
-        return self._open is not None and self._open.kind == "thinking"
-
     def add(self, event: OutputEvent) -> Iterator[BlockChange]:
         match event:
             case Content(text):

@@ -10,19 +10,20 @@ from typing import Any
 import msgspec
 
 from protocol.ids import RequestId
-from router.anthropic.schemas import MessagesRequest
+from router.anthropic.schemas import MessagesRequest, Thinking
 from router.anthropic.turns import turns_of
 from router.api.errors import bad_field
 from router.api.generation import Generation, check_model
 from router.api.parsing import parse_body
 from router.openai.conversation import Chat, Conversation
 from router.openai.encode import encode_chat
+from router.openai.output import check_wishes
 from router.openai.prepare import prepare_conversation
+from router.openai.template_variables import can_choose_thinking
 from router.runtime import Runtime
 
 NAMES = {"reasoning_effort": "output_config.effort", "continue_final_message": "messages"}
 """What this API calls fields of chat completions."""
-_THINKS = {"enabled": True, "disabled": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ def prepare_message(
     if asked.min_tokens > asked.max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {asked.max_tokens}")
     conversation = Conversation(
-        chat=chat_of(asked),
+        chat=chat_of(runtime, asked),
         sampling=msgspec.structs.replace(asked, stop=asked.stop_sequences),
         parallel=not asked.tool_choice.disable_parallel_tool_use,
     )
@@ -66,10 +67,12 @@ def count_tokens(runtime: Runtime, body: bytes, *, context: int) -> dict[str, in
     """Of what would be a request of `/v1/messages`."""
     asked = parse_body(MessagesRequest, body)
     check_model(runtime, asked.model)
-    return {"input_tokens": len(encode_chat(runtime.tokenizer, chat_of(asked), context=context))}
+    chat = chat_of(runtime, asked)
+    check_wishes(runtime, chat)
+    return {"input_tokens": len(encode_chat(runtime.tokenizer, chat, context=context))}
 
 
-def chat_of(asked: MessagesRequest) -> Chat:
+def chat_of(runtime: Runtime, asked: MessagesRequest) -> Chat:
     """Raises ApiError 400."""
     thinking, choice = asked.thinking, asked.choice
     turns = turns_of(asked.messages, asked.system)
@@ -81,11 +84,24 @@ def chat_of(asked: MessagesRequest) -> Chat:
         names=NAMES,
         tools=asked.tools,
         choice=choice,
-        thinking=_THINKS.get(thinking.type) if thinking else None,
+        thinking=_wish_to_think(runtime, thinking),
         effort=asked.output_config.effort,
         template_kwargs=kwargs,
         continue_final=turns[-1].role == "assistant",
     )
+
+
+def _wish_to_think(runtime: Runtime, thinking: Thinking | None) -> bool | None:
+    """None: as the template does by itself, which is to think where there is no choice."""
+    match thinking:
+        case Thinking(type="enabled"):
+            template = runtime.tokenizer.chat_template
+            always = runtime.formats.reasoning_format != "none"
+            return None if always and template and not can_choose_thinking(template) else True
+        case Thinking(type="disabled"):
+            return False
+        case _:
+            return None
 
 
 def _fields(generation: Generation) -> dict[str, Any]:

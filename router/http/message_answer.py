@@ -24,15 +24,11 @@ class MessageAnswer(AnswerWriter):
         assert isinstance(generation, MessageGeneration)
         self._is_cut = generation.is_cut
         self._blocks = OutputBlocks(shows_thinking=generation.shows_thinking)
-        self._thinking_tokens = 0
         self._stopped: dict[str, str | None] = {"stop_reason": None, "stop_sequence": None}
 
     def _changes(self, token: Token) -> Iterator[BlockChange]:
-        self._usage.completion_tokens += 1
-        was_thinking = self._blocks.is_thinking
         for event in self.events(0, token):
             yield from self._blocks.add(event)
-        self._thinking_tokens += was_thinking or self._blocks.is_thinking
 
     def _last_changes(self, ended: Ended) -> Iterator[BlockChange]:
         self._usage.ended(0, ended)
@@ -69,7 +65,7 @@ class MessageAnswer(AnswerWriter):
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
             "output_tokens": self._usage.completion_tokens,
-            "output_tokens_details": {"thinking_tokens": self._thinking_tokens},
+            "output_tokens_details": {"thinking_tokens": self._usage.reasoning_tokens},
         }
 
 

@@ -14,6 +14,7 @@ from router.requests.events import NoWorkers, RequestFailed
 
 pytestmark = pytest.mark.anyio
 SHOWN = (
+    "{# calls are <tool_call>, thoughts <think> </think> #}"
     "{% for m in messages %}[{{ m.role }} {{ m.content }}"
     "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}]{% endfor %}"
     "{% for t in tools or [] %}<{{ t.function | tojson }}>{% endfor %}"
@@ -164,6 +165,108 @@ async def test_thinking_is_the_templates_switch(
     bench, client = shown
     assert (await ask(client, thinking=thinking)).status_code == 200
     assert prompt_of(bench) == f"[user hi]{told}"
+
+
+async def test_a_model_that_always_thinks_needs_no_switch_and_cannot_do_without(
+    tmp_path: Path,
+) -> None:
+    template = "{# <think> </think> #}{% for m in messages %}{{ m.content }}{% endfor %}"
+    bench = make_bench(tmp_path / "always", chat_template=template)
+    async with bench.client() as client:
+        enabled = {"type": "enabled", "budget_tokens": 1024}
+        assert (await ask(client, thinking=enabled)).status_code == 200
+        refused = await ask(client, thinking={"type": "disabled"})
+        assert refusal(refused) == (400, "invalid_request_error", "thinking")
+
+
+CALLS = (
+    "<think>hm</think>\n\nI look."
+    '<tool_call>{"name": "weather", "arguments": {"city": "Rome", "at": [1]}}</tool_call>'
+    '\n<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
+)
+
+
+async def test_thoughts_and_calls_are_blocks(shown: tuple[Bench, httpx.AsyncClient]) -> None:
+    bench, client = shown
+    bench.dispatcher.reply = CALLS
+    answer = (await ask(client, tools=[TOOL], max_tokens=150)).json()
+    thought, text, *calls = answer["content"]
+    assert (thought["thinking"], bool(thought["signature"])) == ("hm", True)
+    assert text == {"type": "text", "text": "I look."}
+    assert [call["input"] for call in calls] == [{"city": "Rome", "at": [1]}, {}]
+    assert {(call["type"], call["name"]) for call in calls} == {("tool_use", "weather")}
+    assert calls[0]["id"] != calls[1]["id"]
+    assert answer["stop_reason"] == "tool_use"
+    assert 0 < answer["usage"]["output_tokens_details"]["thinking_tokens"] < 20
+
+
+def folded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The blocks that a client makes of a stream, which come one after another."""
+    blocks: list[dict[str, Any]] = []
+    pieces = ""
+    for event in events:
+        match event:
+            case {"type": "content_block_start", "index": index, "content_block": block}:
+                assert index == len(blocks)
+                blocks.append(block)
+                pieces = ""
+            case {"delta": {"type": "signature_delta", "signature": signature}}:
+                blocks[-1]["signature"] = signature
+            case {"type": "content_block_delta", "delta": {"type": _, **more}}:
+                (piece,) = more.values()
+                pieces += piece
+            case {"type": "content_block_stop", "index": index}:
+                assert index == len(blocks) - 1
+                kind = blocks[-1]["type"]
+                blocks[-1] |= (
+                    {"input": json.loads(pieces)} if kind == "tool_use" else {kind: pieces}
+                )
+    return blocks
+
+
+async def test_streamed_blocks_come_to_the_same(shown: tuple[Bench, httpx.AsyncClient]) -> None:
+    bench, client = shown
+    bench.dispatcher.reply = CALLS
+    fields = {"tools": [TOOL], "max_tokens": 150}
+    whole = (await ask(client, **fields)).json()["content"]
+    streamed = folded(events_of(await ask(client, stream=True, **fields)))
+    for block in (*whole, *streamed):
+        assert block["type"] != "tool_use" or block.pop("id")
+    assert streamed == whole
+    assert [block["type"] for block in whole] == ["thinking", "text", "tool_use", "tool_use"]
+
+
+async def test_thoughts_may_be_left_out(shown: tuple[Bench, httpx.AsyncClient]) -> None:
+    bench, client = shown
+    bench.dispatcher.reply = CALLS
+    thinking = {"type": "adaptive", "display": "omitted"}
+    answer = (await ask(client, thinking=thinking, max_tokens=150)).json()
+    assert answer["content"][0]["thinking"] == ""
+    assert "hm" not in json.dumps(answer)
+
+
+async def test_calls_may_be_required_named_or_one_at_most(
+    shown: tuple[Bench, httpx.AsyncClient],
+) -> None:
+    bench, client = shown
+    for choice, is_held in (
+        ({"type": "auto"}, False),
+        ({"type": "any"}, True),
+        ({"type": "tool", "name": "weather"}, True),
+        ({"type": "auto", "disable_parallel_tool_use": True}, True),
+    ):
+        response = await ask(client, tools=[TOOL], tool_choice=choice)
+        assert response.status_code == 200, response.text
+        grammar = bench.dispatcher.requests[-1].sampling.grammar
+        assert (grammar is not None) == is_held
+    other = await ask(client, tools=[TOOL], tool_choice={"type": "tool", "name": "other"})
+    assert refusal(other) == (400, "invalid_request_error", "tool_choice")
+
+
+async def test_a_stop_sequence_is_named(client: httpx.AsyncClient) -> None:
+    answer = (await ask(client, stop_sequences=["nope", " there"])).json()
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", " there")
+    assert answer["content"] == [{"type": "text", "text": "Hello"}]
 
 
 async def test_an_answer_that_has_begun_is_gone_on_with(
