@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken
+from engine.batch import Chunk, SampledToken, Words
 from engine.ops.cpu.words import all_words
 from engine.ops.philox import MAX_GUMBEL, gumbel, words
 from protocol.messages import Sampling
@@ -82,7 +82,7 @@ def sample_token(
     raw_V: Floats = np.nan_to_num(logits_V, nan=-np.inf, posinf=None, neginf=-np.inf)
     allowed_V = raw_V
     if chunk.allowed is not None:
-        allowed_V = np.where(np.frombuffer(chunk.allowed, np.bool_), raw_V, np.float32(-np.inf))
+        allowed_V = _allowed(raw_V, chunk.allowed.words())
     if not np.isfinite(allowed_V).any():
         return None
     scores_V = _shaped(allowed_V, chunk, sampling, eos_token_ids)
@@ -95,6 +95,12 @@ def sample_token(
     if sampling.num_logprobs is None:
         return SampledToken(token_id=token_id)
     return _with_logprobs(token_id, raw_V, sampling.num_logprobs)
+
+
+def _allowed(scores_V: Floats, words: Words) -> Floats:
+    """A copy with -inf for those that are not."""
+    bits_V = np.unpackbits(words.view(np.uint8), count=len(scores_V), bitorder="little")
+    return np.where(bits_V.view(np.bool_), scores_V, np.float32(-np.inf))
 
 
 def _is_greedy(sampling: Sampling) -> bool:

@@ -4,6 +4,7 @@ from router.api.errors import bad_field
 from router.openai.conversation import Chat, Conversation
 from router.openai.messages import Message
 from router.openai.schemas import ChatRequest, TokenizeRequest
+from router.openai.structured import answer_grammar
 
 
 def conversation_of(fields: ChatRequest) -> Conversation:
@@ -14,6 +15,7 @@ def conversation_of(fields: ChatRequest) -> Conversation:
         max_tokens=fields.output_limit,
         num_logprobs=fields.num_logprobs,
         parallel=fields.parallel_tool_calls,
+        answer_grammar=answer_grammar(fields),
         separate_reasoning=fields.separate_reasoning,
         show_reasoning=fields.include_reasoning,
     )

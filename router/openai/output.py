@@ -4,8 +4,10 @@ Everything that is asked of a model which its formats do not know is refused by 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from protocol.formats.formats import Formats, Output
+from protocol.messages import Grammar
 from router.api.errors import ApiError, bad_field, unsupported_field
 from router.openai.conversation import Chat, Conversation
 from router.openai.template_variables import can_choose_thinking
@@ -14,6 +16,11 @@ from router.runtime import Runtime
 
 PLAIN = Output(marks=(), new_parser=None, grammar=None)
 """All of it is content, of any text."""
+
+
+def held_to(grammar: str | None) -> Output:
+    """All of it is content, of a text of `grammar`, if there is one."""
+    return PLAIN if grammar is None else replace(PLAIN, grammar=Grammar(text=grammar))
 
 
 def check_wishes(runtime: Runtime, chat: Chat) -> None:

@@ -27,7 +27,7 @@ from router.api.parsing import parse_body
 from router.openai.chat import conversation_of
 from router.openai.conversation import Conversation
 from router.openai.encode import Prompt, check_token_ids, encode_chat, encode_prompts
-from router.openai.output import PLAIN, check_wishes, open_output
+from router.openai.output import PLAIN, check_wishes, held_to, open_output
 from router.openai.schemas import (
     MAX_COPIED_TOKENS,
     MAX_SEED,
@@ -35,6 +35,7 @@ from router.openai.schemas import (
     CompletionRequest,
     SamplingFields,
 )
+from router.openai.structured import answer_grammar
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
@@ -92,6 +93,7 @@ def prepare_completion(
         or max(1, min(COMPLETION_MAX_TOKENS, room)),
         is_limited=fields.max_tokens is not None,
         num_logprobs=fields.logprobs,
+        output=held_to(answer_grammar(fields)),
     )
     _check_sizes(runtime, wish, context=context)
     return _generation(runtime, wish, request)
@@ -182,7 +184,8 @@ def _check_sizes(runtime: Runtime, wish: _Wish, *, context: int) -> None:
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
     vocab_size = runtime.tokenizer.vocab_size
-    check_token_ids(runtime.tokenizer, fields.stop_token_ids, field="stop_token_ids")
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        check_token_ids(runtime.tokenizer, getattr(fields, name) or (), field=name)
     for token_id, _ in fields.logit_bias:
         if token_id >= vocab_size:
             raise bad_field("logit_bias", f"token ids are 0 to {vocab_size - 1}; got {token_id}")
@@ -209,6 +212,7 @@ def _sampling(wish: _Wish, defaults: SamplingDefaults) -> Sampling:
         stop_token_ids=fields.stop_token_ids,
         include_stop=fields.include_stop_str_in_output,
         skip_special_tokens=fields.skip_special_tokens,
+        allowed_token_ids=fields.allowed_token_ids or (),
         grammar=wish.output.grammar,
         marks=wish.output.marks,
     )

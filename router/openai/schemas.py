@@ -14,6 +14,7 @@ from router.api.errors import bad_field, unsupported_field
 from router.api.parsing import Reader, Schema, Unsupported
 from router.openai.messages import Messages, read_messages
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
+from router.openai.structured import StructuredFields
 from router.openai.tools import read_choice, read_tools
 from router.openai.turns import check_depth
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
@@ -89,7 +90,7 @@ _CHAT_READERS: dict[str, Reader] = {
 }
 
 
-class SamplingFields(Schema, frozen=True, kw_only=True):
+class SamplingFields(StructuredFields, frozen=True, kw_only=True):
     """What chat and completions have in common."""
 
     readers: ClassVar[dict[str, Reader]] = {"stop": _read_stops, "logit_bias": _read_biases}
@@ -111,6 +112,8 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     """Scores are divided by it: less, and they would leave the range of a float."""
     logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: Annotated[tuple[TokenId, ...], Meta(min_length=1)] | None = None
+    """None: all are."""
     ignore_eos: bool = False
     min_tokens: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     stop_token_ids: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_BIASES)] = ()

@@ -1,0 +1,174 @@
+"""Grammars of answers of one form: JSON, a regular expression, a choice, a client's own grammar.
+
+Each is Lark as `protocol.text.grammar` reads it, checked, with a rule `start`. White space in JSON
+is bounded, or a model would fill its answer with it. Bounded is what the check costs: a second for
+64 KiB of the worst known. May take as long: no work for an event loop.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.text.grammar import check_grammar
+from protocol.text.structured.ebnf import lark_of_ebnf
+from protocol.text.structured.limits import SchemaError, inner_schemas, reference
+from protocol.text.structured.references import Path
+from protocol.text.structured.schema import normalised_schema
+
+WHITESPACE = r"(\r?\n)?[ \t]{0,40}"
+"""Wherever JSON may have it: a line's end and ten levels of four."""
+MAX_RULES = 1000
+"""Rules, groups and sets of a client's grammar together. The compiler goes down them by recursion
+in machine code, and ran out of 8 MB at 2,500."""
+MAX_BLANKS = 64
+"""Characters of a client's pattern for them."""
+MAX_CHECKS = 64
+"""Schemas that are checked alone to find which one is wrong."""
+_COMPILING = re.compile(r"^.*failed to compile JSON schema: ", re.DOTALL)
+_RULE = re.compile(r"::=|\w\s*(?:\[[^\]]*\])?\s*:|[\[(]")
+_LARK = re.compile(r"^\s*(%llguidance\b|\??start\s*(\[[^\]]*\]\s*)?:(?!:=))", re.MULTILINE)
+_SOFTER = re.compile(r"\w\s*\[[^\]\n]*\btemperature\s*=")
+_BLANK = r"(?: |\n|\r|\t|\\[nrt])"
+_BLANKS = re.compile(rf"(?:\[{_BLANK}+\]|{_BLANK}|\\s|[?|()]|\{{\d{{1,3}}(?:,\d{{1,3}})?\}})*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonStyle:
+    whitespace: str | None = WHITESPACE
+    """A regular expression; None: none at all."""
+    closed: bool = False
+    """Objects have the properties that their schema names, and no others that it merely lets be."""
+
+
+STYLE = JsonStyle()
+
+
+def json_grammar(schema: object, style: JsonStyle = STYLE) -> str:
+    """Of documents valid by a JSON Schema. Raises SchemaError."""
+    return f"start: %json {json_form(schema, style)}"
+
+
+def json_form(schema: object, style: JsonStyle = STYLE) -> str:
+    """What follows `%json` in Lark. Raises SchemaError."""
+    form = normalised_schema(schema)
+    if style.closed:
+        _close(form)
+    try:
+        check_grammar(f"start: %json {json.dumps(form)}")
+    except ValueError as error:
+        raise _found(form, str(error)) from error
+    space: dict[str, object] = {"whitespace_flexible": style.whitespace is not None}
+    if style.whitespace is not None:
+        space["whitespace_pattern"] = style.whitespace
+    return json.dumps({**form, "x-guidance": space}, ensure_ascii=False)
+
+
+def regex_grammar(pattern: str) -> str:
+    """Of texts that it matches as a whole; look-around and references back are refused. Raises
+    ValueError."""
+    if not pattern:
+        raise ValueError("must not be empty")
+    in_slashes = re.sub(r"\\.|/|\n", _in_slashes, pattern, flags=re.DOTALL)
+    return _checked(f"start: /{in_slashes}/")
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """Raises ValueError."""
+    if not choices:
+        raise ValueError("needs at least one text")
+    return _checked("start: " + " | ".join(json.dumps(choice) for choice in choices))
+
+
+def client_grammar(text: str) -> str:
+    """Of a client's EBNF or Lark; schemas in it are treated as all are. Raises ValueError."""
+    if len(_RULE.findall(text)) > MAX_RULES:
+        raise ValueError(f"at most {MAX_RULES} rules, groups and sets")
+    if _SOFTER.search(text):
+        raise ValueError("a temperature of a rule's own is not supported")
+    if not text.strip() or text.lstrip().startswith("{"):
+        raise ValueError("must be a grammar in EBNF or Lark")
+    if _LARK.search(text) is None:
+        return _checked(lark_of_ebnf(text))
+    return _checked(_with_forms(text))
+
+
+def blanks(pattern: str) -> str:
+    r"""A client's pattern of white space, such as `[\n ]?`. ValueError where it could match
+    anything else, or any number of characters."""
+    if len(pattern) > MAX_BLANKS or not _BLANKS.fullmatch(pattern):
+        raise ValueError(r"must match blanks, \n, \r and \t alone, and a bounded number of them")
+    pattern = pattern.replace(r"\s", r"[ \n\r\t]")
+    if pattern:
+        regex_grammar(pattern)
+    return pattern
+
+
+def _checked(lark: str) -> str:
+    try:
+        check_grammar(lark)
+    except ValueError as error:
+        raise ValueError(_plain(str(error))) from error
+    return lark
+
+
+def _plain(why: str) -> str:
+    return " ".join(_COMPILING.sub("", why).split())[:300]
+
+
+def _in_slashes(found: re.Match[str]) -> str:
+    return {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}.get(found[0], found[0])
+
+
+def _with_forms(lark: str) -> str:
+    """Every `%json {...}` by `json_form`."""
+    parts, at = [], 0
+    while (start := lark.find("%json", at)) >= 0:
+        begin = len(lark) - len(lark[start + 5 :].lstrip())
+        try:
+            schema, end = json.JSONDecoder().raw_decode(lark, begin)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("no JSON after %json") from error
+        parts += [lark[at:start], f"%json {json_form(schema)}"]
+        at = end
+    return "".join([*parts, lark[at:]])
+
+
+def _close(form: dict[str, Any]) -> None:
+    left: list[Any] = [form, *form.get("$defs", {}).values()]
+    while left:
+        node = left.pop()
+        left.extend(inner for _, inner in inner_schemas(node))
+        if isinstance(node, dict) and "properties" in node and "patternProperties" not in node:
+            node.setdefault("additionalProperties", False)
+
+
+def _found(form: dict[str, Any], why: str) -> SchemaError:
+    """What the compiler says of the whole, by the smallest part of which it says it."""
+    defs = form.get("$defs", {})
+    node: Any = form
+    path: Path = None
+    seen: set[str] = set()
+    checks = 0
+    while checks < MAX_CHECKS:
+        inner: list[tuple[Path, Any]] = [((path, step), one) for step, one in inner_schemas(node)]
+        if (name := reference(node)) is not None and name not in seen:
+            seen.add(name)
+            inner.append((path, defs[name]))
+        for at, one in inner[: MAX_CHECKS - checks]:
+            checks += 1
+            if isinstance(one, dict) and (wrong := _wrong(one, defs)):
+                node, path, why = one, at, wrong
+                break
+        else:
+            break
+    return SchemaError(path, _plain(why))
+
+
+def _wrong(node: dict[str, Any], defs: dict[str, Any]) -> str:
+    try:
+        check_grammar(f"start: %json {json.dumps({**node, '$defs': defs})}")
+    except ValueError as error:
+        return str(error)
+    return ""

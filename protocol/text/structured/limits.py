@@ -1,0 +1,141 @@
+"""What a JSON Schema may cost, and whether a document of finite size fits it.
+
+The compiler of grammars goes down a schema and what it refers to by recursion, in machine code: it
+ends the process where the stack does. It writes out anew what it merges, that is all that is
+referred to from within an `allOf` or beside other keywords.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from protocol.text.structured.references import Path, written
+
+MAX_SCHEMA_DEPTH = 100
+"""Of objects and lists in each other; the compiler's own limit is 127."""
+MAX_STACK = 500
+"""Schemas within schemas, of the root and of all that is referred to, one below the other. The
+compiler ran out of 8 MB at 1,500 to 2,500."""
+MAX_MERGED = 20_000
+"""Schemas, those written out again counted again. 2,000 take 0.1 s."""
+MAX_FACTOR = 10_000
+"""Of all `multipleOf`, without decimal points. It is a state machine of so many states: 60 ms."""
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties")
+_ONES = ("items", "additionalProperties")
+Defs = Mapping[str, Any]
+
+
+class SchemaError(ValueError):
+    """What is wrong with a schema. `path` is where, from its root: `properties.a.type`, or ""."""
+
+    def __init__(self, path: Path, rule: str) -> None:
+        self.path = written(path)
+        self.rule = rule
+        super().__init__(f"{self.path or 'the schema'}: {rule}")
+
+
+class UnsupportedKeyword(SchemaError):
+    """No grammar can hold an answer to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "not supported")
+
+
+def check_limits(body: dict[str, Any], defs: Defs, *, paths: Mapping[str, Path]) -> None:
+    """Of a normalised schema; `paths` are those of `defs`. Raises SchemaError."""
+    if (stack := sum(map(_depth, (body, *defs.values())))) > MAX_STACK:
+        raise SchemaError(None, f"at most {MAX_STACK} schemas below each other; got {stack}")
+    if _Merged(defs).size_of(body) > MAX_MERGED:
+        raise SchemaError(None, f"more than {MAX_MERGED} schemas, those merged counted each time")
+    finite = _finite(defs)
+    for name in sorted(defs.keys() - finite, key=int):
+        raise SchemaError(paths[name], "no document of finite size fits it")
+    if not _is_finite(body, finite):
+        raise SchemaError(None, "no document of finite size fits it")
+
+
+def inner_schemas(node: Any) -> Iterator[tuple[str, Any]]:
+    """Those directly in a normalised schema, each with the step to it, such as
+    `.items`."""
+    if not isinstance(node, dict):
+        return
+    for keyword in _LISTS:
+        for index, one in enumerate(node.get(keyword, ())):
+            yield f".{keyword}[{index}]", one
+    for keyword in _MAPS:
+        for name, one in node.get(keyword, {}).items():
+            yield f".{keyword}.{name}", one
+    for keyword in _ONES:
+        if keyword in node:
+            yield f".{keyword}", node[keyword]
+
+
+def reference(node: Any) -> str | None:
+    """The entry of `$defs` that a normalised schema refers to."""
+    found = node.get("$ref") if isinstance(node, dict) else None
+    return None if found is None else found.removeprefix("#/$defs/")
+
+
+def _depth(node: Any) -> int:
+    return 1 + max((_depth(inner) for _, inner in inner_schemas(node)), default=0)
+
+
+class _Merged:
+    """Sizes in schemas of what is written out. What merges itself again is refused elsewhere."""
+
+    def __init__(self, defs: Defs) -> None:
+        self._defs = defs
+        self._sizes: dict[str, int] = {}
+
+    def size_of(self, body: dict[str, Any]) -> int:
+        return sum(self._size(node, merged=False) for node in (body, *self._defs.values()))
+
+    def _size(self, node: Any, *, merged: bool) -> int:
+        size, left = 0, [(node, merged)]
+        while left:
+            node, merged = left.pop()
+            size += 1
+            name = reference(node)
+            if name is not None and (merged or len(node) > 1):
+                if name not in self._sizes:
+                    self._sizes[name] = 0  # while it is in itself
+                    self._sizes[name] = self._size(self._defs[name], merged=True)
+                size += self._sizes[name]
+            merged = merged or (isinstance(node, dict) and "allOf" in node)
+            left.extend((inner, merged) for _, inner in inner_schemas(node))
+        return min(size, MAX_MERGED + 1)
+
+
+def _finite(defs: Defs) -> set[str]:
+    """Which of them a finite document fits: those that need only such."""
+    finite: set[str] = set()
+    while found := {
+        name for name, node in defs.items() if name not in finite and _is_finite(node, finite)
+    }:
+        finite |= found
+    return finite
+
+
+def _is_finite(node: Any, finite: Collection[str]) -> bool:
+    """False only where what is known of `finite` forbids it."""
+    if not isinstance(node, dict):
+        return True  # that nothing fits `false` is for the compiler to say
+    if (name := reference(node)) is not None and name not in finite:
+        return False
+    if not all(_is_finite(one, finite) for one in node.get("allOf", ())):
+        return False
+    for keyword in ("anyOf", "oneOf"):
+        if not any(_is_finite(one, finite) for one in node.get(keyword, (True,))):
+            return False
+    needed = {"object": _properties_needed, "array": _items_needed}.get(str(node.get("type")))
+    return needed is None or all(_is_finite(one, finite) for one in needed(node))
+
+
+def _properties_needed(node: dict[str, Any]) -> list[Any]:
+    properties = node.get("properties", {})
+    return [properties[name] for name in node.get("required", ()) if name in properties]
+
+
+def _items_needed(node: dict[str, Any]) -> list[Any]:
+    num, first = node.get("minItems", 0), node.get("prefixItems", [])
+    return [*first[:num], *([node["items"]] if num > len(first) and "items" in node else [])]
