@@ -135,10 +135,10 @@ class OutputBlocks:
 
 
 def _input(arguments: str) -> dict[str, Any]:
-    """What of it is there: the answer may have been cut. Anthropic's own name for what is no JSON
-    object at all."""
+    """What of it is whole, if the answer was cut, as Anthropic's SDK reads a stream; by Anthropic's
+    name for it what is no JSON object at all."""
     try:
-        value = from_json(arguments or "{}", allow_partial="trailing-strings")
+        value = from_json(arguments or "{}", allow_partial=True)
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": arguments}

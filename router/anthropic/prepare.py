@@ -19,6 +19,7 @@ from router.openai.conversation import Chat, Conversation
 from router.openai.encode import encode_chat
 from router.openai.output import check_wishes
 from router.openai.prepare import prepare_conversation
+from router.openai.structured import schema_grammar
 from router.openai.template_variables import can_choose_thinking
 from router.runtime import Runtime
 
@@ -48,6 +49,7 @@ def prepare_message(
     conversation = Conversation(
         chat=chat_of(runtime, asked),
         sampling=msgspec.structs.replace(asked, stop=asked.stop_sequences),
+        answer_grammar=_answer_grammar(asked),
         parallel=not asked.tool_choice.disable_parallel_tool_use,
     )
     generation = prepare_conversation(runtime, conversation, request, context)
@@ -102,6 +104,13 @@ def _wish_to_think(runtime: Runtime, thinking: Thinking | None) -> bool | None:
             return False
         case _:
             return None
+
+
+def _answer_grammar(asked: MessagesRequest) -> str | None:
+    wanted = asked.output_config.format
+    if wanted is None:
+        return None
+    return schema_grammar(wanted.schema, param="output_config.format.schema")
 
 
 def _fields(generation: Generation) -> dict[str, Any]:

@@ -52,9 +52,14 @@ class Thinking(Schema, frozen=True, kw_only=True):
     """`summarized` shows all of it."""
 
 
+class OutputFormat(Schema, frozen=True, kw_only=True):
+    type: Literal["json_schema"]
+    schema: Any
+
+
 class OutputConfig(Schema, frozen=True, kw_only=True):
     effort: Effort | None = None
-    format: None = None
+    format: OutputFormat | None = None
 
 
 class MessageMetadata(Schema, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ def test_thoughts_that_are_not_shown_are_still_a_block() -> None:
     ("arguments", "shown"),
     [
         ("", {}),
-        ('{"city": "Ro', {"city": "Ro"}),
+        ('{"city": "Rome", "at": "no', {"city": "Rome"}),
         ('{"a": [1, 2', {"a": [1, 2]}),
         ('{"a": 1, "b', {"a": 1}),
         ("[1]", {"INVALID_JSON": "[1]"}),

@@ -189,7 +189,7 @@ CALLS = (
 async def test_thoughts_and_calls_are_blocks(shown: tuple[Bench, httpx.AsyncClient]) -> None:
     bench, client = shown
     bench.dispatcher.reply = CALLS
-    answer = (await ask(client, tools=[TOOL], max_tokens=150)).json()
+    answer = (await ask(client, tools=[TOOL], max_tokens=170)).json()
     thought, text, *calls = answer["content"]
     assert (thought["thinking"], bool(thought["signature"])) == ("hm", True)
     assert text == {"type": "text", "text": "I look."}
@@ -214,7 +214,7 @@ def folded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 blocks[-1]["signature"] = signature
             case {"type": "content_block_delta", "delta": {"type": _, **more}}:
                 (piece,) = more.values()
-                pieces += piece
+                pieces += str(piece)
             case {"type": "content_block_stop", "index": index}:
                 assert index == len(blocks) - 1
                 kind = blocks[-1]["type"]
@@ -227,7 +227,7 @@ def folded(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 async def test_streamed_blocks_come_to_the_same(shown: tuple[Bench, httpx.AsyncClient]) -> None:
     bench, client = shown
     bench.dispatcher.reply = CALLS
-    fields = {"tools": [TOOL], "max_tokens": 150}
+    fields = {"tools": [TOOL], "max_tokens": 170}
     whole = (await ask(client, **fields)).json()["content"]
     streamed = folded(events_of(await ask(client, stream=True, **fields)))
     for block in (*whole, *streamed):
@@ -240,7 +240,7 @@ async def test_thoughts_may_be_left_out(shown: tuple[Bench, httpx.AsyncClient]) 
     bench, client = shown
     bench.dispatcher.reply = CALLS
     thinking = {"type": "adaptive", "display": "omitted"}
-    answer = (await ask(client, thinking=thinking, max_tokens=150)).json()
+    answer = (await ask(client, thinking=thinking, max_tokens=170)).json()
     assert answer["content"][0]["thinking"] == ""
     assert "hm" not in json.dumps(answer)
 
@@ -261,6 +261,19 @@ async def test_calls_may_be_required_named_or_one_at_most(
         assert (grammar is not None) == is_held
     other = await ask(client, tools=[TOOL], tool_choice={"type": "tool", "name": "other"})
     assert refusal(other) == (400, "invalid_request_error", "tool_choice")
+
+
+async def test_an_answer_may_be_held_to_a_schema(bench: Bench, client: httpx.AsyncClient) -> None:
+    schema: dict[str, Any] = {"type": "object", "properties": {"city": {"type": "string"}}}
+    wanted = {"format": {"type": "json_schema", "schema": schema}}
+    assert (await ask(client, output_config=wanted)).status_code == 200
+    grammar = bench.dispatcher.requests[-1].sampling.grammar
+    assert grammar is not None and "city" in grammar.text
+    schema["properties"]["city"]["uniqueItems"] = True
+    refused = await ask(client, output_config=wanted)
+    status, kind, param = refusal(refused)
+    assert (status, kind) == (400, "invalid_request_error")
+    assert param == "output_config.format.schema.properties.city.uniqueItems"
 
 
 async def test_a_stop_sequence_is_named(client: httpx.AsyncClient) -> None:
@@ -299,6 +312,11 @@ async def test_tokens_are_counted_as_a_message_would_have_them(
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"n": 2}, "n"),
         ({"stop": ["x"]}, "stop"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_regex": "x"}, "guided_regex"),
+        ({"return_token_ids": True}, "return_token_ids"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"container": "x"}, "container"),
         ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),
@@ -309,7 +327,7 @@ async def test_tokens_are_counted_as_a_message_would_have_them(
         ({"thinking": {"type": "between_tools"}}, "thinking.type"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
         ({"output_config": {"effort": "high"}}, "output_config.effort"),
-        ({"output_config": {"format": {}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name"),
@@ -332,7 +350,7 @@ HINTS: dict[str, Any] = {
     "metadata": {"user_id": "me"}, "cache_control": {"type": "ephemeral"}, "service_tier": "auto",
     "mcp_servers": [], "speed": "standard", "tools": [], "tool_choice": {"type": "auto"},
     "stop_sequences": [], "thinking": None, "container": None, "top_k": None,
-    "context_management": {"edits": []}, "output_config": {},
+    "context_management": {"edits": []}, "output_config": {}, "n": 1, "return_token_ids": False,
     "system": [{"type": "text", "text": "be kind", "cache_control": {"type": "ephemeral"}}],
 }  # fmt: skip
 
