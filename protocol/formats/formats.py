@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from protocol.formats.bound import BoundFormat, bind
 from protocol.formats.contract import OutputParser, Tool, ToolChoice
-from protocol.formats.lexer import terminals_of
-from protocol.formats.parser import BoundFormat, FormatParser, Mark
+from protocol.formats.parser import FormatParser
 from protocol.formats.table import REASONING, Format
 from protocol.formats.think import PLAIN, ThinkTags, with_thinking
 from protocol.messages import Grammar
@@ -73,20 +73,9 @@ class Formats:
         )
 
     def _bind(self, of: Format) -> BoundFormat:
-        tokens = self._tokenizer.added_tokens
-        if self._thinking is not None:
-            of = with_thinking(of, self._thinking, tokens)
-        marks = {}
-        for text in sorted(of.terminals() | set(of.parts)):
-            if (token_id := tokens.get(text)) is not None:
-                is_hidden = self._tokenizer.is_special(token_id) and text not in of.parts
-                marks[token_id] = Mark(text, "" if is_hidden else text)
-        return BoundFormat(
-            format=of,
-            terminals=terminals_of(of, tokens),
-            marks=marks,
-            last_states=frozenset(of.states) - {state for state, _ in of.rows},
-        )
+        tags = self._thinking
+        of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
+        return bind(of, self._tokenizer)
 
     def _state_after(self, bound: BoundFormat, prompt_ids: Sequence[int]) -> str:
         """Where an output begins: in reasoning, if the prompt has opened it."""

@@ -142,10 +142,6 @@ class Format:
         """Whether there is more to a header than text."""
         return any(terminal in header for terminal in (self.restarts, *self.parts) if terminal)
 
-    def tokens(self) -> frozenset[str]:
-        """Terminals that look like tokens."""
-        return frozenset(text for text in self.terminals() if text[0] in "<[" and len(text) > 2)
-
     def terminals(self) -> frozenset[str]:
         return frozenset(text for _, text in self.rows if text not in (END, OTHER))
 
