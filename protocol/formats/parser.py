@@ -277,12 +277,12 @@ class FormatParser:
                 self._calls.arguments(call.arguments)
                 self._calls.end()
             return True
+        if reader.text and not self._is_tentative:
+            self._is_tentative, self._origin, self._raw = True, CONTENT, reader.text
         is_unknown = self._format.only_known and not self._calls.knows(reader.name)
         if reader.is_wrong or (reader.name and is_unknown):
             self._fail()
             return True
-        if reader.text and not self._is_tentative:
-            self._is_tentative, self._origin, self._raw = True, CONTENT, reader.text
         return self._after_reader(reader.done, end, final)
 
     def _after_reader(self, is_done: bool, end: int, final: bool) -> bool:

@@ -79,14 +79,19 @@ class Row:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """How the checkpoint's template writes calls, which is what a grammar asks for. Slots are
-    `{name}`, `{id}`, `{envelope}`, `{arguments}`, `{parameters}`; all other text is literal."""
+    `{name}`, `{id}`, `{envelope}`, `{arguments}`, `{parameters}`, `{keywords}`; all other text is
+    literal."""
 
     call: str
     begin: str = ""
     between: str = ""
     end: str = ""
     parameter: str = ""
-    """Of `{parameters}`: one of them, with `{key}` and `{value}`."""
+    """Of `{parameters}`: one of them, with `{key}`, `{value}` and perhaps `{is_string}`."""
+    lead: tuple[str, ...] = ()
+    """Messages, with a `{text}`, that may come before."""
+    answer: str = "{text}"
+    """What is no call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

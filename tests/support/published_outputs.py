@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from support.outputs import tokenizer_with, weather
+
 from protocol.formats.choose import choose_formats
 from protocol.formats.contract import Tool
 from protocol.formats.formats import Formats
 from protocol.text.tokenizer import Tokenizer
-from support.outputs import tokenizer_with, weather
 
 CITY = '{"city": "Paris"}'
 TOOLS = (weather(), Tool(name="get_time", parameters={"type": "object", "properties": {}}))
@@ -203,7 +204,8 @@ PUBLISHED = (
         calls=[
             (
                 "get_weather",
-                '{"city": "Paris \\"le\\" \\nsoir", "days": 3, "metric": true, "spots": ["a", "b"]}',
+                '{"city": "Paris \\"le\\" \\nsoir", "days": 3, "metric": true,'
+                ' "spots": ["a", "b"]}',
                 True,
             ),
             ("get_time", "{}", True),
