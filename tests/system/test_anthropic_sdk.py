@@ -113,8 +113,7 @@ def test_an_answer_held_to_a_schema_goes_on_when_its_decode_worker_is_killed(
             for text in stream.text_stream:
                 texts.append(text)
                 if len(texts) == 10:
-                    (attempt,) = up.get("/trace/cut").json()["traces"][0]["attempts"]
-                    up.kill(attempt["decode"])
+                    up.kill(up.placed("cut")["decode"])
             final = stream.get_final_message()
         assert len(up.get("/trace/cut").json()["traces"][0]["attempts"]) == 2
     assert text_of(final) == "".join(texts) == text_of(alone)
