@@ -8,6 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 from anthropic import Anthropic
+from pydantic_core import from_json
 from support.cluster import TINY, Cluster
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -101,7 +102,7 @@ def test_an_answer_held_to_a_schema_goes_on_when_its_decode_worker_is_killed(
 ) -> None:
     names = [f"field_{number}" for number in range(20)]
     schema = {"format": {"type": "json_schema", "schema": _strings(*names)}}
-    asked: Any = {**GREEDY, "model": slow_checkpoint.name, "max_tokens": 1000, "messages": HOME}
+    asked: Any = {**GREEDY, "model": slow_checkpoint.name, "max_tokens": 300, "messages": HOME}
     asked["output_config"] = schema
     texts: list[str] = []
     with (
@@ -117,4 +118,5 @@ def test_an_answer_held_to_a_schema_goes_on_when_its_decode_worker_is_killed(
             final = stream.get_final_message()
         assert len(up.get("/trace/cut").json()["traces"][0]["attempts"]) == 2
     assert text_of(final) == "".join(texts) == text_of(alone)
-    assert set(json.loads(text_of(final))) == set(names)
+    begun = from_json(text_of(final), allow_partial=True)
+    assert list(begun) == names[: len(begun)] != []
