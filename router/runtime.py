@@ -3,9 +3,9 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from protocol.formats.formats import Formats
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
@@ -117,6 +117,8 @@ class Runtime:
     local_names: frozenset[str] | None = None
     """Of an API that is open to its own machine: names besides the machine's own that requests may
     be for, or from pages of. None: requests may be for any name."""
+    cors_origins: frozenset[str] = frozenset()
+    """Whose pages may read the answers, e.g. `https://chat.example`; `*`: any page."""
     is_open_to_network: bool = False
     """Whether other machines reach it without a key, which is worth a warning."""
     limits: ApiLimits = ApiLimits()
@@ -124,6 +126,8 @@ class Runtime:
     """Of requests that do not say themselves."""
     kept_responses: KeptResponses | None = None
     """None: no response is kept."""
+    tokenizer_description: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the checkpoint's files, for clients that make prompts themselves."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

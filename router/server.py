@@ -25,6 +25,7 @@ from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store.responses import ResponseStore
 from protocol.store.workers import Store
+from protocol.text.description import describe_tokenizer
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
@@ -181,6 +182,7 @@ def _runtime(
         metrics=metrics,
         api_keys=settings.api_keys,
         local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
+        cors_origins=frozenset(split_keys(settings.cors_origins)),
         is_open_to_network=not is_local and not settings.api_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
@@ -191,6 +193,7 @@ def _runtime(
         ),
         sampling_defaults=defaults,
         kept_responses=kept,
+        tokenizer_description=describe_tokenizer(settings.model),
         tokenize_threads=settings.tokenize_threads,
     )
 

@@ -1,10 +1,13 @@
 """What the router process can be told."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+")
 
 
 class RouterSettings(ProcessSettings):
@@ -73,6 +76,10 @@ class RouterSettings(ProcessSettings):
     store_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """Of Redis's memory, that all kept responses may take; each API key has an equal share, and
     the oldest make room."""
+    cors_origins: str = ""
+    """Origins, separated by commas, whose pages may read what the API answers, e.g.
+    `https://chat.example`; `*`: any. Empty: none, for no page needs to unless somebody made it
+    so."""
     max_connections: int = Field(default=4096, ge=1)
     """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
     the other half. Beyond it the one that keeps us waiting longest is closed; 8 more are for
@@ -89,6 +96,16 @@ class RouterSettings(ProcessSettings):
     @classmethod
     def _sendable(cls, value: str) -> str:
         return check_keys(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in split_keys(value):
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    "each is `scheme://host` or `scheme://host:port`, in lower case, or `*`"
+                )
+        return value
 
     @property
     def api_name(self) -> str:

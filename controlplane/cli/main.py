@@ -11,9 +11,9 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 
-from controlplane.checkout import baton_version
 from controlplane.cli.terminal import complain, forget_unwritten, open_missing, write
 from protocol.errors import BatonError, CheckpointError, SettingsError
+from protocol.process.version import baton_version
 
 EXIT_FAILED = 1
 EXIT_BAD_SETTINGS = 2

@@ -13,7 +13,6 @@ from contextlib import ExitStack, closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from controlplane.checkout import baton_version
 from controlplane.doctor.facts import (
     ComputeFacts,
     Facts,
@@ -34,6 +33,7 @@ from protocol.process.machine import (
     read_number,
     read_text,
 )
+from protocol.process.version import baton_version
 
 _CAP_IPC_LOCK = 14
 _CGROUP = Path("/sys/fs/cgroup")

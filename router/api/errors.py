@@ -84,18 +84,45 @@ def unsupported_field(param: str, what: str = "") -> ApiError:
     return ApiError(400, message, param=param, code="unsupported_parameter")
 
 
+class ContextExceeded(ApiError):
+    """A prompt of `num_tokens` and `max_tokens` of output do not fit the context. Not `exact`: the
+    prompt was not tokenised, `num_tokens` is the least it can have."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str,
+        context: int,
+        num_tokens: int,
+        max_tokens: int,
+        exact: bool,
+    ) -> None:
+        super().__init__(400, message, param=param, code="context_length_exceeded")
+        self.context = context
+        self.num_tokens = num_tokens
+        self.max_tokens = max_tokens
+        self.exact = exact
+
+
 def context_exceeded(
     param: str, *, context: int, num_tokens: int, max_tokens: int, exact: bool = True
-) -> ApiError:
-    """In OpenAI's sentence, whose words and numbers clients look for. Not `exact`: the prompt was
-    not tokenised, `num_tokens` is the least it can have."""
+) -> ContextExceeded:
+    """In OpenAI's sentence, whose words and numbers clients look for. `exact`: see above."""
     least = "" if exact else "at least "
     message = (
         f"This model's maximum context length is {context} tokens. However, you requested {least}"
         f"{num_tokens + max_tokens} tokens ({num_tokens} in the {param}, {max_tokens} in the"
         f" completion). Please reduce the length of the {param} or completion."
     )
-    return ApiError(400, message, param=param, code="context_length_exceeded")
+    return ContextExceeded(
+        message,
+        param=param,
+        context=context,
+        num_tokens=num_tokens,
+        max_tokens=max_tokens,
+        exact=exact,
+    )
 
 
 def as_api_error(error: BatonError) -> ApiError:

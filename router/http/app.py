@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -20,13 +19,18 @@ from starlette.exceptions import HTTPException
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from protocol.process.version import baton_version
+from router.anthropic.errors import anthropic_error
+from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
-from router.http.middleware import ApiMiddleware, client_of
+from router.http.message_answer import StreamedMessage, WholeMessage
+from router.http.middleware import ApiMiddleware, client_of, show_error_of
+from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
 from router.http.responses.create import ResponseCreation
 from router.http.responses.kept import (
     KeptAnswer,
@@ -45,6 +49,12 @@ from router.runtime import Runtime
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
 COMPLETIONS = Surface(prepare=prepare_completion, whole=JsonAnswer, stream=SseAnswer)
+MESSAGES = Surface(
+    prepare=prepare_message,
+    whole=WholeMessage,
+    stream=StreamedMessage,
+    show_error=anthropic_error,
+)
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
@@ -64,6 +74,7 @@ def create_app(runtime: Runtime) -> FastAPI:
         ApiMiddleware,
         api_keys=runtime.api_keys,
         local_names=runtime.local_names,
+        cors_origins=runtime.cors_origins,
         metrics=runtime.metrics,
     )
     app.add_exception_handler(HTTPException, _refusal)
@@ -72,7 +83,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
-    _add_operations(app, runtime)
+    _add_operations(app, state)
     return app
 
 
@@ -110,6 +121,10 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     async def completions() -> Response:
         return GenerateResponse(state, COMPLETIONS)
 
+    @app.post("/v1/messages")
+    async def messages() -> Response:
+        return GenerateResponse(state, MESSAGES)
+
 
 def _add_responses(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/responses")
@@ -137,24 +152,18 @@ def _add_responses(app: FastAPI, state: AppState) -> None:
 def _add_models(app: FastAPI, runtime: Runtime) -> None:
     since = int(time.time())
 
-    def shape() -> dict[str, object]:
-        return {
-            "id": runtime.model,
-            "object": "model",
-            "created": since,
-            "owned_by": "baton",
-            "max_model_len": context_tokens(runtime),
-            "default_sampling_params": asdict(runtime.sampling_defaults),
-        }
-
     @app.get("/v1/models")
-    async def models() -> Response:
-        return _json({"object": "list", "data": [shape()]})
+    async def models(request: Request) -> Response:
+        if show_error_of(request.scope) is anthropic_error:
+            return _json(anthropic_list(anthropic_model(runtime, since)))
+        return _json(openai_list(openai_model(runtime, since)))
 
     @app.get("/v1/models/{model:path}")
-    async def model(model: str) -> Response:
+    async def model(request: Request, model: str) -> Response:
         check_model(runtime, model)
-        return _json(shape())
+        is_anthropic = show_error_of(request.scope) is anthropic_error
+        shape = anthropic_model if is_anthropic else openai_model
+        return _json(shape(runtime, since))
 
 
 def _add_tokens(app: FastAPI, state: AppState) -> None:
@@ -181,12 +190,23 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     async def detokenize_(request: Request) -> Response:
         return await answer(request, detokenize)
 
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens_(request: Request) -> Response:
+        return await answer(request, partial(count_tokens, context=context_tokens(runtime)))
 
-def _add_operations(app: FastAPI, runtime: Runtime) -> None:
-    cluster = runtime.cluster
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> Response:
+        """What clients need that make prompts themselves."""
+        return _json(runtime.tokenizer_description)
+
+
+def _add_operations(app: FastAPI, state: AppState) -> None:
+    runtime, cluster = state.runtime, state.runtime.cluster
     one_at_a_time = asyncio.Lock()
     open_to_all = {"warning": OPEN_TO_ALL} if runtime.is_open_to_network else {}
 
+    @app.get("/ping")
+    @app.post("/ping")
     @app.get("/health")
     async def health() -> Response:
         """200 while this process lives, whatever the workers do."""
@@ -200,6 +220,15 @@ def _add_operations(app: FastAPI, runtime: Runtime) -> None:
             return _json({"ready": True} | open_to_all)
         retry_after = {"retry-after": f"{NOT_READY_RETRY_AFTER_S:.0f}"}
         return _json({"ready": False, "reason": reason}, status=503, headers=retry_after)
+
+    @app.get("/version")
+    async def version() -> Response:
+        return _json({"version": baton_version()})
+
+    @app.get("/load")
+    async def load() -> Response:
+        """Choices in flight at this router, in vLLM's shape."""
+        return _json({"server_load": state.seats.num_held})
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -234,7 +263,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
             return Response(status_code=204, headers=headers)
         error = ApiError(error.status_code, str(error.detail))
     assert isinstance(error, ApiError)
-    response = error.response()
+    response = error.response(show_error_of(request.scope))
     response.headers.update(headers)
     return response
 

@@ -1,8 +1,8 @@
 """The outermost layer of the app: names each request, asks who sends it and for the key, counts the
 answers. Also what HTTP wants of every path: HEAD, and a path without doubled or last slashes.
 
-`/health`, `/ready` and `/metrics` need no key: probes and scrapers have none, and the three show
-counts, never a prompt or a worker's address.
+`/health`, `/ping`, `/ready` and `/metrics` need no key: probes and scrapers have none, and they
+show counts, never a prompt or a worker's address.
 """
 
 import logging
@@ -10,17 +10,20 @@ import re
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.ids import RequestId
 from protocol.process.logs import request_context
 from protocol.process.metrics import RouterMetrics
-from router.api.errors import ApiError
+from router.anthropic.errors import anthropic_error, speaks_anthropic
+from router.api.errors import ApiError, ShowError, openai_error
+from router.api.paths import plain_path
 from router.http.origin import check_origin
 
 log = logging.getLogger("baton.api")
-OPEN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What we echo: printable ASCII without spaces. Anything else is replaced by an id of ours."""
 COUNTED_PATHS = OPEN_PATHS | {
@@ -28,16 +31,23 @@ COUNTED_PATHS = OPEN_PATHS | {
     "/v1/completions",
     "/v1/models",
     "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/tokenize",
     "/detokenize",
     "/cluster",
+    "/load",
 }
 """Paths with a series of their own in the metrics; a client cannot make more."""
 ANY_PATH = "*"
 """Of `OPTIONS *`."""
 _ID_KEY = "baton.request_id"
 _CLIENT_KEY = "baton.client"
-_SLASHES = re.compile("/{2,}")
+_SHOW_KEY = "baton.show_error"
+_ID_HEADERS = (b"x-request-id", b"request-id")
+"""The second is Anthropic's."""
+_EXPOSED = ("x-request-id", "request-id", "x-baton-route", "x-should-retry", "retry-after")
+"""What pages may read of an answer's headers besides those that any may."""
 
 
 class ApiMiddleware:
@@ -47,13 +57,16 @@ class ApiMiddleware:
         *,
         api_keys: Sequence[str],
         local_names: Collection[str] | None,
+        cors_origins: Collection[str],
         metrics: RouterMetrics,
     ) -> None:
-        """`local_names`: as of `Runtime`."""
+        """`local_names` and `cors_origins`: as of `Runtime`."""
         self._app = app
         self._local_names = local_names
+        self._cors_origins = cors_origins
         self._api_keys = [key.encode() for key in api_keys]
         self._metrics = metrics
+        self._admitted = self._with_cors(self._admit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,45 +74,72 @@ class ApiMiddleware:
             return
         headers = dict(scope["headers"])
         name = _request_id(headers.get(b"x-request-id", b""))
-        path = _path(scope["path"])
+        path = plain_path(scope["path"])
         is_head = scope["method"] == "HEAD"  # the server drops its body
         method = "GET" if is_head else scope["method"]
-        scope = {**scope, _ID_KEY: name, "path": path, "method": method}
+        is_anthropic = speaks_anthropic(path, headers)
+        show_error = anthropic_error if is_anthropic else openai_error
+        named = [(key, name.encode()) for key in (_ID_HEADERS if is_anthropic else _ID_HEADERS[:1])]
+        more = {_ID_KEY: name, _SHOW_KEY: show_error, "path": path, "method": method}
+        scope = {**scope, **more}
         started = False
 
         async def named_send(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                message["headers"] = [*message["headers"], *named]
                 counted = path if path in COUNTED_PATHS else "other"
                 self._metrics.requests.labels(counted, str(message["status"])).inc()
             await send(message)
 
         with request_context(name):
             try:
-                scope[_CLIENT_KEY] = self._client(scope, headers)
-                answer = _SERVED if path == ANY_PATH else self._app
-            except ApiError as error:
-                answer = error.response()
-            try:
-                await answer(scope, receive, named_send)
+                await self._admitted(scope, receive, named_send)
             except Exception:  # the edge of the process: a mistake of ours must not be silent
                 log.exception("request failed", extra={"remedy": "report it with this traceback"})
                 if not started:
-                    await _INTERNAL.response()(scope, receive, named_send)
+                    answer = self._with_cors(_INTERNAL.response(show_error))
+                    await answer(scope, receive, named_send)
+
+    def _with_cors(self, app: ASGIApp) -> ASGIApp:
+        """`app`, whose answers pages of `cors_origins` may read; asked beforehand, as browsers do,
+        it needs no key."""
+        if not self._cors_origins:
+            return app
+        return CORSMiddleware(
+            app,
+            allow_origins=self._cors_origins,
+            allow_methods=("*",),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=_EXPOSED,
+        )
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            scope[_CLIENT_KEY] = self._client(scope, dict(scope["headers"]))
+            answer = _SERVED if scope["path"] == ANY_PATH else self._app
+        except ApiError as error:
+            answer = error.response(show_error_of(scope))
+        await answer(scope, receive, send)
 
     def _client(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
         """Who sends this, as far as we tell clients apart: a key, or else an address. ApiError 401
         or 403 for who may not. Takes as long for a wrong key as for a right one."""
         if self._local_names is not None:
-            check_origin(headers, self._local_names)
+            check_origin(headers, self._local_names, pages=self._cors_origins)
         host: str = (scope.get("client") or ("",))[0]
         if not self._api_keys:
             return host
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        matches = [secrets.compare_digest(given.strip(), key) for key in self._api_keys]
-        if scheme.lower() == b"bearer" and any(matches):
+        bearer = given.strip() if scheme.lower() == b"bearer" else b""
+        own = headers.get(b"x-api-key", b"")
+        matches = [
+            secrets.compare_digest(bearer, key) | secrets.compare_digest(own, key)
+            for key in self._api_keys
+        ]
+        if any(matches):
             return f"key {matches.index(True)}"
         if scope["path"] not in OPEN_PATHS:
             raise _UNKNOWN_KEY
@@ -118,11 +158,10 @@ def client_of(scope: Scope) -> str:
     return client
 
 
-def _path(given: str) -> str:
-    """A base URL with a slash too many is the commonest of mistakes. Request ids have their own."""
-    if given.startswith("/trace/"):
-        return given
-    return _SLASHES.sub("/", given).rstrip("/") or "/"
+def show_error_of(scope: Scope) -> ShowError:
+    """How an error is written to this client."""
+    show: ShowError = scope[_SHOW_KEY]
+    return show
 
 
 def _request_id(given: bytes) -> RequestId:
@@ -131,7 +170,9 @@ def _request_id(given: bytes) -> RequestId:
 
 
 _UNKNOWN_KEY = ApiError(
-    401, "Incorrect API key: send `Authorization: Bearer <key>`.", code="invalid_api_key"
+    401,
+    "Incorrect API key: send `Authorization: Bearer <key>` or `x-api-key: <key>`.",
+    code="invalid_api_key",
 )
 _SERVED = Response(status_code=204, headers={"allow": "GET, HEAD, POST, OPTIONS"})
 _INTERNAL = ApiError(500, "internal error", code="internal_error")

@@ -12,13 +12,16 @@ from protocol.process.machine import is_loopback
 from router.api.errors import ApiError
 
 
-def check_origin(headers: Mapping[bytes, bytes], names: Collection[str]) -> None:
-    """`names` are hosts besides this machine's own. Raises ApiError 403."""
+def check_origin(
+    headers: Mapping[bytes, bytes], names: Collection[str], *, pages: Collection[str] = ()
+) -> None:
+    """`names` are hosts besides this machine's own, `pages` origins that may read what is answered;
+    `*`: all. Raises ApiError 403."""
     host = _host_of(b"//" + headers.get(b"host", b""))
     if host and not _is_address(host) and not _is_ours(host, names):
         raise _foreign("host", host)
     origin = headers.get(b"origin")
-    if origin is not None:
+    if origin is not None and "*" not in pages and origin.decode("latin-1") not in pages:
         site = _host_of(origin)
         if site != host and not _is_ours(site, names):
             raise _foreign("origin", origin.decode("latin-1"))
@@ -44,5 +47,6 @@ def _is_address(host: str) -> bool:
 
 
 def _foreign(header: str, value: str) -> ApiError:
-    rule = f"{value[:100]!r} is not this machine; set an API key, or name it in `hosts`"
+    names = "`hosts`" if header == "host" else "`hosts` or `cors_origins`"
+    rule = f"{value[:100]!r} is not this machine; set an API key, or name it in {names}"
     return ApiError(403, f"{header}: {rule}", code=f"foreign_{header}", param=header)

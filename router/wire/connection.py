@@ -297,7 +297,8 @@ class Connection(HttpToolsProtocol):
 
     def _answer(self, error: ApiError) -> bytes:
         self._metrics.requests.labels("other", str(error.status)).inc()
-        return refusal_bytes(error, self.server_state.default_headers, self._raw_head)
+        head = self._raw_head or bytes(self._unread[: self._limits.head.max_bytes])
+        return refusal_bytes(error, self.server_state.default_headers, head)
 
     def _finish(self) -> None:
         """Closes after the last answer; not on a client that still sends, or it may not get it."""

@@ -9,9 +9,13 @@ from typing import Any, cast
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
+from router.anthropic.errors import show_error_for
 from router.api.errors import ApiError
+from router.api.paths import plain_path
 
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]{1,128})[ \t]*\r\n", re.IGNORECASE)
+_PATH = re.compile(rb"[^ \r\n]+ (?:https?://[^/?# ]*)?(/[!-~]*)", re.IGNORECASE)
+_NAME = re.compile(rb"\r\n([^:\r\n]+):")
 
 
 class Cycle(RequestResponseCycle):
@@ -35,10 +39,12 @@ class Cycle(RequestResponseCycle):
 
 
 def refusal_bytes(error: ApiError, more: Iterable[tuple[bytes, bytes]], head: bytes) -> bytes:
-    """The answer to what never becomes a request: it closes. `more` are headers; `head` is the
-    request's, which may name it."""
-    given = _REQUEST_ID.search(head)
-    response = error.response()
+    """The answer to what never becomes a request: it closes. `more` are headers; `head` is what
+    there is of the request's, which may name it and say whose client this is."""
+    given, path = _REQUEST_ID.search(head), _PATH.match(head)
+    names = {name.lower() for name in _NAME.findall(head)}
+    target = plain_path(path[1].partition(b"?")[0].decode()) if path else ""
+    response = error.response(show_error_for(target, names))
     response.headers["connection"] = "close"
     response.headers["x-request-id"] = given[1].decode() if given else secrets.token_hex(16)
     headers = [*more, *response.raw_headers]

@@ -20,7 +20,7 @@ _METHOD_START = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:\d*)?")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
-_SINGLE = (b"content-type", b"content-encoding", b"authorization", b"origin")
+_SINGLE = (b"content-type", b"content-encoding", b"authorization", b"x-api-key", b"origin")
 """Headers that decide what is done and for whom, of which readers take the first or the last."""
 _OFFERS = frozenset({b"upgrade", b"http2-settings"})
 _MAX_LENGTH_DIGITS = 15

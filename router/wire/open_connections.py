@@ -11,7 +11,7 @@ from typing import Protocol
 
 log = logging.getLogger("baton.http")
 _SECONDS_BETWEEN_WARNINGS = 10.0
-PROBE_PATHS = frozenset({b"/health", b"/ready", b"/metrics"})
+PROBE_PATHS = frozenset({b"/health", b"/ping", b"/ready", b"/metrics"})
 _NUM_PROBES = 8
 """Beyond the bound: a kubelet, a supervisor and some scrapers at once."""
 

@@ -80,3 +80,27 @@ async def test_one_connection_serves_many_requests(bench: Bench) -> None:
             client.send(request())
             answer = json.loads((await client.answer()).body)
             assert answer["choices"][0]["message"]["content"] == "Hello there."
+
+
+MESSAGES = b"POST %b HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n"
+
+
+@pytest.mark.parametrize("target", [b"/v1/messages", b"http://a//v1/messages/?beta=true"])
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [
+        (b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"Expect: gold\r\n\r\n", 417),
+        (b"Content-Length: 9999999999999999\r\n\r\n", 413),
+        (b"x: " + b"y" * 40_000, 431),
+    ],
+)
+async def test_what_never_becomes_a_request_is_refused_as_its_clients_read_it(
+    bench: Bench, target: bytes, rest: bytes, status: int
+) -> None:
+    async with bench.serving() as url, connected(url) as client:
+        client.send(MESSAGES % target + rest)
+        answer = await client.answer()
+        assert answer.status == status
+        assert json.loads(answer.body)["type"] == "error"
+        assert answer.headers["x-request-id"] == "mine"

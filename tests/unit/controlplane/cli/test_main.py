@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from controlplane.checkout import ROOT, baton_version
+from controlplane.checkout import ROOT
 from controlplane.cli import status
 from controlplane.cli.main import run
+from protocol.process.version import baton_version
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

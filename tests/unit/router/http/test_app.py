@@ -1,11 +1,15 @@
+import asyncio
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
 from support.api import HI, MODEL, Bench, chat, complete, error_of, make_bench
+from support.eventually import soon
 
 from protocol.messages import Sampling
+from protocol.process.version import baton_version
 
 pytestmark = pytest.mark.anyio
 
@@ -189,6 +193,45 @@ async def test_models_are_listed(client: httpx.AsyncClient) -> None:
     assert model["default_sampling_params"]["temperature"] == 1.0
     missing = await client.get("/v1/models/org/other")
     assert (missing.status_code, error_of(missing)["code"]) == (404, "model_not_found")
+
+
+async def test_models_are_listed_as_anthropics_clients_read_them(
+    client: httpx.AsyncClient,
+) -> None:
+    headers = {"anthropic-version": "2023-06-01"}
+    listed = (await client.get("/v1/models", headers=headers)).json()
+    (model,) = listed.pop("data")
+    assert listed == {"has_more": False, "first_id": MODEL, "last_id": MODEL}
+    assert datetime.fromisoformat(model.pop("created_at")).tzinfo is not None
+    assert model == {
+        "type": "model",
+        "id": MODEL,
+        "display_name": MODEL,
+        "lifecycle": "active",
+        "max_input_tokens": 255,
+        "max_tokens": 255,
+    }
+
+
+async def test_small_endpoints_say_what_they_are_asked(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    assert (await client.get("/version")).json() == {"version": baton_version()}
+    assert (await client.post("/ping")).json() == (await client.get("/health")).json()
+    bench.dispatcher.hold_at = 0
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(complete(client, n=3), name="asking")
+        await soon(lambda: bench.dispatcher.num_active == 3, what="active")
+        assert (await client.get("/load")).json() == {"server_load": 3}
+        bench.dispatcher.release.set()
+        await asking
+    assert (await client.get("/load")).json() == {"server_load": 0}
+
+
+async def test_the_tokenizer_is_described_for_whoever_makes_prompts(bench: Bench) -> None:
+    described = {"eos_token": "</s>", "chat_template": "{{ messages }}"}
+    async with bench.client(tokenizer_description=described) as client:
+        assert (await client.get("/tokenizer_info")).json() == described
 
 
 async def test_tokenize_and_detokenize_are_inverse(client: httpx.AsyncClient) -> None:

@@ -115,6 +115,32 @@ async def test_any_of_the_keys_opens(bench: Bench) -> None:
             assert (await client.get("/v1/models", headers=headers)).status_code == 200
 
 
+async def test_a_key_may_come_as_anthropics_clients_send_it(bench: Bench) -> None:
+    async with bench.client(api_keys=("right", "other")) as client:
+        for headers, status in (
+            ({"x-api-key": "other"}, 200),
+            ({"x-api-key": "wrong"}, 401),
+            ({"x-api-key": "wrong", "authorization": "Bearer right"}, 200),
+            ({"x-api-key": "right", "authorization": "Bearer wrong"}, 200),
+        ):
+            assert (await client.get("/v1/models", headers=headers)).status_code == status
+
+
+async def test_a_refusal_has_the_shape_of_its_path(bench: Bench) -> None:
+    async with bench.client(api_keys=("right",)) as client:
+        for status, headers in ((401, {}), (404, {"x-api-key": "right"})):
+            answer = await client.post("/v1/messages/batches", headers=headers)
+            assert answer.status_code == status
+            assert answer.json()["type"] == "error"
+            assert answer.headers["request-id"] == answer.headers["x-request-id"]
+        headers = {"x-api-key": "right", "anthropic-version": "2023-06-01"}
+        missing = await client.get("/v1/models/other", headers=headers)
+        assert missing.json()["error"]["details"]["error_code"] == "model_not_found"
+        plain = await client.get("/v1/models/other", headers={"x-api-key": "right"})
+        assert error_of(plain)["code"] == "model_not_found"
+        assert "request-id" not in plain.headers
+
+
 def test_an_empty_key_is_no_key(bench: Bench) -> None:
     with pytest.raises(ValueError, match="api_keys"):
         bench.app(api_keys=("",))
@@ -129,7 +155,7 @@ async def test_a_mistake_of_ours_anywhere_is_a_500_with_the_request_id(
     assert error_of(response)["message"] == "internal error"
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/ready", "/metrics"])
 async def test_probes_and_scrapers_need_no_key(bench: Bench, path: str) -> None:
     async with bench.client(api_keys=("right",)) as client:
         assert (await client.get(path)).status_code == 200

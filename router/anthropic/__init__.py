@@ -1,0 +1,1 @@
+"""Anthropic's Messages API as data: its schemas, its conversations, its errors."""

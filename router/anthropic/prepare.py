@@ -1,0 +1,117 @@
+"""A request of `/v1/messages` to a generation, or to its number of tokens.
+
+May take a while: no work for the event loop. Every mistake of the client ends here, as an
+`ApiError` naming the field.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import msgspec
+
+from protocol.ids import RequestId
+from router.anthropic.schemas import MessagesRequest, Thinking
+from router.anthropic.turns import turns_of
+from router.api.errors import bad_field
+from router.api.generation import Generation, check_model
+from router.api.parsing import parse_body
+from router.openai.conversation import Chat, Conversation
+from router.openai.encode import encode_chat
+from router.openai.output import check_wishes
+from router.openai.prepare import prepare_conversation
+from router.openai.structured import schema_grammar
+from router.openai.template_variables import can_choose_thinking
+from router.runtime import Runtime
+
+NAMES = {"reasoning_effort": "output_config.effort", "continue_final_message": "messages"}
+"""What this API calls fields of chat completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageGeneration(Generation):
+    """A generation whose answer is a message."""
+
+    is_cut: bool
+    """The context has no room for as many tokens as were asked for."""
+    shows_thinking: bool
+
+
+def prepare_message(
+    runtime: Runtime, body: bytes, request: RequestId, context: int
+) -> MessageGeneration:
+    """`context` is what `context_tokens` said on the event loop. Beyond its room `max_tokens` asks
+    for nothing: agents ask for 32,000 whatever the model is."""
+    asked = parse_body(MessagesRequest, body)
+    if asked.max_tokens is None:
+        raise bad_field("max_tokens", "required")
+    if asked.min_tokens > asked.max_tokens:
+        raise bad_field("min_tokens", f"at most max_tokens, {asked.max_tokens}")
+    conversation = Conversation(
+        chat=chat_of(runtime, asked),
+        sampling=msgspec.structs.replace(asked, stop=asked.stop_sequences),
+        answer_grammar=_answer_grammar(asked),
+        parallel=not asked.tool_choice.disable_parallel_tool_use,
+    )
+    generation = prepare_conversation(runtime, conversation, request, context)
+    room = context - generation.prompt_tokens
+    (whole,) = generation.requests
+    sampling = msgspec.structs.replace(whole.sampling, max_tokens=min(room, asked.max_tokens))
+    changed = {
+        "id": f"msg_{request}",
+        "requests": (replace(whole, sampling=sampling),),
+        "is_cut": asked.max_tokens > room,
+        "shows_thinking": asked.thinking is None or asked.thinking.display != "omitted",
+    }
+    return MessageGeneration(**_fields(generation) | changed)
+
+
+def count_tokens(runtime: Runtime, body: bytes, *, context: int) -> dict[str, int]:
+    """Of what would be a request of `/v1/messages`."""
+    asked = parse_body(MessagesRequest, body)
+    check_model(runtime, asked.model)
+    chat = chat_of(runtime, asked)
+    check_wishes(runtime, chat)
+    return {"input_tokens": len(encode_chat(runtime.tokenizer, chat, context=context))}
+
+
+def chat_of(runtime: Runtime, asked: MessagesRequest) -> Chat:
+    """Raises ApiError 400."""
+    thinking, choice = asked.thinking, asked.choice
+    turns = turns_of(asked.messages, asked.system)
+    kwargs = asked.chat_template_kwargs
+    if thinking and thinking.budget_tokens is not None:
+        kwargs = {"thinking_budget": thinking.budget_tokens, **kwargs}
+    return Chat(
+        turns=turns,
+        names=NAMES,
+        tools=asked.tools,
+        choice=choice,
+        thinking=_wish_to_think(runtime, thinking),
+        effort=asked.output_config.effort,
+        template_kwargs=kwargs,
+        continue_final=turns[-1].role == "assistant",
+    )
+
+
+def _wish_to_think(runtime: Runtime, thinking: Thinking | None) -> bool | None:
+    """None: as the template does by itself, which is to think where there is no choice."""
+    match thinking:
+        case Thinking(type="enabled"):
+            template = runtime.tokenizer.chat_template
+            always = runtime.formats.reasoning_format != "none"
+            return None if always and template and not can_choose_thinking(template) else True
+        case Thinking(type="disabled"):
+            return False
+        case _:
+            return None
+
+
+def _answer_grammar(asked: MessagesRequest) -> str | None:
+    wanted = asked.output_config.format
+    if wanted is None:
+        return None
+    return schema_grammar(wanted.schema, param="output_config.format.schema")
+
+
+def _fields(generation: Generation) -> dict[str, Any]:
+    return {one.name: getattr(generation, one.name) for one in fields(Generation)}

@@ -1,0 +1,122 @@
+"""The anthropic SDK, unmodified, against real processes: every prompt is handed over."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import pytest
+from anthropic import Anthropic
+from pydantic_core import from_json
+from support.cluster import TINY, Cluster
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+MODEL = TINY.name
+FACTS = "The code of the lantern is 405. The home of Mira is Rome. "
+HOME: Any = [{"role": "user", "content": FACTS + "What is the home of Mira?"}]
+GREEDY: Any = {"model": MODEL, "max_tokens": 40, "extra_body": {"temperature": 0}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(extra=["--local-prefill", "never"]) as up:
+        yield up
+
+
+@pytest.fixture(scope="module")
+def sdk(cluster: Cluster) -> Iterator[Anthropic]:
+    with Anthropic(base_url=cluster.base_url, api_key="none", timeout=60) as client:
+        yield client
+
+
+def text_of(message: anthropic.types.Message) -> str:
+    (block,) = message.content
+    assert block.type == "text"
+    return block.text
+
+
+def test_a_message_is_answered_counted_and_streamed_alike(sdk: Anthropic) -> None:
+    whole = sdk.messages.create(messages=HOME, **GREEDY)
+    assert "Rome" in text_of(whole)
+    assert whole.stop_reason == "end_turn"
+    counted = sdk.messages.count_tokens(model=MODEL, messages=HOME)
+    with sdk.messages.stream(messages=HOME, **GREEDY) as stream:
+        pieces = list(stream.text_stream)
+        final = stream.get_final_message()
+    assert "".join(pieces) == text_of(final) == text_of(whole)
+    assert len(pieces) > 2
+    usage, again = whole.usage, final.usage
+    assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted.input_tokens
+    assert again.input_tokens + (again.cache_read_input_tokens or 0) == counted.input_tokens
+    assert (again.cache_read_input_tokens or 0) > 0
+    assert again.output_tokens == usage.output_tokens
+
+
+def test_a_stop_sequence_and_a_begun_answer(sdk: Anthropic) -> None:
+    said = text_of(sdk.messages.create(messages=HOME, **GREEDY))
+    stop = said[said.index(" ", 6) :][:4]
+    cut = sdk.messages.create(messages=HOME, stop_sequences=["never said", stop], **GREEDY)
+    assert (cut.stop_reason, cut.stop_sequence) == ("stop_sequence", stop)
+    begun = [*HOME, {"role": "assistant", "content": text_of(cut)}]
+    assert text_of(cut) + text_of(sdk.messages.create(messages=begun, **GREEDY)) == said
+
+
+def test_a_window_that_is_full_ends_the_answer(sdk: Anthropic) -> None:
+    prompt = [{"role": "user", "content": "word " * 1900}]
+    endless = {"temperature": 0, "ignore_eos": True}
+    answer = sdk.messages.create(
+        model=MODEL,
+        max_tokens=9999,
+        messages=prompt,
+        extra_body=endless,  # type: ignore[arg-type]
+    )
+    assert answer.stop_reason == "model_context_window_exceeded"
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .*\d+ tokens > \d+"):
+        sdk.messages.create(messages=prompt * 3, **GREEDY)  # type: ignore[arg-type]
+
+
+def test_an_answer_may_be_held_to_a_schema(sdk: Anthropic) -> None:
+    wanted: Any = {"format": {"type": "json_schema", "schema": _strings("home", "code")}}
+    answer = sdk.messages.create(
+        messages=HOME, output_config=wanted, **GREEDY | {"max_tokens": 400}
+    )
+    assert set(json.loads(text_of(answer))) == {"home", "code"}
+    wanted["format"]["schema"]["uniqueItems"] = True
+    with pytest.raises(anthropic.BadRequestError, match="uniqueItems"):
+        sdk.messages.create(messages=HOME, output_config=wanted, **GREEDY)
+
+
+def _strings(*names: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string", "maxLength": 9} for name in names},
+        "required": list(names),
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.long
+def test_an_answer_held_to_a_schema_goes_on_when_its_decode_worker_is_killed(
+    slow_checkpoint: Path,
+) -> None:
+    names = [f"field_{number}" for number in range(20)]
+    schema = {"format": {"type": "json_schema", "schema": _strings(*names)}}
+    asked: Any = {**GREEDY, "model": slow_checkpoint.name, "max_tokens": 300, "messages": HOME}
+    asked["output_config"] = schema
+    texts: list[str] = []
+    with (
+        Cluster(checkpoint=slow_checkpoint, decode=2, extra=["--local-prefill", "never"]) as up,
+        Anthropic(base_url=up.base_url, api_key="none", timeout=60) as sdk,
+    ):
+        alone = sdk.messages.create(**asked)
+        with sdk.messages.stream(extra_headers={"x-request-id": "cut"}, **asked) as stream:
+            for text in stream.text_stream:
+                texts.append(text)
+                if len(texts) == 10:
+                    up.kill(up.placed("cut")["decode"])
+            final = stream.get_final_message()
+        assert len(up.get("/trace/cut").json()["traces"][0]["attempts"]) == 2
+    assert text_of(final) == "".join(texts) == text_of(alone)
+    begun = from_json(text_of(final), allow_partial=True)
+    assert list(begun) == names[: len(begun)] != []
