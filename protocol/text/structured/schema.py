@@ -100,21 +100,30 @@ class _Normaliser:
 
     def _told_apart(self, node: dict[str, Any]) -> dict[str, Any]:
         """OpenAPI's `discriminator` names a property that each alternative has, though it may have
-        a default."""
+        a default, and whose values tell them apart."""
         match node:
-            case {"discriminator": {"propertyName": str(name)}, "oneOf": list(given)}:
-                return node | {"oneOf": [self._with_required(inner, name) for inner in given]}
+            case {"discriminator": {"propertyName": str(name)}, "oneOf": list(given), **rest}:
+                pass
             case _:
                 return node
-
-    def _with_required(self, node: Any, name: str) -> Any:
         try:
-            whole = node if "$ref" not in node else self._references.find(node["$ref"])[0]
-            if name in whole.get("required", ()):
-                return node
-            return node | {"required": [*node.get("required", ()), name]}
-        except (AttributeError, TypeError, ValueError):
-            return node  # no schema, as is said when it is read
+            values = [value for inner in given for value in self._values_of(inner, name)]
+        except (KeyError, TypeError, ValueError):
+            return node  # as any other oneOf
+        if len(set(values)) < len(values) or "anyOf" in rest:
+            return node
+        needed = {"required": [name]}
+        return rest | {"anyOf": [{"allOf": [inner, needed]} for inner in given]}
+
+    def _values_of(self, node: dict[str, Any], name: str) -> list[str]:
+        """Raises KeyError, TypeError or ValueError where they are not known."""
+        if "$ref" in node:
+            node = self._references.find(node["$ref"])[0]
+        told = node["properties"][name]
+        values = [told["const"]] if "const" in told else told["enum"]
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError("only texts tell apart")
+        return list(values)
 
     def _reference(self, value: object, at: Path) -> str:
         try:
