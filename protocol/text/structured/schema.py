@@ -107,23 +107,25 @@ class _Normaliser:
             case _:
                 return node
         try:
-            values = [value for inner in given for value in self._values_of(inner, name)]
+            wholes = [self._whole(inner) for inner in given]
+            values = [value for whole in wholes for value in _texts_of(whole["properties"][name])]
         except (KeyError, TypeError, ValueError):
             return node  # as any other oneOf
         if len(set(values)) < len(values) or "anyOf" in rest:
             return node
-        needed = {"required": [name]}
-        return rest | {"anyOf": [{"allOf": [inner, needed]} for inner in given]}
+        also = {"required": [name]}
+        return rest | {
+            "anyOf": [
+                inner if name in whole.get("required", ()) else {"allOf": [inner, also]}
+                for inner, whole in zip(given, wholes, strict=True)
+            ]
+        }
 
-    def _values_of(self, node: dict[str, Any], name: str) -> list[str]:
-        """Raises KeyError, TypeError or ValueError where they are not known."""
-        if "$ref" in node:
-            node = self._references.find(node["$ref"])[0]
-        told = node["properties"][name]
-        values = [told["const"]] if "const" in told else told["enum"]
-        if not all(isinstance(value, str) for value in values):
-            raise ValueError("only texts tell apart")
-        return list(values)
+    def _whole(self, node: dict[str, Any]) -> dict[str, Any]:
+        found = self._references.find(node["$ref"])[0] if "$ref" in node else node
+        if not isinstance(found, dict):
+            raise TypeError("no object's schema")
+        return found
 
     def _reference(self, value: object, at: Path) -> str:
         try:
@@ -172,6 +174,14 @@ class _Normaliser:
         Kind.SCHEMAS: _schemas,
         Kind.NAMED_SCHEMAS: _named_schemas,
     }
+
+
+def _texts_of(told: dict[str, Any]) -> list[str]:
+    """Raises KeyError, TypeError or ValueError where the values are not texts."""
+    values = [told["const"]] if "const" in told else list(told["enum"])
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("only texts tell apart")
+    return values
 
 
 def _types(value: object, at: Path) -> object:
