@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi_swagger import patch_fastapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -27,6 +29,8 @@ from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
 from router.http.middleware import ApiMiddleware, client_of
+from router.http.openapi.document import make_document
+from router.http.openapi.endpoints import ENDPOINTS
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
@@ -50,7 +54,14 @@ def create_app(runtime: Runtime) -> FastAPI:
         finally:
             state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(title="Baton", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Baton",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
     app.add_middleware(
         ApiMiddleware,
         api_keys=runtime.api_keys,
@@ -63,6 +74,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     _add_models(app, runtime)
     _add_tokens(app, state)
     _add_operations(app, runtime)
+    _add_document(app, runtime)
     return app
 
 
@@ -186,6 +198,14 @@ def _add_operations(app: FastAPI, runtime: Runtime) -> None:
         if not traces:
             raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
         return _json({"request": request, "traces": traces})
+
+
+def _add_document(app: FastAPI, runtime: Runtime) -> None:
+    """`/openapi.json`, and `/docs`, a page that needs nothing but this server."""
+    app.openapi = cache(  # type: ignore[method-assign]
+        partial(make_document, ENDPOINTS, model=runtime.model, version=version("baton"))
+    )
+    patch_fastapi(app, redirect_from_root_to_docs=False, title="Baton")
 
 
 def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
