@@ -9,11 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
+from fastapi_swagger import patch_fastapi
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
@@ -31,6 +33,8 @@ from router.http.json_answer import JsonAnswer
 from router.http.message_answer import StreamedMessage, WholeMessage
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
 from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
+from router.http.openapi.document import make_document
+from router.http.openapi.endpoints import ENDPOINTS
 from router.http.responses.create import ResponseCreation
 from router.http.responses.kept import (
     KeptAnswer,
@@ -69,7 +73,14 @@ def create_app(runtime: Runtime) -> FastAPI:
         finally:
             state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(title="Baton", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Baton",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
     app.add_middleware(
         ApiMiddleware,
         api_keys=runtime.api_keys,
@@ -84,6 +95,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     _add_models(app, runtime)
     _add_tokens(app, state)
     _add_operations(app, state)
+    _add_document(app, runtime)
     return app
 
 
@@ -248,6 +260,14 @@ def _add_operations(app: FastAPI, state: AppState) -> None:
         if not traces:
             raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
         return _json({"request": request, "traces": traces})
+
+
+def _add_document(app: FastAPI, runtime: Runtime) -> None:
+    """`/openapi.json`, and `/docs`, a page that needs nothing but this server."""
+    app.openapi = cache(  # type: ignore[method-assign]
+        partial(make_document, ENDPOINTS, model=runtime.model, version=version("baton"))
+    )
+    patch_fastapi(app, redirect_from_root_to_docs=False, title="Baton")
 
 
 def _json(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

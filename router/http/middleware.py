@@ -2,7 +2,8 @@
 answers. Also what HTTP wants of every path: HEAD, and a path without doubled or last slashes.
 
 `/health`, `/ping`, `/ready` and `/metrics` need no key: probes and scrapers have none, and they
-show counts, never a prompt or a worker's address.
+show counts, never a prompt or a worker's address. Nor does the API's document, which anybody may
+know.
 """
 
 import logging
@@ -23,10 +24,14 @@ from router.api.paths import plain_path
 from router.http.origin import check_origin
 
 log = logging.getLogger("baton.api")
-OPEN_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
+_PROBED_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
+_DOCUMENT_PATHS = frozenset({"/openapi.json", "/docs"})
+OPEN_PATHS = _PROBED_PATHS | _DOCUMENT_PATHS
+_OPEN_FOLDER = "/swagger/"
+"""What the page at `/docs` is made of."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What we echo: printable ASCII without spaces. Anything else is replaced by an id of ours."""
-COUNTED_PATHS = OPEN_PATHS | {
+COUNTED_PATHS = _PROBED_PATHS | {
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
@@ -141,7 +146,7 @@ class ApiMiddleware:
         ]
         if any(matches):
             return f"key {matches.index(True)}"
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(_OPEN_FOLDER):
             raise _UNKNOWN_KEY
         return host
 

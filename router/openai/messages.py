@@ -17,9 +17,9 @@ from router.openai.turns import Call, Turn, call_arguments
 
 class TextPart(msgspec.Struct, frozen=True, gc=False, tag="text", forbid_unknown_fields=True):
     text: str
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """A hint of Anthropic's, as is the next of OpenAI's. Prefixes are cached without them."""
-    prompt_cache_breakpoint: msgspec.Raw = msgspec.Raw()
+    prompt_cache_breakpoint: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class RefusalPart(msgspec.Struct, frozen=True, gc=False, tag="refusal", forbid_unknown_fields=True):
@@ -67,7 +67,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
     prefix: bool | None = None
     """Mistral's and DeepSeek's "continue this message"; the next is Qwen's."""
     partial: bool | None = None
-    annotations: msgspec.Raw = msgspec.Raw()
+    annotations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     audio: None = None
     function_call: None = None
     tool_calls: list[ToolCall] | None = None

@@ -27,13 +27,13 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     type: Literal["function"]
     function: Function
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """A hint of Anthropic's."""
 
 
