@@ -17,13 +17,13 @@ CallId = Annotated[str, Meta(min_length=1, max_length=1024)]
 class Block(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
 ):
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """A hint: prefixes are cached without it."""
 
 
 class TextBlock(Block, frozen=True, kw_only=True, gc=False, tag="text"):
     text: str
-    citations: msgspec.Raw = msgspec.Raw()
+    citations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """Of an answer."""
 
 
@@ -43,7 +43,7 @@ class ToolUseBlock(Block, frozen=True, kw_only=True, tag="tool_use"):
     id: CallId
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
     input: dict[str, Any]
-    caller: msgspec.Raw = msgspec.Raw()
+    caller: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     toolset_name: None = None
 
 

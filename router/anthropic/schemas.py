@@ -29,7 +29,7 @@ class MessageTool(Schema, frozen=True, kw_only=True):
     """Others are tools that a server or a client of Anthropic's has built in."""
     description: str | None = None
     strict: bool | None = None
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     eager_input_streaming: bool | None = None
     """A hint: inputs are streamed as they are written."""
     defer_loading: Literal[False] | None = None
@@ -101,7 +101,7 @@ class MessagesRequest(SamplingFields, frozen=True, kw_only=True):
     """None: as the model's template does by itself."""
     output_config: OutputConfig = OutputConfig()
     metadata: MessageMetadata | None = None  # type: ignore[assignment]  # not OpenAI's
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """A hint."""
     user_profile_id: UserId = ""
     service_tier: Literal["auto", "standard_only"] = "auto"

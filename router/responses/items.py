@@ -25,11 +25,11 @@ class InputPart(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unkn
     type: Text
     text: str | None = None
     refusal: str | None = None
-    annotations: msgspec.Raw = msgspec.Raw()
-    logprobs: msgspec.Raw = msgspec.Raw()
-    parsed: msgspec.Raw = msgspec.Raw()
-    cache_control: msgspec.Raw = msgspec.Raw()
-    prompt_cache_breakpoint: msgspec.Raw = msgspec.Raw()
+    annotations: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    logprobs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    parsed: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    prompt_cache_breakpoint: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 Parts = str | list[InputPart]
@@ -52,9 +52,9 @@ class InputItem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     phase: Literal["commentary", "final_answer"] | None = None
     encrypted_content: str | None = None
     """Nobody here encrypts reasoning: not read."""
-    parsed_arguments: msgspec.Raw = msgspec.Raw()
-    caller: msgspec.Raw = msgspec.Raw()
-    created_by: msgspec.Raw = msgspec.Raw()
+    parsed_arguments: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    caller: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    created_by: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     namespace: None = None
 
     @property

@@ -42,7 +42,7 @@ class ResponseTool(Schema, frozen=True, kw_only=True):
     """Null is false: arguments are held to their schema only if the client says so."""
     defer_loading: Literal[False] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
-    cache_control: msgspec.Raw = msgspec.Raw()
+    cache_control: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _AllowedTool(Schema, frozen=True, kw_only=True):

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from router.api.parsing import Schema
-from router.http.openapi.answers import ErrorAnswer
 from router.http.openapi.endpoint import Endpoint
-from router.http.openapi.read_fields import READ_FIELDS
+from router.http.openapi.openai_answers import ErrorAnswer
+from router.http.openapi.read_fields import json_type
 
 OPENAPI = "3.1.0"
 _REF = "#/components/schemas/{name}"
@@ -36,13 +36,13 @@ Json = dict[str, Any]
 
 def make_document(endpoints: Sequence[Endpoint], *, model: str, version: str) -> Json:
     """`model` is the name that requests are for."""
-    requests = {one.path: _documented(one.request) for one in endpoints if one.request}
+    requests = {one: _documented(one) for one in {each.request for each in endpoints} if one}
     types = [*requests.values(), *_types_of_answers(endpoints)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     of_type = dict(zip(map(id, types), schemas, strict=True))
     paths: dict[str, Json] = {}
     for one in endpoints:
-        request = of_type[id(requests[one.path])] if one.request else None
+        request = of_type[id(requests[one.request])] if one.request else None
         paths.setdefault(one.path, {})[one.method] = _operation(one, request, of_type, model=model)
     for name in {_name_of(schema) for schema in (of_type[id(each)] for each in requests.values())}:
         if "model" in components[name].get("properties", {}):
@@ -60,7 +60,8 @@ def make_document(endpoints: Sequence[Endpoint], *, model: str, version: str) ->
 def _types_of_answers(endpoints: Iterable[Endpoint]) -> list[Any]:
     types: list[Any] = [ErrorAnswer]
     for one in endpoints:
-        types += [each for each in (one.answer, one.event, one.error) if each not in (None, str)]
+        named = (one.answer, one.to_anthropic, one.event, one.error)
+        types += [each for each in named if each not in (None, str)]
     return list({id(each): each for each in types}.values())
 
 
@@ -87,9 +88,10 @@ def _operation(
 def _content(one: Endpoint, of_type: Mapping[int, Json]) -> Json:
     if one.answer is str:
         return {"text/plain": {"schema": {"type": "string"}}}
-    content: Json = {"application/json": {"schema": of_type[id(one.answer)]}}
-    if one.told is not None:
-        content["application/json"]["example"] = one.told
+    schema = of_type[id(one.answer)]
+    if one.to_anthropic is not None:
+        schema = {"anyOf": [schema, of_type[id(one.to_anthropic)]]}
+    content: Json = {"application/json": {"schema": schema}}
     if one.event is not None:
         content["text/event-stream"] = {"schema": of_type[id(one.event)]}
     return content
@@ -108,7 +110,7 @@ def _documented(schema: type[Schema]) -> type[Any]:
     """A type with the schema's fields as JSON may have them, null included."""
     fields: list[Any] = []
     for one in msgspec.structs.fields(schema):
-        kind = READ_FIELDS.get(one.name, one.type) if one.name in schema.readers else one.type
+        kind = json_type(schema, one.name) if one.name in schema.readers else one.type
         if one.required:
             fields.append((one.encode_name, kind))
         else:

@@ -16,12 +16,12 @@ class Endpoint:
     request: type[Schema] | None = None
     answer: Any
     """The type of the JSON; str: text."""
+    to_anthropic: Any = None
+    """The type of the JSON to clients that speak Anthropic's API, where that differs."""
     event: Any = None
     """The type of each event's JSON of a streamed answer; None: it is never streamed."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """A request, but for `model`, which the document fills in."""
-    told: Any = None
-    """What a request as `asked` may be answered."""
     statuses: tuple[int, ...] = ()
     """Of its refusals, besides those of every path."""
     is_open: bool = False

@@ -2,23 +2,29 @@
 
 from typing import Any
 
-from router.http.openapi.answers import (
-    ChatChunk,
-    ChatCompletion,
+from router.anthropic.schemas import MessagesRequest
+from router.http.openapi.endpoint import Endpoint
+from router.http.openapi.message_answers import MessageError, MessageEvent, MessageShape, TokenCount
+from router.http.openapi.openai_answers import ChatChunk, ChatCompletion, TextCompletion
+from router.http.openapi.operator_answers import (
+    AnthropicModel,
+    AnthropicModels,
     Health,
     Model,
     Models,
     Readiness,
+    ServerLoad,
     Text,
-    TextCompletion,
     Tokens,
     Traces,
+    Version,
 )
-from router.http.openapi.endpoint import Endpoint
+from router.http.openapi.response_answers import Deleted, InputItems, ResponseEvent, ResponseShape
 from router.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from router.responses.schemas import ResponseRequest
 
 _HELLO = [{"role": "user", "content": "Hello"}]
-GENERATING = (
+_CHATS = (
     Endpoint(
         path="/v1/chat/completions",
         summary="Answer a chat",
@@ -36,7 +42,63 @@ GENERATING = (
         asked={"prompt": "Once upon a time", "max_tokens": 16},
     ),
 )
-READING = (
+_RESPONSES = (
+    Endpoint(
+        path="/v1/responses",
+        summary="Answer items",
+        request=ResponseRequest,
+        answer=ResponseShape,
+        event=ResponseEvent,
+        asked={"input": "Hello", "max_output_tokens": 16},
+    ),
+    Endpoint(
+        path="/v1/responses/{ident}",
+        method="get",
+        summary="A response that was kept",
+        answer=ResponseShape,
+        statuses=(404, 429, 503),
+    ),
+    Endpoint(
+        path="/v1/responses/{ident}",
+        method="delete",
+        summary="Forget a response",
+        answer=Deleted,
+        statuses=(404, 503),
+    ),
+    Endpoint(
+        path="/v1/responses/{ident}/input_items",
+        method="get",
+        summary="What a response was made from",
+        answer=InputItems,
+        statuses=(400, 404, 429, 503),
+    ),
+    Endpoint(
+        path="/v1/responses/{ident}/cancel",
+        summary="Refused: no response is made in the background",
+        answer=ResponseShape,
+        statuses=(400, 404, 429, 503),
+    ),
+)
+_MESSAGES = (
+    Endpoint(
+        path="/v1/messages",
+        summary="Answer a chat, in Anthropic's shape",
+        request=MessagesRequest,
+        answer=MessageShape,
+        event=MessageEvent,
+        error=MessageError,
+        asked={"messages": _HELLO, "max_tokens": 16},
+    ),
+    Endpoint(
+        path="/v1/messages/count_tokens",
+        summary="How many tokens a chat has",
+        request=MessagesRequest,
+        answer=TokenCount,
+        error=MessageError,
+        asked={"messages": _HELLO},
+    ),
+)
+_TOKENS = (
     Endpoint(
         path="/tokenize",
         summary="The tokens of a text, or of a chat",
@@ -51,16 +113,31 @@ READING = (
         answer=Text,
         asked={"tokens": [1, 2, 3]},
     ),
-    Endpoint(path="/v1/models", method="get", summary="The models served here", answer=Models),
+    Endpoint(
+        path="/tokenizer_info",
+        method="get",
+        summary="What clients need that make prompts themselves",
+        answer=dict[str, Any],
+    ),
+)
+_MODELS = (
+    Endpoint(
+        path="/v1/models",
+        method="get",
+        summary="The models served here",
+        answer=Models,
+        to_anthropic=AnthropicModels,
+    ),
     Endpoint(
         path="/v1/models/{model}",
         method="get",
         summary="One model",
         answer=Model,
+        to_anthropic=AnthropicModel,
         statuses=(404,),
     ),
 )
-OPERATING = (
+_OPEN = (
     Endpoint(
         path="/health",
         method="get",
@@ -68,6 +145,10 @@ OPERATING = (
         answer=Health,
         is_open=True,
     ),
+    Endpoint(
+        path="/ping", method="get", summary="The same as /health", answer=Health, is_open=True
+    ),
+    Endpoint(path="/ping", summary="The same as /health", answer=Health, is_open=True),
     Endpoint(
         path="/ready",
         method="get",
@@ -77,6 +158,12 @@ OPERATING = (
     ),
     Endpoint(
         path="/metrics", method="get", summary="Metrics for Prometheus", answer=str, is_open=True
+    ),
+)
+_SERVER = (
+    Endpoint(path="/version", method="get", summary="Baton's version", answer=Version),
+    Endpoint(
+        path="/load", method="get", summary="Choices in flight at this router", answer=ServerLoad
     ),
     Endpoint(
         path="/cluster",
@@ -92,4 +179,4 @@ OPERATING = (
         statuses=(404,),
     ),
 )
-ENDPOINTS = (*GENERATING, *READING, *OPERATING)
+ENDPOINTS = (*_CHATS, *_RESPONSES, *_MESSAGES, *_TOKENS, *_MODELS, *_OPEN, *_SERVER)

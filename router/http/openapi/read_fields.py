@@ -5,10 +5,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.anthropic.content import InputMessage, TextBlock
+from router.anthropic.schemas import MessagesRequest, MessageTool
+from router.api.parsing import Schema
 from router.openai.messages import Message
 from router.openai.prompts import MAX_PROMPTS, TokenId
 from router.openai.schemas import MAX_BIASES, MAX_STOPS, Bias, Stop
 from router.openai.tools import MAX_TOOLS, FunctionTool, Name
+from router.responses.items import InputItem
+from router.responses.schemas import ResponseRequest, ResponseTool, ResponseToolChoice
 
 
 class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
@@ -26,15 +31,30 @@ _PROMPTS = [
 ]
 _PROMPT = Meta(extra_json_schema={"anyOf": [{"type": "string"}, _IDS, *_PROMPTS]})
 """Written out, because msgspec has no union of two kinds of lists."""
-READ_FIELDS: dict[str, Any] = {
+_STOPS = Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)]
+_SHARED: dict[str, Any] = {
     "messages": Annotated[list[Message], Meta(min_length=1)],
     "prompt": Annotated[Any, _PROMPT],
-    "stop": Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)],
+    "stop": _STOPS,
+    "stop_sequences": _STOPS,
     "logit_bias": Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)],
     "chat_template_kwargs": dict[str, Any],
     "documents": list[dict[str, Any]],
     "tools": Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)],
     "tool_choice": Literal["auto", "none", "required"] | NamedToolChoice,
     "tokens": list[TokenId],
+    "input": str | Annotated[list[InputItem], Meta(min_length=1)],
 }
-"""By name: one name means one thing in all requests."""
+"""By name: mostly one name means one thing in all requests."""
+_OWN: dict[tuple[type[Schema], str], Any] = {
+    (ResponseRequest, "tools"): Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)],
+    (ResponseRequest, "tool_choice"): Literal["auto", "none", "required"] | ResponseToolChoice,
+    (MessagesRequest, "system"): str | list[TextBlock],
+    (MessagesRequest, "messages"): Annotated[list[InputMessage], Meta(min_length=1)],
+    (MessagesRequest, "tools"): Annotated[list[MessageTool], Meta(max_length=MAX_TOOLS)],
+}
+
+
+def json_type(schema: type[Schema], field: str) -> Any:
+    """What JSON may stand in a field of `schema` that a reader decodes."""
+    return _OWN.get((schema, field)) or _SHARED[field]
