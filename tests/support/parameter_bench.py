@@ -1,0 +1,19 @@
+"""The router's app with a model whose template knows tools, thinking and documents."""
+
+from pathlib import Path
+
+from support.api import Bench, make_bench
+
+TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "Answer by <tool_call>{}</tool_call>.<|im_end|>\n{% endif %}"
+    "{% for document in documents or [] %}{{ document.text }}\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>\n{% else %}<think></think>{% endif %}{% endif %}"
+)
+
+
+def parameter_bench(path: Path) -> Bench:
+    return make_bench(path, chat_template=TEMPLATE)
