@@ -17,7 +17,7 @@ from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
-from protocol.store import BlockEvent, Store, WorkerRecord
+from protocol.store.workers import BlockEvent, Store, WorkerRecord
 
 INTERVAL_S = 0.5
 TTL_S = 5.0

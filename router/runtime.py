@@ -11,6 +11,7 @@ from protocol.formats.formats import Formats
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
+from protocol.store.responses import ResponseStore
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
@@ -93,6 +94,15 @@ class ApiLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptResponses:
+    """Where responses are kept, and which."""
+
+    store: ResponseStore
+    by_default: bool
+    """Also those of requests that do not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
     model: str
     """The name clients use."""
@@ -116,6 +126,8 @@ class Runtime:
     """Of requests that do not say themselves."""
     tokenizer_description: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Of the checkpoint's files, for clients that make prompts themselves."""
+    kept_responses: KeptResponses | None = None
+    """None: no response is kept."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

@@ -23,7 +23,8 @@ from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
-from protocol.store import Store
+from protocol.store.responses import ResponseStore
+from protocol.store.workers import Store
 from protocol.text.description import describe_tokenizer
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
-from router.runtime import ApiLimits, Runtime
+from router.runtime import ApiLimits, KeptResponses, Runtime
 from router.settings import RouterSettings
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
@@ -70,10 +71,10 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             stop,
         )
         defaults = _sampling_defaults(settings)
-        store = Store(settings.redis)
+        store, kept = Store(settings.redis), _kept_responses(settings)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer, defaults)
+            parts = _build(settings, store, tokenizer, defaults, kept)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
             where = {"host": host, "port": port, "model": settings.api_name}
@@ -85,6 +86,9 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         finally:
             with suppress(StoreError):
                 await store.close()
+            if kept is not None:
+                with suppress(StoreError):
+                    await kept.store.close()
     return stop.exit_code
 
 
@@ -104,6 +108,14 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
     return defaults
 
 
+def _kept_responses(settings: RouterSettings) -> KeptResponses | None:
+    if settings.store_responses == "never":
+        return None
+    share = settings.store_bytes // max(1, len(settings.api_keys))
+    store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
+    return KeptResponses(store=store, by_default=settings.store_responses == "always")
+
+
 def _formats(settings: RouterSettings, tokenizer: Tokenizer) -> Formats:
     formats = choose_formats(
         tokenizer, tools=settings.tool_format, reasoning=settings.reasoning_format
@@ -114,7 +126,11 @@ def _formats(settings: RouterSettings, tokenizer: Tokenizer) -> Formats:
 
 
 def _build(
-    settings: RouterSettings, store: Store, tokenizer: Tokenizer, defaults: SamplingDefaults
+    settings: RouterSettings,
+    store: Store,
+    tokenizer: Tokenizer,
+    defaults: SamplingDefaults,
+    kept: KeptResponses | None,
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     resolver = Resolver()
@@ -141,7 +157,7 @@ def _build(
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
-    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics)
+    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
     return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
@@ -154,6 +170,7 @@ def _runtime(
     dispatcher: Dispatcher,
     cluster: LocalCluster,
     metrics: RouterMetrics,
+    kept: KeptResponses | None,
 ) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     return Runtime(
@@ -176,6 +193,7 @@ def _runtime(
         ),
         sampling_defaults=defaults,
         tokenizer_description=describe_tokenizer(settings.model),
+        kept_responses=kept,
         tokenize_threads=settings.tokenize_threads,
     )
 

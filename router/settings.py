@@ -71,6 +71,15 @@ class RouterSettings(ProcessSettings):
     """Origins, separated by commas, whose pages may read what the API answers, e.g.
     `https://chat.example`; `*`: any. Empty: none, for no page needs to unless somebody made it
     so."""
+    store_responses: Literal["never", "asked", "always"] = "asked"
+    """Which answers of `/v1/responses` Redis keeps, with what they were made from. `asked`: those
+    of requests that say `store: true`, because prompts would lie there unasked. `always`, as
+    OpenAI does: all but those of requests that say `store: false`."""
+    store_ttl_s: float = Field(default=86_400.0, gt=0)
+    """Seconds a response is kept: a conversation goes on the same day."""
+    store_bytes: int = Field(default=64 << 20, ge=1 << 20)
+    """Of Redis's memory, that all kept responses may take; each API key has an equal share, and
+    the oldest make room."""
     max_connections: int = Field(default=4096, ge=1)
     """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
     the other half. Beyond it the one that keeps us waiting longest is closed; 8 more are for

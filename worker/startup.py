@@ -9,7 +9,7 @@ from protocol.channel.port import RouterPort
 from protocol.process.machine import is_loopback
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.settings import WorkerSettings
-from protocol.store import Store
+from protocol.store.workers import Store
 
 OPEN = "links are neither authenticated nor encrypted: let nobody else reach this network"
 log = logging.getLogger(__name__)

@@ -129,7 +129,7 @@ async def _redis_url(
         except TimeoutError as error:
             raise ChildFailed(f"redis: not up within {REDIS_START_S:.0f} s") from error
         return embedded.url
-    from protocol.store import Store  # the client takes 0.3 s to import; only this needs it
+    from protocol.store.workers import Store  # the client takes 0.3 s to import; only this needs it
 
     store = Store(settings.redis, deadline_s=2.0)
     try:

@@ -31,6 +31,15 @@ from router.http.json_answer import JsonAnswer
 from router.http.message_answer import StreamedMessage, WholeMessage
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
 from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
+from router.http.responses.create import ResponseCreation
+from router.http.responses.kept import (
+    KeptAnswer,
+    delete_response,
+    input_items,
+    keeping_of,
+    not_cancelled,
+    whole_response,
+)
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
@@ -71,6 +80,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
     _add_generation(app, state)
+    _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
     _add_operations(app, state)
@@ -114,6 +124,29 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/messages")
     async def messages() -> Response:
         return GenerateResponse(state, MESSAGES)
+
+
+def _add_responses(app: FastAPI, state: AppState) -> None:
+    @app.post("/v1/responses")
+    async def create() -> Response:
+        return ResponseCreation(state)
+
+    @app.get("/v1/responses/{ident}")
+    async def retrieve(request: Request, ident: str) -> Response:
+        return KeptAnswer(state, ident, request.query_params, whole_response)
+
+    @app.get("/v1/responses/{ident}/input_items")
+    async def items(request: Request, ident: str) -> Response:
+        return KeptAnswer(state, ident, request.query_params, input_items)
+
+    @app.post("/v1/responses/{ident}/cancel")
+    async def cancel(request: Request, ident: str) -> Response:
+        return KeptAnswer(state, ident, request.query_params, not_cancelled)
+
+    @app.delete("/v1/responses/{ident}")
+    async def delete(request: Request, ident: str) -> Response:
+        keeping = keeping_of(state.runtime, client_of(request.scope))
+        return await delete_response(keeping, ident)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

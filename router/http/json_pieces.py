@@ -17,7 +17,7 @@ _encode = msgspec.json.encode
 
 
 async def respond_json(exchange: Exchange, value: Any, headers: Mapping[str, str]) -> None:
-    pieces = _pieces(value)
+    pieces = json_pieces(value)
     piece, following = next(pieces), next(pieces, None)
     if following is None:
         response = Response(piece, 200, headers, media_type="application/json")
@@ -33,7 +33,7 @@ async def respond_json(exchange: Exchange, value: Any, headers: Mapping[str, str
     await exchange.send({"type": "http.response.body", "body": piece, "more_body": False})
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def json_pieces(value: Any) -> Iterator[bytes]:
     """At least one. Longer than `PIECE_BYTES` by no more than a string or `_ITEMS` items."""
     piece = bytearray()
     for part in _parts(value):

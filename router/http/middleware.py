@@ -32,6 +32,7 @@ COUNTED_PATHS = OPEN_PATHS | {
     "/v1/models",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
     "/cluster",

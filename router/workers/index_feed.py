@@ -14,7 +14,7 @@ from typing import Literal
 from protocol.errors import StoreError
 from protocol.ids import Epoch, WorkerId
 from protocol.process.metrics import RouterMetrics
-from protocol.store import BlockEvent, Store
+from protocol.store.workers import BlockEvent, Store
 from router.placement.prefix_index import IndexState, PrefixIndex
 from router.workers.registry import Registry
 

@@ -30,7 +30,7 @@ from protocol.messages import (
     ToRouter,
     Welcome,
 )
-from protocol.store import Store
+from protocol.store.workers import Store
 
 Word = Started | Landed | Finished | Failed | Aborted | PrefillDone
 ENDINGS = (Finished, Failed, Aborted, PrefillDone)

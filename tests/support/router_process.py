@@ -17,7 +17,7 @@ from support.redis_server import RedisServer, free_port
 
 from protocol.membership import Membership
 from protocol.messages import Role
-from protocol.store import Store
+from protocol.store.workers import Store
 
 PROMPT = list(range(5, 45))
 

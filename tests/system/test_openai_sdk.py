@@ -19,9 +19,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODEL = TINY.name
 FACTS = "The code of the lantern is 405. The home of Mira is Rome. "
-HOME: list[ChatCompletionMessageParam] = [
-    {"role": "user", "content": FACTS + "What is the home of Mira?"}
-]
+QUESTION = FACTS + "What is the home of Mira?"
+HOME: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 NO_SPECIAL = {"logit_bias": {"0": -100, "1": -100, "2": -100}}
 """Neither an end of text nor anything else that the text does not show."""
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 24, **NO_SPECIAL}
@@ -183,6 +182,33 @@ def test_echo_and_extras_reach_the_workers(sdk: OpenAI) -> None:
     )
     again = sdk.completions.create(model=MODEL, prompt="Greta", max_tokens=6, extra_body=extras)
     assert answer.choices[0].text == "Greta" + again.choices[0].text
+
+
+def test_a_response_is_the_chats_answer_piece_by_piece_too(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0}
+    said = sdk.chat.completions.create(messages=HOME, max_completion_tokens=24, **asked)
+    asked |= {"input": QUESTION, "max_output_tokens": 24}
+    whole = sdk.responses.create(**asked)
+    with sdk.responses.stream(**asked) as stream:
+        final = stream.get_final_response()
+    assert whole.output_text == final.output_text == said.choices[0].message.content
+    assert whole.usage is not None and said.usage is not None
+    assert whole.usage.input_tokens == said.usage.prompt_tokens
+    assert whole.usage.output_tokens == said.usage.completion_tokens
+
+
+def test_a_conversation_goes_on_from_a_response_that_was_kept(sdk: OpenAI) -> None:
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "store": True}
+    first = sdk.responses.create(input=QUESTION, max_output_tokens=24, **asked)
+    second = sdk.responses.create(
+        input="And the code?", previous_response_id=first.id, max_output_tokens=4, **asked
+    )
+    assert first.usage is not None and second.usage is not None
+    assert second.usage.input_tokens_details.cached_tokens >= first.usage.input_tokens - 16
+    assert sdk.responses.retrieve(second.id) == second
+    sdk.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.create(input="x", previous_response_id=first.id, **asked)
 
 
 def test_the_one_model_is_listed(sdk: OpenAI) -> None:

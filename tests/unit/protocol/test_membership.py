@@ -12,7 +12,7 @@ from support.words import beat, registration
 from protocol.blocks import BlockChange
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.membership import Membership, watch_workers
-from protocol.store import Store
+from protocol.store.workers import Store
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
 

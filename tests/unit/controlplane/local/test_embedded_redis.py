@@ -5,7 +5,7 @@ import pytest
 
 from controlplane.local.child import Child, ChildEvent
 from controlplane.local.embedded_redis import PREFIX, EmbeddedRedis
-from protocol.store import Store
+from protocol.store.workers import Store
 
 
 def test_a_bundled_server_answers_on_a_socket_of_our_own_and_leaves_nothing() -> None:

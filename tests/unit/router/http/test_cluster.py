@@ -11,7 +11,7 @@ from support.fake_cluster import FakeCluster, fake_cluster
 from support.fake_worker import FakeWorker
 
 from protocol.ids import RouterId
-from protocol.store import Store
+from protocol.store.workers import Store
 from router.http.cluster import LocalCluster
 from router.workers.index_feed import IndexFeed
 

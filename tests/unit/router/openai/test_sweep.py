@@ -1,7 +1,6 @@
 """Every kind of JSON value in every place of every request: served, or a refusal with its path."""
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from support.api import Bench, make_bench
+from support.odd_values import HOLE, PATH, filled
 
 from protocol.ids import RequestId
 from router.api.errors import ApiError, openai_error
@@ -24,42 +24,6 @@ from router.openai.schemas import (
     TokenizeRequest,
 )
 
-VALUES = {
-    "null": "null",
-    "true": "true",
-    "false": "false",
-    "zero": "0",
-    "minus zero": "-0",
-    "one": "1",
-    "negative": "-1",
-    "fraction": "0.5",
-    "beyond a float": "1e400",
-    "a denormal": "1e-320",
-    "beyond 64 bits": str(2**64),
-    "400 digits": "1" + "0" * 400,
-    "5,000 digits": "1" * 5000,
-    "not a number": "NaN",
-    "empty": '""',
-    "text": '"x"',
-    "digits": '"7"',
-    "lone surrogate": '"\\ud800"',
-    "no character": '"\\u0000"',
-    "70 kB": f'"{"x" * 70_000}"',
-    "list": "[]",
-    "list of null": "[null]",
-    "list of text": '["Hello"]',
-    "list of ids": "[1]",
-    "list of lists": "[[]]",
-    "list of objects": "[{}]",
-    "many": "[" + "1," * 3000 + "1]",
-    "object": "{}",
-    "object of text": '{"a": "x"}',
-    "object of numbers": '{"7": 1}',
-    "a type": '{"type": "text", "text": "x"}',
-    "deep list": "[" * 9999 + "]" * 9999,
-    "deep object": '{"a":' * 600 + "1" + "}" * 600,
-}
-HOLE = "<here>"
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [HI]}
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "hi"}
@@ -69,7 +33,6 @@ ENDPOINTS: dict[str, tuple[type[Schema], dict[str, Any]]] = {
     "/tokenize": (TokenizeRequest, {"prompt": "hi"}),
     "/detokenize": (DetokenizeRequest, {"tokens": [7]}),
 }
-PATH = re.compile(r"\w+(\.[^.\[\]]{1,64}|\[\d+\])*")
 OVERFULL = {"context_length_exceeded"}
 """Codes of a refusal that is about another field than the one with the odd value."""
 
@@ -112,9 +75,7 @@ def places(endpoint: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def bodies(endpoint: str) -> Iterator[tuple[str, str, bytes]]:
-    for place, request in places(endpoint):
-        for kind, value in VALUES.items():
-            yield place, kind, json.dumps(request).replace(f'"{HOLE}"', value).encode()
+    return filled(places(endpoint))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from support.redis_server import RedisServer, redis_server
 from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
-from protocol.store import BlockEvent, Store
+from protocol.store.workers import BlockEvent, Store
 from router.placement.prefix_index import IndexState
 from router.workers.index_feed import IndexFeed
 

@@ -1,4 +1,4 @@
-"""The only door to Redis: who the workers are, and which blocks each one has.
+"""Who the workers are, and which blocks each one has.
 
 Keys, all of which die with their worker's epoch:
 - `worker:{id}`: a packed `WorkerRecord`, with a time to live.
@@ -6,27 +6,20 @@ Keys, all of which die with their worker's epoch:
 - `kv:blocks:{id}:{epoch}`: the set of block hashes, and `kv:sequence:{id}:{epoch}`, the number
   of the last event it holds: the snapshot for a router that starts or sees a gap.
 
-Every call has a deadline and raises StoreError when Redis does not answer; no call retries.
 Nothing here is on the path of a token. What Redis holds was written by peers: it is decoded as
 strictly as any message.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import msgspec
-from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from protocol.blocks import ChangeKind
-from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
+from protocol.store.connection import RedisConnection
 
 STREAM = "kv:events"
 STREAM_START = "0-0"
@@ -89,32 +82,8 @@ def sequence_key(worker: WorkerId, epoch: Epoch) -> str:
     return f"kv:sequence:{worker}:{epoch}"
 
 
-class Store:
-    """Redis, with words of ours. One per process; `close` it in the same event loop.
-    Raises SettingsError for a URL that is none of a Redis."""
-
-    def __init__(self, url: str, *, deadline_s: float = 2.0) -> None:
-        self._deadline_s = deadline_s
-        try:
-            self._redis = Redis.from_url(
-                url,
-                socket_timeout=None,  # `_deadline` bounds every call, a blocking read included
-                socket_connect_timeout=deadline_s,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,  # XREAD answers a list; under RESP3 its shape differs by version
-                max_connections=16,
-            )
-            self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options
-        except (ValueError, TypeError) as error:
-            raise SettingsError(f"redis: {error}") from error
-
-    async def close(self) -> None:
-        async with self._deadline():
-            await self._redis.aclose()
-
-    async def ping(self) -> None:
-        async with self._deadline():
-            await self._redis.ping()
+class Store(RedisConnection):
+    """What Redis knows of the cluster, with words of ours."""
 
     async def register(self, record: WorkerRecord, *, ttl_s: float) -> None:
         """Writes `worker:{id}`, and keeps this epoch's snapshot alive as long."""
@@ -222,16 +191,6 @@ class Store:
         last = entries[-1][0].decode() if entries else after
         events = (_decoded(_events, fields.get(b"e")) for _, fields in entries)
         return last, tuple(event for event in events if event is not None)
-
-    @asynccontextmanager
-    async def _deadline(self, extra_s: float = 0.0) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self._deadline_s + extra_s):
-                yield
-        except TimeoutError as error:
-            raise StoreError(f"Redis did not answer within {self._deadline_s} s") from error
-        except (RedisError, OSError) as error:
-            raise StoreError(f"Redis: {error}") from error
 
 
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:

@@ -10,7 +10,7 @@ from support.words import beat, registration
 
 from protocol.errors import SettingsError, StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
-from protocol.store import (
+from protocol.store.workers import (
     STREAM,
     STREAM_START,
     BlockEvent,

@@ -1,0 +1,1 @@
+"""`/v1/responses`: created, answered whole or as events, kept and given again."""

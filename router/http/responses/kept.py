@@ -1,0 +1,149 @@
+"""Responses that were kept: found, shown, listed item by item, deleted. Each is its owner's alone:
+who has another API key is told that there is none."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from protocol.errors import CapacityError, StoreError
+from protocol.store.responses import KeptResponse
+from router.api.errors import ApiError, as_api_error, bad_field, unsupported_field
+from router.api.explain import shown
+from router.http.admission import Share
+from router.http.generate import AppState
+from router.http.middleware import client_of
+from router.responses.prepare import Found, Keeping
+from router.runtime import Runtime
+
+MAX_LISTED, DEFAULT_LISTED = 100, 20
+"""Items of one answer, as in OpenAI's API."""
+RETRY_AFTER_S = 1.0
+Query = Mapping[str, str]
+Show = Callable[[KeptResponse, Query], bytes]
+"""What of a kept response is asked for, as JSON. Raises ApiError. May take a while."""
+
+
+def keeping_of(runtime: Runtime, client: str) -> Keeping | None:
+    """Where the responses of `client`, as `client_of` names it, are kept; None: nowhere."""
+    policy = runtime.kept_responses
+    if policy is None:
+        return None
+    owner = "all"
+    if runtime.api_keys:
+        key = runtime.api_keys[int(client.removeprefix("key "))]
+        owner = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return Keeping(store=policy.store, owner=owner, by_default=policy.by_default)
+
+
+async def find_responses(keeping: Keeping | None, ids: Sequence[str], room: Share) -> Found:
+    """Those of `ids` that are kept; `room` grows by what is read. CapacityError when there is no
+    room, ApiError 503 when Redis cannot be asked."""
+    if keeping is None or not ids:
+        return {}
+    with _store_errors():
+        room.widen(room.num + await keeping.store.num_bytes(keeping.owner, ids))
+        kept = await keeping.store.find(keeping.owner, ids)
+    return {ident: one for ident, one in zip(ids, kept, strict=True) if one is not None}
+
+
+class KeptAnswer(Response):
+    """Made while it is sent: until then what was kept takes the room of a body, and a seat."""
+
+    def __init__(self, state: AppState, ident: str, query: Query, show: Show) -> None:
+        super().__init__()
+        self._state = state
+        self._ident = ident
+        self._query = query
+        self._show = show
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        state, client = self._state, client_of(scope)
+        try:
+            with state.seats.share(client) as seats, state.bodies.share(client) as room:
+                seats.widen(1)
+                found = await find_responses(keeping_of(state.runtime, client), [self._ident], room)
+                if self._ident not in found:
+                    raise _not_found(self._ident)
+                kept = found[self._ident]
+                body = await state.run_in_thread(self._show, kept, self._query)
+                await Response(body, media_type="application/json")(scope, receive, send)
+                state.trimming.count(room.num)
+        except CapacityError as error:
+            raise as_api_error(error) from error
+
+
+def whole_response(kept: KeptResponse, query: Query) -> bytes:
+    """As it was answered. Its events are not kept."""
+    if query.get("stream") not in (None, "false"):
+        raise unsupported_field("stream", "of a kept response is")
+    return kept.response
+
+
+def not_cancelled(kept: KeptResponse, query: Query) -> bytes:
+    """Only what runs in the background could be, and nothing does."""
+    message = "Only responses in the background can be cancelled, and this server makes none."
+    raise ApiError(400, message, code="not_in_background")
+
+
+def input_items(kept: KeptResponse, query: Query) -> bytes:
+    """What it was made from, that of earlier responses too; the newest first unless told."""
+    limit, order = _limit(query), query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise bad_field("order", "must be asc or desc")
+    items = msgspec.json.decode(kept.items, type=list[dict[str, msgspec.Raw]])
+    if order == "desc":
+        items.reverse()
+    names = [msgspec.json.decode(item["id"], type=str) for item in items]
+    start = 0
+    if (after := query.get("after")) is not None:
+        if after not in names:
+            raise bad_field("after", "no such item")
+        start = names.index(after) + 1
+    page = names[start : start + limit]
+    told: dict[str, Any] = {
+        "object": "list",
+        "data": items[start : start + limit],
+        "first_id": page[0] if page else None,
+        "last_id": page[-1] if page else None,
+        "has_more": start + limit < len(items),
+    }
+    return msgspec.json.encode(told)
+
+
+async def delete_response(keeping: Keeping | None, ident: str) -> Response:
+    """Responses that went on from it keep what they took of it."""
+    with _store_errors():
+        was_kept = keeping is not None and await keeping.store.delete(keeping.owner, ident)
+    if not was_kept:
+        raise _not_found(ident)
+    told = {"id": ident, "object": "response", "deleted": True}
+    return Response(msgspec.json.encode(told), media_type="application/json")
+
+
+def _limit(query: Query) -> int:
+    given = query.get("limit", str(DEFAULT_LISTED))
+    number = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
+    if not 1 <= number <= MAX_LISTED:
+        raise bad_field("limit", f"1 to {MAX_LISTED}")
+    return number
+
+
+def _not_found(ident: str) -> ApiError:
+    message = f"Response with id '{shown(ident)}' not found."
+    return ApiError(404, message, param="response_id", code="response_not_found")
+
+
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    try:
+        yield
+    except StoreError as error:
+        message = "Kept responses cannot be read now; try again."
+        raise ApiError(
+            503, message, code="store_unavailable", retry_after_s=RETRY_AFTER_S
+        ) from error

@@ -1,0 +1,146 @@
+"""A request of `/v1/responses` to a generation. Between its two steps earlier responses are looked
+up, which waits for Redis: `read_request`, `wanted_ids`, `prepare_response`.
+
+The first and the last may take a while: no work for the event loop. Every mistake of the client
+ends here, as an `ApiError` naming the field.
+"""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from protocol.ids import RequestId
+from protocol.store.responses import KeptResponse, ResponseStore
+from router.api.errors import ApiError, bad_field
+from router.api.explain import shown
+from router.api.generation import MAX_ALTERNATIVES
+from router.api.parsing import parse_body
+from router.openai.prepare import prepare_conversation
+from router.responses.conversation import conversation_of
+from router.responses.items import InputItem, input_shapes, read_items
+from router.responses.response_generation import ResponseGeneration, as_response
+from router.responses.schemas import ResponseRequest
+from router.responses.shapes import response_id, response_of_item
+from router.responses.told import told_of
+from router.runtime import Runtime
+
+MAX_REFERRED = 32
+"""Responses that the items of one input may refer to: each is read whole."""
+NO_PREVIOUS = "previous_response_not_found"
+_PREVIOUS = "previous_response_id"
+Found = Mapping[str, KeptResponse]
+"""Ids of kept responses to what they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """Where one client's responses are kept."""
+
+    store: ResponseStore
+    owner: str
+    by_default: bool
+    """Also those of requests that do not say."""
+
+
+def read_request(body: bytes) -> ResponseRequest:
+    fields = parse_body(ResponseRequest, body)
+    if not fields.input and fields.previous_response_id is None:
+        raise bad_field("input", "required")
+    num_alternatives = 0 if fields.num_logprobs is None else 1 + fields.num_logprobs
+    if (fields.max_output_tokens or 0) * num_alternatives > MAX_ALTERNATIVES:
+        raise too_many_logprobs()
+    return fields
+
+
+def too_many_logprobs() -> ApiError:
+    """400, known before or after: all are kept until the end, of a stream too."""
+    rule = f"times (1 + top_logprobs) at most {MAX_ALTERNATIVES}; got more"
+    return bad_field("max_output_tokens", rule)
+
+
+def wanted_ids(fields: ResponseRequest) -> tuple[str, ...]:
+    """Of the responses that the request refers to, each once."""
+    ids = dict.fromkeys((fields.previous_response_id,) if fields.previous_response_id else ())
+    for index, item in enumerate(fields.input):
+        if item.kind == "item_reference":
+            ids[_referred(item, index)[0]] = None
+            if len(ids) > MAX_REFERRED:
+                raise bad_field("input", f"items of at most {MAX_REFERRED} responses")
+    return tuple(ids)
+
+
+def prepare_response(
+    runtime: Runtime,
+    fields: ResponseRequest,
+    found: Found,
+    keeping: Keeping | None,
+    request: RequestId,
+    context: int,
+) -> ResponseGeneration:
+    """`found`: what is kept of `wanted_ids`."""
+    items, paths = _all_items(fields, found)
+    conversation = conversation_of(fields, items, paths)
+    generation = prepare_conversation(runtime, conversation, request, context)
+    token = secrets.token_hex(24)
+    asked = None if keeping is None else fields.store
+    is_kept = keeping is not None and (keeping.by_default if asked is None else asked)
+    return as_response(
+        generation,
+        id=response_id(token),
+        token=token,
+        told=told_of(fields, generation, response_id(token)),
+        as_summary=fields.reasoning.as_summary,
+        store=keeping.store if keeping is not None and is_kept else None,
+        owner="" if keeping is None else keeping.owner,
+        items=msgspec.json.encode(input_shapes(items, token)) if is_kept else b"",
+    )
+
+
+def _all_items(fields: ResponseRequest, found: Found) -> tuple[Sequence[InputItem], Sequence[str]]:
+    """What is continued, then what was sent; and where in the body each is."""
+    items: list[InputItem] = []
+    if fields.previous_response_id is not None:
+        items += _continued(fields.previous_response_id, found)
+    paths = [_PREVIOUS] * len(items)
+    for index, item in enumerate(fields.input):
+        items.append(_looked_up(item, index, found) if item.kind == "item_reference" else item)
+        paths.append(f"input[{index}]")
+    return items, paths
+
+
+def _continued(previous: str, found: Found) -> list[InputItem]:
+    kept = found.get(previous)
+    if kept is None:
+        message = (
+            f"Previous response with id '{shown(previous)}' not found: it was not to be kept"
+            " (`store`), is no more, or is another key's."
+        )
+        raise ApiError(404, message, param=_PREVIOUS, code=NO_PREVIOUS)
+    return [*read_items(kept.items), *_output(kept)]
+
+
+def _output(kept: KeptResponse) -> tuple[InputItem, ...]:
+    return read_items(msgspec.json.decode(kept.response, type=dict[str, msgspec.Raw])["output"])
+
+
+def _referred(item: InputItem, index: int) -> tuple[str, int]:
+    where = response_of_item(item.id or "")
+    if where is None:
+        raise _no_item(item, index)
+    return where
+
+
+def _looked_up(item: InputItem, index: int, found: Found) -> InputItem:
+    response, number = _referred(item, index)
+    kept = found.get(response)
+    output = () if kept is None else _output(kept)
+    if number >= len(output):
+        raise _no_item(item, index)
+    return output[number]
+
+
+def _no_item(item: InputItem, index: int) -> ApiError:
+    message = f"input[{index}].id: Item with id '{shown(item.id or '')}' not found."
+    return ApiError(404, message, param=f"input[{index}].id", code="item_not_found")
