@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")
 
 
 class RouterSettings(ProcessSettings):

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,16 +22,16 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
+from router.anthropic.models import model_shape, models_shape
 from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
+from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
-from router.http.message_answer import StreamedMessage, WholeMessage
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
-from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
 from router.http.responses.create import ResponseCreation
 from router.http.responses.kept import (
     KeptAnswer,
@@ -152,18 +153,33 @@ def _add_responses(app: FastAPI, state: AppState) -> None:
 def _add_models(app: FastAPI, runtime: Runtime) -> None:
     since = int(time.time())
 
+    def shape(request: Request) -> dict[str, Any]:
+        context = context_tokens(runtime)
+        if _is_anthropic(request):
+            return model_shape(runtime.model, since=since, context=context)
+        return {
+            "id": runtime.model,
+            "object": "model",
+            "created": since,
+            "owned_by": "baton",
+            "max_model_len": context,
+            "default_sampling_params": asdict(runtime.sampling_defaults),
+        }
+
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        if show_error_of(request.scope) is anthropic_error:
-            return _json(anthropic_list(anthropic_model(runtime, since)))
-        return _json(openai_list(openai_model(runtime, since)))
+        if _is_anthropic(request):
+            return _json(models_shape(shape(request)))
+        return _json({"object": "list", "data": [shape(request)]})
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
         check_model(runtime, model)
-        is_anthropic = show_error_of(request.scope) is anthropic_error
-        shape = anthropic_model if is_anthropic else openai_model
-        return _json(shape(runtime, since))
+        return _json(shape(request))
+
+
+def _is_anthropic(request: Request) -> bool:
+    return show_error_of(request.scope) is anthropic_error
 
 
 def _add_tokens(app: FastAPI, state: AppState) -> None:
