@@ -68,8 +68,10 @@ class CallGrammar:
             case "arguments":
                 return self._json(schema, tool)
             case "envelope":
-                head = f'{{"name": {json.dumps(tool.name)}, "{self._format.arguments_key}": '
-                return f'{json.dumps(head)} {self._json(schema, tool)} "}}"'
+                keys = {role: key for key, role in reversed([*self._format.roles.items()])}
+                name = json.dumps(tool.name, ensure_ascii=False)
+                head = f'{{"{keys["name"]}": {name}, "{keys["arguments"]}": '
+                return f'{json.dumps(head, ensure_ascii=False)} {self._json(schema, tool)} "}}"'
             case "parameters":
                 return self._parameters(schema, tool)
             case _:

@@ -1,13 +1,13 @@
 """What one output must be a text of: its grammar, from its first token or from where it begins."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from protocol.formats.bound import BoundFormat
 from protocol.formats.contract import NamedTool, Tool, ToolChoice
 from protocol.formats.grammar import CallGrammar
 from protocol.formats.lark import Rules, pattern_of
-from protocol.formats.table import CONTENT, REASONING, START, Written
+from protocol.formats.table import CONTENT, REASONING, START, Format, Written
 from protocol.formats.think import ThinkTags
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
@@ -15,6 +15,8 @@ from protocol.text.tokenizer import Tokenizer
 GAP = '("\\n" | "\\n\\n")?'
 """What models write after their thoughts."""
 PLAIN = Written(call="")
+MAX_MESSAGES = 8
+"""Of thoughts and remarks before a call, where they are messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,24 +63,28 @@ def output_grammar(
     rules = Rules(bound, ends=tokenizer.eos_token_ids)
     written = bound.format.written or PLAIN
     body = _body(bound, wish, written, rules)
-    in_thought = beginning.state == REASONING
-    after: tuple[tuple[int, ...], ...] = ()
-    if bound.format.headers and beginning.state == CONTENT:
-        lead = ""
-    elif bound.format.headers:
-        messages = " | ".join(_message(one, rules) for one in written.lead)
-        lead = f"({messages})*"
-        if in_thought:
-            after = _runs("<|end|>", tokenizer)
-            lead = f"{rules.literal('<|start|>assistant')} {lead}"
-    elif thinking is None or beginning.has_thought:
-        lead = ""
-    elif in_thought:
-        lead, after = GAP, _runs(thinking.close, tokenizer)
-    else:
-        thought = _message(f"{thinking.open}{{text}}{thinking.close}", rules)
-        lead = f"({thought} {GAP})?"
+    lead, end_of_thought = _lead(bound.format, written, beginning, thinking, rules)
+    after = _runs(end_of_thought, tokenizer) if beginning.state == REASONING else ()
     return Grammar(text=rules.whole(f"{lead} {body}"), begins_after=after)
+
+
+def _lead(
+    of: Format, written: Written, beginning: Beginning, thinking: ThinkTags | None, rules: Rules
+) -> tuple[str, str]:
+    """What may come before, and what ends thoughts that the prompt has begun."""
+    in_thought = beginning.state == REASONING
+    if of.headers:
+        if beginning.state == CONTENT:
+            return "", ""
+        messages = " | ".join(_message(one, rules) for one in written.lead)
+        begin = rules.literal("<|start|>assistant") if in_thought else ""
+        return f"{begin} ({messages}){{0,{MAX_MESSAGES}}}", "<|end|>"
+    if thinking is None or beginning.has_thought:
+        return "", ""
+    if in_thought:
+        return GAP, thinking.close
+    thought = _message(f"{thinking.open}{{text}}{thinking.close}", rules)
+    return f"({thought} {GAP})?", ""
 
 
 def _body(bound: BoundFormat, wish: Wish, written: Written, rules: Rules) -> str:
@@ -90,27 +96,35 @@ def _body(bound: BoundFormat, wish: Wish, written: Written, rules: Rules) -> str
     several = wish.parallel and named is None and not bound.format.headers
     grammar = CallGrammar(bound, written, rules)
 
-    def calls(after: str = "") -> str:
+    def calls(after: str) -> str:
         return grammar.calls(tools, several=several, only_strict=not wish.must_call, after=after)
 
     if wish.must_call:
-        return calls()
+        return calls("")
     if answer is not None or written.answer != "{text}":
-        return rules.add(f"{_message(written.answer, rules, answer)} | {calls()}")
-    opening = written.begin or written.call
-    first = next((text for text in bound.terminals[START].texts if opening.startswith(text)), "")
-    if first:  # such a call is all there is
-        other = rules.terminal(f"/\\s*([^\\s{pattern_of(first[0])}](?s:.*))?/")
-        return rules.add(f"({other})? | {calls()}")
+        return rules.add(f"{_message(written.answer, rules, answer)} | {calls('')}")
+    return _text_and_calls(bound, written.begin or written.call, rules, calls)
+
+
+def _text_and_calls(
+    bound: BoundFormat, opening: str, rules: Rules, calls: Callable[[str], str]
+) -> str:
+    """Any text, and perhaps calls, which begin with `opening`, after it."""
+    any_text = rules.any_until("")
     before = rules.before_token(opening)
     if before == "":
-        return f"{rules.any_until('')} ({calls()})?"
-    if before is None:
-        before = next(text for text in bound.terminals[CONTENT].texts if opening.startswith(text))
-        other = rules.terminal(f"/(?s:.*)/ & ~/(?s:.*){pattern_of(before)}(?s:.*)/")
-        return rules.add(f"({other})? | {rules.any_until(before)} {calls(before)}")
-    text = rules.terminal(f"/(?s:.*){pattern_of(before)}/")
-    return rules.add(f"{rules.any_until('')} | {text} {calls(before)}")
+        return f"{any_text} ({calls('')})?"
+    if before is not None:  # the token shows where the text ends, of which this much is the call's
+        text = rules.terminal(f"/(?s:.*){pattern_of(before)}/")
+        return rules.add(f"{any_text} | {text} {calls(before)}")
+    starts = bound.terminals[START].texts
+    if first := next((text for text in starts if opening.startswith(text)), ""):
+        other = rules.terminal(f"/\\s*([^\\s{pattern_of(first[0])}](?s:.*))?/")
+        return rules.add(f"({other})? | {calls('')}")
+    texts = bound.terminals[CONTENT].texts
+    first = next(text for text in texts if opening.startswith(text))
+    other = rules.terminal(f"/(?s:.*)/ & ~/(?s:.*){pattern_of(first)}(?s:.*)/")
+    return rules.add(f"({other})? | {rules.any_until(first)} {calls(first)}")
 
 
 def _message(template: str, rules: Rules, inner: str | None = None) -> str:

@@ -30,7 +30,7 @@ TOOLS = (
     Tool(name="get_weather", parameters=SCHEMA, strict=True),
     Tool(name="now", parameters={"type": "object", "properties": {}}),
 )
-NAMES = [name for name, of in FAMILIES.items() if name != "seed"]
+NAMES = list(FAMILIES)
 
 
 def _drawn(name: str, seed: int, choice: ToolChoice, parallel: bool = True) -> tuple[Said, str]:
