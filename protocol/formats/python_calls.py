@@ -34,19 +34,23 @@ PYTHONIC = Format(
 )
 """Llama 4 and 3.2: a list that begins the answer."""
 
-LFM2 = Format(
-    name="lfm2",
-    states=_STATES,
-    rows={
-        **_ROWS,
-        (CONTENT, "<|tool_call_start|>"): Row("open"),
-        ("after", "<|tool_call_end|>"): Row(CONTENT),
-        ("open", "<|tool_call_end|>"): Row(CONTENT),
-    },
-    written=Written(
-        begin="<|tool_call_start|>[", call=_LIST.call, between=", ", end="]<|tool_call_end|>"
-    ),
-)
+
+def tagged_calls(name: str, begin: str, end: str) -> Format:
+    """The list between two tags."""
+    return Format(
+        name=name,
+        states=_STATES,
+        rows={
+            **_ROWS,
+            (CONTENT, begin): Row("open"),
+            ("after", end): Row(CONTENT),
+            ("open", end): Row(CONTENT),
+        },
+        written=Written(begin=f"{begin}[", call=_LIST.call, between=", ", end=f"]{end}"),
+    )
+
+
+LFM2 = tagged_calls("lfm2", "<|tool_call_start|>", "<|tool_call_end|>")
 
 OLMO3 = Format(
     name="olmo3",

@@ -11,6 +11,8 @@ from protocol.formats.formats import Formats, Output
 from protocol.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.quick
+NUM_SPOILT = 12
+"""Of each output."""
 
 
 def _opened(case: Published) -> tuple[Tokenizer, Formats, Output]:
@@ -48,7 +50,7 @@ def test_pieces_say_what_the_whole_says(case: Published) -> None:
     tokenizer, _, output = _opened(case)
     assert output.new_parser is not None
     rng = random.Random(case.text)
-    for text in (case.text, *(_spoilt(case.text, rng) for _ in range(40))):
+    for text in (case.text, *(_spoilt(case.text, rng) for _ in range(NUM_SPOILT))):
         tokens = steps(tokenizer, output.marks, text)
         whole = joined(tokens, output.marks)
         said = say(output.new_parser(), whole)
@@ -67,7 +69,7 @@ def test_without_a_call_no_text_is_lost(case: Published) -> None:
     tags += ["<think>", "</think>"]
     names = "|".join(map(re.escape, sorted(tags, key=len, reverse=True)))
     rng = random.Random(case.text)
-    for text in (_spoilt(case.text, rng) for _ in range(60)):
+    for text in (_spoilt(case.text, rng) for _ in range(NUM_SPOILT)):
         said = say(output.new_parser(), steps(tokenizer, output.marks, text))
         if not said.calls:
             shown = said.reasoning + said.content
