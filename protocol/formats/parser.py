@@ -268,7 +268,7 @@ class FormatParser:
         self._drop(end)
         if self._is_tentative and reader.name is not None:
             self._begin_call(reader.name)
-        elif self._is_tentative and reader.done:  # an object of something else
+        elif self._is_tentative and (reader.done or reader.is_broken):  # of something else
             self._fail()
         if self._takes not in _READ:
             return True

@@ -109,7 +109,8 @@ class PythonCalls:
 
     def _takes(self, char: str) -> bool:
         """Whether it goes on a call."""
-        if not self._open and not (char.isalnum() or char in "_.-" or (self.text and char == "(")):
+        goes_on = char.isalnum() or char in "_.-(" if self.text else char.isalpha() or char == "_"
+        if not self._open and not goes_on:
             return False
         if self._is_escaped:
             self._is_escaped = False

@@ -5,8 +5,6 @@ from support.published_outputs import FAMILIES
 from protocol.errors import SettingsError
 from protocol.formats.choose import choose_formats
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_known_by_its_template(name: str) -> None:
