@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from protocol.errors import SettingsError
-from protocol.formats.formats import Formats
-from protocol.formats.harmony import HARMONY
-from protocol.formats.json_calls import (
+from protocol.formats.families.harmony import HARMONY
+from protocol.formats.families.json_calls import (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     HERMES,
@@ -17,12 +16,20 @@ from protocol.formats.json_calls import (
     MISTRAL,
     MISTRAL_LIST,
 )
-from protocol.formats.python_calls import LFM2, OLMO3, PYTHONIC
-from protocol.formats.response_template import NAME, calls_of, thoughts_of
+from protocol.formats.families.python_calls import LFM2, OLMO3, PYTHONIC
+from protocol.formats.families.response_template import NAME, calls_of, thoughts_of
+from protocol.formats.families.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
+from protocol.formats.families.think import TAGS, ThinkTags
+from protocol.formats.families.xml_calls import (
+    DEEPSEEK_V32,
+    GLM,
+    GLM_CLOSE,
+    MINIMAX,
+    QWEN3_CODER,
+    SEED,
+)
+from protocol.formats.formats import Formats
 from protocol.formats.table import Format, FormatError
-from protocol.formats.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
-from protocol.formats.think import TAGS, ThinkTags
-from protocol.formats.xml_calls import DEEPSEEK_V32, GLM, GLM_CLOSE, MINIMAX, QWEN3_CODER, SEED
 from protocol.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.formats.bound import BoundFormat, bind
 from protocol.formats.contract import OutputParser, Tool, ToolChoice
-from protocol.formats.opening import Beginning, Wish, output_grammar
-from protocol.formats.parser import FormatParser
+from protocol.formats.families.think import PLAIN, PROMPT, ThinkTags, with_thinking, without_calls
+from protocol.formats.grammars.output_grammar import Beginning, Wish, output_grammar
+from protocol.formats.reading.bound import BoundFormat, bind
+from protocol.formats.reading.parser import FormatParser
 from protocol.formats.table import REASONING, Format
-from protocol.formats.think import PLAIN, PROMPT, ThinkTags, with_thinking, without_calls
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 

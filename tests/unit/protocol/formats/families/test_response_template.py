@@ -9,7 +9,7 @@ from support.outputs import read_tokens, tokenizer_with, weather
 from transformers.utils.chat_parsing import parse_response
 
 from protocol.formats.choose import choose_formats
-from protocol.formats.response_template import calls_of, thoughts_of
+from protocol.formats.families.response_template import calls_of, thoughts_of
 
 FUNCTION = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 LISTED = {"type": "function", "function": {"name": "{tool}", "arguments": "{with}"}}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from protocol.formats.values import ALL_KINDS, as_json, parameter_kinds
+from protocol.formats.reading.values import ALL_KINDS, as_json, parameter_kinds
 
 SCHEMA = {
     "properties": {

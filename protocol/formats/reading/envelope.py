@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from protocol.formats.json_value import SPACE, JsonValue, end_of
+from protocol.formats.reading.json_value import SPACE, JsonValue, end_of
 
 _ASIDE = frozenset({"type", "id", "tool_call_id"})
 

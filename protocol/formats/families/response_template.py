@@ -9,8 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.formats.json_calls import tagged_objects
-from protocol.formats.python_calls import tagged_calls
+from protocol.formats.families.json_calls import tagged_objects
+from protocol.formats.families.python_calls import tagged_calls
+from protocol.formats.families.tagged_lists import tagged_list
+from protocol.formats.families.think import TAGS, ThinkTags
 from protocol.formats.table import (
     CONTENT,
     END,
@@ -22,8 +24,6 @@ from protocol.formats.table import (
     Takes,
     Written,
 )
-from protocol.formats.tagged_lists import tagged_list
-from protocol.formats.think import TAGS, ThinkTags
 
 NAME = "response_template"
 Field = Mapping[str, Any]

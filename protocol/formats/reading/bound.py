@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.formats.lexer import Terminals, terminals_of
+from protocol.formats.reading.lexer import Terminals, terminals_of
 from protocol.formats.table import Format
 from protocol.text.tokenizer import Tokenizer
 
