@@ -88,7 +88,6 @@ class ApiLimits:
     """A client that takes no bytes for this long is gone; its request is aborted."""
     request_timeout_s: float = 600.0
     clamp_max_tokens: bool = False
-    special_tokens_in_content: Literal["text", "token"] = "text"
     retry_after_s: float = 1.0
     """Told to a client that was refused because `max_in_flight` was reached."""
 

@@ -59,9 +59,14 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
     with listen(settings) as listener:
         folder = await load(partial(resolve_model, settings.model, weights=False), stop)
         settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
-        max_model_len = settings.max_model_len
         tokenizer = await load(
-            partial(Tokenizer.load, settings.model, max_model_len=max_model_len), stop
+            partial(
+                Tokenizer.load,
+                settings.model,
+                max_model_len=settings.max_model_len,
+                specials_in_chats=settings.special_tokens_in_content,
+            ),
+            stop,
         )
         defaults = _sampling_defaults(settings)
         store = Store(settings.redis)
@@ -166,7 +171,6 @@ def _runtime(
             max_in_flight=settings.max_in_flight,
             request_timeout_s=settings.request_timeout_s,
             clamp_max_tokens=settings.clamp_max_tokens,
-            special_tokens_in_content=settings.special_tokens_in_content,
         ),
         sampling_defaults=defaults,
         tokenize_threads=settings.tokenize_threads,

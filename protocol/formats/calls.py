@@ -32,7 +32,8 @@ class Calls:
         self._index = -1
         self._arguments: list[str] = []
         self._parameters: Mapping[str, Any] = {}
-        self._has_parameters = False
+        self._has_parameters = Takes.PARAMETERS in of.states.values()
+        """They come one by one, else as JSON."""
         self._kinds = ALL_KINDS
         self._value = ""
         """Of the present parameter, not given out."""
@@ -43,16 +44,14 @@ class Calls:
     def knows(self, name: str) -> bool:
         return name in self._tools
 
-    def begin(self, name: str, *, is_id: bool, has_parameters: bool) -> None:
-        """`is_id`: as the model wrote it, with the name in it. `has_parameters`: they come one by
-        one, else as JSON."""
+    def begin(self, name: str, *, is_id: bool) -> None:
+        """`is_id`: as the model wrote it, with the name in it."""
         self._index += 1
         call_id = name if self._format.ids == "written" and is_id else self._new_id()
         if is_id and (found := _WRITTEN_ID.match(name)):
             name = found["name"]
         tool = self._tools.get(name)
         self._parameters = {} if tool is None else tool.parameters
-        self._has_parameters = has_parameters
         self._arguments = []
         self.is_open = True
         self._events.append(CallStart(index=self._index, id=call_id, name=name))

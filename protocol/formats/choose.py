@@ -15,8 +15,11 @@ from protocol.formats.json_calls import (
     MISTRAL,
     MISTRAL_LIST,
 )
+from protocol.formats.python_calls import LFM2, OLMO3, PYTHONIC
 from protocol.formats.table import Format
+from protocol.formats.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
 from protocol.formats.think import TAGS, ThinkTags
+from protocol.formats.xml_calls import DEEPSEEK_V32, GLM, GLM_CLOSE, MINIMAX, QWEN3_CODER, SEED
 from protocol.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -25,15 +28,35 @@ BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (KIMI, ("<|tool_calls_section_begin|>",)),
     (DEEPSEEK_V3, ("<｜tool▁calls▁begin｜>", "```json")),
     (DEEPSEEK_V31, ("<｜tool▁calls▁begin｜>",)),
+    (DEEPSEEK_V32, ("｜DSML｜",)),
+    (MINIMAX, ("<minimax:tool_call>",)),
+    (SEED, ("<seed:tool_call>",)),
+    (QWEN3_CODER, ("<function=", "<parameter=")),
+    (GLM_CLOSE, ("<arg_key>", "</arg_key><arg_value>")),
+    (GLM, ("<arg_key>",)),
+    (OLMO3, ("<function_calls>",)),
+    (NEMOTRON, ("<TOOLCALL>",)),
+    (PHI4, ("<|tool_call|>", "<|/tool_call|>")),
+    (COHERE, ("<|START_ACTION|>",)),
+    (APRIEL, ("<tool_calls>",)),
     (HERMES, ("<tool_call>",)),
     (MISTRAL, ("[TOOL_CALLS]", "[ARGS]")),
     (MISTRAL_LIST, ("[TOOL_CALLS]",)),
+    (LFM2, ("<|tool_call_start|>",)),
+    (PYTHONIC, ("<|python_start|>",)),
+    (PYTHONIC, ("<|eot|>", "func_name1(")),
     (LLAMA3_JSON, ("<|python_tag|>", "parameters")),
     (LLAMA3_JSON, ("<|eot_id|>", "parameters")),
 )
 """Formats and what a template has that writes them; the first that fits."""
-BY_TOKENS = (HARMONY, KIMI, MISTRAL)
-"""Published without a template too: known by all their terminals being tokens."""
+BY_TOKENS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+    (DEEPSEEK_V32, ("｜DSML｜",)),
+    (HARMONY, ("<|channel|>", "<|call|>")),
+    (KIMI, ("<|tool_calls_section_begin|>",)),
+    (MISTRAL, ("[TOOL_CALLS]", "[ARGS]")),
+    (MISTRAL_LIST, ("[TOOL_CALLS]",)),
+)
+"""Published without a template too: what of them are tokens."""
 
 
 def choose_formats(
@@ -53,7 +76,7 @@ def _tool_format(name: str, template: str, tokens: Mapping[str, int]) -> Format 
     if name == "none":
         return None
     fits = (of for of, has in BY_TEMPLATE if all(text in template for text in has))
-    known = (of for of in BY_TOKENS if not template and of.tokens() <= tokens.keys())
+    known = (of for of, has in BY_TOKENS if not template and tokens.keys() >= {*has})
     return next(fits, None) or next(known, None)
 
 

@@ -5,13 +5,14 @@ taken back: if the rest of it makes no sense, it is left open.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from protocol.formats.bound import BoundFormat, Mark
 from protocol.formats.calls import Calls
 from protocol.formats.contract import Content, OutputEvent, Reasoning, Tool
 from protocol.formats.envelope import Arguments, Envelope, JsonReader
 from protocol.formats.lexer import Terminals
+from protocol.formats.python_calls import PythonCalls
 from protocol.formats.table import (
     BEGINNINGS,
     CAPTURED,
@@ -22,38 +23,13 @@ from protocol.formats.table import (
     OUTSIDE,
     START,
     VALUES,
-    Format,
     Row,
     Takes,
 )
 
 _NAME = re.compile(r"""\s*[^\s<>{}\[\]()"'=,]{0,256}\s*""")
 _CLOSING = frozenset(" \t\r\n}])\"'`;,")
-_READERS: Mapping[Takes, Callable[[], JsonReader]] = {
-    Takes.ENVELOPE: Envelope,
-    Takes.ARGUMENTS: Arguments,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A token that is a terminal, or part of one."""
-
-    literal: str
-    shown: str
-    """Its text where it is no terminal and no call is open."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoundFormat:
-    """A format with the tokens of one tokeniser."""
-
-    format: Format
-    terminals: Mapping[str, Terminals]
-    """By state, those that are text. Every state has some, if only none."""
-    marks: Mapping[int, Mark]
-    last_states: frozenset[str]
-    """Those without rows."""
+_READ = (Takes.ENVELOPE, Takes.ARGUMENTS, Takes.LITERALS)
 
 
 class FormatParser:
@@ -75,7 +51,7 @@ class FormatParser:
         text of the state `_origin`."""
         self._raw = ""
         self._origin = state
-        self._reader: JsonReader | None = None
+        self._reader: JsonReader | PythonCalls | None = None
         """None where JSON is read: it makes no sense any more."""
 
     def feed(self, token_id: int, text: str) -> Sequence[OutputEvent]:
@@ -111,10 +87,10 @@ class FormatParser:
         return self._format.row(self.state, terminal)
 
     def _take_mark(self, mark: Mark) -> None:
-        if self._stands(mark) or self._takes is Takes.SPACE:
+        if self._stands(mark) or (self._takes is Takes.SPACE and not mark.is_part):
             self._run(final=True)
-        if self._takes is Takes.SPACE and not self._stands(mark) and self._row(OTHER):
-            self._go(OTHER, "")
+            if self._takes is Takes.SPACE and not self._stands(mark) and self._row(OTHER):
+                self._go(OTHER, "")
         if self._stands(mark):
             gap, self._pending = self._pending, ""
             self._go(mark.literal, gap + mark.shown)
@@ -125,7 +101,7 @@ class FormatParser:
 
     def _stands(self, mark: Mark) -> bool:
         """Whether it is a terminal here."""
-        in_string = self._takes in _READERS and self._reader is not None and self._reader.in_string
+        in_string = self._takes in _READ and self._reader is not None and self._reader.in_string
         return self._row(mark.literal) is not None and not in_string
 
     def _cross(self, terminal: str, gap: str = "") -> bool:
@@ -141,7 +117,9 @@ class FormatParser:
         row = self._row(terminal)
         assert row is not None, (self._format.name, self.state, terminal)
         left, taken, self._taken = self._takes, self._taken, ""
-        state = self._format.after_header(taken) if left is Takes.HEADER else row.to
+        state = row.to
+        if left is Takes.HEADER and self._format.states[state] is not Takes.HEADER:
+            state = self._format.after_header(taken)
         arrived = self._format.states[state]
         self._open_tentative(left, arrived)
         if self._is_tentative:
@@ -160,10 +138,10 @@ class FormatParser:
         """Whether the state that is left can be: False when it was no call after all."""
         match left:
             case Takes.NAME | Takes.ID:
-                return self._begin_call(taken.strip(), arrived, is_id=left is Takes.ID)
-            case Takes.HEADER:
+                return self._begin_call(taken.strip(), is_id=left is Takes.ID)
+            case Takes.HEADER if arrived not in OUTSIDE:
                 if name := self._format.name_in_header(taken):
-                    return self._begin_call(name, arrived)
+                    return self._begin_call(name)
             case Takes.KEY:
                 self._calls.key(taken.strip(), arrived)
             case Takes.TYPED | Takes.STRING | Takes.JSON:
@@ -178,14 +156,25 @@ class FormatParser:
             self._fail()
         self.state = state
         self._is_fresh = arrived in ORIGINS
-        self._reader = _READERS[arrived]() if arrived in _READERS else None
+        self._reader = self._new_reader(arrived)
 
-    def _begin_call(self, name: str, arrived: Takes, *, is_id: bool = False) -> bool:
+    def _new_reader(self, takes: Takes) -> JsonReader | PythonCalls | None:
+        match takes:
+            case Takes.ENVELOPE:
+                return Envelope(self._format.roles, is_strict=self._format.only_known)
+            case Takes.ARGUMENTS:
+                return Arguments()
+            case Takes.LITERALS:
+                return PythonCalls()
+            case _:
+                return None
+
+    def _begin_call(self, name: str, *, is_id: bool = False) -> bool:
         if not name or (self._format.only_known and not self._calls.knows(name)):
             self._fail()
             return False
         self._is_tentative, self._raw = False, ""
-        self._calls.begin(name, is_id=is_id, has_parameters=arrived is Takes.PARAMETERS)
+        self._calls.begin(name, is_id=is_id)
         return True
 
     def _fail(self, more: str = "") -> None:
@@ -211,7 +200,9 @@ class FormatParser:
                 return self._read_shown(final)
             case Takes.SPACE:
                 return self._read_space(final)
-            case Takes.ENVELOPE | Takes.ARGUMENTS if self._reader is not None:
+            case _ if isinstance(self._reader, PythonCalls):
+                return self._read_literals(self._reader, final)
+            case _ if self._reader is not None:
                 return self._read_json(self._reader, final)
             case Takes.NAME | Takes.ID:
                 return self._read_name(final)
@@ -276,14 +267,34 @@ class FormatParser:
         end, arguments = reader.read(self._pending, 0)
         self._drop(end)
         if self._is_tentative and reader.name is not None:
-            self._begin_call(reader.name, self._takes)
+            self._begin_call(reader.name)
         elif self._is_tentative and reader.done:  # an object of something else
             self._fail()
-        if self._takes not in _READERS:
+        if self._takes not in _READ:
             return True
         if self._calls.is_open:
             self._calls.arguments(arguments)
-        if reader.done:
+        return self._after_reader(reader.done, end, final)
+
+    def _read_literals(self, reader: PythonCalls, final: bool) -> bool:
+        end, call = reader.read(self._pending, 0)
+        self._drop(end)
+        if call is not None:
+            if self._begin_call(call.name):
+                self._calls.arguments(call.arguments)
+                self._calls.end()
+            return True
+        if reader.text and not self._is_tentative:
+            self._is_tentative, self._origin, self._raw = True, CONTENT, reader.text
+        is_unknown = self._format.only_known and not self._calls.knows(reader.name)
+        if reader.is_wrong or (reader.name and is_unknown):
+            self._fail()
+            return True
+        return self._after_reader(reader.done, end, final)
+
+    def _after_reader(self, is_done: bool, end: int, final: bool) -> bool:
+        """It has read as far as `end`, and what is pending is no part of it."""
+        if is_done:
             return self._cross(END)
         if end or not self._pending:
             return end > 0
@@ -298,6 +309,8 @@ class FormatParser:
         """What is pending cannot go on a call."""
         if self._is_tentative:
             self._fail()
+        elif self._takes is Takes.LITERALS:
+            self._arrive(CONTENT)
         else:
             self._reader = None
 

@@ -9,8 +9,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 
@@ -20,6 +21,7 @@ from protocol.text.context import context_tokens
 from protocol.text.detokenize import Detokenizer, TokenBytes
 from protocol.text.json_fields import Fields, whole
 from protocol.text.model_files import MAX_TOKENIZER_BYTES, check_readable, read_whole
+from protocol.text.special_texts import SpecialTexts
 from protocol.text.stop import StopMatcher
 from protocol.text.template.chat_template import MAX_CHARS, ChatTemplate, load_chat_template
 from protocol.text.template.files import special_tokens, token_text
@@ -43,6 +45,10 @@ LATE_END = re.compile(r'("Regex"\s*:\s*)"\\\\s\+\$"')
 for 16,000. From the first of them only, it finds the same."""
 
 
+SpecialsInChats = Literal["text", "token"]
+"""What special tokens are that are written in messages, tools or documents."""
+
+
 class Tokenizer:
     """A checkpoint's tokeniser and chat template. Thread-safe."""
 
@@ -54,6 +60,7 @@ class Tokenizer:
         eos_token_ids: tuple[int, ...],
         vocab_size: int,
         max_context_tokens: int,
+        specials_in_chats: SpecialsInChats = "text",
     ) -> None:
         raw.no_truncation()
         raw.no_padding()
@@ -68,12 +75,18 @@ class Tokenizer:
         self.added_tokens: Mapping[str, int] = {token.content: number for number, token in added}
         """Beside the vocabulary that text is cut by, special or not."""
         self.added_token_ids = frozenset(self.added_tokens.values())
+        self._specials_in_chats = specials_in_chats
         self._longest_token = longest_token(raw)
         self._knows_more = max(raw.get_vocab().values(), default=0) >= vocab_size
 
     @classmethod
     def load(
-        cls, path: Path, config: JsonFile | None = None, *, max_model_len: int | None = None
+        cls,
+        path: Path,
+        config: JsonFile | None = None,
+        *,
+        max_model_len: int | None = None,
+        specials_in_chats: SpecialsInChats = "text",
     ) -> "Tokenizer":
         """Read a Hugging Face directory, of which `config` may be given, its `config.json`.
         CheckpointError names the file that is at fault, SettingsError a `max_model_len` that is
@@ -95,18 +108,24 @@ class Tokenizer:
             ),
             vocab_size=vocab_size,
             max_context_tokens=context_tokens(config.file, text, max_model_len),
+            specials_in_chats=specials_in_chats,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Releases the interpreter lock while it works, unlike `tokenizers`' own `encode`. Raises
         TextTooLong, early, for a text that no context holds, and ValueError for tokens that the
         model does not have."""
+        self._check_length(text)
+        return self._checked(self._encoding(text, add_special_tokens).ids)
+
+    def _check_length(self, text: str) -> None:
         size = self.max_context_tokens
         while size < len(text):
             if len(self._encoding(text[:size], False)) > TOO_MANY * self.max_context_tokens:
                 raise TextTooLong(f"the text has more than {self.max_context_tokens} tokens")
             size *= LOOKS
-        ids: list[int] = self._encoding(text, add_special_tokens).ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
         if self._knows_more and (most := max(ids, default=0)) >= self.vocab_size:
             token = self._raw.id_to_token(most)
             rule = f"the model's are 0 to {self.vocab_size - 1}"
@@ -136,6 +155,12 @@ class Tokenizer:
         """Whether it has no text of its own, unless asked for."""
         return self.token_bytes.is_special(token_id)
 
+    @cached_property
+    def _special_texts(self) -> SpecialTexts | None:
+        """None where it makes no difference, or none is to be made."""
+        kept = self._specials_in_chats == "token" or self._raw.encode_special_tokens
+        return None if kept else SpecialTexts(self._raw)
+
     def render_chat(self, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """The prompt text. ValueError when there is no template or it refuses the messages."""
         if self.chat_template is None:
@@ -146,8 +171,22 @@ class Tokenizer:
         """The template writes the special tokens itself, so none are added. Raises as `render_chat`
         and `encode` do."""
         max_chars = min(MAX_CHARS, self.max_chars(self.max_context_tokens))
-        text = self.render_chat(messages, max_chars=max_chars, **variables)
-        return self.encode(text, add_special_tokens=False)
+        given = {name: variables.get(name) for name in ("tools", "documents")}
+        special, mark = self._special_texts, None
+        if special is not None:
+            mark = special.mark_for(messages, given)
+        if special is None or mark is None:
+            text = self.render_chat(messages, max_chars=max_chars, **variables)
+            return self.encode(text, add_special_tokens=False)
+        searched = self.chat_template.searched if self.chat_template else ()
+        marked = [
+            special.marked(one, mark, but=searched if one["role"] == "assistant" else ())
+            for one in messages
+        ]
+        variables |= special.marked(given, mark)
+        text = self.render_chat(marked, max_chars=max_chars, **variables)
+        self._check_length(text)
+        return self._checked(special.encode(text, mark))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

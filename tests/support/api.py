@@ -1,6 +1,7 @@
 """The router's app over a fake dispatcher, in memory or on a real socket."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,3 +96,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     return error
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """The JSON of every event; `[DONE]` as it is."""
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.text.endswith("\n\n")
+    lines = response.text.removesuffix("\n\n").split("\n\n")
+    found = [line.removeprefix("data: ") for line in lines]
+    return [one if one == "[DONE]" else json.loads(one) for one in found]

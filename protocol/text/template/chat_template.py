@@ -5,10 +5,10 @@ metered; it sees plain JSON values only. Does not tokenise.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 from jinja2 import nodes
@@ -50,6 +50,8 @@ class ChatTemplate:
         """False: instructions of the role `developer` must be given as `system`."""
         self.variables = self._plain.variables | self._for_tools.variables
         """Names of all that it reads."""
+        self.searched = self._plain.searched | self._for_tools.searched
+        """Texts that it looks for in others."""
 
     def render(
         self,
@@ -92,11 +94,24 @@ class _Compiled:
                 tree = environment.parse(source.text)
                 self.parts = parts_use(tree)
                 self.variables = frozenset(name.name for name in tree.find_all(nodes.Name))
+                self.searched = frozenset(_searched(tree))
                 self.template = environment.from_string(source.text)
         except (jinja2.TemplateSyntaxError, SyntaxError) as error:
             raise CheckpointError(f"{where}, line {error.lineno}: {error}") from error
         except (MemoryError, RecursionError, ValueError) as error:
             raise CheckpointError(f"{where}: {str(error) or type(error).__name__}") from error
+
+
+def _searched(tree: nodes.Template) -> Iterator[str]:
+    for call in tree.find_all(nodes.Call):
+        yield from (one.value for one in call.args if _is_text(one))
+    for compared in tree.find_all(nodes.Compare):
+        sides = [compared.expr, *(operand.expr for operand in compared.ops)]
+        yield from (one.value for one in sides if _is_text(one))
+
+
+def _is_text(node: nodes.Node) -> TypeGuard[nodes.Const]:
+    return isinstance(node, nodes.Const) and isinstance(node.value, str)
 
 
 def load_chat_template(path: Path, *, tokenizer_config: Mapping[str, Any]) -> ChatTemplate | None:

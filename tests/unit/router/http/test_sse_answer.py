@@ -1,22 +1,12 @@
-import json
 from typing import Any
 
 import httpx
 import pytest
-from support.api import Bench, chat, complete
+from support.api import Bench, chat, complete, events_of
 
 from router.requests.events import RequestFailed
 
 pytestmark = pytest.mark.anyio
-
-
-def events_of(response: httpx.Response) -> list[Any]:
-    """The JSON of every event; `[DONE]` as it is."""
-    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert response.text.endswith("\n\n")
-    lines = response.text.removesuffix("\n\n").split("\n\n")
-    found = [line.removeprefix("data: ") for line in lines]
-    return [one if one == "[DONE]" else json.loads(one) for one in found]
 
 
 def text_of(events: list[Any], index: int = 0) -> str:
