@@ -10,6 +10,7 @@ from protocol.text.structured.keywords import INTEGER_FORMATS
 
 Node = Mapping[str, Any]
 """A schema as a client wrote it: nothing but its being a JSON object is known."""
+_SECONDS = {"date-time": r"T..:..:[0-5].*[Z\d]$", "time": r"^..:..:[0-5].*[Z\d]$"}
 _IN_PLACE = ("$ref", "allOf", "anyOf", "oneOf", "if", "$dynamicRef", "patternProperties")
 
 
@@ -50,8 +51,12 @@ def _nullable(node: dict[str, Any]) -> None:
         node["anyOf"] = [whole, {"type": "null"}]
 
 
-def _integer_format(node: dict[str, Any]) -> None:
-    """A range of numbers; of a text, nothing."""
+def _format(node: dict[str, Any]) -> None:
+    """A range of numbers, which says nothing of a text. Or a time, but no leap second and in
+    capitals: most readers refuse others."""
+    seconds, both = _SECONDS.get(str(node["format"])), node.get("allOf", [])
+    if seconds is not None and isinstance(both, list):
+        node["allOf"] = [*both, {"pattern": seconds}]
     low, high = INTEGER_FORMATS.get(str(node["format"]), (None, None))
     if low is None or high is None:
         return
@@ -99,7 +104,7 @@ _OLD = {
     "additionalItems": _additional_items,
     "exclusiveMinimum": lambda node: _exclusive("minimum", "exclusiveMinimum", node),
     "exclusiveMaximum": lambda node: _exclusive("maximum", "exclusiveMaximum", node),
-    "format": _integer_format,
+    "format": _format,
     "propertyNames": _property_names,
     "unevaluatedProperties": _unevaluated,
     "nullable": _nullable,

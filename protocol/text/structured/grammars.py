@@ -13,7 +13,7 @@ from typing import Any
 
 from protocol.text.grammar import check_grammar
 from protocol.text.structured.ebnf import lark_of_ebnf
-from protocol.text.structured.limits import SchemaError, inner_schemas, reference
+from protocol.text.structured.limits import SchemaError, inner_schemas, merges, reference
 from protocol.text.structured.references import Path
 from protocol.text.structured.schema import normalised_schema
 
@@ -26,6 +26,10 @@ MAX_BLANKS = 64
 """Characters of a client's pattern for them."""
 MAX_CHECKS = 64
 """Schemas that are checked alone to find which one is wrong."""
+_ONE_OF = (
+    "the alternatives of oneOf must exclude each other by their types, or by the constants of a"
+    " property that each requires; anyOf need not"
+)
 _COMPILING = re.compile(r"^.*failed to compile JSON schema: ", re.DOTALL)
 _RULE = re.compile(r"::=|\w\s*(?:\[[^\]]*\])?\s*:|[\[(]")
 _LARK = re.compile(r"^\s*(%llguidance\b|\??start\s*(\[[^\]]*\]\s*)?:(?!:=))", re.MULTILINE)
@@ -114,6 +118,8 @@ def _checked(lark: str) -> str:
 
 
 def _plain(why: str) -> str:
+    if "coerce_one_of" in why:
+        return _ONE_OF
     return " ".join(_COMPILING.sub("", why).split())[:300]
 
 
@@ -136,11 +142,23 @@ def _with_forms(lark: str) -> str:
 
 
 def _close(form: dict[str, Any]) -> None:
-    left: list[Any] = [form, *form.get("$defs", {}).values()]
+    """But what is merged with something else, which may name more properties."""
+    defs = form.get("$defs", {})
+    nodes: list[Any] = [form, *defs.values()]
+    merged, seen = set[int](), set[int]()
+    left = [(node, False) for node in nodes]
     while left:
-        node = left.pop()
-        left.extend(inner for _, inner in inner_schemas(node))
-        if isinstance(node, dict) and "properties" in node and "patternProperties" not in node:
+        node, is_merged = left.pop()
+        is_merged = is_merged or merges(node)
+        if not isinstance(node, dict) or id(node) in (merged if is_merged else merged | seen):
+            continue
+        (merged if is_merged else seen).add(id(node))
+        nodes.append(node)
+        name = reference(node)
+        inner = [one for _, one in inner_schemas(node)] + ([] if name is None else [defs[name]])
+        left.extend((one, is_merged) for one in inner if is_merged or name is None)
+    for node in nodes:
+        if "properties" in node and "patternProperties" not in node and id(node) not in merged:
             node.setdefault("additionalProperties", False)
 
 

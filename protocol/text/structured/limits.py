@@ -76,6 +76,14 @@ def reference(node: Any) -> str | None:
     return None if found is None else found.removeprefix("#/$defs/")
 
 
+def merges(node: Any) -> bool:
+    """Whether schemas that hold for the same value are made one: what is in them is written out."""
+    if not isinstance(node, dict):
+        return False
+    in_place = node.keys() & {"$ref", "anyOf", "oneOf", "allOf"}
+    return "allOf" in node or (bool(in_place) and len(node.keys() - {"$defs"}) > 1)
+
+
 def _depth(node: Any) -> int:
     return 1 + max((_depth(inner) for _, inner in inner_schemas(node)), default=0)
 
@@ -94,14 +102,13 @@ class _Merged:
         size, left = 0, [(node, merged)]
         while left:
             node, merged = left.pop()
-            size += 1
+            size, merged = size + 1, merged or merges(node)
             name = reference(node)
-            if name is not None and (merged or len(node) > 1):
+            if name is not None and merged:
                 if name not in self._sizes:
                     self._sizes[name] = 0  # while it is in itself
                     self._sizes[name] = self._size(self._defs[name], merged=True)
                 size += self._sizes[name]
-            merged = merged or (isinstance(node, dict) and "allOf" in node)
             left.extend((inner, merged) for _, inner in inner_schemas(node))
         return min(size, MAX_MERGED + 1)
 

@@ -100,21 +100,32 @@ class _Normaliser:
 
     def _told_apart(self, node: dict[str, Any]) -> dict[str, Any]:
         """OpenAPI's `discriminator` names a property that each alternative has, though it may have
-        a default."""
+        a default, and whose values tell them apart."""
         match node:
-            case {"discriminator": {"propertyName": str(name)}, "oneOf": list(given)}:
-                return node | {"oneOf": [self._with_required(inner, name) for inner in given]}
+            case {"discriminator": {"propertyName": str(name)}, "oneOf": list(given), **rest}:
+                pass
             case _:
                 return node
-
-    def _with_required(self, node: Any, name: str) -> Any:
         try:
-            whole = node if "$ref" not in node else self._references.find(node["$ref"])[0]
-            if name in whole.get("required", ()):
-                return node
-            return node | {"required": [*node.get("required", ()), name]}
-        except (AttributeError, TypeError, ValueError):
-            return node  # no schema, as is said when it is read
+            wholes = [self._whole(inner) for inner in given]
+            values = [value for whole in wholes for value in _texts_of(whole["properties"][name])]
+        except (KeyError, TypeError, ValueError):
+            return node  # as any other oneOf
+        if len(set(values)) < len(values) or "anyOf" in rest:
+            return node
+        also = {"required": [name]}
+        return rest | {
+            "anyOf": [
+                inner if name in whole.get("required", ()) else {"allOf": [inner, also]}
+                for inner, whole in zip(given, wholes, strict=True)
+            ]
+        }
+
+    def _whole(self, node: dict[str, Any]) -> dict[str, Any]:
+        found = self._references.find(node["$ref"])[0] if "$ref" in node else node
+        if not isinstance(found, dict):
+            raise TypeError("no object's schema")
+        return found
 
     def _reference(self, value: object, at: Path) -> str:
         try:
@@ -163,6 +174,14 @@ class _Normaliser:
         Kind.SCHEMAS: _schemas,
         Kind.NAMED_SCHEMAS: _named_schemas,
     }
+
+
+def _texts_of(told: dict[str, Any]) -> list[str]:
+    """Raises KeyError, TypeError or ValueError where the values are not texts."""
+    values = [told["const"]] if "const" in told else list(told["enum"])
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("only texts tell apart")
+    return values
 
 
 def _types(value: object, at: Path) -> object:

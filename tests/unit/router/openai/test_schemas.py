@@ -71,11 +71,10 @@ def test_a_value_that_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> No
     ("field", "value"),
     [
         ("functions", [{"name": "f"}]),
-        ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("prompt_logprobs", 1),
-        ("guided_json", {}),
+        ("structural_tag", "{}"),
         ("use_beam_search", True),
         ("web_search_options", {}),
     ],
