@@ -139,7 +139,7 @@ class Grammars:
         rows = [c.allowed for c in chunks if isinstance(c.allowed, GrammarConstraint)]
         if not rows:
             return
-        masks_RW = np.empty((len(rows), self._tokenizer.result().num_words), np.int32)
+        masks_RW = self._tokenizer.result().new_words(len(rows))
         matchers = [row._matcher for row in rows]
         filled = self._filling.submit(self._filler.fill, matchers, masks_RW)
         for row, mask in zip(rows, masks_RW, strict=True):

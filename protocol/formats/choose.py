@@ -17,8 +17,9 @@ from protocol.formats.json_calls import (
 )
 from protocol.formats.python_calls import LFM2, OLMO3, PYTHONIC
 from protocol.formats.table import Format
+from protocol.formats.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
 from protocol.formats.think import TAGS, ThinkTags
-from protocol.formats.xml_calls import DEEPSEEK_V32, GLM, GLM_CLOSE, MINIMAX, QWEN3_CODER
+from protocol.formats.xml_calls import DEEPSEEK_V32, GLM, GLM_CLOSE, MINIMAX, QWEN3_CODER, SEED
 from protocol.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -29,10 +30,15 @@ BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (DEEPSEEK_V31, ("<｜tool▁calls▁begin｜>",)),
     (DEEPSEEK_V32, ("｜DSML｜",)),
     (MINIMAX, ("<minimax:tool_call>",)),
+    (SEED, ("<seed:tool_call>",)),
     (QWEN3_CODER, ("<function=", "<parameter=")),
     (GLM_CLOSE, ("<arg_key>", "</arg_key><arg_value>")),
     (GLM, ("<arg_key>",)),
     (OLMO3, ("<function_calls>",)),
+    (NEMOTRON, ("<TOOLCALL>",)),
+    (PHI4, ("<|tool_call|>", "<|/tool_call|>")),
+    (COHERE, ("<|START_ACTION|>",)),
+    (APRIEL, ("<tool_calls>",)),
     (HERMES, ("<tool_call>",)),
     (MISTRAL, ("[TOOL_CALLS]", "[ARGS]")),
     (MISTRAL_LIST, ("[TOOL_CALLS]",)),

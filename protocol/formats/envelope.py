@@ -4,15 +4,12 @@ Arguments are slices of what the model wrote, never rewritten.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from protocol.formats.json_value import SPACE, JsonValue, end_of
 
-ROLES = {
-    **dict.fromkeys(("name", "function"), "name"),
-    **dict.fromkeys(("arguments", "parameters"), "arguments"),
-}
-"""Keys of an envelope, by what models call them. Others are skipped."""
+_ASIDE = frozenset({"type", "id", "tool_call_id"})
 
 
 class JsonReader(Protocol):
@@ -61,7 +58,9 @@ class Envelope:
     """An object with a name and arguments, in any order; of two of either the first counts. No
     arguments are `{}`."""
 
-    def __init__(self) -> None:
+    def __init__(self, roles: Mapping[str, str], *, is_strict: bool) -> None:
+        """`is_strict`: an object with other keys before its name is none."""
+        self._roles, self._is_strict = roles, is_strict
         self.name: str | None = None
         self.done = False
         self._part = "begin"
@@ -133,7 +132,10 @@ class Envelope:
 
     def _end_value(self) -> None:
         if self._part == "key":
-            self._part, self._role = "colon", ROLES.get(str(_decoded(self._written)), "")
+            key = str(_decoded(self._written))
+            self._part, self._role = "colon", self._roles.get(key, "")
+            if self._is_strict and not self._role and not self.name and key not in _ASIDE:
+                self._part = "nothing goes on"
             return
         self._part = "keys"
         if self._role == "name" and isinstance(name := _decoded(self._written), str):

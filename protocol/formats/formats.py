@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from protocol.formats.bound import BoundFormat, bind
 from protocol.formats.contract import OutputParser, Tool, ToolChoice
+from protocol.formats.opening import Beginning, Wish, output_grammar
 from protocol.formats.parser import FormatParser
 from protocol.formats.table import REASONING, Format
 from protocol.formats.think import PLAIN, ThinkTags, with_thinking
@@ -59,13 +60,23 @@ class Formats:
         """Of a request with this prompt. `answer_grammar`: of the content, as llguidance reads it.
         Raises ValueError for tools and choices that the format cannot be held to."""
         uses_tools = bool(tools) and choice != "none"
+        if uses_tools and self.tools is None:
+            raise ValueError("how this model calls tools is not known")
         bound = self._with_tools if uses_tools else self._without_tools
-        state = self._state_after(bound, prompt_ids)
+        beginning = self._beginning(bound, prompt_ids)
+        wish = Wish(
+            tools=tools if uses_tools else (),
+            choice=choice,
+            parallel=parallel,
+            answer_grammar=answer_grammar,
+        )
+        grammar = output_grammar(
+            bound, wish, beginning, thinking=self._thinking, tokenizer=self._tokenizer
+        )
 
         def new_parser() -> OutputParser:
-            return FormatParser(bound, tools, state=state)
+            return FormatParser(bound, tools, state=beginning.state)
 
-        grammar = None if answer_grammar is None else Grammar(text=answer_grammar)
         return Output(
             marks=tuple(bound.marks),
             new_parser=new_parser if bound.format.rows else None,
@@ -77,14 +88,19 @@ class Formats:
         of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
         return bind(of, self._tokenizer)
 
-    def _state_after(self, bound: BoundFormat, prompt_ids: Sequence[int]) -> str:
-        """Where an output begins: in reasoning, if the prompt has opened it."""
+    def _beginning(self, bound: BoundFormat, prompt_ids: Sequence[int]) -> Beginning:
         parser = FormatParser(self._without_tools, (), state=bound.format.initial)
+        has_thought = False
         for token_id in self._last_message(prompt_ids, bound):
             is_mark = token_id in bound.marks
+            was = parser.state
             parser.feed(token_id, "" if is_mark else self._tokenizer.token_text(token_id))
-        is_header = bool(bound.format.headers)
-        return parser.state if parser.state == REASONING or is_header else bound.format.initial
+            has_thought = has_thought or (was == REASONING != parser.state)
+            if is_mark and self._thinking and bound.marks[token_id].literal == self._thinking.close:
+                has_thought = True
+        is_kept = parser.state == REASONING or bool(bound.format.headers)
+        state = parser.state if is_kept else bound.format.initial
+        return Beginning(state=state, has_thought=has_thought and state != REASONING)
 
     def _last_message(self, prompt_ids: Sequence[int], bound: BoundFormat) -> Sequence[int]:
         """The tokens after the last that neither text nor tags consist of."""

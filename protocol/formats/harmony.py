@@ -33,7 +33,12 @@ HARMONY = Format(
     ),
     written=Written(
         call="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}"
-        "<|call|>"
+        "<|call|>",
+        lead=(
+            "<|channel|>analysis<|message|>{text}<|end|><|start|>assistant",
+            "<|channel|>commentary<|message|>{text}<|end|><|start|>assistant",
+        ),
+        answer="<|channel|>final<|message|>{text}",
     ),
     restarts="<|start|>",
     parts=("<|channel|>", "<|constrain|>"),

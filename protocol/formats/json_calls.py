@@ -4,6 +4,7 @@ from protocol.formats.table import (
     CONTENT,
     END,
     OTHER,
+    ROLES,
     SHOWN,
     START,
     Format,
@@ -39,7 +40,7 @@ LLAMA3_JSON = Format(
         ("after", OTHER): Row(CONTENT),
     },
     written=Written(call="{envelope}", between="; "),
-    arguments_key="parameters",
+    roles={"name": "name", "parameters": "arguments", **ROLES},
     only_known=True,
 )
 """Llama 3.1 to 3.3: an object that begins the answer."""

@@ -23,21 +23,21 @@ class Terminals:
         for text in texts:
             if any(other != text and other.startswith(text) for other in texts):
                 raise FormatError(f"{text!r} begins another terminal of its state: {sorted(texts)}")
-        self._texts = tuple(sorted(texts))
+        self.texts = tuple(sorted(texts))
         self._longest = max(map(len, texts), default=0)
 
     def find(self, text: str, at: int = 0) -> Found | None:
         """The first in `text`."""
-        found = [(start, one) for one in self._texts if (start := text.find(one, at)) >= 0]
+        found = [(start, one) for one in self.texts if (start := text.find(one, at)) >= 0]
         return Found(*min(found)) if found else None
 
     def at(self, text: str, at: int) -> str | None:
         """The one that stands there whole."""
-        return next((one for one in self._texts if text.startswith(one, at)), None)
+        return next((one for one in self.texts if text.startswith(one, at)), None)
 
     def may_begin(self, text: str, at: int) -> bool:
         """Whether all of `text` from there on is the beginning of one."""
-        return any(one.startswith(text[at:]) for one in self._texts)
+        return any(one.startswith(text[at:]) for one in self.texts)
 
     def held_from(self, text: str, final: bool) -> int:
         """Where the end of `text` begins that may still become one; `final`: none may."""

@@ -5,7 +5,7 @@ taken back: if the rest of it makes no sense, it is left open.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from protocol.formats.bound import BoundFormat, Mark
 from protocol.formats.calls import Calls
@@ -29,11 +29,7 @@ from protocol.formats.table import (
 
 _NAME = re.compile(r"""\s*[^\s<>{}\[\]()"'=,]{0,256}\s*""")
 _CLOSING = frozenset(" \t\r\n}])\"'`;,")
-_READERS: Mapping[Takes, Callable[[], JsonReader | PythonCalls]] = {
-    Takes.ENVELOPE: Envelope,
-    Takes.ARGUMENTS: Arguments,
-    Takes.LITERALS: PythonCalls,
-}
+_READ = (Takes.ENVELOPE, Takes.ARGUMENTS, Takes.LITERALS)
 
 
 class FormatParser:
@@ -105,7 +101,7 @@ class FormatParser:
 
     def _stands(self, mark: Mark) -> bool:
         """Whether it is a terminal here."""
-        in_string = self._takes in _READERS and self._reader is not None and self._reader.in_string
+        in_string = self._takes in _READ and self._reader is not None and self._reader.in_string
         return self._row(mark.literal) is not None and not in_string
 
     def _cross(self, terminal: str, gap: str = "") -> bool:
@@ -160,7 +156,18 @@ class FormatParser:
             self._fail()
         self.state = state
         self._is_fresh = arrived in ORIGINS
-        self._reader = _READERS[arrived]() if arrived in _READERS else None
+        self._reader = self._new_reader(arrived)
+
+    def _new_reader(self, takes: Takes) -> JsonReader | PythonCalls | None:
+        match takes:
+            case Takes.ENVELOPE:
+                return Envelope(self._format.roles, is_strict=self._format.only_known)
+            case Takes.ARGUMENTS:
+                return Arguments()
+            case Takes.LITERALS:
+                return PythonCalls()
+            case _:
+                return None
 
     def _begin_call(self, name: str, *, is_id: bool = False) -> bool:
         if not name or (self._format.only_known and not self._calls.knows(name)):
@@ -263,7 +270,7 @@ class FormatParser:
             self._begin_call(reader.name)
         elif self._is_tentative and reader.done:  # an object of something else
             self._fail()
-        if self._takes not in _READERS:
+        if self._takes not in _READ:
             return True
         if self._calls.is_open:
             self._calls.arguments(arguments)
@@ -277,12 +284,12 @@ class FormatParser:
                 self._calls.arguments(call.arguments)
                 self._calls.end()
             return True
+        if reader.text and not self._is_tentative:
+            self._is_tentative, self._origin, self._raw = True, CONTENT, reader.text
         is_unknown = self._format.only_known and not self._calls.knows(reader.name)
         if reader.is_wrong or (reader.name and is_unknown):
             self._fail()
             return True
-        if reader.text and not self._is_tentative:
-            self._is_tentative, self._origin, self._raw = True, CONTENT, reader.text
         return self._after_reader(reader.done, end, final)
 
     def _after_reader(self, is_done: bool, end: int, final: bool) -> bool:

@@ -104,10 +104,9 @@ class PythonCalls:
         return at, None
 
     def _takes(self, char: str) -> bool:
-        """Whether it can go on a call."""
-        if not self._open and char != "(" and not (char.isalnum() or char in "_.-"):
+        """Whether it goes on a call."""
+        if not self._open and not (char.isalnum() or char in "_.-" or (self.text and char == "(")):
             return False
-        self.text += char
         if self._is_escaped:
             self._is_escaped = False
         elif self._quote:
@@ -116,12 +115,13 @@ class PythonCalls:
         elif char in "'\"":
             self._quote = char
         elif char in "([{":
-            self.name = self.name or self.text[:-1]
+            self.name = self.name or self.text
             self._open += char
         elif char in _PAIRS:
-            good = self._open.endswith(_PAIRS[char])
+            if not self._open.endswith(_PAIRS[char]):
+                return False
             self._open = self._open[:-1]
-            return good
+        self.text += char
         return True
 
     @property

@@ -6,7 +6,7 @@ counts and its spelling in other tokens is text (`lexer.py`).
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import Any, Literal
 
@@ -61,6 +61,11 @@ SHOWN: Mapping[str, Takes] = {
     CONTENT: Takes.CONTENT,
     REASONING: Takes.REASONING,
 }
+ROLES = {
+    **dict.fromkeys(("name", "function", "tool_name"), "name"),
+    **dict.fromkeys(("arguments", "parameters"), "arguments"),
+}
+"""Keys of envelopes as models write them."""
 END = "\0end"
 """The terminal of a state whose text says by itself where it ends."""
 OTHER = "\0other"
@@ -79,14 +84,19 @@ class Row:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """How the checkpoint's template writes calls, which is what a grammar asks for. Slots are
-    `{name}`, `{id}`, `{envelope}`, `{arguments}`, `{parameters}`; all other text is literal."""
+    `{name}`, `{id}`, `{envelope}`, `{arguments}`, `{parameters}`, `{keywords}`; all other text is
+    literal."""
 
     call: str
     begin: str = ""
     between: str = ""
     end: str = ""
     parameter: str = ""
-    """Of `{parameters}`: one of them, with `{key}` and `{value}`."""
+    """Of `{parameters}`: one of them, with `{key}`, `{value}` and perhaps `{is_string}`."""
+    lead: tuple[str, ...] = ()
+    """Messages, with a `{text}`, that may come before."""
+    answer: str = "{text}"
+    """What is no call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +111,9 @@ class Format:
     written: Written | None = None
     only_known: bool = False
     """A call of an unknown name is content: the format's opening is not distinct."""
-    arguments_key: str = "arguments"
-    """Of an envelope, as `written`; others in use are read too."""
+    roles: Mapping[str, str] = field(default_factory=lambda: ROLES)
+    """Keys of an envelope, and whether they have the name or the arguments; of either the first is
+    what the template writes."""
     trim_lines: bool = False
     """One line break at either end of a typed value is not part of it."""
     parts: Sequence[str] = ()

@@ -2,41 +2,52 @@
 
 from protocol.formats.table import CONTENT, OTHER, SHOWN, START, Format, Row, Takes, Written
 
-QWEN3_CODER = Format(
-    name="qwen3_coder",
-    states={
-        **SHOWN,
-        "block": Takes.SPACE,
-        "name": Takes.NAME,
-        "parameters": Takes.PARAMETERS,
-        "key": Takes.KEY,
-        "value": Takes.TYPED,
-    },
-    rows={
-        (CONTENT, "<tool_call>"): Row("block"),
-        (START, "<function="): Row("name"),
-        ("block", "<function="): Row("name"),
-        ("block", "<tool_call>"): Row("block"),
-        ("block", "</tool_call>"): Row(CONTENT),
-        ("block", OTHER): Row(CONTENT),
-        ("name", ">"): Row("parameters"),
-        ("parameters", "<parameter="): Row("key"),
-        ("parameters", "<function="): Row("name"),
-        ("parameters", "</function>"): Row("block"),
-        ("parameters", "</tool_call>"): Row(CONTENT),
-        ("key", ">"): Row("value"),
-        ("value", "</parameter>"): Row("parameters"),
-        ("value", "<parameter="): Row("key"),
-        ("value", "</function>"): Row("block"),
-    },
-    written=Written(
-        call="<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>",
-        between="\n",
-        parameter="<parameter={key}>\n{value}\n</parameter>\n",
-    ),
-    trim_lines=True,
+
+def _function_tags(name: str, tag: str, parameter: str, *, trims: bool) -> Format:
+    begin, end = f"<{tag}>", f"</{tag}>"
+    return Format(
+        name=name,
+        states={
+            **SHOWN,
+            "block": Takes.SPACE,
+            "name": Takes.NAME,
+            "parameters": Takes.PARAMETERS,
+            "key": Takes.KEY,
+            "value": Takes.TYPED,
+        },
+        rows={
+            (CONTENT, begin): Row("block"),
+            (START, "<function="): Row("name"),
+            ("block", "<function="): Row("name"),
+            ("block", begin): Row("block"),
+            ("block", end): Row(CONTENT),
+            ("block", OTHER): Row(CONTENT),
+            ("name", ">"): Row("parameters"),
+            ("parameters", "<parameter="): Row("key"),
+            ("parameters", "<function="): Row("name"),
+            ("parameters", "</function>"): Row("block"),
+            ("parameters", end): Row(CONTENT),
+            ("key", ">"): Row("value"),
+            ("value", "</parameter>"): Row("parameters"),
+            ("value", "<parameter="): Row("key"),
+            ("value", "</function>"): Row("block"),
+        },
+        written=Written(
+            call=f"{begin}\n<function={{name}}>\n{{parameters}}</function>\n{end}",
+            between="\n",
+            parameter=parameter,
+        ),
+        trim_lines=trims,
+    )
+
+
+QWEN3_CODER = _function_tags(
+    "qwen3_coder", "tool_call", "<parameter={key}>\n{value}\n</parameter>\n", trims=True
 )
 """Qwen3-Coder, Qwen3.5, MiMo, Step 3.5, Nemotron 3."""
+SEED = _function_tags(
+    "seed", "seed:tool_call", "<parameter={key}>{value}</parameter>\n", trims=False
+)
 
 GLM = Format(
     name="glm",

@@ -42,6 +42,10 @@ class GrammarTokenizer:
         self.num_words = -(-self.raw.vocab_size // 32)
         """Of a mask; ids from `vocab_size` on are nobody's."""
 
+    def new_words(self, num_rows: int) -> Words:
+        """[rows, `num_words`], of no value yet."""
+        return np.empty((num_rows, self.num_words), np.int32)
+
 
 class _Vocabulary:
     """What llguidance asks of a tokeniser."""

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from support.outputs import tokenizer_with, weather
+
 from protocol.formats.choose import choose_formats
 from protocol.formats.contract import Tool
 from protocol.formats.formats import Formats
 from protocol.text.tokenizer import Tokenizer
-from support.outputs import tokenizer_with, weather
 
 CITY = '{"city": "Paris"}'
 TOOLS = (weather(), Tool(name="get_time", parameters={"type": "object", "properties": {}}))
@@ -141,10 +142,25 @@ FAMILIES = {
     ),
     "seed": Family(
         special=("<seed:bos>",),
-        added=("<seed:think>", "</seed:think>"),
-        template="{# </seed:think> #}",
+        added=("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
+        template="{# </seed:think> <seed:tool_call> #}",
         generation_prompt="<seed:bos>assistant\n",
     ),
+    "cohere": Family(
+        special=(
+            *("<|START_ACTION|>", "<|END_ACTION|>", "<|START_THINKING|>", "<|END_THINKING|>"),
+            *("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|CHATBOT_TOKEN|>"),
+        ),
+        template="{# <|START_ACTION|> <|END_THINKING|> #}",
+        generation_prompt="<|CHATBOT_TOKEN|>",
+    ),
+    "nemotron": Family(special=_IM, template="{# <TOOLCALL> #}", generation_prompt=_ASSISTANT),
+    "phi4": Family(
+        special=("<|tool_call|>", "<|/tool_call|>", "<|assistant|>"),
+        template="{# <|tool_call|> <|/tool_call|> #}",
+        generation_prompt="<|assistant|>",
+    ),
+    "apriel": Family(special=_IM, template="{# <tool_calls> #}", generation_prompt=_ASSISTANT),
 }
 
 PUBLISHED = (
@@ -203,7 +219,8 @@ PUBLISHED = (
         calls=[
             (
                 "get_weather",
-                '{"city": "Paris \\"le\\" \\nsoir", "days": 3, "metric": true, "spots": ["a", "b"]}',
+                '{"city": "Paris \\"le\\" \\nsoir", "days": 3, "metric": true,'
+                ' "spots": ["a", "b"]}',
                 True,
             ),
             ("get_time", "{}", True),
@@ -376,5 +393,42 @@ PUBLISHED = (
         text="<seed:think>Hm</seed:think>Paris.",
         reasoning="Hm",
         content="Paris.",
+    ),
+    Published(
+        family="seed",
+        text="Look.\n<seed:tool_call>\n<function=get_weather>\n<parameter=city>Paris</parameter>\n"
+        "</function>\n</seed:tool_call>",
+        content="Look.",
+        calls=[("get_weather", CITY, True)],
+    ),
+    Published(
+        family="cohere",
+        text='<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    {"tool_call_id": "0",'
+        ' "tool_name": "get_weather", "parameters": {"city": "Paris"}}\n]<|END_ACTION|>',
+        reasoning="Hm.",
+        calls=[("get_weather", CITY, True)],
+    ),
+    Published(
+        family="cohere",
+        text="<|START_THINKING|>Hm.<|END_THINKING|><|START_RESPONSE|>Paris.<|END_RESPONSE|>",
+        reasoning="Hm.",
+        content="Paris.",
+    ),
+    Published(
+        family="nemotron",
+        text='<TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}, '
+        '{"name": "get_time", "arguments": {}}]</TOOLCALL>',
+        calls=[("get_weather", CITY, True), ("get_time", "{}", True)],
+    ),
+    Published(
+        family="phi4",
+        text='<|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}]<|/tool_call|>',
+        calls=[("get_weather", CITY, True)],
+    ),
+    Published(
+        family="apriel",
+        text='Well. <tool_calls>[{"name": "get_time", "arguments": {}}]</tool_calls>',
+        content="Well.",
+        calls=[("get_time", "{}", True)],
     ),
 )

@@ -1,5 +1,4 @@
 import pytest
-
 from support.outputs import Said, joined, read_tokens, say, steps
 from support.published_outputs import FAMILIES, PUBLISHED, TOOLS, Published
 
@@ -15,7 +14,8 @@ def test_what_families_write_is_read_as_they_mean_it(case: Published) -> None:
     family = FAMILIES[case.family]
     tokenizer = family.tokenizer()
     prompt = tokenizer.encode(family.generation_prompt + case.prompt_ends)
-    output = family.formats(tokenizer).open(tools=TOOLS, prompt_ids=prompt)
+    formats = family.formats(tokenizer)
+    output = formats.open(tools=TOOLS if formats.tools else (), prompt_ids=prompt)
     assert output.new_parser is not None
 
     said = read_tokens(tokenizer, output, case.text)
