@@ -38,6 +38,7 @@ from router.http.responses.kept import (
     delete_response,
     input_items,
     keeping_of,
+    new_recent_answers,
     not_cancelled,
     whole_response,
 )
@@ -107,6 +108,7 @@ def _app_state(runtime: Runtime) -> AppState:
         ),
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
+        recent=new_recent_answers(runtime),
         tokenize_threads=ThreadPoolExecutor(
             runtime.tokenize_threads, thread_name_prefix="tokenize"
         ),
@@ -146,7 +148,7 @@ def _add_responses(app: FastAPI, state: AppState) -> None:
 
     @app.delete("/v1/responses/{ident}")
     async def delete(request: Request, ident: str) -> Response:
-        keeping = keeping_of(state.runtime, client_of(request.scope))
+        keeping = keeping_of(state, client_of(request.scope))
         return await delete_response(keeping, ident)
 
 
