@@ -124,10 +124,10 @@ class Runtime:
     limits: ApiLimits = ApiLimits()
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """Of requests that do not say themselves."""
-    kept_responses: KeptResponses | None = None
-    """None: no response is kept."""
     tokenizer_description: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Of the checkpoint's files, for clients that make prompts themselves."""
+    kept_responses: KeptResponses | None = None
+    """None: no response is kept."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

@@ -192,8 +192,8 @@ def _runtime(
             clamp_max_tokens=settings.clamp_max_tokens,
         ),
         sampling_defaults=defaults,
-        kept_responses=kept,
         tokenizer_description=describe_tokenizer(settings.model),
+        kept_responses=kept,
         tokenize_threads=settings.tokenize_threads,
     )
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from protocol.process.settings import ModelPath, ProcessSettings, check_keys, split_keys
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@,\sA-Z]+")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*,\sA-Z]+")
 
 
 class RouterSettings(ProcessSettings):
@@ -67,6 +67,10 @@ class RouterSettings(ProcessSettings):
     hosts: str = ""
     """Names, separated by commas, by which an open API on loopback may be reached, besides
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""
+    cors_origins: str = ""
+    """Origins, separated by commas, whose pages may read what the API answers, e.g.
+    `https://chat.example`; `*`: any. Empty: none, for no page needs to unless somebody made it
+    so."""
     store_responses: Literal["never", "asked", "always"] = "asked"
     """Which answers of `/v1/responses` Redis keeps, with what they were made from. `asked`: those
     of requests that say `store: true`, because prompts would lie there unasked. `always`, as
@@ -76,10 +80,6 @@ class RouterSettings(ProcessSettings):
     store_bytes: int = Field(default=64 << 20, ge=1 << 20)
     """Of Redis's memory, that all kept responses may take; each API key has an equal share, and
     the oldest make room."""
-    cors_origins: str = ""
-    """Origins, separated by commas, whose pages may read what the API answers, e.g.
-    `https://chat.example`; `*`: any. Empty: none, for no page needs to unless somebody made it
-    so."""
     max_connections: int = Field(default=4096, ge=1)
     """Clients connected at once, or half of `ulimit -n` if that is less: workers and Redis need
     the other half. Beyond it the one that keeps us waiting longest is closed; 8 more are for

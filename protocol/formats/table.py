@@ -117,7 +117,7 @@ class Format:
     trim_lines: bool = False
     """One line break at either end of a typed value is not part of it."""
     parts: Sequence[str] = ()
-    """Tokens which are only parts of terminals."""
+    """Of a header, besides text."""
     headers: Sequence[tuple[str, str]] = ()
     """Patterns of a header, and the state after it; `name` is a group of a call's."""
     restarts: str = ""

@@ -59,22 +59,22 @@ class OutputBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class BlockBegun:
     block: OutputBlock
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
+class BlockGrown:
     block: OutputBlock
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class BlockEnded:
     block: OutputBlock
 
 
-BlockChange = Begun | Grown | Ended
+BlockChange = BlockBegun | BlockGrown | BlockEnded
 
 
 class OutputBlocks:
@@ -110,7 +110,7 @@ class OutputBlocks:
         """Of the block that is open, if one is."""
         self._blank = ""
         if self._open is not None:
-            yield Ended(self._open)
+            yield BlockEnded(self._open)
             self._open = None
 
     def _text(self, text: str) -> Iterator[BlockChange]:
@@ -126,12 +126,12 @@ class OutputBlocks:
             yield from self.end()
             self._open = OutputBlock(len(self.blocks), kind, named)
             self.blocks.append(self._open)
-            yield Begun(self._open)
+            yield BlockBegun(self._open)
 
     def _grow(self, text: str) -> Iterator[BlockChange]:
         assert self._open is not None, "arguments belong to a call that has begun"
         self._open.texts.append(text)
-        yield Grown(self._open, text)
+        yield BlockGrown(self._open, text)
 
 
 def _input(arguments: str) -> dict[str, Any]:

@@ -31,6 +31,12 @@ def show_error_for(path: str, header_names: Container[bytes]) -> ShowError:
     return anthropic_error if speaks_anthropic(path, header_names) else openai_error
 
 
+def id_headers(path: str, header_names: Container[bytes]) -> tuple[str, ...]:
+    """In which an answer names its request, to whom it may concern."""
+    own = ("request-id",) if speaks_anthropic(path, header_names) else ()
+    return ("x-request-id", *own)
+
+
 def anthropic_error(error: ApiError) -> bytes:
     """`{"type": "error", "error": {"type", "message", "details": {"error_code", "param"}}}`,
     where the details are what is known of the two."""

@@ -4,8 +4,7 @@ May take a while: no work for the event loop. Every mistake of the client ends h
 `ApiError` naming the field.
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 import msgspec
 
@@ -44,25 +43,21 @@ def prepare_message(
     asked = parse_body(MessagesRequest, body)
     if asked.max_tokens is None:
         raise bad_field("max_tokens", "required")
-    if asked.min_tokens > asked.max_tokens:
-        raise bad_field("min_tokens", f"at most max_tokens, {asked.max_tokens}")
     conversation = Conversation(
         chat=chat_of(runtime, asked),
         sampling=msgspec.structs.replace(asked, stop=asked.stop_sequences),
+        max_tokens=asked.max_tokens,
+        clamps_max_tokens=True,
         answer_grammar=_answer_grammar(asked),
         parallel=not asked.tool_choice.disable_parallel_tool_use,
     )
     generation = prepare_conversation(runtime, conversation, request, context)
-    room = context - generation.prompt_tokens
-    (whole,) = generation.requests
-    sampling = msgspec.structs.replace(whole.sampling, max_tokens=min(room, asked.max_tokens))
-    changed = {
-        "id": f"msg_{request}",
-        "requests": (replace(whole, sampling=sampling),),
-        "is_cut": asked.max_tokens > room,
-        "shows_thinking": asked.thinking is None or asked.thinking.display != "omitted",
-    }
-    return MessageGeneration(**_fields(generation) | changed)
+    known = {one.name: getattr(generation, one.name) for one in fields(Generation)}
+    return MessageGeneration(
+        **known | {"id": f"msg_{request}"},
+        is_cut=asked.max_tokens > generation.requests[0].sampling.max_tokens,
+        shows_thinking=asked.thinking is None or asked.thinking.display != "omitted",
+    )
 
 
 def count_tokens(runtime: Runtime, body: bytes, *, context: int) -> dict[str, int]:
@@ -111,7 +106,3 @@ def _answer_grammar(asked: MessagesRequest) -> str | None:
     if wanted is None:
         return None
     return schema_grammar(wanted.schema, param="output_config.format.schema")
-
-
-def _fields(generation: Generation) -> dict[str, Any]:
-    return {one.name: getattr(generation, one.name) for one in fields(Generation)}

@@ -29,13 +29,16 @@ def _harmless(default: object) -> tuple[Any, ...]:
     return (default,) if isinstance(default, bool | int | float | str) else ()
 
 
+_ALL_THOUGHTS = {"type": "clear_thinking_20251015", "keep": "all"}
+"""An edit that leaves everything as it is."""
 # fmt: off
 MESSAGES_UNSUPPORTED: Unsupported = {
     **{name: values for name, values in CHAT_UNSUPPORTED.items() if name not in TAKEN},
     **{one.name: _harmless(one.default) for one in msgspec.structs.fields(SamplingFields)
        if one.name not in TAKEN},
     # Of Anthropic's.
-    "container": (), "context_management": ({}, {"edits": []}), "diagnostics": (),
+    "container": (), "diagnostics": (),
+    "context_management": ({}, {"edits": []}, {"edits": [_ALL_THOUGHTS]}),
     "fallbacks": ([],), "inference_geo": ("global",), "mcp_servers": ([],), "output_format": (),
     "speed": ("standard",),
 }

@@ -23,16 +23,16 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
+from router.anthropic.models import model_shape, models_shape
 from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
+from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
-from router.http.message_answer import StreamedMessage, WholeMessage
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
-from router.http.models import anthropic_list, anthropic_model, openai_list, openai_model
 from router.http.openapi.document import make_document
 from router.http.openapi.endpoints import ENDPOINTS
 from router.http.responses.create import ResponseCreation
@@ -41,6 +41,7 @@ from router.http.responses.kept import (
     delete_response,
     input_items,
     keeping_of,
+    new_recent_answers,
     not_cancelled,
     whole_response,
 )
@@ -118,6 +119,7 @@ def _app_state(runtime: Runtime) -> AppState:
         ),
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
+        recent=new_recent_answers(runtime),
         tokenize_threads=ThreadPoolExecutor(
             runtime.tokenize_threads, thread_name_prefix="tokenize"
         ),
@@ -157,25 +159,40 @@ def _add_responses(app: FastAPI, state: AppState) -> None:
 
     @app.delete("/v1/responses/{ident}")
     async def delete(request: Request, ident: str) -> Response:
-        keeping = keeping_of(state.runtime, client_of(request.scope))
+        keeping = keeping_of(state, client_of(request.scope))
         return await delete_response(keeping, ident)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:
     since = int(time.time())
 
+    def shape(request: Request) -> dict[str, Any]:
+        context = context_tokens(runtime)
+        if _is_anthropic(request):
+            return model_shape(runtime.model, since=since, context=context)
+        return {
+            "id": runtime.model,
+            "object": "model",
+            "created": since,
+            "owned_by": "baton",
+            "max_model_len": context,
+            "default_sampling_params": asdict(runtime.sampling_defaults),
+        }
+
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        if show_error_of(request.scope) is anthropic_error:
-            return _json(anthropic_list(anthropic_model(runtime, since)))
-        return _json(openai_list(openai_model(runtime, since)))
+        if _is_anthropic(request):
+            return _json(models_shape(shape(request)))
+        return _json({"object": "list", "data": [shape(request)]})
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
         check_model(runtime, model)
-        is_anthropic = show_error_of(request.scope) is anthropic_error
-        shape = anthropic_model if is_anthropic else openai_model
-        return _json(shape(runtime, since))
+        return _json(shape(request))
+
+
+def _is_anthropic(request: Request) -> bool:
+    return show_error_of(request.scope) is anthropic_error
 
 
 def _add_tokens(app: FastAPI, state: AppState) -> None:

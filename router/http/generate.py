@@ -26,6 +26,7 @@ from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
 from router.requests.events import Ended, Placed, Token
+from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
 Args = TypeVarTuple("Args")
@@ -61,6 +62,7 @@ class AppState:
     large_bodies: asyncio.Semaphore
     """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
+    recent: RecentAnswers
     tokenize_threads: ThreadPoolExecutor
 
     @asynccontextmanager

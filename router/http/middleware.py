@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from protocol.ids import RequestId
 from protocol.process.logs import request_context
 from protocol.process.metrics import RouterMetrics
-from router.anthropic.errors import anthropic_error, speaks_anthropic
-from router.api.errors import ApiError, ShowError, openai_error
+from router.anthropic.errors import id_headers, show_error_for
+from router.api.errors import ApiError, ShowError
 from router.api.paths import plain_path
 from router.http.origin import check_origin
 
@@ -35,9 +35,9 @@ COUNTED_PATHS = _PROBED_PATHS | {
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",
-    "/v1/responses",
     "/v1/messages",
     "/v1/messages/count_tokens",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
     "/cluster",
@@ -49,8 +49,6 @@ ANY_PATH = "*"
 _ID_KEY = "baton.request_id"
 _CLIENT_KEY = "baton.client"
 _SHOW_KEY = "baton.show_error"
-_ID_HEADERS = (b"x-request-id", b"request-id")
-"""The second is Anthropic's."""
 _EXPOSED = ("x-request-id", "request-id", "x-baton-route", "x-should-retry", "retry-after")
 """What pages may read of an answer's headers besides those that any may."""
 
@@ -82,9 +80,8 @@ class ApiMiddleware:
         path = plain_path(scope["path"])
         is_head = scope["method"] == "HEAD"  # the server drops its body
         method = "GET" if is_head else scope["method"]
-        is_anthropic = speaks_anthropic(path, headers)
-        show_error = anthropic_error if is_anthropic else openai_error
-        named = [(key, name.encode()) for key in (_ID_HEADERS if is_anthropic else _ID_HEADERS[:1])]
+        show_error = show_error_for(path, headers)
+        named = [(key.encode(), name.encode()) for key in id_headers(path, headers)]
         more = {_ID_KEY: name, _SHOW_KEY: show_error, "path": path, "method": method}
         scope = {**scope, **more}
         started = False

@@ -51,6 +51,8 @@ class Conversation:
     """But its `max_tokens`, which is the next."""
     max_tokens: int | None = None
     """None: as many as there is room for."""
+    clamps_max_tokens: bool = False
+    """As `clamp_max_tokens` of the settings, whatever they say."""
     num_logprobs: int | None = None
     """As of `protocol.messages.Sampling`."""
     parallel: bool = True

@@ -61,12 +61,13 @@ def prepare_conversation(
     token_ids = encode_chat(runtime.tokenizer, chat, context=context)
     prompt = Prompt(field=chat.named("messages"), token_ids=tuple(token_ids))
     room = max(1, context - len(token_ids))
+    clamps = runtime.limits.clamp_max_tokens or conversation.clamps_max_tokens
     default = min(runtime.sampling_defaults.max_tokens or room, room)
     wish = _Wish(
         kind="chat",
         sampling=fields,
         prompts=(prompt,),
-        max_tokens=_limit(runtime, conversation.max_tokens, room=room) or default,
+        max_tokens=_limit(conversation.max_tokens, room=room, clamps=clamps) or default,
         is_limited=conversation.max_tokens is not None,
         num_logprobs=conversation.num_logprobs,
         output=open_output(runtime.formats, conversation, token_ids),
@@ -89,7 +90,7 @@ def prepare_completion(
         kind="text",
         sampling=fields,
         prompts=prompts,
-        max_tokens=_limit(runtime, fields.max_tokens, room=room)
+        max_tokens=_limit(fields.max_tokens, room=room, clamps=runtime.limits.clamp_max_tokens)
         or max(1, min(COMPLETION_MAX_TOKENS, room)),
         is_limited=fields.max_tokens is not None,
         num_logprobs=fields.logprobs,
@@ -114,9 +115,9 @@ class _Wish:
     show_reasoning: bool = True
 
 
-def _limit(runtime: Runtime, asked: int | None, *, room: int) -> int | None:
+def _limit(asked: int | None, *, room: int, clamps: bool) -> int | None:
     """As asked, or what there is of it where that will do."""
-    if asked is None or room < 1 or not runtime.limits.clamp_max_tokens:
+    if asked is None or room < 1 or not clamps:
         return asked
     return min(asked, room)
 

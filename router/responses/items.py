@@ -11,10 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from router.api.errors import bad_field
+from router.api.nulls import decode_without_nulls
 from router.openai.turns import Call, Turn, call_arguments
 
-MAX_STRIPPED = 1 << 20
-"""Bytes of an input in which null under names that we do not know is looked for."""
 Text = Literal["input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"]
 Kind = Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
 
@@ -71,12 +70,7 @@ _input = msgspec.json.Decoder(str | list[InputItem])
 
 def read_input(raw: bytes) -> tuple[InputItem, ...]:
     """A text is a user's. Null under any name is not read."""
-    try:
-        given = _input.decode(raw)
-    except msgspec.ValidationError as error:
-        if len(raw) > MAX_STRIPPED or not str(error).startswith("Object contains unknown field"):
-            raise
-        given = _input.decode(msgspec.json.encode(_without_nulls(msgspec.json.decode(raw))))
+    given = decode_without_nulls(_input, raw)
     if isinstance(given, str):
         return (InputItem(type="message", role="user", content=given),)
     if not given:
@@ -222,13 +216,3 @@ def _parts_shape(parts: Parts | None, kind: str) -> list[dict[str, Any]]:
     """Every part as a text of `kind`; those of an answer have annotations."""
     more: dict[str, Any] = {"annotations": []} if kind == "output_text" else {}
     return [{"type": kind, "text": text, **more} for text in _texts(parts or [], "")]
-
-
-def _without_nulls(value: Any) -> Any:
-    """Of objects in lists, as deep as items have parts."""
-    if isinstance(value, list):
-        return [_without_nulls(one) if isinstance(one, dict) else one for one in value]
-    if isinstance(value, dict):
-        given = ((name, one) for name, one in value.items() if one is not None)
-        return {name: _without_nulls(one) if isinstance(one, list) else one for name, one in given}
-    return value

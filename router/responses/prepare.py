@@ -20,18 +20,26 @@ from router.api.parsing import parse_body
 from router.openai.prepare import prepare_conversation
 from router.responses.conversation import conversation_of
 from router.responses.items import InputItem, input_shapes, read_items
+from router.responses.recent import RecentAnswers
 from router.responses.response_generation import ResponseGeneration, as_response
 from router.responses.schemas import ResponseRequest
 from router.responses.shapes import response_id, response_of_item
 from router.responses.told import told_of
 from router.runtime import Runtime
 
-MAX_REFERRED = 32
-"""Responses that the items of one input may refer to: each is read whole."""
+MAX_REFERRED = 256
+"""Responses that the items of one input may refer to: an agent's steps."""
 NO_PREVIOUS = "previous_response_not_found"
 _PREVIOUS = "previous_response_id"
-Found = Mapping[str, KeptResponse]
-"""Ids of kept responses to what they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What is known of responses, by their ids."""
+
+    kept: Mapping[str, KeptResponse]
+    recent: Mapping[str, bytes]
+    """JSON of the items of answers that were not to be kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,7 @@ class Keeping:
     """Where one client's responses are kept."""
 
     store: ResponseStore
+    recent: RecentAnswers
     owner: str
     by_default: bool
     """Also those of requests that do not say."""
@@ -79,13 +88,13 @@ def prepare_response(
     request: RequestId,
     context: int,
 ) -> ResponseGeneration:
-    """`found`: what is kept of `wanted_ids`."""
+    """`found`: what is known of `wanted_ids`."""
     items, paths = _all_items(fields, found)
     conversation = conversation_of(fields, items, paths)
     generation = prepare_conversation(runtime, conversation, request, context)
     token = secrets.token_hex(24)
-    asked = None if keeping is None else fields.store
-    is_kept = keeping is not None and (keeping.by_default if asked is None else asked)
+    is_kept = keeping is not None and (keeping.by_default if fields.store is None else fields.store)
+    is_remembered = keeping is not None and not is_kept and fields.store is None
     return as_response(
         generation,
         id=response_id(token),
@@ -93,6 +102,7 @@ def prepare_response(
         told=told_of(fields, generation, response_id(token)),
         as_summary=fields.reasoning.as_summary,
         store=keeping.store if keeping is not None and is_kept else None,
+        recent=keeping.recent if keeping is not None and is_remembered else None,
         owner="" if keeping is None else keeping.owner,
         items=msgspec.json.encode(input_shapes(items, token)) if is_kept else b"",
     )
@@ -104,24 +114,29 @@ def _all_items(fields: ResponseRequest, found: Found) -> tuple[Sequence[InputIte
     if fields.previous_response_id is not None:
         items += _continued(fields.previous_response_id, found)
     paths = [_PREVIOUS] * len(items)
+    outputs: dict[str, Sequence[InputItem]] = {}
     for index, item in enumerate(fields.input):
-        items.append(_looked_up(item, index, found) if item.kind == "item_reference" else item)
+        is_reference = item.kind == "item_reference"
+        items.append(_looked_up(item, index, found, outputs) if is_reference else item)
         paths.append(f"input[{index}]")
     return items, paths
 
 
 def _continued(previous: str, found: Found) -> list[InputItem]:
-    kept = found.get(previous)
+    kept = found.kept.get(previous)
     if kept is None:
         message = (
             f"Previous response with id '{shown(previous)}' not found: it was not to be kept"
             " (`store`), is no more, or is another key's."
         )
         raise ApiError(404, message, param=_PREVIOUS, code=NO_PREVIOUS)
-    return [*read_items(kept.items), *_output(kept)]
+    return [*read_items(kept.items), *_output(previous, found)]
 
 
-def _output(kept: KeptResponse) -> tuple[InputItem, ...]:
+def _output(response: str, found: Found) -> Sequence[InputItem]:
+    """Items of an answer; none of one that is not known."""
+    if (kept := found.kept.get(response)) is None:
+        return read_items(found.recent.get(response, b"[]"))
     return read_items(msgspec.json.decode(kept.response, type=dict[str, msgspec.Raw])["output"])
 
 
@@ -132,13 +147,16 @@ def _referred(item: InputItem, index: int) -> tuple[str, int]:
     return where
 
 
-def _looked_up(item: InputItem, index: int, found: Found) -> InputItem:
+def _looked_up(
+    item: InputItem, index: int, found: Found, outputs: dict[str, Sequence[InputItem]]
+) -> InputItem:
+    """`outputs`: of responses that were referred to before, each read once."""
     response, number = _referred(item, index)
-    kept = found.get(response)
-    output = () if kept is None else _output(kept)
-    if number >= len(output):
+    if response not in outputs:
+        outputs[response] = _output(response, found)
+    if number >= len(outputs[response]):
         raise _no_item(item, index)
-    return output[number]
+    return outputs[response][number]
 
 
 def _no_item(item: InputItem, index: int) -> ApiError:

@@ -6,6 +6,7 @@ from typing import Any
 
 from protocol.store.responses import ResponseStore
 from router.api.generation import Generation
+from router.responses.recent import RecentAnswers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,8 @@ class ResponseGeneration(Generation):
     """Thoughts are given where summaries are."""
     store: ResponseStore | None
     """Where it is kept when it has ended; None: nowhere."""
+    recent: RecentAnswers | None
+    """Where its items are remembered for a while, if it is not kept."""
     owner: str
     items: bytes
     """JSON of what it was made from; empty if it is not kept."""

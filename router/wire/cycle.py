@@ -9,7 +9,7 @@ from typing import Any, cast
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from router.anthropic.errors import show_error_for
+from router.anthropic.errors import id_headers, show_error_for
 from router.api.errors import ApiError
 from router.api.paths import plain_path
 
@@ -46,7 +46,8 @@ def refusal_bytes(error: ApiError, more: Iterable[tuple[bytes, bytes]], head: by
     target = plain_path(path[1].partition(b"?")[0].decode()) if path else ""
     response = error.response(show_error_for(target, names))
     response.headers["connection"] = "close"
-    response.headers["x-request-id"] = given[1].decode() if given else secrets.token_hex(16)
+    ident = given[1].decode() if given else secrets.token_hex(16)
+    response.headers.update(dict.fromkeys(id_headers(target, names), ident))
     headers = [*more, *response.raw_headers]
     lines = b"".join(b"%b: %b\r\n" % header for header in headers)
     return b"%b%b\r\n%b" % (STATUS_LINE[error.status], lines, bytes(response.body))

@@ -103,4 +103,4 @@ async def test_what_never_becomes_a_request_is_refused_as_its_clients_read_it(
         answer = await client.answer()
         assert answer.status == status
         assert json.loads(answer.body)["type"] == "error"
-        assert answer.headers["x-request-id"] == "mine"
+        assert answer.headers["x-request-id"] == answer.headers["request-id"] == "mine"

@@ -1,21 +1,24 @@
 """A decode worker's service, engine and transfers on a real model, without its sockets to routers:
 what is told to a router is remembered."""
 
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from support.eventually import eventually
 from support.services import ROUTER, Story
 
 from decode_worker.settings import DecodeSettings
 from decode_worker.transfers import open_transfers
 from engine.loop import Engine
+from engine.sampling.grammar import Grammars
 from protocol.codec import to_worker
 from protocol.ids import RequestId, WorkerId, new_epoch
 from protocol.messages import Aborted, Decode, Failed, Finished, Sampling, Step
 from protocol.process.metrics import WorkerMetrics
+from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
 from worker.parts import WorkerParts
 from worker.requests import RequestTable
@@ -29,9 +32,13 @@ Ending = Finished | Failed | Aborted
 class LiveService:
     service: EngineService
     story: Story
-    vocab_size: int
+    tokenizer: Tokenizer
     broken: list[str] = field(default_factory=list)
     """Why the engine gave up."""
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
 
     def ask(self, request: str, token_ids: tuple[int, ...], rule: Sampling, **more: Any) -> None:
         """As the message arrives over the wire."""
@@ -50,9 +57,27 @@ class LiveService:
                 told.setdefault(message.request, []).append(message)
         return told
 
+    def wait_ended(self, requests: Iterable[RequestId], *, within_s: float = 60.0) -> None:
+        left, seen = set(requests), 0
+
+        def all_ended() -> bool:
+            nonlocal seen
+            told = self.story.told[seen:]
+            seen += len(told)
+            left.difference_update(each.request for each in told if isinstance(each, Ending))
+            return not left
+
+        eventually(all_ended, what="all requests have ended", within_s=within_s)
+
     def tokens(self, request: str) -> list[int]:
-        steps = [message for message in list(self.story.told) if isinstance(message, Step)]
-        return [e.token_id for step in steps for e in step.emits if e.request == request]
+        return self.all_tokens().get(RequestId(request), [])
+
+    def all_tokens(self) -> dict[RequestId, list[int]]:
+        tokens: dict[RequestId, list[int]] = {}
+        for message in list(self.story.told):
+            for emit in message.emits if isinstance(message, Step) else ():
+                tokens.setdefault(emit.request, []).append(emit.token_id)
+        return tokens
 
     def is_whole(self) -> bool:
         """Every block is back."""
@@ -77,6 +102,7 @@ def live_service(checkpoint: Path, **more: Any) -> Iterator[LiveService]:
         compat=assembly.compat, observer=observer, check=True,
         generations=cast(MutableSequence[int], model.memory.generations),
         dynamic_after=assembly.config.dynamic_after,
+        grammars=Grammars(model.tokenizer, num_threads=1),
     )  # fmt: skip
     parts = WorkerParts(
         settings=settings, worker=WorkerId("decode-0"), epoch=new_epoch(), model=model,
@@ -86,6 +112,6 @@ def live_service(checkpoint: Path, **more: Any) -> Iterator[LiveService]:
         engine.start()
         try:
             service = EngineService(parts, transfers)
-            yield LiveService(service, story, model.tokenizer.vocab_size, broken)
+            yield LiveService(service, story, model.tokenizer, broken)
         finally:
             engine.stop()

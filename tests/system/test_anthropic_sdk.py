@@ -63,17 +63,17 @@ def test_a_stop_sequence_and_a_begun_answer(sdk: Anthropic) -> None:
 
 
 def test_a_window_that_is_full_ends_the_answer(sdk: Anthropic) -> None:
-    prompt = [{"role": "user", "content": "word " * 1900}]
+    prompt: Any = [{"role": "user", "content": "word " * 1900}]
     endless = {"temperature": 0, "ignore_eos": True}
     answer = sdk.messages.create(
         model=MODEL,
         max_tokens=9999,
         messages=prompt,
-        extra_body=endless,  # type: ignore[arg-type]
+        extra_body=endless,
     )
     assert answer.stop_reason == "model_context_window_exceeded"
     with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: .*\d+ tokens > \d+"):
-        sdk.messages.create(messages=prompt * 3, **GREEDY)  # type: ignore[arg-type]
+        sdk.messages.create(messages=prompt * 3, **GREEDY)
 
 
 def test_an_answer_may_be_held_to_a_schema(sdk: Anthropic) -> None:

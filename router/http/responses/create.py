@@ -27,7 +27,7 @@ class ResponseCreation(GenerateResponse):
         state, runtime = self._state, self._state.runtime
         request, context = request_id(exchange.scope), context_tokens(runtime)
         client = client_of(exchange.scope)
-        keeping = keeping_of(runtime, client)
+        keeping = keeping_of(state, client)
         async with state.body_of(exchange, seats) as body:
             fields = await state.run_in_thread(read_request, body)
             with state.bodies.share(client) as room:

@@ -1,6 +1,7 @@
 """Responses that were kept: found, shown, listed item by item, deleted. Each is its owner's alone:
 who has another API key is told that there is none."""
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from router.http.admission import Share
 from router.http.generate import AppState
 from router.http.middleware import client_of
 from router.responses.prepare import Found, Keeping
+from router.responses.recent import MAX_BYTES, RecentAnswers
 from router.runtime import Runtime
 
 MAX_LISTED, DEFAULT_LISTED = 100, 20
@@ -28,27 +30,39 @@ Show = Callable[[KeptResponse, Query], bytes]
 """What of a kept response is asked for, as JSON. Raises ApiError. May take a while."""
 
 
-def keeping_of(runtime: Runtime, client: str) -> Keeping | None:
+def new_recent_answers(runtime: Runtime) -> RecentAnswers:
+    return RecentAnswers(max_bytes=MAX_BYTES // max(1, len(runtime.api_keys)))
+
+
+def keeping_of(state: AppState, client: str) -> Keeping | None:
     """Where the responses of `client`, as `client_of` names it, are kept; None: nowhere."""
-    policy = runtime.kept_responses
+    runtime, policy = state.runtime, state.runtime.kept_responses
     if policy is None:
         return None
     owner = "all"
     if runtime.api_keys:
         key = runtime.api_keys[int(client.removeprefix("key "))]
         owner = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return Keeping(store=policy.store, owner=owner, by_default=policy.by_default)
+    return Keeping(
+        store=policy.store, recent=state.recent, owner=owner, by_default=policy.by_default
+    )
 
 
 async def find_responses(keeping: Keeping | None, ids: Sequence[str], room: Share) -> Found:
-    """Those of `ids` that are kept; `room` grows by what is read. CapacityError when there is no
-    room, ApiError 503 when Redis cannot be asked."""
+    """What is known of `ids`; `room` grows by what is read. CapacityError when there is no room,
+    ApiError 503 when Redis cannot be asked."""
     if keeping is None or not ids:
-        return {}
-    with _store_errors():
-        room.widen(room.num + await keeping.store.num_bytes(keeping.owner, ids))
-        kept = await keeping.store.find(keeping.owner, ids)
-    return {ident: one for ident, one in zip(ids, kept, strict=True) if one is not None}
+        return Found(kept={}, recent={})
+    store, owner = keeping.store, keeping.owner
+    recent = keeping.recent.find(owner, ids, now=asyncio.get_running_loop().time())
+    others = [ident for ident in ids if ident not in recent]
+    kept: Sequence[KeptResponse | None] = ()
+    if others:
+        with _store_errors():
+            room.widen(room.num + await store.num_bytes(owner, others))
+            kept = await store.find(owner, others)
+    known = {ident: one for ident, one in zip(others, kept, strict=True) if one is not None}
+    return Found(kept=known, recent=recent)
 
 
 class KeptAnswer(Response):
@@ -66,10 +80,9 @@ class KeptAnswer(Response):
         try:
             with state.seats.share(client) as seats, state.bodies.share(client) as room:
                 seats.widen(1)
-                found = await find_responses(keeping_of(state.runtime, client), [self._ident], room)
-                if self._ident not in found:
+                found = await find_responses(keeping_of(state, client), [self._ident], room)
+                if (kept := found.kept.get(self._ident)) is None:
                     raise _not_found(self._ident)
-                kept = found[self._ident]
                 body = await state.run_in_thread(self._show, kept, self._query)
                 await Response(body, media_type="application/json")(scope, receive, send)
                 state.trimming.count(room.num)

@@ -82,6 +82,9 @@ class ResponseAnswer(AnswerWriter):
         """Whether it is kept now: not unless asked for, and not what is too large, or when Redis
         is away; the answer is none the worse for it."""
         response = self._response
+        if response.recent is not None:
+            output, now = await _encoded(shape["output"]), asyncio.get_running_loop().time()
+            response.recent.remember(response.owner, response.id, output, now=now)
         if response.store is None:
             return False
         kept = KeptResponse(response=await _encoded(shape), items=response.items)
@@ -189,7 +192,7 @@ class StreamedResponse(ResponseAnswer):
             await self._stream.write(bytes(frame), headers, is_last=is_last)
 
 
-async def _encoded(shape: dict[str, Any]) -> bytes:
+async def _encoded(shape: Any) -> bytes:
     """As JSON, without a long turn of the event loop."""
     whole = bytearray()
     for piece in json_pieces(shape):

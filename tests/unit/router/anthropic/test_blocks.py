@@ -13,7 +13,7 @@ from protocol.formats.contract import (
     OutputEvent,
     Reasoning,
 )
-from router.anthropic.blocks import Begun, Ended, Grown, OutputBlocks
+from router.anthropic.blocks import BlockBegun, BlockEnded, BlockGrown, OutputBlocks
 
 
 def grown(
@@ -24,11 +24,11 @@ def grown(
     words = []
     for change in [*(c for event in events for c in blocks.add(event)), *blocks.end()]:
         match change:
-            case Begun(block):
+            case BlockBegun(block):
                 words.append(f"+{block.index} {block.kind}")
-            case Grown(block, text):
+            case BlockGrown(block, text):
                 words.append(f"{block.index} {text!r}")
-            case Ended(block):
+            case BlockEnded(block):
                 words.append(f"-{block.index}")
     shapes = [block.shape() for block in blocks.blocks]
     for shape in shapes:

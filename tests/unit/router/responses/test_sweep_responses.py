@@ -12,7 +12,7 @@ from support.responses import TEMPLATE, WEATHER
 from protocol.ids import RequestId
 from router.api.errors import ApiError, openai_error
 from router.responses.items import InputItem, InputPart
-from router.responses.prepare import prepare_response, read_request, wanted_ids
+from router.responses.prepare import Found, prepare_response, read_request, wanted_ids
 from router.responses.schemas import (
     ReasoningOptions,
     ResponseRequest,
@@ -32,6 +32,7 @@ ITEMS: tuple[dict[str, Any], ...] = (
     {"type": "item_reference", "id": "msg_aa_0"},
 )
 CONTEXT = 2048
+NOTHING = Found(kept={}, recent={})
 OTHERS = {"context_length_exceeded", "item_not_found", "unsupported_parameter"}
 """Codes of refusals that may be about another field than the one with the odd value."""
 
@@ -68,7 +69,7 @@ def test_any_value_in_any_place_is_served_or_refused_with_its_path(tmp_path: Pat
         try:
             fields = read_request(body)
             wanted_ids(fields)
-            prepare_response(bench.runtime, fields, {}, None, RequestId("r"), CONTEXT)
+            prepare_response(bench.runtime, fields, NOTHING, None, RequestId("r"), CONTEXT)
             num_served += 1
         except ApiError as error:
             num_refused += 1

@@ -162,6 +162,16 @@ async def test_logprobs_are_those_of_the_text(client: httpx.AsyncClient, stream:
         assert streamed == entries * 2
 
 
+async def test_thoughts_and_calls_have_no_logprobs(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
+    bench.dispatcher.reply = f"{SAID}</tool_call>"
+    async with bench.client() as client:
+        shown = (await respond(client, tools=[WEATHER], top_logprobs=1)).json()
+    [part] = shown["output"][1]["content"]
+    said = "".join(entry["token"] for entry in part["logprobs"])
+    assert said.strip() == part["text"].strip() == "Well."
+
+
 async def test_a_large_answer_is_the_same_in_pieces(
     bench: Bench, client: httpx.AsyncClient
 ) -> None:

@@ -105,9 +105,22 @@ async def test_items_may_be_referred_to(bench: Bench, client: httpx.AsyncClient)
     asked = [{"role": "user", "content": "hi"}, item, {"role": "user", "content": "more"}]
     assert (await respond(client, input=asked)).status_code == 200
     assert "assistant\nHello there.<|im_end|>" in prompt_of(bench)
-    asked[1]["id"] = item["id"].replace("_0", "_7")
+    asked[1]["id"] = item["id"].removesuffix("0") + "7"
     error = error_of(await respond(client, input=asked))
     assert (error["param"], error["code"]) == ("input[1].id", "item_not_found")
+
+
+async def test_items_of_a_recent_answer_may_be_referred_to_unless_it_was_not_to_be_kept(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    for store, status in ((None, 200), (False, 404)):
+        said = (await respond(client, store=store)).json()
+        asked = [{"role": "user", "content": "hi"}, {"id": said["output"][0]["id"]}]
+        assert (await respond(client, input=asked)).status_code == status
+        if status == 200:
+            assert "assistant\nHello there.<|im_end|>" in prompt_of(bench)
+        assert (await client.get(f"/v1/responses/{said['id']}")).status_code == 404
+        assert (await respond(client, previous_response_id=said["id"])).status_code == 404
 
 
 async def test_input_items_are_listed_page_by_page(client: httpx.AsyncClient) -> None:

@@ -1,5 +1,7 @@
 """Formats whose calls have JSON arguments."""
 
+from collections.abc import Mapping
+
 from protocol.formats.table import (
     CONTENT,
     END,
@@ -13,19 +15,26 @@ from protocol.formats.table import (
     Written,
 )
 
-HERMES = Format(
-    name="hermes",
-    states={**SHOWN, "call": Takes.ENVELOPE, "after": Takes.SPACE},
-    rows={
-        (CONTENT, "<tool_call>"): Row("call"),
-        ("call", END): Row("after"),
-        ("call", "</tool_call>"): Row(CONTENT),
-        ("after", "</tool_call>"): Row(CONTENT),
-        ("after", "<tool_call>"): Row("call"),
-        ("after", OTHER): Row(CONTENT),
-    },
-    written=Written(call="<tool_call>\n{envelope}\n</tool_call>", between="\n"),
-)
+
+def tagged_objects(name: str, begin: str, end: str, *, roles: Mapping[str, str] = ROLES) -> Format:
+    """Each call between two tags."""
+    return Format(
+        name=name,
+        states={**SHOWN, "call": Takes.ENVELOPE, "after": Takes.SPACE},
+        rows={
+            (CONTENT, begin): Row("call"),
+            ("call", END): Row("after"),
+            ("call", end): Row(CONTENT),
+            ("after", end): Row(CONTENT),
+            ("after", begin): Row("call"),
+            ("after", OTHER): Row(CONTENT),
+        },
+        written=Written(call=f"{begin}\n{{envelope}}\n{end}", between="\n"),
+        roles=roles,
+    )
+
+
+HERMES = tagged_objects("hermes", "<tool_call>", "</tool_call>")
 """Qwen 2.5 and 3, Hermes and many others."""
 
 LLAMA3_JSON = Format(

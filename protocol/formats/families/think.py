@@ -24,12 +24,20 @@ TAGS = (
 )
 PLAIN = Format(name="none", states=SHOWN, rows={})
 """All is content."""
+PROMPT = Format(name="prompt", states=SHOWN, rows={})
+"""The beginning of an answer as a prompt has it, after the name of its role."""
+
+
+def without_calls(of: Format) -> Format:
+    """What reads reasoning alone, where the format itself has it."""
+    headers = [(pattern, state) for pattern, state in of.headers if state in SHOWN]
+    return of.replace(headers=headers) if headers else PLAIN
 
 
 def with_thinking(of: Format, tags: ThinkTags, tokens: Container[str]) -> Format:
     """Its table and the tags. `tokens`: terminals that are tokens of their own: these open a call
     within reasoning too; a tag that is text opens reasoning only where an answer begins."""
-    opens = CONTENT if tags.open in tokens else START
+    opens = CONTENT if tags.open in tokens or of is PROMPT else START
     rows = dict(of.rows)
     rows |= {(opens, tags.open): Row(REASONING), (REASONING, tags.close): Row(START)}
     if tags.open in tokens:

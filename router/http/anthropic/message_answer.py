@@ -9,10 +9,10 @@ from router.anthropic.prepare import MessageGeneration
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter, route_header
+from router.http.anthropic.message_frames import PING, block_frame, event_frame
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.http.message_frames import PING, block_frame, event_frame
 from router.requests.events import Ended, Token
 
 

@@ -7,12 +7,12 @@ taken back: if the rest of it makes no sense, it is left open.
 import re
 from collections.abc import Sequence
 
-from protocol.formats.bound import BoundFormat, Mark
-from protocol.formats.calls import Calls
 from protocol.formats.contract import Content, OutputEvent, Reasoning, Tool
-from protocol.formats.envelope import Arguments, Envelope, JsonReader
-from protocol.formats.lexer import Terminals
-from protocol.formats.python_calls import PythonCalls
+from protocol.formats.reading.bound import BoundFormat, Mark
+from protocol.formats.reading.calls import Calls
+from protocol.formats.reading.envelope import Arguments, Envelope, JsonReader
+from protocol.formats.reading.lexer import Terminals
+from protocol.formats.reading.python_calls import PythonCalls
 from protocol.formats.table import (
     BEGINNINGS,
     CAPTURED,
@@ -268,7 +268,7 @@ class FormatParser:
         self._drop(end)
         if self._is_tentative and reader.name is not None:
             self._begin_call(reader.name)
-        elif self._is_tentative and reader.done:  # an object of something else
+        elif self._is_tentative and (reader.done or reader.is_broken):  # of something else
             self._fail()
         if self._takes not in _READ:
             return True

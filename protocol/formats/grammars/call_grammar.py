@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocol.formats.bound import BoundFormat
 from protocol.formats.contract import Tool
-from protocol.formats.lark import Rules
+from protocol.formats.grammars.lark import Rules
+from protocol.formats.reading.bound import BoundFormat
+from protocol.formats.reading.values import ALL_KINDS, parameter_kinds
 from protocol.formats.table import VALUES, Written
-from protocol.formats.values import ALL_KINDS, parameter_kinds
 from protocol.text.structured.grammars import JsonStyle, json_form
 
 STYLE = JsonStyle(closed=True)

@@ -135,7 +135,6 @@ def _invoked(name: str, *, block: str, of: str, typed: str) -> Format:
             end=f"\n{end}",
             parameter=f'{parameter}{{key}}"{said}>{{value}}</{of}parameter>\n',
         ),
-        parts=(of,) if of else (),
     )
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from protocol.formats.contract import CallArguments, CallEnd, CallStart, OutputEvent, Tool
+from protocol.formats.reading.values import ALL_KINDS, as_json, parameter_kinds
 from protocol.formats.table import Format, Takes
-from protocol.formats.values import ALL_KINDS, as_json, parameter_kinds
 
 _WRITTEN_ID = re.compile(r"(?:functions\.)?(?P<name>[^:]*)(?::\d+)?$")
 _STRING = frozenset({"string"})

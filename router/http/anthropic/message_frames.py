@@ -4,7 +4,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from router.anthropic.blocks import Begun, BlockChange, Ended, Grown, Kind
+from router.anthropic.blocks import BlockBegun, BlockChange, BlockEnded, BlockGrown, Kind
 
 _encode = msgspec.json.encode
 _DELTAS: dict[Kind, tuple[str, str]] = {
@@ -25,13 +25,13 @@ PING = event_frame("ping")
 def block_frame(change: BlockChange) -> bytes:
     index = change.block.index
     match change:
-        case Begun(block):
+        case BlockBegun(block):
             return event_frame("content_block_start", index=index, content_block=block.begun)
-        case Grown(block, text):
+        case BlockGrown(block, text):
             kind, field = _DELTAS[block.kind]
             delta = {"type": kind, field: text}
             return event_frame("content_block_delta", index=index, delta=delta)
-        case Ended(block):
+        case BlockEnded(block):
             signed = b""
             if block.kind == "thinking":
                 delta = {"type": "signature_delta", "signature": block.signature}

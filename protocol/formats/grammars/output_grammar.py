@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.formats.bound import BoundFormat
 from protocol.formats.contract import NamedTool, Tool, ToolChoice
-from protocol.formats.grammar import CallGrammar
-from protocol.formats.lark import Rules, pattern_of
+from protocol.formats.families.think import ThinkTags
+from protocol.formats.grammars.call_grammar import CallGrammar
+from protocol.formats.grammars.lark import Rules, pattern_of
+from protocol.formats.reading.bound import BoundFormat
 from protocol.formats.table import CONTENT, REASONING, START, Format, Written
-from protocol.formats.think import ThinkTags
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from protocol.formats.lexer import Terminals, terminals_of
+from protocol.formats.reading.lexer import Terminals, terminals_of
 from protocol.formats.table import Format
 from protocol.text.tokenizer import Tokenizer
 
@@ -31,10 +31,14 @@ class BoundFormat:
 
 def bind(of: Format, tokenizer: Tokenizer) -> BoundFormat:
     tokens = tokenizer.added_tokens
+    whole = of.terminals() & tokens.keys()
+    of_text = "\0".join(of.terminals() - whole)
+    parts = {text for text in tokens if len(text) > 2 and text.strip() and text in of_text}
+    parts |= {*of.parts} & tokens.keys()
     marks = {}
-    for text in sorted(of.terminals() | set(of.parts)):
-        if (token_id := tokens.get(text)) is not None:
-            is_part = text in of.parts
+    for text in sorted(whole | parts):
+        token_id, is_part = tokens[text], text in parts
+        if token_id < tokenizer.vocab_size:
             is_hidden = tokenizer.is_special(token_id) and not is_part
             marks[token_id] = Mark(text, "" if is_hidden else text, is_part)
     return BoundFormat(

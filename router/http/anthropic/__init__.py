@@ -1,0 +1,1 @@
+"""Messages of Anthropic's API given to a client, whole or as events."""

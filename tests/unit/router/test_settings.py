@@ -1,0 +1,22 @@
+"""What the router refuses to be told."""
+
+from pathlib import Path
+
+import pytest
+
+from router.settings import RouterSettings
+
+
+@pytest.mark.parametrize(
+    "origins", ["", "*", "https://a.example", "http://localhost:3000, https://b.example", "null"]
+)
+def test_origins_of_pages_are_taken_as_browsers_say_them(origins: str) -> None:
+    assert RouterSettings(model=Path("m"), cors_origins=origins).cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "origins", ["a.example", "https://a.example/", "https://A.example", "https://*.b", "https://"]
+)
+def test_what_no_browser_says_is_refused(origins: str) -> None:
+    with pytest.raises(ValueError, match="each is"):
+        RouterSettings(model=Path("m"), cors_origins=origins)
