@@ -3,6 +3,7 @@
 For system tests. What the processes wrote is shown when an assertion inside `with` fails.
 """
 
+import json
 import os
 import re
 import signal
@@ -181,6 +182,14 @@ class Cluster:
         found = eventually(successor, within_s, f"{name} ready in a new epoch")
         assert found is not None
         return found
+
+    def placed(self, request: str) -> dict[str, Any]:
+        """What the router said when it placed the first attempt at this request."""
+        line = rf'\{{.*"event":"placed".*"request":"{request}~\d+","attempt":1\b.*\}}'
+        found = eventually(lambda: re.search(line, self.log), within_s=30, what=f"{request} placed")
+        assert found is not None
+        event: dict[str, Any] = json.loads(found[0])
+        return event
 
     def wait_idle(self, within_s: float = 10.0) -> None:
         """Until nothing runs and every block of every ready worker is back in its pool."""

@@ -60,15 +60,6 @@ def _tokens(answer: httpx.Response) -> list[str]:
     return tokens
 
 
-def _placed(cluster: Cluster, request: str) -> dict[str, Any]:
-    """What the router said when it placed the first attempt at this request."""
-    line = rf'\{{.*"event":"placed".*"request":"{request}~\d+","attempt":1\b.*\}}'
-    found = eventually(lambda: re.search(line, cluster.log), within_s=30, what=f"{request} placed")
-    assert found is not None
-    event: dict[str, Any] = json.loads(found[0])
-    return event
-
-
 def _num_fetches(cluster: Cluster) -> int:
     """Those of which a block has come."""
     return cluster.log.count('"first block"')
@@ -133,7 +124,7 @@ def test_a_prefill_worker_killed_before_its_first_block_costs_only_time(cluster:
     """Both are stopped, so that the one chosen has computed nothing when it is killed."""
     body = _body(cluster, salt=1, length=1500, max_tokens=12)
     with _asking(cluster, body, request="early", stopped=("prefill-0", "prefill-1")) as answer:
-        victim = _placed(cluster, "early")["prefill"]
+        victim = cluster.placed("early")["prefill"]
         cluster.kill(victim)
     disturbed = answer.result(timeout=0)
     first, *rest = _trace(cluster, "early")["attempts"]
@@ -149,7 +140,7 @@ def test_a_prefill_worker_killed_during_the_transfer_costs_only_time(cluster: Cl
     body = _body(cluster, salt=7, length=1500, max_tokens=12)
     fetches = _num_fetches(cluster)
     with _asking(cluster, body, request="late") as answer:
-        victim = _placed(cluster, "late")["prefill"]
+        victim = cluster.placed("late")["prefill"]
         eventually(lambda: _num_fetches(cluster) > fetches, within_s=30)
         cluster.kill(victim)
     disturbed = answer.result(timeout=0)
@@ -167,7 +158,7 @@ def test_blocks_that_arrived_before_the_kill_are_not_fetched_again(slow_checkpoi
     with Cluster(checkpoint=slow_checkpoint, prefill=2, decode=1, extra=flags) as up:
         body = _body(up, salt=8, length=1500, max_tokens=12)
         with _asking(up, body, request="resumed") as answer:
-            victim = _placed(up, "resumed")["prefill"]
+            victim = up.placed("resumed")["prefill"]
             eventually(lambda: _num_fetches(up) > 0, within_s=30)
             up.kill(victim)
         disturbed = answer.result(timeout=0)
@@ -193,7 +184,7 @@ def test_a_stream_goes_on_identically_when_its_decode_worker_is_killed(cluster: 
         for last in filter(None, answer.iter_lines()):
             chunks += [json.loads(last[6:])["choices"][0]] if last.startswith("data: {") else []
             if len(chunks) > 20 and not victim:
-                victim = _placed(cluster, "cut")["decode"]
+                victim = cluster.placed("cut")["decode"]
                 cluster.kill(victim)
     assert last == "data: [DONE]"
     first, *rest = _trace(cluster, "cut")["attempts"]
