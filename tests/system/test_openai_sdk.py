@@ -5,13 +5,15 @@ cluster are in `tests/api`.
 """
 
 import asyncio
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
+from pydantic import BaseModel, Field
 from support.cluster import TINY, Cluster
 from support.eventually import eventually
 
@@ -305,3 +307,54 @@ def test_answers_asked_at_once_are_those_asked_one_by_one(cluster: Cluster, sdk:
 
     alone = [sdk.completions.create(model=MODEL, prompt=p, **GREEDY) for p in prompts]
     assert asyncio.run(at_once()) == [answer.choices[0].text for answer in alone]
+
+
+class Wick(BaseModel):
+    length: Literal[1, 2, 3]
+    spare: bool
+
+
+class Lantern(BaseModel):
+    """What a model without sense can still bring to an end."""
+
+    kind: Literal["oil", "wax"]
+    code: Annotated[int, Field(ge=0, le=999)]
+    marks: Annotated[list[Annotated[str, Field(max_length=5)]], Field(max_length=3)]
+    wick: Wick | None
+
+
+def test_answers_are_parsed_as_the_class_that_was_asked_for(sdk: OpenAI) -> None:
+    for seed in range(3):
+        parsed = sdk.chat.completions.parse(
+            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=400
+        )
+        assert isinstance(parsed.choices[0].message.parsed, Lantern)
+        with sdk.chat.completions.stream(
+            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=400
+        ) as stream:
+            streamed = stream.get_final_completion()
+        assert streamed.choices[0].message.parsed == parsed.choices[0].message.parsed
+
+
+def test_a_choice_and_a_pattern_are_kept_over_a_hand_over(sdk: OpenAI) -> None:
+    wishes: list[tuple[dict[str, Any], str]] = [
+        ({"structured_outputs": {"choice": ["Rome", "Oslo"]}}, "Rome|Oslo"),
+        ({"structured_outputs": {"regex": "[0-9]{3}-[a-c]{2}"}}, "[0-9]{3}-[a-c]{2}"),
+        ({"ebnf": 'root ::= "<" [a-z]{2,4} ">"'}, "<[a-z]{2,4}>"),
+    ]
+    for form, pattern in wishes:
+        said = sdk.chat.completions.create(model=MODEL, messages=HOME, seed=1, extra_body=form)
+        text = sdk.completions.create(
+            model=MODEL, prompt="x", seed=1, max_tokens=50, extra_body=form
+        )
+        assert (said.choices[0].finish_reason, text.choices[0].finish_reason) == ("stop", "stop")
+        assert re.fullmatch(pattern, said.choices[0].message.content or "")
+        assert re.fullmatch(pattern, text.choices[0].text)
+
+
+def test_a_schema_that_cannot_be_kept_is_an_error_of_the_clients(sdk: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as caught:
+        sdk.chat.completions.create(model=MODEL, messages=HOME, response_format=form)
+    assert caught.value.param == "response_format.json_schema.schema.properties.a.uniqueItems"

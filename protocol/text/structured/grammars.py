@@ -24,8 +24,9 @@ MAX_RULES = 1000
 in machine code, and ran out of 8 MB at 2,500."""
 MAX_BLANKS = 64
 """Characters of a client's pattern for them."""
-MAX_CHECKS = 64
-"""Schemas that are checked alone to find which one is wrong."""
+MAX_CHECKED = 128 << 10
+"""Characters of schemas that are checked alone to find which one is wrong; as many as take a
+second at worst."""
 _ONE_OF = (
     "the alternatives of oneOf must exclude each other by their types, or by the constants of a"
     " property that each requires; anyOf need not"
@@ -167,26 +168,26 @@ def _found(form: dict[str, Any], why: str) -> SchemaError:
     defs = form.get("$defs", {})
     node: Any = form
     path: Path = None
-    seen: set[str] = set()
-    checks = 0
-    while checks < MAX_CHECKS:
+    seen = set[str]()
+    left = MAX_CHECKED
+    while True:
         inner: list[tuple[Path, Any]] = [((path, step), one) for step, one in inner_schemas(node)]
         if (name := reference(node)) is not None and name not in seen:
             seen.add(name)
             inner.append((path, defs[name]))
-        for at, one in inner[: MAX_CHECKS - checks]:
-            checks += 1
-            if isinstance(one, dict) and (wrong := _wrong(one, defs)):
+        for at, one in inner:
+            text = f"start: %json {json.dumps({**one, '$defs': defs})}" if one else ""
+            left -= len(text)
+            if left > 0 and text and (wrong := _wrong(text)):
                 node, path, why = one, at, wrong
                 break
         else:
-            break
-    return SchemaError(path, _plain(why))
+            return SchemaError(path, _plain(why))
 
 
-def _wrong(node: dict[str, Any], defs: dict[str, Any]) -> str:
+def _wrong(text: str) -> str:
     try:
-        check_grammar(f"start: %json {json.dumps({**node, '$defs': defs})}")
+        check_grammar(text)
     except ValueError as error:
         return str(error)
     return ""

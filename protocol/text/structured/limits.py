@@ -16,7 +16,8 @@ MAX_STACK = 500
 """Schemas within schemas, of the root and of all that is referred to, one below the other. The
 compiler ran out of 8 MB at 1,500 to 2,500."""
 MAX_MERGED = 20_000
-"""Schemas, those written out again counted again. 2,000 take 0.1 s."""
+"""Schemas, those written out again counted again, and what `_weight` adds. 20,000 take a second at
+worst."""
 MAX_FACTOR = 10_000
 """Of all `multipleOf`, without decimal points. It is a state machine of so many states: 60 ms."""
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
@@ -46,7 +47,9 @@ def check_limits(body: dict[str, Any], defs: Defs, *, paths: Mapping[str, Path])
     if (stack := sum(map(_depth, (body, *defs.values())))) > MAX_STACK:
         raise SchemaError(None, f"at most {MAX_STACK} schemas below each other; got {stack}")
     if _Merged(defs).size_of(body) > MAX_MERGED:
-        raise SchemaError(None, f"more than {MAX_MERGED} schemas, those merged counted each time")
+        raise SchemaError(
+            None, f"more than {MAX_MERGED} schemas and values, those merged counted each time"
+        )
     finite = _finite(defs)
     for name in sorted(defs.keys() - finite, key=int):
         raise SchemaError(paths[name], "no document of finite size fits it")
@@ -102,7 +105,7 @@ class _Merged:
         size, left = 0, [(node, merged)]
         while left:
             node, merged = left.pop()
-            size, merged = size + 1, merged or merges(node)
+            size, merged = size + _weight(node), merged or merges(node)
             name = reference(node)
             if name is not None and merged:
                 if name not in self._sizes:
@@ -111,6 +114,13 @@ class _Merged:
                 size += self._sizes[name]
             left.extend((inner, merged) for _, inner in inner_schemas(node))
         return min(size, MAX_MERGED + 1)
+
+
+def _weight(node: Any) -> int:
+    """Patterns are compared with each other; values with whatever they are merged with."""
+    if not isinstance(node, dict):
+        return 1
+    return 1 + len(node.get("patternProperties", ())) ** 2 + len(node.get("enum", ()))
 
 
 def _finite(defs: Defs) -> set[str]:
