@@ -92,6 +92,7 @@ def _generation(
             ),
             salt=fields.cache_salt,
             deadline_s=runtime.limits.request_timeout_s,
+            priority=fields.priority,
         )
         for index, prompt in enumerate(owners)
     )
