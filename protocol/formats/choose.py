@@ -29,12 +29,12 @@ from protocol.formats.families.xml_calls import (
     SEED,
 )
 from protocol.formats.formats import Formats
-from protocol.formats.table import Format, FormatError
+from protocol.formats.table import FormatError, OutputFormat
 from protocol.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TEMPLATE: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
     (DEEPSEEK_V3, ("<｜tool▁calls▁begin｜>", "```json")),
@@ -60,7 +60,7 @@ BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (LLAMA3_JSON, ("<|eot_id|>", "parameters")),
 )
 """Formats and what a template has that writes them; the first that fits."""
-BY_TOKENS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TOKENS: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (DEEPSEEK_V32, ("｜DSML｜",)),
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
@@ -80,7 +80,7 @@ def choose_formats(
     return Formats(tokenizer, tools=found, thinking=thinking)
 
 
-def _tool_format(name: str, tokenizer: Tokenizer) -> Format | None:
+def _tool_format(name: str, tokenizer: Tokenizer) -> OutputFormat | None:
     """A format known here reads more than the checkpoint's own table says."""
     if name == "none":
         return None

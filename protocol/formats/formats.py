@@ -8,7 +8,7 @@ from protocol.formats.families.think import PLAIN, PROMPT, ThinkTags, with_think
 from protocol.formats.grammars.output_grammar import Beginning, Wish, output_grammar
 from protocol.formats.reading.bound import BoundFormat, bind
 from protocol.formats.reading.parser import FormatParser
-from protocol.formats.table import REASONING, Format
+from protocol.formats.table import REASONING, OutputFormat
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ class Formats:
     """Thread-safe."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, tools: Format | None, thinking: ThinkTags | None
+        self, tokenizer: Tokenizer, *, tools: OutputFormat | None, thinking: ThinkTags | None
     ) -> None:
         self._tokenizer = tokenizer
         self._thinking = thinking
@@ -84,12 +84,12 @@ class Formats:
             grammar=grammar,
         )
 
-    def _bind(self, of: Format) -> BoundFormat:
+    def _bind(self, of: OutputFormat) -> BoundFormat:
         tags = self._thinking
         of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
         return bind(of, self._tokenizer)
 
-    def _beginning(self, of: Format, prompt_ids: Sequence[int]) -> Beginning:
+    def _beginning(self, of: OutputFormat, prompt_ids: Sequence[int]) -> Beginning:
         """As its prompt leaves an answer in this format."""
         marks = self._in_prompt.marks
         parser = FormatParser(self._in_prompt, (), state=of.initial)

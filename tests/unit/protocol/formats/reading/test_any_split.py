@@ -10,7 +10,7 @@ from support.published_outputs import FAMILIES, PUBLISHED, TOOLS, Published
 from protocol.formats.formats import Formats, Output
 from protocol.text.tokenizer import Tokenizer
 
-SPOILT = pytest.mark.parametrize("num_spoilt", [12, pytest.param(200, marks=pytest.mark.long)])
+SPOILT = pytest.mark.parametrize("num_spoilt", [12, pytest.param(70, marks=pytest.mark.long)])
 
 
 def _opened(case: Published) -> tuple[Tokenizer, Formats, Output]:
