@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Event
 
+import msgspec
+import torch
+
 from bench.workload import (
     BLOCK_TOKENS,
     MAX_RUNNING,
@@ -25,15 +28,20 @@ from engine.loop import Engine
 from engine.models.model import Dtype
 from engine.observer import SequenceToken
 from engine.runner.cpu import TorchRunner
+from engine.sampling.grammar import Grammars
 from engine.sequence import Complete, SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 from protocol.messages import Sampling
+from protocol.text.tokenizer import Tokenizer
 
 
 class BatonSide:
     name = "baton"
 
     def __init__(self, path: Path, *, dtype: Dtype) -> None:
+        self.rule = Sampling(seed=0, max_tokens=1, temperature=0.0, ignore_eos=True)
+        """Of all jobs, but for `max_tokens`."""
+        self._num_runs = 0
         model = load_model(path, dtype=dtype)
         self.version = f"{importlib.metadata.version('torch')}, {model.ops.name} kernels"
         (layout,) = model.config.kv_layouts(block_tokens=BLOCK_TOKENS, dtype=dtype)
@@ -52,19 +60,22 @@ class BatonSide:
             observer=self._clockwork,
             windows=[group.window for group in model.config.kv_groups],
             dynamic_after=model.config.dynamic_after,
+            grammars=Grammars(Tokenizer.load(path), num_threads=torch.get_num_threads()),
         )
         self._engine.start()
 
     def run(self, jobs: Sequence[Job]) -> list[Times]:
         self._clockwork.begin(len(jobs))
+        self._num_runs += 1  # an id is free again only a moment after its ending
+        names = [f"{self._num_runs}.{index}" for index in range(len(jobs))]
         started = time.perf_counter()
-        for index, job in enumerate(jobs):
-            sampling = Sampling(seed=0, max_tokens=job.num_tokens, temperature=0.0, ignore_eos=True)
+        for name, job in zip(names, jobs, strict=True):
+            sampling = msgspec.structs.replace(self.rule, max_tokens=job.num_tokens)
             self._engine.submit(
-                Submission(id=SequenceId(str(index)), prompt=job.prompt, sampling=sampling)
+                Submission(id=SequenceId(name), prompt=job.prompt, sampling=sampling)
             )
         times = self._clockwork.finish(timeout_s=RUN_LIMIT_S)
-        return [[at - started for at in times[str(index)]] for index in range(len(jobs))]
+        return [[at - started for at in times[name]] for name in names]
 
     def close(self) -> None:
         self._engine.stop()

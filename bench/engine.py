@@ -18,6 +18,7 @@ from statistics import median
 import torch
 
 from bench.baton_side import BatonSide
+from bench.checkpoint import bench_checkpoint
 from bench.openvino_side import OpenVinoSide
 from bench.record import record
 from bench.transformers_side import TransformersSide
@@ -33,7 +34,6 @@ from bench.workload import (
     mixed_tokens_per_s,
     prefill_tokens_per_s,
 )
-from tools.make_checkpoint import BENCH, make_checkpoint
 
 BARS = {
     "transformers": {"prefill_512": 1.5, "decode_b8": 2.5, "mixed": 3.5},
@@ -56,7 +56,7 @@ def measures(num_jobs: int) -> Mapping[str, Measure]:
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    path = _checkpoint()
+    path = bench_checkpoint()
     sides: list[Side] = [
         BatonSide(path, dtype=arguments.dtype),
         *(
@@ -141,14 +141,6 @@ def _conditions(arguments: argparse.Namespace, sides: list[Side]) -> dict[str, o
         "unit": "tokens per second",
         "versions": {side.name: side.version for side in sides},
     }
-
-
-def _checkpoint() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "baton" / "bench-m150"
-    if not (path / "tokenizer_config.json").exists():  # the last file written
-        make_checkpoint(path, BENCH)
-    return path
 
 
 def _arguments() -> argparse.Namespace:

@@ -67,10 +67,13 @@ def prefill_tokens_per_s(side: Side, prompts: Prompts, *, num_tokens: int = CONT
     return num_tokens / first
 
 
-def decode_tokens_per_s(side: Side, prompts: Prompts, *, batch: int) -> float:
+def decode_tokens_per_s(
+    side: Side, prompts: Prompts, *, batch: int, context: int = CONTEXT
+) -> float:
     """Batch over the median step, from the step on in which every job runs."""
-    num_tokens = DECODE_STEPS + 1 + 2 * batch  # those that start early must outlast the prefills
-    jobs = [Job(prompt=prompts.prompt(CONTEXT), num_tokens=num_tokens) for _ in range(batch)]
+    # Those that start early must outlast the prefills.
+    num_tokens = DECODE_STEPS + 1 + 2 * batch * context // CONTEXT
+    jobs = [Job(prompt=prompts.prompt(context), num_tokens=num_tokens) for _ in range(batch)]
     times = side.run(jobs)
     last = max(times, key=lambda each: each[0])[: DECODE_STEPS + 1]
     return batch / median(after - before for before, after in itertools.pairwise(last))

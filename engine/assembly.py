@@ -16,7 +16,7 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import ops_for, token_sampler_for
+from engine.runner.gpu.opening import ops_for, token_masker_for, token_sampler_for
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -270,8 +270,9 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, sampler=sampler, limits=limits, eos_token_ids=eos_token_ids
-        )
+            model, pool, device=device, sampler=sampler, masker=token_masker_for(device),
+            limits=limits, eos_token_ids=eos_token_ids,
+        )  # fmt: skip
         if graphs:
             _capture(runner, device)
     return runner, pool_memory

@@ -8,9 +8,11 @@ times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever pa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NewType
+from typing import NewType, Protocol
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from protocol.messages import Sampling
 
@@ -19,8 +21,19 @@ SequenceId = NewType("SequenceId", str)
 AdapterId = NewType("AdapterId", str)
 """A set of weights beside the model's own, as a LoRA."""
 
+Words = NDArray[np.int32]
+"""Bit t % 32 of word t // 32: token t is allowed. Tokens beyond the words are not."""
+
 PENDING = -1
 """Stands for a token that an earlier step samples and that nobody has read yet."""
+
+
+class Allowed(Protocol):
+    """Which tokens may be the one sampled after a chunk."""
+
+    def words(self) -> Words:
+        """Waits until they are known; for whoever has the logits, and before that nobody."""
+        ...
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -44,9 +57,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
     """Every token generated and read so far, by whichever worker: what the penalties see."""
-    allowed: bytes | None = None
-    """A byte for each id of the vocabulary, 0 where it may not be the token sampled; None: all
-    may. What a grammar says; penalties, bias and bans come after it."""
+    allowed: Allowed | None = None
+    """None: all tokens are. What a grammar says; penalties, bias and bans come after it."""
     num_prompt: int = 0
     """Tokens of the whole prompt, which a dynamic rope turns all of them for."""
     pending: int = 0

@@ -30,6 +30,8 @@ class Submission:
     sampling: Sampling
     salt: str = ""
     mode: Mode = Mode.LOCAL
+    priority: int = 0
+    """The lower, the sooner it is served."""
     adapter: AdapterId | None = None
     """The adapter whose weights it wants. No engine has any yet."""
 

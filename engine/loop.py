@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Collection, MutableSequence
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 from threading import Thread, current_thread
 
 from engine.batch import SequenceId, StepInput
 from engine.commands import Inbox, Submission
+from engine.constraint import Constraint
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -23,9 +25,10 @@ from engine.observer import EngineObserver
 from engine.reporter import Reporter
 from engine.runner.contract import Runner, StepHung
 from engine.runner.unread import UnreadSteps, can_compute
+from engine.sampling.grammar import AllowedTokens, Grammars
 from engine.scheduling.in_flight import STEPS_AHEAD
 from engine.scheduling.scheduler import Scheduler
-from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, Verdict
+from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, SequenceState, Verdict
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
 
@@ -67,9 +70,11 @@ class Engine:
         check: bool = False,
         windows: Seq[Window] = (None,),
         dynamic_after: int | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
-        `windows` are those of the KV groups, `dynamic_after` the model's. Raises ValueError for
+        `windows` are those of the KV groups, `dynamic_after` the model's; without `grammars` none
+        is followed. Raises ValueError for
         another number of groups than the runner's layout has, fewer blocks than groups, or a runner
         deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
@@ -89,6 +94,7 @@ class Engine:
         )  # fmt: skip
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
+        self._grammars = grammars
         self._inbox = Inbox(capacity=2 * limits.max_waiting + 64)
         self._speeds = Speedometer()
         self._steps = UnreadSteps(runner, speeds=self._speeds, clock=clock)
@@ -108,11 +114,14 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
-        prompt, an adapter or an id in use; the observer is told nothing then."""
+        prompt, an adapter, a grammar where none is followed, or an id in use; the observer is told
+        nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
             raise ValueError(f"adapter is {submission.adapter!r}; there is none but None")
+        if submission.sampling.grammar is not None and self._grammars is None:
+            raise ValueError("grammar: this engine follows none")
         self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
@@ -146,6 +155,8 @@ class Engine:
         self._inbox.put_command(self._begin_stop)
         if self._thread.is_alive() and self._thread is not current_thread():
             self._thread.join(timeout_s)
+        if self._grammars is not None and not self._thread.is_alive():
+            self._grammars.close()
 
     # -- the engine thread ------------------------------------------------------------------
 
@@ -196,18 +207,32 @@ class Engine:
             self._cache, salt=submission.salt, adapter=adapter, lent=lent,
             num_prompt=len(submission.prompt),
         )  # fmt: skip
-        self._scheduler.submit(
-            Sequence(
-                id=submission.id,
-                prompt=submission.prompt,
-                outputs=list(submission.generated),
-                sampling=submission.sampling,
-                mode=submission.mode,
-                adapter=submission.adapter,
-                block_table=table,
-                submitted_at=submitted_at,
-            )
+        sampling, ids = submission.sampling, submission.sampling.allowed_token_ids
+        sequence = Sequence(
+            id=submission.id,
+            prompt=submission.prompt,
+            outputs=list(submission.generated),
+            sampling=sampling,
+            mode=submission.mode,
+            adapter=submission.adapter,
+            priority=submission.priority,
+            constraint=AllowedTokens.of(ids) if ids and sampling.grammar is None else None,
+            block_table=table,
+            submitted_at=submitted_at,
         )
+        self._scheduler.submit(sequence)
+        if sequence.state is SequenceState.COMPILING and self._grammars is not None:
+            tell = partial(self._compiled, sequence.id)
+            self._grammars.compile(sampling, submission.generated, tell=tell)
+
+    def _compiled(self, sequence: SequenceId, outcome: Constraint | ValueError) -> None:
+        """On a thread of the grammars."""
+        told: Constraint | Fail
+        if isinstance(outcome, ValueError):
+            told = Fail("grammar", str(outcome), final=True)
+        else:
+            told = outcome
+        self._inbox.tell(sequence, self._scheduler.compiled, told)
 
     def _begin_stop(self) -> None:
         self._stopping = True
@@ -220,6 +245,8 @@ class Engine:
 
     def _launch(self, batch: StepInput, *, alone: bool) -> None:
         try:
+            if self._grammars is not None:
+                self._grammars.begin_filling(batch)
             self._steps.launch(batch, alone=alone)
         except StepHung:
             raise

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from engine.batch import AdapterId, SampledToken, SequenceId
+from engine.constraint import Constraint
 from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.state_table import Life, StateTable
@@ -26,6 +27,8 @@ class Mode(StrEnum):
 
 
 class SequenceState(StrEnum):
+    COMPILING = "compiling"
+    """Its grammar is compiled; owns no block."""
     WAITING = "waiting"
     """In the queue; owns no block."""
     FETCHING = "fetching"
@@ -46,6 +49,7 @@ class SequenceState(StrEnum):
 
 
 class SequenceEvent(StrEnum):
+    COMPILED = "compiled"
     ADMITTED = "admitted"
     RESERVED = "reserved"
     LANDED = "landed"
@@ -66,6 +70,8 @@ class SequenceEvent(StrEnum):
 _S, _E = SequenceState, SequenceEvent
 SEQUENCE_TABLE: Final = StateTable(
     {
+        (_S.COMPILING, _E.COMPILED): _S.WAITING,
+        (_S.COMPILING, _E.ENDED): _S.FREED,
         (_S.WAITING, _E.ADMITTED): _S.PREFILLING,
         (_S.WAITING, _E.RESERVED): _S.FETCHING,
         (_S.WAITING, _E.ENDED): _S.FREED,
@@ -167,8 +173,12 @@ class Sequence:
     block_table: BlockTable
     """Its blocks, changed by the scheduler as the rest is."""
     adapter: AdapterId | None = None
+    priority: int = 0
+    """The lower, the more urgent."""
     arrival: int = 0
     """Order of submission; kept when preempted, so that the oldest always gets on."""
+    constraint: Constraint | None = None
+    """What its next tokens are held to; has accepted `outputs`."""
     ending_ids: frozenset[int] = frozenset()
     """As `Sampling.ending_ids`: with no other token does its text end before `max_outputs`."""
     max_outputs: int = 0
@@ -197,7 +207,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         name = f"sequence {self.id} ({self.mode})"
-        self.life = SEQUENCE_TABLE.begin(SequenceState.WAITING, name=name)
+        compiles = self.sampling.grammar is not None and self.constraint is None
+        state = SequenceState.COMPILING if compiles else SequenceState.WAITING
+        self.life = SEQUENCE_TABLE.begin(state, name=name)
 
     @property
     def state(self) -> SequenceState:
@@ -214,9 +226,15 @@ class Sequence:
 
     @property
     def looks_back(self) -> bool:
-        """A penalty needs to see every token before the next is chosen."""
+        """A penalty or a grammar needs to see every token before the next is chosen."""
         s = self.sampling
-        return bool(s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty)
+        penalised = s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
+        return bool(penalised or s.grammar is not None)
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """The lower goes first: by priority, then by arrival."""
+        return self.priority, self.arrival
 
     @property
     def needs_fetch(self) -> bool:

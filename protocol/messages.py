@@ -52,6 +52,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """None: none; 0: of the chosen token; n: also of the n most likely."""
     min_tokens: int = 0
     ignore_eos: bool = False
+    """Not where there is a grammar, which says itself when its text may end."""
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False
@@ -69,7 +70,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
     def ending_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
         """The tokens that end the text where one may (`may_end`)."""
-        return frozenset((*self.stop_token_ids, *(() if self.ignore_eos else eos_token_ids)))
+        ignored = self.ignore_eos and self.grammar is None
+        return frozenset((*self.stop_token_ids, *(() if ignored else eos_token_ids)))
 
     def reason_to_end(
         self, token_id: int, num_tokens: int, ending_ids: Container[int]
@@ -125,6 +127,8 @@ class ToCompute(OfAttempt, frozen=True, kw_only=True):
     sampling: Sampling
     salt: str
     deadline_s: float
+    priority: int = 0
+    """The lower, the sooner it is served where not all can be."""
 
 
 class Prefill(ToCompute, frozen=True, kw_only=True, tag=3):

@@ -33,6 +33,9 @@ from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
 """Of all stop strings of a request: the engine's thread looks for them at every token."""
+MAX_GRAMMAR_CHARS = 1 << 20
+MAX_BEGINNING = 1 << 10
+"""Tokens of all runs that a grammar may begin after: they are looked for at every token."""
 _FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
@@ -205,7 +208,8 @@ class RequestTable:
 def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
     """What a router should have refused: it would harm, or hold up, others of the batch. Raises
     ValueError."""
-    sampling = message.sampling
+    sampling, grammar = message.sampling, message.sampling.grammar
+    begins_after = () if grammar is None else grammar.begins_after
     if not message.token_ids:
         raise ValueError("token_ids: empty")
     for name, ids in (
@@ -213,10 +217,13 @@ def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
         ("generated", message.generated),
         ("logit_bias", [token_id for token_id, _ in sampling.logit_bias]),
         ("stop_token_ids", sampling.stop_token_ids),
+        ("allowed_token_ids", sampling.allowed_token_ids),
+        ("marks", sampling.marks),
+        ("begins_after", [token_id for run in begins_after for token_id in run]),
     ):
         if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
             raise ValueError(f"{name}: not all in a vocabulary of {vocab_size}")
-    for name in ("logit_bias", "stop_token_ids"):
+    for name in ("logit_bias", "stop_token_ids", "allowed_token_ids", "marks"):
         if len(getattr(sampling, name)) > vocab_size:
             raise ValueError(f"{name}: more than the {vocab_size} tokens that there are")
     biases = [bias for _, bias in sampling.logit_bias]
@@ -228,6 +235,10 @@ def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
         raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
     if "" in sampling.stop or sum(map(len, sampling.stop)) > MAX_STOP_CHARS:
         raise ValueError(f"stop: an empty string, or more than {MAX_STOP_CHARS} characters in all")
+    if grammar is not None and len(grammar.text) > MAX_GRAMMAR_CHARS:
+        raise ValueError(f"grammar: more than {MAX_GRAMMAR_CHARS} characters")
+    if not all(begins_after) or sum(map(len, begins_after)) > MAX_BEGINNING:
+        raise ValueError(f"begins_after: a run of no token, or more than {MAX_BEGINNING} in all")
 
 
 def _emits(job: Job) -> list[Emit]:

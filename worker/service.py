@@ -156,6 +156,7 @@ class EngineService:
                     sampling=message.sampling,
                     salt=message.salt,
                     mode=mode,
+                    priority=message.priority,
                 )
             )
         except CapacityError as error:

@@ -16,6 +16,7 @@ from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.opening import open_device
+from engine.sampling.grammar import Grammars
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.transport_names import chosen
@@ -24,7 +25,7 @@ from protocol.layout import KvLayout
 from protocol.membership import Membership
 from protocol.messages import Registration, Role
 from protocol.process.logs import LoadProgress
-from protocol.process.machine import host_name
+from protocol.process.machine import host_name, usable_cores
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import WorkerSettings
@@ -140,7 +141,7 @@ def _pool(
 
 
 def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
-    assembly = model.assembly
+    assembly, num_threads = model.assembly, len(usable_cores()) // 2
     return Engine(
         runner=assembly.runner,
         limits=assembly.limits,
@@ -150,6 +151,7 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
         observer=observer,
         windows=assembly.windows,
         dynamic_after=assembly.config.dynamic_after,
+        grammars=Grammars(model.tokenizer, num_threads=num_threads),
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from controlplane.cli.conversation import Answer, ChatSettings, Conversation
+from controlplane.cli.conversation import Answer, ChatSettings, TerminalChat
 from controlplane.cli.http import RouterRefused, served_models
 from controlplane.cli.terminal import complain, write
 from controlplane.cli.turns import UnreadableInput, turns
@@ -34,7 +34,7 @@ def chat(argv: Sequence[str]) -> None:
     TurnsFailed."""
     settings = load(ChatSettings, argv, prog="baton chat")
     model = settings.model or served_models(settings)[0]
-    conversation = Conversation(settings, model, settings.system)
+    conversation = TerminalChat(settings, model, settings.system)
     interactive = sys.stdin is not None and sys.stdin.isatty()
     if interactive:
         write(f"{model} at {settings.url}. Ctrl-C stops an answer, Ctrl-D ends, /help helps.\n")
@@ -49,7 +49,7 @@ def chat(argv: Sequence[str]) -> None:
         raise TurnsFailed(f"{num_failed} of the turns had no answer")
 
 
-def _take(conversation: Conversation, turn: str | UnreadableInput) -> None:
+def _take(conversation: TerminalChat, turn: str | UnreadableInput) -> None:
     """One turn: a command, or something to ask. Raises BatonError for what cannot be done."""
     if isinstance(turn, UnreadableInput):
         raise turn
@@ -61,7 +61,7 @@ def _take(conversation: Conversation, turn: str | UnreadableInput) -> None:
         write(_summary(answer))
 
 
-def _obey(conversation: Conversation, line: str) -> None:
+def _obey(conversation: TerminalChat, line: str) -> None:
     command, _, rest = line.partition(" ")
     match command, rest.strip():
         case "/clear", "":

@@ -62,7 +62,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Conversation:
+class TerminalChat:
     """The messages so far, the model that answers them, and what it was told before."""
 
     settings: ChatSettings

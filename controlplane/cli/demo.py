@@ -66,7 +66,7 @@ FOLLOW_UP = Question(text="And where is the compass?", value="stable")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
+class DemoTurn:
     """One request, as its client and `/trace` saw it."""
 
     answer: str
@@ -139,7 +139,7 @@ async def _converse(local: RunningCluster, *, model: str) -> None:
 
 async def _ask(
     client: httpx.AsyncClient, *, model: str, messages: Sequence[dict[str, str]]
-) -> Turn:
+) -> DemoTurn:
     """Streams one answer to stdout, then fetches its trace."""
     body = chat_body(model, messages, temperature=0, max_tokens=48)
     answer = ""
@@ -157,7 +157,7 @@ async def _ask(
             write(event.text)
         sys.stdout.write("\n")
     traces = (await client.get(f"/trace/{headers['x-request-id']}")).raise_for_status().json()
-    return Turn(
+    return DemoTurn(
         answer=answer,
         route=headers["x-baton-route"],
         cached_tokens=cached_tokens,
@@ -165,7 +165,7 @@ async def _ask(
     )
 
 
-def _show(turn: Turn) -> None:
+def _show(turn: DemoTurn) -> None:
     """Nothing but what the cluster reported."""
     trace, attempt = turn.trace, turn.attempt
     prefill = attempt["prefill"] or f"{attempt['decode']} itself"
@@ -193,7 +193,7 @@ def _show(turn: Turn) -> None:
         _say(f"  {name:<13} {text}")
 
 
-def _check(first: Turn, second: Turn) -> None:
+def _check(first: DemoTurn, second: DemoTurn) -> None:
     """Raises DemoFailed for the first thing that is off."""
     for question, turn in ((FIRST, first), (FOLLOW_UP, second)):
         if question.value not in turn.answer:

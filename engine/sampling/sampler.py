@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken
+from engine.batch import Chunk, SampledToken, Words
 from engine.ops.cpu.words import all_words
 from engine.ops.philox import MAX_GUMBEL, gumbel, words
 from protocol.messages import Sampling
@@ -63,10 +63,11 @@ def sample_tokens(
     model answered NaN or -inf for every token."""
     plain = [_is_plain_greedy(chunk) for chunk in chunks]
     rows_RV: Floats = logits_RV.float().numpy()
-    best: list[int] = rows_RV.argmax(axis=1).tolist() if any(plain) else []
+    allowed_RV = _all_allowed(rows_RV, chunks, plain)
+    best: list[int] = allowed_RV.argmax(axis=1).tolist() if any(plain) else []
     tokens: list[SampledToken | None] = []
     for r, chunk in enumerate(chunks):
-        if plain[r] and np.isfinite(rows_RV[r, best[r]]):
+        if plain[r] and np.isfinite(allowed_RV[r, best[r]]):
             tokens.append(SampledToken(token_id=best[r]))
         else:
             tokens.append(sample_token(rows_RV[r], chunk, eos_token_ids=eos_token_ids))
@@ -82,7 +83,7 @@ def sample_token(
     raw_V: Floats = np.nan_to_num(logits_V, nan=-np.inf, posinf=None, neginf=-np.inf)
     allowed_V = raw_V
     if chunk.allowed is not None:
-        allowed_V = np.where(np.frombuffer(chunk.allowed, np.bool_), raw_V, np.float32(-np.inf))
+        allowed_V = _allowed(raw_V, chunk.allowed.words())
     if not np.isfinite(allowed_V).any():
         return None
     scores_V = _shaped(allowed_V, chunk, sampling, eos_token_ids)
@@ -97,12 +98,29 @@ def sample_token(
     return _with_logprobs(token_id, raw_V, sampling.num_logprobs)
 
 
+def _all_allowed(rows_RV: Floats, chunks: Sequence[Chunk], plain: Sequence[bool]) -> Floats:
+    """With -inf for what is not, in the plain rows."""
+    masks = {r: chunk.allowed for r, chunk in enumerate(chunks) if plain[r] and chunk.allowed}
+    if not masks:
+        return rows_RV
+    allowed_RV = rows_RV.copy()
+    for r, allowed in masks.items():
+        allowed_RV[r] = _allowed(rows_RV[r], allowed.words())
+    return allowed_RV
+
+
+def _allowed(scores_V: Floats, words: Words) -> Floats:
+    """A copy with -inf for those that are not."""
+    bits_V = np.unpackbits(words.view(np.uint8), count=len(scores_V), bitorder="little")
+    return np.where(bits_V.view(np.bool_), scores_V, np.float32(-np.inf))
+
+
 def _is_greedy(sampling: Sampling) -> bool:
     return as_float32(sampling.temperature) < as_float32(GREEDY_BELOW)
 
 
 def _is_plain_greedy(chunk: Chunk) -> bool:
-    """Whether the answer is the row's argmax and nothing else."""
+    """Whether the answer is the argmax of what is allowed, and nothing else."""
     s = chunk.sampling
     assert s is not None, "the chunk asks for no token"
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
@@ -112,7 +130,6 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
         or penalised
         or banned
         or s.logit_bias
-        or chunk.allowed is not None
         or s.num_logprobs is not None
     )
 

@@ -1,10 +1,9 @@
-"""Who of the queue may start, and on which blocks. First come, first served.
+"""Who of the queue may start, and on which blocks: the most urgent, of equals who came first.
 
 Pure.
 """
 
 from bisect import bisect_right
-from itertools import islice
 
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
@@ -35,12 +34,13 @@ class SequenceAdmission:
 
     def is_queue_full(self) -> bool:
         """Whoever can start at once does not count as waiting: a burst finds seats first."""
-        num_over = len(self._table.waiting) - self._limits.max_waiting
+        queued = [*self._table.waiting.values(), *self._table.compiling.values()]
+        num_over = len(queued) - self._limits.max_waiting
         if num_over < 0:
             return False
         num_seats = self._limits.max_running - self._table.num_running
         num_blocks = self._cache.num_spare
-        for sequence in islice(self._table.waiting.values(), num_over + 1):
+        for sequence in queued[: num_over + 1]:
             num_seats -= 1
             groups, num_tokens = self._cache.groups, sequence.num_tokens
             num_blocks -= groups.num_whole * groups.num_rows(num_tokens) + self._promise(sequence)

@@ -51,6 +51,8 @@ class InFlightSteps:
         start, num_tokens = sequence.num_launched, sequence.num_tokens
         pending = max(0, start - num_tokens + 1)
         stop = start + 1 if pending else min(start + max_tokens, num_tokens)
+        sampling = sequence.sampling if stop >= num_tokens else None
+        constraint = None if sampling is None else sequence.constraint
         sequence.block_table.cover(start, stop)
         sequence.num_launched = stop
         sequence.in_flight += 1
@@ -60,9 +62,10 @@ class InFlightSteps:
             token_ids=_STAND_IN if pending else sequence.tokens(start, stop),
             start=start,
             block_table=sequence.block_table.blocks,
-            sampling=sequence.sampling if stop >= num_tokens else None,
+            sampling=sampling,
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
+            allowed=None if constraint is None else constraint.allowed,
             num_prompt=len(sequence.prompt),
             pending=pending,
             adapter=sequence.adapter,

@@ -20,7 +20,7 @@ class Running:
 
     def next_decodes(self) -> list[Sequence]:
         """Who gets its next token in this step, a block for it included. Those whose last token is
-        known come first: for them the newest sequence makes room. The others may be launched ahead
+        known come first: for them the least urgent makes room. The others may be launched ahead
         of it, into room that nobody needs more."""
         num_preempted = self.num_preempted
         self._leaving = None
@@ -35,12 +35,13 @@ class Running:
         return chosen
 
     def next_prefills(self) -> list[Sequence]:
-        """Who has prompt left that no step computes yet, in the order of admission."""
-        return [
+        """Who has prompt left that no step computes yet, the most urgent first."""
+        left = [
             sequence
             for sequence in self._table.prefilling.values()
             if sequence.num_launched < sequence.num_tokens and sequence is not self._leaving
         ]
+        return sorted(left, key=lambda s: s.urgency)
 
     def lower_promise(self, sequence: Sequence) -> None:
         """Its prompt is computed: it needs no more of windows than a decode does."""
@@ -48,9 +49,9 @@ class Running:
         table.promise(min(table.num_promised, self._promise(sequence)))
 
     def _make_room(self, sequence: Sequence) -> bool:
-        """A block for its next token; the newest sequence makes room."""
+        """A block for its next token; the least urgent sequence makes room."""
         while sequence.state is SequenceState.DECODING and not _has_room(sequence):
-            if not self._grow(sequence) and not self._preempt_newest():
+            if not self._grow(sequence) and not self._preempt_last():
                 return False
         return sequence.state is SequenceState.DECODING
 
@@ -80,15 +81,16 @@ class Running:
         num_ahead = max(STEPS_AHEAD, num_tokens - sequence.num_computed)
         return self._groups.most_held(num_tokens, num_ahead=num_ahead)
 
-    def _preempt_newest(self) -> bool:
-        """To be recomputed later: the only one who loses is the one who came last. False while a
-        launched forward refers to it: it then sits this step out, and so does who needs room."""
+    def _preempt_last(self) -> bool:
+        """To be recomputed later: the only one who loses is the least urgent, of equals the one who
+        came last. False while a launched forward refers to it: it then sits this step out, and so
+        does who needs room."""
         running = [*self._table.prefilling.values(), *self._table.decoding.values()]
-        newest = max((s for s in running if s.preemptible), key=lambda s: s.arrival)
-        if newest.in_flight:
-            self._leaving = newest
+        last = max((s for s in running if s.preemptible), key=lambda s: s.urgency)
+        if last.in_flight:
+            self._leaving = last
             return False
-        self._table.preempt(newest)
+        self._table.preempt(last)
         self.num_preempted += 1
         return True
 

@@ -5,9 +5,11 @@ Commands in (`submit`, `abort`, `fetch_done`, ...), one batch out (`schedule`), 
 they are recorded in the order they were made. Pure: the caller runs the batches and brings the
 clock's reading.
 
-First come, first served, decodes before prefill chunks in every batch. Nothing waits in a circle:
-a launched forward is recorded whatever happens; a lease or a fetch holds all it will ever need and
-ends by a deadline of its own; of the others the newest makes room, so the oldest always gets on.
+The most urgent first, by priority and then as they came; decodes before prefill chunks in every
+batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease or a
+fetch holds all it will ever need and ends by a deadline of its own; of the others the least urgent
+makes room, so the most urgent always gets on. Who is less urgent than all that comes may wait until
+somebody aborts it: no priority grows with time.
 """
 
 from collections.abc import Collection
@@ -15,6 +17,7 @@ from collections.abc import Sequence as Seq
 from typing import assert_never
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
+from engine.constraint import Constraint
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.admission import SequenceAdmission
@@ -76,8 +79,23 @@ class Scheduler:
         elif len(sequence.outputs) >= sequence.sampling.max_tokens:
             self._table.finish(sequence, Complete("length"))
         elif is_full:
-            message = f"{len(self._table.waiting) - 1} requests are waiting already"
+            message = f"{self._table.load().waiting - 1} requests are waiting already"
             self._table.finish(sequence, Fail("overloaded", message))
+
+    def compiled(self, sequence_id: SequenceId, outcome: Constraint | Fail) -> None:
+        """Its grammar is, and has accepted its outputs. Harmless when unknown or ended."""
+        sequence = self._table.get(sequence_id)
+        if sequence is None or sequence.state is not SequenceState.COMPILING:
+            return
+        verdict: Verdict | None
+        if isinstance(outcome, Fail):
+            verdict = outcome
+        else:
+            sequence.constraint, verdict = outcome, _held_to(outcome)
+        if verdict is not None:
+            self._table.finish(sequence, verdict)
+        else:
+            self._table.move(sequence, SequenceEvent.COMPILED)
 
     def abort(self, sequence_id: SequenceId) -> None:
         """End it. Harmless when unknown or ended."""
@@ -117,7 +135,7 @@ class Scheduler:
         """What to compute next, to be launched at once; empty if nothing can be.
 
         Who finished left in `settle`, fetches ended in `fetch_done`. Now the running ones continue,
-        the newest preempted where one lacks a block; then who waits is admitted.
+        the least urgent preempted where one lacks a block; then who waits is admitted.
         """
         self._steps.begin_step()
         chunks = [self._steps.add_chunk(decode, 1) for decode in self._running.next_decodes()]
@@ -158,8 +176,7 @@ class Scheduler:
             assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
             asked = stop == sequence.num_tokens
             if asked and sequence.id not in sampled:
-                message = "the model answers no number for its next token"
-                self._table.finish(sequence, Fail("internal", message, final=True))
+                self._table.finish(sequence, _no_token(sequence))
                 continue  # nothing of this step is sealed: its KV may be damaged
             sequence.num_computed = stop
             if stop // block_tokens > sequence.block_table.num_sealed:
@@ -260,6 +277,10 @@ class Scheduler:
         num_outputs, ending_ids = len(sequence.outputs), sequence.ending_ids
         if sequence.id in stopped:
             return Complete("stop")
+        if (constraint := sequence.constraint) is not None:
+            constraint.accept(token_id)
+            if (verdict := _held_to(constraint)) is not None:
+                return verdict
         if token_id in ending_ids or num_outputs >= sequence.max_outputs:
             reason = sequence.sampling.reason_to_end(token_id, num_outputs, ending_ids)
             if reason is not None:
@@ -309,3 +330,17 @@ class Scheduler:
         self._sampled.append((sequence, token))
         if len(tokens) > 1:
             self._following.append((sequence, tokens[1:]))
+
+
+def _held_to(constraint: Constraint) -> Verdict | None:
+    """What it says of going on."""
+    if constraint.has_ended:
+        return Complete("stop")
+    return Fail("grammar", constraint.error, final=True) if constraint.error else None
+
+
+def _no_token(sequence: Sequence) -> Fail:
+    """None has a finite logit of those that may be its next."""
+    if sequence.constraint is not None and (why := sequence.constraint.error):
+        return Fail("grammar", why, final=True)
+    return Fail("internal", "the model answers no number for its next token", final=True)

@@ -7,6 +7,7 @@ returns in `release_quarantined`. Pure.
 from collections import Counter, OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import takewhile
 
 from engine.batch import SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
@@ -44,6 +45,7 @@ class SequenceFreed:
     sequence: Sequence
 
 
+QUEUED_STATES = (SequenceState.COMPILING, SequenceState.WAITING)
 COMPUTED_STATES = (SequenceState.PREFILLING, SequenceState.DECODING)
 ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
 Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
@@ -58,6 +60,7 @@ class SequenceTable:
         self._by_state: dict[SequenceState, OrderedDict[SequenceId, Sequence]] = {
             state: OrderedDict() for state in SequenceState if state is not SequenceState.FREED
         }
+        self.compiling = self._by_state[SequenceState.COMPILING]
         self.waiting = self._by_state[SequenceState.WAITING]
         self.fetching = self._by_state[SequenceState.FETCHING]
         self.prefilling = self._by_state[SequenceState.PREFILLING]
@@ -80,7 +83,8 @@ class SequenceTable:
 
     def add(self, sequence: Sequence) -> None:
         assert sequence.id not in self._sequences, f"sequence {sequence.id} exists already"
-        self._sequences[sequence.id] = self.waiting[sequence.id] = sequence
+        self._sequences[sequence.id] = sequence
+        self._put(sequence)
 
     def admit(self, sequence: Sequence, *, now: float) -> None:
         """Its blocks are allocated."""
@@ -99,11 +103,10 @@ class SequenceTable:
         self._effects.append(SequenceComputed(sequence, sequence.num_computed))
 
     def preempt(self, sequence: Sequence) -> None:
-        """Back to the head of the queue, owning nothing."""
+        """Back to its place in the queue, owning nothing."""
         sequence.block_table.give_back()
         sequence.num_computed = sequence.num_launched = 0
         self.move(sequence, SequenceEvent.PREEMPTED)
-        self.waiting.move_to_end(sequence.id, last=False)
 
     def finish(self, sequence: Sequence, verdict: Verdict) -> None:
         """Give it its one ending, and its blocks back unless somebody refers to them: a launched
@@ -166,7 +169,16 @@ class SequenceTable:
         sequence.move(event)
         del self._by_state[before][sequence.id]
         if sequence.state is not SequenceState.FREED:
-            self._by_state[sequence.state][sequence.id] = sequence
+            self._put(sequence)
+
+    def _put(self, sequence: Sequence) -> None:
+        """Last of its state, but in the queue before those that are less urgent."""
+        self._by_state[sequence.state][sequence.id] = sequence
+        if sequence.state is SequenceState.WAITING:
+            others = (s for s in reversed(self.waiting.values()) if s is not sequence)
+            behind = list(takewhile(lambda s: s.urgency > sequence.urgency, others))
+            for other in reversed(behind):
+                self.waiting.move_to_end(other.id)
 
     def take_effects(self) -> list[Effect]:
         """What happened since the last call, in order."""
@@ -176,11 +188,12 @@ class SequenceTable:
     # -- facts ------------------------------------------------------------------------------
 
     def load(self) -> Load:
-        to_compute = [s for s in self.waiting.values() if not s.needs_fetch]
+        queued = [*self.compiling.values(), *self.waiting.values()]
+        to_compute = [s for s in queued if not s.needs_fetch]
         to_compute += self.prefilling.values()
         return Load(
             running=self.num_running,
-            waiting=len(self.waiting),
+            waiting=len(queued),
             waiting_tokens=sum(s.num_tokens - s.num_computed for s in to_compute),
         )
 
@@ -202,13 +215,13 @@ class SequenceTable:
             for sequence in members.values():
                 assert sequence.state is state and self._sequences[sequence.id] is sequence
                 assert sequence.num_computed <= sequence.num_tokens
-                assert not sequence.block_table.blocks or state is not SequenceState.WAITING
+                assert not sequence.block_table.blocks or state not in QUEUED_STATES
                 ended = state in ENDED_STATES
                 assert (sequence.verdict is not None) == ended
                 _check_launched(sequence)
         assert sum(len(members) for members in self._by_state.values()) == len(self._sequences)
-        arrivals = [sequence.arrival for sequence in self.waiting.values()]
-        assert arrivals == sorted(arrivals), "somebody overtook in the queue"
+        urgencies = [sequence.urgency for sequence in self.waiting.values()]
+        assert urgencies == sorted(urgencies), "somebody overtook in the queue"
         holds = self._holds(*self._by_state)
         holds.update(self._quarantined)
         holds.update(displaced)

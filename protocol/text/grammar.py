@@ -10,7 +10,7 @@ at a time.
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
@@ -37,9 +37,14 @@ class GrammarTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.vocab_size = tokenizer.vocab_size
         vocabulary = _Vocabulary(tokenizer)
-        self.raw = LLTokenizer(vocabulary, eos_token=vocabulary.ends)
+        # What it asks of a wrapper is what it documents, not the class that it names.
+        self.raw = LLTokenizer(cast(Any, vocabulary), eos_token=vocabulary.ends)
         self.num_words = -(-self.raw.vocab_size // 32)
         """Of a mask; ids from `vocab_size` on are nobody's."""
+
+    def new_words(self, num_rows: int) -> Words:
+        """[rows, `num_words`], of no value yet."""
+        return np.empty((num_rows, self.num_words), np.int32)
 
 
 class _Vocabulary:
@@ -67,7 +72,7 @@ def check_grammar(text: str, tokenizer: GrammarTokenizer | None = None) -> None:
     """Raises ValueError saying what is wrong, or what llguidance cannot do. Tokens that it names
     are looked up where there is a tokeniser."""
     lark = _as_lark(text)
-    raw = tokenizer and tokenizer.raw
+    raw = None if tokenizer is None else tokenizer.raw
     if why := LLMatcher.validate_grammar(lark, raw, limits=_LIMITS):
         raise ValueError(_first_line(why))
 
@@ -102,7 +107,10 @@ class Matcher:
     @property
     def error(self) -> str:
         """Why it cannot go on; "" while it can."""
-        return _first_line(self._matcher.get_error()) if self._matcher.is_error() else ""
+        matcher = self._matcher
+        if not matcher.is_error():
+            return ""
+        return _first_line(matcher.get_error()) or f"no token goes on ({matcher.stop_reason()})"
 
     def fill(self, words: Words) -> None:
         """The mask of the next token, into `num_words`. Releases the interpreter lock."""

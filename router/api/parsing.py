@@ -2,22 +2,24 @@
 
 In two steps, so that nothing is built of what will be refused: the body to its fields, each still
 bytes, up to the first unknown one; then each field, if it is not too large, to its type, up to the
-first wrong value. Null means "not given"; of equal keys the last counts.
+first wrong value. Null means "not given", under any name; of equal keys the last counts.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
-from router.api.errors import bad_field, unsupported_field
+from router.api.errors import ApiError, bad_field, unsupported_field
 from router.api.explain import explain, explain_unreadable
 
 MAX_FIELD_BYTES = 64 << 10
 """Of JSON, of every field but those whose length the context bounds (`Schema.large`): the most
 that 16 stop strings or 1,024 biases need, and what 128 choices may each carry to a worker."""
+MAX_UNKNOWN = 16
+"""Names that we do not know, each null: for each the body is read once more."""
 Unsupported = Mapping[str, tuple[object, ...]]
 """Fields we do not support -> the values that ask for nothing, besides null."""
 Reader = Callable[[bytes], Any]
@@ -40,7 +42,7 @@ S = TypeVar("S", bound=Schema)
 def parse_body(schema: type[S], body: bytes) -> S:
     """What the client sent. Raises ApiError 400, which names the field at fault."""
     form = _form(schema)
-    given = {name: bytes(raw) for name, raw in form.split(body).items()}
+    given = {name: bytes(raw) for name, raw in _split(form, body).items()}
     values = {
         name: _read_field(form, name, raw)
         for name, raw in given.items()
@@ -57,31 +59,48 @@ class _Form:
     """What is known of a schema before any body."""
 
     schema: type[Schema]
-    envelope: msgspec.json.Decoder[dict[str, msgspec.Raw]]
+    names: tuple[str, ...]
     readers: Mapping[str, Reader]
     required: tuple[str, ...]
-
-    def split(self, body: bytes) -> dict[str, msgspec.Raw]:
-        """The fields that were given, undecoded. Builds no value of the client's."""
-        try:
-            return self.envelope.decode(body)
-        except msgspec.ValidationError as error:
-            raise explain(error) from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise explain_unreadable(error, body) from error
 
 
 @cache
 def _form(schema: type[Schema]) -> _Form:
     fields = msgspec.structs.fields(schema)
     by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
-    names: Any = Literal[(*by_type, *schema.unsupported)]
     return _Form(
         schema=schema,
-        envelope=msgspec.json.Decoder(dict[names, msgspec.Raw]),
+        names=(*by_type, *schema.unsupported),
         readers={**by_type, **schema.readers},
         required=tuple(field.name for field in fields if field.required),
     )
+
+
+def _split(form: _Form, body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields that were given, undecoded. Builds no value of the client's."""
+    unknown: dict[str, ApiError] = {}
+    while True:
+        try:
+            fields = _envelope((*form.names, *unknown)).decode(body)
+            break
+        except msgspec.ValidationError as error:
+            refusal = explain(error)
+            name = refusal.param
+            if name is None or name in unknown or len(unknown) == MAX_UNKNOWN:
+                raise refusal from error
+            unknown[name] = refusal
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise explain_unreadable(error, body) from error
+    for name, refusal in unknown.items():
+        if bytes(fields.pop(name, b"")) != b"null":
+            raise refusal
+    return fields
+
+
+@lru_cache(maxsize=64)
+def _envelope(names: tuple[str, ...]) -> msgspec.json.Decoder[dict[str, msgspec.Raw]]:
+    known: Any = Literal[names]
+    return msgspec.json.Decoder(dict[known, msgspec.Raw])
 
 
 def _asks_for_nothing(form: _Form, name: str, raw: bytes) -> bool:

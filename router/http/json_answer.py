@@ -8,10 +8,10 @@ from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
-from router.http.chat_message import ChatMessage, finish_reason
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
+from router.openai.chat_message import ChatMessage, finish_reason
 from router.requests.events import Ended, Token
 
 

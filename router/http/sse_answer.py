@@ -15,9 +15,9 @@ from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
-from router.http.chat_message import delta, finish_reason
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
+from router.openai.chat_message import delta, finish_reason
 from router.requests.events import Ended, Token
 
 DONE = b"data: [DONE]\n\n"

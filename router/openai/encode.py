@@ -6,6 +6,7 @@ May take a while: no work for the event loop.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
@@ -13,6 +14,7 @@ from router.api.errors import ApiError, bad_field, context_exceeded
 from router.openai.conversation import Chat
 from router.openai.schemas import CompletionRequest
 from router.openai.template_variables import template_variables
+from router.openai.turns import Form, Turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +40,26 @@ def encode_chat(tokenizer: Tokenizer, chat: Chat, *, context: int) -> list[int]:
     if template is None:
         raise bad_field(field, "this model has no chat template; use /v1/completions")
     variables = template_variables(template, chat)
-    shown = [turn.as_shown(knows_developer=template.knows_developer) for turn in chat.turns]
+    variables["continue_final"] = chat.continue_final
     with _refusals(field, context=context):
-        return tokenizer.encode_chat(shown, continue_final=chat.continue_final, **variables)
+        return _encode_turns(tokenizer, chat.turns, template.knows_developer, variables)
+
+
+def _encode_turns(
+    tokenizer: Tokenizer, turns: Sequence[Turn], knows_developer: bool, variables: dict[str, Any]
+) -> list[int]:
+    """In the first form that the template takes."""
+    refusal: ValueError | None = None
+    for form in Form if any(turn.calls for turn in turns) else (Form.AS_GIVEN,):
+        shown = [turn.as_shown(knows_developer=knows_developer, form=form) for turn in turns]
+        try:
+            return tokenizer.encode_chat(shown, **variables)
+        except TextTooLong:
+            raise
+        except ValueError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
 
 
 def encode_text(

@@ -171,6 +171,9 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     include_reasoning: bool = True
     separate_reasoning: bool = True
     """SGLang's. False: reasoning is content, as the model wrote it."""
+    prediction: msgspec.Raw = msgspec.Raw()
+    """A hint, as the next two: of what the answer will be like, and of how to keep its prompt."""
+    prompt_cache_options: msgspec.Raw = msgspec.Raw()
     verbosity: Literal["low", "medium", "high"] = "medium"
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Each turn knows the path by which its client named it, for errors.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import msgspec
@@ -14,6 +15,15 @@ MAX_ARGUMENTS_DEPTH = 64
 """Deeper arguments stay a text: a template would recurse over them."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+
+class Form(Enum):
+    """How calls are shown. Templates fail where they get another form than they expect, and most
+    expect the first."""
+
+    AS_GIVEN = "arguments are an object, and content may be absent"
+    EMPTY_CONTENT = "what is absent is empty"
+    TEXT_ARGUMENTS = "likewise, and arguments are a text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +35,11 @@ class Call:
     arguments: Mapping[str, Any] | str
     """As `call_arguments` gives them."""
 
-    def as_shown(self) -> dict[str, Any]:
-        function = {"name": self.name, "arguments": self.arguments}
+    def as_shown(self, form: Form) -> dict[str, Any]:
+        arguments = self.arguments
+        if form is Form.TEXT_ARGUMENTS and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        function = {"name": self.name, "arguments": arguments}
         return {"id": self.id, "type": "function", "function": function}
 
 
@@ -50,17 +63,19 @@ class Turn:
         """The parts of its content."""
         return self.content if isinstance(self.content, tuple) else (self.content or "",)
 
-    def as_shown(self, *, knows_developer: bool) -> dict[str, Any]:
+    def as_shown(self, *, knows_developer: bool, form: Form = Form.AS_GIVEN) -> dict[str, Any]:
         """As a template gets it. `developer` is `system` to one that does not know it."""
         role = "system" if self.role == "developer" and not knows_developer else self.role
         content: Any = self.content
+        if content is None and form is not Form.AS_GIVEN:
+            content = ""
         if isinstance(content, tuple):
             content = [{"type": "text", "text": text} for text in content]
         shown = {
             "content": content,
             "name": self.name,
             "reasoning_content": self.reasoning,
-            "tool_calls": [call.as_shown() for call in self.calls] or None,
+            "tool_calls": [call.as_shown(form) for call in self.calls] or None,
             "tool_call_id": self.call_id,
         }
         return {"role": role} | {key: value for key, value in shown.items() if value is not None}

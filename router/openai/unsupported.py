@@ -24,7 +24,7 @@ _SAMPLERS: dict[str, tuple[object, ...]] = {
 CHAT_UNSUPPORTED: Unsupported = {
     **_SAMPLERS,
     "functions": ([],), "function_call": ("none", "auto"), "audio": (), "modalities": (["text"],),
-    "prediction": (), "web_search_options": (), "moderation": (), "prompt_cache_options": ({},),
+    "web_search_options": (), "moderation": (),
     "echo": (False,), "add_special_tokens": (False,), "chat_template": (), "reasoning": (),
     "stream_reasoning": (True,), "return_prompt_text": (False,), "input_ids": (),
 }

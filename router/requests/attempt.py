@@ -73,4 +73,5 @@ class Attempt:
             sampling=self.request.sampling,
             salt=self.request.salt,
             deadline_s=remaining_s,
+            priority=self.request.priority,
         )

@@ -24,6 +24,8 @@ class GenerationRequest:
     """Tenant's salt: prefixes of different salts never meet."""
     deadline_s: float
     """Seconds from now until the request is given up, retries included."""
+    priority: int = 0
+    """The lower, the sooner it is served where not all can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

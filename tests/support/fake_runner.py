@@ -1,6 +1,7 @@
 """A runner without a model: its KV cache holds the tokens themselves.
 
-The next token is a function of all tokens read back from the fake pool through the block tables:
+The next token is a function of all tokens read back from the fake pool through the block tables,
+and of what is allowed:
 those of the KV group that sees most; every other group must show the same as far as its window
 reaches. A block that is freed too early, shared wrongly or never written shows as a wrong token,
 as `UnwrittenSlot` or as `WrongToken`.
@@ -11,9 +12,10 @@ from collections.abc import MutableSequence, Sequence
 from typing import Literal
 
 import msgspec
+import numpy as np
 import xxhash
 
-from engine.batch import PENDING, Chunk, SampledToken, SequenceId
+from engine.batch import PENDING, Chunk, SampledToken, SequenceId, Words
 from engine.kvcache.windows import NO_BLOCK, Window, first_reachable
 from protocol.layout import KvLayout
 
@@ -161,6 +163,7 @@ class FakeRunner:
         assert not earlier or earlier[-1].position == chunk.start
         if num_pending and (s := chunk.sampling) is not None:
             assert s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty
+            assert s.grammar is None
 
     def _compute(self, step: FakeStep) -> None:
         if self.fail_tokens or self._is_poisoned(step.chunks, "tokens"):
@@ -187,6 +190,8 @@ class FakeRunner:
         if chunk.sampling is None:
             return
         token_id = self._sample(chunk)
+        if token_id is None:
+            return
         self._newest[chunk.sequence] = chunk.position, token_id
         if chunk.sequence not in self.mute:
             step.sampled[chunk.sequence] = (SampledToken(token_id=token_id),)
@@ -234,7 +239,8 @@ class FakeRunner:
             if tokens != most[start - widest :]:
                 raise WrongToken(f"{chunk.sequence}: {tokens}, another group has {most}")
 
-    def _sample(self, chunk: Chunk) -> int:
+    def _sample(self, chunk: Chunk) -> int | None:
+        """None: no token is allowed."""
         assert chunk.sampling is not None
         tokens = self.read(
             chunk.block_table,
@@ -242,7 +248,17 @@ class FakeRunner:
             start=first_reachable(chunk.position - 1, self.widest),
             group=self.windows.index(self.widest),
         )
-        return next_token(tokens, seed=chunk.sampling.seed)
+        token_id = next_token(tokens, seed=chunk.sampling.seed)
+        if chunk.allowed is None:
+            return token_id
+        allowed = allowed_ids(chunk.allowed.words())
+        return allowed[token_id % len(allowed)] if allowed else None
+
+
+def allowed_ids(words: Words) -> list[int]:
+    """Of a mask, ascending."""
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+    return [int(token_id) for token_id in np.flatnonzero(bits)]
 
 
 def own_copy(chunk: Chunk) -> Chunk:

@@ -11,6 +11,7 @@ import torch
 from engine.ops.choose import choose_ops
 from engine.ops.contract import Ops
 from engine.runner.gpu.device import Device
+from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
 
@@ -46,3 +47,10 @@ def token_sampler_for(device: Device) -> TokenSampler:
         sampler: TokenSampler = import_module("engine.sampling.triton_sample").sample_tokens
         return sampler
     return sample_on_host
+
+
+def token_masker_for(device: Device) -> TokenMasker:
+    if device.where.type == "cuda":
+        masker: TokenMasker = import_module("engine.sampling.triton_mask").mask_tokens
+        return masker
+    return mask_tokens

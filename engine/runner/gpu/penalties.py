@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk
+from engine.batch import Allowed, Chunk
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.upload import upload_array
+from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.sampler import MOST, as_float32, biases
 from protocol.messages import Sampling
 
@@ -25,32 +26,31 @@ Entry = tuple[int, int, float]
 class Penalties:
     """In this order; none names a (row, token id) twice."""
 
-    masked: list[tuple[int, bytes]]
-    """Rows, each with `Chunk.allowed`."""
+    masked: list[tuple[int, Allowed]]
+    """Rows, each with `Chunk.allowed`, for which nobody waits before the logits are on their
+    way."""
     repeated: list[Entry]
     """Positive scores are divided, negative ones multiplied."""
     lowered: list[Entry]
     biased: list[Entry]
     banned: list[Entry]
 
-    def __bool__(self) -> bool:
-        return bool(self.masked or self.repeated or self.lowered or self.biased or self.banned)
+    @property
+    def shapes(self) -> bool:
+        """Whether it does more than mask."""
+        return bool(self.repeated or self.lowered or self.biased or self.banned)
 
 
 def penalties_of(
     chunks: Sequence[Chunk], *, eos_token_ids: Collection[int], vocab_size: int
 ) -> Penalties:
-    """Of the chunks that sample, row r of chunk r. Raises ValueError for a token or a mask that
-    the vocabulary does not hold."""
+    """Of the chunks that sample, row r of chunk r. Raises ValueError for a token that the
+    vocabulary does not hold."""
     found = Penalties(masked=[], repeated=[], lowered=[], biased=[], banned=[])
     for row, chunk in enumerate(chunks):
         rule = chunk.sampling
         assert rule is not None, "the chunk asks for no token"
         if chunk.allowed is not None:
-            if len(chunk.allowed) != vocab_size:
-                raise ValueError(
-                    f"allowed: {len(chunk.allowed)} ids of a vocabulary of {vocab_size}"
-                )
             found.masked.append((row, chunk.allowed))
         if rule.repetition_penalty != 1:
             seen = {*chunk.prompt_ids, *chunk.outputs}
@@ -68,12 +68,15 @@ def penalties_of(
     return found
 
 
-def penalised(logits_RV: Tensor, penalties: Penalties, device: Device) -> Tensor:
-    """A copy with all of it done; where the bans leave a row nothing, the row as it was allowed."""
-    if not penalties:
-        return logits_RV
+def penalised(
+    logits_RV: Tensor, penalties: Penalties, device: Device, *, masker: TokenMasker = mask_tokens
+) -> Tensor:
+    """A copy with all of it done; where the bans leave a row nothing, the row as it was allowed.
+    Waits until the masks are filled."""
     if penalties.masked:
-        logits_RV = _allowed(logits_RV, penalties.masked, device)
+        logits_RV = _allowed(logits_RV, penalties.masked, device, masker)
+    if not penalties.shapes:
+        return logits_RV
     shaped_RV = logits_RV.clone()
     if penalties.repeated:
         at, factor_E = _sent(penalties.repeated, device)
@@ -102,13 +105,18 @@ def _changed(score_E: Tensor, changed_E: Tensor) -> Tensor:
     return torch.where(score_E > -torch.inf, changed_E.clamp(-MOST, MOST), score_E)
 
 
-def _allowed(logits_RV: Tensor, masked: list[tuple[int, bytes]], device: Device) -> Tensor:
+def _allowed(
+    logits_RV: Tensor, masked: list[tuple[int, Allowed]], device: Device, masker: TokenMasker
+) -> Tensor:
     """A copy in which ids that are not allowed have -inf."""
+    masks = [allowed.words() for _, allowed in masked]
+    words_AW = np.zeros((len(masks), max(map(len, masks))), np.int32)
+    for words_W, mask in zip(words_AW, masks, strict=True):
+        words_W[: len(mask)] = mask
     rows_A = upload_array(device, np.array([row for row, _ in masked], np.int64))
-    bytes_AV = np.frombuffer(b"".join(mask for _, mask in masked), np.uint8)
-    mask_AV = upload_array(device, bytes_AV.reshape(len(masked), -1))
-    allowed_AV = logits_RV[rows_A].masked_fill(mask_AV == 0, -torch.inf)
-    return logits_RV.index_copy(0, rows_A, allowed_AV)
+    allowed_RV = logits_RV.clone()
+    masker(allowed_RV, rows_A, upload_array(device, words_AW))
+    return allowed_RV
 
 
 def _malus(chunk: Chunk, rule: Sampling) -> Iterable[tuple[int, float]]:

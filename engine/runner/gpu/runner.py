@@ -33,6 +33,7 @@ from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, upload_array, upload_bytes
+from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
 
@@ -80,6 +81,7 @@ class DeviceRunner:
         *,
         device: Device,
         sampler: TokenSampler,
+        masker: TokenMasker = mask_tokens,
         limits: EngineLimits,
         eos_token_ids: Collection[int] = (),
     ) -> None:
@@ -87,7 +89,7 @@ class DeviceRunner:
         `min_tokens` bans. Captures nothing yet."""
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
         self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
-        self._limits = limits
+        self._masker, self._limits = masker, limits
         self.eos_token_ids = tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
         self._last = LastTokens(device, max_rows=limits.max_running)
@@ -169,9 +171,8 @@ class DeviceRunner:
     def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        sampled_R = self._sampler(
-            penalised(logits_RV, penalties, self._device), step.rules(num_rows)
-        )
+        shaped_RV = penalised(logits_RV, penalties, self._device, masker=self._masker)
+        sampled_R = self._sampler(shaped_RV, step.rules(num_rows))
         self._last.keep_tokens(sampled_R, step.keep_R[:num_rows])
         return sampled_R
 

@@ -21,6 +21,7 @@ from engine.batch import Chunk
 from engine.ops.philox import gumbel, words
 from engine.runner.gpu.arrays import step_arrays
 from engine.runner.gpu.penalties import penalised, penalties_of
+from engine.sampling.grammar import AllowedTokens
 from engine.sampling.rows import NO_TOKEN, RowRules, sample_on_host
 from engine.sampling.sampler import GREEDY_BELOW, MOST, sample_tokens
 from protocol.layout import KvLayout
@@ -64,7 +65,7 @@ def cases(count: int) -> tuple[torch.Tensor, list[Chunk]]:
             logits.append(list(ROWS.values())[number % len(ROWS)](dice).astype(np.float32))
             rule = {name: chance.choice(values) for name, values in VALUES.items()}
             outputs = tuple(chance.choices(range(20), k=chance.randrange(8)))
-            mask = bytes(chance.choices((0, 1), k=V)) if chance.random() < 0.2 else None
+            mask = AllowedTokens.of(chance.sample(range(V), k=3)) if chance.random() < 0.2 else None
             asked = chunk(
                 [1], table=[0], start=number % 15, sampling=Sampling(max_tokens=9, **rule),
                 prompt_ids=(1, 2, 11), outputs=outputs,
@@ -137,7 +138,8 @@ def shaped(logits_V: NDArray[np.float32], asked: Chunk, rule: Sampling) -> NDArr
     """As the sampler says, one token after the other, in float64."""
     raw_V = np.nan_to_num(logits_V.astype(np.float64), nan=-np.inf, posinf=MOST, neginf=-np.inf)
     if asked.allowed is not None:
-        raw_V[np.frombuffer(asked.allowed, np.uint8) == 0] = -np.inf
+        words_W = [*asked.allowed.words(), *[0] * V]
+        raw_V[[not words_W[v // 32] >> v % 32 & 1 for v in range(V)]] = -np.inf
     scores_V = raw_V.copy()
 
     def change(token: int, score: float) -> None:

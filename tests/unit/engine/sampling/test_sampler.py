@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.batch import Chunk, SampledToken
 from engine.ops.philox import all_words, gumbel
+from engine.sampling.grammar import AllowedTokens
 from engine.sampling.sampler import sample_token, sample_tokens
 from protocol.messages import Sampling
 
@@ -291,7 +292,7 @@ def test_a_chunk_that_asks_for_no_token_is_a_slip() -> None:
 def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
     temperature: float,
 ) -> None:
-    logits_V, allowed = row(), bytes(token in (3, 7) for token in range(V))
+    logits_V, allowed = row(), AllowedTokens.of((3, 7))
     plain: dict[str, Any] = {}
     for fields in (plain, {"repetition_penalty": 1.5, "logit_bias": ((9, 100.0),)}):
         free = asking(temperature=temperature, prompt_ids=(3, 9), **fields)
@@ -301,7 +302,7 @@ def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
     banned = asking(temperature=temperature, min_tokens=5, stop_token_ids=(3, 7))
     (token,) = sample_all(logits_V[None], [msgspec.structs.replace(banned, allowed=allowed)])
     assert token in (3, 7)
-    nothing = msgspec.structs.replace(banned, allowed=bytes(V))
+    nothing = msgspec.structs.replace(banned, allowed=AllowedTokens.of((V,)))
     assert sample_tokens(
         logits_V[None],
         [
@@ -312,7 +313,7 @@ def test_only_an_allowed_id_is_chosen_and_bans_that_leave_none_are_lifted(
 
 
 def test_logprobs_of_an_allowed_id_are_the_models_own() -> None:
-    logits_V, allowed = row(), bytes(token == 3 for token in range(V))
+    logits_V, allowed = row(), AllowedTokens.of((3,))
     held = msgspec.structs.replace(asking(temperature=0.0, num_logprobs=1), allowed=allowed)
     token = sample_token(logits_V.numpy(), held, eos_token_ids=())
     assert token is not None and token.token_id == 3

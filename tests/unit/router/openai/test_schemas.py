@@ -27,6 +27,7 @@ HARMLESS = (
     "store",
     "service_tier",
     "verbosity",
+    "prediction",
 )
 """Accepted, and nothing is done about them."""
 
@@ -54,6 +55,7 @@ def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
         {"temperature": None, "stop": None, "max_tokens": None, "stream_options": None},
         {"tools": [], "tool_choice": None, "parallel_tool_calls": True, "verbosity": "low"},
         {"response_format": {"type": "text"}, "store": False, "service_tier": "auto"},
+        {"never_heard": None, "é": None, "prediction": {"type": "content", "content": "x"}},
         {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "modalities": ["text"]},
         {"functions": None, "audio": None, "reasoning_effort": None, "top_logprobs": 0},
         {"use_beam_search": False, "length_penalty": 1, "logit_bias": {}, "stop": []},
@@ -72,7 +74,6 @@ def test_a_value_that_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> No
         ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
-        ("prediction", {"type": "content", "content": "x"}),
         ("prompt_logprobs", 1),
         ("guided_json", {}),
         ("use_beam_search", True),
@@ -156,7 +157,7 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
         ({"": 1}, "''"),
         ({"x' - at `$.y`": 1}, "x' - at `$.y`"),
         ({"n" * 100_000: 1}, "n" * 60 + "..."),
-        ({"temprature": None}, "temprature"),
+        ({"temprature": 1, "never_heard": None}, "temprature"),
     ],
 )
 def test_a_mistake_is_named_by_its_field(fields: dict[str, Any], param: str) -> None:

@@ -23,6 +23,7 @@ from router.openai.schemas import (
     StreamOptions,
     TokenizeRequest,
 )
+from router.openai.tools import Function
 
 VALUES = {
     "null": "null",
@@ -94,6 +95,21 @@ def places(endpoint: str) -> Iterator[tuple[str, dict[str, Any]]]:
             chat = {"messages": [HI | {"content": parts}]}
             yield f"messages[0].content[1]{at}", plain | chat
         yield "messages[0]", plain | {"messages": [HOLE]}
+        called: dict[str, Any] = {"role": "assistant", "tool_calls": [HOLE]}
+        yield "messages[1].tool_calls[0]", plain | {"messages": [HI, called]}
+        for name in ("name", "arguments"):
+            function = {"name": "f", name: HOLE}
+            called = {"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}
+            yield (
+                f"messages[1].tool_calls[0].function.{name}",
+                plain | {"messages": [HI, called]},
+            )
+        for name in Function.__struct_fields__:
+            tool = {"type": "function", "function": {"name": "f", name: HOLE}}
+            yield f"tools[0].function.{name}", plain | {"messages": [HI], "tools": [tool]}
+        yield "tools[0]", plain | {"messages": [HI], "tools": [HOLE]}
+        choice = {"type": "function", "function": {"name": HOLE}}
+        yield "tool_choice.function.name", plain | {"messages": [HI], "tool_choice": choice}
         kwargs = {"chat_template_kwargs": {"a": HOLE}}
         yield "chat_template_kwargs", plain | {"messages": [HI]} | kwargs
     if "stream_options" in schema.__struct_fields__:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import pytest
 import torch
 from support.forwards import GREEDY, chunk
 from support.host_device import HostDevice
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.runner.gpu.penalties import penalised, penalties_of
+from engine.sampling.grammar import AllowedTokens
 from protocol.messages import Sampling
 
 
@@ -47,21 +47,20 @@ def test_bans_are_written_from_the_device_because_a_number_would_be_copied_with_
 
 def test_a_mask_leaves_its_row_what_it_allows_and_other_rows_alone() -> None:
     free = chunk([9], table=[0], sampling=GREEDY)
-    held = msgspec.structs.replace(free, allowed=bytes((0, 1, 0, 1, 0)))
+    held = msgspec.structs.replace(free, allowed=AllowedTokens.of((1, 3)))
     penalties = penalties_of([free, held], eos_token_ids=(), vocab_size=5)
     logits_RV = torch.arange(10.0).view(2, 5)
     shaped_RV = penalised(logits_RV, penalties, HostDevice())
     assert shaped_RV.tolist() == [[0, 1, 2, 3, 4], [-math.inf, 6, -math.inf, 8, -math.inf]]
     assert logits_RV[1, 0] == 5
-    assert not penalties_of([free], eos_token_ids=(), vocab_size=5)
-    with pytest.raises(ValueError, match="allowed: 5 ids of a vocabulary of 6"):
-        penalties_of([held], eos_token_ids=(), vocab_size=6)
+    untouched = penalties_of([free], eos_token_ids=(), vocab_size=5)
+    assert penalised(logits_RV, untouched, HostDevice()) is logits_RV
 
 
 def test_a_ban_that_leaves_nothing_of_what_is_allowed_is_lifted() -> None:
     rule = Sampling(seed=0, max_tokens=9, min_tokens=5, stop_token_ids=(1, 3))
     held = chunk([9], table=[0], sampling=rule)
-    held = msgspec.structs.replace(held, allowed=bytes((0, 1, 0, 1, 0)))
+    held = msgspec.structs.replace(held, allowed=AllowedTokens.of((1, 3)))
     penalties = penalties_of([held], eos_token_ids=(), vocab_size=5)
     shaped_RV = penalised(torch.zeros(1, 5), penalties, HostDevice())
     assert shaped_RV.tolist() == [[-math.inf, 0, -math.inf, 0, -math.inf]]
