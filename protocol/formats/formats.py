@@ -31,7 +31,7 @@ class Formats:
         self, tokenizer: Tokenizer, *, tools: OutputFormat | None, thinking: ThinkTags | None
     ) -> None:
         self._tokenizer = tokenizer
-        self._thinking = thinking
+        self.thinking = thinking
         self.tools = tools
         plain = PLAIN if tools is None else without_calls(tools)
         self._without_tools = self._bind(plain)
@@ -47,7 +47,7 @@ class Formats:
     def reasoning_format(self) -> str:
         if self.tools is not None and self.tools.headers:
             return self.tools.name
-        return "none" if self._thinking is None else self._thinking.name
+        return "none" if self.thinking is None else self.thinking.name
 
     def open(
         self,
@@ -72,7 +72,7 @@ class Formats:
             answer_grammar=answer_grammar,
         )
         grammar = output_grammar(
-            bound, wish, beginning, thinking=self._thinking, tokenizer=self._tokenizer
+            bound, wish, beginning, thinking=self.thinking, tokenizer=self._tokenizer
         )
 
         def new_parser() -> OutputParser:
@@ -85,7 +85,7 @@ class Formats:
         )
 
     def _bind(self, of: OutputFormat) -> BoundFormat:
-        tags = self._thinking
+        tags = self.thinking
         of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
         return bind(of, self._tokenizer)
 
@@ -93,7 +93,7 @@ class Formats:
         """As its prompt leaves an answer in this format."""
         marks = self._in_prompt.marks
         parser = FormatParser(self._in_prompt, (), state=of.initial)
-        close = "" if self._thinking is None else self._thinking.close
+        close = "" if self.thinking is None else self.thinking.close
         has_thought = False
         for token_id in self._last_message(prompt_ids):
             before, mark = parser.state, marks.get(token_id)

@@ -92,7 +92,8 @@ class Written:
     between: str = ""
     end: str = ""
     parameter: str = ""
-    """Of `{parameters}`: one of them, with `{key}`, `{value}` and perhaps `{is_string}`."""
+    """Of `{parameters}`: one of them, with `{key}` and `{value}`, perhaps `{is_string}` or `{type}`
+    of it."""
     lead: tuple[str, ...] = ()
     """Messages, with a `{text}`, that may come before."""
     answer: str = "{text}"

@@ -27,6 +27,8 @@ TAGS = (
     ThinkTags("magistral", "[THINK]", "[/THINK]"),
     ThinkTags("cohere", "<|START_THINKING|>", "<|END_THINKING|>"),
     ThinkTags("kimi_think", "◁think▷", "◁/think▷"),
+    ThinkTags("kimi_k3", "<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    ThinkTags("apriel", "Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ThinkTags("thinking", "<thinking>", "</thinking>"),
     ThinkTags("thought", "<thought>", "</thought>"),
 )

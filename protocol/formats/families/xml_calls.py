@@ -151,3 +151,48 @@ MINIMAX = _invoked("minimax", block="minimax:tool_call", of="", typed="")
 DEEPSEEK_V32 = _invoked(
     "deepseek_v32", block="｜DSML｜function_calls", of="｜DSML｜", typed="string"
 )
+
+_RESPONSE = ("<|open|>response<|sep|>", "<|close|>response<|sep|>")
+KIMI_K3 = OutputFormat(
+    name="kimi_k3",
+    states={
+        **SHOWN,
+        "block": Takes.SPACE,
+        "name": Takes.NAME,
+        "number": Takes.SKIP,
+        "parameters": Takes.PARAMETERS,
+        "key": Takes.KEY,
+        "string": Takes.STRING,
+        "json": Takes.JSON,
+    },
+    rows={
+        **{(CONTENT, tag): Transition(CONTENT) for tag in _RESPONSE},
+        (CONTENT, "<|close|>message<|sep|>"): Transition(CONTENT),
+        (CONTENT, "<|open|>tools<|sep|>"): Transition("block"),
+        ("block", '<|open|>call tool="'): Transition("name"),
+        ("block", "<|close|>tools<|sep|>"): Transition(CONTENT),
+        ("block", OTHER): Transition(CONTENT),
+        ("name", '" index="'): Transition("number"),
+        ("name", '"<|sep|>'): Transition("parameters"),
+        ("number", '"<|sep|>'): Transition("parameters"),
+        ("parameters", '<|open|>argument key="'): Transition("key"),
+        ("parameters", "<|close|>call<|sep|>"): Transition("block"),
+        ("key", '" type="string"<|sep|>'): Transition("string"),
+        **{
+            ("key", f'" type="{kind}"<|sep|>'): Transition("json")
+            for kind in ("number", "boolean", "null", "object", "array")
+        },
+        **{
+            (state, "<|close|>argument<|sep|>"): Transition("parameters")
+            for state in ("string", "json")
+        },
+    },
+    written=Written(
+        begin=f"{_RESPONSE[0]}{_RESPONSE[1]}<|open|>tools<|sep|>",
+        call='<|open|>call tool="{name}" index="{index}"<|sep|>{parameters}<|close|>call<|sep|>',
+        end="<|close|>tools<|sep|>",
+        parameter='<|open|>argument key="{key}" type="{type}"<|sep|>{value}'
+        "<|close|>argument<|sep|>",
+        answer="{text}".join(_RESPONSE),
+    ),
+)
