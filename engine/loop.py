@@ -203,6 +203,7 @@ class Engine:
                 outputs=list(submission.generated),
                 sampling=submission.sampling,
                 mode=submission.mode,
+                reading=submission.reading,
                 adapter=submission.adapter,
                 block_table=table,
                 submitted_at=submitted_at,
@@ -232,6 +233,8 @@ class Engine:
         step = self._steps.pop_oldest()
         try:
             sampled = step.launched.tokens()
+            reads = any(chunk.read is not None for chunk in step.batch)
+            readings = step.launched.readings() if reads else None
         except StepHung:
             raise
         except Exception as error:
@@ -243,7 +246,7 @@ class Engine:
             return
         self._num_failures = 0
         self._steps.measure(step)
-        self._scheduler.record(sampled)
+        self._scheduler.record(sampled, readings)
         self._reporter.deliver()
 
     def _suspect(self, batch: StepInput, error: Exception, *, alone: bool) -> None:

@@ -11,28 +11,34 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.batch import SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, SequenceId
 from engine.sequence import Mode
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
 from protocol.messages import (
     Aborted,
+    Computation,
     Decode,
     Emit,
     Failed,
     Finished,
-    Prefill,
+    OfAttempt,
     PrefillDone,
+    ReadPrompt,
     Step,
     Ticket,
     TokenLogprob,
     ToRouter,
 )
+from protocol.readings import ScorePrompt
 from protocol.text.tokenizer import TextState
+from worker.reading import JobReading
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
 """Of all stop strings of a request: the engine's thread looks for them at every token."""
+MAX_TOP = 128
+"""Tokens named at each place of a prompt that is scored."""
 _FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
@@ -52,7 +58,7 @@ class Transfers(Protocol):
     def bytes_per_s(self) -> float:
         """Of KV fetched, while bytes flowed; 0.0 until measured."""
 
-    def mode_of(self, message: Prefill | Decode) -> Mode:
+    def mode_of(self, message: Computation) -> Mode:
         """How the engine runs it. ValueError when this role cannot do what it says."""
 
     def hold_ticket(self, job: "Job") -> None:
@@ -64,7 +70,7 @@ class Transfers(Protocol):
     def abort_request(self, key: Key) -> None:
         """KV that still moves for this request, its job ended or not, is not wanted any more."""
 
-    def drop_request(self, message: Prefill | Decode) -> None:
+    def drop_request(self, message: Computation) -> None:
         """It is not accepted: whoever holds KV for it may let it go."""
 
     def moving(self) -> list[Key]:
@@ -105,6 +111,8 @@ class Job:
     ticket: Ticket | None
     """Where their KV is fetched."""
     transfers: Transfers
+    mode: Mode
+    reading: JobReading | None = None
     fetch: FetchId | None = None
     lease: LeaseId | None = None
     """Under which their KV is lent."""
@@ -128,6 +136,7 @@ class RequestTable:
         self._by_sequence: dict[SequenceId, Job] = {}
         self._by_key: dict[Key, Job] = {}
         self._spoken: dict[SequenceId, Job] = {}
+        self._read: dict[SequenceId, Job] = {}
         self._endings: list[tuple[Job, RequestEnding]] = []
 
     def add_job(self, job: Job) -> bool:
@@ -166,6 +175,12 @@ class RequestTable:
         self._spoken[job.sequence] = job
         return step.stopped
 
+    def add_rows(self, job: Job, *, first: int, read: RowsRead) -> None:
+        """Notes what was read of its prompt."""
+        assert job.reading is not None, "nothing is read of its prompt"
+        job.reading.add_rows(first, read)
+        self._read[job.sequence] = job
+
     def end_text(self, job: Job) -> None:
         """The last token of all gets the text still held back."""
         if job.emits:
@@ -178,9 +193,11 @@ class RequestTable:
             self._endings.append((job, ending))
 
     def flush_step(self) -> int:
-        """Sends what was noted: first one Step per router, then the endings. Returns how many
-        tokens it were."""
+        """Sends what was noted: first what was read of prompts, then one Step per router, then the
+        endings. Returns how many tokens it were."""
         num_tokens = 0
+        if self._read:
+            self._tell_read()
         if self._spoken:
             steps: dict[RouterId, list[Emit]] = {}
             for job in self._spoken.values():
@@ -196,13 +213,21 @@ class RequestTable:
                 job.transfers.ending_told(job, ending)
         return num_tokens
 
+    def _tell_read(self) -> None:
+        for job in self._read.values():
+            assert job.reading is not None
+            of = OfAttempt(request=job.request, attempt=job.attempt)
+            for message in job.reading.take_messages(of):
+                self._send(job.router, message)
+        self._read.clear()
+
     def _forget_job(self, job: Job) -> bool:
         with self._lock:
             self._by_key.pop(job.key, None)
             return self._by_sequence.pop(job.sequence, None) is not None
 
 
-def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
+def check_request(message: Computation, *, vocab_size: int) -> None:
     """What a router should have refused: it would harm, or hold up, others of the batch. Raises
     ValueError."""
     sampling = message.sampling
@@ -222,12 +247,28 @@ def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
     biases = [bias for _, bias in sampling.logit_bias]
     if not all(map(math.isfinite, (*biases, *(getattr(sampling, name) for name in _FLOATS)))):
         raise ValueError(f"{', '.join(_FLOATS)}, logit_bias: not all are numbers")
-    if sampling.max_tokens < 1:
-        raise ValueError(f"max_tokens: {sampling.max_tokens}, at least 1")
+    _check_reading(message)
     if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= vocab_size:
         raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
     if "" in sampling.stop or sum(map(len, sampling.stop)) > MAX_STOP_CHARS:
         raise ValueError(f"stop: an empty string, or more than {MAX_STOP_CHARS} characters in all")
+
+
+def _check_reading(message: Computation) -> None:
+    max_tokens, reading = message.sampling.max_tokens, message.reading
+    if isinstance(message, ReadPrompt):
+        if message.generated or not 0 <= max_tokens <= 1:
+            raise ValueError(f"max_tokens: {max_tokens} where a prompt is read, 0 or 1")
+    elif max_tokens < 1:
+        raise ValueError(f"max_tokens: {max_tokens}, at least 1")
+    if reading is None:
+        return
+    if isinstance(message, Decode) and message.ticket is not None:
+        raise ValueError("reading: of a prompt that is computed elsewhere")
+    if isinstance(reading, ScorePrompt) and not (
+        1 <= reading.first <= len(message.token_ids) and 0 <= reading.num_top <= MAX_TOP
+    ):
+        raise ValueError(f"reading: from token {reading.first} on, {reading.num_top} at each")
 
 
 def _emits(job: Job) -> list[Emit]:

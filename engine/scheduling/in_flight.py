@@ -60,11 +60,12 @@ class InFlightSteps:
             token_ids=_STAND_IN if pending else sequence.tokens(start, stop),
             start=start,
             block_table=sequence.block_table.blocks,
-            sampling=sequence.sampling if stop >= num_tokens else None,
+            sampling=sequence.sampling if stop >= num_tokens and sequence.generates else None,
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
             num_prompt=len(sequence.prompt),
             pending=pending,
+            read=sequence.read_rows(start, stop),
             adapter=sequence.adapter,
         )
 

@@ -25,7 +25,7 @@ from router.http.choices import ChoiceEvent, open_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import Ended, Placed, Token
+from router.requests.events import Ended, Placed, Pooled, Scored, Token
 from router.runtime import Runtime
 
 Args = TypeVarTuple("Args")
@@ -155,6 +155,8 @@ async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> Api
             match event:
                 case Token():
                     await answer.token(index, event)
+                case Scored() | Pooled():
+                    await answer.read(index, event)
                 case Placed():
                     answer.placed(event.route)
                 case Ended():

@@ -122,6 +122,19 @@ def place(
     return _placement(alone, pair, num_tokens)
 
 
+def place_prompt(
+    candidates: Sequence[Candidate], *, num_tokens: int
+) -> Placement | PlacementRefusal:
+    """The one worker, named as `decode`, that computes a prompt and one token after it at most, so
+    many tokens in all: a prefill worker if any can, the first to be done."""
+    able = [c for c in candidates if num_tokens <= c.longest_tokens]
+    if not able:
+        return _refuse(candidates, num_tokens)
+    near = [c for c in able if c.role == "prefill"] or able
+    request = _Request(num_tokens, 0, _priors(candidates))
+    return _placement(min(request.prompt(c) for c in near), None, num_tokens, note=" is needed")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class _Option:
     """Ordered by cost, ties by name."""
@@ -144,6 +157,10 @@ class _Request:
         stall_s = compute_s * STALL_PART * (decode.num_running + 1)
         cost_s = wait_s + compute_s + stall_s + self._stream_s(decode)
         return _Option(cost_s, decode.worker, WorkerId(""), self._num_uncached(decode))
+
+    def prompt(self, candidate: Candidate) -> _Option:
+        cost_s = sum(self._prompt_s(candidate))
+        return _Option(cost_s, candidate.worker, WorkerId(""), self._num_uncached(candidate))
 
     def pairs(self, prefills: Sequence[Candidate], decodes: Sequence[Candidate]) -> list[_Option]:
         near_prefills = sorted(prefills, key=lambda p: (sum(self._prompt_s(p)), p.worker))

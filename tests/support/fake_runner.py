@@ -1,11 +1,13 @@
 """A runner without a model: its KV cache holds the tokens themselves.
 
-The next token is a function of all tokens read back from the fake pool through the block tables:
+The next token is a function of all tokens read back from array import array
+from the fake pool through the block tables:
 those of the KV group that sees most; every other group must show the same as far as its window
 reaches. A block that is freed too early, shared wrongly or never written shows as a wrong token,
 as `UnwrittenSlot` or as `WrongToken`.
 """
 
+from array import array
 from collections import deque
 from collections.abc import MutableSequence, Sequence
 from typing import Literal
@@ -13,9 +15,19 @@ from typing import Literal
 import msgspec
 import xxhash
 
-from engine.batch import PENDING, Chunk, SampledToken, SequenceId
+from engine.batch import (
+    PENDING,
+    Chunk,
+    ReadRows,
+    RowsRead,
+    SampledToken,
+    ScoredRows,
+    SequenceId,
+    SummedRows,
+)
 from engine.kvcache.windows import NO_BLOCK, Window, first_reachable
 from protocol.layout import KvLayout
+from protocol.readings import TokenScore
 
 VOCAB_SIZE = 997
 
@@ -44,6 +56,20 @@ def continuation(
     return context[len(tokens) :]
 
 
+def _read(chunk: Chunk, read: ReadRows) -> RowsRead:
+    """As likely as they are late, or the sum of their ids."""
+    if read.targets is None:
+        ids = [chunk.token_ids[row] for row in read.rows]
+        return SummedRows(num_rows=len(ids), values=array("d", [sum(ids)]))
+    places = zip(read.rows, read.targets, strict=True)
+    return ScoredRows(
+        scores=tuple(
+            TokenScore(token_id=target, logprob=-float(chunk.start + row + 1), rank=1, top=())
+            for row, target in places
+        )
+    )
+
+
 class StaleBlock(Exception):
     """A block got new contents while a launched step refers to it."""
 
@@ -65,6 +91,9 @@ class FakeStep:
         if self.error is not None:
             raise self.error
         return self.sampled
+
+    def readings(self) -> dict[SequenceId, RowsRead]:
+        return {chunk.sequence: _read(chunk, chunk.read) for chunk in self.chunks if chunk.read}
 
 
 class FakeRunner:

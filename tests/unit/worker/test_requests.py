@@ -8,6 +8,7 @@ from support.checkpoints import write_checkpoint
 from support.words import prefill
 
 from engine.batch import SampledToken, SequenceId
+from engine.sequence import Mode
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
 from protocol.text.tokenizer import TextState, Tokenizer
@@ -41,6 +42,7 @@ def job(tokenizer: Tokenizer, name: str, *, router: RouterId = HERE, **more: str
         num_tokens=1,
         ticket=None,
         transfers=create_autospec(Transfers, instance=True),
+        mode=Mode.LOCAL,
     )
 
 
