@@ -8,7 +8,8 @@ from typing import Any
 
 from router.api.generation import check_model
 from router.api.parsing import parse_body
-from router.openai.encode import check_token_ids, encode_messages, encode_text
+from router.openai.chat import chat_of
+from router.openai.encode import check_token_ids, encode_chat, encode_text
 from router.openai.schemas import DetokenizeRequest, TokenizeRequest
 from router.runtime import Runtime
 
@@ -23,13 +24,7 @@ def tokenize(runtime: Runtime, body: bytes, *, context: int) -> dict[str, Any]:
             tokenizer, fields.prompt, add_special_tokens=special, context=context, field="prompt"
         )
     else:
-        ids = encode_messages(
-            tokenizer,
-            fields.messages or (),
-            context=context,
-            kwargs=fields.chat_template_kwargs,
-            add_generation_prompt=fields.add_generation_prompt,
-        )
+        ids = encode_chat(tokenizer, chat_of(fields), context=context)
     return {"count": len(ids), "max_model_len": context, "tokens": ids}
 
 

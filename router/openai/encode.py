@@ -3,19 +3,16 @@
 May take a while: no work for the event loop.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import Tokenizer
-from router.api.errors import ApiError, bad_field, context_exceeded, unsupported_field
-from router.openai.messages import Message
+from router.api.errors import ApiError, bad_field, context_exceeded
+from router.openai.conversation import Chat
 from router.openai.schemas import CompletionRequest
-
-RESERVED = frozenset({"messages", "add_generation_prompt", "max_chars"})
-"""Of `Tokenizer.encode_chat`: no client sets them by `chat_template_kwargs`."""
+from router.openai.template_variables import template_variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,33 +23,24 @@ class Prompt:
     echo: str = ""
 
 
-def encode_messages(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    *,
-    context: int,
-    kwargs: Mapping[str, Any],
-    add_generation_prompt: bool,
-) -> list[int]:
-    """Token ids of a chat by the model's template, which sees `kwargs`. Raises ApiError 400; a
-    chat that cannot fit is neither rendered nor tokenised."""
-    if clash := RESERVED & kwargs.keys():
-        raise bad_field("chat_template_kwargs", f"must not set {min(clash)}")
-    num_parts = len(messages)
+def encode_chat(tokenizer: Tokenizer, chat: Chat, *, context: int) -> list[int]:
+    """Token ids of a chat by the model's template. Raises ApiError 400; a chat that cannot fit is
+    neither rendered nor tokenised."""
+    field = chat.named("messages")
+    num_parts = len(chat.turns)
     if num_parts <= context:
-        num_parts = sum(len(message.texts) for message in messages)
+        num_parts = sum(len(turn.texts) + len(turn.calls) for turn in chat.turns)
     if num_parts > context:
-        raise _too_long("messages", context=context, num_tokens=num_parts)
-    num_chars = sum(len(text) for message in messages for text in message.texts)
-    _check_length(tokenizer, num_chars, context=context, field="messages")
+        raise _too_long(field, context=context, num_tokens=num_parts)
+    num_chars = sum(len(text) for turn in chat.turns for text in turn.texts)
+    _check_length(tokenizer, num_chars, context=context, field=field)
     template = tokenizer.chat_template
-    knows_developer = template is not None and template.knows_developer
-    given = [
-        _shown(message, index, knows_developer=knows_developer)
-        for index, message in enumerate(messages)
-    ]
-    with _refusals("messages", context=context):
-        return tokenizer.encode_chat(given, add_generation_prompt=add_generation_prompt, **kwargs)
+    if template is None:
+        raise bad_field(field, "this model has no chat template; use /v1/completions")
+    variables = template_variables(template, chat)
+    shown = [turn.as_shown(knows_developer=template.knows_developer) for turn in chat.turns]
+    with _refusals(field, context=context):
+        return tokenizer.encode_chat(shown, continue_final=chat.continue_final, **variables)
 
 
 def encode_text(
@@ -72,16 +60,7 @@ def _refusals(field: str, *, context: int) -> Iterator[None]:
     except TextTooLong as error:
         raise _too_long(field, context=context) from error
     except ValueError as error:
-        raise bad_field(field, str(error).removeprefix(f"{field}: ")) from error
-
-
-def _shown(message: Message, index: int, *, knows_developer: bool) -> dict[str, Any]:
-    if message.content is None and message.role != "assistant":
-        raise bad_field(f"messages[{index}].content", "required")
-    if message.prefix or message.partial:
-        name = "prefix" if message.prefix else "partial"
-        raise unsupported_field(f"messages[{index}].{name}", "true is")
-    return message.as_shown(knows_developer=knows_developer)
+        raise bad_field(field, str(error).removeprefix("messages: ")) from error
 
 
 def _check_length(tokenizer: Tokenizer, num_chars: int, *, context: int, field: str) -> None:

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from router.api.errors import bad_field
+from router.openai.turns import Call, Turn, call_arguments
+
 
 class TextPart(msgspec.Struct, frozen=True, gc=False, tag="text", forbid_unknown_fields=True):
     text: str
@@ -32,10 +35,27 @@ class RefusalPart(msgspec.Struct, frozen=True, gc=False, tag="refusal", forbid_u
 Nothing = Annotated[list[None], Meta(max_length=0)] | None
 
 
+class CalledFunction(msgspec.Struct, frozen=True, gc=False):
+    name: Annotated[str, Meta(min_length=1)]
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(msgspec.Struct, frozen=True, gc=False):
+    """Of an answer, sent back: what servers add to it has asked for nothing."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+
+    def as_call(self) -> Call:
+        arguments = call_arguments(self.function.arguments or {})
+        return Call(id=self.id or "", name=self.function.name, arguments=arguments)
+
+
 class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknown_fields=True):
     """A field of type None is one that Baton does not support."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart | RefusalPart], Meta(min_length=1)] | None = None
     name: str | None = None
     reasoning: str | None = None
@@ -45,34 +65,50 @@ class Message(msgspec.Struct, frozen=True, gc=False, kw_only=True, forbid_unknow
     """Another one, of Ollama's."""
     refusal: str | None = None
     prefix: bool | None = None
-    """Mistral's and DeepSeek's "continue this message", which is refused; the next is Qwen's."""
+    """Mistral's and DeepSeek's "continue this message"; the next is Qwen's."""
     partial: bool | None = None
     annotations: msgspec.Raw = msgspec.Raw()
     audio: None = None
     function_call: None = None
-    tool_calls: Nothing = None
-    tool_call_id: None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
 
     @property
-    def texts(self) -> list[str]:
-        """The parts of its content."""
-        if isinstance(self.content, list):
-            return [part.text for part in self.content]
-        return [self.content or ""]
+    def is_begun(self) -> bool:
+        """Whether it is to be gone on with."""
+        return bool(self.prefix or self.partial)
 
-    def as_shown(self, *, knows_developer: bool) -> dict[str, Any]:
-        """As a template gets it. `developer` is `system` to one that does not know it; an answer
-        without text is empty."""
-        role = "system" if self.role == "developer" and not knows_developer else self.role
-        shown: dict[str, Any] = {"role": role, "content": self.content or self.refusal or ""}
+    def turn(self, path: str) -> Turn:
+        """Raises ApiError 400 for what its role may not have, or lacks."""
+        assistant = self.role == "assistant"
+        if self.content is None and not assistant:
+            raise bad_field(f"{path}.content", "required")
+        if self.is_begun and not assistant:
+            raise bad_field(f"{path}.{'prefix' if self.prefix else 'partial'}", "of an assistant's")
+        if self.tool_calls and not assistant:
+            raise bad_field(f"{path}.tool_calls", "only of an assistant's message")
+        if self.tool_call_id is not None and self.role != "tool":
+            raise bad_field(f"{path}.tool_call_id", "only of a tool's message")
+        return Turn(
+            path=path,
+            role=self.role,
+            content=self._content(),
+            name=self.name,
+            reasoning=self._reasoning(),
+            calls=tuple(call.as_call() for call in self.tool_calls or ()),
+            call_id=self.tool_call_id,
+        )
+
+    def _content(self) -> str | tuple[str, ...] | None:
+        """An answer without text is empty, or absent beside calls."""
         if isinstance(self.content, list):
-            shown["content"] = [{"type": "text", "text": part.text} for part in self.content]
-        if self.name is not None:
-            shown["name"] = self.name
-        for reasoning in (self.reasoning, self.reasoning_content, self.thinking):
-            if reasoning is not None:
-                shown.setdefault("reasoning_content", reasoning)
-        return shown
+            return tuple(part.text for part in self.content)
+        no_text = None if self.tool_calls and self.content is None else ""
+        return self.content or self.refusal or no_text
+
+    def _reasoning(self) -> str | None:
+        given = (self.reasoning, self.reasoning_content, self.thinking)
+        return next((text for text in given if text is not None), None)
 
 
 Messages = Annotated[list[Message], Meta(min_length=1)]

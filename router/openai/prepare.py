@@ -6,7 +6,10 @@ the client ends here, as an `ApiError` naming the field.
 
 import secrets
 import time
+from dataclasses import dataclass
 from typing import TypeVar
+
+import msgspec
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling
@@ -20,7 +23,9 @@ from router.api.generation import (
     check_model,
 )
 from router.api.parsing import parse_body
-from router.openai.encode import Prompt, check_token_ids, encode_messages, encode_prompts
+from router.openai.chat import conversation_of
+from router.openai.conversation import Conversation
+from router.openai.encode import Prompt, check_token_ids, encode_chat, encode_prompts
 from router.openai.schemas import (
     MAX_COPIED_TOKENS,
     MAX_SEED,
@@ -28,6 +33,7 @@ from router.openai.schemas import (
     CompletionRequest,
     SamplingFields,
 )
+from router.openai.tools import check_choice
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
@@ -39,20 +45,34 @@ T = TypeVar("T")
 def prepare_chat(runtime: Runtime, body: bytes, request: RequestId, context: int) -> Generation:
     """`context` is what `context_tokens` said on the event loop."""
     fields = parse_body(ChatRequest, body)
+    return prepare_conversation(runtime, conversation_of(fields), request, context)
+
+
+def prepare_conversation(
+    runtime: Runtime, conversation: Conversation, request: RequestId, context: int
+) -> Generation:
+    """Of whatever API. Raises ApiError, in this API's names of fields."""
+    fields, chat = conversation.sampling, conversation.chat
     check_model(runtime, fields.model)
     _check_num_choices(runtime, fields, num_prompts=1)
-    token_ids = encode_messages(
-        runtime.tokenizer,
-        fields.messages,
-        context=context,
-        kwargs=fields.chat_template_kwargs,
-        add_generation_prompt=fields.add_generation_prompt,
+    try:
+        check_choice(chat.tools, chat.choice)
+    except ValueError as error:
+        raise bad_field(chat.named("tool_choice"), str(error)) from error
+    token_ids = encode_chat(runtime.tokenizer, chat, context=context)
+    prompt = Prompt(field=chat.named("messages"), token_ids=tuple(token_ids))
+    room = max(1, context - len(token_ids))
+    max_tokens = conversation.max_tokens or min(runtime.sampling_defaults.max_tokens or room, room)
+    wish = _Wish(
+        kind="chat",
+        sampling=fields,
+        prompts=(prompt,),
+        max_tokens=max_tokens,
+        is_limited=conversation.max_tokens is not None,
+        num_logprobs=conversation.num_logprobs,
     )
-    prompt = Prompt(field="messages", token_ids=tuple(token_ids))
-    room = max(1, context - len(prompt.token_ids))
-    max_tokens = fields.output_limit or min(runtime.sampling_defaults.max_tokens or room, room)
-    _check_sizes(runtime, fields, (prompt,), max_tokens=max_tokens, context=context)
-    return _generation("chat", runtime, fields, (prompt,), max_tokens=max_tokens, request=request)
+    _check_sizes(runtime, wish, context=context)
+    return _generation(runtime, wish, request)
 
 
 def prepare_completion(
@@ -64,32 +84,41 @@ def prepare_completion(
     _check_num_choices(runtime, fields, num_prompts=len(fields.prompt))
     prompts = encode_prompts(runtime.tokenizer, fields, context=context)
     room = context - max(len(prompt.token_ids) for prompt in prompts)
-    max_tokens = fields.output_limit or max(1, min(COMPLETION_MAX_TOKENS, room))
-    _check_sizes(runtime, fields, prompts, max_tokens=max_tokens, context=context)
-    return _generation("text", runtime, fields, prompts, max_tokens=max_tokens, request=request)
+    wish = _Wish(
+        kind="text",
+        sampling=fields,
+        prompts=prompts,
+        max_tokens=fields.max_tokens or max(1, min(COMPLETION_MAX_TOKENS, room)),
+        is_limited=fields.max_tokens is not None,
+        num_logprobs=fields.logprobs,
+    )
+    _check_sizes(runtime, wish, context=context)
+    return _generation(runtime, wish, request)
 
 
-def _generation(
-    kind: Kind,
-    runtime: Runtime,
-    fields: ChatRequest | CompletionRequest,
-    prompts: tuple[Prompt, ...],
-    *,
-    max_tokens: int,
-    request: RequestId,
-) -> Generation:
-    owners = [prompt for prompt in prompts for _ in range(fields.n)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A request of either kind, its prompts encoded."""
+
+    kind: Kind
+    sampling: SamplingFields
+    prompts: tuple[Prompt, ...]
+    max_tokens: int
+    is_limited: bool
+    """Whether the client named `max_tokens`."""
+    num_logprobs: int | None
+
+
+def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
+    fields, kind = wish.sampling, wish.kind
+    owners = [prompt for prompt in wish.prompts for _ in range(fields.n)]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
+    first = _sampling(wish, runtime.sampling_defaults)
     requests = tuple(
         GenerationRequest(
             id=request if len(owners) == 1 else RequestId(f"{request}.{index}"),
             token_ids=prompt.token_ids,
-            sampling=_sampling(
-                fields,
-                runtime.sampling_defaults,
-                max_tokens=max_tokens,
-                seed=(seed + index) % MAX_SEED,
-            ),
+            sampling=msgspec.structs.replace(first, seed=(seed + index) % MAX_SEED),
             salt=fields.cache_salt,
             deadline_s=runtime.limits.request_timeout_s,
         )
@@ -105,7 +134,7 @@ def _generation(
         continuous_usage=fields.continuous_usage,
         n=fields.n,
         requests=requests,
-        prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
+        prompt_tokens=sum(len(prompt.token_ids) for prompt in wish.prompts),
         echoes=tuple(prompt.echo for prompt in owners),
     )
 
@@ -117,16 +146,9 @@ def _check_num_choices(runtime: Runtime, fields: SamplingFields, *, num_prompts:
         raise bad_field(param, f"at most {most} prompts times n; got {num_prompts} x {fields.n}")
 
 
-def _check_sizes(
-    runtime: Runtime,
-    fields: ChatRequest | CompletionRequest,
-    prompts: tuple[Prompt, ...],
-    *,
-    max_tokens: int,
-    context: int,
-) -> None:
-    vocab_size = runtime.tokenizer.vocab_size
-    for prompt in prompts:
+def _check_sizes(runtime: Runtime, wish: _Wish, *, context: int) -> None:
+    fields, max_tokens = wish.sampling, wish.max_tokens
+    for prompt in wish.prompts:
         num_tokens = len(prompt.token_ids)
         if num_tokens == 0:
             raise bad_field(prompt.field, "has no tokens; at least one is needed")
@@ -134,33 +156,30 @@ def _check_sizes(
             raise context_exceeded(
                 prompt.field, context=context, num_tokens=num_tokens, max_tokens=max_tokens
             )
-    num_copied = fields.n * sum(len(prompt.token_ids) for prompt in prompts)
+    num_copied = fields.n * sum(len(prompt.token_ids) for prompt in wish.prompts)
     if num_copied > max(context, MAX_COPIED_TOKENS):
-        param = "n" if fields.n > 1 else "prompt"
+        param = "n" if fields.n > 1 else wish.prompts[0].field
         rule = f"at most {MAX_COPIED_TOKENS} prompt tokens in all choices; got {num_copied}"
         raise bad_field(param, rule)
-    if fields.output_limit and fields.num_logprobs is not None and not fields.stream:
-        num_alternatives = fields.n * len(prompts) * max_tokens * (1 + fields.num_logprobs)
+    if wish.is_limited and wish.num_logprobs is not None and not fields.stream:
+        num_alternatives = fields.n * len(wish.prompts) * max_tokens * (1 + wish.num_logprobs)
         if num_alternatives > MAX_ALTERNATIVES:
-            raise answer_too_large("chat" if isinstance(fields, ChatRequest) else "text")
+            raise answer_too_large(wish.kind)
     if fields.min_tokens > max_tokens:
         raise bad_field("min_tokens", f"at most max_tokens, {max_tokens}; got {fields.min_tokens}")
+    vocab_size = runtime.tokenizer.vocab_size
     check_token_ids(runtime.tokenizer, fields.stop_token_ids, field="stop_token_ids")
     for token_id, _ in fields.logit_bias:
         if token_id >= vocab_size:
             raise bad_field("logit_bias", f"token ids are 0 to {vocab_size - 1}; got {token_id}")
 
 
-def _sampling(
-    fields: ChatRequest | CompletionRequest,
-    defaults: SamplingDefaults,
-    *,
-    max_tokens: int,
-    seed: int,
-) -> Sampling:
+def _sampling(wish: _Wish, defaults: SamplingDefaults) -> Sampling:
+    """But for the seed."""
+    fields = wish.sampling
     return Sampling(
-        seed=seed,
-        max_tokens=max_tokens,
+        seed=0,
+        max_tokens=wish.max_tokens,
         temperature=_given(fields.temperature, defaults.temperature),
         top_p=_given(fields.top_p, defaults.top_p),
         top_k=max(0, _given(fields.top_k, defaults.top_k)),
@@ -169,7 +188,7 @@ def _sampling(
         presence_penalty=fields.presence_penalty,
         frequency_penalty=fields.frequency_penalty,
         logit_bias=fields.logit_bias,
-        num_logprobs=fields.num_logprobs,
+        num_logprobs=wish.num_logprobs,
         min_tokens=fields.min_tokens,
         ignore_eos=fields.ignore_eos,
         stop=fields.stop,

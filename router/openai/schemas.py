@@ -9,10 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from protocol.formats.contract import Tool, ToolChoice
 from router.api.errors import bad_field, unsupported_field
 from router.api.parsing import Reader, Schema, Unsupported
 from router.openai.messages import Messages, read_messages
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
+from router.openai.tools import read_choice, read_tools
+from router.openai.turns import check_depth
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
 
 MAX_STOPS = 16
@@ -27,6 +30,7 @@ MAX_COPIED_TOKENS = 4 << 20
 MAX_KWARGS_DEPTH = 32
 """Of `chat_template_kwargs`: a template may recurse over them."""
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Count = Annotated[int, Meta(ge=1, lt=2**31)]
 Name = Annotated[str, Meta(max_length=1024)]
 """Of somebody or something; asks for nothing."""
@@ -63,16 +67,26 @@ _kwargs = msgspec.json.Decoder(dict[str, Any])
 
 def _read_kwargs(raw: bytes) -> dict[str, Any]:
     kwargs = _kwargs.decode(raw)
-    level: list[dict[str, Any] | list[Any]] = [kwargs]
-    for _ in range(MAX_KWARGS_DEPTH):
-        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
-        level = [each for one in inner for each in one if isinstance(each, dict | list)]
-    if level:
-        raise ValueError(f"nested deeper than {MAX_KWARGS_DEPTH}")
+    check_depth(kwargs, MAX_KWARGS_DEPTH)
     return kwargs
 
 
-_CHAT_READERS: dict[str, Reader] = {"messages": read_messages, "chat_template_kwargs": _read_kwargs}
+_documents = msgspec.json.Decoder(list[dict[str, Any]])
+
+
+def _read_documents(raw: bytes) -> tuple[dict[str, Any], ...]:
+    documents = _documents.decode(raw)
+    check_depth(documents, MAX_KWARGS_DEPTH)
+    return tuple(documents)
+
+
+_CHAT_READERS: dict[str, Reader] = {
+    "messages": read_messages,
+    "tools": read_tools,
+    "tool_choice": read_choice,
+    "documents": _read_documents,
+    "chat_template_kwargs": _read_kwargs,
+}
 
 
 class SamplingFields(Schema, frozen=True, kw_only=True):
@@ -112,6 +126,9 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
     request_id: Name = ""
     """vLLM's, as the next; ours is the header `x-request-id`."""
     session_id: Name = ""
+    store: bool = False
+    """A hint, as the next: nothing is kept, and one tier serves all."""
+    service_tier: Name = ""
 
     def __post_init__(self) -> None:
         if self.stream_options != StreamOptions() and not self.stream:
@@ -128,16 +145,30 @@ class SamplingFields(Schema, frozen=True, kw_only=True):
         return self.include_usage and bool(self.stream_options.continuous_usage_stats)
 
 
+_LARGE_OF_CHAT = frozenset({"messages", "tools", "documents"})
+
+
 class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     unsupported: ClassVar[Unsupported] = CHAT_UNSUPPORTED
-    large: ClassVar[frozenset[str]] = frozenset({"messages"})
+    large: ClassVar[frozenset[str]] = _LARGE_OF_CHAT
     readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, **_CHAT_READERS}
     messages: Messages
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
+    """None: as the model likes, if there are tools."""
+    documents: tuple[dict[str, Any], ...] = ()
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    reasoning_effort: Effort | None = None
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] = 0
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
+    separate_reasoning: bool = True
+    """SGLang's. False: reasoning is content, as the model wrote it."""
+    verbosity: Literal["low", "medium", "high"] = "medium"
 
     def __post_init__(self) -> None:
         SamplingFields.__post_init__(self)
@@ -187,15 +218,20 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
     """Of a text, or of a chat as `/v1/chat/completions` would see it."""
 
     unsupported: ClassVar[Unsupported] = TOKENIZE_UNSUPPORTED
-    large: ClassVar[frozenset[str]] = frozenset({"prompt", "messages"})
+    large: ClassVar[frozenset[str]] = _LARGE_OF_CHAT | {"prompt"}
     readers: ClassVar[dict[str, Reader]] = _CHAT_READERS
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
+    documents: tuple[dict[str, Any], ...] = ()
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
+    reasoning_effort: Effort | None = None
     add_special_tokens: bool | None = None
     """None: to a text. The template of a chat writes them itself."""
-    add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):

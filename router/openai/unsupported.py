@@ -24,21 +24,16 @@ _SAMPLERS: dict[str, tuple[object, ...]] = {
 }
 CHAT_UNSUPPORTED: Unsupported = {
     **_SAMPLERS,
-    "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": (True, False),
     "functions": ([],), "function_call": ("none", "auto"), "audio": (), "modalities": (["text"],),
-    "prediction": (), "reasoning_effort": (), "verbosity": ("medium",), "web_search_options": (),
-    "moderation": (), "prompt_cache_options": ({},), "store": (False,),
-    "service_tier": ("auto", "default"), "echo": (False,), "continue_final_message": (False,),
-    "add_special_tokens": (False,), "chat_template": (), "documents": ([],),
-    "reasoning": (), "include_reasoning": (True,), "separate_reasoning": (True,),
+    "prediction": (), "web_search_options": (), "moderation": (), "prompt_cache_options": ({},),
+    "echo": (False,), "add_special_tokens": (False,), "chat_template": (), "reasoning": (),
     "stream_reasoning": (True,), "return_prompt_text": (False,), "input_ids": (),
 }
 COMPLETION_UNSUPPORTED: Unsupported = {
-    **_SAMPLERS, "suffix": ("",), "prompt_embeds": (), "store": (False,),
-    "service_tier": ("auto", "default"),
+    **_SAMPLERS, "suffix": ("",), "prompt_embeds": (),
 }
 TOKENIZE_UNSUPPORTED: Unsupported = {
-    "return_token_strs": (False,), "continue_final_message": (False,), "chat_template": (),
-    "tools": ([],), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),
+    "return_token_strs": (False,), "chat_template": (), "mm_processor_kwargs": ({},),
+    "media_io_kwargs": ({},),
 }
 # fmt: on

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
 
 from protocol.errors import CheckpointError
 from protocol.text.template.content_parts import PartsUse, parts_use
 from protocol.text.template.files import TemplateSource, special_tokens, template_sources
+from protocol.text.template.final_message import begin_final, end_in_final
 from protocol.text.template.sandbox import Environment
 from protocol.text.text_bounds import TextTooLong
 
@@ -44,6 +46,8 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source.text
         """False: instructions of the role `developer` must be given as `system`."""
+        self.variables = self._plain.variables | self._for_tools.variables
+        """Names of all that it reads."""
 
     def render(
         self,
@@ -51,16 +55,19 @@ class ChatTemplate:
         /,
         *,
         add_generation_prompt: bool = True,
+        continue_final: bool = False,
         max_chars: int = MAX_CHARS,
         **variables: Any,
     ) -> str:
-        """The prompt, of `max_chars` characters at most. A message's content is a text or a list of
-        text parts. Raises ValueError when the template refuses these messages or takes too much."""
+        """The prompt, of `max_chars` characters at most; with `continue_final` up to the end of the
+        last message's content. A content is a text or a list of text parts. Raises ValueError when
+        the template refuses these messages or takes too much."""
         given = {"tools": None, "documents": None, **self._special_tokens, **variables}
         compiled = self._plain if given["tools"] is None else self._for_tools
         pieces: list[str] = []
         try:
             shown = [_message(message, compiled.parts) for message in messages]
+            begun = begin_final(shown[-1]) if continue_final else None
             given |= {"messages": shown, "add_generation_prompt": add_generation_prompt}
             with self._environment.metered(max(MIN_CHARS, max_chars)) as meter:
                 for piece in compiled.template.generate(given):
@@ -71,7 +78,8 @@ class ChatTemplate:
             raise ValueError(f"messages: the chat template refused them: {why}") from error
         if sum(map(len, pieces)) > max_chars:
             raise TextTooLong(f"messages: the chat has more than {max_chars} characters")
-        return "".join(pieces)
+        text = "".join(pieces)
+        return text if begun is None else end_in_final(text, begun)
 
 
 class _Compiled:
@@ -79,7 +87,9 @@ class _Compiled:
         where = f"{source.file}: chat template" if source.file else "chat template"
         try:
             with environment.metered(MAX_CHARS):
-                self.parts = parts_use(environment.parse(source.text))
+                tree = environment.parse(source.text)
+                self.parts = parts_use(tree)
+                self.variables = frozenset(name.name for name in tree.find_all(nodes.Name))
                 self.template = environment.from_string(source.text)
         except (jinja2.TemplateSyntaxError, SyntaxError) as error:
             raise CheckpointError(f"{where}, line {error.lineno}: {error}") from error

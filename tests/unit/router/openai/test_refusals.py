@@ -19,6 +19,7 @@ from router.openai.prepare import prepare_chat
 from router.requests.events import NoWorkers, RequestFailed, TooLong
 
 pytestmark = pytest.mark.anyio
+SAID = {"role": "assistant", "content": "x"}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.anyio
         ({"logit_bias": {"100000": 1}}, 400, "logit_bias", None),
         ({"min_tokens": 5, "max_tokens": 4}, 400, "min_tokens", None),
         ({"chat_template_kwargs": {"messages": []}}, 400, "chat_template_kwargs", None),
-        ({"tools": [1]}, 400, "tools", "unsupported_parameter"),
+        ({"tools": [1]}, 400, "tools[0]", None),
+        ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type", "unsupported_parameter"),
         ({"nonsense": 1}, 400, "nonsense", "unknown_parameter"),
         ({"temperature": "hot"}, 400, "temperature", None),
         ({"chat_template_kwargs": {"max_chars": 9}}, 400, "chat_template_kwargs", None),
@@ -45,6 +47,8 @@ pytestmark = pytest.mark.anyio
         ),
         ({"messages": [HI[0] | {"prefix": True}]}, 400, "messages[0].prefix", None),
         ({"messages": [HI[0], HI[0] | {"partial": True}]}, 400, "messages[1].partial", None),
+        ({"messages": [SAID | {"partial": True}, *HI]}, 400, "messages[0].partial", None),
+        ({"continue_final_message": True}, 400, "continue_final_message", None),
         ({"messages": HI * 300}, 400, "messages", "context_length_exceeded"),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 300}]},

@@ -24,6 +24,9 @@ HARMLESS = (
     "prompt_cache_retention",
     "request_id",
     "session_id",
+    "store",
+    "service_tier",
+    "verbosity",
 )
 """Accepted, and nothing is done about them."""
 
@@ -49,7 +52,7 @@ def test_what_is_not_given_is_left_to_the_checkpoint() -> None:
     "fields",
     [
         {"temperature": None, "stop": None, "max_tokens": None, "stream_options": None},
-        {"tools": [], "tool_choice": "auto", "parallel_tool_calls": True},
+        {"tools": [], "tool_choice": None, "parallel_tool_calls": True, "verbosity": "low"},
         {"response_format": {"type": "text"}, "store": False, "service_tier": "auto"},
         {"user": "u", "metadata": {"a": "b"}, "safety_identifier": "s", "modalities": ["text"]},
         {"functions": None, "audio": None, "reasoning_effort": None, "top_logprobs": 0},
@@ -65,20 +68,14 @@ def test_a_value_that_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function", "function": {"name": "f"}}]),
-        ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
         ("prediction", {"type": "content", "content": "x"}),
-        ("reasoning_effort", "high"),
-        ("store", True),
-        ("service_tier", "priority"),
         ("prompt_logprobs", 1),
         ("guided_json", {}),
         ("use_beam_search", True),
-        ("continue_final_message", True),
         ("web_search_options", {}),
     ],
 )
@@ -150,7 +147,7 @@ def test_what_we_do_not_do_is_refused_by_name(field: str, value: object) -> None
             {"messages": [HI[0] | {f"n{i}": None for i in range(9)} | {"content": "x" * 10**6}]},
             "messages[0].n8",
         ),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
         ({"model": 5}, "model"),
         ({"model": None}, "model"),
         ({"user": 5}, "user"),
@@ -284,7 +281,7 @@ def test_the_last_of_equal_keys_counts() -> None:
 def test_parts_stay_parts() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     (message,) = chat(messages=[{"role": "user", "content": parts}]).messages
-    assert message.as_shown(knows_developer=True) == {"role": "user", "content": parts}
+    assert message.turn("m").as_shown(knows_developer=True) == {"role": "user", "content": parts}
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url", "x" * 1000])
@@ -332,7 +329,7 @@ def test_a_bad_part_is_named_by_its_path(part: object, at: str) -> None:
 )
 def test_an_answer_of_any_server_can_be_sent_back(more: dict[str, Any]) -> None:
     said = {"role": "assistant", "content": "x", **more}
-    shown = chat(messages=[*HI, said, *HI]).messages[1].as_shown(knows_developer=True)
+    shown = chat(messages=[*HI, said, *HI]).messages[1].turn("m").as_shown(knows_developer=True)
     parts = [{"type": "text", "text": "x"}]
     assert shown == {"role": "assistant", "content": parts if "content" in more else "x"}
 
@@ -356,21 +353,22 @@ def test_what_was_answered_reaches_the_template(
     said: dict[str, Any], shown: dict[str, Any]
 ) -> None:
     (message,) = chat(messages=[{"role": "assistant", **said}]).messages
-    assert message.as_shown(knows_developer=True) == {"role": "assistant", **shown}
+    assert message.turn("m").as_shown(knows_developer=True) == {"role": "assistant", **shown}
 
 
 @pytest.mark.parametrize(
     ("said", "param"),
     [
-        ({"tool_calls": [{"id": "1"}]}, "messages[0].tool_calls[0]"),
         ({"function_call": {"name": "f"}}, "messages[0].function_call"),
         ({"audio": {"id": "1"}}, "messages[0].audio"),
-        ({"tool_call_id": "1"}, "messages[0].tool_call_id"),
+        ({"tool_calls": [{"type": "custom"}]}, "messages[0].tool_calls[0].type"),
         ({"images": ["x"]}, "messages[0].images[0]"),
         ({"type": "ai"}, "messages[0].type"),
     ],
 )
-def test_tools_in_a_chat_are_refused_by_name(said: dict[str, Any], param: str) -> None:
+def test_what_messages_hold_that_is_not_supported_is_refused_by_name(
+    said: dict[str, Any], param: str
+) -> None:
     with pytest.raises(ApiError, match="not supported") as raised:
         chat(messages=[{"role": "assistant", "content": "x", **said}])
     assert (raised.value.param, raised.value.code) == (param, "unsupported_parameter")
@@ -379,8 +377,8 @@ def test_tools_in_a_chat_are_refused_by_name(said: dict[str, Any], param: str) -
 def test_developer_is_system_to_a_template_that_does_not_know_it() -> None:
     (message,) = chat(messages=[{"role": "developer", "content": "x", "name": "n"}]).messages
     named = {"content": "x", "name": "n"}
-    assert message.as_shown(knows_developer=False) == {"role": "system", **named}
-    assert message.as_shown(knows_developer=True) == {"role": "developer", **named}
+    assert message.turn("m").as_shown(knows_developer=False) == {"role": "system", **named}
+    assert message.turn("m").as_shown(knows_developer=True) == {"role": "developer", **named}
 
 
 @pytest.mark.parametrize(
