@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
+from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
@@ -108,6 +109,8 @@ class Runtime:
     limits: ApiLimits = ApiLimits()
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     """Of requests that do not say themselves."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    """How the model makes one vector of a text."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

@@ -22,6 +22,7 @@ from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
 from protocol.process.settings import split_keys
 from protocol.store import Store
+from protocol.text.pooling_config import read_pooling_config
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
@@ -155,6 +156,7 @@ def _runtime(
             request_timeout_s=settings.request_timeout_s,
         ),
         sampling_defaults=defaults,
+        pooling=read_pooling_config(settings.model),
         tokenize_threads=settings.tokenize_threads,
     )
 

@@ -23,6 +23,7 @@ from protocol.ids import RequestId
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
+from router.http.embedding_answer import EmbeddingAnswer
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
@@ -30,12 +31,14 @@ from router.http.middleware import ApiMiddleware, client_of
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
+from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
 
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
 COMPLETIONS = Surface(prepare=prepare_completion, whole=JsonAnswer, stream=SseAnswer)
+EMBEDDINGS = Surface(prepare=prepare_embeddings, whole=EmbeddingAnswer, stream=EmbeddingAnswer)
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
@@ -99,6 +102,10 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/completions")
     async def completions() -> Response:
         return GenerateResponse(state, COMPLETIONS)
+
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        return GenerateResponse(state, EMBEDDINGS)
 
 
 def _add_models(app: FastAPI, runtime: Runtime) -> None:

@@ -105,7 +105,7 @@ class GenerateResponse(Response):
         try:
             with self._state.seats.share(client_of(exchange.scope)) as seats:
                 generation = await self._prepared(exchange, seats)
-                seats.widen(len(generation.requests))
+                seats.widen(generation.num_at_once)
                 await self._answer(generation, exchange)
         except ApiError as error:
             await exchange.refuse(error)
@@ -138,7 +138,9 @@ class GenerateResponse(Response):
     ) -> None:
         dispatcher = self._state.runtime.dispatcher
         try:
-            async with open_choices(dispatcher, generation.requests, tasks=tasks) as events:
+            async with open_choices(
+                dispatcher, generation.requests, num_at_once=generation.num_at_once, tasks=tasks
+            ) as events:
                 error = await _pour(events, answer)
             if error is None:
                 await answer.finish()

@@ -9,7 +9,8 @@ from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
 from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
-from router.requests.events import Ended, Token
+from router.http.prompt_scores import ListedScores, echoed_entries
+from router.requests.events import Ended, Read, Scored, Token
 
 
 class JsonChoice:
@@ -22,6 +23,19 @@ class JsonChoice:
         self._texts = [generation.echoes[index]]
         self._entries: list[Any] = []
         self.finish_reason: str | None = None
+        scores, self._listed = generation.scores, None
+        self._num_echoed = None if scores is None else scores.echoed
+        if scores is not None and scores.listed is not None:
+            self._listed = ListedScores(tokenizer, num_top=scores.listed)
+        if self._num_echoed is not None and isinstance(self.logprobs, TextLogprobs):
+            first = generation.requests[index].token_ids[0]
+            self._entries.append(self.logprobs.first_entry(first))
+
+    def read(self, scored: Scored) -> None:
+        if self._listed is not None:
+            self._listed.add(scored)
+        if self._num_echoed is not None and isinstance(self.logprobs, TextLogprobs):
+            self._entries += echoed_entries(self.logprobs, scored, num_top=self._num_echoed)
 
     def add(self, token: Token) -> None:
         self._texts.append(token.text)
@@ -36,7 +50,13 @@ class JsonChoice:
             shown["message"] = {"role": "assistant", "content": text, "refusal": None}
         else:
             shown["text"] = text
-        return shown | {"logprobs": logprobs, "finish_reason": self.finish_reason}
+        shown |= {"logprobs": logprobs, "finish_reason": self.finish_reason}
+        return shown if self._kind == "chat" else shown | self.listed
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """vLLM's `prompt_logprobs`, if they were asked for."""
+        return {} if self._listed is None else {"prompt_logprobs": self._listed.entries}
 
 
 class JsonAnswer(AnswerWriter):
@@ -48,6 +68,11 @@ class JsonAnswer(AnswerWriter):
             JsonChoice(generation, index, tokenizer=tokenizer)
             for index in range(len(generation.requests))
         ]
+
+    async def read(self, index: int, read: Read) -> None:
+        assert isinstance(read, Scored), "nobody asks for a vector here"
+        self.num_held += sum(1 + len(score.top) for score in read.scores)
+        self._choices[index].read(read)
 
     async def token(self, index: int, token: Token) -> None:
         self._usage.completion_tokens += 1
@@ -71,6 +96,8 @@ class JsonAnswer(AnswerWriter):
             "choices": [choice.shape() for choice in self._choices],
             "usage": self._usage.shape(),
         }
+        if generation.kind == "chat":
+            answer |= self._choices[0].listed
         await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:

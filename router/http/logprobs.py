@@ -62,6 +62,12 @@ class TextLogprobs:
         self._text = Detokenizer(tokenizer.token_bytes, skip_special_tokens=skip_special_tokens)
         self._offset = 0
 
+    def first_entry(self, token_id: int) -> Entry:
+        """Of a prompt's first token, which nothing comes before."""
+        self._offset += len(self._text.feed(token_id))
+        shown = {"tokens": self._name(token_id), "text_offset": 0}
+        return shown | {"token_logprobs": None, "top_logprobs": None}
+
     def entry(self, token: Token) -> Entry:
         name = self._name(token.token_id)
         top = {self._name(other.token_id): _finite(other.logprob) for other in token.top}

@@ -14,7 +14,9 @@ from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
-from router.requests.events import Ended, Token
+from router.http.logprobs import TextLogprobs
+from router.http.prompt_scores import echoed_entries
+from router.requests.events import Ended, Read, Scored, Token
 
 DONE = b"data: [DONE]\n\n"
 _encode = msgspec.json.encode
@@ -44,11 +46,13 @@ class Frames:
         self._no_text = b"{}" if chat else b'""'
         self._echoes = generation.echoes
 
-    def opening(self, index: int) -> bytes:
-        """What comes before a choice's first text: the role, or the echoed prompt."""
+    def opening(self, index: int, logprobs: bytes = b"null") -> bytes:
+        """What comes before a choice's first text: the role, or the echoed prompt, perhaps with
+        the entry of its first token."""
         if self._role:
             return self._chunk(index, self._role)
-        return self.text(index, self._echoes[index]) if self._echoes[index] else b""
+        is_shown = self._echoes[index] or logprobs != b"null"
+        return self.text(index, self._echoes[index], logprobs) if is_shown else b""
 
     def text(self, index: int, text: str, logprobs: bytes = b"null") -> bytes:
         return self._chunk(index, self._before + _encode(text) + self._after, logprobs)
@@ -88,6 +92,15 @@ class SseAnswer(AnswerWriter):
         self._opened = [False] * num_choices
         self._started = False
 
+    async def read(self, index: int, read: Read) -> None:
+        assert isinstance(read, Scored), "nobody asks for a vector here"
+        scores, logprobs = self._generation.scores, self._logprobs[index]
+        assert scores is not None and scores.echoed is not None
+        assert isinstance(logprobs, TextLogprobs)
+        opening = self._open(index)  # with the entry of the first token
+        entries = echoed_entries(logprobs, read, num_top=scores.echoed)
+        await self._write(opening + self._frames.text(index, "", _encode(logprobs.join(entries))))
+
     async def token(self, index: int, token: Token) -> None:
         frame = self._open(index)
         self._usage.completion_tokens += 1
@@ -118,7 +131,11 @@ class SseAnswer(AnswerWriter):
         if self._opened[index]:
             return b""
         self._opened[index] = True
-        return self._frames.opening(index)
+        logprobs, scores = self._logprobs[index], self._generation.scores
+        if scores is None or not isinstance(logprobs, TextLogprobs):
+            return self._frames.opening(index)
+        first = logprobs.first_entry(self._generation.requests[index].token_ids[0])
+        return self._frames.opening(index, _encode(logprobs.join([first])))
 
     async def _write(self, frame: bytes, *, more: bool = True) -> None:
         if not self._started:

@@ -123,16 +123,18 @@ def place(
 
 
 def place_prompt(
-    candidates: Sequence[Candidate], *, num_tokens: int
+    candidates: Sequence[Candidate], *, num_tokens: int, max_output_tokens: int
 ) -> Placement | PlacementRefusal:
-    """The one worker, named as `decode`, that computes a prompt and one token after it at most, so
-    many tokens in all: a prefill worker if any can, the first to be done."""
-    able = [c for c in candidates if num_tokens <= c.longest_tokens]
+    """The one worker, named as `decode`, that reads a prompt and generates nothing, or one token: a
+    prefill worker if any can, the first to be done."""
+    total = num_tokens + max_output_tokens
+    able = [c for c in candidates if total <= c.longest_tokens]
     if not able:
-        return _refuse(candidates, num_tokens)
+        return _refuse(candidates, total)
     near = [c for c in able if c.role == "prefill"] or able
     request = _Request(num_tokens, 0, _priors(candidates))
-    return _placement(min(request.prompt(c) for c in near), None, num_tokens, note=" is needed")
+    best = min(request.prompt(c) for c in near)
+    return _placement(best, None, num_tokens, note=", for one worker reads the prompt")
 
 
 @dataclass(frozen=True, slots=True, order=True)

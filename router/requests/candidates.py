@@ -90,8 +90,12 @@ class Candidates:
         generated = len(context.routed.generated)
         candidates = [worker.candidate(num_cached_tokens=cached[worker.id]) for worker in workers]
         if not context.routed.generates:
-            most = context.request.sampling.max_tokens
-            return place_prompt(candidates, num_tokens=len(context.request.token_ids) + most)
+            request = context.request
+            return place_prompt(
+                candidates,
+                num_tokens=len(request.token_ids),
+                max_output_tokens=request.sampling.max_tokens,
+            )
         return place(
             candidates,
             num_tokens=context.num_tokens,
