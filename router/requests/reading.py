@@ -44,7 +44,7 @@ class ReadingProgress:
             stop = message.first + len(message.scores)
             if not isinstance(asked, ScorePrompt):
                 raise ValueError("scores that nobody asked for")
-            if message.first != asked.first or stop > self.num_prompt:
+            if not message.first == asked.first < stop <= self.num_prompt:
                 raise ValueError(f"tokens {message.first} to {stop} when {asked.first} was due")
             self._lack(ScorePrompt(first=stop, num_top=asked.num_top))
             event = Scored(first=message.first, scores=message.scores)

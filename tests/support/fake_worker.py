@@ -11,6 +11,7 @@ import random
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -25,6 +26,7 @@ from protocol.messages import (
     Aborted,
     Beat,
     Blocks,
+    Computation,
     Decode,
     Emit,
     FailCode,
@@ -35,6 +37,8 @@ from protocol.messages import (
     Load,
     Prefill,
     PrefillDone,
+    PromptScores,
+    ReadPrompt,
     Registration,
     Role,
     Sampling,
@@ -46,6 +50,7 @@ from protocol.messages import (
     ToRouter,
     WorkerState,
 )
+from protocol.readings import ScorePrompt, TokenScore
 
 Deed = Literal[
     "die", "refuse", "fail", "outgrow", "hang", "repeat", "skip", "stale", "break", "babble"
@@ -88,6 +93,14 @@ def expected(prompt: Sequence[int], sampling: Sampling) -> list[int]:
     while ending(outputs, sampling) is None:
         outputs.append(next_token([*prompt, *outputs]))
     return outputs
+
+
+def scores_of(prompt: Sequence[int]) -> list[TokenScore]:
+    """As likely as what comes before them says."""
+    return [
+        TokenScore(token_id=token, logprob=-float(next_token(prompt[: index + 1])), rank=1, top=())
+        for index, token in enumerate(prompt[1:])
+    ]
 
 
 class SourceLost(Exception):
@@ -153,7 +166,7 @@ class FakeWorker:
         self.epoch: Epoch = new_epoch()
         self.dead = asyncio.Event()
         self.working: dict[tuple[RequestId, int], asyncio.Task[None]] = {}
-        self.seen: list[Prefill | Decode] = []
+        self.seen: list[Computation] = []
         self.aborted: list[tuple[RequestId, int]] = []
         self.joined = asyncio.Event()
         self.fabric = fabric
@@ -241,7 +254,7 @@ class FakeWorker:
                 if key in self.working:
                     self.working[key].cancel()
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
-            case RouterMessage(router, Prefill() | Decode() as message):
+            case RouterMessage(router, Prefill() | Decode() | ReadPrompt() as message):
                 self.seen.append(message)
                 if message.token_ids[0] == DEADLY:
                     self.die()
@@ -251,13 +264,16 @@ class FakeWorker:
                 self.working[key] = task
                 task.add_done_callback(lambda _: self.working.pop(key, None))
 
-    async def _work(self, router: RouterId, message: Prefill | Decode) -> None:
+    async def _work(self, router: RouterId, message: Computation) -> None:
         act = self.plan.popleft() if self.plan else None
         job = _Job(self, router, message, act)
-        if isinstance(message, Prefill):
-            await job.prefill(message)
-        else:
-            await job.decode(message)
+        match message:
+            case Prefill():
+                await job.prefill(message)
+            case Decode():
+                await job.decode(message)
+            case ReadPrompt():
+                await job.read(message)
 
     def send(self, router: RouterId, message: ToRouter) -> None:
         self._port.send(router, message)
@@ -271,7 +287,7 @@ class _Given(Exception):
 class _Job:
     worker: FakeWorker
     router: RouterId
-    message: Prefill | Decode
+    message: Computation
     act: Act | None
 
     async def prefill(self, message: Prefill) -> None:
@@ -289,7 +305,7 @@ class _Job:
                     queued_s=0.0,
                 )
             )
-            await self._point(1)
+            await self._tell_scores(point=1)
             token = next_token(sequence)
             self._emit(len(message.generated), token)
             await self._point(2)
@@ -336,6 +352,8 @@ class _Job:
                 outputs.append(first)
                 self._emit(len(outputs) - 1, first)
                 sequence = (*sequence, first)
+            else:
+                await self._tell_scores(point=0)
             while (over := ending(outputs, message.sampling)) is None:
                 await self._point(len(outputs) - len(message.generated))
                 outputs.append(next_token(sequence))
@@ -347,6 +365,38 @@ class _Job:
             self._fail("source_lost", "the source is gone")
         except _Given:
             return
+
+    async def read(self, message: ReadPrompt) -> None:
+        """At point 0 nothing is said, at 1 a part of the scores, at 2 all and the token."""
+        with suppress(_Given):
+            await self._point(0)
+            await self._tell_scores(point=1)
+            num_tokens = message.sampling.max_tokens
+            for index in range(num_tokens):
+                self._emit(index, next_token(message.token_ids))
+            await self._point(2)
+            outputs = [next_token(message.token_ids)][:num_tokens]
+            reason = ending(outputs, message.sampling)
+            assert reason is not None
+            self._finish(reason, num_tokens=num_tokens)
+
+    async def _tell_scores(self, *, point: int) -> None:
+        """The first before `point`, the others after it."""
+        message = self.message
+        reading = message.reading
+        if not isinstance(reading, ScorePrompt):
+            return await self._point(point)
+        due = scores_of(message.token_ids)[reading.first - 1 :]
+        for first, scores in ((reading.first, due[:1]), (reading.first + 1, due[1:])):
+            if scores:
+                self._send(
+                    PromptScores(
+                        request=message.request, attempt=message.attempt, first=first,
+                        scores=tuple(scores),
+                    )
+                )  # fmt: skip
+            if first == reading.first:
+                await self._point(point)
 
     async def _point(self, point: int) -> None:
         await asyncio.sleep(self.worker.pace_s)
