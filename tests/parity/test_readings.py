@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.family_shapes import SHAPES
-from support.forwards import chunk, pool_for
+from support.forwards import GREEDY, chunk, pool_for
 from support.host_device import HostDevice
 from support.reference import reference
 from torch import Tensor
@@ -76,8 +76,8 @@ def read(runner: Runner, token_ids: list[int], *, scores: bool) -> list[RowsRead
         num_rows = min(stop, len(token_ids) - scores) - start
         targets = token_ids[start + 1 : start + 1 + num_rows] if scores else None
         wanted = ReadRows(rows=range(num_rows), targets=targets, num_top=NUM_TOP)
-        more = {} if stop == len(token_ids) else {"sampling": None}
-        mine = chunk(token_ids[start:stop], table=table, start=start, read=wanted, **more)
+        rule = GREEDY if stop == len(token_ids) else None
+        mine = chunk(token_ids[start:stop], table=table, start=start, read=wanted, sampling=rule)
         step = runner.launch([chunk([5, 6], table=beside, sequence="b"), mine])
         assert len(step.tokens()) == 1 + (stop == len(token_ids))
         (one,) = step.readings().values()

@@ -38,6 +38,7 @@ from protocol.messages import (
     Prefill,
     PrefillDone,
     PromptScores,
+    PromptVector,
     ReadPrompt,
     Registration,
     Role,
@@ -385,7 +386,8 @@ class _Job:
         message = self.message
         reading = message.reading
         if not isinstance(reading, ScorePrompt):
-            return await self._point(point)
+            await self._point(point)
+            return
         due = scores_of(message.token_ids)[reading.first - 1 :]
         for first, scores in ((reading.first, due[:1]), (reading.first + 1, due[1:])):
             if scores:
@@ -494,7 +496,7 @@ class _Job:
         )
 
 
-def _anything(of: Prefill | Decode) -> ToRouter:
+def _anything(of: Computation) -> ToRouter:
     """Whatever fits its type, but for a token that could be meant."""
     number, size = partial(_CHANCE.choice, _WHOLE), partial(_CHANCE.choice, _REAL)
     told: dict[str, Any] = {"request": of.request, "attempt": of.attempt}
@@ -517,6 +519,11 @@ def _anything(of: Prefill | Decode) -> ToRouter:
         Finished(**told, **usage, reason="length", num_tokens=10**6, decode_s=size()),
         Failed(**told, code="overloaded", message="?" * 10_000, retryable=True),
         Aborted(**told),
+        PromptVector(**told, values=b"\0" * 7),
+        PromptScores(
+            **told, first=number(),
+            scores=(TokenScore(token_id=number(), logprob=size(), rank=number(), top=()),),
+        ),
         Beat(
             epoch=Epoch(number()), state="ready", blocks=blocks, speeds=speeds,
             load=Load(running=number(), waiting=number(), waiting_tokens=number()),
