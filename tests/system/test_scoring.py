@@ -1,10 +1,12 @@
-"""Prompts that are scored and pooled by real workers, against transformers, whoever dies.
+"""Prompts that are scored and pooled by real workers, whoever dies.
 
-The oracle is one forward of the shipped model in transformers.
+The oracle is one forward of the shipped model alone; `tests/parity/test_readings.py` compares such
+with transformers.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 import torch
 from support.cluster import TINY, Cluster
 from support.eventually import eventually
-from support.reference import reference
+from support.forwards import chunk, pool_for
 from torch import Tensor
+
+from engine.checkpoint.load import load_model
+from engine.ops.inputs import forward_inputs
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -33,9 +38,13 @@ def cluster() -> Iterator[Cluster]:
 @cache
 def oracle() -> tuple[Tensor, Tensor]:
     """Logprobs [T, V] and the hidden states [T, K] after the last norm, of IDS."""
-    with torch.inference_mode():
-        said = reference(TINY)(torch.tensor([IDS]), output_hidden_states=True)
-    return said.logits[0].log_softmax(-1), said.hidden_states[-1][0]
+    model = load_model(TINY, dtype="float32")
+    pool = pool_for(model, block_tokens=len(IDS), num_blocks=1)
+    chunks = [chunk(IDS, table=[0])]
+    inputs = forward_inputs(chunks, block_tokens=len(IDS))
+    hidden_TK = model.hidden(replace(inputs, rows_R=torch.arange(len(IDS))), pool)
+    assert hidden_TK is not None
+    return model.logits(hidden_TK).log_softmax(-1), hidden_TK
 
 
 def expected() -> list[float]:
@@ -59,15 +68,12 @@ def scores(answer: httpx.Response) -> list[float]:
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 4])
-def test_scores_are_transformers_whoever_generates(cluster: Cluster, max_tokens: int) -> None:
-    asked: dict[str, Any] = {
-        "prompt": IDS,
-        "logprobs": 1,
-        "max_tokens": max_tokens,
-        "ignore_eos": True,
-    }
-    plain = ask(cluster, **asked | {"max_tokens": 4})
-    answer = ask(cluster, echo=True, **asked)
+def test_scores_are_those_of_one_forward_whoever_generates(
+    cluster: Cluster, max_tokens: int
+) -> None:
+    asked: dict[str, Any] = {"prompt": IDS, "logprobs": 1, "ignore_eos": True}
+    plain = ask(cluster, max_tokens=4, **asked)
+    answer = ask(cluster, max_tokens=max_tokens, echo=True, **asked)
     assert answer.headers["x-baton-route"].startswith(
         "prefill-0>decode-0" if max_tokens > 1 else "prefill-0;"
     )
@@ -98,17 +104,13 @@ def test_a_text_has_the_direction_of_its_last_token_alone_and_in_company(cluster
     assert again["data"][0]["embedding"] == pytest.approx(answer["data"][2]["embedding"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_scores_and_text_survive_the_worker_that_computes_them(small_checkpoint: Path) -> None:
     """Killed while it computes: another one says what is left, and nothing twice."""
     prompt = [3 + (index * 7 + index * index) % 1000 for index in range(1900)]
     slowly = ["--local-prefill", "never", "--token-budget", "16", "--max-running", "8"]
-    asked: dict[str, Any] = {
-        "prompt": prompt,
-        "echo": True,
-        "logprobs": 0,
-        "max_tokens": 40,
-        "ignore_eos": True,
-    }
+    asked: dict[str, Any] = {"prompt": prompt, "echo": True, "logprobs": 0}
+    asked |= {"max_tokens": 40, "ignore_eos": True}
     with Cluster(checkpoint=small_checkpoint, prefill=2, extra=slowly) as up:
         with ThreadPoolExecutor() as threads:
             running = threads.submit(ask, up, **asked)
