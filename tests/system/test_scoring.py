@@ -68,9 +68,7 @@ def scores(answer: httpx.Response) -> list[float]:
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 4])
-def test_scores_are_those_of_one_forward_whoever_generates(
-    cluster: Cluster, max_tokens: int
-) -> None:
+def test_scores_are_of_one_forward_whoever_generates(cluster: Cluster, max_tokens: int) -> None:
     asked: dict[str, Any] = {"prompt": IDS, "logprobs": 1, "ignore_eos": True}
     plain = ask(cluster, max_tokens=4, **asked)
     answer = ask(cluster, max_tokens=max_tokens, echo=True, **asked)
