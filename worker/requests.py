@@ -6,12 +6,14 @@ request carries the text still held back.
 """
 
 import math
+import sys
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
-from engine.batch import RowsRead, SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, ScoredRows, SequenceId, SummedRows
 from engine.sequence import Mode
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
@@ -24,15 +26,16 @@ from protocol.messages import (
     Finished,
     OfAttempt,
     PrefillDone,
+    PromptScores,
+    PromptVector,
     ReadPrompt,
     Step,
     Ticket,
     TokenLogprob,
     ToRouter,
 )
-from protocol.readings import ScorePrompt
+from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
-from worker.reading import JobReading
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
@@ -42,6 +45,8 @@ MAX_TOP = 128
 _FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+SCORES_A_MESSAGE = 64
+"""With 20 alternatives each a router spends some milliseconds on them: its streams go on."""
 RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
@@ -92,6 +97,50 @@ class Transfers(Protocol):
 
     def close(self) -> None:
         """Leave no thread or socket; nobody reads or writes our blocks any more."""
+
+
+@dataclass(slots=True, kw_only=True)
+class JobReading:
+    reading: PromptReading
+    num_prompt: int
+    _scores: list[TokenScore] = field(default_factory=list)
+    """Not said yet."""
+    _first: int = 0
+    """Index of the first of them."""
+    _sums: "array[float] | None" = None
+    _num_rows: int = 0
+
+    def add_rows(self, first: int, read: RowsRead) -> None:
+        """As `engine.observer.EngineObserver.read`."""
+        match read:
+            case ScoredRows(scores=scores):
+                if not self._scores:
+                    self._first = first + 1
+                self._scores += scores
+            case SummedRows(num_rows=num_rows, values=values):
+                sums = self._sums
+                added = values if sums is None else map(float.__add__, sums, values)
+                self._sums = array("d", added)
+                self._num_rows += num_rows
+            case _:
+                assert_never(read)
+
+    def take_messages(self, of: OfAttempt) -> list[PromptScores | PromptVector]:
+        """What is new to say."""
+        request, attempt = of.request, of.attempt
+        scores, first, self._scores = self._scores, self._first, []
+        messages = list[PromptScores | PromptVector]()
+        for start in range(0, len(scores), SCORES_A_MESSAGE):
+            piece = tuple(scores[start : start + SCORES_A_MESSAGE])
+            messages.append(
+                PromptScores(request=request, attempt=attempt, first=first + start, scores=piece)
+            )
+        due = len(rows_of(self.reading, num_prompt=self.num_prompt))
+        if isinstance(self.reading, PoolPrompt) and self._sums and self._num_rows == due:
+            values = _mean(self._sums, due)
+            messages.append(PromptVector(request=request, attempt=attempt, values=values))
+            self._sums = None
+        return messages
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -290,3 +339,10 @@ def _emits(job: Job) -> list[Emit]:
 def wire_top(token: SampledToken) -> tuple[TokenLogprob, ...]:
     """The most likely tokens as a message carries them."""
     return tuple(TokenLogprob(token_id=id_, logprob=value) for id_, value in token.top)
+
+
+def _mean(sums: "array[float]", num_rows: int) -> bytes:
+    values = array("f", (value / num_rows for value in sums))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()

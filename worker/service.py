@@ -19,8 +19,7 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import WorkerParts
-from worker.reading import JobReading
-from worker.requests import Job, Key, RequestEnding, Transfers, check_request
+from worker.requests import Job, JobReading, Key, RequestEnding, Transfers, check_request
 
 log = logging.getLogger(__name__)
 

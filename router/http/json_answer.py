@@ -8,8 +8,7 @@ from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
-from router.http.prompt_scores import ListedScores, echoed_entries
+from router.http.logprobs import ChatLogprobs, ListedScores, Logprobs, TextLogprobs, echoed_entries
 from router.requests.events import Ended, Read, Scored, Token
 
 

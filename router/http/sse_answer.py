@@ -14,8 +14,7 @@ from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
-from router.http.logprobs import TextLogprobs
-from router.http.prompt_scores import echoed_entries
+from router.http.logprobs import TextLogprobs, echoed_entries
 from router.requests.events import Ended, Read, Scored, Token
 
 DONE = b"data: [DONE]\n\n"

@@ -6,17 +6,15 @@ was told another sequence than its source computed answers wrong tokens.
 """
 
 import asyncio
-import math
-import random
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
+from support.babble import anything
 from support.words import LAYOUT, beat
 
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
@@ -25,7 +23,6 @@ from protocol.messages import (
     Abort,
     Aborted,
     Beat,
-    Blocks,
     Computation,
     Decode,
     Emit,
@@ -38,7 +35,6 @@ from protocol.messages import (
     Prefill,
     PrefillDone,
     PromptScores,
-    PromptVector,
     ReadPrompt,
     Registration,
     Role,
@@ -47,7 +43,6 @@ from protocol.messages import (
     Started,
     Step,
     Ticket,
-    TokenLogprob,
     ToRouter,
     WorkerState,
 )
@@ -60,9 +55,6 @@ EOS = 0
 DEADLY = 96
 """A worker that is given a prompt which begins so dies of it."""
 _VOCABULARY = 97
-_CHANCE = random.Random(8)
-_WHOLE = (0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63))
-_REAL = (0.0, -1.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -415,7 +407,7 @@ class _Job:
                 raise _Given
             case "babble":
                 for _ in range(9):
-                    self._send(_anything(self.message))
+                    self._send(anything(self.message))
                 raise _Given
             case "break":
                 self._fail("broken", "the engine is broken: told to be")
@@ -494,40 +486,3 @@ class _Job:
             compat=self.worker.registration.compat,
             num_tokens=num_tokens,
         )
-
-
-def _anything(of: Computation) -> ToRouter:
-    """Whatever fits its type, but for a token that could be meant."""
-    number, size = partial(_CHANCE.choice, _WHOLE), partial(_CHANCE.choice, _REAL)
-    told: dict[str, Any] = {"request": of.request, "attempt": of.attempt}
-    usage: dict[str, Any] = {"cached_tokens": number(), "queued_s": size(), "prefill_s": size()}
-    emit = Emit(
-        **told, index=_CHANCE.choice((-1, 10**6, *_WHOLE[2:])), token_id=number(), text="\ufffd",
-        logprob=size(), top=(TokenLogprob(token_id=number(), logprob=size()),),
-    )  # fmt: skip
-    blocks = Blocks(total=number(), free=number(), cached=number(), leased=number())
-    speeds = Speeds(
-        prefill_tokens_per_s=size(), decode_step_s=size(), transfer_bytes_per_s=size()
-    )  # fmt: skip
-    landed: dict[str, Any] = {
-        name: number() for name in ("blocks_reused", "blocks_moved", "bytes_moved")
-    }
-    words: list[ToRouter] = [
-        Step(emits=(emit, emit)),
-        PrefillDone(**told, **usage),
-        Landed(**told, **landed, transport="memory", fetch_s=size(), exposed_s=size()),
-        Finished(**told, **usage, reason="length", num_tokens=10**6, decode_s=size()),
-        Failed(**told, code="overloaded", message="?" * 10_000, retryable=True),
-        Aborted(**told),
-        PromptVector(**told, values=b"\0" * 7),
-        PromptScores(
-            **told, first=number(),
-            scores=(TokenScore(token_id=number(), logprob=size(), rank=number(), top=()),),
-        ),
-        Beat(
-            epoch=Epoch(number()), state="ready", blocks=blocks, speeds=speeds,
-            load=Load(running=number(), waiting=number(), waiting_tokens=number()),
-            transports_used=(("memory", number()),),
-        ),
-    ]  # fmt: skip
-    return _CHANCE.choice(words)

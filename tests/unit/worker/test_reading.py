@@ -6,7 +6,7 @@ from engine.batch import ScoredRows, SummedRows
 from protocol.ids import RequestId
 from protocol.messages import OfAttempt, PromptScores, PromptVector
 from protocol.readings import PoolPrompt, ScorePrompt, TokenScore
-from worker.reading import SCORES_A_MESSAGE, JobReading
+from worker.requests import SCORES_A_MESSAGE, JobReading
 
 OF = OfAttempt(request=RequestId("r"), attempt=2)
 
