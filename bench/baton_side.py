@@ -19,7 +19,7 @@ from bench.workload import (
     Times,
     TooSlow,
 )
-from engine.batch import SequenceId
+from engine.batch import RowsRead, SequenceId
 from engine.checkpoint.load import load_model
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
@@ -95,6 +95,9 @@ class _Clockwork:
         if self._failure is not None:
             raise RuntimeError(f"the run did not end well: {self._failure}")
         return self._times
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        pass
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         now = time.perf_counter()

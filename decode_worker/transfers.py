@@ -26,7 +26,7 @@ from kvtransfer.sink.sink import Sink
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.layout import KvLayout
-from protocol.messages import Decode, Prefill, Ticket
+from protocol.messages import Computation, Decode, Prefill, ReadPrompt, Ticket
 from protocol.process.metrics import TransferMetrics
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
@@ -109,10 +109,10 @@ class DecodeTransfers:
     def bytes_per_s(self) -> float:
         return self._rate.per_s
 
-    def mode_of(self, message: Prefill | Decode) -> Mode:
+    def mode_of(self, message: Computation) -> Mode:
         if isinstance(message, Prefill):
             raise ValueError("Prefill was sent to a decode worker")
-        if message.ticket is None:
+        if isinstance(message, ReadPrompt) or message.ticket is None:
             return Mode.LOCAL
         num_tokens = len(message.token_ids) + len(message.generated)
         if message.ticket.num_tokens != num_tokens:
@@ -134,7 +134,7 @@ class DecodeTransfers:
         if job is not None and job.fetch is not None:
             self._sink.cancel(job.fetch, reason="the request was aborted")
 
-    def drop_request(self, message: Prefill | Decode) -> None:
+    def drop_request(self, message: Computation) -> None:
         if isinstance(message, Decode) and message.ticket is not None:
             self._sink.drop(message.ticket, reason="the request was refused")
 

@@ -7,6 +7,7 @@ msgspec structs, not dataclasses: one of each is made per token, and a frozen da
 times as long (32 chunks: 27 us, as structs 2 us). Without `gc`: none is ever part of a cycle.
 """
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NewType, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.messages import Sampling
+from protocol.readings import TokenScore
 
 SequenceId = NewType("SequenceId", str)
 """One sequence inside one engine; never crosses a process."""
@@ -34,6 +36,16 @@ class Allowed(Protocol):
     def words(self) -> Words:
         """Waits until they are known; for whoever has the logits, and before that nobody."""
         ...
+
+
+class ReadRows(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Which of a chunk's tokens have their rows read, and how."""
+
+    rows: range
+    """Places in the chunk."""
+    targets: Sequence[int] | None
+    """The token after each of them, to be scored; None: their hidden states are summed."""
+    num_top: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -63,6 +75,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of the whole prompt, which a dynamic rope turns all of them for."""
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
+    read: ReadRows | None = None
     adapter: AdapterId | None = None
     """Whose weights are added to the model's; no runner knows any yet, so it is None."""
 
@@ -92,3 +105,19 @@ class SampledToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 StepTokens = Mapping[SequenceId, Sequence[SampledToken]]
 """Of each sequence in the order of their positions; one, as long as a step samples no more."""
+
+
+class ScoredRows(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    scores: tuple[TokenScore, ...]
+    """Of `ReadRows.targets`."""
+
+
+class SummedRows(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    num_rows: int
+    values: "array[float]"
+    """Their hidden states, summed as float64."""
+
+
+RowsRead = ScoredRows | SummedRows
+StepReadings = Mapping[SequenceId, RowsRead]
+"""Of each chunk that has `read`."""

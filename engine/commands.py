@@ -13,6 +13,7 @@ from engine.batch import AdapterId, SequenceId
 from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.messages import Sampling
+from protocol.readings import PromptReading
 
 Command = tuple[Callable[..., None], tuple[object, ...]]
 """What the engine thread is to call, and with what."""
@@ -32,6 +33,8 @@ class Submission:
     mode: Mode = Mode.LOCAL
     priority: int = 0
     """The lower, the sooner it is served."""
+    reading: PromptReading | None = None
+    """Of the prompt; not REMOTE, whose prompt is computed elsewhere."""
     adapter: AdapterId | None = None
     """The adapter whose weights it wants. No engine has any yet."""
 

@@ -214,6 +214,7 @@ class Engine:
             outputs=list(submission.generated),
             sampling=sampling,
             mode=submission.mode,
+            reading=submission.reading,
             adapter=submission.adapter,
             priority=submission.priority,
             constraint=AllowedTokens.of(ids) if ids and sampling.grammar is None else None,
@@ -259,6 +260,8 @@ class Engine:
         step = self._steps.pop_oldest()
         try:
             sampled = step.launched.tokens()
+            reads = any(chunk.read is not None for chunk in step.batch)
+            readings = step.launched.readings() if reads else None
         except StepHung:
             raise
         except Exception as error:
@@ -270,7 +273,7 @@ class Engine:
             return
         self._num_failures = 0
         self._steps.measure(step)
-        self._scheduler.record(sampled)
+        self._scheduler.record(sampled, readings)
         self._reporter.deliver()
 
     def _suspect(self, batch: StepInput, error: Exception, *, alone: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from engine.batch import SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, SequenceId
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 
@@ -44,6 +44,10 @@ class EngineObserver(Protocol):
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         """HANDOVER: the KV of the first `num_tokens` tokens is written."""
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        """Rows of its prompt from that of token `first` on: each row that it asks for once, in
+        order, the last before its first token or its ending."""
 
     def step(self, tokens: Seq[SequenceToken]) -> Collection[SequenceId]:
         """Tokens of one engine step, one of each sequence; called again for those that have more.

@@ -16,6 +16,7 @@ from engine.scheduling.sequence_table import (
     SequenceComputed,
     SequenceEnded,
     SequenceFreed,
+    SequenceRead,
 )
 from engine.sequence import Sequence
 
@@ -75,6 +76,8 @@ class Reporter:
                 self._tell_admitted(sequence)
             case SequenceComputed(sequence, num_tokens):
                 self._observer.computed(sequence.id, num_tokens)
+            case SequenceRead(sequence, first, read):
+                self._observer.read(sequence.id, first, read)
             case SequenceEnded(sequence, verdict):
                 self._observer.ended(sequence.id, verdict, sequence.usage(now=self._clock()))
             case SequenceFreed(sequence):

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from engine.batch import AdapterId, SampledToken, SequenceId
+from engine.batch import AdapterId, ReadRows, SampledToken, SequenceId
 from engine.constraint import Constraint
 from engine.kvcache.block_table import BlockTable
 from protocol.messages import FailCode, FinishReason, Sampling
+from protocol.readings import PromptReading, ScorePrompt, rows_of
 from protocol.state_table import Life, StateTable
 
 
@@ -172,6 +173,7 @@ class Sequence:
     mode: Mode
     block_table: BlockTable
     """Its blocks, changed by the scheduler as the rest is."""
+    reading: PromptReading | None = None
     adapter: AdapterId | None = None
     priority: int = 0
     """The lower, the more urgent."""
@@ -193,6 +195,8 @@ class Sequence:
     """Launched forwards that refer to the blocks."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
+    num_read: int = 0
+    """Rows before this token are read, as far as they are asked for."""
     landed: bool = False
     lease_held: bool = False
     fetch_open: bool = False
@@ -235,6 +239,35 @@ class Sequence:
     def urgency(self) -> tuple[int, int]:
         """The lower goes first: by priority, then by arrival."""
         return self.priority, self.arrival
+
+    @property
+    def generates(self) -> bool:
+        """Or its prompt alone is computed."""
+        return self.sampling.max_tokens > 0
+
+    @property
+    def num_reusable(self) -> int:
+        """Of its first tokens KV that others computed may be used: nobody waits for their rows."""
+        rows = self.rows_to_read(0, self.num_tokens)
+        return rows.start if rows else self.num_tokens
+
+    def rows_to_read(self, start: int, stop: int) -> range:
+        """Of tokens [start, stop), those whose rows are asked for and not read yet."""
+        if self.reading is None:
+            return range(0)
+        asked = rows_of(self.reading, num_prompt=len(self.prompt))
+        return range(max(asked.start, start, self.num_read), min(asked.stop, stop))
+
+    def read_rows(self, start: int, stop: int) -> ReadRows | None:
+        """What is read of a chunk of these tokens."""
+        rows = self.rows_to_read(start, stop)
+        if not rows:
+            return None
+        places = range(rows.start - start, rows.stop - start)
+        if isinstance(self.reading, ScorePrompt):
+            targets = self.prompt[rows.start + 1 : rows.stop + 1]
+            return ReadRows(rows=places, targets=targets, num_top=self.reading.num_top)
+        return ReadRows(rows=places, targets=None)
 
     @property
     def needs_fetch(self) -> bool:

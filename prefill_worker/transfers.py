@@ -3,6 +3,8 @@
 What is told of a request leaves in order: Started, the token, then one ending.
 """
 
+from typing import assert_never
+
 from engine.batch import SampledToken
 from engine.loop import Engine
 from engine.sequence import Mode
@@ -11,7 +13,17 @@ from prefill_worker.lent import LentLeases
 from prefill_worker.settings import PrefillSettings
 from protocol import codec
 from protocol.errors import CapacityError
-from protocol.messages import Aborted, Decode, Failed, FirstToken, Prefill, PrefillDone, Started
+from protocol.messages import (
+    Aborted,
+    Computation,
+    Decode,
+    Failed,
+    FirstToken,
+    Prefill,
+    PrefillDone,
+    ReadPrompt,
+    Started,
+)
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
@@ -56,10 +68,16 @@ class PrefillTransfers:
     def uses(self) -> TransportUses:
         return self._lent.uses
 
-    def mode_of(self, message: Prefill | Decode) -> Mode:
-        if isinstance(message, Decode):
-            raise ValueError("Decode was sent to a prefill worker")
-        return Mode.HANDOVER
+    def mode_of(self, message: Computation) -> Mode:
+        match message:
+            case Prefill():
+                return Mode.HANDOVER
+            case ReadPrompt():
+                return Mode.LOCAL
+            case Decode():
+                raise ValueError("Decode was sent to a prefill worker")
+            case _:
+                assert_never(message)
 
     def hold_ticket(self, job: Job) -> None:
         """Nothing is fetched here."""
@@ -80,7 +98,7 @@ class PrefillTransfers:
         if lease is not None:
             self._source.fail(lease, "the request was aborted")
 
-    def drop_request(self, message: Prefill | Decode) -> None:
+    def drop_request(self, message: Computation) -> None:
         """Nothing is lent before admission."""
 
     def moving(self) -> list[Key]:
@@ -92,6 +110,8 @@ class PrefillTransfers:
     def admitted(
         self, job: Job, block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
     ) -> None:
+        if job.mode is not Mode.HANDOVER:
+            return  # whoever asked wants nothing of the blocks
         try:
             ticket = self._source.open_lease(block_ids=block_table, num_tokens=job.num_tokens)
         except CapacityError as error:

@@ -12,6 +12,7 @@ import msgspec
 
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout, Layout
+from protocol.readings import PromptReading, TokenScore
 
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
@@ -39,6 +40,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     max_tokens: int
+    """0: the prompt alone is computed."""
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -129,6 +131,8 @@ class ToCompute(OfAttempt, frozen=True, kw_only=True):
     deadline_s: float
     priority: int = 0
     """The lower, the sooner it is served where not all can be."""
+    reading: PromptReading | None = None
+    """What is said of the prompt besides, by whoever computes it."""
 
 
 class Prefill(ToCompute, frozen=True, kw_only=True, tag=3):
@@ -145,7 +149,13 @@ class Abort(OfAttempt, frozen=True, kw_only=True, tag=5):
     reason: str
 
 
-ToWorker = Hello | Ping | Prefill | Decode | Abort
+class ReadPrompt(ToCompute, frozen=True, kw_only=True, tag=6):
+    """Compute these tokens for what is read of them, and generate one token at most: there is
+    nothing for another worker to do. `generated` is empty."""
+
+
+Computation = Prefill | Decode | ReadPrompt
+ToWorker = Hello | Ping | Computation | Abort
 
 # -- worker -> router ---------------------------------------------------------------------
 
@@ -305,7 +315,22 @@ class PrefillDone(OfAttempt, frozen=True, kw_only=True, tag=9):
     prefill_s: float
 
 
-ToRouter = Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
+class PromptScores(OfAttempt, frozen=True, kw_only=True, tag=10):
+    """Tokens of the prompt, in order and without gaps; before the first token after it is said."""
+
+    first: int
+    scores: tuple[TokenScore, ...]
+
+
+class PromptVector(OfAttempt, frozen=True, kw_only=True, tag=11):
+    values: bytes
+    """float32, little endian, as pooled: of any length, but for rounding as the model has it."""
+
+
+ToRouter = (
+    Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
+    | PromptScores | PromptVector
+)  # fmt: skip
 
 
 class FirstToken(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import Blocks, Role, Speeds, TransportUse, WorkerState
 from protocol.process.metrics import RouterMetrics
 from protocol.store.responses import ResponseStore
+from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
@@ -128,6 +129,8 @@ class Runtime:
     """Of the checkpoint's files, for clients that make prompts themselves."""
     kept_responses: KeptResponses | None = None
     """None: no response is kept."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    """How the model makes one vector of a text."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

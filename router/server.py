@@ -26,6 +26,7 @@ from protocol.process.settings import split_keys
 from protocol.store.responses import ResponseStore
 from protocol.store.workers import Store
 from protocol.text.description import describe_tokenizer
+from protocol.text.pooling_config import read_pooling_config
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
@@ -194,6 +195,7 @@ def _runtime(
         sampling_defaults=defaults,
         tokenizer_description=describe_tokenizer(settings.model),
         kept_responses=kept,
+        pooling=read_pooling_config(settings.model),
         tokenize_threads=settings.tokenize_threads,
     )
 

@@ -11,7 +11,7 @@ from typing import assert_never
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Decode, Prefill, Registration, WorkerState
+from protocol.messages import Abort, Beat, Computation, Registration, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from worker.endings import failure
@@ -75,7 +75,7 @@ class Lifecycle:
                 case arrival:
                     assert_never(arrival)
 
-    def _answer(self, router: RouterId, message: Prefill | Decode | Abort) -> None:
+    def _answer(self, router: RouterId, message: Computation | Abort) -> None:
         if isinstance(message, Abort):
             self._service.abort_request(router, message.request, message.attempt)
         elif self.state == "ready":

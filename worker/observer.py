@@ -6,7 +6,7 @@ On the engine's thread. Knows messages and text, but neither sockets nor transpo
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from engine.batch import SequenceId
+from engine.batch import RowsRead, SequenceId
 from engine.observer import SequenceToken
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
@@ -52,6 +52,11 @@ class WorkerObserver:
         job = self._requests.of_sequence(sequence)
         if job is not None:
             job.transfers.computed(job, num_tokens)
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        job = self._requests.of_sequence(sequence)
+        if job is not None:
+            self._requests.add_rows(job, first=first, read=read)
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         requests, stopped = self._requests, set()

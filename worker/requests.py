@@ -6,28 +6,35 @@ request carries the text still held back.
 """
 
 import math
+import sys
 import threading
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, assert_never
 
-from engine.batch import SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, ScoredRows, SequenceId, SummedRows
 from engine.sequence import Mode
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
 from protocol.messages import (
     Aborted,
+    Computation,
     Decode,
     Emit,
     Failed,
     Finished,
-    Prefill,
+    OfAttempt,
     PrefillDone,
+    PromptScores,
+    PromptVector,
+    ReadPrompt,
     Step,
     Ticket,
     TokenLogprob,
     ToRouter,
 )
+from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
 from worker.transport_uses import TransportUses
 
@@ -36,9 +43,13 @@ MAX_STOP_CHARS = 1 << 16
 MAX_GRAMMAR_CHARS = 1 << 20
 MAX_BEGINNING = 1 << 10
 """Tokens of all runs that a grammar may begin after: they are looked for at every token."""
+MAX_TOP = 128
+"""Tokens named at each place of a prompt that is scored."""
 _FLOATS = (
     "temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+SCORES_A_MESSAGE = 64
+"""With 20 alternatives each a router spends some milliseconds on them: its streams go on."""
 RequestEnding = Finished | Failed | Aborted | PrefillDone
 Key = tuple[RouterId, RequestId, int]
 """Router, request, attempt."""
@@ -55,7 +66,7 @@ class Transfers(Protocol):
     def bytes_per_s(self) -> float:
         """Of KV fetched, while bytes flowed; 0.0 until measured."""
 
-    def mode_of(self, message: Prefill | Decode) -> Mode:
+    def mode_of(self, message: Computation) -> Mode:
         """How the engine runs it. ValueError when this role cannot do what it says."""
 
     def hold_ticket(self, job: "Job") -> None:
@@ -67,7 +78,7 @@ class Transfers(Protocol):
     def abort_request(self, key: Key) -> None:
         """KV that still moves for this request, its job ended or not, is not wanted any more."""
 
-    def drop_request(self, message: Prefill | Decode) -> None:
+    def drop_request(self, message: Computation) -> None:
         """It is not accepted: whoever holds KV for it may let it go."""
 
     def moving(self) -> list[Key]:
@@ -91,6 +102,50 @@ class Transfers(Protocol):
         """Leave no thread or socket; nobody reads or writes our blocks any more."""
 
 
+@dataclass(slots=True, kw_only=True)
+class JobReading:
+    reading: PromptReading
+    num_prompt: int
+    _scores: list[TokenScore] = field(default_factory=list)
+    """Not said yet."""
+    _first: int = 0
+    """Index of the first of them."""
+    _sums: "array[float] | None" = None
+    _num_rows: int = 0
+
+    def add_rows(self, first: int, read: RowsRead) -> None:
+        """As `engine.observer.EngineObserver.read`."""
+        match read:
+            case ScoredRows(scores=scores):
+                if not self._scores:
+                    self._first = first + 1
+                self._scores += scores
+            case SummedRows(num_rows=num_rows, values=values):
+                sums = self._sums
+                added = values if sums is None else map(float.__add__, sums, values)
+                self._sums = array("d", added)
+                self._num_rows += num_rows
+            case _:
+                assert_never(read)
+
+    def take_messages(self, of: OfAttempt) -> list[PromptScores | PromptVector]:
+        """What is new to say."""
+        request, attempt = of.request, of.attempt
+        scores, first, self._scores = self._scores, self._first, []
+        messages = list[PromptScores | PromptVector]()
+        for start in range(0, len(scores), SCORES_A_MESSAGE):
+            piece = tuple(scores[start : start + SCORES_A_MESSAGE])
+            messages.append(
+                PromptScores(request=request, attempt=attempt, first=first + start, scores=piece)
+            )
+        due = len(rows_of(self.reading, num_prompt=self.num_prompt))
+        if isinstance(self.reading, PoolPrompt) and self._sums and self._num_rows == due:
+            values = _mean(self._sums, due)
+            messages.append(PromptVector(request=request, attempt=attempt, values=values))
+            self._sums = None
+        return messages
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Job:
     """One attempt at a request that this worker has accepted."""
@@ -108,6 +163,8 @@ class Job:
     ticket: Ticket | None
     """Where their KV is fetched."""
     transfers: Transfers
+    mode: Mode
+    reading: JobReading | None = None
     fetch: FetchId | None = None
     lease: LeaseId | None = None
     """Under which their KV is lent."""
@@ -131,6 +188,7 @@ class RequestTable:
         self._by_sequence: dict[SequenceId, Job] = {}
         self._by_key: dict[Key, Job] = {}
         self._spoken: dict[SequenceId, Job] = {}
+        self._read: dict[SequenceId, Job] = {}
         self._endings: list[tuple[Job, RequestEnding]] = []
 
     def add_job(self, job: Job) -> bool:
@@ -169,6 +227,12 @@ class RequestTable:
         self._spoken[job.sequence] = job
         return step.stopped
 
+    def add_rows(self, job: Job, *, first: int, read: RowsRead) -> None:
+        """Notes what was read of its prompt."""
+        assert job.reading is not None, "nothing is read of its prompt"
+        job.reading.add_rows(first, read)
+        self._read[job.sequence] = job
+
     def end_text(self, job: Job) -> None:
         """The last token of all gets the text still held back."""
         if job.emits:
@@ -181,9 +245,11 @@ class RequestTable:
             self._endings.append((job, ending))
 
     def flush_step(self) -> int:
-        """Sends what was noted: first one Step per router, then the endings. Returns how many
-        tokens it were."""
+        """Sends what was noted: first what was read of prompts, then one Step per router, then the
+        endings. Returns how many tokens it were."""
         num_tokens = 0
+        if self._read:
+            self._tell_read()
         if self._spoken:
             steps: dict[RouterId, list[Emit]] = {}
             for job in self._spoken.values():
@@ -199,13 +265,21 @@ class RequestTable:
                 job.transfers.ending_told(job, ending)
         return num_tokens
 
+    def _tell_read(self) -> None:
+        for job in self._read.values():
+            assert job.reading is not None
+            of = OfAttempt(request=job.request, attempt=job.attempt)
+            for message in job.reading.take_messages(of):
+                self._send(job.router, message)
+        self._read.clear()
+
     def _forget_job(self, job: Job) -> bool:
         with self._lock:
             self._by_key.pop(job.key, None)
             return self._by_sequence.pop(job.sequence, None) is not None
 
 
-def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
+def check_request(message: Computation, *, vocab_size: int) -> None:
     """What a router should have refused: it would harm, or hold up, others of the batch. Raises
     ValueError."""
     sampling, grammar = message.sampling, message.sampling.grammar
@@ -229,8 +303,7 @@ def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
     biases = [bias for _, bias in sampling.logit_bias]
     if not all(map(math.isfinite, (*biases, *(getattr(sampling, name) for name in _FLOATS)))):
         raise ValueError(f"{', '.join(_FLOATS)}, logit_bias: not all are numbers")
-    if sampling.max_tokens < 1:
-        raise ValueError(f"max_tokens: {sampling.max_tokens}, at least 1")
+    _check_reading(message)
     if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= vocab_size:
         raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
     if "" in sampling.stop or sum(map(len, sampling.stop)) > MAX_STOP_CHARS:
@@ -239,6 +312,23 @@ def check_request(message: Prefill | Decode, *, vocab_size: int) -> None:
         raise ValueError(f"grammar: more than {MAX_GRAMMAR_CHARS} characters")
     if not all(begins_after) or sum(map(len, begins_after)) > MAX_BEGINNING:
         raise ValueError(f"begins_after: a run of no token, or more than {MAX_BEGINNING} in all")
+
+
+def _check_reading(message: Computation) -> None:
+    max_tokens, reading = message.sampling.max_tokens, message.reading
+    if isinstance(message, ReadPrompt):
+        if message.generated or not 0 <= max_tokens <= 1:
+            raise ValueError(f"max_tokens: {max_tokens} where a prompt is read, 0 or 1")
+    elif max_tokens < 1:
+        raise ValueError(f"max_tokens: {max_tokens}, at least 1")
+    if reading is None:
+        return
+    if isinstance(message, Decode) and message.ticket is not None:
+        raise ValueError("reading: of a prompt that is computed elsewhere")
+    if isinstance(reading, ScorePrompt) and not (
+        1 <= reading.first <= len(message.token_ids) and 0 <= reading.num_top <= MAX_TOP
+    ):
+        raise ValueError(f"reading: from token {reading.first} on, {reading.num_top} at each")
 
 
 def _emits(job: Job) -> list[Emit]:
@@ -260,3 +350,10 @@ def _emits(job: Job) -> list[Emit]:
 def wire_top(token: SampledToken) -> tuple[TokenLogprob, ...]:
     """The most likely tokens as a message carries them."""
     return tuple(TokenLogprob(token_id=id_, logprob=value) for id_, value in token.top)
+
+
+def _mean(sums: "array[float]", num_rows: int) -> bytes:
+    values = array("f", (value / num_rows for value in sums))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()

@@ -13,13 +13,13 @@ from engine.commands import Submission
 from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Beat, Decode, Failed, Prefill, Speeds, WorkerState
+from protocol.messages import Beat, Computation, Decode, Failed, Speeds, WorkerState
 from protocol.process.logs import request_context
 from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import WorkerParts
-from worker.requests import Job, Key, RequestEnding, Transfers, check_request
+from worker.requests import Job, JobReading, Key, RequestEnding, Transfers, check_request
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class EngineService:
         self._metrics = parts.metrics
         self._numbers = count()
 
-    def accept_request(self, router: RouterId, message: Prefill | Decode) -> None:
+    def accept_request(self, router: RouterId, message: Computation) -> None:
         """Accepts it, or ends it at once."""
         with request_context(message.request):
             if not message.deadline_s > 0:
@@ -53,23 +53,23 @@ class EngineService:
                 self._refuse_broken(router, message, f"{type(error).__name__}: {error}")
         return None
 
-    def _accept(self, router: RouterId, message: Prefill | Decode) -> None:
-        job = self._job(router, message)
+    def _accept(self, router: RouterId, message: Computation) -> None:
         try:
             mode = self._transfers.mode_of(message)
         except ValueError as error:
             wrong = failure(message, "internal", str(error), retryable=False)
             return self.refuse_request(router, message, wrong)
+        job = self._job(router, message, mode)
         if not self._requests.add_job(job):
             log.warning("request came twice", extra={"remedy": "report it"})
         elif any(job.text.feed(token_id).stopped for token_id in message.generated):
             self._end(job, nothing_left(job, message.generated))
         else:
             self._transfers.hold_ticket(job)
-            self._submit(job, message, mode)
+            self._submit(job, message)
         return None
 
-    def _refuse_broken(self, router: RouterId, message: Prefill | Decode, why: str) -> None:
+    def _refuse_broken(self, router: RouterId, message: Computation, why: str) -> None:
         wrong = failure(message, "internal", why, retryable=False)
         job = self._requests.of_key((router, message.request, message.attempt))
         if job is None:
@@ -77,7 +77,7 @@ class EngineService:
         self._engine.abort(job.sequence)
         return self._end(job, wrong)
 
-    def refuse_request(self, router: RouterId, message: Prefill | Decode, why: Failed) -> None:
+    def refuse_request(self, router: RouterId, message: Computation, why: Failed) -> None:
         """Ends it without accepting it."""
         told = {"why": why.message, "remedy": REMEDIES[why.code]}
         log.warning("request refused", extra=told)
@@ -133,7 +133,8 @@ class EngineService:
             transports=transfers.uses.latest(),
         )
 
-    def _job(self, router: RouterId, message: Prefill | Decode) -> Job:
+    def _job(self, router: RouterId, message: Computation, mode: Mode) -> Job:
+        reading, num_prompt = message.reading, len(message.token_ids)
         return Job(
             router=router,
             request=message.request,
@@ -141,12 +142,16 @@ class EngineService:
             sequence=SequenceId(f"{message.request}.{message.attempt}#{next(self._numbers)}"),
             text=TextState(self._tokenizer, message.sampling),
             deadline_at=time.monotonic() + message.deadline_s,
-            num_tokens=len(message.token_ids) + len(message.generated),
+            num_tokens=num_prompt + len(message.generated),
             ticket=message.ticket if isinstance(message, Decode) else None,
             transfers=self._transfers,
+            mode=mode,
+            reading=reading
+            if reading is None
+            else JobReading(reading=reading, num_prompt=num_prompt),
         )
 
-    def _submit(self, job: Job, message: Prefill | Decode, mode: Mode) -> None:
+    def _submit(self, job: Job, message: Computation) -> None:
         try:
             self._engine.submit(
                 Submission(
@@ -155,7 +160,8 @@ class EngineService:
                     generated=message.generated,
                     sampling=message.sampling,
                     salt=message.salt,
-                    mode=mode,
+                    mode=job.mode,
+                    reading=message.reading,
                     priority=message.priority,
                 )
             )

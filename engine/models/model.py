@@ -54,6 +54,15 @@ class Model:
     @torch.inference_mode()
     def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
         """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
+        x_RK = self.hidden(inputs, pool)
+        if x_RK is None:
+            return torch.empty(0, self.config.vocab_size, device=self.device)
+        return self.logits(x_RK)
+
+    @torch.inference_mode()
+    def hidden(self, inputs: ForwardInputs, pool: KvPool) -> Tensor | None:
+        """Writes the KV of every token to the pool; [R, K] of `inputs.rows_R` after the last norm,
+        in io_dtype; None: no row was asked for."""
         turns = self.turns(inputs)
         x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
         delta_TK: Tensor | None = None
@@ -63,7 +72,7 @@ class Model:
             normed_TK = self._normed(x_TK, delta_TK, layer.norm)
             mixed_TK = layer.mixer(normed_TK, inputs, pool, turns, rows_R)
             if mixed_TK is None:  # the KV is all that was asked for
-                return torch.empty(0, self.config.vocab_size, device=self.device)
+                return None
             x_TK = x_TK if rows_R is None else x_TK[rows_R]
             delta_TK = self._after(mixed_TK, layer.after_mixer)
             if layer.parallel:
@@ -72,7 +81,7 @@ class Model:
             else:
                 normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm)
             delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp)
-        return self._logits(self._normed(x_TK, delta_TK, self._parts.final_norm))
+        return self._normed(x_TK, delta_TK, self._parts.final_norm)
 
     def turns(self, inputs: ForwardInputs) -> Turns:
         """What the tokens' places do to the heads of every layer."""
@@ -94,7 +103,9 @@ class Model:
         """What is added to the residual: the mixer's or the MLP's answer, perhaps normed."""
         return y_TK if norm is None else self.ops.post_norm(y_TK, norm)
 
-    def _logits(self, x_RK: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def logits(self, x_RK: Tensor) -> Tensor:
+        """float32 [R, V] of what `hidden` answers, or some rows of it."""
         logits_RV = self._parts.head(x_RK).float()
         if self.config.logits_divisor != 1:
             logits_RV = logits_RV / self.config.logits_divisor

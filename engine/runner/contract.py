@@ -5,10 +5,10 @@ least of all, before `Launched.tokens` has returned.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.batch import Chunk, StepTokens
+from engine.batch import Chunk, StepReadings, StepTokens
 from protocol.layout import KvLayout
 
 
@@ -23,6 +23,10 @@ class Launched(Protocol):
         """Waits until the KV of every chunk is in its blocks; tokens of the chunks that asked for
         them. A sequence for which the model answers no number is left out. Called once; also when
         it raises, the step is over, unless that is StepHung."""
+        ...
+
+    def readings(self) -> StepReadings:
+        """Of the chunks that have `read`. Called at most once, after `tokens`."""
         ...
 
 
@@ -45,6 +49,10 @@ class ComputedStep:
     """A step that was computed before `launch` returned."""
 
     sampled: StepTokens
+    read: StepReadings = field(default_factory=dict)
 
     def tokens(self) -> StepTokens:
         return self.sampled
+
+    def readings(self) -> StepReadings:
+        return self.read

@@ -4,14 +4,17 @@ Not thread-safe: one thread calls it.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
-from engine.batch import Chunk
+from engine.batch import Chunk, StepReadings
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.ops.inputs import forward_inputs
+from engine.ops.inputs import ForwardInputs, forward_inputs
 from engine.runner.contract import ComputedStep
+from engine.runner.prompt_rows import as_readings, read_plan, read_rows
 from engine.sampling.sampler import sample_tokens
 
 
@@ -31,10 +34,24 @@ class TorchRunner:
             chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups,
             reaches=self._model.takes_reaches,
         )  # fmt: skip
-        logits_RV = self._model.forward(inputs, self._pool)
+        logits_RV, readings = self._computed(chunks, inputs)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample_tokens(logits_RV, asking, eos_token_ids=self.eos_token_ids)
         pairs = zip(asking, tokens, strict=True)
         return ComputedStep(
-            {chunk.sequence: (token,) for chunk, token in pairs if token is not None}
+            {chunk.sequence: (token,) for chunk, token in pairs if token is not None}, readings
         )
+
+    def _computed(
+        self, chunks: Sequence[Chunk], inputs: ForwardInputs
+    ) -> tuple[Tensor, StepReadings]:
+        """Logits of the rows sampled by, and what else is read."""
+        plan = read_plan(chunks)
+        if plan is None:
+            return self._model.forward(inputs, self._pool), {}
+        rows_R = torch.from_numpy(plan.rows_R)
+        hidden_RK = self._model.hidden(replace(inputs, rows_R=rows_R), self._pool)
+        assert hidden_RK is not None, "rows were asked for"
+        read = read_rows(self._model, hidden_RK, plan, upload=torch.from_numpy)
+        sampled_R = torch.from_numpy(plan.sampled_R)
+        return self._model.logits(hidden_RK[sampled_R]), as_readings(plan, read)

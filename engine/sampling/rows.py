@@ -69,13 +69,13 @@ def logprobs(logits_AV: Tensor, tokens_A: Tensor, *, num_top: int) -> Tensor:
     rows_AV = scores_AV.double()
     total_A1 = rows_AV.logsumexp(dim=1, keepdim=True)
     chosen_A1 = rows_AV.gather(1, tokens_A.clamp(min=0)[:, None]) - total_A1
-    best_AN = _ordered(scores_AV).topk(min(num_top, rows_AV.shape[1]), dim=1).values
+    best_AN = ordered(scores_AV).topk(min(num_top, rows_AV.shape[1]), dim=1).values
     ids_AN = (best_AN & _ID) ^ _ID
     best_AN = rows_AV.gather(1, ids_AN) - total_A1
     return torch.cat((chosen_A1, ids_AN.double(), best_AN), dim=1)
 
 
-def _ordered(scores_AV: Tensor) -> Tensor:
+def ordered(scores_AV: Tensor) -> Tensor:
     """int64 that orders as (score, lower id first) does: the float's bits above the id's."""
     bits_AV = (scores_AV + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
     rising_AV = torch.where(bits_AV >= 0, bits_AV, bits_AV ^ 0x7FFF_FFFF)

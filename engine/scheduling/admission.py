@@ -80,6 +80,7 @@ class SequenceAdmission:
                 return False  # matching a long prompt in every step would cost the decodes
         num_tokens = sequence.num_tokens
         computable = num_tokens if sequence.needs_fetch else num_tokens - 1
+        computable = min(computable, sequence.num_reusable)
         resume_at = num_tokens if sequence.needs_fetch else 0
         matched = table.match(sequence.tokens, max_tokens=computable, resume_at=resume_at)
         num_matched = len(matched) // groups.num_groups

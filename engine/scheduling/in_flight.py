@@ -51,7 +51,8 @@ class InFlightSteps:
         start, num_tokens = sequence.num_launched, sequence.num_tokens
         pending = max(0, start - num_tokens + 1)
         stop = start + 1 if pending else min(start + max_tokens, num_tokens)
-        sampling = sequence.sampling if stop >= num_tokens else None
+        asks = stop >= num_tokens and sequence.generates
+        sampling = sequence.sampling if asks else None
         constraint = None if sampling is None else sequence.constraint
         sequence.block_table.cover(start, stop)
         sequence.num_launched = stop
@@ -68,6 +69,7 @@ class InFlightSteps:
             allowed=None if constraint is None else constraint.allowed,
             num_prompt=len(sequence.prompt),
             pending=pending,
+            read=sequence.read_rows(start, stop),
             adapter=sequence.adapter,
         )
 

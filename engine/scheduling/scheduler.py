@@ -16,7 +16,7 @@ from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from typing import assert_never
 
-from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepTokens
+from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepReadings, StepTokens
 from engine.constraint import Constraint
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
@@ -73,10 +73,10 @@ class Scheduler:
         is_full = self._admission.is_queue_full()
         self._table.add(sequence)
         num_tokens, most = sequence.num_tokens, self.max_context_tokens
-        if num_tokens >= most:
+        if num_tokens >= most + (not sequence.generates):
             message = f"{num_tokens} tokens leave no room in a context of {most}"
             self._table.finish(sequence, Fail("too_long", message))
-        elif len(sequence.outputs) >= sequence.sampling.max_tokens:
+        elif sequence.generates and len(sequence.outputs) >= sequence.sampling.max_tokens:
             self._table.finish(sequence, Complete("length"))
         elif is_full:
             message = f"{self._table.load().waiting - 1} requests are waiting already"
@@ -168,10 +168,11 @@ class Scheduler:
         chunks.append(chunk)
         return budget - len(chunk.token_ids)
 
-    def record(self, sampled: StepTokens) -> None:
+    def record(self, sampled: StepTokens, readings: StepReadings | None = None) -> None:
         """The oldest batch is computed: its KV is written, these are its tokens, one a sequence or,
-        as speculation would find them, several that follow each other. Who asked for one and has
-        none ends, alone; tokens of those that have their ending are nobody's."""
+        as speculation would find them, several that follow each other, and the rows it read. Who
+        asked for a token and has none ends, alone; what is of those that have their ending is
+        nobody's."""
         block_tokens = self._cache.block_tokens
         for sequence, start, stop in self._steps.pop_oldest_step():
             sequence.in_flight -= 1
@@ -179,17 +180,22 @@ class Scheduler:
                 self._record_ended(sequence, start, stop)
                 continue
             assert sequence.num_computed == start, f"sequence {sequence.id} has a gap at {start}"
-            asked = stop == sequence.num_tokens
+            is_whole = stop == sequence.num_tokens
+            asked = is_whole and sequence.generates
             if asked and sequence.id not in sampled:
                 self._table.finish(sequence, _no_token(sequence))
                 continue  # nothing of this step is sealed: its KV may be damaged
             sequence.num_computed = stop
             if stop // block_tokens > sequence.block_table.num_sealed:
                 self._seal_computed(sequence)
+            if readings and (read := readings.get(sequence.id)) is not None:
+                self._table.note_read(sequence, sequence.rows_to_read(start, stop), read)
             if sequence.leases:
                 self._table.note_computed(sequence)
             if asked:
                 self._append(sequence, sampled[sequence.id])
+            elif is_whole:
+                self._table.finish(sequence, Complete("length"))
 
     def undo_newest(self) -> None:
         """The batch last made is as if it had never been, launched or not: none of its KV counts,

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import takewhile
 
-from engine.batch import SequenceId
+from engine.batch import RowsRead, SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.sequence import Sequence, SequenceEvent, SequenceState, Verdict
 from protocol.messages import Blocks, Load
@@ -31,6 +31,15 @@ class SequenceComputed:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceRead:
+    """Rows of its prompt, of which the first is that of token `first`."""
+
+    sequence: Sequence
+    first: int
+    read: RowsRead
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceEnded:
     """Its verdict is final."""
 
@@ -48,7 +57,7 @@ class SequenceFreed:
 QUEUED_STATES = (SequenceState.COMPILING, SequenceState.WAITING)
 COMPUTED_STATES = (SequenceState.PREFILLING, SequenceState.DECODING)
 ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
-Effect = SequenceAdmitted | SequenceComputed | SequenceEnded | SequenceFreed
+Effect = SequenceAdmitted | SequenceComputed | SequenceRead | SequenceEnded | SequenceFreed
 
 
 class SequenceTable:
@@ -101,6 +110,10 @@ class SequenceTable:
 
     def note_computed(self, sequence: Sequence) -> None:
         self._effects.append(SequenceComputed(sequence, sequence.num_computed))
+
+    def note_read(self, sequence: Sequence, rows: range, read: RowsRead) -> None:
+        sequence.num_read = rows.stop
+        self._effects.append(SequenceRead(sequence, rows.start, read))
 
     def preempt(self, sequence: Sequence) -> None:
         """Back to its place in the queue, owning nothing."""

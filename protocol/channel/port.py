@@ -24,7 +24,7 @@ from protocol.channel.wire import (
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import WireError
 from protocol.ids import RouterId
-from protocol.messages import Abort, Decode, Hello, Ping, Prefill, Registration, ToRouter, Welcome
+from protocol.messages import Abort, Computation, Hello, Ping, Registration, ToRouter, Welcome
 from protocol.process.machine import unlistenable
 
 _ROUTER_GONE = "none if it was stopped; otherwise look at its log and the network between"
@@ -51,7 +51,7 @@ class RouterMessage:
     """What a router asks for."""
 
     router: RouterId
-    message: Prefill | Decode | Abort
+    message: Computation | Abort
 
 
 Arrival = RouterJoined | RouterGone | RouterMessage

@@ -25,7 +25,7 @@ from protocol.text.text_config import read_json_object, read_json_object_if_ther
 _TEXT_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja"),
-    "additional_chat_templates/*.jinja",
+    *("additional_chat_templates/*.jinja", "modules.json", "*_Pooling/config.json"),
 )
 _WEIGHT_FILES = (
     *(WEIGHTS_INDEX, "quantize_config.json", "quant_config.json", "hf_quant_config.json"),

@@ -16,6 +16,26 @@ Kind = Literal["chat", "text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShownScores:
+    """How the tokens of a choice's prompt are shown: how many alternatives of each, None not so."""
+
+    echoed: int | None
+    """Before the generated ones, in the choice's `logprobs`."""
+    listed: int | None
+    """In `prompt_logprobs`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownVectors:
+    """How pooled prompts are shown."""
+
+    as_base64: bool
+    is_normalised: bool
+    num_dimensions: int | None
+    """The first so many; None: all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """One HTTP request: its choices and how to show them. Choices are prompt by prompt."""
 
@@ -42,6 +62,15 @@ class Generation:
     """Show those of prompt and output beside the text."""
     tokens_as_ids: bool = False
     """Name tokens by their number where log probabilities do."""
+    scores: ShownScores | None = None
+    vectors: ShownVectors | None = None
+    max_at_once: int | None = None
+    """Choices that are dispatched side by side; None: all."""
+
+    @property
+    def num_at_once(self) -> int:
+        num = len(self.requests)
+        return num if self.max_at_once is None else min(num, self.max_at_once)
 
 
 def context_tokens(runtime: Runtime) -> int:

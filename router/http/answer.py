@@ -9,7 +9,7 @@ from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.exchange import Exchange
-from router.requests.events import Ended, Route, Token
+from router.requests.events import Ended, Read, Route, Token
 
 
 class Usage:
@@ -81,6 +81,10 @@ class AnswerWriter(ABC):
 
     @abstractmethod
     async def token(self, index: int, token: Token) -> None: ...
+
+    async def read(self, index: int, read: Read) -> None:
+        """What was read of a choice's prompt, if it asks for that: before its first token."""
+        raise AssertionError(f"choice {index} asks for nothing of its prompt")
 
     @abstractmethod
     async def ended(self, index: int, ended: Ended) -> None: ...

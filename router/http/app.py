@@ -30,6 +30,7 @@ from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
+from router.http.embedding_answer import EmbeddingAnswer
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
 from router.http.json_answer import JsonAnswer
@@ -49,6 +50,7 @@ from router.http.responses.kept import (
 from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
+from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
 
@@ -61,6 +63,7 @@ MESSAGES = Surface(
     stream=StreamedMessage,
     show_error=anthropic_error,
 )
+EMBEDDINGS = Surface(prepare=prepare_embeddings, whole=EmbeddingAnswer, stream=EmbeddingAnswer)
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
@@ -135,6 +138,10 @@ def _add_generation(app: FastAPI, state: AppState) -> None:
     @app.post("/v1/completions")
     async def completions() -> Response:
         return GenerateResponse(state, COMPLETIONS)
+
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        return GenerateResponse(state, EMBEDDINGS)
 
     @app.post("/v1/messages")
     async def messages() -> Response:

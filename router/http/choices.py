@@ -20,6 +20,7 @@ async def open_choices(
     dispatcher: GenerationService,
     requests: Sequence[GenerationRequest],
     *,
+    num_at_once: int | None = None,
     tasks: asyncio.TaskGroup,
 ) -> AsyncIterator[AsyncGenerator[ChoiceEvent, None]]:
     """Events of all choices, each with its choice's index, until every one has `Ended`.
@@ -30,9 +31,11 @@ async def open_choices(
         async with aclosing(_single(dispatcher, requests[0])) as events:
             yield events
         return
-    queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue(EVENTS_PER_CHOICE * len(requests))
+    num_at_once = num_at_once or len(requests)
+    queue: asyncio.Queue[ChoiceEvent | Exception] = asyncio.Queue(EVENTS_PER_CHOICE * num_at_once)
+    seats = asyncio.Semaphore(num_at_once)
     runs = [
-        tasks.create_task(_pump(dispatcher, request, index, queue), name=f"choice {index}")
+        tasks.create_task(_pump(dispatcher, request, index, queue, seats), name=f"choice {index}")
         for index, request in enumerate(requests)
     ]
     try:
@@ -59,9 +62,10 @@ async def _pump(
     request: GenerationRequest,
     index: int,
     queue: asyncio.Queue[ChoiceEvent | Exception],
+    seats: asyncio.Semaphore,
 ) -> None:
     try:
-        async with aclosing(_single(dispatcher, request)) as events:
+        async with seats, aclosing(_single(dispatcher, request)) as events:
             async for _, event in events:
                 await queue.put((index, event))
     except Exception as error:  # not handled here: raised again by whoever reads the queue

@@ -25,7 +25,7 @@ from router.http.choices import ChoiceEvent, open_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import Ended, Placed, Token
+from router.requests.events import Ended, Placed, Pooled, Scored, Token
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
@@ -107,7 +107,7 @@ class GenerateResponse(Response):
         try:
             with self._state.seats.share(client_of(exchange.scope)) as seats:
                 generation = await self._prepared(exchange, seats)
-                seats.widen(len(generation.requests))
+                seats.widen(generation.num_at_once)
                 await self._answer(generation, exchange)
         except ApiError as error:
             await exchange.refuse(error)
@@ -140,7 +140,9 @@ class GenerateResponse(Response):
     ) -> None:
         dispatcher = self._state.runtime.dispatcher
         try:
-            async with open_choices(dispatcher, generation.requests, tasks=tasks) as events:
+            async with open_choices(
+                dispatcher, generation.requests, num_at_once=generation.num_at_once, tasks=tasks
+            ) as events:
                 error = await _pour(events, answer)
             if error is None:
                 await answer.finish()
@@ -157,6 +159,8 @@ async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> Api
             match event:
                 case Token():
                     await answer.token(index, event)
+                case Scored() | Pooled():
+                    await answer.read(index, event)
                 case Placed():
                     answer.placed(event.route)
                 case Ended():

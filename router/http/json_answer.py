@@ -10,9 +10,9 @@ from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.http.logprobs import ChatLogprobs, Logprobs, TextLogprobs
+from router.http.logprobs import ChatLogprobs, ListedScores, Logprobs, TextLogprobs, echoed_entries
 from router.openai.chat_message import ChatMessage, finish_reason
-from router.requests.events import Ended, Token
+from router.requests.events import Ended, Read, Scored, Token
 
 
 class JsonChoice:
@@ -26,6 +26,19 @@ class JsonChoice:
         self._entries: list[Any] = []
         self._token_ids: list[int] = []
         self._ended: Ended | None = None
+        scores, self._listed = generation.scores, None
+        self._num_echoed = None if scores is None else scores.echoed
+        if scores is not None and scores.listed is not None:
+            self._listed = ListedScores(tokenizer, num_top=scores.listed)
+        if self._num_echoed is not None and isinstance(self.logprobs, TextLogprobs):
+            first = generation.requests[index].token_ids[0]
+            self._entries.append(self.logprobs.first_entry(first))
+
+    def read(self, scored: Scored) -> None:
+        if self._listed is not None:
+            self._listed.add(scored)
+        if self._num_echoed is not None and isinstance(self.logprobs, TextLogprobs):
+            self._entries += echoed_entries(self.logprobs, scored, num_top=self._num_echoed)
 
     def add(self, token: Token, events: Sequence[OutputEvent]) -> None:
         self._message.add(events)
@@ -56,7 +69,12 @@ class JsonChoice:
             shown["token_ids"] = self._token_ids
             if generation.kind == "text":
                 shown["prompt_token_ids"] = list(generation.requests[self.index].token_ids)
-        return shown
+        return shown if generation.kind == "chat" else shown | self.listed
+
+    @property
+    def listed(self) -> dict[str, Any]:
+        """vLLM's `prompt_logprobs`, if they were asked for."""
+        return {} if self._listed is None else {"prompt_logprobs": self._listed.entries}
 
 
 class JsonAnswer(AnswerWriter):
@@ -68,6 +86,11 @@ class JsonAnswer(AnswerWriter):
             JsonChoice(generation, index, tokenizer=tokenizer)
             for index in range(len(generation.requests))
         ]
+
+    async def read(self, index: int, read: Read) -> None:
+        assert isinstance(read, Scored), "nobody asks for a vector here"
+        self.num_held += sum(1 + len(score.top) for score in read.scores)
+        self._choices[index].read(read)
 
     async def token(self, index: int, token: Token) -> None:
         self.num_held += 1 + len(token.top)
@@ -92,6 +115,8 @@ class JsonAnswer(AnswerWriter):
         }
         if generation.return_token_ids and generation.kind == "chat":
             answer["prompt_token_ids"] = list(generation.requests[0].token_ids)
+        if generation.kind == "chat":
+            answer |= self._choices[0].listed
         await respond_json(self._exchange, answer, route_header(self._route))
 
     async def fail(self, error: ApiError) -> None:

@@ -51,9 +51,10 @@ def _parts(value: Any) -> Iterator[bytes]:
                 yield (b"," if number else b"{") + _encode(name) + b":"
                 yield from _parts(inner)
             yield b"}" if value else b"{}"
-        case [dict(), *_]:
+        case [dict(), *_] | Iterator():
+            yield b"["
             for number, inner in enumerate(value):
-                yield b"," if number else b"["
+                yield b"," if number else b""
                 yield from _parts(inner)
             yield b"]"
         case list():

@@ -18,8 +18,9 @@ from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
+from router.http.logprobs import TextLogprobs, echoed_entries
 from router.openai.chat_message import delta, finish_reason
-from router.requests.events import Ended, Token
+from router.requests.events import Ended, Read, Scored, Token
 
 DONE = b"data: [DONE]\n\n"
 NONE = b"null"
@@ -49,8 +50,9 @@ class Frames:
         self._shown, self._nothing = (delta, b"{}") if chat else (_text, b'""')
         self._generation = generation
 
-    def opening(self, index: int) -> bytes:
-        """What comes before a choice's first text: the role, or the echoed prompt."""
+    def opening(self, index: int, logprobs: bytes = NONE) -> bytes:
+        """What comes before a choice's first text: the role, or the echoed prompt, perhaps with
+        the entry of its first token."""
         generation, more = self._generation, b""
         if generation.return_token_ids:
             more = b',"prompt_token_ids":' + _encode(generation.requests[index].token_ids)
@@ -58,10 +60,11 @@ class Frames:
             frame = self._chunk(index, _ROLE)
             return frame[: -len(b"}\n\n")] + more + b"}\n\n"
         echo = generation.echoes[index]
-        return self._chunk(index, _encode(echo), more=more) if echo or more else b""
+        is_shown = echo or more or logprobs != NONE
+        return self._chunk(index, _encode(echo), logprobs, more=more) if is_shown else b""
 
-    def text(self, index: int, text: str) -> bytes:
-        return self._chunk(index, self._shown(Content(text)))
+    def text(self, index: int, text: str, logprobs: bytes = NONE) -> bytes:
+        return self._chunk(index, self._shown(Content(text)), logprobs)
 
     def shown(self, events: Sequence[OutputEvent], *, anyway: bool) -> list[bytes]:
         """What the events tell, a chunk each; `anyway`: at least one."""
@@ -127,6 +130,15 @@ class SseAnswer(AnswerWriter):
         """Token ids that no chunk has named yet, if they are to be told."""
         self._stream = EventStream(exchange)
 
+    async def read(self, index: int, read: Read) -> None:
+        assert isinstance(read, Scored), "nobody asks for a vector here"
+        scores, logprobs = self._generation.scores, self._logprobs[index]
+        assert scores is not None and scores.echoed is not None
+        assert isinstance(logprobs, TextLogprobs)
+        opening = self._open(index)  # with the entry of the first token
+        entries = echoed_entries(logprobs, read, num_top=scores.echoed)
+        await self._write(opening + self._frames.text(index, "", _encode(logprobs.join(entries))))
+
     async def token(self, index: int, token: Token) -> None:
         frame = self._open(index)
         if self._is_plain:
@@ -181,7 +193,11 @@ class SseAnswer(AnswerWriter):
         if self._opened[index]:
             return b""
         self._opened[index] = True
-        return self._frames.opening(index)
+        logprobs, scores = self._logprobs[index], self._generation.scores
+        if scores is None or not isinstance(logprobs, TextLogprobs):
+            return self._frames.opening(index)
+        first = logprobs.first_entry(self._generation.requests[index].token_ids[0])
+        return self._frames.opening(index, _encode(logprobs.join([first])))
 
     async def _write(self, frame: bytes, *, is_last: bool = False) -> None:
         await self._stream.write(frame, route_header(self._route), is_last=is_last)

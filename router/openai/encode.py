@@ -107,8 +107,7 @@ def encode_prompts(
             ids = encode_text(
                 tokenizer, given, add_special_tokens=special, context=context, field=field
             )
-        elif len(given) >= context:
-            least = fields.output_limit or 1
+        elif len(given) + (least := _least_output(fields)) > context:
             raise context_exceeded(field, context=context, num_tokens=len(given), max_tokens=least)
         else:
             check_token_ids(tokenizer, given, field=field)
@@ -116,6 +115,10 @@ def encode_prompts(
         echo = text if fields.echo else ""
         prompts.append(Prompt(field=field, token_ids=tuple(ids), echo=echo))
     return tuple(prompts)
+
+
+def _least_output(fields: CompletionRequest) -> int:
+    return 1 if fields.max_tokens is None else fields.max_tokens
 
 
 def check_token_ids(tokenizer: Tokenizer, token_ids: Sequence[int], *, field: str) -> None:

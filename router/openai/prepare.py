@@ -35,6 +35,7 @@ from router.openai.schemas import (
     CompletionRequest,
     SamplingFields,
 )
+from router.openai.scoring import check_num_scores, reading_of, shown_scores
 from router.openai.structured import answer_grammar
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
@@ -90,8 +91,10 @@ def prepare_completion(
         kind="text",
         sampling=fields,
         prompts=prompts,
-        max_tokens=_limit(fields.max_tokens, room=room, clamps=runtime.limits.clamp_max_tokens)
-        or max(1, min(COMPLETION_MAX_TOKENS, room)),
+        max_tokens=_given(
+            _limit(fields.max_tokens, room=room, clamps=runtime.limits.clamp_max_tokens),
+            max(1, min(COMPLETION_MAX_TOKENS, room)),
+        ),
         is_limited=fields.max_tokens is not None,
         num_logprobs=fields.logprobs,
         output=held_to(answer_grammar(fields)),
@@ -123,7 +126,7 @@ def _limit(asked: int | None, *, room: int, clamps: bool) -> int | None:
 
 
 def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
-    fields, kind = wish.sampling, wish.kind
+    fields, kind, scores = wish.sampling, wish.kind, shown_scores(wish.sampling)
     owners = [prompt for prompt in wish.prompts for _ in range(fields.n)]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
     first = _sampling(wish, runtime.sampling_defaults)
@@ -133,6 +136,7 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
             token_ids=prompt.token_ids,
             sampling=msgspec.structs.replace(first, seed=(seed + index) % MAX_SEED),
             salt=fields.cache_salt,
+            reading=None if kind == "chat" and index else reading_of(scores, prompt.token_ids),
             deadline_s=runtime.limits.request_timeout_s,
             priority=fields.priority,
         )
@@ -154,6 +158,7 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
         show_reasoning=wish.show_reasoning,
         return_token_ids=fields.return_token_ids,
         tokens_as_ids=fields.return_tokens_as_token_ids,
+        scores=scores,
     )
 
 
@@ -179,6 +184,8 @@ def _check_sizes(runtime: Runtime, wish: _Wish, *, context: int) -> None:
         param = "n" if fields.n > 1 else wish.prompts[0].field
         rule = f"at most {MAX_COPIED_TOKENS} prompt tokens in all choices; got {num_copied}"
         raise bad_field(param, rule)
+    if not fields.stream:
+        check_num_scores(shown_scores(fields), num_prompt_tokens=num_copied)
     if wish.is_limited and wish.num_logprobs is not None and not fields.stream:
         num_alternatives = fields.n * len(wish.prompts) * max_tokens * (1 + wish.num_logprobs)
         if num_alternatives > MAX_ALTERNATIVES:

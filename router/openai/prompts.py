@@ -23,18 +23,18 @@ _lists = msgspec.json.Decoder(list[Annotated[list[TokenId], Meta(min_length=1)]]
 _token_ids = msgspec.json.Decoder(list[TokenId])
 
 
-def read_prompts(raw: bytes) -> tuple[Prompt, ...]:
+def read_prompts(raw: bytes, *, most: int = MAX_PROMPTS) -> tuple[Prompt, ...]:
     """A text, some texts, the token ids of one prompt, or of some. ValueError: too many."""
     kind = _LIST.match(raw)
     match kind and kind[1]:
         case b'"':
             num_quotes = raw.count(b'"') - raw.count(b'\\"')  # of a text two, or one at least
-            _check_num_prompts(num_quotes // 2)
+            _check_num_prompts(num_quotes // 2, most)
             texts = _texts.decode(raw)
-            _check_num_prompts(len(texts))
+            _check_num_prompts(len(texts), most)
             return tuple(texts)
         case b"[":
-            _check_num_prompts(raw.count(b"[") - 1)
+            _check_num_prompts(raw.count(b"[") - 1, most)
             _check_num_token_ids(raw)
             return tuple(_lists.decode(raw))
         case None:
@@ -51,9 +51,9 @@ def read_token_ids(raw: bytes) -> list[int]:
     return token_ids
 
 
-def _check_num_prompts(num: int) -> None:
-    if num > MAX_PROMPTS:
-        raise ValueError(f"at most {MAX_PROMPTS} prompts")
+def _check_num_prompts(num: int, most: int) -> None:
+    if num > most:
+        raise ValueError(f"at most {most} prompts")
 
 
 def _check_num_token_ids(raw: bytes) -> None:

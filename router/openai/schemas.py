@@ -122,6 +122,7 @@ class SamplingFields(StructuredFields, frozen=True, kw_only=True):
     return_token_ids: bool = False
     return_tokens_as_token_ids: bool = False
     """Where log probabilities name tokens."""
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     """Prefixes are shared only between requests of the same salt."""
     priority: Annotated[int, Meta(ge=-(2**31), lt=2**31)] = 0
@@ -205,6 +206,8 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
     readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, "prompt": read_prompts}
     prompt: tuple[Prompt, ...]
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, lt=2**31)] | None = None
+    """0: the prompt alone, with what is asked of it."""
     echo: bool = False
     best_of: Count | None = None
     add_special_tokens: bool = True
@@ -213,8 +216,6 @@ class CompletionRequest(SamplingFields, frozen=True, kw_only=True):
         SamplingFields.__post_init__(self)
         if self.best_of not in (None, self.n):
             raise unsupported_field("best_of", "other than equal to n is")
-        if self.echo and self.logprobs is not None:
-            raise unsupported_field("echo", "together with logprobs is")
 
     @property
     def num_logprobs(self) -> int | None:

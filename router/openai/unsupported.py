@@ -9,7 +9,7 @@ from router.api.parsing import Unsupported
 # fmt: off
 _SAMPLERS: dict[str, tuple[object, ...]] = {
     "use_beam_search": (False,), "length_penalty": (1.0,), "early_stopping": (False,),
-    "spaces_between_special_tokens": (True,), "truncate_prompt_tokens": (), "prompt_logprobs": (),
+    "spaces_between_special_tokens": (True,), "truncate_prompt_tokens": (),
     "truncation_side": (), "watermarking": (False,), "thinking_token_budget": (-1,),
     "logprob_token_ids": (), "repetition_detection": (), "stream_interval": (1,),
     "stop_regex": ([],), "no_stop_trim": (False,), "custom_logit_processor": (),

@@ -122,6 +122,21 @@ def place(
     return _placement(alone, pair, num_tokens)
 
 
+def place_prompt(
+    candidates: Sequence[Candidate], *, num_tokens: int, max_output_tokens: int
+) -> Placement | PlacementRefusal:
+    """The one worker, named as `decode`, that reads a prompt and generates nothing, or one token: a
+    prefill worker if any can, the first to be done."""
+    total = num_tokens + max_output_tokens
+    able = [c for c in candidates if total <= c.longest_tokens]
+    if not able:
+        return _refuse(candidates, total)
+    near = [c for c in able if c.role == "prefill"] or able
+    request = _Request(num_tokens, 0, _priors(candidates))
+    best = min(request.prompt(c) for c in near)
+    return _placement(best, None, num_tokens, note=", for one worker reads the prompt")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class _Option:
     """Ordered by cost, ties by name."""
@@ -144,6 +159,10 @@ class _Request:
         stall_s = compute_s * STALL_PART * (decode.num_running + 1)
         cost_s = wait_s + compute_s + stall_s + self._stream_s(decode)
         return _Option(cost_s, decode.worker, WorkerId(""), self._num_uncached(decode))
+
+    def prompt(self, candidate: Candidate) -> _Option:
+        cost_s = sum(self._prompt_s(candidate))
+        return _Option(cost_s, candidate.worker, WorkerId(""), self._num_uncached(candidate))
 
     def pairs(self, prefills: Sequence[Candidate], decodes: Sequence[Candidate]) -> list[_Option]:
         near_prefills = sorted(prefills, key=lambda p: (sum(self._prompt_s(p)), p.worker))

@@ -1,11 +1,13 @@
 """One try at a request on one pair of workers: who may hold blocks for it, what they are told."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Abort, Decode, Prefill, Ticket, ToWorker
+from protocol.messages import Abort, Decode, Prefill, ReadPrompt, Ticket, ToWorker
+from protocol.readings import PromptReading
 from router.requests.events import GenerationRequest
 from router.requests.instructions import Send
 from router.workers.worker_messages import WorkerMessage
@@ -37,6 +39,13 @@ class Attempt:
     """None: `decode` computes the prompt itself."""
     decode: Leg
     block_tokens: int
+    reading: PromptReading | None = None
+    """What its workers are to say of the prompt."""
+    generates: bool = True
+    """False: its one worker, `decode` whatever its role, is asked for the prompt's reading, and for
+    one token at most."""
+    is_ended: bool = False
+    """All tokens are there: what is read of the prompt alone is lacking."""
 
     def leg_of(self, message: WorkerMessage) -> Leg | None:
         for leg in (self.decode, self.prefill):
@@ -45,13 +54,17 @@ class Attempt:
         return None
 
     def first_message(self, remaining_s: float) -> Send:
+        if not self.generates:
+            return self.decode.instruct(ReadPrompt(**self._asked(remaining_s)))
         if self.prefill is None:
             return self.decode_message(None, remaining_s)
-        return self.prefill.instruct(self._prefill_message(remaining_s))
+        return self.prefill.instruct(Prefill(**self._asked(remaining_s)))
 
     def decode_message(self, ticket: Ticket | None, remaining_s: float) -> Send:
         self.decode.open = True
-        asked = msgspec.structs.asdict(self._prefill_message(remaining_s))
+        asked = self._asked(remaining_s)
+        if ticket is not None:
+            asked["reading"] = None  # prefill says it
         return self.decode.instruct(Decode(**asked, ticket=ticket))
 
     def aborts(self, reason: str) -> list[Send]:
@@ -64,14 +77,19 @@ class Attempt:
                 sends.append(leg.instruct(abort))
         return sends
 
-    def _prefill_message(self, remaining_s: float) -> Prefill:
-        return Prefill(
-            request=self.wire_id,
-            attempt=self.number,
-            token_ids=self.request.token_ids,
-            generated=self.given,
-            sampling=self.request.sampling,
-            salt=self.request.salt,
-            deadline_s=remaining_s,
-            priority=self.request.priority,
-        )
+    def _asked(self, remaining_s: float) -> dict[str, Any]:
+        """The fields of `protocol.messages.ToCompute`."""
+        sampling = self.request.sampling
+        if self.is_ended:
+            sampling = msgspec.structs.replace(sampling, max_tokens=0, min_tokens=0)
+        return {
+            "request": self.wire_id,
+            "attempt": self.number,
+            "token_ids": self.request.token_ids,
+            "generated": () if self.is_ended else self.given,
+            "sampling": sampling,
+            "salt": self.request.salt,
+            "deadline_s": remaining_s,
+            "priority": self.request.priority,
+            "reading": self.reading,
+        }

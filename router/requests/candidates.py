@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from protocol.blocks import block_hashes, chain_seed, prompt_reach
 from protocol.ids import BlockHash, WorkerId
-from router.placement.place import Placement, PlacementRefusal, Prefer, place
+from router.placement.place import Placement, PlacementRefusal, Prefer, place, place_prompt
 from router.placement.prefix_index import PrefixIndex
 from router.requests.context import RequestContext
 from router.workers.worker import KnownWorker
@@ -88,8 +88,16 @@ class Candidates:
     ) -> Placement | PlacementRefusal:
         cached = self._cached_tokens(context, workers, now)
         generated = len(context.routed.generated)
+        candidates = [worker.candidate(num_cached_tokens=cached[worker.id]) for worker in workers]
+        if not context.routed.generates:
+            request = context.request
+            return place_prompt(
+                candidates,
+                num_tokens=len(request.token_ids),
+                max_output_tokens=request.sampling.max_tokens,
+            )
         return place(
-            [worker.candidate(num_cached_tokens=cached[worker.id]) for worker in workers],
+            candidates,
             num_tokens=context.num_tokens,
             max_output_tokens=context.request.sampling.max_tokens - generated,
             prefer=self._prefer,
@@ -106,7 +114,8 @@ class Candidates:
             if compat not in depths:
                 depths[compat] = self._index.depths(_hashes(context, worker), now=now)
             depth = depths[compat].get(worker.id, 0)
-            cached[worker.id] = depth * worker.registration.layout.block_tokens
+            num_cached = depth * worker.registration.layout.block_tokens
+            cached[worker.id] = min(num_cached, context.routed.num_reusable)
         return cached
 
 

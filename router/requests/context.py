@@ -18,6 +18,8 @@ class RequestContext:
     ends_at: float
     placed_at: float | None = None
     first_token_at: float | None = None
+    is_told: bool = False
+    """Its client was given the first event."""
     last_token_at: float = 0.0
     alone_since: float | None = None
     """Since when nobody could take it; None while someone has it."""

@@ -27,6 +27,7 @@ from router.requests.events import (
     NoWorkers,
     Placed,
     PoisonRequest,
+    Read,
     RequestFailed,
     Token,
     TooLong,
@@ -153,31 +154,34 @@ class Dispatcher:
                 match instruction:
                     case Send():
                         self._send(context, instruction)
-                    case Deliver(token):
-                        for event in self._events_of(context, token):
-                            yield event
+                    case Deliver(event):
+                        for told in self._events_of(context, event):
+                            yield told
                     case PlaceAgain():
                         self._note_loss(context, instruction)
                         await self._launch(context)
                     case EndWell():
-                        for event in self._ended(context, instruction):
-                            yield event
+                        for told in self._ended(context, instruction):
+                            yield told
                         return
                     case GiveUp(error):
                         raise error
                     case _:
                         assert_never(instruction)
 
-    def _events_of(self, context: RequestContext, token: Token) -> Iterator[GenerationEvent]:
-        is_first = context.first_token_at is None
-        self._recorder.note_token(context, now=self._clock())
-        if is_first:
+    def _events_of(self, context: RequestContext, event: Token | Read) -> Iterator[GenerationEvent]:
+        if isinstance(event, Token):
+            self._recorder.note_token(context, now=self._clock())
+        yield from self._placed(context)
+        yield event
+
+    def _placed(self, context: RequestContext) -> Iterator[Placed]:
+        if not context.is_told:
+            context.is_told = True
             yield Placed(route=context.routed.route)
-        yield token
 
     def _ended(self, context: RequestContext, ending: EndWell) -> Iterator[GenerationEvent]:
-        if context.first_token_at is None:
-            yield Placed(route=context.routed.route)
+        yield from self._placed(context)
         trace = context.final_trace = context.trace(now=self._clock())
         yield Ended(
             finish_reason=ending.reason,

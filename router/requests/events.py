@@ -1,8 +1,8 @@
 """What goes into `Dispatcher.generate` and what comes out: one request, its events, its errors.
 
-`Dispatcher.generate` yields `Placed` first, then `Token`s, then exactly one `Ended`; or it
-raises one of the errors below, before or after tokens. Closing the iterator aborts the request
-on its workers. Nothing here knows HTTP.
+`Dispatcher.generate` yields `Placed` first, then what is read of the prompt if that is asked for,
+then `Token`s, then exactly one `Ended`; or it raises one of the errors below, before or after
+tokens. Closing the iterator aborts the request on its workers. Nothing here knows HTTP.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
+from protocol.readings import PromptReading, TokenScore
 from router.requests.trace import RequestTrace
 
 
@@ -22,6 +23,8 @@ class GenerationRequest:
     sampling: Sampling
     salt: str
     """Tenant's salt: prefixes of different salts never meet."""
+    reading: PromptReading | None = None
+    """What is said of the prompt besides what follows it."""
     deadline_s: float
     """Seconds from now until the request is given up, retries included."""
     priority: int = 0
@@ -45,6 +48,21 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Tokens of the prompt. Several follow each other without a gap."""
+
+    first: int
+    """Index of the first one in the prompt."""
+    scores: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pooled:
+    values: bytes
+    """As `protocol.messages.PromptVector`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     index: int
     """0, 1, 2, ...: never a gap, never twice."""
@@ -65,7 +83,8 @@ class Ended:
     trace: RequestTrace
 
 
-GenerationEvent = Placed | Token | Ended
+Read = Scored | Pooled
+GenerationEvent = Placed | Read | Token | Ended
 
 
 class NoWorkers(BatonError):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from protocol.errors import BatonError
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import FinishReason, ToWorker
-from router.requests.events import Token
+from router.requests.events import Read, Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    token: Token
+    event: Token | Read
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,4 +28,5 @@ class PoisonRequests:
 
 def _content(request: GenerationRequest) -> int:
     """Whatever its seed, which the router may have chosen."""
-    return hash((request.token_ids, msgspec.structs.replace(request.sampling, seed=0)))
+    rule = msgspec.structs.replace(request.sampling, seed=0)
+    return hash((request.token_ids, rule, request.reading))

@@ -18,9 +18,12 @@ from protocol.messages import (
     Finished,
     Landed,
     PrefillDone,
+    PromptScores,
+    PromptVector,
     Sampling,
     Started,
 )
+from protocol.readings import rows_of
 from protocol.state_table import Life
 from router.requests.attempt import Attempt, Leg
 from router.requests.events import (
@@ -32,6 +35,7 @@ from router.requests.events import (
     TooLong,
 )
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.reading import ReadingProgress
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
 from router.requests.trace import AttemptTrace
 from router.workers.worker import KnownWorker
@@ -61,8 +65,13 @@ class RoutedRequest:
     _current: Attempt | None = None
     """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
+    _progress: ReadingProgress = field(init=False)
+    _waits: bool = False
+    """Decode has finished; what prefill reads of the prompt is not all there."""
 
     def __post_init__(self) -> None:
+        num_prompt = len(self.request.token_ids)
+        self._progress = ReadingProgress(lacking=self.request.reading, num_prompt=num_prompt)
         self._life = REQUEST_TABLE.begin(RequestState.PLACING, name=self.wire_id)
 
     @property
@@ -73,6 +82,19 @@ class RoutedRequest:
     def attempt(self) -> int:
         """Number of the current or last attempt, from 1."""
         return len(self.attempts)
+
+    @property
+    def generates(self) -> bool:
+        """False: what is left to do is for one worker, that of a prompt and one token at most."""
+        most = 0 if self.request.reading is None else 1
+        return self._progress.ending is None and self.request.sampling.max_tokens > most
+
+    @property
+    def num_reusable(self) -> int:
+        """Tokens of the prompt of which nothing but their KV is wanted, from the first on."""
+        num_prompt, lacking = len(self.request.token_ids), self._progress.lacking
+        num_all = num_prompt + len(self.generated)
+        return num_all if lacking is None else rows_of(lacking, num_prompt=num_prompt).start
 
     @property
     def _attempt(self) -> Attempt:
@@ -96,6 +118,7 @@ class RoutedRequest:
             decode=decode.id,
         )
         self.attempts.append(trace)
+        self._waits = False
         self._current = Attempt(
             request=self.request,
             wire_id=self.wire_id,
@@ -104,6 +127,9 @@ class RoutedRequest:
             prefill=None if prefill is None else Leg(prefill.id, prefill.epoch),
             decode=Leg(decode.id, decode.epoch, open=prefill is None),
             block_tokens=decode.registration.layout.block_tokens,
+            reading=self._progress.lacking,
+            generates=self.generates,
+            is_ended=self._progress.ending is not None,
         )
         return self._current.first_message(remaining_s)
 
@@ -118,10 +144,12 @@ class RoutedRequest:
         match message:
             case Emit():
                 return self._emit(leg, message)
+            case PromptScores() | PromptVector():
+                return self._read(leg, message)
             case Started():
                 return self._started(leg, message, remaining_s)
             case PrefillDone():
-                return self._prefill_done(message)
+                return self._prefill_done(leg, message)
             case Landed():
                 return self._landed(message)
             case Finished():
@@ -162,7 +190,16 @@ class RoutedRequest:
             logprob=emit.logprob,
             top=emit.top,
         )
-        return [Deliver(token)]
+        return [Deliver(given) for given in self._progress.accept_token(token)]
+
+    def _read(self, leg: Leg, message: PromptScores | PromptVector) -> list[Instruction]:
+        try:
+            events = self._progress.accept_read(message)
+        except ValueError as error:
+            return self._lost(f"{leg.worker} said {error}", suspect=leg.worker)
+        waited = self._waits and not self._progress.lacking
+        more = self._end(EndWell("length")) if waited else []  # its ending is known
+        return [*map(Deliver, events), *more]
 
     def _started(self, leg: Leg, started: Started, remaining_s: float) -> list[Instruction]:
         if self.state is not RequestState.PREFILL:
@@ -179,7 +216,10 @@ class RoutedRequest:
         )
         return [self._attempt.decode_message(started.ticket, remaining_s)]
 
-    def _prefill_done(self, done: PrefillDone) -> list[Instruction]:
+    def _prefill_done(self, leg: Leg, done: PrefillDone) -> list[Instruction]:
+        if self._progress.lacking:
+            why = f"{leg.worker} has not said all of the prompt"
+            return self._lost(why, suspect=leg.worker)
         self._note(
             prefill_cached_tokens=done.cached_tokens,
             prefill_queued_s=done.queued_s,
@@ -205,13 +245,8 @@ class RoutedRequest:
 
     def _finished(self, leg: Leg, finished: Finished) -> list[Instruction]:
         leg.open = False
-        have, due = len(self.generated), self.request.sampling.max_tokens
-        if finished.num_tokens != have:
-            why = f"{leg.worker} finished at {finished.num_tokens} tokens, of which {have} came"
-            return self._lost(why, suspect=leg.worker)
-        if finished.reason == "length" and have < due:
-            why = f"{leg.worker} finished at {have} of {due} tokens"
-            return self._lost(why, suspect=leg.worker)
+        if (fault := self._fault(leg, finished)) is not None:
+            return self._lost(f"{leg.worker} {fault}", suspect=leg.worker)
         self._count_cached(finished.cached_tokens)
         if leg is self._attempt.prefill:
             self._note(prefill_queued_s=finished.queued_s, prefill_s=finished.prefill_s)
@@ -224,7 +259,26 @@ class RoutedRequest:
             if self._attempt.prefill is None:
                 num_reused = finished.cached_tokens // self._attempt.block_tokens
                 self._note(prefill_s=finished.prefill_s, blocks_reused=num_reused)
-        return self._end_well(EndWell(finished.reason, finished.stopped_by))
+        return self._end(EndWell(finished.reason, finished.stopped_by))
+
+    def _fault(self, leg: Leg, finished: Finished) -> str | None:
+        """What the worker has not said before it said that it has finished."""
+        attempt, have, due = self._attempt, len(self.generated), self.request.sampling.max_tokens
+        if attempt.is_ended:
+            have = due = 0
+        if finished.num_tokens != have:
+            return f"finished at {finished.num_tokens} tokens, of which {have} came"
+        if finished.reason == "length" and have < due:
+            return f"finished at {have} of {due} tokens"
+        if self._progress.lacking and attempt.prefill in (None, leg):
+            return "finished, and has not said all of the prompt"
+        return None
+
+    def _end(self, ending: EndWell) -> list[Instruction]:
+        """The last token was said; prefill may have something to say still."""
+        ending = self._progress.ending = self._progress.ending or ending
+        self._waits = self._progress.lacking is not None
+        return [] if self._waits else self._end_well(ending)
 
     def _failed(self, leg: Leg, failed: Failed) -> list[Instruction]:
         leg.open = False
@@ -268,17 +322,25 @@ class RoutedRequest:
 
     def _is_spent(self, leg: Leg) -> bool:
         """A prefill worker whose blocks have landed elsewhere has nothing more to give."""
-        return leg is self._attempt.prefill and self.state is RequestState.DECODE
+        is_prefill = leg is self._attempt.prefill and self.state is RequestState.DECODE
+        return is_prefill and self._progress.lacking is None
 
     def _lost(
         self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
     ) -> list[Instruction]:
-        ended = self.already_ended(self.request.sampling, self.generated)
-        if ended is not None:
+        ended = self._progress.ending = self._progress.ending or self._known_ending()
+        if ended is not None and self._progress.lacking is None:
             return self._end_well(ended)
         self._move(RequestEvent.LOST)
         self._note(outcome=why)
         return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal)]
+
+    def _known_ending(self) -> EndWell | None:
+        """What the worker that was lost would have said."""
+        if self.request.sampling.max_tokens:
+            return self.already_ended(self.request.sampling, self.generated)
+        is_read = self.request.reading is not None and self._progress.lacking is None
+        return EndWell("length") if is_read else None
 
     def _end_well(self, ending: EndWell) -> list[Instruction]:
         self._move(RequestEvent.ENDED_WELL)

@@ -21,6 +21,7 @@ class AttemptTrace:
     prefill: WorkerId | None
     """None: the decode worker computed the prompt itself."""
     decode: WorkerId
+    """Of a prompt that is read and no more, its one worker, whatever its role."""
     outcome: str = ""
     """`stop`, `length`, `aborted: ...`, or why the attempt was given up."""
     transport: str = ""

@@ -14,7 +14,16 @@ from contextlib import AbstractAsyncContextManager
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Emit, Failed, Registration, Step, ToRouter, ToWorker, Welcome
+from protocol.messages import (
+    Beat,
+    Failed,
+    PromptScores,
+    Registration,
+    Step,
+    ToRouter,
+    ToWorker,
+    Welcome,
+)
 from router.workers.mailbox import Mailbox
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -198,7 +207,7 @@ class Registry:
         match message:
             case Step():
                 for emit in message.emits:
-                    _check_tokens(emit)
+                    _check_tokens(emit.token_id, *(one.token_id for one in emit.top))
                     worker.note_heard(emit.request, emit.index)
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Beat():
@@ -208,6 +217,8 @@ class Registry:
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
+                for score in message.scores if isinstance(message, PromptScores) else ():
+                    _check_tokens(score.token_id, *(token_id for token_id, _ in score.top))
                 said = WorkerMessage(worker.id, worker.epoch, message)
                 self.deliver_message(message.request, said)
 
@@ -257,8 +268,8 @@ class Registry:
         self._changed = asyncio.Event()
 
 
-def _check_tokens(emit: Emit) -> None:
+def _check_tokens(*token_ids: int) -> None:
     """Raises PeerLost for ids that no tokenizer can be asked about."""
-    for token_id in (emit.token_id, *(one.token_id for one in emit.top)):
+    for token_id in token_ids:
         if not 0 <= token_id < 1 << 32:
             raise PeerLost(f"it said token {token_id}")

@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Aborted, Emit, Failed, Finished, Landed, PrefillDone, Started
+from protocol.messages import (
+    Aborted,
+    Emit,
+    Failed,
+    Finished,
+    Landed,
+    PrefillDone,
+    PromptScores,
+    PromptVector,
+    Started,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +25,10 @@ class WorkerGone:
     """The last it was given: requests of this router of which it had said no token."""
 
 
-RequestMessage = Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | WorkerGone
+RequestMessage = (
+    Started | PrefillDone | Landed | Finished | Failed | Aborted | Emit | PromptScores
+    | PromptVector | WorkerGone
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from support.words import LAYOUT
 
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.messages import Failed, Finished, Sampling, Ticket
+from protocol.readings import PoolPrompt, ScorePrompt
 from tools.make_checkpoint import Shape, make_checkpoint
 
 NEIGHBOURS = {
@@ -78,6 +79,15 @@ def anything(chance: random.Random, vocab_size: int) -> tuple[tuple[int, ...], S
         asked["generated"] = some(ids[:3], 6)
     if chance.random() < 0.1:
         asked["ticket"] = TICKET
+    if chance.random() < 0.3:
+        first, num_top = chance.choice(WHOLE), chance.choice((0, 5, 128, 129, -1))
+        asked["reading"] = chance.choice(
+            (
+                PoolPrompt(kind="mean"),
+                ScorePrompt(num_top=5),
+                ScorePrompt(first=first, num_top=num_top),
+            )
+        )
     if chance.random() < 0.05:
         asked["deadline_s"] = chance.choice(NUMBERS)
     length = chance.choice((0, 1, 5, 40, 127, 128, 5_000))

@@ -10,10 +10,11 @@ import asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.eventually import soon
-from support.fake_cluster import FakeCluster, fake_cluster, request, tokens_of
-from support.fake_worker import Act, expected
+from support.fake_cluster import FakeCluster, fake_cluster, request, scores_heard, tokens_of
+from support.fake_worker import Act, expected, scores_of
 
 from protocol.errors import CapacityError
+from protocol.readings import ScorePrompt
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import Ended, GenerationEvent, PoisonRequest, Token
 
@@ -26,8 +27,9 @@ acts = st.builds(
 plans = st.fixed_dictionaries({name: st.lists(acts, max_size=3) for name in NAMES})
 clients = st.lists(
     st.tuples(
-        st.integers(min_value=1, max_value=9),  # max_tokens
+        st.integers(min_value=0, max_value=9),  # max_tokens
         st.one_of(st.none(), st.integers(min_value=0, max_value=9)),  # leaves after so many events
+        st.booleans(),  # asks for the prompt's scores
     ),
     min_size=1,
     max_size=3,
@@ -40,9 +42,11 @@ async def _client(
     *,
     max_tokens: int,
     leaves_after: int | None,
+    scored: bool,
     may_be_poison: bool,
 ) -> None:
-    asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=(number, 5, 6, 7, 8))
+    reading, prompt = (ScorePrompt() if scored else None), (number, 5, 6, 7, 8)
+    asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=prompt, reading=reading)
     events: list[GenerationEvent] = []
     stream = cluster.dispatcher.generate(asked)
     try:
@@ -59,6 +63,10 @@ async def _client(
     finally:
         await stream.aclose()
     due = expected(asked.token_ids, asked.sampling)
+    if scored:
+        heard, due_scores = scores_heard(events), scores_of(prompt)
+        assert heard == due_scores[: len(heard)]
+        assert len(heard) == len(due_scores) or leaves_after is not None
     if leaves_after is None:
         assert tokens_of(events) == due
     else:
@@ -75,7 +83,7 @@ async def _client(
     suppress_health_check=[HealthCheck.too_slow],
 )
 def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
-    plans: dict[str, list[Act]], clients: list[tuple[int, int | None]], apart: bool
+    plans: dict[str, list[Act]], clients: list[tuple[int, int | None, bool]], apart: bool
 ) -> None:
     async def test() -> None:
         deaths = sum(act.deed in ("die", "break") for plan in plans.values() for act in plan)
@@ -86,12 +94,13 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
             prefill=2, decode=2, plans=plans, limits=limits, supervised=True
         ) as cluster:
             async with asyncio.TaskGroup() as tasks:
-                for number, (max_tokens, leaves_after) in enumerate(clients):
+                for number, (max_tokens, leaves_after, scored) in enumerate(clients):
                     running = _client(
                         cluster,
                         number,
                         max_tokens=max_tokens,
                         leaves_after=leaves_after,
+                        scored=scored,
                         may_be_poison=deaths > 1,
                     )
                     tasks.create_task(running, name=f"client {number}")

@@ -13,10 +13,14 @@ from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash
+from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, rows_of
 
 MAX_CONTEXT = 44
 STEM = list(range(100, 140))
 
+READINGS: tuple[PromptReading | None, ...] = (
+    None, None, ScorePrompt(), ScorePrompt(first=6), PoolPrompt(kind="mean"),
+)  # fmt: skip
 prompts = st.builds(
     lambda shared, own: STEM[:shared] + [7] * own,
     st.integers(0, 30),
@@ -47,13 +51,14 @@ class Ownership(RuleBasedStateMachine):
     @rule(
         prompt=prompts,
         mode=st.sampled_from(Mode),
-        max_tokens=st.sampled_from((1, 3, 8, 40)),
+        max_tokens=st.sampled_from((0, 1, 3, 8, 40)),
         num_given=st.sampled_from((0, 0, 1, 3)),
         seed=st.integers(1, 2),
         salt=st.sampled_from(("", "", "tenant")),
         stop_at=st.none() | st.integers(1, 12),
         penalty=st.sampled_from((0.0, 0.0, 0.5)),
         priority=st.sampled_from((0, 0, -1, 2)),
+        reading=st.sampled_from(READINGS),
     )
     def submit(
         self,
@@ -66,17 +71,21 @@ class Ownership(RuleBasedStateMachine):
         stop_at: int | None,
         penalty: float,
         priority: int,
+        reading: PromptReading | None,
     ) -> None:
+        if mode is not Mode.LOCAL:
+            max_tokens = max(1, max_tokens)
         self.stepper.submit(
             prompt,
             mode=mode,
             max_tokens=max_tokens,
-            num_given=num_given,
+            num_given=num_given if max_tokens else 0,
             seed=seed,
             salt=salt,
             stop_at=stop_at,
             penalty=penalty,
             priority=priority,
+            reading=None if mode is Mode.REMOTE else reading,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))
@@ -277,6 +286,15 @@ class Ownership(RuleBasedStateMachine):
                 assert not run.admissions
         if run.outputs and run.sequence.mode is not Mode.HANDOVER:
             self._check_chain(run)
+        self._check_reads(run)
+
+    def _check_reads(self, run: Run) -> None:
+        """Each row that was asked for once and in order, all of them before a good ending."""
+        reading, num_prompt = run.sequence.reading, len(run.sequence.prompt)
+        asked = [] if reading is None else list(rows_of(reading, num_prompt=num_prompt))
+        assert run.reads == asked[: len(run.reads)]
+        if run.admissions and isinstance(run.verdicts[0], Complete | HandOver):
+            assert run.reads == asked
 
     def _check_chain(self, run: Run) -> None:
         """The hashes the cache uses are those the router computes."""

@@ -11,9 +11,18 @@ from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
 from protocol.process.metrics import RouterMetrics
+from protocol.readings import PromptReading, TokenScore
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Token
+from router.requests.events import (
+    Ended,
+    GenerationEvent,
+    GenerationRequest,
+    Placed,
+    Pooled,
+    Scored,
+    Token,
+)
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
@@ -133,12 +142,14 @@ def request(
     deadline_s: float = 20.0,
     name: str = "r",
     ignore_eos: bool = True,
+    reading: PromptReading | None = None,
 ) -> GenerationRequest:
     return GenerationRequest(
         id=RequestId(name),
         token_ids=prompt,
         sampling=Sampling(seed=1, max_tokens=max_tokens, ignore_eos=ignore_eos),
         salt="",
+        reading=reading,
         deadline_s=deadline_s,
     )
 
@@ -148,10 +159,21 @@ async def collect(cluster: FakeCluster, asked: GenerationRequest) -> list[Genera
 
 
 def tokens_of(events: Sequence[GenerationEvent]) -> list[int]:
-    """Checks the order of events: one `Placed`, tokens from 0 without a gap, one `Ended`."""
+    """Checks the order of events: one `Placed`, what was read of the prompt, tokens from 0 without
+    a gap, one `Ended`."""
     assert isinstance(events[0], Placed)
     assert isinstance(events[-1], Ended)
-    tokens = [event for event in events[1:-1] if isinstance(event, Token)]
-    assert len(tokens) == len(events) - 2
+    num_read = sum(isinstance(event, Scored | Pooled) for event in events)
+    tokens = [event for event in events[1 + num_read : -1] if isinstance(event, Token)]
+    assert len(tokens) == len(events) - 2 - num_read
     assert [token.index for token in tokens] == list(range(len(tokens)))
     return [token.token_id for token in tokens]
+
+
+def scores_heard(events: Sequence[GenerationEvent]) -> list[TokenScore]:
+    """Checks that no prompt token is left out or told twice."""
+    scored = [event for event in events if isinstance(event, Scored)]
+    firsts = [event.first for event in scored]
+    sizes = [len(event.scores) for event in scored]
+    assert firsts == [1 + sum(sizes[:index]) for index in range(len(sizes))]
+    return [score for event in scored for score in event.scores]

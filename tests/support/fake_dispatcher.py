@@ -5,14 +5,25 @@ Keeps the promises of `router.requests.events`; text, stops and limits go throug
 """
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, Iterator
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, TokenLogprob
+from protocol.readings import PoolPrompt, TokenScore
 from protocol.text.tokenizer import TextState, Tokenizer
 from router.placement.prefix_index import IndexState
-from router.requests.events import Ended, GenerationEvent, GenerationRequest, Placed, Route, Token
+from router.requests.events import (
+    Ended,
+    GenerationEvent,
+    GenerationRequest,
+    Placed,
+    Pooled,
+    Route,
+    Scored,
+    Token,
+)
 from router.requests.trace import RequestTrace
 from router.runtime import ClusterView
 
@@ -27,6 +38,8 @@ class FakeDispatcher:
         self.tokenizer = tokenizer
         self.reply = reply
         self.cached_tokens = 0
+        self.vector = [3.0, 4.0, 0.0]
+        """Of any pooled prompt."""
         self.failures: dict[int, BatonError | Exception] = {}
         """Raised instead of the token of this index; BEFORE_PLACED: instead of the route."""
         self.num_failures_left = 10**9
@@ -35,7 +48,7 @@ class FakeDispatcher:
         self.release = asyncio.Event()
         self.requests: list[GenerationRequest] = []
         self.traces: dict[RequestId, RequestTrace] = {}
-        self.num_active = 0
+        self.num_active = self.most_active = 0
         self.num_aborted = 0
         self.stopped_by: int | str | None = None
         self.num_made = 0
@@ -44,10 +57,13 @@ class FakeDispatcher:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         self.requests.append(request)
         self.num_active += 1
+        self.most_active = max(self.most_active, self.num_active)
         finished = False
         try:
             self._fail(BEFORE_PLACED)
             yield Placed(route=ROUTE)
+            for read in self._reads(request):
+                yield read
             reason: FinishReason = "length"
             for token, stopped in self._tokens(request):
                 if self.hold_at == token.index:
@@ -75,6 +91,22 @@ class FakeDispatcher:
         if index in self.failures and self.num_failures_left > 0:
             self.num_failures_left -= 1
             raise self.failures[index]
+
+    def _reads(self, request: GenerationRequest) -> Iterator[Scored | Pooled]:
+        """Of each token its place is the logprob, in pieces of two."""
+        reading, ids = request.reading, request.token_ids
+        if isinstance(reading, PoolPrompt):
+            yield Pooled(values=array("f", self.vector).tobytes())
+        elif reading is not None:
+            scores = [
+                TokenScore(
+                    token_id=ids[place], logprob=-float(place), rank=1 + place,
+                    top=tuple((ids[rank], -0.5 - rank) for rank in range(reading.num_top)),
+                )
+                for place in range(1, len(ids))
+            ]  # fmt: skip
+            for place in range(0, len(scores), 2):
+                yield Scored(first=1 + place, scores=tuple(scores[place : place + 2]))
 
     def _tokens(self, request: GenerationRequest) -> Iterator[tuple[Token, bool]]:
         """The reply, repeated when told to go on, and then the end of the text."""

@@ -7,6 +7,7 @@ reaches. A block that is freed too early, shared wrongly or never written shows 
 as `UnwrittenSlot` or as `WrongToken`.
 """
 
+from array import array
 from collections import deque
 from collections.abc import MutableSequence, Sequence
 from typing import Literal
@@ -15,9 +16,20 @@ import msgspec
 import numpy as np
 import xxhash
 
-from engine.batch import PENDING, Chunk, SampledToken, SequenceId, Words
+from engine.batch import (
+    PENDING,
+    Chunk,
+    ReadRows,
+    RowsRead,
+    SampledToken,
+    ScoredRows,
+    SequenceId,
+    SummedRows,
+    Words,
+)
 from engine.kvcache.windows import NO_BLOCK, Window, first_reachable
 from protocol.layout import KvLayout
+from protocol.readings import TokenScore
 
 VOCAB_SIZE = 997
 
@@ -46,6 +58,20 @@ def continuation(
     return context[len(tokens) :]
 
 
+def _read(chunk: Chunk, read: ReadRows) -> RowsRead:
+    """As likely as they are late, or the sum of their ids."""
+    if read.targets is None:
+        ids = [chunk.token_ids[row] for row in read.rows]
+        return SummedRows(num_rows=len(ids), values=array("d", [sum(ids)]))
+    places = zip(read.rows, read.targets, strict=True)
+    return ScoredRows(
+        scores=tuple(
+            TokenScore(token_id=target, logprob=-float(chunk.start + row + 1), rank=1, top=())
+            for row, target in places
+        )
+    )
+
+
 class StaleBlock(Exception):
     """A block got new contents while a launched step refers to it."""
 
@@ -67,6 +93,9 @@ class FakeStep:
         if self.error is not None:
             raise self.error
         return self.sampled
+
+    def readings(self) -> dict[SequenceId, RowsRead]:
+        return {chunk.sequence: _read(chunk, chunk.read) for chunk in self.chunks if chunk.read}
 
 
 class FakeRunner:

@@ -6,16 +6,15 @@ was told another sequence than its source computed answers wrong tokens.
 """
 
 import asyncio
-import math
-import random
 import zlib
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
-from typing import Any, Literal
+from typing import Literal
 
+from support.babble import anything
 from support.words import LAYOUT, beat
 
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
@@ -24,7 +23,7 @@ from protocol.messages import (
     Abort,
     Aborted,
     Beat,
-    Blocks,
+    Computation,
     Decode,
     Emit,
     FailCode,
@@ -35,6 +34,8 @@ from protocol.messages import (
     Load,
     Prefill,
     PrefillDone,
+    PromptScores,
+    ReadPrompt,
     Registration,
     Role,
     Sampling,
@@ -42,10 +43,10 @@ from protocol.messages import (
     Started,
     Step,
     Ticket,
-    TokenLogprob,
     ToRouter,
     WorkerState,
 )
+from protocol.readings import ScorePrompt, TokenScore
 from router.requests.instructions import EndWell
 
 Deed = Literal[
@@ -55,9 +56,6 @@ EOS = 0
 DEADLY = 96
 """A worker that is given a prompt which begins so dies of it."""
 _VOCABULARY = 97
-_CHANCE = random.Random(8)
-_WHOLE = (0, 1, -1, 2**31, 2**32, 2**63 - 1, -(2**63))
-_REAL = (0.0, -1.0, 1e308, -1e308, 5e-324, math.inf, -math.inf, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +88,14 @@ def expected(prompt: Sequence[int], sampling: Sampling) -> list[int]:
     while ending(outputs, sampling) is None:
         outputs.append(next_token([*prompt, *outputs]))
     return outputs
+
+
+def scores_of(prompt: Sequence[int]) -> list[TokenScore]:
+    """As likely as what comes before them says."""
+    return [
+        TokenScore(token_id=token, logprob=-float(next_token(prompt[: index + 1])), rank=1, top=())
+        for index, token in enumerate(prompt[1:])
+    ]
 
 
 class SourceLost(Exception):
@@ -155,7 +161,7 @@ class FakeWorker:
         self.epoch: Epoch = new_epoch()
         self.dead = asyncio.Event()
         self.working: dict[tuple[RequestId, int], asyncio.Task[None]] = {}
-        self.seen: list[Prefill | Decode] = []
+        self.seen: list[Computation] = []
         self.aborted: list[tuple[RequestId, int]] = []
         self.joined = asyncio.Event()
         self.fabric = fabric
@@ -243,7 +249,7 @@ class FakeWorker:
                 if key in self.working:
                     self.working[key].cancel()
                     self._port.send(router, Aborted(request=key[0], attempt=key[1]))
-            case RouterMessage(router, Prefill() | Decode() as message):
+            case RouterMessage(router, Prefill() | Decode() | ReadPrompt() as message):
                 self.seen.append(message)
                 if message.token_ids[0] == DEADLY:
                     self.die()
@@ -253,13 +259,16 @@ class FakeWorker:
                 self.working[key] = task
                 task.add_done_callback(lambda _: self.working.pop(key, None))
 
-    async def _work(self, router: RouterId, message: Prefill | Decode) -> None:
+    async def _work(self, router: RouterId, message: Computation) -> None:
         act = self.plan.popleft() if self.plan else None
         job = _Job(self, router, message, act)
-        if isinstance(message, Prefill):
-            await job.prefill(message)
-        else:
-            await job.decode(message)
+        match message:
+            case Prefill():
+                await job.prefill(message)
+            case Decode():
+                await job.decode(message)
+            case ReadPrompt():
+                await job.read(message)
 
     def send(self, router: RouterId, message: ToRouter) -> None:
         self._port.send(router, message)
@@ -273,7 +282,7 @@ class _Given(Exception):
 class _Job:
     worker: FakeWorker
     router: RouterId
-    message: Prefill | Decode
+    message: Computation
     act: Act | None
 
     async def prefill(self, message: Prefill) -> None:
@@ -291,7 +300,7 @@ class _Job:
                     queued_s=0.0,
                 )
             )
-            await self._point(1)
+            await self._tell_scores(point=1)
             token = next_token(sequence)
             self._emit(len(message.generated), token)
             await self._point(2)
@@ -338,6 +347,8 @@ class _Job:
                 outputs.append(first)
                 self._emit(len(outputs) - 1, first)
                 sequence = (*sequence, first)
+            else:
+                await self._tell_scores(point=0)
             while (over := ending(outputs, message.sampling)) is None:
                 await self._point(len(outputs) - len(message.generated))
                 outputs.append(next_token(sequence))
@@ -349,6 +360,39 @@ class _Job:
             self._fail("source_lost", "the source is gone")
         except _Given:
             return
+
+    async def read(self, message: ReadPrompt) -> None:
+        """At point 0 nothing is said, at 1 a part of the scores, at 2 all and the token."""
+        with suppress(_Given):
+            await self._point(0)
+            await self._tell_scores(point=1)
+            num_tokens = message.sampling.max_tokens
+            for index in range(num_tokens):
+                self._emit(index, next_token(message.token_ids))
+            await self._point(2)
+            outputs = [next_token(message.token_ids)][:num_tokens]
+            reason = ending(outputs, message.sampling)
+            assert reason is not None
+            self._finish(reason, num_tokens=num_tokens)
+
+    async def _tell_scores(self, *, point: int) -> None:
+        """The first before `point`, the others after it."""
+        message = self.message
+        reading = message.reading
+        if not isinstance(reading, ScorePrompt):
+            await self._point(point)
+            return
+        due = scores_of(message.token_ids)[reading.first - 1 :]
+        for first, scores in ((reading.first, due[:1]), (reading.first + 1, due[1:])):
+            if scores:
+                self._send(
+                    PromptScores(
+                        request=message.request, attempt=message.attempt, first=first,
+                        scores=tuple(scores),
+                    )
+                )  # fmt: skip
+            if first == reading.first:
+                await self._point(point)
 
     async def _point(self, point: int) -> None:
         await asyncio.sleep(self.worker.pace_s)
@@ -365,7 +409,7 @@ class _Job:
                 raise _Given
             case "babble":
                 for _ in range(9):
-                    self._send(_anything(self.message))
+                    self._send(anything(self.message))
                 raise _Given
             case "break":
                 self._fail("broken", "the engine is broken: told to be")
@@ -444,35 +488,3 @@ class _Job:
             compat=self.worker.registration.compat,
             num_tokens=num_tokens,
         )
-
-
-def _anything(of: Prefill | Decode) -> ToRouter:
-    """Whatever fits its type, but for a token that could be meant."""
-    number, size = partial(_CHANCE.choice, _WHOLE), partial(_CHANCE.choice, _REAL)
-    told: dict[str, Any] = {"request": of.request, "attempt": of.attempt}
-    usage: dict[str, Any] = {"cached_tokens": number(), "queued_s": size(), "prefill_s": size()}
-    emit = Emit(
-        **told, index=_CHANCE.choice((-1, 10**6, *_WHOLE[2:])), token_id=number(), text="\ufffd",
-        logprob=size(), top=(TokenLogprob(token_id=number(), logprob=size()),),
-    )  # fmt: skip
-    blocks = Blocks(total=number(), free=number(), cached=number(), leased=number())
-    speeds = Speeds(
-        prefill_tokens_per_s=size(), decode_step_s=size(), transfer_bytes_per_s=size()
-    )  # fmt: skip
-    landed: dict[str, Any] = {
-        name: number() for name in ("blocks_reused", "blocks_moved", "bytes_moved")
-    }
-    words: list[ToRouter] = [
-        Step(emits=(emit, emit)),
-        PrefillDone(**told, **usage),
-        Landed(**told, **landed, transport="memory", fetch_s=size(), exposed_s=size()),
-        Finished(**told, **usage, reason="length", num_tokens=10**6, decode_s=size()),
-        Failed(**told, code="overloaded", message="?" * 10_000, retryable=True),
-        Aborted(**told),
-        Beat(
-            epoch=Epoch(number()), state="ready", blocks=blocks, speeds=speeds,
-            load=Load(running=number(), waiting=number(), waiting_tokens=number()),
-            transports_used=(("memory", number()),),
-        ),
-    ]  # fmt: skip
-    return _CHANCE.choice(words)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId
+from engine.batch import Chunk, ReadRows, SampledToken, SequenceId
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.ops.inputs import forward_inputs
@@ -30,6 +30,7 @@ def chunk(
     prompt_ids: Sequence[int] = (),
     outputs: Sequence[int] = (),
     num_prompt: int = 0,
+    read: ReadRows | None = None,
 ) -> Chunk:
     return Chunk(
         sequence=SequenceId(sequence),
@@ -40,6 +41,7 @@ def chunk(
         prompt_ids=prompt_ids,
         outputs=outputs,
         num_prompt=num_prompt,
+        read=read,
     )
 
 

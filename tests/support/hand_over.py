@@ -11,7 +11,7 @@ from typing import cast
 from support.eventually import eventually
 from support.observed import RecordingObserver
 
-from engine.batch import SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
 from engine.kvcache.windows import NO_BLOCK
@@ -124,6 +124,9 @@ class PrefillSide(Side):
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         super().computed(sequence, num_tokens)
         self.source.publish(self._leases[sequence], num_tokens)
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        pass
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         for token in tokens:

@@ -22,6 +22,8 @@ from protocol.messages import (
     Landed,
     Prefill,
     PrefillDone,
+    PromptScores,
+    PromptVector,
     Registration,
     Sampling,
     Started,
@@ -194,6 +196,8 @@ class MiniRouter:
             case Step(emits=emits):
                 for emit in emits:
                     self.of(worker, emit.request, emit.attempt).emits.append(emit)
+            case PromptScores() | PromptVector():
+                pass
             case Beat():
                 self.beats[worker] = message
             case Welcome():

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from engine.batch import SequenceId
+from engine.batch import RowsRead, SequenceId
 from engine.observer import SequenceToken
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
@@ -25,6 +25,7 @@ class RecordingObserver:
     admissions: dict[SequenceId, Admission] = field(default_factory=dict)
     written: dict[SequenceId, list[int]] = field(default_factory=dict)
     tokens: dict[SequenceId, list[int]] = field(default_factory=dict)
+    reads: dict[SequenceId, list[tuple[int, RowsRead]]] = field(default_factory=dict)
     endings: dict[SequenceId, Verdict] = field(default_factory=dict)
     usages: dict[SequenceId, SequenceUsage] = field(default_factory=dict)
     block_changes: list[BlockChange] = field(default_factory=list)
@@ -48,6 +49,9 @@ class RecordingObserver:
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         self.written.setdefault(sequence, []).append(num_tokens)
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        self.reads.setdefault(sequence, []).append((first, read))
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         for token in tokens:

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from support.eventually import eventually
 from support.observed import RecordingObserver
 
-from engine.batch import SampledToken, SequenceId
+from engine.batch import RowsRead, SampledToken, SequenceId
 from engine.commands import Submission
 from engine.kvcache.pool import KvPool
 from engine.kvcache.windows import NO_BLOCK
@@ -162,6 +162,9 @@ class RankedPrefill(EngineBench):
             rank.pool.tensor[table] = self.pool.tensor[table][:, :, :, heads]
             for lease in leases:
                 source.publish(lease, num_tokens)
+
+    def read(self, sequence: SequenceId, first: int, read: RowsRead) -> None:
+        pass
 
     def step(self, tokens: Sequence[SequenceToken]) -> Collection[SequenceId]:
         for token in tokens:

@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 import pytest
 from support.fake_runner import FakeRunner, FakeStep, continuation
 
-from engine.batch import AdapterId, SampledToken, SequenceId, StepInput, StepTokens
+from engine.batch import (
+    AdapterId,
+    RowsRead,
+    SampledToken,
+    ScoredRows,
+    SequenceId,
+    StepInput,
+    StepReadings,
+    StepTokens,
+)
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.prefix_cache import PrefixCache
@@ -24,6 +33,7 @@ from engine.scheduling.sequence_table import (
     SequenceComputed,
     SequenceEnded,
     SequenceFreed,
+    SequenceRead,
 )
 from engine.sequence import (
     FetchLanded,
@@ -35,6 +45,7 @@ from engine.sequence import (
     Verdict,
 )
 from protocol.messages import Sampling
+from protocol.readings import PromptReading
 
 BLOCK_TOKENS = 4
 EOS = 996
@@ -51,6 +62,8 @@ class Run:
     num_given: int
     outputs: list[int] = field(default_factory=list)
     written: list[int] = field(default_factory=list)
+    reads: list[int] = field(default_factory=list)
+    """Tokens of the prompt whose rows were read, in order."""
     verdicts: list[Verdict] = field(default_factory=list)
     admissions: int = 0
     leased_blocks: tuple[tuple[int, int], ...] = ()
@@ -135,6 +148,7 @@ class Stepper:
         adapter: AdapterId | None = None,
         stop_at: int | None = None,
         penalty: float = 0.0,
+        reading: PromptReading | None = None,
         sampling: Sampling | None = None,
         priority: int = 0,
     ) -> Run:
@@ -153,6 +167,7 @@ class Stepper:
             sampling=sampling,
             mode=mode,
             priority=priority,
+            reading=reading,
             block_table=BlockTable(
                 self.cache, salt=salt, adapter=adapter or "", lent=mode is Mode.HANDOVER
             ),
@@ -220,12 +235,13 @@ class Stepper:
 
     def complete(self) -> None:
         """The oldest step."""
-        self.record(self.in_flight.popleft().tokens())
+        step = self.in_flight.popleft()
+        self.record(step.tokens(), step.readings())
 
-    def record(self, sampled: StepTokens) -> None:
+    def record(self, sampled: StepTokens, readings: StepReadings | None = None) -> None:
         """Of the oldest step, already taken from those in flight: several tokens of a sequence, as
         the fake model gives none."""
-        self.scheduler.record(sampled)
+        self.scheduler.record(sampled, readings)
         self.num_steps += 1
         self._settle()
         self.scheduler.check()
@@ -301,6 +317,9 @@ class Stepper:
                     self._show_blocks(run)
                 case SequenceComputed(_, num_tokens):
                     run.written.append(num_tokens)
+                case SequenceRead(_, first, read):
+                    run.reads += range(first, first + num_rows(read))
+                    assert not run.outputs, "read after a token was said"
                 case SequenceEnded(_, verdict):
                     run.verdicts.append(verdict)
                 case SequenceFreed():
@@ -333,3 +352,7 @@ class Stepper:
     def all_back(self) -> bool:
         counts = self.scheduler.block_counts()
         return counts.free + counts.cached == counts.total
+
+
+def num_rows(read: RowsRead) -> int:
+    return len(read.scores) if isinstance(read, ScoredRows) else read.num_rows

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from engine.batch import Chunk, SequenceId
+from engine.batch import Chunk, ReadRows, SequenceId
 from engine.kvcache.pool import KvPool, fewest_blocks
 from engine.limits import EngineLimits
 from engine.models.model import Model
@@ -67,14 +67,16 @@ def blocks_left(
 
 
 def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
-    """`token_budget` tokens of `max_running` sequences that all sample: the most logits too."""
+    """`token_budget` tokens of `max_running` sequences that all sample, and are all scored: the
+    most logits too."""
     share, rest = divmod(limits.token_budget, limits.max_running)
     rule = Sampling(seed=1, max_tokens=1, temperature=1.0, top_p=0.9, num_logprobs=1)
     chunks, first_block = list[Chunk](), 0
     for number in range(limits.max_running):
         num_tokens = min(share + (rest if number == 0 else 0), limits.max_context_tokens)
         next_block = first_block + layout.num_blocks(num_tokens)
-        chunks.append(_zeros(f"largest {number}", num_tokens, range(first_block, next_block), rule))
+        table = range(first_block, next_block)
+        chunks.append(_zeros(f"largest {number}", num_tokens, table, rule, _all_rows(num_tokens)))
         first_block = next_block
     return chunks
 
@@ -93,10 +95,21 @@ def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
     return steps
 
 
-def _zeros(name: str, num_tokens: int, table: Sequence[int], rule: Sampling) -> Chunk:
+def _all_rows(num_tokens: int) -> ReadRows | None:
+    rows = range(num_tokens - 1)
+    return ReadRows(rows=rows, targets=[0] * len(rows), num_top=1) if rows else None
+
+
+def _zeros(
+    name: str,
+    num_tokens: int,
+    table: Sequence[int],
+    rule: Sampling,
+    read: ReadRows | None = None,
+) -> Chunk:
     return Chunk(
         sequence=SequenceId(name), token_ids=[0] * num_tokens, start=0, block_table=table,
-        sampling=rule, prompt_ids=(), outputs=(),
+        sampling=rule, prompt_ids=(), outputs=(), read=read,
     )  # fmt: skip
 
 

@@ -10,13 +10,14 @@ kernels is captured with them.
 # Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported, V vocabulary.
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId, StepTokens
+from engine.batch import Chunk, SampledToken, SequenceId, StepReadings, StepTokens
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
@@ -33,6 +34,7 @@ from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
 from engine.runner.gpu.upload import Upload, fetch, upload_array, upload_bytes
+from engine.runner.prompt_rows import ReadPlan, as_readings, read_plan, read_rows
 from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
@@ -50,6 +52,12 @@ class LaunchedStep:
     """[A, 1 + 2 N] as `engine.sampling.rows.logprobs`, of the rows that ask, in order."""
     num_top: Mapping[int, int]
     """How many of the most likely each of them wants, by row."""
+    plan: ReadPlan | None
+    read: Sequence[Tensor]
+    """Host memory, as the tokens: what the plan's chunks read."""
+
+    def readings(self) -> StepReadings:
+        return {} if self.plan is None else as_readings(self.plan, self.read)
 
     def tokens(self) -> StepTokens:
         """As the contract; raises RuntimeError when the device failed."""
@@ -137,15 +145,23 @@ class DeviceRunner:
             chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
         )
         try:
-            return self._launched(arrays, asking, penalties, decode=is_decode(chunks))
+            return self._launched(arrays, asking, penalties, chunks)
         except Exception:
             self._device.record().wait()
             raise
 
     def _launched(
-        self, arrays: StepArrays, asking: Sequence[Chunk], penalties: Penalties, *, decode: bool
+        self,
+        arrays: StepArrays,
+        asking: Sequence[Chunk],
+        penalties: Penalties,
+        chunks: Sequence[Chunk],
     ) -> LaunchedStep:
-        step, logits_RV = self._forward(arrays, decode=decode)
+        plan, read = read_plan(chunks), list[Tensor]()
+        if plan is None:
+            step, logits_RV = self._forward(arrays, decode=is_decode(chunks))
+        else:
+            step, logits_RV, read = self._read(arrays, plan)
         tokens_R, num_top = torch.empty(0, dtype=torch.int64), rows_with_logprobs(asking)
         reports = torch.empty(0, 1)
         if asking:
@@ -155,8 +171,20 @@ class DeviceRunner:
             tokens_R = fetch(self._device, sampled_R)
         return LaunchedStep(
             asking=asking, event=self._device.record(), tokens_R=tokens_R, reports=reports,
-            num_top=num_top,
+            num_top=num_top, plan=plan, read=read,
         )  # fmt: skip
+
+    def _read(self, arrays: StepArrays, plan: ReadPlan) -> tuple[StepTensors, Tensor, list[Tensor]]:
+        """As `_forward`, and what the plan's chunks read, on its way to the host."""
+        upload = partial(upload_array, self._device)
+        step = self._upload.upload_step(arrays)
+        token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
+        inputs = step.inputs(token_ids_T, step.tables_GSB)
+        hidden_RK = self._model.hidden(replace(inputs, rows_R=upload(plan.rows_R)), self._pool)
+        assert hidden_RK is not None, "rows were asked for"
+        read = read_rows(self._model, hidden_RK, plan, upload=upload)
+        logits_RV = self._model.logits(hidden_RK[upload(plan.sampled_R)])
+        return step, logits_RV, [fetch(self._device, found) for found in read]
 
     def _forward(self, arrays: StepArrays, *, decode: bool) -> tuple[StepTensors, Tensor]:
         """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""

@@ -5,11 +5,24 @@ from unittest.mock import create_autospec
 import pytest
 from msgspec.structs import replace
 from support.checkpoints import write_checkpoint
+from support.routed_request import TICKET
 from support.words import prefill
 
 from engine.batch import SampledToken, SequenceId
+from engine.sequence import Mode
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Aborted, Finished, Grammar, Sampling, Step, ToRouter
+from protocol.messages import (
+    Aborted,
+    Decode,
+    Finished,
+    Grammar,
+    ReadPrompt,
+    Sampling,
+    Step,
+    ToCompute,
+    ToRouter,
+)
+from protocol.readings import PoolPrompt, ScorePrompt
 from protocol.text.tokenizer import TextState, Tokenizer
 from worker.requests import (
     MAX_GRAMMAR_CHARS,
@@ -48,6 +61,7 @@ def job(tokenizer: Tokenizer, name: str, *, router: RouterId = HERE, **more: str
         num_tokens=1,
         ticket=None,
         transfers=create_autospec(Transfers, instance=True),
+        mode=Mode.LOCAL,
     )
 
 
@@ -127,6 +141,9 @@ def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> Non
         ({"repetition_penalty": -math.inf}, "not all are numbers"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"num_logprobs": 11}, "num_logprobs"),
+        ({"reading": ScorePrompt(first=0)}, "reading: from token 0"),
+        ({"reading": ScorePrompt(first=9)}, "reading: from token 9"),
+        ({"reading": ScorePrompt(num_top=129)}, "129 at each"),
         ({"stop": ("x" * MAX_STOP_CHARS, "x")}, "stop"),
         ({"stop": ("",)}, "stop"),
         ({"allowed_token_ids": (10,)}, "allowed_token_ids"),
@@ -141,9 +158,23 @@ def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> Non
 def test_what_a_router_should_have_refused_is_refused(changes: dict[str, Any], what: str) -> None:
     """It would harm others of the batch."""
     good = prefill()
-    asked = {k: v for k, v in changes.items() if k in ("token_ids", "generated")}
+    asked = {k: v for k, v in changes.items() if k in ("token_ids", "generated", "reading")}
     rule = {k: v for k, v in changes.items() if k not in asked}
     bad = replace(good, sampling=replace(good.sampling, **rule), **asked)
     with pytest.raises(ValueError, match=what):
         check_request(bad, vocab_size=10)
     check_request(good, vocab_size=10)
+
+
+def test_a_prompt_that_is_read_has_no_more_than_a_token_after_it_and_one_worker() -> None:
+    asked = {name: getattr(prefill(), name) for name in ToCompute.__struct_fields__}
+    for max_tokens in (0, 1):
+        rule = Sampling(seed=1, max_tokens=max_tokens)
+        check_request(ReadPrompt(**asked | {"sampling": rule, "generated": ()}), vocab_size=10)
+    for wrong in ({"sampling": Sampling(seed=1, max_tokens=2)}, {"generated": (1,)}):
+        one = {"sampling": Sampling(seed=1, max_tokens=1), "generated": ()}
+        with pytest.raises(ValueError, match="max_tokens"):
+            check_request(ReadPrompt(**asked | one | wrong), vocab_size=10)
+    apart = Decode(**asked | {"reading": PoolPrompt(kind="cls")}, ticket=TICKET)
+    with pytest.raises(ValueError, match="computed elsewhere"):
+        check_request(apart, vocab_size=10)

@@ -73,7 +73,6 @@ def test_a_value_that_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> No
         ("functions", [{"name": "f"}]),
         ("audio", {"voice": "x"}),
         ("modalities", ["text", "audio"]),
-        ("prompt_logprobs", 1),
         ("structural_tag", "{}"),
         ("use_beam_search", True),
         ("web_search_options", {}),
@@ -426,7 +425,8 @@ def test_other_prompts_are_refused(given: object, param: str) -> None:
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 2}, "best_of"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"logprobs": True}, "logprobs"),
         ({"logprobs": 21}, "logprobs"),
         ({"messages": HI}, "messages"),

@@ -4,7 +4,14 @@ import pytest
 
 from protocol.ids import WorkerId
 from protocol.messages import Role
-from router.placement.place import Candidate, Placement, PlacementRefusal, Prefer, place
+from router.placement.place import (
+    Candidate,
+    Placement,
+    PlacementRefusal,
+    Prefer,
+    place,
+    place_prompt,
+)
 
 
 def candidate(name: str, **changes: object) -> Candidate:
@@ -205,3 +212,30 @@ def test_sixty_four_workers_of_each_role_still_have_one_cheapest_pair() -> None:
     prefills = [candidate(f"prefill-{n:02}", num_waiting_tokens=64 - n) for n in range(64)]
     decodes = [candidate(f"decode-{n:02}", num_running=64 - n) for n in range(64)]
     assert chosen(*prefills, *decodes) == "prefill-63>decode-63"
+
+
+@pytest.mark.parametrize(
+    ("candidates", "worker"),
+    [
+        ((D0, P1, P0), "prefill-0"),
+        ((D0, replace(P0, num_waiting_tokens=9_000), P1), "prefill-1"),
+        ((P0, replace(P1, num_cached_tokens=1_984), D0), "prefill-1"),
+        ((replace(P0, max_context_tokens=100), D1, D0), "decode-0"),
+        ((replace(D0, num_cached_tokens=1_984), P0), "prefill-0"),
+    ],
+)
+def test_a_prompt_alone_is_for_the_prefill_worker_that_is_done_first(
+    candidates: tuple[Candidate, ...], worker: str
+) -> None:
+    placement = place_prompt(candidates, num_tokens=2_000, max_output_tokens=0)
+    assert isinstance(placement, Placement)
+    assert (placement.prefill, placement.decode) == (None, worker)
+    assert placement.reason.startswith(f"{worker}; uncached")
+
+
+def test_a_prompt_that_fits_nowhere_is_refused() -> None:
+    refused = place_prompt((P0, D0), num_tokens=8_192, max_output_tokens=1)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "too_long"
+    assert isinstance(place_prompt((P0,), num_tokens=8_192, max_output_tokens=0), Placement)
+    nobody = place_prompt((), num_tokens=1, max_output_tokens=0)
+    assert isinstance(nobody, PlacementRefusal) and nobody.why == "no_decode_worker"
