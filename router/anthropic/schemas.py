@@ -52,14 +52,14 @@ class Thinking(Schema, frozen=True, kw_only=True):
     """`summarized` shows all of it."""
 
 
-class OutputFormat(Schema, frozen=True, kw_only=True):
+class MessageFormat(Schema, frozen=True, kw_only=True):
     type: Literal["json_schema"]
     schema: Any
 
 
 class OutputConfig(Schema, frozen=True, kw_only=True):
     effort: Effort | None = None
-    format: OutputFormat | None = None
+    format: MessageFormat | None = None
 
 
 class MessageMetadata(Schema, frozen=True, kw_only=True):

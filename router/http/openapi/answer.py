@@ -3,5 +3,5 @@
 import msgspec
 
 
-class Answer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class JsonShape(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A JSON object that has these fields alone."""

@@ -8,10 +8,10 @@ from router.http.openapi.message_answers import MessageError, MessageEvent, Mess
 from router.http.openapi.openai_answers import ChatChunk, ChatCompletion, TextCompletion
 from router.http.openapi.operator_answers import (
     AnthropicModel,
-    AnthropicModels,
-    Health,
-    Model,
-    Models,
+    AnthropicModelList,
+    HealthShape,
+    ModelList,
+    ModelShape,
     Readiness,
     ServerLoad,
     Text,
@@ -27,7 +27,7 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 _CHATS = (
     Endpoint(
         path="/v1/chat/completions",
-        summary="Answer a chat",
+        summary="JsonShape a chat",
         request=ChatRequest,
         answer=ChatCompletion,
         event=ChatChunk,
@@ -45,7 +45,7 @@ _CHATS = (
 _RESPONSES = (
     Endpoint(
         path="/v1/responses",
-        summary="Answer items",
+        summary="JsonShape items",
         request=ResponseRequest,
         answer=ResponseShape,
         event=ResponseEvent,
@@ -82,7 +82,7 @@ _RESPONSES = (
 _MESSAGES = (
     Endpoint(
         path="/v1/messages",
-        summary="Answer a chat, in Anthropic's shape",
+        summary="JsonShape a chat, in Anthropic's shape",
         request=MessagesRequest,
         answer=MessageShape,
         event=MessageEvent,
@@ -125,14 +125,14 @@ _MODELS = (
         path="/v1/models",
         method="get",
         summary="The models served here",
-        answer=Models,
-        to_anthropic=AnthropicModels,
+        answer=ModelList,
+        to_anthropic=AnthropicModelList,
     ),
     Endpoint(
         path="/v1/models/{model}",
         method="get",
         summary="One model",
-        answer=Model,
+        answer=ModelShape,
         to_anthropic=AnthropicModel,
         statuses=(404,),
     ),
@@ -142,13 +142,13 @@ _OPEN = (
         path="/health",
         method="get",
         summary="Whether this process lives",
-        answer=Health,
+        answer=HealthShape,
         is_open=True,
     ),
     Endpoint(
-        path="/ping", method="get", summary="The same as /health", answer=Health, is_open=True
+        path="/ping", method="get", summary="The same as /health", answer=HealthShape, is_open=True
     ),
-    Endpoint(path="/ping", summary="The same as /health", answer=Health, is_open=True),
+    Endpoint(path="/ping", summary="The same as /health", answer=HealthShape, is_open=True),
     Endpoint(
         path="/ready",
         method="get",

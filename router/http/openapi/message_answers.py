@@ -4,40 +4,40 @@ from typing import Any, Literal
 
 import msgspec
 
-from router.http.openapi.answer import Answer
+from router.http.openapi.answer import JsonShape
 
 StopReason = Literal[
     "end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"
 ]
 
 
-class ErrorDetails(Answer):
+class ErrorDetails(JsonShape):
     error_code: str | msgspec.UnsetType = msgspec.UNSET
     param: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class MessageErrorShape(Answer):
+class MessageErrorShape(JsonShape):
     type: str
     message: str
     details: ErrorDetails | msgspec.UnsetType = msgspec.UNSET
 
 
-class MessageError(Answer, tag="error", tag_field="type"):
+class MessageError(JsonShape, tag="error", tag_field="type"):
     """A refusal, or a failure, in Anthropic's shape; also an event of a stream."""
 
     error: MessageErrorShape
 
 
-class SaidText(Answer, tag="text"):
+class SaidText(JsonShape, tag="text"):
     text: str
 
 
-class SaidThinking(Answer, tag="thinking"):
+class SaidThinking(JsonShape, tag="thinking"):
     thinking: str
     signature: str
 
 
-class SaidToolUse(Answer, tag="tool_use"):
+class SaidToolUse(JsonShape, tag="tool_use"):
     id: str
     name: str
     input: dict[str, Any]
@@ -46,11 +46,11 @@ class SaidToolUse(Answer, tag="tool_use"):
 SaidBlock = SaidText | SaidThinking | SaidToolUse
 
 
-class OutputDetails(Answer):
+class OutputDetails(JsonShape):
     thinking_tokens: int
 
 
-class MessageUsage(Answer):
+class MessageUsage(JsonShape):
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
@@ -58,7 +58,7 @@ class MessageUsage(Answer):
     output_tokens_details: OutputDetails
 
 
-class MessageShape(Answer, tag="message"):
+class MessageShape(JsonShape, tag="message"):
     """An answer, whole."""
 
     id: str
@@ -70,55 +70,55 @@ class MessageShape(Answer, tag="message"):
     usage: MessageUsage
 
 
-class MessageStart(Answer, tag="message_start"):
+class MessageStart(JsonShape, tag="message_start"):
     message: MessageShape
 
 
-class Ping(Answer, tag="ping"):
+class Ping(JsonShape, tag="ping"):
     pass
 
 
-class BlockStart(Answer, tag="content_block_start"):
+class BlockStart(JsonShape, tag="content_block_start"):
     index: int
     content_block: SaidBlock
 
 
-class TextDelta(Answer, tag="text_delta"):
+class TextDelta(JsonShape, tag="text_delta"):
     text: str
 
 
-class ThinkingDelta(Answer, tag="thinking_delta"):
+class ThinkingDelta(JsonShape, tag="thinking_delta"):
     thinking: str
 
 
-class SignatureDelta(Answer, tag="signature_delta"):
+class SignatureDelta(JsonShape, tag="signature_delta"):
     signature: str
 
 
-class InputDelta(Answer, tag="input_json_delta"):
+class InputDelta(JsonShape, tag="input_json_delta"):
     partial_json: str
 
 
-class BlockDelta(Answer, tag="content_block_delta"):
+class BlockDelta(JsonShape, tag="content_block_delta"):
     index: int
     delta: TextDelta | ThinkingDelta | SignatureDelta | InputDelta
 
 
-class BlockStop(Answer, tag="content_block_stop"):
+class BlockStop(JsonShape, tag="content_block_stop"):
     index: int
 
 
-class Stopped(Answer):
+class Stopped(JsonShape):
     stop_reason: StopReason | None
     stop_sequence: str | None
 
 
-class MessageDelta(Answer, tag="message_delta"):
+class MessageDelta(JsonShape, tag="message_delta"):
     delta: Stopped
     usage: MessageUsage
 
 
-class MessageStop(Answer, tag="message_stop"):
+class MessageStop(JsonShape, tag="message_stop"):
     pass
 
 
@@ -134,5 +134,5 @@ MessageEvent = (
 )
 
 
-class TokenCount(Answer):
+class TokenCount(JsonShape):
     input_tokens: int

@@ -3,44 +3,43 @@ tests hold the real ones to."""
 
 from typing import Literal
 
-from msgspec import UNSET
-from msgspec import UnsetType as Absent
+from msgspec import UNSET, UnsetType
 
-from router.http.openapi.answer import Answer
+from router.http.openapi.answer import JsonShape
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class ErrorFields(Answer):
+class ErrorFields(JsonShape):
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class ErrorAnswer(Answer):
+class ErrorAnswer(JsonShape):
     """A refusal, or a failure, in OpenAI's shape."""
 
     error: ErrorFields
 
 
-class PromptDetails(Answer):
+class PromptDetails(JsonShape):
     cached_tokens: int
 
 
-class CompletionDetails(Answer):
+class CompletionDetails(JsonShape):
     reasoning_tokens: int
 
 
-class UsageShape(Answer):
+class UsageShape(JsonShape):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails | None
-    completion_tokens_details: CompletionDetails | Absent = UNSET
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
-class TokenLogprobShape(Answer):
+class TokenLogprobShape(JsonShape):
     token: str
     logprob: float
     bytes: list[int]
@@ -50,41 +49,41 @@ class SampledLogprobShape(TokenLogprobShape):
     top_logprobs: list[TokenLogprobShape]
 
 
-class ChatLogprobsShape(Answer):
+class ChatLogprobsShape(JsonShape):
     content: list[SampledLogprobShape]
     refusal: None
 
 
-class AnsweredFunction(Answer):
+class AnsweredFunction(JsonShape):
     name: str
     arguments: str
 
 
-class AnsweredCall(Answer):
+class AnsweredCall(JsonShape):
     id: str
     type: Literal["function"]
     function: AnsweredFunction
 
 
-class AnsweredMessage(Answer):
+class AnsweredMessage(JsonShape):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    reasoning: str | Absent = UNSET
-    reasoning_content: str | Absent = UNSET
-    tool_calls: list[AnsweredCall] | Absent = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[AnsweredCall] | UnsetType = UNSET
 
 
-class ChatChoice(Answer):
+class ChatChoice(JsonShape):
     index: int
     message: AnsweredMessage
     logprobs: ChatLogprobsShape | None
     finish_reason: FinishReason
     stop_reason: int | str | None
-    token_ids: list[int] | Absent = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(JsonShape):
     id: str
     object: Literal["chat.completion"]
     created: int
@@ -92,74 +91,74 @@ class ChatCompletion(Answer):
     system_fingerprint: None
     choices: list[ChatChoice]
     usage: UsageShape
-    prompt_token_ids: list[int] | Absent = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class FunctionDelta(Answer):
+class FunctionDelta(JsonShape):
     arguments: str
-    name: str | Absent = UNSET
+    name: str | UnsetType = UNSET
 
 
-class ToolCallDelta(Answer):
+class ToolCallDelta(JsonShape):
     """The first of a call has all; those after it more of its arguments."""
 
     index: int
     function: FunctionDelta
-    id: str | Absent = UNSET
-    type: Literal["function"] | Absent = UNSET
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
 
 
-class ChatDelta(Answer):
-    role: Literal["assistant"] | Absent = UNSET
-    content: str | Absent | None = UNSET
-    refusal: Absent | None = UNSET
-    reasoning: str | Absent = UNSET
-    reasoning_content: str | Absent = UNSET
-    tool_calls: list[ToolCallDelta] | Absent = UNSET
+class ChatDelta(JsonShape):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: UnsetType | None = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
-class ChatChunkChoice(Answer):
+class ChatChunkChoice(JsonShape):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobsShape | None
     finish_reason: FinishReason | None
-    stop_reason: int | str | Absent | None = UNSET
-    token_ids: list[int] | Absent = UNSET
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(Answer):
+class ChatChunk(JsonShape):
     id: str
     object: Literal["chat.completion.chunk"]
     created: int
     model: str
     system_fingerprint: None
     choices: list[ChatChunkChoice]
-    usage: UsageShape | Absent | None = UNSET
-    prompt_token_ids: list[int] | Absent = UNSET
+    usage: UsageShape | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class TextLogprobsShape(Answer):
+class TextLogprobsShape(JsonShape):
     tokens: list[str]
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
-class TextChoice(Answer):
+class TextChoice(JsonShape):
     index: int
     text: str
     logprobs: TextLogprobsShape | None
     finish_reason: Literal["stop", "length"] | None
-    stop_reason: int | str | Absent | None = UNSET
-    token_ids: list[int] | Absent = UNSET
-    prompt_token_ids: list[int] | Absent = UNSET
+    stop_reason: int | str | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class TextCompletion(Answer):
+class TextCompletion(JsonShape):
     id: str
     object: Literal["text_completion"]
     created: int
     model: str
     system_fingerprint: None
     choices: list[TextChoice]
-    usage: UsageShape | Absent | None = UNSET
+    usage: UsageShape | UnsetType | None = UNSET

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from router.http.openapi.answer import Answer
+from router.http.openapi.answer import JsonShape
 
 
-class Model(Answer):
+class ModelShape(JsonShape):
     id: str
     object: Literal["model"]
     created: int
@@ -16,22 +16,22 @@ class Model(Answer):
     default_sampling_params: dict[str, Any]
 
 
-class Models(Answer):
+class ModelList(JsonShape):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelShape]
 
 
-class Tokens(Answer):
+class Tokens(JsonShape):
     count: int
     max_model_len: int
     tokens: list[int]
 
 
-class Text(Answer):
+class Text(JsonShape):
     prompt: str
 
 
-class AnthropicModel(Answer):
+class AnthropicModel(JsonShape):
     """To clients that say which version of Anthropic's API they speak."""
 
     type: Literal["model"]
@@ -43,31 +43,31 @@ class AnthropicModel(Answer):
     max_tokens: int
 
 
-class AnthropicModels(Answer):
+class AnthropicModelList(JsonShape):
     data: list[AnthropicModel]
     has_more: bool
     first_id: str
     last_id: str
 
 
-class Version(Answer):
+class Version(JsonShape):
     version: str
 
 
-class ServerLoad(Answer):
+class ServerLoad(JsonShape):
     server_load: int
 
 
-class Health(Answer):
+class HealthShape(JsonShape):
     status: Literal["alive"]
 
 
-class Readiness(Answer):
+class Readiness(JsonShape):
     ready: bool
     reason: str | msgspec.UnsetType = msgspec.UNSET
     warning: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class Traces(Answer):
+class Traces(JsonShape):
     request: str
     traces: list[dict[str, Any]]

@@ -2,34 +2,34 @@
 
 from typing import Any, Literal
 
-from router.http.openapi.answer import Answer
+from router.http.openapi.answer import JsonShape
 from router.http.openapi.openai_answers import ErrorFields, SampledLogprobShape
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
 
-class OutputText(Answer, tag="output_text"):
+class OutputText(JsonShape, tag="output_text"):
     text: str
     annotations: list[None]
     logprobs: list[SampledLogprobShape]
 
 
-class ReasoningText(Answer, tag="reasoning_text"):
+class ReasoningText(JsonShape, tag="reasoning_text"):
     text: str
 
 
-class SummaryText(Answer, tag="summary_text"):
+class SummaryText(JsonShape, tag="summary_text"):
     text: str
 
 
-class MessageItem(Answer, tag="message"):
+class MessageItem(JsonShape, tag="message"):
     id: str
     status: ItemStatus
     role: Literal["assistant"]
     content: list[OutputText]
 
 
-class ReasoningItem(Answer, tag="reasoning"):
+class ReasoningItem(JsonShape, tag="reasoning"):
     id: str
     status: ItemStatus
     summary: list[SummaryText]
@@ -37,7 +37,7 @@ class ReasoningItem(Answer, tag="reasoning"):
     encrypted_content: None
 
 
-class CallItem(Answer, tag="function_call"):
+class CallItem(JsonShape, tag="function_call"):
     id: str
     status: ItemStatus
     call_id: str
@@ -48,16 +48,16 @@ class CallItem(Answer, tag="function_call"):
 Item = MessageItem | ReasoningItem | CallItem
 
 
-class CachedDetails(Answer):
+class CachedDetails(JsonShape):
     cached_tokens: int
     cache_write_tokens: int
 
 
-class ReasoningDetails(Answer):
+class ReasoningDetails(JsonShape):
     reasoning_tokens: int
 
 
-class ResponseUsage(Answer):
+class ResponseUsage(JsonShape):
     input_tokens: int
     input_tokens_details: CachedDetails
     output_tokens: int
@@ -65,16 +65,16 @@ class ResponseUsage(Answer):
     total_tokens: int
 
 
-class Failure(Answer):
+class Failure(JsonShape):
     code: str
     message: str
 
 
-class Incomplete(Answer):
+class Incomplete(JsonShape):
     reason: Literal["max_output_tokens"]
 
 
-class ResponseShape(Answer):
+class ResponseShape(JsonShape):
     """A response, whole or as far as it is."""
 
     id: str
@@ -111,7 +111,7 @@ class ResponseShape(Answer):
     user: str | None
 
 
-class _Event(Answer):
+class _Event(JsonShape):
     sequence_number: int
 
 
@@ -247,13 +247,13 @@ ResponseEvent = (
 )
 
 
-class Deleted(Answer):
+class Deleted(JsonShape):
     id: str
     object: Literal["response"]
     deleted: bool
 
 
-class InputItems(Answer):
+class InputItems(JsonShape):
     object: Literal["list"]
     data: list[dict[str, Any]]
     first_id: str | None
