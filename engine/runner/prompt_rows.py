@@ -51,9 +51,8 @@ def read_plan(chunks: Sequence[Chunk]) -> ReadPlan | None:
             rows += [start + place for place in chunk.read.rows]
         start += len(chunk.token_ids)
         if chunk.sampling is not None:
-            if not rows or rows[-1] != start - 1:
-                rows.append(start - 1)
-            sampled.append(len(rows) - 1)
+            sampled.append(len(rows))
+            rows.append(start - 1)
     return ReadPlan(
         rows_R=np.array(rows, np.int64), sampled_R=np.array(sampled, np.int64), places=places,
         chunks=[chunk for chunk in chunks if chunk.read is not None],

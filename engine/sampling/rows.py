@@ -69,13 +69,22 @@ def logprobs(logits_AV: Tensor, tokens_A: Tensor, *, num_top: int) -> Tensor:
     rows_AV = scores_AV.double()
     total_A1 = rows_AV.logsumexp(dim=1, keepdim=True)
     chosen_A1 = rows_AV.gather(1, tokens_A.clamp(min=0)[:, None]) - total_A1
-    best_AN = ordered(scores_AV).topk(min(num_top, rows_AV.shape[1]), dim=1).values
+    ids_AN, values_AN = most_likely(scores_AV, num_top)
+    return torch.cat((chosen_A1, ids_AN.double(), values_AN.double() - total_A1), dim=1)
+
+
+def most_likely(scores_AV: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Ids [A, N] and scores of the `num` largest, or of all, best first, equals by id. `scores_AV`
+    float32 without NaN."""
+    if not num:
+        none_A0 = scores_AV[:, :0]
+        return none_A0.long(), none_A0
+    best_AN = _ordered(scores_AV).topk(min(num, scores_AV.shape[1]), dim=1).values
     ids_AN = (best_AN & _ID) ^ _ID
-    best_AN = rows_AV.gather(1, ids_AN) - total_A1
-    return torch.cat((chosen_A1, ids_AN.double(), best_AN), dim=1)
+    return ids_AN, scores_AV.gather(1, ids_AN)
 
 
-def ordered(scores_AV: Tensor) -> Tensor:
+def _ordered(scores_AV: Tensor) -> Tensor:
     """int64 that orders as (score, lower id first) does: the float's bits above the id's."""
     bits_AV = (scores_AV + 0.0).view(torch.int32).long()  # + 0.0 turns -0.0 into 0.0
     rising_AV = torch.where(bits_AV >= 0, bits_AV, bits_AV ^ 0x7FFF_FFFF)
