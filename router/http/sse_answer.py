@@ -60,6 +60,9 @@ class Frames:
         echo = generation.echoes[index]
         return self._chunk(index, _encode(echo), more=more) if echo or more else b""
 
+    def text(self, index: int, text: str) -> bytes:
+        return self._chunk(index, self._shown(Content(text)))
+
     def shown(self, events: Sequence[OutputEvent], *, anyway: bool) -> list[bytes]:
         """What the events tell, a chunk each; `anyway`: at least one."""
         shown = [text for event in events if (text := self._shown(event))]
@@ -115,6 +118,9 @@ class SseAnswer(AnswerWriter):
         self._logprobs = [
             logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
         ]
+        self._is_plain = self._parsers is None and not generation.return_token_ids
+        self._is_plain &= self._logprobs[0] is None
+        """Tokens tell nothing but their text."""
         self._opened = [False] * num_choices
         self._has_calls = [False] * num_choices
         self._untold: list[list[int]] = [[] for _ in range(num_choices)]
@@ -123,14 +129,21 @@ class SseAnswer(AnswerWriter):
 
     async def token(self, index: int, token: Token) -> None:
         frame = self._open(index)
+        if self._is_plain:
+            self._usage.completion_tokens += 1
+            frame += self._frames.text(index, token.text) if token.text else b""
+        else:
+            frame += self._told(index, token)
+        if frame:
+            await self._write(frame)
+
+    def _told(self, index: int, token: Token) -> bytes:
         if self._generation.return_token_ids:
             self._untold[index].append(token.token_id)
         logprobs, entry = self._logprobs[index], NONE
         if logprobs is not None:
             entry = _encode(logprobs.join([logprobs.entry(token)]))
-        frame += self._frames_of(index, self.events(index, token), entry)
-        if frame:
-            await self._write(frame)
+        return self._frames_of(index, self.events(index, token), entry)
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
