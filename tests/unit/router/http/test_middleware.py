@@ -99,7 +99,7 @@ async def test_unknown_paths_and_methods_are_errors_in_openais_shape(
         error_of(response)
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/cluster", "/trace/x", "/tokenize", "/docs"])
+@pytest.mark.parametrize("path", ["/v1/models", "/cluster", "/trace/x", "/tokenize", "/load"])
 async def test_a_key_is_asked_for(bench: Bench, path: str) -> None:
     async with bench.client(api_keys=("right", "other")) as client:
         for given in (None, "Bearer wrong", "Bearer ", "right", "Basic right", "Bearer é"):
