@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -24,19 +25,21 @@ from protocol.formats.families.xml_calls import (
     DEEPSEEK_V32,
     GLM,
     GLM_CLOSE,
+    KIMI_K3,
     MINIMAX,
     QWEN3_CODER,
     SEED,
 )
 from protocol.formats.formats import Formats
-from protocol.formats.table import Format, FormatError
+from protocol.formats.table import FormatError, OutputFormat
 from protocol.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TEMPLATE: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
+    (KIMI_K3, ("<|open|>", "<|sep|>", "'tools'", "'argument'")),
     (DEEPSEEK_V3, ("<｜tool▁calls▁begin｜>", "```json")),
     (DEEPSEEK_V31, ("<｜tool▁calls▁begin｜>",)),
     (DEEPSEEK_V32, ("｜DSML｜",)),
@@ -60,7 +63,7 @@ BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (LLAMA3_JSON, ("<|eot_id|>", "parameters")),
 )
 """Formats and what a template has that writes them; the first that fits."""
-BY_TOKENS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TOKENS: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (DEEPSEEK_V32, ("｜DSML｜",)),
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
@@ -80,7 +83,7 @@ def choose_formats(
     return Formats(tokenizer, tools=found, thinking=thinking)
 
 
-def _tool_format(name: str, tokenizer: Tokenizer) -> Format | None:
+def _tool_format(name: str, tokenizer: Tokenizer) -> OutputFormat | None:
     """A format known here reads more than the checkpoint's own table says."""
     if name == "none":
         return None
@@ -102,9 +105,17 @@ def _think_tags(name: str, tokenizer: Tokenizer) -> ThinkTags | None:
         known = {tags.name: tags for tags in TAGS} | ({own.name: own} if own else {})
         return _named("reasoning_format", name, known)
     template, tokens = _written(tokenizer), tokenizer.added_tokens
-    written = (tags for tags in TAGS if tags.close in template)
+    written = (tags for tags in TAGS if _writes(template, tags))
     by_tokens = (tags for tags in TAGS if tags.open in tokens and tags.close in tokens)
     return next(written, None) or own or next(by_tokens, None)
+
+
+def _writes(template: str, tags: ThinkTags) -> bool:
+    """Tags that consist of tokens are put together from their name."""
+    named = re.fullmatch(r"<\|close\|>(\w+)<\|sep\|>", tags.close)
+    return tags.close in template or bool(
+        named and "<|close|>" in template and f"'{named[1]}'" in template
+    )
 
 
 def _written(tokenizer: Tokenizer) -> str:

@@ -8,7 +8,7 @@ from protocol.formats.families.think import PLAIN, PROMPT, ThinkTags, with_think
 from protocol.formats.grammars.output_grammar import Beginning, Wish, output_grammar
 from protocol.formats.reading.bound import BoundFormat, bind
 from protocol.formats.reading.parser import FormatParser
-from protocol.formats.table import REASONING, Format
+from protocol.formats.table import REASONING, OutputFormat
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 
@@ -28,10 +28,10 @@ class Formats:
     """Thread-safe."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, tools: Format | None, thinking: ThinkTags | None
+        self, tokenizer: Tokenizer, *, tools: OutputFormat | None, thinking: ThinkTags | None
     ) -> None:
         self._tokenizer = tokenizer
-        self._thinking = thinking
+        self.thinking = thinking
         self.tools = tools
         plain = PLAIN if tools is None else without_calls(tools)
         self._without_tools = self._bind(plain)
@@ -47,7 +47,7 @@ class Formats:
     def reasoning_format(self) -> str:
         if self.tools is not None and self.tools.headers:
             return self.tools.name
-        return "none" if self._thinking is None else self._thinking.name
+        return "none" if self.thinking is None else self.thinking.name
 
     def open(
         self,
@@ -72,7 +72,7 @@ class Formats:
             answer_grammar=answer_grammar,
         )
         grammar = output_grammar(
-            bound, wish, beginning, thinking=self._thinking, tokenizer=self._tokenizer
+            bound, wish, beginning, thinking=self.thinking, tokenizer=self._tokenizer
         )
 
         def new_parser() -> OutputParser:
@@ -84,16 +84,16 @@ class Formats:
             grammar=grammar,
         )
 
-    def _bind(self, of: Format) -> BoundFormat:
-        tags = self._thinking
+    def _bind(self, of: OutputFormat) -> BoundFormat:
+        tags = self.thinking
         of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
         return bind(of, self._tokenizer)
 
-    def _beginning(self, of: Format, prompt_ids: Sequence[int]) -> Beginning:
+    def _beginning(self, of: OutputFormat, prompt_ids: Sequence[int]) -> Beginning:
         """As its prompt leaves an answer in this format."""
         marks = self._in_prompt.marks
         parser = FormatParser(self._in_prompt, (), state=of.initial)
-        close = "" if self._thinking is None else self._thinking.close
+        close = "" if self.thinking is None else self.thinking.close
         has_thought = False
         for token_id in self._last_message(prompt_ids):
             before, mark = parser.state, marks.get(token_id)

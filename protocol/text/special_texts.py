@@ -43,7 +43,7 @@ class SpecialTexts:
     def mark_for(self, *given: Any) -> str | None:
         """For the JSON values `given`; None if no special token is written in them."""
         texts = [text for value in given for text in _texts(value)]
-        encodings = self._finder.encode_batch(texts, add_special_tokens=False)
+        encodings = self._finder.encode_batch_fast(texts, add_special_tokens=False)
         written = any(not self._special.keys().isdisjoint(one.ids) for one in encodings)
         if not written and not any(map(self._begins, texts)):
             return None

@@ -45,7 +45,7 @@ class ToolCall(msgspec.Struct, frozen=True, gc=False):
 
     function: CalledFunction
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: Literal["function"] | None = None
 
     def as_call(self) -> Call:
         arguments = call_arguments(self.function.arguments or {})

@@ -128,6 +128,25 @@ def test_published_templates_render_as_in_transformers(
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_an_answer_that_has_begun_is_cut_where_transformers_cuts_it(
+    theirs: PreTrainedTokenizerFast, name: str
+) -> None:
+    source = PUBLISHED[name]["source"]
+    ours = ChatTemplate(source, special_tokens=TOKENS)
+    for content in ("It is", " It is \n", "Hi", "", "<think>\nhm"):
+        said: dict[str, Any] = {"role": "assistant", "content": content}
+        seen = as_parts([USER, said]) if name in ONLY_PARTS else [USER, said]
+        how = {"add_generation_prompt": False, "continue_final_message": True}
+        expected = rendered(theirs, source, seen, **how)
+        if expected is None:
+            with pytest.raises(ValueError, match="messages: "):
+                ours.render([USER, said], add_generation_prompt=False, continue_final=True)
+        else:
+            shown = ours.render([USER, said], add_generation_prompt=False, continue_final=True)
+            assert shown == expected, content
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_parts_are_shown_as_the_template_shows_parts_or_else_joined(
     theirs: PreTrainedTokenizerFast, name: str
 ) -> None:

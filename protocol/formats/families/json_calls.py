@@ -9,25 +9,27 @@ from protocol.formats.table import (
     ROLES,
     SHOWN,
     START,
-    Format,
-    Row,
+    OutputFormat,
     Takes,
+    Transition,
     Written,
 )
 
 
-def tagged_objects(name: str, begin: str, end: str, *, roles: Mapping[str, str] = ROLES) -> Format:
+def tagged_objects(
+    name: str, begin: str, end: str, *, roles: Mapping[str, str] = ROLES
+) -> OutputFormat:
     """Each call between two tags."""
-    return Format(
+    return OutputFormat(
         name=name,
         states={**SHOWN, "call": Takes.ENVELOPE, "after": Takes.SPACE},
         rows={
-            (CONTENT, begin): Row("call"),
-            ("call", END): Row("after"),
-            ("call", end): Row(CONTENT),
-            ("after", end): Row(CONTENT),
-            ("after", begin): Row("call"),
-            ("after", OTHER): Row(CONTENT),
+            (CONTENT, begin): Transition("call"),
+            ("call", END): Transition("after"),
+            ("call", end): Transition(CONTENT),
+            ("after", end): Transition(CONTENT),
+            ("after", begin): Transition("call"),
+            ("after", OTHER): Transition(CONTENT),
         },
         written=Written(call=f"{begin}\n{{envelope}}\n{end}", between="\n"),
         roles=roles,
@@ -37,16 +39,16 @@ def tagged_objects(name: str, begin: str, end: str, *, roles: Mapping[str, str] 
 HERMES = tagged_objects("hermes", "<tool_call>", "</tool_call>")
 """Qwen 2.5 and 3, Hermes and many others."""
 
-LLAMA3_JSON = Format(
+LLAMA3_JSON = OutputFormat(
     name="llama3_json",
     states={**SHOWN, "call": Takes.ENVELOPE, "after": Takes.SPACE},
     rows={
-        (CONTENT, "<|python_tag|>"): Row("call"),
-        (START, "{"): Row("call", stays=True),
-        ("call", END): Row("after"),
-        ("after", "{"): Row("call", stays=True),
-        ("after", "<|python_tag|>"): Row("call"),
-        ("after", OTHER): Row(CONTENT),
+        (CONTENT, "<|python_tag|>"): Transition("call"),
+        (START, "{"): Transition("call", stays=True),
+        ("call", END): Transition("after"),
+        ("after", "{"): Transition("call", stays=True),
+        ("after", "<|python_tag|>"): Transition("call"),
+        ("after", OTHER): Transition(CONTENT),
     },
     written=Written(call="{envelope}", between="; "),
     roles={"name": "name", "parameters": "arguments", **ROLES},
@@ -54,7 +56,7 @@ LLAMA3_JSON = Format(
 )
 """Llama 3.1 to 3.3: an object that begins the answer."""
 
-MISTRAL = Format(
+MISTRAL = OutputFormat(
     name="mistral",
     states={
         **SHOWN,
@@ -67,25 +69,25 @@ MISTRAL = Format(
         "after": Takes.SPACE,
     },
     rows={
-        (CONTENT, "[TOOL_CALLS]"): Row("calls"),
-        ("calls", "["): Row("list"),
-        ("calls", "{"): Row("item", stays=True),
-        ("calls", OTHER): Row("name"),
-        ("list", "{"): Row("item", stays=True),
-        ("list", "]"): Row("after"),
-        ("list", OTHER): Row(CONTENT),
-        ("item", END): Row("list"),
-        ("item", "[TOOL_CALLS]"): Row("calls"),
-        ("list", "[TOOL_CALLS]"): Row("calls"),
-        ("name", "[ARGS]"): Row("arguments"),
-        ("name", "[CALL_ID]"): Row("id"),
-        ("name", "{"): Row("arguments", stays=True),
-        ("id", "[ARGS]"): Row("arguments"),
-        ("id", "{"): Row("arguments", stays=True),
-        ("arguments", END): Row("after"),
-        ("arguments", "[TOOL_CALLS]"): Row("calls"),
-        ("after", "[TOOL_CALLS]"): Row("calls"),
-        ("after", OTHER): Row(CONTENT),
+        (CONTENT, "[TOOL_CALLS]"): Transition("calls"),
+        ("calls", "["): Transition("list"),
+        ("calls", "{"): Transition("item", stays=True),
+        ("calls", OTHER): Transition("name"),
+        ("list", "{"): Transition("item", stays=True),
+        ("list", "]"): Transition("after"),
+        ("list", OTHER): Transition(CONTENT),
+        ("item", END): Transition("list"),
+        ("item", "[TOOL_CALLS]"): Transition("calls"),
+        ("list", "[TOOL_CALLS]"): Transition("calls"),
+        ("name", "[ARGS]"): Transition("arguments"),
+        ("name", "[CALL_ID]"): Transition("id"),
+        ("name", "{"): Transition("arguments", stays=True),
+        ("id", "[ARGS]"): Transition("arguments"),
+        ("id", "{"): Transition("arguments", stays=True),
+        ("arguments", END): Transition("after"),
+        ("arguments", "[TOOL_CALLS]"): Transition("calls"),
+        ("after", "[TOOL_CALLS]"): Transition("calls"),
+        ("after", OTHER): Transition(CONTENT),
     },
     written=Written(call="[TOOL_CALLS]{name}[ARGS]{arguments}"),
     ids="nine",
@@ -99,15 +101,15 @@ MISTRAL_LIST = MISTRAL.replace(name="mistral_list", written=_LISTED)
 _CALLS, _CALL, _SEP = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
 _CALL_END, _CALLS_END = "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>"
 _SECTION = {
-    (CONTENT, _CALLS): Row("section"),
-    ("section", _CALLS_END): Row(CONTENT),
-    ("section", OTHER): Row(CONTENT),
-    ("section", _CALL_END): Row("section"),
-    ("arguments", END): Row("section"),
-    ("arguments", _CALL_END): Row("section"),
-    ("arguments", _CALLS_END): Row(CONTENT),
+    (CONTENT, _CALLS): Transition("section"),
+    ("section", _CALLS_END): Transition(CONTENT),
+    ("section", OTHER): Transition(CONTENT),
+    ("section", _CALL_END): Transition("section"),
+    ("arguments", END): Transition("section"),
+    ("arguments", _CALL_END): Transition("section"),
+    ("arguments", _CALLS_END): Transition(CONTENT),
 }
-DEEPSEEK_V3 = Format(
+DEEPSEEK_V3 = OutputFormat(
     name="deepseek_v3",
     states={
         **SHOWN,
@@ -118,12 +120,12 @@ DEEPSEEK_V3 = Format(
     },
     rows={
         **_SECTION,
-        ("section", _CALL): Row("type"),
-        ("type", _SEP): Row("name"),
-        ("type", _CALL_END): Row("section"),
-        ("name", "\n```json\n"): Row("arguments"),
-        ("name", _CALL_END): Row("section"),
-        ("arguments", _CALL): Row("type"),
+        ("section", _CALL): Transition("type"),
+        ("type", _SEP): Transition("name"),
+        ("type", _CALL_END): Transition("section"),
+        ("name", "\n```json\n"): Transition("arguments"),
+        ("name", _CALL_END): Transition("section"),
+        ("arguments", _CALL): Transition("type"),
     },
     written=Written(
         begin=_CALLS,
@@ -134,7 +136,7 @@ DEEPSEEK_V3 = Format(
 )
 """DeepSeek V3 and R1."""
 
-DEEPSEEK_V31 = Format(
+DEEPSEEK_V31 = OutputFormat(
     name="deepseek_v31",
     states={
         **SHOWN,
@@ -144,10 +146,10 @@ DEEPSEEK_V31 = Format(
     },
     rows={
         **_SECTION,
-        ("section", _CALL): Row("name"),
-        ("name", _SEP): Row("arguments"),
-        ("name", _CALL_END): Row("section"),
-        ("arguments", _CALL): Row("name"),
+        ("section", _CALL): Transition("name"),
+        ("name", _SEP): Transition("arguments"),
+        ("name", _CALL_END): Transition("section"),
+        ("arguments", _CALL): Transition("name"),
     },
     written=Written(
         begin=_CALLS,
@@ -156,7 +158,7 @@ DEEPSEEK_V31 = Format(
     ),
 )
 
-KIMI = Format(
+KIMI = OutputFormat(
     name="kimi",
     states={
         **SHOWN,
@@ -165,16 +167,16 @@ KIMI = Format(
         "arguments": Takes.ARGUMENTS,
     },
     rows={
-        (CONTENT, "<|tool_calls_section_begin|>"): Row("section"),
-        ("section", "<|tool_call_begin|>"): Row("id"),
-        ("section", "<|tool_call_end|>"): Row("section"),
-        ("section", "<|tool_calls_section_end|>"): Row(CONTENT),
-        ("section", OTHER): Row(CONTENT),
-        ("id", "<|tool_call_argument_begin|>"): Row("arguments"),
-        ("id", "<|tool_call_end|>"): Row("section"),
-        ("arguments", END): Row("section"),
-        ("arguments", "<|tool_call_end|>"): Row("section"),
-        ("arguments", "<|tool_calls_section_end|>"): Row(CONTENT),
+        (CONTENT, "<|tool_calls_section_begin|>"): Transition("section"),
+        ("section", "<|tool_call_begin|>"): Transition("id"),
+        ("section", "<|tool_call_end|>"): Transition("section"),
+        ("section", "<|tool_calls_section_end|>"): Transition(CONTENT),
+        ("section", OTHER): Transition(CONTENT),
+        ("id", "<|tool_call_argument_begin|>"): Transition("arguments"),
+        ("id", "<|tool_call_end|>"): Transition("section"),
+        ("arguments", END): Transition("section"),
+        ("arguments", "<|tool_call_end|>"): Transition("section"),
+        ("arguments", "<|tool_calls_section_end|>"): Transition(CONTENT),
     },
     written=Written(
         begin="<|tool_calls_section_begin|>",

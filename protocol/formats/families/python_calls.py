@@ -1,23 +1,33 @@
 """Formats whose calls are written as Python writes them."""
 
-from protocol.formats.table import CONTENT, END, OTHER, SHOWN, START, Format, Row, Takes, Written
+from protocol.formats.table import (
+    CONTENT,
+    END,
+    OTHER,
+    SHOWN,
+    START,
+    OutputFormat,
+    Takes,
+    Transition,
+    Written,
+)
 
 _LIST = Written(begin="[", call="{name}({keywords})", between=", ", end="]")
 _STATES = {**SHOWN, "open": Takes.SPACE, "list": Takes.LITERALS, "after": Takes.SPACE}
 _ROWS = {
-    ("open", "["): Row("list"),
-    ("open", OTHER): Row(CONTENT),
-    ("list", END): Row("after"),
-    ("after", OTHER): Row(CONTENT),
+    ("open", "["): Transition("list"),
+    ("open", OTHER): Transition(CONTENT),
+    ("list", END): Transition("after"),
+    ("after", OTHER): Transition(CONTENT),
 }
-PYTHONIC = Format(
+PYTHONIC = OutputFormat(
     name="pythonic",
     states=_STATES,
     rows={
         **_ROWS,
-        (START, "["): Row("list"),
-        (CONTENT, "<|python_start|>"): Row("open"),
-        ("after", "<|python_end|>"): Row(CONTENT),
+        (START, "["): Transition("list"),
+        (CONTENT, "<|python_start|>"): Transition("open"),
+        ("after", "<|python_end|>"): Transition(CONTENT),
     },
     written=_LIST,
     only_known=True,
@@ -25,16 +35,16 @@ PYTHONIC = Format(
 """Llama 4 and 3.2: a list that begins the answer."""
 
 
-def tagged_calls(name: str, begin: str, end: str) -> Format:
+def tagged_calls(name: str, begin: str, end: str) -> OutputFormat:
     """The list between two tags."""
-    return Format(
+    return OutputFormat(
         name=name,
         states=_STATES,
         rows={
             **_ROWS,
-            (CONTENT, begin): Row("open"),
-            ("after", end): Row(CONTENT),
-            ("open", end): Row(CONTENT),
+            (CONTENT, begin): Transition("open"),
+            ("after", end): Transition(CONTENT),
+            ("open", end): Transition(CONTENT),
         },
         written=Written(begin=f"{begin}[", call=_LIST.call, between=", ", end=f"]{end}"),
     )
@@ -42,15 +52,15 @@ def tagged_calls(name: str, begin: str, end: str) -> Format:
 
 LFM2 = tagged_calls("lfm2", "<|tool_call_start|>", "<|tool_call_end|>")
 
-OLMO3 = Format(
+OLMO3 = OutputFormat(
     name="olmo3",
     states=_STATES,
     rows={
-        (CONTENT, "<function_calls>"): Row("list"),
-        ("list", END): Row("after"),
-        ("list", "</function_calls>"): Row(CONTENT),
-        ("after", "</function_calls>"): Row(CONTENT),
-        ("after", OTHER): Row(CONTENT),
+        (CONTENT, "<function_calls>"): Transition("list"),
+        ("list", END): Transition("after"),
+        ("list", "</function_calls>"): Transition(CONTENT),
+        ("after", "</function_calls>"): Transition(CONTENT),
+        ("after", OTHER): Transition(CONTENT),
     },
     written=Written(
         begin="<function_calls>", call=_LIST.call, between="\n", end="</function_calls>"

@@ -19,9 +19,9 @@ from protocol.formats.table import (
     OTHER,
     ROLES,
     SHOWN,
-    Format,
-    Row,
+    OutputFormat,
     Takes,
+    Transition,
     Written,
 )
 
@@ -32,7 +32,7 @@ _PLAIN = re.compile(r"(?:\\s\*|\\[^\w\s]|[^\\.*+?()\[\]{}|^$])*")
 _NAMED = re.compile(r"(.*?)(?:\\s\*)?\(\?P<name>[^()]*\)(?:\\s\*)?(.*)", re.DOTALL)
 
 
-def calls_of(template: Mapping[str, Any]) -> Format | None:
+def calls_of(template: Mapping[str, Any]) -> OutputFormat | None:
     """None: it has no calls. Raises ValueError for what is not read."""
     fields = _fields(template)
     if (field := fields.get("tool_calls")) is None:
@@ -97,25 +97,25 @@ def _roles(transform: Any) -> Mapping[str, str]:
     raise ValueError(f"{NAME}: the transform of calls is not read")
 
 
-def _named_calls(pattern: str, close: str) -> Format:
+def _named_calls(pattern: str, close: str) -> OutputFormat:
     """Arguments alone in JSON: the name stands in the opening."""
     found = _NAMED.fullmatch(pattern)
     begin, after = (_unescaped(part) for part in found.groups()) if found else ("", "")
     if not begin:
         raise ValueError(f"{NAME}: the opening pattern of calls is not read")
     rows = {
-        (CONTENT, begin): Row("name"),
-        ("name", after or "{"): Row("arguments", stays=not after),
-        ("name", close): Row("after"),
-        ("arguments", END): Row("after"),
-        ("arguments", close): Row("after"),
-        ("after", close): Row(CONTENT),
-        ("after", begin): Row("name"),
-        ("after", OTHER): Row(CONTENT),
+        (CONTENT, begin): Transition("name"),
+        ("name", after or "{"): Transition("arguments", stays=not after),
+        ("name", close): Transition("after"),
+        ("arguments", END): Transition("after"),
+        ("arguments", close): Transition("after"),
+        ("after", close): Transition(CONTENT),
+        ("after", begin): Transition("name"),
+        ("after", OTHER): Transition(CONTENT),
     }
     states = {"name": Takes.NAME, "arguments": Takes.ARGUMENTS, "after": Takes.SPACE}
     written = Written(call=f"{begin}{{name}}{after}{{arguments}}{close}")
-    return Format(name=NAME, states={**SHOWN, **states}, rows=rows, written=written)
+    return OutputFormat(name=NAME, states={**SHOWN, **states}, rows=rows, written=written)
 
 
 def _unescaped(pattern: str) -> str:

@@ -108,7 +108,8 @@ class CallGrammar:
         after = after.removeprefix(line)
         is_text = "string" in kinds
         value = self._value(kinds, schema, line, after, tool)
-        between = between.replace("{is_string}", str(is_text).lower())
+        kind = "string" if is_text else min(kinds - {"integer"} or {"number"})
+        between = between.replace("{is_string}", str(is_text).lower()).replace("{type}", kind)
         return f"{literal(before)} {key} {literal(between)} {value}"
 
     def _value(self, kinds: frozenset[str], schema: Any, line: str, after: str, tool: Tool) -> str:

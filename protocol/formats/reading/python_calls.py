@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 MAX_CALL = 1 << 16
 """Characters of one call; a longer one is none."""
+_IN_QUOTES = {"\n": "\\n", "\r": "\\r"}
+"""Line breaks within a string, which models leave as they are."""
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
 
@@ -70,7 +72,7 @@ class PythonCalls:
             if not self._open.endswith(_PAIRS[char]):
                 return False
             self._open = self._open[:-1]
-        self.text += char
+        self.text += _IN_QUOTES.get(char, char) if self._quote else char
         return True
 
     @property

@@ -30,7 +30,7 @@ TOOLS = (
     Tool(name="get_weather", parameters=SCHEMA, strict=True),
     Tool(name="now", parameters={"type": "object", "properties": {}}),
 )
-DRAWN = pytest.mark.parametrize("num_drawn", [2, pytest.param(30, marks=pytest.mark.long)])
+DRAWN = pytest.mark.parametrize("num_drawn", [2, pytest.param(10, marks=pytest.mark.long)])
 NAMES = list(FAMILIES)
 
 

@@ -10,7 +10,7 @@ from support.published_outputs import FAMILIES, PUBLISHED, TOOLS, Published
 from protocol.formats.formats import Formats, Output
 from protocol.text.tokenizer import Tokenizer
 
-SPOILT = pytest.mark.parametrize("num_spoilt", [12, pytest.param(200, marks=pytest.mark.long)])
+SPOILT = pytest.mark.parametrize("num_spoilt", [12, pytest.param(70, marks=pytest.mark.long)])
 
 
 def _opened(case: Published) -> tuple[Tokenizer, Formats, Output]:
@@ -60,13 +60,14 @@ def test_pieces_say_what_the_whole_says(case: Published, num_spoilt: int) -> Non
 @SPOILT
 @pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: f"{case.family}: {case.text[:20]}")
 def test_without_a_call_no_text_is_lost(case: Published, num_spoilt: int) -> None:
-    if case.family == "harmony":
-        pytest.skip("its headers are no text")
+    if case.family in ("harmony", "kimi_k3"):
+        pytest.skip("headers and attributes are no text")
     tokenizer, formats, output = _opened(case)
     assert output.new_parser is not None
     tags = [*(formats.tools.terminals() if formats.tools else ())]
     tags += [tag for tag in tokenizer.added_tokens if len(tag) > 2]
-    tags += ["<think>", "</think>"]
+    if formats.thinking is not None:
+        tags += [formats.thinking.open, formats.thinking.close]
     names = "|".join(map(re.escape, sorted(tags, key=len, reverse=True)))
     rng = random.Random(case.text)
     for text in (_spoilt(case.text, rng) for _ in range(num_spoilt)):
