@@ -15,6 +15,7 @@ from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
+from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
 from router.http.json_answer import logprobs_of
 from router.openai.chat_message import delta, finish_reason
@@ -123,7 +124,7 @@ class SseAnswer(AnswerWriter):
         self._has_calls = [False] * num_choices
         self._untold: list[list[int]] = [[] for _ in range(num_choices)]
         """Token ids that no chunk has named yet, if they are to be told."""
-        self._started = False
+        self._stream = EventStream(exchange)
 
     async def token(self, index: int, token: Token) -> None:
         frame = self._open()
@@ -166,11 +167,12 @@ class SseAnswer(AnswerWriter):
 
     async def finish(self) -> None:
         usage = self._frames.usage(self._usage) if self._generation.include_usage else b""
-        await self._write(usage + DONE, more=False)
+        await self._write(usage + DONE, is_last=True)
 
     async def fail(self, error: ApiError) -> None:
-        if self._started:
-            await self._write(b"data: " + self._exchange.show_error(error) + b"\n\n", more=False)
+        if self._stream.is_begun:
+            told = b"data: " + self._exchange.show_error(error) + b"\n\n"
+            await self._write(told, is_last=True)
         else:
             await self._exchange.refuse(error)
 
@@ -180,18 +182,5 @@ class SseAnswer(AnswerWriter):
             return b""
         return b"".join(map(self._frames.opening, range(len(self._generation.requests))))
 
-    async def _write(self, frame: bytes, *, more: bool = True) -> None:
-        if not self._started:
-            self._started = True
-            await self._start()
-        await self._exchange.send({"type": "http.response.body", "body": frame, "more_body": more})
-
-    async def _start(self) -> None:
-        headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-cache",
-            "x-accel-buffering": "no",  # nginx would hold the chunks back
-            **route_header(self._route),
-        }
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
+    async def _write(self, frame: bytes, *, is_last: bool = False) -> None:
+        await self._stream.write(frame, route_header(self._route), is_last=is_last)

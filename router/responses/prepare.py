@@ -34,7 +34,7 @@ _PREVIOUS = "previous_response_id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FoundResponses:
     """What is known of responses, by their ids."""
 
     kept: Mapping[str, KeptResponse]
@@ -83,7 +83,7 @@ def wanted_ids(fields: ResponseRequest) -> tuple[str, ...]:
 def prepare_response(
     runtime: Runtime,
     fields: ResponseRequest,
-    found: Found,
+    found: FoundResponses,
     keeping: Keeping | None,
     request: RequestId,
     context: int,
@@ -108,7 +108,9 @@ def prepare_response(
     )
 
 
-def _all_items(fields: ResponseRequest, found: Found) -> tuple[Sequence[InputItem], Sequence[str]]:
+def _all_items(
+    fields: ResponseRequest, found: FoundResponses
+) -> tuple[Sequence[InputItem], Sequence[str]]:
     """What is continued, then what was sent; and where in the body each is."""
     items: list[InputItem] = []
     if fields.previous_response_id is not None:
@@ -122,7 +124,7 @@ def _all_items(fields: ResponseRequest, found: Found) -> tuple[Sequence[InputIte
     return items, paths
 
 
-def _continued(previous: str, found: Found) -> list[InputItem]:
+def _continued(previous: str, found: FoundResponses) -> list[InputItem]:
     kept = found.kept.get(previous)
     if kept is None:
         message = (
@@ -133,7 +135,7 @@ def _continued(previous: str, found: Found) -> list[InputItem]:
     return [*read_items(kept.items), *_output(previous, found)]
 
 
-def _output(response: str, found: Found) -> Sequence[InputItem]:
+def _output(response: str, found: FoundResponses) -> Sequence[InputItem]:
     """Items of an answer; none of one that is not known."""
     if (kept := found.kept.get(response)) is None:
         return read_items(found.recent.get(response, b"[]"))
@@ -148,7 +150,7 @@ def _referred(item: InputItem, index: int) -> tuple[str, int]:
 
 
 def _looked_up(
-    item: InputItem, index: int, found: Found, outputs: dict[str, Sequence[InputItem]]
+    item: InputItem, index: int, found: FoundResponses, outputs: dict[str, Sequence[InputItem]]
 ) -> InputItem:
     """`outputs`: of responses that were referred to before, each read once."""
     response, number = _referred(item, index)

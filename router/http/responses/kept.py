@@ -18,7 +18,7 @@ from router.api.explain import shown
 from router.http.admission import Share
 from router.http.generate import AppState
 from router.http.middleware import client_of
-from router.responses.prepare import Found, Keeping
+from router.responses.prepare import FoundResponses, Keeping
 from router.responses.recent import MAX_BYTES, RecentAnswers
 from router.runtime import Runtime
 
@@ -48,11 +48,13 @@ def keeping_of(state: AppState, client: str) -> Keeping | None:
     )
 
 
-async def find_responses(keeping: Keeping | None, ids: Sequence[str], room: Share) -> Found:
+async def find_responses(
+    keeping: Keeping | None, ids: Sequence[str], room: Share
+) -> FoundResponses:
     """What is known of `ids`; `room` grows by what is read. CapacityError when there is no room,
     ApiError 503 when Redis cannot be asked."""
     if keeping is None or not ids:
-        return Found(kept={}, recent={})
+        return FoundResponses(kept={}, recent={})
     store, owner = keeping.store, keeping.owner
     recent = keeping.recent.find(owner, ids, now=asyncio.get_running_loop().time())
     others = [ident for ident in ids if ident not in recent]
@@ -62,7 +64,7 @@ async def find_responses(keeping: Keeping | None, ids: Sequence[str], room: Shar
             room.widen(room.num + await store.num_bytes(owner, others))
             kept = await store.find(owner, others)
     known = {ident: one for ident, one in zip(others, kept, strict=True) if one is not None}
-    return Found(kept=known, recent=recent)
+    return FoundResponses(kept=known, recent=recent)
 
 
 class KeptAnswer(Response):

@@ -12,7 +12,7 @@ from support.responses import TEMPLATE, WEATHER
 from protocol.ids import RequestId
 from router.api.errors import ApiError, openai_error
 from router.responses.items import InputItem, InputPart
-from router.responses.prepare import Found, prepare_response, read_request, wanted_ids
+from router.responses.prepare import FoundResponses, prepare_response, read_request, wanted_ids
 from router.responses.schemas import (
     ReasoningOptions,
     ResponseRequest,
@@ -32,7 +32,7 @@ ITEMS: tuple[dict[str, Any], ...] = (
     {"type": "item_reference", "id": "msg_aa_0"},
 )
 CONTEXT = 2048
-NOTHING = Found(kept={}, recent={})
+NOTHING = FoundResponses(kept={}, recent={})
 OTHERS = {"context_length_exceeded", "item_not_found", "unsupported_parameter"}
 """Codes of refusals that may be about another field than the one with the odd value."""
 

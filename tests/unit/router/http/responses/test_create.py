@@ -162,6 +162,26 @@ async def test_logprobs_are_those_of_the_text(client: httpx.AsyncClient, stream:
         assert streamed == entries * 2
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"tools": [WEATHER], "tool_choice": "required"},
+        {"tools": [WEATHER], "tool_choice": {"type": "function", "name": "weather"}},
+        {"tools": [WEATHER | {"strict": True}]},
+    ],
+)
+async def test_calls_that_must_be_are_held_to_a_grammar(
+    tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
+    async with bench.client() as client:
+        await respond(client, tools=[WEATHER])
+        shown = (await respond(client, **asked)).json()
+    free, held = [request.sampling.grammar for request in bench.dispatcher.requests]
+    assert free is None and held is not None and "weather" in held.text
+    assert shown["tool_choice"] == asked.get("tool_choice", "auto")
+
+
 async def test_thoughts_and_calls_have_no_logprobs(tmp_path: Path) -> None:
     bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
     bench.dispatcher.reply = f"{SAID}</tool_call>"
