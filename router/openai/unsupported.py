@@ -15,7 +15,7 @@ _SAMPLERS: dict[str, tuple[object, ...]] = {
     "stop_regex": ([],), "no_stop_trim": (False,), "custom_logit_processor": (),
     "logits_processors": ([],), "allowed_token_ids": (), "bad_words": ([],),
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
-    "structured_outputs": (), "response_format": ({"type": "text"},), "priority": (0,),
+    "structured_outputs": (), "response_format": ({"type": "text"},),
     "json_schema": (), "regex": (), "ebnf": (), "vllm_xargs": ({},), "custom_params": ({},),
     "return_hidden_states": (False,), "return_token_offsets": (False,),
     "kv_transfer_params": (), "ec_transfer_params": (), "lora_path": ("",), "session_params": ({},),
