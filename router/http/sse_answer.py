@@ -178,7 +178,7 @@ class SseAnswer(AnswerWriter):
 
     def _open(self) -> bytes:
         """All choices at once and in order: OpenAI's reader of streams fails on other orders."""
-        if self._started:
+        if self._stream.is_begun:
             return b""
         return b"".join(map(self._frames.opening, range(len(self._generation.requests))))
 
