@@ -191,6 +191,17 @@ PUBLISHED = (
         ],
     ),
     Published(
+        family="hermes",
+        text='<tool_call>{"id": 7, "name": "get_weather", "name": "other", "arguments": {"city": '
+        '"Paris"}, "arguments": {"a": 1}}</tool_call><tool_call>{"name": "get_time", "arguments":'
+        ' null}}</tool_call><tool_call>{"arguments": "x", "name": "get_time"}</tool_call>',
+        calls=[
+            ("get_weather", CITY, True),
+            ("get_time", "{}", True),
+            ("get_time", '"x"', False),
+        ],
+    ),
+    Published(
         family="hermes+think",
         text='<think>\nThe user asks.\n</think>\n\n<tool_call>\n{"name": "get_weather",'
         ' "arguments": {"city": "Paris"}}\n</tool_call>',

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
 import pytest
 from anthropic import Anthropic
-from pydantic_core import from_json
 from support.cluster import TINY, Cluster
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -94,29 +92,3 @@ def _strings(*names: str) -> dict[str, Any]:
         "required": list(names),
         "additionalProperties": False,
     }
-
-
-@pytest.mark.long
-def test_an_answer_held_to_a_schema_goes_on_when_its_decode_worker_is_killed(
-    slow_checkpoint: Path,
-) -> None:
-    names = [f"field_{number}" for number in range(20)]
-    schema = {"format": {"type": "json_schema", "schema": _strings(*names)}}
-    asked: Any = {**GREEDY, "model": slow_checkpoint.name, "max_tokens": 300, "messages": HOME}
-    asked["output_config"] = schema
-    texts: list[str] = []
-    with (
-        Cluster(checkpoint=slow_checkpoint, decode=2, extra=["--local-prefill", "never"]) as up,
-        Anthropic(base_url=up.base_url, api_key="none", timeout=60) as sdk,
-    ):
-        alone = sdk.messages.create(**asked)
-        with sdk.messages.stream(extra_headers={"x-request-id": "cut"}, **asked) as stream:
-            for text in stream.text_stream:
-                texts.append(text)
-                if len(texts) == 10:
-                    up.kill(up.placed("cut")["decode"])
-            final = stream.get_final_message()
-        assert len(up.get("/trace/cut").json()["traces"][0]["attempts"]) == 2
-    assert text_of(final) == "".join(texts) == text_of(alone)
-    begun = from_json(text_of(final), allow_partial=True)
-    assert list(begun) == names[: len(begun)] != []

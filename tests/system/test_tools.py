@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import Anthropic
 from support.cluster import Cluster
 
 from tools.make_checkpoint import CHAT_TEMPLATE
@@ -92,4 +93,35 @@ def test_a_call_goes_on_with_the_same_arguments_when_its_worker_dies(cluster: Cl
     assert asked(cluster, request="disturbed", kill_after=30) == undisturbed
     (trace,) = cluster.get("/trace/disturbed").json()["traces"]
     assert len(trace["attempts"]) == 2
+    cluster.wait_ready(*cluster.names)
+
+
+def test_anthropics_sdk_reads_the_same_call_across_the_death_of_its_worker(
+    cluster: Cluster,
+) -> None:
+    fields: Any = {
+        "model": cluster.model,
+        "messages": ASKED["messages"],
+        "tools": [{"name": "get_weather", "input_schema": PARAMETERS}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 400,
+        "extra_body": {"temperature": 1, "seed": 5},
+        "extra_headers": {"x-request-id": "message"},
+    }
+    _, arguments, _ = asked(cluster, request="chat")
+    num_deltas = 0
+    with (
+        Anthropic(base_url=cluster.base_url, api_key="none", timeout=60) as sdk,
+        sdk.messages.stream(**fields) as stream,
+    ):
+        for event in stream:
+            num_deltas += event.type == "content_block_delta"
+            if num_deltas == 30 and event.type == "content_block_delta":
+                cluster.kill(cluster.placed("message")["decode"])
+        message = stream.get_final_message()
+    (trace,) = cluster.get("/trace/message").json()["traces"]
+    assert len(trace["attempts"]) == 2
+    (use,) = (block.to_dict() for block in message.content)
+    assert (use["type"], use["input"]) == ("tool_use", json.loads(arguments))
+    assert message.stop_reason == "tool_use"
     cluster.wait_ready(*cluster.names)
