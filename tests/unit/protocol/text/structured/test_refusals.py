@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from protocol.text.structured.grammars import json_grammar
-from protocol.text.structured.keywords import UNSUPPORTED
+from protocol.text.structured.grammars import JsonStyle, json_grammar
+from protocol.text.structured.keywords import KINDS, UNSUPPORTED
 from protocol.text.structured.limits import MAX_STACK, SchemaError, UnsupportedKeyword
 from protocol.text.structured.schema import normalised_schema
 
@@ -95,6 +95,22 @@ WRONG: list[tuple[object, str]] = [
 @pytest.mark.parametrize(("schema", "path"), WRONG, ids=lambda one: json.dumps(one)[:60])
 def test_a_mistake_is_found_where_it_stands(schema: object, path: str) -> None:
     assert refusal(schema).path == path
+
+
+ODD: list[Any] = [None, True, 0, -1, 1.5, 1e300, "", "x", "^a", [], [None], ["a"], [1], [[]], [{}]]
+ODD += [{}, {"a": 1}, {"a": {}}, {"a": []}, {"enum": ["a"]}, {"pattern": "("}, {"$ref": "#"}]
+OTHERS = ("$ref", "$defs", "$id", "$anchor", "nullable", "discriminator", "$schema", "x-guidance")
+
+
+@pytest.mark.parametrize("keyword", [*KINDS, *UNSUPPORTED, *OTHERS])
+def test_whatever_stands_at_a_keyword_is_kept_or_refused(keyword: str) -> None:
+    beside = {"oneOf": [{"type": "null"}], "discriminator": {"propertyName": "a"}, "items": [{}]}
+    for odd in ODD:
+        for schema in ({keyword: odd}, {**beside, keyword: odd}, {"propertyNames": {keyword: odd}}):
+            try:
+                assert json_grammar(schema, JsonStyle(closed=True)).startswith("start:")
+            except SchemaError as error:
+                assert error.rule
 
 
 def chain(num: int, link: Any, last: object) -> dict[str, Any]:
