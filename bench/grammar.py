@@ -4,7 +4,9 @@
 
 On the model of `bench.engine`. Both take turns within every repeat, so that a busy machine slows
 them alike; the ratio is the median of the repeats' ratios. What is measured is the median step of
-a full batch, so neither prefill nor compiling is part of it; compiling is told beside it.
+a full batch, so neither prefill nor compiling is part of it; compiling is told beside it. Of a
+machine that others use too, trust the ratio of the work: processor seconds of whole runs, with one
+thread (several wait by spinning).
 """
 
 import argparse
@@ -97,23 +99,28 @@ def main() -> None:
 
 def _compared(side: BatonSide, name: str, chosen: argparse.Namespace) -> dict[str, float]:
     rates: dict[bool, list[float]] = {False: [], True: []}
+    work: dict[bool, list[float]] = {False: [], True: []}
     for repeat in range(-1, chosen.repeats):  # the first warms up
-        for held, measured in rates.items():
+        for held in rates:
             rule = msgspec.structs.replace(RULES[name], grammar=grammar() if held else None)
             side.rule = rule
-            prompts = Prompts(f"{name} {repeat} {held}")
+            prompts, worked_s = Prompts(f"{name} {repeat} {held}"), time.process_time()
             rate = decode_tokens_per_s(side, prompts, batch=chosen.batch, context=PROMPT_TOKENS)
             print(f"{repeat} {name} {'held' if held else 'free'} {rate:.1f}", file=sys.stderr)
             if repeat >= 0:
-                measured.append(rate)
-    free, held_to = rates[False], rates[True]
-    ratio = median(held / without for held, without in zip(held_to, free, strict=True))
+                rates[held].append(rate)
+                work[held].append(time.process_time() - worked_s)
     return {
-        "free": round(median(free), 1),
-        "held": round(median(held_to), 1),
-        "ratio": round(ratio, 3),
+        "free": round(median(rates[False]), 1),
+        "held": round(median(rates[True]), 1),
+        "ratio": _ratio(rates[True], rates[False]),
         "bar": BAR,
+        "work_ratio": _ratio(work[False], work[True]),
     }
+
+
+def _ratio(ones: list[float], others: list[float]) -> float:
+    return round(median(one / other for one, other in zip(ones, others, strict=True)), 3)
 
 
 def _alone(tokenizer: Tokenizer) -> dict[str, object]:

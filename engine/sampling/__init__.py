@@ -1,1 +1,1 @@
-"""From logits to tokens: the rules of a row, the sampler and its twins, log probabilities."""
+"""From logits to tokens: rules of a row, grammars and masks, samplers, log probabilities."""

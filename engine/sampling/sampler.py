@@ -126,11 +126,7 @@ def _is_plain_greedy(chunk: Chunk) -> bool:
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
     banned = not s.may_end(chunk.num_outputs)
     return not (
-        not _is_greedy(s)
-        or penalised
-        or banned
-        or s.logit_bias
-        or s.num_logprobs is not None
+        not _is_greedy(s) or penalised or banned or s.logit_bias or s.num_logprobs is not None
     )
 
 

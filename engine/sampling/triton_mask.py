@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.ops.triton.launch import as_stride
+from engine.ops.triton.launch import Launch, as_stride
 
-TILE = 4_096
+LAUNCH = Launch(block_n=4_096, num_warps=4)
 
 
 @triton.jit(do_not_specialize_on_alignment=["rows", "words"])  # type: ignore[untyped-decorator]
@@ -34,7 +34,7 @@ def mask_tokens(logits_RV: Tensor, rows_A: Tensor, words_AW: Tensor, /) -> None:
     """As `engine.sampling.masks.TokenMasker`. Nothing waits for the device."""
     num_rows, num_words = words_AW.shape
     size = logits_RV.shape[1]
-    mask_kernel[(num_rows, triton.cdiv(size, TILE))](
+    mask_kernel[(num_rows, triton.cdiv(size, LAUNCH.block_n))](
         logits_RV, rows_A, words_AW, as_stride(logits_RV, 0), as_stride(words_AW, 0), size,
-        num_words, TILE=TILE, num_warps=4,
+        num_words, TILE=LAUNCH.block_n, **LAUNCH.options,
     )  # fmt: skip

@@ -20,9 +20,12 @@ class SequenceAdmission:
         self._blocked: tuple[Sequence, int] | None = None
         """Head of the queue that did not fit, and the blocks it needs."""
 
-    def admit_head(self, budget: int, *, now: float) -> Sequence | None:
-        """The head of the queue if it may start now. Nobody overtakes it."""
+    def admit_head(self, budget: int, *, now: float, before: int | None = None) -> Sequence | None:
+        """The head of the queue if it may start now, and its priority is one of those below
+        `before`. Nobody overtakes it."""
         head = next(iter(self._table.waiting.values()), None)
+        if head is not None and before is not None and head.priority >= before:
+            return None
         if head is None or self._table.num_running >= self._limits.max_running:
             return None
         if budget <= 0 and not head.needs_fetch:

@@ -139,23 +139,28 @@ class Scheduler:
         """
         self._steps.begin_step()
         chunks = [self._steps.add_chunk(decode, 1) for decode in self._running.next_decodes()]
-        budget = self._continue_prefills(chunks, self._limits.token_budget - len(chunks))
+        budget = self._continue_prefills(chunks, self._limits.token_budget - len(chunks), now)
         self._admit_waiting(chunks, budget, now)
         if not chunks:
             self._steps.pop_newest_step()
         return tuple(chunks)
 
-    def _continue_prefills(self, chunks: list[Chunk], budget: int) -> int:
+    def _continue_prefills(self, chunks: list[Chunk], budget: int, now: float) -> int:
+        """Who waits with a higher priority than one that runs is admitted before it."""
         for sequence in self._running.next_prefills():
+            budget = self._admit_waiting(chunks, budget, now, before=sequence.priority)
             if budget <= 0:
                 break
             budget = self._prefill(sequence, chunks, budget)
         return budget
 
-    def _admit_waiting(self, chunks: list[Chunk], budget: int, now: float) -> None:
-        while (head := self._admission.admit_head(budget, now=now)) is not None:
+    def _admit_waiting(
+        self, chunks: list[Chunk], budget: int, now: float, *, before: int | None = None
+    ) -> int:
+        while (head := self._admission.admit_head(budget, now=now, before=before)) is not None:
             if not head.needs_fetch:
                 budget = self._prefill(head, chunks, budget)
+        return budget
 
     def _prefill(self, sequence: Sequence, chunks: list[Chunk], budget: int) -> int:
         """One chunk of its prompt; what is left of the budget."""

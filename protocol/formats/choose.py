@@ -1,12 +1,14 @@
 """Which formats a checkpoint's outputs have: by its chat template and its tokens, or as told."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from protocol.errors import SettingsError
-from protocol.formats.formats import Formats
-from protocol.formats.harmony import HARMONY
-from protocol.formats.json_calls import (
+from protocol.formats.families.harmony import HARMONY
+from protocol.formats.families.json_calls import (
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     HERMES,
@@ -15,17 +17,29 @@ from protocol.formats.json_calls import (
     MISTRAL,
     MISTRAL_LIST,
 )
-from protocol.formats.python_calls import LFM2, OLMO3, PYTHONIC
-from protocol.formats.table import Format
-from protocol.formats.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
-from protocol.formats.think import TAGS, ThinkTags
-from protocol.formats.xml_calls import DEEPSEEK_V32, GLM, GLM_CLOSE, MINIMAX, QWEN3_CODER, SEED
+from protocol.formats.families.python_calls import LFM2, OLMO3, PYTHONIC
+from protocol.formats.families.response_template import NAME, calls_of, thoughts_of
+from protocol.formats.families.tagged_lists import APRIEL, COHERE, NEMOTRON, PHI4
+from protocol.formats.families.think import TAGS, ThinkTags
+from protocol.formats.families.xml_calls import (
+    DEEPSEEK_V32,
+    GLM,
+    GLM_CLOSE,
+    KIMI_K3,
+    MINIMAX,
+    QWEN3_CODER,
+    SEED,
+)
+from protocol.formats.formats import Formats
+from protocol.formats.table import FormatError, OutputFormat
 from protocol.text.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
-BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TEMPLATE: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
+    (KIMI_K3, ("<|open|>", "<|sep|>", "'tools'", "'argument'")),
     (DEEPSEEK_V3, ("<｜tool▁calls▁begin｜>", "```json")),
     (DEEPSEEK_V31, ("<｜tool▁calls▁begin｜>",)),
     (DEEPSEEK_V32, ("｜DSML｜",)),
@@ -49,7 +63,7 @@ BY_TEMPLATE: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (LLAMA3_JSON, ("<|eot_id|>", "parameters")),
 )
 """Formats and what a template has that writes them; the first that fits."""
-BY_TOKENS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+BY_TOKENS: tuple[tuple[OutputFormat, tuple[str, ...]], ...] = (
     (DEEPSEEK_V32, ("｜DSML｜",)),
     (HARMONY, ("<|channel|>", "<|call|>")),
     (KIMI, ("<|tool_calls_section_begin|>",)),
@@ -63,31 +77,61 @@ def choose_formats(
     tokenizer: Tokenizer, *, tools: str = "auto", reasoning: str = "auto"
 ) -> Formats:
     """`auto`, `none` or a name of each. SettingsError lists the names."""
-    template = tokenizer.chat_template.source if tokenizer.chat_template else ""
-    found = _tool_format(tools, template, tokenizer.added_tokens)
+    found = _tool_format(tools, tokenizer)
     has_own = found is not None and bool(found.headers)
-    thinking = None if has_own else _think_tags(reasoning, template, tokenizer.added_tokens)
+    thinking = None if has_own else _think_tags(reasoning, tokenizer)
     return Formats(tokenizer, tools=found, thinking=thinking)
 
 
-def _tool_format(name: str, template: str, tokens: Mapping[str, int]) -> Format | None:
-    if name not in ("auto", "none"):
-        return _named("tool_format", name, {of.name: of for of, _ in BY_TEMPLATE})
+def _tool_format(name: str, tokenizer: Tokenizer) -> OutputFormat | None:
+    """A format known here reads more than the checkpoint's own table says."""
     if name == "none":
         return None
+    own = _own(calls_of, tokenizer)
+    if name != "auto":
+        known = {of.name: of for of, _ in BY_TEMPLATE} | ({NAME: own} if own else {})
+        return _named("tool_format", name, known)
+    template, tokens = _written(tokenizer), tokenizer.added_tokens.keys()
     fits = (of for of, has in BY_TEMPLATE if all(text in template for text in has))
-    known = (of for of, has in BY_TOKENS if not template and tokens.keys() >= {*has})
-    return next(fits, None) or next(known, None)
+    known_by_tokens = (of for of, has in BY_TOKENS if not template and tokens >= {*has})
+    return next(fits, None) or own or next(known_by_tokens, None)
 
 
-def _think_tags(name: str, template: str, tokens: Mapping[str, int]) -> ThinkTags | None:
-    if name not in ("auto", "none"):
-        return _named("reasoning_format", name, {tags.name: tags for tags in TAGS})
+def _think_tags(name: str, tokenizer: Tokenizer) -> ThinkTags | None:
     if name == "none":
         return None
-    written = (tags for tags in TAGS if tags.close in template)
-    known = (tags for tags in TAGS if tags.open in tokens and tags.close in tokens)
-    return next(written, None) or next(known, None)
+    own = _own(thoughts_of, tokenizer)
+    if name != "auto":
+        known = {tags.name: tags for tags in TAGS} | ({own.name: own} if own else {})
+        return _named("reasoning_format", name, known)
+    template, tokens = _written(tokenizer), tokenizer.added_tokens
+    written = (tags for tags in TAGS if _writes(template, tags))
+    by_tokens = (tags for tags in TAGS if tags.open in tokens and tags.close in tokens)
+    return next(written, None) or own or next(by_tokens, None)
+
+
+def _writes(template: str, tags: ThinkTags) -> bool:
+    """Tags that consist of tokens are put together from their name."""
+    named = re.fullmatch(r"<\|close\|>(\w+)<\|sep\|>", tags.close)
+    return tags.close in template or bool(
+        named and "<|close|>" in template and f"'{named[1]}'" in template
+    )
+
+
+def _written(tokenizer: Tokenizer) -> str:
+    """All that the checkpoint says of how it writes."""
+    template = tokenizer.chat_template.source if tokenizer.chat_template else ""
+    own = tokenizer.response_template
+    return template + ("" if own is None else json.dumps(own, ensure_ascii=False))
+
+
+def _own(read: Callable[[Mapping[str, Any]], T | None], tokenizer: Tokenizer) -> T | None:
+    template = tokenizer.response_template
+    try:
+        return read(template) if isinstance(template, Mapping) else None
+    except (ValueError, FormatError) as error:
+        log.info("response template not used", extra={"why": str(error)})
+        return None
 
 
 def _named(setting: str, name: str, known: Mapping[str, T]) -> T:

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.formats.bound import BoundFormat, bind
 from protocol.formats.contract import OutputParser, Tool, ToolChoice
-from protocol.formats.opening import Beginning, Wish, output_grammar
-from protocol.formats.parser import FormatParser
-from protocol.formats.table import REASONING, Format
-from protocol.formats.think import PLAIN, ThinkTags, with_thinking
+from protocol.formats.families.think import PLAIN, PROMPT, ThinkTags, with_thinking, without_calls
+from protocol.formats.grammars.output_grammar import Beginning, Wish, output_grammar
+from protocol.formats.reading.bound import BoundFormat, bind
+from protocol.formats.reading.parser import FormatParser
+from protocol.formats.table import REASONING, OutputFormat
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 
@@ -28,13 +28,14 @@ class Formats:
     """Thread-safe."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, tools: Format | None, thinking: ThinkTags | None
+        self, tokenizer: Tokenizer, *, tools: OutputFormat | None, thinking: ThinkTags | None
     ) -> None:
         self._tokenizer = tokenizer
-        self._thinking = thinking
+        self.thinking = thinking
         self.tools = tools
-        plain = PLAIN if tools is None or not tools.headers else tools
+        plain = PLAIN if tools is None else without_calls(tools)
         self._without_tools = self._bind(plain)
+        self._in_prompt = self._without_tools if plain.headers else self._bind(PROMPT)
         self._with_tools = self._without_tools if tools is None else self._bind(tools)
 
     @property
@@ -46,7 +47,7 @@ class Formats:
     def reasoning_format(self) -> str:
         if self.tools is not None and self.tools.headers:
             return self.tools.name
-        return "none" if self._thinking is None else self._thinking.name
+        return "none" if self.thinking is None else self.thinking.name
 
     def open(
         self,
@@ -63,7 +64,7 @@ class Formats:
         if uses_tools and self.tools is None:
             raise ValueError("how this model calls tools is not known")
         bound = self._with_tools if uses_tools else self._without_tools
-        beginning = self._beginning(bound, prompt_ids)
+        beginning = self._beginning(bound.format, prompt_ids)
         wish = Wish(
             tools=tools if uses_tools else (),
             choice=choice,
@@ -71,7 +72,7 @@ class Formats:
             answer_grammar=answer_grammar,
         )
         grammar = output_grammar(
-            bound, wish, beginning, thinking=self._thinking, tokenizer=self._tokenizer
+            bound, wish, beginning, thinking=self.thinking, tokenizer=self._tokenizer
         )
 
         def new_parser() -> OutputParser:
@@ -83,27 +84,29 @@ class Formats:
             grammar=grammar,
         )
 
-    def _bind(self, of: Format) -> BoundFormat:
-        tags = self._thinking
+    def _bind(self, of: OutputFormat) -> BoundFormat:
+        tags = self.thinking
         of = of if tags is None else with_thinking(of, tags, self._tokenizer.added_tokens)
         return bind(of, self._tokenizer)
 
-    def _beginning(self, bound: BoundFormat, prompt_ids: Sequence[int]) -> Beginning:
-        parser = FormatParser(self._without_tools, (), state=bound.format.initial)
+    def _beginning(self, of: OutputFormat, prompt_ids: Sequence[int]) -> Beginning:
+        """As its prompt leaves an answer in this format."""
+        marks = self._in_prompt.marks
+        parser = FormatParser(self._in_prompt, (), state=of.initial)
+        close = "" if self.thinking is None else self.thinking.close
         has_thought = False
-        for token_id in self._last_message(prompt_ids, bound):
-            is_mark = token_id in bound.marks
-            was = parser.state
-            parser.feed(token_id, "" if is_mark else self._tokenizer.token_text(token_id))
-            has_thought = has_thought or (was == REASONING != parser.state)
-            if is_mark and self._thinking and bound.marks[token_id].literal == self._thinking.close:
-                has_thought = True
-        is_kept = parser.state == REASONING or bool(bound.format.headers)
-        state = parser.state if is_kept else bound.format.initial
+        for token_id in self._last_message(prompt_ids):
+            before, mark = parser.state, marks.get(token_id)
+            parser.feed(token_id, "" if mark else self._tokenizer.token_text(token_id))
+            is_close = mark is not None and mark.literal == close
+            has_thought = has_thought or is_close or (before == REASONING != parser.state)
+        is_known = parser.state == REASONING or bool(of.headers)
+        state = parser.state if is_known else of.initial
         return Beginning(state=state, has_thought=has_thought and state != REASONING)
 
-    def _last_message(self, prompt_ids: Sequence[int], bound: BoundFormat) -> Sequence[int]:
+    def _last_message(self, prompt_ids: Sequence[int]) -> Sequence[int]:
         """The tokens after the last that neither text nor tags consist of."""
+        bound = self._in_prompt
         restart = self._tokenizer.added_tokens.get(bound.format.restarts)
         for at in range(len(prompt_ids) - 1, -1, -1):
             token_id = prompt_ids[at]

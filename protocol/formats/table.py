@@ -27,7 +27,7 @@ class Takes(Enum):
     ID = auto()
     """A name with a number, `functions.f:0`, which is the call's id."""
     HEADER = auto()
-    """Of a message of gpt-oss: channel and recipient; `Format.headers` has the state after it."""
+    """Of a message of gpt-oss: channel and recipient, by which `headers` has the state after it."""
     ENVELOPE = auto()
     """A JSON object of a name and arguments, until its end."""
     ARGUMENTS = auto()
@@ -75,7 +75,7 @@ CallIds = Literal["openai", "written", "nine"]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Transition:
     to: str
     stays: bool = False
     """The terminal is not consumed: the next state begins with it."""
@@ -92,7 +92,8 @@ class Written:
     between: str = ""
     end: str = ""
     parameter: str = ""
-    """Of `{parameters}`: one of them, with `{key}`, `{value}` and perhaps `{is_string}`."""
+    """Of `{parameters}`: one of them, with `{key}` and `{value}`, perhaps `{is_string}` or `{type}`
+    of it."""
     lead: tuple[str, ...] = ()
     """Messages, with a `{text}`, that may come before."""
     answer: str = "{text}"
@@ -100,12 +101,12 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Format:
+class OutputFormat:
     """Either of tools, or of reasoning, or (gpt-oss) of both. `rows` are checked when made."""
 
     name: str
     states: Mapping[str, Takes]
-    rows: Mapping[tuple[str, str], Row]
+    rows: Mapping[tuple[str, str], Transition]
     initial: str = START
     ids: CallIds = "openai"
     written: Written | None = None
@@ -117,7 +118,7 @@ class Format:
     trim_lines: bool = False
     """One line break at either end of a typed value is not part of it."""
     parts: Sequence[str] = ()
-    """Tokens which are only parts of terminals."""
+    """Of a header, besides text."""
     headers: Sequence[tuple[str, str]] = ()
     """Patterns of a header, and the state after it; `name` is a group of a call's."""
     restarts: str = ""
@@ -132,10 +133,10 @@ class Format:
             if state not in states:
                 raise FormatError(f"{self.name}: a header leads to {state}: no state")
 
-    def replace(self, **changes: Any) -> "Format":
+    def replace(self, **changes: Any) -> "OutputFormat":
         return replace(self, **changes)
 
-    def row(self, state: str, terminal: str) -> Row | None:
+    def row(self, state: str, terminal: str) -> Transition | None:
         row = self.rows.get((state, terminal))
         return self.rows.get((CONTENT, terminal)) if row is None and state == START else row
 

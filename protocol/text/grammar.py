@@ -8,7 +8,6 @@ at a time.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -24,8 +23,7 @@ Words = NDArray[np.int32]
 _LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """States take up to 2 kB each, and each text that follows a grammar may make its own. Left as they
 are: 50 ms to compile what is not yet too complex, 15 ms for a mask."""
-_OPTIONS = re.compile(r"\s*%llguidance\s*(\{[^\n]*\})")
-_FREE = {"no_forcing": True}
+_FREE = '%llguidance {"no_forcing": true}'
 """Else a mask allows of a text that must come the one token that the tokeniser would take, and
 asks the tokeniser each time."""
 
@@ -135,13 +133,7 @@ def _as_lark(text: str) -> str:
     """With the options that we work with."""
     if text.lstrip().startswith("{"):
         text = _lark_of_json(text)
-    if (found := _OPTIONS.match(text)) is None:
-        return f"%llguidance {json.dumps(_FREE)} {text}"
-    try:
-        options = {**json.loads(found[1]), **_FREE}
-    except ValueError as error:
-        raise ValueError(f"%llguidance: {error}") from error
-    return f"%llguidance {json.dumps(options)}{text[found.end() :]}"
+    return f"{text}\n{_FREE}"  # last, so that messages name the lines and columns of the text
 
 
 def _lark_of_json(text: str) -> str:

@@ -61,6 +61,7 @@ class Tokenizer:
         vocab_size: int,
         max_context_tokens: int,
         specials_in_chats: SpecialsInChats = "text",
+        response_template: object = None,
     ) -> None:
         raw.no_truncation()
         raw.no_padding()
@@ -68,6 +69,8 @@ class Tokenizer:
         self.token_bytes = TokenBytes(raw)
         """`token_bytes(id)`: the exact bytes of a token, perhaps part of a character."""
         self.chat_template = chat_template
+        self.response_template = response_template
+        """As the checkpoint has it: how its outputs are read, if it says so."""
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
         self.max_context_tokens = max_context_tokens
@@ -109,6 +112,7 @@ class Tokenizer:
             vocab_size=vocab_size,
             max_context_tokens=context_tokens(config.file, text, max_model_len),
             specials_in_chats=specials_in_chats,
+            response_template=tokenizer_config.get("response_template"),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -120,14 +120,13 @@ class SseAnswer(AnswerWriter):
         self._is_plain = self._parsers is None and not generation.return_token_ids
         self._is_plain &= self._logprobs[0] is None
         """Tokens tell nothing but their text."""
-        self._opened = [False] * num_choices
         self._has_calls = [False] * num_choices
         self._untold: list[list[int]] = [[] for _ in range(num_choices)]
         """Token ids that no chunk has named yet, if they are to be told."""
         self._started = False
 
     async def token(self, index: int, token: Token) -> None:
-        frame = self._open(index)
+        frame = self._open()
         if self._is_plain:
             self._usage.completion_tokens += 1
             frame += self._frames.text(index, token.text) if token.text else b""
@@ -146,7 +145,7 @@ class SseAnswer(AnswerWriter):
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
-        frame = self._open(index) + self._frames_of(index, self.last_events(index), NONE)
+        frame = self._open() + self._frames_of(index, self.last_events(index), NONE)
         reason = finish_reason(ended.finish_reason, has_calls=self._has_calls[index])
         more = self._token_ids(index)
         await self._write(frame + self._frames.closing(index, reason, ended.stopped_by, more))
@@ -175,11 +174,11 @@ class SseAnswer(AnswerWriter):
         else:
             await self._exchange.refuse(error)
 
-    def _open(self, index: int) -> bytes:
-        if self._opened[index]:
+    def _open(self) -> bytes:
+        """All choices at once and in order: OpenAI's reader of streams fails on other orders."""
+        if self._started:
             return b""
-        self._opened[index] = True
-        return self._frames.opening(index)
+        return b"".join(map(self._frames.opening, range(len(self._generation.requests))))
 
     async def _write(self, frame: bytes, *, more: bool = True) -> None:
         if not self._started:

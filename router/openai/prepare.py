@@ -133,6 +133,7 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
             sampling=msgspec.structs.replace(first, seed=(seed + index) % MAX_SEED),
             salt=fields.cache_salt,
             deadline_s=runtime.limits.request_timeout_s,
+            priority=fields.priority,
         )
         for index, prompt in enumerate(owners)
     )

@@ -124,6 +124,8 @@ class SamplingFields(StructuredFields, frozen=True, kw_only=True):
     """Where log probabilities name tokens."""
     cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     """Prefixes are shared only between requests of the same salt."""
+    priority: Annotated[int, Meta(ge=-(2**31), lt=2**31)] = 0
+    """The lower, the sooner a worker serves it where not all can be."""
     user: Name = ""
     metadata: Annotated[Metadata, Meta(max_length=16)] | None = None
     safety_identifier: Name = ""

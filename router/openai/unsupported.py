@@ -14,7 +14,7 @@ _SAMPLERS: dict[str, tuple[object, ...]] = {
     "logprob_token_ids": (), "repetition_detection": (), "stream_interval": (1,),
     "stop_regex": ([],), "no_stop_trim": (False,), "custom_logit_processor": (),
     "logits_processors": ([],), "bad_words": ([],),
-    "structural_tag": (), "priority": (0,), "vllm_xargs": ({},), "custom_params": ({},),
+    "structural_tag": (), "vllm_xargs": ({},), "custom_params": ({},),
     "return_hidden_states": (False,), "return_token_offsets": (False,),
     "kv_transfer_params": (), "ec_transfer_params": (), "lora_path": ("",), "session_params": ({},),
     "return_mm_kwargs": (True,), "mm_processor_kwargs": ({},), "media_io_kwargs": ({},),

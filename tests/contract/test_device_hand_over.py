@@ -15,11 +15,20 @@ from support.host_device import HostDevice
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
 from kvtransfer.device.cuda import CudaDriver
-from protocol.messages import Emit, Sampling
+from protocol.messages import Emit, Grammar, Sampling
+from protocol.text.grammar import GrammarTokenizer, Matcher
 from tools.make_checkpoint import Shape, make_checkpoint
 
 GREEDY = Sampling(seed=1, max_tokens=12, temperature=0.0, ignore_eos=True, num_logprobs=2)
 SEEDED = Sampling(seed=7, max_tokens=12, temperature=0.8, top_p=0.95, ignore_eos=True)
+
+
+HELD = Sampling(
+    seed=5, max_tokens=12, temperature=1.0,
+    grammar=Grammar(text='start: %json {"type": "array", "items": {"const": "ab"}, "minItems": 9}'),
+)  # fmt: skip
+"""To a text that is longer."""
+RULES = pytest.mark.parametrize("rule", [GREEDY, SEEDED, HELD], ids=["greedy", "seeded", "held"])
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
@@ -54,7 +63,7 @@ def ids(emits: list[Emit]) -> list[int]:
     return [next(emit.token_id for emit in emits if emit.index == index) for index in range(12)]
 
 
-@pytest.mark.parametrize("rule", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@RULES
 @pytest.mark.parametrize("length", [5, 8, 61])
 def test_disaggregated_tokens_equal_colocated_ones(pair: Pair, length: int, rule: Sampling) -> None:
     name, tokens = f"{length} {rule.temperature}", prompt(length, salt=length)
@@ -63,9 +72,12 @@ def test_disaggregated_tokens_equal_colocated_ones(pair: Pair, length: int, rule
     assert landed is not None and landed.transport == "cuda_ipc"
     together = pair.together(f"together {name}", tokens, rule)
     assert ids(apart) == ids(together)
+    if rule.grammar is not None:
+        matcher = Matcher.compile(rule.grammar.text, GrammarTokenizer(pair.tokenizer))
+        assert all(map(matcher.accept, ids(apart)))
 
 
-@pytest.mark.parametrize("rule", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@RULES
 def test_many_at_once_say_what_each_says_alone(pair: Pair, rule: Sampling) -> None:
     """More than may run together: some wait, prompts are computed beside decodes."""
     prompts = {f"{n} of many {rule.temperature}": prompt(3 + 13 * n, salt=n + 20) for n in range(9)}

@@ -38,6 +38,7 @@ SAMPLING = (
     "a_row_without_a_finite_logit_has_no_token",
     "a_token_depends_on_its_row_alone",
     "rows_at_the_ends_of_float32",
+    "masks_take_out_what_is_not_allowed",
 )
 
 

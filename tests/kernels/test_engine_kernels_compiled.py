@@ -21,7 +21,7 @@ from engine.checkpoint.load import MAX_HEAD_DIM
 from engine.ops.contract import HeadShape, Norm
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
-from engine.sampling import triton_sample
+from engine.sampling import triton_mask, triton_sample
 from engine.sampling.rows import RowRules, logprobs
 
 BF16, F32 = torch.bfloat16, torch.float32
@@ -238,6 +238,17 @@ def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
+def test_the_mask_fits(arch: int, tmp_path: Path) -> None:
+    logits_RV, words_AW = meta(64, 151_936, dtype=F32), meta(32, 4748, dtype=torch.int32)
+
+    def launch() -> None:
+        triton_mask.mask_tokens(logits_RV, meta(32, dtype=torch.int64), words_AW)
+
+    check(recorded(triton_mask, "mask_kernel", launch), (arch,), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("num_tokens", [4, 2048])
 def test_the_experts_fit(num_tokens: int, arch: int, tmp_path: Path) -> None:
     mixture = experts.GroupedExperts(
@@ -272,6 +283,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
         (rope_store, "rope_store_kernel"), (norm, "norm_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"), (experts, "count_kernel"),
+        (triton_mask, "mask_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
@@ -290,4 +302,5 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     assert mixture(meta(5, 32), meta(5, 2, dtype=torch.int64), meta(5, 2)).shape == (5, 32)
     logits_RV, ids_R = meta(7, 100, dtype=F32), meta(7, dtype=torch.int64)
+    triton_mask.mask_tokens(logits_RV, ids_R, meta(7, 4, dtype=torch.int32))
     assert logprobs(logits_RV, ids_R, num_top=3).shape == (7, 7)

@@ -53,6 +53,7 @@ class Ownership(RuleBasedStateMachine):
         salt=st.sampled_from(("", "", "tenant")),
         stop_at=st.none() | st.integers(1, 12),
         penalty=st.sampled_from((0.0, 0.0, 0.5)),
+        priority=st.sampled_from((0, 0, -1, 2)),
     )
     def submit(
         self,
@@ -64,6 +65,7 @@ class Ownership(RuleBasedStateMachine):
         salt: str,
         stop_at: int | None,
         penalty: float,
+        priority: int,
     ) -> None:
         self.stepper.submit(
             prompt,
@@ -74,6 +76,7 @@ class Ownership(RuleBasedStateMachine):
             salt=salt,
             stop_at=stop_at,
             penalty=penalty,
+            priority=priority,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))

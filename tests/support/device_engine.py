@@ -19,6 +19,7 @@ from engine.assembly import Assembly, assemble
 from engine.kvcache.pool import Buffer
 from engine.loop import Engine
 from engine.runner.gpu.device import Device
+from engine.sampling.grammar import Grammars
 from kvtransfer.device.cuda import CudaDriver
 from kvtransfer.memory.device_pool import DeviceMemory
 from prefill_worker.settings import PrefillSettings
@@ -64,6 +65,7 @@ class Pair:
     decode_memory: DeviceMemory
     engines: Sequence[Engine]
     """Of prefill, then decode."""
+    tokenizer: Tokenizer
 
     def apart(self, name: str, prompt: Sequence[int], rule: Sampling) -> list[Emit]:
         """Prefilled by one, decoded by the other."""
@@ -159,7 +161,10 @@ def device_pair(
         )
         only = DecodeSettings(**given, allow_fallback=False)
         decode, borrower = stack.enter_context(_serving(fetching, only, parts[1], stories[1]))
-        yield Pair(prefill, decode, *stories, parts[0].memory, parts[1].memory, (lender, borrower))
+        yield Pair(
+            prefill, decode, *stories, parts[0].memory, parts[1].memory, (lender, borrower),
+            tokenizer,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -178,9 +183,10 @@ def _serving(
         compat=part.compat, observer=observer,
         generations=cast(MutableSequence[int], part.memory.generations),
         dynamic_after=part.config.dynamic_after,
+        grammars=Grammars(tokenizer := Tokenizer.load(settings.model), num_threads=1),
     )  # fmt: skip
     model = LoadedModel(
-        tokenizer=Tokenizer.load(settings.model), assembly=part,
+        tokenizer=tokenizer, assembly=part,
         transports=TRANSPORTS,
     )  # fmt: skip
     parts = WorkerParts(

@@ -7,11 +7,12 @@ import numpy as np
 from llguidance import LLMatcher
 
 from protocol.messages import Grammar
-from protocol.text.grammar import GrammarTokenizer, Matcher
+from protocol.text.grammar import GrammarTokenizer
 from protocol.text.tokenizer import Tokenizer
 
 WORDS = ('"', "}", "]", ", ", ": ", "a", "é", "\n", "1", "0", "<", "true", " ", ")", "'")
 
+FREE = '%llguidance {"no_forcing": true}'
 HURRY = 200
 """Tokens, after which only what closes something is tried first."""
 
@@ -29,7 +30,7 @@ class Drawer:
 
     def draw(self, grammar: Grammar, rng: random.Random, *, max_tokens: int = 2000) -> list[int]:
         """Tokens of a whole text. AssertionError where none comes to its end."""
-        matcher = Matcher.compile(grammar.text, self._vocabulary)._matcher
+        matcher = LLMatcher(self._vocabulary.raw, f"{FREE} {grammar.text}")
         tokens: list[int] = []
         while len(tokens) < max_tokens:
             if matcher.is_stopped() or (matcher.is_accepting() and rng.random() < 0.5):

@@ -28,6 +28,7 @@ def main() -> None:
     device = HostDevice()
     ops = import_module("engine.ops.triton.ops").TritonOps(io_dtype=torch.float32)
     sampler = import_module("engine.sampling.triton_sample").sample_tokens
+    masker = import_module("engine.sampling.triton_mask").mask_tokens
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), SHAPE)
         model = load_model(Path(directory), dtype="float32", ops=ops, device=device.where)
@@ -38,6 +39,7 @@ def main() -> None:
             pool_for(model),
             device=device,
             sampler=sampler,
+            masker=masker,
             limits=LIMITS,
             eos_token_ids=EOS,
         )

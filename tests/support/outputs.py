@@ -24,7 +24,11 @@ from protocol.text.tokenizer import Tokenizer
 
 
 def tokenizer_with(
-    *, special: Sequence[str] = (), added: Sequence[str] = (), template: str = ""
+    *,
+    special: Sequence[str] = (),
+    added: Sequence[str] = (),
+    template: str = "",
+    response_template: object = None,
 ) -> Tokenizer:
     """A token per byte, and these: `special` ones are not shown, `added` ones are."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -41,6 +45,7 @@ def tokenizer_with(
         eos_token_ids=(len(alphabet),),
         vocab_size=raw.get_vocab_size(),
         max_context_tokens=1 << 16,
+        response_template=response_template,
     )
 
 

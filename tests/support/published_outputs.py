@@ -140,6 +140,11 @@ FAMILIES = {
         template="{# <|channel|> <|call|> #}",
         generation_prompt="<|start|>assistant",
     ),
+    "kimi_k3": Family(
+        special=("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+        template="{# '<|open|>' '<|close|>' '<|sep|>' ('think') ('tools') ('argument') #}",
+        generation_prompt='<|end_of_msg|><|open|>message role="assistant"<|sep|>',
+    ),
     "seed": Family(
         special=("<seed:bos>",),
         added=("<seed:think>", "</seed:think>", "<seed:tool_call>", "</seed:tool_call>"),
@@ -160,7 +165,11 @@ FAMILIES = {
         template="{# <|tool_call|> <|/tool_call|> #}",
         generation_prompt="<|assistant|>",
     ),
-    "apriel": Family(special=_IM, template="{# <tool_calls> #}", generation_prompt=_ASSISTANT),
+    "apriel": Family(
+        special=_IM,
+        template="{# <tool_calls> [BEGIN FINAL RESPONSE] #}",
+        generation_prompt=_ASSISTANT,
+    ),
 }
 
 PUBLISHED = (
@@ -387,6 +396,31 @@ PUBLISHED = (
         family="harmony",
         text="<|channel|>final<|message|>Paris.\n<|return|>",
         content="Paris.",
+    ),
+    Published(
+        family="kimi_k3",
+        prompt_ends="<|open|>think<|sep|>",
+        text="Hm.<|close|>think<|sep|><|open|>response<|sep|>I look.<|close|>response<|sep|>"
+        '<|open|>tools<|sep|><|open|>call tool="get_weather" index="1"<|sep|>'
+        '<|open|>argument key="city" '
+        'type="string"<|sep|>Paris<|close|>argument<|sep|><|open|>argument key="days" type="number"'
+        '<|sep|>3<|close|>argument<|sep|><|close|>call<|sep|><|open|>call tool="get_time" '
+        'index="2"<|sep|><|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>',
+        reasoning="Hm.",
+        content="I look.",
+        calls=[("get_weather", '{"city": "Paris", "days": 3}', True), ("get_time", "{}", True)],
+    ),
+    Published(
+        family="apriel",
+        prompt_ends="Here are my reasoning steps:\n",
+        text="1. Hm.\n[BEGIN FINAL RESPONSE]\nParis.",
+        reasoning="1. Hm.",
+        content="Paris.",
+    ),
+    Published(
+        family="lfm2",
+        text="<|tool_call_start|>[get_weather(city='Paris\nle soir')]<|tool_call_end|>",
+        calls=[("get_weather", '{"city": "Paris\\nle soir"}', True)],
     ),
     Published(
         family="seed",

@@ -1,4 +1,4 @@
-"""The sampling kernel beside `engine.sampling.sampler`: the same tokens."""
+"""The sampling kernel beside `engine.sampling.sampler`: the same tokens; and the mask before it."""
 
 # Shapes: R rows, V vocabulary.
 
@@ -10,7 +10,7 @@ from support.forwards import chunk
 from support.kernel_cases import DEVICE, F32, check, noise
 from torch import Tensor
 
-from engine.sampling import sampler
+from engine.sampling import masks, sampler, triton_mask
 from engine.sampling.rows import RowRules
 from engine.sampling.triton_sample import sample_tokens
 from protocol.messages import Sampling
@@ -130,3 +130,24 @@ def rows_at_the_ends_of_float32() -> None:
     positions = list(range(1, len(settings) + 1))
     got = sample_tokens(logits_RV, rows_of(settings, positions)).tolist()
     assert got == twin_tokens(logits_RV, settings, positions)
+
+
+@check
+def masks_take_out_what_is_not_allowed() -> None:
+    """Alike to the last bit: several tiles, words that end within the row or go beyond it."""
+    for size, num_words in ((5, 1), (33, 1), (9000, 282), (4096, 128), (5000, 40), (70, 4)):
+        dice = torch.Generator().manual_seed(size)
+        bits = torch.randint(-(2**31), 2**31, (3, num_words), generator=dice, device="cpu")
+        words_AW = bits.to(DEVICE, torch.int32)
+        words_AW[2] = 0
+        rows_A = torch.tensor([4, 0, 2])
+        want_RV = noise(5, size, seed=1)
+        got_RV = want_RV.clone()
+        want_RV[4, 0] = got_RV[4, 0] = torch.nan
+        masks.mask_tokens(want_RV, rows_A, words_AW)
+        triton_mask.mask_tokens(got_RV, rows_A, words_AW)
+        torch.testing.assert_close(got_RV, want_RV, rtol=0, atol=0, equal_nan=True)
+        assert torch.isinf(got_RV[2]).all() and not torch.isinf(got_RV[1]).any()
+        wide_RV = torch.zeros(6, size + 7)
+        triton_mask.mask_tokens(wide_RV[:, :size], rows_A, words_AW)
+        assert (wide_RV[:, size:] == 0).all() and torch.isinf(wide_RV[2, :size]).all()

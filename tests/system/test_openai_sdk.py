@@ -136,7 +136,8 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(sdk: OpenAI, stream
     chunks = [answer] if isinstance(answer, openai.types.Completion) else list(answer)
     said = "".join(chunk.choices[0].text for chunk in chunks)
     assert said == text[: text.index(stop)]
-    assert chunks[-1].choices[0].finish_reason == "stop"
+    ending = chunks[-1].choices[0]
+    assert (ending.finish_reason, ending.to_dict()["stop_reason"]) == ("stop", stop)
 
 
 def test_chat_logprobs_rank_the_greedy_token_first(sdk: OpenAI) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.corrupting_worker import corrupting
 from support.eventually import eventually, soon
@@ -25,9 +26,30 @@ from support.worker_cluster import (
 )
 
 from protocol.ids import WorkerId
-from protocol.messages import Failed, Finished, Landed, PrefillDone, Started
+from protocol.messages import (
+    Failed,
+    Finished,
+    Grammar,
+    Landed,
+    PrefillDone,
+    Sampling,
+    Started,
+)
+from protocol.text.grammar import GrammarTokenizer, Matcher
+from protocol.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.system
+
+
+HELD = msgspec.structs.replace(
+    LONG,
+    grammar=Grammar(
+        text="""start: %json {"type": "array", "minItems": 200, "items": {
+        "type": "object", "required": ["n", "word"], "additionalProperties": false,
+        "properties": {"n": {"type": "integer"}, "word": {"type": "string", "maxLength": 4}}}}"""
+    ),
+)
+"""To a text that is longer."""
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +120,11 @@ def test_a_prefill_worker_killed_during_transfer_is_source_lost_and_nothing_leak
     drive(cluster, test)
 
 
+@pytest.mark.parametrize("rule", [LONG, HELD], ids=["free", "held to a grammar"])
 def test_a_stream_cut_by_a_killed_decode_worker_goes_on_elsewhere_with_the_same_tokens(
-    cluster: WorkerCluster,
+    cluster: WorkerCluster, checkpoint: Path, rule: Sampling
 ) -> None:
+    """Of an object, in its middle."""
     cluster.start("prefill-0")
     victim = cluster.start("decode-0")
     cluster.start("decode-1")
@@ -108,24 +132,25 @@ def test_a_stream_cut_by_a_killed_decode_worker_goes_on_elsewhere_with_the_same_
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0", "decode-1")
         tokens = prompt(40)
-        whole = await router.decode("decode-1", "whole", tokens, LONG)
+        whole = await router.decode("decode-1", "whole", tokens, rule)
         await router.ended(whole)
 
-        first = await router.prefill("prefill-0", "r", tokens, LONG)
+        first = await router.prefill("prefill-0", "r", tokens, rule)
         await soon(lambda: bool(first.words))
         started = first.words[0]
         assert isinstance(started, Started)
-        cut = await router.decode("decode-0", "r", tokens, LONG, ticket=started.ticket)
+        cut = await router.decode("decode-0", "r", tokens, rule, ticket=started.ticket)
         await soon(lambda: len(cut.emits) > 5)
         victim.kill()
         await router.gone("decode-0")
         assert cut.ending is None and cut.tokens == whole.tokens[: len(cut.tokens)]
 
         _, rest = await router.disaggregated(
-            "r", tokens, LONG, decode="decode-1", generated=tuple(cut.tokens), attempt=1
+            "r", tokens, rule, decode="decode-1", generated=tuple(cut.tokens), attempt=1
         )
         assert cut.tokens + rest.tokens == whole.tokens
         assert cut.text + rest.text == whole.text
+        assert rule.grammar is None or _begins_a_text_of(rule.grammar, whole.tokens, checkpoint)
         await router.idle("prefill-0", "decode-1")
 
     drive(cluster, test)
@@ -267,7 +292,9 @@ def test_a_drained_worker_finishes_what_runs_refuses_the_rest_and_leaves(
     async def test(router: MiniRouter) -> None:
         await router.ready("decode-single")
         running = [
-            await router.decode("decode-single", f"running{i}", prompt(30, salt=i), LONG)
+            await router.decode(
+                "decode-single", f"running{i}", prompt(30, salt=i), (LONG, HELD)[i % 2]
+            )
             for i in range(6)
         ]
         await soon(lambda: bool(running[0].emits))
@@ -443,3 +470,9 @@ def test_start_up_errors_are_one_line_and_an_exit_code(
             written = workers[flags].output
             plain = [text for text in written.splitlines() if not text.startswith("{")]
             assert len(plain) == 1 and plain[0].startswith(line), written
+
+
+def _begins_a_text_of(grammar: Grammar, tokens: list[int], checkpoint: Path) -> bool:
+    vocabulary = GrammarTokenizer(Tokenizer.load(checkpoint))
+    matcher = Matcher.compile(grammar.text, vocabulary)
+    return all(matcher.accept(token_id) for token_id in tokens)

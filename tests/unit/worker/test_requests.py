@@ -9,9 +9,16 @@ from support.words import prefill
 
 from engine.batch import SampledToken, SequenceId
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Aborted, Finished, Sampling, Step, ToRouter
+from protocol.messages import Aborted, Finished, Grammar, Sampling, Step, ToRouter
 from protocol.text.tokenizer import TextState, Tokenizer
-from worker.requests import MAX_STOP_CHARS, Job, RequestTable, Transfers, check_request
+from worker.requests import (
+    MAX_GRAMMAR_CHARS,
+    MAX_STOP_CHARS,
+    Job,
+    RequestTable,
+    Transfers,
+    check_request,
+)
 
 HERE, THERE = RouterId("here"), RouterId("there")
 
@@ -122,6 +129,13 @@ def test_a_request_has_one_ending_however_many_come(tokenizer: Tokenizer) -> Non
         ({"num_logprobs": 11}, "num_logprobs"),
         ({"stop": ("x" * MAX_STOP_CHARS, "x")}, "stop"),
         ({"stop": ("",)}, "stop"),
+        ({"allowed_token_ids": (10,)}, "allowed_token_ids"),
+        ({"allowed_token_ids": (1,) * 11}, "allowed_token_ids: more than"),
+        ({"marks": (-1,)}, "marks"),
+        ({"grammar": Grammar(text="x" * (MAX_GRAMMAR_CHARS + 1))}, "grammar: more than"),
+        ({"grammar": Grammar(text="x", begins_after=((10,),))}, "begins_after"),
+        ({"grammar": Grammar(text="x", begins_after=((1,), ()))}, "begins_after: a run of no"),
+        ({"grammar": Grammar(text="x", begins_after=((1,) * 2000,))}, "begins_after"),
     ],
 )
 def test_what_a_router_should_have_refused_is_refused(changes: dict[str, Any], what: str) -> None:

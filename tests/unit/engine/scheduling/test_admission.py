@@ -100,3 +100,26 @@ def test_whoever_has_a_seat_and_no_blocks_counts_as_waiting() -> None:
 def test_a_context_is_as_long_as_the_limit_or_the_pool() -> None:
     assert Queue(cache_of(16)).admission.max_context_tokens() == 40
     assert Queue(cache_of(6)).admission.max_context_tokens() == 24
+
+
+def test_the_more_urgent_goes_first_and_equals_as_they_came() -> None:
+    queue = Queue(cache_of(16), max_running=7, max_waiting=9)
+    for arrival, (name, priority) in enumerate([("a", 0), ("b", 5), ("c", -1), ("d", 0)]):
+        waiting = sequence_of(queue.cache, name, [arrival], mode=Mode.LOCAL)
+        waiting.priority, waiting.arrival = priority, arrival
+        queue.table.add(waiting)
+    queue.table.check()
+    assert [str(one.id) for one in iter(queue.admit, None) if one] == ["c", "a", "d", "b"]
+
+
+def test_who_is_preempted_comes_back_to_its_place_among_the_waiting() -> None:
+    queue = Queue(cache_of(16), max_running=1, max_waiting=9)
+    runs = queue.add("runs", 4)
+    assert queue.admit() is runs
+    for arrival, (name, priority) in enumerate([("soon", -1), ("late", 0), ("last", 1)], 5):
+        waiting = sequence_of(queue.cache, name, [arrival], mode=Mode.LOCAL)
+        waiting.priority, waiting.arrival = priority, arrival
+        queue.table.add(waiting)
+    queue.table.preempt(runs)
+    assert [str(name) for name in queue.table.waiting] == ["soon", "runs", "late", "last"]
+    queue.table.check()

@@ -322,6 +322,26 @@ def test_the_newest_makes_room_and_returns_to_the_head_of_the_queue() -> None:
     assert [len(run.outputs) for run in (old, new, late)] == [16, 8, 1]
 
 
+def test_the_least_urgent_makes_room_though_it_came_first() -> None:
+    stepper = Stepper(num_blocks=6, max_running=2, token_budget=16)
+    idle = stepper.submit(STORY[:8], max_tokens=16, priority=1)
+    urgent = stepper.submit(STORY[20:30], max_tokens=8)
+    while not stepper.scheduler.num_preempted:
+        stepper.step()
+    assert idle.sequence.state is SequenceState.WAITING
+    stepper.run()
+    assert [run.outputs for run in (idle, urgent)] == [idle.expected(16), urgent.expected(8)]
+
+
+def test_the_prompt_of_the_more_urgent_is_computed_first() -> None:
+    stepper = Stepper(token_budget=8, max_running=3)
+    stepper.submit(STORY[:20], max_tokens=1, priority=3)
+    stepper.step()
+    urgent = stepper.submit(STORY[20:28], max_tokens=1)
+    assert [chunk.sequence for chunk in stepper.step()] == [urgent.sequence.id]
+    stepper.run()
+
+
 def test_a_decode_grows_into_cached_blocks_before_anybody_is_preempted() -> None:
     stepper = Stepper(num_blocks=8)
     stepper.submit(STORY[:16], max_tokens=1)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from protocol.errors import CheckpointError
-from protocol.messages import Sampling
+from protocol.messages import Grammar, Sampling
 from protocol.text.text_bounds import TextTooLong
 from protocol.text.tokenizer import TextState, Tokenizer
 
@@ -327,3 +327,39 @@ def test_spaces_that_are_not_at_the_end_take_no_quadratic_time(tmp_path: Path, s
 def test_half_a_surrogate_pair_is_the_clients_mistake() -> None:
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         level.encode("a\ud800")
+
+
+MARK = level.encode("<|im_end|>")[0]
+"""As a format's terminal; whether tokens of its kind are shown is no matter."""
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_with_a_mark_comes_all_the_text_before_it_and_its_own_never(skip: bool) -> None:
+    state = TextState(level, sampling(stop=("END",), marks=(MARK,), skip_special_tokens=skip))
+    unfinished = level.encode("🙂", add_special_tokens=False)[:-1]
+    ids = [level.encode("E")[0], level.encode("N")[0], MARK, level.encode("D")[0], *unfinished]
+    texts = [state.feed(token_id).text for token_id in [*ids, MARK]]
+    assert texts[:4] == ["", "", "EN", "D"]
+    assert "".join(texts[4:]) == "\ufffd"
+    assert state.flush() == ""
+
+
+def test_no_stop_string_goes_over_a_mark_and_after_one_it_is_found_again() -> None:
+    state = TextState(level, sampling(stop=("END",), marks=(MARK,)))
+    ids = [level.encode(char)[0] for char in "ENDEND"]
+    ids[2:2] = [MARK]
+    steps = [state.feed(token_id) for token_id in ids]
+    assert [step.stopped for step in steps] == [False] * 6 + [True]
+    assert "".join(step.text for step in steps) == "END"
+
+
+def test_a_mark_that_ends_the_text_ends_it() -> None:
+    state = TextState(level, sampling(marks=(MARK,), stop_token_ids=(MARK,), include_stop=True))
+    state.feed(level.encode("a")[0])
+    assert state.feed(MARK).stopped and state.flush() == ""
+
+
+def test_a_grammar_says_itself_when_its_text_ends() -> None:
+    held = Grammar(text='start: "a"')
+    assert sampling(ignore_eos=True).ending_ids((7,)) == frozenset()
+    assert sampling(ignore_eos=True, grammar=held).ending_ids((7,)) == {7}

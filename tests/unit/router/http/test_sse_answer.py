@@ -37,6 +37,16 @@ async def test_chat_chunks_have_exactly_openais_shape(client: httpx.AsyncClient)
     assert text_of(events) == "Hello there."
 
 
+async def test_choices_begin_in_order_whichever_has_the_first_token(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.dispatcher.reply = "word " * 20
+    events = events_of(await chat(client, stream=True, n=4))[:-1]
+    begun = [event["choices"][0] for event in events[:4]]
+    assert [choice["index"] for choice in begun] == [0, 1, 2, 3]
+    assert all(choice["delta"]["role"] == "assistant" for choice in begun)
+
+
 async def test_completion_chunks_have_exactly_openais_shape(client: httpx.AsyncClient) -> None:
     events = events_of(await complete(client, stream=True, max_tokens=3))
     assert events.pop() == "[DONE]"

@@ -4,12 +4,28 @@ import json
 from typing import Any
 
 import pytest
+from jsonschema import (
+    Draft3Validator,
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+)
 
 from protocol.text.structured.grammars import JsonStyle, json_grammar
 from protocol.text.structured.keywords import KINDS, UNSUPPORTED
 from protocol.text.structured.limits import MAX_STACK, SchemaError, UnsupportedKeyword
 from protocol.text.structured.schema import normalised_schema
 
+DRAFTS = (
+    Draft3Validator,
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+)
 ASKS = {
     "uniqueItems": True,
     "minContains": 1,
@@ -46,6 +62,12 @@ def test_a_keyword_that_cannot_be_kept_is_named_by_its_path(keyword: str) -> Non
     error = refusal(schema)
     assert isinstance(error, UnsupportedKeyword)
     assert error.path == f"properties.list.items.anyOf[1].{keyword}"
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_no_keyword_of_any_draft_is_ignored(draft: Any) -> None:
+    """By the table of who checks documents of that draft."""
+    assert set(draft.VALIDATORS) - {*KINDS, *UNSUPPORTED} == {"$ref"}
 
 
 @pytest.mark.parametrize("keyword", UNSUPPORTED)

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Collection, Iterable
 
-from protocol.formats.bound import BoundFormat
+from protocol.formats.reading.bound import BoundFormat
 
 _ANY = "(?s:.*)"
 _META = re.compile(r"[\\.+*?()|\[\]{}^$/#&~-]")

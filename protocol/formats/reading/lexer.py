@@ -7,7 +7,7 @@ begins first counts; none of a state begins another (`terminals_of`).
 from collections.abc import Container
 from dataclasses import dataclass
 
-from protocol.formats.table import END, OTHER, Format, FormatError
+from protocol.formats.table import END, OTHER, FormatError, OutputFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Terminals:
         return len(text)
 
 
-def terminals_of(of: Format, tokens: Container[str]) -> dict[str, Terminals]:
+def terminals_of(of: OutputFormat, tokens: Container[str]) -> dict[str, Terminals]:
     """By state, those of its rows that are not tokens of their own."""
     texts: dict[str, set[str]] = {state: set() for state in of.states}
     for state, terminal in of.rows:

@@ -9,9 +9,9 @@ from protocol.formats.table import (
     REASONING,
     ROLES,
     SHOWN,
-    Format,
-    Row,
+    OutputFormat,
     Takes,
+    Transition,
     Written,
 )
 
@@ -23,21 +23,21 @@ def tagged_list(
     *,
     answer: tuple[str, str] | None = None,
     roles: Mapping[str, str] = ROLES,
-) -> Format:
+) -> OutputFormat:
     """`answer`: tags around what is no call."""
     rows = {
-        (CONTENT, begin): Row("list"),
-        ("list", "["): Row("list"),
-        ("list", "{"): Row("item", stays=True),
-        ("list", end): Row(CONTENT),
-        ("list", begin): Row("list"),
-        ("list", OTHER): Row(CONTENT),
-        ("item", END): Row("list"),
-        ("item", end): Row(CONTENT),
+        (CONTENT, begin): Transition("list"),
+        ("list", "["): Transition("list"),
+        ("list", "{"): Transition("item", stays=True),
+        ("list", end): Transition(CONTENT),
+        ("list", begin): Transition("list"),
+        ("list", OTHER): Transition(CONTENT),
+        ("item", END): Transition("list"),
+        ("item", end): Transition(CONTENT),
     }
     for tag in answer or ():
-        rows |= {(CONTENT, tag): Row(CONTENT), (REASONING, tag): Row(CONTENT)}
-    return Format(
+        rows |= {(CONTENT, tag): Transition(CONTENT), (REASONING, tag): Transition(CONTENT)}
+    return OutputFormat(
         name=name,
         states={**SHOWN, "list": Takes.SPACE, "item": Takes.ENVELOPE},
         rows=rows,

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocol.formats.bound import BoundFormat
 from protocol.formats.contract import Tool
-from protocol.formats.lark import Rules
+from protocol.formats.grammars.lark import Rules
+from protocol.formats.reading.bound import BoundFormat
+from protocol.formats.reading.values import ALL_KINDS, parameter_kinds
 from protocol.formats.table import VALUES, Written
-from protocol.formats.values import ALL_KINDS, parameter_kinds
 from protocol.text.structured.grammars import JsonStyle, json_form
 
 STYLE = JsonStyle(closed=True)
@@ -108,7 +108,8 @@ class CallGrammar:
         after = after.removeprefix(line)
         is_text = "string" in kinds
         value = self._value(kinds, schema, line, after, tool)
-        between = between.replace("{is_string}", str(is_text).lower())
+        kind = "string" if is_text else min(kinds - {"integer"} or {"number"})
+        between = between.replace("{is_string}", str(is_text).lower()).replace("{type}", kind)
         return f"{literal(before)} {key} {literal(between)} {value}"
 
     def _value(self, kinds: frozenset[str], schema: Any, line: str, after: str, tool: Tool) -> str:

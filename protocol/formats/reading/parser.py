@@ -7,12 +7,12 @@ taken back: if the rest of it makes no sense, it is left open.
 import re
 from collections.abc import Sequence
 
-from protocol.formats.bound import BoundFormat, Mark
-from protocol.formats.calls import Calls
 from protocol.formats.contract import Content, OutputEvent, Reasoning, Tool
-from protocol.formats.envelope import Arguments, Envelope, JsonReader
-from protocol.formats.lexer import Terminals
-from protocol.formats.python_calls import PythonCalls
+from protocol.formats.reading.bound import BoundFormat, MarkToken
+from protocol.formats.reading.calls import Calls
+from protocol.formats.reading.envelope import Arguments, Envelope, JsonReader
+from protocol.formats.reading.lexer import Terminals
+from protocol.formats.reading.python_calls import PythonCalls
 from protocol.formats.table import (
     BEGINNINGS,
     CAPTURED,
@@ -23,8 +23,8 @@ from protocol.formats.table import (
     OUTSIDE,
     START,
     VALUES,
-    Row,
     Takes,
+    Transition,
 )
 
 _NAME = re.compile(r"""\s*[^\s<>{}\[\]()"'=,]{0,256}\s*""")
@@ -83,10 +83,10 @@ class FormatParser:
     def _takes(self) -> Takes:
         return self._format.states[self.state]
 
-    def _row(self, terminal: str) -> Row | None:
+    def _row(self, terminal: str) -> Transition | None:
         return self._format.row(self.state, terminal)
 
-    def _take_mark(self, mark: Mark) -> None:
+    def _take_mark(self, mark: MarkToken) -> None:
         if self._stands(mark) or (self._takes is Takes.SPACE and not mark.is_part):
             self._run(final=True)
             if self._takes is Takes.SPACE and not self._stands(mark) and self._row(OTHER):
@@ -99,7 +99,7 @@ class FormatParser:
             self._pending += mark.shown if is_text else mark.literal
         self._run(final=False)
 
-    def _stands(self, mark: Mark) -> bool:
+    def _stands(self, mark: MarkToken) -> bool:
         """Whether it is a terminal here."""
         in_string = self._takes in _READ and self._reader is not None and self._reader.in_string
         return self._row(mark.literal) is not None and not in_string
@@ -268,7 +268,7 @@ class FormatParser:
         self._drop(end)
         if self._is_tentative and reader.name is not None:
             self._begin_call(reader.name)
-        elif self._is_tentative and reader.done:  # an object of something else
+        elif self._is_tentative and (reader.done or reader.is_broken):  # of something else
             self._fail()
         if self._takes not in _READ:
             return True

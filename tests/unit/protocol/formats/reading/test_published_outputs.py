@@ -2,8 +2,6 @@ import pytest
 from support.outputs import Said, joined, read_tokens, say, steps
 from support.published_outputs import FAMILIES, PUBLISHED, TOOLS, Published
 
-pytestmark = pytest.mark.quick
-
 
 def _facts(said: Said) -> tuple[object, ...]:
     return said.content, said.reasoning, said.named

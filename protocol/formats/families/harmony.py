@@ -5,25 +5,25 @@ from protocol.formats.table import (
     END,
     REASONING,
     SHOWN,
-    Format,
-    Row,
+    OutputFormat,
     Takes,
+    Transition,
     Written,
 )
 
 _ENDS = {
-    (state, terminal): Row("header")
+    (state, terminal): Transition("header")
     for state in (CONTENT, REASONING, "after", "arguments")
     for terminal in ("<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>")
 }
-HARMONY = Format(
+HARMONY = OutputFormat(
     name="harmony",
     states={**SHOWN, "header": Takes.HEADER, "arguments": Takes.ARGUMENTS, "after": Takes.SKIP},
     rows={
         **_ENDS,
-        ("header", "<|message|>"): Row(CONTENT),
-        ("header", "<|start|>"): Row("header"),
-        ("arguments", END): Row("after"),
+        ("header", "<|message|>"): Transition(CONTENT),
+        ("header", "<|start|>"): Transition("header"),
+        ("arguments", END): Transition("after"),
     },
     initial="header",
     headers=(

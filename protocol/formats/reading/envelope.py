@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from protocol.formats.json_value import SPACE, JsonValue, end_of
+from protocol.formats.reading.json_value import SPACE, JsonValue, end_of
 
 _ASIDE = frozenset({"type", "id", "tool_call_id"})
 
@@ -15,6 +15,9 @@ _ASIDE = frozenset({"type", "id", "tool_call_id"})
 class JsonReader(Protocol):
     name: str | None
     """Of the call, once it is known."""
+
+    is_broken: bool
+    """Nothing goes on with it."""
 
     @property
     def done(self) -> bool: ...
@@ -31,6 +34,7 @@ class Arguments:
     """A JSON object alone."""
 
     name: str | None = None
+    is_broken = False
 
     def __init__(self) -> None:
         self._value = JsonValue()
@@ -62,7 +66,7 @@ class Envelope:
         """`is_strict`: an object with other keys before its name is none."""
         self._roles, self._is_strict = roles, is_strict
         self.name: str | None = None
-        self.done = False
+        self.done = self.is_broken = False
         self._part = "begin"
         self._value = JsonValue()
         self._role = ""
@@ -81,7 +85,7 @@ class Envelope:
 
     def read(self, text: str, at: int) -> tuple[int, str]:
         out = ""
-        while not self.done:
+        while not self.done and not self.is_broken:
             before = (at, self._part)
             if self._part in ("key", "value"):
                 at = self._read_value(text, at)
@@ -135,7 +139,7 @@ class Envelope:
             key = str(_decoded(self._written))
             self._part, self._role = "colon", self._roles.get(key, "")
             if self._is_strict and not self._role and not self.name and key not in _ASIDE:
-                self._part = "nothing goes on"
+                self.is_broken = True
             return
         self._part = "keys"
         if self._role == "name" and isinstance(name := _decoded(self._written), str):

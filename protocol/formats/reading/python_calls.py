@@ -1,4 +1,4 @@
-"""Calls as Python writes them: formats, and a reader of lists whose text comes in pieces.
+"""Calls as Python writes them, whose text comes in pieces.
 
 A call is given out when it is whole: keyword arguments, all of them literals.
 """
@@ -7,61 +7,11 @@ import ast
 import json
 from dataclasses import dataclass
 
-from protocol.formats.table import CONTENT, END, OTHER, SHOWN, START, Format, Row, Takes, Written
-
 MAX_CALL = 1 << 16
 """Characters of one call; a longer one is none."""
+_IN_QUOTES = {"\n": "\\n", "\r": "\\r"}
+"""Line breaks within a string, which models leave as they are."""
 _PAIRS = {")": "(", "]": "[", "}": "{"}
-_LIST = Written(begin="[", call="{name}({keywords})", between=", ", end="]")
-_STATES = {**SHOWN, "open": Takes.SPACE, "list": Takes.LITERALS, "after": Takes.SPACE}
-_ROWS = {
-    ("open", "["): Row("list"),
-    ("open", OTHER): Row(CONTENT),
-    ("list", END): Row("after"),
-    ("after", OTHER): Row(CONTENT),
-}
-PYTHONIC = Format(
-    name="pythonic",
-    states=_STATES,
-    rows={
-        **_ROWS,
-        (START, "["): Row("list"),
-        (CONTENT, "<|python_start|>"): Row("open"),
-        ("after", "<|python_end|>"): Row(CONTENT),
-    },
-    written=_LIST,
-    only_known=True,
-)
-"""Llama 4 and 3.2: a list that begins the answer."""
-
-LFM2 = Format(
-    name="lfm2",
-    states=_STATES,
-    rows={
-        **_ROWS,
-        (CONTENT, "<|tool_call_start|>"): Row("open"),
-        ("after", "<|tool_call_end|>"): Row(CONTENT),
-        ("open", "<|tool_call_end|>"): Row(CONTENT),
-    },
-    written=Written(
-        begin="<|tool_call_start|>[", call=_LIST.call, between=", ", end="]<|tool_call_end|>"
-    ),
-)
-
-OLMO3 = Format(
-    name="olmo3",
-    states=_STATES,
-    rows={
-        (CONTENT, "<function_calls>"): Row("list"),
-        ("list", END): Row("after"),
-        ("list", "</function_calls>"): Row(CONTENT),
-        ("after", "</function_calls>"): Row(CONTENT),
-        ("after", OTHER): Row(CONTENT),
-    },
-    written=Written(
-        begin="<function_calls>", call=_LIST.call, between="\n", end="</function_calls>"
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +55,8 @@ class PythonCalls:
 
     def _takes(self, char: str) -> bool:
         """Whether it goes on a call."""
-        if not self._open and not (char.isalnum() or char in "_.-" or (self.text and char == "(")):
+        goes_on = char.isalnum() or char in "_.-(" if self.text else char.isalpha() or char == "_"
+        if not self._open and not goes_on:
             return False
         if self._is_escaped:
             self._is_escaped = False
@@ -121,7 +72,7 @@ class PythonCalls:
             if not self._open.endswith(_PAIRS[char]):
                 return False
             self._open = self._open[:-1]
-        self.text += char
+        self.text += _IN_QUOTES.get(char, char) if self._quote else char
         return True
 
     @property

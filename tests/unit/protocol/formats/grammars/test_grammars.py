@@ -30,6 +30,7 @@ TOOLS = (
     Tool(name="get_weather", parameters=SCHEMA, strict=True),
     Tool(name="now", parameters={"type": "object", "properties": {}}),
 )
+DRAWN = pytest.mark.parametrize("num_drawn", [2, pytest.param(10, marks=pytest.mark.long)])
 NAMES = list(FAMILIES)
 
 
@@ -58,9 +59,10 @@ def _check_calls(said: Said) -> None:
         jsonschema.validate(json.loads(arguments), dict(tool.parameters))
 
 
+@DRAWN
 @pytest.mark.parametrize("name", NAMES)
-def test_required_calls_are_valid_calls_and_nothing_else(name: str) -> None:
-    for seed in range(6):
+def test_required_calls_are_valid_calls_and_nothing_else(name: str, num_drawn: int) -> None:
+    for seed in range(num_drawn):
         said, text = _drawn(name, seed, "required")
         assert said.named, text
         assert said.content.strip() == "" or name == "harmony", text
@@ -74,9 +76,10 @@ def test_a_named_tool_is_called_once(name: str) -> None:
     _check_calls(said)
 
 
+@DRAWN
 @pytest.mark.parametrize("name", NAMES)
-def test_calls_that_are_free_to_come_are_valid_too(name: str) -> None:
-    for seed in range(6):
+def test_calls_that_are_free_to_come_are_valid_too(name: str, num_drawn: int) -> None:
+    for seed in range(num_drawn):
         said, text = _drawn(name, seed, "auto", parallel=False)
         assert len(said.calls) <= 1, text
         _check_calls(said)

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from protocol.formats.contract import CallArguments, CallEnd, CallStart, OutputEvent, Tool
-from protocol.formats.table import Format, Takes
-from protocol.formats.values import ALL_KINDS, as_json, parameter_kinds
+from protocol.formats.reading.values import ALL_KINDS, as_json, parameter_kinds
+from protocol.formats.table import OutputFormat, Takes
 
 _WRITTEN_ID = re.compile(r"(?:functions\.)?(?P<name>[^:]*)(?::\d+)?$")
 _STRING = frozenset({"string"})
@@ -24,7 +24,7 @@ _KINDS = {Takes.STRING: _STRING, Takes.JSON: ALL_KINDS - _STRING}
 class Calls:
     """Appends to `events`. At most one call is open."""
 
-    def __init__(self, of: Format, tools: Sequence[Tool], events: list[OutputEvent]) -> None:
+    def __init__(self, of: OutputFormat, tools: Sequence[Tool], events: list[OutputEvent]) -> None:
         self._format = of
         self._tools = {tool.name: tool for tool in tools}
         self._seed = secrets.token_bytes(16)

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from protocol.formats.bound import BoundFormat
 from protocol.formats.contract import NamedTool, Tool, ToolChoice
-from protocol.formats.grammar import CallGrammar
-from protocol.formats.lark import Rules, pattern_of
-from protocol.formats.table import CONTENT, REASONING, START, Format, Written
-from protocol.formats.think import ThinkTags
+from protocol.formats.families.think import ThinkTags
+from protocol.formats.grammars.call_grammar import CallGrammar
+from protocol.formats.grammars.lark import Rules, pattern_of
+from protocol.formats.reading.bound import BoundFormat
+from protocol.formats.table import CONTENT, REASONING, START, OutputFormat, Written
 from protocol.messages import Grammar
 from protocol.text.tokenizer import Tokenizer
 
@@ -69,7 +69,11 @@ def output_grammar(
 
 
 def _lead(
-    of: Format, written: Written, beginning: Beginning, thinking: ThinkTags | None, rules: Rules
+    of: OutputFormat,
+    written: Written,
+    beginning: Beginning,
+    thinking: ThinkTags | None,
+    rules: Rules,
 ) -> tuple[str, str]:
     """What may come before, and what ends thoughts that the prompt has begun."""
     in_thought = beginning.state == REASONING

@@ -1,0 +1,1 @@
+"""Formats as tables, a kind a file: of calls, and of reasoning."""
