@@ -108,7 +108,8 @@ class Matcher:
         matcher = self._matcher
         if not matcher.is_error():
             return ""
-        return _first_line(matcher.get_error()) or f"no token goes on ({matcher.stop_reason()})"
+        why = _first_line(matcher.get_error())  # a sentence, or the name of a reason to stop
+        return why if " " in why else f"no token goes on ({why or matcher.stop_reason()})"
 
     def fill(self, words: Words) -> None:
         """The mask of the next token, into `num_words`. Releases the interpreter lock."""

@@ -20,6 +20,8 @@ SHORT = 16
 """Tokens after which some answers are cut."""
 LONG = 300
 BATCH = 32
+ROUNDS = 9
+"""Until as many answers as wanted have stopped; a few schemas let most go on for long."""
 STYLE = JsonStyle(closed=True, whitespace="[ ]?")
 
 
@@ -76,7 +78,7 @@ def answers(
 def check_sampled(live: LiveService, *, num: int, first_seed: int) -> None:
     """So many of each schema that stopped. Asks again where some were cut, but not for ever."""
     stopped = Counter[str]()
-    for seed in range(first_seed, first_seed + 3 * num, num):
+    for seed in range(first_seed, first_seed + ROUNDS * num, num):
         cases = [case for case in CASES if stopped[case.name] < num]
         for answer in answers(live, cases, range(seed, seed + num), max_tokens=LONG):
             if answer.stopped:
@@ -88,7 +90,7 @@ def check_sampled(live: LiveService, *, num: int, first_seed: int) -> None:
 
 def test_sampled_answers_fit_their_schemas(live: LiveService) -> None:
     """Walks of as many tokens, twenty of each schema, are in tests/unit."""
-    check_sampled(live, num=2, first_seed=0)
+    check_sampled(live, num=1, first_seed=0)
 
 
 def test_answers_cut_by_length_begin_ones_that_fit(live: LiveService) -> None:

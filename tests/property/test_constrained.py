@@ -16,7 +16,10 @@ from support.constrained import (
     json_grammar,
     lark,
 )
+from support.eventually import eventually
+from support.fake_runner import FakeStep
 
+from engine.batch import Chunk
 from engine.sequence import Complete
 from protocol.messages import Grammar, Sampling
 
@@ -64,17 +67,19 @@ def test_undisturbed_outputs_are_texts_of_their_grammars(
 def test_preempted_and_failing_steps_change_no_token(
     undisturbed: dict[str, list[int]], depth: int
 ) -> None:
-    with constrained_engine(num_blocks=40, depth=depth) as run:
+    with constrained_engine(num_blocks=26, depth=depth) as run:
         chance = random.Random(depth)
         launch = run.runner.launch
 
-        def failing(chunks: Sequence) -> object:  # type: ignore[type-arg]
+        def failing(chunks: Sequence[Chunk]) -> FakeStep:
+            # Else as many run together as are compiled by chance.
+            eventually(lambda: run.grammars.num_told == len(rules()))
             if len(chunks) > 1:  # who fails alone is to blame
                 run.runner.fail_next += chance.random() < 0.03
                 run.runner.fail_tokens += chance.random() < 0.03
             return launch(chunks)
 
-        run.runner.launch = failing  # type: ignore[assignment, method-assign]
+        run.runner.launch = failing  # type: ignore[method-assign]
         assert lived(run, rules()) == undisturbed
         assert run.engine.stats().num_preempted
 

@@ -1,7 +1,7 @@
 """An engine on a fake runner whose sequences are held to grammars of the shipped vocabulary."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -10,9 +10,12 @@ from support.cluster import TINY
 from support.eventually import eventually
 from support.fake_runner import FakeRunner
 from support.observed import RecordingObserver
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models
 
 from engine.batch import SequenceId
 from engine.commands import Submission
+from engine.constraint import Constraint
 from engine.limits import EngineLimits
 from engine.loop import Engine
 from engine.sampling.grammar import Grammars
@@ -54,6 +57,15 @@ def lark(text: str, **more: Any) -> Grammar:
     return Grammar(text=text, **more)
 
 
+def words_tokenizer(*tokens: str, eos: tuple[int, ...] = ()) -> Tokenizer:
+    """These are all its tokens."""
+    raw = RawTokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, tokens[0]))
+    raw.decoder = decoders.Fuse()
+    return Tokenizer(
+        raw, chat_template=None, eos_token_ids=eos, vocab_size=len(tokens), max_context_tokens=64
+    )
+
+
 def held_to(grammar: Grammar | None, *, max_tokens: int = 200, **more: Any) -> Sampling:
     return Sampling(seed=more.pop("seed", 1), max_tokens=max_tokens, grammar=grammar, **more)
 
@@ -62,6 +74,25 @@ def accepts(grammar: Grammar, tokens: Sequence[int]) -> bool:
     """Whether the tokens begin a text of the grammar, asked of a matcher of its own."""
     matcher = Matcher.compile(grammar.text, tiny_vocabulary())
     return all(matcher.accept(token_id) for token_id in tokens)
+
+
+class CountedGrammars(Grammars):
+    """Knows how many it has told of."""
+
+    num_told = 0
+
+    def compile(
+        self,
+        sampling: Sampling,
+        outputs: Sequence[int],
+        *,
+        tell: Callable[[Constraint | ValueError], None],
+    ) -> None:
+        def counted(outcome: Constraint | ValueError) -> None:
+            tell(outcome)
+            self.num_told += 1
+
+        super().compile(sampling, outputs, tell=counted)
 
 
 class ConstrainedEngine:
@@ -81,8 +112,9 @@ class ConstrainedEngine:
             generations=self.runner.generations,
             observer=self.observer,
             check=True,
-            grammars=Grammars(self.tokenizer, num_threads=1),
+            grammars=(grammars := CountedGrammars(self.tokenizer, num_threads=1)),
         )
+        self.grammars = grammars
 
     def submit(
         self,

@@ -327,11 +327,11 @@ class Lantern(BaseModel):
 def test_answers_are_parsed_as_the_class_that_was_asked_for(sdk: OpenAI) -> None:
     for seed in range(3):
         parsed = sdk.chat.completions.parse(
-            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=400
+            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=900
         )
         assert isinstance(parsed.choices[0].message.parsed, Lantern)
         with sdk.chat.completions.stream(
-            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=400
+            model=MODEL, messages=HOME, response_format=Lantern, seed=seed, max_tokens=900
         ) as stream:
             streamed = stream.get_final_completion()
         assert streamed.choices[0].message.parsed == parsed.choices[0].message.parsed

@@ -17,8 +17,9 @@ from protocol.text.structured.limits import SchemaError, inner_schemas, merges, 
 from protocol.text.structured.references import Path
 from protocol.text.structured.schema import normalised_schema
 
-WHITESPACE = r"(\r?\n)?[ \t]{0,40}"
-"""Wherever JSON may have it: a line's end and ten levels of four."""
+WHITESPACE = r"( |\r?\n( {0,24}|\t{0,8}))?"
+"""Wherever JSON may have it: a blank, or a line's end and what is before the next. Models without
+sense take all they may."""
 MAX_RULES = 1000
 """Rules, groups and sets of a client's grammar together. The compiler goes down them by recursion
 in machine code, and ran out of 8 MB at 2,500."""

@@ -4,12 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from support.constrained import tiny_tokenizer, tiny_vocabulary
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models
+from support.constrained import tiny_tokenizer, tiny_vocabulary, words_tokenizer
 
 from protocol.text.grammar import GrammarTokenizer, MaskFiller, Matcher, check_grammar
-from protocol.text.tokenizer import Tokenizer
 
 TINY, VOCABULARY = tiny_tokenizer(), tiny_vocabulary()
 END, START = 2, 1
@@ -34,14 +31,7 @@ def texts(ids: set[int]) -> set[str]:
 
 
 def vocabulary_of(*tokens: str, eos: tuple[int, ...] = ()) -> GrammarTokenizer:
-    raw = RawTokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, "a"))
-    raw.decoder = decoders.Fuse()
-    return GrammarTokenizer(
-        Tokenizer(
-            raw, chat_template=None, eos_token_ids=eos, vocab_size=len(tokens),
-            max_context_tokens=64,
-        )
-    )  # fmt: skip
+    return GrammarTokenizer(words_tokenizer(*tokens, eos=eos))
 
 
 @pytest.mark.parametrize(

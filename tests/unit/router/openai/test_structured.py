@@ -120,17 +120,15 @@ REFUSED: list[tuple[dict[str, Any], str, str | None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("ask", [chat, complete], ids=["chat", "completions"])
 @pytest.mark.parametrize(("fields", "param", "code"), REFUSED)
 async def test_what_cannot_be_kept_is_refused_by_its_path(
     bench: Bench,
     client: httpx.AsyncClient,
-    ask: Any,
     fields: dict[str, Any],
     param: str,
     code: str | None,
 ) -> None:
-    response = await ask(client, **fields)
+    response = await chat(client, **fields)
     error = error_of(response)
     assert (response.status_code, error["param"], error["code"]) == (400, param, code)
     assert error["message"].startswith(param)

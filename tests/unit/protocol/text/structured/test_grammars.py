@@ -60,7 +60,7 @@ def test_one_of_a_choice_is_said_to_the_letter() -> None:
         ('root ::= "start: \\"a\\""', ['start: "a"'], ["a"]),
         ('start: "a" b\nb: /[0-9]+/', ["a12"], ["a", "12"]),
         ('?start: x*\nx: "a"i | "b"', ["", "Ab"], ["c"]),
-        ('%llguidance {}\nstart: %json {"type": "array"}', ["[1]"], ["[" + " " * 60 + "]"]),
+        ('%llguidance {}\nstart: %json {"type": "array"}', ["[1]"], ["[  ]"]),
     ],
 )
 def test_a_clients_grammar_is_ebnf_or_lark(grammar: str, yes: list[str], no: list[str]) -> None:

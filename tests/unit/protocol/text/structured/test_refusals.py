@@ -4,12 +4,28 @@ import json
 from typing import Any
 
 import pytest
+from jsonschema import (
+    Draft3Validator,
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+)
 
-from protocol.text.structured.grammars import json_grammar
-from protocol.text.structured.keywords import UNSUPPORTED
+from protocol.text.structured.grammars import JsonStyle, json_grammar
+from protocol.text.structured.keywords import KINDS, UNSUPPORTED
 from protocol.text.structured.limits import MAX_STACK, SchemaError, UnsupportedKeyword
 from protocol.text.structured.schema import normalised_schema
 
+DRAFTS = (
+    Draft3Validator,
+    Draft4Validator,
+    Draft6Validator,
+    Draft7Validator,
+    Draft201909Validator,
+    Draft202012Validator,
+)
 ASKS = {
     "uniqueItems": True,
     "minContains": 1,
@@ -46,6 +62,12 @@ def test_a_keyword_that_cannot_be_kept_is_named_by_its_path(keyword: str) -> Non
     error = refusal(schema)
     assert isinstance(error, UnsupportedKeyword)
     assert error.path == f"properties.list.items.anyOf[1].{keyword}"
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_no_keyword_of_any_draft_is_ignored(draft: Any) -> None:
+    """By the table of who checks documents of that draft."""
+    assert set(draft.VALIDATORS) - {*KINDS, *UNSUPPORTED} == {"$ref"}
 
 
 @pytest.mark.parametrize("keyword", UNSUPPORTED)
@@ -95,6 +117,22 @@ WRONG: list[tuple[object, str]] = [
 @pytest.mark.parametrize(("schema", "path"), WRONG, ids=lambda one: json.dumps(one)[:60])
 def test_a_mistake_is_found_where_it_stands(schema: object, path: str) -> None:
     assert refusal(schema).path == path
+
+
+ODD: list[Any] = [None, True, 0, -1, 1.5, 1e300, "", "x", "^a", [], [None], ["a"], [1], [[]], [{}]]
+ODD += [{}, {"a": 1}, {"a": {}}, {"a": []}, {"enum": ["a"]}, {"pattern": "("}, {"$ref": "#"}]
+OTHERS = ("$ref", "$defs", "$id", "$anchor", "nullable", "discriminator", "$schema", "x-guidance")
+
+
+@pytest.mark.parametrize("keyword", [*KINDS, *UNSUPPORTED, *OTHERS])
+def test_whatever_stands_at_a_keyword_is_kept_or_refused(keyword: str) -> None:
+    beside = {"oneOf": [{"type": "null"}], "discriminator": {"propertyName": "a"}, "items": [{}]}
+    for odd in ODD:
+        for schema in ({keyword: odd}, {**beside, keyword: odd}, {"propertyNames": {keyword: odd}}):
+            try:
+                assert json_grammar(schema, JsonStyle(closed=True)).startswith("start:")
+            except SchemaError as error:
+                assert error.rule
 
 
 def chain(num: int, link: Any, last: object) -> dict[str, Any]:

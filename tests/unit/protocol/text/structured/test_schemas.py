@@ -50,7 +50,8 @@ def walked(case: Case, walker: Walker, *, num: int) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        '{"a":' + " " * 41 + "1}",
+        '{"a":  1}',
+        '{"a":\n' + " " * 25 + "1}",
         '{"a":\n\n1}',
         '{"a":1}\n',
         ' {"a":1}',
