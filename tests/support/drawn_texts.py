@@ -14,7 +14,7 @@ WORDS = ('"', "}", "]", ", ", ": ", "a", "é", "\n", "1", "0", "<", "true", " ",
 
 FREE = '%llguidance {"no_forcing": true}'
 HURRY = 200
-"""Tokens, after which only what closes something is tried first."""
+"""Tokens, after which what closes something is tried first, every other time."""
 
 
 class Drawer:
@@ -23,20 +23,22 @@ class Drawer:
     def __init__(self, tokenizer: Tokenizer, phrases: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._vocabulary = GrammarTokenizer(tokenizer)
-        closing = [*phrases, *tokenizer.added_tokens, '"', "}", "]", "}]"]
+        closing = ['"', "}", "]", *tokenizer.added_tokens, *phrases]
         self._closing = [tokenizer.encode(one, add_special_tokens=False) for one in closing]
         self._words = [tokenizer.encode(one) for one in WORDS]
         self._end = tokenizer.eos_token_ids[0]
 
-    def draw(self, grammar: Grammar, rng: random.Random, *, max_tokens: int = 2000) -> list[int]:
+    def draw(self, grammar: Grammar, rng: random.Random, *, max_tokens: int = 8000) -> list[int]:
         """Tokens of a whole text. AssertionError where none comes to its end."""
         matcher = LLMatcher(self._vocabulary.raw, f"{FREE} {grammar.text}")
         tokens: list[int] = []
         while len(tokens) < max_tokens:
             if matcher.is_stopped() or (matcher.is_accepting() and rng.random() < 0.5):
                 return tokens
-            phrases = self._closing + self._words * (len(tokens) < HURRY)
-            step = self._step(matcher, rng.sample(phrases, len(phrases)), rng)
+            phrases = self._closing
+            if len(tokens) < HURRY or rng.random() < 0.5:
+                phrases = rng.sample([*phrases, *self._words], len(phrases) + len(self._words))
+            step = self._step(matcher, phrases, rng)
             assert matcher.consume_tokens(step), matcher.get_error()
             tokens += step
         raise AssertionError(self._tokenizer.decode(tokens, skip_special_tokens=False)[-300:])

@@ -48,7 +48,7 @@ def _drawn(name: str, seed: int, choice: ToolChoice, parallel: bool = True) -> t
 
 def _drawer(formats: Formats, tokenizer: Tokenizer) -> Drawer:
     assert formats.tools is not None
-    tags = ["</think>", "[/THINK]"]
+    tags = [] if formats.thinking is None else [formats.thinking.close]
     return Drawer(tokenizer, [*sorted(formats.tools.terminals()), *tags])
 
 
