@@ -30,11 +30,12 @@ from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
 from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
-from router.http.embedding_answer import EmbeddingAnswer
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
-from router.http.json_answer import JsonAnswer
 from router.http.middleware import ApiMiddleware, client_of, show_error_of
+from router.http.openai.embedding_answer import EmbeddingAnswer
+from router.http.openai.json_answer import JsonAnswer
+from router.http.openai.sse_answer import SseAnswer
 from router.http.openapi.document import make_document
 from router.http.openapi.endpoints import ENDPOINTS
 from router.http.responses.create import ResponseCreation
@@ -47,7 +48,6 @@ from router.http.responses.kept import (
     not_cancelled,
     whole_response,
 )
-from router.http.sse_answer import SseAnswer
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
 from router.openai.embeddings import prepare_embeddings

@@ -1,7 +1,7 @@
 """The requests of OpenAI's API as far as Baton serves them, and a few common extras.
 
 Sampling values that are None take the checkpoint's defaults. Answers are in
-`router.http.json_answer`. Checks what needs no tokeniser.
+`router.http.openai.json_answer`. Checks what needs no tokeniser.
 """
 
 from typing import Annotated, Any, ClassVar, Literal

@@ -5,7 +5,7 @@ from typing import Any
 from router.anthropic.schemas import MessagesRequest
 from router.http.openapi.endpoint import Endpoint
 from router.http.openapi.message_answers import MessageError, MessageEvent, MessageShape, TokenCount
-from router.http.openapi.openai_answers import ChatChunk, ChatCompletion, TextCompletion
+from router.http.openapi.openai_answers import ChatChunk, ChatCompletion, Embeddings, TextCompletion
 from router.http.openapi.operator_answers import (
     AnthropicModel,
     AnthropicModelList,
@@ -20,6 +20,7 @@ from router.http.openapi.operator_answers import (
     Version,
 )
 from router.http.openapi.response_answers import Deleted, InputItems, ResponseEvent, ResponseShape
+from router.openai.embeddings import EmbeddingRequest
 from router.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from router.responses.schemas import ResponseRequest
 
@@ -40,6 +41,15 @@ _CHATS = (
         answer=TextCompletion,
         event=TextCompletion,
         asked={"prompt": "Once upon a time", "max_tokens": 16},
+    ),
+)
+_EMBEDDINGS = (
+    Endpoint(
+        path="/v1/embeddings",
+        summary="A vector of each text",
+        request=EmbeddingRequest,
+        answer=Embeddings,
+        asked={"input": "Hello"},
     ),
 )
 _RESPONSES = (
@@ -179,4 +189,4 @@ _SERVER = (
         statuses=(404,),
     ),
 )
-ENDPOINTS = (*_CHATS, *_RESPONSES, *_MESSAGES, *_TOKENS, *_MODELS, *_OPEN, *_SERVER)
+ENDPOINTS = (*_CHATS, *_EMBEDDINGS, *_RESPONSES, *_MESSAGES, *_TOKENS, *_MODELS, *_OPEN, *_SERVER)

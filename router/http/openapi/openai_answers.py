@@ -10,6 +10,16 @@ from router.http.openapi.answer import JsonShape
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+class ScoreShape(JsonShape):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+TokenScores = dict[str, ScoreShape]
+"""Of one place of a prompt, by token id."""
+
+
 class ErrorFields(JsonShape):
     message: str
     type: str
@@ -92,6 +102,7 @@ class ChatCompletion(JsonShape):
     choices: list[ChatChoice]
     usage: UsageShape
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[TokenScores | None] | UnsetType = UNSET
 
 
 class FunctionDelta(JsonShape):
@@ -152,6 +163,7 @@ class TextChoice(JsonShape):
     stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[TokenScores | None] | UnsetType = UNSET
 
 
 class TextCompletion(JsonShape):
@@ -162,3 +174,21 @@ class TextCompletion(JsonShape):
     system_fingerprint: None
     choices: list[TextChoice]
     usage: UsageShape | UnsetType | None = UNSET
+
+
+class Embedding(JsonShape):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(JsonShape):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(JsonShape):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

@@ -8,6 +8,7 @@ from msgspec import Meta
 from router.anthropic.content import InputMessage, TextBlock
 from router.anthropic.schemas import MessagesRequest, MessageTool
 from router.api.parsing import Schema
+from router.openai.embeddings import EmbeddingRequest
 from router.openai.messages import Message
 from router.openai.prompts import MAX_PROMPTS, TokenId
 from router.openai.schemas import MAX_BIASES, MAX_STOPS, Bias, Stop
@@ -43,10 +44,11 @@ _SHARED: dict[str, Any] = {
     "tools": Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)],
     "tool_choice": Literal["auto", "none", "required"] | NamedToolChoice,
     "tokens": list[TokenId],
-    "input": str | Annotated[list[InputItem], Meta(min_length=1)],
 }
 """By name: mostly one name means one thing in all requests."""
 _OWN: dict[tuple[type[Schema], str], Any] = {
+    (EmbeddingRequest, "input"): Annotated[Any, _PROMPT],
+    (ResponseRequest, "input"): str | Annotated[list[InputItem], Meta(min_length=1)],
     (ResponseRequest, "tools"): Annotated[list[ResponseTool], Meta(max_length=MAX_TOOLS)],
     (ResponseRequest, "tool_choice"): Literal["auto", "none", "required"] | ResponseToolChoice,
     (MessagesRequest, "system"): str | list[TextBlock],

@@ -16,8 +16,8 @@ from router.api.generation import MAX_ALTERNATIVES, Generation
 from router.http.answer import AnswerWriter, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
-from router.http.json_answer import logprobs_of
 from router.http.json_pieces import PIECE_BYTES, json_pieces, respond_json
+from router.http.openai.json_answer import logprobs_of
 from router.http.responses.event_frames import EventFrames
 from router.requests.events import Ended, Token
 from router.responses.prepare import too_many_logprobs

@@ -71,7 +71,7 @@ async def test_an_answer_too_large_to_collect_is_refused_before_work(
 async def test_an_answer_that_grows_too_large_ends_its_request(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.http.json_answer.MAX_ALTERNATIVES", 3)
+    monkeypatch.setattr("router.http.openai.json_answer.MAX_ALTERNATIVES", 3)
     async with bench.client() as client:
         answer = await chat(client, logprobs=True, top_logprobs=5)
     assert answer.status_code == 400 and error_of(answer)["param"] == "max_tokens"

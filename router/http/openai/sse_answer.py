@@ -17,8 +17,8 @@ from router.api.generation import Generation
 from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
-from router.http.json_answer import logprobs_of
-from router.http.logprobs import TextLogprobs, echoed_entries
+from router.http.openai.json_answer import logprobs_of
+from router.http.openai.logprobs import TextLogprobs, echoed_entries
 from router.openai.chat_message import delta, finish_reason
 from router.requests.events import Ended, Read, Scored, Token
 

@@ -10,7 +10,13 @@ from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
 from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.http.logprobs import ChatLogprobs, ListedScores, Logprobs, TextLogprobs, echoed_entries
+from router.http.openai.logprobs import (
+    ChatLogprobs,
+    ListedScores,
+    Logprobs,
+    TextLogprobs,
+    echoed_entries,
+)
 from router.openai.chat_message import ChatMessage, finish_reason
 from router.requests.events import Ended, Read, Scored, Token
 
