@@ -1,7 +1,7 @@
 """How often `models/tiny` calls tools, answers in JSON and thinks as it should.
 
 `python -m tools.check_tiny_skills` prints the table of the model card. An answer counts only if
-every token and the end are right, decoded greedily through the KV cache. Invented tools are of
+every token and the end are what greedy decoding would write. Invented tools are of
 pairs of verb and noun that no training text has; other cases are new draws from the same words.
 """
 
@@ -138,21 +138,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("models/tiny"))
     parser.add_argument("--cases", type=int, default=100, help="per skill")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wrong", action="store_true", help="print what was wrong")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = AutoTokenizer.from_pretrained(options.model).backend_tokenizer
     model = LlamaForCausalLM.from_pretrained(options.model, dtype=torch.float32)
     for skill in SKILLS:
-        cases = draw_cases(skill, options.cases)
-        wrote = [write(model, tokenizer, case.prompt) for case in cases]
-        right = [
-            text == f"{case.answer}<|im_end|>" for text, case in zip(wrote, cases, strict=True)
-        ]
-        print(f"{skill}: {sum(right) / len(right):.0%} of {options.cases}", flush=True)
-        for text, case, fine in zip(wrote, cases, right, strict=True):
-            if options.wrong and not fine:
-                print(f"--- {case.prompt}\n>>> {text}\n=== {case.answer}")
+        share = share_right(model, tokenizer, skill, num_cases=options.cases)
+        print(f"{skill}: {share:.0%} of {options.cases}", flush=True)
 
 
 if __name__ == "__main__":

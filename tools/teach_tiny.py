@@ -25,10 +25,9 @@ from tools.train_tiny import PROMPT_SAMPLE, Run, rate_at
 
 SEED = 21
 SHORT, LONG = 256, 1440
-LONG_ONE_IN = 12
-"""Steps whose rows are long, to keep what it recalls from far back."""
+RECOVERY_STEPS = 400
+"""Steps after which it recalls again as it did before words were added."""
 TOKENS_PER_STEP = 2048
-SKILL_SHARE = 0.7
 PEAK = 0.8
 """Of the learning rates that `train_tiny` starts with."""
 
@@ -42,13 +41,15 @@ class Batch:
     part_RT: torch.Tensor
 
 
-def draw_row(rng: random.Random, tokenizer: Tokenizer, length: int) -> list[list[float]]:
+def draw_row(
+    rng: random.Random, tokenizer: Tokenizer, length: int, *, skill_share: float
+) -> list[list[float]]:
     """Ids, weights and parts of one row; a conversation too long for the rest is cut."""
     ids: list[float] = []
     weights: list[float] = []
     parts: list[float] = []
     while len(ids) < length:
-        if length == SHORT and rng.random() < SKILL_SHARE:
+        if length == SHORT and rng.random() < skill_share:
             turns = tiny_skills.skill_conversation(rng)
         else:
             wanted = int(0.9 * (length - len(ids)))
@@ -65,8 +66,10 @@ def draw_row(rng: random.Random, tokenizer: Tokenizer, length: int) -> list[list
 def draw_batch(tokenizer: Tokenizer, step: int) -> Batch:
     """The batch of a step, whatever came before it."""
     rng = random.Random(f"{SEED} {step}")
-    length = LONG if step % LONG_ONE_IN == 0 else SHORT
-    rows = [draw_row(rng, tokenizer, length) for _ in range(max(2, TOKENS_PER_STEP // length))]
+    long_one_in, skill_share = (12, 0.7) if step < RECOVERY_STEPS else (30, 0.88)
+    length = LONG if step % long_one_in == 0 else SHORT
+    num_rows = max(2, TOKENS_PER_STEP // length)
+    rows = [draw_row(rng, tokenizer, length, skill_share=skill_share) for _ in range(num_rows)]
     ids, weights, parts = zip(*rows, strict=True)
     return Batch(
         ids_RT=torch.tensor(ids, dtype=torch.long),
