@@ -15,12 +15,14 @@ TOOL = {
         "required": ["city"],
     },
 }
+# This SDK has no argument for it any more.
+GREEDY = {"extra_body": {"temperature": 0}}
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
 
 
 def messages() -> None:
-    whole = client.messages.create(model=MODEL, max_tokens=20, messages=ASK, temperature=0)
-    with client.messages.stream(model=MODEL, max_tokens=20, messages=ASK, temperature=0) as stream:
+    whole = client.messages.create(model=MODEL, max_tokens=20, messages=ASK, **GREEDY)
+    with client.messages.stream(model=MODEL, max_tokens=20, messages=ASK, **GREEDY) as stream:
         streamed = stream.get_final_message()
     assert [block.type for block in whole.content] == ["text"]
     assert streamed.content[0].text == whole.content[0].text
@@ -31,11 +33,11 @@ def messages() -> None:
 
 def tools() -> None:
     asked = {"model": MODEL, "max_tokens": 200, "messages": ASK, "tools": [TOOL]}
-    whole = client.messages.create(**asked, tool_choice={"type": "any"}, temperature=0)
+    whole = client.messages.create(**asked, tool_choice={"type": "any"}, **GREEDY)
     assert whole.stop_reason == "tool_use"
     (call,) = [block for block in whole.content if block.type == "tool_use"]
     assert call.name == "get_weather" and call.input["city"] in ("Paris", "Oslo")
-    with client.messages.stream(**asked, tool_choice={"type": "any"}, temperature=0) as stream:
+    with client.messages.stream(**asked, tool_choice={"type": "any"}, **GREEDY) as stream:
         kinds = {event.type for event in stream}
         (streamed,) = [b for b in stream.get_final_message().content if b.type == "tool_use"]
     assert streamed.input == call.input

@@ -23,6 +23,8 @@ TOOL = {
     },
 }
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+# Answered in full: the stream's helper raises an error where an answer was cut.
+FACT = [{"role": "user", "content": "The home of Mira is Rome. What is the home of Mira?"}]
 
 
 class Weather(BaseModel):
@@ -35,10 +37,12 @@ class Person(BaseModel):
 
 
 def chat() -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=ASK, max_tokens=20, seed=1)
-    with client.chat.completions.stream(model=MODEL, messages=ASK, max_tokens=20, seed=1) as stream:
+    asked = {"model": MODEL, "messages": FACT, "max_tokens": 30, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    with client.chat.completions.stream(**asked) as stream:
         streamed = stream.get_final_completion()
     assert streamed.choices[0].message.content == whole.choices[0].message.content
+    assert "Rome" in whole.choices[0].message.content
 
 
 def tools() -> None:

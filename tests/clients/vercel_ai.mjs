@@ -11,7 +11,7 @@ const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "none" });
 const models = {
   responses: openai(name),
   chat: openai.chat(name),
-  compatible: createOpenAICompatible({ name: "baton", baseURL: `${url}/v1` })(name),
+  compatible: createOpenAICompatible({ name: "baton", baseURL: `${url}/v1`, includeUsage: true })(name),
   messages: createAnthropic({ baseURL: `${url}/v1`, apiKey: "none" })(name),
 };
 const prompt = "What is the weather in Paris?";
