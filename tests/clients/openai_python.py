@@ -1,4 +1,4 @@
-"""The openai SDK: chat, tools, parse helpers, responses, embeddings, whole and streamed."""
+"""The openai SDK: chat, tools, parse helpers, responses, completions, embeddings, refusals."""
 
 import sys
 from typing import Literal
@@ -105,6 +105,52 @@ def responses() -> None:
     assert isinstance(answer.output_parsed, Person)
 
 
+def responses_go_on() -> None:
+    """By a tool's result, and by the id of a kept response."""
+    tool = {"type": "function", **TOOL["function"]}
+    asked = {"model": MODEL, "tools": [tool], "max_output_tokens": 60}
+    with client.responses.stream(**asked, input=ASK, tool_choice="required") as stream:
+        first = stream.get_final_response()
+    (call, *_) = [item for item in first.output if item.type == "function_call"]
+    told = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    second = client.responses.create(**asked, input=[*ASK, *first.output, told], store=True)
+    third = client.responses.create(
+        **asked, input="And in Oslo?", previous_response_id=second.id, store=True
+    )
+    assert client.responses.retrieve(third.id).output == third.output
+    kinds = [item.type for item in client.responses.input_items.list(third.id, order="asc")]
+    assert kinds[:3] == ["message", "function_call", "function_call_output"]
+    client.responses.delete(third.id)
+    try:
+        client.responses.retrieve(third.id)
+    except openai.NotFoundError as error:
+        assert error.code == "response_not_found"
+    else:
+        raise AssertionError("a deleted response was found")
+
+
+def completions() -> None:
+    asked = {"model": MODEL, "prompt": ["One", "Two"], "max_tokens": 5, "temperature": 0}
+    whole = client.completions.create(**asked, logprobs=1)
+    texts = ["", ""]
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert [choice.text for choice in whole.choices] == texts
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def refused() -> None:
+    try:
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "long " * 4000}]
+        )
+    except openai.BadRequestError as error:
+        assert error.code == "context_length_exceeded" and error.request_id
+    else:
+        raise AssertionError("a prompt beyond the context was served")
+
+
 def embeddings() -> None:
     floats = client.embeddings.create(model=MODEL, input=["a", "b"], encoding_format="float")
     packed = client.embeddings.create(model=MODEL, input=["a", "b"])  # base64, by default
@@ -113,5 +159,7 @@ def embeddings() -> None:
         assert all(abs(a - b) < 1e-5 for a, b in zip(one.embedding, other.embedding, strict=True))
 
 
-for check in (chat, tools, parsed, responses, embeddings):
+for check in (
+    chat, tools, parsed, responses, responses_go_on, completions, refused, embeddings,
+):  # fmt: skip
     check()
