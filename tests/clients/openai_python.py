@@ -59,6 +59,13 @@ def tools() -> None:
             pass
         (streamed, *_) = stream.get_final_completion().choices[0].message.tool_calls
     assert streamed.function.arguments == call.function.arguments
+    other = {"type": "function", "function": {"name": "get_time"}}
+    named = [{"type": "function", "function": {"name": "get_weather"}}]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+    (only, *_) = client.chat.completions.create(
+        model=MODEL, messages=ASK, tools=[other, TOOL], tool_choice=allowed
+    ).choices[0].message.tool_calls  # fmt: skip
+    assert only.function.name == "get_weather"
     answered = [
         *ASK,
         whole.choices[0].message,
