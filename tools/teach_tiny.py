@@ -1,6 +1,6 @@
 """Teach a trained `models/tiny` tools, JSON and thinking: the second half of its making.
 
-`python -m tools.teach_tiny --start models/tiny --work build/taught --out models/tiny`. Steps and
+`python -m tools.teach_tiny --start build/first --work build/taught --out models/tiny`. Steps and
 seed are fixed: on one version of torch and one kind of processor the same weights come out.
 Run it again with the same `--work` to resume.
 """
@@ -137,10 +137,10 @@ def grown_tokenizer(old: Tokenizer) -> Tokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--start", type=Path, default=Path("models/tiny"))
+    parser.add_argument("--start", type=Path, default=Path("build/first"))
     parser.add_argument("--work", type=Path, default=Path("build/taught"))
     parser.add_argument("--out", type=Path, default=Path("models/tiny"))
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--save-steps", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export-only", action="store_true", help="export the last save")

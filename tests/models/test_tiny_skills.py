@@ -29,7 +29,7 @@ LEAST = {
     "a thought, then JSON": 0.15,
     "a thought, then an answer": 0.55,
 }
-"""Shares of the cases drawn here, a little below what the card says; what it cannot do is absent."""
+"""Shares of the cases drawn here, a little below the card; what it cannot do is absent."""
 WEATHER = tiny_tools.Tool(
     "get_weather", "Get the weather of a city.", (tiny_tools.Parameter("city", "string"),)
 )
