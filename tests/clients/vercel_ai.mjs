@@ -21,7 +21,7 @@ const getWeather = tool({
 });
 
 for (const [api, model] of Object.entries(models)) {
-  const settings = { model, prompt, maxRetries: 0, maxOutputTokens: 200 };
+  const settings = { model, prompt, maxRetries: 0, maxOutputTokens: 200, temperature: 0 };
   const whole = await generateText(settings);
   assert.ok(whole.usage.outputTokens > 0, api);
   const stream = streamText({ ...settings, onError: ({ error }) => { throw error; } });
@@ -43,7 +43,7 @@ for (const [api, model] of Object.entries(models)) {
   assert.equal((await steps.steps).length, 2, api);
   for (const kind of ["tool-input-delta", "tool-call", "tool-result"]) assert.ok(parts.includes(kind), api);
   const schema = z.object({ name: z.string(), age: z.number().int() });
-  const asked = { ...settings, maxOutputTokens: 400, schema, temperature: 0 };
+  const asked = { ...settings, maxOutputTokens: 400, schema };
   const { object } = await generateObject(asked);
   const streamed = streamObject(asked);
   for await (const _ of streamed.partialObjectStream);
