@@ -21,8 +21,11 @@ WHITESPACE = r"( |\r?\n( {0,24}|\t{0,8}))?"
 """Wherever JSON may have it: a blank, or a line's end and what is before the next. Models without
 sense take all they may."""
 MAX_RULES = 1000
-"""Rules, groups and sets of a client's grammar together. The compiler goes down them by recursion
-in machine code, and ran out of 8 MB at 2,500."""
+"""Rules, groups and sets of a client's grammar together, and colons in its texts. The compiler goes
+down them by recursion in machine code, and ran out of 8 MB at 2,500."""
+MAX_ALTERNATIVES = 2000
+"""`|` in a client's grammar. Each may be a state at one place of a text, which are compared with
+each other: 15 ms for so many, a second for ten times as many."""
 MAX_BLANKS = 64
 """Characters of a client's pattern for them."""
 MAX_CHECKED = 128 << 10
@@ -33,9 +36,9 @@ _ONE_OF = (
     " property that each requires; anyOf need not"
 )
 _COMPILING = re.compile(r"^.*failed to compile JSON schema: ", re.DOTALL)
-_RULE = re.compile(r"::=|\w\s*(?:\[[^\]]*\])?\s*:|[\[(]")
-_LARK = re.compile(r"^\s*(%llguidance\b|\??start\s*(\[[^\]]*\]\s*)?:(?!:=))", re.MULTILINE)
-_SOFTER = re.compile(r"\w\s*\[[^\]\n]*\btemperature\s*=")
+_RULE = re.compile(r"::=|[:\[(]")
+_LARK = re.compile(r"^[ \t]*(%llguidance\b|\??start[ \t]*(\[[^\]\n]*\][ \t]*)?:(?!:=))", re.MULTILINE)
+_SOFTER = re.compile(r"[\[,]\s*temperature\s*=\s*[\d.]")
 _BLANK = r"(?: |\n|\r|\t|\\[nrt])"
 _BLANKS = re.compile(rf"(?:\[{_BLANK}+\]|{_BLANK}|\\s|[?|()]|\{{\d{{1,3}}(?:,\d{{1,3}})?\}})*")
 
@@ -84,13 +87,17 @@ def choice_grammar(choices: Sequence[str]) -> str:
     """Raises ValueError."""
     if not choices:
         raise ValueError("needs at least one text")
-    return _checked("start: " + " | ".join(json.dumps(choice) for choice in choices))
+    # One terminal: as alternatives of a rule, 2,000 are too many, and time goes with their square.
+    texts = " | ".join(json.dumps(choice) for choice in dict.fromkeys(choices))
+    return _checked(f"start: CHOICE\nCHOICE: {texts}")
 
 
 def client_grammar(text: str) -> str:
     """Of a client's EBNF or Lark; schemas in it are treated as all are. Raises ValueError."""
     if len(_RULE.findall(text)) > MAX_RULES:
         raise ValueError(f"at most {MAX_RULES} rules, groups and sets")
+    if text.count("|") > MAX_ALTERNATIVES:
+        raise ValueError(f"at most {MAX_ALTERNATIVES} alternatives")
     if _SOFTER.search(text):
         raise ValueError("a temperature of a rule's own is not supported")
     if not text.strip() or text.lstrip().startswith("{"):
