@@ -37,7 +37,9 @@ _ONE_OF = (
 )
 _COMPILING = re.compile(r"^.*failed to compile JSON schema: ", re.DOTALL)
 _RULE = re.compile(r"::=|[:\[(]")
-_LARK = re.compile(r"^[ \t]*(%llguidance\b|\??start[ \t]*(\[[^\]\n]*\][ \t]*)?:(?!:=))", re.MULTILINE)
+_LARK = re.compile(
+    r"^[ \t]*(%llguidance\b|\??start[ \t]*(\[[^\]\n]*\][ \t]*)?:(?!:=))", re.MULTILINE
+)
 _SOFTER = re.compile(r"[\[,]\s*temperature\s*=\s*[\d.]")
 _BLANK = r"(?: |\n|\r|\t|\\[nrt])"
 _BLANKS = re.compile(rf"(?:\[{_BLANK}+\]|{_BLANK}|\\s|[?|()]|\{{\d{{1,3}}(?:,\d{{1,3}})?\}})*")

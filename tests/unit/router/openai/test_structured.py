@@ -26,6 +26,7 @@ FORMS: list[tuple[dict[str, Any], str, str]] = [
     (named(OBJECT, strict=True, description="An answer."), ONE, OTHER),
     (named(OBJECT, strict=False), ONE, OTHER),
     (named({}), OTHER, "1"),
+    (named(None), OTHER, "1"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, OTHER, "1"),
     ({"structured_outputs": {"json": OBJECT}}, ONE, OTHER),
     ({"structured_outputs": {"json": json.dumps(OBJECT), "regex": None}}, ONE, OTHER),
