@@ -137,5 +137,5 @@ async def test_what_cannot_be_kept_is_refused_by_its_path(
 
 
 async def test_allowed_tokens_reach_the_workers(bench: Bench, client: httpx.AsyncClient) -> None:
-    assert (await chat(client, allowed_token_ids=[7, 9])).status_code == 200
+    assert (await chat(client, allowed_token_ids=[7, 9, *[7] * 5000])).status_code == 200
     assert bench.dispatcher.requests[0].sampling.allowed_token_ids == (7, 9)
