@@ -12,6 +12,7 @@ from protocol.text.structured.grammars import (
     blanks,
     choice_grammar,
     client_grammar,
+    json_grammar,
     regex_grammar,
 )
 
@@ -115,6 +116,15 @@ def test_of_thousands_of_choices_each_can_be_said() -> None:
     choices = [f"option {index} of many" for index in range(5000)]
     assert accepts(choice_grammar(choices), choices[4321])
     assert accepts(choice_grammar(["same"] * 5000), "same")
+
+
+def test_a_short_schema_that_comes_again_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = {"type": "object", "properties": {"comes_again": {}}}
+    made = json_grammar(schema)
+    monkeypatch.setattr("protocol.text.grammar.LLMatcher", None)
+    assert json_grammar(schema) == made
 
 
 def test_the_longest_chain_of_rules_that_is_let_through_compiles() -> None:
