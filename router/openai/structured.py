@@ -140,7 +140,7 @@ def _of_format(given: ResponseFormat) -> dict[str, "tuple[Any, _Make]"]:
         case ResponseFormat(
             type="json_schema", json_schema=NamedSchema(schema=schema), schema=None
         ):
-            return {f"{at}.json_schema.schema": (schema, _json)}
+            return {f"{at}.json_schema.schema": ({} if schema is None else schema, _json)}
         case ResponseFormat(type="json_object", json_schema=None, schema=schema):
             named = f"{at}.schema" if schema is not None else at
             return {named: ({} if schema is None else schema, _json)}
