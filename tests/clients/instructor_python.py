@@ -1,4 +1,4 @@
-"""instructor: by tools, a schema and Responses; whole, in part, and asked again when it was wrong."""
+"""instructor: by tools, a schema and Responses; whole, in part, and asked again."""
 
 import asyncio
 import sys

@@ -105,7 +105,10 @@ def check_a_long_prompt(prefix: str) -> None:
 
 
 def check_fallback() -> None:
-    served = {"small": at("openai"), "large": at("openai") | {"mock_response": "from the large one"}}
+    served = {
+        "small": at("openai"),
+        "large": at("openai") | {"mock_response": "from the large one"},
+    }
     router = litellm.Router(
         model_list=[{"model_name": name, "litellm_params": how} for name, how in served.items()],
         context_window_fallbacks=[{"small": ["large"]}],

@@ -50,7 +50,9 @@ async def check(model: OpenAIResponsesModel | OpenAIChatCompletionsModel) -> Non
     kinds = [event.type async for event in streamed.stream_events()]
     assert streamed.final_output == answer.final_output and "raw_response_event" in kinds
     more = [*answer.to_input_list(), {"role": "user", "content": "Thanks!"}]
-    plain = Agent("plain", model=model, instructions="Be brief.", model_settings=ModelSettings(**BOUNDS))
+    plain = Agent(
+        "plain", model=model, instructions="Be brief.", model_settings=ModelSettings(**BOUNDS)
+    )
     assert isinstance((await Runner.run(plain, more)).final_output, str)
 
     person = plain.clone(name="person", output_type=Person)
