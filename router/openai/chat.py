@@ -5,6 +5,7 @@ from router.openai.conversation import Chat, Conversation
 from router.openai.messages import Message
 from router.openai.schemas import ChatRequest, TokenizeRequest
 from router.openai.structured import answer_grammar
+from router.openai.tools import shown_tools
 
 
 def conversation_of(fields: ChatRequest) -> Conversation:
@@ -24,10 +25,14 @@ def conversation_of(fields: ChatRequest) -> Conversation:
 def chat_of(fields: ChatRequest | TokenizeRequest) -> Chat:
     """Raises ApiError 400."""
     messages = fields.messages or []
+    try:
+        tools, choice = shown_tools(fields.tools, fields.tool_choice)
+    except ValueError as error:
+        raise bad_field("tool_choice", str(error)) from error
     return Chat(
         turns=tuple(one.turn(f"messages[{index}]") for index, one in enumerate(messages)),
-        tools=fields.tools,
-        choice=fields.tool_choice or "auto",
+        tools=tools,
+        choice=choice,
         documents=fields.documents,
         effort=fields.reasoning_effort,
         template_kwargs=fields.chat_template_kwargs,

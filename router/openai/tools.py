@@ -4,7 +4,7 @@ Says nothing about what of a JSON Schema can be enforced: only strict tools need
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, assert_never
 
 import msgspec
 from msgspec import Meta
@@ -37,18 +37,32 @@ class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A hint of Anthropic's."""
 
 
-class _FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
 
 
-class _FunctionChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: _FunctionName
+class ChosenTool(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    function: FunctionName
+
+
+class ToolsOfChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[tuple[ChosenTool, ...], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """Of the other tools the model then hears nothing."""
+
+    allowed_tools: ToolsOfChoice
 
 
 _tools = msgspec.json.Decoder(Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)])
 _word = msgspec.json.Decoder(Literal["auto", "none", "required"])
-_choice = msgspec.json.Decoder(_FunctionChoice)
+_choice = msgspec.json.Decoder(ChosenTool | AllowedTools)
 
 
 def read_tools(raw: bytes) -> tuple[Tool, ...]:
@@ -81,11 +95,30 @@ def check_names(names: list[str]) -> None:
         seen.add(name)
 
 
-def read_choice(raw: bytes) -> ToolChoice:
+def read_choice(raw: bytes) -> ToolChoice | ToolsOfChoice:
     if not raw.lstrip().startswith(b"{"):
-        choice: ToolChoice = _word.decode(raw)
-        return choice
-    return NamedTool(_choice.decode(raw).function.name)
+        word: ToolChoice = _word.decode(raw)
+        return word
+    match choice := _choice.decode(raw):
+        case ChosenTool():
+            return NamedTool(choice.function.name)
+        case AllowedTools():
+            return choice.allowed_tools
+        case _:
+            assert_never(choice)
+
+
+def shown_tools(
+    tools: tuple[Tool, ...], choice: ToolChoice | ToolsOfChoice | None
+) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """Those that the model is shown, and what it is to do with them. ValueError: one of the
+    allowed is not there."""
+    if not isinstance(choice, ToolsOfChoice):
+        return tools, choice or "auto"
+    allowed = [one.function.name for one in choice.tools]
+    for name in allowed:
+        check_choice(tools, NamedTool(name))
+    return tuple(tool for tool in tools if tool.name in allowed), choice.mode
 
 
 def check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:

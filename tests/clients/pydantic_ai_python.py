@@ -10,6 +10,7 @@ from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.anthropic import AnthropicProvider
 from pydantic_ai.providers.openai import OpenAIProvider
+from pydantic_ai.settings import ToolOrOutput
 
 URL, MODEL = sys.argv[1:3]
 SETTINGS = {"max_tokens": 300, "temperature": 0.0}
@@ -25,6 +26,16 @@ class Person(BaseModel):
 def get_weather(context: RunContext, city: Literal["Paris", "Oslo"]) -> str:
     """The weather of a city"""
     return f"sunny in {city}"
+
+
+def get_time(context: RunContext, city: Literal["Paris", "Oslo"]) -> str:
+    """The time in a city"""
+    return f"noon in {city}"
+
+
+def never(context: RunContext) -> str:
+    """Is not allowed"""
+    raise AssertionError("called, and not allowed")
 
 
 async def check(api: str, model: OpenAIChatModel | OpenAIResponsesModel | AnthropicModel) -> None:
@@ -45,6 +56,11 @@ async def check(api: str, model: OpenAIChatModel | OpenAIResponsesModel | Anthro
         # The call and what came of it go back.
         later = await agent.run("Again.", message_history=answer.all_messages())
         assert isinstance(later.output, Person), (api, output)
+    # Of its tools some are allowed, which OpenAI's APIs are told as `allowed_tools`; what a tool
+    # says goes back until there is an answer.
+    some = {**SETTINGS, "tool_choice": ToolOrOutput(function_tools=["get_weather", "get_time"])}
+    agent = Agent(model, tools=[get_weather, get_time, never], model_settings=some)
+    assert isinstance((await agent.run("What is the weather in Paris?")).output, str), api
     # Which of the two it calls is the model's to say.
     agent = Agent(model, output_type=[ToolOutput(Person), get_weather], model_settings=SETTINGS)
     answer = await agent.run("What is the weather in Paris?")

@@ -19,6 +19,7 @@ from router.openai.tools import read_choice, read_tools
 
 USER = {"role": "user", "content": "Weather?"}
 CONTEXT = 8192
+ALLOWS_NONE = {"type": "allowed_tools"}
 
 
 @pytest.fixture
@@ -41,6 +42,21 @@ def refusal(bench: Bench, **fields: Any) -> tuple[str | None, str | None]:
         prepared(bench, **fields)
     assert raised.value.status == 400
     return raised.value.param, raised.value.code
+
+
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_tools_that_are_not_allowed_the_model_hears_nothing(bench: Bench, mode: str) -> None:
+    """pydantic-ai asks so."""
+    fields = {"tools": [WEATHER, TIME], "tool_choice": allowed("get_time", mode=mode)}
+    assert prompt(bench, **fields) == prompt(bench, tools=[TIME], tool_choice=mode)
+    (request,) = prepared(bench, **fields).requests
+    (alone,) = prepared(bench, tools=[TIME], tool_choice=mode).requests
+    assert request.sampling.grammar == alone.sampling.grammar
 
 
 def test_tools_are_shown_to_the_model_as_they_were_given(bench: Bench) -> None:
@@ -104,7 +120,9 @@ def test_a_template_gets_calls_in_the_form_it_takes(
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [WEATHER | {"mood": 1}]}, "tools[0].mood"),
         ({"tools": [WEATHER], "tool_choice": "any"}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": ALLOWS_NONE}, "tool_choice.allowed_tools"),
+        ({"tools": [TIME], "tool_choice": allowed("get_weather")}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         (
             {"tools": [TIME], "tool_choice": {"type": "function", "function": WEATHER["function"]}},
