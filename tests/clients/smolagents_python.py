@@ -41,3 +41,5 @@ code = CodeAgent(
 )
 code.prompt_templates["system_prompt"] = "Write code."
 code.run("What is 3 plus 4?")
+step, *_ = [step for step in code.memory.steps if isinstance(step, ActionStep)]
+assert step.model_output.startswith("{") and '"thought"' in step.model_output, step.model_output
