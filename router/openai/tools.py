@@ -4,7 +4,7 @@ Says nothing about what of a JSON Schema can be enforced: only strict tools need
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, assert_never
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -37,32 +37,38 @@ class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A hint of Anthropic's."""
 
 
-class FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
 
 
-class ChosenTool(
+class NamedChoice(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
 ):
-    function: FunctionName
+    function: ChosenFunction
 
 
-class ToolsOfChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AllowedFunction(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    function: ChosenFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Some of the tools: of the others the model hears nothing."""
+
     mode: Literal["auto", "required"]
-    tools: Annotated[tuple[ChosenTool, ...], Meta(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
 
 
-class AllowedTools(
+class AllowedChoice(
     msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
 ):
-    """Of the other tools the model then hears nothing."""
-
-    allowed_tools: ToolsOfChoice
+    allowed_tools: AllowedTools
 
 
 _tools = msgspec.json.Decoder(Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)])
 _word = msgspec.json.Decoder(Literal["auto", "none", "required"])
-_choice = msgspec.json.Decoder(ChosenTool | AllowedTools)
+_choice = msgspec.json.Decoder(NamedChoice | AllowedChoice)
 
 
 def read_tools(raw: bytes) -> tuple[Tool, ...]:
@@ -95,30 +101,23 @@ def check_names(names: list[str]) -> None:
         seen.add(name)
 
 
-def read_choice(raw: bytes) -> ToolChoice | ToolsOfChoice:
+def read_choice(raw: bytes) -> ToolChoice | AllowedTools:
     if not raw.lstrip().startswith(b"{"):
-        word: ToolChoice = _word.decode(raw)
-        return word
-    match choice := _choice.decode(raw):
-        case ChosenTool():
-            return NamedTool(choice.function.name)
-        case AllowedTools():
-            return choice.allowed_tools
-        case _:
-            assert_never(choice)
+        choice: ToolChoice = _word.decode(raw)
+        return choice
+    match _choice.decode(raw):
+        case NamedChoice(function):
+            return NamedTool(function.name)
+        case AllowedChoice(allowed):
+            return allowed
 
 
-def shown_tools(
-    tools: tuple[Tool, ...], choice: ToolChoice | ToolsOfChoice | None
-) -> tuple[tuple[Tool, ...], ToolChoice]:
-    """Those that the model is shown, and what it is to do with them. ValueError: one of the
-    allowed is not there."""
-    if not isinstance(choice, ToolsOfChoice):
-        return tools, choice or "auto"
-    allowed = [one.function.name for one in choice.tools]
-    for name in allowed:
+def only_allowed(tools: tuple[Tool, ...], allowed: AllowedTools) -> tuple[Tool, ...]:
+    """ValueError: one of them is not there."""
+    names = {one.function.name for one in allowed.tools}
+    for name in sorted(names):
         check_choice(tools, NamedTool(name))
-    return tuple(tool for tool in tools if tool.name in allowed), choice.mode
+    return tuple(tool for tool in tools if tool.name in names)
 
 
 def check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:

@@ -1,8 +1,12 @@
-"""The router's app with a model whose template knows tools, thinking and documents."""
+"""The router's app with a model whose template knows tools, thinking and documents, and whose
+tokeniser puts a token of its own before texts."""
 
 from pathlib import Path
 
+import httpx
 from support.api import Bench, make_bench
+from support.checkpoints import byte_level_tokenizer
+from tokenizers import processors
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -15,5 +19,21 @@ TEMPLATE = (
 )
 
 
-def parameter_bench(path: Path) -> Bench:
-    return make_bench(path, chat_template=TEMPLATE)
+class ParameterBench:
+    """One app for many requests."""
+
+    def __init__(self, path: Path) -> None:
+        self.bench = _bench(path)
+        self._transport = httpx.ASGITransport(self.bench.app(), raise_app_exceptions=False)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=self._transport, base_url="http://router")
+
+
+def _bench(path: Path) -> Bench:
+    raw = byte_level_tokenizer()
+    first = "<|endoftext|>"
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, raw.token_to_id(first))]
+    )
+    return make_bench(path, raw=raw, chat_template=TEMPLATE)

@@ -11,7 +11,7 @@ from router.openai.embeddings import EmbeddingRequest
 from router.openai.messages import Message
 from router.openai.prompts import MAX_PROMPTS, TokenId
 from router.openai.schemas import MAX_BIASES, MAX_STOPS, Bias, Stop
-from router.openai.tools import MAX_TOOLS, AllowedTools, ChosenTool, FunctionTool
+from router.openai.tools import MAX_TOOLS, AllowedChoice, FunctionTool, NamedChoice
 from router.responses.items import InputItem
 from router.responses.schemas import ResponseRequest, ResponseTool, ResponseToolChoice
 
@@ -31,7 +31,7 @@ _SHARED: dict[str, Any] = {
     "chat_template_kwargs": dict[str, Any],
     "documents": list[dict[str, Any]],
     "tools": Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)],
-    "tool_choice": Literal["auto", "none", "required"] | ChosenTool | AllowedTools,
+    "tool_choice": Literal["auto", "none", "required"] | NamedChoice | AllowedChoice,
     "tokens": list[TokenId],
 }
 """By name: mostly one name means one thing in all requests."""
