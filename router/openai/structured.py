@@ -3,10 +3,11 @@
 OpenAI's `response_format`; vLLM's `structured_outputs` and its older `guided_...`; SGLang's
 `json_schema`, `regex`, `ebnf`; llama.cpp's `json_schema`, `grammar`. A schema is enforced whether
 or not it is called strict, and may be any that the grammar can hold an answer to, not only of those
-that OpenAI calls strict.
+that OpenAI calls strict. A strict one lets no object have properties that it does not speak of.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -92,7 +93,7 @@ def answer_grammar(fields: StructuredFields) -> str | None:
     given = [at for at, (value, _) in wishes.items() if value is not None]
     if len(given) > 1:
         raise bad_field(given[1], f"not together with {given[0]}")
-    style = _style(fields, is_json=any(wishes[at][1] is _json for at in given))
+    style = _style(fields, is_json=any(wishes[at][1] in (_json, _strict_json) for at in given))
     for at in given:
         value, make = wishes[at]
         return make(value, at, style)
@@ -137,13 +138,13 @@ def _of_format(given: ResponseFormat) -> dict[str, "tuple[Any, _Make]"]:
     match given:
         case ResponseFormat(type="json_schema", json_schema=None):
             raise bad_field(f"{at}.json_schema", "required")
-        case ResponseFormat(
-            type="json_schema", json_schema=NamedSchema(schema=schema), schema=None
-        ):
-            return {f"{at}.json_schema.schema": ({} if schema is None else schema, _json)}
+        case ResponseFormat(type="json_schema", json_schema=NamedSchema() as named, schema=None):
+            make = _strict_json if named.strict else _json
+            schema = {} if named.schema is None else named.schema
+            return {f"{at}.json_schema.schema": (schema, make)}
         case ResponseFormat(type="json_object", json_schema=None, schema=schema):
-            named = f"{at}.schema" if schema is not None else at
-            return {named: ({} if schema is None else schema, _json)}
+            where = f"{at}.schema" if schema is not None else at
+            return {where: ({} if schema is None else schema, _json)}
         case ResponseFormat(type="text", json_schema=None, schema=None):
             return {}
         case _:
@@ -183,6 +184,10 @@ def _json(value: Any, at: str, style: JsonStyle) -> str:
         except (msgspec.DecodeError, RecursionError) as error:
             raise bad_field(at, "is no JSON") from error
     return schema_grammar(value, param=at, style=style)
+
+
+def _strict_json(value: Any, at: str, style: JsonStyle) -> str:
+    return _json(value, at, replace(style, closed=True))
 
 
 def _regex(value: str, at: str, style: JsonStyle) -> str:

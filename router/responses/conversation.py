@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from protocol.formats.contract import Tool
+from protocol.text.structured.grammars import JsonStyle
 from router.api.errors import bad_field
 from router.openai.conversation import Chat, Conversation
 from router.openai.structured import answer_grammar, schema_grammar
@@ -60,7 +61,8 @@ def _grammar(fields: ResponseRequest) -> str | None:
         return schema_grammar({}, param=at)
     if wanted.schema is None:
         raise bad_field(f"{at}.schema", "required")
-    return schema_grammar(wanted.schema, param=f"{at}.schema")
+    style = JsonStyle(closed=bool(wanted.strict))
+    return schema_grammar(wanted.schema, param=f"{at}.schema", style=style)
 
 
 def _tools(fields: ResponseRequest) -> tuple[Tool, ...]:

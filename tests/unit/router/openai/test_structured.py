@@ -11,7 +11,8 @@ from support.json_schemas import accepts
 pytestmark = pytest.mark.anyio
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NOT_KEPT = {"type": "object", "properties": {"a": {"uniqueItems": True}}}
-ONE, OTHER = '{"a": 1}', '{"b": 1}'
+OPEN = OBJECT | {"additionalProperties": True}
+ONE, OTHER, MORE = '{"a": 1}', '{"b": 1}', '{"a": 1, "b": 1}'
 
 
 def named(schema: object, **more: Any) -> dict[str, Any]:
@@ -23,8 +24,9 @@ FORMS: list[tuple[dict[str, Any], str, str]] = [
     ({"response_format": {"type": "json_object"}}, OTHER, "[]"),
     ({"response_format": {"type": "json_object", "schema": OBJECT}}, ONE, OTHER),
     (named(OBJECT), ONE, OTHER),
-    (named(OBJECT, strict=True, description="An answer."), ONE, OTHER),
-    (named(OBJECT, strict=False), ONE, OTHER),
+    (named(OBJECT, strict=True, description="An answer."), ONE, MORE),
+    (named(OPEN, strict=True), MORE, OTHER),
+    (named(OBJECT, strict=False), MORE, OTHER),
     (named({}), OTHER, "1"),
     (named(None), OTHER, "1"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, OTHER, "1"),

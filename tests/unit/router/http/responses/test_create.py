@@ -5,6 +5,7 @@ import httpx
 import pytest
 from openai.types.responses import response_create_params
 from support.api import Bench, error_of, make_bench
+from support.json_schemas import accepts
 from support.responses import TEMPLATE, WEATHER, events_of, respond
 
 from router.requests.events import NoWorkers, RequestFailed
@@ -292,6 +293,17 @@ async def test_a_format_of_the_text_is_a_grammar(
     grammar = bench.dispatcher.requests[-1].sampling.grammar
     assert grammar is not None and "object" in grammar.text
     assert wanted.items() <= shown["text"]["format"].items()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_a_strict_format_has_no_properties_but_those_that_it_names(
+    bench: Bench, client: httpx.AsyncClient, strict: bool
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"type": "json_schema", "name": "x", "strict": strict, "schema": schema}
+    await respond(client, text={"format": wanted})
+    grammar = bench.dispatcher.requests[-1].sampling.grammar
+    assert grammar is not None and accepts(grammar.text, '{"a": 1, "b": 1}') is not strict
 
 
 @pytest.mark.parametrize(
