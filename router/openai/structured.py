@@ -40,7 +40,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class NamedSchema(_Part, frozen=True, kw_only=True):
     name: Label | None = None
     description: Note | None = None
-    schema: Any = msgspec.field(default_factory=dict)
+    schema: Any = None
     strict: bool | None = None
 
 
@@ -140,7 +140,7 @@ def _of_format(given: ResponseFormat) -> dict[str, "tuple[Any, _Make]"]:
         case ResponseFormat(
             type="json_schema", json_schema=NamedSchema(schema=schema), schema=None
         ):
-            return {f"{at}.json_schema.schema": (schema, _json)}
+            return {f"{at}.json_schema.schema": ({} if schema is None else schema, _json)}
         case ResponseFormat(type="json_object", json_schema=None, schema=schema):
             named = f"{at}.schema" if schema is not None else at
             return {named: ({} if schema is None else schema, _json)}

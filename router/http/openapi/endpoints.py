@@ -28,7 +28,7 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 _CHATS = (
     Endpoint(
         path="/v1/chat/completions",
-        summary="JsonShape a chat",
+        summary="Answer a chat",
         request=ChatRequest,
         answer=ChatCompletion,
         event=ChatChunk,
@@ -55,7 +55,7 @@ _EMBEDDINGS = (
 _RESPONSES = (
     Endpoint(
         path="/v1/responses",
-        summary="JsonShape items",
+        summary="Answer items",
         request=ResponseRequest,
         answer=ResponseShape,
         event=ResponseEvent,
@@ -92,7 +92,7 @@ _RESPONSES = (
 _MESSAGES = (
     Endpoint(
         path="/v1/messages",
-        summary="JsonShape a chat, in Anthropic's shape",
+        summary="Answer a chat, in Anthropic's shape",
         request=MessagesRequest,
         answer=MessageShape,
         event=MessageEvent,

@@ -75,6 +75,15 @@ def test_white_space_is_as_it_was_asked_for(space: str | None, yes: str, no: str
     assert (accepts(grammar, yes), accepts(grammar, no)) == (True, False)
 
 
+@pytest.mark.parametrize(
+    "schema", [{}, True, {"title": "Any"}, {"allOf": [True]}, {"uniqueItems": False}], ids=str
+)
+def test_a_schema_that_says_nothing_means_an_object(schema: Any) -> None:
+    grammar = json_grammar(schema)
+    assert accepts(grammar, '{"a":[1]}')
+    assert not any(accepts(grammar, text) for text in ("1", '"a"', "[]", "null"))
+
+
 def test_objects_can_be_closed_where_their_schema_leaves_them_open() -> None:
     inner: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "integer"}}}
     schema = {"type": "object", "properties": {"a": inner, "map": {"type": "object"}}}
