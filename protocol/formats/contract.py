@@ -64,6 +64,19 @@ class Tool:
     """JSON Schema of its arguments, an object."""
     strict: bool = False
     """Arguments are held to the schema while they are generated."""
+    place: str = ""
+    """Of its parameters in the client's body, for errors: `tools[0].function.parameters`."""
+
+
+class ToolError(ValueError):
+    """A tool that no grammar of its calls can be made for: `place` is what of it, in the client's
+    body. Not `is_wrong`: it asks for what cannot be done."""
+
+    def __init__(self, tool: Tool, path: str, rule: str, *, is_wrong: bool = False) -> None:
+        super().__init__(f"{tool.name}: {path or 'parameters'}: {rule}")
+        self.place = f"{tool.place}.{path}".removesuffix(".")
+        self.rule = rule
+        self.is_wrong = is_wrong
 
 
 @dataclass(frozen=True, slots=True)
