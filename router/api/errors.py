@@ -153,7 +153,7 @@ def _told(error: BatonError) -> ApiError:
             return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="grammar"):
             message = "No token of the model goes on with what the grammar asks for."
-            return ApiError(500, message, code="grammar_exhausted")
+            return ApiError(400, message, code="grammar_exhausted")
         case RequestFailed(code="deadline"):
             message = "The request took longer than this server allows."
             return ApiError(504, message, code="deadline_exceeded")

@@ -20,6 +20,7 @@ from router.http.openapi.operator_answers import (
     Version,
 )
 from router.http.openapi.response_answers import Deleted, InputItems, ResponseEvent, ResponseShape
+from router.http.responses.kept import MAX_LISTED
 from router.openai.embeddings import EmbeddingRequest
 from router.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from router.responses.schemas import ResponseRequest
@@ -80,6 +81,11 @@ _RESPONSES = (
         method="get",
         summary="What a response was made from",
         answer=InputItems,
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED},
+            "order": {"enum": ["asc", "desc"]},
+            "after": {"type": "string"},
+        },
         statuses=(400, 404, 429, 503),
     ),
     Endpoint(

@@ -227,6 +227,7 @@ WHY = "decode-0 at tcp://10.0.0.7:40001: OSError: [Errno 111]"
         (RequestFailed(WHY, code="too_long"), 400, "context_length_exceeded", None),
         (RequestFailed(WHY, code="deadline"), 504, "deadline_exceeded", None),
         (RequestFailed(WHY, code="overloaded"), 408, "client_too_slow", None),
+        (RequestFailed(WHY, code="grammar"), 400, "grammar_exhausted", None),
         (RequestFailed(WHY, code="source_lost", retryable=True), 503, "unavailable", "1"),
         (RequestFailed(WHY, code="internal"), 500, "internal_error", None),
     ],
