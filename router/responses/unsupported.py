@@ -17,6 +17,6 @@ RESPONSES_UNSUPPORTED: Unsupported = {
     "response_format": ({"type": "text"},),
     # Of vLLM's.
     "enable_response_messages": (False,), "previous_input_messages": (),
-    "return_token_ids": (False,),
+    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "prompt_logprobs": (),
 }
 # fmt: on

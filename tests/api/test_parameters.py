@@ -10,6 +10,12 @@ from support.api import Bench
 from support.parameter_bench import parameter_bench
 from support.parameters import Parameter, parameters
 
+from router.anthropic.schemas import MessagesRequest
+from router.api.parsing import Schema
+from router.openai.embeddings import EmbeddingRequest
+from router.openai.schemas import ChatRequest, CompletionRequest
+from router.responses.schemas import ResponseRequest
+
 pytestmark = pytest.mark.anyio
 ROWS = parameters()
 UNLIKE = ("id", "created", "created_at", "completed_at")
@@ -22,13 +28,32 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return parameter_bench(tmp_path_factory.mktemp("checkpoint"))
 
 
+SCHEMAS: dict[str, type[Schema]] = {
+    "/v1/chat/completions": ChatRequest,
+    "/v1/completions": CompletionRequest,
+    "/v1/responses": ResponseRequest,
+    "/v1/messages": MessagesRequest,
+    "/v1/embeddings": EmbeddingRequest,
+}
+WITHOUT_ROW = {"model", "previous_response_id"}
+"""Another value of theirs is a 404."""
+
+
+@pytest.mark.parametrize("path", SCHEMAS)
+def test_no_parameter_that_the_code_names_is_missing(path: str) -> None:
+    schema = SCHEMAS[path]
+    named = {one.encode_name for one in msgspec.structs.fields(schema)} | set(schema.unsupported)
+    told = {row.name for row in ROWS if row.path == path and row.code != "unknown_parameter"}
+    assert named - WITHOUT_ROW == told
+
+
 async def sent(bench: Bench, row: Parameter, **more: Any) -> tuple[httpx.Response, Any]:
     """The answer, and what was computed and answered without what is never the same."""
     bench.dispatcher.requests.clear()
     async with bench.client() as client:
         answer = await client.post(row.path, json=row.body | more)
     asked = [
-        (request.token_ids, request.salt, msgspec.structs.asdict(request.sampling))
+        (request.token_ids, request.salt, request.priority, msgspec.to_builtins(request.sampling))
         for request in bench.dispatcher.requests
     ]
     return answer, (asked, _alike(answer))
