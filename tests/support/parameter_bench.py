@@ -1,8 +1,11 @@
-"""The router's app with a model whose template knows tools, thinking and documents."""
+"""The router's app with a model whose template knows tools, thinking and documents, and whose
+tokeniser begins a text with a token of its own."""
 
 from pathlib import Path
 
 from support.api import Bench, make_bench
+from support.checkpoints import byte_level_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -16,4 +19,9 @@ TEMPLATE = (
 
 
 def parameter_bench(path: Path) -> Bench:
-    return make_bench(path, chat_template=TEMPLATE)
+    raw = byte_level_tokenizer()
+    begin = "<|endoftext|>"
+    raw.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, raw.token_to_id(begin))]
+    )
+    return make_bench(path, raw=raw, chat_template=TEMPLATE)
