@@ -50,8 +50,9 @@ class OutputParser(Protocol):
         """The next token and the text that came with it, which may lag behind; where the token is
         one of the marks (`protocol.messages.Sampling.marks`), the text is what precedes it."""
 
-    def finish(self) -> Sequence[OutputEvent]:
-        """The output is over: what was held back."""
+    def finish(self, *, is_cut: bool = False) -> Sequence[OutputEvent]:
+        """The output is over: what was held back. `is_cut`: it would have gone on, so that what may
+        still become a call or a tag is nothing; what was told begins what would have been."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,11 @@ async def test_either_kind_of_key_is_told(bench: Bench) -> None:
     document = bench.app(api_keys=("secret",)).openapi()
     assert {name for each in document["security"] for name in each} == {"bearer", "x-api-key"}
     async with bench.client(api_keys=("secret",)) as client:
-        headers = ({"x-api-key": "secret"}, {"authorization": "Bearer secret"}, {})
+        headers: tuple[dict[str, str], ...] = (
+            {"x-api-key": "secret"},
+            {"authorization": "Bearer secret"},
+            {},
+        )
         answers = [await client.get("/version", headers=each) for each in headers]
     assert [each.status_code for each in answers] == [200, 200, 401]
 
