@@ -31,17 +31,17 @@ ROPE_THETA = 1e8
 EMBEDDING, CONSTANT = 0.15, 1.2
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PAD_ID, START_ID, END_ID = 0, 1, 2
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+CHAT_TEMPLATE = (Path(__file__).parent / "tiny_chat.jinja").read_text()
+"""In the manner of Qwen 3, but tools are shown as signatures of what they require."""
 SPLIT = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]|\s+(?!\S)|\s+"
 """Words with their space, single digits, punctuation, line ends, other space."""
 PROMPT_WEIGHT, TALE_WEIGHT, ANSWER_WEIGHT, VALUE_WEIGHT = 0.02, 0.3, 0.5, 2.0
 """Share of a token's loss: given text, long answers, short answers, and what they say of a key."""
+SKILL_WEIGHT = 1.0
+"""Of calls, JSON and thoughts: most of their tokens matter."""
+THINK = "<think>\n"
 SHORT_ANSWER_CHARS = 70
+SKILL_STARTS = ("<think>", "<tool_call>", "{")
 
 
 def config() -> LlamaConfig:
@@ -168,6 +168,8 @@ def pieces(turns: Iterable[Turn]) -> Iterator[tuple[str, float]]:
         yield f"{START}{turn.role}\n", PROMPT_WEIGHT
         if turn.role != "assistant":
             yield f"{turn.content}{END}", PROMPT_WEIGHT
+        elif turn.content.startswith(SKILL_STARTS):
+            yield from skill_pieces(turn.content)
         elif len(turn.content) > SHORT_ANSWER_CHARS:
             yield f"{turn.content}{END}", TALE_WEIGHT
         else:
@@ -175,6 +177,15 @@ def pieces(turns: Iterable[Turn]) -> Iterator[tuple[str, float]]:
             yield f"{known}{verb}", ANSWER_WEIGHT
             yield f"{value}{END}", VALUE_WEIGHT
         yield "\n", PROMPT_WEIGHT
+
+
+def skill_pieces(content: str) -> Iterator[tuple[str, float]]:
+    """An answer that thinks, calls or is JSON. The template opens thoughts: that is not learned."""
+    if content.startswith(THINK):
+        yield THINK, 0.0
+        thought, content = content.removeprefix(THINK).split("</think>", maxsplit=1)
+        yield f"{thought}</think>", SKILL_WEIGHT
+    yield f"{content}{END}", SKILL_WEIGHT
 
 
 def encode(tokenizer: Tokenizer, turns: Iterable[Turn]) -> tuple[list[int], list[float]]:
@@ -207,7 +218,7 @@ def export_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def export_model(model: LlamaForCausalLM, folder: Path) -> None:
     """Write config, bfloat16 weights and greedy generation defaults."""
-    copy = LlamaForCausalLM(config())
+    copy = LlamaForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy = copy.bfloat16()
     copy.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # as above

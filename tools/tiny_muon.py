@@ -2,7 +2,7 @@
 
 Called by `train_tiny`. Method: K. Jordan et al., "Muon: an optimizer for hidden layers in neural
 networks" (2024), with the update scaled to AdamW's root mean square (Liu et al., "Muon is scalable
-for LLM training", 2025). In float32, since the machine it was written for has no bfloat16 units.
+for LLM training", 2025). In float32, or in bfloat16 on processors that multiply it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ WEIGHT_DECAY = 0.02
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalise(gradient_NIO: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
+def orthogonalise(
+    gradient_NIO: torch.Tensor, num_steps: int = 5, *, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """About the nearest matrices with singular values of one; N matrices, inputs, outputs."""
     a, b, c = NEWTON_SCHULZ
     wide = gradient_NIO.shape[-2] <= gradient_NIO.shape[-1]
     x: torch.Tensor = gradient_NIO if wide else gradient_NIO.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(num_steps):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x if wide else x.mT
+    return (x if wide else x.mT).float()
 
 
 class Muon:
     """Both optimisers behind one `step`; matrices of one shape are orthogonalised together."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
         matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers" in n]
         others = [p for n, p in model.named_parameters() if p.ndim < 2 or "layers" not in n]
         self._groups: dict[tuple[int, ...], list[nn.Parameter]] = {}
@@ -57,7 +60,7 @@ class Muon:
         for shape, group in self._groups.items():
             gradient = torch.stack([p.grad for p in group if p.grad is not None])
             momentum = self._momenta[shape].lerp_(gradient, 1 - MOMENTUM)
-            update = orthogonalise(gradient.lerp(momentum, MOMENTUM))
+            update = orthogonalise(gradient.lerp(momentum, MOMENTUM), dtype=self._dtype)
             rate = MATRIX_RATE * self._rate
             scale = 0.2 * max(shape) ** 0.5
             for parameter, change in zip(group, update, strict=True):

@@ -78,6 +78,15 @@ FILLER_TIMES = (
     "all day", "for an hour", "once more", "again", "without a sound", "as always",
     "on Monday", "on Friday", "on Sunday", "last week",
 )  # fmt: skip
+VERBS = _words(
+    "open close check count clean move paint read write lock repair sell wash cut fill carry "
+    "start stop show delete create update list book call cancel measure test print copy"
+)
+NOUNS = _words(
+    "door window table order room ticket flight report list file account bill photo song story "
+    "garden car boat house lamp letter price name number task note event message road tree"
+)
+"""These two name invented tools."""
 DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 MONTHS = _words(
     "January February March April May June July August September October November December"

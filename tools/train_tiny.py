@@ -1,8 +1,8 @@
-"""Make `models/tiny` from nothing: text, tokenizer, weights, export.
+"""The first half of making `models/tiny`, from nothing: text, tokenizer, weights, export.
 
-`python -m tools.train_tiny --minutes 60 --work build/tiny --out models/tiny`. Run it again with the
-same `--work` to resume. The seed is fixed and the text deterministic; the schedule follows the
-clock, so weights differ between machines of different speed.
+`python -m tools.train_tiny --minutes 60 --work build/tiny --out build/first`; `teach_tiny` goes on
+from there. Run it again with the same `--work` to resume. The seed is fixed and the text
+deterministic; the schedule follows the clock, so weights differ between machines of another speed.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--work", type=Path, default=Path("build/tiny"))
-    parser.add_argument("--out", type=Path, default=Path("models/tiny"))
+    parser.add_argument("--out", type=Path, default=Path("build/first"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-minutes", type=float, default=3)
     parser.add_argument("--export-only", action="store_true", help="export the last save")

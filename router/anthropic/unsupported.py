@@ -40,6 +40,6 @@ MESSAGES_UNSUPPORTED: Unsupported = {
     "container": (), "diagnostics": (),
     "context_management": ({}, {"edits": []}, {"edits": [_ALL_THOUGHTS]}),
     "fallbacks": ([],), "inference_geo": ("global",), "mcp_servers": ([],), "output_format": (),
-    "speed": ("standard",),
+    "speed": ("standard",), "workspace_id": (),
 }
 # fmt: on

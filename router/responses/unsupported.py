@@ -16,7 +16,8 @@ RESPONSES_UNSUPPORTED: Unsupported = {
     "n": (1,), "max_tokens": (), "messages": (), "logprobs": (),
     "response_format": ({"type": "text"},),
     # Of vLLM's.
-    "enable_response_messages": (False,), "previous_input_messages": (),
-    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "prompt_logprobs": (),
+    "include_reasoning": (True,), "enable_response_messages": (False,),
+    "previous_input_messages": (), "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,), "prompt_logprobs": (),
 }
 # fmt: on

@@ -6,15 +6,15 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from support.api import Bench
-from support.parameter_bench import parameter_bench
+from anthropic.types import message_create_params as message_params
+from openai.types import EmbeddingCreateParams
+from openai.types import completion_create_params as completion_params
+from openai.types.chat import completion_create_params as chat_params
+from openai.types.responses import response_create_params as response_params
+from support.parameter_bench import ParameterBench
 from support.parameters import Parameter, parameters
 
-from router.anthropic.schemas import MessagesRequest
-from router.api.parsing import Schema
-from router.openai.embeddings import EmbeddingRequest
-from router.openai.schemas import ChatRequest, CompletionRequest
-from router.responses.schemas import ResponseRequest
+from router.http.openapi.endpoints import ENDPOINTS
 
 pytestmark = pytest.mark.anyio
 ROWS = parameters()
@@ -24,37 +24,18 @@ NAMED = re.compile(rb'[0-9a-f]{32}|"(?:created|created_at|completed_at)":\d+')
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return parameter_bench(tmp_path_factory.mktemp("checkpoint"))
+def bench(tmp_path_factory: pytest.TempPathFactory) -> ParameterBench:
+    return ParameterBench(tmp_path_factory.mktemp("checkpoint"))
 
 
-SCHEMAS: dict[str, type[Schema]] = {
-    "/v1/chat/completions": ChatRequest,
-    "/v1/completions": CompletionRequest,
-    "/v1/responses": ResponseRequest,
-    "/v1/messages": MessagesRequest,
-    "/v1/embeddings": EmbeddingRequest,
-}
-WITHOUT_ROW = {"model", "previous_response_id"}
-"""Another value of theirs is a 404."""
-
-
-@pytest.mark.parametrize("path", SCHEMAS)
-def test_no_parameter_that_the_code_names_is_missing(path: str) -> None:
-    schema = SCHEMAS[path]
-    named = {one.encode_name for one in msgspec.structs.fields(schema)} | set(schema.unsupported)
-    told = {row.name for row in ROWS if row.path == path and row.code != "unknown_parameter"}
-    assert named - WITHOUT_ROW == told
-
-
-async def sent(bench: Bench, row: Parameter, **more: Any) -> tuple[httpx.Response, Any]:
+async def sent(bench: ParameterBench, row: Parameter, **more: Any) -> tuple[httpx.Response, Any]:
     """The answer, and what was computed and answered without what is never the same."""
-    bench.dispatcher.requests.clear()
+    bench.bench.dispatcher.requests.clear()
     async with bench.client() as client:
         answer = await client.post(row.path, json=row.body | more)
     asked = [
-        (request.token_ids, request.salt, request.priority, msgspec.to_builtins(request.sampling))
-        for request in bench.dispatcher.requests
+        (one.token_ids, one.salt, one.priority, one.reading, msgspec.structs.asdict(one.sampling))
+        for one in bench.bench.dispatcher.requests
     ]
     return answer, (asked, _alike(answer))
 
@@ -73,7 +54,7 @@ def _without_names(value: Any) -> Any:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.here != "refused"], ids=str)
 async def test_what_is_said_to_be_supported_changes_something_and_a_hint_nothing(
-    bench: Bench, row: Parameter
+    bench: ParameterBench, row: Parameter
 ) -> None:
     without, before = await sent(bench, row)
     assert without.status_code == 200, without.text
@@ -83,7 +64,9 @@ async def test_what_is_said_to_be_supported_changes_something_and_a_hint_nothing
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.here == "refused"], ids=str)
-async def test_what_is_said_to_be_refused_is_refused_by_name(bench: Bench, row: Parameter) -> None:
+async def test_what_is_said_to_be_refused_is_refused_by_name(
+    bench: ParameterBench, row: Parameter
+) -> None:
     answer, _ = await sent(bench, row, **{row.name: row.value})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
@@ -91,3 +74,40 @@ async def test_what_is_said_to_be_refused_is_refused_by_name(bench: Bench, row: 
         assert str(error["param"]).split(".")[0].split("[")[0] == row.name
         assert error["code"] == row.code
     assert row.name in error["message"]
+
+
+def documented(*types: Any) -> set[str]:
+    return {name for one in types for name in one.__annotations__}
+
+
+CLIENTS = {
+    "/v1/chat/completions": documented(
+        chat_params.CompletionCreateParamsNonStreaming, chat_params.CompletionCreateParamsStreaming
+    ),
+    "/v1/completions": documented(
+        completion_params.CompletionCreateParamsNonStreaming,
+        completion_params.CompletionCreateParamsStreaming,
+    ),
+    "/v1/embeddings": documented(EmbeddingCreateParams),
+    "/v1/responses": documented(
+        response_params.ResponseCreateParamsBase,
+        response_params.ResponseCreateParamsNonStreaming,
+        response_params.ResponseCreateParamsStreaming,
+    ),
+    "/v1/messages": documented(
+        message_params.MessageCreateParamsBase, message_params.MessageCreateParamsStreaming
+    ),
+}
+"""What the SDKs of OpenAI and Anthropic can send."""
+ELSEWHERE = {"model", "previous_response_id"}
+"""Rows that need more than a request beside: tests of their own have them."""
+
+
+@pytest.mark.parametrize("path", CLIENTS)
+def test_the_page_has_every_parameter_that_clients_know_and_that_we_read(path: str) -> None:
+    (request,) = {one.request for one in ENDPOINTS if one.path == path and one.request}
+    rows = {row.name for row in ROWS if row.path == path}
+    read = {*request.__struct_fields__, *request.unsupported}
+    assert CLIENTS[path] - rows - ELSEWHERE == set()
+    assert rows <= read, "a row of what nobody reads"
+    assert read - rows <= ELSEWHERE

@@ -1,11 +1,12 @@
 """The router's app with a model whose template knows tools, thinking and documents, and whose
-tokeniser begins a text with a token of its own."""
+tokeniser puts a token of its own before texts."""
 
 from pathlib import Path
 
+import httpx
 from support.api import Bench, make_bench
 from support.checkpoints import byte_level_tokenizer
-from tokenizers.processors import TemplateProcessing
+from tokenizers import processors
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -18,10 +19,21 @@ TEMPLATE = (
 )
 
 
-def parameter_bench(path: Path) -> Bench:
+class ParameterBench:
+    """One app for many requests."""
+
+    def __init__(self, path: Path) -> None:
+        self.bench = _bench(path)
+        self._transport = httpx.ASGITransport(self.bench.app(), raise_app_exceptions=False)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=self._transport, base_url="http://router")
+
+
+def _bench(path: Path) -> Bench:
     raw = byte_level_tokenizer()
-    begin = "<|endoftext|>"
-    raw.post_processor = TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, raw.token_to_id(begin))]
+    first = "<|endoftext|>"
+    raw.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, raw.token_to_id(first))]
     )
     return make_bench(path, raw=raw, chat_template=TEMPLATE)
