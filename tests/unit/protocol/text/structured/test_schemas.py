@@ -9,7 +9,7 @@ from support.json_schemas import CASES, Case, Walker, accepts, told
 from protocol.text.structured.grammars import JsonStyle, json_grammar
 
 NAMES = [case.name for case in CASES]
-MAX_WALKS = 60
+MAX_WALKS = 400
 """Of which `NUM_STOPPED` must have come to their end."""
 NUM_STOPPED = 20
 
