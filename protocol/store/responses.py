@@ -1,6 +1,6 @@
 """What clients asked us to keep: responses, and the items that they were made from.
 
-Keys, by owner: `responses:{owner}:{id}` is a packed `KeptResponse` with a time to live;
+Keys, by owner: `responses:{owner}:id:{id}` is a packed `KeptResponse` with a time to live;
 `responses:{owner}:ends`, `:sizes` and `:bytes` are when each ends, how large it is, and the sum.
 
 An owner has `max_bytes`; what would exceed them makes its oldest go first. One server's time, that
@@ -106,7 +106,8 @@ class ResponseStore(RedisConnection):
 
 def _keys(owner: str, name: str) -> tuple[str, str, str, str]:
     of_owner = f"responses:{owner}"
-    return f"{of_owner}:ends", f"{of_owner}:sizes", f"{of_owner}:bytes", f"{of_owner}:{name}"
+    # Whatever name a client asks for, it is none of the books.
+    return f"{of_owner}:ends", f"{of_owner}:sizes", f"{of_owner}:bytes", f"{of_owner}:id:{name}"
 
 
 def _decoded(value: bytes | None) -> KeptResponse | None:

@@ -17,6 +17,8 @@ _TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+_CODES = {("thread", "unsupported_parameter"): "thread_unsupported_request"}
+"""By field and code, where clients look for another: told this one, they send whole histories."""
 
 
 def speaks_anthropic(path: str, header_names: Container[bytes]) -> bool:
@@ -40,7 +42,8 @@ def id_headers(path: str, header_names: Container[bytes]) -> tuple[str, ...]:
 def anthropic_error(error: ApiError) -> bytes:
     """`{"type": "error", "error": {"type", "message", "details": {"error_code", "param"}}}`,
     where the details are what is known of the two."""
-    details = {"error_code": error.code, "param": error.param}
+    code = _CODES.get((error.param or "", error.code or ""), error.code)
+    details = {"error_code": code, "param": error.param}
     known = {name: value for name, value in details.items() if value is not None}
     shown = {"type": _TYPES.get(error.status, "invalid_request_error"), "message": _message(error)}
     return msgspec.json.encode(

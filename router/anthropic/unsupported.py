@@ -14,7 +14,7 @@ TAKEN = frozenset({
     "model", "stream", "max_tokens", "temperature", "top_p", "top_k", "metadata", "service_tier",
     # Of vLLM's, which act in the engine, whatever the API.
     "seed", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
-    "allowed_token_ids", "bad_words", "ignore_eos", "min_tokens", "stop_token_ids",
+    "allowed_token_ids", "ignore_eos", "min_tokens", "stop_token_ids",
     "include_stop_str_in_output", "skip_special_tokens", "cache_salt", "priority",
     # Hints.
     "user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id",
@@ -40,6 +40,6 @@ MESSAGES_UNSUPPORTED: Unsupported = {
     "container": (), "diagnostics": (),
     "context_management": ({}, {"edits": []}, {"edits": [_ALL_THOUGHTS]}),
     "fallbacks": ([],), "inference_geo": ("global",), "mcp_servers": ([],), "output_format": (),
-    "speed": ("standard",), "workspace_id": (),
+    "speed": ("standard",), "thread": (), "workspace_id": (),
 }
 # fmt: on

@@ -152,7 +152,7 @@ def _told(error: BatonError) -> ApiError:
             message = "This model cannot do what the request asks."
             return ApiError(400, message, code="invalid_request")
         case RequestFailed(code="grammar"):
-            message = "No token of the model goes on with what the grammar asks for."
+            message = "The form asked for is too complex, or none of this model's tokens goes on."
             return ApiError(400, message, code="grammar_exhausted")
         case RequestFailed(code="deadline"):
             message = "The request took longer than this server allows."

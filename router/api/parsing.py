@@ -67,10 +67,14 @@ class _Form:
 @cache
 def _form(schema: type[Schema]) -> _Form:
     fields = msgspec.structs.fields(schema)
-    by_type = {field.name: msgspec.json.Decoder(field.type).decode for field in fields}
+    by_type = {
+        field.name: msgspec.json.Decoder(field.type).decode
+        for field in fields
+        if field.name not in schema.readers
+    }
     return _Form(
         schema=schema,
-        names=(*by_type, *schema.unsupported),
+        names=(*(field.name for field in fields), *schema.unsupported),
         readers={**by_type, **schema.readers},
         required=tuple(field.name for field in fields if field.required),
     )

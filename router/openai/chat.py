@@ -1,10 +1,12 @@
 """A body of chat completions, or of `/tokenize`, as the chat that all APIs share."""
 
+from protocol.formats.contract import Tool, ToolChoice
 from router.api.errors import bad_field
 from router.openai.conversation import Chat, Conversation
 from router.openai.messages import Message
 from router.openai.schemas import ChatRequest, TokenizeRequest
 from router.openai.structured import answer_grammar
+from router.openai.tools import AllowedTools, only_allowed
 
 
 def conversation_of(fields: ChatRequest) -> Conversation:
@@ -24,16 +26,28 @@ def conversation_of(fields: ChatRequest) -> Conversation:
 def chat_of(fields: ChatRequest | TokenizeRequest) -> Chat:
     """Raises ApiError 400."""
     messages = fields.messages or []
+    tools, choice = _chosen(fields)
     return Chat(
         turns=tuple(one.turn(f"messages[{index}]") for index, one in enumerate(messages)),
-        tools=fields.tools,
-        choice=fields.tool_choice or "auto",
+        tools=tools,
+        choice=choice,
         documents=fields.documents,
         effort=fields.reasoning_effort,
         template_kwargs=fields.chat_template_kwargs,
         add_generation_prompt=fields.add_generation_prompt,
         continue_final=_continues(fields, messages),
     )
+
+
+def _chosen(fields: ChatRequest | TokenizeRequest) -> tuple[tuple[Tool, ...], ToolChoice]:
+    """The tools that the model is shown, and the choice among them."""
+    choice = fields.tool_choice
+    if not isinstance(choice, AllowedTools):
+        return fields.tools, choice or "auto"
+    try:
+        return only_allowed(fields.tools, choice), choice.mode
+    except ValueError as error:
+        raise bad_field("tool_choice.allowed_tools.tools", str(error)) from error
 
 
 def _continues(fields: ChatRequest | TokenizeRequest, messages: list[Message]) -> bool:

@@ -221,7 +221,7 @@ def _sampling(wish: _Wish, defaults: SamplingDefaults) -> Sampling:
         stop_token_ids=fields.stop_token_ids,
         include_stop=fields.include_stop_str_in_output,
         skip_special_tokens=fields.skip_special_tokens,
-        allowed_token_ids=fields.allowed_token_ids or (),
+        allowed_token_ids=tuple(dict.fromkeys(fields.allowed_token_ids or ())),
         grammar=wish.output.grammar,
         marks=wish.output.marks,
     )

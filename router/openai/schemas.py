@@ -15,7 +15,7 @@ from router.api.parsing import Reader, Schema, Unsupported
 from router.openai.messages import Messages, read_messages
 from router.openai.prompts import Prompt, TokenId, read_prompts, read_token_ids
 from router.openai.structured import StructuredFields
-from router.openai.tools import read_choice, read_tools
+from router.openai.tools import AllowedTools, read_choice, read_tools
 from router.openai.turns import check_depth
 from router.openai.unsupported import CHAT_UNSUPPORTED, COMPLETION_UNSUPPORTED, TOKENIZE_UNSUPPORTED
 
@@ -163,7 +163,7 @@ class ChatRequest(SamplingFields, frozen=True, kw_only=True):
     readers: ClassVar[dict[str, Reader]] = {**SamplingFields.readers, **_CHAT_READERS}
     messages: Messages
     tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoice | AllowedTools | None = None
     """None: as the model likes, if there are tools."""
     documents: tuple[dict[str, Any], ...] = ()
     add_generation_prompt: bool = True
@@ -236,7 +236,7 @@ class TokenizeRequest(Schema, frozen=True, kw_only=True):
     prompt: str | None = None
     messages: Messages | None = None
     tools: tuple[Tool, ...] = ()
-    tool_choice: ToolChoice | None = None
+    tool_choice: ToolChoice | AllowedTools | None = None
     documents: tuple[dict[str, Any], ...] = ()
     add_generation_prompt: bool = True
     continue_final_message: bool = False

@@ -37,18 +37,38 @@ class FunctionTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """A hint of Anthropic's."""
 
 
-class _FunctionName(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name
 
 
-class _FunctionChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: _FunctionName
+class NamedChoice(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    function: ChosenFunction
+
+
+class AllowedFunction(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    function: ChosenFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Some of the tools: of the others the model hears nothing."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedFunction], Meta(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedChoice(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    allowed_tools: AllowedTools
 
 
 _tools = msgspec.json.Decoder(Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)])
 _word = msgspec.json.Decoder(Literal["auto", "none", "required"])
-_choice = msgspec.json.Decoder(_FunctionChoice)
+_choice = msgspec.json.Decoder(NamedChoice | AllowedChoice)
 
 
 def read_tools(raw: bytes) -> tuple[Tool, ...]:
@@ -94,11 +114,23 @@ def check_names(names: list[str]) -> None:
         seen.add(name)
 
 
-def read_choice(raw: bytes) -> ToolChoice:
+def read_choice(raw: bytes) -> ToolChoice | AllowedTools:
     if not raw.lstrip().startswith(b"{"):
         choice: ToolChoice = _word.decode(raw)
         return choice
-    return NamedTool(_choice.decode(raw).function.name)
+    match _choice.decode(raw):
+        case NamedChoice(function):
+            return NamedTool(function.name)
+        case AllowedChoice(allowed):
+            return allowed
+
+
+def only_allowed(tools: tuple[Tool, ...], allowed: AllowedTools) -> tuple[Tool, ...]:
+    """ValueError: one of them is not there."""
+    names = {one.function.name for one in allowed.tools}
+    for name in sorted(names):
+        check_choice(tools, NamedTool(name))
+    return tuple(tool for tool in tools if tool.name in names)
 
 
 def check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 TTL_S = 3600.0
 """A tool may take as long; a person who comes back later has a client that sends texts."""
 MAX_BYTES = 16 << 20
+OVERHEAD_BYTES = 512
+"""Counted of each besides its own: what Python needs for it and its name."""
 LARGEST_SHARE = 8
 """One answer has at most one part in so many of its owner's bytes."""
 
@@ -24,10 +26,10 @@ class RecentAnswers:
 
     def remember(self, owner: str, ident: str, output: bytes, *, now: float) -> None:
         """`output`: JSON of the answer's items. `now`: seconds of a clock that never goes back."""
-        if len(output) > self._max_bytes // LARGEST_SHARE:
+        if _size(output) > self._max_bytes // LARGEST_SHARE:
             return
         self._answers[owner][ident] = (now, output)
-        self._num_bytes[owner] += len(output)
+        self._num_bytes[owner] += _size(output)
         self._forget(owner, now)
 
     def find(self, owner: str, idents: Iterable[str], *, now: float) -> dict[str, bytes]:
@@ -43,4 +45,8 @@ class RecentAnswers:
             if now - since < TTL_S and self._num_bytes[owner] <= self._max_bytes:
                 return
             del answers[ident]
-            self._num_bytes[owner] -= len(output)
+            self._num_bytes[owner] -= _size(output)
+
+
+def _size(output: bytes) -> int:
+    return OVERHEAD_BYTES + len(output)

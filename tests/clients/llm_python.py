@@ -9,6 +9,11 @@ from pathlib import Path
 
 URL, MODEL = sys.argv[1:3]
 LLM = Path(sys.executable).with_name("llm")
+WEATHER = """
+def get_weather(city: str) -> str:
+    "Get the weather of a city."
+    return "sunny"
+"""
 with tempfile.TemporaryDirectory() as home:
     models = [
         {
@@ -29,10 +34,13 @@ with tempfile.TemporaryDirectory() as home:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    asked = ("-m", "baton", "-o", "max_tokens", "300")
+    # The likeliest tokens: a small model's other calls may be no JSON, which ends this client.
+    asked = ("-m", "baton", "-o", "max_tokens", "300", "-o", "temperature", "0")
     assert llm(*asked, "Hi").strip()
     assert llm(*asked, "-c", "And then?").strip()
     assert llm(*asked, "--no-stream", "Hi").strip()
     person = json.loads(llm(*asked, "--schema", "name, age int", "Who?"))
     assert isinstance(person["age"], int)
-    assert llm(*asked, "-T", "llm_version", "--td", "Which version of llm is this?") is not None
+    tool = ("--functions", WEATHER, "--td")
+    assert "sunny" in llm(*asked, *tool, "What is the weather in Paris?")
+    assert "sunny" in llm(*asked, *tool, "--no-stream", "What is the weather in Paris?")

@@ -1,7 +1,7 @@
 // The openai SDK for JavaScript: chat, tools, parse helpers, responses, whole and streamed.
 import assert from "node:assert/strict";
 import OpenAI from "openai";
-import { zodResponseFormat } from "openai/helpers/zod";
+import { zodResponseFormat, zodResponsesFunction, zodTextFormat } from "openai/helpers/zod";
 import { z } from "zod";
 
 const [url, model] = process.argv.slice(2);
@@ -59,3 +59,18 @@ for await (const event of await client.responses.create({
 })) kinds.push(event.type);
 assert.equal(kinds[0], "response.created");
 assert.ok(["response.completed", "response.incomplete"].includes(kinds.at(-1)));
+
+const answer = await client.responses.parse({
+  model, input: "Who?", temperature: 0, max_output_tokens: 400, text: { format: zodTextFormat(Person, "person") },
+});
+Person.parse(answer.output_parsed);
+const City = z.object({ city: z.enum(cities) });
+const asking = client.responses.stream({
+  model, input: "What is the weather in Paris?", tool_choice: "required",
+  tools: [zodResponsesFunction({ name: "get_weather", parameters: City })],
+});
+City.parse((await asking.finalResponse()).output.find((item) => item.type === "function_call").parsed_arguments);
+const { data } = await client.embeddings.create({ model, input: ["a", "b"] });
+assert.equal(data.length, 2);
+const long = [{ role: "user", content: "long ".repeat(4000) }];
+await assert.rejects(client.chat.completions.create({ model, messages: long }), { code: "context_length_exceeded" });

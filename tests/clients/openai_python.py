@@ -1,4 +1,4 @@
-"""The openai SDK: chat, tools, parse helpers, responses, embeddings, whole and streamed."""
+"""The openai SDK: chat, tools, parse helpers, responses, completions, embeddings, refusals."""
 
 import sys
 from typing import Literal
@@ -23,6 +23,8 @@ TOOL = {
     },
 }
 ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+# Answered in full: the stream's helper raises an error where an answer was cut.
+FACT = [{"role": "user", "content": "The home of Mira is Rome. What is the home of Mira?"}]
 
 
 class Weather(BaseModel):
@@ -35,10 +37,12 @@ class Person(BaseModel):
 
 
 def chat() -> None:
-    whole = client.chat.completions.create(model=MODEL, messages=ASK, max_tokens=20, seed=1)
-    with client.chat.completions.stream(model=MODEL, messages=ASK, max_tokens=20, seed=1) as stream:
+    asked = {"model": MODEL, "messages": FACT, "max_tokens": 30, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    with client.chat.completions.stream(**asked) as stream:
         streamed = stream.get_final_completion()
     assert streamed.choices[0].message.content == whole.choices[0].message.content
+    assert "Rome" in whole.choices[0].message.content
 
 
 def tools() -> None:
@@ -55,6 +59,13 @@ def tools() -> None:
             pass
         (streamed, *_) = stream.get_final_completion().choices[0].message.tool_calls
     assert streamed.function.arguments == call.function.arguments
+    other = {"type": "function", "function": {"name": "get_time"}}
+    named = [{"type": "function", "function": {"name": "get_weather"}}]
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": named}}
+    (only, *_) = client.chat.completions.create(
+        model=MODEL, messages=ASK, tools=[other, TOOL], tool_choice=allowed
+    ).choices[0].message.tool_calls  # fmt: skip
+    assert only.function.name == "get_weather"
     answered = [
         *ASK,
         whole.choices[0].message,
@@ -101,6 +112,52 @@ def responses() -> None:
     assert isinstance(answer.output_parsed, Person)
 
 
+def responses_go_on() -> None:
+    """By a tool's result, and by the id of a kept response."""
+    tool = {"type": "function", **TOOL["function"]}
+    asked = {"model": MODEL, "tools": [tool], "max_output_tokens": 60}
+    with client.responses.stream(**asked, input=ASK, tool_choice="required") as stream:
+        first = stream.get_final_response()
+    (call, *_) = [item for item in first.output if item.type == "function_call"]
+    told = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    second = client.responses.create(**asked, input=[*ASK, *first.output, told], store=True)
+    third = client.responses.create(
+        **asked, input="And in Oslo?", previous_response_id=second.id, store=True
+    )
+    assert client.responses.retrieve(third.id).output == third.output
+    kinds = [item.type for item in client.responses.input_items.list(third.id, order="asc")]
+    assert kinds[:3] == ["message", "function_call", "function_call_output"]
+    client.responses.delete(third.id)
+    try:
+        client.responses.retrieve(third.id)
+    except openai.NotFoundError as error:
+        assert error.code == "response_not_found"
+    else:
+        raise AssertionError("a deleted response was found")
+
+
+def completions() -> None:
+    asked = {"model": MODEL, "prompt": ["One", "Two"], "max_tokens": 5, "temperature": 0}
+    whole = client.completions.create(**asked, logprobs=1)
+    texts = ["", ""]
+    for chunk in client.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert [choice.text for choice in whole.choices] == texts
+    assert [model.id for model in client.models.list()] == [MODEL]
+
+
+def refused() -> None:
+    try:
+        client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": "long " * 4000}]
+        )
+    except openai.BadRequestError as error:
+        assert error.code == "context_length_exceeded" and error.request_id
+    else:
+        raise AssertionError("a prompt beyond the context was served")
+
+
 def embeddings() -> None:
     floats = client.embeddings.create(model=MODEL, input=["a", "b"], encoding_format="float")
     packed = client.embeddings.create(model=MODEL, input=["a", "b"])  # base64, by default
@@ -109,5 +166,7 @@ def embeddings() -> None:
         assert all(abs(a - b) < 1e-5 for a, b in zip(one.embedding, other.embedding, strict=True))
 
 
-for check in (chat, tools, parsed, responses, embeddings):
+for check in (
+    chat, tools, parsed, responses, responses_go_on, completions, refused, embeddings,
+):  # fmt: skip
     check()

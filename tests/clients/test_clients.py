@@ -15,7 +15,7 @@ import pytest
 from support.cluster import TINY, Cluster
 
 HERE = Path(__file__).parent
-ENVIRONMENTS = Path(os.environ.get("CLIENTS_VENV", HERE.parents[1] / ".venv-clients"))
+ENVIRONMENTS = Path(os.environ.get("CLIENTS_VENV", HERE.parents[1] / ".venv-clients")).absolute()
 PYTHON = sorted(path.stem for path in (HERE / "environments").glob("*.txt"))
 LIMIT_S = 280.0
 

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createAnthropic } from "@ai-sdk/anthropic";
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateObject, generateText, streamText, tool } from "ai";
+import { embed, generateObject, generateText, stepCountIs, streamObject, streamText, tool } from "ai";
 import { z } from "zod";
 
 const [url, name] = process.argv.slice(2);
@@ -11,7 +11,7 @@ const openai = createOpenAI({ baseURL: `${url}/v1`, apiKey: "none" });
 const models = {
   responses: openai(name),
   chat: openai.chat(name),
-  compatible: createOpenAICompatible({ name: "baton", baseURL: `${url}/v1` })(name),
+  compatible: createOpenAICompatible({ name: "baton", baseURL: `${url}/v1`, includeUsage: true, supportsStructuredOutputs: true })(name),
   messages: createAnthropic({ baseURL: `${url}/v1`, apiKey: "none" })(name),
 };
 const prompt = "What is the weather in Paris?";
@@ -21,7 +21,7 @@ const getWeather = tool({
 });
 
 for (const [api, model] of Object.entries(models)) {
-  const settings = { model, prompt, maxRetries: 0, maxOutputTokens: 200 };
+  const settings = { model, prompt, maxRetries: 0, maxOutputTokens: 200, temperature: 0 };
   const whole = await generateText(settings);
   assert.ok(whole.usage.outputTokens > 0, api);
   const stream = streamText({ ...settings, onError: ({ error }) => { throw error; } });
@@ -31,9 +31,23 @@ for (const [api, model] of Object.entries(models)) {
     ...settings, tools: { get_weather: getWeather }, toolChoice: "required",
   });
   assert.ok(["Paris", "Oslo"].includes(called.toolCalls[0].input.city), api);
-  if (api === "responses" || api === "chat") {
-    const schema = z.object({ name: z.string(), age: z.number().int() });
-    const { object } = await generateObject({ ...settings, maxOutputTokens: 400, schema, temperature: 0 });
-    schema.parse(object);
-  }
+  const steps = streamText({
+    ...settings,
+    tools: { get_weather: { ...getWeather, execute: ({ city }) => `sunny in ${city}` } },
+    prepareStep: ({ stepNumber }) => (stepNumber ? {} : { toolChoice: "required" }),
+    stopWhen: stepCountIs(2),
+    onError: ({ error }) => { throw error; },
+  });
+  const parts = [];
+  for await (const part of steps.fullStream) parts.push(part.type);
+  assert.equal((await steps.steps).length, 2, api);
+  for (const kind of ["tool-input-delta", "tool-call", "tool-result"]) assert.ok(parts.includes(kind), api);
+  const schema = z.object({ name: z.string(), age: z.number().int() });
+  const asked = { ...settings, maxOutputTokens: 400, schema };
+  const { object } = await generateObject(asked);
+  const streamed = streamObject(asked);
+  for await (const _ of streamed.partialObjectStream);
+  assert.deepEqual(await streamed.object, schema.parse(object), api);
 }
+const { embedding } = await embed({ model: openai.embedding(name), value: "a" });
+assert.ok(embedding.length > 0);

@@ -7,15 +7,15 @@ import re
 
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-_TOKENS = re.compile(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|//[^\n]*|[A-Za-z_]\w*')
+_TOKENS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|/(?:[^/\\\n]|\\.)+/?|//[^\n]*|[A-Za-z_]\w*')
 _ESCAPES = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
-_NEXT_ALTERNATIVE = re.compile(r"\s*\n\s*\|")
+_BEFORE_ALTERNATIVE = re.compile(r"(?<!\s)\s+\|")
 
 
 def lark_of_ebnf(text: str) -> str:
     """Raises ValueError saying what is wrong. Recurses, and holds the interpreter lock for 1 ms a
     kilobyte: bound the text first."""
-    text = _NEXT_ALTERNATIVE.sub(" |", _ESCAPES.sub(_plain, text))
+    text = _BEFORE_ALTERNATIVE.sub(_in_one_line, _ESCAPES.sub(_plain, text))
     try:
         lark = gbnf_to_lark(text)
     except RecursionError as error:
@@ -36,8 +36,12 @@ def _plain(found: re.Match[str]) -> str:
     return chr(code)
 
 
+def _in_one_line(found: re.Match[str]) -> str:
+    return " |" if "\n" in found[0] else found[0]
+
+
 def _as_rule(found: re.Match[str]) -> str:
     """A name in capitals is a terminal: it takes all that it can and gives nothing back, which is
     not what a rule of EBNF means."""
     name = found[0]
-    return f"of_{name.lower()}" if name.isupper() else name
+    return f"of_{name.lower()}" if name.isupper() and name[0] not in '"/' else name

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from protocol.text.grammar import check_grammar
@@ -21,21 +22,30 @@ WHITESPACE = r"( |\r?\n( {0,24}|\t{0,8}))?"
 """Wherever JSON may have it: a blank, or a line's end and what is before the next. Models without
 sense take all they may."""
 MAX_RULES = 1000
-"""Rules, groups and sets of a client's grammar together. The compiler goes down them by recursion
-in machine code, and ran out of 8 MB at 2,500."""
+"""Rules, groups and sets of a client's grammar together, and colons in its texts. The compiler goes
+down them by recursion in machine code, and ran out of 8 MB at 2,500."""
+MAX_ALTERNATIVES = 2000
+"""`|` in a client's grammar. Each may be a state at one place of a text, which are compared with
+each other: 15 ms for so many, a second for ten times as many."""
 MAX_BLANKS = 64
 """Characters of a client's pattern for them."""
 MAX_CHECKED = 128 << 10
 """Characters of schemas that are checked alone to find which one is wrong; as many as take a
 second at worst."""
+MAX_OFTEN = 4 << 10
+"""Characters of forms of which those that were right lately are known: agents send the same tools
+at every turn, and each takes 1.5 ms. Up to 8 MB."""
+_check_often = lru_cache(maxsize=2048)(check_grammar)
 _ONE_OF = (
     "the alternatives of oneOf must exclude each other by their types, or by the constants of a"
     " property that each requires; anyOf need not"
 )
 _COMPILING = re.compile(r"^.*failed to compile JSON schema: ", re.DOTALL)
-_RULE = re.compile(r"::=|\w\s*(?:\[[^\]]*\])?\s*:|[\[(]")
-_LARK = re.compile(r"^\s*(%llguidance\b|\??start\s*(\[[^\]]*\]\s*)?:(?!:=))", re.MULTILINE)
-_SOFTER = re.compile(r"\w\s*\[[^\]\n]*\btemperature\s*=")
+_RULE = re.compile(r"::=|[:\[(]")
+_LARK = re.compile(
+    r"^[ \t]*(%llguidance\b|\??start[ \t]*(\[[^\]\n]*\][ \t]*)?:(?!:=))", re.MULTILINE
+)
+_SOFTER = re.compile(r"[\[,]\s*temperature\s*=\s*[\d.]")
 _BLANK = r"(?: |\n|\r|\t|\\[nrt])"
 _BLANKS = re.compile(rf"(?:\[{_BLANK}+\]|{_BLANK}|\\s|[?|()]|\{{\d{{1,3}}(?:,\d{{1,3}})?\}})*")
 
@@ -61,8 +71,9 @@ def json_form(schema: object, style: JsonStyle = STYLE) -> str:
     form = normalised_schema(schema)
     if style.closed:
         _close(form)
+    text = f"start: %json {json.dumps(form)}"
     try:
-        check_grammar(f"start: %json {json.dumps(form)}")
+        (_check_often if len(text) <= MAX_OFTEN else check_grammar)(text)
     except ValueError as error:
         raise _found(form, str(error)) from error
     space: dict[str, object] = {"whitespace_flexible": style.whitespace is not None}
@@ -84,13 +95,17 @@ def choice_grammar(choices: Sequence[str]) -> str:
     """Raises ValueError."""
     if not choices:
         raise ValueError("needs at least one text")
-    return _checked("start: " + " | ".join(json.dumps(choice) for choice in choices))
+    # One terminal: as alternatives of a rule, 2,000 are too many, and time goes with their square.
+    texts = " | ".join(json.dumps(choice) for choice in dict.fromkeys(choices))
+    return _checked(f"start: CHOICE\nCHOICE: {texts}")
 
 
 def client_grammar(text: str) -> str:
     """Of a client's EBNF or Lark; schemas in it are treated as all are. Raises ValueError."""
     if len(_RULE.findall(text)) > MAX_RULES:
         raise ValueError(f"at most {MAX_RULES} rules, groups and sets")
+    if text.count("|") > MAX_ALTERNATIVES:
+        raise ValueError(f"at most {MAX_ALTERNATIVES} alternatives")
     if _SOFTER.search(text):
         raise ValueError("a temperature of a rule's own is not supported")
     if not text.strip() or text.lstrip().startswith("{"):

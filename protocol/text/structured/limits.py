@@ -20,6 +20,10 @@ MAX_MERGED = 20_000
 worst."""
 MAX_FACTOR = 10_000
 """Of all `multipleOf`, without decimal points. It is a state machine of so many states: 60 ms."""
+MAX_WIDTH = 2000
+"""Ways in which a document may go on at one place. The compiler gives up at so many, in the middle
+of a text, and needs a time that goes with their square: 0.3 s for 15,000."""
+_WAYS_OF_OPTIONAL, _FAR = 4, 32
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _MAPS = ("properties", "patternProperties")
 _ONES = ("items", "additionalProperties")
@@ -50,6 +54,9 @@ def check_limits(body: dict[str, Any], defs: Defs, *, paths: Mapping[str, Path])
         raise SchemaError(
             None, f"more than {MAX_MERGED} schemas and values, those merged counted each time"
         )
+    if (width := _Widths(defs).widest(body)) > MAX_WIDTH:
+        rule = f"at most {MAX_WIDTH} ways to go on at one place ({_WAYS_OF_OPTIONAL} for each"
+        raise SchemaError(None, f"{rule} property that is not required); got {width}")
     finite = _finite(defs)
     for name in sorted(defs.keys() - finite, key=int):
         raise SchemaError(paths[name], "no document of finite size fits it")
@@ -114,6 +121,47 @@ class _Merged:
                 size += self._sizes[name]
             left.extend((inner, merged) for _, inner in inner_schemas(node))
         return min(size, MAX_MERGED + 1)
+
+
+class _Widths:
+    """Ways in which a value of a schema may begin; scalars are told apart by the lexer. What is
+    farther than `_FAR` references and unions counts as one."""
+
+    def __init__(self, defs: Defs) -> None:
+        self._defs = defs
+        self._widths: dict[str, int] = {}
+
+    def widest(self, body: dict[str, Any]) -> int:
+        """Of a schema and `defs`, and of all within them."""
+        most, left = 0, [body, *self._defs.values()]
+        while left:
+            node = left.pop()
+            most = max(most, self._width(node, _FAR))
+            left.extend(inner for _, inner in inner_schemas(node))
+        return most
+
+    def _width(self, node: Any, far: int) -> int:
+        if not isinstance(node, dict) or far == 0:
+            return 1
+        num_optional = len(node.get("properties", {}).keys() - set(node.get("required", ())))
+        num_lists = sum(isinstance(value, dict | list) for value in node.get("enum", ()))
+        most = max(1, _WAYS_OF_OPTIONAL * num_optional, num_lists)
+        if (name := reference(node)) is not None:
+            most = max(most, self._width_of_entry(name, far - 1))
+        for keyword in ("anyOf", "oneOf"):
+            ways = [one for one in node.get(keyword, ()) if not _is_scalar(one)]
+            most = max(most, sum([self._width(one, far - 1) for one in ways]))
+        return most
+
+    def _width_of_entry(self, name: str, far: int) -> int:
+        if name not in self._widths:
+            self._widths[name] = 1  # while it is in itself
+            self._widths[name] = self._width(self._defs[name], far)
+        return self._widths[name]
+
+
+def _is_scalar(node: Any) -> bool:
+    return isinstance(node, dict) and node.get("type") not in (None, "object", "array")
 
 
 def _weight(node: Any) -> int:

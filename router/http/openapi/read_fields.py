@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta
 
 from router.anthropic.content import InputMessage, TextBlock
@@ -12,19 +11,9 @@ from router.openai.embeddings import EmbeddingRequest
 from router.openai.messages import Message
 from router.openai.prompts import MAX_PROMPTS, TokenId
 from router.openai.schemas import MAX_BIASES, MAX_STOPS, Bias, Stop
-from router.openai.tools import MAX_TOOLS, FunctionTool, Name
+from router.openai.tools import MAX_TOOLS, AllowedChoice, FunctionTool, NamedChoice
 from router.responses.items import InputItem
 from router.responses.schemas import ResponseRequest, ResponseTool, ResponseToolChoice
-
-
-class NamedFunction(msgspec.Struct, forbid_unknown_fields=True):
-    name: Name
-
-
-class NamedToolChoice(msgspec.Struct, forbid_unknown_fields=True):
-    type: Literal["function"]
-    function: NamedFunction
-
 
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _PROMPTS = [
@@ -42,7 +31,7 @@ _SHARED: dict[str, Any] = {
     "chat_template_kwargs": dict[str, Any],
     "documents": list[dict[str, Any]],
     "tools": Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)],
-    "tool_choice": Literal["auto", "none", "required"] | NamedToolChoice,
+    "tool_choice": Literal["auto", "none", "required"] | NamedChoice | AllowedChoice,
     "tokens": list[TokenId],
 }
 """By name: mostly one name means one thing in all requests."""

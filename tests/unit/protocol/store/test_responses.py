@@ -103,10 +103,26 @@ def test_bytes_are_given_back_by_deletion_and_by_being_kept_again(server: RedisS
     run(server, test, room_for=8)
 
 
+@pytest.mark.parametrize("book", ["bytes", "sizes", "ends"])
+def test_the_books_are_no_responses_whatever_a_client_asks_for(
+    server: RedisServer, book: str
+) -> None:
+    async def test(store: ResponseStore) -> None:
+        for letter in "abcdefgh":
+            await store.keep(MINE, letter, said(letter))
+        assert await store.num_bytes(MINE, [book]) == 0
+        assert await store.find(MINE, [book]) == (None,)
+        assert not await store.delete(MINE, book)
+        await store.keep(MINE, "i", said("i"))
+        assert await kept_of(store, *"abcdefghi") == "bcdefghi"
+
+    run(server, test, room_for=8)
+
+
 def test_what_has_ended_is_gone_and_its_bytes_are_back(server: RedisServer) -> None:
     async def test(store: ResponseStore) -> None:
         await store.keep(MINE, "a", said("a"))
-        await soon(lambda: not _exists(server, f"responses:{MINE}:a"), what="it has ended")
+        await soon(lambda: not _exists(server, f"responses:{MINE}:id:a"), what="it has ended")
         await store.keep(MINE, "b", said("b"))
         with server.client() as redis:
             assert redis.get(f"responses:{MINE}:bytes") == str(SIZE).encode()
@@ -141,7 +157,7 @@ def test_a_redis_that_came_back_empty_keeps_on(server: RedisServer) -> None:
 def test_what_cannot_be_read_is_not_there(server: RedisServer) -> None:
     async def test(store: ResponseStore) -> None:
         with server.client() as redis:
-            redis.set(f"responses:{MINE}:a", b"\xc1")
+            redis.set(f"responses:{MINE}:id:a", b"\xc1")
         assert await store.find(MINE, ["a"]) == (None,)
 
     run(server, test)

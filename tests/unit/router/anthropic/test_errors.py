@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 from router.anthropic.errors import anthropic_error, show_error_for, speaks_anthropic
-from router.api.errors import ApiError, bad_field, context_exceeded, openai_error
+from router.api.errors import (
+    ApiError,
+    bad_field,
+    context_exceeded,
+    openai_error,
+    unsupported_field,
+)
 
 VERSION = {b"anthropic-version", b"host"}
 
@@ -60,6 +66,14 @@ def test_code_and_field_are_details() -> None:
     error = ApiError(400, "top_k: no", param="top_k", code="unsupported_parameter")
     assert shown(error)["details"] == {"error_code": "unsupported_parameter", "param": "top_k"}
     assert shown(bad_field("top_k", "no"))["details"] == {"param": "top_k"}
+
+
+def test_a_client_that_asks_for_a_thread_is_told_to_go_on_without() -> None:
+    error = unsupported_field("thread")
+    assert shown(error)["details"] == {
+        "error_code": "thread_unsupported_request",
+        "param": "thread",
+    }
 
 
 def test_a_prompt_that_is_too_long_is_said_in_the_words_that_clients_look_for() -> None:

@@ -26,6 +26,7 @@ FORMS: list[tuple[dict[str, Any], str, str]] = [
     (named(OBJECT, strict=True, description="An answer."), ONE, OTHER),
     (named(OBJECT, strict=False), ONE, OTHER),
     (named({}), OTHER, "1"),
+    (named(None), OTHER, "1"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, OTHER, "1"),
     ({"structured_outputs": {"json": OBJECT}}, ONE, OTHER),
     ({"structured_outputs": {"json": json.dumps(OBJECT), "regex": None}}, ONE, OTHER),
@@ -138,5 +139,5 @@ async def test_what_cannot_be_kept_is_refused_by_its_path(
 
 
 async def test_allowed_tokens_reach_the_workers(bench: Bench, client: httpx.AsyncClient) -> None:
-    assert (await chat(client, allowed_token_ids=[7, 9])).status_code == 200
+    assert (await chat(client, allowed_token_ids=[7, 9, *[7] * 5000])).status_code == 200
     assert bench.dispatcher.requests[0].sampling.allowed_token_ids == (7, 9)

@@ -26,6 +26,11 @@ def bench(tmp_path: Path) -> Bench:
     return tool_bench(tmp_path)
 
 
+def allowed(name: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}}]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": tools}}
+
+
 def prepared(bench: Bench, **fields: Any) -> Generation:
     body = json.dumps({"model": MODEL, "messages": [USER]} | fields).encode()
     return prepare_chat(bench.runtime, body, RequestId("r"), CONTEXT)
@@ -47,6 +52,14 @@ def test_tools_are_shown_to_the_model_as_they_were_given(bench: Bench) -> None:
     text = prompt(bench, tools=[WEATHER])
     assert json.dumps(WEATHER) in text
     assert prompt(bench, tools=[WEATHER], tool_choice="none") == prompt(bench)
+
+
+def test_of_tools_that_are_not_allowed_the_model_hears_nothing(bench: Bench) -> None:
+    both = [WEATHER, TIME]
+    assert prompt(bench, tools=both, tool_choice=allowed("get_time")) == prompt(bench, tools=[TIME])
+    (request,) = prepared(bench, tools=both, tool_choice=allowed("get_time")).requests
+    assert request.sampling.grammar is not None
+    assert "get_weather" not in request.sampling.grammar.text
 
 
 def test_a_tool_without_parameters_takes_none(bench: Bench) -> None:
@@ -104,7 +117,12 @@ def test_a_template_gets_calls_in_the_form_it_takes(
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [WEATHER | {"mood": 1}]}, "tools[0].mood"),
         ({"tools": [WEATHER], "tool_choice": "any"}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": [TIME], "tool_choice": allowed("f")}, "tool_choice.allowed_tools.tools"),
+        (
+            {"tools": [TIME], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+            "tool_choice.allowed_tools.mode",
+        ),
         ({"tool_choice": "required"}, "tool_choice"),
         (
             {"tools": [TIME], "tool_choice": {"type": "function", "function": WEATHER["function"]}},

@@ -1,13 +1,18 @@
 """Patterns, choices and grammars of clients: which texts they let through, and what is refused."""
 
+from contextlib import suppress
+from time import process_time
+
 import pytest
 from support.json_schemas import accepts
 
 from protocol.text.structured.grammars import (
+    MAX_ALTERNATIVES,
     MAX_RULES,
     blanks,
     choice_grammar,
     client_grammar,
+    json_grammar,
     regex_grammar,
 )
 
@@ -48,6 +53,7 @@ def test_one_of_a_choice_is_said_to_the_letter() -> None:
     ("grammar", "yes", "no"),
     [
         ('root ::= "a" | "b"', ["a", "b"], ["ab", ""]),
+        ('root ::= "YES" | "I/O/A"', ["YES", "I/O/A"], ["yes"]),
         ('root ::= word " " word\nword ::= [a-z ]+', ["ab cd", "a  b"], ["ab", "A b"]),
         ('root ::= WORD "x"\nWORD ::= [a-z]+', ["abx"], ["x"]),
         (
@@ -87,11 +93,38 @@ def test_a_clients_grammar_is_ebnf_or_lark(grammar: str, yes: list[str], no: lis
         ("\n".join(f"a{n}: a{n + 1}" for n in range(MAX_RULES + 1)), f"at most {MAX_RULES}"),
         ("root ::= " + "[a]" * (MAX_RULES + 1), f"at most {MAX_RULES}"),
         ('root ::= "\\ud800"', "no character"),
+        ("start: " + '"a"|' * (MAX_ALTERNATIVES + 1), f"at most {MAX_ALTERNATIVES}"),
     ],
 )
 def test_a_clients_grammar_that_is_none_is_refused(grammar: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         client_grammar(grammar)
+
+
+@pytest.mark.parametrize("again", ["a[", "start[", "\nstart[", "\n", "\n ", '"\\', "/\\", "a "])
+@pytest.mark.parametrize("before", ["", 'root ::= "a" ', 'start: "a" '])
+def test_a_text_without_sense_is_read_in_a_moment(before: str, again: str) -> None:
+    """With the interpreter lock held: each stopped a router for up to minutes."""
+    began = process_time()
+    with suppress(ValueError):
+        client_grammar(before + again * (60_000 // len(again)))
+    assert process_time() - began < 3
+
+
+def test_of_thousands_of_choices_each_can_be_said() -> None:
+    """Alternatives of a rule would be too many for one place of a text."""
+    choices = [f"option {index} of many" for index in range(5000)]
+    assert accepts(choice_grammar(choices), choices[4321])
+    assert accepts(choice_grammar(["same"] * 5000), "same")
+
+
+def test_a_short_schema_that_comes_again_is_not_compiled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = {"type": "object", "properties": {"comes_again": {}}}
+    made = json_grammar(schema)
+    monkeypatch.setattr("protocol.text.grammar.LLMatcher", None)
+    assert json_grammar(schema) == made
 
 
 def test_the_longest_chain_of_rules_that_is_let_through_compiles() -> None:

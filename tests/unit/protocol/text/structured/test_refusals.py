@@ -183,6 +183,14 @@ COSTLY = {
         lambda ref, n: {"type": "object", "properties": {"a": ref, "b": ref}, "anyOf": [ref, ref]},
         {"type": "object"},
     ),
+    "properties that may all be missing": {
+        "properties": {f"p{n}": {"type": "null"} for n in range(501)}
+    },
+    "objects to choose among": {"items": {"enum": [{"a": n} for n in range(2001)]}},
+    "alternatives of many properties": {
+        "$defs": {"a": {"properties": {f"p{n}": {} for n in range(40)}}},
+        "anyOf": [{"$ref": "#/$defs/a"}] * 20,
+    },
     "a machine of many states": {"multipleOf": 999_983},
     "a machine of many states, together": {
         "allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}],
@@ -200,6 +208,7 @@ def test_what_would_cost_too_much_is_refused_before_it_is_compiled(name: str) ->
 def test_what_is_just_within_the_limits_compiles() -> None:
     """On the stack of a thread: the compiler would end the process."""
     links = (MAX_STACK - 10) // 3
+    assert json_grammar(chain(MAX_STACK - 10, lambda ref, _: ref, {}))
     assert json_grammar(
         chain(
             links,

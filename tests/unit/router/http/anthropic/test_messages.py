@@ -319,6 +319,7 @@ async def test_tokens_are_counted_as_a_message_would_have_them(
         ({"return_token_ids": True}, "return_token_ids"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"bad_words": ["x"]}, "bad_words"),
         ({"stop_sequences": [""]}, "stop_sequences[0]"),
         ({"container": "x"}, "container"),
         ({"mcp_servers": [{"name": "x"}]}, "mcp_servers"),

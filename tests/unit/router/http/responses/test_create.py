@@ -222,6 +222,7 @@ async def test_a_large_answer_is_the_same_in_pieces(
         ({"truncation": "auto"}, "truncation", "unsupported_parameter"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_parameter"),
         ({"n": 2}, "n", "unsupported_parameter"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs", "unsupported_parameter"),
         ({"max_tokens": 2}, "max_tokens", "unsupported_parameter"),
         ({"messages": []}, "messages", "unsupported_parameter"),
         ({"nonsense": 1}, "nonsense", "unknown_parameter"),
