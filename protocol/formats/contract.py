@@ -50,8 +50,9 @@ class OutputParser(Protocol):
         """The next token and the text that came with it, which may lag behind; where the token is
         one of the marks (`protocol.messages.Sampling.marks`), the text is what precedes it."""
 
-    def finish(self) -> Sequence[OutputEvent]:
-        """The output is over: what was held back."""
+    def finish(self, *, is_cut: bool = False) -> Sequence[OutputEvent]:
+        """The output is over: what was held back. `is_cut`: it would have gone on, so that what may
+        still become a call or a tag is nothing; what was told begins what would have been."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,19 @@ class Tool:
     """JSON Schema of its arguments, an object."""
     strict: bool = False
     """Arguments are held to the schema while they are generated."""
+    place: str = ""
+    """Of its parameters in the client's body, for errors: `tools[0].function.parameters`."""
+
+
+class ToolError(ValueError):
+    """A tool that no grammar of its calls can be made for: `place` is what of it, in the client's
+    body. Not `is_wrong`: it asks for what cannot be done."""
+
+    def __init__(self, tool: Tool, path: str, rule: str, *, is_wrong: bool = False) -> None:
+        super().__init__(f"{tool.name}: {path or 'parameters'}: {rule}")
+        self.place = f"{tool.place}.{path}".removesuffix(".")
+        self.rule = rule
+        self.is_wrong = is_wrong
 
 
 @dataclass(frozen=True, slots=True)

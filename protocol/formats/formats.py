@@ -59,7 +59,8 @@ class Formats:
         answer_grammar: str | None = None,
     ) -> Output:
         """Of a request with this prompt. `answer_grammar`: of the content, as llguidance reads it.
-        Raises ValueError for tools and choices that the format cannot be held to."""
+        Raises ToolError for a tool whose calls cannot be held to what it asks for, ValueError for
+        any where `self.tools` is None."""
         uses_tools = bool(tools) and choice != "none"
         if uses_tools and self.tools is None:
             raise ValueError("how this model calls tools is not known")

@@ -76,8 +76,14 @@ def _read_tools(raw: bytes) -> tuple[Tool, ...]:
     tools: list[MessageTool] = decode_without_nulls(_tools, raw)
     check_names([tool.name for tool in tools])
     return tuple(
-        new_tool(tool.name, tool.description, tool.input_schema, strict=bool(tool.strict))
-        for tool in tools
+        new_tool(
+            tool.name,
+            tool.description,
+            tool.input_schema,
+            strict=bool(tool.strict),
+            place=f"tools[{index}].input_schema",
+        )
+        for index, tool in enumerate(tools)
     )
 
 

@@ -70,9 +70,12 @@ class AnswerWriter(ABC):
         self._usage.reasoning_tokens += any(isinstance(one, Reasoning) for one in events)
         return self._shown(events)
 
-    def last_events(self, index: int) -> Sequence[OutputEvent]:
+    def last_events(self, index: int, ended: Ended) -> Sequence[OutputEvent]:
         """What was held back until a choice had ended."""
-        return () if self._parsers is None else self._shown(self._parsers[index].finish())
+        if self._parsers is None:
+            return ()
+        is_cut = ended.finish_reason == "length"
+        return self._shown(self._parsers[index].finish(is_cut=is_cut))
 
     def _shown(self, events: Sequence[OutputEvent]) -> Sequence[OutputEvent]:
         if self._generation.show_reasoning:

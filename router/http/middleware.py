@@ -38,8 +38,11 @@ COUNTED_PATHS = _PROBED_PATHS | {
     "/v1/messages",
     "/v1/messages/count_tokens",
     "/v1/responses",
+    "/v1/embeddings",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
+    "/version",
     "/cluster",
     "/load",
 }

@@ -19,6 +19,7 @@ from router.api.parsing import Reader, Schema, Unsupported, parse_body
 from router.openai.encode import check_token_ids, encode_text
 from router.openai.prompts import Prompt, read_prompts
 from router.openai.schemas import MAX_COPIED_TOKENS, Name
+from router.openai.unsupported import EMBEDDING_UNSUPPORTED
 from router.requests.events import GenerationRequest
 from router.runtime import Runtime
 
@@ -32,7 +33,7 @@ def _read_inputs(raw: bytes) -> tuple[Prompt, ...]:
 
 
 class EmbeddingRequest(Schema, frozen=True, kw_only=True):
-    unsupported: ClassVar[Unsupported] = {"truncate_prompt_tokens": (), "embed_dtype": ("float32",)}
+    unsupported: ClassVar[Unsupported] = EMBEDDING_UNSUPPORTED
     large: ClassVar[frozenset[str]] = frozenset({"input"})
     readers: ClassVar[dict[str, Reader]] = {"input": _read_inputs}
     model: str
@@ -43,7 +44,7 @@ class EmbeddingRequest(Schema, frozen=True, kw_only=True):
     """vLLM's, as the next: of inputs that are texts."""
     cache_salt: Annotated[str, Meta(max_length=1024)] = ""
     user: Name = ""
-    priority: Literal[0] = 0
+    request_id: Name = ""
 
 
 def prepare_embeddings(

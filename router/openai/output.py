@@ -6,6 +6,7 @@ Everything that is asked of a model which its formats do not know is refused by 
 from collections.abc import Sequence
 from dataclasses import replace
 
+from protocol.formats.contract import ToolError
 from protocol.formats.formats import Formats, Output
 from protocol.messages import Grammar
 from router.api.errors import ApiError, bad_field, unsupported_field
@@ -47,7 +48,9 @@ def open_output(formats: Formats, conversation: Conversation, token_ids: Sequenc
     chat = conversation.chat
     if not conversation.separate_reasoning and formats.reasoning_format != "none":
         if chat.has_tools or conversation.answer_grammar is not None:
-            raise unsupported_field(chat.named("separate_reasoning"), "false beside tools is")
+            raise unsupported_field(
+                chat.named("separate_reasoning"), "false beside tools or a form is"
+            )
         return PLAIN
     try:
         return formats.open(
@@ -57,5 +60,7 @@ def open_output(formats: Formats, conversation: Conversation, token_ids: Sequenc
             prompt_ids=token_ids,
             answer_grammar=conversation.answer_grammar,
         )
-    except ValueError as error:
-        raise bad_field(chat.named("tools"), str(error)) from error
+    except ToolError as error:
+        code = None if error.is_wrong else "unsupported_parameter"
+        message = f"{error.place}: {error.rule}"
+        raise ApiError(400, message, param=error.place, code=code) from error

@@ -41,7 +41,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class NamedSchema(_Part, frozen=True, kw_only=True):
     name: Label | None = None
     description: Note | None = None
-    schema: Any = msgspec.field(default_factory=dict)
+    schema: Any = None
     strict: bool | None = None
 
 

@@ -78,18 +78,31 @@ def read_tools(raw: bytes) -> tuple[Tool, ...]:
     functions = [tool.function for tool in _tools.decode(raw)]
     check_names([function.name for function in functions])
     return tuple(
-        new_tool(one.name, one.description, one.parameters, strict=bool(one.strict))
-        for one in functions
+        new_tool(
+            one.name,
+            one.description,
+            one.parameters,
+            strict=bool(one.strict),
+            place=f"tools[{index}].function.parameters",
+        )
+        for index, one in enumerate(functions)
     )
 
 
 def new_tool(
-    name: str, description: str | None, parameters: dict[str, Any] | None, *, strict: bool
+    name: str,
+    description: str | None,
+    parameters: dict[str, Any] | None,
+    *,
+    strict: bool,
+    place: str,
 ) -> Tool:
-    """ValueError: parameters that are nested too deeply."""
+    """`place`: of the parameters, in the body. ValueError: they are nested too deeply."""
     check_depth(parameters or {}, MAX_DEPTH)
     shown = parameters or NO_PARAMETERS
-    return Tool(name=name, description=description or "", parameters=shown, strict=strict)
+    return Tool(
+        name=name, description=description or "", parameters=shown, strict=strict, place=place
+    )
 
 
 def check_names(names: list[str]) -> None:

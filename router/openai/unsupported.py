@@ -29,6 +29,11 @@ CHAT_UNSUPPORTED: Unsupported = {
 COMPLETION_UNSUPPORTED: Unsupported = {
     **_SAMPLERS, "suffix": ("",), "prompt_embeds": (),
 }
+EMBEDDING_UNSUPPORTED: Unsupported = {
+    "truncate_prompt_tokens": (), "truncation_side": (), "embed_dtype": ("float32",),
+    "endianness": ("native", "little"), "normalize": (), "use_activation": (), "messages": (),
+    "mm_processor_kwargs": ({},), "priority": (0,),
+}
 TOKENIZE_UNSUPPORTED: Unsupported = {
     "return_token_strs": (False,), "chat_template": (), "mm_processor_kwargs": ({},),
     "media_io_kwargs": ({},),

@@ -145,8 +145,14 @@ class ResponseRequest(SamplingFields, frozen=True, kw_only=True):
         if isinstance(choice, ResponseToolChoice) and choice.type == "allowed_tools":
             allowed = {tool.name for tool in choice.tools}
         return tuple(
-            new_tool(tool.name, tool.description, tool.parameters, strict=bool(tool.strict))
-            for tool in self.tools
+            new_tool(
+                tool.name,
+                tool.description,
+                tool.parameters,
+                strict=bool(tool.strict),
+                place=f"tools[{index}].parameters",
+            )
+            for index, tool in enumerate(self.tools)
             if allowed is None or tool.name in allowed
         )
 

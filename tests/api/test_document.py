@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 from fastapi.routing import APIRoute
+from jsonschema import Draft202012Validator
 from support.api import MODEL, Bench
 
 from router.http.openapi.endpoint import Endpoint
@@ -106,6 +107,32 @@ async def test_what_is_got_is_as_the_document_says(bench: Bench, one: Endpoint) 
         msgspec.json.decode(answer.content, type=one.error or ErrorAnswer)
     elif one.answer is not str:
         msgspec.json.decode(answer.content, type=one.answer)
+
+
+@pytest.mark.parametrize("one", ENDPOINTS, ids=by_path)
+def test_every_request_and_answer_has_an_example_that_fits_its_schema(
+    bench: Bench, one: Endpoint
+) -> None:
+    document = bench.app().openapi()
+    operation = document["paths"][one.path][one.method]
+    assert not re.search("[a-z][A-Z]", operation["summary"]), "a name of the code's"
+    told = [operation.get("requestBody", {"content": {}}), *operation["responses"].values()]
+    for shape in (each for one in told for each in one["content"].values()):
+        schema = {**shape["schema"], "components": document["components"]}
+        Draft202012Validator(schema).validate(shape["example"])
+
+
+async def test_either_kind_of_key_is_told(bench: Bench) -> None:
+    document = bench.app(api_keys=("secret",)).openapi()
+    assert {name for each in document["security"] for name in each} == {"bearer", "x-api-key"}
+    async with bench.client(api_keys=("secret",)) as client:
+        headers: tuple[dict[str, str], ...] = (
+            {"x-api-key": "secret"},
+            {"authorization": "Bearer secret"},
+            {},
+        )
+        answers = [await client.get("/version", headers=each) for each in headers]
+    assert [each.status_code for each in answers] == [200, 200, 401]
 
 
 def test_the_document_is_json_and_its_references_lead_somewhere(bench: Bench) -> None:

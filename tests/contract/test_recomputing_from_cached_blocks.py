@@ -1,6 +1,6 @@
 """A sequence that is computed again goes on from its cached blocks, and computes a token at least.
 
-What users and readers of engines that schedule ahead reported (docs/field-failures.md), each made
+What users and readers of engines that schedule ahead reported (docs/complaints.md), each made
 to happen to us. Every one at the scheduler, moved by hand, and on an engine's own thread; with the
 next step launched before the last one's tokens are read (depth 2), and without.
 """

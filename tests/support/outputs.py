@@ -93,11 +93,11 @@ def read_tokens(tokenizer: Tokenizer, output: Output, text: str) -> Said:
     return say(output.new_parser(), steps(tokenizer, output.marks, text))
 
 
-def say(parser: OutputParser, fed: Iterable[tuple[int, str]]) -> Said:
+def say(parser: OutputParser, fed: Iterable[tuple[int, str]], *, is_cut: bool = False) -> Said:
     said = Said()
     for token_id, text in fed:
         said.take(parser.feed(token_id, text))
-    said.take(parser.finish())
+    said.take(parser.finish(is_cut=is_cut))
     return said
 
 

@@ -76,7 +76,7 @@ def asked(
     return name, "".join(pieces), reason
 
 
-def test_a_call_is_what_its_schema_says(cluster: Cluster) -> None:
+def test_a_call_is_what_its_schema_says_from_a_cached_prompt_too(cluster: Cluster) -> None:
     name, arguments, reason = asked(cluster, request="whole")
     assert (name, reason) == ("get_weather", "tool_calls")
     read = json.loads(arguments)
@@ -86,6 +86,8 @@ def test_a_call_is_what_its_schema_says(cluster: Cluster) -> None:
     calls = whole.choices[0].message.tool_calls
     assert calls is not None and len(calls) == 1 and calls[0].type == "function"
     assert calls[0].function.arguments == arguments
+    assert whole.usage is not None and whole.usage.prompt_tokens_details is not None
+    assert whole.usage.prompt_tokens_details.cached_tokens
 
 
 def test_a_call_goes_on_with_the_same_arguments_when_its_worker_dies(cluster: Cluster) -> None:

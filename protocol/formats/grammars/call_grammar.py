@@ -8,12 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from protocol.formats.contract import Tool
+from protocol.formats.contract import Tool, ToolError
 from protocol.formats.grammars.lark import Rules
 from protocol.formats.reading.bound import BoundFormat
 from protocol.formats.reading.values import ALL_KINDS, parameter_kinds
 from protocol.formats.table import VALUES, Written
 from protocol.text.structured.grammars import JsonStyle, json_form
+from protocol.text.structured.limits import SchemaError, UnsupportedKeyword
 
 STYLE = JsonStyle(closed=True)
 """Arguments are those that a tool names, unless it names none."""
@@ -23,7 +24,7 @@ Schema = Mapping[str, Any]
 
 
 class CallGrammar:
-    """ValueError says of which tool, and what of it, no grammar can be made."""
+    """ToolError says of which tool, and what of it, no grammar can be made."""
 
     def __init__(self, bound: BoundFormat, written: Written, rules: Rules) -> None:
         self._format, self._written, self._rules = bound.format, written, rules
@@ -53,11 +54,8 @@ class CallGrammar:
         parts = _SLOT.split(text)
         out = [self._rules.literal(parts[0])]
         is_free = only_strict and not tool.strict
-        try:
-            for slot, after in zip(parts[1::2], parts[2::2], strict=True):
-                out += [self._slot(slot, tool, is_free), self._rules.literal(after)]
-        except ValueError as error:
-            raise ValueError(f"{tool.name}: {error}") from error
+        for slot, after in zip(parts[1::2], parts[2::2], strict=True):
+            out += [self._slot(slot, tool, is_free), self._rules.literal(after)]
         return " ".join(out)
 
     def _slot(self, slot: str, tool: Tool, is_free: bool) -> str:
@@ -77,13 +75,16 @@ class CallGrammar:
             case _:
                 return self._keywords(schema, tool)
 
-    def _json(self, schema: object, tool: Tool) -> str:
-        """Of a tool that is not strict, any object where no grammar can be made of its schema."""
+    def _json(self, schema: object, tool: Tool, name: str | None = None) -> str:
+        """Of the parameter `name`, or of all. Of a tool that is not strict, any object where no
+        grammar can be made of its schema."""
         try:
             return self._rules.json(json_form(schema, STYLE))
-        except ValueError:
+        except SchemaError as error:
             if tool.strict:
-                raise
+                path = ".".join(part for part in (_path(name), error.path) if part)
+                is_wrong = not isinstance(error, UnsupportedKeyword)
+                raise ToolError(tool, path, error.rule, is_wrong=is_wrong) from error
         return self._rules.json(json_form({"type": "object"}))
 
     # -- parameters one by one --------------------------------------------------------------
@@ -91,38 +92,47 @@ class CallGrammar:
     def _parameters(self, schema: Schema, tool: Tool) -> str:
         named = _properties(schema)
         if not named and schema.get("additionalProperties", True) is not False:
-            return f"({self._parameter(_ANY_NAME, ALL_KINDS, {}, tool)})*"
+            return f"({self._parameter(None, ALL_KINDS, {}, tool)})*"
         required = schema.get("required", ())
         out = []
         for name, inner in named.items():
-            key = json.dumps(name, ensure_ascii=False)
-            rule = self._parameter(key, parameter_kinds(schema, name), inner, tool)
+            rule = self._parameter(name, parameter_kinds(schema, name), inner, tool)
             out.append(rule if name in required else f"({rule})?")
         return " ".join(out)
 
-    def _parameter(self, key: str, kinds: frozenset[str], schema: Any, tool: Tool) -> str:
+    def _parameter(self, name: str | None, kinds: frozenset[str], schema: Any, tool: Tool) -> str:
+        """None: of any name."""
+        key = _ANY_NAME if name is None else json.dumps(name, ensure_ascii=False)
         literal, template = self._rules.literal, self._written.parameter
         before, _, rest = template.partition("{key}")
         between, _, after = rest.partition("{value}")
         line = "\n" if self._format.trim_lines else ""
         after = after.removeprefix(line)
         is_text = "string" in kinds
-        value = self._value(kinds, schema, line, after, tool)
+        value = self._value(kinds, schema, line, after, tool, name)
         kind = "string" if is_text else min(kinds - {"integer"} or {"number"})
         between = between.replace("{is_string}", str(is_text).lower()).replace("{type}", kind)
         return f"{literal(before)} {key} {literal(between)} {value}"
 
-    def _value(self, kinds: frozenset[str], schema: Any, line: str, after: str, tool: Tool) -> str:
+    def _value(
+        self,
+        kinds: frozenset[str],
+        schema: Any,
+        line: str,
+        after: str,
+        tool: Tool,
+        name: str | None,
+    ) -> str:
         """With what follows it; `line` does too, where it is not part of the value."""
         literal = self._rules.literal
         if (values := _listed(schema)) is not None:
             texts = [one if isinstance(one, str) else json.dumps(one) for one in values]
             return f"({' | '.join(literal(text + line + after) for text in texts)})"
         if "string" not in kinds:
-            return f"{self._json(schema, tool)} {literal(line + after)}"
+            return f"{self._json(schema, tool, name)} {literal(line + after)}"
         if tool.strict and (keyword := _held_by(schema)):
             rule = f"{keyword} of a string cannot be held to in the format {self._format.name}"
-            raise ValueError(f"strict: {rule}")
+            raise ToolError(tool, _path(name), rule)
         end = next((text for text in self._no_value if after.startswith(text)), "")
         rest = literal(after[len(end) :])
         return (
@@ -134,8 +144,8 @@ class CallGrammar:
         required, first, rest = schema.get("required", ()), "", ""
         for name, inner in reversed(_properties(schema).items()):
             if not name.isidentifier():
-                raise ValueError(f"{name}: not a name in the format {self._format.name}")
-            pair = f"{json.dumps(f'{name}=')} {self._json(inner, tool)}"
+                raise ToolError(tool, _path(name), f"no name in the format {self._format.name}")
+            pair = f"{json.dumps(f'{name}=')} {self._json(inner, tool, name)}"
             whole = self._rules.add(f"{pair} {rest}")
             others = f'", " {whole}'
             if name in required:
@@ -147,6 +157,10 @@ class CallGrammar:
 
 
 _ANY_NAME = "/[A-Za-z0-9_]{1,64}/"
+
+
+def _path(name: str | None) -> str:
+    return "" if name is None else f"properties.{name}"
 
 
 def _properties(schema: Schema) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def output_grammar(
     thinking: ThinkTags | None,
     tokenizer: Tokenizer,
 ) -> Grammar | None:
-    """None: any text will do. Raises ValueError for tools of which none can be made."""
+    """None: any text will do. Raises ToolError for a tool of which none can be made."""
     if not wish.is_held:
         return None
     rules = Rules(bound, ends=tokenizer.eos_token_ids)

@@ -1,7 +1,7 @@
 """Runs a format's table over an output: tokens and text in, events out.
 
-What looked like a call and was none stays text where it stood. A call that has begun is never
-taken back: if the rest of it makes no sense, it is left open.
+What looked like a call and was none stays text where it stood, unless the output was cut there. A
+call that has begun is never taken back: if the rest of it makes no sense, it is left open.
 """
 
 import re
@@ -61,7 +61,9 @@ class FormatParser:
             self._take_mark(mark)
         return self._new_events()
 
-    def finish(self) -> Sequence[OutputEvent]:
+    def finish(self, *, is_cut: bool = False) -> Sequence[OutputEvent]:
+        if is_cut:
+            return self._new_events()
         self._run(final=True)
         if self._is_tentative:
             self._fail(self._pending)

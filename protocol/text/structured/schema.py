@@ -33,15 +33,16 @@ from protocol.text.structured.references import Path, References
 MAX_COUNT = 2**31 - 1
 Schema = dict[str, Any] | bool
 """Normalised. True is written `{}`; False stays."""
+_FITTED = "must be a schema that something fits: an object or true"
 
 
 def normalised_schema(schema: object) -> dict[str, Any]:
-    """Raises SchemaError. `{}` and true, of which any text of JSON is a document, become an
-    object's schema: a number might never end."""
-    if schema is True or schema == {}:
-        schema = {"type": "object"}
+    """Raises SchemaError. One that says nothing, of which any text of JSON is a document, becomes
+    an object's schema: a number might never end."""
+    if schema is True:
+        schema = {}
     if not isinstance(schema, dict):
-        raise SchemaError(None, "must be a schema that something fits: an object or true")
+        raise SchemaError(None, _FITTED)
     _check_nesting(schema)
     return _Normaliser(schema).run()
 
@@ -74,7 +75,9 @@ class _Normaliser:
             defs[name] = body if target is self._root else self._schema(target, self._paths[name])
             if target is self._root:
                 body = {"$ref": f"#/$defs/{name}"}
-        assert isinstance(body, dict)
+        if not isinstance(body, dict):
+            raise SchemaError(None, _FITTED)
+        body = body or {"type": "object"}
         check_limits(body, defs, paths=self._paths)
         return {**body, "$defs": defs} if defs else body
 

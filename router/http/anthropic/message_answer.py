@@ -32,7 +32,7 @@ class MessageAnswer(AnswerWriter):
 
     def _last_changes(self, ended: Ended) -> Iterator[BlockChange]:
         self._usage.ended(0, ended)
-        for event in self.last_events(0):
+        for event in self.last_events(0, ended):
             yield from self._blocks.add(event)
         yield from self._blocks.end()
         by = ended.stopped_by

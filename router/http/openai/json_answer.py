@@ -106,7 +106,7 @@ class JsonAnswer(AnswerWriter):
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
-        self._choices[index].end(ended, self.last_events(index))
+        self._choices[index].end(ended, self.last_events(index, ended))
 
     async def finish(self) -> None:
         generation = self._generation

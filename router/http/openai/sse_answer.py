@@ -158,7 +158,7 @@ class SseAnswer(AnswerWriter):
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._usage.ended(index, ended)
-        frame = self._open() + self._frames_of(index, self.last_events(index), NONE)
+        frame = self._open() + self._frames_of(index, self.last_events(index, ended), NONE)
         reason = finish_reason(ended.finish_reason, has_calls=self._has_calls[index])
         more = self._token_ids(index)
         await self._write(frame + self._frames.closing(index, reason, ended.stopped_by, more))

@@ -10,8 +10,12 @@ from typing import Any
 
 import msgspec
 
+from router.anthropic.errors import anthropic_error
+from router.api.errors import ApiError, openai_error
 from router.api.parsing import Schema
 from router.http.openapi.endpoint import Endpoint
+from router.http.openapi.example import example_of
+from router.http.openapi.message_answers import MessageError
 from router.http.openapi.openai_answers import ErrorAnswer
 from router.http.openapi.read_fields import json_type
 
@@ -47,13 +51,16 @@ def make_document(endpoints: Sequence[Endpoint], *, model: str, version: str) ->
     for name in {_name_of(schema) for schema in (of_type[id(each)] for each in requests.values())}:
         if "model" in components[name].get("properties", {}):
             components[name]["properties"]["model"] = {"type": "string", "enum": [model]}
-    key = {"type": "http", "scheme": "bearer"}
+    keys = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
     return {
         "openapi": OPENAPI,
         "info": {"title": "Baton", "version": version},
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": key}},
-        "security": [{"key": []}],
+        "components": {"schemas": components, "securitySchemes": keys},
+        "security": [{name: []} for name in keys],
     }
 
 
@@ -71,7 +78,9 @@ def _operation(
     operation: Json = {"summary": one.summary, "operationId": _operation_id(one)}
     if one.is_open:
         operation["security"] = []
-    if parameters := [_path_parameter(name) for name in re.findall(r"\{(\w+)", one.path)]:
+    in_path = re.findall(r"\{(\w+)", one.path)
+    in_query = [{"name": name, "in": "query", "schema": kind} for name, kind in one.query.items()]
+    if parameters := [*map(_path_parameter, in_path), *in_query]:
         operation["parameters"] = parameters
     if one.request is not None:
         named = {"model": model} if "model" in one.request.__struct_fields__ else {}
@@ -79,31 +88,36 @@ def _operation(
         body = {"required": True, "content": {"application/json": content}}
         operation["requestBody"] = body
     operation["responses"] = {
-        "200": {"description": "Success.", "content": _content(one, of_type)},
+        "200": {"description": "Success.", "content": _content(one, of_type, model=model)},
         **_refusals(one, of_type[id(one.error or ErrorAnswer)]),
     }
     return operation
 
 
-def _content(one: Endpoint, of_type: Mapping[int, Json]) -> Json:
+def _content(one: Endpoint, of_type: Mapping[int, Json], *, model: str) -> Json:
     if one.answer is str:
-        return {"text/plain": {"schema": {"type": "string"}}}
+        example = "# TYPE baton_requests_total counter"
+        return {"text/plain": {"schema": {"type": "string"}, "example": example}}
     schema = of_type[id(one.answer)]
     if one.to_anthropic is not None:
         schema = {"anyOf": [schema, of_type[id(one.to_anthropic)]]}
-    content: Json = {"application/json": {"schema": schema}}
+    example = example_of(one.answer, model=model)
+    content: Json = {"application/json": {"schema": schema, "example": example}}
     if one.event is not None:
-        content["text/event-stream"] = {"schema": of_type[id(one.event)]}
+        example = example_of(one.event, model=model)
+        content["text/event-stream"] = {"schema": of_type[id(one.event)], "example": example}
     return content
 
 
 def _refusals(one: Endpoint, schema: Json) -> Json:
     statuses = {*one.statuses, *_OF_ALL, *(_OF_BODIES if one.request else ())}
-    content = {"application/json": {"schema": schema}}
-    return {
-        str(status): {"description": _REFUSALS[status], "content": content}
-        for status in sorted(statuses - ({401} if one.is_open else set()))
-    }
+    show_error = anthropic_error if one.error is MessageError else openai_error
+    refusals: Json = {}
+    for status in sorted(statuses - ({401} if one.is_open else set())):
+        example = msgspec.json.decode(show_error(ApiError(status, _REFUSALS[status])))
+        content = {"application/json": {"schema": schema, "example": example}}
+        refusals[str(status)] = {"description": _REFUSALS[status], "content": content}
+    return refusals
 
 
 def _documented(schema: type[Schema]) -> type[Any]:

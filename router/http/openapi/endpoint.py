@@ -22,6 +22,8 @@ class Endpoint:
     """The type of each event's JSON of a streamed answer; None: it is never streamed."""
     asked: Mapping[str, Any] = field(default_factory=dict)
     """A request, but for `model`, which the document fills in."""
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Parameters behind the path, which may all be absent, and their JSON Schemas."""
     statuses: tuple[int, ...] = ()
     """Of its refusals, besides those of every path."""
     is_open: bool = False

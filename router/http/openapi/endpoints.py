@@ -20,6 +20,7 @@ from router.http.openapi.operator_answers import (
     Version,
 )
 from router.http.openapi.response_answers import Deleted, InputItems, ResponseEvent, ResponseShape
+from router.http.responses.kept import MAX_LISTED
 from router.openai.embeddings import EmbeddingRequest
 from router.openai.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from router.responses.schemas import ResponseRequest
@@ -28,7 +29,7 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 _CHATS = (
     Endpoint(
         path="/v1/chat/completions",
-        summary="JsonShape a chat",
+        summary="Answer a chat",
         request=ChatRequest,
         answer=ChatCompletion,
         event=ChatChunk,
@@ -55,7 +56,7 @@ _EMBEDDINGS = (
 _RESPONSES = (
     Endpoint(
         path="/v1/responses",
-        summary="JsonShape items",
+        summary="Answer items",
         request=ResponseRequest,
         answer=ResponseShape,
         event=ResponseEvent,
@@ -80,6 +81,11 @@ _RESPONSES = (
         method="get",
         summary="What a response was made from",
         answer=InputItems,
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LISTED},
+            "order": {"enum": ["asc", "desc"]},
+            "after": {"type": "string"},
+        },
         statuses=(400, 404, 429, 503),
     ),
     Endpoint(
@@ -92,7 +98,7 @@ _RESPONSES = (
 _MESSAGES = (
     Endpoint(
         path="/v1/messages",
-        summary="JsonShape a chat, in Anthropic's shape",
+        summary="Answer a chat, in Anthropic's shape",
         request=MessagesRequest,
         answer=MessageShape,
         event=MessageEvent,

@@ -54,7 +54,7 @@ class ResponseAnswer(AnswerWriter):
 
     def _last_changes(self, index: int, ended: Ended) -> Iterator[ItemChange]:
         self._usage.ended(index, ended)
-        for event in self.last_events(index):
+        for event in self.last_events(index, ended):
             yield from self._transcript.add(event)
         self._is_whole = ended.finish_reason == "stop"
         yield from self._transcript.end(is_whole=self._is_whole)

@@ -9,10 +9,16 @@ from support.api import HI, MODEL, Bench, chat, error_of
 
 from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.messages import Blocks, Speeds, TransportUse
+from router.http.middleware import COUNTED_PATHS
+from router.http.openapi.endpoints import ENDPOINTS
 from router.placement.prefix_index import IndexState
 from router.runtime import ClusterView, WorkerView
 
 pytestmark = pytest.mark.anyio
+
+
+def test_every_path_is_counted_by_itself() -> None:
+    assert {one.path for one in ENDPOINTS if "{" not in one.path} <= COUNTED_PATHS
 
 
 async def test_the_request_id_is_echoed_and_names_the_answer(client: httpx.AsyncClient) -> None:

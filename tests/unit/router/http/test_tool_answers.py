@@ -77,6 +77,16 @@ async def test_a_call_that_was_cut_ends_by_length(client: httpx.AsyncClient) -> 
     assert ARGUMENTS.startswith(call["function"]["arguments"])
 
 
+async def test_wherever_calls_are_cut_nothing_of_them_is_content(
+    bench: Bench, client: httpx.AsyncClient
+) -> None:
+    bench.dispatcher.reply = f"{CALL}\n{TIME_CALL}"
+    num_tokens = len(bench.runtime.tokenizer.encode(bench.dispatcher.reply))
+    told = [await choice_of(client, max_tokens=most) for most in range(1, num_tokens, 3)]
+    assert {choice["finish_reason"] for choice in told} == {"length"}
+    assert {choice["message"]["content"] or "" for choice in told} <= {""}
+
+
 async def test_without_tools_the_same_text_is_content(client: httpx.AsyncClient) -> None:
     without: list[dict[str, Any]] = [{}, {"tools": []}, {"tools": TOOLS, "tool_choice": "none"}]
     for fields in without:

@@ -44,6 +44,8 @@ FORMS: list[tuple[dict[str, Any], str, str]] = [
     ({"guided_regex": "[ab]+"}, "abba", "c"),
     ({"guided_choice": ["yes", "no"]}, "no", "noyes"),
     ({"guided_grammar": 'root ::= "a"'}, "a", "b"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, ONE, "1"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": None}}}, ONE, "1"),
     ({"json_schema": json.dumps(OBJECT)}, ONE, OTHER),
     ({"json_schema": OBJECT}, ONE, OTHER),
     ({"regex": "[ab]+"}, "abba", "c"),

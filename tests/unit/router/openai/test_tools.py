@@ -148,6 +148,17 @@ def test_a_wrong_tool_or_choice_is_named_by_its_path(
     assert refusal(bench, **fields)[0] == param
 
 
+def test_what_a_strict_tool_cannot_be_held_to_is_named_by_its_path(bench: Bench) -> None:
+    def strict(inner: object) -> dict[str, Any]:
+        schema = {"type": "object", "properties": {"a": inner}}
+        return {"type": "function", "function": {"name": "f", "strict": True, "parameters": schema}}
+
+    at = "tools[1].function.parameters.properties.a"
+    unique, typo = strict({"type": "array", "uniqueItems": True}), strict({"type": "text"})
+    assert refusal(bench, tools=[WEATHER, unique]) == (f"{at}.uniqueItems", "unsupported_parameter")
+    assert refusal(bench, tools=[WEATHER, typo]) == (f"{at}.type", None)
+
+
 def test_parameters_are_bounded(bench: Bench) -> None:
     deep: dict[str, Any] = {}
     for _ in range(80):
@@ -251,5 +262,8 @@ def test_a_named_tool_is_known_by_its_name() -> None:
     (tool,) = read_tools(json.dumps([WEATHER]).encode())
     function = WEATHER["function"]
     assert tool == Tool(
-        name="get_weather", description="Weather of a city", parameters=function["parameters"]
+        name="get_weather",
+        description="Weather of a city",
+        parameters=function["parameters"],
+        place="tools[0].function.parameters",
     )

@@ -76,3 +76,17 @@ def test_without_a_call_no_text_is_lost(case: Published, num_spoilt: int) -> Non
             shown = said.reasoning + said.content
             left, right = (re.sub(names, "", one) for one in (shown, text))
             assert sorted("".join(left.split())) == sorted("".join(right.split())), text
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=lambda case: f"{case.family}: {case.text[:20]}")
+def test_wherever_an_output_is_cut_what_was_told_begins_the_whole(case: Published) -> None:
+    tokenizer, _, output = _opened(case)
+    assert output.new_parser is not None
+    tokens = steps(tokenizer, output.marks, case.text)
+    whole = say(output.new_parser(), tokens)
+    for end in range(len(tokens)):
+        said = say(output.new_parser(), tokens[:end], is_cut=True)
+        assert whole.content.startswith(said.content)
+        assert whole.reasoning.startswith(said.reasoning)
+        for call, same in zip(said.calls, whole.calls[: len(said.calls)], strict=True):
+            assert call.name == same.name and same.arguments.startswith(call.arguments)

@@ -68,7 +68,7 @@ def test_a_call_that_was_cut_has_begun_and_not_ended() -> None:
     assert said.named == [("get_weather", '{"city": "P', False)] and not said.content
 
 
-def test_an_output_cut_before_a_name_is_content() -> None:
+def test_an_output_that_ends_before_a_name_is_content() -> None:
     parser, said = _parser("hermes as text"), Said()
     said.take(parser.feed(-1, 'Hi <tool_call>{"name": "get_we'))
     said.take(parser.finish())

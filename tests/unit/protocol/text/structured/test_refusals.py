@@ -110,6 +110,7 @@ WRONG: list[tuple[object, str]] = [
     ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "properties.a"),
     ({"items": {"patternProperties": {"a": {}, "b": {}}}}, "items"),
     ({"type": "object", "properties": {"a": {}, "b": False}, "required": ["b"]}, ""),
+    ({"allOf": [False]}, ""),
     ({"$defs": {"a": {"allOf": [{"type": "null"}, {"const": 1}]}}, "$ref": "#/$defs/a"}, ""),
 ]
 
@@ -119,7 +120,26 @@ def test_a_mistake_is_found_where_it_stands(schema: object, path: str) -> None:
     assert refusal(schema).path == path
 
 
-ODD: list[Any] = [None, True, 0, -1, 1.5, 1e300, "", "x", "^a", [], [None], ["a"], [1], [[]], [{}]]
+ODD: list[Any] = [
+    None,
+    True,
+    False,
+    [True],
+    [False],
+    0,
+    -1,
+    1.5,
+    1e300,
+    "",
+    "x",
+    "^a",
+    [],
+    [None],
+    ["a"],
+    [1],
+    [[]],
+    [{}],
+]
 ODD += [{}, {"a": 1}, {"a": {}}, {"a": []}, {"enum": ["a"]}, {"pattern": "("}, {"$ref": "#"}]
 OTHERS = ("$ref", "$defs", "$id", "$anchor", "nullable", "discriminator", "$schema", "x-guidance")
 

@@ -9,7 +9,7 @@ from support.json_schemas import CASES, Case, Walker, accepts, told
 from protocol.text.structured.grammars import JsonStyle, json_grammar
 
 NAMES = [case.name for case in CASES]
-MAX_WALKS = 200
+MAX_WALKS = 400
 """Of which `NUM_STOPPED` must have come to their end."""
 NUM_STOPPED = 20
 
@@ -73,6 +73,15 @@ def test_white_space_is_bounded(text: str) -> None:
 def test_white_space_is_as_it_was_asked_for(space: str | None, yes: str, no: str) -> None:
     grammar = json_grammar({}, JsonStyle(whitespace=space))
     assert (accepts(grammar, yes), accepts(grammar, no)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "schema", [{}, True, {"title": "Any"}, {"allOf": [True]}, {"uniqueItems": False}], ids=str
+)
+def test_a_schema_that_says_nothing_means_an_object(schema: Any) -> None:
+    grammar = json_grammar(schema)
+    assert accepts(grammar, '{"a":[1]}')
+    assert not any(accepts(grammar, text) for text in ("1", '"a"', "[]", "null"))
 
 
 def test_objects_can_be_closed_where_their_schema_leaves_them_open() -> None:

@@ -261,6 +261,8 @@ async def test_calls_may_be_required_named_or_one_at_most(
         assert (grammar is not None) == is_held
     other = await ask(client, tools=[TOOL], tool_choice={"type": "tool", "name": "other"})
     assert refusal(other) == (400, "invalid_request_error", "tool_choice")
+    unheld = {"name": "f", "strict": True, "input_schema": {"not": {}}}
+    assert refusal(await ask(client, tools=[TOOL, unheld]))[2] == "tools[1].input_schema.not"
 
 
 async def test_an_answer_may_be_held_to_a_schema(bench: Bench, client: httpx.AsyncClient) -> None:

@@ -183,6 +183,15 @@ async def test_calls_that_must_be_are_held_to_a_grammar(
     assert shown["tool_choice"] == asked.get("tool_choice", "auto")
 
 
+async def test_a_strict_tool_that_cannot_be_held_is_refused_by_its_path(tmp_path: Path) -> None:
+    bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
+    wrong = WEATHER | {"name": "f", "strict": True, "parameters": {"not": {}}}
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
+    async with bench.client() as client:
+        refused = await respond(client, tools=[WEATHER, wrong], tool_choice=choice)
+    assert refused.json()["error"]["param"] == "tools[1].parameters.not"
+
+
 async def test_thoughts_and_calls_have_no_logprobs(tmp_path: Path) -> None:
     bench = make_bench(tmp_path, chat_template=TEMPLATE, max_context_tokens=2048)
     bench.dispatcher.reply = f"{SAID}</tool_call>"
