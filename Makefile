@@ -21,7 +21,7 @@ $(VENV)/.ready: pyproject.toml constraints-cpu.txt
 demo: setup  ## one question and a follow-up through two prefill and two decode workers
 	$(BIN)/python -m controlplane.cli.demo
 
-quick: setup  ## the tests without a socket, a process or Redis, within 45 s
+quick: setup  ## the tests without a socket, a process or Redis, in a minute or so
 	$(BIN)/python -m pytest -m quick $(ARGS)
 
 test: setup  ## every test but the long ones, system tests included

@@ -55,7 +55,7 @@ NOT_PURE = (
     "unit/engine/test_assembly.py",
 )
 NOT_SOON = (
-    # Many long scripts against a scheduler or a fetch: a third of the tier's 45 s.
+    # Many long scripts against a scheduler or a fetch: a third of the tier's time.
     "property/test_ownership.py",
     "property/test_transfer_states.py",
     "unit/engine/scheduling/test_guarantees.py",
