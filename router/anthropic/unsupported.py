@@ -1,12 +1,7 @@
 """What `/v1/messages` has elsewhere and not here: refused by name, never ignored."""
 
-from typing import Any
-
-import msgspec
-
 from router.api.parsing import Unsupported
-from router.openai.schemas import SamplingFields
-from router.openai.unsupported import CHAT_UNSUPPORTED
+from router.openai.schemas import refused_but
 
 # fmt: off
 TAKEN = frozenset({
@@ -24,18 +19,11 @@ TAKEN = frozenset({
 # fmt: on
 
 
-def _harmless(default: object) -> tuple[Any, ...]:
-    """What asks for as much as leaving it out."""
-    return (default,) if isinstance(default, bool | int | float | str) else ()
-
-
 _ALL_THOUGHTS = {"type": "clear_thinking_20251015", "keep": "all"}
 """An edit that leaves everything as it is."""
 # fmt: off
 MESSAGES_UNSUPPORTED: Unsupported = {
-    **{name: values for name, values in CHAT_UNSUPPORTED.items() if name not in TAKEN},
-    **{one.name: _harmless(one.default) for one in msgspec.structs.fields(SamplingFields)
-       if one.name not in TAKEN},
+    **refused_but(TAKEN),
     # Of Anthropic's.
     "container": (), "diagnostics": (),
     "context_management": ({}, {"edits": []}, {"edits": [_ALL_THOUGHTS]}),

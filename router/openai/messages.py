@@ -127,7 +127,9 @@ _MAX_MORE, _MIN_MORE, _MAX_REREAD = 32, 4, 4 << 20
 """For each further name the messages are read once more, up to the first that has it: so many in a
 small request, so many in the largest; bytes in all for those between."""
 _UNKNOWN = re.compile(r"Object contains unknown field `([\w.$-]{1,64})`")
-_NOT_NULL = re.compile(r"Expected `null`, got `\w+` - at `(.*)\.([\w$-]+)`")
+_REPLAYED = ("assistant", "tool")
+"""Roles of messages that some server, or what it called, has made: what it added asks for
+nothing."""
 
 
 def read_messages(raw: bytes) -> list[Message]:
@@ -136,20 +138,34 @@ def read_messages(raw: bytes) -> list[Message]:
     most = min(_MAX_MORE, _MIN_MORE + _MAX_REREAD // len(raw))
     while True:
         try:
-            return _decoder(names).decode(raw)
+            messages = _decoder(names).decode(raw)
         except msgspec.ValidationError as error:
-            if (given := _NOT_NULL.fullmatch(str(error))) and given[2] in names:
-                rule = f"Object contains unknown field `{given[2]}` - at `{given[1]}`"
-                raise msgspec.ValidationError(rule) from error
             unknown = _UNKNOWN.match(str(error))
             if unknown is None or unknown[1] in names or len(names) == most:
                 raise
             names = (*names, unknown[1])
+            continue
+        strange = [(f"more_{i}", name) for i, name in enumerate(names) if name not in MORE]
+        for index, message in enumerate(messages if strange else ()):
+            if message.role not in _REPLAYED:
+                _check_nothing_strange(message, strange, f"$[{index}]")
+        return messages
+
+
+def _check_nothing_strange(message: Message, strange: list[tuple[str, str]], path: str) -> None:
+    parts = message.content if isinstance(message.content, list) else []
+    places = [(message, path), *((part, f"{path}.content[{i}]") for i, part in enumerate(parts))]
+    for place, at in places:
+        for field, name in strange:
+            given = getattr(place, field, None)
+            if given is not None and bytes(given) != b"null":
+                rule = f"Object contains unknown field `{name}` - at `{at}`"
+                raise msgspec.ValidationError(rule)
 
 
 @lru_cache(maxsize=64)
 def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[list[Message]]:
-    """Of messages and parts that may have `names` too: as `MORE` says, else null."""
+    """Of messages and parts that may have `names` too: as `MORE` says, else anything."""
     text, refusal = _with(names, TextPart), _with(names, RefusalPart)
     parts = Annotated[list[text | refusal], Meta(min_length=1)]  # type: ignore[valid-type]
     message = _with(names, Message, ("content", str | parts | None, None))
@@ -159,7 +175,7 @@ def _decoder(names: tuple[str, ...]) -> msgspec.json.Decoder[list[Message]]:
 def _with(names: tuple[str, ...], base: type[Any], *fields: tuple[str, Any, None]) -> Any:
     known = (*base.__struct_fields__, base.__struct_config__.tag_field)
     more = [
-        (f"more_{index}", MORE.get(name), msgspec.field(default=None, name=name))
+        (f"more_{index}", MORE.get(name, msgspec.Raw), msgspec.field(default=None, name=name))
         for index, name in enumerate(names)
         if name not in known
     ]

@@ -4,6 +4,7 @@ Sampling values that are None take the checkpoint's defaults. Answers are in
 `router.http.openai.json_answer`. Checks what needs no tokeniser.
 """
 
+from collections.abc import Container
 from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
@@ -152,6 +153,19 @@ class SamplingFields(StructuredFields, frozen=True, kw_only=True):
     @property
     def continuous_usage(self) -> bool:
         return self.include_usage and bool(self.stream_options.continuous_usage_stats)
+
+
+def refused_but(taken: Container[str]) -> Unsupported:
+    """What an API beside chats refuses of their fields: all but those `taken`, so that one which is
+    added for chats is refused there, and not ignored."""
+    fields = [one for one in msgspec.structs.fields(SamplingFields) if one.name not in taken]
+    known = {name: values for name, values in CHAT_UNSUPPORTED.items() if name not in taken}
+    return known | {one.name: _harmless(one.default) for one in fields}
+
+
+def _harmless(default: object) -> tuple[object, ...]:
+    """What asks for as much as leaving it out."""
+    return (default,) if isinstance(default, bool | int | float | str) else ()
 
 
 _LARGE_OF_CHAT = frozenset({"messages", "tools", "documents"})
