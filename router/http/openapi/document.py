@@ -105,7 +105,9 @@ def _content(one: Endpoint, of_type: Mapping[int, Json], *, model: str) -> Json:
     content: Json = {"application/json": {"schema": schema, "example": example}}
     if one.event is not None:
         example = example_of(one.event, model=model)
-        content["text/event-stream"] = {"schema": of_type[id(one.event)], "example": example}
+        failure = of_type[id(one.error or ErrorAnswer)]
+        events = {"anyOf": [of_type[id(one.event)], failure]}
+        content["text/event-stream"] = {"schema": events, "example": example}
     return content
 
 
