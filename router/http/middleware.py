@@ -24,14 +24,14 @@ from router.api.paths import plain_path
 from router.http.origin import check_origin
 
 log = logging.getLogger("baton.api")
-_PROBED_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
+PROBED_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
 _DOCUMENT_PATHS = frozenset({"/openapi.json", "/docs"})
-OPEN_PATHS = _PROBED_PATHS | _DOCUMENT_PATHS
+OPEN_PATHS = PROBED_PATHS | _DOCUMENT_PATHS
 _OPEN_FOLDER = "/swagger/"
 """What the page at `/docs` is made of."""
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 """What we echo: printable ASCII without spaces. Anything else is replaced by an id of ours."""
-COUNTED_PATHS = _PROBED_PATHS | {
+COUNTED_PATHS = PROBED_PATHS | {
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/models",

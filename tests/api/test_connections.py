@@ -10,7 +10,7 @@ from support.api import HI, MODEL, Bench
 from support.eventually import soon
 from support.raw_http import CHAT, HEALTH, connected, exchange, post
 
-from router.http.middleware import OPEN_PATHS
+from router.http.middleware import PROBED_PATHS
 from router.settings import RouterSettings
 from router.wire.limits import ConnectionLimits
 
@@ -139,7 +139,7 @@ async def test_a_full_router_still_answers_probes_and_nothing_else(bench: Bench)
     async with bench.serving(max_connections=1) as url, connected(url) as client:
         client.send(LAST)
         await soon(lambda: bench.dispatcher.num_active == 1)
-        for path in OPEN_PATHS:
+        for path in PROBED_PATHS:
             answer = await exchange(url, HEALTH.replace(b"/health", path.encode()))
             assert answer.status == 200, path
         async with connected(url) as probe:
