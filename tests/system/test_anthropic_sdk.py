@@ -17,9 +17,8 @@ GREEDY: Any = {"model": MODEL, "max_tokens": 40, "extra_body": {"temperature": 0
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(extra=["--local-prefill", "never"]) as up:
-        yield up
+def cluster(apart_cluster: Cluster) -> Cluster:
+    return apart_cluster
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,8 @@ ENDLESS: dict[str, Any] = {"max_tokens": 1900, **NO_SPECIAL}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(extra=["--local-prefill", "never"]) as up:
-        yield up
+def cluster(apart_cluster: Cluster) -> Cluster:
+    return apart_cluster
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +238,7 @@ def test_a_prompt_that_does_not_fit_is_400_with_the_numbers(sdk: OpenAI) -> None
     ("field", "value", "code"),
     [
         ("nonsense", 1, "unknown_parameter"),
-        ("tools", [{"type": "function", "function": {"name": "f"}}], "unsupported_parameter"),
+        ("functions", [{"name": "f"}], "unsupported_parameter"),
         ("max_tokens", "ten", None),
         ("temperature", 3, None),
         ("stop", [1], None),

@@ -4,7 +4,6 @@ The oracle is one forward of the shipped model alone; `tests/parity/test_reading
 with transformers.
 """
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -26,13 +25,11 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 IDS = [5 + (index * index * 31 + 7 * index) % 600 for index in range(300)]
 TOLERANCE = 1e-3
-APART = ["--local-prefill", "never", "--token-budget", "128"]
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(extra=APART) as up:
-        yield up
+def cluster(apart_cluster: Cluster) -> Cluster:
+    return apart_cluster
 
 
 @cache

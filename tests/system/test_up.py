@@ -14,12 +14,12 @@ import pytest
 from support.cluster import ROOT, TINY, Cluster
 from support.eventually import eventually
 from support.hub import fill_cache
-from support.redis_server import free_port
+from support.redis_server import free_ports
 
 from tools.make_checkpoint import Shape, make_checkpoint
 
 pytestmark = pytest.mark.system
-METRICS_PORT = free_port()
+METRICS_PORT = free_ports(2)
 
 
 @pytest.fixture(scope="module")
