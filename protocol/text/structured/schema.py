@@ -93,6 +93,8 @@ class _Normaliser:
                 written[keyword] = self._reference(value, at)
             elif kind := KINDS.get(keyword):
                 value = self._readers[kind](self, value, at)
+                if keyword == "oneOf" and isinstance(value, list):
+                    _check_containers_apart(value, at)
                 if value is not None or kind is Kind.ANY:
                     written[keyword] = value
             elif not any(is_same(value, one) for one in UNSUPPORTED.get(keyword, (value,))):
@@ -177,6 +179,30 @@ class _Normaliser:
         Kind.SCHEMAS: _schemas,
         Kind.NAMED_SCHEMAS: _named_schemas,
     }
+
+
+def _check_containers_apart(alternatives: list[Schema], at: Path) -> None:
+    """Raises UnsupportedKeyword where an object or a list that one alternative writes out may fit
+    another: the compiler, which refuses all other alternatives that overlap, does not see it."""
+    for one in alternatives:
+        for value in [] if isinstance(one, bool) else _written_out(one):
+            others = (other for other in alternatives if other is not one)
+            if isinstance(value, dict | list) and any(_may_fit(value, each) for each in others):
+                raise UnsupportedKeyword(at)
+
+
+def _may_fit(value: dict[str, Any] | list[Any], schema: Schema) -> bool:
+    if isinstance(schema, bool):
+        return schema
+    kind = "object" if isinstance(value, dict) else "array"
+    if "type" in schema and kind not in schema["type"]:
+        return False
+    is_open = "enum" not in schema and "const" not in schema
+    return is_open or any(is_same(value, each) for each in _written_out(schema))
+
+
+def _written_out(schema: dict[str, Any]) -> list[Any]:
+    return [schema["const"]] if "const" in schema else schema.get("enum", [])
 
 
 def _texts_of(told: dict[str, Any]) -> list[str]:

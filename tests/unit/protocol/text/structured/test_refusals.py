@@ -108,6 +108,8 @@ WRONG: list[tuple[object, str]] = [
     ({"items": {"type": "string", "pattern": "("}}, "items"),
     ({"minItems": 2, "maxItems": 1, "type": "array"}, ""),
     ({"properties": {"a": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}, "properties.a"),
+    ({"oneOf": [{"enum": [{"a": None}]}, {"type": "object"}]}, "oneOf"),
+    ({"items": {"oneOf": [{"const": [1]}, {"items": {"type": "integer"}}]}}, "items.oneOf"),
     ({"items": {"patternProperties": {"a": {}, "b": {}}}}, "items"),
     ({"type": "object", "properties": {"a": {}, "b": False}, "required": ["b"]}, ""),
     ({"allOf": [False]}, ""),
