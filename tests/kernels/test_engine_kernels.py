@@ -114,7 +114,7 @@ def test_every_check_is_run() -> None:
     assert all(f"\n@check\ndef {name}(" in source for name in named)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_models_through_the_kernels_answer_as_through_torch(tmp_path: Path) -> None:
     """Every family that gives the kernels something to do that no other does, and one with a window
     shorter than a chunk."""
