@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from tools import tiny_growth, tiny_model, tiny_skills, tiny_text, tiny_tool_kinds
 from tools.tiny_muon import Muon
-from tools.train_tiny import PROMPT_SAMPLE, Run, rate_at
+from tools.train_tiny import PROMPT_SAMPLE, Run, rate_at, take_step
 
 SEED = 21
 SHORT, LONG = 256, 1440
@@ -97,19 +97,6 @@ def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     return (losses * scale).sum() / scale.sum()
 
 
-def take_step(run: Run, batch: Batch, *, progress: float) -> float:
-    """One update; returns its loss."""
-    run.optimiser.set_rate(PEAK * rate_at(progress, run.step))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = loss_of(run.model, batch)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    run.optimiser.step()
-    run.optimiser.zero_grad()
-    run.step += 1
-    return float(loss.detach())
-
-
 def teach(run: Run, tokenizer: Tokenizer, options: argparse.Namespace) -> Iterator[str]:
     """Take the steps that are left, saving now and then; yields lines of progress."""
     losses = list[float]()
@@ -117,7 +104,10 @@ def teach(run: Run, tokenizer: Tokenizer, options: argparse.Namespace) -> Iterat
     while run.step < options.steps:
         torch.manual_seed(SEED + run.step)
         batch = draw_batch(tokenizer, run.step)
-        losses.append(take_step(run, batch, progress=run.step / options.steps))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(run.model, batch)
+        rate = PEAK * rate_at(run.step / options.steps, run.step)
+        losses.append(take_step(run, loss, rate=rate))
         if run.step % 50 == 0:
             spent = time.monotonic() - began
             mean, pace = sum(losses) / len(losses), spent / (run.step - last)

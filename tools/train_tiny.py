@@ -135,10 +135,9 @@ class Run:
         self.step, self.spent_s = state["step"], state["spent_s"]
 
 
-def take_step(run: Run, batch: Batch, *, progress: float) -> float:
-    """One update; returns its loss."""
-    run.optimiser.set_rate(rate_at(progress, run.step))
-    loss = loss_of(run.model, batch)
+def take_step(run: Run, loss: torch.Tensor, *, rate: float) -> float:
+    """One update at a learning-rate factor; returns its loss."""
+    run.optimiser.set_rate(rate)
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it so
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
     run.optimiser.step()
@@ -156,7 +155,8 @@ def train(run: Run, tokenizer: Tokenizer, options: argparse.Namespace) -> Iterat
         began = time.monotonic()
         progress = run.spent_s / limit_s
         batch = feeder.batch(run.step, phase_at(progress))
-        losses.append(take_step(run, batch, progress=progress))
+        rate_now = rate_at(progress, run.step)
+        losses.append(take_step(run, loss_of(run.model, batch), rate=rate_now))
         num_tokens += batch.ids_RT.numel()
         run.spent_s += time.monotonic() - began
         if run.spent_s - reported_s > 20:

@@ -4,6 +4,7 @@ Pure.
 """
 
 from bisect import bisect_right
+from itertools import chain, islice
 
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
@@ -37,13 +38,13 @@ class SequenceAdmission:
 
     def is_queue_full(self) -> bool:
         """Whoever can start at once does not count as waiting: a burst finds seats first."""
-        queued = [*self._table.waiting.values(), *self._table.compiling.values()]
-        num_over = len(queued) - self._limits.max_waiting
+        waiting, compiling = self._table.waiting, self._table.compiling
+        num_over = len(waiting) + len(compiling) - self._limits.max_waiting
         if num_over < 0:
             return False
         num_seats = self._limits.max_running - self._table.num_running
         num_blocks = self._cache.num_spare
-        for sequence in queued[: num_over + 1]:
+        for sequence in islice(chain(waiting.values(), compiling.values()), num_over + 1):
             num_seats -= 1
             groups, num_tokens = self._cache.groups, sequence.num_tokens
             num_blocks -= groups.num_whole * groups.num_rows(num_tokens) + self._promise(sequence)
