@@ -99,6 +99,17 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """Prompt tokens whose KV the source will have; blocks are indexed from token 0."""
 
 
+class PrefixSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Another worker that has the KV of a prompt's beginning in its prefix cache, for now."""
+
+    worker: WorkerId
+    epoch: Epoch
+    address: str
+    """Where its control socket listens (`Registration.kv_address`)."""
+    num_tokens: int
+    """From token 0, in whole blocks: what it is believed to have."""
+
+
 class OfAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """Whatever is said of one attempt at a request."""
 
@@ -133,6 +144,9 @@ class ToCompute(OfAttempt, frozen=True, kw_only=True):
     """The lower, the sooner it is served where not all can be."""
     reading: PromptReading | None = None
     """What is said of the prompt besides, by whoever computes it."""
+    prefix_source: PrefixSource | None = None
+    """Whoever computes the prompt fetches from there what its own cache lacks of the beginning, and
+    computes what does not come."""
 
 
 class Prefill(ToCompute, frozen=True, kw_only=True, tag=3):
@@ -171,6 +185,18 @@ class Blocks(msgspec.Struct, frozen=True, kw_only=True):
     leased: int
 
 
+class StepModel(msgspec.Struct, frozen=True, array_like=True):
+    """What a step of an engine takes: `fixed_s + token_s * T + attended_s * A + sequence_s * B` for
+    T prompt tokens computed, B sequences that decode, and A the sum, over all tokens of the step,
+    of the context each attends to. So a prompt of n tokens, c of them cached, is T = n - c and
+    A = (n^2 - c^2) / 2, and a decode step A = the sum of its contexts."""
+
+    fixed_s: float = 0.0
+    token_s: float = 0.0
+    attended_s: float = 0.0
+    sequence_s: float = 0.0
+
+
 class Speeds(msgspec.Struct, frozen=True, kw_only=True):
     """Measured, smoothed; 0 until measured."""
 
@@ -179,6 +205,10 @@ class Speeds(msgspec.Struct, frozen=True, kw_only=True):
     transfer_bytes_per_s: float
     """Of KV that it fetched, over the time in which bytes flowed: waits for a prefill that still
     computes are no part of it, the time that such a prefill hides is."""
+    transfer_latency_s: float = 0.0
+    """Of a fetch, whatever its size."""
+    step: StepModel = StepModel()
+    """All zero until calibrated."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +216,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     waiting_tokens: int
     """Prompt tokens not yet computed, of waiting and running requests."""
+    context_tokens: int = 0
+    """Of all sequences that decode, the sum of their contexts."""
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +238,10 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     transports: tuple[str, ...]
     dynamic_after: int | None = None
     """As of `protocol.blocks.prompt_reach`."""
+    kv_address: str = ""
+    """Where its blocks may be fetched by `PrefixSource`; "" where they may not."""
+    max_step_tokens: int = 0
+    """Prompt tokens that one step computes at most; 0: not known."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
@@ -222,6 +258,9 @@ class TransportUse(msgspec.Struct, frozen=True, kw_only=True):
     """Why this transport and not an earlier one of the settings, as the fetching side found it."""
     fetches: int
     bytes: int
+    bytes_per_s: float = 0.0
+    """Of this pair, as of `Speeds`; 0 until measured, and on the lending side."""
+    latency_s: float = 0.0
 
 
 class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
@@ -236,6 +275,9 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Fetches completed so far by each transport."""
     transports: tuple[TransportUse, ...] = ()
     """The same by peer, those used last, the latest first; a bounded number of them."""
+    num_received: int = 0
+    """Computations that this worker had received from this router on this link when it wrote this:
+    `load` counts those, and not what was sent after them."""
 
 
 class Started(OfAttempt, frozen=True, kw_only=True, tag=3):
@@ -327,9 +369,23 @@ class PromptVector(OfAttempt, frozen=True, kw_only=True, tag=11):
     """float32, little endian, as pooled: of any length, but for rounding as the model has it."""
 
 
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True, tag=12):
+    """A small part of a Beat, sent soon after what others asked for has changed it, so that two
+    routers do not choose one worker because neither sees the other's choice."""
+
+    num_received: int
+    """As of `Beat`."""
+    running: int
+    waiting: int
+    waiting_tokens: int
+    context_tokens: int
+    num_free_blocks: int
+    """Empty and cached ones."""
+
+
 ToRouter = (
     Welcome | Beat | Started | Landed | Finished | Failed | Aborted | Step | PrefillDone
-    | PromptScores | PromptVector
+    | PromptScores | PromptVector | LoadReport
 )  # fmt: skip
 
 

@@ -32,8 +32,10 @@ class Limits:
     num_root_files: int = 10  # of one package
     num_folder_files: int = 16  # C headers not counted
     num_circles: int = 0
-    num_lines: int = 50_000  # 32,500 once laid; more families, HTTP and limits came since
-    num_code_lines: int = 30_500
+    num_lines: int = (
+        56_000  # 32,500 once laid; families, HTTP, APIs and a fleet's router came since
+    )
+    num_code_lines: int = 34_500
     median_function_lines: float = 6
     function_lines: int = 60
 

@@ -83,9 +83,10 @@ class Placement:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRefusal:
     """`too_long`: no candidate can ever hold the request. `held`: not now, to keep it, or another,
-    apart from others."""
+    apart from others. `saturated`: every candidate has as much before it as it should; it waits
+    here, where it can still go to whoever is free first."""
 
-    why: Literal["no_decode_worker", "too_long", "held"]
+    why: Literal["no_decode_worker", "too_long", "held", "saturated"]
     reason: str
 
 

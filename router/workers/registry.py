@@ -17,6 +17,7 @@ from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import (
     Beat,
     Failed,
+    LoadReport,
     PromptScores,
     Registration,
     Step,
@@ -212,6 +213,8 @@ class Registry:
                     self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
             case Beat():
                 self._beat(worker, message)
+            case LoadReport():
+                worker.note_load(message)
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():

@@ -7,8 +7,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Beat, Registration, Role, ToRouter, ToWorker, WorkerState
+from protocol.messages import (
+    Beat,
+    Load,
+    LoadReport,
+    Registration,
+    Role,
+    ToRouter,
+    ToWorker,
+    WorkerState,
+)
 from router.placement.place import Candidate
 
 ALONE_S = 5.0
@@ -83,6 +94,18 @@ class KnownWorker:
         counted = [r for r, sent in self._sent.items() if sent.at <= now - BEAT_LAG_S]
         for request in counted:
             del self._sent[request]
+
+    def note_load(self, report: LoadReport) -> None:
+        """What it has to do, between two beats."""
+        if self.beat is None:
+            return
+        load = Load(
+            running=report.running,
+            waiting=report.waiting,
+            waiting_tokens=report.waiting_tokens,
+            context_tokens=report.context_tokens,
+        )
+        self.beat = msgspec.structs.replace(self.beat, load=load, num_received=report.num_received)
 
     def is_held(self, *, now: float) -> bool:
         """A suspect is here that nobody is to join."""

@@ -20,6 +20,7 @@ from protocol.messages import (
     Failed,
     Finished,
     Landed,
+    LoadReport,
     Prefill,
     PrefillDone,
     PromptScores,
@@ -196,7 +197,7 @@ class MiniRouter:
             case Step(emits=emits):
                 for emit in emits:
                     self.of(worker, emit.request, emit.attempt).emits.append(emit)
-            case PromptScores() | PromptVector():
+            case PromptScores() | PromptVector() | LoadReport():
                 pass
             case Beat():
                 self.beats[worker] = message

@@ -67,7 +67,7 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
             WorkerView(
                 **worker
                 | {"id": WorkerId("decode-0"), "epoch": Epoch(2**62)}
-                | {"blocks": Blocks(**blocks), "speeds": Speeds(**speeds)}
+                | {"blocks": Blocks(**blocks), "speeds": Speeds(**speeds)}  # type: ignore[arg-type]
                 | {"transports": (TransportUse(**use),)}  # type: ignore[arg-type]
             ),
         ),
