@@ -14,10 +14,11 @@ from functools import partial
 from threading import Thread, current_thread
 
 from engine.batch import SequenceId, StepInput
-from engine.commands import Inbox, Submission
+from engine.commands import Inbox, PrefixToLend, Submission
 from engine.constraint import Constraint
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
+from engine.kvcache.loans import LoanId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import Window
 from engine.limits import EngineLimits
@@ -28,7 +29,16 @@ from engine.runner.unread import UnreadSteps, can_compute
 from engine.sampling.grammar import AllowedTokens, Grammars
 from engine.scheduling.in_flight import STEPS_AHEAD
 from engine.scheduling.scheduler import Scheduler
-from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, SequenceState, Verdict
+from engine.sequence import (
+    Abandon,
+    Fail,
+    FetchOutcome,
+    Mode,
+    PullEnded,
+    Sequence,
+    SequenceState,
+    Verdict,
+)
 from engine.speeds import Speedometer
 from protocol.messages import Blocks, Load
 
@@ -92,6 +102,8 @@ class Engine:
             observer, scheduler=self._scheduler, cache=self._cache, generations=generations,
             clock=clock,
         )  # fmt: skip
+        self.can_pull = not self._cache.windowed
+        """And lend: of layers with windows only the end of a prefix is kept, so none can be."""
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._grammars = grammars
@@ -114,14 +126,16 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
-        prompt, an adapter, a grammar where none is followed, or an id in use; the observer is told
-        nothing then."""
+        prompt, an adapter, a grammar where none is followed, a pull where there is nothing to
+        compute or layers see windows, or an id in use; the observer is told nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
             raise ValueError(f"adapter is {submission.adapter!r}; there is none but None")
         if submission.sampling.grammar is not None and self._grammars is None:
             raise ValueError("grammar: this engine follows none")
+        if submission.pull_tokens and not (self.can_pull and submission.mode is not Mode.REMOTE):
+            raise ValueError(f"pull_tokens: {submission.pull_tokens}, where none can be pulled")
         self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
@@ -131,6 +145,18 @@ class Engine:
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
         """REMOTE: nobody writes into its blocks any more, but into those `outcome` quarantines."""
         self._inbox.tell(sequence, self._scheduler.fetch_done, outcome)
+
+    def pull_done(self, sequence: SequenceId, ended: PullEnded) -> None:
+        """What `EngineObserver.pull` asked for is over."""
+        self._inbox.tell(sequence, self._scheduler.pull_done, ended)
+
+    def lend(self, prefix: PrefixToLend) -> None:
+        """Hold what is cached of a prefix, for a peer that fetches it, until `end_loan`."""
+        self._inbox.put_command(self._lend, prefix)
+
+    def end_loan(self, loan: LoanId) -> None:
+        """Nobody reads the blocks of a loan any more; an unknown one is no error."""
+        self._inbox.put_command(self._scheduler.end_loan, loan)
 
     def quiet(self, blocks: tuple[int, ...]) -> None:
         """Nobody writes into these quarantined blocks any more: they may be used again."""
@@ -215,6 +241,7 @@ class Engine:
             sampling=sampling,
             mode=submission.mode,
             reading=submission.reading,
+            pull_tokens=submission.pull_tokens,
             adapter=submission.adapter,
             priority=submission.priority,
             constraint=AllowedTokens.of(ids) if ids and sampling.grammar is None else None,
@@ -225,6 +252,11 @@ class Engine:
         if sequence.state is SequenceState.COMPILING and self._grammars is not None:
             tell = partial(self._compiled, sequence.id)
             self._grammars.compile(sampling, submission.generated, tell=tell)
+
+    def _lend(self, prefix: PrefixToLend) -> None:
+        prefix.tell(
+            self._scheduler.lend(prefix.loan, seed=prefix.seed, token_ids=prefix.token_ids)
+        )
 
     def _compiled(self, sequence: SequenceId, outcome: Constraint | ValueError) -> None:
         """On a thread of the grammars."""
