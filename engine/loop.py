@@ -254,9 +254,7 @@ class Engine:
             self._grammars.compile(sampling, submission.generated, tell=tell)
 
     def _lend(self, prefix: PrefixToLend) -> None:
-        prefix.tell(
-            self._scheduler.lend(prefix.loan, seed=prefix.seed, token_ids=prefix.token_ids)
-        )
+        prefix.tell(self._scheduler.lend(prefix.loan, seed=prefix.seed, token_ids=prefix.token_ids))
 
     def _compiled(self, sequence: SequenceId, outcome: Constraint | ValueError) -> None:
         """On a thread of the grammars."""

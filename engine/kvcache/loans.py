@@ -1,4 +1,4 @@
-"""Cached blocks held for peers that fetch them: a prefix lent from the cache, not from a request. Pure.
+"""Cached blocks held for peers that fetch them: lent from the cache, not from a request. Pure.
 
 A loan takes nothing that this worker's own requests have been promised, and all loans together no
 more than a share of the pool, since a block that is lent cannot be evicted.
@@ -30,17 +30,18 @@ class Loans:
         """Every block that is lent, as often as it is."""
         return [block for blocks in self._lent.values() for block in blocks]
 
-    def lend(
-        self, loan: LoanId, *, seed: BlockHash, token_ids: Sequence[int]
-    ) -> tuple[int, ...]:
+    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Sequence[int]) -> tuple[int, ...]:
         """The blocks of the most first of these tokens that are cached under this seed, held until
         `end`; fewer, or none, where that is more than may be lent. Of a cache without windows."""
         cache = self._cache
         assert not cache.windowed, "of a window only the end is cached"
         if len(self._lent) >= MAX_LOANS:
             return ()
+        most = cache.blocks.num_blocks // LOAN_SHARE * cache.block_tokens
         matched = cache.match(
-            [seed], lambda start, stop: list(token_ids[start:stop]), max_tokens=len(token_ids)
+            [seed],
+            lambda start, stop: list(token_ids[start:stop]),
+            max_tokens=min(len(token_ids), most),
         )
         blocks = tuple(matched[: self._num_lendable(matched)])
         if blocks:

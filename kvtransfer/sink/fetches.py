@@ -13,23 +13,42 @@ from typing import Final, assert_never
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import Aborted, Landed
 from kvtransfer.messages import (
+    NO_LEASE,
+    Borrow,
     Cancel,
     FailureCode,
     FetchBlocks,
     FetchFailed,
     FetchId,
+    Lent,
     Release,
     Renewed,
 )
 from kvtransfer.sink.events import AskedAgain
-from kvtransfer.sink.fetch import End, FetchStep, SendCancel, SendFetch, SendRelease
+from kvtransfer.sink.fetch import (
+    End,
+    FetchStage,
+    FetchStep,
+    SendBorrow,
+    SendCancel,
+    SendFetch,
+    SendRelease,
+)
 from kvtransfer.sink.link import Link, LinkStage, broken
+from kvtransfer.sink.loan import accept_loan, borrow_message
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.receiver import Receiver
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
-from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
+from protocol.errors import (
+    LayoutMismatch,
+    LeaseExpired,
+    NotLent,
+    PeerLost,
+    TransferError,
+    WireError,
+)
 from protocol.ids import Epoch
 from protocol.messages import Ticket
 
@@ -225,10 +244,35 @@ class FetchTable:
             self._waiting[running.fetch.id] = running
         link.attach_again()
 
-    def _receive_answer(self, link: Link, message: FetchFailed | Renewed) -> None:
-        if isinstance(message, Renewed):
-            self._end_unrenewed(link, message)
+    def _receive_answer(self, link: Link, message: FetchFailed | Renewed | Lent) -> None:
+        match message:
+            case Renewed():
+                self._end_unrenewed(link, message)
+            case Lent():
+                self._receive_loan(link, message)
+            case FetchFailed():
+                self._receive_failure(link, message)
+            case _:
+                assert_never(message)
+
+    def _receive_loan(self, link: Link, lent: Lent) -> None:
+        """Fetch what is lent, or give it back where nobody waits for it any more."""
+        running = self._find(link, FetchId(lent.fetch))
+        if running is None or running.fetch.stage is not FetchStage.ASKING:
+            if lent.lease != NO_LEASE and lent.lease not in link.leases:
+                link.send(Cancel(lease=lent.lease, reason="it came too late"))
             return
+        try:
+            accept_loan(running, lent, layout=self._means.layout)
+        except NotLent as error:
+            if lent.lease != NO_LEASE:
+                link.send(Cancel(lease=lent.lease, reason=str(error)))
+            self._follow(running, running.fetch.fail(error))
+            return
+        link.keep_lease(lent.lease)
+        self._waiting[running.fetch.id] = running
+
+    def _receive_failure(self, link: Link, message: FetchFailed) -> None:
         running = self._find(link, FetchId(message.fetch))
         if running is None:
             return
@@ -261,6 +305,8 @@ class FetchTable:
         fetch = running.fetch
         for step in steps:
             match step:
+                case SendBorrow():
+                    self._send(running, borrow_message(running))
                 case SendFetch():
                     if step.attempt > 1:
                         event = AskedAgain(source=running.ticket.worker, attempt=step.attempt)
@@ -295,7 +341,9 @@ class FetchTable:
             indices=step.indices.tobytes(), slots=step.slots.tobytes(),
         )  # fmt: skip
 
-    def _send(self, running: RunningFetch, message: FetchBlocks | Release | Cancel) -> None:
+    def _send(
+        self, running: RunningFetch, message: Borrow | FetchBlocks | Release | Cancel
+    ) -> None:
         """Tell the source, unless its link is lost: then it knows, or its lease runs out."""
         if running.link is None or running.link.stage is LinkStage.LOST:
             return
