@@ -20,7 +20,7 @@ from engine.batch import SampledToken
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from engine.speeds import Rate
+from engine.speeds.rate import Rate
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.sink import Sink
 from protocol import codec, messages

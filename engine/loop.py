@@ -24,6 +24,7 @@ from engine.kvcache.windows import Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver
 from engine.reporter import Reporter
+from engine.runner.calibration import calibrate
 from engine.runner.contract import Runner, StepHung
 from engine.runner.unread import UnreadSteps, can_compute
 from engine.sampling.grammar import AllowedTokens, Grammars
@@ -39,8 +40,8 @@ from engine.sequence import (
     SequenceState,
     Verdict,
 )
-from engine.speeds import Speedometer
-from protocol.messages import Blocks, Load
+from engine.speeds.speedometer import Speedometer
+from protocol.messages import Blocks, Load, StepModel
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,10 @@ class EngineStats:
     load: Load
     prefill_tokens_per_s: float
     decode_step_s: float
+    step: StepModel
     num_preempted: int
+    num_counted: int
+    """Submissions that `load` counts: so many of those accepted, the first ones."""
 
 
 class Engine:
@@ -81,14 +85,16 @@ class Engine:
         windows: Seq[Window] = (None,),
         dynamic_after: int | None = None,
         grammars: Grammars | None = None,
+        calibration_s: float = 0.0,
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
         `windows` are those of the KV groups, `dynamic_after` the model's; without `grammars` none
-        is followed. Raises ValueError for
-        another number of groups than the runner's layout has, fewer blocks than groups, or a runner
-        deeper than STEPS_AHEAD."""
+        is followed; for about `calibration_s` the thread measures steps of its own before it takes
+        any command. Raises ValueError for another number of groups than the runner's layout has,
+        fewer blocks than groups, or a runner deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
-        self._runner = runner
+        self._runner, self._limits = runner, limits
+        self._calibration_s = calibration_s
         self._observer = observer
         self._clock = clock
         self._check = check
@@ -113,7 +119,7 @@ class Engine:
         self._turn_at: float | None = None
         self._suspects: deque[SequenceId] = deque()
         """Those of a failed step, each computed alone before anybody else is."""
-        self._num_failures = 0
+        self._num_failures = self._num_submitted = 0
         self._stopping = False
         self._idle = False
         self._stats_at, self._stats = clock(), self._counted()
@@ -188,6 +194,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            if self._calibration_s:
+                self._calibrate()
             while not self._stopping:
                 self._iterate()
             self._steps.await_all()
@@ -201,6 +209,17 @@ class Engine:
                 self._end_all(Fail("broken", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
+
+    def _calibrate(self) -> None:
+        self._turn_at = began_s = self._clock()
+        steps = calibrate(
+            self._runner, self._cache, limits=self._limits, within_s=self._calibration_s,
+            clock=self._clock,
+        )  # fmt: skip
+        self._speeds.calibrate(steps)
+        self._refresh_stats()
+        took_s = round(self._clock() - began_s, 3)
+        log.info("calibrated", extra={"steps": len(steps), "seconds": took_s})
 
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
@@ -228,6 +247,7 @@ class Engine:
         self._forget_freed()
 
     def _accept(self, submission: Submission, submitted_at: float) -> None:
+        self._num_submitted += 1
         adapter, lent = submission.adapter or "", submission.mode is Mode.HANDOVER
         table = BlockTable(
             self._cache, salt=submission.salt, adapter=adapter, lent=lent,
@@ -346,7 +366,9 @@ class Engine:
             load=self._scheduler.load(),
             prefill_tokens_per_s=self._speeds.prefill.per_s,
             decode_step_s=self._speeds.decode_step_s,
+            step=self._speeds.step,
             num_preempted=self._scheduler.num_preempted,
+            num_counted=self._num_submitted,
         )
 
 

@@ -38,6 +38,8 @@ from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 from worker.startup import Endpoints
 
+CALIBRATION_S = 0.3
+"""Routers and Redis are met meanwhile; a request that comes sooner waits for it."""
 S = TypeVar("S", bound=WorkerSettings)
 log = logging.getLogger(__name__)
 
@@ -152,6 +154,7 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
         windows=assembly.windows,
         dynamic_after=assembly.config.dynamic_after,
         grammars=Grammars(model.tokenizer, num_threads=num_threads),
+        calibration_s=CALIBRATION_S,
     )
 
 
@@ -171,4 +174,5 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         max_context_tokens=parts.engine.max_context_tokens,
         transports=parts.model.transports,
         dynamic_after=assembly.config.dynamic_after,
+        max_step_tokens=assembly.limits.token_budget,
     )

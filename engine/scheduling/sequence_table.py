@@ -245,6 +245,7 @@ class SequenceTable:
             running=self.num_running,
             waiting=len(queued),
             waiting_tokens=sum(s.num_tokens - s.num_computed for s in to_compute),
+            context_tokens=sum(s.num_computed for s in self.decoding.values()),
         )
 
     def block_counts(self, lent: Collection[int] = ()) -> Blocks:
