@@ -108,7 +108,7 @@ class Engine:
             observer, scheduler=self._scheduler, cache=self._cache, generations=generations,
             clock=clock,
         )  # fmt: skip
-        self.can_pull = not self._cache.windowed
+        self.can_pull = len(windows) == 1 and not self._cache.windowed
         """And lend: of layers with windows only the end of a prefix is kept, so none can be."""
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""

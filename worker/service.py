@@ -146,6 +146,7 @@ class EngineService:
             ticket=message.ticket if isinstance(message, Decode) else None,
             transfers=self._transfers,
             mode=mode,
+            prefix_source=message.prefix_source,
             reading=reading
             if reading is None
             else JobReading(reading=reading, num_prompt=num_prompt),
@@ -163,6 +164,7 @@ class EngineService:
                     mode=job.mode,
                     reading=message.reading,
                     priority=message.priority,
+                    pull_tokens=self._transfers.pull_tokens(job),
                 )
             )
         except CapacityError as error:

@@ -73,14 +73,17 @@ async def serve(
             shutdown=shutdown,
             drain_s=settings.drain_s,
         )
-        await lifecycle.run(_registration(role, parts, port=endpoints.port.port))
+        registration = _registration(
+            role, parts, port=endpoints.port.port, kv_address=transfers.kv_address
+        )
+        await lifecycle.run(registration)
     return shutdown.exit_code
 
 
 def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
     """What the settings name, loaded, with a pool of its own; the caller closes the memory.
 
-    Only a decode worker decodes, and only into its pool do others write. Raises SettingsError,
+    Only a decode worker decodes, and only into its pool do others copy along. Raises SettingsError,
     CheckpointError, TransferError when memory for the pool cannot be had.
     """
     config_file = read_json_file(settings.model / "config.json")
@@ -158,7 +161,7 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
     )
 
 
-def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registration:
+def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: str) -> Registration:
     settings, assembly = parts.settings, parts.model.assembly
     return Registration(
         worker=parts.worker,
@@ -174,5 +177,6 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         max_context_tokens=parts.engine.max_context_tokens,
         transports=parts.model.transports,
         dynamic_after=assembly.config.dynamic_after,
+        kv_address=kv_address,
         max_step_tokens=assembly.limits.token_budget,
     )

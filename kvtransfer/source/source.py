@@ -50,9 +50,10 @@ class Source:
 
     `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
     process copies along when a sink on the same host fetches. `on_lease_end` is called on the
-    source's thread and must not block, nor must `on_borrow`, which hears there of prefixes that
-    sinks ask for, each to be answered by `lend` or `refuse_loan`; without it none is lent. So is
-    `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
+    source's thread and must not block, nor must `on_borrow`, which is told there of prefixes that
+    sinks ask this source for, each to be answered by `lend` or `refuse_loan`; without it none is
+    lent. So is `on_broken` when that thread ends by a fault of ours: this source serves nobody
+    then.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Source:
         on_lease_end: Callable[[LeaseEnd], None], host: str = "127.0.0.1",
         advertised_host: str = "", lease_ttl_s: float = 6.0,
         transports: Sequence[str] | None = None, help_copy: HelpCopy = "auto",
-        on_borrow: Callable[[AskedLoan], None] | None = None,
+        on_borrow: Callable[["Source", AskedLoan], None] | None = None,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
@@ -71,7 +72,8 @@ class Source:
         check_block_bytes(memory, layout)
         self._means = SourceMeans(
             memory=memory, layout=layout, worker=worker, epoch=epoch, compat=compat,
-            lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, on_borrow=on_borrow, clock=clock,
+            lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, clock=clock,
+            on_borrow=None if on_borrow is None else partial(on_borrow, self),
         )  # fmt: skip
         self._advertised_host = resolved(advertised_host or host)
         self._on_broken = on_broken
@@ -90,6 +92,11 @@ class Source:
     def num_leases(self) -> int:
         """Leases that have not ended."""
         return len(self._leases)
+
+    @property
+    def lends_prefixes(self) -> bool:
+        """Sinks may ask for what a prefix cache has."""
+        return self._means.on_borrow is not None
 
     def num_sent(self, lease: LeaseId) -> int:
         """Blocks sent so far under a lease; 0 once it has ended."""

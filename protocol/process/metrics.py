@@ -84,7 +84,26 @@ class TransferMetrics(MetricTable):
     kept_blocks = MetricRow(
         Counter, "baton_worker_kv_kept_blocks",
         "KV blocks that had arrived when their fetch was lost, and need not be fetched again.")
-    leases = MetricRow(Gauge, "baton_worker_kv_leases", "Leases on this worker's blocks.")
+    pulls = MetricRow(
+        Counter, "baton_worker_prefix_pulls",
+        "Prefixes that a peer was believed to have cached, by what became of them: landed,"
+        " declined (the peer had or lent no more of it), lost, late, aborted, or refused (not"
+        " begun here).", "outcome")
+    pulled_tokens = MetricRow(
+        Counter, "baton_worker_pulled_tokens", "Prompt tokens whose KV came from a peer's cache.")
+    pulled_bytes = MetricRow(
+        Counter, "baton_worker_pulled_bytes", "Bytes of KV pulled from peers' caches.",
+        "transport")
+    pull_s = MetricRow(
+        Histogram, "baton_worker_pull_seconds", "Seconds of a pull that landed.",
+        "transport", buckets=_SHORT_SECONDS)
+    loans_asked = MetricRow(
+        Counter, "baton_worker_loans_asked",
+        "Prefixes that peers asked for, by answer: lent or nothing.", "answer")
+    loans = MetricRow(
+        Gauge, "baton_worker_loans", "Leases on blocks of this worker's prefix cache.")
+    leases = MetricRow(
+        Gauge, "baton_worker_kv_leases", "Leases on blocks of this worker's requests.")
     lease_ends = MetricRow(
         Counter, "baton_worker_kv_lease_ends",
         "Leases ended, by why: released, expired, failed or closed.", "reason")

@@ -4,11 +4,10 @@ from unittest.mock import create_autospec
 
 import msgspec
 import pytest
-from support.services import ROUTER, VOCAB_SIZE, ServiceBench
+from support.services import ROUTER, VOCAB_SIZE, ServiceBench, transfer_ends
 from support.words import LAYOUT, decode
 
-from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.transfers import DecodeTransfers, Quarantine
+from decode_worker.transfers import DecodeTransfers
 from engine.loop import Engine
 from kvtransfer.sink.sink import Sink
 from protocol.ids import LeaseId, WorkerId, new_epoch
@@ -32,11 +31,10 @@ class Bench(ServiceBench):
     def _transfers(
         self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> DecodeTransfers:
+        ends = transfer_ends(engine, metrics.transfer, sink=self.sink, layout=LAYOUT)
         return DecodeTransfers(
-            sink=self.sink, layout=LAYOUT, vocab_size=VOCAB_SIZE, engine=engine, requests=requests,
-            metrics=FetchMetrics(metrics.transfer),
-            quarantine=Quarantine(engine, metrics.transfer),
-        )  # fmt: skip
+            ends=ends, layout=LAYOUT, vocab_size=VOCAB_SIZE, engine=engine, requests=requests
+        )
 
 
 def test_the_lease_of_a_repeated_request_is_not_held() -> None:

@@ -8,13 +8,14 @@ from typing import assert_never
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
+from protocol.messages import PrefixPull
 from protocol.process.metrics import TransferMetrics
 from worker.transport_uses import TransportUses
 
 
 class FetchMetrics:
-    def __init__(self, metrics: TransferMetrics) -> None:
-        self.uses = TransportUses()
+    def __init__(self, metrics: TransferMetrics, uses: TransportUses | None = None) -> None:
+        self.uses = TransportUses() if uses is None else uses
         self._metrics = metrics
 
     def noticed(self, event: SinkEvent) -> None:
@@ -47,6 +48,21 @@ class FetchMetrics:
                 self._metrics.fetches.labels("", "aborted").inc()
             case _:
                 assert_never(end)
+
+    def pulled(self, pull: PrefixPull) -> None:
+        """What became of a prefix that a peer was believed to have."""
+        self._metrics.pulls.labels(pull.outcome).inc()
+        self._metrics.pulled_tokens.inc(pull.num_tokens)
+
+    def pull_ended(self, end: FetchEnd, *, peer: WorkerId) -> None:
+        """The fetch of such a prefix."""
+        if not isinstance(end, Landed):
+            return
+        self._metrics.pulled_bytes.labels(end.transport).inc(end.num_bytes)
+        self._metrics.pull_s.labels(end.transport).observe(end.fetch_s)
+        self.uses.add(
+            peer=peer, transport=end.transport, why=end.transport_why, num_bytes=end.num_bytes
+        )
 
     def kept(self, num_blocks: int) -> None:
         """Of a lost fetch so many blocks stay usable."""
