@@ -29,7 +29,7 @@ class TransferSettings(WorkerSettings):
     max_pulls: int = Field(default=8, ge=0, le=1024)
     """Prefixes that are fetched from other workers' caches at once, where routers say that this is
     cheaper than to compute them; what is beyond is computed. 0: none ever. More share one link."""
-    pull_timeout_s: float = Field(default=3.0, gt=0, le=60)
+    pull_timeout_s: float = Field(default=3.0, gt=0, le=10)
     """Longest time that such a prefix may take, or what computing it would if that is less: what
     has not come by then is computed. A stopped peer costs this once."""
     lend_prefixes: bool = True

@@ -6,8 +6,8 @@ they are recorded in the order they were made. Pure: the caller runs the batches
 clock's reading.
 
 The most urgent first, by priority and then as they came; decodes before prefill chunks in every
-batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease or a
-fetch holds all it will ever need and ends by a deadline of its own; of the others the least urgent
+batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease, a loan
+or a fetch holds all it will ever need and ends by a deadline of its own; of the others the least urgent
 makes room, so the most urgent always gets on. Who is less urgent than all that comes may wait until
 somebody aborts it: no priority grows with time.
 """

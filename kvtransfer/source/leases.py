@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 MAX_LEASES: Final = 65_536
 _QUEUED_BYTES: Final = 4 << 20
 """Most bytes waiting in one stream, so that a cancelled fetch has few to take back."""
-LOAN_S: Final = 30.0
+LOAN_S: Final = 10.0
 """A loan of cached blocks cannot be renewed beyond this: nobody waits so long for what it could
 compute, and the blocks are missed here."""
 _REMEMBERED_ENDS: Final = 1_024

@@ -302,6 +302,8 @@ class Ownership(RuleBasedStateMachine):
                 self.stepper.land(run)
             for run in self.stepper.pulls:
                 self.stepper.end_pull(run, num_tokens=self.stepper.pull(run))
+            for loan in self.stepper.loans:
+                self.stepper.end_loan(loan)
             for run in self.stepper.leases:
                 self.stepper.release(run)
             self.stepper.quiet(*self.stepper.quarantined)
@@ -310,8 +312,6 @@ class Ownership(RuleBasedStateMachine):
             open_ones = self.stepper.fetches or self.stepper.leases or self.stepper.pulls
             if not (busy or open_ones):
                 break
-        for loan in self.stepper.loans:
-            self.stepper.end_loan(loan)
         for run in self.stepper.runs.values():
             self._check_ending(run)
         self.every_block_is_held_by_exactly_those_who_say_so()
