@@ -121,7 +121,8 @@ def _at_loads(
     workload: Workload, loads: Sequence[float], *, size: int, hardware: Hardware
 ) -> Iterator[_Case]:
     for load in loads:
-        factor = compress(workload.requests, load=load, num_prefill=size, hardware=hardware)
+        num_prefill = max(1, int(size * workload.part_at_start))
+        factor = compress(workload.requests, load=load, num_prefill=num_prefill, hardware=hardware)
         yield _Case(workload=workload.stretch(factor), size=size, load=load, hardware=hardware)
 
 

@@ -16,6 +16,8 @@ class Workload:
     requests: Sequence[Request]
     late: Mapping[str, float] = field(default_factory=dict)
     """When workers of these names come; all others are there from the start."""
+    part_at_start: float = 1.0
+    """Of the workers; a load is theirs."""
 
     def stretch(self, factor: float) -> "Workload":
         """All times multiplied."""
@@ -42,7 +44,7 @@ def misleading(size: int, *, num_requests: int, hardware: Hardware) -> list[Work
     return [
         Workload(name="one_system_prompt", requests=_system_prompt(num_requests, hardware)),
         Workload(name="hot_tenants", requests=tenants),
-        Workload(name="cold_half", requests=tenants, late=late),
+        Workload(name="cold_half", requests=tenants, late=late, part_at_start=0.5),
     ]
 
 

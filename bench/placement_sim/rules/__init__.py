@@ -1,1 +1,1 @@
-"""Rules that place requests: Baton's own, through its real code, and published ones of its peers."""
+"""Rules that place requests: Baton's, through its real code, and published ones of its peers."""

@@ -1,4 +1,4 @@
-"""What all rules but Baton's have in common: a view of each role, kept by reports and placements."""
+"""What all rules but Baton's have in common: a view of each role, by reports and placements."""
 
 import random
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a peer's router knows of the workers of one role: rows by index, from reports and its own."""
+"""What a peer's router knows of the workers of one role: rows by index, from reports."""
 
 from collections.abc import Sequence
 from typing import Literal
