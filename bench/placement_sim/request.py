@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """`blocks`: a number for each full block of the prompt, equal where all until there is equal."""
+    """`blocks`: a number for each full block of the prompt, equal where all before is equal."""
 
     number: int
     arrives_at: float

@@ -1,6 +1,7 @@
 """Dynamo's router: prefill then decode, each the cheapest by its cost in blocks.
 
-Cost = max(blocks to prefill there + blocks of this prompt - overlap, 0) + blocks active there, all by the router's own account; overlap by events, of whole weight; for decode none. Temperature 0.
+Cost = max(blocks to prefill there + blocks of this prompt - overlap, 0) + blocks active there, all
+by the router's own account; overlap by events, of whole weight; for decode none. Temperature 0.
 Prefill is left out by `isl_bounding` alone: less than 2,048 tokens lacking on the decode worker and
 less than 0.7 of the prompt. `isl_or_load` would need a threshold of its load that is not published.
 """

@@ -1,9 +1,9 @@
 """sglang-router (smg), cache_aware: prefill by an approximate tree of its own placements.
 
 More than 0.3 of the prompt matched: the worker with the longest match; else the one whose tree is
-smallest. When loads are apart (max - min > 64 and max > 1.5 min requests): the least loaded. Decode: the
-fewest requests. It hears of no evictions; its trees forget the oldest beyond the workers' own
-room, which is more than it knows there.
+smallest. When loads are apart (max - min > 64 and max > 1.5 min requests): the least loaded.
+Decode: the fewest requests. It hears of no evictions; its trees forget the oldest beyond the
+workers' own room, which is more than it knows there.
 """
 
 from collections import OrderedDict
