@@ -31,6 +31,13 @@ class AttemptTrace:
     """Of the decode worker's own prefix cache."""
     blocks_moved: int = 0
     bytes_moved: int = 0
+    pulled_from: WorkerId | None = None
+    """Whose prefix cache the one that computed the prompt was told to fetch its beginning from."""
+    pulled_tokens: int = 0
+    """That came from there."""
+    pull_outcome: str = ""
+    """`landed`, or why not all of it came; what did not was computed."""
+    pull_s: float = 0.0
     prefill_cached_tokens: int = 0
     decode_cached_tokens: int = 0
     prefill_queued_s: float = 0.0
