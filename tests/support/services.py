@@ -58,7 +58,7 @@ class FakeEngine:
         self.asked: list[PrefixToLend] = []
         self.loans_ended: list[LoanId] = []
         self.can_pull = True
-        self.prefill_tokens_per_s = 0.0
+        self.step = StepModel()
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
@@ -86,9 +86,9 @@ class FakeEngine:
         return EngineStats(
             blocks=Blocks(total=8, free=8, cached=0, leased=0),
             load=Load(running=0, waiting=0, waiting_tokens=0),
-            prefill_tokens_per_s=self.prefill_tokens_per_s,
+            prefill_tokens_per_s=0.0,
             decode_step_s=0.0,
-            step=StepModel(),
+            step=self.step,
             num_preempted=0,
             num_counted=0,
         )

@@ -18,7 +18,7 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.messages import MAX_BORROWED_TOKENS
 from kvtransfer.sink.sink import Sink
 from protocol.errors import CapacityError, NotLent
-from protocol.messages import PrefixPull, PullOutcome
+from protocol.messages import PrefixPull, PullOutcome, StepModel
 from worker.requests import Job, Key
 from worker.transfers.fetch_metrics import FetchMetrics
 from worker.transfers.quarantine import Quarantine
@@ -45,11 +45,12 @@ class _Pulling:
     ends_s: float
 
 
-def pull_deadline_s(num_tokens: int, *, tokens_per_s: float, timeout_s: float) -> float:
-    """Seconds that a pull of so many tokens may take: what computing them would, if that speed is
+def pull_deadline_s(tokens: range, *, step: StepModel, timeout_s: float) -> float:
+    """Seconds that a pull of these tokens may take: what computing them would, as far as that is
     known, so that a pull that fails costs no more than as much again."""
-    compute_s = num_tokens / tokens_per_s if tokens_per_s > 0 else timeout_s
-    return min(timeout_s, max(MIN_PULL_S, compute_s))
+    attended = (tokens.stop**2 - tokens.start**2) / 2
+    compute_s = step.token_s * len(tokens) + step.attended_s * attended
+    return min(timeout_s, max(MIN_PULL_S, compute_s)) if compute_s else timeout_s
 
 
 class PrefixPulls:
@@ -91,13 +92,14 @@ class PrefixPulls:
 
     def start_pull(self, job: Job, prefix: PrefixToPull) -> None:
         """Fetch what is still there; the engine hears when that is over."""
-        source, num_missing = job.prefix_source, len(prefix.block_ids) * self._block_tokens
+        source = job.prefix_source
         assert source is not None
         if len(self._pulling) >= self._limits.max_pulls:
             self._refuse(job, prefix, f"{len(self._pulling)} others are under way")
             return
-        rate, timeout_s = self._engine.stats().prefill_tokens_per_s, self._limits.timeout_s
-        deadline_s = pull_deadline_s(num_missing, tokens_per_s=rate, timeout_s=timeout_s)
+        missing = range(prefix.first_block * self._block_tokens, len(prefix.token_ids))
+        step, timeout_s = self._engine.stats().step, self._limits.timeout_s
+        deadline_s = pull_deadline_s(missing, step=step, timeout_s=timeout_s)
         began_s = self._clock()
         pulling = _Pulling(job=job, prefix=prefix, began_s=began_s, ends_s=began_s + deadline_s)
         self._pulling[job.key] = job
