@@ -10,7 +10,7 @@ from threading import Condition
 from typing import TypeVarTuple
 
 from engine.batch import AdapterId, SequenceId
-from engine.kvcache.loans import LoanId
+from engine.kvcache.loans import LentPrefix, LoanId
 from engine.sequence import Mode
 from protocol.errors import CapacityError
 from protocol.ids import BlockHash
@@ -52,9 +52,9 @@ class PrefixToLend:
     seed: BlockHash
     """Where the hash chain of these tokens begins."""
     token_ids: Sequence[int]
-    tell: Callable[[tuple[int, ...]], None]
-    """Called on the engine thread with the blocks of the most first tokens, none if there are none;
-    as an observer it must neither block nor raise."""
+    tell: Callable[[LentPrefix], None]
+    """Called on the engine thread with what is lent, perhaps nothing; as an observer it must
+    neither block nor raise."""
 
 
 @dataclass(slots=True)

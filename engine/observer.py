@@ -34,6 +34,8 @@ class PrefixToPull:
     """Where its hash chain begins."""
     token_ids: Seq[int]
     """Whole blocks of them, from token 0."""
+    hashes: tuple[BlockHash, ...]
+    """Of each of those blocks."""
     first_block: int
     """The first that the own cache lacks."""
     block_ids: tuple[int, ...]

@@ -92,7 +92,8 @@ class Reporter:
         block_tokens, table = self._cache.block_tokens, sequence.block_table
         first, last = sequence.num_computed // block_tokens, num_tokens // block_tokens
         prefix = PrefixToPull(
-            seed=table.chain[0], token_ids=sequence.tokens(0, num_tokens), first_block=first,
+            seed=table.chain[0], hashes=table.hashes(sequence.tokens, last),
+            token_ids=sequence.tokens(0, num_tokens), first_block=first,
             block_ids=tuple(table.blocks[first:last]),
         )  # fmt: skip
         self._observer.pull(sequence.id, prefix)

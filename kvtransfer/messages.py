@@ -180,6 +180,9 @@ class Lent(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     lease: LeaseId
     """NO_LEASE: on nothing."""
     num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_BORROWED_TOKENS)]
+    last: Annotated[bytes, msgspec.Meta(max_length=HASH_BYTES)] = b""
+    """Hash of the last block lent, by the chain of the tokens as the source heard them: of other
+    tokens it is another, so nothing is fetched that was not meant."""
     reason: Reason = ""
     """Why there is no lease."""
 

@@ -5,6 +5,7 @@ more than a share of the pool, since a block that is lent cannot be evicted.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NewType
 
 from engine.kvcache.prefix_cache import PrefixCache
@@ -15,6 +16,14 @@ LOAN_SHARE: Final = 4
 MAX_LOANS: Final = 256
 LoanId = NewType("LoanId", int)
 """Chosen by whoever asks; never used again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LentPrefix:
+    block_ids: tuple[int, ...] = ()
+    """Of the first tokens that were asked for, in order."""
+    last: BlockHash
+    """Of the last of them, which stands for all before it; without any, where the chain begins."""
 
 
 class Loans:
@@ -30,16 +39,17 @@ class Loans:
         """Every block that is lent, as often as it is."""
         return [block for blocks in self._lent.values() for block in blocks]
 
-    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Sequence[int]) -> tuple[int, ...]:
+    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Sequence[int]) -> LentPrefix:
         """The blocks of the most first of these tokens that are cached under this seed, held until
         `end`; fewer, or none, where that is more than may be lent. Of a cache without windows."""
         cache = self._cache
         assert not cache.windowed, "of a window only the end is cached"
         if len(self._lent) >= MAX_LOANS:
-            return ()
+            return LentPrefix(last=seed)
+        chain = [seed]
         most = cache.blocks.num_blocks // LOAN_SHARE * cache.block_tokens
         matched = cache.match(
-            [seed],
+            chain,
             lambda start, stop: list(token_ids[start:stop]),
             max_tokens=min(len(token_ids), most),
         )
@@ -48,7 +58,7 @@ class Loans:
             cache.acquire_blocks(blocks)
             self._lent[loan] = blocks
             self._num_lent += len(blocks)
-        return blocks
+        return LentPrefix(block_ids=blocks, last=chain[len(blocks)])
 
     def end(self, loan: LoanId) -> None:
         """Give its blocks back, tail first. An unknown one is no error."""

@@ -7,9 +7,9 @@ clock's reading.
 
 The most urgent first, by priority and then as they came; decodes before prefill chunks in every
 batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease, a loan
-or a fetch holds all it will ever need and ends by a deadline of its own; of the others the least urgent
-makes room, so the most urgent always gets on. Who is less urgent than all that comes may wait until
-somebody aborts it: no priority grows with time.
+or a fetch holds all it will ever need and ends by a deadline of its own; of the others the least
+urgent makes room, so the most urgent always gets on. Who is less urgent than all that comes may
+wait until somebody aborts it: no priority grows with time.
 """
 
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from typing import assert_never
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepReadings, StepTokens
 from engine.constraint import Constraint
-from engine.kvcache.loans import LoanId, Loans
+from engine.kvcache.loans import LentPrefix, LoanId, Loans
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.admission import SequenceAdmission
@@ -139,7 +139,7 @@ class Scheduler:
         else:
             self._table.fetch_ended(sequence)
 
-    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Seq[int]) -> tuple[int, ...]:
+    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Seq[int]) -> LentPrefix:
         """As `Loans.lend`."""
         return self._loans.lend(loan, seed=seed, token_ids=token_ids)
 

@@ -42,6 +42,7 @@ from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
 from protocol.errors import (
+    CorruptBlock,
     LayoutMismatch,
     LeaseExpired,
     NotLent,
@@ -264,7 +265,7 @@ class FetchTable:
             return
         try:
             accept_loan(running, lent, layout=self._means.layout)
-        except NotLent as error:
+        except (NotLent, CorruptBlock) as error:
             if lent.lease != NO_LEASE:
                 link.send(Cancel(lease=lent.lease, reason=str(error)))
             self._follow(running, running.fetch.fail(error))

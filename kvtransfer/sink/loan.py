@@ -10,7 +10,7 @@ from kvtransfer.chunk import describe_pieces
 from kvtransfer.messages import NO_LEASE, Borrow, Lent
 from kvtransfer.plan import Plan
 from kvtransfer.sink.running_fetch import RunningFetch
-from protocol.errors import NotLent, WireError
+from protocol.errors import CorruptBlock, NotLent, WireError
 from protocol.layout import Layout
 
 
@@ -26,7 +26,7 @@ def borrow_message(running: RunningFetch) -> Borrow:
 
 def accept_loan(running: RunningFetch, lent: Lent, *, layout: Layout) -> None:
     """From here on it fetches what is lent, as far as it is wanted. Raises NotLent when that is
-    nothing, WireError for more than was asked for."""
+    nothing, CorruptBlock when it is of other tokens, WireError for more than was asked for."""
     prefix, plan = running.prefix, running.plan
     assert prefix is not None and isinstance(plan, Plan)
     if lent.lease == NO_LEASE:
@@ -34,6 +34,8 @@ def accept_loan(running: RunningFetch, lent: Lent, *, layout: Layout) -> None:
     num_blocks, rest = divmod(lent.num_tokens, layout.block_tokens)
     if rest or lent.num_tokens > len(prefix.token_ids_T):
         raise WireError(f"{lent.num_tokens} tokens are lent of {len(prefix.token_ids_T)} asked for")
+    if num_blocks and lent.last != prefix.hashes[num_blocks - 1]:
+        raise CorruptBlock("the source lends blocks of other tokens")
     num_wanted = num_blocks - prefix.first_block
     if num_wanted <= 0:
         raise NotLent(f"the source has {num_blocks} blocks of it, all of them here already")

@@ -23,6 +23,8 @@ class AskedPrefix:
     """Where the hash chain of the tokens begins."""
     token_ids_T: NDArray[np.uint32]
     """Whole blocks of them, from token 0."""
+    hashes: tuple[BlockHash, ...]
+    """Of each of those blocks."""
     first_block: int
     """The first that is wanted."""
     slots_S: NDArray[np.uint32]

@@ -126,12 +126,13 @@ class Sink:
         return self._start(ticket, found, pieces_S, deadline_s, on_end, heads=heads)
 
     def pull(
-        self, source: PrefixSource, *, seed: BlockHash, token_ids: ArrayLike, first_block: int,
-        block_ids: ArrayLike, deadline_s: float, on_end: Callable[[FetchEnd], None],
+        self, source: PrefixSource, *, seed: BlockHash, token_ids: ArrayLike,
+        hashes: Sequence[BlockHash], first_block: int, block_ids: ArrayLike, deadline_s: float,
+        on_end: Callable[[FetchEnd], None],
     ) -> FetchId:  # fmt: skip
         """Ask a source to lend what its prefix cache has of these tokens, whole blocks from token 0
-        under the hash chain that begins with `seed`, and fetch of it the blocks from `first_block`
-        on, into `block_ids`. Of a layout without KV groups, the same at both ends.
+        with these hashes, in the chain that begins with `seed`, and fetch of it the blocks from
+        `first_block` on, into `block_ids`. Of a layout of one KV group, the same at both ends.
 
         It may lend less than that: the end tells how many blocks came, `Lost` with NotLent when
         none would. Otherwise as `fetch`.
@@ -143,6 +144,8 @@ class Sink:
         num_blocks = first_block + len(slots_S)
         if layout.num_groups != 1 or len(token_ids_T) != num_blocks * layout.block_tokens:
             raise ValueError(f"token_ids: {len(token_ids_T)} for {num_blocks} blocks")
+        if len(hashes) != num_blocks:
+            raise ValueError(f"hashes: {len(hashes)} for {num_blocks} blocks")
         if len(token_ids_T) > MAX_BORROWED_TOKENS:
             raise ValueError(f"token_ids: {len(token_ids_T)}, at most {MAX_BORROWED_TOKENS}")
         ticket = Ticket(
@@ -150,8 +153,8 @@ class Sink:
             layout=layout, compat=self._means.compat, num_tokens=0,
         )  # fmt: skip
         prefix = AskedPrefix(
-            seed=seed, token_ids_T=token_ids_T.astype(np.uint32), first_block=first_block,
-            slots_S=slots_S.astype(np.uint32),
+            seed=seed, token_ids_T=token_ids_T.astype(np.uint32), hashes=tuple(hashes),
+            first_block=first_block, slots_S=slots_S.astype(np.uint32),
         )  # fmt: skip
         return self._start(
             ticket, plan(layout, layout), np.empty(0, PIECE), deadline_s, on_end, prefix=prefix

@@ -36,7 +36,7 @@ from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.transports.control import Identity
 from protocol.errors import CapacityError, LayoutMismatch, WireError
-from protocol.ids import LeaseId, WorkerId
+from protocol.ids import BlockHash, LeaseId, WorkerId
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ class LeaseTable:
             self._finished_s[lease_id] = at_s
             self._busy[lease_id] = None
 
-    def give_loan(self, borrow: BorrowId, lease_id: LeaseId) -> None:
+    def give_loan(self, borrow: BorrowId, lease_id: LeaseId, last: BlockHash) -> None:
         """Whoever asked holds this lease from here on; it ends if nobody does any more."""
         lease, asked = self._leases.get(lease_id), self._borrowing.pop_asked(borrow)
         if lease is None:
@@ -133,7 +133,8 @@ class LeaseTable:
         self._loan_ends_s[lease_id] = now_s + LOAN_S
         self.start_term(lease_id, now_s)
         self._hold(sink, lease_id)
-        self.sinks.send(sink, Lent(fetch=fetch, lease=lease_id, num_tokens=lease.num_tokens))
+        lent = Lent(fetch=fetch, lease=lease_id, num_tokens=lease.num_tokens, last=last)
+        self.sinks.send(sink, lent)
 
     def refuse_loan(self, borrow: BorrowId, reason: str) -> None:
         """Nothing is lent to whoever asked."""

@@ -35,7 +35,7 @@ from kvtransfer.transports.control import ControlServer, Poller, in_address
 from kvtransfer.transports.polling import Ticker
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
-from protocol.ids import Epoch, LeaseId, WorkerId
+from protocol.ids import BlockHash, Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
 from protocol.messages import Ticket
 
@@ -116,12 +116,14 @@ class Source:
             layout=self._means.layout, compat=self._means.compat, num_tokens=num_tokens,
         )  # fmt: skip
 
-    def lend(self, borrow: BorrowId, *, block_ids: Sequence[int], num_tokens: int) -> LeaseId:
+    def lend(
+        self, borrow: BorrowId, *, block_ids: Sequence[int], num_tokens: int, last: BlockHash
+    ) -> LeaseId:
         """Lend these to whoever asked, from the first token of what it asked for on, written as of
-        `publish`. The lease ends as any other, at the latest after LOAN_S; at once where nobody
-        waits for it any more. Raises as `open_lease`."""
+        `publish`; `last` is the hash of the last. The lease ends as any other, at the latest after
+        LOAN_S; at once where nobody waits for it any more. Raises as `open_lease`."""
         lease = self._add_lease(block_ids, num_tokens).id
-        self._calls.add(partial(self._leases.give_loan, borrow, lease))
+        self._calls.add(partial(self._leases.give_loan, borrow, lease, last))
         self.finish(lease, b"")
         return lease
 

@@ -8,6 +8,7 @@ from support.transfer import LAYOUT, WITHIN_S, Borrower, Lender
 
 from kvtransfer.source.borrowing import AskedLoan
 from kvtransfer.source.source import Source
+from protocol.blocks import block_hashes
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import PrefixSource
 
@@ -26,6 +27,10 @@ class Shelf:
     asked: list[AskedLoan] = field(default_factory=list)
     source: Source | None = None
 
+    @staticmethod
+    def hashes(token_ids: Sequence[int]) -> list[BlockHash]:
+        return block_hashes(token_ids, block_tokens=LAYOUT.block_tokens, seed=SEED)
+
     def hear(self, source: Source, asked: AskedLoan) -> None:
         self.source = source
         self.asked.append(asked)
@@ -38,7 +43,8 @@ class Shelf:
         blocks = list(self.blocks)[:most]
         if blocks:
             num_tokens = len(blocks) * LAYOUT.block_tokens
-            self.source.lend(asked.id, block_ids=blocks, num_tokens=num_tokens)
+            last = self.hashes(asked.token_ids)[len(blocks) - 1]
+            self.source.lend(asked.id, block_ids=blocks, num_tokens=num_tokens, last=last)
         else:
             self.source.refuse_loan(asked.id, "nothing is cached")
         self.after(asked)
@@ -60,13 +66,15 @@ def pull(
     block_ids: Sequence[int],
     *,
     first_block: int = 0,
+    first_token: int = 0,
     deadline_s: float = WITHIN_S,
 ) -> TimedOutcome:
-    """Pull blocks from `first_block` on into these."""
+    """Pull blocks from `first_block` on into these, of tokens that are numbers in order."""
     outcome = TimedOutcome()
     num_tokens = (first_block + len(block_ids)) * borrower.layout.block_tokens
+    tokens = range(first_token, first_token + num_tokens)
     outcome.fetch = borrower.sink.pull(
-        source, seed=SEED, token_ids=range(num_tokens), first_block=first_block,
+        source, seed=SEED, token_ids=tokens, hashes=Shelf.hashes(tokens), first_block=first_block,
         block_ids=block_ids, deadline_s=deadline_s, on_end=outcome.tell,
     )  # fmt: skip
     return outcome

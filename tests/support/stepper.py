@@ -236,7 +236,7 @@ class Stepper:
         """To a peer that asks for these tokens."""
         loan = LoanId(len(self.loans) + 1)
         seed = self.cache.seed(salt=salt)
-        blocks = self.scheduler.lend(loan, seed=seed, token_ids=prompt)
+        blocks = self.scheduler.lend(loan, seed=seed, token_ids=prompt).block_ids
         self.loans[loan] = tuple((block, self.generations[block]) for block in blocks)
         return blocks
 

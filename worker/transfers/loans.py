@@ -9,7 +9,7 @@ import threading
 from functools import partial
 
 from engine.commands import PrefixToLend
-from engine.kvcache.loans import LoanId
+from engine.kvcache.loans import LentPrefix, LoanId
 from engine.loop import Engine
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.source.borrowing import AskedLoan
@@ -68,8 +68,9 @@ class PrefixLoans:
         log.info("loan ended", extra={**told, "peer": end.peer, "transport": end.transport})
         return True
 
-    def _lend(self, source: Source, asked: AskedLoan, blocks: tuple[int, ...]) -> None:
+    def _lend(self, source: Source, asked: AskedLoan, lent: LentPrefix) -> None:
         """On the engine's thread, which holds these blocks from now on."""
+        blocks = lent.block_ids
         if not blocks:
             self._metrics.loans_asked.labels("nothing").inc()
             source.refuse_loan(asked.id, "it has none of it cached, or lends no more now")
@@ -77,7 +78,9 @@ class PrefixLoans:
         num_tokens = len(blocks) * self._block_tokens
         try:
             with self._lock:
-                lease = source.lend(asked.id, block_ids=blocks, num_tokens=num_tokens)
+                lease = source.lend(
+                    asked.id, block_ids=blocks, num_tokens=num_tokens, last=lent.last
+                )
                 self._lent[lease] = LoanId(asked.id)
         except CapacityError as error:
             self._metrics.loans_asked.labels("nothing").inc()

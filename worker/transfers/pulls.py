@@ -108,6 +108,7 @@ class PrefixPulls:
                 source,
                 seed=prefix.seed,
                 token_ids=prefix.token_ids,
+                hashes=prefix.hashes,
                 first_block=prefix.first_block,
                 block_ids=prefix.block_ids,
                 deadline_s=deadline_s,

@@ -6,6 +6,7 @@ from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.loans import LOAN_SHARE, MAX_LOANS, LoanId, Loans
 from engine.kvcache.prefix_cache import PrefixCache
+from protocol.blocks import block_hashes
 
 SIZE = 4
 NUM_BLOCKS = 32
@@ -30,7 +31,11 @@ def fill(cache: PrefixCache, num_blocks: int, *, salt: str = "") -> list[int]:
 
 
 def lend(cache: PrefixCache, loans: Loans, number: int, tokens: list[int]) -> tuple[int, ...]:
-    return loans.lend(LoanId(number), seed=cache.seed(salt=""), token_ids=tokens)
+    seed = cache.seed(salt="")
+    lent = loans.lend(LoanId(number), seed=seed, token_ids=tokens)
+    chain = [seed, *block_hashes(tokens, block_tokens=SIZE, seed=seed)]
+    assert lent.last == chain[len(lent.block_ids)]
+    return lent.block_ids
 
 
 def test_the_cached_beginning_is_lent_and_held(cache: PrefixCache) -> None:

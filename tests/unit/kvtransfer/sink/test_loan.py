@@ -10,13 +10,15 @@ from kvtransfer.plan import plan
 from kvtransfer.sink.fetch import End, Fetch, FetchStage, SendBorrow, SendCancel, SendFetch
 from kvtransfer.sink.loan import accept_loan, borrow_message
 from kvtransfer.sink.running_fetch import AskedPrefix, RunningFetch
-from protocol.errors import NotLent, TransferError, WireError
+from protocol.blocks import block_hashes
+from protocol.errors import CorruptBlock, NotLent, TransferError, WireError
 from protocol.ids import BlockHash, Epoch, LeaseId, WorkerId
 from protocol.messages import Ticket
 
 LEASE = LeaseId(5)
 SEED = BlockHash(b"s" * 16)
 TOKENS = LAYOUT.block_tokens
+HASHES = tuple(block_hashes(range(4 * TOKENS), block_tokens=TOKENS, seed=SEED))
 
 
 def asking(*, num_blocks: int = 4, first_block: int = 1) -> RunningFetch:
@@ -28,7 +30,7 @@ def asking(*, num_blocks: int = 4, first_block: int = 1) -> RunningFetch:
     )  # fmt: skip
     prefix = AskedPrefix(
         seed=SEED, token_ids_T=np.arange(num_blocks * TOKENS, dtype=np.uint32),
-        first_block=first_block,
+        first_block=first_block, hashes=HASHES[:num_blocks],
         slots_S=np.arange(10 + first_block, 10 + num_blocks, dtype=np.uint32),
     )  # fmt: skip
     return RunningFetch(
@@ -38,7 +40,8 @@ def asking(*, num_blocks: int = 4, first_block: int = 1) -> RunningFetch:
 
 
 def lent(num_tokens: int, *, lease: LeaseId = LEASE) -> Lent:
-    return Lent(fetch=1, lease=lease, num_tokens=num_tokens)
+    last = HASHES[num_tokens // TOKENS - 1] if 0 < num_tokens <= 4 * TOKENS else b""
+    return Lent(fetch=1, lease=lease, num_tokens=num_tokens, last=last)
 
 
 def test_it_asks_once_whatever_becomes_of_the_stream() -> None:
@@ -77,6 +80,13 @@ def test_nothing_of_use_is_no_loan(answer: Lent) -> None:
 def test_more_than_was_asked_for_is_no_answer(num_tokens: int) -> None:
     with pytest.raises(WireError, match="are lent of"):
         accept_loan(asking(), lent(num_tokens), layout=LAYOUT)
+
+
+def test_blocks_of_other_tokens_are_not_taken() -> None:
+    """As where what it asked for was spoilt on its way."""
+    other = Lent(fetch=1, lease=LEASE, num_tokens=3 * TOKENS, last=HASHES[0])
+    with pytest.raises(CorruptBlock, match="other tokens"):
+        accept_loan(asking(), other, layout=LAYOUT)
 
 
 def test_an_end_before_the_loan_has_nothing_to_give_back() -> None:
