@@ -10,7 +10,7 @@ from kvtransfer.source.borrowing import AskedLoan
 from kvtransfer.source.source import Source
 from protocol.blocks import block_hashes
 from protocol.ids import BlockHash, Epoch, WorkerId
-from protocol.messages import PrefixSource
+from protocol.messages import PrefixSource, Ticket
 
 SEED = BlockHash(bytes(range(16)))
 
@@ -20,7 +20,10 @@ class Shelf:
     """A prefix cache that has these blocks of whatever it is asked for; answers at once, or when
     told to."""
 
-    blocks: Sequence[int]
+    blocks: Sequence[int] | None
+    """None: those that the tokens say, which are numbers in order: block b has the b-th of them."""
+    num_blocks: int = 180
+    """Of the pool."""
     waits: bool = False
     after: Callable[[AskedLoan], None] = lambda asked: None
     """Called after each answer, before the sink has heard it."""
@@ -40,7 +43,8 @@ class Shelf:
     def answer(self, asked: AskedLoan) -> None:
         assert self.source is not None
         most = len(asked.token_ids) // LAYOUT.block_tokens
-        blocks = list(self.blocks)[:most]
+        named = _named(asked.token_ids, num_blocks=self.num_blocks)
+        blocks = named if self.blocks is None else list(self.blocks)[:most]
         if blocks:
             num_tokens = len(blocks) * LAYOUT.block_tokens
             last = self.hashes(asked.token_ids)[len(blocks) - 1]
@@ -50,6 +54,16 @@ class Shelf:
         self.after(asked)
 
 
+def _named(token_ids: Sequence[int], *, num_blocks: int) -> list[int]:
+    """As far as the tokens are in order."""
+    first, rest = divmod(token_ids[0] if token_ids else 1, LAYOUT.block_tokens)
+    num_right = next(
+        (n for n, token in enumerate(token_ids) if token != token_ids[0] + n), len(token_ids)
+    )
+    end = first + num_right // LAYOUT.block_tokens
+    return list(range(first, end)) if not rest and end <= num_blocks else []
+
+
 def prefix_of(lender: Lender, *, epoch: Epoch | None = None) -> PrefixSource:
     source = lender.source
     return PrefixSource(
@@ -57,6 +71,13 @@ def prefix_of(lender: Lender, *, epoch: Epoch | None = None) -> PrefixSource:
         epoch=lender.epoch if epoch is None else epoch,
         address=source.address,
         num_tokens=0,
+    )
+
+
+def prefix_at(ticket: Ticket) -> PrefixSource:
+    """Of whoever lends by this ticket, for what else it has."""
+    return PrefixSource(
+        worker=ticket.worker, epoch=ticket.epoch, address=ticket.address, num_tokens=0
     )
 
 
