@@ -94,6 +94,11 @@ class Source:
         return len(self._leases)
 
     @property
+    def epoch(self) -> Epoch:
+        """Of the worker's incarnation whose blocks these are."""
+        return self._means.epoch
+
+    @property
     def lends_prefixes(self) -> bool:
         """Sinks may ask for what a prefix cache has."""
         return self._means.on_borrow is not None
