@@ -1,6 +1,6 @@
 """Settings of a decode worker."""
 
-from worker.settings import TransferSettings
+from worker.transfers.settings import TransferSettings
 
 
 class DecodeSettings(TransferSettings):

@@ -1,6 +1,6 @@
 """Settings of a prefill worker."""
 
-from worker.settings import TransferSettings
+from worker.transfers.settings import TransferSettings
 
 
 class PrefillSettings(TransferSettings):

@@ -1,6 +1,6 @@
 """A fetch of a prefix that its source has cached: what it asks to be lent, and then fetches.
 
-Pure. From the lease on it is a fetch as any other.
+From the lease on it is a fetch as any other.
 """
 
 import msgspec

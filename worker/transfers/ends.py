@@ -8,12 +8,12 @@ from kvtransfer.endings import LeaseEnd
 from kvtransfer.sink.sink import Sink
 from kvtransfer.source.source import Source
 from worker.parts import WorkerParts
-from worker.settings import TransferSettings
 from worker.transfers.fetch_metrics import FetchMetrics
 from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transfers.loans import PrefixLoans
 from worker.transfers.pulls import PrefixPulls, PullLimits
 from worker.transfers.quarantine import Quarantine
+from worker.transfers.settings import TransferSettings
 from worker.transport_uses import TransportUses
 
 

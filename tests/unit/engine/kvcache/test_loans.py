@@ -82,8 +82,10 @@ def test_what_was_promised_to_requests_here_is_not_lent(cache: PrefixCache) -> N
     assert cache.num_spare == 0
 
 
-def test_the_number_of_loans_is_bounded(cache: PrefixCache) -> None:
-    loans = Loans(cache)
-    loans._lent = {LoanId(-n): () for n in range(MAX_LOANS)}
-    fill(cache, 2)
-    assert lend(cache, loans, 1, TOKENS) == ()
+def test_the_number_of_loans_is_bounded() -> None:
+    many = 2 * LOAN_SHARE * MAX_LOANS
+    blocks = BlockAllocator(many, generations=[0] * many)
+    cache = PrefixCache(blocks, block_tokens=SIZE, compat="test")
+    loans, cached = Loans(cache), fill(cache, 1)
+    lent = [lend(cache, loans, number, TOKENS) for number in range(MAX_LOANS + 2)]
+    assert lent == [tuple(cached)] * MAX_LOANS + [(), ()]
