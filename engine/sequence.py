@@ -213,8 +213,8 @@ class Sequence:
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
     pull_tokens: int = 0
-    """Not REMOTE: of its first tokens, those that somebody else is believed to have cached. 0 once
-    that was tried."""
+    """Not REMOTE: of its first tokens, those that somebody else is believed to have cached, until
+    they are pulled or not."""
     is_told: bool = False
     """Its admission is."""
     num_read: int = 0
@@ -299,6 +299,11 @@ class Sequence:
     def is_pulling(self) -> bool:
         """Its beginning is being fetched, from somebody's prefix cache."""
         return self.fetch_open and self.mode is not Mode.REMOTE
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens whose KV nobody has, as far as is known."""
+        return self.num_tokens - max(self.num_computed, min(self.pull_tokens, self.num_tokens))
 
     @property
     def leases(self) -> bool:

@@ -113,7 +113,7 @@ class SequenceTable:
         if sequence.num_cached is None:
             sequence.num_cached = sequence.num_computed
             sequence.admitted_at = now
-        sequence.pull_tokens = 0
+        sequence.pull_tokens = pull_end
         if pull_end:
             sequence.fetch_open = True
             self.move(sequence, SequenceEvent.RESERVED)
@@ -131,6 +131,7 @@ class SequenceTable:
         """Nobody writes into its blocks any more, or it `starts_over` on others: back in the queue,
         from which what came is found in the prefix cache."""
         sequence.fetch_open = False
+        sequence.pull_tokens = 0
         if starts_over:
             self.preempt(sequence)
             return
@@ -244,7 +245,7 @@ class SequenceTable:
         return Load(
             running=self.num_running,
             waiting=len(queued),
-            waiting_tokens=sum(s.num_tokens - s.num_computed for s in to_compute),
+            waiting_tokens=sum(s.num_to_compute for s in to_compute),
             context_tokens=sum(s.num_computed for s in self.decoding.values()),
         )
 

@@ -150,8 +150,12 @@ def test_its_end_is_told_once_and_of_nobody_else() -> None:
     assert run.outputs == run.expected(4)
 
 
-def test_what_is_still_to_be_computed_counts_as_waiting() -> None:
+def test_what_somebody_has_is_not_waiting_to_be_computed_until_it_does_not_come() -> None:
     stepper = Stepper()
-    pulling(stepper)
+    queued = stepper.submit(PROMPT, pull_tokens=ALL)
+    assert stepper.scheduler.load().waiting_tokens == 1
+    stepper.step()
     load = stepper.scheduler.load()
-    assert (load.running, load.waiting_tokens) == (1, len(PROMPT))
+    assert (load.running, load.waiting_tokens) == (1, 1)
+    stepper.end_pull(queued, num_tokens=0)
+    assert stepper.scheduler.load().waiting_tokens == len(PROMPT)
