@@ -9,12 +9,16 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics
+from worker.transfer_speed import FetchSpeed, TransferSpeed
 from worker.transport_uses import TransportUses
 
 
 class FetchMetrics:
     def __init__(self, metrics: TransferMetrics) -> None:
         self.uses = TransportUses()
+        self.speed = TransferSpeed()
+        """From whomever. Whatever prefill hid of it: placement asks what a transfer takes, and
+        itself takes off what the prefill to come will hide."""
         self._metrics = metrics
 
     def noticed(self, event: SinkEvent) -> None:
@@ -60,6 +64,9 @@ class FetchMetrics:
         metrics.exposed_s.labels(transport).observe(end.exposed_s)
         if end.num_blocks:
             metrics.first_s.labels(transport).observe(end.first_s)
+        fetched = FetchSpeed(num_bytes=end.num_bytes, flow_s=end.flow_s, exposed_s=end.exposed_s)
+        self.speed.add_fetch(fetched)
         self.uses.add(
-            peer=peer, transport=transport, why=end.transport_why, num_bytes=end.num_bytes
-        )
+            peer=peer, transport=transport, why=end.transport_why, num_bytes=end.num_bytes,
+            fetched=fetched,
+        )  # fmt: skip

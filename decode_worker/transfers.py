@@ -20,7 +20,6 @@ from engine.batch import SampledToken
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from engine.speeds.rate import Rate
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.sink import Sink
 from protocol import codec, messages
@@ -31,6 +30,7 @@ from protocol.process.metrics import TransferMetrics
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable
+from worker.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,6 @@ class DecodeTransfers:
         self._requests = requests
         self._metrics = metrics
         self._quarantine = quarantine
-        self._rate = Rate()
         self._fetching: dict[Key, Job] = {}
 
     @property
@@ -106,8 +105,8 @@ class DecodeTransfers:
         return self._metrics.uses
 
     @property
-    def bytes_per_s(self) -> float:
-        return self._rate.per_s
+    def speed(self) -> TransferSpeed:
+        return self._metrics.speed
 
     def mode_of(self, message: Computation) -> Mode:
         if isinstance(message, Prefill):
@@ -238,10 +237,6 @@ class DecodeTransfers:
 
     def _landed(self, fetching: Fetching, end: Landed) -> messages.Landed:
         job = fetching.job
-        if end.num_bytes:
-            # Whatever prefill hid of it: placement asks what a transfer takes, and itself takes
-            # off what the prefill to come will hide.
-            self._rate.add(end.num_bytes, seconds=end.flow_s)
         log.info(
             "fetched",
             extra={

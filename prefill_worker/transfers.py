@@ -27,6 +27,7 @@ from protocol.messages import (
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
+from worker.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 
@@ -54,8 +55,6 @@ def open_transfers(parts: WorkerParts[PrefillSettings]) -> "PrefillTransfers":
 class PrefillTransfers:
     """Implements `worker.requests.Transfers`: what it moves is lent."""
 
-    bytes_per_s = 0.0
-
     def __init__(
         self, *, source: Source, lent: LentLeases, engine: Engine, requests: RequestTable
     ) -> None:
@@ -63,6 +62,7 @@ class PrefillTransfers:
         self._lent = lent
         self._engine = engine
         self._requests = requests
+        self.speed = TransferSpeed()
 
     @property
     def uses(self) -> TransportUses:

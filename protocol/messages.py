@@ -130,6 +130,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 class Ping(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Sent every second. A worker aborts the requests of a router silent too long."""
 
+    num_workers: int = 1
+    """That report to this router: the more they are, the less often each one may."""
+
 
 class ToCompute(OfAttempt, frozen=True, kw_only=True):
     """What either kind of worker is asked to do with a request."""

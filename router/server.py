@@ -137,7 +137,12 @@ def _build(
     resolver = Resolver()
 
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router, resolver=resolver)
+        return WorkerLink(
+            address=registration.address,
+            router=router,
+            resolver=resolver,
+            num_links=lambda: registry.num_workers,
+        )
 
     metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)

@@ -36,6 +36,7 @@ from protocol.messages import (
 )
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
+from worker.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
@@ -63,8 +64,9 @@ class Transfers(Protocol):
     def uses(self) -> TransportUses: ...
 
     @property
-    def bytes_per_s(self) -> float:
-        """Of KV fetched, while bytes flowed; 0.0 until measured."""
+    def speed(self) -> TransferSpeed:
+        """Of KV fetched."""
+        ...
 
     def mode_of(self, message: Computation) -> Mode:
         """How the engine runs it. ValueError when this role cannot do what it says."""

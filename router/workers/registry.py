@@ -64,6 +64,10 @@ class Registry:
         """By name, in whatever state."""
         return [self._workers[worker] for worker in sorted(self._workers)]
 
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
+
     def ready_workers(self) -> list[KnownWorker]:
         return [worker for worker in self.workers if worker.is_ready]
 

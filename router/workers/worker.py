@@ -105,7 +105,12 @@ class KnownWorker:
             waiting_tokens=report.waiting_tokens,
             context_tokens=report.context_tokens,
         )
-        self.beat = msgspec.structs.replace(self.beat, load=load, num_received=report.num_received)
+        blocks, num_free = self.beat.blocks, report.num_free_blocks
+        cached = min(blocks.cached, num_free)
+        blocks = msgspec.structs.replace(blocks, free=num_free - cached, cached=cached)
+        self.beat = msgspec.structs.replace(
+            self.beat, load=load, blocks=blocks, num_received=report.num_received
+        )
 
     def is_held(self, *, now: float) -> bool:
         """A suspect is here that nobody is to join."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
+from msgspec import structs
 from support.babble import anything
 from support.words import LAYOUT, beat
 
@@ -207,7 +208,7 @@ class FakeWorker:
 
     def say(self) -> None:
         """A beat, now."""
-        self._port.broadcast(self.beat())
+        self._port.broadcast(self._beat_to)
 
     def beat(self) -> Beat:
         return Beat(
@@ -220,6 +221,9 @@ class FakeWorker:
             ),
             transports_used=(),
         )
+
+    def _beat_to(self, router: RouterId) -> Beat:
+        return structs.replace(self.beat(), num_received=self._port.num_received(router))
 
     async def _until_dead(self) -> None:
         await self.dead.wait()
@@ -238,7 +242,7 @@ class FakeWorker:
     ) -> None:
         match arrival:
             case RouterJoined(router):
-                self._port.send(router, self.beat())
+                self._port.send(router, self._beat_to(router))
                 self.joined.set()
             case RouterGone():
                 for task in self.working.values():

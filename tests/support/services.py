@@ -12,7 +12,7 @@ from engine.commands import Submission
 from engine.loop import Engine, EngineStats
 from engine.sequence import FetchOutcome
 from protocol.ids import Epoch, RouterId, WorkerId
-from protocol.messages import Blocks, Load, ToRouter
+from protocol.messages import Blocks, Load, StepModel, ToRouter
 from protocol.process.metrics import WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
@@ -39,6 +39,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.num_counted = 0
+        """Of those submitted, that its thread has looked at."""
         self.outcomes: list[FetchOutcome] = []
         """Of the fetches that have ended."""
         self.quieted: list[tuple[int, ...]] = []
@@ -62,7 +64,9 @@ class FakeEngine:
             load=Load(running=0, waiting=0, waiting_tokens=0),
             prefill_tokens_per_s=0.0,
             decode_step_s=0.0,
+            step=StepModel(),
             num_preempted=0,
+            num_counted=self.num_counted,
         )
 
 
