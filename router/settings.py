@@ -1,6 +1,7 @@
 """What the router process can be told."""
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -26,6 +27,13 @@ class RouterSettings(ProcessSettings):
     API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that share the port, each a router of its own: one costs a core at some thousands
+    of tokens a second. What limits a router limits each of them."""
+    process: int = Field(default=0, ge=0, le=63)
+    """Number of this process among those; said by the one that starts them."""
+    siblings: Path | None = None
+    """Folder of the sockets by which they ask each other; likewise. None: it is the only one."""
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
     API. Empty: it is open. Better set as

@@ -27,14 +27,16 @@ class MetricRow(Generic[M]):
         text: str,
         *labels: str,
         buckets: Sequence[float] = (),
+        shared: bool = False,
     ) -> None:
-        self._name = name
+        """`shared`: every process of a router would say the same."""
+        self.name, self.shared = name, shared
         more = {"buckets": buckets} if buckets else {}
         self.made_in = partial(kind, name, text, labels, **more)
         """The metric in a registry."""
 
     def __get__(self, table: object, owner: type) -> M:
-        raise AttributeError(f"{self._name} is not made: {owner.__name__} is a table alone")
+        raise AttributeError(f"{self.name} is not made: {owner.__name__} is a table alone")
 
 
 class MetricTable:
@@ -45,6 +47,11 @@ class MetricTable:
         for name, row in vars(type(self)).items():
             if isinstance(row, MetricRow):
                 setattr(self, name, row.made_in(registry=self.registry))
+
+    @property
+    def shared_names(self) -> frozenset[str]:
+        rows = vars(type(self)).values()
+        return frozenset(row.name for row in rows if isinstance(row, MetricRow) and row.shared)
 
 
 class TransferMetrics(MetricTable):
@@ -171,14 +178,15 @@ class RouterMetrics(MetricTable):
         "Seconds from a request's arrival to its ending.", buckets=_SECONDS)
     active = MetricRow(Gauge, "baton_active_requests", "Generations in progress.")
     workers = MetricRow(
-        Gauge, "baton_workers", "Workers known, by role and state.", "role", "state")
+        Gauge, "baton_workers", "Workers known, by role and state.", "role", "state", shared=True)
     pool_blocks = MetricRow(
         Gauge, "baton_pool_kv_blocks",
         "KV blocks of the workers, by role and state: total, free, cached, leased.",
-        "role", "state")
+        "role", "state", shared=True)
     pool_requests = MetricRow(
         Gauge, "baton_pool_requests",
-        "Requests at the workers, by role and state: running, waiting.", "role", "state")
+        "Requests at the workers, by role and state: running, waiting.",
+        "role", "state", shared=True)
     index_state = MetricRow(
         Gauge, "baton_prefix_index_state",
         "1 for the state the prefix index is in: exact, degraded or off.", "state")

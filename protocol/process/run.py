@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
@@ -54,12 +54,14 @@ def run(
     parent_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> int:
-    """Prepares, then runs `main` to its exit code, which becomes the process's."""
+    """Prepares, then runs `main` to its exit code, which becomes the process's; `signals` ask it
+    to stop."""
     try:
         prepare()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(_run(main, parent_pid))
+            return runner.run(_run(main, parent_pid, signals))
     except SettingsError as error:
         return _one_line(process, error, EXIT_BAD_SETTINGS)
     except CheckpointError as error:
@@ -113,9 +115,11 @@ def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
         loop.add_signal_handler(number, shutdown.ask, number.name)
 
 
-async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
+async def _run(
+    main: Callable[[Shutdown], Awaitable[int]], parent_pid: int, signals: Sequence[signal.Signals]
+) -> int:
     shutdown = Shutdown()
-    ask_by_signals(shutdown, signal.SIGTERM, signal.SIGINT)
+    ask_by_signals(shutdown, *signals)
     if not parent_pid:
         return await main(shutdown)
     _signal_at_death_of_parent()

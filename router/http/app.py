@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi_swagger import patch_fastapi
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from protocol.errors import BatonError
@@ -50,6 +50,7 @@ from router.http.responses.kept import (
 )
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
+from router.http.whole_router import WholeRouter
 from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
@@ -68,13 +69,17 @@ OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
 def create_app(runtime: Runtime) -> FastAPI:
-    """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
+    """The app. Its lifespan owns the tokenising threads and the socket for siblings, and nothing of
+    `runtime`."""
     state = _app_state(runtime)
+    whole = WholeRouter(state)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        siblings = runtime.siblings
         try:
-            yield
+            async with nullcontext() if siblings is None else siblings.answering(whole.answer):
+                yield
         finally:
             state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
 
@@ -99,7 +104,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
-    _add_operations(app, state)
+    _add_operations(app, runtime, whole)
     _add_document(app, runtime)
     return app
 
@@ -237,8 +242,8 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
         return _json(runtime.tokenizer_description)
 
 
-def _add_operations(app: FastAPI, state: AppState) -> None:
-    runtime, cluster = state.runtime, state.runtime.cluster
+def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
+    cluster = runtime.cluster
     one_at_a_time = asyncio.Lock()
     open_to_all = {"warning": OPEN_TO_ALL} if runtime.is_open_to_network else {}
 
@@ -265,23 +270,23 @@ def _add_operations(app: FastAPI, state: AppState) -> None:
     @app.get("/load")
     async def load() -> Response:
         """Choices in flight at this router, in vLLM's shape."""
-        return _json({"server_load": state.seats.num_held})
+        return _json({"server_load": await whole.num_in_flight()})
 
     @app.get("/metrics")
     async def metrics() -> Response:
         async with one_at_a_time:  # milliseconds each, and no key is needed to ask
-            exposition = generate_latest(runtime.metrics.registry)
+            exposition = await whole.metrics()
             await asyncio.sleep(0)
         return Response(exposition, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/cluster")
     async def view() -> Response:
-        return _json(cluster.view())
+        return _json(await whole.view())
 
     @app.get("/trace/{request:path}")
     async def trace(request: str) -> Response:
         """What became of a recent request; of each choice, when it had several."""
-        traces = cluster.traces(RequestId(request))
+        traces = await whole.traces(RequestId(request))
         if not traces:
             raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
         return _json({"request": request, "traces": traces})
