@@ -20,6 +20,8 @@ from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
+ECHO_S = 0.1
+"""The kernel tells of a parent's death once for each of its threads: that is one wish to end."""
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -34,14 +36,18 @@ class Shutdown:
         self.hurry = asyncio.Event()
         self.reason = ""
         self.exit_code = 0
+        self._asked_at = 0.0
 
     def ask(self, reason: str, *, exit_code: int = 0) -> None:
         self._loop.call_soon_threadsafe(self._ask, reason, exit_code)
 
     def _ask(self, reason: str, exit_code: int) -> None:
+        now = self._loop.time()
         if self.asked.is_set():
-            self.hurry.set()
+            if now - self._asked_at > ECHO_S:
+                self.hurry.set()
             return
+        self._asked_at = now
         self.reason, self.exit_code = reason, exit_code
         log.info("stopping", extra={"reason": reason})
         self.asked.set()
