@@ -21,22 +21,23 @@ from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
 ECHO_S = 0.1
-"""The kernel tells of a parent's death once for each of its threads: that is one wish to end."""
+"""The kernel tells of a supervisor's death once for each of its threads: that is one wish to end."""
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """The wish to end. Made in the event loop; `ask` is for any thread."""
+    """The wish to end. Made in the event loop; `ask` is for any thread. What is asked within
+    `echo_s` of the first time is no second one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo_s: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
         self.asked = asyncio.Event()
         self.hurry = asyncio.Event()
         self.reason = ""
         self.exit_code = 0
-        self._asked_at = 0.0
+        self._echo_s, self._asked_at = echo_s, 0.0
 
     def ask(self, reason: str, *, exit_code: int = 0) -> None:
         self._loop.call_soon_threadsafe(self._ask, reason, exit_code)
@@ -44,7 +45,7 @@ class Shutdown:
     def _ask(self, reason: str, exit_code: int) -> None:
         now = self._loop.time()
         if self.asked.is_set():
-            if now - self._asked_at > ECHO_S:
+            if now - self._asked_at >= self._echo_s:
                 self.hurry.set()
             return
         self._asked_at = now
@@ -124,7 +125,7 @@ def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
 async def _run(
     main: Callable[[Shutdown], Awaitable[int]], parent_pid: int, signals: Sequence[signal.Signals]
 ) -> int:
-    shutdown = Shutdown()
+    shutdown = Shutdown(echo_s=ECHO_S if parent_pid else 0.0)
     ask_by_signals(shutdown, *signals)
     if not parent_pid:
         return await main(shutdown)

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from protocol.errors import SettingsError
 from protocol.process.backoff import Backoff
 from protocol.process.machine import unlistenable
-from protocol.process.run import EXIT_FAILED, Shutdown
+from protocol.process.run import ECHO_S, EXIT_FAILED, Shutdown
 from router.processes.siblings import socket_of
 from router.settings import RouterSettings
 
@@ -141,6 +141,7 @@ class _Process:
 
     async def _hurry(self, process: asyncio.subprocess.Process) -> None:
         await self._stop.hurry.wait()
+        await asyncio.sleep(2 * ECHO_S)  # or it would be taken for the first one's echo
         _terminate(process)
 
 
