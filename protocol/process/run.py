@@ -21,7 +21,7 @@ from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
 ECHO_S = 0.1
-"""The kernel tells of a supervisor's death once for each of its threads: that is one wish to end."""
+"""The kernel tells of a supervisor's death once for each of its threads: one wish to end."""
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 log = logging.getLogger(__name__)
