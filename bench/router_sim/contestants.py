@@ -112,16 +112,6 @@ def dynamo_frontend(model: Path) -> Iterator[Running]:
             yield Running("dynamo", port, it, "mock")
 
 
-def version_of(module: str) -> str | None:
-    """None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(module)
-    except PackageNotFoundError:
-        return None
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -10,12 +10,13 @@ import argparse
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
-from bench.router_sim.engines import Answers
+from bench.router_sim.answers import Answers
 from protocol.text.tokenizer import Tokenizer
 
 _HEAD = (
@@ -131,7 +132,7 @@ async def serve(model: Path, *, num_workers: int, pace_s: float) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(num_workers):
             worker = Worker(texts, pace_s=pace_s)
-            server = await loop.create_server(lambda w=worker: Connection(w), "127.0.0.1", 0)
+            server = await loop.create_server(partial(Connection, worker), "127.0.0.1", 0)
             ports.append(server.sockets[0].getsockname()[1])
             first_step_s = pace_s * number / num_workers
             tasks.create_task(worker.run(first_step_s=first_step_s), name=f"worker {number}")
