@@ -7,10 +7,8 @@ whatever it still had running.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple, assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,18 +17,17 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
+from router.api.threads import Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
-from router.http.choices import ChoiceEvent, open_choices
+from router.http.choices import answer_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import Ended, Placed, Pooled, Scored, Token
+from router.requests.events import SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
-Args = TypeVarTuple("Args")
-T = TypeVar("T")
 log = logging.getLogger("baton.api")
 
 LARGE_BYTES = 256 << 10
@@ -63,7 +60,8 @@ class AppState:
     """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
     recent: RecentAnswers
-    tokenize_threads: ThreadPoolExecutor
+    threads: Threads
+    """That parse, render and tokenise."""
 
     @asynccontextmanager
     async def body_of(self, exchange: Exchange, seats: Share) -> AsyncIterator[bytes]:
@@ -78,13 +76,14 @@ class AppState:
             finally:
                 self.trimming.count(len(body))
 
-    async def run_in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """`work(*args)`, which parses, renders or tokenises: a 32k-token prompt is about 70 ms of
-        one core, which would delay every stream of the event loop. `tokenizers` leaves the
-        interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
-        one. Cancelling drops the result; a begun call runs to its end."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.tokenize_threads, work, *args)
+    async def run_in_thread(
+        self, work: Callable[[*Args], T], *args: *Args, num_bytes: int = 0
+    ) -> T:
+        """`work(*args)`, which parses, renders or tokenises so many bytes: a 32k-token prompt is
+        about 70 ms of one core, which would delay every stream of the event loop. `tokenizers`
+        leaves the interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
+        one."""
+        return await self.threads.run(work, *args, num_bytes=num_bytes)
 
 
 class GenerateResponse(Response):
@@ -119,7 +118,9 @@ class GenerateResponse(Response):
         prepare = self._surface.prepare
         context = context_tokens(runtime)
         async with self._state.body_of(exchange, seats) as body:
-            return await self._state.run_in_thread(prepare, runtime, body, request, context)
+            return await self._state.run_in_thread(
+                prepare, runtime, body, request, context, num_bytes=len(body)
+            )
 
     async def _answer(self, generation: Generation, exchange: Exchange) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
@@ -128,22 +129,16 @@ class GenerateResponse(Response):
         answer = make(generation, exchange, tokenizer=tokenizer)
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = self._follow(generation, answer, tasks)
+                following = self._follow(generation, answer)
                 answering = tasks.create_task(following, name="answer")
                 watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
                 answering.add_done_callback(lambda _: watching.cancel())
         finally:
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
-    async def _follow(
-        self, generation: Generation, answer: AnswerWriter, tasks: asyncio.TaskGroup
-    ) -> None:
-        dispatcher = self._state.runtime.dispatcher
+    async def _follow(self, generation: Generation, answer: AnswerWriter) -> None:
         try:
-            async with open_choices(
-                dispatcher, generation.requests, num_at_once=generation.num_at_once, tasks=tasks
-            ) as events:
-                error = await _pour(events, answer)
+            error = await self._generate(generation, answer)
             if error is None:
                 await answer.finish()
             else:
@@ -151,32 +146,23 @@ class GenerateResponse(Response):
         except ClientGone:
             log.info("client gone")
 
-
-async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> ApiError | None:
-    """All events into the answer. Returns what went wrong, if anything did."""
-    try:
-        async for index, event in events:
-            match event:
-                case Token():
-                    await answer.token(index, event)
-                case Scored() | Pooled():
-                    await answer.read(index, event)
-                case Placed():
-                    answer.placed(event.route)
-                case Ended():
-                    await answer.ended(index, event)
-                case _:
-                    assert_never(event)
-    except ApiError as error:
-        return error
-    except BatonError as error:
-        return as_api_error(error)
-    except ClientGone:
-        raise
-    except Exception:  # the edge of the process: a mistake of ours must not be silent
-        log.exception("request failed", extra={"remedy": "report it with this traceback"})
-        return ApiError(500, "internal error", code="internal_error")
-    return None
+    async def _generate(self, generation: Generation, answer: AnswerWriter) -> ApiError | None:
+        """All choices into the answer. Returns what went wrong, if anything did."""
+        runtime = self._state.runtime
+        try:
+            await answer_choices(runtime.dispatcher, generation, answer)
+        except ApiError as error:
+            return error
+        except BatonError as error:
+            if isinstance(error, SlowClient):
+                runtime.metrics.slow_clients.inc()
+            return as_api_error(error)
+        except ClientGone:
+            raise
+        except Exception:  # the edge of the process: a mistake of ours must not be silent
+            log.exception("request failed", extra={"remedy": "report it with this traceback"})
+            return ApiError(500, "internal error", code="internal_error")
+        return None
 
 
 async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:

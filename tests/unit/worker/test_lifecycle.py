@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
 import msgspec
 import pytest
+from support.link_words import words_of
 from support.words import beat, prefill, registration
 
 from protocol.channel.link import WorkerLink
@@ -56,16 +57,17 @@ class FakeMembership:
 
 async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:
     """Until it is said. The beat that greets a router may come twice."""
-    async for word in link.messages():
-        match word:
-            case Beat(blocks=blocks, load=load):
-                said = (blocks.free + blocks.cached, load.running)
-            case LoadReport(num_free_blocks=room, running=running):
-                said = (room, running)
-            case _:
-                continue
-        if said == (num_free, num_running):
-            return
+    async with aclosing(words_of(link)) as words:
+        async for word in words:
+            match word:
+                case Beat(blocks=blocks, load=load):
+                    said = (blocks.free + blocks.cached, load.running)
+                case LoadReport(num_free_blocks=room, running=running):
+                    said = (room, running)
+                case _:
+                    continue
+            if said == (num_free, num_running):
+                return
 
 
 @asynccontextmanager
@@ -113,9 +115,10 @@ def test_what_one_router_asks_for_another_hears_soon() -> None:
     """And how many of its own are counted in that."""
 
     async def report_of(link: WorkerLink) -> LoadReport:
-        async for word in link.messages():
-            if isinstance(word, LoadReport) and word.running == 1:
-                return word
+        async with aclosing(words_of(link)) as words:
+            async for word in words:
+                if isinstance(word, LoadReport) and word.running == 1:
+                    return word
         raise AssertionError("unreachable")
 
     async def test() -> None:
