@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from protocol.ids import RouterId
 from protocol.messages import Beat
 
-REPORT_COST_S = 20e-6
-"""Of a router's core, for each report that it reads (docs/lab.md)."""
+REPORT_COST_S = 50e-6
+"""Of a router's core, for each report that comes alone; among many others 20 us
+(`bench/load_reports.py`)."""
 REPORT_SHARE = 0.02
 """Of a router's core, for the reports of all its workers together."""
 MAX_PER_S = 40.0
