@@ -163,6 +163,7 @@ class Fleet:
             decode = self.decodes[route.decode]
             decode.num_received += 1
             decode.num_landing += 1
+            self._rule.note_begun(journey.request, route)
             self._load_changed(decode.member.name)
 
     def _prompt_done(self, journey: Journey) -> None:

@@ -43,6 +43,9 @@ class Rule(Protocol):
 
     def note_placed(self, request: Request, route: Route, *, now: float) -> None: ...
 
+    def note_begun(self, request: Request, route: Route) -> None:
+        """Its prompt is being computed; of a pair, the decode worker was told."""
+
     def note_report(self, report: Report, *, now: float) -> None: ...
 
     def note_blocks(
