@@ -181,6 +181,9 @@ class Fleet:
         if self._guessed_at_s is not None and now < self._guessed_at_s + GUESS_S:
             return
         self._guessed_at_s = now
+        self._guess_all()
+
+    def _guess_all(self) -> None:
         priors = {name: getattr(PRIOR_STEP, name) for name in _STEP}
         self._guess(self._no_step, priors)
         latency_s, bytes_per_s = PRIOR_TRANSFER_LATENCY_S, PRIOR_TRANSFER_BYTES_PER_S
@@ -248,6 +251,7 @@ class Fleet:
 
     def _membership_changed(self) -> None:
         self._guessed_at_s = None
+        self._guess_all()
         for rank, name in enumerate(sorted(self._slots)):
             self.rows["rank"][self._slots[name]] = rank
 
