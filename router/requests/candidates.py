@@ -6,10 +6,13 @@ moment ago before the workers tell of it, for that may take them a beat.
 
 from collections.abc import Sequence
 
-from protocol.blocks import block_hashes, chain_seed, prompt_reach
-from protocol.ids import BlockHash, WorkerId
+from protocol.blocks import chain_seed, packed_hashes, prompt_reach
+from protocol.ids import WorkerId
 from router.placement.place import Placement, PlacementRefusal, Prefer, place, place_prompt
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.found import FoundPrefix
+from router.prefix.prefix_index import PrefixIndex
+from router.prefix.seen import SeenBlocks
+from router.prefix.table import Slots
 from router.requests.context import RequestContext
 from router.workers.worker import KnownWorker
 
@@ -18,6 +21,7 @@ class Candidates:
     def __init__(self, *, index: PrefixIndex, prefer: Prefer) -> None:
         self._index = index
         self._prefer = prefer
+        self._seen = SeenBlocks()
 
     def place_request(
         self, context: RequestContext, ready: Sequence[KnownWorker], *, now: float
@@ -41,6 +45,8 @@ class Candidates:
         now: float,
     ) -> None:
         """Until the workers' beats and events tell of this prompt, believe in it."""
+        if context.routed.cached_tokens is None:
+            context.found = self._found(context, placement, ready, now)
         for worker in ready:
             if worker.id in (placement.prefill, placement.decode):
                 computes = placement.prefill is None or worker.id == placement.prefill
@@ -107,24 +113,51 @@ class Candidates:
         self, context: RequestContext, workers: Sequence[KnownWorker], now: float
     ) -> dict[WorkerId, int]:
         """One walk of the index per compat hash, whatever the number of workers."""
-        depths: dict[str, dict[WorkerId, int]] = {}
+        depths: dict[str, Slots] = {}
         cached = {}
         for worker in workers:
             compat = worker.registration.compat
             if compat not in depths:
                 depths[compat] = self._index.depths(_hashes(context, worker), now=now)
-            depth = depths[compat].get(worker.id, 0)
+            slot = self._index.slot_of(worker.id)
+            depth = 0 if slot is None else int(depths[compat][slot])
             num_cached = depth * worker.registration.layout.block_tokens
             cached[worker.id] = min(num_cached, context.routed.num_reusable)
         return cached
 
+    def _found(
+        self,
+        context: RequestContext,
+        placement: Placement,
+        ready: Sequence[KnownWorker],
+        now: float,
+    ) -> FoundPrefix | None:
+        """Before the prompt is expected anywhere."""
+        computes = placement.prefill or placement.decode
+        worker = next((worker for worker in ready if worker.id == computes), None)
+        if worker is None:
+            return None
+        block_tokens = worker.registration.layout.block_tokens
+        most = (len(context.request.token_ids) - 1) // block_tokens * block_tokens
+        cached = self._cached_tokens(context, ready, now)
+        num_held = min(most, max(cached.values()))
+        if context.found is None:
+            num_seen = self._seen.see_prompt(_hashes(context, worker)) * block_tokens
+        else:  # seen when it was placed for the first time
+            num_seen = context.found.num_seen_tokens
+        return FoundPrefix(
+            num_predicted_tokens=min(most, cached[computes]),
+            num_held_tokens=num_held,
+            num_seen_tokens=max(num_held, min(most, num_seen, context.routed.num_reusable)),
+        )
 
-def _hashes(context: RequestContext, worker: KnownWorker) -> list[BlockHash]:
+
+def _hashes(context: RequestContext, worker: KnownWorker) -> bytes:
     compat, request = worker.registration.compat, context.request
     if compat not in context.hashes:
         after = worker.registration.dynamic_after
         reach = prompt_reach(len(request.token_ids), dynamic_after=after)
-        context.hashes[compat] = block_hashes(
+        context.hashes[compat] = packed_hashes(
             (*request.token_ids, *context.routed.generated),
             block_tokens=worker.registration.layout.block_tokens,
             seed=chain_seed(compat=compat, salt=request.salt, reach=reach),

@@ -12,7 +12,7 @@ from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import (
     Ended,

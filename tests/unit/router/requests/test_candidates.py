@@ -4,11 +4,11 @@ from msgspec.structs import replace
 from support.routed_request import D, P, already_ended, emit, gone, hear, route_alone
 from support.words import LAYOUT, beat, registration
 
-from protocol.blocks import block_hashes, chain_seed
+from protocol.blocks import chain_seed, packed_hashes
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Role, Sampling
 from router.placement.place import Placement, PlacementRefusal
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -87,10 +87,10 @@ def test_a_worker_that_refused_is_no_last_resort() -> None:
 
 def test_cached_blocks_attract_the_prompt() -> None:
     asked, index = candidates()
-    hashes = block_hashes(
+    hashes = packed_hashes(
         PROMPT, block_tokens=LAYOUT.block_tokens, seed=chain_seed(compat="same", salt="")
     )
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
+    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", packed=hashes, now=0.0)
     placement = asked.place_request(context(), [worker(D), worker(OTHER)], now=NOW)
     assert isinstance(placement, Placement)
     assert (placement.decode, placement.num_uncached_tokens) == (OTHER, 1)
@@ -98,10 +98,10 @@ def test_cached_blocks_attract_the_prompt() -> None:
 
 def test_a_prefix_of_another_salt_attracts_nothing() -> None:
     asked, index = candidates()
-    hashes = block_hashes(
+    hashes = packed_hashes(
         PROMPT, block_tokens=LAYOUT.block_tokens, seed=chain_seed(compat="same", salt="a")
     )
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
+    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", packed=hashes, now=0.0)
     ready = [worker(D), worker(OTHER)]
     assert decode_of(asked.place_request(context(salt="a"), ready, now=NOW)) == OTHER
     assert decode_of(asked.place_request(context(salt="b"), ready, now=NOW)) == D
@@ -110,8 +110,8 @@ def test_a_prefix_of_another_salt_attracts_nothing() -> None:
 def test_a_prompt_that_a_dynamic_rope_turns_by_its_length_is_sought_by_it() -> None:
     asked, index = candidates()
     seed = chain_seed(compat="same", reach=len(PROMPT))
-    hashes = block_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
+    hashes = packed_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
+    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", packed=hashes, now=0.0)
     for after, wanted in ((8, OTHER), (9, D), (None, D)):
         ready = [worker(D, dynamic_after=after), worker(OTHER, dynamic_after=after)]
         assert decode_of(asked.place_request(context(), ready, now=NOW)) == wanted
