@@ -32,7 +32,7 @@ from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.place import PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
@@ -140,7 +140,11 @@ def _build(
     def connect(registration: Registration) -> WorkerLink:
         return WorkerLink(address=registration.address, router=router, resolver=resolver)
 
-    metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
+    metrics, index, traces = (
+        RouterMetrics(),
+        PrefixIndex(max_blocks=settings.index_blocks),
+        TraceRing(),
+    )
     registry = Registry(connect=connect, model=settings.api_name)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(

@@ -100,6 +100,18 @@ class Fleet:
         assert name is not None, f"slot {slot} is empty"
         return name
 
+    def chain_of(self, slot: int) -> Chain:
+        return self.chains[self._compat_of(slot)]
+
+    def depths_of(self, slot: int, depths: NDArray[np.uint32]) -> tuple[int, int]:
+        """Of `depths` by slot of the prefix index, its own, and the most of any of its compat
+        hash."""
+        rows = self.rows[: self.num_slots]
+        at = rows["index_slot"]
+        like = (rows["compat"] == rows["compat"][slot]) & (at >= 0) & (at < len(depths))
+        own = int(depths[at[slot]]) if like[slot] else 0
+        return own, int(depths[at[like]].max(initial=0))
+
     def prefix_source(self, slot: int, *, num_tokens: int) -> PrefixSource:
         """To fetch the prompt's first `num_tokens` from that worker."""
         epoch, address = self._lending[slot]
@@ -130,7 +142,7 @@ class Fleet:
 
     def remove_worker(self, slot: int) -> None:
         del self._slots[self.name_of(slot)]
-        self._forget_compat(int(self.rows["compat"][slot]))
+        self._forget_compat(self._compat_of(slot))
         self.names[slot] = None
         self.ready[slot] = 0
         self.rows[slot] = np.zeros((), ROW)
@@ -224,8 +236,11 @@ class Fleet:
         row["longest_tokens"] = min(registration.max_context_tokens, num_blocks * block_tokens)
         row["transports"] = sum(1 << self._transport(name) for name in registration.transports)
 
-    def _forget_compat(self, number: int) -> None:
-        compat = next(name for name, known in self.compats.items() if known == number)
+    def _compat_of(self, slot: int) -> str:
+        number = int(self.rows["compat"][slot])
+        return next(name for name, known in self.compats.items() if known == number)
+
+    def _forget_compat(self, compat: str) -> None:
         self._num_workers_of[compat] -= 1
         if not self._num_workers_of[compat]:
             del self.chains[compat]

@@ -17,7 +17,7 @@ from protocol.errors import BatonError, CapacityError
 from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import (
