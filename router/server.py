@@ -31,6 +31,7 @@ from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defa
 from protocol.text.tokenizer import Tokenizer
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.placement.place import PlacementRules
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
@@ -155,7 +156,13 @@ def _build(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
             max_queued_messages=settings.max_lag_tokens,
-            prefer="prefill" if settings.local_prefill == "never" else "cheapest",
+            rules=PlacementRules(
+                policy=settings.policy,
+                local_prefill=settings.local_prefill,
+                inter_token_target_s=settings.inter_token_target_s,
+                max_queue_s=settings.max_queue_s,
+                session_slack_s=settings.session_slack_s,
+            ),
         ),
     )
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept)

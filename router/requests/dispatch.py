@@ -16,7 +16,7 @@ from typing import assert_never
 from protocol.errors import BatonError, CapacityError
 from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
-from router.placement.place import Placement, PlacementRefusal, Prefer
+from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
@@ -56,7 +56,7 @@ class DispatchLimits:
     full_pause_s: float = 0.25
     """Before asking full workers again for a request whose client already has tokens; twice as
     long each time, at most 2 s. Such a request waits until its own deadline."""
-    prefer: Prefer = "cheapest"
+    rules: PlacementRules = DEFAULT_RULES
 
 
 APART_S = 3.0
@@ -86,7 +86,9 @@ class Dispatcher:
         self._recorder = Recorder(metrics=metrics, traces=traces)
         self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
-        self._candidates = Candidates(index=index, prefer=limits.prefer)
+        self._candidates = Candidates(
+            index=index, fleet=registry.fleet, workers=registry.known_workers, rules=limits.rules
+        )
         self._clock = clock
         self._poison = PoisonRequests()
         self._numbers = count(1)
@@ -118,7 +120,7 @@ class Dispatcher:
             closing, client_left = "the client is gone", True
             raise
         finally:
-            self._candidates.note_ended(context, self._registry.workers)
+            self._candidates.note_ended(context)
             self._registry.close_mailbox(context.routed.wire_id)
             mailbox.close()
             self._close(context.routed, closing, client_left=client_left)
@@ -206,12 +208,10 @@ class Dispatcher:
         while True:
             if self._poison.num_times(context.request) > context.num_found_before:
                 raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
-            placement = self._candidates.place_request(
-                context, self._registry.ready_workers(), now=self._clock()
-            )
+            placement = self._candidates.place_request(context, now=self._clock())
             if isinstance(placement, Placement):
                 return self._begin(context, placement)
-            if placement.why == "held":
+            if placement.why in ("held", "saturated"):
                 await self._pause(context)
                 continue
             if placement.why == "too_long" and not context.reasons:
@@ -227,13 +227,14 @@ class Dispatcher:
 
     def _begin(self, context: RequestContext, placement: Placement) -> None:
         now = self._clock()
-        self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
+        self._candidates.note_placed(context, placement, now=now)
         known, prefill = self._registry.known_worker, placement.prefill
         send = context.routed.begin_attempt(
             placement.reason,
             prefill=None if prefill is None else known(prefill),
             decode=known(placement.decode),
             remaining_s=context.ends_at - now,
+            prefix_source=placement.prefix_source,
         )
         context.placed_at = context.placed_at or now
         context.alone_since = None
@@ -268,7 +269,7 @@ class Dispatcher:
 
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
-        self._candidates.note_ended(context, self._registry.workers)
+        self._candidates.note_ended(context)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
         context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0

@@ -10,11 +10,12 @@ import asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.eventually import soon
-from support.fake_cluster import FakeCluster, fake_cluster, request, scores_heard, tokens_of
+from support.fake_cluster import APART, FakeCluster, fake_cluster, request, scores_heard, tokens_of
 from support.fake_worker import Act, expected, scores_of
 
 from protocol.errors import CapacityError
 from protocol.readings import ScorePrompt
+from router.placement.place import DEFAULT_RULES
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import Ended, GenerationEvent, PoisonRequest, Token
 
@@ -88,7 +89,7 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
     async def test() -> None:
         deaths = sum(act.deed in ("die", "break") for plan in plans.values() for act in plan)
         limits = DispatchLimits(
-            max_attempts=20, full_pause_s=0.01, prefer="prefill" if apart else "cheapest"
+            max_attempts=20, full_pause_s=0.01, rules=APART if apart else DEFAULT_RULES
         )
         async with fake_cluster(
             prefill=2, decode=2, plans=plans, limits=limits, supervised=True

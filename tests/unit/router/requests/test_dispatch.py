@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 from support.eventually import soon
-from support.fake_cluster import FakeCluster, collect, fake_cluster, request, tokens_of
+from support.fake_cluster import APART, FakeCluster, collect, fake_cluster, request, tokens_of
 from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_token
 
 from protocol.errors import CapacityError
@@ -21,7 +21,7 @@ from router.requests.events import (
     TooLong,
 )
 
-ONCE = DispatchLimits(prefer="prefill", patience_s=0.2, max_queued_messages=16)
+ONCE = DispatchLimits(rules=APART, patience_s=0.2, max_queued_messages=16)
 
 
 def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -190,7 +190,7 @@ def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
 def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("refuse")] * 3}
-        limits = DispatchLimits(prefer="prefill", full_pause_s=0.01)
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01)
         async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
             await until_refused_after_first_token(cluster)
 
