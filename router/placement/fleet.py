@@ -44,8 +44,8 @@ class Work:
     free_share: float
     """Of its blocks, those held by nobody; those with a cached prefix included."""
     reported_at_s: float
-    token_s: float
-    """Seconds that each waiting token of `load` takes."""
+    queue_s: float
+    """To compute the waiting tokens of `load`."""
     sent_prompts: Sequence[tuple[float, float]] = ()
     """When a prompt that it is to compute was sent since, and the seconds that it takes; in
     order."""
@@ -155,7 +155,7 @@ class Fleet:
         row["context_tokens"] = load.context_tokens + work.num_sent_tokens
         free_tokens = float(row["pool_tokens"]) * work.free_share - work.num_sent_tokens
         row["free_tokens"] = max(0.0, free_tokens)
-        busy_until_s = work.reported_at_s + load.waiting_tokens * work.token_s
+        busy_until_s = work.reported_at_s + work.queue_s
         for sent_at_s, prefill_s in work.sent_prompts:
             busy_until_s = max(busy_until_s, sent_at_s) + prefill_s
         row["busy_until_s"] = busy_until_s
