@@ -7,11 +7,11 @@ import xxhash
 
 from bench.placement_sim.request import Request, Route
 from bench.placement_sim.rule import Member, Report
-from protocol.ids import BlockHash, Epoch, RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Beat, Blocks, Load, LoadReport, Registration, Sampling, Speeds
 from router.placement.fleet import Fleet
 from router.placement.place import Placement, PlacementRefusal, PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -39,7 +39,7 @@ class Baton:
         )
         self._members: dict[WorkerId, Member] = {}
         self._sequences: dict[WorkerId, int] = {}
-        self._hashes: dict[int, BlockHash] = {}
+        self._hashes: dict[int, bytes] = {}
         self._contexts: dict[int, RequestContext] = {}
         self._placement: Placement | None = None
 
@@ -48,7 +48,7 @@ class Baton:
         self._members[known.id], self._workers[known.id] = member, known
         known.join_fleet(self._fleet)
         self._index.follow_worker(known.id, EPOCH)
-        self._index.load_snapshot(known.id, EPOCH, sequence=0, hashes=())
+        self._index.load_snapshot(known.id, EPOCH, sequence=0, packed=b"")
 
     def place_request(self, request: Request, *, now: float) -> Route | None:
         context = self._contexts.get(request.number) or self._context(request)
@@ -98,8 +98,8 @@ class Baton:
     ) -> None:
         worker = WorkerId(member.name)
         self._sequences[worker] = sequence = self._sequences.get(worker, 0) + 1
-        hashes = self._names(blocks)
-        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, hashes=hashes)
+        packed = self._names(blocks)
+        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, packed=packed, now=0.0)
 
     def note_first_token(self, request: Request, route: Route, *, now: float) -> None:
         self._first(route).note_heard(self._contexts[request.number].routed.wire_id, 0)
@@ -115,12 +115,11 @@ class Baton:
     def _decode(self, route: Route) -> KnownWorker:
         return self._workers[WorkerId(f"decode-{route.decode:04}")]
 
-    def _names(self, blocks: Sequence[int]) -> list[BlockHash]:
+    def _names(self, blocks: Sequence[int]) -> bytes:
         for block in blocks:
             if block not in self._hashes:
-                name = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
-                self._hashes[block] = BlockHash(name)
-        return [self._hashes[block] for block in blocks]
+                self._hashes[block] = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
+        return b"".join([self._hashes[block] for block in blocks])
 
     def _context(self, request: Request) -> RequestContext:
         """The hashes are those of the trace; of the tokens only their number is looked at."""
