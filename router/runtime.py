@@ -3,7 +3,7 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -16,15 +16,16 @@ from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
-from router.requests.events import GenerationEvent, GenerationRequest
+from router.requests.events import Ended, GenerationRequest
+from router.requests.listener import Listener
 from router.requests.trace import RequestTrace
 
 RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """See `router.requests.events`. Closing the generator aborts the request."""
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+        """As `router.requests.dispatch.Dispatcher.generate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +87,7 @@ class ApiLimits:
     API keys, none holds more than three quarters."""
     max_choices: int = 128
     """Prompts times `n` of one request, as in OpenAI's API, and no more than may be in flight."""
+    max_lag_bytes: int = 256 << 10
     write_timeout_s: float = 60.0
     """A client that takes no bytes for this long is gone; its request is aborted."""
     request_timeout_s: float = 600.0

@@ -154,7 +154,6 @@ def _build(
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
-            max_queued_messages=settings.max_lag_tokens,
             prefer="prefill" if settings.local_prefill == "never" else "cheapest",
         ),
     )
@@ -189,6 +188,7 @@ def _runtime(
             max_body_bytes=settings.max_body_bytes,
             max_bodies_bytes=settings.max_bodies_bytes,
             max_in_flight=settings.max_in_flight,
+            max_lag_bytes=settings.max_lag_bytes,
             request_timeout_s=settings.request_timeout_s,
             clamp_max_tokens=settings.clamp_max_tokens,
         ),

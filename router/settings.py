@@ -60,8 +60,11 @@ class RouterSettings(ProcessSettings):
     max_bodies_bytes: int = Field(default=128 << 20, ge=1024)
     """Of all request bodies being received or read at once; of one client at most half, or one
     body. Beyond it 429."""
-    max_lag_tokens: int = Field(default=4096, ge=16)
-    """Tokens a client may be behind before it is cut off."""
+    max_lag_bytes: int = Field(default=256 << 10, ge=4096)
+    """Of a streamed answer that wait for its client, beyond what the system's socket buffers hold,
+    before it is cut off: a thousand tokens, which is more than half a minute of most models. Of a
+    hundred clients that stopped reading these are 26 MB. What is told of a prompt does not count:
+    its length bounds it."""
     tokenize_threads: int = Field(default=2, ge=1, le=1024)
     """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
     hosts: str = ""

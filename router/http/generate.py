@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple, assert_never
+from typing import TypeVar, TypeVarTuple
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,11 +21,11 @@ from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, ope
 from router.api.generation import Generation, context_tokens
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
-from router.http.choices import ChoiceEvent, open_choices
+from router.http.choices import answer_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import Ended, Placed, Pooled, Scored, Token
+from router.requests.events import SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
@@ -128,22 +128,16 @@ class GenerateResponse(Response):
         answer = make(generation, exchange, tokenizer=tokenizer)
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = self._follow(generation, answer, tasks)
+                following = self._follow(generation, answer)
                 answering = tasks.create_task(following, name="answer")
                 watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
                 answering.add_done_callback(lambda _: watching.cancel())
         finally:
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
-    async def _follow(
-        self, generation: Generation, answer: AnswerWriter, tasks: asyncio.TaskGroup
-    ) -> None:
-        dispatcher = self._state.runtime.dispatcher
+    async def _follow(self, generation: Generation, answer: AnswerWriter) -> None:
         try:
-            async with open_choices(
-                dispatcher, generation.requests, num_at_once=generation.num_at_once, tasks=tasks
-            ) as events:
-                error = await _pour(events, answer)
+            error = await self._generate(generation, answer)
             if error is None:
                 await answer.finish()
             else:
@@ -151,32 +145,23 @@ class GenerateResponse(Response):
         except ClientGone:
             log.info("client gone")
 
-
-async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> ApiError | None:
-    """All events into the answer. Returns what went wrong, if anything did."""
-    try:
-        async for index, event in events:
-            match event:
-                case Token():
-                    await answer.token(index, event)
-                case Scored() | Pooled():
-                    await answer.read(index, event)
-                case Placed():
-                    answer.placed(event.route)
-                case Ended():
-                    await answer.ended(index, event)
-                case _:
-                    assert_never(event)
-    except ApiError as error:
-        return error
-    except BatonError as error:
-        return as_api_error(error)
-    except ClientGone:
-        raise
-    except Exception:  # the edge of the process: a mistake of ours must not be silent
-        log.exception("request failed", extra={"remedy": "report it with this traceback"})
-        return ApiError(500, "internal error", code="internal_error")
-    return None
+    async def _generate(self, generation: Generation, answer: AnswerWriter) -> ApiError | None:
+        """All choices into the answer. Returns what went wrong, if anything did."""
+        runtime = self._state.runtime
+        try:
+            await answer_choices(runtime.dispatcher, generation, answer)
+        except ApiError as error:
+            return error
+        except BatonError as error:
+            if isinstance(error, SlowClient):
+                runtime.metrics.slow_clients.inc()
+            return as_api_error(error)
+        except ClientGone:
+            raise
+        except Exception:  # the edge of the process: a mistake of ours must not be silent
+            log.exception("request failed", extra={"remedy": "report it with this traceback"})
+            return ApiError(500, "internal error", code="internal_error")
+        return None
 
 
 async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:

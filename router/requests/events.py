@@ -1,15 +1,13 @@
-"""What goes into `Dispatcher.generate` and what comes out: one request, its events, its errors.
+"""What goes into `Dispatcher.generate` and what comes out: one request, its ending, its errors.
 
-`Dispatcher.generate` yields `Placed` first, then what is read of the prompt if that is asked for,
-then `Token`s, then exactly one `Ended`; or it raises one of the errors below, before or after
-tokens. Closing the iterator aborts the request on its workers. Nothing here knows HTTP.
+What comes in between is told to a `router.requests.listener.Listener`. Nothing here knows HTTP.
 """
 
 from dataclasses import dataclass
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
-from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
+from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.readings import PromptReading, TokenScore
 from router.requests.trace import RequestTrace
 
@@ -41,13 +39,6 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """The first route. A retry does not repeat this event; the trace has all attempts."""
-
-    route: Route
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
     """Tokens of the prompt. Several follow each other without a gap."""
 
@@ -63,17 +54,6 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    index: int
-    """0, 1, 2, ...: never a gap, never twice."""
-    token_id: int
-    text: str
-    """May lag behind the token: held back while it could be part of a stop string."""
-    logprob: float | None
-    top: tuple[TokenLogprob, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     finish_reason: FinishReason
     stopped_by: int | str | None = None
@@ -84,7 +64,6 @@ class Ended:
 
 
 Read = Scored | Pooled
-GenerationEvent = Placed | Read | Token | Ended
 
 
 class NoWorkers(BatonError):
@@ -113,3 +92,11 @@ class RequestFailed(BatonError):
         super().__init__(message)
         self.code: FailCode = code
         self.retryable = retryable
+
+
+class SlowClient(RequestFailed):
+    """Too much of an answer waits for its client."""
+
+    def __init__(self, *, num_bytes: int) -> None:
+        why = f"the client reads more slowly than the model writes: {num_bytes} bytes wait for it"
+        super().__init__(why, code="overloaded")

@@ -1,0 +1,1 @@
+"""What stands around a router that is measured: simulated engines, mock workers, and its clients."""
