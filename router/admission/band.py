@@ -49,15 +49,13 @@ class Band:
 
     def add(self, request: QueuedRequest, *, deficit: float = 0.0) -> None:
         """`deficit`: what its tenant brings along if it does not wait yet."""
-        line = self._lines.get(request.tenant)
-        if line is None:
-            if not self._lines:  # its turn begins
-                deficit += QUANTUM_TOKENS * request.weight
-            line = self._lines[request.tenant] = Line(request.weight, deficit=deficit)
-        line.weight = request.weight
-        line.requests.append(request)
-        line.num_tokens += request.num_tokens
-        self.num_tokens += request.num_tokens
+        self._count(request, deficit).requests.append(request)
+
+    def add_back(self, request: QueuedRequest, *, deficit: float = 0.0) -> None:
+        """As its tenant's first; what it paid is its tenant's again."""
+        line = self._count(request, deficit)
+        line.requests.appendleft(request)
+        line.deficit += request.num_tokens
 
     def head(self) -> QueuedRequest:
         """Whose turn it is: the same until it is removed. Only of a band that is not empty."""
@@ -81,6 +79,17 @@ class Band:
             return 0.0
         del self._lines[request.tenant]
         return min(0.0, line.deficit)
+
+    def _count(self, request: QueuedRequest, deficit: float) -> Line:
+        line = self._lines.get(request.tenant)
+        if line is None:
+            if not self._lines:  # its turn begins
+                deficit += QUANTUM_TOKENS * request.weight
+            line = self._lines[request.tenant] = Line(request.weight, deficit=deficit)
+        line.weight = request.weight
+        line.num_tokens += request.num_tokens
+        self.num_tokens += request.num_tokens
+        return line
 
     def _make_whole_rounds(self) -> None:
         """Rounds in which nobody could pay are made at once, whatever the requests' sizes."""

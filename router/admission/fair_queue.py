@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from router.admission.band import Band
-from router.admission.queued_request import QueuedRequest
+from router.admission.queued_request import RESUMED_BAND, QueuedRequest
 
 TENANT_PART = 0.75
 """Of the queue that one tenant may fill, so that there is always room for another."""
@@ -54,6 +54,13 @@ class FairQueue:
                 return (one,)
             gone.append(one)
         return tuple(gone)
+
+    def add_back(self, request: QueuedRequest) -> None:
+        """It had its turn and came to nothing: it is its tenant's first again, and has not paid.
+        Nobody goes for it: it was here before them."""
+        band = self._bands.setdefault(request.band, Band())
+        band.add_back(request, deficit=self._deficit_of(request, band))
+        self._count(request, 1)
 
     def head(self) -> QueuedRequest | None:
         """Whose turn it is; the same until it is removed or somebody of a better band comes."""
@@ -112,6 +119,8 @@ class FairQueue:
             tenant = max((line.num_tokens / line.weight, name) for name, line in lines)[1]
         else:
             return None
+        if last == RESUMED_BAND:
+            return None
         line = self._bands[last].line(tenant)
         assert line is not None
         return PushedOut(request=line.requests[-1], is_over_part=is_over_part)
@@ -128,10 +137,13 @@ class FairQueue:
 
     def _enter(self, request: QueuedRequest) -> None:
         band = self._bands.setdefault(request.band, Band())
-        waits = band.line(request.tenant) is not None
-        deficit = 0.0 if waits else self._debts.pop(request.tenant, 0.0)
-        band.add(request, deficit=deficit)
+        band.add(request, deficit=self._deficit_of(request, band))
         self._count(request, 1)
+
+    def _deficit_of(self, request: QueuedRequest, band: Band) -> float:
+        """What its tenant brings along that does not wait there yet."""
+        waits = band.line(request.tenant) is not None
+        return 0.0 if waits else self._debts.pop(request.tenant, 0.0)
 
     def _count(self, request: QueuedRequest, sign: int) -> None:
         self.num_requests += sign

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+RESUMED_BAND = -(1 << 40)
+"""Of requests that had a worker and lost it: before everybody, and never sent away."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class QueuedRequest:

@@ -8,13 +8,13 @@ that there may be room. One event loop owns it.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from protocol.process.metrics import RouterMetrics
 from router.admission.drain_rate import DrainRate
 from router.admission.expected_output import ExpectedOutput
 from router.admission.fair_queue import FairQueue, QueueBounds
-from router.admission.queued_request import QueuedRequest
+from router.admission.queued_request import RESUMED_BAND, QueuedRequest
 from router.admission.shed import QueueShed, ShedReason
 
 TURN_PAUSE_S = 0.005
@@ -61,8 +61,8 @@ class WaitingRoom:
         self._queue = FairQueue(limits.bounds)
         self._rate = DrainRate()
         self._outputs = ExpectedOutput()
-        self._paid: set[QueuedRequest] = set()
-        """Those that had a turn and run."""
+        self._paid: dict[QueuedRequest, float] = {}
+        """Those that had a turn and run, and since when they had waited."""
         self._places: dict[QueuedRequest, _Place] = {}
         self._holder: QueuedRequest | None = None
         """Has its turn and has not said what came of it."""
@@ -81,7 +81,7 @@ class WaitingRoom:
         max_tokens: int,
         ends_at: float,
     ) -> QueuedRequest:
-        """A request as it would wait here. `note_ended` it, whether it ever did or not."""
+        """A request as it would wait here. `note_ended` it if it ever had a worker."""
         return QueuedRequest(
             tenant=tenant,
             weight=weight,
@@ -95,18 +95,30 @@ class WaitingRoom:
         """Whether a newcomer would overtake somebody if it were placed now."""
         return request not in self._places and self._queue.waits_before(request.band)
 
-    async def wait_turn(self, request: QueuedRequest) -> None:
+    def is_waiting(self, request: QueuedRequest) -> bool:
+        return request in self._places
+
+    def resumed(self, request: QueuedRequest) -> QueuedRequest:
+        """The same as one that had a worker and lost it: it waits before everybody, until its own
+        deadline, and pays nothing again."""
+        return replace(request, band=RESUMED_BAND)
+
+    async def wait_turn(self, request: QueuedRequest, *, pause_s: float | None) -> None:
         """Until it is the next one and there may be room. To be called again when there was none,
-        in its place as before; `leave` ends it. Raises QueueShed."""
+        in its place as before, also by one that left with a worker which then had no room; `leave`
+        ends it. `pause_s`: it was tried in vain, and nobody is to try sooner; None: it was not
+        tried. Raises QueueShed."""
         place = self._places.get(request) or self._join(request)
         if self._holder is request:
-            self._holder, self._may_have_room = None, False
-            self._pause_until = self._clock() + TURN_PAUSE_S
+            self._holder = None
+        if pause_s is not None:
+            self._may_have_room = False
+            self._pause_until = max(self._pause_until, self._clock() + max(pause_s, TURN_PAUSE_S))
         if place.shed is not None:
             raise place.shed
         place.turn = asyncio.get_running_loop().create_future()
         self._offer_turn()
-        ends_at = min(place.since + self._limits.max_wait_s, request.ends_at)
+        ends_at = self._last_turn_at(place)
         try:
             async with asyncio.timeout(max(0.0, ends_at - self._clock())):
                 await place.turn
@@ -134,19 +146,35 @@ class WaitingRoom:
         """What was not expected of one that waited is its tenant's to pay, or to get back."""
         self._outputs.note_ended(request.tenant, num_output_tokens)
         if request in self._paid:
-            self._paid.remove(request)
+            del self._paid[request]
             more = num_output_tokens - request.num_output_tokens
             self._queue.charge(request.tenant, request.band, more)
         self.note_room()
 
+    def _last_turn_at(self, place: _Place) -> float:
+        if place.request.band == RESUMED_BAND:
+            return place.request.ends_at
+        return min(place.since + self._limits.max_wait_s, place.request.ends_at)
+
     def _join(self, request: QueuedRequest) -> _Place:
         now = self._clock()
-        self._check_wait(request, now)
+        if request in self._paid:
+            return self._join_again(request, now)
+        if request.band != RESUMED_BAND:
+            self._check_wait(request, now)
         place = self._places[request] = _Place(request, now)
         self._metrics.queue_requests.labels(band_name(request.band)).inc()
         for one in self._queue.add(request):
             self._send_away(self._places[one.request], "share" if one.is_over_part else "full")
         self._rate.note_waiting(bool(self._queue.num_requests), now=now)
+        return place
+
+    def _join_again(self, request: QueuedRequest, now: float) -> _Place:
+        place = self._places[request] = _Place(request, self._paid.pop(request))
+        self._metrics.queue_requests.labels(band_name(request.band)).inc()
+        self._queue.add_back(request)
+        self._rate.note_turn(-request.num_tokens, now=now)
+        self._rate.note_waiting(True, now=now)
         return place
 
     def _check_wait(self, request: QueuedRequest, now: float) -> None:
@@ -168,10 +196,11 @@ class WaitingRoom:
 
     def _remove(self, place: _Place, *, pays: bool) -> None:
         now, request, band = self._clock(), place.request, band_name(place.request.band)
-        self._queue.remove(request, pays=pays)
+        self._queue.remove(request, pays=pays and request.band != RESUMED_BAND)
         self._metrics.queue_requests.labels(band).dec()
         if pays:
-            self._paid.add(request)
+            if request.band != RESUMED_BAND:
+                self._paid[request] = place.since
             self._rate.note_turn(request.num_tokens, now=now)
             self._metrics.queue_wait_s.labels(band).observe(now - place.since)
         self._rate.note_waiting(bool(self._queue.num_requests), now=now)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.store.limits import NUM_SECONDS, WINDOW_S, Share, ShareRequest
+from protocol.store.shares import NUM_SECONDS, WINDOW_S, Share, ShareRequest
 
 LEASE_S = 0.5
 """Between two renewals: what one of them said of free room holds so long."""

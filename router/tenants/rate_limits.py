@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 from protocol.errors import BatonError, StoreError
 from protocol.process.metrics import RouterMetrics
-from protocol.store.limits import Renewal, ShareRequest
+from protocol.store.shares import Renewal, ShareRequest
 from router.tenants.allowance import LEASE_S, TTL_S, Allowance, Standing
 from router.tenants.api_key import ApiKey
 

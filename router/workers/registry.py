@@ -57,6 +57,8 @@ class Registry:
         self._changed = asyncio.Event()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
+        self.report_listeners: list[Callable[[], None]] = []
+        """Called whenever a worker has said how much it has to do."""
 
     @property
     def workers(self) -> list[KnownWorker]:
@@ -204,8 +206,10 @@ class Registry:
                 self._tell_step(worker, message)
             case Beat():
                 self._beat(worker, message)
+                self._tell_report()
             case LoadReport():
                 worker.note_load(message)
+                self._tell_report()
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():
@@ -266,6 +270,10 @@ class Registry:
         now, message = self._clock(), WorkerMessage(worker.id, worker.epoch, gone)
         for receiver in list(self._receivers.values()):
             receiver.accept_message(message, now=now)
+
+    def _tell_report(self) -> None:
+        for listener in self.report_listeners:
+            listener()
 
     def _signal(self) -> None:
         for listener in self.listeners:

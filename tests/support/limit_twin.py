@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from protocol.store.limits import WINDOW_S, Renewal, Share, ShareRequest
+from protocol.store.shares import WINDOW_S, Renewal, Share, ShareRequest
 
 
 @dataclass(frozen=True, slots=True)

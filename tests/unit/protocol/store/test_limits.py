@@ -10,7 +10,8 @@ from support.limit_twin import LimitTwin
 from support.redis_server import RedisServer, redis_server
 
 from protocol.errors import StoreError
-from protocol.store.limits import NUM_SECONDS, LimitStore, Renewal, ShareRequest
+from protocol.store.limits import LimitStore
+from protocol.store.shares import NUM_SECONDS, Renewal, ShareRequest
 
 TTL_S = 3.0
 

@@ -36,8 +36,8 @@ class Fleet:
         """As a dispatcher does."""
         is_placed = False
         try:
-            while self.room.must_wait(request) or not self._place(request):
-                await self.room.wait_turn(request)
+            while (waits := self.room.must_wait(request)) or not self._place(request):
+                await self.room.wait_turn(request, pause_s=None if waits else 0.0)
             is_placed = True
         finally:
             self.room.leave(request, is_placed=is_placed)
@@ -188,6 +188,38 @@ def test_a_tenant_that_has_its_part_of_the_queue_is_told_so() -> None:
     run(test, QueueLimits(bounds=QueueBounds(num_requests=4)))
 
 
+def test_who_was_placed_and_then_refused_is_first_again_and_has_not_paid() -> None:
+    async def test(fleet: Fleet) -> None:
+        first, second = fleet.asked(), fleet.asked()
+        await fleet.wait(first)
+        waiting = await fleet.wait(second)
+        await fleet.free()
+        await soon(lambda: fleet.placed == [first])
+        again = await fleet.wait(first)
+        assert fleet.sample("queue_tokens") == 200
+        await fleet.free()
+        await asyncio.wait_for(again, 5)
+        assert fleet.placed == [first, first] and not waiting.done()
+
+    run(test)
+
+
+def test_who_lost_its_worker_waits_before_everybody_and_is_not_sent_away() -> None:
+    async def test(fleet: Fleet) -> None:
+        for priority in (-5, -5, -5, 0):
+            await fleet.wait(fleet.asked("greedy", priority=priority))
+        resumed = fleet.room.resumed(fleet.asked("greedy"))
+        task = await fleet.wait(resumed)
+        await soon(lambda: all(one.done() for one in fleet.tasks if one is not task))
+        assert not task.done()
+        await fleet.free()
+        await asyncio.wait_for(task, 5)
+        assert fleet.placed == [resumed]
+
+    limits = QueueLimits(bounds=QueueBounds(num_requests=4, num_tokens=10**9), max_wait_s=0.05)
+    run(test, limits)
+
+
 def test_once_the_rate_is_known_a_wait_that_is_too_long_is_foretold() -> None:
     now = 0.0
     metrics = RouterMetrics()
@@ -202,15 +234,17 @@ def test_once_the_rate_is_known_a_wait_that_is_too_long_is_foretold() -> None:
     async def test() -> None:
         nonlocal now
         waiting = [asked() for _ in range(29)]
-        tasks = [asyncio.create_task(room.wait_turn(one), name="request") for one in waiting]
+        tasks = [
+            asyncio.create_task(room.wait_turn(one, pause_s=0.0), name="request") for one in waiting
+        ]
         await asyncio.sleep(0)
         for request in waiting[:9]:  # 100 tokens a second
             now += 1.0
             room.leave(request, is_placed=True)
-        tasks.append(asyncio.create_task(room.wait_turn(asked()), name="short"))
+        tasks.append(asyncio.create_task(room.wait_turn(asked(), pause_s=0.0), name="short"))
         for ends_in_s, why in ((60.0, "wait"), (5.0, "deadline")):
             with pytest.raises(QueueShed) as raised:
-                await room.wait_turn(asked(ends_in_s))
+                await room.wait_turn(asked(ends_in_s), pause_s=0.0)
             assert raised.value.why == why
             assert 9 <= raised.value.retry_after_s <= 22
         for task in tasks:

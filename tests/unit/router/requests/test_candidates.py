@@ -7,6 +7,7 @@ from support.words import LAYOUT, beat, registration
 from protocol.blocks import block_hashes, chain_seed
 from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Role, Sampling
+from router.admission.queued_request import QueuedRequest
 from router.placement.place import Placement, PlacementRefusal
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
@@ -39,7 +40,10 @@ def context(name: str = "r", *, salt: str = "") -> RequestContext:
         deadline_s=60.0,
     )
     routed = RoutedRequest(request, RequestId(f"{name}~1"), already_ended)
-    return RequestContext(routed=routed, begun_at=NOW, ends_at=NOW + 60.0)
+    queued = QueuedRequest(
+        tenant="", weight=1.0, band=0, num_prompt_tokens=1, num_output_tokens=1, ends_at=NOW + 60.0
+    )
+    return RequestContext(routed=routed, queued=queued, begun_at=NOW, ends_at=NOW + 60.0)
 
 
 def candidates() -> tuple[Candidates, PrefixIndex]:

@@ -11,7 +11,8 @@ from support.redis_server import RedisServer, redis_server
 
 from protocol.errors import StoreError
 from protocol.process.metrics import RouterMetrics
-from protocol.store.limits import LimitStore, Renewal, ShareRequest
+from protocol.store.limits import LimitStore
+from protocol.store.shares import Renewal, ShareRequest
 from router.tenants.allowance import LEASE_S
 from router.tenants.api_key import ApiKey, key_digest
 from router.tenants.rate_limits import Charge, LimitKind, LimitReached, RateLimits, ShareStore
