@@ -1,6 +1,7 @@
 """What the router process can be told."""
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -30,6 +31,10 @@ class RouterSettings(ProcessSettings):
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
     API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    keys_file: Path | None = None
+    """JSON file of API keys with their tenants, weights, priorities and limits, also a mounted
+    secret; read again when it changes. None: keys have no terms, and only `api_key` opens the
+    API."""
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: requests that name no sampling values get those of the checkpoint's
     generation_config.json, which its authors recommend. `none`: OpenAI's."""
@@ -55,6 +60,14 @@ class RouterSettings(ProcessSettings):
     """Seconds one generation may take: the openai SDK gives up after as many."""
     max_in_flight: int = Field(default=1024, ge=1)
     """Generations at once; beyond it 429. About 100 kB of memory each."""
+    max_queue: int = Field(default=512, ge=1)
+    """Requests that wait here while every worker is full; the newest of the greediest tenant makes
+    room. Half of `max_in_flight`: the others run."""
+    max_queue_tokens: int = Field(default=2 << 20, ge=1)
+    """Of all that wait, prompts and likely answers together: about 70 MB of memory."""
+    max_queue_wait_s: float = Field(default=30.0, ge=0)
+    """Seconds a request may wait for a worker; it is refused at once when it would be longer. Most
+    clients' patience for a first token ends about there."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Larger request bodies are refused with 413."""
     max_bodies_bytes: int = Field(default=128 << 20, ge=1024)
@@ -113,6 +126,11 @@ class RouterSettings(ProcessSettings):
     @property
     def api_name(self) -> str:
         return self.served_name or self.model.resolve().name
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it is not open to everybody."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @property
     def api_keys(self) -> tuple[str, ...]:

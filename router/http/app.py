@@ -89,6 +89,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.add_middleware(
         ApiMiddleware,
         api_keys=runtime.api_keys,
+        keys=runtime.keys,
         local_names=runtime.local_names,
         cors_origins=runtime.cors_origins,
         metrics=runtime.metrics,
@@ -209,7 +210,7 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
-            with state.seats.share(client_of(request.scope)) as seats:
+            with state.seats.share(client_of(request.scope).name) as seats:
                 async with state.body_of(exchange, seats) as body:
                     response = _json(await state.run_in_thread(work, runtime, body))
             state.trimming.count(len(response.body))

@@ -3,8 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 
-DIGEST_BYTES = 32
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
@@ -30,7 +28,7 @@ class ApiKey:
     @property
     def name(self) -> str:
         """One string for each key, which does not open anything."""
-        return self.digest.hex()[:32]
+        return digest_name(self.digest)
 
     def priority_of(self, asked: int) -> int:
         return max(self.most_urgent, self.priority + asked)
@@ -38,6 +36,10 @@ class ApiKey:
     def salt_of(self, asked: str) -> str:
         """Of two tenants never the same, whatever salts their requests ask for."""
         return f"{len(self.tenant)}:{self.tenant}:{asked}"
+
+
+def digest_name(digest: bytes) -> str:
+    return digest.hex()[:32]
 
 
 def key_digest(key: bytes) -> bytes:

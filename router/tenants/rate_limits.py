@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from protocol.errors import BatonError, StoreError
@@ -53,22 +52,23 @@ class ShareStore(Protocol):
     ) -> Renewal: ...
 
 
-@dataclass(slots=True)
 class Charge:
     """What a request was charged of one limit."""
 
-    _allowance: Allowance
-    num: int
-    _second: int
+    def __init__(self, allowance: Allowance, num: int, clock: Callable[[], float]) -> None:
+        self._allowance = allowance
+        self._num = num
+        self._clock = clock
+        self._second = int(clock())
 
-    def settle(self, num: int, *, now: float) -> None:
+    def settle(self, num: int) -> None:
         """It was so many in the end. Less is given back to the second in which it was charged;
         more is used now, whether there is room or not."""
-        if num < self.num:
-            self._allowance.give_back(self.num - num, second=self._second)
-        elif num > self.num:
-            self._allowance.use(num - self.num, now=now)
-        self.num = num
+        if num < self._num:
+            self._allowance.give_back(self._num - num, second=self._second)
+        elif num > self._num:
+            self._allowance.use(num - self._num, now=self._clock())
+        self._num = num
 
 
 class RateLimits:
@@ -107,7 +107,7 @@ class RateLimits:
             allowance.want(num)
             self._wanted.set()
             await self._renewed.wait()
-        return Charge(allowance, num, int(self._clock()))
+        return Charge(allowance, num, self._clock)
 
     def standings(self, key: ApiKey) -> dict[LimitKind, Standing]:
         """Of each limit that the key has."""

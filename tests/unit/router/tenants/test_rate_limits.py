@@ -163,7 +163,7 @@ def test_tokens_not_used_are_given_back_to_when_they_were_charged() -> None:
         assert charge is not None
         assert await fleet.ask(router, 5_000, kind="tokens", of=of) is None
         fleet.now += 30
-        charge.settle(500, now=fleet.now)
+        charge.settle(500)
         assert await fleet.ask(router, 9_500, kind="tokens", of=of)
         fleet.now += 31.5  # the first 500 are a minute old
         assert await fleet.ask(router, 500, kind="tokens", of=of)
@@ -178,7 +178,7 @@ def test_more_than_was_charged_is_used_whether_there_is_room_or_not() -> None:
         (router,) = fleet.add("a")
         charge = await fleet.ask(router, 1_000, kind="tokens", of=of)
         assert charge is not None
-        charge.settle(12_000, now=fleet.now)
+        charge.settle(12_000)
         fleet.now += 1
         assert await fleet.ask(router, 1, kind="tokens", of=of) is None
 
