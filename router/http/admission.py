@@ -14,7 +14,7 @@ from protocol.errors import CapacityError
 class Share:
     """What one HTTP request holds of a stock."""
 
-    def __init__(self, stock: "Stock", client: str, most: int | None) -> None:
+    def __init__(self, stock: "Stock", client: str, most: int | None = None) -> None:
         self._stock = stock
         self._client = client
         self._most = most
