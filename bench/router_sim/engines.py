@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from bench.router_sim.checkpoint import corpus
+from bench.router_sim.answers import Answers
 from protocol.channel.port import Arrival, RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import LeaseId, RequestId, RouterId, WorkerId, new_epoch
 from protocol.layout import KvLayout
@@ -71,21 +71,6 @@ class Stream:
     @property
     def key(self) -> tuple[RequestId, int]:
         return self.request, self.attempt
-
-
-class Answers:
-    """The tokens of all answers."""
-
-    def __init__(self, tokenizer: Tokenizer, *, num_chars: int = 400_000) -> None:
-        self._tokenizer = tokenizer
-        self.token_ids = tokenizer.encode(corpus()[:num_chars], add_special_tokens=False)
-
-    def token(self, seed: int, index: int) -> int:
-        return self.token_ids[(seed + index) % len(self.token_ids)]
-
-    def text(self, seed: int, num_tokens: int) -> str:
-        """All of a request's answer."""
-        return self._tokenizer.decode([self.token(seed, index) for index in range(num_tokens)])
 
 
 class Engine:
@@ -150,9 +135,9 @@ class Engine:
                 for stream in [one for one in self._streams.values() if one.router == router]:
                     self._end(stream)
             case RouterMessage(router, Abort() as abort):
-                stream = self._streams.get((abort.request, abort.attempt))
-                if stream is not None:
-                    self._end(stream)
+                found = self._streams.get((abort.request, abort.attempt))
+                if found is not None:
+                    self._end(found)
                     self._port.send(router, Aborted(request=abort.request, attempt=abort.attempt))
             case RouterMessage(router, message):
                 assert not isinstance(message, Abort)
@@ -189,12 +174,15 @@ class Engine:
         self._port.send(stream.router, landed)
 
     def _prefill(self, router: RouterId, message: Prefill) -> None:
-        of = {"request": message.request, "attempt": message.attempt}
+        request, attempt = message.request, message.attempt
         ticket = Ticket(
             worker=self.id, epoch=self.epoch, lease=LeaseId(1), layout=LAYOUT, compat="same",
             address=self.registration.address, num_tokens=len(message.token_ids),
         )  # fmt: skip
-        self._port.send(router, Started(**of, ticket=ticket, cached_tokens=0, queued_s=0.0))
+        started = Started(
+            request=request, attempt=attempt, ticket=ticket, cached_tokens=0, queued_s=0.0
+        )
+        self._port.send(router, started)
         sampling = message.sampling
         stream = Stream(
             router, message.request, message.attempt, sampling.seed, 0, sampling.max_tokens, 0,
@@ -203,7 +191,10 @@ class Engine:
         for _ in message.generated:
             self._next(stream)
         self._port.send(router, Step(emits=(self._next(stream),)))
-        self._port.send(router, PrefillDone(**of, cached_tokens=0, queued_s=0.0, prefill_s=0.0))
+        done = PrefillDone(
+            request=request, attempt=attempt, cached_tokens=0, queued_s=0.0, prefill_s=0.0
+        )
+        self._port.send(router, done)
 
     async def _steps(self, first_step_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -260,7 +251,9 @@ async def serve(
 ) -> None:
     store, tokenizer = Store(redis), Tokenizer.load(model)
     answers = Answers(tokenizer)
-    roles: list[Role] = ["prefill"] * num_prefill + ["decode"] * num_decode
+    prefill: list[Role] = ["prefill"] * num_prefill
+    decode: list[Role] = ["decode"] * num_decode
+    roles = prefill + decode
     async with asyncio.TaskGroup() as tasks:
         for number, role in enumerate(roles):
             engine = Engine(

@@ -10,12 +10,13 @@ import argparse
 import asyncio
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import uvloop
 
-from bench.router_sim.engines import Answers
+from bench.router_sim.answers import Answers
 from protocol.text.tokenizer import Tokenizer
 
 _HEAD = (
@@ -30,7 +31,8 @@ class Stream:
         self.transport = transport
         self.index = 0
         self.seed: int = fields.get("seed") or 0
-        self.num_tokens: int = fields.get("max_tokens") or 16
+        asked = fields.get("max_completion_tokens") or fields.get("max_tokens")
+        self.num_tokens: int = asked or 16
         frame = {
             "id": f"chatcmpl-{id(self):032x}", "object": "chat.completion.chunk",
             "created": int(time.time()), "model": fields.get("model") or "mock",
@@ -130,7 +132,7 @@ async def serve(model: Path, *, num_workers: int, pace_s: float) -> None:
     async with asyncio.TaskGroup() as tasks:
         for number in range(num_workers):
             worker = Worker(texts, pace_s=pace_s)
-            server = await loop.create_server(lambda w=worker: Connection(w), "127.0.0.1", 0)
+            server = await loop.create_server(partial(Connection, worker), "127.0.0.1", 0)
             ports.append(server.sockets[0].getsockname()[1])
             first_step_s = pace_s * number / num_workers
             tasks.create_task(worker.run(first_step_s=first_step_s), name=f"worker {number}")

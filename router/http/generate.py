@@ -8,10 +8,8 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +19,7 @@ from protocol.ids import RequestId
 from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
+from router.api.threads import Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
@@ -33,8 +32,6 @@ from router.requests.events import SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
-Args = TypeVarTuple("Args")
-T = TypeVar("T")
 log = logging.getLogger("baton.api")
 
 LARGE_BYTES = 256 << 10
@@ -67,7 +64,8 @@ class AppState:
     """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
     recent: RecentAnswers
-    tokenize_threads: ThreadPoolExecutor
+    threads: Threads
+    """That parse, render and tokenise."""
 
     @asynccontextmanager
     async def body_of(self, exchange: Exchange, seats: Share) -> AsyncIterator[bytes]:
@@ -82,13 +80,14 @@ class AppState:
             finally:
                 self.trimming.count(len(body))
 
-    async def run_in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """`work(*args)`, which parses, renders or tokenises: a 32k-token prompt is about 70 ms of
-        one core, which would delay every stream of the event loop. `tokenizers` leaves the
-        interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
-        one. Cancelling drops the result; a begun call runs to its end."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.tokenize_threads, work, *args)
+    async def run_in_thread(
+        self, work: Callable[[*Args], T], *args: *Args, num_bytes: int = 0
+    ) -> T:
+        """`work(*args)`, which parses, renders or tokenises so many bytes: a 32k-token prompt is
+        about 70 ms of one core, which would delay every stream of the event loop. `tokenizers`
+        leaves the interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
+        one."""
+        return await self.threads.run(work, *args, num_bytes=num_bytes)
 
 
 class GenerateResponse(Response):
@@ -145,7 +144,9 @@ class GenerateResponse(Response):
         prepare = self._surface.prepare
         context = context_tokens(runtime)
         async with self._state.body_of(exchange, seats) as body:
-            return await self._state.run_in_thread(prepare, runtime, body, request, context)
+            return await self._state.run_in_thread(
+                prepare, runtime, body, request, context, num_bytes=len(body)
+            )
 
     async def _answer(self, generation: Generation, exchange: Exchange, bill: Bill) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
