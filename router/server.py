@@ -33,6 +33,7 @@ from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.placement.place import PlacementRules
 from router.placement.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
@@ -177,7 +178,13 @@ def _build(
                 ),
                 max_wait_s=settings.max_queue_wait_s,
             ),
-            prefer="prefill" if settings.local_prefill == "never" else "cheapest",
+            rules=PlacementRules(
+                policy=settings.policy,
+                local_prefill=settings.local_prefill,
+                inter_token_target_s=settings.inter_token_target_s,
+                max_queue_s=settings.max_queue_s,
+                session_slack_s=settings.session_slack_s,
+            ),
         ),
     )
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)

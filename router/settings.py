@@ -49,9 +49,23 @@ class RouterSettings(ProcessSettings):
     special_tokens_in_content: Literal["text", "token"] = "text"
     """What becomes of special tokens that are written in a message: `text`, so that nobody ends
     a turn but the template; `token`, as transformers has it."""
+    policy: Literal["cost", "round_robin", "least_loaded", "random"] = "cost"
+    """How workers are chosen: by the least seconds, or, to compare with, in turn, by load alone or
+    by chance."""
     local_prefill: Literal["auto", "never"] = "auto"
-    """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
+    """Whether a decode worker may prefill a prompt because that is sooner. `never` still lets
     it when there is no prefill worker."""
+    inter_token_target_s: float = Field(default=0.1, gt=0)
+    """Seconds between two tokens that a running stream should not exceed: a decode worker with
+    streams computes no prompt whose chunks would, while a prefill worker can. 10 tokens a second
+    is faster than people read."""
+    max_queue_s: float = Field(default=2.0, gt=0)
+    """Seconds of prompts that a worker should have before it at most: when all have more, or no KV
+    room, requests wait in the router, which sends them to whoever is free first. Four beats: a
+    worker never runs dry while the router waits for its report."""
+    session_slack_s: float = Field(default=0.5, ge=0)
+    """Seconds later than elsewhere that a request's first token may be expected for it to stay with
+    its session's workers. About what a person takes for at once."""
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)

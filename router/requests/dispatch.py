@@ -17,7 +17,7 @@ from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
 from router.admission.queued_request import QueuedRequest
 from router.admission.waiting_room import QueueLimits, WaitingRoom
-from router.placement.place import Placement, PlacementRefusal, Prefer
+from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
 from router.placement.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
@@ -52,7 +52,7 @@ class DispatchLimits:
     """Before workers that refused a request are asked again; twice as long each time, at most
     2 s."""
     queue: QueueLimits = field(default_factory=QueueLimits)
-    prefer: Prefer = "cheapest"
+    rules: PlacementRules = DEFAULT_RULES
 
 
 APART_S = 3.0
@@ -83,7 +83,9 @@ class Dispatcher:
         self._recorder = Recorder(metrics=metrics, traces=traces)
         self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
-        self._candidates = Candidates(index=index, prefer=limits.prefer)
+        self._candidates = Candidates(
+            index=index, fleet=registry.fleet, workers=registry.known_workers, rules=limits.rules
+        )
         self._clock = clock
         self._waiting = WaitingRoom(limits=limits.queue, metrics=metrics, clock=clock)
         for listeners in (registry.listeners, registry.report_listeners):
@@ -145,7 +147,7 @@ class Dispatcher:
             closing, client_left = "the client is gone", True
             raise
         finally:
-            self._candidates.note_ended(context, self._registry.workers)
+            self._candidates.note_ended(context)
             self._registry.remove_receiver(context.routed.wire_id)
             del self._open[context.routed.wire_id]
             opened.close(closing, client_left=client_left)
@@ -197,8 +199,7 @@ class Dispatcher:
     def _place(self, context: RequestContext) -> Placement | PlacementRefusal:
         if self._poison.num_times(context.request) > context.num_found_before:
             raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
-        ready = self._registry.ready_workers()
-        return self._candidates.place_request(context, ready, now=self._clock())
+        return self._candidates.place_request(context, now=self._clock())
 
     async def _wait_after(
         self, context: RequestContext, queued: QueuedRequest, refusal: PlacementRefusal
@@ -226,13 +227,14 @@ class Dispatcher:
 
     def _begin(self, opened: OpenRequest, placement: Placement) -> None:
         context, now = opened.context, self._clock()
-        self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
+        self._candidates.note_placed(context, placement, now=now)
         known, prefill = self._registry.known_worker, placement.prefill
         send = context.routed.begin_attempt(
             placement.reason,
             prefill=None if prefill is None else known(prefill),
             decode=known(placement.decode),
             remaining_s=context.ends_at - now,
+            prefix_source=placement.prefix_source,
         )
         context.placed_at, context.sent_at = context.placed_at or now, now
         context.alone_since = None
@@ -263,7 +265,7 @@ class Dispatcher:
 
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
-        self._candidates.note_ended(context, self._registry.workers)
+        self._candidates.note_ended(context)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
         context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0

@@ -30,6 +30,8 @@ class GenerationRequest:
     tenant: str = ""
     """Whose turn it takes where requests wait; of tenants, `weight` to `weight`."""
     weight: float = 1.0
+    session: str = ""
+    """Requests of one go to the same workers while the load allows; "": of none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from support.eventually import soon
 from support.fake_cluster import (
+    APART,
     FakeCluster,
     Heard,
     Told,
@@ -34,9 +35,9 @@ from router.requests.events import (
     TooLong,
 )
 
-ONCE = DispatchLimits(prefer="prefill", patience_s=0.2)
+ONCE = DispatchLimits(rules=APART, patience_s=0.2)
 
-SOON_AGAIN = DispatchLimits(prefer="prefill", full_pause_s=0.01)
+SOON_AGAIN = DispatchLimits(rules=APART, full_pause_s=0.01)
 
 
 def queued(cluster: FakeCluster) -> float:
@@ -268,9 +269,7 @@ def test_a_worker_is_told_what_is_left_of_a_request_s_time_after_it_waited() -> 
 def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("refuse")] * 3}
-        limits = DispatchLimits(
-            prefer="prefill", full_pause_s=0.01, queue=QueueLimits(max_wait_s=60.0)
-        )
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01, queue=QueueLimits(max_wait_s=60.0))
         async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
             await answers(cluster)
 
