@@ -6,7 +6,6 @@ Times are readings of the dispatcher's clock. Decides nothing.
 from dataclasses import dataclass, field
 
 from protocol.ids import BlockHash, WorkerId
-from router.admission.queued_request import QueuedRequest
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
 from router.requests.trace import RequestTrace
@@ -15,8 +14,6 @@ from router.requests.trace import RequestTrace
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
     routed: RoutedRequest
-    queued: QueuedRequest
-    """As it waits for a worker, if it has to."""
     begun_at: float
     ends_at: float
     placed_at: float | None = None

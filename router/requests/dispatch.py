@@ -111,16 +111,14 @@ class Dispatcher:
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
         now = self._clock()
-        context = RequestContext(
-            routed=routed,
-            queued=self._expected(request, now),
-            begun_at=now,
-            ends_at=now + request.deadline_s,
-        )
+        context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
         context.num_found_before = self._poison.num_times(request)
         if context.num_found_before:
             routed.num_suspected, context.alone_until = 1, now + APART_S
-        opened = OpenRequest(context, listener, post=self._post, recorder=self._recorder)
+        queued = self._expected(request, now)
+        opened = OpenRequest(
+            context, listener, post=self._post, recorder=self._recorder, queued=queued
+        )
         self._open[wire_id] = opened
         self._registry.add_receiver(wire_id, opened)
         self._recorder.note_opened()
@@ -153,7 +151,7 @@ class Dispatcher:
             opened.close(closing, client_left=client_left)
             if context.placed_at is not None:
                 num_tokens = len(context.routed.generated)
-                self._waiting.note_ended(context.queued, num_output_tokens=num_tokens)
+                self._waiting.note_ended(opened.queued, num_output_tokens=num_tokens)
             self._recorder.note_ended(context, now=self._clock())
 
     async def _follow(self, opened: OpenRequest) -> Ended:
@@ -179,7 +177,7 @@ class Dispatcher:
 
     async def _launch(self, opened: OpenRequest) -> None:
         """Begin the next attempt, when it is its turn and a worker can have it."""
-        context, queued = opened.context, opened.context.queued
+        context, queued = opened.context, opened.queued
         if context.num_lost or context.routed.generated:
             queued = self._waiting.resumed(queued)
         is_placed = False
