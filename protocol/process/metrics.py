@@ -2,19 +2,51 @@
 
 import re
 import threading
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import HistogramMetricFamily
 
 from protocol.process.health import Health, with_health
 from protocol.process.machine import unlistenable
 
-M = TypeVar("M", bound=Counter | Gauge | Histogram)
+M = TypeVar("M", bound="Counter | Gauge | Histogram | TokenHistogram")
 
 _SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class TokenHistogram:
+    """A histogram for what is observed of every token: 0.2 us each, where `Histogram` takes a lock
+    and 1.5 us. One thread observes; a scrape in another may miss the last one."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        assert not labels, f"{name}: of one series"
+        self._name, self._text, self._bounds = name, text, tuple(buckets)
+        self._counts = [0] * (1 + len(buckets))
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        bounds = [*map(str, map(float, self._bounds)), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 
 
 class MetricRow(Generic[M]):
@@ -160,8 +192,11 @@ class RouterMetrics(MetricTable):
         Histogram, "baton_time_to_first_token_seconds",
         "Seconds from a request's arrival to its first token.", buckets=_SECONDS)
     between_tokens_s = MetricRow(
-        Histogram, "baton_inter_token_seconds", "Seconds between tokens of a request.",
+        TokenHistogram, "baton_inter_token_seconds", "Seconds between tokens of a request.",
         buckets=_SECONDS)
+    slow_clients = MetricRow(
+        Counter, "baton_router_slow_clients",
+        "Clients cut off because too much of their answer waited for them.")
     exposed_s = MetricRow(
         Histogram, "baton_transfer_exposed_seconds",
         "Seconds that a request waited for its KV after its prefill had ended, by transport.",
@@ -194,6 +229,29 @@ class RouterMetrics(MetricTable):
         " (cached there), predicted (by the index, when it was placed), held_anywhere (by the"
         " worker that had most of it), seen (in any prompt before, or held anywhere).",
         "kind")
+    queue_requests = MetricRow(
+        Gauge, "baton_router_queue_requests",
+        "Requests that wait in the router, by band: urgent (priority below 0), normal, patient.",
+        "band")
+    queue_tokens = MetricRow(
+        Gauge, "baton_router_queue_tokens", "Tokens, as expected, of requests that wait.")
+    queue_wait_s = MetricRow(
+        Histogram, "baton_router_queue_wait_seconds",
+        "Seconds that requests waited in the router until a worker took them, by band.",
+        "band", buckets=_SECONDS)
+    shed = MetricRow(
+        Counter, "baton_router_shed",
+        "Requests sent away from the queue, by why: full, share, wait or deadline.", "reason")
+    limited = MetricRow(
+        Counter, "baton_router_limited",
+        "Requests refused by a limit of their API key: requests, tokens or in_flight.", "limit")
+    limits_leased = MetricRow(
+        Gauge, "baton_router_limits_leased",
+        "1 while limits are shared between routers by Redis, 0 while each enforces its part.")
+    keys = MetricRow(Gauge, "baton_router_api_keys", "API keys of the keys file in force.")
+    key_reloads = MetricRow(
+        Counter, "baton_router_key_reloads",
+        "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
     # fmt: on
 
 

@@ -18,6 +18,8 @@ class RequestContext:
     begun_at: float
     ends_at: float
     placed_at: float | None = None
+    sent_at: float = 0.0
+    """When the attempt under way was."""
     first_token_at: float | None = None
     is_told: bool = False
     """Its client was given the first event."""

@@ -15,6 +15,8 @@ class Recorder:
     def __init__(self, *, metrics: RouterMetrics, traces: TraceRing) -> None:
         self._metrics = metrics
         self._traces = traces
+        self.note_gap = metrics.between_tokens_s.observe
+        """Between two tokens of a request, in seconds."""
 
     def note_opened(self) -> None:
         self._metrics.active.inc()
@@ -31,7 +33,7 @@ class Recorder:
             context.first_token_at = now
             self._metrics.first_token_s.observe(now - context.begun_at)
         else:
-            self._metrics.between_tokens_s.observe(now - context.last_token_at)
+            self.note_gap(now - context.last_token_at)
         context.last_token_at = now
 
     def note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:

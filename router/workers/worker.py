@@ -4,9 +4,9 @@ Pure. Says what a report said, never what is true now: a worker may be gone befo
 of it decides where requests go is its row of a `Fleet`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -37,8 +37,9 @@ class WorkerConnection(Protocol):
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
-    def messages(self) -> AsyncIterator[ToRouter]:
-        """Ends by raising PeerLost when the worker is gone."""
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        """Calls `accept` with all that the worker says. Ends by raising PeerLost when the worker is
+        gone, or what `accept` raised."""
 
 
 ConnectionState = Literal["connecting", "mismatched"]

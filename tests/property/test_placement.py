@@ -83,7 +83,7 @@ def test_all_three_ways_to_search_find_the_same(
         depths=depths_of(*here),
         now=now,
         inter_token_target_s=target_s,
-        max_queue_s=1.0,
+        worker_queue_s=1.0,
         kept=(-1, 0),
     )
     twin = find_options_twin(fleet, question)
@@ -151,7 +151,7 @@ def _place(here: list[Standing], demand: Demand, **rules: object) -> object:
         fleet_of(*here),
         demand,
         depths=depths_of(*here),
-        rules=PlacementRules(**{"max_queue_s": 1e9} | rules),  # type: ignore[arg-type]
+        rules=PlacementRules(**{"worker_queue_s": 1e9} | rules),  # type: ignore[arg-type]
         now=0.0,
         preferred=Preferred(decode="", prefill=None),  # type: ignore[arg-type]
     )
@@ -265,7 +265,7 @@ class _Naive:
         busy_s = max(0.0, row["busy_until_s"] - aged)
         queue_s = max(busy_s, missing * self._step_s(slot) / max(1, row["running"]))
         uncached = max(1, n - self.cached[slot])
-        free = busy_s <= self.question.max_queue_s and missing == 0
+        free = busy_s <= self.question.worker_queue_s and missing == 0
         own = (queue_s, 0.0, self._compute_s(slot, uncached), uncached, free)
         lenders = [
             (-self.cached[other], self.rows[other]["waiting_tokens"], self.names[other], other)

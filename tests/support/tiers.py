@@ -36,6 +36,7 @@ NOT_PURE = (
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
     "unit/router/requests/test_dispatch.py",
+    "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",
     "unit/router/workers/test_registry.py",
     "unit/worker/test_lifecycle.py",

@@ -22,7 +22,7 @@ def options_of(*standings: Standing, num_tokens: int) -> tuple[Option, Option]:
         depths=depths_of(*standings),
         now=0.0,
         inter_token_target_s=0.05,
-        max_queue_s=1.0,
+        worker_queue_s=1.0,
     )
     options = find_options_twin(fleet_of(*standings), question)
     assert options.pair is not None and options.alone is not None

@@ -244,7 +244,7 @@ def test_a_slow_link_is_not_pulled_over() -> None:
 
 def test_of_lenders_with_as_much_the_less_loaded_lends() -> None:
     lenders = [
-        Standing(name=f"decode-{n}", cached=1_600, waiting=9_000 - n, running=9, **LENT)
+        D1.but(name=f"decode-{n}", cached=1_600, waiting=9_000 - n, running=9, **LENT)
         for n in (3, 4)
     ]
     source = placed(P0, D0, *lenders).prefix_source
@@ -327,16 +327,16 @@ def test_where_everybody_has_more_than_enough_to_do_a_request_waits() -> None:
             "every worker has 2 s of work before it, or no room",
         )
     assert refused(P0.but(**long), D0.but(running=1), inter_token_target_s=0.01).why == "saturated"
-    assert placed(P0.but(**long), D0, max_queue_s=2.0).prefill is None
-    assert placed(P0, D0.but(**long), max_queue_s=2.0).prefill == "prefill-0"
-    assert placed(P0.but(**long), P1, D0, max_queue_s=2.0).prefill == "prefill-1"
+    assert placed(P0.but(**long), D0, worker_queue_s=2.0).prefill is None
+    assert placed(P0, D0.but(**long), worker_queue_s=2.0).prefill == "prefill-0"
+    assert placed(P0.but(**long), P1, D0, worker_queue_s=2.0).prefill == "prefill-1"
 
 
 def test_a_queue_that_is_still_the_soonest_is_joined_while_others_are_free() -> None:
     """Waiting for what is cached there is cheaper than computing it elsewhere."""
     warm = P0.but(waiting=30_000, cached=7_984)
     slow = P1.but(step=StepModel(0.002, 1e-3, 0.0, 1e-4))
-    found = placed(warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, max_queue_s=2.0)
+    found = placed(warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, worker_queue_s=2.0)
     assert found.prefill == "prefill-0"
 
 
