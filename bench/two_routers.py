@@ -1,4 +1,4 @@
-"""Whether routers that share workers pile onto one of them, because neither sees the other's choice.
+"""Whether routers that share workers pile onto one, because neither sees the other's choice.
 
     python -m bench.two_routers [--routers 2] [--workers 16] [--load 0.6] [--seconds 10]
 
@@ -43,7 +43,7 @@ from protocol.messages import (
 )
 from protocol.process.metrics import RouterMetrics, WorkerMetrics
 from protocol.process.run import Shutdown
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher
 from router.requests.events import GenerationRequest, Read, Route
 from router.requests.trace import TraceRing
@@ -242,9 +242,10 @@ async def measured(options: argparse.Namespace) -> Run:
     rate = options.load * options.workers / service_s
     chance = random.Random(1)
     async with (
-        fleet(
-            num_routers=options.routers, num_workers=options.workers, service_s=service_s
-        ) as (routers, services),
+        fleet(num_routers=options.routers, num_workers=options.workers, service_s=service_s) as (
+            routers,
+            services,
+        ),
         asyncio.TaskGroup() as tasks,
     ):
         due_s, ends_s = time.monotonic(), time.monotonic() + options.seconds

@@ -15,12 +15,14 @@ from protocol.store.responses import ResponseStore
 from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.processes.questions import ProcessView
 from router.processes.siblings import Siblings
 from router.requests.events import Ended, GenerationRequest
 from router.requests.listener import Listener
 from router.requests.trace import RequestTrace
+from router.tenants.key_ring import KeyRing
+from router.tenants.rate_limits import RateLimits
 
 RedisState = Literal["connected", "lost", "none"]
 
@@ -120,7 +122,11 @@ class Runtime:
     cluster: Cluster
     metrics: RouterMetrics
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these opens the API; none: it is open to whoever reaches the port."""
+    """Any of these opens the API, as do `keys`; neither: it is open to whoever reaches the port."""
+    keys: KeyRing | None = None
+    """Those of the keys file, with their terms, as they are now; None: there is no such file."""
+    rate_limits: RateLimits | None = None
+    """Of `keys`, by the minute. None: those limits are not kept."""
     local_names: frozenset[str] | None = None
     """Of an API that is open to its own machine: names besides the machine's own that requests may
     be for, or from pages of. None: requests may be for any name."""
@@ -150,4 +156,11 @@ class Runtime:
     def max_in_flight_of_one(self) -> int:
         """Choices that one client may have in flight."""
         most = self.limits.max_in_flight
-        return -(-most * 3 // 4) if len(self.api_keys) > 1 else most
+        is_shared = len(self.api_keys) > 1 or self.keys is not None
+        return -(-most * 3 // 4) if is_shared else most
+
+    @property
+    def num_owners(self) -> int:
+        """Of responses that are remembered, each with an equal part of the memory for them."""
+        tenants = 0 if self.keys is None else len(self.keys.tenants())
+        return max(1, len(self.api_keys) + tenants)

@@ -29,9 +29,12 @@ from protocol.text.description import describe_tokenizer
 from protocol.text.pooling_config import read_pooling_config
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
+from router.admission.fair_queue import QueueBounds
+from router.admission.waiting_room import QueueLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
-from router.placement.prefix_index import PrefixIndex
+from router.placement.place import PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.processes.siblings import Siblings
 from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
@@ -39,6 +42,7 @@ from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, KeptResponses, Runtime
 from router.settings import RouterSettings
+from router.tenants.tenancy import Tenancy
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
@@ -78,10 +82,12 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             stop,
         )
         defaults = _sampling_defaults(settings)
-        store, kept = Store(settings.redis), _kept_responses(settings)
+        metrics = RouterMetrics()
+        tenancy = _tenancy(settings, metrics)
+        store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer, defaults, kept)
+            parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
             where = {"host": host, "port": port, "model": settings.api_name}
@@ -96,6 +102,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             if kept is not None:
                 with suppress(StoreError):
                     await kept.store.close()
+            if tenancy is not None:
+                await tenancy.close()
     return stop.exit_code
 
 
@@ -105,6 +113,13 @@ class _Parts:
     registry: Registry
     feed: IndexFeed
     cluster: LocalCluster
+    tenancy: Tenancy | None
+
+
+def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
+    if settings.keys_file is None:
+        return None
+    return Tenancy(settings.keys_file, redis=settings.redis, metrics=metrics)
 
 
 def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
@@ -115,10 +130,11 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
     return defaults
 
 
-def _kept_responses(settings: RouterSettings) -> KeptResponses | None:
+def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
     if settings.store_responses == "never":
         return None
-    share = settings.store_bytes // max(1, len(settings.api_keys))
+    num_tenants = 0 if tenancy is None else len(tenancy.keys.tenants())
+    share = settings.store_bytes // max(1, len(settings.api_keys) + num_tenants)
     store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
@@ -138,6 +154,8 @@ def _build(
     tokenizer: Tokenizer,
     defaults: SamplingDefaults,
     kept: KeptResponses | None,
+    tenancy: Tenancy | None,
+    metrics: RouterMetrics,
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     resolver = Resolver()
@@ -150,7 +168,7 @@ def _build(
             num_links=lambda: registry.num_workers,
         )
 
-    metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
+    index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
@@ -165,13 +183,25 @@ def _build(
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
-            prefer="prefill" if settings.local_prefill == "never" else "cheapest",
+            queue=QueueLimits(
+                bounds=QueueBounds(
+                    num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
+                ),
+                max_wait_s=settings.max_queue_wait_s,
+            ),
+            rules=PlacementRules(
+                policy=settings.policy,
+                local_prefill=settings.local_prefill,
+                inter_token_target_s=settings.inter_token_target_s,
+                worker_queue_s=settings.worker_queue_s,
+                session_slack_s=settings.session_slack_s,
+            ),
         ),
     )
-    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept)
+    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
+    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster, tenancy=tenancy)
 
 
 def _runtime(
@@ -182,6 +212,7 @@ def _runtime(
     cluster: LocalCluster,
     metrics: RouterMetrics,
     kept: KeptResponses | None,
+    tenancy: Tenancy | None,
 ) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     return Runtime(
@@ -192,9 +223,11 @@ def _runtime(
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
-        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
+        keys=None if tenancy is None else tenancy.keys,
+        rate_limits=None if tenancy is None else tenancy.limits,
+        local_names=frozenset(hosts) if is_local and not settings.has_keys else None,
         cors_origins=frozenset(split_keys(settings.cors_origins)),
-        is_open_to_network=not is_local and not settings.api_keys,
+        is_open_to_network=not is_local and not settings.has_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
             max_bodies_bytes=settings.max_bodies_bytes,
@@ -242,6 +275,8 @@ async def _run(
             tasks.create_task(parts.feed.run(), name="index feed"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
+        if parts.tenancy is not None:
+            background.append(tasks.create_task(parts.tenancy.run(), name="tenants"))
         if parts.runtime.siblings is not None:
             await _meet_workers(parts.registry, stop)
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")

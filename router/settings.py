@@ -38,6 +38,10 @@ class RouterSettings(ProcessSettings):
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
     API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    keys_file: Path | None = None
+    """JSON file of API keys with their tenants, weights, priorities and limits, also a mounted
+    secret; read again when it changes. None: keys have no terms, and only `api_key` opens the
+    API."""
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: requests that name no sampling values get those of the checkpoint's
     generation_config.json, which its authors recommend. `none`: OpenAI's."""
@@ -52,9 +56,26 @@ class RouterSettings(ProcessSettings):
     special_tokens_in_content: Literal["text", "token"] = "text"
     """What becomes of special tokens that are written in a message: `text`, so that nobody ends
     a turn but the template; `token`, as transformers has it."""
+    policy: Literal["cost", "round_robin", "least_loaded", "random"] = "cost"
+    """How workers are chosen: by the least seconds, or, to compare with, in turn, by load alone or
+    by chance."""
     local_prefill: Literal["auto", "never"] = "auto"
-    """Whether a decode worker may prefill a prompt because that is cheaper. `never` still lets
+    """Whether a decode worker may prefill a prompt because that is sooner. `never` still lets
     it when there is no prefill worker."""
+    inter_token_target_s: float = Field(default=0.1, gt=0)
+    """Seconds between two tokens that a running stream should not exceed: a decode worker with
+    streams computes no prompt whose chunks would, while a prefill worker can. 10 tokens a second
+    is faster than people read."""
+    worker_queue_s: float = Field(default=2.0, gt=0)
+    """Seconds of prompts that a worker should have before it at most: when all have more, or no KV
+    room, requests wait in the router, which sends them to whoever is free first. Four beats: a
+    worker never runs dry while the router waits for its report."""
+    session_slack_s: float = Field(default=0.5, ge=0)
+    """Seconds later than elsewhere that a request's first token may be expected for it to stay with
+    its session's workers. About what a person takes for at once."""
+    index_blocks: int = Field(default=10_000_000, ge=1024, le=1 << 32)
+    """Different KV blocks, over all workers, whose holders are remembered: 10,000 of each of 1,000
+    workers that share none. About 22 bytes each when full, in memory that is taken as they come."""
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
@@ -63,6 +84,14 @@ class RouterSettings(ProcessSettings):
     """Seconds one generation may take: the openai SDK gives up after as many."""
     max_in_flight: int = Field(default=1024, ge=1)
     """Generations at once; beyond it 429. About 100 kB of memory each."""
+    max_queue: int = Field(default=512, ge=1)
+    """Requests that wait here while every worker is full; the newest of the greediest tenant makes
+    room. Half of `max_in_flight`: the others run."""
+    max_queue_tokens: int = Field(default=2 << 20, ge=1)
+    """Of all that wait, prompts and likely answers together: about 70 MB of memory."""
+    max_queue_wait_s: float = Field(default=30.0, ge=0)
+    """Seconds a request may wait for a worker; it is refused at once when it would be longer. Most
+    clients' patience for a first token ends about there."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Larger request bodies are refused with 413."""
     max_bodies_bytes: int = Field(default=128 << 20, ge=1024)
@@ -121,6 +150,11 @@ class RouterSettings(ProcessSettings):
     @property
     def api_name(self) -> str:
         return self.served_name or self.model.resolve().name
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it is not open to everybody."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @property
     def api_keys(self) -> tuple[str, ...]:

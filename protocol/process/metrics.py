@@ -228,6 +228,38 @@ class RouterMetrics(MetricTable):
     index_blocks = MetricRow(Gauge, "baton_prefix_index_blocks", "Blocks indexed.")
     index_gaps = MetricRow(
         Counter, "baton_prefix_index_gaps", "Gaps in a worker's events; its set was read.")
+    index_refused = MetricRow(
+        Counter, "baton_prefix_index_refused_blocks",
+        "Blocks that the prefix index had no room for (`index_blocks`).")
+    prefix_tokens = MetricRow(
+        Counter, "baton_router_prefix_tokens",
+        "Of prompts whose worker told what it had cached, tokens by kind: prompt (all), hit"
+        " (cached there), predicted (by the index, when it was placed), held_anywhere (by the"
+        " worker that had most of it), seen (in any prompt before, or held anywhere).",
+        "kind")
+    queue_requests = MetricRow(
+        Gauge, "baton_router_queue_requests",
+        "Requests that wait in the router, by band: urgent (priority below 0), normal, patient.",
+        "band")
+    queue_tokens = MetricRow(
+        Gauge, "baton_router_queue_tokens", "Tokens, as expected, of requests that wait.")
+    queue_wait_s = MetricRow(
+        Histogram, "baton_router_queue_wait_seconds",
+        "Seconds that requests waited in the router until a worker took them, by band.",
+        "band", buckets=_SECONDS)
+    shed = MetricRow(
+        Counter, "baton_router_shed",
+        "Requests sent away from the queue, by why: full, share, wait or deadline.", "reason")
+    limited = MetricRow(
+        Counter, "baton_router_limited",
+        "Requests refused by a limit of their API key: requests, tokens or in_flight.", "limit")
+    limits_leased = MetricRow(
+        Gauge, "baton_router_limits_leased",
+        "1 while limits are shared between routers by Redis, 0 while each enforces its part.")
+    keys = MetricRow(Gauge, "baton_router_api_keys", "API keys of the keys file in force.")
+    key_reloads = MetricRow(
+        Counter, "baton_router_key_reloads",
+        "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
     # fmt: on
 
 

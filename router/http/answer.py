@@ -63,6 +63,13 @@ class AnswerWriter(ABC):
         """The first of several choices says what the headers show."""
         self._route = self._route or route
 
+    @property
+    def num_tokens_used(self) -> int:
+        """Of prompts and output; none where no worker ever had the request."""
+        if self._route is None:
+            return 0
+        return self._generation.prompt_tokens + self.usage.completion_tokens
+
     def events(self, index: int, token: Token) -> Sequence[OutputEvent]:
         """What a choice's next token says. To be called for each, in order."""
         self.usage.completion_tokens += 1

@@ -115,6 +115,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     app.outermost = ApiMiddleware(
         _past_routing(answers, app.route),
         api_keys=runtime.api_keys,
+        keys=runtime.keys,
         local_names=runtime.local_names,
         cors_origins=runtime.cors_origins,
         metrics=runtime.metrics,
@@ -236,7 +237,7 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
-            with state.seats.share(client_of(request.scope)) as seats:
+            with state.seats.share(client_of(request.scope).name) as seats:
                 async with state.body_of(exchange, seats) as body:
                     done = await state.run_in_thread(work, runtime, body, num_bytes=len(body))
             response = _json(done)

@@ -6,7 +6,8 @@ whatever it still had running.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
 from router.api.threads import Args, T, Threads
@@ -22,7 +24,9 @@ from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
 from router.http.exchange import Exchange
-from router.http.middleware import client_of, request_id
+from router.http.middleware import client_of, request_id, tell_headers
+from router.http.rate_headers import rate_headers
+from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
 from router.requests.events import SlowClient
 from router.responses.recent import RecentAnswers
@@ -67,7 +71,7 @@ class AppState:
     async def body_of(self, exchange: Exchange, seats: Share) -> AsyncIterator[bytes]:
         """A whole body, while it takes room; a seat is taken when it is here, not before, so that
         who sends slowly keeps nobody out."""
-        with self.bodies.share(client_of(exchange.scope)) as room:
+        with self.bodies.share(client_of(exchange.scope).name) as room:
             body = await exchange.read_body(room)
             seats.widen(1)
             try:
@@ -103,15 +107,37 @@ class GenerateResponse(Response):
             log.info("client gone")
 
     async def _serve(self, exchange: Exchange) -> None:
+        runtime, client = self._state.runtime, client_of(exchange.scope)
+        most = None if client.key is None else client.key.max_in_flight
+        bill = Bill(runtime.rate_limits, client)
         try:
-            with self._state.seats.share(client_of(exchange.scope)) as seats:
+            with self._state.seats.share(client.name, most=most) as seats:
+                await self._charge(exchange, bill.charge_request())
+                deadline_s = deadline_of(
+                    dict(exchange.scope["headers"]), most_s=runtime.limits.request_timeout_s
+                )
                 generation = await self._prepared(exchange, seats)
+                generation = under_terms(generation, client, deadline_s=deadline_s)
                 seats.widen(generation.num_at_once)
-                await self._answer(generation, exchange)
+                await self._charge(exchange, bill.charge_tokens(generation))
+                await self._answer(generation, exchange, bill)
         except ApiError as error:
             await exchange.refuse(error)
         except BatonError as error:
             await exchange.refuse(as_api_error(error))
+
+    async def _charge(self, exchange: Exchange, charging: Awaitable[None]) -> None:
+        """The answer tells what is left, also where it was not enough."""
+        limits, key = self._state.runtime.rate_limits, client_of(exchange.scope).key
+        try:
+            await charging
+        finally:
+            if limits is not None and key is not None:
+                is_anthropic = self._surface.show_error is anthropic_error
+                told = rate_headers(
+                    limits.standings(key), is_anthropic=is_anthropic, now=time.time()
+                )
+                tell_headers(exchange.scope, told)
 
     async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
         request, runtime = request_id(exchange.scope), self._state.runtime
@@ -122,7 +148,7 @@ class GenerateResponse(Response):
                 prepare, runtime, body, request, context, num_bytes=len(body)
             )
 
-    async def _answer(self, generation: Generation, exchange: Exchange) -> None:
+    async def _answer(self, generation: Generation, exchange: Exchange, bill: Bill) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
         tokenizer = self._state.runtime.tokenizer
         make = self._surface.stream if generation.stream else self._surface.whole
@@ -134,6 +160,7 @@ class GenerateResponse(Response):
                 watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
                 answering.add_done_callback(lambda _: watching.cancel())
         finally:
+            bill.settle(answer.num_tokens_used)
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
     async def _follow(self, generation: Generation, answer: AnswerWriter) -> None:

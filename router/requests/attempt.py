@@ -6,7 +6,15 @@ from typing import Any
 import msgspec
 
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Abort, Decode, Prefill, ReadPrompt, Ticket, ToWorker
+from protocol.messages import (
+    Abort,
+    Decode,
+    Prefill,
+    PrefixSource,
+    ReadPrompt,
+    Ticket,
+    ToWorker,
+)
 from protocol.readings import PromptReading
 from router.requests.events import GenerationRequest
 from router.requests.instructions import Send
@@ -44,6 +52,8 @@ class Attempt:
     generates: bool = True
     """False: its one worker, `decode` whatever its role, is asked for the prompt's reading, and for
     one token at most."""
+    prefix_source: PrefixSource | None = None
+    """From where whoever computes the prompt is to fetch its beginning."""
     is_ended: bool = False
     """All tokens are there: what is read of the prompt alone is lacking."""
 
@@ -64,7 +74,7 @@ class Attempt:
         self.decode.open = True
         asked = self._asked(remaining_s)
         if ticket is not None:
-            asked["reading"] = None  # prefill says it
+            asked["reading"] = asked["prefix_source"] = None  # of whoever computes the prompt
         return self.decode.instruct(Decode(**asked, ticket=ticket))
 
     def aborts(self, reason: str) -> list[Send]:
@@ -92,4 +102,5 @@ class Attempt:
             "deadline_s": remaining_s,
             "priority": self.request.priority,
             "reading": self.reading,
+            "prefix_source": self.prefix_source,
         }

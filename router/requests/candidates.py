@@ -1,132 +1,218 @@
 """Which workers a request may go to at this moment, and what is known to be cached on each.
 
-Asks `router.placement.place`. Pure: workers and time are values passed in. Believes what was sent a
+Asks `router.placement`. Pure: workers and time are values passed in. Believes what was sent a
 moment ago before the workers tell of it, for that may take them a beat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from protocol.blocks import block_hashes, chain_seed, prompt_reach
-from protocol.ids import BlockHash, WorkerId
-from router.placement.place import Placement, PlacementRefusal, Prefer, place, place_prompt
-from router.placement.prefix_index import PrefixIndex
+import numpy as np
+
+from protocol.blocks import chain_seed, packed_hashes, prompt_reach
+from protocol.ids import WorkerId
+from router.placement.cost import Demand
+from router.placement.fleet import Chain, Fleet
+from router.placement.place import Placement, PlacementRefusal, PlacementRules, place
+from router.placement.prompt import place_prompt
+from router.placement.sessions import Sessions
+from router.prefix.found import FoundPrefix
+from router.prefix.prefix_index import PrefixIndex
+from router.prefix.seen import SeenBlocks
+from router.prefix.table import Slots
 from router.requests.context import RequestContext
-from router.workers.worker import KnownWorker
+from router.workers.worker import KnownWorker, Sent
+
+Workers = Mapping[WorkerId, KnownWorker]
+NO_SLOTS = np.zeros(0, np.uint32)
 
 
 class Candidates:
-    def __init__(self, *, index: PrefixIndex, prefer: Prefer) -> None:
-        self._index = index
-        self._prefer = prefer
+    """`workers` have their rows in `fleet`, and come and go while this lives."""
 
-    def place_request(
-        self, context: RequestContext, ready: Sequence[KnownWorker], *, now: float
-    ) -> Placement | PlacementRefusal:
+    def __init__(
+        self, *, index: PrefixIndex, fleet: Fleet, workers: Workers, rules: PlacementRules
+    ) -> None:
+        self._index = index
+        self._fleet = fleet
+        self._workers = workers
+        self._rules = rules
+        self._sessions = Sessions()
+        self._seen = SeenBlocks()
+        self._looked_up: tuple[RequestContext, Slots] | None = None
+        """The last request placed, and how much of its prompt each worker had then."""
+        self._num_placed = 0
+        self._with_suspects: set[WorkerId] = set()
+
+    def place_request(self, context: RequestContext, *, now: float) -> Placement | PlacementRefusal:
         """Among ready workers that did not refuse; those that failed it only when there is nobody
         else. Nobody joins a suspect (`_place_suspect`) until it was heard of."""
-        open_ = [worker for worker in ready if worker.id not in context.refused]
-        unheld = [worker for worker in open_ if not worker.is_held(now=now)]
+        held = self._held(now) - context.refused
+        shut = context.refused | held
         place_it = self._place_suspect if context.routed.num_suspected else self._place_trusted
-        placement = place_it(context, unheld, now)
-        if isinstance(placement, PlacementRefusal) and len(unheld) < len(open_):
+        placement = place_it(context, shut, now)
+        if isinstance(placement, PlacementRefusal) and self._ready(held):
             return PlacementRefusal(why="held", reason="a worker is kept for a suspect")
         return placement
 
-    def note_placed(
-        self,
-        context: RequestContext,
-        placement: Placement,
-        ready: Sequence[KnownWorker],
-        *,
-        now: float,
-    ) -> None:
-        """Until the workers' beats and events tell of this prompt, believe in it."""
-        for worker in ready:
-            if worker.id in (placement.prefill, placement.decode):
-                computes = placement.prefill is None or worker.id == placement.prefill
-                num_tokens = placement.num_uncached_tokens if computes else 0
-                worker.note_sent(
-                    context.routed.wire_id,
-                    num_tokens,
-                    first=len(context.routed.generated) + (not computes),
-                    suspect=context.routed.num_suspected > 0,
-                    now=now,
-                )
-                self._index.expect_blocks(worker.id, _hashes(context, worker), now=now)
+    def note_placed(self, context: RequestContext, placement: Placement, *, now: float) -> None:
+        """Until the workers' reports and events tell of this prompt, believe in it."""
+        self._num_placed += 1
+        if context.routed.cached_tokens is None:
+            context.found = self._found(context, placement, now)
+        for name in (placement.prefill, placement.decode):
+            worker = None if name is None else self._workers.get(name)
+            if worker is None:
+                continue
+            computes = placement.prefill is None or worker.id == placement.prefill
+            sent = Sent(
+                at_s=now,
+                num_tokens=context.num_tokens,
+                num_uncached=placement.num_uncached_tokens if computes else 0,
+                prefill_s=placement.prefill_s if computes else 0.0,
+            )
+            first = len(context.routed.generated) + (not computes)
+            is_suspect = context.routed.num_suspected > 0
+            worker.note_sent(context.routed.wire_id, sent, first=first, suspect=is_suspect)
+            if is_suspect:
+                self._with_suspects.add(worker.id)
+            chain = self._fleet.chains[worker.registration.compat]
+            self._index.expect_blocks(worker.id, _hashes(context, chain), now=now)
+        session = context.request.session
+        if session and context.routed.generates:
+            prefill, decode = placement.prefill, placement.decode
+            self._sessions.note_placed(session, prefill=prefill, decode=decode)
 
-    def note_ended(self, context: RequestContext, workers: Sequence[KnownWorker]) -> None:
+    def note_ended(self, context: RequestContext) -> None:
         """The attempt is over, well or not."""
-        for worker in workers:
-            worker.note_ended(context.routed.wire_id)
+        for attempt in context.routed.attempts:
+            for name in (attempt.prefill, attempt.decode):
+                worker = None if name is None else self._workers.get(name)
+                if worker is not None:
+                    worker.note_ended(context.routed.wire_id)
+
+    def _held(self, now: float) -> set[WorkerId]:
+        """Those with a suspect that nobody is to join."""
+        if not self._with_suspects:
+            return set()
+        self._with_suspects = {
+            name
+            for name in self._with_suspects
+            if (worker := self._workers.get(name)) is not None and worker.is_held(now=now)
+        }
+        return set(self._with_suspects)
+
+    def _ready(self, names: set[WorkerId]) -> list[KnownWorker]:
+        known = (self._workers.get(name) for name in names)
+        return [worker for worker in known if worker is not None and worker.is_ready]
 
     def _place_suspect(
-        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+        self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
         """It may have ended a worker: where nobody is, or, when that has taken too long, where
         nobody is new, so that another loss shows whether it did."""
         waits = now < context.alone_until
+        workers = [w for w in self._workers.values() if w.is_ready and w.id not in shut]
         apart = [w for w in workers if (w.is_empty if waits else not w.unheard)]
         if {worker.role for worker in apart} == {worker.role for worker in workers}:
-            placement = self._place_trusted(context, apart, now)
+            others = {worker.id for worker in workers} - {worker.id for worker in apart}
+            placement = self._place_trusted(context, shut | others, now)
             if isinstance(placement, Placement):
                 return placement
         if waits and workers:
             return PlacementRefusal(why="held", reason="others are on every worker")
-        return self._place_trusted(context, workers, now)
+        return self._place_trusted(context, shut, now)
 
     def _place_trusted(
-        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+        self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
-        trusted = [worker for worker in workers if worker.id not in context.suspects]
-        placement = self._place(context, trusted, now)
-        if isinstance(placement, PlacementRefusal) and len(trusted) < len(workers):
-            placement = self._place(context, workers, now)
+        """Where it failed only if nobody else is able; for those who are it waits."""
+        placement = self._place(context, shut | context.suspects, now)
+        if (
+            isinstance(placement, PlacementRefusal)
+            and placement.why != "saturated"
+            and self._ready(context.suspects - shut)
+        ):
+            placement = self._place(context, shut, now)
         return placement
 
     def _place(
-        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
+        self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
-        cached = self._cached_tokens(context, workers, now)
-        generated = len(context.routed.generated)
-        candidates = [worker.candidate(num_cached_tokens=cached[worker.id]) for worker in workers]
-        if not context.routed.generates:
-            request = context.request
-            return place_prompt(
-                candidates,
-                num_tokens=len(request.token_ids),
-                max_output_tokens=request.sampling.max_tokens,
-            )
+        request, fleet = context.request, self._fleet
+        slots = [slot for name in shut if (slot := fleet.slot_of(name)) is not None]
+        generates = context.routed.generates
+        num_tokens = context.num_tokens if generates else len(request.token_ids)
+        max_output_tokens = request.sampling.max_tokens
+        demand = Demand(
+            num_tokens=num_tokens,
+            max_output_tokens=max_output_tokens
+            - (len(context.routed.generated) if generates else 0),
+            num_reusable=min(num_tokens, context.routed.num_reusable),
+        )
+        depths = self._depths(context, now)
+        if not generates:
+            return place_prompt(fleet, demand, depths=depths, now=now, shut=slots)
+        session = request.session
         return place(
-            candidates,
-            num_tokens=context.num_tokens,
-            max_output_tokens=context.request.sampling.max_tokens - generated,
-            prefer=self._prefer,
+            fleet,
+            demand,
+            depths=depths,
+            rules=self._rules,
+            now=now,
+            shut=slots,
+            preferred=self._sessions.preferred_workers(session, fleet) if session else None,
+            turn=self._num_placed,
+            key=request.id,
         )
 
-    def _cached_tokens(
-        self, context: RequestContext, workers: Sequence[KnownWorker], now: float
-    ) -> dict[WorkerId, int]:
-        """One walk of the index per compat hash, whatever the number of workers."""
-        depths: dict[str, dict[WorkerId, int]] = {}
-        cached = {}
-        for worker in workers:
-            compat = worker.registration.compat
-            if compat not in depths:
-                depths[compat] = self._index.depths(_hashes(context, worker), now=now)
-            depth = depths[compat].get(worker.id, 0)
-            num_cached = depth * worker.registration.layout.block_tokens
-            cached[worker.id] = min(num_cached, context.routed.num_reusable)
-        return cached
+    def _depths(self, context: RequestContext, now: float) -> Slots:
+        """Leading blocks of the prompt on each worker, by slot of the index. One walk for each
+        compat hash, whatever the number of workers: no worker has blocks of another's chain."""
+        fleet, index = self._fleet, self._index
+        for slot in list(fleet.not_indexed):
+            index_slot = index.slot_of(fleet.name_of(slot))
+            if index_slot is not None:
+                fleet.set_index_slot(slot, index_slot)
+        chains = fleet.chains.values()
+        found = [index.depths(_hashes(context, chain), now=now) for chain in chains]
+        depths = found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
+        self._looked_up = context, depths
+        return depths
+
+    def _found(
+        self, context: RequestContext, placement: Placement, now: float
+    ) -> FoundPrefix | None:
+        """Before the prompt is expected anywhere."""
+        fleet = self._fleet
+        slot = fleet.slot_of(placement.prefill or placement.decode)
+        if slot is None:
+            return None
+        chain = fleet.chain_of(slot)
+        most = (len(context.request.token_ids) - 1) // chain.block_tokens
+        looked_up = self._looked_up
+        if looked_up is None or looked_up[0] is not context:
+            looked_up = context, self._depths(context, now)
+        predicted, held = (int(each) for each in fleet.depths_of(slot, looked_up[1]))
+        if context.found is None:
+            seen = self._seen.see_prompt(_hashes(context, chain))
+        else:  # seen when it was placed for the first time
+            seen = context.found.num_seen_tokens // chain.block_tokens
+        reusable = context.routed.num_reusable // chain.block_tokens
+        held = min(most, held, reusable)
+        return FoundPrefix(
+            num_predicted_tokens=min(most, predicted, reusable) * chain.block_tokens,
+            num_held_tokens=held * chain.block_tokens,
+            num_seen_tokens=max(held, min(most, seen, reusable)) * chain.block_tokens,
+        )
 
 
-def _hashes(context: RequestContext, worker: KnownWorker) -> list[BlockHash]:
-    compat, request = worker.registration.compat, context.request
-    if compat not in context.hashes:
-        after = worker.registration.dynamic_after
-        reach = prompt_reach(len(request.token_ids), dynamic_after=after)
-        context.hashes[compat] = block_hashes(
+def _hashes(context: RequestContext, chain: Chain) -> bytes:
+    request = context.request
+    if chain.compat not in context.hashes:
+        reach = prompt_reach(len(request.token_ids), dynamic_after=chain.dynamic_after)
+        context.hashes[chain.compat] = packed_hashes(
             (*request.token_ids, *context.routed.generated),
-            block_tokens=worker.registration.layout.block_tokens,
-            seed=chain_seed(compat=compat, salt=request.salt, reach=reach),
+            block_tokens=chain.block_tokens,
+            seed=chain_seed(compat=chain.compat, salt=request.salt, reach=reach),
         )
-    return context.hashes[compat]
+    return context.hashes[chain.compat]

@@ -9,14 +9,16 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
-from protocol.errors import BatonError, CapacityError
+from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
-from router.placement.place import Placement, PlacementRefusal, Prefer
-from router.placement.prefix_index import PrefixIndex
+from router.admission.queued_request import QueuedRequest
+from router.admission.waiting_room import QueueLimits, WaitingRoom
+from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import (
@@ -47,14 +49,17 @@ class DispatchLimits:
     """How long a request that lost its worker waits for one to come back: a supervisor
     restarts a worker within it."""
     full_pause_s: float = 0.25
-    """Before asking full workers again for a request whose client already has tokens; twice as
-    long each time, at most 2 s. Such a request waits until its own deadline."""
-    prefer: Prefer = "cheapest"
+    """Before workers that refused a request are asked again; twice as long each time, at most
+    2 s."""
+    queue: QueueLimits = field(default_factory=QueueLimits)
+    rules: PlacementRules = DEFAULT_RULES
 
 
 APART_S = 3.0
 """How long a request that may have ended a worker waits for others that have nobody else."""
 HELD_PAUSE_S = 0.05
+LEAST_LEFT_S = 0.05
+"""Of a request's time, when it gets a worker at last: with less it is sent away."""
 MAX_PAUSE_S = 2.0
 MAX_REASONS = 8
 """Of lost attempts told in an error: the last ones. The trace has all."""
@@ -78,15 +83,20 @@ class Dispatcher:
         self._recorder = Recorder(metrics=metrics, traces=traces)
         self._already_ended = already_ended
         self._limits = limits = limits or DispatchLimits()
-        self._candidates = Candidates(index=index, prefer=limits.prefer)
+        self._candidates = Candidates(
+            index=index, fleet=registry.fleet, workers=registry.known_workers, rules=limits.rules
+        )
         self._clock = clock
+        self._waiting = WaitingRoom(limits=limits.queue, metrics=metrics, clock=clock)
+        for listeners in (registry.listeners, registry.report_listeners):
+            listeners.append(self._waiting.note_room)
         self._poison = PoisonRequests()
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
 
     async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
-        NoWorkers, TooLong and CapacityError before it was told anything, RequestFailed then or
+        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed then or
         later, and what the listener raises. Cancelling aborts the request on its workers."""
         opened = self._open_request(request, listener)
         with self._closing(opened):
@@ -105,7 +115,10 @@ class Dispatcher:
         context.num_found_before = self._poison.num_times(request)
         if context.num_found_before:
             routed.num_suspected, context.alone_until = 1, now + APART_S
-        opened = OpenRequest(context, listener, post=self._post, recorder=self._recorder)
+        queued = self._expected(request, now)
+        opened = OpenRequest(
+            context, listener, post=self._post, recorder=self._recorder, queued=queued
+        )
         self._open[wire_id] = opened
         self._registry.add_receiver(wire_id, opened)
         self._recorder.note_opened()
@@ -132,10 +145,13 @@ class Dispatcher:
             closing, client_left = "the client is gone", True
             raise
         finally:
-            self._candidates.note_ended(context, self._registry.workers)
+            self._candidates.note_ended(context)
             self._registry.remove_receiver(context.routed.wire_id)
             del self._open[context.routed.wire_id]
             opened.close(closing, client_left=client_left)
+            if context.placed_at is not None:
+                num_tokens = len(context.routed.generated)
+                self._waiting.note_ended(opened.queued, num_output_tokens=num_tokens)
             self._recorder.note_ended(context, now=self._clock())
 
     async def _follow(self, opened: OpenRequest) -> Ended:
@@ -149,40 +165,74 @@ class Dispatcher:
     def _post(self, send: Send) -> bool:
         return self._registry.post_message(send.worker, send.epoch, send.message)
 
+    def _expected(self, request: GenerationRequest, now: float) -> QueuedRequest:
+        return self._waiting.expected(
+            tenant=request.tenant,
+            weight=request.weight,
+            priority=request.priority,
+            num_prompt_tokens=len(request.token_ids),
+            max_tokens=request.sampling.max_tokens,
+            ends_at=now + max(0.0, request.deadline_s - LEAST_LEFT_S),
+        )
+
     async def _launch(self, opened: OpenRequest) -> None:
-        """Begin the next attempt, waiting for a worker to come back if one was lost."""
-        context = opened.context
-        while True:
-            if self._poison.num_times(context.request) > context.num_found_before:
-                raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
-            placement = self._candidates.place_request(
-                context, self._registry.ready_workers(), now=self._clock()
-            )
-            if isinstance(placement, Placement):
-                return self._begin(opened, placement)
-            if placement.why == "held":
-                await self._pause(context)
-                continue
-            if placement.why == "too_long" and not context.reasons:
-                raise TooLong(placement.reason)
-            if context.refused and not context.routed.generated:
-                raise CapacityError(
-                    f"every worker is full: {'; '.join(context.reasons)}",
-                    retry_after_s=self._retry_after_s(),
-                )
-            if not context.reasons:
-                raise NoWorkers(self._registry.not_ready() or placement.reason)
-            await self._wait_for_worker(context, placement)
+        """Begin the next attempt, when it is its turn and a worker can have it."""
+        context, queued = opened.context, opened.queued
+        if context.num_lost or context.routed.generated:
+            queued = self._waiting.resumed(queued)
+        is_placed = False
+        try:
+            while not is_placed:
+                if self._waiting.must_wait(queued):
+                    await self._waiting.wait_turn(queued, pause_s=None)
+                placement = self._place(context)
+                if isinstance(placement, Placement):
+                    self._begin(opened, placement)
+                    is_placed = True
+                else:
+                    await self._wait_after(context, queued, placement)
+        finally:
+            self._waiting.leave(queued, is_placed=is_placed)
+
+    def _place(self, context: RequestContext) -> Placement | PlacementRefusal:
+        if self._poison.num_times(context.request) > context.num_found_before:
+            raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
+        return self._candidates.place_request(context, now=self._clock())
+
+    async def _wait_after(
+        self, context: RequestContext, queued: QueuedRequest, refusal: PlacementRefusal
+    ) -> None:
+        """Until it may be tried again: who waits for room already, in its place."""
+        is_waiting = self._waiting.is_waiting(queued)
+        if refusal.why == "too_long" and not context.reasons:
+            raise TooLong(refusal.reason)
+        if refusal.why == "saturated" or context.refused or is_waiting:
+            await self._waiting.wait_turn(queued, pause_s=self._pause_s(context))
+            context.refused.clear()
+        elif refusal.why == "held":
+            await self._pause(context)
+        elif not context.reasons:
+            raise NoWorkers(self._registry.not_ready() or refusal.reason)
+        else:
+            await self._wait_for_worker(context, refusal)
+
+    def _pause_s(self, context: RequestContext) -> float:
+        """What was refused by workers, which know better, is asked ever less often."""
+        if not context.refused:
+            return 0.0
+        context.num_pauses = min(context.num_pauses + 1, 10)
+        return min(MAX_PAUSE_S, self._limits.full_pause_s * 2.0 ** (context.num_pauses - 1))
 
     def _begin(self, opened: OpenRequest, placement: Placement) -> None:
         context, now = opened.context, self._clock()
-        self._candidates.note_placed(context, placement, self._registry.ready_workers(), now=now)
+        self._candidates.note_placed(context, placement, now=now)
         known, prefill = self._registry.known_worker, placement.prefill
         send = context.routed.begin_attempt(
             placement.reason,
             prefill=None if prefill is None else known(prefill),
             decode=known(placement.decode),
             remaining_s=context.ends_at - now,
+            prefix_source=placement.prefix_source,
         )
         context.placed_at, context.sent_at = context.placed_at or now, now
         context.alone_since = None
@@ -197,7 +247,7 @@ class Dispatcher:
             await self._registry.wait_change(timeout_s=HELD_PAUSE_S)
 
     async def _wait_for_worker(self, context: RequestContext, refusal: PlacementRefusal) -> None:
-        """Until the workers change or, when all were full, for a moment; bounded by patience."""
+        """Until the workers change, bounded by patience."""
         now = self._clock()
         if context.alone_since is None:
             context.alone_since = now
@@ -207,17 +257,13 @@ class Dispatcher:
             raise RequestFailed(why, code="internal", retryable=True)
         if context.ends_at <= now:
             raise self._deadline_passed(context)
-        wait_s = min(patience_left_s, context.ends_at - now)
-        if context.refused:
-            wait_s = min(wait_s, MAX_PAUSE_S, self._limits.full_pause_s * 2**context.num_pauses)
-            context.num_pauses = min(context.num_pauses + 1, 10)
         with suppress(TimeoutError):
+            wait_s = min(patience_left_s, context.ends_at - now)
             await self._registry.wait_change(timeout_s=wait_s)
-        context.refused.clear()
 
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
         """Raises RequestFailed when there were too many."""
-        self._candidates.note_ended(context, self._registry.workers)
+        self._candidates.note_ended(context)
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
         context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0
@@ -235,12 +281,3 @@ class Dispatcher:
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
-
-    def _retry_after_s(self) -> float:
-        """When the least loaded worker will have computed the prompts that wait there now."""
-        waits = [
-            worker.beat.load.waiting_tokens / worker.beat.speeds.prefill_tokens_per_s
-            for worker in self._registry.ready_workers()
-            if worker.beat is not None and worker.beat.speeds.prefill_tokens_per_s > 0
-        ]
-        return min(30.0, max(1.0, min(waits, default=1.0)))

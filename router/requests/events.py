@@ -27,6 +27,11 @@ class GenerationRequest:
     """Seconds from now until the request is given up, retries included."""
     priority: int = 0
     """The lower, the sooner it is served where not all can be."""
+    tenant: str = ""
+    """Whose turn it takes where requests wait; of tenants, `weight` to `weight`."""
+    weight: float = 1.0
+    session: str = ""
+    """Requests of one go to the same workers while the load allows; "": of none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import assert_never
 
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import Emit
+from router.admission.queued_request import QueuedRequest
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
@@ -30,8 +31,11 @@ class OpenRequest:
         *,
         post: Callable[[Send], bool],
         recorder: Recorder,
+        queued: QueuedRequest,
     ) -> None:
+        """`queued`: as it waits for a worker, if it has to."""
         self.context = context
+        self.queued = queued
         self._routed = context.routed
         self._listener = listener
         self._post = post

@@ -18,6 +18,7 @@ from protocol.messages import (
     Finished,
     Landed,
     PrefillDone,
+    PrefixSource,
     PromptScores,
     PromptVector,
     Sampling,
@@ -109,7 +110,13 @@ class RoutedRequest:
         return Route(reason=last.reason, prefill=last.prefill, decode=last.decode)
 
     def begin_attempt(
-        self, reason: str, *, prefill: KnownWorker | None, decode: KnownWorker, remaining_s: float
+        self,
+        reason: str,
+        *,
+        prefill: KnownWorker | None,
+        decode: KnownWorker,
+        remaining_s: float,
+        prefix_source: PrefixSource | None = None,
     ) -> Send:
         """The first message of the next attempt; `reason` says why it goes to these workers."""
         self._move(RequestEvent.ROUTED_ALONE if prefill is None else RequestEvent.ROUTED_APART)
@@ -130,6 +137,7 @@ class RoutedRequest:
             decode=Leg(decode.id, decode.epoch, open=prefill is None),
             block_tokens=decode.registration.layout.block_tokens,
             reading=self._progress.lacking,
+            prefix_source=prefix_source,
             generates=self.generates,
             is_ended=self._progress.ending is not None,
         )

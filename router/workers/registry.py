@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
@@ -21,10 +21,12 @@ from protocol.messages import (
     LoadReport,
     Registration,
     Step,
+    ToCompute,
     ToRouter,
     ToWorker,
     Welcome,
 )
+from router.placement.fleet import Fleet
 from router.workers.receiver import Receiver
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -52,12 +54,16 @@ class Registry:
         self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
+        self.fleet = Fleet()
+        """All workers, by the numbers that placement goes by."""
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._receivers: dict[RequestId, Receiver] = {}
         self._changed = asyncio.Event()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
+        self.report_listeners: list[Callable[[], None]] = []
+        """Called whenever a worker has said how much it has to do."""
 
     @property
     def workers(self) -> list[KnownWorker]:
@@ -67,6 +73,11 @@ class Registry:
     @property
     def num_workers(self) -> int:
         return len(self._workers)
+
+    @property
+    def known_workers(self) -> Mapping[WorkerId, KnownWorker]:
+        """As they come and go, in whatever order and state."""
+        return self._workers
 
     def ready_workers(self) -> list[KnownWorker]:
         return [worker for worker in self.workers if worker.is_ready]
@@ -122,6 +133,8 @@ class Registry:
             self._stop_serving(worker)
             self._remove(known, f"was lost: {error}")
             return False
+        if isinstance(message, ToCompute):
+            known.note_posted(message.request)
         return True
 
     async def wait_change(self, *, timeout_s: float) -> None:
@@ -155,6 +168,7 @@ class Registry:
             self._remove(known, "was replaced by a new incarnation")
         worker = KnownWorker(registration)
         self._workers[worker.id] = worker
+        worker.join_fleet(self.fleet)
         if self._model not in (None, registration.model):
             self._mismatch(worker, f"it serves {registration.model}, this router {self._model}")
             return
@@ -207,8 +221,10 @@ class Registry:
                 self._tell_step(worker, message)
             case Beat():
                 self._beat(worker, message)
+                self._tell_report()
             case LoadReport():
-                worker.note_load(message)
+                worker.note_load(message, now=self._clock())
+                self._tell_report()
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():
@@ -242,7 +258,7 @@ class Registry:
     def _mismatch(self, worker: KnownWorker, why: str) -> None:
         """It stays, unused, so that readiness can say why; a new incarnation is tried again."""
         self._tell_gone(worker, WorkerGone(why))
-        worker.state, worker.why = "mismatched", why
+        worker.note_mismatched(why)
         remedy = "start it with the model and the version of this router"
         log.error("worker unusable", extra={"worker": worker.id, "why": why, "remedy": remedy})
         self._signal()
@@ -257,6 +273,7 @@ class Registry:
         if self._workers.get(worker.id) is not worker:
             return
         del self._workers[worker.id]
+        worker.leave_fleet()
         self._serving.pop(worker.id, None)
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
@@ -269,6 +286,10 @@ class Registry:
         now, message = self._clock(), WorkerMessage(worker.id, worker.epoch, gone)
         for receiver in list(self._receivers.values()):
             receiver.accept_message(message, now=now)
+
+    def _tell_report(self) -> None:
+        for listener in self.report_listeners:
+            listener()
 
     def _signal(self) -> None:
         for listener in self.listeners:

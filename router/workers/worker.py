@@ -1,11 +1,12 @@
-"""One worker incarnation as this router knows it: what it is, its last beat, what was sent since.
+"""One worker incarnation as this router knows it: what it is, its last report, what was sent since.
 
-Pure. Says what a beat said, never what is true now: a worker may be gone before its link is.
+Pure. Says what a report said, never what is true now: a worker may be gone before its link is. What
+of it decides where requests go is its row of a `Fleet`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -20,12 +21,12 @@ from protocol.messages import (
     ToWorker,
     WorkerState,
 )
-from router.placement.place import Candidate
+from router.placement.fleet import Fleet, Work
 
 ALONE_S = 5.0
 """Nobody joins a suspect that was placed on a worker until a token came of it, or this is over."""
-BEAT_LAG_S = 0.1
-"""A beat may have been written before what was sent this long before it arrived."""
+TYPICAL_CONTEXT_TOKENS = 4_096
+"""What a queued token attends to, of a worker whose queue and speed are not known better."""
 
 
 class WorkerConnection(Protocol):
@@ -44,10 +45,17 @@ class WorkerConnection(Protocol):
 ConnectionState = Literal["connecting", "mismatched"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    at: float
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a request is to a worker that it was placed on."""
+
+    at_s: float
     num_tokens: int
+    """Its context: the KV room it takes."""
+    num_uncached: int = 0
+    """Tokens it is to compute before the first that it generates; 0 if another does."""
+    prefill_s: float = 0.0
+    """Predicted, of those."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +75,17 @@ class KnownWorker:
     unheard: dict[RequestId, int] = field(default_factory=dict)
     """Requests that it has and of which it has said no token yet that another did not say, with
     the index of the first that it would."""
-    _sent: dict[RequestId, _Sent] = field(default_factory=dict)
+    _fleet: Fleet | None = None
+    _slot: int = -1
+    _num_posted: int = 0
+    """Computations sent on its link so far, as the worker counts them (`Beat.num_received`)."""
+    _sent: dict[RequestId, Sent] = field(default_factory=dict)
+    """Those that no report counts yet."""
+    _numbers: dict[RequestId, int] = field(default_factory=dict)
+    """Of those, the number under which the worker counts each that is on its way."""
+    _computing: dict[RequestId, Sent] = field(default_factory=dict)
+    """Prompts that it has and has not computed."""
+    _reported_at_s: float = 0.0
     _suspects: dict[RequestId, float] = field(default_factory=dict)
     """Those to be joined by nobody, and until when."""
 
@@ -87,16 +105,36 @@ class KnownWorker:
     def is_ready(self) -> bool:
         return self.state == "ready" and self.beat is not None
 
+    def join_fleet(self, fleet: Fleet) -> None:
+        """From now on its row there is kept up to date, until `leave_fleet`."""
+        self._fleet, self._slot = fleet, fleet.add_worker(self.registration)
+
+    def leave_fleet(self) -> None:
+        if self._fleet is not None:
+            self._fleet.remove_worker(self._slot)
+        self._fleet, self._slot = None, -1
+
+    @property
+    def row(self) -> Any:
+        """What placement goes by: of dtype `router.placement.row.ROW`."""
+        assert self._fleet is not None, f"{self.id} has no row"
+        return self._fleet.rows[self._slot]
+
+    def note_mismatched(self, why: str) -> None:
+        self.state, self.why = "mismatched", why
+        self._show_state()
+
     def note_beat(self, beat: Beat, *, now: float) -> None:
-        self.beat = beat
+        self.beat, self._reported_at_s = beat, now
         if self.state != "mismatched":
             self.state = beat.state
             self.why = "" if beat.state == "ready" else beat.state
-        counted = [r for r, sent in self._sent.items() if sent.at <= now - BEAT_LAG_S]
-        for request in counted:
-            del self._sent[request]
+        if self._fleet is not None:
+            self._fleet.set_speeds(self._slot, beat.speeds, beat.transports)
+        self._drop_counted(beat.num_received)
+        self._show_state()
 
-    def note_load(self, report: LoadReport) -> None:
+    def note_load(self, report: LoadReport, *, now: float) -> None:
         """What it has to do, between two beats."""
         if self.beat is None:
             return
@@ -112,6 +150,9 @@ class KnownWorker:
         self.beat = msgspec.structs.replace(
             self.beat, load=load, blocks=blocks, num_received=report.num_received
         )
+        self._reported_at_s = now
+        self._drop_counted(report.num_received)
+        self._show_work()
 
     def is_held(self, *, now: float) -> bool:
         """A suspect is here that nobody is to join."""
@@ -124,53 +165,92 @@ class KnownWorker:
         busy = load is not None and load.running + load.waiting > 0
         return not (busy or self._sent or self.unheard)
 
-    def note_sent(
-        self, request: RequestId, num_tokens: int, *, first: int, suspect: bool, now: float
-    ) -> None:
-        """A prompt with so many tokens to compute was sent; the next beats will count it. Its
-        token of index `first` is the first that only this worker can say."""
-        self._sent[request] = _Sent(now, num_tokens)
+    def note_sent(self, request: RequestId, sent: Sent, *, first: int, suspect: bool) -> None:
+        """It was placed here; reports will count it once it has arrived. Its token of index `first`
+        is the first that only this worker can say."""
+        self._sent[request] = sent
+        if sent.num_uncached:
+            self._computing[request] = sent
         self.unheard[request] = first
         if suspect:
-            self._suspects[request] = now + ALONE_S
+            self._suspects[request] = sent.at_s + ALONE_S
+        self._show_work()
+
+    def note_posted(self, request: RequestId) -> None:
+        """It was handed to the link, after all that were before it."""
+        self._num_posted += 1
+        if request in self._sent:
+            self._numbers[request] = self._num_posted
 
     def note_heard(self, request: RequestId, index: int) -> None:
         """It said this token."""
         if index >= self.unheard.get(request, index + 1):
+            self._computing.pop(request, None)
             self._forget(request)
+            if request in self._sent:
+                self._show_work()
 
     def note_ended(self, request: RequestId) -> None:
-        """It is no load any more, even if no beat has come since it was sent."""
-        self._sent.pop(request, None)
+        """It is no load any more, even if no report has come since it was sent."""
+        was_sent = self._sent.pop(request, None)
+        self._numbers.pop(request, None)
+        self._computing.pop(request, None)
         self._forget(request)
+        if was_sent is not None:
+            self._show_work()
 
     def _forget(self, request: RequestId) -> None:
         self.unheard.pop(request, None)
         self._suspects.pop(request, None)
 
-    def candidate(self, *, num_cached_tokens: int) -> Candidate:
-        """As `placement` sees it; only for a ready worker."""
-        assert self.beat is not None, f"{self.id} is {self.state}, not a candidate"
-        registration, load, speeds = self.registration, self.beat.load, self.beat.speeds
-        sent_tokens = sum(sent.num_tokens for sent in self._sent.values())
-        layout, num_groups = registration.layout, registration.layout.num_groups
-        # Counted as if every token took a place in each group's blocks. A worker whose layers see
-        # windows holds longer sequences than that: it says what it takes by `max_context_tokens`.
-        longest = -(-registration.max_context_tokens // layout.block_tokens)
-        return Candidate(
-            worker=self.id,
-            role=self.role,
-            compat=registration.compat,
-            num_cached_tokens=num_cached_tokens,
-            num_waiting_tokens=load.waiting_tokens + sent_tokens,
-            num_running=load.running + load.waiting + len(self._sent),
-            num_free_blocks=(self.beat.blocks.free + self.beat.blocks.cached) // num_groups,
-            num_blocks=max(longest, registration.num_blocks // num_groups),
-            block_tokens=layout.block_tokens,
-            token_bytes=layout.token_bytes * num_groups,
-            max_context_tokens=registration.max_context_tokens,
-            transports=registration.transports,
-            prefill_tokens_per_s=speeds.prefill_tokens_per_s,
-            decode_step_s=speeds.decode_step_s,
-            transfer_bytes_per_s=speeds.transfer_bytes_per_s,
+    def _drop_counted(self, num_received: int) -> None:
+        counted = [one for one, number in self._numbers.items() if number <= num_received]
+        for request in counted:
+            del self._numbers[request], self._sent[request]
+
+    def _show_state(self) -> None:
+        if self._fleet is not None:
+            self._fleet.ready[self._slot] = self.is_ready
+            self._show_work()
+
+    def _show_work(self) -> None:
+        if self._fleet is None or self.beat is None:
+            return
+        blocks, sent = self.beat.blocks, self._sent.values()
+        work = Work(
+            load=self.beat.load,
+            free_share=(blocks.free + blocks.cached) / max(1, blocks.total),
+            reported_at_s=self._reported_at_s,
+            queue_s=self._queue_s(),
+            sent_prompts=[
+                (one.at_s, one.prefill_s)
+                for request, one in self._sent.items()
+                if request in self._computing
+            ],
+            num_sent=len(sent),
+            num_sent_tokens=sum(one.num_tokens for one in sent),
         )
+        self._fleet.set_work(self._slot, work)
+
+    def _queue_s(self) -> float:
+        """To compute the waiting tokens of its last report. What this router put there takes what
+        was predicted of it, others' prompts as much a token; workers count a prompt in their queue
+        whole, though they may have a part of it cached."""
+        assert self.beat is not None
+        num_waiting = self.beat.load.waiting_tokens
+        own = [one for request, one in self._computing.items() if request not in self._sent]
+        num_own, own_s = sum(one.num_tokens for one in own), sum(one.prefill_s for one in own)
+        if not own:
+            return num_waiting * self._token_s()
+        num_uncached = sum(one.num_uncached for one in own)
+        others_s = max(0, num_waiting - num_own) * own_s / num_own
+        return own_s * min(1.0, num_waiting / num_uncached) + others_s
+
+    def _token_s(self) -> float:
+        """Of a prompt of which nothing is known."""
+        assert self.beat is not None
+        if self.beat.speeds.prefill_tokens_per_s > 0:
+            return 1 / self.beat.speeds.prefill_tokens_per_s
+        row = self.row
+        step_s = float(row["fixed_s"] / row["max_step_tokens"])
+        return float(row["token_s"] + TYPICAL_CONTEXT_TOKENS * row["attended_s"]) + step_s

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.eventually import soon
 from support.fake_cluster import (
+    APART,
     FakeCluster,
     Heard,
     collect,
@@ -24,6 +25,7 @@ from support.fake_worker import Act, expected, scores_of
 from protocol.errors import CapacityError
 from protocol.messages import Token
 from protocol.readings import ScorePrompt
+from router.placement.place import DEFAULT_RULES
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import Ended, PoisonRequest, Read, Route
 
@@ -121,7 +123,7 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
     async def test() -> None:
         deaths = sum(act.deed in ("die", "break") for plan in plans.values() for act in plan)
         limits = DispatchLimits(
-            max_attempts=20, full_pause_s=0.01, prefer="prefill" if apart else "cheapest"
+            max_attempts=20, full_pause_s=0.01, rules=APART if apart else DEFAULT_RULES
         )
         async with fake_cluster(
             prefill=2, decode=2, plans=plans, limits=limits, supervised=True

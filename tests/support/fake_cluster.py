@@ -12,13 +12,15 @@ from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
-from router.placement.prefix_index import PrefixIndex
+from router.placement.place import PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
 PROMPT = tuple(range(100, 140))
+APART = PlacementRules(local_prefill="never")
 
 
 class FakeCluster:
@@ -112,7 +114,7 @@ async def fake_cluster(
     """Ready workers `prefill-0`, ..., `decode-0`, ...; with `supervised` the dead come back."""
     roles: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        cluster = FakeCluster(tasks, limits or DispatchLimits(prefer="prefill"), model=model)
+        cluster = FakeCluster(tasks, limits or DispatchLimits(rules=APART), model=model)
         try:
             for role, number in roles:
                 for index in range(number):

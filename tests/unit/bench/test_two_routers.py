@@ -1,15 +1,20 @@
 """What keeps two routers from choosing one worker: each hears soon what the other has placed."""
 
 import asyncio
+from functools import partial
 
 import pytest
-from bench.two_routers import Placed, fleet
 from support.eventually import soon
 
+from bench.two_routers import Placed, fleet
 from protocol.ids import WorkerId
 from worker import lifecycle
 
 NUM_WORKERS = 6
+
+
+def _is_placed(placed: Placed) -> bool:
+    return placed.decode is not None
 
 
 async def places(*, num_requests: int) -> list[WorkerId]:
@@ -30,7 +35,7 @@ async def places(*, num_requests: int) -> list[WorkerId]:
             placed, router = Placed(), routers[number % 2]
             asking = router.dispatcher.generate(router.request(number), placed)
             asked.append(tasks.create_task(asking, name=f"request {number}"))
-            await soon(lambda placed=placed: placed.decode is not None or None)
+            await soon(partial(_is_placed, placed))
             assert placed.decode is not None
             found.append(placed.decode)
             await soon(seen_by_all, 20, "both routers know of it")

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from support.eventually import soon
 from support.fake_cluster import (
+    APART,
     FakeCluster,
     Heard,
     Told,
@@ -18,9 +19,10 @@ from support.fake_cluster import (
 )
 from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_token
 
-from protocol.errors import CapacityError
 from protocol.ids import WorkerId
 from protocol.messages import Decode, Token
+from router.admission.shed import QueueShed
+from router.admission.waiting_room import QueueLimits
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import (
     Ended,
@@ -33,7 +35,14 @@ from router.requests.events import (
     TooLong,
 )
 
-ONCE = DispatchLimits(prefer="prefill", patience_s=0.2)
+ONCE = DispatchLimits(rules=APART, patience_s=0.2)
+
+SOON_AGAIN = DispatchLimits(rules=APART, full_pause_s=0.01)
+
+
+def queued(cluster: FakeCluster) -> float:
+    name, labels = "baton_router_queue_requests", {"band": "normal"}
+    return cluster.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
@@ -205,14 +214,54 @@ def test_a_full_worker_is_passed_over_for_the_next() -> None:
     run(test)
 
 
-def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
+def test_a_request_that_every_worker_refused_waits_and_goes_to_whoever_has_room_first() -> None:
     async def test() -> None:
-        plans = {"decode-0": [Act("refuse")], "decode-1": [Act("refuse")]}
-        async with fake_cluster(decode=2, plans=plans) as cluster:
-            with pytest.raises(CapacityError) as full:
+        plans = {"decode-0": [Act("refuse")] * 99, "decode-1": [Act("refuse")]}
+        async with fake_cluster(decode=2, plans=plans, limits=SOON_AGAIN) as cluster:
+            ended = await answers(cluster)
+            assert ended.trace.attempts[-1].decode == "decode-1"
+            assert queued(cluster) == 0
+
+    run(test)
+
+
+def test_who_waits_too_long_for_room_is_told_when_to_come_back() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")] * 99}
+        limits = DispatchLimits(full_pause_s=0.01, queue=QueueLimits(max_wait_s=0.5))
+        async with fake_cluster(decode=1, plans=plans, limits=limits) as cluster:
+            with pytest.raises(QueueShed) as shed:
                 await collect(cluster, request())
-            assert full.value.retry_after_s >= 1.0
+            assert shed.value.why == "wait" and shed.value.retry_after_s >= 1.0
             await cluster.until_idle()
+            assert queued(cluster) == 0
+
+    run(test)
+
+
+def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")]}
+        async with fake_cluster(decode=1, plans=plans, limits=SOON_AGAIN) as cluster:
+            cluster.workers["decode-0"].plan.extend([Act("refuse")] * 99)
+            waiting = asyncio.create_task(collect(cluster, request()), name="waiting")
+            await soon(lambda: queued(cluster) == 1)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert queued(cluster) == 0
+            cluster.workers["decode-0"].plan.clear()
+            await answers(cluster)
+
+    run(test)
+
+
+def test_a_worker_is_told_what_is_left_of_a_request_s_time_after_it_waited() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")]}
+        async with fake_cluster(decode=1, plans=plans, limits=SOON_AGAIN) as cluster:
+            await answers(cluster)
+            first, second = (one.deadline_s for one in cluster.workers["decode-0"].seen)
+            assert second < first <= 20.0
 
     run(test)
 
@@ -220,17 +269,9 @@ def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
 def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("refuse")] * 3}
-        limits = DispatchLimits(prefer="prefill", full_pause_s=0.01)
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01, queue=QueueLimits(max_wait_s=60.0))
         async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
-            await until_refused_after_first_token(cluster)
-
-    async def until_refused_after_first_token(cluster: FakeCluster) -> None:
-        asked = request()
-        try:
-            events = await collect(cluster, asked)
-        except CapacityError:  # the refusal outran the first token: nothing had begun
-            return
-        assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
+            await answers(cluster)
 
     run(test)
 
