@@ -132,7 +132,7 @@ class Router:
 
     def __init__(self, name: str) -> None:
         self._name = RouterId(name)
-        self.registry = Registry(connect=self._connect)
+        self.registry = Registry(connect=self._connect, router=self._name)
         self.dispatcher = Dispatcher(
             registry=self.registry,
             index=PrefixIndex(),

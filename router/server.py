@@ -169,7 +169,7 @@ def _build(
         )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
-    registry = Registry(connect=connect, model=settings.api_name)
+    registry = Registry(connect=connect, model=settings.api_name, router=router)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics

@@ -6,15 +6,11 @@ from functools import partial
 import pytest
 from support.eventually import soon
 
-from bench.two_routers import Placed, fleet
+from bench.two_routers import Placed, Router, fleet
 from protocol.ids import WorkerId
 from worker import lifecycle
 
 NUM_WORKERS = 6
-
-
-def _is_placed(placed: Placed) -> bool:
-    return placed.decode is not None
 
 
 async def places(*, num_requests: int) -> list[WorkerId]:
@@ -26,19 +22,23 @@ async def places(*, num_requests: int) -> list[WorkerId]:
     ):
         asked = []
 
-        def seen_by_all() -> bool:
-            known = [one.registry.known_worker(name).beat for one in routers for name in services]
-            held = [len(services[name].held) for _ in routers for name in services]
-            return [beat.load.running + beat.load.waiting for beat in known if beat] == held
+        def is_known_to(router: Router, name: WorkerId) -> bool:
+            beat = router.registry.known_worker(name).beat
+            held = len(services[name].held)
+            return beat is not None and beat.load.running + beat.load.waiting == held
+
+        def has_come(number: int) -> bool:
+            return sum(len(service.held) for service in services.values()) > number
 
         for number in range(num_requests):
-            placed, router = Placed(), routers[number % 2]
-            asking = router.dispatcher.generate(router.request(number), placed)
+            router = routers[number % 2]
+            before = {name: len(service.held) for name, service in services.items()}
+            asking = router.dispatcher.generate(router.request(number), Placed())
             asked.append(tasks.create_task(asking, name=f"request {number}"))
-            await soon(partial(_is_placed, placed))
-            assert placed.decode is not None
-            found.append(placed.decode)
-            await soon(seen_by_all, 20, "both routers know of it")
+            await soon(partial(has_come, number))
+            (name,) = (name for name in services if len(services[name].held) > before[name])
+            found.append(name)
+            await soon(partial(is_known_to, routers[(number + 1) % 2], name))
         for task in asked:
             task.cancel()
     return found
