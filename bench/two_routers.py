@@ -18,7 +18,7 @@ from typing import cast
 
 import uvloop
 
-import worker.reports
+import worker.reported.reports
 from bench.record import percentiles, record
 from protocol.channel.link import WorkerLink
 from protocol.channel.port import RouterPort
@@ -268,8 +268,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     results: dict[str, object] = {}
-    for reports, burst in (("with", worker.reports.BURST), ("without", 0.0)):
-        worker.reports.BURST = burst
+    for reports, burst in (("with", worker.reported.reports.BURST), ("without", 0.0)):
+        worker.reported.reports.BURST = burst
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             run = runner.run(measured(options))
         results[f"{reports}_reports"] = {

@@ -9,7 +9,7 @@ from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
 from protocol.process.metrics import TransferMetrics
-from worker.transfer_speed import FetchSpeed, TransferSpeed
+from worker.reported.transfer_speed import FetchSpeed, TransferSpeed
 from worker.transport_uses import TransportUses
 
 

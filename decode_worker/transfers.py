@@ -29,8 +29,8 @@ from protocol.messages import Computation, Decode, Prefill, ReadPrompt, Ticket
 from protocol.process.metrics import TransferMetrics
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable
-from worker.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)

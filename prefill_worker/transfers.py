@@ -26,8 +26,8 @@ from protocol.messages import (
 )
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
-from worker.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 

@@ -17,7 +17,7 @@ from protocol.messages import Abort, Beat, Computation, LoadReport, Registration
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from worker.endings import failure
-from worker.reports import LoadReports
+from worker.reported.reports import LoadReports
 from worker.service import EngineService
 
 BEAT_S = 0.5

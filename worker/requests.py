@@ -36,7 +36,7 @@ from protocol.messages import (
 )
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
-from worker.transfer_speed import TransferSpeed
+from worker.reported.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16

@@ -19,8 +19,8 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import WorkerParts
+from worker.reported.uncounted import UncountedRequests
 from worker.requests import Job, JobReading, Key, RequestEnding, Transfers, check_request
-from worker.uncounted import UncountedRequests
 
 log = logging.getLogger(__name__)
 

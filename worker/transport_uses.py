@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict
 
 from protocol.ids import WorkerId
 from protocol.messages import TransportUse
-from worker.transfer_speed import FetchSpeed, TransferSpeed
+from worker.reported.transfer_speed import FetchSpeed, TransferSpeed
 
 MAX_USES = 32
 """A beat goes to every router twice a second: at most a few KB of it."""

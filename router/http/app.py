@@ -52,10 +52,10 @@ from router.http.responses.kept import (
 )
 from router.http.tokenize import detokenize, tokenize
 from router.http.trimming import Trimming
-from router.http.whole_router import WholeRouter
 from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
+from router.whole_router import WholeRouter
 
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
@@ -92,7 +92,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     """The app. Its lifespan owns the tokenising threads and the socket for siblings, and nothing of
     `runtime`."""
     state = _app_state(runtime)
-    whole = WholeRouter(state)
+    whole = WholeRouter(runtime, num_held=lambda: state.seats.num_held)
     answers = {path: GenerateResponse(state, surface) for path, surface in GENERATING.items()}
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ from support.words import beat
 
 from protocol.ids import RouterId
 from protocol.messages import Beat
-from worker.reports import BURST, REPORT_COST_S, REPORT_SHARE, LoadReports
+from worker.reported.reports import BURST, REPORT_COST_S, REPORT_SHARE, LoadReports
 
 A, B = RouterId("a"), RouterId("b")
 FEW = {A: 1, B: 1}

@@ -1,7 +1,7 @@
 import pytest
 
 from protocol.ids import WorkerId
-from worker.transfer_speed import NUM_KEPT, FetchSpeed, TransferSpeed
+from worker.reported.transfer_speed import NUM_KEPT, FetchSpeed, TransferSpeed
 from worker.transport_uses import TransportUses
 
 

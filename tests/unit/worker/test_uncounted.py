@@ -1,5 +1,5 @@
 from protocol.messages import Load
-from worker.uncounted import UncountedRequests
+from worker.reported.uncounted import UncountedRequests
 
 IDLE = Load(running=0, waiting=0, waiting_tokens=0)
 

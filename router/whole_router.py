@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
@@ -9,20 +10,20 @@ import msgspec
 from prometheus_client import generate_latest
 
 from protocol.ids import RequestId
-from router.http.generate import AppState
 from router.processes.exposition import merged
 from router.processes.questions import AskMetrics, AskProcess, AskTraces, ProcessView, Question
 from router.requests.trace import RequestTrace
-from router.runtime import ClusterView
+from router.runtime import ClusterView, Runtime
 
 
 class WholeRouter:
-    """Asks the others at every call; of a router of one process, nobody."""
+    """Asks the others at every call; of a router of one process, nobody. `num_held` says how many
+    choices this process generates."""
 
-    def __init__(self, state: AppState) -> None:
-        self._runtime = state.runtime
-        self._seats = state.seats
-        self._siblings = state.runtime.siblings
+    def __init__(self, runtime: Runtime, *, num_held: Callable[[], int]) -> None:
+        self._runtime = runtime
+        self._num_held = num_held
+        self._siblings = runtime.siblings
 
     async def metrics(self) -> bytes:
         """An exposition. Of several processes each series has the number of its process."""
@@ -73,5 +74,5 @@ class WholeRouter:
             process=0 if self._siblings is None else self._siblings.process,
             router=self._runtime.cluster.view().router,
             pid=os.getpid(),
-            num_in_flight=self._seats.num_held,
+            num_in_flight=self._num_held(),
         )
