@@ -69,6 +69,9 @@ tree: setup  ## the shape of the house: files, folders, circles and lines, besid
 
 bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.step_model
+	$(BIN)/python -m bench.load_reports
+	for routers in 1 2 4; do $(BIN)/python -m bench.two_routers --routers $$routers || exit 1; done
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
 
