@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PEERS_VENV ?= .venv-kvtransfer
+ROUTERS_VENV ?= .venv-router
 UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-placement bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -68,6 +69,9 @@ tree: setup  ## the shape of the house: files, folders, circles and lines, besid
 
 bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.step_model
+	$(BIN)/python -m bench.load_reports
+	for routers in 1 2 4; do $(BIN)/python -m bench.two_routers --routers $$routers || exit 1; done
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
 
@@ -84,6 +88,11 @@ gpu-bench: setup  ## an 8-billion-parameter shape on one GPU, beside its limits 
 
 gpu-bench-kvtransfer: setup  ## cuda_ipc and nccl between two processes on one GPU, beside its own copy
 	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.device $(ARGS)
+
+# Mooncake's traces are not part of this repository: TRACES="PATH ..." names them.
+TRACES ?=
+bench-placement: setup  ## where requests go, by Baton and by its peers' rules, in virtual time: TRACES="PATH ..."
+	PYTHONPATH=.:tests $(BIN)/python -m bench.placement $(TRACES) $(ARGS)
 
 soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
 	PYTHONPATH=.:tests $(BIN)/python -m support.soak
@@ -102,5 +111,17 @@ $(PEERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/kvtran
 	@command -v iperf3 >/dev/null || echo "no iperf3: apt-get install iperf3, or the TCP limit is recorded as absent"
 	touch $@
 
+bench-router: $(ROUTERS_VENV)/.ready  ## a router's CPU and latencies beside sglang-router and Dynamo's frontend, in an environment of its own
+	$(ROUTERS_VENV)/bin/python -m bench.router $(ARGS)
+
+soak-router: setup  ## 2,000 streams for two minutes, a tenth of their clients slow and a tenth hanging up
+	$(BIN)/python -m bench.router_soak $(ARGS)
+
+$(ROUTERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/router_sim/peers*.txt)
+	$(PYTHON) -m venv $(ROUTERS_VENV)
+	$(ROUTERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e ".[test]" -r bench/router_sim/peers.txt
+	$(ROUTERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r bench/router_sim/peers-no-deps.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(UCX_VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) build *.egg-info

@@ -20,7 +20,6 @@ from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.observer import PrefixToPull
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from engine.speeds.rate import Rate
 from kvtransfer.endings import Aborted, FetchEnd, Landed, LeaseEnd, Lost
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
@@ -28,6 +27,7 @@ from protocol.layout import KvLayout
 from protocol.messages import Computation, Decode, Prefill, ReadPrompt, Ticket
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable
 from worker.transfers.ends import TransferEnds, open_ends
 from worker.transfers.lease_metrics import LeaseMetrics
@@ -84,7 +84,6 @@ class DecodeTransfers:
         self._requests = requests
         self._metrics = ends.metrics
         self._quarantine = ends.quarantine
-        self._rate = Rate()
         self._fetching: dict[Key, Job] = {}
 
     @property
@@ -96,8 +95,8 @@ class DecodeTransfers:
         return self._ends.kv_address
 
     @property
-    def bytes_per_s(self) -> float:
-        return self._rate.per_s
+    def speed(self) -> TransferSpeed:
+        return self._metrics.speed
 
     def mode_of(self, message: Computation) -> Mode:
         if isinstance(message, Prefill):
@@ -235,10 +234,6 @@ class DecodeTransfers:
 
     def _landed(self, fetching: Fetching, end: Landed) -> messages.Landed:
         job = fetching.job
-        if end.num_bytes:
-            # Whatever prefill hid of it: placement asks what a transfer takes, and itself takes
-            # off what the prefill to come will hide.
-            self._rate.add(end.num_bytes, seconds=end.flow_s)
         log.info(
             "fetched",
             extra={

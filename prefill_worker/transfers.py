@@ -26,6 +26,7 @@ from protocol.messages import (
 )
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
 from worker.transfers.ends import TransferEnds, open_ends
 from worker.transfers.lease_metrics import LeaseMetrics
@@ -43,8 +44,6 @@ def open_transfers(parts: WorkerParts[PrefillSettings]) -> "PrefillTransfers":
 class PrefillTransfers:
     """Implements `worker.requests.Transfers`: what it moves is lent, prefixes apart."""
 
-    bytes_per_s = 0.0
-
     def __init__(
         self, *, ends: TransferEnds, lent: LentLeases, engine: Engine, requests: RequestTable
     ) -> None:
@@ -53,6 +52,10 @@ class PrefillTransfers:
         self._lent = lent
         self._engine = engine
         self._requests = requests
+
+    @property
+    def speed(self) -> TransferSpeed:
+        return self._ends.metrics.speed
 
     @property
     def uses(self) -> TransportUses:

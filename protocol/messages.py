@@ -6,13 +6,13 @@ remaining seconds, never clock readings.
 """
 
 from collections.abc import Container, Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from protocol.ids import Epoch, LeaseId, RequestId, RouterId, WorkerId
 from protocol.layout import KvLayout, Layout
-from protocol.readings import PromptReading, TokenScore
+from protocol.readings import PromptReading, TokenId, TokenScore
 
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["ready", "draining"]
@@ -143,6 +143,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 
 class Ping(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Sent every second. A worker aborts the requests of a router silent too long."""
+
+    num_workers: int = 1
+    """That report to this router: the more they are, the less often each one may."""
 
 
 class ToCompute(OfAttempt, frozen=True, kw_only=True):
@@ -305,23 +308,28 @@ class Started(OfAttempt, frozen=True, kw_only=True, tag=3):
     """As of `Finished`."""
 
 
-class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    token_id: int
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    token_id: TokenId
     logprob: float
 
 
-class Emit(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """One token of one request. `text` may lag behind (held back until it cannot be part of a
-    stop string or of an unfinished character); for a given token sequence it never differs."""
+class Token(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
+    """`text` may lag behind (held back until it cannot be part of a stop string or of an unfinished
+    character); for a given token sequence it never differs."""
 
-    request: RequestId
-    attempt: int
-    index: int
+    index: Annotated[int, msgspec.Meta(ge=0)]
     """0 is the first token after the prompt. The router drops what it already has."""
-    token_id: int
+    token_id: TokenId
     text: str
     logprob: float | None
     top: tuple[TokenLogprob, ...]
+
+
+class Emit(Token, frozen=True, kw_only=True, array_like=True, gc=False):
+    """One token of one request."""
+
+    request: RequestId
+    attempt: int
 
 
 class Landed(OfAttempt, frozen=True, kw_only=True, tag=4):

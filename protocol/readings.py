@@ -4,9 +4,12 @@ Part of `protocol.messages`. A row is what the model makes of one token: the log
 after it, and under them its hidden state after the last norm.
 """
 
-from typing import Literal, assert_never
+from typing import Annotated, Literal, assert_never
 
 import msgspec
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+"""What a tokenizer can be asked about; checked where a message is unpacked."""
 
 PoolingKind = Literal["last", "mean", "cls"]
 """Of which tokens the hidden states are averaged: the last, all, the first."""
@@ -33,11 +36,11 @@ PromptReading = ScorePrompt | PoolPrompt
 class TokenScore(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
     """One token of a prompt, by the model's own distribution before any sampling rule."""
 
-    token_id: int
+    token_id: TokenId
     logprob: float
     rank: int
     """1: the most likely; equals by id."""
-    top: tuple[tuple[int, float], ...]
+    top: tuple[tuple[TokenId, float], ...]
     """The most likely (token id, logprob) pairs, best first."""
 
 

@@ -3,7 +3,7 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -15,16 +15,21 @@ from protocol.store.responses import ResponseStore
 from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
-from router.placement.prefix_index import IndexState
-from router.requests.events import GenerationEvent, GenerationRequest
+from router.prefix.state import IndexState
+from router.processes.questions import ProcessView
+from router.processes.siblings import Siblings
+from router.requests.events import Ended, GenerationRequest
+from router.requests.listener import Listener
 from router.requests.trace import RequestTrace
+from router.tenants.key_ring import KeyRing
+from router.tenants.rate_limits import RateLimits
 
 RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """See `router.requests.events`. Closing the generator aborts the request."""
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+        """As `router.requests.dispatch.Dispatcher.generate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class ClusterView:
     index: IndexState
     redis: RedisState
     workers: tuple[WorkerView, ...]
+    processes: tuple[ProcessView, ...] = ()
+    """Of this router, where it has several."""
 
 
 class Cluster(Protocol):
@@ -86,6 +93,7 @@ class ApiLimits:
     API keys, none holds more than three quarters."""
     max_choices: int = 128
     """Prompts times `n` of one request, as in OpenAI's API, and no more than may be in flight."""
+    max_lag_bytes: int = 256 << 10
     write_timeout_s: float = 60.0
     """A client that takes no bytes for this long is gone; its request is aborted."""
     request_timeout_s: float = 600.0
@@ -114,7 +122,11 @@ class Runtime:
     cluster: Cluster
     metrics: RouterMetrics
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    """Any of these opens the API; none: it is open to whoever reaches the port."""
+    """Any of these opens the API, as do `keys`; neither: it is open to whoever reaches the port."""
+    keys: KeyRing | None = None
+    """Those of the keys file, with their terms, as they are now; None: there is no such file."""
+    rate_limits: RateLimits | None = None
+    """Of `keys`, by the minute. None: those limits are not kept."""
     local_names: frozenset[str] | None = None
     """Of an API that is open to its own machine: names besides the machine's own that requests may
     be for, or from pages of. None: requests may be for any name."""
@@ -131,6 +143,8 @@ class Runtime:
     """None: no response is kept."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     """How the model makes one vector of a text."""
+    siblings: Siblings | None = None
+    """The other processes of this router; None: there is no other."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 
@@ -142,4 +156,11 @@ class Runtime:
     def max_in_flight_of_one(self) -> int:
         """Choices that one client may have in flight."""
         most = self.limits.max_in_flight
-        return -(-most * 3 // 4) if len(self.api_keys) > 1 else most
+        is_shared = len(self.api_keys) > 1 or self.keys is not None
+        return -(-most * 3 // 4) if is_shared else most
+
+    @property
+    def num_owners(self) -> int:
+        """Of responses that are remembered, each with an equal part of the memory for them."""
+        tenants = 0 if self.keys is None else len(self.keys.tenants())
+        return max(1, len(self.api_keys) + tenants)

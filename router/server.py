@@ -18,7 +18,7 @@ from protocol.formats.formats import Formats
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
-from protocol.process.machine import is_loopback, raise_descriptor_limit, unlistenable
+from protocol.process.machine import is_loopback, raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
@@ -29,30 +29,39 @@ from protocol.text.description import describe_tokenizer
 from protocol.text.pooling_config import read_pooling_config
 from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defaults
 from protocol.text.tokenizer import Tokenizer
+from router.admission.fair_queue import QueueBounds
+from router.admission.waiting_room import QueueLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.place import PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
+from router.processes.siblings import Siblings
+from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
 from router.runtime import ApiLimits, KeptResponses, Runtime
 from router.settings import RouterSettings
+from router.tenants.tenancy import Tenancy
 from router.wire.limits import ConnectionLimits
 from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 
+BACKLOG = 2048
+MEET_S = 2.0
+"""One of several processes waits so long for a worker before it takes its share of connections."""
 log = logging.getLogger("baton.router")
 
 
 def listen(settings: RouterSettings) -> socket.socket:
-    """The HTTP socket, before anything slow is done. SettingsError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, ValueError) as error:
-        raise unlistenable("port", settings.host, settings.port, error) from error
+    """The HTTP socket, before anything slow is done. One of several processes listens when it
+    serves, not before: what it did not accept would wait for it, or be lost with it. SettingsError
+    when it cannot be had."""
+    listener = bound(settings, shared=settings.siblings is not None)
+    if settings.siblings is None:
+        listener.listen(BACKLOG)
+    return listener
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
@@ -73,10 +82,12 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             stop,
         )
         defaults = _sampling_defaults(settings)
-        store, kept = Store(settings.redis), _kept_responses(settings)
+        metrics = RouterMetrics()
+        tenancy = _tenancy(settings, metrics)
+        store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
         try:
             await store.ping()
-            parts = _build(settings, store, tokenizer, defaults, kept)
+            parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
             where = {"host": host, "port": port, "model": settings.api_name}
@@ -91,6 +102,8 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
             if kept is not None:
                 with suppress(StoreError):
                     await kept.store.close()
+            if tenancy is not None:
+                await tenancy.close()
     return stop.exit_code
 
 
@@ -100,6 +113,13 @@ class _Parts:
     registry: Registry
     feed: IndexFeed
     cluster: LocalCluster
+    tenancy: Tenancy | None
+
+
+def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
+    if settings.keys_file is None:
+        return None
+    return Tenancy(settings.keys_file, redis=settings.redis, metrics=metrics)
 
 
 def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
@@ -110,10 +130,11 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
     return defaults
 
 
-def _kept_responses(settings: RouterSettings) -> KeptResponses | None:
+def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
     if settings.store_responses == "never":
         return None
-    share = settings.store_bytes // max(1, len(settings.api_keys))
+    num_tenants = 0 if tenancy is None else len(tenancy.keys.tenants())
+    share = settings.store_bytes // max(1, len(settings.api_keys) + num_tenants)
     store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
@@ -133,15 +154,22 @@ def _build(
     tokenizer: Tokenizer,
     defaults: SamplingDefaults,
     kept: KeptResponses | None,
+    tenancy: Tenancy | None,
+    metrics: RouterMetrics,
 ) -> _Parts:
     router = RouterId(f"router-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
     resolver = Resolver()
 
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router, resolver=resolver)
+        return WorkerLink(
+            address=registration.address,
+            router=router,
+            resolver=resolver,
+            num_links=lambda: registry.num_workers,
+        )
 
-    metrics, index, traces = RouterMetrics(), PrefixIndex(), TraceRing()
-    registry = Registry(connect=connect, model=settings.api_name)
+    index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
+    registry = Registry(connect=connect, model=settings.api_name, router=router)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics
@@ -155,20 +183,25 @@ def _build(
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
-            max_queued_messages=settings.max_lag_tokens,
+            queue=QueueLimits(
+                bounds=QueueBounds(
+                    num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
+                ),
+                max_wait_s=settings.max_queue_wait_s,
+            ),
             rules=PlacementRules(
                 policy=settings.policy,
                 local_prefill=settings.local_prefill,
                 inter_token_target_s=settings.inter_token_target_s,
-                max_queue_s=settings.max_queue_s,
+                worker_queue_s=settings.worker_queue_s,
                 session_slack_s=settings.session_slack_s,
             ),
         ),
     )
-    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept)
+    runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster)
+    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster, tenancy=tenancy)
 
 
 def _runtime(
@@ -179,6 +212,7 @@ def _runtime(
     cluster: LocalCluster,
     metrics: RouterMetrics,
     kept: KeptResponses | None,
+    tenancy: Tenancy | None,
 ) -> Runtime:
     is_local, hosts = is_loopback(settings.host), split_keys(settings.hosts.lower())
     return Runtime(
@@ -189,13 +223,16 @@ def _runtime(
         cluster=cluster,
         metrics=metrics,
         api_keys=settings.api_keys,
-        local_names=frozenset(hosts) if is_local and not settings.api_keys else None,
+        keys=None if tenancy is None else tenancy.keys,
+        rate_limits=None if tenancy is None else tenancy.limits,
+        local_names=frozenset(hosts) if is_local and not settings.has_keys else None,
         cors_origins=frozenset(split_keys(settings.cors_origins)),
-        is_open_to_network=not is_local and not settings.api_keys,
+        is_open_to_network=not is_local and not settings.has_keys,
         limits=ApiLimits(
             max_body_bytes=settings.max_body_bytes,
             max_bodies_bytes=settings.max_bodies_bytes,
             max_in_flight=settings.max_in_flight,
+            max_lag_bytes=settings.max_lag_bytes,
             request_timeout_s=settings.request_timeout_s,
             clamp_max_tokens=settings.clamp_max_tokens,
         ),
@@ -203,6 +240,9 @@ def _runtime(
         tokenizer_description=describe_tokenizer(settings.model),
         kept_responses=kept,
         pooling=read_pooling_config(settings.model),
+        siblings=None
+        if settings.siblings is None
+        else Siblings(settings.siblings, process=settings.process),
         tokenize_threads=settings.tokenize_threads,
     )
 
@@ -235,6 +275,10 @@ async def _run(
             tasks.create_task(parts.feed.run(), name="index feed"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
+        if parts.tenancy is not None:
+            background.append(tasks.create_task(parts.tenancy.run(), name="tenants"))
+        if parts.runtime.siblings is not None:
+            await _meet_workers(parts.registry, stop)
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
@@ -244,3 +288,11 @@ async def _run(
         await serving
         for task in background:
             task.cancel()
+
+
+async def _meet_workers(registry: Registry, stop: Shutdown) -> None:
+    """Until a request would be served, for MEET_S at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MEET_S):
+            while registry.not_ready() is not None and not stop.asked.is_set():
+                await registry.wait_change(timeout_s=MEET_S)

@@ -1,6 +1,7 @@
 """What the router process can be told."""
 
 import re
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -26,10 +27,21 @@ class RouterSettings(ProcessSettings):
     API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that share the port, each a router of its own: one costs a core at some thousands
+    of tokens a second. What limits a router limits each of them."""
+    process: int = Field(default=0, ge=0, le=63)
+    """Number of this process among those; said by the one that starts them."""
+    siblings: Path | None = None
+    """Folder of the sockets by which they ask each other; likewise. None: it is the only one."""
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
     API. Empty: it is open. Better set as
     BATON_API_KEY than as a flag, which other users of the machine can read."""
+    keys_file: Path | None = None
+    """JSON file of API keys with their tenants, weights, priorities and limits, also a mounted
+    secret; read again when it changes. None: keys have no terms, and only `api_key` opens the
+    API."""
     generation_config: Literal["auto", "none"] = "auto"
     """`auto`: requests that name no sampling values get those of the checkpoint's
     generation_config.json, which its authors recommend. `none`: OpenAI's."""
@@ -54,13 +66,16 @@ class RouterSettings(ProcessSettings):
     """Seconds between two tokens that a running stream should not exceed: a decode worker with
     streams computes no prompt whose chunks would, while a prefill worker can. 10 tokens a second
     is faster than people read."""
-    max_queue_s: float = Field(default=2.0, gt=0)
+    worker_queue_s: float = Field(default=2.0, gt=0)
     """Seconds of prompts that a worker should have before it at most: when all have more, or no KV
     room, requests wait in the router, which sends them to whoever is free first. Four beats: a
     worker never runs dry while the router waits for its report."""
     session_slack_s: float = Field(default=0.5, ge=0)
     """Seconds later than elsewhere that a request's first token may be expected for it to stay with
     its session's workers. About what a person takes for at once."""
+    index_blocks: int = Field(default=10_000_000, ge=1024, le=1 << 32)
+    """Different KV blocks, over all workers, whose holders are remembered: 10,000 of each of 1,000
+    workers that share none. About 22 bytes each when full, in memory that is taken as they come."""
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
@@ -69,13 +84,24 @@ class RouterSettings(ProcessSettings):
     """Seconds one generation may take: the openai SDK gives up after as many."""
     max_in_flight: int = Field(default=1024, ge=1)
     """Generations at once; beyond it 429. About 100 kB of memory each."""
+    max_queue: int = Field(default=512, ge=1)
+    """Requests that wait here while every worker is full; the newest of the greediest tenant makes
+    room. Half of `max_in_flight`: the others run."""
+    max_queue_tokens: int = Field(default=2 << 20, ge=1)
+    """Of all that wait, prompts and likely answers together: about 70 MB of memory."""
+    max_queue_wait_s: float = Field(default=30.0, ge=0)
+    """Seconds a request may wait for a worker; it is refused at once when it would be longer. Most
+    clients' patience for a first token ends about there."""
     max_body_bytes: int = Field(default=8 << 20, ge=1024)
     """Larger request bodies are refused with 413."""
     max_bodies_bytes: int = Field(default=128 << 20, ge=1024)
     """Of all request bodies being received or read at once; of one client at most half, or one
     body. Beyond it 429."""
-    max_lag_tokens: int = Field(default=4096, ge=16)
-    """Tokens a client may be behind before it is cut off."""
+    max_lag_bytes: int = Field(default=256 << 10, ge=4096)
+    """Of a streamed answer that wait for its client, beyond what the system's socket buffers hold,
+    before it is cut off: a thousand tokens, which is more than half a minute of most models. Of a
+    hundred clients that stopped reading these are 26 MB. What is told of a prompt does not count:
+    its length bounds it."""
     tokenize_threads: int = Field(default=2, ge=1, le=1024)
     """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
     hosts: str = ""
@@ -124,6 +150,11 @@ class RouterSettings(ProcessSettings):
     @property
     def api_name(self) -> str:
         return self.served_name or self.model.resolve().name
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it is not open to everybody."""
+        return bool(self.api_keys) or self.keys_file is not None
 
     @property
     def api_keys(self) -> tuple[str, ...]:

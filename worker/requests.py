@@ -39,6 +39,7 @@ from protocol.messages import (
 )
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
+from worker.reported.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
@@ -68,10 +69,12 @@ class Transfers(Protocol):
     @property
     def kv_address(self) -> str:
         """As of `protocol.messages.Registration`."""
+        ...
 
     @property
-    def bytes_per_s(self) -> float:
-        """Of KV fetched, while bytes flowed; 0.0 until measured."""
+    def speed(self) -> TransferSpeed:
+        """Of KV fetched."""
+        ...
 
     def mode_of(self, message: Computation) -> Mode:
         """How the engine runs it. ValueError when this role cannot do what it says."""

@@ -43,6 +43,9 @@ class Rule(Protocol):
 
     def note_placed(self, request: Request, route: Route, *, now: float) -> None: ...
 
+    def note_begun(self, request: Request, route: Route, *, now: float) -> None:
+        """Its prompt is being computed apart: its decode worker is told now."""
+
     def note_report(self, report: Report, *, now: float) -> None: ...
 
     def note_blocks(

@@ -6,6 +6,7 @@ refuses bad values in its own words.
 """
 
 import os
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,7 +30,9 @@ from protocol.process.settings import (
 )
 from router.settings import RouterSettings
 
-ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "parent_pid"})
+ONE_WORKER_ONLY = frozenset(
+    {"config", "worker", "advertise", "parent_pid", "processes", "process", "siblings"}
+)
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
 
@@ -52,6 +55,9 @@ class UpSettings(CommandSettings):
     """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one, shown when ready."""
+    router_processes: int = Field(default=1, ge=1, le=64)
+    """Processes of the router, which share the port. One serves some thousands of tokens a
+    second."""
     redis: str = ""
     """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
     threads: int = Field(default=0, ge=0, le=1024)
@@ -92,7 +98,7 @@ class UpFlags:
     @property
     def api_key(self) -> str:
         """The router's."""
-        return self.child_env.get("BATON_API_KEY") or os.environ.get("BATON_API_KEY", "")
+        return _variable(self.child_env, "API_KEY")
 
 
 def load_up(argv: Sequence[str]) -> UpFlags:
@@ -102,7 +108,10 @@ def load_up(argv: Sequence[str]) -> UpFlags:
     ours, child_env = _split(list(argv), theirs=theirs)
     settings = load(UpSettings, ours, prog="baton up", others=theirs)
     from_file = _variables(read_file(settings.config), theirs=theirs)
-    flags = UpFlags(settings=settings, child_env={**from_file, **child_env})
+    child_env = {**from_file, **child_env}
+    if _variable(child_env, "KEYS_FILE") and not _variable(child_env, "API_KEY"):
+        child_env[f"{PREFIX}API_KEY"] = secrets.token_urlsafe(32)  # by which we ask the router
+    flags = UpFlags(settings=settings, child_env=child_env)
     try:
         check_keys(flags.api_key)
     except ValueError as error:
@@ -110,6 +119,10 @@ def load_up(argv: Sequence[str]) -> UpFlags:
     folder = resolve_model(settings.model)  # once, for all children
     settings = settings.model_copy(update=folder.settings(served_name=settings.served_name))
     return replace(flags, settings=settings)
+
+
+def _variable(child_env: Mapping[str, str], name: str) -> str:
+    return child_env.get(PREFIX + name) or os.environ.get(PREFIX + name, "")
 
 
 def _child_fields() -> dict[str, FieldInfo]:

@@ -1,1 +1,1 @@
-"""How fast an engine computes and KV moves: measured, smoothed, and fitted by a few numbers."""
+"""How fast an engine computes: measured, smoothed, and fitted by a few numbers."""

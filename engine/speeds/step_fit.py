@@ -1,7 +1,7 @@
 """What a step takes, as a function of what is in it: a robust regression, learnt step by step.
 
 Least squares of relative errors, because a step of 2 ms is to be foretold as well as one of 200,
-with Huber's weights (Huber 1964), because now and then a process is stopped in the middle of a step.
+with Huber's weights (Huber 1964), because now and then a process is stopped in the middle of one.
 No coefficient is ever negative. Steps with prompt tokens and steps without are forgotten apart:
 an hour of decoding does not make the engine forget what a prompt costs. What the steps of late do
 not tell, the calibration does, at the pace of late.
@@ -113,7 +113,7 @@ class _Equations:
 
     def __init__(self) -> None:
         self.sums: Floats = np.zeros((5, 5))
-        """Of products of the amounts, the seconds last: the normal equations and their right side."""
+        """Of products of amounts, the seconds last: the normal equations and their right side."""
         self.num_steps = 0
         self._usual_error = 0.2
         """Median of the relative errors."""

@@ -11,10 +11,13 @@ import msgspec
 from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
+from router.admission.shed import QueueShed
 from router.requests.events import NoWorkers, PoisonRequest, RequestFailed, TooLong
+from router.tenants.rate_limits import LimitReached
 
 log = logging.getLogger("baton.api")
 _WORKERS_LOST = "workers_lost"
+_NOT_AGAIN = (_WORKERS_LOST, "request_too_large")
 
 
 class ApiError(Exception):
@@ -45,7 +48,7 @@ class ApiError(Exception):
             headers["www-authenticate"] = "Bearer"
         if self.status in (408, 413):  # the rest of the body is not read
             headers["connection"] = "close"
-        if self.code == _WORKERS_LOST:  # OpenAI's clients would send it again by themselves
+        if self.code in _NOT_AGAIN:  # OpenAI's clients would send it again by themselves
             headers["x-should-retry"] = "false"
         body = (show or openai_error)(self)
         return Response(body, self.status, headers, media_type="application/json")
@@ -137,6 +140,16 @@ def as_api_error(error: BatonError) -> ApiError:
 
 def _told(error: BatonError) -> ApiError:
     match error:
+        case QueueShed(why="share", retry_after_s=wait_s):
+            message = (
+                f"Rate limit reached: too many requests of yours wait; try again in {wait_s:.3g}s."
+            )
+            return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
+        case QueueShed(retry_after_s=wait_s):
+            message = f"This server is overloaded; try again in {wait_s:.3g}s."
+            return ApiError(503, message, code="overloaded", retry_after_s=wait_s)
+        case LimitReached():
+            return _limit_reached(error)
         case CapacityError(retry_after_s=wait_s):
             message = f"Rate limit reached: there is no room now; try again in {wait_s:.3g}s."
             return ApiError(429, message, code="overloaded", retry_after_s=wait_s)
@@ -166,6 +179,19 @@ def _told(error: BatonError) -> ApiError:
         case _:
             message = "The request failed in this server; its log has the reason."
             return ApiError(500, message, code="internal_error")
+
+
+def _limit_reached(error: LimitReached) -> ApiError:
+    """In OpenAI's words, which clients look through for numbers."""
+    wait_s = error.retry_after_s
+    message = (
+        f"Rate limit reached for {error.kind} per min: Limit {error.limit}, Requested {error.num}."
+    )
+    if wait_s is None:
+        more = " A minute never allows as many: send less, or ask for fewer `max_tokens`."
+        return ApiError(429, message + more, code="request_too_large")
+    more = f" Please try again in {wait_s:.3g}s."
+    return ApiError(429, message + more, code="rate_limit_exceeded", retry_after_s=wait_s)
 
 
 _TOO_LONG = (

@@ -14,14 +14,15 @@ from protocol.errors import CapacityError
 class Share:
     """What one HTTP request holds of a stock."""
 
-    def __init__(self, stock: "Stock", client: str) -> None:
+    def __init__(self, stock: "Stock", client: str, most: int | None = None) -> None:
         self._stock = stock
         self._client = client
+        self._most = most
         self.num = 0
 
     def widen(self, num: int) -> None:
         """Hold `num` in all. CapacityError when there is not so much."""
-        self._stock.change(self._client, num - self.num)
+        self._stock.change(self._client, num - self.num, most=self._most)
         self.num = num
 
 
@@ -39,18 +40,20 @@ class Stock:
         self.num_held = 0
 
     @contextmanager
-    def share(self, client: str) -> Iterator[Share]:
-        """An empty share, to be widened; given back at the end."""
-        share = Share(self, client)
+    def share(self, client: str, *, most: int | None = None) -> Iterator[Share]:
+        """An empty share, to be widened; given back at the end. `most`: that this client may hold
+        in all, if that is less than others may."""
+        share = Share(self, client, most)
         try:
             yield share
         finally:
             share.widen(0)
 
-    def change(self, client: str, num: int) -> None:
+    def change(self, client: str, num: int, *, most: int | None = None) -> None:
         if num > 0:
+            of_client = self._client_size if most is None else min(most, self._client_size)
             self._check(self.num_held, num, self._size, "this router")
-            self._check(self._held[client], num, self._client_size, "your share of this router")
+            self._check(self._held[client], num, of_client, "your share of this router")
         self.num_held += num
         self._held[client] += num
         if not self._held[client]:

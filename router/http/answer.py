@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from protocol.formats.contract import Content, OutputEvent, Reasoning
+from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.exchange import Exchange
-from router.requests.events import Ended, Read, Route, Token
+from router.requests.events import Ended, Read, Route
+from router.requests.listener import Listener
 
 
 class Usage:
@@ -50,7 +52,7 @@ class AnswerWriter(ABC):
         self._generation = generation
         self._tokenizer = tokenizer
         self._exchange = exchange
-        self._usage = Usage(generation)
+        self.usage = Usage(generation)
         self._route: Route | None = None
         self.num_held = 0
         """Tokens and alternatives that wait for the end."""
@@ -61,13 +63,20 @@ class AnswerWriter(ABC):
         """The first of several choices says what the headers show."""
         self._route = self._route or route
 
+    @property
+    def num_tokens_used(self) -> int:
+        """Of prompts and output; none where no worker ever had the request."""
+        if self._route is None:
+            return 0
+        return self._generation.prompt_tokens + self.usage.completion_tokens
+
     def events(self, index: int, token: Token) -> Sequence[OutputEvent]:
         """What a choice's next token says. To be called for each, in order."""
-        self._usage.completion_tokens += 1
+        self.usage.completion_tokens += 1
         if self._parsers is None:
             return (Content(token.text),) if token.text else ()
         events = self._parsers[index].feed(token.token_id, token.text)
-        self._usage.reasoning_tokens += any(isinstance(one, Reasoning) for one in events)
+        self.usage.reasoning_tokens += any(isinstance(one, Reasoning) for one in events)
         return self._shown(events)
 
     def last_events(self, index: int, ended: Ended) -> Sequence[OutputEvent]:
@@ -82,10 +91,19 @@ class AnswerWriter(ABC):
             return events
         return [one for one in events if not isinstance(one, Reasoning)]
 
-    @abstractmethod
-    async def token(self, index: int, token: Token) -> None: ...
+    async def prepare(self) -> None:
+        """Whatever takes long and needs no token, before any is asked for."""
+        return
 
-    async def read(self, index: int, read: Read) -> None:
+    def choice(self, index: int) -> Listener:
+        """Who takes what is said of one choice."""
+        return _Choice(self, index)
+
+    @abstractmethod
+    def token(self, index: int, token: Token) -> None:
+        """Returns soon. Raises ApiError, or SlowClient, to end the request."""
+
+    def read(self, index: int, read: Read) -> None:
         """What was read of a choice's prompt, if it asks for that: before its first token."""
         raise AssertionError(f"choice {index} asks for nothing of its prompt")
 
@@ -99,6 +117,18 @@ class AnswerWriter(ABC):
     @abstractmethod
     async def fail(self, error: ApiError) -> None:
         """The request is over. Says so in whatever way is still possible."""
+
+
+class _Choice:
+    def __init__(self, answer: AnswerWriter, index: int) -> None:
+        self._answer, self._index = answer, index
+        self.placed = answer.placed
+
+    def read(self, read: Read) -> None:
+        self._answer.read(self._index, read)
+
+    def token(self, token: Token) -> None:
+        self._answer.token(self._index, token)
 
 
 def route_header(route: Route | None) -> dict[str, str]:

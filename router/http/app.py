@@ -1,14 +1,14 @@
 """The HTTP surface: OpenAI's endpoints and the operator's, over one `Runtime`.
 
 FastAPI routes and documents; bodies are read and answers written by `router.http.generate`,
-because a token should cost one write and no more.
+because a token should cost one write and no more. What generates is reached past FastAPI's own
+layers, which would cost an arrival 0.1 ms.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi_swagger import patch_fastapi
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
@@ -28,6 +29,7 @@ from router.anthropic.models import model_shape, models_shape
 from router.anthropic.prepare import count_tokens, prepare_message
 from router.api.errors import ApiError, ClientGone, as_api_error
 from router.api.generation import check_model, context_tokens
+from router.api.threads import Threads
 from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
@@ -53,6 +55,7 @@ from router.http.trimming import Trimming
 from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
+from router.whole_router import WholeRouter
 
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
@@ -64,21 +67,44 @@ MESSAGES = Surface(
     show_error=anthropic_error,
 )
 EMBEDDINGS = Surface(prepare=prepare_embeddings, whole=EmbeddingAnswer, stream=EmbeddingAnswer)
+GENERATING = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+    "/v1/messages": MESSAGES,
+}
 OPEN_TO_ALL = "no API key is set: this API is open to whoever reaches its port"
 
 
+class _App(FastAPI):
+    """FastAPI's, behind `outermost`, which may answer without it."""
+
+    outermost: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.outermost(scope, receive, send)
+
+    def route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return super().__call__(scope, receive, send)
+
+
 def create_app(runtime: Runtime) -> FastAPI:
-    """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
+    """The app. Its lifespan owns the tokenising threads and the socket for siblings, and nothing of
+    `runtime`."""
     state = _app_state(runtime)
+    whole = WholeRouter(runtime, num_held=lambda: state.seats.num_held)
+    answers = {path: GenerateResponse(state, surface) for path, surface in GENERATING.items()}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        siblings = runtime.siblings
         try:
-            yield
+            async with nullcontext() if siblings is None else siblings.answering(whole.answer):
+                yield
         finally:
-            state.tokenize_threads.shutdown(wait=False, cancel_futures=True)
+            state.threads.shutdown()
 
-    app = FastAPI(
+    app = _App(
         title="Baton",
         lifespan=lifespan,
         redirect_slashes=False,
@@ -86,20 +112,21 @@ def create_app(runtime: Runtime) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.add_middleware(
-        ApiMiddleware,
+    app.outermost = ApiMiddleware(
+        _past_routing(answers, app.route),
         api_keys=runtime.api_keys,
+        keys=runtime.keys,
         local_names=runtime.local_names,
         cors_origins=runtime.cors_origins,
         metrics=runtime.metrics,
     )
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
-    _add_generation(app, state)
+    _add_generation(app, answers)
     _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
-    _add_operations(app, state)
+    _add_operations(app, runtime, whole)
     _add_document(app, runtime)
     return app
 
@@ -124,28 +151,29 @@ def _app_state(runtime: Runtime) -> AppState:
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
         recent=new_recent_answers(runtime),
-        tokenize_threads=ThreadPoolExecutor(
-            runtime.tokenize_threads, thread_name_prefix="tokenize"
-        ),
+        threads=Threads(runtime.tokenize_threads, name="tokenize"),
     )
 
 
-def _add_generation(app: FastAPI, state: AppState) -> None:
-    @app.post("/v1/chat/completions")
-    async def chat_completions() -> Response:
-        return GenerateResponse(state, CHAT)
+def _past_routing(answers: Mapping[str, ASGIApp], rest: ASGIApp) -> ASGIApp:
+    """`answers` to POST by path; all else is for `rest`."""
 
-    @app.post("/v1/completions")
-    async def completions() -> Response:
-        return GenerateResponse(state, COMPLETIONS)
+    def app(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        answer = answers.get(scope["path"], rest) if is_post else rest
+        return answer(scope, receive, send)
 
-    @app.post("/v1/embeddings")
-    async def embeddings() -> Response:
-        return GenerateResponse(state, EMBEDDINGS)
+    return app
 
-    @app.post("/v1/messages")
-    async def messages() -> Response:
-        return GenerateResponse(state, MESSAGES)
+
+def _add_generation(app: FastAPI, answers: Mapping[str, Response]) -> None:
+    """For those that ask what there is, and those that ask with another method."""
+
+    async def answer(request: Request) -> Response:
+        return answers[request.url.path]
+
+    for path in answers:
+        app.add_api_route(path, answer, methods=["POST"])
 
 
 def _add_responses(app: FastAPI, state: AppState) -> None:
@@ -209,9 +237,10 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
     async def answer(request: Request, work: Callable[[Runtime, bytes], Any]) -> Response:
         exchange = Exchange(request.scope, request.receive, _never, limits=runtime.limits)
         try:
-            with state.seats.share(client_of(request.scope)) as seats:
+            with state.seats.share(client_of(request.scope).name) as seats:
                 async with state.body_of(exchange, seats) as body:
-                    response = _json(await state.run_in_thread(work, runtime, body))
+                    done = await state.run_in_thread(work, runtime, body, num_bytes=len(body))
+            response = _json(done)
             state.trimming.count(len(response.body))
             return response
         except BatonError as error:
@@ -237,8 +266,8 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
         return _json(runtime.tokenizer_description)
 
 
-def _add_operations(app: FastAPI, state: AppState) -> None:
-    runtime, cluster = state.runtime, state.runtime.cluster
+def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
+    cluster = runtime.cluster
     one_at_a_time = asyncio.Lock()
     open_to_all = {"warning": OPEN_TO_ALL} if runtime.is_open_to_network else {}
 
@@ -265,23 +294,23 @@ def _add_operations(app: FastAPI, state: AppState) -> None:
     @app.get("/load")
     async def load() -> Response:
         """Choices in flight at this router, in vLLM's shape."""
-        return _json({"server_load": state.seats.num_held})
+        return _json({"server_load": await whole.num_in_flight()})
 
     @app.get("/metrics")
     async def metrics() -> Response:
         async with one_at_a_time:  # milliseconds each, and no key is needed to ask
-            exposition = generate_latest(runtime.metrics.registry)
+            exposition = await whole.metrics()
             await asyncio.sleep(0)
         return Response(exposition, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/cluster")
     async def view() -> Response:
-        return _json(cluster.view())
+        return _json(await whole.view())
 
     @app.get("/trace/{request:path}")
     async def trace(request: str) -> Response:
         """What became of a recent request; of each choice, when it had several."""
-        traces = cluster.traces(RequestId(request))
+        traces = await whole.traces(RequestId(request))
         if not traces:
             raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
         return _json({"request": request, "traces": traces})

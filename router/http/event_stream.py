@@ -4,24 +4,20 @@ that what is refused before is still a plain status."""
 from collections.abc import Mapping
 
 from router.http.exchange import Exchange
+from router.requests.events import SlowClient
 
 
 class EventStream:
+    """`begin` it, `write`, and `end` it."""
+
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self._door = exchange.stream_door
+        self._max_lag_bytes = exchange.max_lag_bytes
         self.is_begun = False
 
-    async def write(
-        self, frame: bytes, headers: Mapping[str, str], *, is_last: bool = False
-    ) -> None:
-        """One or more events, or a piece of one. `headers` count with the first frame."""
-        if not self.is_begun:
-            self.is_begun = True
-            await self._begin(headers)
-        message = {"type": "http.response.body", "body": frame, "more_body": not is_last}
-        await self._exchange.send(message)
-
-    async def _begin(self, headers: Mapping[str, str]) -> None:
+    def begin(self, headers: Mapping[str, str]) -> None:
+        self.is_begun = True
         shown = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
@@ -29,4 +25,24 @@ class EventStream:
             **headers,
         }
         raw = [(name.encode(), value.encode("latin-1")) for name, value in shown.items()]
-        await self._exchange.send({"type": "http.response.start", "status": 200, "headers": raw})
+        head = {"type": "http.response.start", "status": 200, "headers": raw}
+        self._exchange.send_at_once(head)
+
+    def write(self, frame: bytes) -> None:
+        """One or more events, or a piece of one, at once. Raises SlowClient when more than
+        `max_lag_bytes` wait for the client; they are written all the same."""
+        num_bytes = self._door.write_now(frame)
+        if num_bytes > self._max_lag_bytes:
+            raise SlowClient(num_bytes=num_bytes)
+
+    def write_anyway(self, frame: bytes) -> None:
+        """The same of what has a bound of its own, as what is told of a prompt: it may wait beside
+        what `write` counts."""
+        self._max_lag_bytes += len(frame)
+        self._door.write_now(frame)
+
+    async def send(self, frame: bytes, *, is_last: bool = False) -> None:
+        """The same, but waits while much waits for the client."""
+        if frame or is_last:
+            message = {"type": "http.response.body", "body": frame, "more_body": not is_last}
+            await self._exchange.send(message)

@@ -4,12 +4,14 @@ Nothing of it is shared between requests.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from router.api.errors import ApiError, ClientGone, ShowError, openai_error
+from router.api.stream_door import EXTENSION, StreamDoor
 from router.http.admission import Share
 from router.http.content import Decoder, check_content_type
 from router.runtime import ApiLimits
@@ -33,6 +35,15 @@ class Exchange:
         self._max_bytes = min(limits.max_body_bytes, limits.max_bodies_bytes)
         self._loop = asyncio.get_running_loop()
         self._writing_since: float | None = None
+
+    @property
+    def stream_door(self) -> StreamDoor:
+        door: StreamDoor = self.scope["extensions"][EXTENSION]
+        return door
+
+    @property
+    def max_lag_bytes(self) -> int:
+        return self._limits.max_lag_bytes
 
     async def read_body(self, room: Share) -> bytes:
         """The request's body, decoded; `room` grows with it. Raises ApiError 400, 408, 413 or 415,
@@ -78,6 +89,13 @@ class Exchange:
             raise ClientGone from error
         finally:
             self._writing_since = None
+
+    def send_at_once(self, message: Message) -> None:
+        """The head of a response, which no server makes us wait with."""
+        sending = self._send(message).__await__()
+        with suppress(StopIteration):
+            next(sending)
+            raise AssertionError("the head of a response waits")
 
     async def respond(self, response: Response) -> None:
         await response(self.scope, self._receive, self.send)

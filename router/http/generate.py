@@ -6,31 +6,32 @@ whatever it still had running.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, TypeVarTuple, assert_never
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
+from router.api.threads import Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
-from router.http.choices import ChoiceEvent, open_choices
+from router.http.choices import answer_choices
 from router.http.exchange import Exchange
-from router.http.middleware import client_of, request_id
+from router.http.middleware import client_of, request_id, tell_headers
+from router.http.rate_headers import rate_headers
+from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
-from router.requests.events import Ended, Placed, Pooled, Scored, Token
+from router.requests.events import SlowClient
 from router.responses.recent import RecentAnswers
 from router.runtime import Runtime
 
-Args = TypeVarTuple("Args")
-T = TypeVar("T")
 log = logging.getLogger("baton.api")
 
 LARGE_BYTES = 256 << 10
@@ -63,13 +64,14 @@ class AppState:
     """Leaves a thread to small requests, and the interpreter lock to the event loop in between."""
     trimming: Trimming
     recent: RecentAnswers
-    tokenize_threads: ThreadPoolExecutor
+    threads: Threads
+    """That parse, render and tokenise."""
 
     @asynccontextmanager
     async def body_of(self, exchange: Exchange, seats: Share) -> AsyncIterator[bytes]:
         """A whole body, while it takes room; a seat is taken when it is here, not before, so that
         who sends slowly keeps nobody out."""
-        with self.bodies.share(client_of(exchange.scope)) as room:
+        with self.bodies.share(client_of(exchange.scope).name) as room:
             body = await exchange.read_body(room)
             seats.widen(1)
             try:
@@ -78,13 +80,14 @@ class AppState:
             finally:
                 self.trimming.count(len(body))
 
-    async def run_in_thread(self, work: Callable[[*Args], T], *args: *Args) -> T:
-        """`work(*args)`, which parses, renders or tokenises: a 32k-token prompt is about 70 ms of
-        one core, which would delay every stream of the event loop. `tokenizers` leaves the
-        interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
-        one. Cancelling drops the result; a begun call runs to its end."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.tokenize_threads, work, *args)
+    async def run_in_thread(
+        self, work: Callable[[*Args], T], *args: *Args, num_bytes: int = 0
+    ) -> T:
+        """`work(*args)`, which parses, renders or tokenises so many bytes: a 32k-token prompt is
+        about 70 ms of one core, which would delay every stream of the event loop. `tokenizers`
+        leaves the interpreter lock while it encodes. Bounded by `seats`: nobody comes here without
+        one."""
+        return await self.threads.run(work, *args, num_bytes=num_bytes)
 
 
 class GenerateResponse(Response):
@@ -104,46 +107,65 @@ class GenerateResponse(Response):
             log.info("client gone")
 
     async def _serve(self, exchange: Exchange) -> None:
+        runtime, client = self._state.runtime, client_of(exchange.scope)
+        most = None if client.key is None else client.key.max_in_flight
+        bill = Bill(runtime.rate_limits, client)
         try:
-            with self._state.seats.share(client_of(exchange.scope)) as seats:
+            with self._state.seats.share(client.name, most=most) as seats:
+                await self._charge(exchange, bill.charge_request())
+                deadline_s = deadline_of(
+                    dict(exchange.scope["headers"]), most_s=runtime.limits.request_timeout_s
+                )
                 generation = await self._prepared(exchange, seats)
+                generation = under_terms(generation, client, deadline_s=deadline_s)
                 seats.widen(generation.num_at_once)
-                await self._answer(generation, exchange)
+                await self._charge(exchange, bill.charge_tokens(generation))
+                await self._answer(generation, exchange, bill)
         except ApiError as error:
             await exchange.refuse(error)
         except BatonError as error:
             await exchange.refuse(as_api_error(error))
+
+    async def _charge(self, exchange: Exchange, charging: Awaitable[None]) -> None:
+        """The answer tells what is left, also where it was not enough."""
+        limits, key = self._state.runtime.rate_limits, client_of(exchange.scope).key
+        try:
+            await charging
+        finally:
+            if limits is not None and key is not None:
+                is_anthropic = self._surface.show_error is anthropic_error
+                told = rate_headers(
+                    limits.standings(key), is_anthropic=is_anthropic, now=time.time()
+                )
+                tell_headers(exchange.scope, told)
 
     async def _prepared(self, exchange: Exchange, seats: Share) -> Generation:
         request, runtime = request_id(exchange.scope), self._state.runtime
         prepare = self._surface.prepare
         context = context_tokens(runtime)
         async with self._state.body_of(exchange, seats) as body:
-            return await self._state.run_in_thread(prepare, runtime, body, request, context)
+            return await self._state.run_in_thread(
+                prepare, runtime, body, request, context, num_bytes=len(body)
+            )
 
-    async def _answer(self, generation: Generation, exchange: Exchange) -> None:
+    async def _answer(self, generation: Generation, exchange: Exchange, bill: Bill) -> None:
         """Until the answer is sent or the client hangs up, whichever is first."""
         tokenizer = self._state.runtime.tokenizer
         make = self._surface.stream if generation.stream else self._surface.whole
         answer = make(generation, exchange, tokenizer=tokenizer)
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = self._follow(generation, answer, tasks)
+                following = self._follow(generation, answer)
                 answering = tasks.create_task(following, name="answer")
                 watching = tasks.create_task(_cancel_when_gone(exchange, answering), name="hang-up")
                 answering.add_done_callback(lambda _: watching.cancel())
         finally:
+            bill.settle(answer.num_tokens_used)
             self._state.trimming.count(answer.num_held * ALTERNATIVE_BYTES)
 
-    async def _follow(
-        self, generation: Generation, answer: AnswerWriter, tasks: asyncio.TaskGroup
-    ) -> None:
-        dispatcher = self._state.runtime.dispatcher
+    async def _follow(self, generation: Generation, answer: AnswerWriter) -> None:
         try:
-            async with open_choices(
-                dispatcher, generation.requests, num_at_once=generation.num_at_once, tasks=tasks
-            ) as events:
-                error = await _pour(events, answer)
+            error = await self._generate(generation, answer)
             if error is None:
                 await answer.finish()
             else:
@@ -151,32 +173,23 @@ class GenerateResponse(Response):
         except ClientGone:
             log.info("client gone")
 
-
-async def _pour(events: AsyncIterator[ChoiceEvent], answer: AnswerWriter) -> ApiError | None:
-    """All events into the answer. Returns what went wrong, if anything did."""
-    try:
-        async for index, event in events:
-            match event:
-                case Token():
-                    await answer.token(index, event)
-                case Scored() | Pooled():
-                    await answer.read(index, event)
-                case Placed():
-                    answer.placed(event.route)
-                case Ended():
-                    await answer.ended(index, event)
-                case _:
-                    assert_never(event)
-    except ApiError as error:
-        return error
-    except BatonError as error:
-        return as_api_error(error)
-    except ClientGone:
-        raise
-    except Exception:  # the edge of the process: a mistake of ours must not be silent
-        log.exception("request failed", extra={"remedy": "report it with this traceback"})
-        return ApiError(500, "internal error", code="internal_error")
-    return None
+    async def _generate(self, generation: Generation, answer: AnswerWriter) -> ApiError | None:
+        """All choices into the answer. Returns what went wrong, if anything did."""
+        runtime = self._state.runtime
+        try:
+            await answer_choices(runtime.dispatcher, generation, answer)
+        except ApiError as error:
+            return error
+        except BatonError as error:
+            if isinstance(error, SlowClient):
+                runtime.metrics.slow_clients.inc()
+            return as_api_error(error)
+        except ClientGone:
+            raise
+        except Exception:  # the edge of the process: a mistake of ours must not be silent
+            log.exception("request failed", extra={"remedy": "report it with this traceback"})
+            return ApiError(500, "internal error", code="internal_error")
+        return None
 
 
 async def _cancel_when_gone(exchange: Exchange, answering: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ know.
 import logging
 import re
 import secrets
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from starlette.middleware.cors import CORSMiddleware
@@ -22,6 +23,10 @@ from router.anthropic.errors import id_headers, show_error_for
 from router.api.errors import ApiError, ShowError
 from router.api.paths import plain_path
 from router.http.origin import check_origin
+from router.http.rate_headers import RATE_HEADERS
+from router.tenants.api_key import digest_name, key_digest
+from router.tenants.client import KEYED, Client
+from router.tenants.key_ring import KeyRing
 
 log = logging.getLogger("baton.api")
 PROBED_PATHS = frozenset({"/health", "/ping", "/ready", "/metrics"})
@@ -52,7 +57,11 @@ ANY_PATH = "*"
 _ID_KEY = "baton.request_id"
 _CLIENT_KEY = "baton.client"
 _SHOW_KEY = "baton.show_error"
-_EXPOSED = ("x-request-id", "request-id", "x-baton-route", "x-should-retry", "retry-after")
+_MORE_KEY = "baton.more_headers"
+_EXPOSED = (
+    *("x-request-id", "request-id", "x-baton-route", "x-should-retry", "retry-after"),
+    *RATE_HEADERS,
+)
 """What pages may read of an answer's headers besides those that any may."""
 
 
@@ -62,15 +71,18 @@ class ApiMiddleware:
         app: ASGIApp,
         *,
         api_keys: Sequence[str],
+        keys: KeyRing | None,
         local_names: Collection[str] | None,
         cors_origins: Collection[str],
         metrics: RouterMetrics,
     ) -> None:
-        """`local_names` and `cors_origins`: as of `Runtime`."""
+        """As of `Runtime`."""
         self._app = app
         self._local_names = local_names
         self._cors_origins = cors_origins
-        self._api_keys = [key.encode() for key in api_keys]
+        self._digests = {key_digest(key.encode()) for key in api_keys}
+        self._keys = keys
+        self._is_open = not api_keys and keys is None
         self._metrics = metrics
         self._admitted = self._with_cors(self._admit)
 
@@ -85,15 +97,17 @@ class ApiMiddleware:
         method = "GET" if is_head else scope["method"]
         show_error = show_error_for(path, headers)
         named = [(key.encode(), name.encode()) for key in id_headers(path, headers)]
+        told: dict[str, str] = {}
         more = {_ID_KEY: name, _SHOW_KEY: show_error, "path": path, "method": method}
-        scope = {**scope, **more}
+        scope = {**scope, **more, _MORE_KEY: told}
         started = False
 
         async def named_send(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], *named]
+                shown = ((key.encode(), value.encode()) for key, value in told.items())
+                message["headers"] = [*message["headers"], *named, *shown]
                 counted = path if path in COUNTED_PATHS else "other"
                 self._metrics.requests.labels(counted, str(message["status"])).inc()
             await send(message)
@@ -129,26 +143,33 @@ class ApiMiddleware:
             answer = error.response(show_error_of(scope))
         await answer(scope, receive, send)
 
-    def _client(self, scope: Scope, headers: Mapping[bytes, bytes]) -> str:
-        """Who sends this, as far as we tell clients apart: a key, or else an address. ApiError 401
-        or 403 for who may not. Takes as long for a wrong key as for a right one."""
+    def _client(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Client:
+        """Who sends this. ApiError 401 or 403 for who may not. Keys are looked up by their digest,
+        so how long it takes says nothing of those that are right."""
         if self._local_names is not None:
             check_origin(headers, self._local_names, pages=self._cors_origins)
         host: str = (scope.get("client") or ("",))[0]
-        if not self._api_keys:
-            return host
+        if self._is_open:
+            return Client(name=host)
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         bearer = given.strip() if scheme.lower() == b"bearer" else b""
-        own = headers.get(b"x-api-key", b"")
-        matches = [
-            secrets.compare_digest(bearer, key) | secrets.compare_digest(own, key)
-            for key in self._api_keys
-        ]
-        if any(matches):
-            return f"key {matches.index(True)}"
+        for key in (bearer, headers.get(b"x-api-key", b"")):
+            client = self._client_of_key(key)
+            if client is not None:
+                return client
         if scope["path"] not in OPEN_PATHS and not scope["path"].startswith(_OPEN_FOLDER):
             raise _UNKNOWN_KEY
-        return host
+        return Client(name=host)
+
+    def _client_of_key(self, given: bytes) -> Client | None:
+        if self._keys is not None:
+            key = self._keys.find_key(given, now=time.time())
+            if key is not None:
+                return Client(name=f"{KEYED}{key.name}", key=key)
+        digest = key_digest(given)
+        if digest in self._digests:
+            return Client(name=f"{KEYED}{digest_name(digest)}")
+        return None
 
 
 def request_id(scope: Scope) -> RequestId:
@@ -157,10 +178,15 @@ def request_id(scope: Scope) -> RequestId:
     return name
 
 
-def client_of(scope: Scope) -> str:
-    """One string for each client that we tell apart; not for logs or answers."""
-    client: str = scope[_CLIENT_KEY]
+def client_of(scope: Scope) -> Client:
+    """Who sent it."""
+    client: Client = scope[_CLIENT_KEY]
     return client
+
+
+def tell_headers(scope: Scope, headers: Mapping[str, str]) -> None:
+    """In the answer, whatever it will be, if it has not begun."""
+    scope[_MORE_KEY].update(headers)
 
 
 def show_error_of(scope: Scope) -> ShowError:

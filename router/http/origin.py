@@ -5,6 +5,7 @@ a request comes from in `Origin` and `Host`; other clients send no foreign ones.
 """
 
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -31,6 +32,7 @@ def _is_ours(host: str, names: Collection[str]) -> bool:
     return is_loopback(host) or host in names
 
 
+@lru_cache(maxsize=256)
 def _host_of(url: bytes) -> str:
     try:
         return (urlsplit(url.decode("latin-1")).hostname or "").rstrip(".")
@@ -38,6 +40,7 @@ def _host_of(url: bytes) -> str:
         return "?"
 
 
+@lru_cache(maxsize=256)
 def _is_address(host: str) -> bool:
     try:
         ip_address(host)

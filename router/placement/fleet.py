@@ -5,7 +5,7 @@ what is true now. Slots are dense, and used again once their worker is gone.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ class Work:
     free_share: float
     """Of its blocks, those held by nobody; those with a cached prefix included."""
     reported_at_s: float
-    token_s: float
-    """Seconds that each waiting token of `load` takes."""
+    queue_s: float
+    """To compute the waiting tokens of `load`."""
     sent_prompts: Sequence[tuple[float, float]] = ()
     """When a prompt that it is to compute was sent since, and the seconds that it takes; in
     order."""
@@ -67,7 +67,10 @@ class Chain:
 class Fleet:
     """`ready[slot]` is 1 for a worker that may get requests, `rows[slot]` its numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, order: Callable[[WorkerId], int | str] = str) -> None:
+        """Of workers that are equally good the first by `order` is chosen, by its name or another:
+        routers that share workers should not all begin with the same one."""
+        self._order = order
         self.rows: Rows = np.zeros(16, ROW)
         self.ready: NDArray[np.uint8] = np.zeros(16, np.uint8)
         self.names: list[WorkerId | None] = []
@@ -100,6 +103,18 @@ class Fleet:
         assert name is not None, f"slot {slot} is empty"
         return name
 
+    def chain_of(self, slot: int) -> Chain:
+        return self.chains[self._compat_of(slot)]
+
+    def depths_of(self, slot: int, depths: NDArray[np.uint32]) -> tuple[int, int]:
+        """Of `depths` by slot of the prefix index, its own, and the most of any of its compat
+        hash."""
+        rows = self.rows[: self.num_slots]
+        at = rows["index_slot"]
+        like = (rows["compat"] == rows["compat"][slot]) & (at >= 0) & (at < len(depths))
+        own = int(depths[at[slot]]) if like[slot] else 0
+        return own, int(depths[at[like]].max(initial=0))
+
     def prefix_source(self, slot: int, *, num_tokens: int) -> PrefixSource:
         """To fetch the prompt's first `num_tokens` from that worker."""
         epoch, address = self._lending[slot]
@@ -130,7 +145,7 @@ class Fleet:
 
     def remove_worker(self, slot: int) -> None:
         del self._slots[self.name_of(slot)]
-        self._forget_compat(int(self.rows["compat"][slot]))
+        self._forget_compat(self._compat_of(slot))
         self.names[slot] = None
         self.ready[slot] = 0
         self.rows[slot] = np.zeros((), ROW)
@@ -155,7 +170,7 @@ class Fleet:
         row["context_tokens"] = load.context_tokens + work.num_sent_tokens
         free_tokens = float(row["pool_tokens"]) * work.free_share - work.num_sent_tokens
         row["free_tokens"] = max(0.0, free_tokens)
-        busy_until_s = work.reported_at_s + load.waiting_tokens * work.token_s
+        busy_until_s = work.reported_at_s + work.queue_s
         for sent_at_s, prefill_s in work.sent_prompts:
             busy_until_s = max(busy_until_s, sent_at_s) + prefill_s
         row["busy_until_s"] = busy_until_s
@@ -181,6 +196,9 @@ class Fleet:
         if self._guessed_at_s is not None and now < self._guessed_at_s + GUESS_S:
             return
         self._guessed_at_s = now
+        self._guess_all()
+
+    def _guess_all(self) -> None:
         priors = {name: getattr(PRIOR_STEP, name) for name in _STEP}
         self._guess(self._no_step, priors)
         latency_s, bytes_per_s = PRIOR_TRANSFER_LATENCY_S, PRIOR_TRANSFER_BYTES_PER_S
@@ -221,8 +239,11 @@ class Fleet:
         row["longest_tokens"] = min(registration.max_context_tokens, num_blocks * block_tokens)
         row["transports"] = sum(1 << self._transport(name) for name in registration.transports)
 
-    def _forget_compat(self, number: int) -> None:
-        compat = next(name for name, known in self.compats.items() if known == number)
+    def _compat_of(self, slot: int) -> str:
+        number = int(self.rows["compat"][slot])
+        return next(name for name, known in self.compats.items() if known == number)
+
+    def _forget_compat(self, compat: str) -> None:
         self._num_workers_of[compat] -= 1
         if not self._num_workers_of[compat]:
             del self.chains[compat]
@@ -248,7 +269,8 @@ class Fleet:
 
     def _membership_changed(self) -> None:
         self._guessed_at_s = None
-        for rank, name in enumerate(sorted(self._slots)):
+        self._guess_all()
+        for rank, name in enumerate(sorted(self._slots, key=self._order)):
             self.rows["rank"][self._slots[name]] = rank
 
 

@@ -23,7 +23,7 @@ class Question:
     """Leading blocks of the prompt that are cached, by slot of the prefix index."""
     now: float
     inter_token_target_s: float
-    max_queue_s: float
+    worker_queue_s: float
     kept: tuple[int, int] = (-1, -1)
     """Slots of a prefill and a decode worker of which the best way is told besides; -1 for the
     first: any."""
@@ -45,7 +45,7 @@ class Option:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """`calm`: alone where no running stream waits longer than its target for a token. Ties go by
-    name, of decode before prefill. Free ones have a queue shorter than `max_queue_s` and KV room
+    name, of decode before prefill. Free ones have a queue shorter than `worker_queue_s` and KV room
     now."""
 
     has_decode: bool

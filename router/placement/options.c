@@ -26,7 +26,7 @@ typedef struct {
     const uint32_t *depths;
     int64_t num_slots, num_depths, num_compats;
     double num_tokens, total_tokens, first_tokens, expected_output, num_reusable;
-    double now, max_age_s, coming_streams, inter_token_target_s, max_queue_s;
+    double now, max_age_s, coming_streams, inter_token_target_s, worker_queue_s;
     int64_t kept_prefill, kept_decode;
 } Question;
 
@@ -102,7 +102,7 @@ static Start start(const Question *q, int64_t slot, const int64_t *sources) {
     double own = most(1.0, q->num_tokens - cached);
     Start s = {.slot = slot, .source = -1, .num_uncached = own};
     double waited_s = queue_s(q, w);
-    s.is_free = waited_s <= q->max_queue_s && missing <= 0.0;
+    s.is_free = waited_s <= q->worker_queue_s && missing <= 0.0;
     s.queue_s = most(waited_s, room_wait_s(w, missing));
     s.compute_s = compute_s(q, w, own);
     int64_t source = sources[w->compat];

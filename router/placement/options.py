@@ -32,7 +32,7 @@ def find_options(fleet: Fleet, question: Question) -> Options:
         cost.MAX_AGE_S,
         cost.COMING_STREAMS,
         question.inter_token_target_s,
-        question.max_queue_s,
+        question.worker_queue_s,
         *question.kept,
     )
     best = (OptionFields * 6)()

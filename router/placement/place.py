@@ -30,7 +30,7 @@ class PlacementRules:
     policy: Policy = "cost"
     local_prefill: Literal["auto", "never"] = "auto"
     inter_token_target_s: float = 0.1
-    max_queue_s: float = 2.0
+    worker_queue_s: float = 2.0
     session_slack_s: float = 0.5
 
 
@@ -97,14 +97,14 @@ def place(
         depths=depths,
         now=now,
         inter_token_target_s=rules.inter_token_target_s,
-        max_queue_s=rules.max_queue_s,
+        worker_queue_s=rules.worker_queue_s,
         kept=_kept(fleet, preferred),
     )
     options = find_options(fleet, question)
     if not options.has_able:
         return refuse(fleet, question.open, demand, only_decode=True)
     if _is_saturated(options, rules):
-        reason = f"every worker has {rules.max_queue_s:g} s of work before it, or no room"
+        reason = f"every worker has {rules.worker_queue_s:g} s of work before it, or no room"
         return PlacementRefusal(why="saturated", reason=reason)
     if rules.policy == "cost":
         return _cheapest(fleet, demand, options, rules)

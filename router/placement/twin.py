@@ -159,7 +159,7 @@ class _Search:
         start = cost.start(rows, demand, num_cached=cached, lent=lent, pull_s=pull_s, now=now)
         source = np.where(start.num_pulled > 0, sources, -1)
         missing = cost.missing_tokens(rows, demand.num_tokens, cached)
-        is_short = cost.queue_s(rows, now=now) <= self._question.max_queue_s
+        is_short = cost.queue_s(rows, now=now) <= self._question.worker_queue_s
         return start, source, is_short & (missing <= 0)
 
     def _find_sources(self) -> Slots:

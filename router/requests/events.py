@@ -1,15 +1,13 @@
-"""What goes into `Dispatcher.generate` and what comes out: one request, its events, its errors.
+"""What goes into `Dispatcher.generate` and what comes out: one request, its ending, its errors.
 
-`Dispatcher.generate` yields `Placed` first, then what is read of the prompt if that is asked for,
-then `Token`s, then exactly one `Ended`; or it raises one of the errors below, before or after
-tokens. Closing the iterator aborts the request on its workers. Nothing here knows HTTP.
+What comes in between is told to a `router.requests.listener.Listener`. Nothing here knows HTTP.
 """
 
 from dataclasses import dataclass
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
-from protocol.messages import FailCode, FinishReason, Sampling, TokenLogprob
+from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.readings import PromptReading, TokenScore
 from router.requests.trace import RequestTrace
 
@@ -29,6 +27,9 @@ class GenerationRequest:
     """Seconds from now until the request is given up, retries included."""
     priority: int = 0
     """The lower, the sooner it is served where not all can be."""
+    tenant: str = ""
+    """Whose turn it takes where requests wait; of tenants, `weight` to `weight`."""
+    weight: float = 1.0
     session: str = ""
     """Requests of one go to the same workers while the load allows; "": of none."""
 
@@ -40,13 +41,6 @@ class Route:
     prefill: WorkerId | None
     """None: `decode` computes the prompt itself."""
     decode: WorkerId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placed:
-    """The first route. A retry does not repeat this event; the trace has all attempts."""
-
-    route: Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,17 +59,6 @@ class Pooled:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Token:
-    index: int
-    """0, 1, 2, ...: never a gap, never twice."""
-    token_id: int
-    text: str
-    """May lag behind the token: held back while it could be part of a stop string."""
-    logprob: float | None
-    top: tuple[TokenLogprob, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     finish_reason: FinishReason
     stopped_by: int | str | None = None
@@ -86,7 +69,6 @@ class Ended:
 
 
 Read = Scored | Pooled
-GenerationEvent = Placed | Read | Token | Ended
 
 
 class NoWorkers(BatonError):
@@ -115,3 +97,11 @@ class RequestFailed(BatonError):
         super().__init__(message)
         self.code: FailCode = code
         self.retryable = retryable
+
+
+class SlowClient(RequestFailed):
+    """Too much of an answer waits for its client."""
+
+    def __init__(self, *, num_bytes: int) -> None:
+        why = f"the client reads more slowly than the model writes: {num_bytes} bytes wait for it"
+        super().__init__(why, code="overloaded")

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from protocol.errors import BatonError
 from protocol.ids import Epoch, WorkerId
-from protocol.messages import FinishReason, ToWorker
-from router.requests.events import Read, Token
+from protocol.messages import Emit, FinishReason, ToWorker
+from router.requests.events import Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    event: Token | Read
+    event: Emit | Read
 
 
 @dataclass(frozen=True, slots=True)

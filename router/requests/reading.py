@@ -6,9 +6,9 @@ tokens and the ending wait, so that the client is given what is of the prompt fi
 
 from dataclasses import dataclass, field
 
-from protocol.messages import PromptScores, PromptVector
+from protocol.messages import Emit, PromptScores, PromptVector
 from protocol.readings import PromptReading, ScorePrompt
-from router.requests.events import Pooled, Read, Scored, Token
+from router.requests.events import Pooled, Read, Scored
 from router.requests.instructions import EndWell
 
 
@@ -19,19 +19,19 @@ class ReadingProgress:
     num_prompt: int
     ending: EndWell | None = None
     """Why the last token was the last, once that is known."""
-    _held: list[Token] = field(default_factory=list)
+    _held: list[Emit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._lack(self.lacking)
 
-    def accept_token(self, token: Token) -> list[Token]:
+    def accept_token(self, token: Emit) -> list[Emit]:
         """What may be given to the client now."""
         if self.lacking is None:
             return [token]
         self._held.append(token)
         return []
 
-    def accept_read(self, message: PromptScores | PromptVector) -> list[Read | Token]:
+    def accept_read(self, message: PromptScores | PromptVector) -> list[Read | Emit]:
         """What may be given to the client now. Raises ValueError for what was not asked for, or not
         due."""
         asked = self.lacking
@@ -57,7 +57,7 @@ class ReadingProgress:
             reading = None
         self.lacking = reading
 
-    def _let_go(self) -> list[Token]:
+    def _let_go(self) -> list[Emit]:
         if self.lacking is not None:
             return []
         held, self._held = self._held, []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 from protocol.errors import BatonError
-from protocol.ids import RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import (
     Aborted,
     Emit,
@@ -33,7 +33,6 @@ from router.requests.events import (
     PoisonRequest,
     RequestFailed,
     Route,
-    Token,
     TooLong,
 )
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
@@ -68,6 +67,9 @@ class RoutedRequest:
     """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
     _progress: ReadingProgress = field(init=False)
+    _speaker: Leg | None = None
+    """The decode worker, once it has said a token of this attempt and nothing is waited for
+    besides: what it says next goes straight to the client."""
     _waits: bool = False
     """Decode has finished; what prefill reads of the prompt is not all there."""
 
@@ -142,6 +144,21 @@ class RoutedRequest:
         )
         return self._current.first_message(remaining_s)
 
+    def accept_next(self, emit: Emit, worker: WorkerId, epoch: Epoch) -> bool:
+        """Whether this is the token due, of the decode worker, after others of its attempt: it is
+        counted, and is to be delivered; that is all. Else `accept_message` says what it means."""
+        decode = self._speaker
+        if (
+            decode is None
+            or emit.index != len(self.generated)
+            or epoch != decode.epoch
+            or worker != decode.worker
+            or emit.attempt != len(self.attempts)
+        ):
+            return False
+        self.generated.append(emit.token_id)
+        return True
+
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
         """What to do about one message; nothing if it is of an older attempt or worker."""
         attempt, message = self._current, received.message
@@ -172,6 +189,12 @@ class RoutedRequest:
             case _:
                 assert_never(message)
 
+    def give_up_attempt(self, why: str, *, suspect: WorkerId) -> list[Instruction]:
+        """The attempt under way comes to nothing; nothing if none is."""
+        if self._life.state not in WITH_WORKERS:
+            return []
+        return self._lost(why, suspect=suspect)
+
     def close(self, reason: str, *, client_left: bool) -> list[Send]:
         """End now, for the client's sake or ours; the aborts to send. Idempotent."""
         if self._life.is_over:
@@ -192,14 +215,8 @@ class RoutedRequest:
         self.generated.append(emit.token_id)
         if leg is self._attempt.decode:
             self.num_suspected = 0
-        token = Token(
-            index=emit.index,
-            token_id=emit.token_id,
-            text=emit.text,
-            logprob=emit.logprob,
-            top=emit.top,
-        )
-        return [Deliver(given) for given in self._progress.accept_token(token)]
+            self._speaker = leg if self._progress.lacking is None else None
+        return [Deliver(given) for given in self._progress.accept_token(emit)]
 
     def _read(self, leg: Leg, message: PromptScores | PromptVector) -> list[Instruction]:
         try:
@@ -367,6 +384,7 @@ class RoutedRequest:
         return [] if self._current is None else self._current.aborts(reason)
 
     def _move(self, event: RequestEvent) -> None:
+        self._speaker = None
         self._life.move(event, facts=f"attempt {self.attempt}, {len(self.generated)} tokens")
 
     def _note(self, **facts: Any) -> None:

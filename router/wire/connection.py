@@ -64,7 +64,10 @@ class Connection(HttpToolsProtocol):
         timeout_s = self._limits.write_timeout_s
         self._reading = ReadingWatch(transport, self.loop, timeout_s=timeout_s)
         self._wire = SimpleNamespace(
-            write=transport.write, is_closing=transport.is_closing, close=self._finish
+            write=transport.write,
+            get_write_buffer_size=transport.get_write_buffer_size,
+            is_closing=transport.is_closing,
+            close=self._finish,
         )
         if self._others.admit(self):
             self._arm(self._limits.head_timeout_s, self._give_up_head)

@@ -4,6 +4,7 @@ are not there yet."""
 import re
 import secrets
 from collections.abc import Coroutine, Iterable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from uvicorn._types import ASGISendEvent, HTTPResponseBodyEvent, HTTPResponseStartEvent
@@ -12,23 +13,56 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from router.anthropic.errors import id_headers, show_error_for
 from router.api.errors import ApiError
 from router.api.paths import plain_path
+from router.api.stream_door import EXTENSION
 
+_OPEN = SimpleNamespace(write_paused=False)
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]{1,128})[ \t]*\r\n", re.IGNORECASE)
 _PATH = re.compile(rb"[^ \r\n]+ (?:https?://[^/?# ]*)?(/[!-~]*)", re.IGNORECASE)
 _NAME = re.compile(rb"\r\n([^:\r\n]+):")
 
 
 class Cycle(RequestResponseCycle):
+    """Also a `router.api.stream_door.StreamDoor`: the answer's pieces need no coroutine each."""
+
     _until_close = False
 
+    async def run_asgi(self, app: Any) -> None:
+        self.scope["extensions"] = cast(Any, {EXTENSION: self})
+        try:
+            await super().run_asgi(app)
+        finally:
+            del self.scope["extensions"]  # a circle, which would wait for the garbage collector
+
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
-        """No coroutine of its own: this is called for every token."""
         if not self.response_started:
             self._begin(cast(HTTPResponseStartEvent, message))
+            if self.flow.write_paused:
+                return self._send_at_once(message)
         elif self._until_close:
             body = cast(HTTPResponseBodyEvent, message).get("body", b"")
             self.expected_content_length = len(body)
         return super().send(message)
+
+    def write_now(self, body: bytes) -> int:
+        """As of `StreamDoor`."""
+        if self.disconnected or not body:
+            return 0
+        if self.chunked_encoding:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        elif not self._until_close:
+            return 0  # of HEAD
+        transport = self.transport
+        transport.write(body)
+        return transport.get_write_buffer_size()
+
+    async def _send_at_once(self, message: ASGISendEvent) -> None:
+        """A head does not wait for the client to take what came before it: it is small, and a
+        stream begins in the middle of a turn."""
+        flow, self.flow = self.flow, cast(Any, _OPEN)
+        try:
+            await super().send(message)
+        finally:
+            self.flow = flow
 
     def _begin(self, message: HTTPResponseStartEvent) -> None:
         if self.more_body:

@@ -1,7 +1,7 @@
 """The workers of the moment: a link to each, its state, and whom to tell what it says.
 
 Membership comes from Redis, life from the links: Redis away changes nothing here, a lost link
-removes its worker at once and tells every open mailbox. A message that was posted may be lost with
+removes its worker at once and tells every open request. A message that was posted may be lost with
 its worker.
 """
 
@@ -11,14 +11,16 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import xxhash
 
 from protocol.errors import BatonError, PeerLost, WireError
-from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import (
     Beat,
     Failed,
     LoadReport,
-    PromptScores,
     Registration,
     Step,
     ToCompute,
@@ -27,7 +29,7 @@ from protocol.messages import (
     Welcome,
 )
 from router.placement.fleet import Fleet
-from router.workers.mailbox import Mailbox
+from router.workers.receiver import Receiver
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
@@ -41,32 +43,40 @@ Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]
 
 
 class Registry:
-    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do."""
+    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do. Of
+    equally good workers each `router` prefers others; None: the first by name."""
 
     def __init__(
         self,
         *,
         connect: Connect,
         model: str | None = None,
+        router: RouterId | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
-        self.fleet = Fleet()
+        self.fleet = Fleet(order=str if router is None else partial(_as_seen_by, router))
         """All workers, by the numbers that placement goes by."""
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._mailboxes: dict[RequestId, Mailbox] = {}
+        self._receivers: dict[RequestId, Receiver] = {}
         self._changed = asyncio.Event()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
+        self.report_listeners: list[Callable[[], None]] = []
+        """Called whenever a worker has said how much it has to do."""
 
     @property
     def workers(self) -> list[KnownWorker]:
         """By name, in whatever state."""
         return [self._workers[worker] for worker in sorted(self._workers)]
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
 
     @property
     def known_workers(self) -> Mapping[WorkerId, KnownWorker]:
@@ -103,22 +113,17 @@ class Registry:
     def _decode_compats(self) -> set[str]:
         return {w.registration.compat for w in self.ready_workers() if w.role == "decode"}
 
-    def open_mailbox(self, request: RequestId, mailbox: Mailbox) -> None:
-        assert request not in self._mailboxes, f"{request} already has a mailbox"
-        self._mailboxes[request] = mailbox
+    def add_receiver(self, request: RequestId, receiver: Receiver) -> None:
+        """It is told whatever workers say of the request, and which workers are lost."""
+        assert request not in self._receivers, f"{request} already has a receiver"
+        self._receivers[request] = receiver
 
     @property
-    def num_mailboxes(self) -> int:
-        return len(self._mailboxes)
+    def num_receivers(self) -> int:
+        return len(self._receivers)
 
-    def close_mailbox(self, request: RequestId) -> None:
-        self._mailboxes.pop(request, None)
-
-    def deliver_message(self, request: RequestId, message: WorkerMessage) -> None:
-        """Into the request's mailbox; dropped where it has none any more."""
-        mailbox = self._mailboxes.get(request)
-        if mailbox is not None:
-            mailbox.put(message)
+    def remove_receiver(self, request: RequestId) -> None:
+        self._receivers.pop(request, None)
 
     def post_message(self, worker: WorkerId, epoch: Epoch, message: ToWorker) -> bool:
         """Hand the message to that incarnation's link; False if it is gone: removed already, or
@@ -186,9 +191,7 @@ class Registry:
                 if link.registration.epoch != worker.epoch:
                     raise PeerLost(f"{worker.id} now answers as another incarnation")
                 worker.connection = link
-                async for message in link.messages():
-                    self._receive(worker, message)
-            self._remove(worker, "ended its link")
+                await link.hear(partial(self._receive, worker))
         except WireError as error:
             self._mismatch(worker, str(error))
         except BatonError as error:
@@ -219,23 +222,33 @@ class Registry:
     def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
         match message:
             case Step():
-                for emit in message.emits:
-                    _check_tokens(emit.token_id, *(one.token_id for one in emit.top))
-                    worker.note_heard(emit.request, emit.index)
-                    self.deliver_message(emit.request, WorkerMessage(worker.id, worker.epoch, emit))
+                self._tell_step(worker, message)
             case Beat():
                 self._beat(worker, message)
+                self._tell_report()
             case LoadReport():
                 worker.note_load(message, now=self._clock())
+                self._tell_report()
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
-                for score in message.scores if isinstance(message, PromptScores) else ():
-                    _check_tokens(score.token_id, *(token_id for token_id, _ in score.top))
-                said = WorkerMessage(worker.id, worker.epoch, message)
-                self.deliver_message(message.request, said)
+                receiver = self._receivers.get(message.request)
+                if receiver is not None:
+                    said = WorkerMessage(worker.id, worker.epoch, message)
+                    receiver.accept_message(said, now=self._clock())
+
+    def _tell_step(self, worker: KnownWorker, step: Step) -> None:
+        """The one loop that every token goes through: the clock is read once."""
+        now, of_request = self._clock(), self._receivers.get
+        name, epoch, unheard = worker.id, worker.epoch, worker.unheard
+        for emit in step.emits:
+            if emit.request in unheard:
+                worker.note_heard(emit.request, emit.index)
+            receiver = of_request(emit.request)
+            if receiver is not None:
+                receiver.accept_emit(emit, name, epoch, now)
 
     def _beat(self, worker: KnownWorker, beat: Beat) -> None:
         if beat.epoch != worker.epoch:
@@ -274,8 +287,13 @@ class Registry:
         self._signal()
 
     def _tell_gone(self, worker: KnownWorker, gone: WorkerGone) -> None:
-        for mailbox in list(self._mailboxes.values()):
-            mailbox.put(WorkerMessage(worker.id, worker.epoch, gone))
+        now, message = self._clock(), WorkerMessage(worker.id, worker.epoch, gone)
+        for receiver in list(self._receivers.values()):
+            receiver.accept_message(message, now=now)
+
+    def _tell_report(self) -> None:
+        for listener in self.report_listeners:
+            listener()
 
     def _signal(self) -> None:
         for listener in self.listeners:
@@ -284,8 +302,6 @@ class Registry:
         self._changed = asyncio.Event()
 
 
-def _check_tokens(*token_ids: int) -> None:
-    """Raises PeerLost for ids that no tokenizer can be asked about."""
-    for token_id in token_ids:
-        if not 0 <= token_id < 1 << 32:
-            raise PeerLost(f"it said token {token_id}")
+def _as_seen_by(router: RouterId, worker: WorkerId) -> int:
+    """An order of the workers that no other router has."""
+    return xxhash.xxh3_64_intdigest(f"{router} {worker}".encode())

@@ -4,9 +4,9 @@ Pure. Says what a report said, never what is true now: a worker may be gone befo
 of it decides where requests go is its row of a `Fleet`.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -26,7 +26,7 @@ from router.placement.fleet import Fleet, Work
 ALONE_S = 5.0
 """Nobody joins a suspect that was placed on a worker until a token came of it, or this is over."""
 TYPICAL_CONTEXT_TOKENS = 4_096
-"""What a queued token attends to, of a worker of whose queue and speed nothing better is known."""
+"""What a queued token attends to, of a worker whose queue and speed are not known better."""
 
 
 class WorkerConnection(Protocol):
@@ -37,8 +37,9 @@ class WorkerConnection(Protocol):
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
-    def messages(self) -> AsyncIterator[ToRouter]:
-        """Ends by raising PeerLost when the worker is gone."""
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        """Calls `accept` with all that the worker says. Ends by raising PeerLost when the worker is
+        gone, or what `accept` raised."""
 
 
 ConnectionState = Literal["connecting", "mismatched"]
@@ -220,7 +221,7 @@ class KnownWorker:
             load=self.beat.load,
             free_share=(blocks.free + blocks.cached) / max(1, blocks.total),
             reported_at_s=self._reported_at_s,
-            token_s=self._queued_token_s(),
+            queue_s=self._queue_s(),
             sent_prompts=[
                 (one.at_s, one.prefill_s)
                 for request, one in self._sent.items()
@@ -231,14 +232,23 @@ class KnownWorker:
         )
         self._fleet.set_work(self._slot, work)
 
-    def _queued_token_s(self) -> float:
-        """What a token of its queue takes: as those that this router put there, which may attend to
-        much; else as it has measured."""
+    def _queue_s(self) -> float:
+        """To compute the waiting tokens of its last report. What this router put there takes what
+        was predicted of it, others' prompts as much a token; workers count a prompt in their queue
+        whole, though they may have a part of it cached."""
         assert self.beat is not None
+        num_waiting = self.beat.load.waiting_tokens
         own = [one for request, one in self._computing.items() if request not in self._sent]
-        num_tokens = sum(one.num_uncached for one in own)
-        if num_tokens:
-            return sum(one.prefill_s for one in own) / num_tokens
+        num_own, own_s = sum(one.num_tokens for one in own), sum(one.prefill_s for one in own)
+        if not own:
+            return num_waiting * self._token_s()
+        num_uncached = sum(one.num_uncached for one in own)
+        others_s = max(0, num_waiting - num_own) * own_s / num_own
+        return own_s * min(1.0, num_waiting / num_uncached) + others_s
+
+    def _token_s(self) -> float:
+        """Of a prompt of which nothing is known."""
+        assert self.beat is not None
         if self.beat.speeds.prefill_tokens_per_s > 0:
             return 1 / self.beat.speeds.prefill_tokens_per_s
         row = self.row

@@ -10,14 +10,24 @@ import asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.eventually import soon
-from support.fake_cluster import APART, FakeCluster, fake_cluster, request, scores_heard, tokens_of
+from support.fake_cluster import (
+    APART,
+    FakeCluster,
+    Heard,
+    collect,
+    fake_cluster,
+    request,
+    scores_heard,
+    tokens_of,
+)
 from support.fake_worker import Act, expected, scores_of
 
 from protocol.errors import CapacityError
+from protocol.messages import Token
 from protocol.readings import ScorePrompt
 from router.placement.place import DEFAULT_RULES
 from router.requests.dispatch import DispatchLimits
-from router.requests.events import Ended, GenerationEvent, PoisonRequest, Token
+from router.requests.events import Ended, PoisonRequest, Read, Route
 
 NAMES = ("prefill-0", "prefill-1", "decode-0", "decode-1")
 acts = st.builds(
@@ -37,6 +47,34 @@ clients = st.lists(
 )
 
 
+class Left(Exception):
+    """The client has heard enough."""
+
+
+class Leaving(Heard):
+    """Leaves when it has been told more than `after` things; None: never."""
+
+    def __init__(self, after: int | None) -> None:
+        super().__init__()
+        self._after = after
+
+    def placed(self, route: Route) -> None:
+        super().placed(route)
+        self._leave()
+
+    def read(self, read: Read) -> None:
+        super().read(read)
+        self._leave()
+
+    def token(self, token: Token) -> None:
+        super().token(token)
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._after is not None and len(self.told) > self._after:
+            raise Left
+
+
 async def _client(
     cluster: FakeCluster,
     number: int,
@@ -48,31 +86,27 @@ async def _client(
 ) -> None:
     reading, prompt = (ScorePrompt() if scored else None), (number, 5, 6, 7, 8)
     asked = request(max_tokens=max_tokens, name=f"r{number}", prompt=prompt, reading=reading)
-    events: list[GenerationEvent] = []
-    stream = cluster.dispatcher.generate(asked)
+    heard = Leaving(leaves_after)
     try:
-        async for event in stream:
-            events.append(event)
-            if leaves_after is not None and len(events) > leaves_after:
-                break
+        await collect(cluster, asked, heard)
     except PoisonRequest:
         assert may_be_poison
         return
     except CapacityError:
-        assert not events, "refused after the first token"
+        assert not heard.told, "refused after the first token"
         return
-    finally:
-        await stream.aclose()
+    except Left:
+        pass
+    events = heard.told
     due = expected(asked.token_ids, asked.sampling)
     if scored:
-        heard, due_scores = scores_heard(events), scores_of(prompt)
-        assert heard == due_scores[: len(heard)]
-        assert len(heard) == len(due_scores) or leaves_after is not None
+        scored_so, due_scores = scores_heard(events), scores_of(prompt)
+        assert scored_so == due_scores[: len(scored_so)]
+        assert len(scored_so) == len(due_scores) or leaves_after is not None
     if leaves_after is None:
         assert tokens_of(events) == due
     else:
-        have = [event.token_id for event in events if isinstance(event, Token)]
-        assert have == due[: len(have)]
+        assert [token.token_id for token in heard.tokens] == due[: len(heard.tokens)]
         assert sum(isinstance(event, Ended) for event in events[:-1]) == 0
 
 
@@ -106,6 +140,6 @@ def test_any_script_of_worker_behaviour_gives_the_right_tokens_and_one_ending(
                     )
                     tasks.create_task(running, name=f"client {number}")
             await cluster.until_idle()
-            await soon(lambda: not cluster.registry.num_mailboxes)
+            await soon(lambda: not cluster.registry.num_receivers)
 
     asyncio.run(test())

@@ -11,12 +11,14 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 from support.checkpoints import write_checkpoint
 from support.fake_dispatcher import FakeDispatcher, StubCluster
 
 from protocol.formats.choose import choose_formats
 from protocol.process.metrics import RouterMetrics
 from protocol.text.tokenizer import Tokenizer
+from router.api.stream_door import EXTENSION
 from router.http.app import create_app
 from router.runtime import ApiLimits, Runtime
 from router.wire.limits import ConnectionLimits
@@ -43,7 +45,8 @@ class Bench:
     @asynccontextmanager
     async def client(self, **changes: Any) -> AsyncIterator[httpx.AsyncClient]:
         """In memory: no socket, and answers arrive as a whole."""
-        transport = httpx.ASGITransport(self.app(**changes), raise_app_exceptions=False)
+        app = with_stream_door(self.app(**changes))
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://router") as client:
             yield client
 
@@ -66,6 +69,22 @@ class Bench:
                     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
                 finally:
                     server.should_exit = True
+
+
+def with_stream_door(app: ASGIApp) -> ASGIApp:
+    """The extension that our server has, for one that has it not and whose `send` never waits."""
+
+    async def extended(scope: Scope, receive: Receive, send: Send) -> None:
+        class Door:
+            def write_now(self, body: bytes) -> int:
+                sending = send({"type": "http.response.body", "body": body, "more_body": True})
+                for _ in sending.__await__():
+                    raise AssertionError("it waits")
+                return 0
+
+        await app({**scope, "extensions": {EXTENSION: Door()}}, receive, send)
+
+    return extended
 
 
 def make_bench(path: Path, **checkpoint: Any) -> Bench:

@@ -9,21 +9,13 @@ from support.fake_worker import Act, Fabric, FakeWorker, already_ended
 
 from protocol.channel.link import WorkerLink
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Registration, Role, Sampling
+from protocol.messages import Registration, Role, Sampling, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
 from router.placement.place import PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
-from router.requests.events import (
-    Ended,
-    GenerationEvent,
-    GenerationRequest,
-    Placed,
-    Pooled,
-    Scored,
-    Token,
-)
+from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
@@ -156,25 +148,54 @@ def request(
     )
 
 
-async def collect(cluster: FakeCluster, asked: GenerationRequest) -> list[GenerationEvent]:
-    return [event async for event in cluster.dispatcher.generate(asked)]
+Told = Route | Read | Token | Ended
 
 
-def tokens_of(events: Sequence[GenerationEvent]) -> list[int]:
-    """Checks the order of events: one `Placed`, what was read of the prompt, tokens from 0 without
-    a gap, one `Ended`."""
-    assert isinstance(events[0], Placed)
-    assert isinstance(events[-1], Ended)
-    num_read = sum(isinstance(event, Scored | Pooled) for event in events)
-    tokens = [event for event in events[1 + num_read : -1] if isinstance(event, Token)]
-    assert len(tokens) == len(events) - 2 - num_read
+class Heard:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Told] = []
+
+    def placed(self, route: Route) -> None:
+        self.told.append(route)
+
+    def read(self, read: Read) -> None:
+        self.told.append(read)
+
+    def token(self, token: Token) -> None:
+        self.told.append(token)
+
+    @property
+    def tokens(self) -> list[Token]:
+        return [one for one in self.told if isinstance(one, Token)]
+
+
+async def collect(
+    cluster: FakeCluster, asked: GenerationRequest, heard: Heard | None = None
+) -> list[Told]:
+    """All that the request's listener was told, `heard` if one is given, and its ending."""
+    heard = heard or Heard()
+    ended = await cluster.dispatcher.generate(asked, heard)
+    heard.told.append(ended)
+    return heard.told
+
+
+def tokens_of(told: Sequence[Told]) -> list[int]:
+    """Checks the order: one route, what was read of the prompt, tokens from 0 without a gap, one
+    `Ended`."""
+    assert isinstance(told[0], Route)
+    assert isinstance(told[-1], Ended)
+    num_read = sum(isinstance(one, Scored | Pooled) for one in told)
+    tokens = [one for one in told[1 + num_read : -1] if isinstance(one, Token)]
+    assert len(tokens) == len(told) - 2 - num_read
     assert [token.index for token in tokens] == list(range(len(tokens)))
     return [token.token_id for token in tokens]
 
 
-def scores_heard(events: Sequence[GenerationEvent]) -> list[TokenScore]:
+def scores_heard(told: Sequence[Told]) -> list[TokenScore]:
     """Checks that no prompt token is left out or told twice."""
-    scored = [event for event in events if isinstance(event, Scored)]
+    scored = [event for event in told if isinstance(event, Scored)]
     firsts = [event.first for event in scored]
     sizes = [len(event.scores) for event in scored]
     assert firsts == [1 + sum(sizes[:index]) for index in range(len(sizes))]

@@ -1,29 +1,27 @@
 """A dispatcher without workers: it says a fixed reply, token by token, or fails as told.
 
-Keeps the promises of `router.requests.events`; text, stops and limits go through the real
+Keeps the promises of `Dispatcher.generate`; text, stops and limits go through the real
 `TextState`.
 """
 
 import asyncio
 from array import array
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, RouterId, WorkerId
-from protocol.messages import FinishReason, TokenLogprob
+from protocol.messages import FinishReason, Token, TokenLogprob
 from protocol.readings import PoolPrompt, TokenScore
 from protocol.text.tokenizer import TextState, Tokenizer
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.requests.events import (
     Ended,
-    GenerationEvent,
     GenerationRequest,
-    Placed,
     Pooled,
     Route,
     Scored,
-    Token,
 )
+from router.requests.listener import Listener
 from router.requests.trace import RequestTrace
 from router.runtime import ClusterView
 
@@ -52,18 +50,18 @@ class FakeDispatcher:
         self.num_aborted = 0
         self.stopped_by: int | str | None = None
         self.num_made = 0
-        """Tokens yielded."""
+        """Tokens told."""
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
         self.requests.append(request)
         self.num_active += 1
         self.most_active = max(self.most_active, self.num_active)
         finished = False
         try:
             self._fail(BEFORE_PLACED)
-            yield Placed(route=ROUTE)
+            listener.placed(ROUTE)
             for read in self._reads(request):
-                yield read
+                listener.read(read)
             reason: FinishReason = "length"
             for token, stopped in self._tokens(request):
                 if self.hold_at == token.index:
@@ -71,17 +69,18 @@ class FakeDispatcher:
                 self._fail(token.index)
                 reason = "stop" if stopped else "length"
                 self.num_made += 1
-                yield token
+                listener.token(token)
+                await asyncio.sleep(0)  # others' turn, as between two steps
             finished = True
             trace = self._trace(request, reason)
-            yield Ended(
+            return Ended(
                 finish_reason=reason,
                 stopped_by=self.stopped_by,
                 cached_tokens=self.cached_tokens,
                 trace=trace,
             )
-        except BatonError:
-            finished = True
+        except BatonError as error:
+            finished = error in self.failures.values()
             raise
         finally:
             self.num_active -= 1

@@ -4,7 +4,7 @@ tokeniser puts a token of its own before texts."""
 from pathlib import Path
 
 import httpx
-from support.api import Bench, make_bench
+from support.api import Bench, make_bench, with_stream_door
 from support.checkpoints import byte_level_tokenizer
 from tokenizers import processors
 
@@ -24,7 +24,8 @@ class ParameterBench:
 
     def __init__(self, path: Path) -> None:
         self.bench = _bench(path)
-        self._transport = httpx.ASGITransport(self.bench.app(), raise_app_exceptions=False)
+        app = with_stream_door(self.bench.app())
+        self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=self._transport, base_url="http://router")

@@ -25,7 +25,7 @@ from protocol.messages import (
     Ticket,
     TokenLogprob,
 )
-from router.requests.events import GenerationRequest, Token
+from router.requests.events import GenerationRequest
 from router.requests.instructions import Deliver, EndWell, Instruction, Send
 from router.requests.request import RoutedRequest
 from router.requests.states import RequestState
@@ -185,12 +185,8 @@ def gone(*unheard: RequestId) -> WorkerGone:
 # -- what it is to do ---------------------------------------------------------------------
 
 
-def deliver(index: int, token_id: int) -> Deliver:
-    told = emit(index, token_id)
-    token = Token(
-        index=index, token_id=token_id, text=told.text, logprob=told.logprob, top=told.top
-    )
-    return Deliver(token)
+def deliver(index: int, token_id: int, *, attempt: int = 1) -> Deliver:
+    return Deliver(emit(index, token_id, attempt=attempt))
 
 
 def send_abort(worker: WorkerId, reason: str, *, attempt: int = 1) -> Send:

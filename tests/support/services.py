@@ -51,6 +51,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.num_counted = 0
+        """Of those submitted, that its thread has looked at."""
         self.outcomes: list[FetchOutcome] = []
         """Of the fetches that have ended."""
         self.quieted: list[tuple[int, ...]] = []
@@ -90,7 +92,7 @@ class FakeEngine:
             decode_step_s=0.0,
             step=self.step,
             num_preempted=0,
-            num_counted=0,
+            num_counted=self.num_counted,
         )
 
 

@@ -7,10 +7,11 @@ import xxhash
 
 from bench.placement_sim.request import Request, Route
 from bench.placement_sim.rule import Member, Report
-from protocol.ids import BlockHash, Epoch, RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Beat, Blocks, Load, LoadReport, Registration, Sampling, Speeds
-from router.placement.place import Placement, PlacementRefusal
-from router.placement.prefix_index import PrefixIndex
+from router.placement.fleet import Fleet
+from router.placement.place import Placement, PlacementRefusal, PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -31,41 +32,55 @@ class Baton:
 
     def __init__(self) -> None:
         self._index = PrefixIndex()
-        self._candidates = Candidates(index=self._index, prefer="cheapest")
+        self._fleet = Fleet()
         self._workers: dict[WorkerId, KnownWorker] = {}
-        self._ready: list[KnownWorker] = []
+        self._candidates = Candidates(
+            index=self._index, fleet=self._fleet, workers=self._workers, rules=PlacementRules()
+        )
         self._members: dict[WorkerId, Member] = {}
         self._sequences: dict[WorkerId, int] = {}
-        self._hashes: dict[int, BlockHash] = {}
+        self._hashes: dict[int, bytes] = {}
         self._contexts: dict[int, RequestContext] = {}
         self._placement: Placement | None = None
 
     def add_member(self, member: Member) -> None:
         known = KnownWorker(_registration(member))
         self._members[known.id], self._workers[known.id] = member, known
+        known.join_fleet(self._fleet)
         self._index.follow_worker(known.id, EPOCH)
-        self._index.load_snapshot(known.id, EPOCH, sequence=0, hashes=())
+        self._index.load_snapshot(known.id, EPOCH, sequence=0, packed=b"")
 
     def place_request(self, request: Request, *, now: float) -> Route | None:
         context = self._contexts.get(request.number) or self._context(request)
-        placement = self._candidates.place_request(context, self._ready, now=now)
+        placement = self._candidates.place_request(context, now=now)
         if isinstance(placement, PlacementRefusal):
             return None
         self._placement = placement
-        prefill = None if placement.prefill is None else self._members[placement.prefill].index
-        return Route(prefill=prefill, decode=self._members[placement.decode].index)
+        source = placement.prefix_source
+        return Route(
+            prefill=None if placement.prefill is None else self._members[placement.prefill].index,
+            decode=self._members[placement.decode].index,
+            source=None if source is None else (source.worker, source.num_tokens),
+        )
 
     def note_placed(self, request: Request, route: Route, *, now: float) -> None:
         context = self._contexts[request.number]
         assert self._placement is not None
-        self._candidates.note_placed(context, self._placement, self._ready, now=now)
+        self._candidates.note_placed(context, self._placement, now=now)
+        first = self._first(route)
+        context.routed.begin_attempt(
+            "", prefill=None if route.prefill is None else first, decode=self._decode(route),
+            remaining_s=DEADLINE_S,
+        )  # fmt: skip
+        first.note_posted(context.routed.wire_id)
+
+    def note_begun(self, request: Request, route: Route, *, now: float) -> None:
+        self._decode(route).note_posted(self._contexts[request.number].routed.wire_id)
 
     def note_report(self, report: Report, *, now: float) -> None:
         worker = self._workers[WorkerId(report.member.name)]
         if worker.beat is None:
             worker.note_beat(_beat(report), now=now)
-            ready = [known for known in self._workers.values() if known.is_ready]
-            self._ready = sorted(ready, key=lambda known: known.id)
         worker.note_load(
             LoadReport(
                 num_received=report.num_received,
@@ -74,7 +89,8 @@ class Baton:
                 waiting_tokens=report.num_waiting_tokens,
                 context_tokens=report.context_tokens,
                 num_free_blocks=report.num_free_blocks,
-            )
+            ),
+            now=now,
         )
 
     def note_blocks(
@@ -82,20 +98,14 @@ class Baton:
     ) -> None:
         worker = WorkerId(member.name)
         self._sequences[worker] = sequence = self._sequences.get(worker, 0) + 1
-        hashes = self._names(blocks)
-        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, hashes=hashes)
+        packed = self._names(blocks)
+        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, packed=packed, now=0.0)
 
     def note_first_token(self, request: Request, route: Route, *, now: float) -> None:
-        context = self._contexts[request.number]
-        first = self._first(route)
-        first.note_heard(context.routed.wire_id, 0)
-        if route.prefill is not None:
-            self._candidates.note_ended(context, [first])
+        self._first(route).note_heard(self._contexts[request.number].routed.wire_id, 0)
 
     def note_ended(self, request: Request, route: Route, *, now: float) -> None:
-        context = self._contexts.pop(request.number)
-        decode = self._decode(route)
-        self._candidates.note_ended(context, [self._first(route), decode])
+        self._candidates.note_ended(self._contexts.pop(request.number))
 
     def _first(self, route: Route) -> KnownWorker:
         if route.prefill is None:
@@ -105,12 +115,11 @@ class Baton:
     def _decode(self, route: Route) -> KnownWorker:
         return self._workers[WorkerId(f"decode-{route.decode:04}")]
 
-    def _names(self, blocks: Sequence[int]) -> list[BlockHash]:
+    def _names(self, blocks: Sequence[int]) -> bytes:
         for block in blocks:
             if block not in self._hashes:
-                name = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
-                self._hashes[block] = BlockHash(name)
-        return [self._hashes[block] for block in blocks]
+                self._hashes[block] = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
+        return b"".join([self._hashes[block] for block in blocks])
 
     def _context(self, request: Request) -> RequestContext:
         """The hashes are those of the trace; of the tokens only their number is looked at."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.anthropic.blocks import BlockChange, OutputBlocks
 from router.anthropic.prepare import MessageGeneration
@@ -13,7 +14,7 @@ from router.http.anthropic.message_frames import PING, block_frame, event_frame
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.requests.events import Ended, Token
+from router.requests.events import Ended
 
 
 class MessageAnswer(AnswerWriter):
@@ -31,7 +32,7 @@ class MessageAnswer(AnswerWriter):
             yield from self._blocks.add(event)
 
     def _last_changes(self, ended: Ended) -> Iterator[BlockChange]:
-        self._usage.ended(0, ended)
+        self.usage.ended(0, ended)
         for event in self.last_events(0, ended):
             yield from self._blocks.add(event)
         yield from self._blocks.end()
@@ -59,20 +60,20 @@ class MessageAnswer(AnswerWriter):
 
     def _usage_shape(self) -> dict[str, Any]:
         """The three kinds of input add up to the prompt; what was cached is known at the end."""
-        cached = (self._usage.shape()["prompt_tokens_details"] or {}).get("cached_tokens", 0)
+        cached = (self.usage.shape()["prompt_tokens_details"] or {}).get("cached_tokens", 0)
         return {
             "input_tokens": self._generation.prompt_tokens - cached,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": cached,
-            "output_tokens": self._usage.completion_tokens,
-            "output_tokens_details": {"thinking_tokens": self._usage.reasoning_tokens},
+            "output_tokens": self.usage.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.usage.reasoning_tokens},
         }
 
 
 class WholeMessage(MessageAnswer):
     """Sends one JSON object, or one error object, at the end."""
 
-    async def token(self, index: int, token: Token) -> None:
+    def token(self, index: int, token: Token) -> None:
         self.num_held += 1
         for _ in self._changes(token):
             pass
@@ -95,31 +96,30 @@ class StreamedMessage(MessageAnswer):
         super().__init__(generation, exchange, tokenizer=tokenizer)
         self._stream = EventStream(exchange)
 
-    async def token(self, index: int, token: Token) -> None:
-        frame = b"" if self._stream.is_begun else self._opening()
-        await self._write(frame + _frames(self._changes(token)))
+    def token(self, index: int, token: Token) -> None:
+        self._open()
+        if frame := _frames(self._changes(token)):
+            self._stream.write(frame)
 
     async def ended(self, index: int, ended: Ended) -> None:
-        frame = b"" if self._stream.is_begun else self._opening()
-        await self._write(frame + _frames(self._last_changes(ended)))
+        self._open()
+        await self._stream.send(_frames(self._last_changes(ended)))
 
     async def finish(self) -> None:
         told = event_frame("message_delta", delta=self._stopped, usage=self._usage_shape())
-        await self._write(told + event_frame("message_stop"), is_last=True)
+        await self._stream.send(told + event_frame("message_stop"), is_last=True)
 
     async def fail(self, error: ApiError) -> None:
         if self._stream.is_begun:
             body = self._exchange.show_error(error)
-            await self._write(b"event: error\ndata: " + body + b"\n\n", is_last=True)
+            await self._stream.send(b"event: error\ndata: " + body + b"\n\n", is_last=True)
         else:
             await self._exchange.refuse(error)
 
-    def _opening(self) -> bytes:
-        return event_frame("message_start", message=self._shape()) + PING
-
-    async def _write(self, frame: bytes, *, is_last: bool = False) -> None:
-        if frame or is_last:
-            await self._stream.write(frame, route_header(self._route), is_last=is_last)
+    def _open(self) -> None:
+        if not self._stream.is_begun:
+            self._stream.begin(route_header(self._route))
+            self._stream.write_anyway(event_frame("message_start", message=self._shape()) + PING)
 
 
 def _frames(changes: Iterable[BlockChange]) -> bytes:

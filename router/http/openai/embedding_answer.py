@@ -9,13 +9,14 @@ from typing import Any
 
 import msgspec
 
+from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError, bad_field
 from router.api.generation import Generation, ShownVectors
 from router.http.answer import AnswerWriter, route_header
 from router.http.exchange import Exchange
 from router.http.json_pieces import respond_json
-from router.requests.events import Ended, Pooled, Read, Token
+from router.requests.events import Ended, Pooled, Read
 
 
 class EmbeddingAnswer(AnswerWriter):
@@ -27,12 +28,12 @@ class EmbeddingAnswer(AnswerWriter):
         self._wish = generation.vectors
         self._vectors: dict[int, array[float]] = {}
 
-    async def read(self, index: int, read: Read) -> None:
+    def read(self, index: int, read: Read) -> None:
         assert isinstance(read, Pooled), "nobody asks for scores here"
         self._vectors[index] = vector = shown_vector(read.values, self._wish)
         self.num_held += len(vector) // 16
 
-    async def token(self, index: int, token: Token) -> None:
+    def token(self, index: int, token: Token) -> None:
         raise AssertionError("nothing is generated here")
 
     async def ended(self, index: int, ended: Ended) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from protocol.formats.contract import OutputEvent
+from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import MAX_ALTERNATIVES, Generation, answer_too_large
@@ -18,7 +19,7 @@ from router.http.openai.logprobs import (
     echoed_entries,
 )
 from router.openai.chat_message import ChatMessage, finish_reason
-from router.requests.events import Ended, Read, Scored, Token
+from router.requests.events import Ended, Read, Scored
 
 
 class JsonChoice:
@@ -93,19 +94,19 @@ class JsonAnswer(AnswerWriter):
             for index in range(len(generation.requests))
         ]
 
-    async def read(self, index: int, read: Read) -> None:
+    def read(self, index: int, read: Read) -> None:
         assert isinstance(read, Scored), "nobody asks for a vector here"
         self.num_held += sum(1 + len(score.top) for score in read.scores)
         self._choices[index].read(read)
 
-    async def token(self, index: int, token: Token) -> None:
+    def token(self, index: int, token: Token) -> None:
         self.num_held += 1 + len(token.top)
         if self.num_held > MAX_ALTERNATIVES:
             raise answer_too_large(self._generation.kind)
         self._choices[index].add(token, self.events(index, token))
 
     async def ended(self, index: int, ended: Ended) -> None:
-        self._usage.ended(index, ended)
+        self.usage.ended(index, ended)
         self._choices[index].end(ended, self.last_events(index, ended))
 
     async def finish(self) -> None:
@@ -117,7 +118,7 @@ class JsonAnswer(AnswerWriter):
             "model": generation.model,
             "system_fingerprint": None,
             "choices": [choice.shape() for choice in self._choices],
-            "usage": self._usage.shape(),
+            "usage": self.usage.shape(),
         }
         if generation.return_token_ids and generation.kind == "chat":
             answer["prompt_token_ids"] = list(generation.requests[0].token_ids)

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from protocol.messages import TokenLogprob
+from protocol.messages import Token, TokenLogprob
 from protocol.readings import TokenScore
 from protocol.text.detokenize import Detokenizer
 from protocol.text.tokenizer import Tokenizer
-from router.requests.events import Scored, Token
+from router.requests.events import Scored
 
 FLOOR = -9999.0
 """Stands for minus infinity, which JSON cannot hold; OpenAI's value."""

@@ -1,4 +1,4 @@
-"""An answer given as server-sent events, one chunk per token, written straight to ASGI.
+"""An answer given as server-sent events, one chunk per token, written as the token is said.
 
 Everything of a chunk that does not change is formatted once per choice: per token there is one
 JSON string to encode and one write. The response begins with the first token, so what is refused
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from protocol.formats.contract import CallStart, Content, OutputEvent
+from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
@@ -20,7 +21,8 @@ from router.http.exchange import Exchange
 from router.http.openai.json_answer import logprobs_of
 from router.http.openai.logprobs import TextLogprobs, echoed_entries
 from router.openai.chat_message import delta, finish_reason
-from router.requests.events import Ended, Read, Scored, Token
+from router.requests.events import Ended, Read, Scored
+from router.requests.listener import Listener
 
 DONE = b"data: [DONE]\n\n"
 NONE = b"null"
@@ -65,6 +67,11 @@ class Frames:
 
     def text(self, index: int, text: str, logprobs: bytes = NONE) -> bytes:
         return self._chunk(index, self._shown(Content(text)), logprobs)
+
+    def around_text(self, index: int) -> tuple[bytes, bytes]:
+        """What of `text` comes before and after the text as a JSON string."""
+        before, after = self.text(index, "").rsplit(b'""', 1)
+        return before, after
 
     def shown(self, events: Sequence[OutputEvent], *, anyway: bool) -> list[bytes]:
         """What the events tell, a chunk each; `anyway`: at least one."""
@@ -116,37 +123,40 @@ class SseAnswer(AnswerWriter):
 
     def __init__(self, generation: Generation, exchange: Exchange, *, tokenizer: Tokenizer) -> None:
         super().__init__(generation, exchange, tokenizer=tokenizer)
-        self._frames = Frames(generation, self._usage)
+        self.frames = Frames(generation, self.usage)
         num_choices = len(generation.requests)
         self._logprobs = [
             logprobs_of(generation, index, tokenizer=tokenizer) for index in range(num_choices)
         ]
-        self._is_plain = self._parsers is None and not generation.return_token_ids
-        self._is_plain &= self._logprobs[0] is None
+        self._is_plain = (
+            self._parsers is None
+            and self._logprobs[0] is None
+            and not generation.return_token_ids
+            and not generation.continuous_usage
+        )
         """Tokens tell nothing but their text."""
         self._has_calls = [False] * num_choices
         self._untold: list[list[int]] = [[] for _ in range(num_choices)]
         """Token ids that no chunk has named yet, if they are to be told."""
-        self._stream = EventStream(exchange)
+        self.stream = EventStream(exchange)
 
-    async def read(self, index: int, read: Read) -> None:
+    def choice(self, index: int) -> Listener:
+        return PlainChoice(self, index) if self._is_plain else super().choice(index)
+
+    def read(self, index: int, read: Read) -> None:
         assert isinstance(read, Scored), "nobody asks for a vector here"
         scores, logprobs = self._generation.scores, self._logprobs[index]
         assert scores is not None and scores.echoed is not None
         assert isinstance(logprobs, TextLogprobs)
-        opening = self._open()  # with the entry of the first token
+        self.open()  # with the entry of the first token
         entries = echoed_entries(logprobs, read, num_top=scores.echoed)
-        await self._write(opening + self._frames.text(index, "", _encode(logprobs.join(entries))))
+        told = self.frames.text(index, "", _encode(logprobs.join(entries)))
+        self.stream.write_anyway(told)
 
-    async def token(self, index: int, token: Token) -> None:
-        frame = self._open()
-        if self._is_plain:
-            self._usage.completion_tokens += 1
-            frame += self._frames.text(index, token.text) if token.text else b""
-        else:
-            frame += self._told(index, token)
-        if frame:
-            await self._write(frame)
+    def token(self, index: int, token: Token) -> None:
+        self.open()
+        if frame := self._told(index, token):
+            self.stream.write(frame)
 
     def _told(self, index: int, token: Token) -> bytes:
         if self._generation.return_token_ids:
@@ -157,19 +167,20 @@ class SseAnswer(AnswerWriter):
         return self._frames_of(index, self.events(index, token), entry)
 
     async def ended(self, index: int, ended: Ended) -> None:
-        self._usage.ended(index, ended)
-        frame = self._open() + self._frames_of(index, self.last_events(index, ended), NONE)
+        self.usage.ended(index, ended)
+        self.open()
+        frame = self._frames_of(index, self.last_events(index, ended), NONE)
         reason = finish_reason(ended.finish_reason, has_calls=self._has_calls[index])
         more = self._token_ids(index)
-        await self._write(frame + self._frames.closing(index, reason, ended.stopped_by, more))
+        await self.stream.send(frame + self.frames.closing(index, reason, ended.stopped_by, more))
 
     def _frames_of(self, index: int, events: Sequence[OutputEvent], logprobs: bytes) -> bytes:
         if any(isinstance(event, CallStart) for event in events):
             self._has_calls[index] = True
-        shown = self._frames.shown(events, anyway=logprobs != NONE)
+        shown = self.frames.shown(events, anyway=logprobs != NONE)
         if not shown:
             return b""
-        return self._frames.chunks(index, shown, logprobs, self._token_ids(index))
+        return self.frames.chunks(index, shown, logprobs, self._token_ids(index))
 
     def _token_ids(self, index: int) -> bytes:
         if not self._generation.return_token_ids:
@@ -178,28 +189,46 @@ class SseAnswer(AnswerWriter):
         return b',"token_ids":' + _encode(told)
 
     async def finish(self) -> None:
-        usage = self._frames.usage(self._usage) if self._generation.include_usage else b""
-        await self._write(usage + DONE, is_last=True)
+        usage = self.frames.usage(self.usage) if self._generation.include_usage else b""
+        await self.stream.send(usage + DONE, is_last=True)
 
     async def fail(self, error: ApiError) -> None:
-        if self._stream.is_begun:
+        if self.stream.is_begun:
             told = b"data: " + self._exchange.show_error(error) + b"\n\n"
-            await self._write(told, is_last=True)
+            await self.stream.send(told, is_last=True)
         else:
             await self._exchange.refuse(error)
 
-    def _open(self) -> bytes:
+    def open(self) -> None:
         """All choices at once and in order: OpenAI's reader of streams fails on other orders."""
-        if self._stream.is_begun:
-            return b""
-        return b"".join(map(self._opening, range(len(self._generation.requests))))
+        if not self.stream.is_begun:
+            self.stream.begin(route_header(self._route))
+            opening = b"".join(map(self._opening, range(len(self._generation.requests))))
+            self.stream.write_anyway(opening)
 
     def _opening(self, index: int) -> bytes:
         logprobs, scores = self._logprobs[index], self._generation.scores
         if scores is None or not isinstance(logprobs, TextLogprobs):
-            return self._frames.opening(index)
+            return self.frames.opening(index)
         first = logprobs.first_entry(self._generation.requests[index].token_ids[0])
-        return self._frames.opening(index, _encode(logprobs.join([first])))
+        return self.frames.opening(index, _encode(logprobs.join([first])))
 
-    async def _write(self, frame: bytes, *, is_last: bool = False) -> None:
-        await self._stream.write(frame, route_header(self._route), is_last=is_last)
+
+class PlainChoice:
+    """A choice whose tokens tell nothing but their text: the usual case."""
+
+    def __init__(self, answer: SseAnswer, index: int) -> None:
+        self._answer, self._stream = answer, answer.stream
+        self._usage = answer.usage
+        self._before, self._after = answer.frames.around_text(index)
+        self.placed = answer.placed
+
+    def read(self, read: Read) -> None:
+        raise AssertionError("nothing is asked for of its prompt")
+
+    def token(self, token: Token) -> None:
+        self._usage.completion_tokens += 1
+        if not self._stream.is_begun:
+            self._answer.open()
+        if token.text:
+            self._stream.write(b"".join((self._before, _encode(token.text), self._after)))

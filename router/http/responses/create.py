@@ -30,7 +30,7 @@ class ResponseCreation(GenerateResponse):
         keeping = keeping_of(state, client)
         async with state.body_of(exchange, seats) as body:
             fields = await state.run_in_thread(read_request, body)
-            with state.bodies.share(client) as room:
+            with state.bodies.share(client.name) as room:
                 found = await find_responses(keeping, wanted_ids(fields), room)
                 return await state.run_in_thread(
                     prepare_response, runtime, fields, found, keeping, request, context

@@ -1,8 +1,7 @@
-"""Responses that were kept: found, shown, listed item by item, deleted. Each is its owner's alone:
-who has another API key is told that there is none."""
+"""Responses that were kept: found, shown, listed item by item, deleted. Each is its owner's alone,
+which is an API key, or the tenant of one: who has another is told that there is none."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from router.http.middleware import client_of
 from router.responses.prepare import FoundResponses, Keeping
 from router.responses.recent import MAX_BYTES, RecentAnswers
 from router.runtime import Runtime
+from router.tenants.client import Client
 
 MAX_LISTED, DEFAULT_LISTED = 100, 20
 """Items of one answer, as in OpenAI's API."""
@@ -31,20 +31,16 @@ Show = Callable[[KeptResponse, Query], bytes]
 
 
 def new_recent_answers(runtime: Runtime) -> RecentAnswers:
-    return RecentAnswers(max_bytes=MAX_BYTES // max(1, len(runtime.api_keys)))
+    return RecentAnswers(max_bytes=MAX_BYTES // runtime.num_owners)
 
 
-def keeping_of(state: AppState, client: str) -> Keeping | None:
-    """Where the responses of `client`, as `client_of` names it, are kept; None: nowhere."""
-    runtime, policy = state.runtime, state.runtime.kept_responses
+def keeping_of(state: AppState, client: Client) -> Keeping | None:
+    """Where the responses of `client` are kept; None: nowhere."""
+    policy = state.runtime.kept_responses
     if policy is None:
         return None
-    owner = "all"
-    if runtime.api_keys:
-        key = runtime.api_keys[int(client.removeprefix("key "))]
-        owner = hashlib.sha256(key.encode()).hexdigest()[:32]
     return Keeping(
-        store=policy.store, recent=state.recent, owner=owner, by_default=policy.by_default
+        store=policy.store, recent=state.recent, owner=client.owner, by_default=policy.by_default
     )
 
 
@@ -80,7 +76,7 @@ class KeptAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         state, client = self._state, client_of(scope)
         try:
-            with state.seats.share(client) as seats, state.bodies.share(client) as room:
+            with state.seats.share(client.name) as seats, state.bodies.share(client.name) as room:
                 seats.widen(1)
                 found = await find_responses(keeping_of(state, client), [self._ident], room)
                 if (kept := found.kept.get(self._ident)) is None:

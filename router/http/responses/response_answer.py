@@ -9,6 +9,7 @@ from typing import Any, Literal, assert_never
 import msgspec
 
 from protocol.errors import BatonError
+from protocol.messages import Token
 from protocol.store.responses import KeptResponse
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError, openai_error
@@ -19,7 +20,7 @@ from router.http.exchange import Exchange
 from router.http.json_pieces import PIECE_BYTES, json_pieces, respond_json
 from router.http.openai.json_answer import logprobs_of
 from router.http.responses.event_frames import EventFrames
-from router.requests.events import Ended, Token
+from router.requests.events import Ended
 from router.responses.prepare import too_many_logprobs
 from router.responses.response_generation import ResponseGeneration
 from router.responses.shapes import OutputItem, Status, response_shape
@@ -53,7 +54,7 @@ class ResponseAnswer(AnswerWriter):
             self._pending.clear()
 
     def _last_changes(self, index: int, ended: Ended) -> Iterator[ItemChange]:
-        self._usage.ended(index, ended)
+        self.usage.ended(index, ended)
         for event in self.last_events(index, ended):
             yield from self._transcript.add(event)
         self._is_whole = ended.finish_reason == "stop"
@@ -98,13 +99,13 @@ class ResponseAnswer(AnswerWriter):
         return is_kept
 
     def _usage_shape(self) -> dict[str, Any]:
-        usage = self._usage.shape()
+        usage = self.usage.shape()
         cached = (usage["prompt_tokens_details"] or {}).get("cached_tokens", 0)
         return {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
             "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"reasoning_tokens": self._usage.reasoning_tokens},
+            "output_tokens_details": {"reasoning_tokens": self.usage.reasoning_tokens},
             "total_tokens": usage["total_tokens"],
         }
 
@@ -112,7 +113,7 @@ class ResponseAnswer(AnswerWriter):
 class WholeResponse(ResponseAnswer):
     """Sends one JSON object, or one error object, at the end."""
 
-    async def token(self, index: int, token: Token) -> None:
+    def token(self, index: int, token: Token) -> None:
         self._collect(self._changes(index, token))
 
     async def ended(self, index: int, ended: Ended) -> None:
@@ -139,17 +140,29 @@ class StreamedResponse(ResponseAnswer):
         super().__init__(generation, exchange, tokenizer=tokenizer)
         self._frames = EventFrames()
         self._stream = EventStream(exchange)
-        self._is_open = False
+        self._opening: list[bytes] = []
 
-    async def token(self, index: int, token: Token) -> None:
-        await self._write(self._tell(self._changes(index, token)))
+    async def prepare(self) -> None:
+        """The first events, which say what was asked for, as large as that is."""
+        shape = self._shape("in_progress", is_kept=self._response.store is not None)
+        for word in ("created", "in_progress"):
+            for piece in self._frames.response(word, shape):
+                self._opening.append(piece)
+                if len(piece) >= PIECE_BYTES:
+                    await asyncio.sleep(0)
+
+    def token(self, index: int, token: Token) -> None:
+        self._open()
+        if frame := b"".join(self._told(self._changes(index, token))):
+            self._stream.write(frame)
 
     async def ended(self, index: int, ended: Ended) -> None:
-        await self._write(self._tell(self._last_changes(index, ended)))
+        self._open()
+        await self._send(self._told(self._last_changes(index, ended)))
 
     async def finish(self) -> None:
         status, shape = await self._final()
-        await self._write(self._frames.response(status, shape), is_last=True)
+        await self._send(self._frames.response(status, shape), is_last=True)
 
     async def fail(self, error: ApiError) -> None:
         if not self._stream.is_begun:
@@ -159,15 +172,17 @@ class StreamedResponse(ResponseAnswer):
             pass
         told = {"code": _FAILURES.get(error.status, "server_error"), "message": error.message}
         shape = self._shape("failed", is_kept=False, error=told, usage=self._usage_shape())
-        await self._write(self._frames.error(msgspec.json.decode(openai_error(error))["error"]))
-        await self._write(self._frames.response("failed", shape), is_last=True)
+        await self._send(self._frames.error(msgspec.json.decode(openai_error(error))["error"]))
+        await self._send(self._frames.response("failed", shape), is_last=True)
 
-    def _tell(self, changes: Iterable[ItemChange]) -> Iterator[bytes]:
-        if not self._is_open:
-            self._is_open = True
-            shape = self._shape("in_progress", is_kept=self._response.store is not None)
-            yield from self._frames.response("created", shape)
-            yield from self._frames.response("in_progress", shape)
+    def _open(self) -> None:
+        if not self._stream.is_begun:
+            self._stream.begin(route_header(self._route))
+            for piece in self._opening:
+                self._stream.write_anyway(piece)
+            self._opening.clear()
+
+    def _told(self, changes: Iterable[ItemChange]) -> Iterator[bytes]:
         for change in changes:
             match change:
                 case ItemGrown(item, text):
@@ -179,17 +194,16 @@ class StreamedResponse(ResponseAnswer):
                 case _:
                     assert_never(change)
 
-    async def _write(self, pieces: Iterable[bytes], *, is_last: bool = False) -> None:
+    async def _send(self, pieces: Iterable[bytes], *, is_last: bool = False) -> None:
         """What is small in one write; of what is large, others have their turn in between."""
-        frame, headers = bytearray(), route_header(self._route)
+        frame = bytearray()
         for piece in pieces:
             frame += piece
             if len(frame) >= PIECE_BYTES:
-                await self._stream.write(bytes(frame), headers)
+                await self._stream.send(bytes(frame))
                 frame.clear()
                 await asyncio.sleep(0)
-        if frame or is_last:
-            await self._stream.write(bytes(frame), headers, is_last=is_last)
+        await self._stream.send(bytes(frame), is_last=is_last)
 
 
 async def _encoded(shape: Any) -> bytes:

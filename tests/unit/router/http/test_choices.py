@@ -1,5 +1,4 @@
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -8,43 +7,78 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.api import Bench
 from support.eventually import soon
-from support.fake_dispatcher import ROUTE
 
 from protocol.ids import RequestId
-from protocol.messages import Sampling
-from router.http.choices import EVENTS_PER_CHOICE, open_choices
-from router.requests.events import (
-    Ended,
-    GenerationEvent,
-    GenerationRequest,
-    NoWorkers,
-    Placed,
-    Token,
-)
+from protocol.messages import Sampling, Token
+from router.api.errors import ApiError
+from router.api.generation import Generation
+from router.http.answer import AnswerWriter
+from router.http.choices import answer_choices
+from router.requests.events import Ended, GenerationRequest, NoWorkers, Route
+from router.requests.listener import Listener
 
 pytestmark = pytest.mark.anyio
 
 
-def requests(num: int, *, max_tokens: int = 50) -> list[GenerationRequest]:
+def generation(num: int, *, max_tokens: int = 50, max_at_once: int | None = None) -> Generation:
     sampling = Sampling(seed=1, max_tokens=max_tokens)
     one = GenerationRequest(
         id=RequestId("r"), token_ids=(5,), sampling=sampling, salt="", deadline_s=60
     )
-    return [replace(one, id=RequestId(f"r.{index}")) for index in range(num)]
+    return Generation(
+        kind="chat", id="chatcmpl-1", created=0, model="tiny", stream=True, include_usage=False,
+        continuous_usage=False, n=num, prompt_tokens=1, echoes=("",) * num, max_at_once=max_at_once,
+        requests=tuple(replace(one, id=RequestId(f"r.{index}")) for index in range(num)),
+    )  # fmt: skip
+
+
+class Kept(AnswerWriter):
+    """Keeps what it is told, and leaves after so many things."""
+
+    def __init__(self, generation: Generation, *, leave_after: int | None = None) -> None:
+        self.told: list[tuple[int, Route | Token | Ended]] = []
+        self._leave_after = leave_after
+        self._num = len(generation.requests)
+
+    def choice(self, index: int) -> Listener:
+        listener = super().choice(index)
+        listener.placed = lambda route: self._keep(index, route)  # type: ignore[method-assign]
+        return listener
+
+    def token(self, index: int, token: Token) -> None:
+        self._keep(index, token)
+
+    async def ended(self, index: int, ended: Ended) -> None:
+        self._keep(index, ended)
+
+    async def finish(self) -> None:
+        raise AssertionError
+
+    async def fail(self, error: ApiError) -> None:
+        raise AssertionError
+
+    def of(self, index: int) -> list[Route | Token | Ended]:
+        return [told for choice, told in self.told if choice == index]
+
+    def _keep(self, index: int, told: Route | Token | Ended) -> None:
+        self.told.append((index, told))
+        if self._leave_after is not None and len(self.told) > self._leave_after:
+            raise Left
+
+
+class Left(Exception):
+    pass
 
 
 @pytest.mark.parametrize("num", [1, 3])
-async def test_every_choice_has_all_its_events_in_order(bench: Bench, num: int) -> None:
-    seen: list[list[object]] = [[] for _ in range(num)]
-    async with (
-        asyncio.TaskGroup() as tasks,
-        open_choices(bench.dispatcher, requests(num), tasks=tasks) as events,
-    ):
-        async for index, event in events:
-            seen[index].append(event)
-    for mine in seen:
-        assert isinstance(mine[0], Placed) and isinstance(mine[-1], Ended)
-        tokens = [event for event in mine if isinstance(event, Token)]
+async def test_every_choice_is_told_in_order_and_ends(bench: Bench, num: int) -> None:
+    asked = generation(num)
+    answer = Kept(asked)
+    await answer_choices(bench.dispatcher, asked, answer)
+    for index in range(num):
+        mine = answer.of(index)
+        assert isinstance(mine[0], Route) and isinstance(mine[-1], Ended)
+        tokens = [told for told in mine if isinstance(told, Token)]
         assert [token.index for token in tokens] == list(range(len(mine) - 2))
     assert bench.dispatcher.num_active == bench.dispatcher.num_aborted == 0
 
@@ -52,50 +86,29 @@ async def test_every_choice_has_all_its_events_in_order(bench: Bench, num: int) 
 @pytest.mark.parametrize("num", [1, 3])
 async def test_leaving_early_aborts_what_still_runs(bench: Bench, num: int) -> None:
     bench.dispatcher.hold_at = 2
+    asked = generation(num)
     async with asyncio.TaskGroup() as tasks:
-        async with open_choices(bench.dispatcher, requests(num), tasks=tasks) as events:
-            await anext(events)
-        await soon(lambda: bench.dispatcher.num_active == 0)
+        running = answer_choices(bench.dispatcher, asked, Kept(asked))
+        task = tasks.create_task(running, name="choices")
+        await soon(lambda: bench.dispatcher.num_made == 2 * num)
+        task.cancel()
+    assert bench.dispatcher.num_active == 0
     assert bench.dispatcher.num_aborted == num
 
 
 async def test_the_failure_of_one_is_raised_and_the_others_are_aborted(bench: Bench) -> None:
     bench.dispatcher.failures[3] = NoWorkers("gone")
     bench.dispatcher.num_failures_left = 1
-    async with asyncio.TaskGroup() as tasks:
-        with pytest.raises(NoWorkers):
-            async with open_choices(bench.dispatcher, requests(3), tasks=tasks) as events:
-                async for _ in events:
-                    pass
+    asked = generation(3)
+    with pytest.raises(NoWorkers):
+        await answer_choices(bench.dispatcher, asked, Kept(asked))
     assert bench.dispatcher.num_active == 0
 
 
-@pytest.mark.parametrize("num", [1, 2])
-async def test_silence_is_never_an_ending(num: int) -> None:
-    class Mute:
-        async def generate(
-            self, request: GenerationRequest
-        ) -> AsyncGenerator[GenerationEvent, None]:
-            yield Placed(route=ROUTE)
-
-    async with asyncio.TaskGroup() as tasks:
-        with pytest.raises(AssertionError, match="has no ending"):
-            async with open_choices(Mute(), requests(num), tasks=tasks) as events:
-                async for _ in events:
-                    pass
-
-
-async def test_choices_wait_for_a_client_that_lags(bench: Bench) -> None:
-    bench.dispatcher.reply = "x" * 500
-    made: list[int] = []
-    async with asyncio.TaskGroup() as tasks:
-        many = requests(2, max_tokens=200)
-        async with open_choices(bench.dispatcher, many, tasks=tasks) as events:
-            await anext(events)
-            for _ in range(1000):  # turns of the loop, in which the choices run on
-                await asyncio.sleep(0)
-            made.append(bench.dispatcher.num_made)
-    assert made[0] <= 2 * (EVENTS_PER_CHOICE + 2)
+async def test_no_more_run_at_once_than_may(bench: Bench) -> None:
+    asked = generation(5, max_at_once=2)
+    await answer_choices(bench.dispatcher, asked, Kept(asked))
+    assert bench.dispatcher.most_active == 2
 
 
 @given(
@@ -106,14 +119,9 @@ def test_nothing_runs_on_after_any_way_out(
     bench: Bench, leave_after: int, fail_at: int | None, num: int
 ) -> None:
     async def leave() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            with suppress(NoWorkers):
-                async with open_choices(bench.dispatcher, requests(num), tasks=tasks) as events:
-                    left = leave_after
-                    async for _ in events:
-                        left -= 1
-                        if left < 0:
-                            break
+        asked = generation(num)
+        with suppress(NoWorkers, Left):
+            await answer_choices(bench.dispatcher, asked, Kept(asked, leave_after=leave_after))
 
     bench.dispatcher.failures = {} if fail_at is None else {fail_at: NoWorkers("gone")}
     asyncio.run(asyncio.wait_for(leave(), timeout=20))

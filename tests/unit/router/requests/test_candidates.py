@@ -1,14 +1,18 @@
 """Who may get a request at this moment: values in, a placement out."""
 
+from collections import Counter
+from typing import Any
+
 from msgspec.structs import replace
 from support.routed_request import D, P, already_ended, emit, gone, hear, route_alone
 from support.words import LAYOUT, beat, registration
 
-from protocol.blocks import block_hashes, chain_seed
+from protocol.blocks import chain_seed, packed_hashes
 from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Role, Sampling
-from router.placement.place import Placement, PlacementRefusal
-from router.placement.prefix_index import PrefixIndex
+from protocol.messages import Load, PrefixSource, Role, Sampling, Speeds
+from router.placement.fleet import Fleet
+from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -20,33 +24,46 @@ PROMPT = tuple(range(9))
 NOW = 100.0
 
 
-def worker(
-    name: WorkerId, *, compat: str = "same", dynamic_after: int | None = None
-) -> KnownWorker:
-    role: Role = "prefill" if name.startswith("prefill") else "decode"
-    told = registration(name, role=role)
-    made = KnownWorker(replace(told, compat=compat, dynamic_after=dynamic_after))
-    made.note_beat(beat(), now=0.0)
-    return made
+class Asked(Candidates):
+    """And the index and the workers that they are asked of, all ready."""
+
+    def __init__(self, *names: WorkerId, rules: PlacementRules = DEFAULT_RULES) -> None:
+        self.index, self.fleet = PrefixIndex(), Fleet()
+        self.workers: dict[WorkerId, KnownWorker] = {}
+        super().__init__(index=self.index, fleet=self.fleet, workers=self.workers, rules=rules)
+        for name in names:
+            self.add(name)
+
+    def add(self, name: WorkerId, **changes: Any) -> KnownWorker:
+        role: Role = "prefill" if name.startswith("prefill") else "decode"
+        made = KnownWorker(replace(registration(name, role=role), **changes))
+        made.join_fleet(self.fleet)
+        made.note_beat(beat(), now=NOW)
+        self.workers[name] = made
+        self.index.follow_worker(name, Epoch(1))
+        return made
+
+    def store(self, name: WorkerId, packed: bytes) -> None:
+        epoch = Epoch(1)
+        self.index.apply_event(name, epoch, sequence=1, kind="stored", packed=packed, now=NOW)
+
+    def load(self, name: WorkerId) -> tuple[bool, int]:
+        """Whether it has prompts to compute, and its sequences."""
+        row = self.workers[name].row
+        return bool(row["busy_until_s"] > NOW), int(row["running"])
 
 
-def context(name: str = "r", *, salt: str = "") -> RequestContext:
+def context(name: str = "r", *, salt: str = "", session: str = "") -> RequestContext:
     request = GenerationRequest(
         id=RequestId(name),
         token_ids=PROMPT,
         sampling=Sampling(seed=1, max_tokens=4),
         salt=salt,
         deadline_s=60.0,
+        session=session,
     )
     routed = RoutedRequest(request, RequestId(f"{name}~1"), already_ended)
     return RequestContext(routed=routed, begun_at=NOW, ends_at=NOW + 60.0)
-
-
-def candidates() -> tuple[Candidates, PrefixIndex]:
-    index = PrefixIndex()
-    for name in (P, D, OTHER):
-        index.follow_worker(name, Epoch(1))
-    return Candidates(index=index, prefer="cheapest"), index
 
 
 def decode_of(placement: Placement | PlacementRefusal) -> WorkerId:
@@ -55,119 +72,114 @@ def decode_of(placement: Placement | PlacementRefusal) -> WorkerId:
 
 
 def test_of_equal_workers_the_first_by_name_is_chosen() -> None:
-    asked, _ = candidates()
-    ready = [worker(D), worker(OTHER)]
-    assert decode_of(asked.place_request(context(), ready, now=NOW)) == D
+    assert decode_of(Asked(OTHER, D).place_request(context(), now=NOW)) == D
 
 
 def test_a_worker_that_refused_is_not_asked_again() -> None:
-    asked, _ = candidates()
-    given = context()
+    asked, given = Asked(D, OTHER), context()
     given.refused.add(D)
-    assert decode_of(asked.place_request(given, [worker(D), worker(OTHER)], now=NOW)) == OTHER
-    refusal = asked.place_request(given, [worker(D)], now=NOW)
+    assert decode_of(asked.place_request(given, now=NOW)) == OTHER
+    refusal = Asked(D).place_request(given, now=NOW)
     assert isinstance(refusal, PlacementRefusal) and refusal.why == "no_decode_worker"
 
 
 def test_a_worker_that_failed_the_request_is_the_last_resort() -> None:
-    asked, _ = candidates()
     given = context()
     given.suspects.add(D)
-    assert decode_of(asked.place_request(given, [worker(D), worker(OTHER)], now=NOW)) == OTHER
-    assert decode_of(asked.place_request(given, [worker(D)], now=NOW)) == D
+    assert decode_of(Asked(D, OTHER).place_request(given, now=NOW)) == OTHER
+    assert decode_of(Asked(D).place_request(given, now=NOW)) == D
+
+
+def test_a_worker_that_failed_the_request_does_not_get_it_while_another_is_only_busy() -> None:
+    asked, given = Asked(D, OTHER), context()
+    given.suspects.add(D)
+    busy = replace(beat(), load=Load(running=1, waiting=9, waiting_tokens=90_000))
+    asked.workers[OTHER].note_beat(busy, now=NOW)
+    refusal = asked.place_request(given, now=NOW)
+    assert isinstance(refusal, PlacementRefusal) and refusal.why == "saturated"
 
 
 def test_a_worker_that_refused_is_no_last_resort() -> None:
-    asked, _ = candidates()
     given = context()
     given.suspects.add(D)
     given.refused.add(OTHER)
-    assert decode_of(asked.place_request(given, [worker(D), worker(OTHER)], now=NOW)) == D
+    assert decode_of(Asked(D, OTHER).place_request(given, now=NOW)) == D
+
+
+def prompt_hashes(*, salt: str = "", reach: int = 0) -> bytes:
+    seed = chain_seed(compat="same", salt=salt, reach=reach)
+    return packed_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
 
 
 def test_cached_blocks_attract_the_prompt() -> None:
-    asked, index = candidates()
-    hashes = block_hashes(
-        PROMPT, block_tokens=LAYOUT.block_tokens, seed=chain_seed(compat="same", salt="")
-    )
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
-    placement = asked.place_request(context(), [worker(D), worker(OTHER)], now=NOW)
+    asked = Asked(D, OTHER)
+    asked.store(OTHER, prompt_hashes())
+    placement = asked.place_request(context(), now=NOW)
     assert isinstance(placement, Placement)
     assert (placement.decode, placement.num_uncached_tokens) == (OTHER, 1)
 
 
 def test_a_prefix_of_another_salt_attracts_nothing() -> None:
-    asked, index = candidates()
-    hashes = block_hashes(
-        PROMPT, block_tokens=LAYOUT.block_tokens, seed=chain_seed(compat="same", salt="a")
-    )
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
-    ready = [worker(D), worker(OTHER)]
-    assert decode_of(asked.place_request(context(salt="a"), ready, now=NOW)) == OTHER
-    assert decode_of(asked.place_request(context(salt="b"), ready, now=NOW)) == D
+    asked = Asked(D, OTHER)
+    asked.store(OTHER, prompt_hashes(salt="a"))
+    assert decode_of(asked.place_request(context(salt="a"), now=NOW)) == OTHER
+    assert decode_of(asked.place_request(context(salt="b"), now=NOW)) == D
 
 
 def test_a_prompt_that_a_dynamic_rope_turns_by_its_length_is_sought_by_it() -> None:
-    asked, index = candidates()
-    seed = chain_seed(compat="same", reach=len(PROMPT))
-    hashes = block_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
-    index.apply_event(OTHER, Epoch(1), sequence=1, kind="stored", hashes=hashes)
     for after, wanted in ((8, OTHER), (9, D), (None, D)):
-        ready = [worker(D, dynamic_after=after), worker(OTHER, dynamic_after=after)]
-        assert decode_of(asked.place_request(context(), ready, now=NOW)) == wanted
+        asked = Asked()
+        for name in (D, OTHER):
+            asked.add(name, dynamic_after=after)
+        asked.store(OTHER, prompt_hashes(reach=len(PROMPT)))
+        assert decode_of(asked.place_request(context(), now=NOW)) == wanted
 
 
 def test_each_compat_hash_has_a_chain_of_its_own() -> None:
-    asked, _ = candidates()
-    given = context()
-    asked.place_request(given, [worker(D), worker(OTHER, compat="other")], now=NOW)
+    asked, given = Asked(D), context()
+    asked.add(OTHER, compat="other")
+    asked.place_request(given, now=NOW)
     assert given.hashes.keys() == {"same", "other"}
     assert given.hashes["same"] != given.hashes["other"]
 
 
 def test_what_was_just_sent_counts_as_load_and_as_cached_there() -> None:
-    asked, _ = candidates()
-    ready = [worker(D), worker(OTHER)]
-    first = context("first")
-    placement = asked.place_request(first, ready, now=NOW)
+    asked, first = Asked(D, OTHER), context("first")
+    placement = asked.place_request(first, now=NOW)
     assert isinstance(placement, Placement)
-    asked.note_placed(first, placement, ready, now=NOW)
-    sent = ready[0].candidate(num_cached_tokens=0)
-    assert (sent.num_waiting_tokens, sent.num_running) == (len(PROMPT), 1)
-    assert decode_of(asked.place_request(context("beside it"), ready, now=NOW)) == OTHER
+    begin(asked, first, placement)
+    assert asked.load(D) == (True, 1)
+    assert decode_of(asked.place_request(context("beside it"), now=NOW)) == OTHER
 
-    asked.note_ended(first, ready)
-    assert ready[0].candidate(num_cached_tokens=0).num_running == 0
-    again = asked.place_request(context("after it"), ready, now=NOW + 1.0)
+    asked.note_ended(first)
+    assert asked.load(D) == (False, 0)
+    again = asked.place_request(context("after it"), now=NOW + 1.0)
     assert isinstance(again, Placement)
     assert (again.decode, again.num_uncached_tokens) == (D, 1)
 
 
 def test_apart_the_prompt_is_the_prefill_workers_load_alone() -> None:
-    asked, _ = candidates()
-    ready = [worker(D), worker(P)]
-    given = context()
-    apart = Placement(prefill=P, decode=D, reason="test", cost_s=0.0, num_uncached_tokens=9)
-    asked.note_placed(given, apart, ready, now=NOW)
-    loads = [one.candidate(num_cached_tokens=0) for one in ready]
-    assert [(load.num_waiting_tokens, load.num_running) for load in loads] == [(0, 1), (9, 1)]
+    asked, given = Asked(D, P), context()
+    apart = Placement(
+        prefill=P, decode=D, reason="test", cost_s=0.0, num_uncached_tokens=9, prefill_s=0.5
+    )
+    begin(asked, given, apart)
+    assert (asked.load(D), asked.load(P)) == ((False, 1), (True, 1))
 
 
 def test_the_next_attempt_is_placed_with_the_tokens_so_far() -> None:
-    asked, _ = candidates()
-    given = context()
+    asked, given = Asked(D), context()
     route_alone(given.routed)
     hear(given.routed, D, emit(0, 8), emit(1, 9), gone())
-    placement = asked.place_request(given, [worker(D)], now=NOW)
+    placement = asked.place_request(given, now=NOW)
     assert isinstance(placement, Placement)
-    assert placement.reason == "decode-0; uncached 11 of 11 tokens; no prefill worker"
+    assert placement.reason.startswith("decode-0; uncached 11 of 11 tokens; no prefill worker; ")
 
 
 def test_a_request_that_no_worker_could_ever_hold_is_refused_with_the_numbers() -> None:
-    asked, _ = candidates()
-    small = KnownWorker(replace(registration(D), num_blocks=2, max_context_tokens=8))
-    small.note_beat(beat(), now=0.0)
-    refusal = asked.place_request(context(), [small], now=NOW)
+    asked = Asked()
+    asked.add(D, num_blocks=2, max_context_tokens=8)
+    refusal = asked.place_request(context(), now=NOW)
     assert isinstance(refusal, PlacementRefusal)
     assert (refusal.why, refusal.reason) == (
         "too_long",
@@ -182,53 +194,117 @@ def suspect() -> RequestContext:
     return given
 
 
-def placed(
-    asked: Candidates, given: RequestContext, ready: list[KnownWorker], *, now: float = NOW
-) -> WorkerId:
-    placement = asked.place_request(given, ready, now=now)
+def begin(asked: Asked, given: RequestContext, placement: Placement, *, now: float = NOW) -> None:
+    asked.note_placed(given, placement, now=now)
+    prefill = None if placement.prefill is None else asked.workers[placement.prefill]
+    decode = asked.workers[placement.decode]
+    given.routed.begin_attempt("test", prefill=prefill, decode=decode, remaining_s=60.0)
+
+
+def placed(asked: Asked, given: RequestContext, *, now: float = NOW) -> WorkerId:
+    placement = asked.place_request(given, now=now)
     assert isinstance(placement, Placement)
-    asked.note_placed(given, placement, ready, now=now)
+    begin(asked, given, placement, now=now)
     return placement.decode
 
 
 def test_a_suspect_goes_where_nobody_is_and_nobody_joins_it_until_it_is_heard() -> None:
-    asked, _ = candidates()
-    ready = [worker(D), worker(OTHER)]
-    assert placed(asked, context("first"), ready) == D
+    asked = Asked(D, OTHER)
+    assert placed(asked, context("first")) == D
     odd = suspect()
-    assert placed(asked, odd, ready) == OTHER
-    assert [placed(asked, context(f"r{i}"), ready) for i in range(4)] == [D] * 4
-    ready[1].note_heard(odd.routed.wire_id, 0)
-    assert placed(asked, context("later"), ready) == OTHER
+    assert placed(asked, odd) == OTHER
+    assert [placed(asked, context(f"r{i}")) for i in range(2)] == [D] * 2
+    asked.workers[OTHER].note_heard(odd.routed.wire_id, 0)
+    assert placed(asked, context("later")) == OTHER
 
 
 def test_a_suspect_waits_for_workers_without_others_then_takes_one_where_nobody_is_new() -> None:
-    asked, _ = candidates()
-    ready = [worker(D), worker(OTHER)]
+    asked = Asked(D, OTHER)
     streaming, new, odd = context("streaming"), context("new"), suspect()
-    assert [placed(asked, one, ready) for one in (streaming, new)] == [D, OTHER]
-    ready[0].note_heard(streaming.routed.wire_id, 0)
-    refused = asked.place_request(odd, ready, now=NOW + 1.0)
+    assert [placed(asked, one) for one in (streaming, new)] == [D, OTHER]
+    asked.workers[D].note_heard(streaming.routed.wire_id, 0)
+    refused = asked.place_request(odd, now=NOW + 1.0)
     assert isinstance(refused, PlacementRefusal) and refused.why == "held"
-    assert placed(asked, odd, ready, now=NOW + 4.0) == D
-    assert placed(asked, context("later"), ready, now=NOW + 4.0) == OTHER
+    assert placed(asked, odd, now=NOW + 4.0) == D
+    assert placed(asked, context("later"), now=NOW + 4.0) == OTHER
 
 
 def test_where_a_suspect_holds_the_only_worker_others_wait_for_it_to_be_heard() -> None:
-    asked, _ = candidates()
-    ready, odd = [worker(D)], suspect()
-    assert placed(asked, odd, ready) == D
-    refused = asked.place_request(context(), ready, now=NOW)
+    asked, odd = Asked(D), suspect()
+    assert placed(asked, odd) == D
+    refused = asked.place_request(context(), now=NOW)
     assert isinstance(refused, PlacementRefusal) and refused.why == "held"
-    assert placed(asked, context("late"), ready, now=NOW + ALONE_S) == D
+    assert placed(asked, context("late"), now=NOW + ALONE_S) == D
 
 
 def test_a_suspect_is_prefilled_apart_where_it_would_be_otherwise() -> None:
-    asked = Candidates(index=PrefixIndex(), prefer="prefill")
-    ready, odd = [worker(P), worker(D)], suspect()
-    ready[0].note_beat(beat(running=1), now=NOW)
-    refused = asked.place_request(odd, ready, now=NOW)
+    asked, odd = Asked(P, D, rules=PlacementRules(local_prefill="never")), suspect()
+    asked.workers[P].note_beat(beat(running=1), now=NOW)
+    refused = asked.place_request(odd, now=NOW)
     assert isinstance(refused, PlacementRefusal) and refused.why == "held"
-    ready[0].note_beat(beat(), now=NOW)
-    placement = asked.place_request(odd, ready, now=NOW)
+    asked.workers[P].note_beat(beat(), now=NOW)
+    placement = asked.place_request(odd, now=NOW)
     assert isinstance(placement, Placement) and placement.prefill == P
+
+
+# -- sessions and lenders -----------------------------------------------------------------
+
+
+def test_a_session_goes_back_to_its_worker_and_others_do_not_follow() -> None:
+    asked = Asked(D, OTHER)
+    first = placed(asked, context("first", session="s"))
+    other = OTHER if first == D else D
+    assert placed(asked, context("other")) == other
+    for turn in range(3):
+        assert placed(asked, context(f"turn {turn}", session="s")) == first
+
+
+def test_nothing_is_pulled_from_a_worker_that_failed_the_request_or_is_draining() -> None:
+    asked, given = Asked(D), context()
+    asked.add(OTHER, kv_address="tcp://lender:1")
+    asked.store(OTHER, prompt_hashes())
+    speeds = Speeds(prefill_tokens_per_s=100.0, decode_step_s=0.001, transfer_bytes_per_s=1e9)
+    for worker in asked.workers.values():
+        worker.note_beat(replace(beat(running=9 * (worker.id == OTHER)), speeds=speeds), now=NOW)
+    placement = asked.place_request(given, now=NOW)
+    assert isinstance(placement, Placement) and placement.prefix_source is not None
+    assert (placement.decode, placement.prefix_source.worker) == (D, OTHER)
+    assert placement.prefix_source.num_tokens == 8
+    given.suspects.add(OTHER)
+    assert source_of(asked.place_request(given, now=NOW)) is None
+    given.suspects.clear()
+    asked.workers[OTHER].note_beat(replace(beat(), state="draining"), now=NOW)
+    assert source_of(asked.place_request(given, now=NOW)) is None
+
+
+def source_of(placement: Placement | PlacementRefusal) -> PrefixSource | None:
+    assert isinstance(placement, Placement)
+    return placement.prefix_source
+
+
+# -- prefixes that mislead ----------------------------------------------------------------
+
+
+def eight_workers() -> Asked:
+    asked = Asked()
+    for n in range(8):
+        asked.add(WorkerId(f"decode-{n}"), num_blocks=1_000, max_context_tokens=4_000)
+    return asked
+
+
+def test_one_system_prompt_for_all_does_not_herd() -> None:
+    """It is cached on one worker; a burst is spread nevertheless."""
+    asked = eight_workers()
+    asked.store(D, prompt_hashes())
+    chosen = Counter(placed(asked, context(f"r{n}")) for n in range(80))
+    assert len(chosen) == 8 and max(chosen.values()) <= 20
+
+
+def test_workers_that_begin_cold_get_their_share() -> None:
+    """Half have the prompt; the others were started just now."""
+    asked = eight_workers()
+    for name in list(asked.workers)[:4]:
+        asked.store(name, prompt_hashes())
+    chosen = Counter(placed(asked, context(f"r{n}")) for n in range(80))
+    assert len(chosen) == 8
+    assert min(chosen.values()) >= 4

@@ -1,31 +1,76 @@
 """One request's life, against fake workers over real sockets on loopback."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 
 import pytest
 from support.eventually import soon
-from support.fake_cluster import APART, FakeCluster, collect, fake_cluster, request, tokens_of
+from support.fake_cluster import (
+    APART,
+    FakeCluster,
+    Heard,
+    Told,
+    collect,
+    fake_cluster,
+    request,
+    tokens_of,
+)
 from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_token
 
-from protocol.errors import CapacityError
-from protocol.messages import Decode
+from protocol.ids import WorkerId
+from protocol.messages import Decode, Token
+from router.admission.shed import QueueShed
+from router.admission.waiting_room import QueueLimits
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import (
     Ended,
+    GenerationRequest,
     NoWorkers,
-    Placed,
     PoisonRequest,
     RequestFailed,
-    Token,
+    Route,
+    SlowClient,
     TooLong,
 )
 
-ONCE = DispatchLimits(rules=APART, patience_s=0.2, max_queued_messages=16)
+ONCE = DispatchLimits(rules=APART, patience_s=0.2)
+
+SOON_AGAIN = DispatchLimits(rules=APART, full_pause_s=0.01)
+
+
+def queued(cluster: FakeCluster) -> float:
+    name, labels = "baton_router_queue_requests", {"band": "normal"}
+    return cluster.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(test())
+
+
+@asynccontextmanager
+async def client_of(
+    cluster: FakeCluster, asked: GenerationRequest, heard: Heard
+) -> AsyncIterator[asyncio.Task[list[Told]]]:
+    """A client that leaves at the end of the block."""
+    async with asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(collect(cluster, asked, heard), name="client")
+        yield answer
+        answer.cancel()
+
+
+class Killing(Heard):
+    """Kills the first decode worker when it is told the token `at`."""
+
+    def __init__(self, cluster: FakeCluster, *, at: int) -> None:
+        super().__init__()
+        self._cluster, self._at = cluster, at
+
+    def token(self, token: Token) -> None:
+        super().token(token)
+        if token.index == self._at:
+            self._cluster.workers["decode-0"].die()
 
 
 async def answers(cluster: FakeCluster, **changes: int) -> Ended:
@@ -74,13 +119,11 @@ def test_the_first_token_does_not_wait_for_the_decode_worker() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("hang", 0)]}
         async with fake_cluster(prefill=1, decode=1, plans=plans) as cluster:
-            asked = request()
-            events = cluster.dispatcher.generate(asked)
-            assert isinstance(await anext(events), Placed)
-            first = await anext(events)
-            assert isinstance(first, Token)
-            assert first.token_id == next_token(asked.token_ids)
-            await events.aclose()
+            asked, heard = request(), Heard()
+            async with client_of(cluster, asked, heard):
+                await soon(lambda: bool(heard.tokens))
+                assert isinstance(heard.told[0], Route)
+                assert heard.tokens[0].token_id == next_token(asked.token_ids)
             await cluster.until_idle()
 
     run(test)
@@ -147,11 +190,7 @@ def test_a_worker_that_died_after_the_last_token_is_not_asked_for_more() -> None
         plans = {"decode-0": [Act("hang", 3)]}
         async with fake_cluster(decode=2, plans=plans) as cluster:
             asked = request(prompt=prompt, ignore_eos=False)
-            events = []
-            async for event in cluster.dispatcher.generate(asked):
-                events.append(event)
-                if isinstance(event, Token) and event.index == 2:
-                    cluster.workers["decode-0"].die()
+            events = await collect(cluster, asked, Killing(cluster, at=2))
             assert tokens_of(events) == expected(prompt, asked.sampling)
             assert len(cluster.traces.find(asked.id)[0].attempts) == 1
 
@@ -175,14 +214,54 @@ def test_a_full_worker_is_passed_over_for_the_next() -> None:
     run(test)
 
 
-def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
+def test_a_request_that_every_worker_refused_waits_and_goes_to_whoever_has_room_first() -> None:
     async def test() -> None:
-        plans = {"decode-0": [Act("refuse")], "decode-1": [Act("refuse")]}
-        async with fake_cluster(decode=2, plans=plans) as cluster:
-            with pytest.raises(CapacityError) as full:
+        plans = {"decode-0": [Act("refuse")] * 99, "decode-1": [Act("refuse")]}
+        async with fake_cluster(decode=2, plans=plans, limits=SOON_AGAIN) as cluster:
+            ended = await answers(cluster)
+            assert ended.trace.attempts[-1].decode == "decode-1"
+            assert queued(cluster) == 0
+
+    run(test)
+
+
+def test_who_waits_too_long_for_room_is_told_when_to_come_back() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")] * 99}
+        limits = DispatchLimits(full_pause_s=0.01, queue=QueueLimits(max_wait_s=0.5))
+        async with fake_cluster(decode=1, plans=plans, limits=limits) as cluster:
+            with pytest.raises(QueueShed) as shed:
                 await collect(cluster, request())
-            assert full.value.retry_after_s >= 1.0
+            assert shed.value.why == "wait" and shed.value.retry_after_s >= 1.0
             await cluster.until_idle()
+            assert queued(cluster) == 0
+
+    run(test)
+
+
+def test_who_hangs_up_while_it_waits_leaves_no_trace() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")]}
+        async with fake_cluster(decode=1, plans=plans, limits=SOON_AGAIN) as cluster:
+            cluster.workers["decode-0"].plan.extend([Act("refuse")] * 99)
+            waiting = asyncio.create_task(collect(cluster, request()), name="waiting")
+            await soon(lambda: queued(cluster) == 1)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert queued(cluster) == 0
+            cluster.workers["decode-0"].plan.clear()
+            await answers(cluster)
+
+    run(test)
+
+
+def test_a_worker_is_told_what_is_left_of_a_request_s_time_after_it_waited() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse")]}
+        async with fake_cluster(decode=1, plans=plans, limits=SOON_AGAIN) as cluster:
+            await answers(cluster)
+            first, second = (one.deadline_s for one in cluster.workers["decode-0"].seen)
+            assert second < first <= 20.0
 
     run(test)
 
@@ -190,17 +269,9 @@ def test_when_every_worker_is_full_the_client_is_told_to_come_back() -> None:
 def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("refuse")] * 3}
-        limits = DispatchLimits(rules=APART, full_pause_s=0.01)
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01, queue=QueueLimits(max_wait_s=60.0))
         async with fake_cluster(prefill=1, decode=1, plans=plans, limits=limits) as cluster:
-            await until_refused_after_first_token(cluster)
-
-    async def until_refused_after_first_token(cluster: FakeCluster) -> None:
-        asked = request()
-        try:
-            events = await collect(cluster, asked)
-        except CapacityError:  # the refusal outran the first token: nothing had begun
-            return
-        assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
+            await answers(cluster)
 
     run(test)
 
@@ -251,12 +322,9 @@ def test_a_client_that_leaves_is_aborted_on_both_workers() -> None:
     async def test() -> None:
         plans = {"prefill-0": [Act("hang", 2)]}
         async with fake_cluster(prefill=1, decode=1, plans=plans) as cluster:
-            events = cluster.dispatcher.generate(request())
-            await anext(events)
-            await anext(events)
             decode = cluster.workers["decode-0"]
-            await soon(lambda: bool(decode.working))
-            await events.aclose()
+            async with client_of(cluster, request(), Heard()):
+                await soon(lambda: bool(decode.working))
             await soon(lambda: all(w.aborted for w in cluster.workers.values()))
             await cluster.until_idle()
             assert cluster.traces.find(request().id)[0].outcome == "aborted: the client is gone"
@@ -291,19 +359,50 @@ def test_a_deadline_ends_the_request_and_aborts_it() -> None:
     run(test)
 
 
-def test_a_client_that_reads_too_slowly_is_cut_off_while_it_sleeps() -> None:
+class Refusing(Heard):
+    """Cannot take the token of index 3."""
+
+    def token(self, token: Token) -> None:
+        super().token(token)
+        if token.index == 3:
+            raise SlowClient(num_bytes=5)
+
+
+def test_a_listener_that_takes_no_more_ends_its_request_and_no_other_at_once() -> None:
     async def test() -> None:
-        async with fake_cluster(decode=1, limits=ONCE) as cluster:
-            events = cluster.dispatcher.generate(request(max_tokens=2_000))
-            decode = cluster.workers["decode-0"]
-            with pytest.raises(RequestFailed, match="reads more slowly"):
-                # On a busy machine all messages may come at once: then it is cut off right here.
-                assert isinstance(await anext(events), Placed)
-                await soon(lambda: bool(decode.aborted))
-                async for _ in events:
-                    pass
-            await soon(lambda: bool(decode.aborted))
+        async with fake_cluster(decode=1) as cluster:
+            asked, others = request(max_tokens=2_000), request(name="other")
+            heard = Refusing()
+            async with asyncio.TaskGroup() as tasks:
+                other = tasks.create_task(collect(cluster, others), name="other")
+                with pytest.raises(SlowClient, match="5 bytes wait"):
+                    await collect(cluster, asked, heard)
+            assert [token.index for token in heard.tokens] == [0, 1, 2, 3]
+            assert tokens_of(other.result()) == expected(others.token_ids, others.sampling)
+            assert len(cluster.registry.ready_workers()) == 1
+            await soon(lambda: bool(cluster.workers["decode-0"].aborted))
             await cluster.until_idle()
+            assert cluster.traces.find(asked.id)[0].outcome.startswith("failed: the client reads")
+
+    run(test)
+
+
+def test_an_attempt_that_stalls_is_given_up_and_another_goes_on() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("hang", 4)]}
+        async with fake_cluster(decode=2, plans=plans) as cluster:
+            asked, heard = request(), Heard()
+            async with client_of(cluster, asked, heard) as answer:
+                await soon(lambda: len(heard.tokens) == 4)
+                (opened,) = cluster.dispatcher.open_requests()
+                assert 0.0 < opened.context.sent_at <= opened.context.last_token_at
+                opened.stall("no token", suspect=WorkerId("decode-0"), now=time.monotonic())
+                opened.stall("told twice", suspect=WorkerId("decode-0"), now=time.monotonic())
+                events = await answer
+            assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
+            first, second = cluster.traces.find(asked.id)[0].attempts
+            assert (first.outcome, second.decode) == ("no token", "decode-1")
+            await soon(lambda: bool(cluster.workers["decode-0"].aborted))
 
     run(test)
 
@@ -388,9 +487,7 @@ def test_a_continuation_tells_the_worker_what_the_client_already_has() -> None:
         plans = {"decode-0": [Act("hang", 5)]}
         async with fake_cluster(decode=2, plans=plans) as cluster:
             asked = request()
-            async for event in cluster.dispatcher.generate(asked):
-                if isinstance(event, Token):
-                    cluster.workers["decode-0"].die()
+            await collect(cluster, asked, Killing(cluster, at=0))
             await cluster.until_idle()
             (message,) = cluster.workers["decode-1"].seen
             assert isinstance(message, Decode)

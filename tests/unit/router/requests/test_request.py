@@ -229,7 +229,7 @@ def test_the_next_attempt_goes_on_where_the_last_one_stopped() -> None:
     routed = lost_after(8)
     route_alone(routed)
     assert hear(routed, D, emit(0, 7), emit(1, 7)) == []
-    assert hear(routed, D, emit(1, 9, attempt=2)) == [deliver(1, 9)]
+    assert hear(routed, D, emit(1, 9, attempt=2)) == [deliver(1, 9, attempt=2)]
     assert routed.generated == [8, 9]
 
 

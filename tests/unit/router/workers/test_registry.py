@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 from support.eventually import soon
@@ -11,9 +12,8 @@ from support.fake_worker import FakeWorker
 from support.words import beat, registration
 
 from protocol.errors import PeerLost, WireError
-from protocol.ids import Epoch, RequestId, WorkerId
-from protocol.messages import Abort, Beat, Registration, ToRouter, ToWorker
-from router.workers.mailbox import Mailbox, Overflowed
+from protocol.ids import Epoch, RequestId, RouterId, WorkerId
+from protocol.messages import Abort, Beat, Emit, Registration, Step, ToRouter, ToWorker
 from router.workers.registry import MAX_RETRY_S, Registry
 from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
@@ -25,8 +25,21 @@ def run(test: Callable[[], Coroutine[None, None, None]]) -> None:
     asyncio.run(test())
 
 
-def mailbox(deadline_s: float = 5.0) -> Mailbox:
-    return Mailbox(bound=10, deadline_s=deadline_s, on_overflow=lambda: None)
+class Heard:
+    """Keeps what is said of one request."""
+
+    def __init__(self) -> None:
+        self.messages: list[WorkerMessage] = []
+
+    def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
+        self.messages.append(WorkerMessage(worker, epoch, emit))
+
+    def accept_message(self, message: WorkerMessage, *, now: float) -> None:
+        self.messages.append(message)
+
+    async def first(self) -> WorkerMessage:
+        await soon(lambda: bool(self.messages))
+        return self.messages[0]
 
 
 def test_a_worker_is_ready_once_it_has_said_so() -> None:
@@ -54,10 +67,10 @@ def test_a_prefill_worker_alone_is_not_ready() -> None:
 def test_a_lost_worker_is_removed_and_open_requests_are_told_at_once() -> None:
     async def test() -> None:
         async with fake_cluster(decode=1) as cluster:
-            worker, box = cluster.workers["decode-0"], mailbox()
-            cluster.registry.open_mailbox(RequestId("r"), box)
+            worker, heard = cluster.workers["decode-0"], Heard()
+            cluster.registry.add_receiver(RequestId("r"), heard)
             worker.die()
-            received = await box.get()
+            received = await heard.first()
             assert (received.worker, received.epoch) == (worker.id, worker.epoch)
             assert isinstance(received.message, WorkerGone)
             assert cluster.registry.workers == []
@@ -82,10 +95,10 @@ def test_a_worker_that_leaves_redis_stays_while_its_link_lives() -> None:
 def test_a_new_incarnation_replaces_the_old_one_even_if_its_link_still_lives() -> None:
     async def test() -> None:
         async with fake_cluster(decode=1) as cluster:
-            old, box = cluster.workers["decode-0"], mailbox()
-            cluster.registry.open_mailbox(RequestId("r"), box)
+            old, heard = cluster.workers["decode-0"], Heard()
+            cluster.registry.add_receiver(RequestId("r"), heard)
             new = cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
-            received = await box.get()
+            received = await heard.first()
             assert received == WorkerMessage(
                 old.id, old.epoch, WorkerGone("was replaced by a new incarnation")
             )
@@ -225,31 +238,27 @@ class SilentLink:
     def __init__(self, wanted: Registration) -> None:
         self.registration = wanted
 
-    async def messages(self) -> AsyncIterator[ToRouter]:
-        yield beat(epoch=self.registration.epoch)
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        accept(beat(epoch=self.registration.epoch))
         await asyncio.Event().wait()
+        raise AssertionError
 
     def send_now(self, message: ToWorker) -> None:
         raise AssertionError(message)
 
 
-def test_a_full_mailbox_says_so_at_once_and_then_to_its_reader() -> None:
+def test_a_token_that_no_tokenizer_can_be_asked_about_costs_the_worker_its_link() -> None:
     async def test() -> None:
-        told = []
-        box = Mailbox(bound=2, deadline_s=5, on_overflow=lambda: told.append(True))
-        received = WorkerMessage(WorkerId("w"), Epoch(1), WorkerGone("test"))
-        for _ in range(4):
-            box.put(received)
-        assert told == [True]
-        with pytest.raises(Overflowed):
-            await box.get()
-
-    run(test)
-
-
-def test_an_empty_mailbox_times_out() -> None:
-    async def test() -> None:
-        with pytest.raises(TimeoutError):
-            await mailbox(deadline_s=0.01).get()
+        async with fake_cluster(decode=1) as cluster:
+            worker, heard = cluster.workers["decode-0"], Heard()
+            cluster.registry.add_receiver(RequestId("r"), heard)
+            emit = Emit(
+                request=RequestId("r"), attempt=1, index=0, token_id=1 << 32, text="", logprob=None,
+                top=(),
+            )  # fmt: skip
+            worker.send(RouterId("router"), Step(emits=(emit,)))
+            received = await heard.first()
+            assert isinstance(received.message, WorkerGone)
+            assert "malformed" in received.message.reason
 
     run(test)

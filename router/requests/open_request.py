@@ -1,0 +1,149 @@
+"""One request while it is open: what its workers say is carried out in the turn in which it comes.
+
+`router.requests.request` says what to do about a message; here it is done: a worker is told, the
+request's listener is, or whoever awaits the request's `turn`. No task, no queue: of a token that is
+due nothing comes but one call of the listener.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import assert_never
+
+from protocol.ids import Epoch, WorkerId
+from protocol.messages import Emit
+from router.admission.queued_request import QueuedRequest
+from router.requests.context import RequestContext
+from router.requests.events import Ended, Read
+from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
+from router.requests.listener import Listener
+from router.requests.recorder import Recorder
+from router.workers.worker_messages import WorkerGone, WorkerMessage
+
+
+class OpenRequest:
+    """A `router.workers.receiver.Receiver`. `post` tells a worker something; False: it is gone."""
+
+    def __init__(
+        self,
+        context: RequestContext,
+        listener: Listener,
+        *,
+        post: Callable[[Send], bool],
+        recorder: Recorder,
+        queued: QueuedRequest,
+    ) -> None:
+        """`queued`: as it waits for a worker, if it has to."""
+        self.context = context
+        self.queued = queued
+        self._routed = context.routed
+        self._listener = listener
+        self._post = post
+        self._recorder = recorder
+        self._waiting: deque[WorkerMessage] = deque()
+        """What came while another message was carried out."""
+        self._is_busy = False
+        self._loop = asyncio.get_running_loop()
+        self._turn: asyncio.Future[Ended | PlaceAgain | Exception] = self._loop.create_future()
+
+    async def turn(self) -> Ended | PlaceAgain:
+        """The ending, or that the attempt under way is lost: then it is to be placed again. Raises
+        what gave the request up."""
+        said = await self._turn
+        if isinstance(said, Exception):
+            raise said
+        self._turn = self._loop.create_future()
+        return said
+
+    def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
+        if not self._routed.accept_next(emit, worker, epoch):
+            self.accept_message(WorkerMessage(worker, epoch, emit), now=now)
+            return
+        context = self.context
+        self._recorder.note_gap(now - context.last_token_at)
+        context.last_token_at = now
+        try:
+            self._listener.token(emit)
+        except Exception as error:  # ends this request, whose task raises it; no other's
+            self._fail(error)
+
+    def accept_message(self, message: WorkerMessage, *, now: float) -> None:
+        self._waiting.append(message)
+        if self._is_busy:
+            return
+        self._is_busy = True
+        try:
+            while self._waiting:
+                self._carry_out(self._waiting.popleft(), now=now)
+        except Exception as error:  # as above
+            self._fail(error)
+        finally:
+            self._waiting.clear()
+            self._is_busy = False
+
+    def send(self, send: Send, *, now: float) -> None:
+        """A worker that cannot be told any more is as good as gone."""
+        if not self._post(send):
+            gone = WorkerGone("was gone when it was to be told")
+            self.accept_message(WorkerMessage(send.worker, send.epoch, gone), now=now)
+
+    def stall(self, why: str, *, suspect: WorkerId, now: float) -> None:
+        """The attempt under way comes to nothing, though nobody said so; none is: nothing."""
+        self._obey(self._routed.give_up_attempt(why, suspect=suspect), now=now)
+
+    def close(self, why: str, *, client_left: bool) -> None:
+        """Tells whoever still has it. Idempotent."""
+        for send in self._routed.close(why, client_left=client_left):
+            self._post(send)
+
+    def _carry_out(self, message: WorkerMessage, *, now: float) -> None:
+        remaining_s = self.context.ends_at - now
+        self._obey(self._routed.accept_message(message, remaining_s=remaining_s), now=now)
+
+    def _obey(self, instructions: list[Instruction], *, now: float) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Send():
+                    self.send(instruction, now=now)
+                case Deliver(event):
+                    self._tell(event, now=now)
+                case PlaceAgain():
+                    self._say(instruction)
+                case EndWell():
+                    self._say(self._ended(instruction, now=now))
+                case GiveUp(error):
+                    self._say(error)
+                case _:
+                    assert_never(instruction)
+
+    def _tell(self, event: Emit | Read, *, now: float) -> None:
+        self._tell_route()
+        if isinstance(event, Emit):
+            self._recorder.note_token(self.context, now=now)
+            self._listener.token(event)
+        else:
+            self._listener.read(event)
+
+    def _tell_route(self) -> None:
+        if not self.context.is_told:
+            self.context.is_told = True
+            self._listener.placed(self._routed.route)
+
+    def _ended(self, ending: EndWell, *, now: float) -> Ended:
+        self._tell_route()
+        trace = self.context.final_trace = self.context.trace(now=now)
+        return Ended(
+            finish_reason=ending.reason,
+            stopped_by=ending.stopped_by,
+            cached_tokens=trace.cached_tokens,
+            trace=trace,
+        )
+
+    def _fail(self, error: Exception) -> None:
+        """Its workers are free at once, whenever its task runs again."""
+        self.close(str(error), client_left=False)
+        self._say(error)
+
+    def _say(self, said: Ended | PlaceAgain | Exception) -> None:
+        if not self._turn.done():
+            self._turn.set_result(said)

@@ -1,0 +1,1 @@
+"""Whose a request is: API keys, their tenants, and what a key may ask for in a minute."""

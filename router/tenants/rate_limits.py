@@ -1,0 +1,203 @@
+"""What API keys may ask for in a minute, kept by all routers together.
+
+No request asks Redis: routers hold shares of each limit, renewed in the background for all keys at
+once. Who comes when nothing is held waits for the next renewal, a few milliseconds. While Redis
+does not answer, each router enforces its equal part, by the number of routers last known.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+from protocol.errors import BatonError, StoreError
+from protocol.process.metrics import RouterMetrics
+from protocol.store.shares import Renewal, ShareRequest
+from router.tenants.allowance import LEASE_S, TTL_S, Allowance, Standing
+from router.tenants.api_key import ApiKey
+
+LimitKind = Literal["requests", "tokens"]
+MIN_PAUSE_S = 0.02
+"""Between two calls of Redis, however many keys want more."""
+log = logging.getLogger("baton.limits")
+
+
+class LimitReached(BatonError):
+    """429. `retry_after_s` None: it is more than a minute allows, whenever it comes."""
+
+    retryable = True
+
+    def __init__(
+        self, kind: LimitKind, *, limit: int, num: int, retry_after_s: float | None
+    ) -> None:
+        super().__init__(f"{num} {kind} beyond the limit of {limit} a minute")
+        self.kind: LimitKind = kind
+        self.limit = limit
+        self.num = num
+        self.retry_after_s = retry_after_s
+
+
+class ShareStore(Protocol):
+    """What is needed of `protocol.store.limits.LimitStore`."""
+
+    async def renew(
+        self,
+        router: str,
+        requests: list[ShareRequest],
+        *,
+        ttl_s: float,
+        begun_s: float,
+        now: float | None = None,
+    ) -> Renewal: ...
+
+
+class Charge:
+    """What a request was charged of one limit."""
+
+    def __init__(self, allowance: Allowance, num: int, clock: Callable[[], float]) -> None:
+        self._allowance = allowance
+        self._num = num
+        self._clock = clock
+        self._second = int(clock())
+
+    def settle(self, num: int) -> None:
+        """It was so many in the end. Less is given back to the second in which it was charged;
+        more is used now, whether there is room or not."""
+        if num < self._num:
+            self._allowance.give_back(self._num - num, second=self._second)
+        elif num > self._num:
+            self._allowance.use(num - self._num, now=self._clock())
+        self._num = num
+
+
+class RateLimits:
+    """Of one router. Without a store it is alone. One event loop owns it."""
+
+    def __init__(
+        self,
+        *,
+        router: str,
+        store: ShareStore | None,
+        metrics: RouterMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._router = router
+        self._store = store
+        self._metrics = metrics
+        self._clock = clock
+        self._allowances: dict[str, Allowance] = {}
+        self._num_routers = 1
+        self._is_leased = store is not None
+        self._wanted = asyncio.Event()
+        self._renewed = asyncio.Event()
+
+    async def charge(self, key: ApiKey, kind: LimitKind, num: int) -> Charge | None:
+        """None where the key has no such limit. Raises LimitReached."""
+        allowance = self._allowance(key, kind)
+        if allowance is None:
+            return None
+        if num > allowance.limit:
+            raise self._refusal(allowance, kind, num, None)
+        while not self._spend(allowance, num):
+            wait_s = self._wait_s(allowance, num)
+            if wait_s is not None:
+                allowance.note_refused(num)
+                raise self._refusal(allowance, kind, num, wait_s)
+            allowance.want(num)
+            self._wanted.set()
+            await self._renewed.wait()
+        return Charge(allowance, num, self._clock)
+
+    def standings(self, key: ApiKey) -> dict[LimitKind, Standing]:
+        """Of each limit that the key has."""
+        found = dict[LimitKind, Standing]()
+        kinds: tuple[LimitKind, ...] = ("requests", "tokens")
+        for kind in kinds:
+            allowance, now = self._allowance(key, kind), self._clock()
+            if allowance is not None and self._is_leased:
+                found[kind] = allowance.standing(now=now)
+            elif allowance is not None:
+                num = self._num_routers
+                found[kind] = allowance.standing_of_part(num_routers=num, now=now)
+        return found
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                async with asyncio.timeout(LEASE_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+            await self.renew()
+            await asyncio.sleep(MIN_PAUSE_S)
+
+    async def renew(self, *, now: float | None = None) -> None:
+        """Asks for the shares of all limits that are in use, in one call. `now`: what stands for
+        Redis's clock, in seconds; None: that clock."""
+        self._wanted.clear()
+        if self._store is None:
+            return
+        sent_at = self._clock()
+        self._forget_idle(sent_at)
+        asking = list(self._allowances.values())
+        requests = [one.request_share(num_routers=self._num_routers, now=sent_at) for one in asking]
+        try:
+            renewal = await self._store.renew(
+                self._router, requests, ttl_s=TTL_S, begun_s=sent_at % 1, now=now
+            )
+        except StoreError as error:
+            for allowance in asking:
+                allowance.note_lost()
+            self._note_leased(False, str(error))
+        else:
+            for allowance, share in zip(asking, renewal.shares, strict=True):
+                allowance.note_renewed(share, sent_at=sent_at)
+            self._num_routers = max(1, renewal.num_routers)
+            self._note_leased(True, "")
+        finally:
+            self._renewed.set()
+            self._renewed = asyncio.Event()
+
+    def _allowance(self, key: ApiKey, kind: LimitKind) -> Allowance | None:
+        limit = key.requests_per_minute if kind == "requests" else key.tokens_per_minute
+        if limit is None:
+            return None
+        name = f"{key.name}:{kind}"
+        known = self._allowances.get(name)
+        if known is None:
+            known = self._allowances[name] = Allowance(name, limit)
+        known.limit = limit  # the keys file may have changed
+        return known
+
+    def _spend(self, allowance: Allowance, num: int) -> bool:
+        now = self._clock()
+        if self._is_leased:
+            return allowance.spend(num, now=now)
+        return allowance.spend_of_part(num, num_routers=self._num_routers, now=now)
+
+    def _wait_s(self, allowance: Allowance, num: int) -> float | None:
+        now = self._clock()
+        if self._is_leased:
+            return allowance.wait_s(num, now=now)
+        return allowance.wait_s_of_part(num, num_routers=self._num_routers, now=now)
+
+    def _refusal(
+        self, allowance: Allowance, kind: LimitKind, num: int, wait_s: float | None
+    ) -> LimitReached:
+        self._metrics.limited.labels(kind).inc()
+        return LimitReached(kind, limit=allowance.limit, num=num, retry_after_s=wait_s)
+
+    def _forget_idle(self, now: float) -> None:
+        for name in [name for name, one in self._allowances.items() if one.is_idle(now=now)]:
+            del self._allowances[name]
+
+    def _note_leased(self, is_leased: bool, why: str) -> None:
+        if self._is_leased and not is_leased:
+            remedy = "none if Redis comes back; until then each router enforces its part of limits"
+            log.warning("limits not shared", extra={"why": why, "remedy": remedy})
+        elif is_leased and not self._is_leased:
+            log.info("limits shared again", extra={"routers": self._num_routers})
+        self._is_leased = is_leased
+        self._metrics.limits_leased.set(is_leased)
