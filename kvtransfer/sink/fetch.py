@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import known_words
-from kvtransfer.messages import NO_LEASE, FetchId
+from kvtransfer.messages import FetchId
 from protocol.errors import CorruptBlock, TransferError
 from protocol.ids import LeaseId
 from protocol.state_table import StateTable
@@ -103,11 +103,13 @@ class Fetch:
     Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
-    def __init__(self, *, fetch_id: FetchId, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
-        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index. With
-        NO_LEASE it asks for one first, and has no pieces until it is `lent` some."""
+    def __init__(
+        self, *, fetch_id: FetchId, lease_id: LeaseId | None, pieces_S: NDArray[Any]
+    ) -> None:
+        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index. Without
+        a lease it asks for one first, and has no pieces until `accept_loan`."""
         self.id = fetch_id
-        stage = FetchStage.REQUESTED if lease_id != NO_LEASE else FetchStage.ASKING
+        stage = FetchStage.ASKING if lease_id is None else FetchStage.REQUESTED
         self._life = FETCH_STATES.begin(stage, name=f"fetch {fetch_id}")
         self._has_asked = False
         """The source to lend something."""
@@ -122,7 +124,7 @@ class Fetch:
         self._num_corrupt = 0
         self._set_pieces(lease_id, pieces_S)
 
-    def _set_pieces(self, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
+    def _set_pieces(self, lease_id: LeaseId | None, pieces_S: NDArray[Any]) -> None:
         self.lease_id = lease_id
         self.pieces_S = pieces_S
         self.indices_S = np.ascontiguousarray(pieces_S["index"])
@@ -244,7 +246,7 @@ class Fetch:
 
     def _give_back(self, reason: str) -> list[FetchStep]:
         """The lease, if there is one: what is lent to a fetch that is over nobody takes."""
-        return [] if self.lease_id == NO_LEASE else [SendCancel(reason)]
+        return [] if self.lease_id is None else [SendCancel(reason)]
 
     def _ask(self) -> SendFetch:
         self.attempt += 1

@@ -288,7 +288,7 @@ class FetchTable:
         if not gone:
             return
         for running in self._fetches_of(link):
-            if end := gone.get(running.fetch.lease_id):
+            if end := gone.get(running.ticket.lease):
                 self._follow(running, running.fetch.fail(_ERRORS[end.code](end.reason)))
 
     # -- fetches --------------------------------------------------------------------------
@@ -314,9 +314,10 @@ class FetchTable:
                         self._means.report_event(event)
                     self._send(running, self._message(running, step))
                 case SendRelease():
-                    self._send(running, Release(lease=fetch.lease_id))
+                    self._send(running, Release(lease=running.ticket.lease))
                 case SendCancel(reason=reason):
-                    self._send(running, Cancel(lease=fetch.lease_id, reason=reason[:2_000]))
+                    lease = running.ticket.lease
+                    self._send(running, Cancel(lease=lease, reason=reason[:2_000]))
                 case End():
                     self._end(running)
                 case _:
@@ -336,7 +337,7 @@ class FetchTable:
     def _message(self, running: RunningFetch, step: SendFetch) -> FetchBlocks:
         fetch, heads = running.fetch, running.heads
         return FetchBlocks(
-            fetch=fetch.id, attempt=step.attempt, lease=fetch.lease_id,
+            fetch=fetch.id, attempt=step.attempt, lease=running.ticket.lease,
             compat=self._means.compat, layout=self._means.layout,
             heads=None if heads is None else (heads.start, heads.stop),
             indices=step.indices.tobytes(), slots=step.slots.tobytes(),
@@ -361,7 +362,7 @@ class FetchTable:
         self._waiting.pop(fetch.id, None)
         self._deadlines.drop(fetch.id)
         if running.link is not None:
-            running.link.leases.discard(fetch.lease_id)
+            running.link.leases.discard(running.ticket.lease)
         end = running.outcome(now_s=self._means.clock())
         if isinstance(end, Landed):
             assert running.link is not None

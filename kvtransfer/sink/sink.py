@@ -176,7 +176,8 @@ class Sink:
         deadline_s: float, on_end: Callable[[FetchEnd], None], *, heads: range | None = None,
         prefix: AskedPrefix | None = None,
     ) -> FetchId:  # fmt: skip
-        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=ticket.lease, pieces_S=pieces_S)
+        lease_id = None if prefix is not None else ticket.lease
+        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=lease_id, pieces_S=pieces_S)
         now_s = self._means.clock()
         running = RunningFetch(
             fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from support.pieces import pieces
 
-from kvtransfer.messages import NO_LEASE, FetchId
+from kvtransfer.messages import FetchId
 from kvtransfer.sink.fetch import (
     End,
     Fetch,
@@ -126,7 +126,7 @@ class World:
             generations=[self.generations[block] for block in lent], block_tokens=BLOCK_TOKENS,
         )  # fmt: skip
         due = _described(indices, list(slots.values()), num_tokens)
-        lease_id = NO_LEASE if asks else LeaseId(number)
+        lease_id = None if asks else LeaseId(number)
         fetch = Fetch(
             fetch_id=FetchId(number), lease_id=lease_id, pieces_S=due[:0] if asks else due
         )

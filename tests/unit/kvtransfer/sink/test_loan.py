@@ -23,7 +23,7 @@ HASHES = tuple(block_hashes(range(4 * TOKENS), block_tokens=TOKENS, seed=SEED))
 
 def asking(*, num_blocks: int = 4, first_block: int = 1) -> RunningFetch:
     """Of blocks 1 to 3 of a prefix, into blocks 11 to 13."""
-    fetch = Fetch(fetch_id=FetchId(1), lease_id=NO_LEASE, pieces_S=np.empty(0, PIECE))
+    fetch = Fetch(fetch_id=FetchId(1), lease_id=None, pieces_S=np.empty(0, PIECE))
     ticket = Ticket(
         worker=WorkerId("p"), epoch=Epoch(1), lease=NO_LEASE, address="", layout=LAYOUT,
         compat=COMPAT, num_tokens=0,
