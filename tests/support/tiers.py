@@ -8,6 +8,7 @@ QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
 NOT_PURE = (
     # Sockets, or processes of their own.
+    "unit/bench/test_two_routers.py",
     "unit/controlplane/cli/test_*.py",
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
