@@ -8,7 +8,6 @@ QUICK_FOLDERS = ("unit", "property", "house")
 """Of tests/: their files are quick but for those below."""
 NOT_PURE = (
     # Sockets, or processes of their own.
-    "unit/bench/test_two_routers.py",
     "unit/controlplane/cli/test_*.py",
     "unit/controlplane/doctor/test_probe.py",
     "unit/controlplane/local/test_child.py",
@@ -36,6 +35,7 @@ NOT_PURE = (
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
+    "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",
