@@ -5,6 +5,7 @@ They are computed in blocks that are free, and leave them free.
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from engine.batch import Chunk, SequenceId, StepInput
 from engine.kvcache.prefix_cache import PrefixCache
@@ -32,8 +33,9 @@ def calibrate(
     clock: Callable[[], float],
 ) -> list[MeasuredStep]:
     """Decode steps of two batches and chunks of several sizes, each at two contexts, the cheap ones
-    first and as far as about `within_s` goes; each is measured the second time. Raises StepHung;
-    fewer steps when the runner raises anything else."""
+    first and as far as about `within_s` goes; of each the quicker of two. The first one is a chunk:
+    what prompts cost is known by then. Raises StepHung; fewer steps when the runner raises anything
+    else."""
     layout = runner.layout
     most = min(limits.max_context_tokens, LONG + LARGE_CHUNK)
     num_rows = min(-(-most // layout.block_tokens), cache.num_spare // layout.num_groups)
@@ -45,8 +47,8 @@ def calibrate(
             left_s = within_s - (clock() - began_s)
             if 2 * _expected_s(batch, steps) > left_s:
                 continue
-            _ = measured(runner, batch, clock)
-            steps.append(measured(runner, batch, clock))
+            twice = measured(runner, batch, clock), measured(runner, batch, clock)
+            steps.append(min(twice, key=attrgetter("step_s")))
     except StepHung:
         raise
     except Exception:
@@ -85,8 +87,8 @@ def _batches(table: list[int], limits: EngineLimits, *, num_tokens: int) -> list
     large = min(LARGE_CHUNK, limits.token_budget)
     far = max(SHORT, min(LONG, num_tokens - large))
     wanted = [
-        _decodes(table, 1, start=SHORT),
         _chunk(table, min(SMALL_CHUNK, large), start=0),
+        _decodes(table, 1, start=SHORT),
         _decodes(table, many, start=SHORT),
         _decodes(table, many, start=far),
         _chunk(table, min(CHUNK, large), start=far),
@@ -118,6 +120,7 @@ def _chunk(table: list[int], num_tokens: int, *, start: int) -> StepInput:
 
 
 def _expected_s(batch: StepInput, steps: Sequence[MeasuredStep]) -> float:
-    """At the cheapest seconds a token so far."""
-    cheapest = min((s.step_s / (s.num_tokens + s.num_decodes) for s in steps), default=0.0)
-    return cheapest * sum(len(chunk.token_ids) for chunk in batch)
+    """At the cheapest seconds a token so far, and no less than the cheapest step."""
+    least_s = min((s.step_s for s in steps), default=0.0)
+    token_s = min((s.step_s / (s.num_tokens + s.num_decodes) for s in steps), default=0.0)
+    return max(least_s, token_s * sum(len(chunk.token_ids) for chunk in batch))

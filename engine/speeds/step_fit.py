@@ -96,8 +96,10 @@ class StepFit:
 
     def _fit(self) -> None:
         self._num_unfitted = 0
-        kinds = (self._with_prompt, self._without)
-        if not self._calibrated and min(kind.num_steps for kind in kinds) < LEAST_STEPS:
+        known = [step.num_tokens > 0 for step in self._calibrated]
+        if not any(known) and self._with_prompt.num_steps < LEAST_STEPS:
+            return
+        if not known and self._without.num_steps < LEAST_STEPS:
             return
         sums = self._with_prompt.sums + self._without.sums
         for step in self._calibrated:

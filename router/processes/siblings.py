@@ -18,6 +18,10 @@ ANSWER_S = 1.0
 MAX_QUESTION_BYTES = 4096
 """A request's id has 128 characters at most."""
 MAX_ANSWER_BYTES = 64 << 20
+_UNANSWERABLE = (
+    OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError,
+    msgspec.MsgspecError,
+)  # fmt: skip
 Answer = Callable[[Question], Awaitable[bytes]]
 log = logging.getLogger("baton.siblings")
 
@@ -68,7 +72,7 @@ class _Answering:
                 writer.write(await self._answer(question))
                 writer.write_eof()
                 await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, msgspec.MsgspecError) as error:
+        except _UNANSWERABLE as error:
             remedy = "none if a process is just ending, else report it"
             log.warning("sibling not answered", extra={"why": repr(error), "remedy": remedy})
         finally:

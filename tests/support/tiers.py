@@ -35,6 +35,7 @@ NOT_PURE = (
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
+    "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",

@@ -117,6 +117,7 @@ def test_a_killed_process_loses_its_own_streams_alone_and_is_started_again(
     run(test())
 
 
+@pytest.mark.long
 def test_whichever_process_is_asked_answers_for_both(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model, flags=FLAGS) as made:
@@ -152,6 +153,7 @@ def test_whichever_process_is_asked_answers_for_both(redis: RedisServer, model: 
     run(test())
 
 
+@pytest.mark.long
 def test_sigterm_drains_each_process_and_exits_0(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model, flags=FLAGS) as made:
@@ -170,6 +172,7 @@ def test_sigterm_drains_each_process_and_exits_0(redis: RedisServer, model: Path
     run(test())
 
 
+@pytest.mark.long
 def test_a_supervisor_that_is_killed_leaves_no_process_behind(
     redis: RedisServer, model: Path
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_supervisor_that_is_killed_leaves_no_process_behind(
     run(test())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("flags", "code"),
     [
@@ -209,6 +213,7 @@ def test_a_taken_port_is_one_line_and_exit_code_2(redis: RedisServer, model: Pat
     )
 
 
+@pytest.mark.long
 def test_a_port_that_another_router_shares_is_taken(redis: RedisServer, model: Path) -> None:
     """Or half of its clients would come to us."""
 

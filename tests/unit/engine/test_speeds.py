@@ -120,6 +120,7 @@ def test_steps_are_foretold_once_both_kinds_were_served() -> None:
 def test_without_a_prompt_served_or_calibrated_nothing_is_said_of_prompts() -> None:
     """Or a prompt would look as if it cost nothing."""
     fit, steps = StepFit(), Steps()
+    fit.calibrate([steps.decode(1, 16), steps.decode(8, 16)])
     for _ in range(200):
         fit.add_step(steps.decode())
     assert fit.model == StepModel()

@@ -72,7 +72,7 @@ def test_the_pool_is_as_it_was(windows: Sequence[Window]) -> None:
 def test_a_slow_engine_computes_the_cheap_steps_alone() -> None:
     bench = Calibration(num_blocks=512)
     bench.runner.token_s = 0.01
-    steps = bench.steps(within_s=1.0)
+    steps = bench.steps(within_s=1.5)
     assert {step.num_tokens for step in steps} == {0, 32}
     assert bench.runner.now < 1.5
 
