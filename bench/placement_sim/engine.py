@@ -40,10 +40,10 @@ class Engine:
     """Spent on steps with a prompt in them."""
     itl: Counter[float] = field(default_factory=Counter)
     """Tokens by how long they took after the one before."""
-    _waiting: list[tuple[int, Journey]] = field(default_factory=list)
-    """Prompts by request number: first come, first served."""
+    _waiting: list[tuple[tuple[int, int], Journey]] = field(default_factory=list)
+    """Prompts by urgency: first come, first served of one priority."""
     _running: list[Journey] = field(default_factory=list)
-    _joining: list[tuple[int, Journey]] = field(default_factory=list)
+    _joining: list[tuple[tuple[int, int], Journey]] = field(default_factory=list)
     """Streams for which there was no room."""
     _streams: list[tuple[float, int, Journey]] = field(default_factory=list)
     """By the `_progress` at which they end."""
@@ -60,12 +60,12 @@ class Engine:
     def accept_prompt(self, journey: Journey) -> None:
         matched = self.cache.match_prefix(journey.request.blocks)
         journey.num_expected = self._reused(journey, matched)
-        heapq.heappush(self._waiting, (journey.request.number, journey))
+        heapq.heappush(self._waiting, (journey.urgency, journey))
         self._turn()
 
     def accept_stream(self, journey: Journey) -> None:
         """Its prompt's KV is here; what is left is all tokens but the first."""
-        heapq.heappush(self._joining, (journey.request.number, journey))
+        heapq.heappush(self._joining, (journey.urgency, journey))
         self._turn()
 
     @property
@@ -146,7 +146,7 @@ class Engine:
     def _fill_step(self) -> list[tuple[Journey, int]]:
         budget = self.step_tokens
         chunks = []
-        for journey in self._running:
+        for journey in sorted(self._running, key=lambda one: one.urgency):
             if budget > 0:
                 num = min(budget, journey.num_left)
                 chunks.append((journey, num))
