@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-placement bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -85,6 +85,11 @@ gpu-bench: setup  ## an 8-billion-parameter shape on one GPU, beside its limits 
 
 gpu-bench-kvtransfer: setup  ## cuda_ipc and nccl between two processes on one GPU, beside its own copy
 	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.device $(ARGS)
+
+# Mooncake's traces are not part of this repository: TRACES="PATH ..." names them.
+TRACES ?=
+bench-placement: setup  ## where requests go, by Baton and by its peers' rules, in virtual time: TRACES="PATH ..."
+	PYTHONPATH=.:tests $(BIN)/python -m bench.placement $(TRACES) $(ARGS)
 
 soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
 	PYTHONPATH=.:tests $(BIN)/python -m support.soak

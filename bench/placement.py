@@ -6,7 +6,7 @@ Real placement and prefix index, simulated workers, virtual time (`bench.placeme
 are Mooncake's of FAST25, which are no part of this repository; without them only the workloads that
 mislead are run. A load of 1.0 keeps prefill workers busy all the time if they hit all that was ever
 computed: time is compressed to reach it. Large fleets get several copies of a trace, each with
-blocks of its own. Decisions are CPU time of the decision alone.
+blocks of its own, and the first part of them. Decisions are CPU time of the decision alone.
 """
 
 import argparse
@@ -31,7 +31,10 @@ from bench.record import record
 RULES: tuple[type[Rule], ...] = (
     Baton, LlmD, Dynamo, SglangCacheAware, LeastRequests, RoundRobin, AnyOne,
 )  # fmt: skip
-MAX_COPIES = 4
+COPY_PER_WORKERS = 8
+"""A trace loads so many workers of each role at about twice its own pace: more get more copies."""
+MAX_REQUESTS = {8: 8_000, 64: 20_000, 512: 40_000}
+"""Of a trace, by size: what some minutes allow."""
 MISLEADING_PER_WORKER = 250
 SHOWN = ("hits_of_ideal", "ttft_p50_s", "ttft_p99_s", "tpot_p99_s", "itl_p99_s", "good_part",
          "prefill_max_to_mean", "num_local", "num_pulled", "num_queued", "decision_p50_us",
@@ -106,8 +109,9 @@ def _cases(options: argparse.Namespace) -> Iterator[_Case]:
         trace = read_trace(path, block_tokens=hardware.block_tokens)
         name = path.name.partition(".")[0]
         for size in options.sizes:
-            num_copies = max(1, min(MAX_COPIES, size // 32))
-            laid = lay_over(trace, num_copies=num_copies)[: options.requests]
+            num_copies = max(1, size // COPY_PER_WORKERS)
+            num_requests = options.requests or MAX_REQUESTS.get(size, 20_000)
+            laid = lay_over(trace, num_copies=num_copies, num_requests=num_requests)
             workload = Workload(name=name, requests=laid)
             yield from _at_loads(workload, options.loads, size=size, hardware=hardware)
     if options.misleading:

@@ -14,6 +14,8 @@ import xxhash
 
 from protocol.ids import BlockHash
 
+HASH_BYTES = 16
+
 
 def chain_seed(*, compat: str, adapter: str = "", salt: str = "", reach: int = 0) -> BlockHash:
     """The hash "before" the first block, `reach` as of `prompt_reach`. Lengths keep ("a", "bc")
@@ -36,16 +38,28 @@ def next_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     return BlockHash(xxhash.xxh3_128_digest(parent + array("I", token_ids).tobytes()))
 
 
+def packed_hashes(token_ids: Sequence[int], *, block_tokens: int, seed: BlockHash) -> bytes:
+    """Hashes of the sealed blocks of `token_ids`, HASH_BYTES each; a partly filled last block has
+    none."""
+    tokens, step = array("I", token_ids).tobytes(), array("I").itemsize * block_tokens
+    hashes, parent = [], bytes(seed)
+    for start in range(0, len(tokens) - step + 1, step):
+        parent = xxhash.xxh3_128_digest(parent + tokens[start : start + step])
+        hashes.append(parent)
+    return b"".join(hashes)
+
+
 def block_hashes(
     token_ids: Sequence[int], *, block_tokens: int, seed: BlockHash
 ) -> list[BlockHash]:
-    """Hashes of the sealed blocks of `token_ids`; a partly filled last block has none."""
-    hashes: list[BlockHash] = []
-    parent = seed
-    for start in range(0, len(token_ids) - block_tokens + 1, block_tokens):
-        parent = next_hash(parent, token_ids[start : start + block_tokens])
-        hashes.append(parent)
-    return hashes
+    """As `packed_hashes`, one by one."""
+    return unpack_hashes(packed_hashes(token_ids, block_tokens=block_tokens, seed=seed))
+
+
+def unpack_hashes(packed: bytes) -> list[BlockHash]:
+    """The whole hashes in it."""
+    stop = len(packed) - HASH_BYTES + 1
+    return [BlockHash(packed[start : start + HASH_BYTES]) for start in range(0, stop, HASH_BYTES)]
 
 
 ChangeKind = Literal["stored", "evicted", "cleared"]

@@ -15,7 +15,7 @@ from protocol.store.responses import ResponseStore
 from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.requests.events import Ended, GenerationRequest
 from router.requests.listener import Listener
 from router.requests.trace import RequestTrace

@@ -34,7 +34,7 @@ from router.admission.waiting_room import QueueLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.place import PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
@@ -157,7 +157,7 @@ def _build(
     def connect(registration: Registration) -> WorkerLink:
         return WorkerLink(address=registration.address, router=router, resolver=resolver)
 
-    index, traces = PrefixIndex(), TraceRing()
+    index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
     registry = Registry(connect=connect, model=settings.api_name)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(

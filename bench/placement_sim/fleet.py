@@ -162,11 +162,20 @@ class Fleet:
         assert route is not None
         self._begun_at[journey.request.number] = self.clock.now
         if route.prefill is not None and journey.request.num_output > 1:
-            decode = self.decodes[route.decode]
-            decode.num_received += 1
-            decode.num_landing += 1
-            self._rule.note_begun(journey.request, route)
-            self._load_changed(decode.member.name)
+            self.clock.call_later(self._hardware.message_s, self._hear_begun, journey)
+
+    def _hear_begun(self, journey: Journey) -> None:
+        """The router tells the decode worker."""
+        route = journey.route
+        assert route is not None
+        self._rule.note_begun(journey.request, route, now=self.clock.now)
+        decode = self.decodes[route.decode]
+        self.clock.call_later(self._hardware.message_s, self._expect, decode)
+
+    def _expect(self, decode: _Worker) -> None:
+        decode.num_received += 1
+        decode.num_landing += 1
+        self._load_changed(decode.member.name)
 
     def _prompt_done(self, journey: Journey) -> None:
         request, route = journey.request, journey.route

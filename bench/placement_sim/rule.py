@@ -43,8 +43,8 @@ class Rule(Protocol):
 
     def note_placed(self, request: Request, route: Route, *, now: float) -> None: ...
 
-    def note_begun(self, request: Request, route: Route) -> None:
-        """Its prompt is being computed; of a pair, the decode worker was told."""
+    def note_begun(self, request: Request, route: Route, *, now: float) -> None:
+        """Its prompt is being computed apart: its decode worker is told now."""
 
     def note_report(self, report: Report, *, now: float) -> None: ...
 

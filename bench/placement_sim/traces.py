@@ -43,23 +43,20 @@ def by_arrival(requests: Iterable[Request]) -> list[Request]:
     return [replace(request, number=number) for number, request in enumerate(ordered)]
 
 
-def lay_over(requests: Sequence[Request], *, num_copies: int) -> list[Request]:
-    """So many copies with blocks of their own, each begun a part of the span later and wrapped
-    round at its end, so that the load stays as even as it was."""
+def lay_over(requests: Sequence[Request], *, num_copies: int, num_requests: int) -> list[Request]:
+    """About the first `num_requests` of so many copies with blocks of their own, each begun a part
+    of the span later and wrapped round at its end, so that the load stays as even as it was."""
     span_s = requests[-1].arrives_at
+    until_s = span_s * num_requests / (num_copies * len(requests))
     num_blocks = 1 + max(block for request in requests for block in (*request.blocks, 0))
     copies = []
     for copy in range(num_copies):
-        shift = copy * num_blocks
-        late_s = span_s * copy / num_copies
-        copies += [
-            replace(
-                request,
-                arrives_at=(request.arrives_at + late_s) % span_s if copy else request.arrives_at,
-                blocks=tuple(block + shift for block in request.blocks),
-            )
-            for request in requests
-        ]
+        shift, late_s = copy * num_blocks, span_s * copy / num_copies
+        for request in requests:
+            arrives_at = (request.arrives_at + late_s) % span_s if copy else request.arrives_at
+            if arrives_at <= until_s:
+                blocks = tuple(block + shift for block in request.blocks)
+                copies.append(replace(request, arrives_at=arrives_at, blocks=blocks))
     return by_arrival(copies)
 
 

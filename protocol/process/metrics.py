@@ -243,6 +243,15 @@ class RouterMetrics(MetricTable):
     key_reloads = MetricRow(
         Counter, "baton_router_key_reloads",
         "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
+    index_refused = MetricRow(
+        Counter, "baton_prefix_index_refused_blocks",
+        "Blocks that the prefix index had no room for (`index_blocks`).")
+    prefix_tokens = MetricRow(
+        Counter, "baton_router_prefix_tokens",
+        "Of prompts whose worker told what it had cached, tokens by kind: prompt (all), hit"
+        " (cached there), predicted (by the index, when it was placed), held_anywhere (by the"
+        " worker that had most of it), seen (in any prompt before, or held anywhere).",
+        "kind")
     # fmt: on
 
 

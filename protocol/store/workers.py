@@ -16,7 +16,7 @@ from typing import TypeVar, cast
 import msgspec
 from redis.asyncio.client import Pipeline
 
-from protocol.blocks import ChangeKind
+from protocol.blocks import HASH_BYTES, ChangeKind, unpack_hashes
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.messages import Beat, Registration
 from protocol.store.connection import RedisConnection
@@ -25,7 +25,6 @@ STREAM = "kv:events"
 STREAM_START = "0-0"
 MAX_STREAM_EVENTS = 100_000
 """Kept for routers that lag; one further behind reads snapshots."""
-HASH_BYTES = 16
 _CHUNK_HASHES = 8192
 T = TypeVar("T")
 _Entries = list[tuple[bytes, dict[bytes, bytes]]]
@@ -51,22 +50,15 @@ class BlockEvent(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     kind: ChangeKind
     packed_hashes: bytes
-    """16 bytes each, in order; empty when `cleared`."""
-
-    @property
-    def hashes(self) -> tuple[BlockHash, ...]:
-        packed = self.packed_hashes
-        return tuple(
-            BlockHash(packed[start : start + HASH_BYTES])
-            for start in range(0, len(packed) - HASH_BYTES + 1, HASH_BYTES)
-        )
+    """HASH_BYTES each, in order; empty when `cleared`, and of the marker of a rewrite."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A worker's whole set as it was after the event numbered `sequence`."""
 
     sequence: int
-    hashes: frozenset[BlockHash]
+    packed_hashes: bytes
+    """HASH_BYTES each, in no order."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -170,8 +162,8 @@ class Store(RedisConnection):
         sequence = _int(value)
         if sequence is None:
             return None
-        hashes = frozenset(BlockHash(member) for member in members if len(member) == HASH_BYTES)
-        return Snapshot(sequence=sequence, hashes=hashes)
+        packed = b"".join(member for member in members if len(member) == HASH_BYTES)
+        return Snapshot(sequence=sequence, packed_hashes=packed)
 
     async def last_event_id(self) -> str:
         """Where the stream ends now: read from here on after reading the snapshots."""
@@ -196,9 +188,9 @@ class Store(RedisConnection):
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:
     match event.kind:
         case "stored" if event.packed_hashes:
-            pipe.sadd(blocks, *event.hashes)
+            pipe.sadd(blocks, *unpack_hashes(event.packed_hashes))
         case "evicted" if event.packed_hashes:
-            pipe.srem(blocks, *event.hashes)
+            pipe.srem(blocks, *unpack_hashes(event.packed_hashes))
         case "cleared":
             pipe.delete(blocks)
 

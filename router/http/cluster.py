@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from protocol.ids import RequestId, RouterId
 from protocol.messages import Beat, Blocks, Load, Role, Speeds, WorkerState
 from protocol.process.metrics import RouterMetrics
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.trace import RequestTrace, TraceRing
 from router.runtime import ClusterView, WorkerView
 from router.workers.index_feed import IndexFeed

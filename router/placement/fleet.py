@@ -100,6 +100,18 @@ class Fleet:
         assert name is not None, f"slot {slot} is empty"
         return name
 
+    def chain_of(self, slot: int) -> Chain:
+        return self.chains[self._compat_of(slot)]
+
+    def depths_of(self, slot: int, depths: NDArray[np.uint32]) -> tuple[int, int]:
+        """Of `depths` by slot of the prefix index, its own, and the most of any of its compat
+        hash."""
+        rows = self.rows[: self.num_slots]
+        at = rows["index_slot"]
+        like = (rows["compat"] == rows["compat"][slot]) & (at >= 0) & (at < len(depths))
+        own = int(depths[at[slot]]) if like[slot] else 0
+        return own, int(depths[at[like]].max(initial=0))
+
     def prefix_source(self, slot: int, *, num_tokens: int) -> PrefixSource:
         """To fetch the prompt's first `num_tokens` from that worker."""
         epoch, address = self._lending[slot]
@@ -130,7 +142,7 @@ class Fleet:
 
     def remove_worker(self, slot: int) -> None:
         del self._slots[self.name_of(slot)]
-        self._forget_compat(int(self.rows["compat"][slot]))
+        self._forget_compat(self._compat_of(slot))
         self.names[slot] = None
         self.ready[slot] = 0
         self.rows[slot] = np.zeros((), ROW)
@@ -181,6 +193,9 @@ class Fleet:
         if self._guessed_at_s is not None and now < self._guessed_at_s + GUESS_S:
             return
         self._guessed_at_s = now
+        self._guess_all()
+
+    def _guess_all(self) -> None:
         priors = {name: getattr(PRIOR_STEP, name) for name in _STEP}
         self._guess(self._no_step, priors)
         latency_s, bytes_per_s = PRIOR_TRANSFER_LATENCY_S, PRIOR_TRANSFER_BYTES_PER_S
@@ -221,8 +236,11 @@ class Fleet:
         row["longest_tokens"] = min(registration.max_context_tokens, num_blocks * block_tokens)
         row["transports"] = sum(1 << self._transport(name) for name in registration.transports)
 
-    def _forget_compat(self, number: int) -> None:
-        compat = next(name for name, known in self.compats.items() if known == number)
+    def _compat_of(self, slot: int) -> str:
+        number = int(self.rows["compat"][slot])
+        return next(name for name, known in self.compats.items() if known == number)
+
+    def _forget_compat(self, compat: str) -> None:
         self._num_workers_of[compat] -= 1
         if not self._num_workers_of[compat]:
             del self.chains[compat]
@@ -248,6 +266,7 @@ class Fleet:
 
     def _membership_changed(self) -> None:
         self._guessed_at_s = None
+        self._guess_all()
         for rank, name in enumerate(sorted(self._slots)):
             self.rows["rank"][self._slots[name]] = rank
 

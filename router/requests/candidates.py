@@ -7,20 +7,23 @@ moment ago before the workers tell of it, for that may take them a beat.
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from protocol.blocks import block_hashes, chain_seed, prompt_reach
-from protocol.ids import BlockHash, WorkerId
+from protocol.blocks import chain_seed, packed_hashes, prompt_reach
+from protocol.ids import WorkerId
 from router.placement.cost import Demand
 from router.placement.fleet import Chain, Fleet
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, place
-from router.placement.prefix_index import PrefixIndex
 from router.placement.prompt import place_prompt
 from router.placement.sessions import Sessions
+from router.prefix.found import FoundPrefix
+from router.prefix.prefix_index import PrefixIndex
+from router.prefix.seen import SeenBlocks
+from router.prefix.table import Slots
 from router.requests.context import RequestContext
 from router.workers.worker import KnownWorker, Sent
 
 Workers = Mapping[WorkerId, KnownWorker]
+NO_SLOTS = np.zeros(0, np.uint32)
 
 
 class Candidates:
@@ -34,6 +37,9 @@ class Candidates:
         self._workers = workers
         self._rules = rules
         self._sessions = Sessions()
+        self._seen = SeenBlocks()
+        self._looked_up: tuple[RequestContext, Slots] | None = None
+        """The last request placed, and how much of its prompt each worker had then."""
         self._num_placed = 0
         self._with_suspects: set[WorkerId] = set()
 
@@ -51,6 +57,8 @@ class Candidates:
     def note_placed(self, context: RequestContext, placement: Placement, *, now: float) -> None:
         """Until the workers' reports and events tell of this prompt, believe in it."""
         self._num_placed += 1
+        if context.routed.cached_tokens is None:
+            context.found = self._found(context, placement, now)
         for name in (placement.prefill, placement.decode):
             worker = None if name is None else self._workers.get(name)
             if worker is None:
@@ -157,26 +165,52 @@ class Candidates:
             key=request.id,
         )
 
-    def _depths(self, context: RequestContext, now: float) -> NDArray[np.uint32]:
-        """Leading blocks of the prompt on each worker, by slot. One walk of the index for each
+    def _depths(self, context: RequestContext, now: float) -> Slots:
+        """Leading blocks of the prompt on each worker, by slot of the index. One walk for each
         compat hash, whatever the number of workers: no worker has blocks of another's chain."""
-        fleet = self._fleet
+        fleet, index = self._fleet, self._index
         for slot in list(fleet.not_indexed):
-            fleet.set_index_slot(slot, slot)
-        depths = np.zeros(fleet.num_slots, np.uint32)
-        for chain in fleet.chains.values():
-            for name, depth in self._index.depths(_hashes(context, chain), now=now).items():
-                known = fleet.slot_of(name)
-                if known is not None and depth:
-                    depths[known] = depth
+            index_slot = index.slot_of(fleet.name_of(slot))
+            if index_slot is not None:
+                fleet.set_index_slot(slot, index_slot)
+        chains = fleet.chains.values()
+        found = [index.depths(_hashes(context, chain), now=now) for chain in chains]
+        depths = found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
+        self._looked_up = context, depths
         return depths
 
+    def _found(
+        self, context: RequestContext, placement: Placement, now: float
+    ) -> FoundPrefix | None:
+        """Before the prompt is expected anywhere."""
+        fleet = self._fleet
+        slot = fleet.slot_of(placement.prefill or placement.decode)
+        if slot is None:
+            return None
+        chain = fleet.chain_of(slot)
+        most = (len(context.request.token_ids) - 1) // chain.block_tokens
+        looked_up = self._looked_up
+        if looked_up is None or looked_up[0] is not context:
+            looked_up = context, self._depths(context, now)
+        predicted, held = (int(each) for each in fleet.depths_of(slot, looked_up[1]))
+        if context.found is None:
+            seen = self._seen.see_prompt(_hashes(context, chain))
+        else:  # seen when it was placed for the first time
+            seen = context.found.num_seen_tokens // chain.block_tokens
+        reusable = context.routed.num_reusable // chain.block_tokens
+        held = min(most, held, reusable)
+        return FoundPrefix(
+            num_predicted_tokens=min(most, predicted, reusable) * chain.block_tokens,
+            num_held_tokens=held * chain.block_tokens,
+            num_seen_tokens=max(held, min(most, seen, reusable)) * chain.block_tokens,
+        )
 
-def _hashes(context: RequestContext, chain: Chain) -> list[BlockHash]:
+
+def _hashes(context: RequestContext, chain: Chain) -> bytes:
     request = context.request
     if chain.compat not in context.hashes:
         reach = prompt_reach(len(request.token_ids), dynamic_after=chain.dynamic_after)
-        context.hashes[chain.compat] = block_hashes(
+        context.hashes[chain.compat] = packed_hashes(
             (*request.token_ids, *context.routed.generated),
             block_tokens=chain.block_tokens,
             seed=chain_seed(compat=chain.compat, salt=request.salt, reach=reach),

@@ -5,7 +5,8 @@ Times are readings of the dispatcher's clock. Decides nothing.
 
 from dataclasses import dataclass, field
 
-from protocol.ids import BlockHash, WorkerId
+from protocol.ids import WorkerId
+from router.prefix.found import FoundPrefix
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
 from router.requests.trace import RequestTrace
@@ -40,8 +41,10 @@ class RequestContext:
     """Failed this request; avoided while there is anyone else."""
     final_trace: RequestTrace | None = None
     """Once a good ending was reached: what `Ended` carries and the traces keep."""
-    hashes: dict[str, list[BlockHash]] = field(default_factory=dict)
-    """Of prompt and output so far, by compat hash."""
+    hashes: dict[str, bytes] = field(default_factory=dict)
+    """Of prompt and output so far, packed, by compat hash."""
+    found: FoundPrefix | None = None
+    """When it was last placed before a worker told what it had cached."""
 
     @property
     def request(self) -> GenerationRequest:

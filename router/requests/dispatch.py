@@ -18,7 +18,7 @@ from protocol.process.metrics import RouterMetrics
 from router.admission.queued_request import QueuedRequest
 from router.admission.waiting_room import QueueLimits, WaitingRoom
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import (

@@ -26,7 +26,7 @@ class OpenRequest:
 
     __slots__ = (
         "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
-        "_routed", "_tell_token", "_turn", "_waiting", "context",
+        "_routed", "_tell_token", "_turn", "_waiting", "context", "queued",
     )  # fmt: skip
 
     def __init__(

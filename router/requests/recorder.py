@@ -54,11 +54,24 @@ class Recorder:
         metrics.endings.labels(ending=routed.outcome.partition(":")[0]).inc()
         metrics.prompt_tokens.inc(len(context.request.token_ids))
         metrics.cached_tokens.inc(routed.cached_tokens or 0)
+        self._count_prefix(context)
         metrics.output_tokens.inc(len(routed.generated))
         metrics.request_s.observe(now - context.begun_at)
         for attempt in routed.attempts:
             if attempt.transport:
                 metrics.exposed_s.labels(attempt.transport).observe(attempt.exposed_s)
+
+    def _count_prefix(self, context: RequestContext) -> None:
+        """Of requests whose worker told what it had found: the kinds are of the same prompts."""
+        found, num_hit = context.found, context.routed.cached_tokens
+        if found is None or num_hit is None:
+            return
+        tokens = self._metrics.prefix_tokens
+        tokens.labels(kind="prompt").inc(len(context.request.token_ids))
+        tokens.labels(kind="hit").inc(num_hit)
+        tokens.labels(kind="predicted").inc(found.num_predicted_tokens)
+        tokens.labels(kind="held_anywhere").inc(found.num_held_tokens)
+        tokens.labels(kind="seen").inc(found.num_seen_tokens)
 
 
 def _named(context: RequestContext) -> dict[str, object]:

@@ -13,7 +13,7 @@ from protocol.messages import Registration, Role, Sampling, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
 from router.placement.place import PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
 from router.requests.trace import TraceRing

@@ -13,7 +13,7 @@ from protocol.ids import RequestId, RouterId, WorkerId
 from protocol.messages import FinishReason, Token, TokenLogprob
 from protocol.readings import PoolPrompt, TokenScore
 from protocol.text.tokenizer import TextState, Tokenizer
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.requests.events import (
     Ended,
     GenerationRequest,

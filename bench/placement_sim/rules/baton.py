@@ -7,11 +7,11 @@ import xxhash
 
 from bench.placement_sim.request import Request, Route
 from bench.placement_sim.rule import Member, Report
-from protocol.ids import BlockHash, Epoch, RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Beat, Blocks, Load, LoadReport, Registration, Sampling, Speeds
 from router.placement.fleet import Fleet
-from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal
-from router.placement.prefix_index import PrefixIndex
+from router.placement.place import Placement, PlacementRefusal, PlacementRules
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -32,14 +32,14 @@ class Baton:
 
     def __init__(self) -> None:
         self._index = PrefixIndex()
-        self._workers: dict[WorkerId, KnownWorker] = {}
         self._fleet = Fleet()
+        self._workers: dict[WorkerId, KnownWorker] = {}
         self._candidates = Candidates(
-            index=self._index, fleet=self._fleet, workers=self._workers, rules=DEFAULT_RULES
+            index=self._index, fleet=self._fleet, workers=self._workers, rules=PlacementRules()
         )
         self._members: dict[WorkerId, Member] = {}
         self._sequences: dict[WorkerId, int] = {}
-        self._hashes: dict[int, BlockHash] = {}
+        self._hashes: dict[int, bytes] = {}
         self._contexts: dict[int, RequestContext] = {}
         self._placement: Placement | None = None
 
@@ -48,7 +48,7 @@ class Baton:
         self._members[known.id], self._workers[known.id] = member, known
         known.join_fleet(self._fleet)
         self._index.follow_worker(known.id, EPOCH)
-        self._index.load_snapshot(known.id, EPOCH, sequence=0, hashes=())
+        self._index.load_snapshot(known.id, EPOCH, sequence=0, packed=b"")
 
     def place_request(self, request: Request, *, now: float) -> Route | None:
         context = self._contexts.get(request.number) or self._context(request)
@@ -56,21 +56,26 @@ class Baton:
         if isinstance(placement, PlacementRefusal):
             return None
         self._placement = placement
-        prefill = None if placement.prefill is None else self._members[placement.prefill].index
-        decode, source = self._members[placement.decode].index, placement.prefix_source
-        pulled = None if source is None else (str(source.worker), source.num_tokens)
-        return Route(prefill=prefill, decode=decode, source=pulled)
+        source = placement.prefix_source
+        return Route(
+            prefill=None if placement.prefill is None else self._members[placement.prefill].index,
+            decode=self._members[placement.decode].index,
+            source=None if source is None else (source.worker, source.num_tokens),
+        )
 
     def note_placed(self, request: Request, route: Route, *, now: float) -> None:
         context = self._contexts[request.number]
         assert self._placement is not None
         self._candidates.note_placed(context, self._placement, now=now)
-        self._first(route).note_posted(context.routed.wire_id)
+        first = self._first(route)
+        context.routed.begin_attempt(
+            "", prefill=None if route.prefill is None else first, decode=self._decode(route),
+            remaining_s=DEADLINE_S,
+        )  # fmt: skip
+        first.note_posted(context.routed.wire_id)
 
-    def note_begun(self, request: Request, route: Route) -> None:
-        """Its decode worker is told now."""
-        if route.prefill is not None:
-            self._decode(route).note_posted(self._contexts[request.number].routed.wire_id)
+    def note_begun(self, request: Request, route: Route, *, now: float) -> None:
+        self._decode(route).note_posted(self._contexts[request.number].routed.wire_id)
 
     def note_report(self, report: Report, *, now: float) -> None:
         worker = self._workers[WorkerId(report.member.name)]
@@ -93,20 +98,14 @@ class Baton:
     ) -> None:
         worker = WorkerId(member.name)
         self._sequences[worker] = sequence = self._sequences.get(worker, 0) + 1
-        hashes = self._names(blocks)
-        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, hashes=hashes)
+        packed = self._names(blocks)
+        self._index.apply_event(worker, EPOCH, sequence=sequence, kind=kind, packed=packed, now=0.0)
 
     def note_first_token(self, request: Request, route: Route, *, now: float) -> None:
-        context = self._contexts[request.number]
-        first = self._first(route)
-        first.note_heard(context.routed.wire_id, 0)
-        if route.prefill is not None:
-            first.note_ended(context.routed.wire_id)
+        self._first(route).note_heard(self._contexts[request.number].routed.wire_id, 0)
 
     def note_ended(self, request: Request, route: Route, *, now: float) -> None:
-        wire_id = self._contexts.pop(request.number).routed.wire_id
-        for worker in (self._first(route), self._decode(route)):
-            worker.note_ended(wire_id)
+        self._candidates.note_ended(self._contexts.pop(request.number))
 
     def _first(self, route: Route) -> KnownWorker:
         if route.prefill is None:
@@ -116,12 +115,11 @@ class Baton:
     def _decode(self, route: Route) -> KnownWorker:
         return self._workers[WorkerId(f"decode-{route.decode:04}")]
 
-    def _names(self, blocks: Sequence[int]) -> list[BlockHash]:
+    def _names(self, blocks: Sequence[int]) -> bytes:
         for block in blocks:
             if block not in self._hashes:
-                name = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
-                self._hashes[block] = BlockHash(name)
-        return [self._hashes[block] for block in blocks]
+                self._hashes[block] = xxhash.xxh3_128_digest(block.to_bytes(8, "little"))
+        return b"".join([self._hashes[block] for block in blocks])
 
     def _context(self, request: Request) -> RequestContext:
         """The hashes are those of the trace; of the tokens only their number is looked at."""

@@ -31,8 +31,8 @@ class Peer:
             self.prefills.requests[self.prefills.row(route.prefill)] += 1
         self.decodes.requests[self.decodes.row(route.decode)] += 1
 
-    def note_begun(self, request: Request, route: Route) -> None:
-        pass
+    def note_begun(self, request: Request, route: Route, *, now: float) -> None:
+        """Nothing that a peer goes by."""
 
     def note_report(self, report: Report, *, now: float) -> None:
         self._view(report.member).note_report(report)

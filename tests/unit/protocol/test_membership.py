@@ -9,7 +9,7 @@ from support.eventually import soon
 from support.redis_server import RedisServer, redis_server
 from support.words import beat, registration
 
-from protocol.blocks import BlockChange
+from protocol.blocks import BlockChange, unpack_hashes
 from protocol.ids import BlockHash, Epoch, WorkerId
 from protocol.membership import Membership, watch_workers
 from protocol.store.workers import Store
@@ -54,7 +54,9 @@ async def published(store: Store, *numbers: int) -> None:
 
     async def holds() -> bool:
         snapshot = await store.snapshot(WORKER, EPOCH)
-        return snapshot is not None and snapshot.hashes == frozenset(hashes(*numbers))
+        if snapshot is None:
+            return False
+        return sorted(unpack_hashes(snapshot.packed_hashes)) == sorted(hashes(*numbers))
 
     await soon(holds, what=f"blocks {numbers} published")
 

@@ -11,7 +11,7 @@ from protocol.ids import Epoch, RouterId, WorkerId
 from protocol.messages import Blocks, Speeds, TransportUse
 from router.http.middleware import COUNTED_PATHS
 from router.http.openapi.endpoints import ENDPOINTS
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.runtime import ClusterView, WorkerView
 
 pytestmark = pytest.mark.anyio

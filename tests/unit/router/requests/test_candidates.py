@@ -7,12 +7,12 @@ from msgspec.structs import replace
 from support.routed_request import D, P, already_ended, emit, gone, hear, route_alone
 from support.words import LAYOUT, beat, registration
 
-from protocol.blocks import block_hashes, chain_seed
-from protocol.ids import BlockHash, Epoch, RequestId, WorkerId
+from protocol.blocks import chain_seed, packed_hashes
+from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import Load, PrefixSource, Role, Sampling, Speeds
 from router.placement.fleet import Fleet
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
-from router.placement.prefix_index import PrefixIndex
+from router.prefix.prefix_index import PrefixIndex
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
@@ -43,8 +43,9 @@ class Asked(Candidates):
         self.index.follow_worker(name, Epoch(1))
         return made
 
-    def store(self, name: WorkerId, hashes: list[BlockHash]) -> None:
-        self.index.apply_event(name, Epoch(1), sequence=1, kind="stored", hashes=hashes)
+    def store(self, name: WorkerId, packed: bytes) -> None:
+        epoch = Epoch(1)
+        self.index.apply_event(name, epoch, sequence=1, kind="stored", packed=packed, now=NOW)
 
     def load(self, name: WorkerId) -> tuple[bool, int]:
         """Whether it has prompts to compute, and its sequences."""
@@ -105,9 +106,9 @@ def test_a_worker_that_refused_is_no_last_resort() -> None:
     assert decode_of(Asked(D, OTHER).place_request(given, now=NOW)) == D
 
 
-def prompt_hashes(*, salt: str = "", reach: int = 0) -> list[BlockHash]:
+def prompt_hashes(*, salt: str = "", reach: int = 0) -> bytes:
     seed = chain_seed(compat="same", salt=salt, reach=reach)
-    return block_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
+    return packed_hashes(PROMPT, block_tokens=LAYOUT.block_tokens, seed=seed)
 
 
 def test_cached_blocks_attract_the_prompt() -> None:

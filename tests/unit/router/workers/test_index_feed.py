@@ -13,7 +13,7 @@ from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
 from protocol.store.workers import BlockEvent, Store
-from router.placement.prefix_index import IndexState
+from router.prefix.state import IndexState
 from router.workers.index_feed import IndexFeed
 
 CHAIN = [BlockHash(bytes([n]) * 16) for n in range(4)]
@@ -55,13 +55,16 @@ class Fed:
     def stored(self, *blocks: BlockHash) -> None:
         self.membership.record([BlockChange(kind="stored", hashes=blocks)])
 
-    async def until_exact(self, *, depth: int) -> None:
+    def depth(self) -> int:
+        """Of the chain, as the index of the moment has it for the worker."""
         index = self.cluster.index
+        slot = index.slot_of(self.worker.id)
+        assert slot is not None
+        return int(index.depths(b"".join(CHAIN), now=0)[slot])
+
+    async def until_exact(self, *, depth: int) -> None:
         await soon(
-            lambda: (
-                index.state is IndexState.EXACT
-                and index.depths(CHAIN, now=0) == {self.worker.id: depth}
-            ),
+            lambda: self.cluster.index.state is IndexState.EXACT and self.depth() == depth,
             what=f"exact with {depth} blocks",
         )
 
@@ -148,7 +151,7 @@ def test_redis_killed_degrades_and_redis_back_empty_is_exact_again(redis: RedisS
             redis.kill()
             await soon(lambda: made.cluster.index.state is IndexState.DEGRADED)
             assert made.redis == "lost"
-            assert made.cluster.index.depths(CHAIN, now=0) == {made.worker.id: 2}
+            assert made.depth() == 2
             made.stored(*CHAIN[2:])
             redis.start()
             await made.until_exact(depth=4)

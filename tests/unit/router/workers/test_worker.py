@@ -4,81 +4,148 @@ from msgspec.structs import replace
 from support.words import beat, registration
 
 from protocol.ids import RequestId
-from protocol.messages import Blocks
-from router.placement.place import Placement, place
-from router.workers.worker import ALONE_S, BEAT_LAG_S, KnownWorker
+from protocol.messages import Blocks, Load, LoadReport, Speeds, StepModel
+from router.placement.fleet import Fleet
+from router.workers.worker import ALONE_S, KnownWorker, Sent
 
-R = RequestId("r")
+R, S = RequestId("r"), RequestId("s")
+STEP = StepModel(fixed_s=0.01, token_s=0.01, attended_s=0.0, sequence_s=0.0)
 
 
-def worker(name: str = "decode-0", *, free: int = 8) -> KnownWorker:
-    made = KnownWorker(registration(name))
-    blocks = Blocks(total=8, free=free, cached=8 - free, leased=0)
-    made.note_beat(replace(beat(), blocks=blocks), now=0.0)
+def worker() -> KnownWorker:
+    """100 tokens/s."""
+    made = KnownWorker(replace(registration(), num_blocks=100, max_context_tokens=400))
+    made.join_fleet(Fleet())
+    hear_beat(made, now=0.0)
     return made
 
 
-def load(made: KnownWorker) -> tuple[int, int]:
-    candidate = made.candidate(num_cached_tokens=0)
-    return candidate.num_waiting_tokens, candidate.num_running
+def hear_beat(
+    made: KnownWorker, *, now: float, waiting_tokens: int = 0, running: int = 0, received: int = 0
+) -> None:
+    speeds = Speeds(
+        prefill_tokens_per_s=100.0, decode_step_s=0.0, transfer_bytes_per_s=0.0, step=STEP
+    )
+    load = Load(running=running, waiting=0, waiting_tokens=waiting_tokens)
+    blocks = Blocks(total=100, free=100, cached=0, leased=0)
+    told = replace(beat(), speeds=speeds, load=load, num_received=received, blocks=blocks)
+    made.note_beat(told, now=now)
 
 
-def test_what_was_sent_counts_as_load_until_a_beat_can_have_counted_it() -> None:
+def sent(num_uncached: int = 100, *, at: float = 1.0, num_tokens: int = 100) -> Sent:
+    return Sent(
+        at_s=at, num_tokens=num_tokens, num_uncached=num_uncached, prefill_s=num_uncached / 100
+    )
+
+
+def load(made: KnownWorker, *, now: float) -> tuple[float, int]:
+    """Seconds of prompts before it, and sequences."""
+    row = made.row
+    return round(float(max(0.0, row["busy_until_s"] - now)), 6), int(row["running"])
+
+
+def test_what_was_sent_counts_as_load_until_a_report_counts_it() -> None:
     made = worker()
-    made.note_sent(R, 100, first=0, suspect=False, now=1.0)
-    assert load(made) == (100, 1)
-    made.note_beat(beat(), now=1.0 + BEAT_LAG_S / 2)
-    assert load(made) == (100, 1)
-    made.note_beat(beat(), now=1.0 + BEAT_LAG_S)
-    assert load(made) == (0, 0)
+    made.note_sent(R, sent(), first=0, suspect=False)
+    assert load(made, now=1.0) == (1.0, 1)
+    hear_beat(made, now=1.1)
+    assert load(made, now=1.1) == (1.0, 1), "not posted: no report can count it"
+    made.note_posted(R)
+    made.note_sent(S, sent(200, at=1.2), first=0, suspect=False)
+    made.note_posted(S)
+    hear_beat(made, now=1.2, received=0)
+    assert load(made, now=1.2) == (3.0, 2)
+    hear_beat(made, now=1.5, running=1, waiting_tokens=80, received=1)
+    assert load(made, now=1.5) == (2.8, 2), "80 tokens of the first and all of the second"
+    hear_beat(made, now=3.0, running=2, waiting_tokens=150, received=2)
+    assert load(made, now=3.0) == (1.5, 2)
+
+
+def test_a_load_report_counts_as_a_beat_does() -> None:
+    made = worker()
+    made.note_sent(R, sent(), first=0, suspect=False)
+    made.note_posted(R)
+    report = LoadReport(
+        num_received=1, running=3, waiting=1, waiting_tokens=50, context_tokens=70,
+        num_free_blocks=40,
+    )  # fmt: skip
+    made.note_load(report, now=2.0)
+    assert load(made, now=2.0) == (0.5, 4)
+    assert (made.row["context_tokens"], made.row["free_tokens"]) == (70, 160)
+    assert made.row["reported_at_s"] == 2.0
+
+
+def test_messages_for_others_count_in_the_order_sent() -> None:
+    """A decode worker of a pair is told when the prefill begins, maybe after later requests."""
+    made = worker()
+    made.note_sent(R, sent(0), first=1, suspect=False)
+    made.note_sent(S, sent(), first=0, suspect=False)
+    made.note_posted(S)
+    hear_beat(made, now=2.0, running=1, received=1)
+    assert load(made, now=2.0) == (0.0, 2), "the stream that has not come is no prompt"
+    made.note_posted(R)
+    hear_beat(made, now=2.5, running=2, received=2)
+    assert load(made, now=2.5) == (0.0, 2)
+
+
+def test_a_queue_takes_what_was_predicted_of_the_prompts_that_are_in_it() -> None:
+    """A prompt of which nine tenths are cached is counted whole while it waits."""
+    made = worker()
+    made.note_sent(R, sent(100, num_tokens=1_000), first=0, suspect=False)
+    made.note_posted(R)
+    hear_beat(made, now=2.0, waiting_tokens=1_000, received=1)
+    assert load(made, now=2.0)[0] == 1.0
+    hear_beat(made, now=2.5, waiting_tokens=50, received=1)
+    assert load(made, now=2.5)[0] == 0.5
+    # Another router's prompts are taken for like ones.
+    hear_beat(made, now=2.5, waiting_tokens=3_000, received=1)
+    assert load(made, now=2.5)[0] == 3.0
+    made.note_heard(R, 0)
+    hear_beat(made, now=3.0, waiting_tokens=300, received=1)
+    assert load(made, now=3.0)[0] == 3.0, "of nothing known, by its measured speed"
 
 
 def test_blocks_that_keep_a_prefix_for_nobody_are_free_to_take() -> None:
     made = worker()
-    made.note_beat(replace(beat(), blocks=Blocks(total=8, free=1, cached=5, leased=2)), now=1.0)
-    assert made.candidate(num_cached_tokens=0).num_free_blocks == 6
+    blocks = Blocks(total=100, free=10, cached=50, leased=40)
+    made.note_beat(replace(beat(), blocks=blocks), now=1.0)
+    assert made.row["free_tokens"] == 240
 
 
-def test_a_token_of_a_model_with_windows_takes_a_block_of_every_group() -> None:
-    fields = registration("decode-0")
-    layout = replace(fields.layout, num_groups=4)
-    made = KnownWorker(replace(fields, layout=layout, max_context_tokens=8))
-    made.note_beat(beat(), now=0.0)
-    candidate = made.candidate(num_cached_tokens=0)
-    assert (candidate.num_blocks, candidate.num_free_blocks) == (2, 2)
-    assert candidate.token_bytes == 4 * fields.layout.token_bytes
-
-
-def test_a_worker_that_takes_longer_sequences_than_its_pool_gets_them() -> None:
-    """Windows let it go on without the blocks they have left behind."""
-    made = KnownWorker(replace(registration("decode-0"), num_blocks=4, max_context_tokens=400))
-    made.note_beat(beat(), now=0.0)
-    placement = place([made.candidate(num_cached_tokens=0)], num_tokens=300, max_output_tokens=4)
-    assert isinstance(placement, Placement)
-
-
-def test_a_warm_pool_attracts_the_prompt_it_has() -> None:
-    """After some time every pool is warm: no block of it is empty."""
-    warm, fresh = worker("decode-1", free=0), worker("decode-0", free=8)
-    candidates = [
-        warm.candidate(num_cached_tokens=20),
-        fresh.candidate(num_cached_tokens=0),
-    ]
-    placement = place(candidates, num_tokens=24, max_output_tokens=4)
-    assert isinstance(placement, Placement) and placement.decode == "decode-1"
-
-
-def test_a_request_that_ended_between_two_beats_is_no_load() -> None:
+def test_a_request_that_ended_or_was_heard_between_two_reports_is_no_prompt_to_compute() -> None:
     made = worker()
-    made.note_sent(R, 100, first=0, suspect=False, now=1.0)
-    made.note_ended(R)
-    assert load(made) == (0, 0)
+    made.note_sent(R, sent(), first=0, suspect=False)
+    made.note_sent(S, sent(), first=0, suspect=False)
+    assert load(made, now=1.0) == (2.0, 2)
+    made.note_heard(R, 0)
+    assert load(made, now=1.0) == (1.0, 2)
+    for request in (R, S):
+        made.note_ended(request)
+    assert load(made, now=1.0) == (0.0, 0)
+
+
+def test_only_a_ready_worker_may_be_chosen_and_one_that_left_has_no_row() -> None:
+    fleet = Fleet()
+    made = KnownWorker(registration())
+    made.join_fleet(fleet)
+    assert not fleet.ready[0]
+    hear_beat(made, now=0.0)
+    assert fleet.ready[0]
+    made.note_beat(replace(beat(), state="draining"), now=1.0)
+    assert not fleet.ready[0]
+    hear_beat(made, now=2.0)
+    made.note_mismatched("another version")
+    hear_beat(made, now=3.0)
+    assert not fleet.ready[0] and made.why == "another version"
+    made.leave_fleet()
+    hear_beat(made, now=4.0)
+    assert fleet.slot_of(made.id) is None and not fleet.ready.any()
 
 
 def test_a_request_is_unheard_until_a_token_comes_that_only_this_worker_can_say() -> None:
     """A decode worker repeats the token that the prefill worker sampled."""
     made = worker()
-    made.note_sent(R, 0, first=1, suspect=False, now=1.0)
+    made.note_sent(R, sent(0), first=1, suspect=False)
     made.note_heard(RequestId("other"), 5)
     made.note_heard(R, 0)
     assert set(made.unheard) == {R} and not made.is_empty
@@ -89,7 +156,7 @@ def test_a_request_is_unheard_until_a_token_comes_that_only_this_worker_can_say(
 def test_a_suspect_is_joined_by_nobody_until_it_is_heard_has_ended_or_takes_too_long() -> None:
     made = worker()
     for over in (partial(made.note_heard, R, 0), partial(made.note_ended, R)):
-        made.note_sent(R, 100, first=0, suspect=True, now=1.0)
+        made.note_sent(R, sent(), first=0, suspect=True)
         assert made.is_held(now=1.0 + ALONE_S / 2)
         assert not made.is_held(now=1.0 + ALONE_S)
         over()

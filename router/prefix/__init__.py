@@ -1,0 +1,1 @@
+"""Which worker holds which blocks: a local replica, fed by events, answered without an await."""
