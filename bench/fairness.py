@@ -19,13 +19,14 @@ from bench.placement_sim.fleet import Fleet
 from bench.placement_sim.hardware import Hardware
 from bench.placement_sim.outcome import percentile
 from bench.placement_sim.queue import FirstCome, JourneyQueue
-from bench.placement_sim.request import Journey, Request
+from bench.placement_sim.request import Journey, Request, Route
 from bench.placement_sim.rules.baton import Baton
 from bench.record import record
 from router.admission.drain_rate import DrainRate
 from router.admission.expected_output import ExpectedOutput
 from router.admission.fair_queue import FairQueue, QueueBounds
 from router.admission.queued_request import QueuedRequest
+from router.admission.waiting_room import PRESSING_FACTOR
 
 SHARE_BAR = 0.9
 """Of its fair share, that every tenant beside a greedy one gets."""
@@ -35,6 +36,10 @@ MAX_WAIT_S = 30.0
 MAX_OUTPUT_TOKENS = 2048
 WARM_S = 30.0
 """Not counted: the queue fills."""
+HARDWARE = Hardware(prefill_step_tokens=2048)
+"""A step of 8,192 prompt tokens takes 0.8 s, three times what an urgent request waits in all where
+nothing else is: its share of the overload is then the step that has begun and the others in its
+own (docs/lab.md)."""
 GREEDY, NUM_MODEST = "greedy", 4
 PROMPT_TOKENS, OUTPUT_TOKENS = 2000, 200
 """On average; prompts have half to one and a half times as many."""
@@ -54,6 +59,9 @@ class FairJourneys:
 
     def must_wait(self, journey: Journey) -> bool:
         return self._queue.waits_before(journey.request.priority)
+
+    def waits_behind(self, request: Request) -> bool:
+        return self._queue.waits_behind(request.priority)
 
     def add(self, journey: Journey, *, now: float) -> None:
         asked, tenant = journey.request, journey.request.tenant
@@ -144,12 +152,30 @@ class Run:
         return percentile(waits, 0.99)
 
 
+class _PressedBaton(Baton):
+    """As the router's dispatcher asks for placements."""
+
+    def __init__(self, queue: JourneyQueue) -> None:
+        super().__init__()
+        self._queue = queue
+
+    def place_request(self, request: Request, *, now: float) -> Route | None:
+        context = self._contexts.get(request.number) or self._context(request)
+        pressing = isinstance(self._queue, FairJourneys) and self._queue.waits_behind(request)
+        context.queue_factor = PRESSING_FACTOR if pressing else 1.0
+        return super().place_request(request, now=now)
+
+
 def serve(
     streams: Sequence[Stream], *, queue: JourneyQueue, num_workers: int, seconds: float
 ) -> Run:
     """`num_workers` of each role, until all that were not turned away have ended."""
     fleet = Fleet(
-        Baton(), hardware=Hardware(), num_prefill=num_workers, num_decode=num_workers, queue=queue
+        _PressedBaton(queue),
+        hardware=HARDWARE,
+        num_prefill=num_workers,
+        num_decode=num_workers,
+        queue=queue,
     )
     fleet.run(_arrivals(streams, seconds))
     return Run(journeys=fleet.journeys, ends_at=seconds)
@@ -173,7 +199,7 @@ def least_of_fair_share(run: Run) -> float:
 
 def capacity_per_s(num_workers: int) -> float:
     """Requests of the mean prompt that the prefill workers compute, by the hardware's own model."""
-    prompt_s = Hardware().prefill_s(num_tokens=PROMPT_TOKENS, num_cached=0)
+    prompt_s = HARDWARE.prefill_s(num_tokens=PROMPT_TOKENS, num_cached=0)
     return num_workers / prompt_s
 
 
@@ -240,8 +266,8 @@ def _request(stream: Stream, now: float, chance: random.Random) -> Request:
 
 def _numbered(request: Request, number: int) -> Request:
     """With blocks of its own: nothing is cached."""
-    most = -(-2 * PROMPT_TOKENS // Hardware().block_tokens)
-    num_blocks = request.num_tokens // Hardware().block_tokens
+    most = -(-2 * PROMPT_TOKENS // HARDWARE.block_tokens)
+    num_blocks = request.num_tokens // HARDWARE.block_tokens
     blocks = tuple(range(number * most, number * most + num_blocks))
     return replace(request, number=number, blocks=blocks)
 

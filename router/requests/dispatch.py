@@ -185,6 +185,7 @@ class Dispatcher:
             while not is_placed:
                 if self._waiting.must_wait(queued):
                     await self._waiting.wait_turn(queued, pause_s=None)
+                context.queue_factor = self._waiting.queue_factor(queued)
                 placement = self._place(context)
                 if isinstance(placement, Placement):
                     self._begin(opened, placement)
