@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 
 from protocol.store.connection import RedisConnection
-from protocol.store.shares import WINDOW_S, Renewal, Share, ShareRequest
+from protocol.store.shares import WINDOW_S, LeasedShare, Renewal, ShareRequest
 
 _RENEW = f"""
 local now = tonumber(ARGV[1])
@@ -102,7 +102,7 @@ class LimitStore(RedisConnection):
         async with self._deadline():
             told = await self._redis.eval(_RENEW, len(keys), *keys, *words)
         shares = (
-            Share(held=held, num_free=num_free, ages=_ages.decode(ages))
+            LeasedShare(held=held, num_free=num_free, ages=_ages.decode(ages))
             for held, num_free, ages in told[1:]
         )
         return Renewal(num_routers=told[0], shares=tuple(shares))

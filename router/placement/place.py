@@ -22,7 +22,6 @@ from router.placement.options import find_options
 from router.placement.policies import Policy, pick_workers
 from router.placement.reason import explain
 
-
 JOINED_FACTOR = 2.0
 """Times `max_queue_s`, that the soonest worker may have before a request while dearer ones are
 free. Beyond it the request waits in the router, where it can still go to another."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.store.shares import NUM_SECONDS, WINDOW_S, Share, ShareRequest
+from protocol.store.shares import NUM_SECONDS, WINDOW_S, LeasedShare, ShareRequest
 
 LEASE_S = 0.5
 """Between two renewals: what one of them said of free room holds so long."""
@@ -124,7 +124,7 @@ class Allowance:
         uses = tuple(self._uses.get(this - age, 0) for age in range(NUM_SECONDS))
         return ShareRequest(name=self.name, limit=self.limit, want=want, uses=uses)
 
-    def note_renewed(self, share: Share, *, sent_at: float) -> None:
+    def note_renewed(self, share: LeasedShare, *, sent_at: float) -> None:
         self._held, self._held_until = share.held, sent_at + TTL_S
         self._num_free, self._ages, self._renewed_at = share.num_free, share.ages, sent_at
         self._is_renewing = False
