@@ -2,15 +2,17 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import pytest
 
 from router.api.threads import MAX_BYTES, MAX_PIECES, Threads
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.fixture
-async def threads() -> AsyncIterator[Threads]:
+def threads() -> Iterator[Threads]:
     made = Threads(1, name="work")
     yield made
     made.shutdown()
