@@ -1,23 +1,15 @@
 """The router's end of the link to one worker."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Self
+from collections import deque
+from collections.abc import Callable
+from typing import NoReturn, Self
 
 import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
 
+from protocol.channel.reader import SocketReader
 from protocol.channel.resolver import Resolver
-from protocol.channel.wire import (
-    LINGER_MS,
-    PING_S,
-    QUEUE_MESSAGES,
-    SILENT_AFTER_S,
-    Silence,
-    configure,
-    send_error,
-)
+from protocol.channel.wire import LINGER_MS, PING_S, SILENT_AFTER_S, Silence, configure
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import PeerLost, WireError
 from protocol.ids import RouterId
@@ -48,24 +40,32 @@ class WorkerLink:
         self._router = router
         self._silent_after_s = silent_after_s
         self._tasks = asyncio.TaskGroup()
-        self._running: list[asyncio.Task[None]] = []
-        self._incoming: asyncio.Queue[ToRouter | None] = asyncio.Queue(QUEUE_MESSAGES)
+        self._tending: asyncio.Task[None] | None = None
+        self._early: deque[ToRouter] = deque()
+        """What came before anybody heard."""
+        self._accept: Callable[[ToRouter], None] = self._greet
+        self._is_lost = asyncio.Event()
+        self._error: Exception | None = None
+        """What `accept` raised."""
         self._heard = 0.0
         self.lost: str | None = None
         """Why the link is lost; None while it lives."""
 
     registration: Registration
+    _welcomed: "asyncio.Future[Welcome | None]"
 
     async def __aenter__(self) -> Self:
         number = await self._resolver.resolve(self._address)
         self._heard = asyncio.get_running_loop().time()
+        self._welcomed = asyncio.get_running_loop().create_future()
         self._open_sockets()
         await self._tasks.__aenter__()
         try:
             self._socket.setsockopt(zmq.IPV6, "[" in number)
             self._socket.connect(number)
-            for run in (self._receive, self._watch, self._tend):
-                self._running.append(self._tasks.create_task(run(), name=f"link-{run.__name__}"))
+            self._reader.start()
+            self._watch.start()
+            self._tending = self._tasks.create_task(self._tend(), name="link-tend")
             self.send_now(Hello(router=self._router, version=WIRE_VERSION))
             self.registration = await self._welcome()
         except zmq.ZMQError as error:
@@ -80,7 +80,7 @@ class WorkerLink:
         await self._close()
 
     def _open_sockets(self) -> None:
-        context = zmq.asyncio.Context.instance()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)  # counts before the first one is made
         try:
             self._socket = context.socket(zmq.DEALER)
@@ -91,42 +91,47 @@ class WorkerLink:
             configure(self._socket)
             self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
             self._socket.setsockopt_string(zmq.IDENTITY, self._router)
-            self._monitor = self._socket.get_monitor_socket(events)
+            self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(events)
         except zmq.ZMQError as error:
             self._socket.close(linger=0)
             raise PeerLost(f"worker at {self._address}: {_NO_SOCKET}: {error}") from error
+        self._reader = SocketReader(self._socket, self._receive)
+        self._watch = SocketReader(self._monitor, self._notice)
 
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost. Never waits for the worker. In the event loop's
         thread only."""
         if self.lost is None:
-            frame = to_worker.encode(message)
-            error = send_error(self._socket.send(frame, flags=zmq.NOBLOCK))
-            if error is None:
+            try:
+                self._socket.send(to_worker.encode(message), zmq.NOBLOCK)
+                self._reader.look_again()
                 return
-            self._lose(f"cannot send: {error}")
+            except zmq.ZMQError as error:
+                self._lose(f"cannot send: {error}")
         raise PeerLost(f"worker at {self._address}: {self.lost}")
 
-    async def messages(self) -> AsyncIterator[ToRouter]:
-        """What the worker says, Beats included, in order; ends by raising PeerLost."""
-        while True:
-            yield await self._next()
-
-    async def _next(self) -> ToRouter:
-        while self.lost is None or not self._incoming.empty():
-            message = await self._incoming.get()
-            if message is not None:
-                return message
-        raise PeerLost(f"worker at {self._address}: {self.lost}")
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        """Calls `accept` with what the worker says, Beats included, in order, in the turn of the
+        loop in which it comes. Ends by raising PeerLost, or what `accept` raised."""
+        while self._early:
+            accept(self._early.popleft())
+        self._accept = accept
+        try:
+            await self._is_lost.wait()
+        finally:
+            if self._accept is accept:
+                self._accept = self._greet
+        raise self._error or PeerLost(f"worker at {self._address}: {self.lost}")
 
     async def _welcome(self) -> Registration:
         """What comes before it was meant for our last link: the worker had not missed us yet."""
         try:
             async with asyncio.timeout(HANDSHAKE_S):
-                while not isinstance(message := await self._next(), Welcome):
-                    pass
+                message = await self._welcomed
         except TimeoutError as error:
             raise PeerLost(f"worker at {self._address} did not answer Hello") from error
+        if message is None:
+            raise PeerLost(f"worker at {self._address}: {self.lost}")
         if message.version != WIRE_VERSION:
             raise WireError(
                 f"worker {message.registration.worker} speaks version {message.version}, "
@@ -134,18 +139,25 @@ class WorkerLink:
             )
         return message.registration
 
-    async def _receive(self) -> None:
-        while True:
-            frame = await self._socket.recv()
-            self._heard = asyncio.get_running_loop().time()
-            try:
-                message = to_router.decode(frame)
-            except WireError as error:
-                return self._lose(str(error))
-            await self._incoming.put(message)
+    def _greet(self, message: ToRouter) -> None:
+        if self._welcomed.done():
+            self._early.append(message)
+        elif isinstance(message, Welcome):
+            self._welcomed.set_result(message)
 
-    async def _watch(self) -> None:
-        await recv_monitor_message(self._monitor)
+    def _receive(self, frame: bytes) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        try:
+            self._accept(to_router.decode(frame))
+        except WireError as error:
+            self._lose(str(error))
+        except Exception as error:  # of whoever hears: raised to it
+            self._error = error
+            self._lose(str(error))
+
+    def _notice(self, event: bytes) -> None:
+        """Whatever the monitor says is the end of the connection."""
+        self._reader.read()  # its last words
         self._lose("disconnected")
 
     async def _tend(self) -> None:
@@ -168,14 +180,17 @@ class WorkerLink:
     def _lose(self, reason: str) -> None:
         if self.lost is None:
             self.lost = reason
-            if not self._incoming.full():
-                self._incoming.put_nowait(None)
+            self._reader.close()
+            self._watch.close()
+            self._is_lost.set()
+            if not self._welcomed.done():
+                self._welcomed.set_result(None)
 
     async def _close(self) -> None:
         linger_ms = LINGER_MS if self.lost is None else 0
         self._lose("closed")
-        for task in self._running:
-            task.cancel()
+        if self._tending is not None:
+            self._tending.cancel()
         try:
             await self._tasks.__aexit__(None, None, None)
         finally:

@@ -47,7 +47,7 @@ def send_error(sent: Awaitable[object]) -> BaseException | None:
     return cast("asyncio.Future[object]", sent).exception()
 
 
-def configure(socket: zmq.asyncio.Socket) -> None:
+def configure(socket: "zmq.asyncio.Socket | zmq.Socket[bytes]") -> None:
     socket.setsockopt(zmq.SNDHWM, QUEUE_MESSAGES)
     socket.setsockopt(zmq.RCVHWM, QUEUE_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)

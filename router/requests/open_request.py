@@ -23,6 +23,11 @@ from router.workers.worker_messages import WorkerGone, WorkerMessage
 class OpenRequest:
     """A `router.workers.receiver.Receiver`. `post` tells a worker something; False: it is gone."""
 
+    __slots__ = (
+        "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
+        "_routed", "_tell_token", "_turn", "_waiting", "context",
+    )  # fmt: skip
+
     def __init__(
         self,
         context: RequestContext,
@@ -33,6 +38,8 @@ class OpenRequest:
     ) -> None:
         self.context = context
         self._routed = context.routed
+        self._accept_next = context.routed.accept_next
+        self._tell_token, self._note_gap = listener.token, recorder.note_gap
         self._listener = listener
         self._post = post
         self._recorder = recorder
@@ -52,14 +59,14 @@ class OpenRequest:
         return said
 
     def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
-        if not self._routed.accept_next(emit, worker, epoch):
+        if not self._accept_next(emit, worker, epoch):
             self.accept_message(WorkerMessage(worker, epoch, emit), now=now)
             return
         context = self.context
-        self._recorder.note_gap(now - context.last_token_at)
+        self._note_gap(now - context.last_token_at)
         context.last_token_at = now
         try:
-            self._listener.token(emit)
+            self._tell_token(emit)
         except Exception as error:  # ends this request, whose task raises it; no other's
             self._fail(error)
 

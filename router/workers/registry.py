@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 from protocol.errors import BatonError, PeerLost, WireError
 from protocol.ids import Epoch, RequestId, WorkerId
@@ -168,9 +169,7 @@ class Registry:
                 if link.registration.epoch != worker.epoch:
                     raise PeerLost(f"{worker.id} now answers as another incarnation")
                 worker.connection = link
-                async for message in link.messages():
-                    self._receive(worker, message)
-            self._remove(worker, "ended its link")
+                await link.hear(partial(self._receive, worker))
         except WireError as error:
             self._mismatch(worker, str(error))
         except BatonError as error:

@@ -3,9 +3,9 @@
 Pure. Says what a beat said, never what is true now: a worker may be gone before its link is.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -36,8 +36,9 @@ class WorkerConnection(Protocol):
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
-    def messages(self) -> AsyncIterator[ToRouter]:
-        """Ends by raising PeerLost when the worker is gone."""
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        """Calls `accept` with all that the worker says. Ends by raising PeerLost when the worker is
+        gone, or what `accept` raised."""
 
 
 ConnectionState = Literal["connecting", "mismatched"]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from secrets import token_hex
 
 from support.eventually import soon
@@ -184,8 +185,7 @@ class MiniRouter:
         try:
             async with WorkerLink(address=address, router=self.router) as link:
                 self.links[worker] = link
-                async for message in link.messages():
-                    self._hear(worker, message)
+                await link.hear(partial(self._hear, worker))
         except PeerLost:
             pass
         finally:

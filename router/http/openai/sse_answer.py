@@ -6,7 +6,7 @@ before it is still a plain status; an error after it is an event `{"error": ...}
 the stream, without `[DONE]`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -217,10 +217,13 @@ class SseAnswer(AnswerWriter):
 class PlainChoice:
     """A choice whose tokens tell nothing but their text: the usual case."""
 
+    __slots__ = ("_after", "_answer", "_before", "_stream", "_usage", "_write", "placed")
+
     def __init__(self, answer: SseAnswer, index: int) -> None:
-        self._answer, self._stream = answer, answer.stream
-        self._usage = answer.usage
+        self._answer, self._stream, self._usage = answer, answer.stream, answer.usage
         self._before, self._after = answer.frames.around_text(index)
+        self._write: Callable[[bytes], int] | None = None
+        """Once the stream is begun."""
         self.placed = answer.placed
 
     def read(self, read: Read) -> None:
@@ -228,7 +231,11 @@ class PlainChoice:
 
     def token(self, token: Token) -> None:
         self._usage.completion_tokens += 1
-        if not self._stream.is_begun:
+        write = self._write
+        if write is None:
             self._answer.open()
+            write = self._write = self._stream.write_now
         if token.text:
-            self._stream.write(b"".join((self._before, _encode(token.text), self._after)))
+            num_bytes = write(b"".join((self._before, _encode(token.text), self._after)))
+            if num_bytes:
+                self._stream.check_lag(num_bytes)

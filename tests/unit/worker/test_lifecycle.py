@@ -1,10 +1,12 @@
 """What a worker tells its routers without being asked."""
 
 import asyncio
+from contextlib import aclosing
 from typing import cast
 
 import msgspec
 import pytest
+from support.link_words import words_of
 from support.words import beat, registration
 
 from protocol.channel.link import WorkerLink
@@ -52,10 +54,13 @@ class FakeMembership:
 
 async def heard(link: WorkerLink, *, num_free: int, num_running: int) -> None:
     """Until a beat says so. The one that greets a router may come twice."""
-    beats = (word async for word in link.messages() if isinstance(word, Beat))
-    async for said in beats:
-        if (said.blocks.free, said.load.running) == (num_free, num_running):
-            return
+    async with aclosing(words_of(link)) as words:
+        async for said in words:
+            if isinstance(said, Beat) and (said.blocks.free, said.load.running) == (
+                num_free,
+                num_running,
+            ):
+                return
 
 
 def test_blocks_that_come_back_are_told_before_the_next_beat_is_due(

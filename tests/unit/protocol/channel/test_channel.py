@@ -3,12 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import pytest
 import zmq
 import zmq.asyncio
 from support.eventually import soon
+from support.link_words import words_of
 from support.words import beat, prefill, registration
 
 from protocol.channel.link import WorkerLink
@@ -48,9 +49,10 @@ def link_to(
 
 
 async def first(link: WorkerLink, kind: type[ToRouter]) -> ToRouter:
-    async for message in link.messages():
-        if isinstance(message, kind):
-            return message
+    async with aclosing(words_of(link)) as words:
+        async for message in words:
+            if isinstance(message, kind):
+                return message
     raise AssertionError("unreachable")
 
 
@@ -81,11 +83,12 @@ def test_messages_from_another_thread_arrive_in_the_order_they_were_sent() -> No
             thread = threading.Thread(target=talk)
             thread.start()
             attempts = []
-            async for message in link.messages():
-                assert isinstance(message, Aborted)
-                attempts.append(message.attempt)
-                if len(attempts) == 2000:
-                    break
+            async with aclosing(words_of(link)) as words:
+                async for message in words:
+                    assert isinstance(message, Aborted)
+                    attempts.append(message.attempt)
+                    if len(attempts) == 2000:
+                        break
             thread.join()
 
             assert attempts == list(range(2000))

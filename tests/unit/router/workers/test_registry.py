@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import pytest
 from support.eventually import soon
@@ -237,9 +238,10 @@ class SilentLink:
     def __init__(self, wanted: Registration) -> None:
         self.registration = wanted
 
-    async def messages(self) -> AsyncIterator[ToRouter]:
-        yield beat(epoch=self.registration.epoch)
+    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+        accept(beat(epoch=self.registration.epoch))
         await asyncio.Event().wait()
+        raise AssertionError
 
     def send_now(self, message: ToWorker) -> None:
         raise AssertionError(message)
