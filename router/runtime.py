@@ -17,14 +17,14 @@ from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.placement.prefix_index import IndexState
 from router.requests.events import Ended, GenerationRequest
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 from router.requests.trace import RequestTrace
 
 RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+    async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """As `router.requests.dispatch.Dispatcher.generate`."""
 
 

@@ -1,7 +1,6 @@
 """Reads a ZeroMQ socket in the event loop: all that has come, in the turn in which it is seen.
 
-`zmq.asyncio` makes a future and two turns of each message: 120 us of CPU where this takes 10
-(docs/lab.md).
+`zmq.asyncio` makes a future and two turns of each message (docs/lab.md, what a token costs).
 """
 
 import asyncio
