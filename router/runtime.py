@@ -19,7 +19,7 @@ from router.prefix.state import IndexState
 from router.processes.questions import ProcessView
 from router.processes.siblings import Siblings
 from router.requests.events import Ended, GenerationRequest
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 from router.requests.trace import RequestTrace
 from router.tenants.key_ring import KeyRing
 from router.tenants.rate_limits import RateLimits
@@ -28,7 +28,7 @@ RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+    async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """As `router.requests.dispatch.Dispatcher.generate`."""
 
 

@@ -40,10 +40,10 @@ class Engine:
     """Spent on steps with a prompt in them."""
     itl: Counter[float] = field(default_factory=Counter)
     """Tokens by how long they took after the one before."""
-    _waiting: list[tuple[int, Journey]] = field(default_factory=list)
-    """Prompts by request number: first come, first served."""
+    _waiting: list[tuple[tuple[int, int], Journey]] = field(default_factory=list)
+    """Prompts by urgency: first come, first served of one priority."""
     _running: list[Journey] = field(default_factory=list)
-    _joining: list[tuple[int, Journey]] = field(default_factory=list)
+    _joining: list[tuple[tuple[int, int], Journey]] = field(default_factory=list)
     """Streams for which there was no room."""
     _streams: list[tuple[float, int, Journey]] = field(default_factory=list)
     """By the `_progress` at which they end."""
@@ -60,12 +60,12 @@ class Engine:
     def accept_prompt(self, journey: Journey) -> None:
         matched = self.cache.match_prefix(journey.request.blocks)
         journey.num_expected = self._reused(journey, matched)
-        heapq.heappush(self._waiting, (journey.request.number, journey))
+        heapq.heappush(self._waiting, (journey.urgency, journey))
         self._turn()
 
     def accept_stream(self, journey: Journey) -> None:
         """Its prompt's KV is here; what is left is all tokens but the first."""
-        heapq.heappush(self._joining, (journey.request.number, journey))
+        heapq.heappush(self._joining, (journey.urgency, journey))
         self._turn()
 
     @property
@@ -144,20 +144,31 @@ class Engine:
         heapq.heappush(self._streams, (ends, next(self._numbers), journey))
 
     def _fill_step(self) -> list[tuple[Journey, int]]:
+        """The most urgent first: who waits with a higher priority than one that runs begins before
+        it goes on."""
+        chunks: list[tuple[Journey, int]] = []
         budget = self.step_tokens
-        chunks = []
-        for journey in self._running:
-            if budget > 0:
-                num = min(budget, journey.num_left)
-                chunks.append((journey, num))
-                budget -= num
-        while budget > 0 and self._waiting and self._begin_prompt(self._waiting[0][1]):
-            journey = heapq.heappop(self._waiting)[1]
-            self._running.append(journey)
-            num = min(budget, journey.num_left)
-            chunks.append((journey, num))
-            budget -= num
+        for journey in sorted(self._running, key=lambda one: one.urgency):
+            budget = self._begin_prompts(chunks, budget, before=journey.request.priority)
+            budget = _add_chunk(chunks, journey, budget)
+        self._begin_prompts(chunks, budget, before=None)
         return chunks
+
+    def _begin_prompts(
+        self, chunks: list[tuple[Journey, int]], budget: int, *, before: int | None
+    ) -> int:
+        """Of those that wait, all or those of a lower priority than `before`. What is left of the
+        budget."""
+        while budget > 0 and self._waiting:
+            journey = self._waiting[0][1]
+            if before is not None and journey.request.priority >= before:
+                break
+            if not self._begin_prompt(journey):
+                break
+            heapq.heappop(self._waiting)
+            self._running.append(journey)
+            budget = _add_chunk(chunks, journey, budget)
+        return budget
 
     def _begin_prompt(self, journey: Journey) -> bool:
         """Its turn: what is cached now is what it need not compute."""
@@ -253,3 +264,10 @@ class Engine:
         held = journey.request.blocks[: journey.held.pop(self.name)]
         num_private = journey.num_private_blocks.pop(self.name)
         self.cache.give_back(held, num_private=num_private)
+
+
+def _add_chunk(chunks: list[tuple[Journey, int]], journey: Journey, budget: int) -> int:
+    num = min(budget, journey.num_left)
+    if num > 0:
+        chunks.append((journey, num))
+    return budget - num

@@ -4,7 +4,6 @@ A first token reaches the client when its prompt is computed; the second waits f
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from bench.placement_sim.clock import Clock
 from bench.placement_sim.engine import Engine, EngineEvents
 from bench.placement_sim.hardware import Hardware
 from bench.placement_sim.link import Card, book_transfer
+from bench.placement_sim.queue import FirstCome, JourneyQueue
 from bench.placement_sim.request import Journey, Request
 from bench.placement_sim.rule import Member, Report, Rule
 from protocol.messages import Role
@@ -46,6 +46,7 @@ class Fleet:
         num_decode: int,
         less_cached: bool = True,
         late: dict[str, float] | None = None,
+        queue: JourneyQueue | None = None,
     ) -> None:
         self.clock = Clock()
         self.journeys: list[Journey] = []
@@ -54,7 +55,7 @@ class Fleet:
         self._rule = rule
         self._hardware = hardware
         self._less_cached = less_cached
-        self._queue: deque[Journey] = deque()
+        self._queue = queue or FirstCome()
         self._begun_at: dict[int, float] = {}
         self.prefills = [self._worker("prefill", i) for i in range(num_prefill)]
         self.decodes = [self._worker("decode", i) for i in range(num_decode)]
@@ -68,7 +69,8 @@ class Fleet:
         for request in requests:
             self.clock.call_at(request.arrives_at, self._arrive, request)
         self.clock.run()
-        assert not self._queue, f"{len(self._queue)} requests were never placed"
+        left = self._queue.head(now=self.clock.now)
+        assert left is None, f"request {left} was never placed"
 
     @property
     def workers(self) -> list[_Worker]:
@@ -106,9 +108,9 @@ class Fleet:
     def _arrive(self, request: Request) -> None:
         journey = Journey(request=request)
         self.journeys.append(journey)
-        if self._queue or not self._place(journey):
+        if self._queue.must_wait(journey) or not self._place(journey):
             self.num_queued += 1
-            self._queue.append(journey)
+            self._queue.add(journey, now=self.clock.now)
 
     def _place(self, journey: Journey) -> bool:
         request, now = journey.request, self.clock.now
@@ -213,6 +215,7 @@ class Fleet:
     def _hear_end(self, journey: Journey) -> None:
         assert journey.route is not None
         self._rule.note_ended(journey.request, journey.route, now=self.clock.now)
+        self._queue.note_ended(journey)
 
     def _tell_blocks(
         self, member: Member, kind: Literal["stored", "evicted"], blocks: Sequence[int]
@@ -244,5 +247,6 @@ class Fleet:
 
     def _hear_report(self, report: Report) -> None:
         self._rule.note_report(report, now=self.clock.now)
-        while self._queue and self._place(self._queue[0]):
-            self._queue.popleft()
+        now = self.clock.now
+        while (head := self._queue.head(now=now)) is not None and self._place(head):
+            self._queue.release(head, now=now)

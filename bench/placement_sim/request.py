@@ -12,6 +12,9 @@ class Request:
     num_tokens: int
     num_output: int
     blocks: tuple[int, ...]
+    tenant: str = ""
+    priority: int = 0
+    """The lower, the sooner, in the router and on its worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,11 @@ class Journey:
     num_private_blocks: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     """Leading blocks that it keeps a worker's cache from evicting, by worker."""
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """The lower goes first: by priority, then by arrival."""
+        return self.request.priority, self.request.number
 
     @property
     def num_left(self) -> int:

@@ -271,7 +271,7 @@ class RouterMetrics(MetricTable):
         "Requests sent away from the queue, by why: full, share, wait or deadline.", "reason")
     limited = MetricRow(
         Counter, "baton_router_limited",
-        "Requests refused by a limit of their API key: requests, tokens or in_flight.", "limit")
+        "Requests refused by a limit of their API key: requests or tokens.", "limit")
     limits_leased = MetricRow(
         Gauge, "baton_router_limits_leased",
         "1 while limits are shared between routers by Redis, 0 while each enforces its part.")

@@ -18,7 +18,7 @@ class ShareRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The router's own by second, that which has begun first; at most `NUM_SECONDS`."""
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class LeasedShare(msgspec.Struct, frozen=True, kw_only=True):
     held: int
     """What the router may use, in place of what it held before."""
     num_free: int
@@ -30,5 +30,5 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 class Renewal(msgspec.Struct, frozen=True, kw_only=True):
     num_routers: int
     """That asked lately, this one included."""
-    shares: tuple[Share, ...]
+    shares: tuple[LeasedShare, ...]
     """As they were asked for."""

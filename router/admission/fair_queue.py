@@ -93,6 +93,10 @@ class FairQueue:
         """Whether somebody waits whom a newcomer of that band may not overtake."""
         return bool(self._bands) and min(self._bands) <= band
 
+    def waits_behind(self, band: int) -> bool:
+        """Whether somebody waits who is less urgent."""
+        return bool(self._bands) and max(self._bands) > band
+
     def tokens_before(self, request: QueuedRequest) -> float:
         """Tokens that have their turn before one that waits, or would wait, as its tenant's last:
         of all better bands, of its own tenant, and of the others of its band as many as their

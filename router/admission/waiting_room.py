@@ -6,6 +6,7 @@ that there may be room. One event loop owns it.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from router.admission.shed import QueueShed, ShedReason
 TURN_PAUSE_S = 0.005
 """Between two turns that led nowhere: a fleet of 1,000 workers reports 50,000 times a second, and a
 decision about it takes 1 ms."""
+PRESSING_FACTOR = 2.0
 UNKNOWN_WAIT_S = 1.0
 MAX_RETRY_AFTER_S = 60.0
 _TOLD = {
@@ -94,6 +96,14 @@ class WaitingRoom:
     def must_wait(self, request: QueuedRequest) -> bool:
         """Whether a newcomer would overtake somebody if it were placed now."""
         return request not in self._places and self._queue.waits_before(request.band)
+
+    def queue_factor(self, request: QueuedRequest) -> float:
+        """How much more work than usual may be before it on a worker. Of who is more urgent than
+        others that wait, for most of that work is theirs and comes after it there; of who lost its
+        worker any, for its client has waited already."""
+        if request.band == RESUMED_BAND:
+            return math.inf
+        return PRESSING_FACTOR if self._queue.waits_behind(request.band) else 1.0
 
     def is_waiting(self, request: QueuedRequest) -> bool:
         return request in self._places

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from protocol.errors import BatonError, CapacityError
 from router.admission.shed import QueueShed
 from router.requests.events import NoWorkers, PoisonRequest, RequestFailed, TooLong
-from router.tenants.rate_limits import LimitReached
+from router.tenants.limit_reached import LimitReached
 
 log = logging.getLogger("baton.api")
 _WORKERS_LOST = "workers_lost"

@@ -34,7 +34,7 @@ from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
-from router.http.middleware import ApiMiddleware, client_of, show_error_of
+from router.http.middleware import INTERNAL_ERROR, ApiMiddleware, client_of, show_error_of
 from router.http.openai.embedding_answer import EmbeddingAnswer
 from router.http.openai.json_answer import JsonAnswer
 from router.http.openai.sse_answer import SseAnswer
@@ -122,6 +122,7 @@ def create_app(runtime: Runtime) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
+    app.add_exception_handler(Exception, _mistake)
     _add_generation(app, answers)
     _add_responses(app, state)
     _add_models(app, runtime)
@@ -340,6 +341,11 @@ async def _refusal(request: Request, error: Exception) -> Response:
     response = error.response(show_error_of(request.scope))
     response.headers.update(headers)
     return response
+
+
+async def _mistake(request: Request, _: Exception) -> Response:
+    """Of ours: Starlette raises it again, and the middleware writes it down."""
+    return INTERNAL_ERROR.response(show_error_of(request.scope))
 
 
 async def _never(_: object) -> None:

@@ -8,11 +8,14 @@ from router.requests.events import SlowClient
 
 
 class EventStream:
-    """`begin` it, `write`, and `end` it."""
+    """`begin` it, `write`, and say with `write_waiting` which is the last."""
+
+    __slots__ = ("_exchange", "_max_lag_bytes", "is_begun", "write_now")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self._door = exchange.stream_door
+        self.write_now = exchange.stream_door.write_now
+        """As of `StreamDoor`. Whoever calls it calls `check_lag`."""
         self._max_lag_bytes = exchange.max_lag_bytes
         self.is_begun = False
 
@@ -26,12 +29,15 @@ class EventStream:
         }
         raw = [(name.encode(), value.encode("latin-1")) for name, value in shown.items()]
         head = {"type": "http.response.start", "status": 200, "headers": raw}
-        self._exchange.send_at_once(head)
+        self._exchange.write_head(head)
 
     def write(self, frame: bytes) -> None:
         """One or more events, or a piece of one, at once. Raises SlowClient when more than
         `max_lag_bytes` wait for the client; they are written all the same."""
-        num_bytes = self._door.write_now(frame)
+        self.check_lag(self.write_now(frame))
+
+    def check_lag(self, num_bytes: int) -> None:
+        """Raises SlowClient when these that wait are too many."""
         if num_bytes > self._max_lag_bytes:
             raise SlowClient(num_bytes=num_bytes)
 
@@ -39,9 +45,9 @@ class EventStream:
         """The same of what has a bound of its own, as what is told of a prompt: it may wait beside
         what `write` counts."""
         self._max_lag_bytes += len(frame)
-        self._door.write_now(frame)
+        self.write_now(frame)
 
-    async def send(self, frame: bytes, *, is_last: bool = False) -> None:
+    async def write_waiting(self, frame: bytes, *, is_last: bool = False) -> None:
         """The same, but waits while much waits for the client."""
         if frame or is_last:
             message = {"type": "http.response.body", "body": frame, "more_body": not is_last}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from router.tenants.allowance import Standing
-from router.tenants.rate_limits import LimitKind
+from router.tenants.limit_reached import LimitKind
 
 RATE_HEADERS = tuple(
     f"x-ratelimit-{what}-{kind}"

@@ -22,6 +22,10 @@ from router.placement.options import find_options
 from router.placement.policies import Policy, pick_workers
 from router.placement.reason import explain
 
+JOINED_FACTOR = 2.0
+"""Times `worker_queue_s`, that the soonest worker may have before a request while dearer ones are
+free. Beyond it the request waits in the router, where it can still go to another."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlacementRules:
@@ -104,10 +108,12 @@ def place(
     if not options.has_able:
         return refuse(fleet, question.open, demand, only_decode=True)
     if _is_saturated(options, rules):
-        reason = f"every worker has {rules.worker_queue_s:g} s of work before it, or no room"
-        return PlacementRefusal(why="saturated", reason=reason)
+        return _saturated(rules)
     if rules.policy == "cost":
-        return _cheapest(fleet, demand, options, rules)
+        placement = _cheapest(fleet, demand, options, rules)
+        assert placement.terms is not None
+        is_late = placement.terms.queue_s > JOINED_FACTOR * rules.worker_queue_s
+        return _saturated(rules) if is_late else placement
     pair = pick_workers(fleet, question, rules.policy, turn=turn, key=key)
     chosen = find_options(fleet, replace(question, open=_only(fleet, pair)))
     option = chosen.pair or chosen.alone
@@ -151,6 +157,11 @@ def _only(fleet: Fleet, slots: Sequence[int]) -> NDArray[np.uint8]:
     ready = np.zeros_like(fleet.ready)
     ready[list(slots)] = 1
     return ready
+
+
+def _saturated(rules: PlacementRules) -> PlacementRefusal:
+    reason = f"every worker has {rules.worker_queue_s:g} s of work before it, or no room"
+    return PlacementRefusal(why="saturated", reason=reason)
 
 
 def _is_saturated(options: Options, rules: PlacementRules) -> bool:

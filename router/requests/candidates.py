@@ -5,6 +5,7 @@ moment ago before the workers tell of it, for that may take them a beat.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -157,12 +158,19 @@ class Candidates:
             fleet,
             demand,
             depths=depths,
-            rules=self._rules,
+            rules=self._rules_for(context),
             now=now,
             shut=slots,
             preferred=self._sessions.preferred_workers(session, fleet) if session else None,
             turn=self._num_placed,
             key=request.id,
+        )
+
+    def _rules_for(self, context: RequestContext) -> PlacementRules:
+        if context.queue_factor == 1.0:
+            return self._rules
+        return replace(
+            self._rules, worker_queue_s=self._rules.worker_queue_s * context.queue_factor
         )
 
     def _depths(self, context: RequestContext, now: float) -> Slots:

@@ -30,6 +30,8 @@ class RequestContext:
     """Until when it waits for workers that have nobody else; 0.0 while it is no suspect."""
     num_found_before: int = 0
     """Times that the same had been found to be poison when this one came."""
+    queue_factor: float = 1.0
+    """Times `PlacementRules.worker_queue_s`: so much work may be before it on its worker."""
     num_lost: int = 0
     num_pauses: int = 0
     """Waits so far because every worker was full."""

@@ -16,18 +16,24 @@ from router.admission.queued_request import QueuedRequest
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
-from router.requests.listener import Listener
 from router.requests.recorder import Recorder
+from router.requests.token_listener import TokenListener
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 
 class OpenRequest:
-    """A `router.workers.receiver.Receiver`. `post` tells a worker something; False: it is gone."""
+    """A `router.workers.message_receiver.MessageReceiver`. `post` tells a worker something; False:
+    it is gone."""
+
+    __slots__ = (
+        "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
+        "_routed", "_tell_token", "_turn", "_waiting", "context", "queued",
+    )  # fmt: skip
 
     def __init__(
         self,
         context: RequestContext,
-        listener: Listener,
+        listener: TokenListener,
         *,
         post: Callable[[Send], bool],
         recorder: Recorder,
@@ -37,6 +43,8 @@ class OpenRequest:
         self.context = context
         self.queued = queued
         self._routed = context.routed
+        self._accept_next = context.routed.accept_next
+        self._tell_token, self._note_gap = listener.token, recorder.note_gap
         self._listener = listener
         self._post = post
         self._recorder = recorder
@@ -56,14 +64,14 @@ class OpenRequest:
         return said
 
     def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
-        if not self._routed.accept_next(emit, worker, epoch):
+        if not self._accept_next(emit, worker, epoch):
             self.accept_message(WorkerMessage(worker, epoch, emit), now=now)
             return
         context = self.context
-        self._recorder.note_gap(now - context.last_token_at)
+        self._note_gap(now - context.last_token_at)
         context.last_token_at = now
         try:
-            self._listener.token(emit)
+            self._tell_token(emit)
         except Exception as error:  # ends this request, whose task raises it; no other's
             self._fail(error)
 
@@ -81,7 +89,7 @@ class OpenRequest:
             self._waiting.clear()
             self._is_busy = False
 
-    def send(self, send: Send, *, now: float) -> None:
+    def tell_worker(self, send: Send, *, now: float) -> None:
         """A worker that cannot be told any more is as good as gone."""
         if not self._post(send):
             gone = WorkerGone("was gone when it was to be told")
@@ -104,7 +112,7 @@ class OpenRequest:
         for instruction in instructions:
             match instruction:
                 case Send():
-                    self.send(instruction, now=now)
+                    self.tell_worker(instruction, now=now)
                 case Deliver(event):
                     self._tell(event, now=now)
                 case PlaceAgain():

@@ -67,8 +67,8 @@ class RoutedRequest:
     """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
     _progress: ReadingProgress = field(init=False)
-    _speaker: Leg | None = None
-    """The decode worker, once it has said a token of this attempt and nothing is waited for
+    _speaker: tuple[WorkerId, Epoch, int] | None = None
+    """The decode worker and the attempt, once it has said a token of it and nothing is waited for
     besides: what it says next goes straight to the client."""
     _waits: bool = False
     """Decode has finished; what prefill reads of the prompt is not all there."""
@@ -147,16 +147,10 @@ class RoutedRequest:
     def accept_next(self, emit: Emit, worker: WorkerId, epoch: Epoch) -> bool:
         """Whether this is the token due, of the decode worker, after others of its attempt: it is
         counted, and is to be delivered; that is all. Else `accept_message` says what it means."""
-        decode = self._speaker
-        if (
-            decode is None
-            or emit.index != len(self.generated)
-            or epoch != decode.epoch
-            or worker != decode.worker
-            or emit.attempt != len(self.attempts)
-        ):
+        generated = self.generated
+        if emit.index != len(generated) or self._speaker != (worker, epoch, emit.attempt):
             return False
-        self.generated.append(emit.token_id)
+        generated.append(emit.token_id)
         return True
 
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
@@ -215,7 +209,8 @@ class RoutedRequest:
         self.generated.append(emit.token_id)
         if leg is self._attempt.decode:
             self.num_suspected = 0
-            self._speaker = leg if self._progress.lacking is None else None
+            if self._progress.lacking is None:
+                self._speaker = (leg.worker, leg.epoch, emit.attempt)
         return [Deliver(given) for given in self._progress.accept_token(emit)]
 
     def _read(self, leg: Leg, message: PromptScores | PromptVector) -> list[Instruction]:

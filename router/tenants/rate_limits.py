@@ -9,33 +9,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
-from protocol.errors import BatonError, StoreError
+from protocol.errors import StoreError
 from protocol.process.metrics import RouterMetrics
 from protocol.store.shares import Renewal, ShareRequest
 from router.tenants.allowance import LEASE_S, TTL_S, Allowance, Standing
 from router.tenants.api_key import ApiKey
+from router.tenants.limit_reached import LimitKind, LimitReached
 
-LimitKind = Literal["requests", "tokens"]
 MIN_PAUSE_S = 0.02
 """Between two calls of Redis, however many keys want more."""
 log = logging.getLogger("baton.limits")
-
-
-class LimitReached(BatonError):
-    """429. `retry_after_s` None: it is more than a minute allows, whenever it comes."""
-
-    retryable = True
-
-    def __init__(
-        self, kind: LimitKind, *, limit: int, num: int, retry_after_s: float | None
-    ) -> None:
-        super().__init__(f"{num} {kind} beyond the limit of {limit} a minute")
-        self.kind: LimitKind = kind
-        self.limit = limit
-        self.num = num
-        self.retry_after_s = retry_after_s
 
 
 class ShareStore(Protocol):
@@ -141,7 +126,7 @@ class RateLimits:
             return
         sent_at = self._clock()
         self._forget_idle(sent_at)
-        asking = list(self._allowances.values())
+        asking = [one for one in self._allowances.values() if one.is_due(now=sent_at)]
         requests = [one.request_share(num_routers=self._num_routers, now=sent_at) for one in asking]
         try:
             renewal = await self._store.renew(

@@ -23,7 +23,14 @@ from protocol.process.run import EXIT_FAILED
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 from router.settings import RouterSettings
 
-PAGES = ("README.md", "docs/api.md", "docs/operations.md", "docs/transfer.md", "docs/engine.md")
+PAGES = (
+    "README.md",
+    "docs/admission.md",
+    "docs/api.md",
+    "docs/operations.md",
+    "docs/transfer.md",
+    "docs/engine.md",
+)
 SETTINGS: tuple[type[BaseSettings], ...] = (
     *(UpSettings, RouterSettings, PrefillSettings, DecodeSettings),
     *(ChatSettings, StatusSettings, DoctorSettings),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from protocol.store.shares import WINDOW_S, Renewal, Share, ShareRequest
+from protocol.store.shares import WINDOW_S, LeasedShare, Renewal, ShareRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class LimitTwin:
 
     def _share(
         self, router: str, asked: ShareRequest, ttl_s: float, begun_s: float, now: float
-    ) -> Share:
+    ) -> LeasedShare:
         records = self._records.setdefault(asked.name, {})
         count, held, unmet = _Count(), 0, 0
         for second, number in enumerate(asked.uses):
@@ -75,4 +75,4 @@ class LimitTwin:
             if asked.want + unmet > free:
                 grant = min(grant, math.ceil(free * asked.want / (asked.want + unmet)))
         records[router] = _Record(now - begun_s, grant, asked.want, asked.uses)
-        return Share(held=grant, num_free=free - grant, ages=tuple(count.ages))
+        return LeasedShare(held=grant, num_free=free - grant, ages=tuple(count.ages))

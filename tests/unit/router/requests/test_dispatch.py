@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from math import inf
 
 import pytest
 from support.eventually import soon
@@ -22,7 +24,10 @@ from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_tok
 from protocol.ids import WorkerId
 from protocol.messages import Decode, Token
 from router.admission.shed import QueueShed
-from router.admission.waiting_room import QueueLimits
+from router.admission.waiting_room import PRESSING_FACTOR, QueueLimits
+from router.placement.place import Placement, PlacementRefusal
+from router.requests.candidates import Candidates
+from router.requests.context import RequestContext
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import (
     Ended,
@@ -221,6 +226,60 @@ def test_a_request_that_every_worker_refused_waits_and_goes_to_whoever_has_room_
             ended = await answers(cluster)
             assert ended.trace.attempts[-1].decode == "decode-1"
             assert queued(cluster) == 0
+
+    run(test)
+
+
+class Busy:
+    """Has every worker be busy until told otherwise."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.is_busy = True
+        self.factors: list[float] = []
+        place = Candidates.place_request
+
+        def place_request(
+            candidates: Candidates, context: RequestContext, *, now: float
+        ) -> Placement | PlacementRefusal:
+            self.factors.append(context.queue_factor)
+            if self.is_busy:
+                return PlacementRefusal(why="saturated", reason="busy")
+            return place(candidates, context, now=now)
+
+        patch.setattr(Candidates, "place_request", place_request)
+
+
+def test_requests_wait_for_a_saturated_fleet_and_are_placed_when_a_worker_reports(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        busy = Busy(monkeypatch)
+        async with fake_cluster(decode=1) as cluster:
+            waiting = [
+                asyncio.create_task(collect(cluster, request(name=name)), name=name)
+                for name in ("first", "second")
+            ]
+            await soon(lambda: queued(cluster) == 2)
+            busy.is_busy = False
+            cluster.workers["decode-0"].say()
+            await asyncio.wait_for(asyncio.gather(*waiting), 10)
+            assert queued(cluster) == 0 and set(busy.factors) == {1.0}
+
+    run(test)
+
+
+def test_the_urgent_and_those_that_lost_their_worker_may_have_more_work_before_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        plans, busy = {"decode-0": [Act("die", 2)]}, Busy(monkeypatch)
+        async with fake_cluster(decode=2, plans=plans) as cluster:
+            patient = asyncio.create_task(collect(cluster, request(name="patient")), name="patient")
+            await soon(lambda: queued(cluster) == 1)
+            busy.is_busy, busy.factors = False, []
+            await collect(cluster, replace(request(name="urgent"), priority=-1))
+            await patient
+            assert busy.factors[0] == PRESSING_FACTOR and inf in busy.factors
 
     run(test)
 

@@ -15,7 +15,8 @@ from protocol.store.limits import LimitStore
 from protocol.store.shares import Renewal, ShareRequest
 from router.tenants.allowance import LEASE_S
 from router.tenants.api_key import ApiKey, key_digest
-from router.tenants.rate_limits import Charge, LimitKind, LimitReached, RateLimits, ShareStore
+from router.tenants.limit_reached import LimitKind, LimitReached
+from router.tenants.rate_limits import Charge, RateLimits, ShareStore
 
 STEP_S = 0.1
 PER_MINUTE = 1_200
@@ -27,12 +28,33 @@ def key(requests: int | None = PER_MINUTE, tokens: int | None = None) -> ApiKey:
     )
 
 
+class Away:
+    """A store that may not answer."""
+
+    def __init__(self, store: ShareStore) -> None:
+        self._store = store
+        self.is_away = False
+
+    async def renew(
+        self,
+        router: str,
+        requests: list[ShareRequest],
+        *,
+        ttl_s: float,
+        begun_s: float,
+        now: float | None = None,
+    ) -> Renewal:
+        if self.is_away:
+            raise StoreError("Redis: away")
+        return await self._store.renew(router, requests, ttl_s=ttl_s, begun_s=begun_s, now=now)
+
+
 class Fleet:
     """Routers before one store, and their virtual clock."""
 
     def __init__(self, store: ShareStore | None) -> None:
         self.now = 5_000.03
-        self.store = store
+        self.store = None if store is None else Away(store)
         self.metrics = RouterMetrics()
         self.routers: dict[str, RateLimits] = {}
         self.admitted: list[tuple[float, int]] = []
@@ -228,28 +250,19 @@ def test_a_key_is_told_what_remains_of_all_routers_limits() -> None:
     asyncio.run(test())
 
 
-class Lost:
-    async def renew(
-        self, router: str, requests: list[ShareRequest], *, ttl_s: float, begun_s: float,
-        now: float | None = None,
-    ) -> Renewal:  # fmt: skip
-        raise StoreError("Redis: away")
-
-
 def test_without_redis_each_enforces_its_equal_part(server: RedisServer) -> None:
     async def test(fleet: Fleet) -> None:
-        shared = fleet.store
+        assert fleet.store is not None
         for router in fleet.add("a", "b", "c"):
             await router.renew(now=fleet.now)
         for router in fleet.routers.values():
             await router.renew(now=fleet.now)
-            router._store = Lost()
+        fleet.store.is_away = True
         begun = fleet.now
         await fleet.load(60, [("a", 4), ("b", 4), ("c", 4)])
         assert 0.95 * PER_MINUTE <= fleet.used_between(begun, begun + 61) <= PER_MINUTE
         assert fleet.metrics.registry.get_sample_value("baton_router_limits_leased") == 0
-        for router in fleet.routers.values():
-            router._store = shared
+        fleet.store.is_away = False
         await fleet.load(60, [("a", 4), ("b", 4)])
         assert fleet.most_in_a_minute() <= 1.05 * PER_MINUTE
         assert fleet.metrics.registry.get_sample_value("baton_router_limits_leased") == 1

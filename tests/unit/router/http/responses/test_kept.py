@@ -12,6 +12,8 @@ from support.responses import TEMPLATE, WEATHER, events_of, prompt_of, respond
 
 from protocol.store.responses import ResponseStore
 from router.runtime import KeptResponses
+from router.tenants.api_key import ApiKey, key_digest
+from router.tenants.key_ring import KeyRing
 
 pytestmark = pytest.mark.anyio
 CALL = '<tool_call>{"name": "weather", "arguments": {}}</tool_call>'
@@ -204,6 +206,24 @@ async def test_a_key_sees_its_own_responses_alone(bench: Bench, store: ResponseS
     async with bench.client(kept_responses=kept, api_keys=("new", "yours", "mine")) as client:
         client.headers["authorization"] = "Bearer mine"
         assert (await client.get(path)).json() == said
+
+
+async def test_keys_of_one_tenant_share_its_responses_and_no_other_sees_them(
+    bench: Bench, store: ResponseStore
+) -> None:
+    ring = KeyRing(
+        ApiKey(digest=key_digest(name.encode()), tenant=tenant)
+        for name, tenant in (("a", "acme"), ("b", "acme"), ("c", "other"))
+    )
+    kept = KeptResponses(store=store, by_default=False)
+    async with bench.client(kept_responses=kept, keys=ring) as client:
+        client.headers["authorization"] = "Bearer a"
+        path = f"/v1/responses/{(await respond(client, store=True)).json()['id']}"
+        statuses = {}
+        for name in "abc":
+            client.headers["authorization"] = f"Bearer {name}"
+            statuses[name] = (await client.get(path)).status_code
+    assert statuses == {"a": 200, "b": 200, "c": 404}
 
 
 async def test_an_answer_too_large_to_be_kept_says_so(bench: Bench, redis: RedisServer) -> None:
