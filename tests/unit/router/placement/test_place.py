@@ -336,7 +336,9 @@ def test_a_queue_that_is_still_the_soonest_is_joined_while_others_are_free() -> 
     """Waiting for what is cached there is cheaper than computing it elsewhere."""
     warm = P0.but(waiting=30_000, cached=7_984)
     slow = P1.but(step=StepModel(0.002, 1e-3, 0.0, 1e-4))
-    found = placed(warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, worker_queue_s=2.0)
+    found = placed(
+        warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, worker_queue_s=2.0
+    )
     assert found.prefill == "prefill-0"
 
 
