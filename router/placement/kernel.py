@@ -21,7 +21,8 @@ KERNELS: Final = Kernels(
 bit."""
 _NUMBERS: Final = (
     *("num_tokens", "total_tokens", "first_tokens", "expected_output", "num_reusable"),
-    *("now", "max_age_s", "coming_streams", "inter_token_target_s", "worker_queue_s"),
+    *("now", "max_age_s", "coming_streams", "stream_part", "inter_token_target_s"),
+    "worker_queue_s",
 )
 
 

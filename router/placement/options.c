@@ -26,7 +26,7 @@ typedef struct {
     const uint32_t *depths;
     int64_t num_slots, num_depths, num_compats;
     double num_tokens, total_tokens, first_tokens, expected_output, num_reusable;
-    double now, max_age_s, coming_streams, inter_token_target_s, worker_queue_s;
+    double now, max_age_s, coming_streams, stream_part, inter_token_target_s, worker_queue_s;
     int64_t kept_prefill, kept_decode;
 } Query;
 
@@ -142,8 +142,8 @@ static Stream stream(const Query *q, const Row *w, double cached) {
     return s;
 }
 
-static double cost_s(const double *t) {
-    return t[0] + t[1] + t[2] + t[3] + t[4] + t[5] + t[6];
+static double cost_s(const Question *q, const double *t) {
+    return t[0] + t[1] + t[2] + t[3] + t[4] + q->stream_part * (t[5] + t[6]);
 }
 
 static int is_before(const Query *q, const Option *a, const Option *b) {
@@ -178,11 +178,12 @@ static Option alone(const Query *q, const Start *s, const Stream *b) {
     o.terms[7] = b->inter_token_s;
     double chunk = s->chunk_tokens;
     o.terms[8] = step_s(w) + (chunk * w->token_s + chunk * q->num_tokens * w->attended_s);
-    o.cost_s = cost_s(o.terms);
+    o.cost_s = cost_s(q, o.terms);
     return o;
 }
 
-static Option pair(const Start *s, int64_t decode, const Stream *b, double transfer_s) {
+static Option pair(
+    const Question *q, const Start *s, int64_t decode, const Stream *b, double transfer_s) {
     Option o = option_of(s, s->slot, decode);
     o.terms[2] = s->compute_s;
     o.terms[3] = transfer_s;
@@ -190,7 +191,7 @@ static Option pair(const Start *s, int64_t decode, const Stream *b, double trans
     o.terms[5] = b->own_s;
     o.terms[6] = b->others_s;
     o.terms[7] = b->inter_token_s;
-    o.cost_s = cost_s(o.terms);
+    o.cost_s = cost_s(q, o.terms);
     return o;
 }
 
@@ -218,7 +219,8 @@ static int32_t find_pairs(
     const Row *w = &q->rows[decode];
     double cached = cached_tokens(q, w), moved = most(0.0, q->num_tokens - cached);
     Stream b = stream(q, w, cached);
-    double fixed_s = b.room_s + b.beside_s + b.inter_token_s + b.own_s + b.others_s;
+    double wait_s = b.room_s + b.beside_s + b.inter_token_s;
+    double fixed_s = wait_s + q->stream_part * (b.own_s + b.others_s);
     int32_t found = 0;
     for (int i = 0; i < w->num_peers; i++)
         if (w->peers[i] >= 0) own_speed[w->peers[i]] = i + 1;
@@ -236,7 +238,7 @@ static int32_t find_pairs(
         double rate = own ? w->peer_bytes_per_s[own - 1] : w->bytes_per_s;
         double last_s = least(moved, s->chunk_tokens) * w->token_bytes / rate;
         double rest_s = moved * w->token_bytes / rate - s->hidden_s;
-        Option o = pair(s, decode, &b, latency_s + most(last_s, rest_s));
+        Option o = pair(q, s, decode, &b, latency_s + most(last_s, rest_s));
         keep_least(q, &o, &best[PAIR]);
         if (kept) keep_least(q, &o, &best[KEPT_PAIR]);
     }

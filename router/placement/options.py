@@ -31,6 +31,7 @@ def find_options(fleet: Fleet, question: OptionQuery) -> Options:
         question.now,
         cost.MAX_AGE_S,
         cost.COMING_STREAMS,
+        cost.STREAM_PART,
         question.inter_token_target_s,
         question.worker_queue_s,
         *question.kept,

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from support.standing import LAYOUT, Standing, depths_of, fleet_of, placed, way
 
 from protocol.messages import StepModel
-from router.placement.cost import COMING_STREAMS, EXPECTED_OUTPUT_TOKENS, MAX_AGE_S, Demand
+from router.placement.cost import (
+    COMING_STREAMS,
+    EXPECTED_OUTPUT_TOKENS,
+    MAX_AGE_S,
+    STREAM_PART,
+    Demand,
+)
 from router.placement.kernel import kernel
 from router.placement.option import Option, OptionQuery
 from router.placement.options import find_options
@@ -217,7 +223,8 @@ class _Naive:
             first_s = queue_s + pull_s + compute_beside_s + step_s + longer_s
             stalled_s = (compute_s - chunks * row["fixed_s"]) * (row["running"] + COMING_STREAMS)
             others_s = self.output * longer_s * row["running"] + stalled_s
-            cost_s = first_s + self.output * (step_s + longer_s) + others_s
+            stream_s = self.output * (step_s + longer_s)
+            cost_s = first_s + STREAM_PART * (stream_s + others_s)
             chunk = min(uncached, row["max_step_tokens"])
             longest_s = step_s + chunk * (
                 row["token_s"] + self.demand.num_tokens * row["attended_s"]
@@ -254,7 +261,7 @@ class _Naive:
             first_s = queue_s + pull_s + compute_s + transfer_s + room_s + beside_s
             stream_s = self.output * (step_s + longer_s)
             others_s = self.output * longer_s * d["running"]
-            cost_s = first_s + step_s + longer_s + stream_s + others_s
+            cost_s = first_s + step_s + longer_s + STREAM_PART * (stream_s + others_s)
             found.append(("pair", cost_s, self.names[decode], self.names[prefill], uncached))
         return found
 

@@ -189,7 +189,7 @@ def test_without_a_prefill_worker_streams_wait() -> None:
 
 def test_a_prefix_is_pulled_from_a_third_worker_where_that_is_sooner() -> None:
     lender = P1.but(cached=1_600, waiting=50_000, **LENT)
-    placement = placed(P0, lender, D0)
+    placement = placed(P0, lender, D0.but(running=40))
     assert way(placement) == "prefill-0>decode-0"
     assert placement.prefix_source == PrefixSource(
         worker=WorkerId("prefill-1"), epoch=Epoch(7), address="tcp://lender:1", num_tokens=1_600
@@ -204,7 +204,7 @@ def test_a_prefix_is_pulled_from_a_third_worker_where_that_is_sooner() -> None:
 
 def test_what_is_cached_already_is_not_pulled_again() -> None:
     lender = P1.but(cached=1_600, waiting=50_000, **LENT)
-    placement = placed(P0.but(cached=800), lender, D0)
+    placement = placed(P0.but(cached=800), lender, D0.but(running=40))
     assert placement.terms is not None and placement.num_uncached_tokens == 400
     assert placement.terms.pull_s == pytest.approx(0.002 + 0.0008)
 
@@ -281,10 +281,10 @@ def test_a_session_whose_worker_cannot_hold_the_request_goes_elsewhere() -> None
 
 
 def test_the_reason_names_the_way_the_work_both_costs_and_every_term() -> None:
-    placement = placed(P0.but(cached=128, waiting=300), D0.but(running=2), num_tokens=540)
+    placement = placed(P0.but(cached=128, waiting=100), D0.but(running=2), num_tokens=540)
     assert placement.reason == (
-        "prefill-0>decode-0; uncached 412 of 540 tokens; 0.328 s against 0.444 s local; first "
-        "token 0.078 s = queue 0.030 + pull 0.000 + prefill 0.043 + transfer 0.003 + decode 0.002; "
+        "prefill-0>decode-0; uncached 412 of 540 tokens; 0.071 s against 0.078 s local; first "
+        "token 0.058 s = queue 0.010 + pull 0.000 + prefill 0.043 + transfer 0.003 + decode 0.002; "
         "stream 0.230 s, others 0.020 s at 2.3 ms a token"
     )
 
