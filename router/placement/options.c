@@ -142,7 +142,7 @@ static Stream stream(const Query *q, const Row *w, double cached) {
     return s;
 }
 
-static double cost_s(const Question *q, const double *t) {
+static double cost_s(const Query *q, const double *t) {
     return t[0] + t[1] + t[2] + t[3] + t[4] + q->stream_part * (t[5] + t[6]);
 }
 
@@ -183,7 +183,7 @@ static Option alone(const Query *q, const Start *s, const Stream *b) {
 }
 
 static Option pair(
-    const Question *q, const Start *s, int64_t decode, const Stream *b, double transfer_s) {
+    const Query *q, const Start *s, int64_t decode, const Stream *b, double transfer_s) {
     Option o = option_of(s, s->slot, decode);
     o.terms[2] = s->compute_s;
     o.terms[3] = transfer_s;

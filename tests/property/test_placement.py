@@ -177,7 +177,7 @@ class _Naive:
         self.question, self.demand = question, question.demand
         self.slots = list(range(len(names)))
         self.names = names
-        fields = [name for name in rows.dtype.names if not name.startswith("peer")]
+        fields = [name for name in (rows.dtype.names or ()) if not name.startswith("peer")]
         self.rows = [{name: float(rows[name][slot]) for name in fields} for slot in self.slots]
         self.links = [
             {
