@@ -26,6 +26,7 @@ from router.http.choices import answer_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id, tell_headers
 from router.http.rate_headers import rate_headers
+from router.http.session import in_session, session_of
 from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
 from router.requests.events import SlowClient
@@ -113,10 +114,10 @@ class GenerateResponse(Response):
         try:
             with self._state.seats.share(client.name, most=most) as seats:
                 await self._charge(exchange, bill.charge_request())
-                deadline_s = deadline_of(
-                    dict(exchange.scope["headers"]), most_s=runtime.limits.request_timeout_s
-                )
-                generation = await self._prepared(exchange, seats)
+                headers = dict(exchange.scope["headers"])
+                deadline_s = deadline_of(headers, most_s=runtime.limits.request_timeout_s)
+                session = session_of(headers, client=client.name)
+                generation = in_session(await self._prepared(exchange, seats), session)
                 generation = under_terms(generation, client, deadline_s=deadline_s)
                 seats.widen(generation.num_at_once)
                 await self._charge(exchange, bill.charge_tokens(generation))

@@ -26,8 +26,8 @@ _NUMBERS: Final = (
 )
 
 
-class QuestionFields(ctypes.Structure):
-    """`Question` in options.c."""
+class QueryFields(ctypes.Structure):
+    """`Query` in options.c."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("rows", "open", "depths")),
@@ -48,7 +48,7 @@ class OptionFields(ctypes.Structure):
 
 
 @cache
-def kernel() -> Callable[[QuestionFields, Any], int] | None:
+def kernel() -> Callable[[QueryFields, Any], int] | None:
     """`baton_find_options`, or None where it cannot be built: said once."""
     try:
         library = KERNELS.load()
@@ -59,6 +59,6 @@ def kernel() -> Callable[[QuestionFields, Any], int] | None:
     library.baton_row_bytes.restype = ctypes.c_int64
     assert library.baton_row_bytes() == ROW.itemsize
     find = library.baton_find_options
-    find.argtypes = [ctypes.POINTER(QuestionFields), ctypes.POINTER(OptionFields)]
+    find.argtypes = [ctypes.POINTER(QueryFields), ctypes.POINTER(OptionFields)]
     find.restype = ctypes.c_int32
     return find

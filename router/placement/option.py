@@ -13,7 +13,7 @@ its limit an engine ends a text, and a prefill worker would finish what it is to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class OptionQuery:
     """A request, and what is to be known of the fleet besides its rows."""
 
     demand: Demand

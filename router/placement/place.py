@@ -17,7 +17,7 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixSource
 from router.placement.cost import Breakdown, Demand
 from router.placement.fleet import Fleet
-from router.placement.option import Option, Options, Question
+from router.placement.option import Option, OptionQuery, Options
 from router.placement.options import find_options
 from router.placement.policies import Policy, pick_workers
 from router.placement.reason import explain
@@ -91,7 +91,7 @@ def place(
     counts placements and `key` names the request, for the policies that go by them.
     """
     fleet.guess_speeds(now=now)
-    question = Question(
+    question = OptionQuery(
         demand=demand,
         open=open_workers(fleet, shut),
         depths=depths,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from router.placement import cost
 from router.placement.cost import Breakdown, Demand, Start
 from router.placement.fleet import Fleet
-from router.placement.option import FIRST_TOKENS, Option, Options, Question
+from router.placement.option import FIRST_TOKENS, Option, OptionQuery, Options
 from router.placement.row import Rows
 
 Mask = NDArray[np.bool_]
@@ -17,7 +17,7 @@ Slots = NDArray[np.int64]
 _TERMS = tuple(field.name for field in fields(Breakdown))
 
 
-def find_options_twin(fleet: Fleet, question: Question) -> Options:
+def find_options_twin(fleet: Fleet, question: OptionQuery) -> Options:
     search = _Search(fleet, question)
     pairs, alone = search.pairs(), search.alone()
     kept_prefill, kept_decode = question.kept
@@ -55,7 +55,7 @@ class _Ways:
 
 
 class _Search:
-    def __init__(self, fleet: Fleet, question: Question) -> None:
+    def __init__(self, fleet: Fleet, question: OptionQuery) -> None:
         self._question = question
         self._demand = demand = question.demand
         rows = self._rows = fleet.rows[: fleet.num_slots]

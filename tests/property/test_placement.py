@@ -19,7 +19,7 @@ from router.placement.cost import (
     Demand,
 )
 from router.placement.kernel import kernel
-from router.placement.option import Option, Question
+from router.placement.option import Option, OptionQuery
 from router.placement.options import find_options
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
 from router.placement.twin import find_options_twin
@@ -83,7 +83,7 @@ def test_all_three_ways_to_search_find_the_same(
 ) -> None:
     fleet = fleet_of(*here)
     fleet.guess_speeds(now=now)
-    question = Question(
+    question = OptionQuery(
         demand=demand,
         open=fleet.ready,
         depths=depths_of(*here),
@@ -173,11 +173,11 @@ def _assert_same(found: Option | None, wanted: tuple[float, str, str, float] | N
 class _Naive:
     """Every option written out for one worker or two, with nothing but numbers of Python."""
 
-    def __init__(self, rows: np.ndarray, question: Question, names: list[str]) -> None:
+    def __init__(self, rows: np.ndarray, question: OptionQuery, names: list[str]) -> None:
         self.question, self.demand = question, question.demand
         self.slots = list(range(len(names)))
         self.names = names
-        fields = [name for name in rows.dtype.names if not name.startswith("peer")]
+        fields = [name for name in (rows.dtype.names or ()) if not name.startswith("peer")]
         self.rows = [{name: float(rows[name][slot]) for name in fields} for slot in self.slots]
         self.links = [
             {
