@@ -30,7 +30,7 @@ class QueryFields(ctypes.Structure):
     """`Query` in options.c."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("rows", "open", "depths")),
+        *((name, ctypes.c_void_p) for name in ("rows", "open", "depths", "held")),
         *((name, ctypes.c_int64) for name in ("num_slots", "num_depths", "num_compats")),
         *((name, ctypes.c_double) for name in _NUMBERS),
         *((name, ctypes.c_int64) for name in ("kept_prefill", "kept_decode")),

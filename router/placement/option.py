@@ -21,6 +21,8 @@ class OptionQuery:
     """By slot: 1 for workers that may get it, or lend to it."""
     depths: NDArray[np.uint32]
     """Leading blocks of the prompt that are cached, by slot of the prefix index."""
+    held: NDArray[np.uint32]
+    """The same without what is only hoped for: nobody lends what is still being computed."""
     now: float
     inter_token_target_s: float
     worker_queue_s: float

@@ -23,7 +23,7 @@ typedef struct {
 typedef struct {
     const Row *rows;
     const uint8_t *open;
-    const uint32_t *depths;
+    const uint32_t *depths, *held;
     int64_t num_slots, num_depths, num_compats;
     double num_tokens, total_tokens, first_tokens, expected_output, num_reusable;
     double now, max_age_s, coming_streams, stream_part, inter_token_target_s, worker_queue_s;
@@ -58,6 +58,12 @@ static double most(double a, double b) { return a > b ? a : b; }
 static double cached_tokens(const Query *q, const Row *w) {
     if (w->index_slot < 0 || w->index_slot >= q->num_depths) return 0.0;
     return least(q->depths[w->index_slot] * w->block_tokens, q->num_reusable);
+}
+
+/* What its events say it has, and nothing hoped for. */
+static double held_tokens(const Query *q, const Row *w) {
+    if (w->index_slot < 0 || w->index_slot >= q->num_depths) return 0.0;
+    return least(q->held[w->index_slot] * w->block_tokens, q->num_reusable);
 }
 
 static double compute_s(const Query *q, const Row *w, double uncached) {
@@ -108,7 +114,7 @@ static Start start(const Query *q, int64_t slot, const int64_t *sources) {
     int64_t source = sources[w->compat];
     if (source >= 0 && source != slot && (q->rows[source].transports & w->transports)) {
         const Row *l = &q->rows[source];
-        double lent = floor(cached_tokens(q, l) / l->block_tokens) * l->block_tokens;
+        double lent = floor(held_tokens(q, l) / l->block_tokens) * l->block_tokens;
         if (lent > cached) {
             double latency_s, rate, rest = most(1.0, q->num_tokens - lent);
             link_speed(w, source, &latency_s, &rate);
@@ -203,7 +209,7 @@ static void find_sources(const Query *q, int64_t *sources) {
         if (!q->open[slot] || !w->lends) continue;
         int64_t best = sources[w->compat];
         const Row *b = best < 0 ? NULL : &q->rows[best];
-        double mine = cached_tokens(q, w), its = b ? cached_tokens(q, b) : 0.0;
+        double mine = held_tokens(q, w), its = b ? held_tokens(q, b) : 0.0;
         int wins = mine > its;
         if (b && mine == its)
             wins = w->waiting_tokens != b->waiting_tokens ? w->waiting_tokens < b->waiting_tokens

@@ -20,6 +20,7 @@ def find_options(fleet: Fleet, question: OptionQuery) -> Options:
         fleet.rows.ctypes.data,
         question.open.ctypes.data,
         question.depths.ctypes.data,
+        question.held.ctypes.data,
         fleet.num_slots,
         len(question.depths),
         len(fleet.compats),

@@ -61,6 +61,7 @@ class _Search:
         rows = self._rows = fleet.rows[: fleet.num_slots]
         self._open = question.open[: fleet.num_slots] != 0
         self._cached = cached_tokens(rows, question.depths, demand)
+        self._held = cached_tokens(rows, question.held, demand)
         is_decode, longest = rows["is_decode"] != 0, rows["longest_tokens"]
         total = demand.num_tokens + demand.max_output_tokens
         first = demand.num_tokens + FIRST_TOKENS
@@ -146,7 +147,7 @@ class _Search:
         lender = self._rows[np.where(can_pull, sources, slots)]
         can_pull &= (lender["transports"] & rows["transports"]) != 0
         block = lender["block_tokens"]
-        lent = np.floor(self._cached[np.where(can_pull, sources, slots)] / block) * block
+        lent = np.floor(self._held[np.where(can_pull, sources, slots)] / block) * block
         lent = np.where(can_pull, lent, 0.0)
         latency_s, rate = self._links(slots, sources)
         diagonal = np.arange(len(slots))
@@ -170,7 +171,7 @@ class _Search:
             (
                 self._rows["rank"][lenders],
                 self._rows["waiting_tokens"][lenders],
-                -self._cached[lenders],
+                -self._held[lenders],
             )
         )
         for slot in reversed(lenders[order]):

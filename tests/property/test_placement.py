@@ -76,10 +76,16 @@ demands = st.builds(
 )
 
 
-@given(standings(), demands, st.sampled_from([0.0, 0.3, 30.0]), st.sampled_from([0.03, 10.0]))
+@given(
+    standings(),
+    demands,
+    st.sampled_from([0.0, 0.3, 30.0]),
+    st.sampled_from([0.03, 10.0]),
+    st.integers(0, 8),
+)
 @settings(max_examples=60, deadline=None)
 def test_all_three_ways_to_search_find_the_same(
-    here: list[Standing], demand: Demand, now: float, target_s: float
+    here: list[Standing], demand: Demand, now: float, target_s: float, num_hoped: int
 ) -> None:
     fleet = fleet_of(*here)
     fleet.guess_speeds(now=now)
@@ -87,6 +93,7 @@ def test_all_three_ways_to_search_find_the_same(
         demand=demand,
         open=fleet.ready,
         depths=depths_of(*here),
+        held=np.maximum(depths_of(*here), num_hoped) - np.uint32(num_hoped),
         now=now,
         inter_token_target_s=target_s,
         worker_queue_s=1.0,
@@ -193,6 +200,9 @@ class _Naive:
         self.cached = [
             min(int(question.depths[slot]) * 16, self.demand.num_reusable) for slot in self.slots
         ]
+        self.held = [
+            min(int(question.held[slot]) * 16, self.demand.num_reusable) for slot in self.slots
+        ]
         self.output = min(self.demand.max_output_tokens, EXPECTED_OUTPUT_TOKENS)
         self.free_pair = self.free_alone = False
         self.found = [*self._alone(), *self._pairs()]
@@ -275,12 +285,12 @@ class _Naive:
         free = busy_s <= self.question.worker_queue_s and missing == 0
         own = (queue_s, 0.0, self._compute_s(slot, uncached), uncached, free)
         lenders = [
-            (-self.cached[other], self.rows[other]["waiting_tokens"], self.names[other], other)
+            (-self.held[other], self.rows[other]["waiting_tokens"], self.names[other], other)
             for other in self.slots
             if self.rows[other]["lends"] and self.rows[other]["compat"] == row["compat"]
         ]
         lender = min(lenders)[3] if lenders else slot
-        lent = self.cached[lender] // 16 * 16
+        lent = self.held[lender] // 16 * 16
         if lender == slot or lent <= self.cached[slot]:
             return own
         if not self.masks[lender] & self.masks[slot]:

@@ -20,6 +20,7 @@ def options_of(*standings: Standing, num_tokens: int) -> tuple[Option, Option]:
         demand=demand_of(num_tokens, max_output_tokens=10),
         open=fleet_of(*standings).ready,
         depths=depths_of(*standings),
+        held=depths_of(*standings),
         now=0.0,
         inter_token_target_s=0.05,
         worker_queue_s=1.0,

@@ -1,9 +1,19 @@
+import numpy as np
 import pytest
-from support.standing import Standing, placed, read_alone, refused, way
+from support.standing import (
+    Standing,
+    demand_of,
+    depths_of,
+    fleet_of,
+    placed,
+    read_alone,
+    refused,
+    way,
+)
 
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import PrefixSource, StepModel
-from router.placement.place import Placement, PlacementRefusal, Preferred
+from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
 
 P0, P1, D0, D1 = (
     Standing(name=name) for name in ("prefill-0", "prefill-1", "decode-0", "decode-1")
@@ -207,6 +217,19 @@ def test_what_is_cached_already_is_not_pulled_again() -> None:
     placement = placed(P0.but(cached=800), lender, D0.but(running=40))
     assert placement.terms is not None and placement.num_uncached_tokens == 400
     assert placement.terms.pull_s == pytest.approx(0.002 + 0.0008)
+
+
+def test_what_a_worker_is_only_expected_to_have_is_not_pulled_from_it() -> None:
+    here = P0, P1.but(cached=1_600, waiting=50_000, **LENT), D0.but(running=40)
+    depths, rules = depths_of(*here), PlacementRules(worker_queue_s=1e9)
+    found = [
+        place(
+            fleet_of(*here), demand_of(2_000, 100), depths=depths, held=held, rules=rules, now=0.0
+        )
+        for held in (depths, np.zeros_like(depths))
+    ]
+    sources = [one.prefix_source for one in found if isinstance(one, Placement)]
+    assert [source is None for source in sources] == [False, True]
 
 
 def test_a_decode_worker_alone_pulls_too() -> None:
