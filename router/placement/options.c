@@ -39,6 +39,8 @@ typedef struct {
 /* How a worker comes by the prompt's KV: `Start` in cost.py, and what of it all pairs need. */
 typedef struct {
     int64_t slot, source;
+    uint64_t transports;
+    int32_t compat;
     double queue_s, pull_s, compute_s, num_uncached, num_pulled, hidden_s, chunk_tokens;
     int is_free;
 } Start;
@@ -107,6 +109,8 @@ static Start start(const Query *q, int64_t slot, const int64_t *sources) {
     double missing = missing_tokens(w, q->num_tokens, cached);
     double own = most(1.0, q->num_tokens - cached);
     Start s = {.slot = slot, .source = -1, .num_uncached = own};
+    s.compat = w->compat;
+    s.transports = w->transports;
     double waited_s = queue_s(q, w);
     s.is_free = waited_s <= q->worker_queue_s && missing <= 0.0;
     s.queue_s = most(waited_s, room_wait_s(w, missing));
@@ -232,8 +236,7 @@ static int32_t find_pairs(
         if (w->peers[i] >= 0) own_speed[w->peers[i]] = i + 1;
     for (int64_t i = 0; i < num_starts; i++) {
         const Start *s = &starts[i];
-        const Row *p = &q->rows[s->slot];
-        if (p->compat != w->compat || !(p->transports & w->transports)) continue;
+        if (s->compat != w->compat || !(s->transports & w->transports)) continue;
         if (b.has_room && s->is_free) found |= HAS_FREE_PAIR;
         int kept = decode == q->kept_decode && (q->kept_prefill < 0 || s->slot == q->kept_prefill);
         /* Cannot win, however fast the transfer. */
