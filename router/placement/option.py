@@ -13,7 +13,7 @@ its limit an engine ends a text, and a prefill worker would finish what it is to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class OptionQuery:
     """A request, and what is to be known of the fleet besides its rows."""
 
     demand: Demand
@@ -21,6 +21,8 @@ class Question:
     """By slot: 1 for workers that may get it, or lend to it."""
     depths: NDArray[np.uint32]
     """Leading blocks of the prompt that are cached, by slot of the prefix index."""
+    held: NDArray[np.uint32]
+    """The same without what is only hoped for: nobody lends what is still being computed."""
     now: float
     inter_token_target_s: float
     worker_queue_s: float

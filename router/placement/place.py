@@ -17,7 +17,7 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixSource
 from router.placement.cost import Breakdown, Demand
 from router.placement.fleet import Fleet
-from router.placement.option import Option, Options, Question
+from router.placement.option import Option, OptionQuery, Options
 from router.placement.options import find_options
 from router.placement.policies import Policy, pick_workers
 from router.placement.reason import explain
@@ -82,6 +82,7 @@ def place(
     demand: Demand,
     *,
     depths: NDArray[np.uint32],
+    held: NDArray[np.uint32] | None = None,
     rules: PlacementRules,
     now: float,
     shut: Iterable[int] = (),
@@ -91,14 +92,16 @@ def place(
 ) -> Placement | PlacementRefusal:
     """Where a request goes that generates, but to none of the slots `shut` to it.
 
-    `depths`: leading blocks of its prompt that each worker has, by slot of the prefix index. `turn`
-    counts placements and `key` names the request, for the policies that go by them.
+    `depths`: leading blocks of its prompt that each worker has, by slot of the prefix index;
+    `held`: those of them that it could lend now, None: all. `turn` counts placements and `key`
+    names the request, for the policies that go by them.
     """
     fleet.guess_speeds(now=now)
-    question = Question(
+    question = OptionQuery(
         demand=demand,
         open=open_workers(fleet, shut),
         depths=depths,
+        held=depths if held is None else held,
         now=now,
         inter_token_target_s=rules.inter_token_target_s,
         worker_queue_s=rules.worker_queue_s,

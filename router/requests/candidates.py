@@ -158,6 +158,7 @@ class Candidates:
             fleet,
             demand,
             depths=depths,
+            held=self._held_depths(context, depths),
             rules=self._rules_for(context),
             now=now,
             shut=slots,
@@ -186,6 +187,14 @@ class Candidates:
         depths = found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
         self._looked_up = context, depths
         return depths
+
+    def _held_depths(self, context: RequestContext, depths: Slots) -> Slots:
+        """Of `depths`, what events tell of: only that can be lent."""
+        if not self._index.is_hopeful:
+            return depths
+        chains = self._fleet.chains.values()
+        found = [self._index.held_depths(_hashes(context, chain)) for chain in chains]
+        return found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
 
     def _found(
         self, context: RequestContext, placement: Placement, now: float

@@ -60,6 +60,9 @@ NOT_PURE = (
     "unit/engine/sampling/test_logprobs.py",
     "unit/engine/sampling/test_sampler.py",
     "unit/engine/test_assembly.py",
+    "unit/router/placement/test_*.py",
+    "unit/router/requests/test_candidates.py",
+    "property/test_placement.py",
 )
 NOT_SOON = (
     # Many long scripts against a scheduler or a fetch: a third of the tier's time.

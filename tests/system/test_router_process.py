@@ -21,6 +21,7 @@ from protocol.messages import Sampling
 
 pytestmark = pytest.mark.system
 FILES = resource.RLIMIT_NOFILE
+APART = ("--local-prefill", "never")
 
 
 def run(test: Coroutine[None, None, None]) -> None:
@@ -31,7 +32,7 @@ def test_a_completion_crosses_the_process_and_survives_a_killed_decode_worker(
     redis: RedisServer, model: Path
 ) -> None:
     async def test() -> None:
-        async with deployment(redis, model, plan=(Act("die", 4),)) as made:
+        async with deployment(redis, model, plan=(Act("die", 4),), flags=APART) as made:
             made.workers["decode-1"].plan = made.workers["decode-0"].plan  # whoever is the first
             response = await made.complete(max_tokens=10)
             assert response.status_code == 200, response.text
