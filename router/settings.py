@@ -75,7 +75,7 @@ class RouterSettings(ProcessSettings):
     its session's workers. About what a person takes for at once."""
     index_blocks: int = Field(default=10_000_000, ge=1024, le=1 << 32)
     """Different KV blocks, over all workers, whose holders are remembered: 10,000 of each of 1,000
-    workers that share none. About 22 bytes each when full, in memory that is taken as they come."""
+    workers that share none. About 22 bytes each when full, taken as they come."""
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
