@@ -33,7 +33,9 @@ from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.placement.kernel import kernel
 from router.placement.place import PlacementRules
+from router.prefix.native.library import kernels
 from router.prefix.prefix_index import PrefixIndex
 from router.processes.siblings import Siblings
 from router.processes.supervise import bound
@@ -87,6 +89,7 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
         try:
             await store.ping()
+            await load(_load_kernels, stop)
             parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
@@ -114,6 +117,12 @@ class _Parts:
     feed: IndexFeed
     cluster: LocalCluster
     tenancy: Tenancy | None
+
+
+def _load_kernels() -> None:
+    """Builds them where this machine has not: seconds, for which no stream, ping or probe waits."""
+    kernels()
+    kernel()
 
 
 def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
