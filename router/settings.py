@@ -36,8 +36,8 @@ class RouterSettings(ProcessSettings):
     """Folder of the sockets by which they ask each other; likewise. None: it is the only one."""
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
-    API. Empty: it is open. Better set as
-    BATON_API_KEY than as a flag, which other users of the machine can read."""
+    API. Empty: it is open. Better set as BATON_API_KEY than as a flag, which other users of the
+    machine can read."""
     keys_file: Path | None = None
     """JSON file of API keys with their tenants, weights, priorities and limits, also a mounted
     secret; read again when it changes. None: keys have no terms, and only `api_key` opens the

@@ -21,7 +21,6 @@ AHEAD = 1.5
 """Of what is used between two renewals, held for the next ones."""
 MOST_AHEAD = 0.05
 """Of a limit, that all routers together hold beyond what was asked for."""
-
 LEAST_AHEAD = 0.1
 """Less than this is held for nobody: a key is not used any more."""
 
