@@ -19,6 +19,7 @@ from protocol.ids import RequestId
 from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
+from router.api.session import in_session, session_of
 from router.api.threads import Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
@@ -26,7 +27,6 @@ from router.http.choices import answer_choices
 from router.http.exchange import Exchange
 from router.http.middleware import client_of, request_id, tell_headers
 from router.http.rate_headers import rate_headers
-from router.http.session import in_session, session_of
 from router.http.terms import Bill, deadline_of, under_terms
 from router.http.trimming import ALTERNATIVE_BYTES, Trimming
 from router.requests.events import SlowClient
