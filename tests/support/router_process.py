@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -35,10 +35,12 @@ def ended(words: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def started(words: list[str], *, log: Path | None = None, **env: str) -> subprocess.Popen[bytes]:
-    """`log`: where what it says goes; None: where ours does."""
+def started(
+    words: list[str], *, log: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """`log`: where what it says goes; None: where ours does. `env`: besides ours."""
     with nullcontext() if log is None else log.open("wb") as told:
-        return subprocess.Popen(words, cwd=ROOT, stderr=told, env={**os.environ, **env})
+        return subprocess.Popen(words, cwd=ROOT, stderr=told, env={**os.environ, **(env or {})})
 
 
 class Deployment:
@@ -106,14 +108,14 @@ async def deployment(
     flags: Sequence[str] = (),
     descriptors: int = 0,
     log: Path | None = None,
-    **env: str,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
     """`descriptors`: the router's `ulimit -n`; `log` and `env` as of `started`."""
     port, store = free_port(), Store(redis.url)
     words = command(model, redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]
-    process = started(words, log=log, **env)
+    process = started(words, log=log, env=env)
     roles: list[tuple[str, Role]] = [
         ("prefill-0", "prefill"),
         ("decode-0", "decode"),

@@ -58,7 +58,7 @@ def test_without_a_c_compiler_it_says_so_before_it_is_ready_and_serves(
     async def test() -> None:
         log = tmp_path / "log"
         nobody = {"CC": "no-compiler", "XDG_CACHE_HOME": str(tmp_path)}
-        async with deployment(redis, model, flags=APART, log=log, **nobody) as made:
+        async with deployment(redis, model, flags=APART, log=log, env=nobody) as made:
             told = {json.loads(line)["event"] for line in log.read_text().splitlines()}
             assert {"no C prefix index", "no C kernel of placement"} <= told
             response = await made.complete(max_tokens=5)
