@@ -42,7 +42,7 @@ from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
-from router.runtime import ApiLimits, KeptResponses, Runtime
+from router.runtime import ApiLimits, KeptResponses, Runtime, num_owners
 from router.settings import RouterSettings
 from router.tenants.tenancy import Tenancy
 from router.wire.limits import ConnectionLimits
@@ -142,8 +142,11 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
 def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
     if settings.store_responses == "never":
         return None
-    num_tenants = 0 if tenancy is None else len(tenancy.keys.tenants())
-    share = settings.store_bytes // max(1, len(settings.api_keys) + num_tenants)
+
+    def share() -> int:
+        keys = None if tenancy is None else tenancy.keys
+        return settings.store_bytes // num_owners(settings.api_keys, keys)
+
     store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
