@@ -16,13 +16,17 @@ LARGEST_SHARE = 8
 """One answer has at most one part in so many of its owner's bytes."""
 
 
+_OfOwner = OrderedDict[str, tuple[float, bytes]]
+"""When it was answered and what, by its name."""
+
+
 class RecentAnswers:
     def __init__(self, *, max_bytes: int, num_owners: Callable[[], int]) -> None:
         """`max_bytes`: of all together, of which each owner of the moment has an equal share. The
         owner's oldest make room, and then those of whoever has been silent for longest."""
         self._max_bytes = max_bytes
         self._num_owners = num_owners
-        self._answers: OrderedDict[str, OrderedDict[str, tuple[float, bytes]]] = OrderedDict()
+        self._answers: OrderedDict[str, _OfOwner] = OrderedDict()
         """By owner, who was answered last at the end."""
         self._bytes_of: Counter[str] = Counter()
         self._num_bytes = 0
@@ -31,7 +35,7 @@ class RecentAnswers:
         """`output`: JSON of the answer's items. `now`: seconds of a clock that never goes back."""
         if _size(output) > self._share // LARGEST_SHARE:
             return
-        answers = self._answers.setdefault(owner, OrderedDict())
+        answers = self._answers.setdefault(owner, _OfOwner())
         if ident in answers:
             self._count(owner, -_size(answers.pop(ident)[1]))
         answers[ident] = (now, output)

@@ -140,6 +140,10 @@ class SseAnswer(AnswerWriter):
         """Token ids that no chunk has named yet, if they are to be told."""
         self.stream = EventStream(exchange)
 
+    @property
+    def is_begun(self) -> bool:
+        return self.stream.is_begun
+
     def choice(self, index: int) -> TokenListener:
         return PlainChoice(self, index) if self._is_plain else super().choice(index)
 
