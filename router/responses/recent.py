@@ -35,7 +35,7 @@ class RecentAnswers:
         """`output`: JSON of the answer's items. `now`: seconds of a clock that never goes back."""
         if _size(output) > self._share // LARGEST_SHARE:
             return
-        answers = self._answers.setdefault(owner, _OfOwner())
+        answers = self._answers.setdefault(owner, OrderedDict())
         if ident in answers:
             self._count(owner, -_size(answers.pop(ident)[1]))
         answers[ident] = (now, output)
@@ -48,7 +48,7 @@ class RecentAnswers:
     def find(self, owner: str, idents: Iterable[str], *, now: float) -> dict[str, bytes]:
         """Those of `idents` that are remembered."""
         self._forget(owner, now)
-        answers = self._answers.get(owner, {})
+        answers = self._answers.get(owner, _OfOwner())
         return {ident: answers[ident][1] for ident in idents if ident in answers}
 
     @property
