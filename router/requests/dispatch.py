@@ -16,6 +16,7 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
 from router.admission.queued_request import QueuedRequest
+from router.admission.shed import QueueShed
 from router.admission.waiting_room import QueueLimits, WaitingRoom
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
 from router.prefix.prefix_index import PrefixIndex
@@ -178,7 +179,8 @@ class Dispatcher:
     async def _launch(self, opened: OpenRequest) -> None:
         """Begin the next attempt, when it is its turn and a worker can have it."""
         context, queued = opened.context, opened.queued
-        if context.num_lost or context.routed.generated:
+        is_resumed = context.num_lost > 0 or bool(context.routed.generated)
+        if is_resumed:
             queued = self._waiting.resumed(queued)
         is_placed = False
         try:
@@ -192,6 +194,10 @@ class Dispatcher:
                     is_placed = True
                 else:
                     await self._wait_after(context, queued, placement)
+        except QueueShed as error:
+            if not is_resumed:
+                raise
+            raise self._deadline_passed(context) from error
         finally:
             self._waiting.leave(queued, is_placed=is_placed)
 

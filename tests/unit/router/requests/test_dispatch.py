@@ -353,6 +353,20 @@ def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     run(test)
 
 
+def test_a_stream_that_has_begun_is_never_sent_away_but_ends_at_its_deadline() -> None:
+    async def test() -> None:
+        plans, heard = {"decode-0": [Act("die", 3)], "decode-1": [Act("refuse")] * 999}, Heard()
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01, queue=QueueLimits(max_wait_s=0.1))
+        async with fake_cluster(prefill=1, decode=2, plans=plans, limits=limits) as cluster:
+            with pytest.raises(RequestFailed) as failed:
+                await collect(cluster, request(deadline_s=1.0), heard)
+            assert failed.value.code == "deadline"
+            assert heard.tokens
+            await cluster.until_idle()
+
+    run(test)
+
+
 def test_without_a_decode_worker_a_request_is_refused_at_once() -> None:
     async def test() -> None:
         async with fake_cluster(prefill=1) as cluster:
