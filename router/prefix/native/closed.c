@@ -8,50 +8,57 @@
 #include "table.h"
 
 enum { PROBES = 64, SPREAD = 16 }; /* of a round at most, and of one span alone */
+enum { SHORT = 8 };                /* a span of so many blocks at most */
 #define EVERYBODY NO_ROOM          /* the set of those who hold no block or more */
 
-static uint64_t word_of(const Sets *sets, uint32_t set, uint32_t word) {
-    if (set == EVERYBODY) return UINT64_MAX;
-    if (set & SINGLE) return (set ^ SINGLE) / 64 == word ? 1ull << set % 64 : 0;
-    return sets->planes[word / PLANE_WORDS][(size_t)set * PLANE_WORDS + word % PLANE_WORDS];
+/* Of PLANE_SLOTS slots; NO_SET has a row too, that before the first, of zeros. */
+static const uint64_t *words_of(const Sets *sets, uint32_t set, uint32_t plane, uint64_t *room) {
+    if (set != EVERYBODY && !(set & SINGLE)) return sets->planes[plane] + (size_t)set * PLANE_WORDS;
+    memset(room, set == EVERYBODY ? 0xff : 0, PLANE_WORDS * sizeof(uint64_t));
+    uint32_t slot = set ^ SINGLE;
+    if (set & SINGLE && slot / PLANE_SLOTS == plane)
+        room[slot % PLANE_SLOTS / 64] = 1ull << slot % 64;
+    return room;
 }
 
-/* NO_SET is a row too: the one before the first, of which no bit is ever set. */
+/* Who is asked for and in `low`, but not in `high`; 0 if that is nobody. */
+static uint64_t find_lost(const Table *table, uint32_t low, uint32_t high, uint32_t plane,
+                          uint64_t *lost) {
+    uint64_t rooms[2][PLANE_WORDS], any = 0;
+    const uint64_t *one = words_of(&table->sets, low, plane, rooms[0]);
+    const uint64_t *other = words_of(&table->sets, high, plane, rooms[1]);
+    const uint64_t *asked = table->asked + plane * PLANE_WORDS;
+    for (uint32_t i = 0; i < PLANE_WORDS; i++) any |= lost[i] = one[i] & ~other[i] & asked[i];
+    return any;
+}
+
 static int is_parted(const Table *table, uint32_t low, uint32_t high) {
-    const Sets *sets = &table->sets;
-    if (low == high) return 0;
-    uint64_t lost = 0;
-    if ((low | high) & SINGLE || low == EVERYBODY) {
-        for (uint32_t word = 0; word < sets->num_planes * PLANE_WORDS; word++)
-            lost |= word_of(sets, low, word) & ~word_of(sets, high, word) & table->asked[word];
-        return lost != 0;
-    }
-    for (uint32_t plane = 0; plane < sets->num_planes; plane++) {
-        const uint64_t *one = sets->planes[plane] + (size_t)low * PLANE_WORDS;
-        const uint64_t *other = sets->planes[plane] + (size_t)high * PLANE_WORDS;
-        const uint64_t *asked = table->asked + plane * PLANE_WORDS;
-        for (uint32_t i = 0; i < PLANE_WORDS; i++) lost |= one[i] & ~other[i] & asked[i];
-    }
-    return lost != 0;
+    uint64_t lost[PLANE_WORDS];
+    for (uint32_t plane = 0; plane < table->sets.num_planes; plane++)
+        if (find_lost(table, low, high, plane, lost)) return 1;
+    return 0;
 }
 
 static void tell_depths(const Table *table, Probe low, uint32_t high, uint32_t *depths) {
-    const Sets *sets = &table->sets;
-    for (uint32_t word = 0; word < sets->num_planes * PLANE_WORDS; word++) {
-        uint64_t lost = word_of(sets, low.set, word) & ~word_of(sets, high, word) &
-                        table->asked[word];
-        for (; lost; lost &= lost - 1)
-            depths[table->places[word * 64 + (uint32_t)__builtin_ctzll(lost)]] = low.depth;
+    uint64_t lost[PLANE_WORDS];
+    for (uint32_t plane = 0; plane < table->sets.num_planes; plane++) {
+        if (!find_lost(table, low.set, high, plane, lost)) continue;
+        for (uint32_t word = plane * PLANE_WORDS, i = 0; i < PLANE_WORDS; i++, word++)
+            for (; lost[i]; lost[i] &= lost[i] - 1)
+                depths[table->places[word * 64 + (uint32_t)__builtin_ctzll(lost[i])]] = low.depth;
     }
 }
 
-/* A span that nobody's depth lies in is left out; of one without a block within, depths are told. */
+/* A span that nobody's depth lies in is left out; of one without a block within, depths are told.
+ * In a short one, to look is as long as to ask. */
 static uint32_t add_span(Table *table, Span span, uint32_t num_spans, uint32_t *depths) {
-    if (!is_parted(table, span.low.set, span.high.set)) return num_spans;
-    if (span.high.depth - span.low.depth == 1) {
+    uint32_t length = span.high.depth - span.low.depth;
+    if (span.low.set == span.high.set) return num_spans;
+    if (length == 1) {
         tell_depths(table, span.low, span.high.set, depths);
         return num_spans;
     }
+    if (length > SHORT && !is_parted(table, span.low.set, span.high.set)) return num_spans;
     table->spans[num_spans] = span;
     return num_spans + 1;
 }
@@ -63,18 +70,23 @@ static uint32_t num_within(const Span *span, uint32_t num_spans) {
     return most < fair ? most : fair;
 }
 
+/* The sets' rows are on their way then, too. */
 static void find_sets(const Table *table, const uint8_t *hashes, Probe *probes, uint32_t num) {
     Line *lines[PROBES];
-    uint32_t read = 0;
+    uint64_t read = 0; /* as of `ask_for` */
     for (uint32_t i = 0; i < num; i++) {
         lines[i] = home_of_key(table, key_of(hashes, probes[i].depth - 1));
-        read += lines[i]->num; /* as of `ask_for` */
+        read += lines[i]->num;
     }
     __asm__ volatile("" ::"r"(read));
     for (uint32_t i = 0; i < num; i++) {
         Found found = find_from(lines[i], key_of(hashes, probes[i].depth - 1));
-        probes[i].set = found.at == LINE_BLOCKS ? NO_SET : found.line->sets[found.at];
+        uint32_t set = found.at == LINE_BLOCKS ? NO_SET : found.line->sets[found.at];
+        for (uint32_t plane = 0; !(set & SINGLE) && plane < table->sets.num_planes; plane++)
+            read += table->sets.planes[plane][(size_t)set * PLANE_WORDS];
+        probes[i].set = set;
     }
+    __asm__ volatile("" ::"r"(read));
 }
 
 /* Of the spans from `first` on: spans that are left take their places. Returns how many there are
