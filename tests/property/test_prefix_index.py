@@ -103,9 +103,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.num_epochs += 1
         self.lives[worker] = Life(Epoch(self.num_epochs))
         for index in self.indexes:
-            index.follow_worker(
-                worker, self.lives[worker].epoch, is_prefix_closed=worker in CLOSED
-            )
+            index.follow_worker(worker, self.lives[worker].epoch, is_prefix_closed=worker in CLOSED)
 
     @rule(gone=st.sets(workers, max_size=3))
     def leave(self, gone: set[WorkerId]) -> None:
