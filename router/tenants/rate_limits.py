@@ -23,6 +23,9 @@ MIN_PAUSE_S = 0.02
 MOST_AT_ONCE = 128
 """Limits of one call of Redis, which serves nobody else meanwhile: 185 us each with 32 routers
 (docs/decisions/0032)."""
+MAX_TRIES = 3
+"""Of a request for which there would be enough, if other routers did not hold it: so many renewals,
+in which those that hold it in vain have given it up."""
 log = logging.getLogger("baton.limits")
 
 
@@ -87,11 +90,16 @@ class RateLimits:
             return None
         if num > allowance.limit:
             raise self._refusal(allowance, kind, num, None)
+        patience = MAX_TRIES
         while not self._spend(allowance, num):
             wait_s = self._wait_s(allowance, num)
             if wait_s is not None:
-                allowance.note_refused(num)
-                raise self._refusal(allowance, kind, num, wait_s)
+                patience -= 1
+                is_held_elsewhere = self._is_leased and allowance.is_held_elsewhere(num)
+                if not patience or not is_held_elsewhere:
+                    self._note_refused(allowance, num)
+                    wait_s = LEASE_S if is_held_elsewhere else wait_s
+                    raise self._refusal(allowance, kind, num, wait_s)
             allowance.want(num)
             self._wanted.set()
             await self._renewed.wait()
@@ -181,6 +189,11 @@ class RateLimits:
         if self._is_leased:
             return allowance.wait_s(num, now=now)
         return allowance.wait_s_of_part(num, num_routers=self._num_routers, now=now)
+
+    def _note_refused(self, allowance: Allowance, num: int) -> None:
+        allowance.note_refused(num)
+        if allowance.holds_too_much():
+            self._wanted.set()  # to give it up at once
 
     def _refusal(
         self, allowance: Allowance, kind: LimitKind, num: int, wait_s: float | None

@@ -238,6 +238,28 @@ def test_what_a_minute_never_allows_is_refused_for_good() -> None:
     asyncio.run(test())
 
 
+def test_what_is_refused_at_one_router_keeps_no_other_from_what_is_free(
+    server: RedisServer,
+) -> None:
+    async def test() -> None:
+        store, of = LimitStore(server.url, deadline_s=5.0), key(None, 1_000)
+        a, b = (RateLimits(router=name, store=store, metrics=RouterMetrics()) for name in "ab")
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+            loops = [tasks.create_task(one.run(), name="renewing") for one in (a, b)]
+            await a.charge(of, "tokens", 300)
+            for _ in range(3):
+                with pytest.raises(LimitReached):
+                    await b.charge(of, "tokens", 900)
+                await a.charge(of, "tokens", 4)
+            for loop in loops:
+                loop.cancel()
+        await store.close()
+
+    with server.client() as redis:
+        redis.flushall()
+    asyncio.run(test())
+
+
 def test_a_key_is_told_what_remains_of_all_routers_limits() -> None:
     async def test() -> None:
         fleet, of = Fleet(LimitTwin()), key(100, 5_000)
