@@ -17,7 +17,7 @@ from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.prefix.state import IndexState
 from router.requests.events import Ended, GenerationRequest
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 from router.requests.trace import RequestTrace
 from router.tenants.key_ring import KeyRing
 from router.tenants.rate_limits import RateLimits
@@ -26,7 +26,7 @@ RedisState = Literal["connected", "lost", "none"]
 
 
 class GenerationService(Protocol):
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+    async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """As `router.requests.dispatch.Dispatcher.generate`."""
 
 

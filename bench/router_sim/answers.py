@@ -1,7 +1,8 @@
 """The tokens of all answers: a corpus's, from a place that each request names as its seed."""
 
 from bench.router_sim.checkpoint import corpus
-from protocol.text.tokenizer import Tokenizer
+from protocol.messages import Sampling
+from protocol.text.tokenizer import TextState, Tokenizer
 
 
 class Answers:
@@ -16,4 +17,6 @@ class Answers:
 
     def text(self, seed: int, num_tokens: int) -> str:
         """All of a request's answer."""
-        return self._tokenizer.decode([self.token(seed, index) for index in range(num_tokens)])
+        state = TextState(self._tokenizer, Sampling(seed=seed, max_tokens=num_tokens))
+        shown = [state.feed(self.token(seed, index)).text for index in range(num_tokens)]
+        return "".join([*shown, state.flush()])

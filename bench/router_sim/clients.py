@@ -77,6 +77,8 @@ class Client(asyncio.Protocol):
         if _END in data:
             self.answer.is_whole = True
             self._transport.close()
+        elif data.endswith(b"\r\n0\r\n\r\n"):  # ended without it: by an error
+            self._transport.close()
         elif len(self.answer.reads) == 1 and b" 200 OK" not in data[:20]:
             self.answer.error = data.decode(errors="replace")
             self._transport.close()

@@ -45,7 +45,7 @@ class Process:
                 os.kill(pid, 9)
             except ProcessLookupError:
                 continue
-        self._popen.wait()
+        self._popen.communicate()
         self._errors.close()
 
     def first_line(self) -> str:

@@ -1,10 +1,11 @@
 """Work off the event loop, first come first served: several small pieces a turn.
 
 A burst of arrivals costs one hand-over a turn and not one each, and the first of them are on their
-way before the last are begun. Owned by one event loop.
+way before the last are begun.
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,15 +52,19 @@ class Threads:
         self._pool = ThreadPoolExecutor(num, thread_name_prefix=name)
         self._waiting: deque[_Piece] = deque()
         self._num_working = 0
+        self._lock = threading.Lock()
+        """Of the number of threads, so that none ends while a piece counts on it."""
 
     async def run(self, work: Callable[[*Args], T], *args: *Args, num_bytes: int = 0) -> T:
         """`work(*args)`, which is about so many bytes' worth. Cancelling drops the result; a begun
         call runs to its end."""
-        loop = asyncio.get_running_loop()
-        piece = _Piece(partial(work, *args), num_bytes, loop.create_future())
-        self._waiting.append(piece)
-        self._begin_thread(loop)
-        result: T = await piece.done
+        done = asyncio.get_running_loop().create_future()
+        with self._lock:
+            self._waiting.append(_Piece(partial(work, *args), num_bytes, done))
+            if self._num_working < self._num:
+                self._num_working += 1
+                self._pool.submit(self._work)
+        result: T = await done
         return result
 
     def shutdown(self) -> None:
@@ -67,36 +72,25 @@ class Threads:
         self._waiting.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _begin_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._num_working < self._num:
-            self._num_working += 1
-            self._pool.submit(self._work, loop)
-
-    def _end_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._num_working -= 1
-        if self._waiting:
-            self._begin_thread(loop)
-
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self) -> None:
         """In a thread, until nothing waits."""
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            while turn := self._take_turn():
-                for piece in turn:
-                    piece.do()
-                loop.call_soon_threadsafe(_tell_all, turn)
-            loop.call_soon_threadsafe(self._end_thread, loop)
+        while turn := self._take_turn():
+            for piece in turn:
+                piece.do()
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                turn[-1].done.get_loop().call_soon_threadsafe(_tell_all, turn)
 
     def _take_turn(self) -> list[_Piece]:
+        """Empty: this thread is none any more."""
         turn: list[_Piece] = []
         num_bytes = 0
-        while len(turn) < MAX_PIECES and num_bytes < MAX_BYTES:
-            try:
+        with self._lock:
+            while self._waiting and len(turn) < MAX_PIECES and num_bytes < MAX_BYTES:
                 piece = self._waiting.popleft()
-            except IndexError:
-                break
-            if not piece.done.cancelled():
-                turn.append(piece)
-                num_bytes += piece.num_bytes
+                if not piece.done.cancelled():
+                    turn.append(piece)
+                    num_bytes += piece.num_bytes
+            self._num_working -= not turn
         return turn
 
 

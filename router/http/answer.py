@@ -11,7 +11,7 @@ from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.exchange import Exchange
 from router.requests.events import Ended, Read, Route
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 
 
 class Usage:
@@ -95,7 +95,7 @@ class AnswerWriter(ABC):
         """Whatever takes long and needs no token, before any is asked for."""
         return
 
-    def choice(self, index: int) -> Listener:
+    def choice(self, index: int) -> TokenListener:
         """Who takes what is said of one choice."""
         return _Choice(self, index)
 

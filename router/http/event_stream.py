@@ -8,7 +8,7 @@ from router.requests.events import SlowClient
 
 
 class EventStream:
-    """`begin` it, `write`, and `end` it."""
+    """`begin` it, `write`, and say with `write_waiting` which is the last."""
 
     __slots__ = ("_exchange", "_max_lag_bytes", "is_begun", "write_now")
 
@@ -29,7 +29,7 @@ class EventStream:
         }
         raw = [(name.encode(), value.encode("latin-1")) for name, value in shown.items()]
         head = {"type": "http.response.start", "status": 200, "headers": raw}
-        self._exchange.send_at_once(head)
+        self._exchange.write_head(head)
 
     def write(self, frame: bytes) -> None:
         """One or more events, or a piece of one, at once. Raises SlowClient when more than
@@ -47,7 +47,7 @@ class EventStream:
         self._max_lag_bytes += len(frame)
         self.write_now(frame)
 
-    async def send(self, frame: bytes, *, is_last: bool = False) -> None:
+    async def write_waiting(self, frame: bytes, *, is_last: bool = False) -> None:
         """The same, but waits while much waits for the client."""
         if frame or is_last:
             message = {"type": "http.response.body", "body": frame, "more_body": not is_last}

@@ -90,7 +90,7 @@ class Exchange:
         finally:
             self._writing_since = None
 
-    def send_at_once(self, message: Message) -> None:
+    def write_head(self, message: Message) -> None:
         """The head of a response, which no server makes us wait with."""
         sending = self._send(message).__await__()
         with suppress(StopIteration):

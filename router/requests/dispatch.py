@@ -30,11 +30,11 @@ from router.requests.events import (
     TooLong,
 )
 from router.requests.instructions import PlaceAgain, Send
-from router.requests.listener import Listener
 from router.requests.open_request import OpenRequest
 from router.requests.poison import PoisonRequests
 from router.requests.recorder import Recorder
 from router.requests.request import AlreadyEnded, RoutedRequest
+from router.requests.token_listener import TokenListener
 from router.requests.trace import TraceRing
 from router.workers.registry import Registry
 
@@ -94,7 +94,7 @@ class Dispatcher:
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+    async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
         NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed then or
         later, and what the listener raises. Cancelling aborts the request on its workers."""
@@ -106,7 +106,7 @@ class Dispatcher:
     def open_requests(self) -> list[OpenRequest]:
         return list(self._open.values())
 
-    def _open_request(self, request: GenerationRequest, listener: Listener) -> OpenRequest:
+    def _open_request(self, request: GenerationRequest, listener: TokenListener) -> OpenRequest:
         """The wire id is unique in this router's life, whatever ids clients choose."""
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
@@ -238,7 +238,7 @@ class Dispatcher:
         context.placed_at, context.sent_at = context.placed_at or now, now
         context.alone_since = None
         self._recorder.note_placed(context, placement)
-        opened.send(send, now=now)
+        opened.tell_worker(send, now=now)
 
     async def _pause(self, context: RequestContext) -> None:
         """Until a worker may be free of company; loads change without a word."""

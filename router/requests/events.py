@@ -1,6 +1,7 @@
 """What goes into `Dispatcher.generate` and what comes out: one request, its ending, its errors.
 
-What comes in between is told to a `router.requests.listener.Listener`. Nothing here knows HTTP.
+What comes in between is told to a `router.requests.token_listener.TokenListener`. Nothing here
+knows HTTP.
 """
 
 from dataclasses import dataclass

@@ -16,13 +16,14 @@ from router.admission.queued_request import QueuedRequest
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
-from router.requests.listener import Listener
 from router.requests.recorder import Recorder
+from router.requests.token_listener import TokenListener
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 
 class OpenRequest:
-    """A `router.workers.receiver.Receiver`. `post` tells a worker something; False: it is gone."""
+    """A `router.workers.message_receiver.MessageReceiver`. `post` tells a worker something; False:
+    it is gone."""
 
     __slots__ = (
         "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
@@ -32,7 +33,7 @@ class OpenRequest:
     def __init__(
         self,
         context: RequestContext,
-        listener: Listener,
+        listener: TokenListener,
         *,
         post: Callable[[Send], bool],
         recorder: Recorder,
@@ -88,7 +89,7 @@ class OpenRequest:
             self._waiting.clear()
             self._is_busy = False
 
-    def send(self, send: Send, *, now: float) -> None:
+    def tell_worker(self, send: Send, *, now: float) -> None:
         """A worker that cannot be told any more is as good as gone."""
         if not self._post(send):
             gone = WorkerGone("was gone when it was to be told")
@@ -111,7 +112,7 @@ class OpenRequest:
         for instruction in instructions:
             match instruction:
                 case Send():
-                    self.send(instruction, now=now)
+                    self.tell_worker(instruction, now=now)
                 case Deliver(event):
                     self._tell(event, now=now)
                 case PlaceAgain():

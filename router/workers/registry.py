@@ -27,7 +27,7 @@ from protocol.messages import (
     Welcome,
 )
 from router.placement.fleet import Fleet
-from router.workers.receiver import Receiver
+from router.workers.message_receiver import MessageReceiver
 from router.workers.worker import KnownWorker, WorkerConnection
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
@@ -58,7 +58,7 @@ class Registry:
         """All workers, by the numbers that placement goes by."""
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._receivers: dict[RequestId, Receiver] = {}
+        self._receivers: dict[RequestId, MessageReceiver] = {}
         self._changed = asyncio.Event()
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
@@ -105,7 +105,7 @@ class Registry:
     def _decode_compats(self) -> set[str]:
         return {w.registration.compat for w in self.ready_workers() if w.role == "decode"}
 
-    def add_receiver(self, request: RequestId, receiver: Receiver) -> None:
+    def add_receiver(self, request: RequestId, receiver: MessageReceiver) -> None:
         """It is told whatever workers say of the request, and which workers are lost."""
         assert request not in self._receivers, f"{request} already has a receiver"
         self._receivers[request] = receiver

@@ -63,6 +63,25 @@ async def test_a_client_that_stops_reading_is_given_up(bench: Bench) -> None:
         client.writer.transport.abort()
 
 
+async def test_a_client_that_lags_is_cut_off_counted_and_told_why_when_it_reads(
+    bench: Bench,
+) -> None:
+    bench.dispatcher.reply = "x" * 200
+    async with bench.serving(max_lag_bytes=10_000) as url, connected(url) as client:
+        client.send(request(stream=True, n=100, logprobs=True, top_logprobs=20))
+        await soon(lambda: bench.dispatcher.num_active > 0, what="active")
+        await soon(lambda: bench.dispatcher.num_aborted > 0, what="aborted")
+        await soon(lambda: bench.dispatcher.num_active == 0, what="active")
+        told = b""
+        while not told.endswith(b"\r\n0\r\n\r\n"):
+            read = await client.reader.read(1 << 20)
+            assert read, "the connection was closed"
+            told = (told + read)[-1000:]
+    assert b"reads more slowly than the model writes" in told and b"[DONE]" not in told
+    sample = bench.runtime.metrics.registry.get_sample_value
+    assert sample("baton_router_slow_clients_total") == 1
+
+
 async def test_the_seats_of_clients_that_left_are_free_again(bench: Bench) -> None:
     bench.dispatcher.hold_at = 1
     async with bench.serving(max_in_flight=1) as url:

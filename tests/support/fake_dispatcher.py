@@ -21,7 +21,7 @@ from router.requests.events import (
     Route,
     Scored,
 )
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 from router.requests.trace import RequestTrace
 from router.runtime import ClusterView
 
@@ -52,7 +52,7 @@ class FakeDispatcher:
         self.num_made = 0
         """Tokens told."""
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ended:
+    async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         self.requests.append(request)
         self.num_active += 1
         self.most_active = max(self.most_active, self.num_active)

@@ -103,16 +103,16 @@ class StreamedMessage(MessageAnswer):
 
     async def ended(self, index: int, ended: Ended) -> None:
         self._open()
-        await self._stream.send(_frames(self._last_changes(ended)))
+        await self._stream.write_waiting(_frames(self._last_changes(ended)))
 
     async def finish(self) -> None:
         told = event_frame("message_delta", delta=self._stopped, usage=self._usage_shape())
-        await self._stream.send(told + event_frame("message_stop"), is_last=True)
+        await self._stream.write_waiting(told + event_frame("message_stop"), is_last=True)
 
     async def fail(self, error: ApiError) -> None:
         if self._stream.is_begun:
             body = self._exchange.show_error(error)
-            await self._stream.send(b"event: error\ndata: " + body + b"\n\n", is_last=True)
+            await self._stream.write_waiting(b"event: error\ndata: " + body + b"\n\n", is_last=True)
         else:
             await self._exchange.refuse(error)
 

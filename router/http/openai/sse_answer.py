@@ -22,7 +22,7 @@ from router.http.openai.json_answer import logprobs_of
 from router.http.openai.logprobs import TextLogprobs, echoed_entries
 from router.openai.chat_message import delta, finish_reason
 from router.requests.events import Ended, Read, Scored
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 
 DONE = b"data: [DONE]\n\n"
 NONE = b"null"
@@ -140,7 +140,7 @@ class SseAnswer(AnswerWriter):
         """Token ids that no chunk has named yet, if they are to be told."""
         self.stream = EventStream(exchange)
 
-    def choice(self, index: int) -> Listener:
+    def choice(self, index: int) -> TokenListener:
         return PlainChoice(self, index) if self._is_plain else super().choice(index)
 
     def read(self, index: int, read: Read) -> None:
@@ -172,7 +172,9 @@ class SseAnswer(AnswerWriter):
         frame = self._frames_of(index, self.last_events(index, ended), NONE)
         reason = finish_reason(ended.finish_reason, has_calls=self._has_calls[index])
         more = self._token_ids(index)
-        await self.stream.send(frame + self.frames.closing(index, reason, ended.stopped_by, more))
+        await self.stream.write_waiting(
+            frame + self.frames.closing(index, reason, ended.stopped_by, more)
+        )
 
     def _frames_of(self, index: int, events: Sequence[OutputEvent], logprobs: bytes) -> bytes:
         if any(isinstance(event, CallStart) for event in events):
@@ -190,12 +192,12 @@ class SseAnswer(AnswerWriter):
 
     async def finish(self) -> None:
         usage = self.frames.usage(self.usage) if self._generation.include_usage else b""
-        await self.stream.send(usage + DONE, is_last=True)
+        await self.stream.write_waiting(usage + DONE, is_last=True)
 
     async def fail(self, error: ApiError) -> None:
         if self.stream.is_begun:
             told = b"data: " + self._exchange.show_error(error) + b"\n\n"
-            await self.stream.send(told, is_last=True)
+            await self.stream.write_waiting(told, is_last=True)
         else:
             await self._exchange.refuse(error)
 

@@ -200,10 +200,10 @@ class StreamedResponse(ResponseAnswer):
         for piece in pieces:
             frame += piece
             if len(frame) >= PIECE_BYTES:
-                await self._stream.send(bytes(frame))
+                await self._stream.write_waiting(bytes(frame))
                 frame.clear()
                 await asyncio.sleep(0)
-        await self._stream.send(bytes(frame), is_last=is_last)
+        await self._stream.write_waiting(bytes(frame), is_last=is_last)
 
 
 async def _encoded(shape: Any) -> bytes:

@@ -15,7 +15,7 @@ from router.api.generation import Generation
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
 from router.requests.events import Ended, GenerationRequest, NoWorkers, Route
-from router.requests.listener import Listener
+from router.requests.token_listener import TokenListener
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +40,7 @@ class Kept(AnswerWriter):
         self._leave_after = leave_after
         self._num = len(generation.requests)
 
-    def choice(self, index: int) -> Listener:
+    def choice(self, index: int) -> TokenListener:
         listener = super().choice(index)
         listener.placed = lambda route: self._keep(index, route)  # type: ignore[method-assign]
         return listener

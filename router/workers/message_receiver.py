@@ -7,7 +7,7 @@ from protocol.messages import Emit
 from router.workers.worker_messages import WorkerMessage
 
 
-class Receiver(Protocol):
+class MessageReceiver(Protocol):
     """`now` is a reading of the registry's clock. Raises nothing: what goes wrong with one request
     is no fault of the worker that spoke of it."""
 

@@ -6,7 +6,7 @@ from protocol.messages import Token
 from router.requests.events import Read, Route
 
 
-class Listener(Protocol):
+class TokenListener(Protocol):
     """Told `placed` once, first; then what is read of the prompt, if that is asked for; then tokens
     with the indices 0, 1, 2, ...: never a gap, never one twice. Returns soon, awaits nothing. What
     it raises ends the request."""

@@ -1,0 +1,19 @@
+"""Four hundred streams, some of them of slow clients and of clients that leave; in full:
+`make soak-router`."""
+
+import pytest
+
+from bench.router_soak import run
+
+pytestmark = [pytest.mark.system, pytest.mark.long]
+
+
+def test_every_other_stream_is_whole_every_block_comes_back_and_memory_is_bounded() -> None:
+    soak = run(num=400, seconds=16.0, pace_ms=25.0)
+    assert not soak.first_failure
+    assert soak.kinds["whole"] > 1_000
+    assert soak.kinds["wrong"] == soak.kinds["failed"] == 0
+    assert soak.kinds["hung up on"] > 100
+    assert soak.kinds["cut"] > 0
+    assert soak.num_held_blocks == 0
+    assert soak.growth < 1.25
