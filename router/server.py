@@ -31,6 +31,7 @@ from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defa
 from protocol.text.tokenizer import Tokenizer
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
+from router.failover.stall import StallLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.place import PlacementRules
@@ -106,6 +107,7 @@ class _Parts:
     runtime: Runtime
     registry: Registry
     feed: IndexFeed
+    dispatcher: Dispatcher
     cluster: LocalCluster
     tenancy: Tenancy | None
 
@@ -172,6 +174,11 @@ def _build(
         limits=DispatchLimits(
             max_attempts=settings.max_attempts,
             patience_s=settings.patience_s,
+            retry_share=settings.retry_share,
+            stalls=StallLimits(
+                first_token_s=settings.first_token_stall_s,
+                next_token_s=settings.next_token_stall_s,
+            ),
             queue=QueueLimits(
                 bounds=QueueBounds(
                     num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
@@ -190,7 +197,14 @@ def _build(
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster, tenancy=tenancy)
+    return _Parts(
+        runtime=runtime,
+        registry=registry,
+        feed=feed,
+        dispatcher=dispatcher,
+        cluster=cluster,
+        tenancy=tenancy,
+    )
 
 
 def _runtime(
@@ -259,6 +273,7 @@ async def _run(
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
+            tasks.create_task(parts.dispatcher.watch(), name="watchdog"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
         if parts.tenancy is not None:

@@ -26,6 +26,7 @@ from protocol.messages import (
 )
 from protocol.readings import rows_of
 from protocol.state_table import Life
+from router.failover.stall import Awaited
 from router.requests.attempt import Attempt, Leg
 from router.requests.events import (
     GenerationRequest,
@@ -37,7 +38,7 @@ from router.requests.events import (
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.reading import ReadingProgress
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
-from router.requests.trace import AttemptTrace
+from router.requests.trace import AttemptTrace, Prediction
 from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
@@ -117,14 +118,20 @@ class RoutedRequest:
         decode: KnownWorker,
         remaining_s: float,
         prefix_source: PrefixSource | None = None,
+        prediction: Prediction | None = None,
+        sent_s: float = 0.0,
     ) -> Send:
-        """The first message of the next attempt; `reason` says why it goes to these workers."""
+        """The first message of the next attempt, `sent_s` after the request came; `reason` says why
+        it goes to these workers, and `prediction` what it should come to there."""
         self._move(RequestEvent.ROUTED_ALONE if prefill is None else RequestEvent.ROUTED_APART)
         trace = AttemptTrace(
             attempt=self.attempt + 1,
             reason=reason,
             prefill=None if prefill is None else prefill.id,
             decode=decode.id,
+            prefix_source=None if prefix_source is None else prefix_source.worker,
+            predicted=prediction,
+            sent_s=sent_s,
         )
         self.attempts.append(trace)
         self._waits = False
@@ -142,6 +149,11 @@ class RoutedRequest:
             is_ended=self._progress.ending is not None,
         )
         return self._current.first_message(remaining_s)
+
+    def note_first_token(self, seconds: float) -> None:
+        """After the attempt was sent; of later ones of it nothing is noted."""
+        if not self.attempts[-1].first_token_s:
+            self._note(first_token_s=seconds)
 
     def accept_next(self, emit: Emit, worker: WorkerId, epoch: Epoch) -> bool:
         """Whether this is the token due, of the decode worker, after others of its attempt: it is
@@ -182,11 +194,32 @@ class RoutedRequest:
             case _:
                 assert_never(message)
 
-    def give_up_attempt(self, why: str, *, suspect: WorkerId) -> list[Instruction]:
-        """The attempt under way comes to nothing; nothing if none is."""
+    def give_up_attempt(
+        self, why: str, *, suspect: WorkerId, awaited: Awaited
+    ) -> list[Instruction]:
+        """`suspect` owes something for too long: the attempt under way comes to nothing; nothing if
+        none is."""
         if self._life.state not in WITH_WORKERS:
             return []
-        return self._lost(why, suspect=suspect)
+        self._note(stalled=awaited)
+        return self._lost(why, suspect=suspect, is_stall=True)
+
+    def awaited_worker(self) -> tuple[WorkerId, Awaited] | None:
+        """Who is to say something next, and what of this attempt; None while it has no workers."""
+        attempt = self._current
+        if attempt is None or self._life.state not in WITH_WORKERS:
+            return None
+        has_said = len(self.generated) > len(attempt.given)
+        is_prefilled = has_said and self._progress.lacking is None
+        leg, state = attempt.decode, self._life.state
+        if attempt.prefill is not None and state is not RequestState.DECODE and not is_prefilled:
+            leg = attempt.prefill
+        return leg.worker, "next_token" if has_said else "first_token"
+
+    @property
+    def is_streaming(self) -> bool:
+        """Its decode worker has said a token of this attempt, and nothing is waited for besides."""
+        return self._speaker is not None
 
     def close(self, reason: str, *, client_left: bool) -> list[Send]:
         """End now, for the client's sake or ours; the aborts to send. Idempotent."""
@@ -194,7 +227,7 @@ class RoutedRequest:
             return []
         self._move(RequestEvent.CLOSED if client_left else RequestEvent.GIVEN_UP)
         self.outcome = f"{'aborted' if client_left else 'failed'}: {reason}"
-        self._note(outcome=self.outcome)
+        self._note(outcome=self.outcome, num_tokens=self._num_said)
         return self._aborts(reason)
 
     def _emit(self, leg: Leg, emit: Emit) -> list[Instruction]:
@@ -346,14 +379,19 @@ class RoutedRequest:
         return is_prefill and self._progress.lacking is None
 
     def _lost(
-        self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
+        self,
+        why: str,
+        *,
+        suspect: WorkerId | None,
+        is_refusal: bool = False,
+        is_stall: bool = False,
     ) -> list[Instruction]:
         ended = self._progress.ending = self._progress.ending or self._known_ending()
         if ended is not None and self._progress.lacking is None:
             return self._end_well(ended)
         self._move(RequestEvent.LOST)
-        self._note(outcome=why)
-        return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal)]
+        self._note(outcome=why, num_tokens=self._num_said)
+        return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal, is_stall)]
 
     def _known_ending(self) -> EndWell | None:
         """What the worker that was lost would have said."""
@@ -365,14 +403,18 @@ class RoutedRequest:
     def _end_well(self, ending: EndWell) -> list[Instruction]:
         self._move(RequestEvent.ENDED_WELL)
         self.outcome = ending.reason
-        self._note(outcome=ending.reason)
+        self._note(outcome=ending.reason, num_tokens=self._num_said)
         return [*self._aborts("finished"), ending]
 
     def _give_up(self, why: str, error: BatonError) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)
         self.outcome = f"failed: {why}"
-        self._note(outcome=self.outcome)
+        self._note(outcome=self.outcome, num_tokens=self._num_said)
         return [*self._aborts(why), GiveUp(error)]
+
+    @property
+    def _num_said(self) -> int:
+        return 0 if self._current is None else len(self.generated) - len(self._current.given)
 
     def _aborts(self, reason: str) -> list[Send]:
         return [] if self._current is None else self._current.aborts(reason)

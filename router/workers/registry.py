@@ -212,28 +212,31 @@ class Registry:
             self._signal()
 
     def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
+        now = worker.heard_at = self._clock()
         match message:
             case Step():
-                self._tell_step(worker, message)
+                worker.advanced_at = now
+                self._tell_step(worker, message, now)
             case Beat():
-                self._beat(worker, message)
+                self._beat(worker, message, now)
                 self._tell_report()
             case LoadReport():
-                worker.note_load(message, now=self._clock())
+                worker.note_load(message, now=now)
                 self._tell_report()
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
+                worker.advanced_at = now
                 receiver = self._receivers.get(message.request)
                 if receiver is not None:
                     said = WorkerMessage(worker.id, worker.epoch, message)
-                    receiver.accept_message(said, now=self._clock())
+                    receiver.accept_message(said, now=now)
 
-    def _tell_step(self, worker: KnownWorker, step: Step) -> None:
-        """The one loop that every token goes through: the clock is read once."""
-        now, of_request = self._clock(), self._receivers.get
+    def _tell_step(self, worker: KnownWorker, step: Step, now: float) -> None:
+        """The one loop that every token goes through."""
+        of_request = self._receivers.get
         name, epoch, unheard = worker.id, worker.epoch, worker.unheard
         for emit in step.emits:
             if emit.request in unheard:
@@ -242,11 +245,11 @@ class Registry:
             if receiver is not None:
                 receiver.accept_emit(emit, name, epoch, now)
 
-    def _beat(self, worker: KnownWorker, beat: Beat) -> None:
+    def _beat(self, worker: KnownWorker, beat: Beat, now: float) -> None:
         if beat.epoch != worker.epoch:
             raise PeerLost(f"{worker.id} now answers as another incarnation")
         before = worker.state
-        worker.note_beat(beat, now=self._clock())
+        worker.note_beat(beat, now=now)
         if worker.state != before:
             log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
