@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-placement bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -69,6 +69,9 @@ tree: setup  ## the shape of the house: files, folders, circles and lines, besid
 
 bench: setup  ## the measurements under bench/, written to bench/results/
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.step_model
+	$(BIN)/python -m bench.load_reports
+	for routers in 1 2 4; do $(BIN)/python -m bench.two_routers --routers $$routers || exit 1; done
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
 
@@ -97,6 +100,9 @@ soak: setup  ## 20,000 transfers with a fifth broken off, and what stays behind
 SECONDS ?= 600
 fuzz: setup  ## spoilt traffic and strangers against both ends of a transfer: SECONDS=600
 	PYTHONPATH=.:tests $(BIN)/python -m support.fuzz --seconds $(SECONDS)
+
+bench-prefix-index: setup  ## the prefix index of a router: memory, look-ups, events and stops, up to 10 million blocks
+	PYTHONPATH=.:tests $(BIN)/python -m bench.prefix_index $(ARGS)
 
 bench-kvtransfer: $(PEERS_VENV)/.ready  ## KV transfer beside NIXL, Mooncake, UCX, gloo and ZeroMQ, in an environment of its own
 	$(PEERS_VENV)/bin/python -m bench.kvtransfer $(ARGS)

@@ -26,7 +26,7 @@ from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.loop import Engine
 from engine.models.model import Dtype
-from engine.observer import SequenceToken
+from engine.observer import PrefixToPull, SequenceToken
 from engine.runner.cpu import TorchRunner
 from engine.sampling.grammar import Grammars
 from engine.sequence import Complete, SequenceUsage, Verdict
@@ -125,6 +125,9 @@ class _Clockwork:
         queued_s: float,
     ) -> None:
         assert num_cached_tokens == 0, "a prefix hit would flatter us"
+
+    def pull(self, sequence: SequenceId, prefix: PrefixToPull) -> None:
+        raise AssertionError("nobody was named to pull from")
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None: ...
 

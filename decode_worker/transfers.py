@@ -1,6 +1,7 @@
 """The decode leg: fetch a prompt's KV from the prefill worker, or compute it, then generate.
 
-With a ticket only the blocks that the own prefix cache lacks are fetched. Reserved blocks go back
+With a ticket only the blocks that the own prefix cache lacks are fetched, without one perhaps its
+beginning, from a peer's cache. Reserved blocks go back
 to the pool only when the sink says that nobody writes into them. Never decodes from a block that
 was not verified: a fetch that failed is `source_lost`, and those of its blocks that had arrived and
 were verified stay in the prefix cache.
@@ -9,61 +10,47 @@ were verified stay in the prefix cache.
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import assert_never
 
-from decode_worker.fetch_metrics import FetchMetrics
 from decode_worker.settings import DecodeSettings
 from engine.batch import SampledToken
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
+from engine.observer import PrefixToPull
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
-from engine.speeds import Rate
-from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
-from kvtransfer.sink.sink import Sink
+from kvtransfer.endings import Aborted, FetchEnd, Landed, LeaseEnd, Lost
 from protocol import codec, messages
 from protocol.errors import CapacityError, WireError
 from protocol.layout import KvLayout
 from protocol.messages import Computation, Decode, Prefill, ReadPrompt, Ticket
-from protocol.process.metrics import TransferMetrics
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable
+from worker.transfers.ends import TransferEnds, open_ends
+from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transport_uses import TransportUses
 
 log = logging.getLogger(__name__)
 
 
 def open_transfers(parts: WorkerParts[DecodeSettings]) -> "DecodeTransfers":
-    """A sink, what counts what it says, and its quarantine."""
-    settings, model = parts.settings, parts.model
-    metrics = FetchMetrics(parts.metrics.transfer)
-    quarantine = Quarantine(parts.engine, parts.metrics.transfer)
-    sink = Sink(
-        memory=model.memory,
-        layout=model.assembly.layout,
-        worker=parts.worker,
-        compat=model.assembly.transfer_compat,
-        transports=model.transports,
-        allow_fallback=settings.allow_fallback,
-        tcp_lanes=settings.tcp_lanes,
-        lease_ttl_s=settings.lease_ttl_s,
-        spin_s=settings.kv_spin_us / 1e6,
-        on_quiet=quarantine.quiet,
-        on_event=metrics.noticed,
-        on_broken=parts.give_up,
-    )
+    """A sink, what counts what it says, its quarantine, and a source that lends prefixes."""
+    model = parts.model
+    lease_metrics = LeaseMetrics(parts.metrics.transfer, TransportUses())
     return DecodeTransfers(
-        sink=sink,
+        ends=open_ends(parts, on_lease_end=_unknown_lease, lease_metrics=lease_metrics),
         layout=model.assembly.layout,
         vocab_size=model.tokenizer.vocab_size,
         engine=parts.engine,
         requests=parts.requests,
-        metrics=metrics,
-        quarantine=quarantine,
     )
+
+
+def _unknown_lease(end: LeaseEnd) -> None:
+    raise AssertionError(f"lease {end.lease} was on no loan")
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -83,31 +70,33 @@ class DecodeTransfers:
     def __init__(
         self,
         *,
-        sink: Sink,
+        ends: TransferEnds,
         layout: KvLayout,
         vocab_size: int,
         engine: Engine,
         requests: RequestTable,
-        metrics: FetchMetrics,
-        quarantine: "Quarantine",
     ) -> None:
-        self._sink = sink
+        self._ends = ends
+        self._sink = ends.sink
         self._layout = layout
         self._vocab_size = vocab_size
         self._engine = engine
         self._requests = requests
-        self._metrics = metrics
-        self._quarantine = quarantine
-        self._rate = Rate()
+        self._metrics = ends.metrics
+        self._quarantine = ends.quarantine
         self._fetching: dict[Key, Job] = {}
 
     @property
     def uses(self) -> TransportUses:
-        return self._metrics.uses
+        return self._ends.uses
 
     @property
-    def bytes_per_s(self) -> float:
-        return self._rate.per_s
+    def kv_address(self) -> str:
+        return self._ends.kv_address
+
+    @property
+    def speed(self) -> TransferSpeed:
+        return self._metrics.speed
 
     def mode_of(self, message: Computation) -> Mode:
         if isinstance(message, Prefill):
@@ -130,6 +119,7 @@ class DecodeTransfers:
             self._sink.drop(job.ticket, reason=ending_name(ending))
 
     def abort_request(self, key: Key) -> None:
+        self._ends.pulls.cancel_pull(key, "the request was aborted")
         job = self._fetching.get(key)
         if job is not None and job.fetch is not None:
             self._sink.cancel(job.fetch, reason="the request was aborted")
@@ -139,15 +129,21 @@ class DecodeTransfers:
             self._sink.drop(message.ticket, reason="the request was refused")
 
     def moving(self) -> list[Key]:
-        return list(self._fetching)
+        return [*self._fetching, *self._ends.pulls.keys()]
 
     def is_idle(self) -> bool:
-        return not self._fetching and not self._quarantine.num_blocks
+        return not self._fetching and self._ends.is_idle()
+
+    def pull_tokens(self, job: Job) -> int:
+        return self._ends.pulls.num_tokens(job)
 
     def close(self) -> None:
-        self._sink.close()
+        self._ends.close()
 
     # -- the engine's thread ------------------------------------------------------------------
+
+    def pull(self, job: Job, prefix: PrefixToPull) -> None:
+        self._ends.pulls.start_pull(job, prefix)
 
     def admitted(
         self, job: Job, block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
@@ -238,10 +234,6 @@ class DecodeTransfers:
 
     def _landed(self, fetching: Fetching, end: Landed) -> messages.Landed:
         job = fetching.job
-        if end.num_bytes:
-            # Whatever prefill hid of it: placement asks what a transfer takes, and itself takes
-            # off what the prefill to come will hide.
-            self._rate.add(end.num_bytes, seconds=end.flow_s)
         log.info(
             "fetched",
             extra={
@@ -265,27 +257,3 @@ class DecodeTransfers:
             fetch_s=end.fetch_s,
             exposed_s=end.exposed_s,
         )
-
-
-class Quarantine:
-    """Blocks of ended fetches that somebody may still write into. Changed on the sink's thread;
-    `num_blocks` may be read from any other."""
-
-    def __init__(self, engine: Engine, metrics: TransferMetrics) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._blocks: set[int] = set()
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self._blocks)
-
-    def hold(self, block_ids: Iterable[int]) -> None:
-        self._blocks.update(block_ids)
-        self._metrics.quarantined_blocks.set(len(self._blocks))
-
-    def quiet(self, block_ids: Sequence[int]) -> None:
-        """Nobody writes into these any more: the engine may use them again."""
-        self._engine.quiet(tuple(block_ids))
-        self._blocks.difference_update(block_ids)
-        self._metrics.quarantined_blocks.set(len(self._blocks))

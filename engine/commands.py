@@ -10,8 +10,10 @@ from threading import Condition
 from typing import TypeVarTuple
 
 from engine.batch import AdapterId, SequenceId
+from engine.kvcache.loans import LentPrefix, LoanId
 from engine.sequence import Mode
 from protocol.errors import CapacityError
+from protocol.ids import BlockHash
 from protocol.messages import Sampling
 from protocol.readings import PromptReading
 
@@ -35,8 +37,24 @@ class Submission:
     """The lower, the sooner it is served."""
     reading: PromptReading | None = None
     """Of the prompt; not REMOTE, whose prompt is computed elsewhere."""
+    pull_tokens: int = 0
+    """Of its first tokens, those that somebody else is believed to have cached: what the own cache
+    lacks of them is asked for by `EngineObserver.pull`. Not REMOTE."""
     adapter: AdapterId | None = None
     """The adapter whose weights it wants. No engine has any yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixToLend:
+    """Cached blocks that a peer asks for."""
+
+    loan: LoanId
+    seed: BlockHash
+    """Where the hash chain of these tokens begins."""
+    token_ids: Sequence[int]
+    tell: Callable[[LentPrefix], None]
+    """Called on the engine thread with what is lent, perhaps nothing; as an observer it must
+    neither block nor raise."""
 
 
 @dataclass(slots=True)

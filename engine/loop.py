@@ -14,23 +14,34 @@ from functools import partial
 from threading import Thread, current_thread
 
 from engine.batch import SequenceId, StepInput
-from engine.commands import Inbox, Submission
+from engine.commands import Inbox, PrefixToLend, Submission
 from engine.constraint import Constraint
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
+from engine.kvcache.loans import LoanId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import Window
 from engine.limits import EngineLimits
 from engine.observer import EngineObserver
 from engine.reporter import Reporter
+from engine.runner.calibration import calibrate
 from engine.runner.contract import Runner, StepHung
 from engine.runner.unread import UnreadSteps, can_compute
 from engine.sampling.grammar import AllowedTokens, Grammars
 from engine.scheduling.in_flight import STEPS_AHEAD
 from engine.scheduling.scheduler import Scheduler
-from engine.sequence import Abandon, Fail, FetchOutcome, Mode, Sequence, SequenceState, Verdict
-from engine.speeds import Speedometer
-from protocol.messages import Blocks, Load
+from engine.sequence import (
+    Abandon,
+    Fail,
+    FetchOutcome,
+    Mode,
+    PullEnded,
+    Sequence,
+    SequenceState,
+    Verdict,
+)
+from engine.speeds.speedometer import Speedometer
+from protocol.messages import Blocks, Load, StepModel
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +62,10 @@ class EngineStats:
     load: Load
     prefill_tokens_per_s: float
     decode_step_s: float
+    step: StepModel
     num_preempted: int
+    num_counted: int
+    """Submissions that `load` counts: so many of those accepted, the first ones."""
 
 
 class Engine:
@@ -71,14 +85,16 @@ class Engine:
         windows: Seq[Window] = (None,),
         dynamic_after: int | None = None,
         grammars: Grammars | None = None,
+        calibration_s: float = 0.0,
     ) -> None:
         """`generations` has one counter per block; `check` looks for lost blocks when idle;
         `windows` are those of the KV groups, `dynamic_after` the model's; without `grammars` none
-        is followed. Raises ValueError for
-        another number of groups than the runner's layout has, fewer blocks than groups, or a runner
-        deeper than STEPS_AHEAD."""
+        is followed; for about `calibration_s` the thread measures steps of its own before it takes
+        any command. Raises ValueError for another number of groups than the runner's layout has,
+        fewer blocks than groups, or a runner deeper than STEPS_AHEAD."""
         _check_runner(runner, windows)
-        self._runner = runner
+        self._runner, self._limits = runner, limits
+        self._calibration_s = calibration_s
         self._observer = observer
         self._clock = clock
         self._check = check
@@ -92,6 +108,8 @@ class Engine:
             observer, scheduler=self._scheduler, cache=self._cache, generations=generations,
             clock=clock,
         )  # fmt: skip
+        self.can_pull = len(windows) == 1 and not self._cache.windowed
+        """And lend: of layers with windows only the end of a prefix is kept, so none can be."""
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._grammars = grammars
@@ -101,7 +119,7 @@ class Engine:
         self._turn_at: float | None = None
         self._suspects: deque[SequenceId] = deque()
         """Those of a failed step, each computed alone before anybody else is."""
-        self._num_failures = 0
+        self._num_failures = self._num_submitted = 0
         self._stopping = False
         self._idle = False
         self._stats_at, self._stats = clock(), self._counted()
@@ -114,14 +132,16 @@ class Engine:
 
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
-        prompt, an adapter, a grammar where none is followed, or an id in use; the observer is told
-        nothing then."""
+        prompt, an adapter, a grammar where none is followed, a pull where there is nothing to
+        compute or layers see windows, or an id in use; the observer is told nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
             raise ValueError(f"adapter is {submission.adapter!r}; there is none but None")
         if submission.sampling.grammar is not None and self._grammars is None:
             raise ValueError("grammar: this engine follows none")
+        if submission.pull_tokens and not (self.can_pull and submission.mode is not Mode.REMOTE):
+            raise ValueError(f"pull_tokens: {submission.pull_tokens}, where none can be pulled")
         self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
@@ -131,6 +151,18 @@ class Engine:
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
         """REMOTE: nobody writes into its blocks any more, but into those `outcome` quarantines."""
         self._inbox.tell(sequence, self._scheduler.fetch_done, outcome)
+
+    def pull_done(self, sequence: SequenceId, ended: PullEnded) -> None:
+        """What `EngineObserver.pull` asked for is over."""
+        self._inbox.tell(sequence, self._scheduler.pull_done, ended)
+
+    def lend(self, prefix: PrefixToLend) -> None:
+        """Hold what is cached of a prefix, for a peer that fetches it, until `end_loan`."""
+        self._inbox.put_command(self._lend, prefix)
+
+    def end_loan(self, loan: LoanId) -> None:
+        """Nobody reads the blocks of a loan any more; an unknown one is no error."""
+        self._inbox.put_command(self._scheduler.end_loan, loan)
 
     def quiet(self, blocks: tuple[int, ...]) -> None:
         """Nobody writes into these quarantined blocks any more: they may be used again."""
@@ -162,6 +194,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            if self._calibration_s:
+                self._calibrate()
             while not self._stopping:
                 self._iterate()
             self._steps.await_all()
@@ -175,6 +209,17 @@ class Engine:
                 self._end_all(Fail("broken", f"the engine is broken: {error}"))
             finally:
                 self._observer.broken(error)
+
+    def _calibrate(self) -> None:
+        self._turn_at = began_s = self._clock()
+        steps = calibrate(
+            self._runner, self._cache, limits=self._limits, within_s=self._calibration_s,
+            clock=self._clock,
+        )  # fmt: skip
+        self._speeds.calibrate(steps)
+        self._refresh_stats()
+        took_s = round(self._clock() - began_s, 3)
+        log.info("calibrated", extra={"steps": len(steps), "seconds": took_s})
 
     def _iterate(self) -> None:
         """Commands, then a step launched, then the oldest one's tokens, if as many are launched as
@@ -202,6 +247,7 @@ class Engine:
         self._forget_freed()
 
     def _accept(self, submission: Submission, submitted_at: float) -> None:
+        self._num_submitted += 1
         adapter, lent = submission.adapter or "", submission.mode is Mode.HANDOVER
         table = BlockTable(
             self._cache, salt=submission.salt, adapter=adapter, lent=lent,
@@ -215,6 +261,7 @@ class Engine:
             sampling=sampling,
             mode=submission.mode,
             reading=submission.reading,
+            pull_tokens=submission.pull_tokens,
             adapter=submission.adapter,
             priority=submission.priority,
             constraint=AllowedTokens.of(ids) if ids and sampling.grammar is None else None,
@@ -225,6 +272,9 @@ class Engine:
         if sequence.state is SequenceState.COMPILING and self._grammars is not None:
             tell = partial(self._compiled, sequence.id)
             self._grammars.compile(sampling, submission.generated, tell=tell)
+
+    def _lend(self, prefix: PrefixToLend) -> None:
+        prefix.tell(self._scheduler.lend(prefix.loan, seed=prefix.seed, token_ids=prefix.token_ids))
 
     def _compiled(self, sequence: SequenceId, outcome: Constraint | ValueError) -> None:
         """On a thread of the grammars."""
@@ -316,7 +366,9 @@ class Engine:
             load=self._scheduler.load(),
             prefill_tokens_per_s=self._speeds.prefill.per_s,
             decode_step_s=self._speeds.decode_step_s,
+            step=self._speeds.step,
             num_preempted=self._scheduler.num_preempted,
+            num_counted=self._num_submitted,
         )
 
 

@@ -7,6 +7,7 @@ take effect before the next launch.
 
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from engine.batch import RowsRead, SampledToken, SequenceId
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
+from protocol.ids import BlockHash
 
 
 class SequenceToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -22,6 +24,22 @@ class SequenceToken(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: SequenceId
     index: int
     token: SampledToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrefixToPull:
+    """A beginning whose KV somebody else is believed to have cached."""
+
+    seed: BlockHash
+    """Where its hash chain begins."""
+    token_ids: Seq[int]
+    """Whole blocks of them, from token 0."""
+    hashes: tuple[BlockHash, ...]
+    """Of each of those blocks."""
+    first_block: int
+    """The first that the own cache lacks."""
+    block_ids: tuple[int, ...]
+    """Where that one and those after it go."""
 
 
 class EngineObserver(Protocol):
@@ -33,14 +51,19 @@ class EngineObserver(Protocol):
         num_cached_tokens: int,
         queued_s: float,
     ) -> None:
-        """Blocks are allocated; called once, even if preempted later. The table is flat, as of
-        `engine.batch.Chunk`, with generation 0 where it has no block.
+        """Blocks are allocated, and a pull is over; called once, even if preempted later. The table
+        is flat, as of `engine.batch.Chunk`, with generation 0 where it has no block. The KV of the
+        first `num_cached_tokens` tokens is in it, what was pulled included.
 
         HANDOVER: lend these; from here the blocks stay until `Engine.release`, whatever the
         ending. The table has no block for tokens that are out of a window at the end.
         REMOTE: start the fetch of those blocks whose tokens come after `num_cached_tokens`;
         from here they stay until `Engine.fetch_done`, whatever the ending.
         """
+
+    def pull(self, sequence: SequenceId, prefix: PrefixToPull) -> None:
+        """Fetch this before the sequence is admitted, from whoever was named to the worker, or do
+        not; from here its blocks stay until `Engine.pull_done`, whatever the ending."""
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         """HANDOVER: the KV of the first `num_tokens` tokens is written."""

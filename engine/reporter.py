@@ -8,7 +8,7 @@ from typing import assert_never
 from engine.batch import SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.kvcache.windows import NO_BLOCK
-from engine.observer import EngineObserver, SequenceToken
+from engine.observer import EngineObserver, PrefixToPull, SequenceToken
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence_table import (
     Effect,
@@ -16,6 +16,7 @@ from engine.scheduling.sequence_table import (
     SequenceComputed,
     SequenceEnded,
     SequenceFreed,
+    SequencePulls,
     SequenceRead,
 )
 from engine.sequence import Sequence
@@ -74,6 +75,8 @@ class Reporter:
         match effect:
             case SequenceAdmitted(sequence):
                 self._tell_admitted(sequence)
+            case SequencePulls(sequence, num_tokens):
+                self._tell_pull(sequence, num_tokens)
             case SequenceComputed(sequence, num_tokens):
                 self._observer.computed(sequence.id, num_tokens)
             case SequenceRead(sequence, first, read):
@@ -85,12 +88,22 @@ class Reporter:
             case _:
                 assert_never(effect)
 
+    def _tell_pull(self, sequence: Sequence, num_tokens: int) -> None:
+        block_tokens, table = self._cache.block_tokens, sequence.block_table
+        first, last = sequence.num_computed // block_tokens, num_tokens // block_tokens
+        prefix = PrefixToPull(
+            seed=table.chain[0], hashes=table.hashes(sequence.tokens, last),
+            token_ids=sequence.tokens(0, num_tokens), first_block=first,
+            block_ids=tuple(table.blocks[first:last]),
+        )  # fmt: skip
+        self._observer.pull(sequence.id, prefix)
+
     def _tell_admitted(self, sequence: Sequence) -> None:
         table = sequence.shown_blocks
         self._observer.admitted(
             sequence.id,
             table,
             tuple(0 if block == NO_BLOCK else self._generations[block] for block in table),
-            sequence.num_cached or 0,
+            sequence.num_computed,
             sequence.admitted_at - sequence.submitted_at,
         )

@@ -33,7 +33,8 @@ class SequenceState(StrEnum):
     WAITING = "waiting"
     """In the queue; owns no block."""
     FETCHING = "fetching"
-    """REMOTE: its blocks are reserved and a fetch writes into them."""
+    """Its blocks are reserved and a fetch writes into them: REMOTE all its KV, of others the
+    beginning that somebody else has cached."""
     PREFILLING = "prefilling"
     """Owns blocks, or in windows a promise of them, for all its tokens; the KV of some is still to
     be computed."""
@@ -44,7 +45,7 @@ class SequenceState(StrEnum):
     LEASED = "leased"
     """HANDOVER: has its ending; its blocks stay until the lease's end."""
     UNWINDING = "unwinding"
-    """REMOTE: has its ending; its blocks stay until its fetch has ended."""
+    """Has its ending; its blocks stay until its fetch has ended."""
     FREED = "freed"
     """Owns nothing and is forgotten."""
 
@@ -54,6 +55,8 @@ class SequenceEvent(StrEnum):
     ADMITTED = "admitted"
     RESERVED = "reserved"
     LANDED = "landed"
+    PULLED = "pulled"
+    """The fetch of its beginning is over, however it ended: the rest is computed."""
     SAMPLED = "sampled"
     PREEMPTED = "preempted"
     ENDED = "ended"
@@ -77,6 +80,8 @@ SEQUENCE_TABLE: Final = StateTable(
         (_S.WAITING, _E.RESERVED): _S.FETCHING,
         (_S.WAITING, _E.ENDED): _S.FREED,
         (_S.FETCHING, _E.LANDED): _S.DECODING,
+        (_S.FETCHING, _E.PULLED): _S.PREFILLING,
+        (_S.FETCHING, _E.PREEMPTED): _S.WAITING,
         (_S.FETCHING, _E.ENDED): _S.FREED,
         (_S.FETCHING, _E.ENDED_UNDER_FETCH): _S.UNWINDING,
         (_S.PREFILLING, _E.SAMPLED): _S.DECODING,
@@ -131,10 +136,10 @@ class SequenceUsage:
     num_tokens: int
     """Outputs, those given at submission included."""
     cached_tokens: int
-    """Prompt tokens found in the prefix cache."""
+    """Prompt tokens found in the prefix cache; not those that were pulled."""
     queued_s: float
     prefill_s: float
-    """From admission to the first token; for REMOTE the time of the fetch."""
+    """From admission to the first token, a pull included; for REMOTE the time of the fetch."""
     decode_s: float
 
 
@@ -159,6 +164,18 @@ class FetchLost:
 
 
 FetchOutcome = FetchLanded | FetchLost
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded:
+    """The fetch of a beginning that somebody else had cached is over, landed or not. But for the
+    quarantined ones, nobody writes into the blocks any more."""
+
+    num_tokens: int
+    """From the first on, in whole blocks, those whose KV is in the blocks: found in the own prefix
+    cache, or arrived and verified."""
+    quarantined: tuple[int, ...] = ()
+    """As of `FetchLost`."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -195,6 +212,11 @@ class Sequence:
     """Launched forwards that refer to the blocks."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
+    pull_tokens: int = 0
+    """Not REMOTE: of its first tokens, those that somebody else is believed to have cached, until
+    they are pulled or not."""
+    is_told: bool = False
+    """Its admission is."""
     num_read: int = 0
     """Rows before this token are read, as far as they are asked for."""
     landed: bool = False
@@ -272,6 +294,16 @@ class Sequence:
     @property
     def needs_fetch(self) -> bool:
         return self.mode is Mode.REMOTE and not self.landed
+
+    @property
+    def is_pulling(self) -> bool:
+        """Its beginning is being fetched, from somebody's prefix cache."""
+        return self.fetch_open and self.mode is not Mode.REMOTE
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens whose KV nobody has, as far as is known."""
+        return self.num_tokens - max(self.num_computed, min(self.pull_tokens, self.num_tokens))
 
     @property
     def leases(self) -> bool:

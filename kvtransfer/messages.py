@@ -13,11 +13,16 @@ from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
 
-CONTROL_VERSION: Final = 2
+CONTROL_VERSION: Final = 3
 MAX_CONTROL_BYTES: Final = 4 << 20
 """The slots of a 4,000,000-token prompt pack to 2 MB; nothing honest is larger."""
 MAX_RENEWED: Final = 1_024
 """Leases in one message: their ends, with reasons, pack to 2 MB at most."""
+HASH_BYTES: Final = 16
+NO_LEASE: Final = LeaseId(0)
+"""In place of a lease where there is none."""
+MAX_BORROWED_TOKENS: Final = 1 << 19
+"""Of one prefix: they pack to half of what a control message may have."""
 MAX_NOTE_BYTES: Final = 64 << 10
 MAX_SETUP_BYTES: Final = 64 << 10
 MAX_STREAM_MESSAGE_BYTES: Final = 1 << 20
@@ -109,7 +114,21 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=5):
     reason: Reason
 
 
-ToSource = Open | FetchBlocks | Renew | Release | Cancel
+class Borrow(msgspec.Struct, frozen=True, kw_only=True, tag=6):
+    """Lend me what your prefix cache has of these tokens' KV, in whole blocks from the first on.
+    Answered by `Lent`, once; what is lent is then fetched as under any lease."""
+
+    fetch: Id
+    compat: Annotated[str, msgspec.Meta(max_length=256)]
+    seed: Annotated[bytes, msgspec.Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+    """Where the hash chain of the tokens begins: of another model, adapter or tenant it is
+    another."""
+    token_ids: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_BORROWED_TOKENS)]
+    """Packed u4[]. The tokens and not their hashes: whoever owns them compares them, so that a
+    collision costs a miss and not a wrong answer."""
+
+
+ToSource = Open | FetchBlocks | Renew | Release | Cancel | Borrow
 
 # -- source -> sink -----------------------------------------------------------------------
 
@@ -153,7 +172,22 @@ class Renewed(msgspec.Struct, frozen=True, kw_only=True, tag=4):
     """Of the leases named, those that were not renewed."""
 
 
-ToSink = Opened | Refused | FetchFailed | Renewed
+class Lent(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    """The sink holds a lease on the blocks of the first `num_tokens` of the tokens it named, which
+    are written; or on nothing."""
+
+    fetch: Id
+    lease: LeaseId
+    """NO_LEASE: on nothing."""
+    num_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_BORROWED_TOKENS)]
+    last: Annotated[bytes, msgspec.Meta(max_length=HASH_BYTES)] = b""
+    """Hash of the last block lent, by the chain of the tokens as the source heard them: of other
+    tokens it is another, so nothing is fetched that was not meant."""
+    reason: Reason = ""
+    """Why there is no lease."""
+
+
+ToSink = Opened | Refused | FetchFailed | Renewed | Lent
 
 # -- first messages on a data stream ---------------------------------------------------------
 

@@ -11,7 +11,7 @@ from kvtransfer.endings import LeaseEnd
 from protocol.ids import LeaseId
 from protocol.process.metrics import TransferMetrics
 from worker.requests import Key
-from worker.transport_uses import TransportUses
+from worker.transfers.lease_metrics import LeaseMetrics
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +19,12 @@ log = logging.getLogger(__name__)
 class LentLeases:
     """A lease may outlive its request; its end frees the blocks."""
 
-    def __init__(self, engine: Engine, metrics: TransferMetrics) -> None:
-        self.uses = TransportUses()
+    def __init__(
+        self, engine: Engine, metrics: TransferMetrics, lease_metrics: LeaseMetrics
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._lease_metrics = lease_metrics
         self._lent: dict[LeaseId, tuple[SequenceId, Key]] = {}
         self._by_key: dict[Key, LeaseId] = {}
 
@@ -42,7 +44,8 @@ class LentLeases:
         sequence, key = self._lent.pop(end.lease)
         self._engine.release(sequence)
         self._by_key.pop(key, None)
-        self._measure(end)
+        self._metrics.leases.set(len(self._lent))
+        self._lease_metrics.ended(end)
         log.info(
             "lease ended",
             extra={
@@ -53,14 +56,3 @@ class LentLeases:
                 "blocks": end.num_blocks,
             },
         )
-
-    def _measure(self, end: LeaseEnd) -> None:
-        metrics, transport, num_bytes = self._metrics, end.transport, end.num_bytes
-        metrics.leases.set(len(self._lent))
-        metrics.lease_ends.labels(end.reason).inc()
-        if not transport:
-            return
-        metrics.lent_bytes.labels(transport).inc(num_bytes)
-        if end.reason == "released":
-            why = "chosen by the fetching side"
-            self.uses.add(peer=end.peer, transport=transport, why=why, num_bytes=num_bytes)

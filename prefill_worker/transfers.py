@@ -7,8 +7,8 @@ from typing import assert_never
 
 from engine.batch import SampledToken
 from engine.loop import Engine
+from engine.observer import PrefixToPull
 from engine.sequence import Mode
-from kvtransfer.source.source import Source
 from prefill_worker.lent import LentLeases
 from prefill_worker.settings import PrefillSettings
 from protocol import codec
@@ -26,47 +26,44 @@ from protocol.messages import (
 )
 from worker.endings import ending_name, failure
 from worker.parts import WorkerParts
+from worker.reported.transfer_speed import TransferSpeed
 from worker.requests import Job, Key, RequestEnding, RequestTable, wire_top
+from worker.transfers.ends import TransferEnds, open_ends
+from worker.transfers.lease_metrics import LeaseMetrics
 from worker.transport_uses import TransportUses
 
 
 def open_transfers(parts: WorkerParts[PrefillSettings]) -> "PrefillTransfers":
-    """A source, and the leases on its blocks."""
-    settings, model = parts.settings, parts.model
-    lent = LentLeases(parts.engine, parts.metrics.transfer)
-    source = Source(
-        memory=model.memory,
-        layout=model.assembly.layout,
-        worker=parts.worker,
-        epoch=parts.epoch,
-        compat=model.assembly.transfer_compat,
-        on_lease_end=lent.ended,
-        host=settings.host,
-        advertised_host=settings.advertise,
-        lease_ttl_s=settings.lease_ttl_s,
-        transports=model.transports,
-        help_copy=settings.kv_help_copy,
-        on_broken=parts.give_up,
-    )
-    return PrefillTransfers(source=source, lent=lent, engine=parts.engine, requests=parts.requests)
+    """A source, the leases on its blocks, and a sink for prefixes that others have cached."""
+    lease_metrics = LeaseMetrics(parts.metrics.transfer, TransportUses())
+    lent = LentLeases(parts.engine, parts.metrics.transfer, lease_metrics)
+    ends = open_ends(parts, on_lease_end=lent.ended, lease_metrics=lease_metrics)
+    return PrefillTransfers(ends=ends, lent=lent, engine=parts.engine, requests=parts.requests)
 
 
 class PrefillTransfers:
-    """Implements `worker.requests.Transfers`: what it moves is lent."""
-
-    bytes_per_s = 0.0
+    """Implements `worker.requests.Transfers`: what it moves is lent, prefixes apart."""
 
     def __init__(
-        self, *, source: Source, lent: LentLeases, engine: Engine, requests: RequestTable
+        self, *, ends: TransferEnds, lent: LentLeases, engine: Engine, requests: RequestTable
     ) -> None:
-        self._source = source
+        self._ends = ends
+        self._source = ends.source
         self._lent = lent
         self._engine = engine
         self._requests = requests
 
     @property
+    def speed(self) -> TransferSpeed:
+        return self._ends.metrics.speed
+
+    @property
     def uses(self) -> TransportUses:
-        return self._lent.uses
+        return self._ends.uses
+
+    @property
+    def kv_address(self) -> str:
+        return self._ends.kv_address
 
     def mode_of(self, message: Computation) -> Mode:
         match message:
@@ -80,9 +77,10 @@ class PrefillTransfers:
                 assert_never(message)
 
     def hold_ticket(self, job: Job) -> None:
-        """Nothing is fetched here."""
+        """Nothing that waits elsewhere is fetched here."""
 
     def settle_job(self, job: Job, ending: RequestEnding) -> None:
+        self._ends.pulls.cancel_pull(job.key, ending_name(ending))
         if job.lease is not None and isinstance(ending, PrefillDone):
             self._source.finish(job.lease, _note(job.emits[-1][1]), awaited=True)
 
@@ -94,6 +92,7 @@ class PrefillTransfers:
             self._source.fail(job.lease, ending_name(ending))
 
     def abort_request(self, key: Key) -> None:
+        self._ends.pulls.cancel_pull(key, "the request was aborted")
         lease = self._lent.of_key(key)
         if lease is not None:
             self._source.fail(lease, "the request was aborted")
@@ -102,10 +101,16 @@ class PrefillTransfers:
         """Nothing is lent before admission."""
 
     def moving(self) -> list[Key]:
-        return self._lent.keys()
+        return [*self._lent.keys(), *self._ends.pulls.keys()]
 
     def is_idle(self) -> bool:
-        return not self._lent.keys()
+        return not self._lent.keys() and self._ends.is_idle()
+
+    def pull_tokens(self, job: Job) -> int:
+        return self._ends.pulls.num_tokens(job)
+
+    def pull(self, job: Job, prefix: PrefixToPull) -> None:
+        self._ends.pulls.start_pull(job, prefix)
 
     def admitted(
         self, job: Job, block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
@@ -124,16 +129,16 @@ class PrefillTransfers:
         # Cached tokens may be of a step that is on its way. On a GPU the mark is of the calling
         # thread's current stream, and the runner has made that the one it launches on.
         self._source.publish(ticket.lease, num_cached_tokens)
-        self._requests.tell_router(
-            job.router,
-            Started(
-                request=job.request,
-                attempt=job.attempt,
-                ticket=ticket,
-                cached_tokens=num_cached_tokens,
-                queued_s=queued_s,
-            ),
+        num_pulled = 0 if job.pull is None else job.pull.num_tokens
+        started = Started(
+            request=job.request,
+            attempt=job.attempt,
+            ticket=ticket,
+            cached_tokens=max(0, num_cached_tokens - num_pulled),
+            queued_s=queued_s,
+            pull=job.pull,
         )
+        self._requests.tell_router(job.router, started)
 
     def computed(self, job: Job, num_tokens: int) -> None:
         if job.lease is not None:
@@ -142,7 +147,7 @@ class PrefillTransfers:
             self._source.publish(job.lease, num_tokens, awaited=True)
 
     def close(self) -> None:
-        self._source.close()
+        self._ends.close()
 
 
 def _note(token: SampledToken) -> bytes:

@@ -8,6 +8,7 @@ BatonError
 ├── TransferError       KV blocks did not arrive
 │   ├── PeerLost        the other process is gone; another worker can serve the request
 │   ├── LeaseExpired    the source no longer holds the blocks
+│   ├── NotLent         the source has no more of the prefix, or lends none now
 │   ├── CorruptBlock    checksum or generation did not match; nothing was adopted
 │   └── LayoutMismatch  the two ends can never be paired
 └── CapacityError       no room now; retry after `retry_after_s`
@@ -46,6 +47,10 @@ class PeerLost(TransferError):
 
 
 class LeaseExpired(TransferError):
+    pass
+
+
+class NotLent(TransferError):
     pass
 
 

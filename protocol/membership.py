@@ -13,6 +13,8 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import msgspec
+
 from protocol.blocks import BlockChange
 from protocol.errors import StoreError
 from protocol.ids import BlockHash, Epoch, WorkerId
@@ -25,6 +27,9 @@ TTL_S = 5.0
 refused connection."""
 MAX_WAITING_HASHES = 100_000
 """About 10 MB; beyond it a rewrite of the set is cheaper than the events."""
+
+JOINED_BYTES = 64 * 16
+"""Of one event that more is joined to."""
 
 _BRING_BACK = "bring Redis back; until then nobody finds workers that it does not know yet"
 
@@ -54,6 +59,7 @@ class Membership:
         self._present: set[BlockHash] = set()
         self._waiting: list[BlockEvent] = []
         self._num_waiting_hashes = 0
+        self._num_publishing = 0
         self._sequence = 0
         self._must_rewrite = True
         self._loop = asyncio.get_running_loop()
@@ -107,6 +113,8 @@ class Membership:
             log.warning("left without deregistering", extra={"why": str(error), "remedy": remedy})
 
     def _note(self, change: BlockChange) -> None:
+        if not change.hashes and change.kind != "cleared":
+            return  # nothing: and to store nothing would say that the set was rewritten
         match change.kind:
             case "stored":
                 self._present.update(change.hashes)
@@ -114,20 +122,32 @@ class Membership:
                 self._present.difference_update(change.hashes)
             case "cleared":
                 self._present.clear()
+        self._wait_for_publishing(change)
+        if self._num_waiting_hashes > self._max_waiting_hashes:
+            self.num_dropped_events += len(self._waiting)
+            self._drop_waiting()
+            self._must_rewrite = True
+
+    def _wait_for_publishing(self, change: BlockChange) -> None:
+        """As one event with the last that waits, if that is of the same kind and nobody has it
+        yet: an entry of a stream costs its readers as much as ten hashes."""
+        packed = b"".join(change.hashes)
+        self._num_waiting_hashes += len(change.hashes)
+        last = self._waiting[-1] if len(self._waiting) > self._num_publishing else None
+        if last is not None and last.kind == change.kind and len(last.packed_hashes) < JOINED_BYTES:
+            joined = last.packed_hashes + packed
+            self._waiting[-1] = msgspec.structs.replace(last, packed_hashes=joined)
+            return
         self._sequence += 1
-        self._num_waiting_hashes += len(change.hashes) + 1
+        self._num_waiting_hashes += 1
         event = BlockEvent(
             worker=self.worker,
             epoch=self.epoch,
             sequence=self._sequence,
             kind=change.kind,
-            packed_hashes=b"".join(change.hashes),
+            packed_hashes=packed,
         )
         self._waiting.append(event)
-        if self._num_waiting_hashes > self._max_waiting_hashes:
-            self.num_dropped_events += len(self._waiting)
-            self._drop_waiting()
-            self._must_rewrite = True
 
     async def _publish(self) -> None:
         """What waits, or everything; what could not be published waits on."""
@@ -135,12 +155,14 @@ class Membership:
             return await self._rewrite()
         with self._lock:
             events = tuple(self._waiting)
+            self._num_publishing = len(events)
         if not events:
             return None
         if not await self._store.publish(events, ttl_s=self._ttl_s):
             self._must_rewrite = True
             return await self._rewrite()
         with self._lock:
+            self._num_publishing = 0
             if self._waiting and self._waiting[0] is events[0]:  # else dropped meanwhile
                 del self._waiting[: len(events)]
                 self._num_waiting_hashes = sum(
@@ -165,6 +187,7 @@ class Membership:
 
     def _drop_waiting(self) -> None:
         self._waiting.clear()
+        self._num_publishing = 0
         self._num_waiting_hashes = 0
 
     async def _wait_for_work(self, at_most_s: float) -> None:

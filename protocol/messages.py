@@ -110,6 +110,20 @@ class PrefixSource(msgspec.Struct, frozen=True, kw_only=True):
     """From token 0, in whole blocks: what it is believed to have."""
 
 
+PullOutcome = Literal["landed", "declined", "lost", "late", "aborted", "refused"]
+"""`declined`: the source had no more of it, or lent no more. `refused`: it was never begun."""
+
+
+class PrefixPull(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a `PrefixSource`. Whatever did not come was computed."""
+
+    source: WorkerId
+    num_tokens: int
+    """Prompt tokens whose KV came from there."""
+    seconds: float
+    outcome: PullOutcome
+
+
 class OfAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """Whatever is said of one attempt at a request."""
 
@@ -129,6 +143,9 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
 
 class Ping(msgspec.Struct, frozen=True, kw_only=True, tag=2):
     """Sent every second. A worker aborts the requests of a router silent too long."""
+
+    num_workers: int = 1
+    """That report to this router: the more they are, the less often each one may."""
 
 
 class ToCompute(OfAttempt, frozen=True, kw_only=True):
@@ -285,7 +302,10 @@ class Started(OfAttempt, frozen=True, kw_only=True, tag=3):
 
     ticket: Ticket
     cached_tokens: int
+    """As of `Finished`."""
     queued_s: float
+    pull: PrefixPull | None = None
+    """As of `Finished`."""
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False):
@@ -336,6 +356,8 @@ class Finished(OfAttempt, frozen=True, kw_only=True, tag=5):
     queued_s: float
     prefill_s: float
     decode_s: float
+    pull: PrefixPull | None = None
+    """None: nobody was named to pull from."""
 
 
 class Failed(OfAttempt, frozen=True, kw_only=True, tag=6):

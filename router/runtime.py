@@ -16,6 +16,8 @@ from protocol.text.pooling_config import PoolingConfig
 from protocol.text.sampling_defaults import SamplingDefaults
 from protocol.text.tokenizer import Tokenizer
 from router.prefix.state import IndexState
+from router.processes.questions import ProcessView
+from router.processes.siblings import Siblings
 from router.requests.events import Ended, GenerationRequest
 from router.requests.token_listener import TokenListener
 from router.requests.trace import RequestTrace
@@ -56,6 +58,8 @@ class ClusterView:
     index: IndexState
     redis: RedisState
     workers: tuple[WorkerView, ...]
+    processes: tuple[ProcessView, ...] = ()
+    """Of this router, where it has several."""
 
 
 class Cluster(Protocol):
@@ -139,6 +143,8 @@ class Runtime:
     """None: no response is kept."""
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     """How the model makes one vector of a text."""
+    siblings: Siblings | None = None
+    """The other processes of this router; None: there is no other."""
     tokenize_threads: int = 2
     """Tokenising is off the event loop and leaves the interpreter lock."""
 

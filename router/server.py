@@ -18,7 +18,7 @@ from protocol.formats.formats import Formats
 from protocol.ids import RouterId
 from protocol.membership import watch_workers
 from protocol.messages import Registration
-from protocol.process.machine import is_loopback, raise_descriptor_limit, unlistenable
+from protocol.process.machine import is_loopback, raise_descriptor_limit
 from protocol.process.metrics import RouterMetrics
 from protocol.process.model_folder import resolve_model
 from protocol.process.run import Shutdown, load
@@ -36,6 +36,8 @@ from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
+from router.processes.siblings import Siblings
+from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
@@ -47,16 +49,20 @@ from router.wire.listener import HttpServer, bound_connections
 from router.workers.index_feed import IndexFeed
 from router.workers.registry import Registry
 
+BACKLOG = 2048
+MEET_S = 2.0
+"""One of several processes waits so long for a worker before it takes its share of connections."""
 log = logging.getLogger("baton.router")
 
 
 def listen(settings: RouterSettings) -> socket.socket:
-    """The HTTP socket, before anything slow is done. SettingsError when it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, ValueError) as error:
-        raise unlistenable("port", settings.host, settings.port, error) from error
+    """The HTTP socket, before anything slow is done. One of several processes listens when it
+    serves, not before: what it did not accept would wait for it, or be lost with it. SettingsError
+    when it cannot be had."""
+    listener = bound(settings, shared=settings.siblings is not None)
+    if settings.siblings is None:
+        listener.listen(BACKLOG)
+    return listener
 
 
 async def serve(settings: RouterSettings, stop: Shutdown) -> int:
@@ -157,10 +163,15 @@ def _build(
     resolver = Resolver()
 
     def connect(registration: Registration) -> WorkerLink:
-        return WorkerLink(address=registration.address, router=router, resolver=resolver)
+        return WorkerLink(
+            address=registration.address,
+            router=router,
+            resolver=resolver,
+            num_links=lambda: registry.num_workers,
+        )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
-    registry = Registry(connect=connect, model=settings.api_name)
+    registry = Registry(connect=connect, model=settings.api_name, router=router)
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics
@@ -189,7 +200,7 @@ def _build(
                 policy=settings.policy,
                 local_prefill=settings.local_prefill,
                 inter_token_target_s=settings.inter_token_target_s,
-                max_queue_s=settings.max_queue_s,
+                worker_queue_s=settings.worker_queue_s,
                 session_slack_s=settings.session_slack_s,
             ),
         ),
@@ -243,6 +254,9 @@ def _runtime(
         tokenizer_description=describe_tokenizer(settings.model),
         kept_responses=kept,
         pooling=read_pooling_config(settings.model),
+        siblings=None
+        if settings.siblings is None
+        else Siblings(settings.siblings, process=settings.process),
         tokenize_threads=settings.tokenize_threads,
     )
 
@@ -278,6 +292,8 @@ async def _run(
         ]
         if parts.tenancy is not None:
             background.append(tasks.create_task(parts.tenancy.run(), name="tenants"))
+        if parts.runtime.siblings is not None:
+            await _meet_workers(parts.registry, stop)
         serving = tasks.create_task(server.serve(sockets=[listener]), name="http")
         serving.add_done_callback(lambda _: stop.asked.set())
         await stop.asked.wait()
@@ -287,3 +303,11 @@ async def _run(
         await serving
         for task in background:
             task.cancel()
+
+
+async def _meet_workers(registry: Registry, stop: Shutdown) -> None:
+    """Until a request would be served, for MEET_S at most."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MEET_S):
+            while registry.not_ready() is not None and not stop.asked.is_set():
+                await registry.wait_change(timeout_s=MEET_S)

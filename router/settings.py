@@ -27,6 +27,13 @@ class RouterSettings(ProcessSettings):
     API key is set."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one; the log says which."""
+    processes: int = Field(default=1, ge=1, le=64)
+    """Processes that share the port, each a router of its own: one costs a core at some thousands
+    of tokens a second. What limits a router limits each of them."""
+    process: int = Field(default=0, ge=0, le=63)
+    """Number of this process among those; said by the one that starts them."""
+    siblings: Path | None = None
+    """Folder of the sockets by which they ask each other; likewise. None: it is the only one."""
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
     API. Empty: it is open. Better set as
@@ -59,7 +66,7 @@ class RouterSettings(ProcessSettings):
     """Seconds between two tokens that a running stream should not exceed: a decode worker with
     streams computes no prompt whose chunks would, while a prefill worker can. 10 tokens a second
     is faster than people read."""
-    max_queue_s: float = Field(default=2.0, gt=0)
+    worker_queue_s: float = Field(default=2.0, gt=0)
     """Seconds of prompts that a worker should have before it at most: when all have more, or no KV
     room, requests wait in the router, which sends them to whoever is free first. Four beats: a
     worker never runs dry while the router waits for its report."""
@@ -68,7 +75,7 @@ class RouterSettings(ProcessSettings):
     its session's workers. About what a person takes for at once."""
     index_blocks: int = Field(default=10_000_000, ge=1024, le=1 << 32)
     """Different KV blocks, over all workers, whose holders are remembered: 10,000 of each of 1,000
-    workers that share none. About 22 bytes each when full, in memory that is taken as they come."""
+    workers that share none. About 22 bytes each when full, taken as they come."""
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)

@@ -38,6 +38,7 @@ def ending_message(job: Job, verdict: Verdict, usage: SequenceUsage) -> RequestE
                 queued_s=usage.queued_s,
                 prefill_s=usage.prefill_s,
                 decode_s=usage.decode_s,
+                pull=job.pull,
             )
         case HandOver():
             return PrefillDone(

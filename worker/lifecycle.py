@@ -8,18 +8,23 @@ import logging
 import time
 from typing import assert_never
 
+import msgspec
+
 from protocol.channel.port import RouterGone, RouterJoined, RouterMessage, RouterPort
 from protocol.ids import RouterId
 from protocol.membership import Membership
-from protocol.messages import Abort, Beat, Computation, Registration, WorkerState
+from protocol.messages import Abort, Beat, Computation, LoadReport, Registration, WorkerState
 from protocol.process.metrics import WorkerMetrics
 from protocol.process.run import Shutdown
 from worker.endings import failure
+from worker.reported.reports import LoadReports
 from worker.service import EngineService
 
 BEAT_S = 0.5
 TICK_S = 0.05
-"""How late a deadline, the end of a drain or room for more may be noticed."""
+"""How late a deadline or the end of a drain may be noticed."""
+REPORT_S = 0.025
+"""How late another router's request, or room for more, may be."""
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ class Lifecycle:
         self._shutdown = shutdown
         self._drain_s = drain_s
         self._num_shown = (0, 0)
+        self._reports = LoadReports()
         self.state: WorkerState = "ready"
 
     async def run(self, registration: Registration) -> None:
@@ -69,7 +75,9 @@ class Lifecycle:
                 case RouterMessage(router, message):
                     self._answer(router, message)
                 case RouterJoined(router):
-                    self._port.send(router, self._beat())
+                    num_received = self._port.num_received(router)
+                    greeting = msgspec.structs.replace(self._beat(), num_received=num_received)
+                    self._port.send(router, greeting)
                 case RouterGone(router, _):
                     self._service.forget_router(router)
                 case arrival:
@@ -86,15 +94,33 @@ class Lifecycle:
             self._service.refuse_request(router, message, why)
 
     async def _send_beats(self) -> None:
-        """Every half second, and within a tick when there is more room than was last said."""
-        said, due_at = self._beat(), 0.0
+        """Every half second, and between them in short to those for whom there is news."""
+        due_at = 0.0
         while True:
-            beat, now = self._beat(), time.monotonic()
-            if now >= due_at or _has_more_room(beat, than=said):
-                self._port.broadcast(beat)
-                self._show(beat)
-                said, due_at = beat, now + BEAT_S
-            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            if now >= due_at:
+                self._show(self._tell_all())
+                due_at = now + BEAT_S
+            else:
+                self._report(now)
+            await asyncio.sleep(REPORT_S)
+
+    def _tell_all(self) -> Beat:
+        beat, received = self._beat(), self._received()
+        self._port.broadcast(
+            lambda router: msgspec.structs.replace(beat, num_received=received[router])
+        )
+        self._reports.note_told(beat, received)
+        return beat
+
+    def _report(self, now: float) -> None:
+        beat, received = self._beat(), self._received()
+        workers = {router: self._port.num_workers(router) for router in received}
+        for router in self._reports.due(beat, received, workers=workers, now=now):
+            self._port.send(router, _in_short(beat, num_received=received[router]))
+
+    def _received(self) -> dict[RouterId, int]:
+        return {router: self._port.num_received(router) for router in self._port.routers}
 
     async def _expire(self) -> None:
         while True:
@@ -104,9 +130,7 @@ class Lifecycle:
     async def _drain(self) -> None:
         """Running requests finish and leases end, as far as time allows; the rest fails."""
         self.state = "draining"
-        beat = self._beat()
-        self._port.broadcast(beat)
-        self._show(beat)
+        self._show(self._tell_all())
         drained = await self._until_idle(self._drain_s)
         if not drained:
             self._service.end_all_requests("the worker has drained")
@@ -138,9 +162,13 @@ class Lifecycle:
         self._num_shown = (refused, lost)
 
 
-def _has_more_room(beat: Beat, *, than: Beat) -> bool:
-    """Blocks came back, or a request went."""
-    then, now = than.blocks, beat.blocks
-    num_back = (now.free + now.cached) - (then.free + then.cached)
-    num_gone = (than.load.running + than.load.waiting) - (beat.load.running + beat.load.waiting)
-    return num_back > 0 or num_gone > 0
+def _in_short(beat: Beat, *, num_received: int) -> LoadReport:
+    load = beat.load
+    return LoadReport(
+        num_received=num_received,
+        running=load.running,
+        waiting=load.waiting,
+        waiting_tokens=load.waiting_tokens,
+        context_tokens=load.context_tokens,
+        num_free_blocks=beat.blocks.free + beat.blocks.cached,
+    )

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from engine.batch import RowsRead, SequenceId
-from engine.observer import SequenceToken
+from engine.observer import PrefixToPull, SequenceToken
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 from protocol.messages import Failed, Finished
@@ -47,6 +47,11 @@ class WorkerObserver:
         job = self._requests.of_sequence(sequence)
         assert job is not None, f"{sequence} was admitted after its ending"
         job.transfers.admitted(job, block_table, num_cached_tokens, queued_s)
+
+    def pull(self, sequence: SequenceId, prefix: PrefixToPull) -> None:
+        job = self._requests.of_sequence(sequence)
+        assert job is not None, f"{sequence} pulls after its ending"
+        job.transfers.pull(job, prefix)
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         job = self._requests.of_sequence(sequence)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from engine.batch import RowsRead, SampledToken, ScoredRows, SequenceId, SummedRows
+from engine.observer import PrefixToPull
 from engine.sequence import Mode
 from kvtransfer.messages import FetchId
 from protocol.ids import LeaseId, RequestId, RouterId
@@ -26,6 +27,8 @@ from protocol.messages import (
     Finished,
     OfAttempt,
     PrefillDone,
+    PrefixPull,
+    PrefixSource,
     PromptScores,
     PromptVector,
     ReadPrompt,
@@ -36,6 +39,7 @@ from protocol.messages import (
 )
 from protocol.readings import PoolPrompt, PromptReading, ScorePrompt, TokenScore, rows_of
 from protocol.text.tokenizer import TextState
+from worker.reported.transfer_speed import TransferSpeed
 from worker.transport_uses import TransportUses
 
 MAX_STOP_CHARS = 1 << 16
@@ -56,15 +60,21 @@ Key = tuple[RouterId, RequestId, int]
 
 
 class Transfers(Protocol):
-    """What brings KV to a role's requests or lends theirs. `admitted`, `computed`, `settle_job` and
-    `ending_told` are for the engine's thread too; nothing but `close` may block."""
+    """What brings KV to a role's requests or lends theirs. `pull`, `admitted`, `computed`,
+    `settle_job` and `ending_told` are for the engine's thread too; only `close` may block."""
 
     @property
     def uses(self) -> TransportUses: ...
 
     @property
-    def bytes_per_s(self) -> float:
-        """Of KV fetched, while bytes flowed; 0.0 until measured."""
+    def kv_address(self) -> str:
+        """As of `protocol.messages.Registration`."""
+        ...
+
+    @property
+    def speed(self) -> TransferSpeed:
+        """Of KV fetched."""
+        ...
 
     def mode_of(self, message: Computation) -> Mode:
         """How the engine runs it. ValueError when this role cannot do what it says."""
@@ -86,6 +96,12 @@ class Transfers(Protocol):
 
     def is_idle(self) -> bool:
         """Nobody else reads or writes our blocks."""
+
+    def pull_tokens(self, job: "Job") -> int:
+        """Of its first tokens, those that the engine is to ask for by `pull`."""
+
+    def pull(self, job: "Job", prefix: PrefixToPull) -> None:
+        """As `engine.observer.EngineObserver.pull`."""
 
     def admitted(
         self, job: "Job", block_table: tuple[int, ...], num_cached_tokens: int, queued_s: float
@@ -165,7 +181,12 @@ class Job:
     transfers: Transfers
     mode: Mode
     reading: JobReading | None = None
+    prefix_source: PrefixSource | None = None
+    """Who is believed to have their beginning cached."""
+    pull: PrefixPull | None = None
+    """What became of that, once it is known."""
     fetch: FetchId | None = None
+    """Of their KV, or of their beginning's."""
     lease: LeaseId | None = None
     """Under which their KV is lent."""
     failure: Failed | None = None
@@ -304,6 +325,7 @@ def check_request(message: Computation, *, vocab_size: int) -> None:
     if not all(map(math.isfinite, (*biases, *(getattr(sampling, name) for name in _FLOATS)))):
         raise ValueError(f"{', '.join(_FLOATS)}, logit_bias: not all are numbers")
     _check_reading(message)
+    _check_prefix_source(message)
     if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= vocab_size:
         raise ValueError(f"num_logprobs: {sampling.num_logprobs} of {vocab_size}")
     if "" in sampling.stop or sum(map(len, sampling.stop)) > MAX_STOP_CHARS:
@@ -329,6 +351,16 @@ def _check_reading(message: Computation) -> None:
         1 <= reading.first <= len(message.token_ids) and 0 <= reading.num_top <= MAX_TOP
     ):
         raise ValueError(f"reading: from token {reading.first} on, {reading.num_top} at each")
+
+
+def _check_prefix_source(message: Computation) -> None:
+    source = message.prefix_source
+    if source is None:
+        return
+    if isinstance(message, Decode) and message.ticket is not None:
+        raise ValueError("prefix_source: of a prompt that is computed elsewhere")
+    if source.num_tokens < 0:
+        raise ValueError(f"prefix_source: of {source.num_tokens} tokens")
 
 
 def _emits(job: Job) -> list[Emit]:

@@ -19,6 +19,7 @@ from protocol.process.settings import WorkerSettings
 from protocol.text.tokenizer import TextState
 from worker.endings import REMEDIES, ending_name, failure, nothing_left
 from worker.parts import WorkerParts
+from worker.reported.uncounted import UncountedRequests
 from worker.requests import Job, JobReading, Key, RequestEnding, Transfers, check_request
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class EngineService:
         self._transfers = transfers
         self._metrics = parts.metrics
         self._numbers = count()
+        self._uncounted = UncountedRequests()
 
     def accept_request(self, router: RouterId, message: Computation) -> None:
         """Accepts it, or ends it at once."""
@@ -123,11 +125,13 @@ class EngineService:
             epoch=self._epoch,
             state=state,
             blocks=stats.blocks,
-            load=stats.load,
+            load=self._uncounted.added_to(stats.load, num_counted=stats.num_counted),
             speeds=Speeds(
                 prefill_tokens_per_s=stats.prefill_tokens_per_s,
                 decode_step_s=stats.decode_step_s,
-                transfer_bytes_per_s=transfers.bytes_per_s,
+                transfer_bytes_per_s=transfers.speed.bytes_per_s,
+                transfer_latency_s=transfers.speed.latency_s,
+                step=stats.step,
             ),
             transports_used=transfers.uses.num_fetches(),
             transports=transfers.uses.latest(),
@@ -146,6 +150,7 @@ class EngineService:
             ticket=message.ticket if isinstance(message, Decode) else None,
             transfers=self._transfers,
             mode=mode,
+            prefix_source=message.prefix_source,
             reading=reading
             if reading is None
             else JobReading(reading=reading, num_prompt=num_prompt),
@@ -163,10 +168,13 @@ class EngineService:
                     mode=job.mode,
                     reading=message.reading,
                     priority=message.priority,
+                    pull_tokens=self._transfers.pull_tokens(job),
                 )
             )
         except CapacityError as error:
-            self._end(job, failure(job, "overloaded", str(error)))
+            return self._end(job, failure(job, "overloaded", str(error)))
+        fetched = job.mode is Mode.REMOTE
+        return self._uncounted.add_request(num_tokens=0 if fetched else job.num_tokens)
 
     def _end(self, job: Job, ending: RequestEnding) -> None:
         """Of a job that the engine does not have."""

@@ -38,6 +38,8 @@ from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
 from worker.startup import Endpoints
 
+CALIBRATION_S = 0.3
+"""Routers and Redis are met meanwhile; a request that comes sooner waits for it."""
 S = TypeVar("S", bound=WorkerSettings)
 log = logging.getLogger(__name__)
 
@@ -71,14 +73,17 @@ async def serve(
             shutdown=shutdown,
             drain_s=settings.drain_s,
         )
-        await lifecycle.run(_registration(role, parts, port=endpoints.port.port))
+        registration = _registration(
+            role, parts, port=endpoints.port.port, kv_address=transfers.kv_address
+        )
+        await lifecycle.run(registration)
     return shutdown.exit_code
 
 
 def open_model(role: Role, settings: WorkerSettings) -> LoadedModel:
     """What the settings name, loaded, with a pool of its own; the caller closes the memory.
 
-    Only a decode worker decodes, and only into its pool do others write. Raises SettingsError,
+    Only a decode worker decodes, and only into its pool do others copy along. Raises SettingsError,
     CheckpointError, TransferError when memory for the pool cannot be had.
     """
     config_file = read_json_file(settings.model / "config.json")
@@ -152,10 +157,11 @@ def _engine(model: LoadedModel, observer: WorkerObserver) -> Engine:
         windows=assembly.windows,
         dynamic_after=assembly.config.dynamic_after,
         grammars=Grammars(model.tokenizer, num_threads=num_threads),
+        calibration_s=CALIBRATION_S,
     )
 
 
-def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registration:
+def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: str) -> Registration:
     settings, assembly = parts.settings, parts.model.assembly
     return Registration(
         worker=parts.worker,
@@ -171,4 +177,6 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int) -> Registrati
         max_context_tokens=parts.engine.max_context_tokens,
         transports=parts.model.transports,
         dynamic_after=assembly.config.dynamic_after,
+        kv_address=kv_address,
+        max_step_tokens=assembly.limits.token_budget,
     )

@@ -5,7 +5,7 @@ steps were infinitely small, until a stream ends or something comes.
 """
 
 import heapq
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -38,7 +38,7 @@ class Engine:
     step_tokens: int
     busy_s: float = 0.0
     """Spent on steps with a prompt in them."""
-    itl: Counter[float] = field(default_factory=Counter)
+    itl: defaultdict[float, float] = field(default_factory=lambda: defaultdict(float))
     """Tokens by how long they took after the one before."""
     _waiting: list[tuple[tuple[int, int], Journey]] = field(default_factory=list)
     """Prompts by urgency: first come, first served of one priority."""

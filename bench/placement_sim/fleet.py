@@ -108,6 +108,7 @@ class Fleet:
     def _arrive(self, request: Request) -> None:
         journey = Journey(request=request)
         self.journeys.append(journey)
+        self._rule.note_arrived(request)
         if self._queue.must_wait(journey) or not self._place(journey):
             self.num_queued += 1
             self._queue.add(journey, now=self.clock.now)

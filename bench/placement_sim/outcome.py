@@ -1,6 +1,6 @@
 """What clients and an operator saw of one run."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 
 from bench.placement_sim.fleet import Fleet
@@ -72,9 +72,10 @@ def percentile(values: Sequence[float], part: float) -> float:
 
 def _itl(fleet: Fleet, part: float) -> float:
     """Of all tokens but those that waited for a hand-over."""
-    tokens: Counter[float] = Counter()
+    tokens: defaultdict[float, float] = defaultdict(float)
     for worker in fleet.decodes:
-        tokens.update(worker.engine.itl)
+        for step_s, num_tokens in worker.engine.itl.items():
+            tokens[step_s] += num_tokens
     left = part * sum(tokens.values())
     for step_s in sorted(tokens):
         left -= tokens[step_s]

@@ -38,6 +38,9 @@ class Rule(Protocol):
 
     def add_member(self, member: Member) -> None: ...
 
+    def note_arrived(self, request: Request) -> None:
+        """What is done of a request before it is placed, once: no part of a decision's time."""
+
     def place_request(self, request: Request, *, now: float) -> Route | None:
         """None: not now, ask again after the next report."""
 

@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controlplane.local.backoff import Backoff
 from controlplane.local.log_line import LogLine, parse_line
 from protocol.errors import BatonError
+from protocol.process.backoff import Backoff
 from protocol.process.run import EXIT_FAILED
 from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 

@@ -30,7 +30,9 @@ from protocol.process.settings import (
 )
 from router.settings import RouterSettings
 
-ONE_WORKER_ONLY = frozenset({"config", "worker", "advertise", "parent_pid"})
+ONE_WORKER_ONLY = frozenset(
+    {"config", "worker", "advertise", "parent_pid", "processes", "process", "siblings"}
+)
 """Settings of the children that cannot be the same for several of them, or are ours to give."""
 
 
@@ -53,6 +55,9 @@ class UpSettings(CommandSettings):
     """Interface of the HTTP API. Only the router listens there; all else stays on loopback."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API. 0: any free one, shown when ready."""
+    router_processes: int = Field(default=1, ge=1, le=64)
+    """Processes of the router, which share the port. One serves some thousands of tokens a
+    second."""
     redis: str = ""
     """Redis to use, e.g. redis://127.0.0.1:6379/0. Empty: an embedded one, stopped with us."""
     threads: int = Field(default=0, ge=0, le=1024)

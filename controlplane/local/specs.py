@@ -75,6 +75,7 @@ def router_spec(
         "redis": redis,
         "host": settings.host,
         "port": str(port),
+        "processes": str(settings.router_processes),
         "drain-s": str(settings.drain_s),
         **({"served-name": settings.served_name} if settings.served_name else {}),
     }

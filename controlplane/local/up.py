@@ -59,4 +59,6 @@ def _headline(settings: UpSettings) -> str:
         pools = f"{settings.decode} decode, prefilling their own requests"
     redis = "embedded Redis" if not settings.redis else "the Redis given"
     dtype = "" if settings.dtype == "auto" else f" in {settings.dtype}"
-    return f"Baton starts {settings.api_name}{dtype}: {pools}, 1 router, {redis}"
+    processes = settings.router_processes
+    router = "1 router" if processes == 1 else f"1 router of {processes} processes"
+    return f"Baton starts {settings.api_name}{dtype}: {pools}, {router}, {redis}"

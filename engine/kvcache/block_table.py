@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from engine.kvcache.prefix_cache import Entry, PrefixCache, Tokens
 from engine.kvcache.windows import NO_BLOCK
+from protocol.blocks import next_hash
 from protocol.ids import BlockHash
 
 
@@ -62,6 +63,14 @@ class BlockTable:
         """The table without what none of the tokens after so many sees."""
         groups = self._cache.groups
         return tuple(groups.mask_unseen(self.blocks, groups.first_rows(num_tokens)))
+
+    def hashes(self, tokens: Tokens, num_rows: int) -> tuple[BlockHash, ...]:
+        """Those of its first token blocks, which need not be computed yet."""
+        size = self._cache.block_tokens
+        while len(self.chain) <= num_rows:
+            start = (len(self.chain) - 1) * size
+            self.chain.append(next_hash(self.chain[-1], tokens(start, start + size)))
+        return tuple(self.chain[1 : num_rows + 1])
 
     # -- taking blocks ------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from engine.batch import Chunk, SequenceId, StepInput
 from engine.kvcache.prefix_cache import PrefixCache
+from engine.runner.calibration import of_batch
 from engine.runner.contract import Launched, Runner, StepHung
-from engine.speeds import Speedometer
+from engine.speeds.speedometer import Speedometer
 from protocol.messages import Sampling
 
 log = logging.getLogger(__name__)
@@ -66,15 +67,7 @@ class UnreadSteps:
         """The tokens of `step` were read just now; one launched behind another begins when that
         one ends."""
         now = self._clock()
-        num_tokens = num_decodes = 0
-        for chunk in step.batch:
-            num_tokens += len(chunk.token_ids)
-            num_decodes += chunk.sampling is not None and len(chunk.token_ids) == 1
-        self._speeds.measure(
-            num_prefill_tokens=num_tokens - num_decodes,
-            num_decodes=num_decodes,
-            step_s=now - max(step.at, self._read_at),
-        )
+        self._speeds.measure(of_batch(step.batch, step_s=now - max(step.at, self._read_at)))
         self._read_at = now
 
 

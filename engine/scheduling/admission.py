@@ -29,11 +29,11 @@ class SequenceAdmission:
             return None
         if head is None or self._table.num_running >= self._limits.max_running:
             return None
-        if budget <= 0 and not head.needs_fetch:
+        if budget <= 0 and not (head.needs_fetch or head.pull_tokens):
             return None
         if not self._take_blocks(head):
             return None
-        self._table.admit(head, now=now)
+        self._table.admit(head, now=now, pull_end=self._pull_end(head))
         return head
 
     def is_queue_full(self) -> bool:
@@ -99,6 +99,13 @@ class SequenceAdmission:
         table.fill(matched, lacking, promise=promise)
         sequence.num_computed = sequence.num_launched = num_matched * cache.block_tokens
         return True
+
+    def _pull_end(self, sequence: Sequence) -> int:
+        """The end of the tokens whose KV is fetched from somebody's cache; 0 where the own cache
+        has as many. At least one token is left to compute."""
+        most = min(sequence.pull_tokens, sequence.num_tokens - 1, sequence.num_reusable)
+        end = most - most % self._cache.block_tokens
+        return end if end > sequence.num_computed else 0
 
     def _is_arriving(self, sequence: Sequence, index: int) -> bool:
         """Whether the fetch of a sequence that has its ending may have brought the block that

@@ -6,10 +6,10 @@ they are recorded in the order they were made. Pure: the caller runs the batches
 clock's reading.
 
 The most urgent first, by priority and then as they came; decodes before prefill chunks in every
-batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease or a
-fetch holds all it will ever need and ends by a deadline of its own; of the others the least urgent
-makes room, so the most urgent always gets on. Who is less urgent than all that comes may wait until
-somebody aborts it: no priority grows with time.
+batch. Nothing waits in a circle: a launched forward is recorded whatever happens; a lease, a loan
+or a fetch holds all it will ever need and ends by a deadline of its own; of the others the least
+urgent makes room, so the most urgent always gets on. Who is less urgent than all that comes may
+wait until somebody aborts it: no priority grows with time.
 """
 
 from collections.abc import Collection
@@ -18,6 +18,7 @@ from typing import assert_never
 
 from engine.batch import Chunk, SampledToken, SequenceId, StepInput, StepReadings, StepTokens
 from engine.constraint import Constraint
+from engine.kvcache.loans import LentPrefix, LoanId, Loans
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.limits import EngineLimits
 from engine.scheduling.admission import SequenceAdmission
@@ -32,11 +33,13 @@ from engine.sequence import (
     FetchLost,
     FetchOutcome,
     HandOver,
+    PullEnded,
     Sequence,
     SequenceEvent,
     SequenceState,
     Verdict,
 )
+from protocol.ids import BlockHash
 from protocol.messages import Blocks, Load
 
 
@@ -52,6 +55,7 @@ class Scheduler:
         self._num_arrivals = 0
         self._table = SequenceTable(cache)
         self._steps = InFlightSteps(cache)
+        self._loans = Loans(cache)
         self._admission = SequenceAdmission(cache=cache, limits=limits, table=self._table)
         self.max_context_tokens = self._admission.max_context_tokens()
         """What fits: a pool smaller than the model's context bounds it."""
@@ -119,6 +123,30 @@ class Scheduler:
             case _:
                 assert_never(outcome)
 
+    def pull_done(self, sequence_id: SequenceId, ended: PullEnded) -> None:
+        """As `fetch_done`, of a beginning that somebody else had cached: what did not come is
+        computed. Where somebody may still write into a block, on other blocks."""
+        sequence = self._table.get(sequence_id)
+        if sequence is None or not sequence.is_pulling:
+            return
+        self._table.quarantine(ended.quarantined)
+        if ended.num_tokens > sequence.num_computed:
+            assert ended.num_tokens < sequence.num_tokens
+            sequence.num_computed = sequence.num_launched = ended.num_tokens
+            self._steps.seal_computed(sequence)
+        if sequence.verdict is None:
+            self._table.end_pull(sequence, starts_over=bool(ended.quarantined))
+        else:
+            self._table.fetch_ended(sequence)
+
+    def lend(self, loan: LoanId, *, seed: BlockHash, token_ids: Seq[int]) -> LentPrefix:
+        """As `Loans.lend`."""
+        return self._loans.lend(loan, seed=seed, token_ids=token_ids)
+
+    def end_loan(self, loan: LoanId) -> None:
+        """Nobody reads its blocks any more. Harmless when unknown or repeated."""
+        self._loans.end(loan)
+
     def quiet(self, blocks: Collection[int]) -> None:
         """Nobody writes into these quarantined blocks any more. Harmless when repeated."""
         self._table.release_quarantined(blocks)
@@ -158,7 +186,7 @@ class Scheduler:
         self, chunks: list[Chunk], budget: int, now: float, *, before: int | None = None
     ) -> int:
         while (head := self._admission.admit_head(budget, now=now, before=before)) is not None:
-            if not head.needs_fetch:
+            if head.state is SequenceState.PREFILLING and budget > 0:
                 budget = self._prefill(head, chunks, budget)
         return budget
 
@@ -274,11 +302,11 @@ class Scheduler:
         return self._table.load()
 
     def block_counts(self) -> Blocks:
-        return self._table.block_counts()
+        return self._table.block_counts(self._loans.blocks)
 
     def check(self) -> None:
         """Raise AssertionError unless every block is held by exactly those who say so."""
-        self._table.check(self._steps.displaced)
+        self._table.check([*self._steps.displaced, *self._loans.blocks])
 
     # -- mechanics ---------------------------------------------------------------------------
 

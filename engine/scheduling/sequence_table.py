@@ -23,6 +23,15 @@ class SequenceAdmitted:
 
 
 @dataclass(frozen=True, slots=True)
+class SequencePulls:
+    """Its blocks are allocated, and into those of its tokens before `num_tokens` that are not
+    cached a fetch may write. It is admitted once that is over."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceComputed:
     """HANDOVER: the KV of the first `num_tokens` tokens is written."""
 
@@ -57,7 +66,10 @@ class SequenceFreed:
 QUEUED_STATES = (SequenceState.COMPILING, SequenceState.WAITING)
 COMPUTED_STATES = (SequenceState.PREFILLING, SequenceState.DECODING)
 ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
-Effect = SequenceAdmitted | SequenceComputed | SequenceRead | SequenceEnded | SequenceFreed
+Effect = (
+    SequenceAdmitted | SequencePulls | SequenceComputed | SequenceRead | SequenceEnded
+    | SequenceFreed
+)  # fmt: skip
 
 
 class SequenceTable:
@@ -95,17 +107,42 @@ class SequenceTable:
         self._sequences[sequence.id] = sequence
         self._put(sequence)
 
-    def admit(self, sequence: Sequence, *, now: float) -> None:
-        """Its blocks are allocated."""
+    def admit(self, sequence: Sequence, *, now: float, pull_end: int = 0) -> None:
+        """Its blocks are allocated. The KV of its tokens before `pull_end` that is not cached here
+        is fetched first."""
+        if sequence.num_cached is None:
+            sequence.num_cached = sequence.num_computed
+            sequence.admitted_at = now
+        sequence.pull_tokens = pull_end
+        if pull_end:
+            sequence.fetch_open = True
+            self.move(sequence, SequenceEvent.RESERVED)
+            self._effects.append(SequencePulls(sequence, pull_end))
+            return
         if sequence.needs_fetch:
             sequence.fetch_open = True
             self.move(sequence, SequenceEvent.RESERVED)
         else:
             sequence.lease_held = sequence.leases
             self.move(sequence, SequenceEvent.ADMITTED)
-        if sequence.num_cached is None:
-            sequence.num_cached = sequence.num_computed
-            sequence.admitted_at = now
+        self._tell_admitted(sequence)
+
+    def end_pull(self, sequence: Sequence, *, starts_over: bool) -> None:
+        """Nobody writes into its blocks any more, or it `starts_over` on others: back in the queue,
+        from which what came is found in the prefix cache."""
+        sequence.fetch_open = False
+        sequence.pull_tokens = 0
+        if starts_over:
+            self.preempt(sequence)
+            return
+        sequence.lease_held = sequence.leases
+        self.move(sequence, SequenceEvent.PULLED)
+        self._tell_admitted(sequence)
+
+    def _tell_admitted(self, sequence: Sequence) -> None:
+        """Once, however often it is preempted."""
+        if not sequence.is_told:
+            sequence.is_told = True
             self._effects.append(SequenceAdmitted(sequence))
 
     def note_computed(self, sequence: Sequence) -> None:
@@ -204,23 +241,27 @@ class SequenceTable:
         queued = [*self.compiling.values(), *self.waiting.values()]
         to_compute = [s for s in queued if not s.needs_fetch]
         to_compute += self.prefilling.values()
+        to_compute += (s for s in self.fetching.values() if s.is_pulling)
         return Load(
             running=self.num_running,
             waiting=len(queued),
-            waiting_tokens=sum(s.num_tokens - s.num_computed for s in to_compute),
+            waiting_tokens=sum(s.num_to_compute for s in to_compute),
+            context_tokens=sum(s.num_computed for s in self.decoding.values()),
         )
 
-    def block_counts(self) -> Blocks:
-        """Leased are the blocks held by nobody but sequences that wait for their lease to end."""
+    def block_counts(self, lent: Collection[int] = ()) -> Blocks:
+        """Leased are the blocks held by nobody but sequences that wait for their lease to end, and
+        peers that are `lent` cached ones."""
         holds = self._holds(SequenceState.LEASED)
+        holds.update(lent)
         refs = self._cache.blocks.refs
         return self._cache.blocks.counts(
             leased=sum(1 for block, count in holds.items() if refs(block) == count)
         )
 
-    def check(self, displaced: Collection[int] = ()) -> None:
+    def check(self, held: Collection[int] = ()) -> None:
         """Raise AssertionError unless every block is held by exactly those who say so, among them
-        the scheduler with the `displaced` ones."""
+        who holds these for no sequence."""
         self._cache.check()
         sequences = self._sequences.values()
         assert all(sequence.block_table.keeps_promise for sequence in sequences)
@@ -237,7 +278,7 @@ class SequenceTable:
         assert urgencies == sorted(urgencies), "somebody overtook in the queue"
         holds = self._holds(*self._by_state)
         holds.update(self._quarantined)
-        holds.update(displaced)
+        holds.update(held)
         for block in range(self._cache.blocks.num_blocks):
             refs = self._cache.blocks.refs(block)
             assert refs == holds[block], f"block {block}: {refs} refs, {holds[block]} holders"

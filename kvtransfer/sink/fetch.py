@@ -25,6 +25,7 @@ _WAITING, _WRITING, _VERIFIED = 0, 1, 2
 
 
 class FetchStage(StrEnum):
+    ASKING = "asking"
     REQUESTED = "requested"
     RECEIVING = "receiving"
     LANDED = "landed"
@@ -33,6 +34,8 @@ class FetchStage(StrEnum):
 
 
 class FetchEvent(StrEnum):
+    LENT = "lent"
+    """The source lends some of the prefix that it was asked for."""
     PROGRESS = "progress"
     """A write began, a block was verified or rejected, or the note came."""
     COMPLETED = "completed"
@@ -45,6 +48,9 @@ class FetchEvent(StrEnum):
 _F, _FE = FetchStage, FetchEvent
 FETCH_STATES: Final = StateTable(
     {
+        (_F.ASKING, _FE.LENT): _F.REQUESTED,
+        (_F.ASKING, _FE.BROKE): _F.FAILED,
+        (_F.ASKING, _FE.CANCELLED): _F.ABORTED,
         (_F.REQUESTED, _FE.PROGRESS): _F.RECEIVING,
         (_F.REQUESTED, _FE.BROKE): _F.FAILED,
         (_F.REQUESTED, _FE.CANCELLED): _F.ABORTED,
@@ -54,6 +60,11 @@ FETCH_STATES: Final = StateTable(
         (_F.RECEIVING, _FE.CANCELLED): _F.ABORTED,
     }
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SendBorrow:
+    """Ask the source what it lends of the prefix."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,7 +94,7 @@ class End:
     does; slots that still have a writer are quarantined."""
 
 
-FetchStep = SendFetch | SendRelease | SendCancel | End
+FetchStep = SendBorrow | SendFetch | SendRelease | SendCancel | End
 
 
 class Fetch:
@@ -92,26 +103,35 @@ class Fetch:
     Its bitmap has a place per slot, in the order of their indices: what is written at, verified,
     and, when a stream broke or bytes were wrong, still to be asked for again."""
 
-    def __init__(self, *, fetch_id: FetchId, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
-        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index."""
+    def __init__(
+        self, *, fetch_id: FetchId, lease_id: LeaseId | None, pieces_S: NDArray[Any]
+    ) -> None:
+        """`pieces_S`: as `kvtransfer.chunk.describe_pieces` makes them, by ascending index. Without
+        a lease it asks for one first, and has no pieces until `accept_loan`."""
         self.id = fetch_id
-        self.lease_id = lease_id
-        self._life = FETCH_STATES.begin(FetchStage.REQUESTED, name=f"fetch {fetch_id}")
+        stage = FetchStage.ASKING if lease_id is None else FetchStage.REQUESTED
+        self._life = FETCH_STATES.begin(stage, name=f"fetch {fetch_id}")
+        self._has_asked = False
+        """The source to lend something."""
         self.attempt = 0
         self.note: bytes | None = None
         self.error: TransferError | None = None
         self.reason = ""
         """Why it was cancelled."""
         self.ended = False
+        self.num_writing = 0
+        """Slots that have a writer."""
+        self._num_corrupt = 0
+        self._set_pieces(lease_id, pieces_S)
+
+    def _set_pieces(self, lease_id: LeaseId | None, pieces_S: NDArray[Any]) -> None:
+        self.lease_id = lease_id
         self.pieces_S = pieces_S
         self.indices_S = np.ascontiguousarray(pieces_S["index"])
         self.slots_S = np.ascontiguousarray(pieces_S["slot"])
         self._known_S = np.ascontiguousarray(known_words(pieces_S))
         self._states_S = np.zeros(len(self.indices_S), np.uint8)
         self._num_open = len(self.indices_S)
-        self.num_writing = 0
-        """Slots that have a writer."""
-        self._num_corrupt = 0
 
     @property
     def stage(self) -> FetchStage:
@@ -136,10 +156,21 @@ class Fetch:
         return tuple(self.indices_S[self._states_S == _VERIFIED].tolist())
 
     def start(self) -> list[FetchStep]:
-        """A stream is open: ask for everything that is neither here nor on its way."""
+        """A stream is open: ask for everything that is neither here nor on its way; or for a lease,
+        once: its answer does not come by the stream."""
         if self.is_over:
             return []
-        return [self._ask()]
+        if self.stage is not FetchStage.ASKING:
+            return [self._ask()]
+        if self._has_asked:
+            return []
+        self._has_asked = True
+        return [SendBorrow()]
+
+    def accept_loan(self, *, lease_id: LeaseId, pieces_S: NDArray[Any]) -> None:
+        """The source lends these, of the prefix it was asked for; `start` asks for them."""
+        self._move(FetchEvent.LENT)
+        self._set_pieces(lease_id, pieces_S)
 
     def begin_write(self, *, attempt: int, pieces_P: NDArray[Any]) -> NDArray[np.intp] | None:
         """The places these pieces go to, which then have a writer until `end_write`.
@@ -195,7 +226,7 @@ class Fetch:
             return []
         self.error = error
         self._move(FetchEvent.BROKE)
-        return [SendCancel(str(error)), *self._end_when_quiet()]
+        return [*self._give_back(str(error)), *self._end_when_quiet()]
 
     def cancel(self, reason: str) -> list[FetchStep]:
         """The caller does not want the blocks any more."""
@@ -203,7 +234,7 @@ class Fetch:
             return []
         self.reason = reason
         self._move(FetchEvent.CANCELLED)
-        return [SendCancel(reason), *self._end_when_quiet()]
+        return [*self._give_back(reason), *self._end_when_quiet()]
 
     def abandon(self) -> list[FetchStep]:
         """It is over, but a writer cannot be stopped now: end without waiting for it."""
@@ -212,6 +243,10 @@ class Fetch:
             return []
         self.ended = True
         return [End()]
+
+    def _give_back(self, reason: str) -> list[FetchStep]:
+        """The lease, if there is one: what is lent to a fetch that is over nobody takes."""
+        return [] if self.lease_id is None else [SendCancel(reason)]
 
     def _ask(self) -> SendFetch:
         self.attempt += 1

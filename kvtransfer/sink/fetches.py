@@ -13,23 +13,43 @@ from typing import Final, assert_never
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import Aborted, Landed
 from kvtransfer.messages import (
+    NO_LEASE,
+    Borrow,
     Cancel,
     FailureCode,
     FetchBlocks,
     FetchFailed,
     FetchId,
+    Lent,
     Release,
     Renewed,
 )
 from kvtransfer.sink.events import AskedAgain
-from kvtransfer.sink.fetch import End, FetchStep, SendCancel, SendFetch, SendRelease
+from kvtransfer.sink.fetch import (
+    End,
+    FetchStage,
+    FetchStep,
+    SendBorrow,
+    SendCancel,
+    SendFetch,
+    SendRelease,
+)
 from kvtransfer.sink.link import Link, LinkStage, broken
+from kvtransfer.sink.loan import accept_loan, borrow_message
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.receiver import Receiver
 from kvtransfer.sink.running_fetch import RunningFetch
 from kvtransfer.transports.base import SinkStream
 from kvtransfer.transports.control import ControlContext, Poller
-from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError, WireError
+from protocol.errors import (
+    CorruptBlock,
+    LayoutMismatch,
+    LeaseExpired,
+    NotLent,
+    PeerLost,
+    TransferError,
+    WireError,
+)
 from protocol.ids import Epoch
 from protocol.messages import Ticket
 
@@ -225,10 +245,35 @@ class FetchTable:
             self._waiting[running.fetch.id] = running
         link.attach_again()
 
-    def _receive_answer(self, link: Link, message: FetchFailed | Renewed) -> None:
-        if isinstance(message, Renewed):
-            self._end_unrenewed(link, message)
+    def _receive_answer(self, link: Link, message: FetchFailed | Renewed | Lent) -> None:
+        match message:
+            case Renewed():
+                self._end_unrenewed(link, message)
+            case Lent():
+                self._receive_loan(link, message)
+            case FetchFailed():
+                self._receive_failure(link, message)
+            case _:
+                assert_never(message)
+
+    def _receive_loan(self, link: Link, lent: Lent) -> None:
+        """Fetch what is lent, or give it back where nobody waits for it any more."""
+        running = self._find(link, FetchId(lent.fetch))
+        if running is None or running.fetch.stage is not FetchStage.ASKING:
+            if lent.lease != NO_LEASE and lent.lease not in link.leases:
+                link.send(Cancel(lease=lent.lease, reason="it came too late"))
             return
+        try:
+            accept_loan(running, lent, layout=self._means.layout)
+        except (NotLent, CorruptBlock) as error:
+            if lent.lease != NO_LEASE:
+                link.send(Cancel(lease=lent.lease, reason=str(error)))
+            self._follow(running, running.fetch.fail(error))
+            return
+        link.keep_lease(lent.lease)
+        self._waiting[running.fetch.id] = running
+
+    def _receive_failure(self, link: Link, message: FetchFailed) -> None:
         running = self._find(link, FetchId(message.fetch))
         if running is None:
             return
@@ -243,7 +288,7 @@ class FetchTable:
         if not gone:
             return
         for running in self._fetches_of(link):
-            if end := gone.get(running.fetch.lease_id):
+            if end := gone.get(running.ticket.lease):
                 self._follow(running, running.fetch.fail(_ERRORS[end.code](end.reason)))
 
     # -- fetches --------------------------------------------------------------------------
@@ -261,15 +306,18 @@ class FetchTable:
         fetch = running.fetch
         for step in steps:
             match step:
+                case SendBorrow():
+                    self._send(running, borrow_message(running))
                 case SendFetch():
                     if step.attempt > 1:
                         event = AskedAgain(source=running.ticket.worker, attempt=step.attempt)
                         self._means.report_event(event)
                     self._send(running, self._message(running, step))
                 case SendRelease():
-                    self._send(running, Release(lease=fetch.lease_id))
+                    self._send(running, Release(lease=running.ticket.lease))
                 case SendCancel(reason=reason):
-                    self._send(running, Cancel(lease=fetch.lease_id, reason=reason[:2_000]))
+                    lease = running.ticket.lease
+                    self._send(running, Cancel(lease=lease, reason=reason[:2_000]))
                 case End():
                     self._end(running)
                 case _:
@@ -289,13 +337,15 @@ class FetchTable:
     def _message(self, running: RunningFetch, step: SendFetch) -> FetchBlocks:
         fetch, heads = running.fetch, running.heads
         return FetchBlocks(
-            fetch=fetch.id, attempt=step.attempt, lease=fetch.lease_id,
+            fetch=fetch.id, attempt=step.attempt, lease=running.ticket.lease,
             compat=self._means.compat, layout=self._means.layout,
             heads=None if heads is None else (heads.start, heads.stop),
             indices=step.indices.tobytes(), slots=step.slots.tobytes(),
         )  # fmt: skip
 
-    def _send(self, running: RunningFetch, message: FetchBlocks | Release | Cancel) -> None:
+    def _send(
+        self, running: RunningFetch, message: Borrow | FetchBlocks | Release | Cancel
+    ) -> None:
         """Tell the source, unless its link is lost: then it knows, or its lease runs out."""
         if running.link is None or running.link.stage is LinkStage.LOST:
             return
@@ -312,7 +362,7 @@ class FetchTable:
         self._waiting.pop(fetch.id, None)
         self._deadlines.drop(fetch.id)
         if running.link is not None:
-            running.link.leases.discard(fetch.lease_id)
+            running.link.leases.discard(running.ticket.lease)
         end = running.outcome(now_s=self._means.clock())
         if isinstance(end, Landed):
             assert running.link is not None

@@ -15,7 +15,9 @@ from kvtransfer.deadlines import renew_every_s
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_RENEWED,
+    NO_LEASE,
     FetchFailed,
+    Lent,
     Open,
     Opened,
     Refused,
@@ -82,7 +84,7 @@ class Link:
 
     def __init__(
         self, means: SinkMeans, ticket: Ticket, *, context: ControlContext, poller: Poller,
-        on_answer: Callable[["Link", FetchFailed | Renewed], None],
+        on_answer: Callable[["Link", FetchFailed | Renewed | Lent], None],
     ) -> None:  # fmt: skip
         self._life = LINK_STATES.begin(LinkStage.DIALLING, name=f"link to {ticket.worker}")
         self.source = ticket.worker
@@ -122,7 +124,9 @@ class Link:
         self._control.send(message)
 
     def keep_lease(self, lease: LeaseId) -> None:
-        """Renew this lease from now on."""
+        """Renew this lease from now on; NO_LEASE is none."""
+        if lease == NO_LEASE:
+            return
         if not self.leases:
             self._heard_s = self._means.clock()
         self.leases.add(lease)
@@ -153,7 +157,7 @@ class Link:
                     self._attach(message)
                 case Refused(reason=reason):
                     raise PeerLost(f"the source refused the link: {reason}")
-                case FetchFailed() | Renewed():
+                case FetchFailed() | Renewed() | Lent():
                     self._on_answer(self, message)
                 case _:
                     assert_never(message)

@@ -3,12 +3,32 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.plan import Plan
 from kvtransfer.sink.fetch import Fetch, FetchStage
 from kvtransfer.sink.link import Link
 from protocol.errors import LayoutMismatch
+from protocol.ids import BlockHash
 from protocol.messages import Ticket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AskedPrefix:
+    """What a source is asked to lend of its prefix cache, and where it goes."""
+
+    seed: BlockHash
+    """Where the hash chain of the tokens begins."""
+    token_ids_T: NDArray[np.uint32]
+    """Whole blocks of them, from token 0."""
+    hashes: tuple[BlockHash, ...]
+    """Of each of those blocks."""
+    first_block: int
+    """The first that is wanted."""
+    slots_S: NDArray[np.uint32]
+    """Blocks of our pool, of that one and those after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -17,11 +37,14 @@ class RunningFetch:
 
     fetch: Fetch
     ticket: Ticket
+    """With NO_LEASE until its source lends something."""
     plan: Plan | LayoutMismatch
     """From the source's layout to ours, or why there is none."""
     on_end: Callable[[FetchEnd], None]
     started_s: float
     deadline_s: float
+    prefix: AskedPrefix | None = None
+    """What is asked for where there was no ticket."""
     heads: range | None = None
     """Those to fetch of our layout's; None: all."""
     link: Link | None = None

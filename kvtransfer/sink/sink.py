@@ -19,20 +19,20 @@ from numpy.typing import ArrayLike, NDArray
 from kvtransfer.chunk import PIECE, describe_pieces
 from kvtransfer.endings import FetchEnd
 from kvtransfer.memory.pool import Pool
-from kvtransfer.messages import FetchId
-from kvtransfer.plan import Plan, ascending, plan
+from kvtransfer.messages import MAX_BORROWED_TOKENS, NO_LEASE, FetchId
+from kvtransfer.plan import NO_BLOCK, Plan, ascending, plan
 from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.fetch import Fetch
 from kvtransfer.sink.fetches import FetchTable
 from kvtransfer.sink.means import SinkMeans
-from kvtransfer.sink.running_fetch import RunningFetch
+from kvtransfer.sink.running_fetch import AskedPrefix, RunningFetch
 from kvtransfer.thread_calls import ThreadCalls
 from kvtransfer.transports import planes
 from kvtransfer.transports.control import Poller
 from protocol.errors import CapacityError, LayoutMismatch
-from protocol.ids import WorkerId
+from protocol.ids import BlockHash, WorkerId
 from protocol.layout import Layout
-from protocol.messages import Ticket
+from protocol.messages import PrefixSource, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -123,18 +123,42 @@ class Sink:
         if heads is not None and not (heads and heads.start in ours and heads[-1] in ours):
             raise ValueError(f"heads: {heads} are not among ours, {ours}")
         found, pieces_S = self._describe(ticket, heads, *slots)
-        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=ticket.lease, pieces_S=pieces_S)
-        now_s = self._means.clock()
-        running = RunningFetch(
-            fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,
-            deadline_s=now_s + deadline_s, heads=heads,
+        return self._start(ticket, found, pieces_S, deadline_s, on_end, heads=heads)
+
+    def pull(
+        self, source: PrefixSource, *, seed: BlockHash, token_ids: ArrayLike,
+        hashes: Sequence[BlockHash], first_block: int, block_ids: ArrayLike, deadline_s: float,
+        on_end: Callable[[FetchEnd], None],
+    ) -> FetchId:  # fmt: skip
+        """Ask a source to lend what its prefix cache has of these tokens, whole blocks from token 0
+        with these hashes, in the chain that begins with `seed`, and fetch of it the blocks from
+        `first_block` on, into `block_ids`. Of a layout of one KV group, the same at both ends.
+
+        It may lend less than that: the end tells how many blocks came, `Lost` with NotLent when
+        none would. Otherwise as `fetch`.
+        """
+        layout, token_ids_T = self._means.layout, np.asarray(token_ids, np.int64)
+        slots_S = np.asarray(block_ids, np.int64)
+        _check(token_ids_T, "token_ids", NO_BLOCK)
+        _check(slots_S, "block_ids", self._means.memory.num_blocks)
+        num_blocks = first_block + len(slots_S)
+        if layout.num_groups != 1 or len(token_ids_T) != num_blocks * layout.block_tokens:
+            raise ValueError(f"token_ids: {len(token_ids_T)} for {num_blocks} blocks")
+        if len(hashes) != num_blocks:
+            raise ValueError(f"hashes: {len(hashes)} for {num_blocks} blocks")
+        if len(token_ids_T) > MAX_BORROWED_TOKENS:
+            raise ValueError(f"token_ids: {len(token_ids_T)}, at most {MAX_BORROWED_TOKENS}")
+        ticket = Ticket(
+            worker=source.worker, epoch=source.epoch, lease=NO_LEASE, address=source.address,
+            layout=layout, compat=self._means.compat, num_tokens=0,
         )  # fmt: skip
-        with self._lock:
-            if self._calls.is_closing or self._num_fetches >= MAX_FETCHES:
-                raise CapacityError("the sink takes no more fetches")
-            self._num_fetches += 1
-            self._calls.add(partial(self._fetches.start_fetch, running))
-        return fetch.id
+        prefix = AskedPrefix(
+            seed=seed, token_ids_T=token_ids_T.astype(np.uint32), hashes=tuple(hashes),
+            first_block=first_block, slots_S=slots_S.astype(np.uint32),
+        )  # fmt: skip
+        return self._start(
+            ticket, plan(layout, layout), np.empty(0, PIECE), deadline_s, on_end, prefix=prefix
+        )
 
     def cancel(self, fetch: FetchId, *, reason: str = "cancelled") -> None:
         """End a fetch as Aborted, unless it has ended."""
@@ -146,6 +170,25 @@ class Sink:
             self._calls.refuse_more()
         self._thread.join()
         self._calls.close()
+
+    def _start(
+        self, ticket: Ticket, found: Plan | LayoutMismatch, pieces_S: NDArray[Any],
+        deadline_s: float, on_end: Callable[[FetchEnd], None], *, heads: range | None = None,
+        prefix: AskedPrefix | None = None,
+    ) -> FetchId:  # fmt: skip
+        lease_id = None if prefix is not None else ticket.lease
+        fetch = Fetch(fetch_id=FetchId(next(self._ids)), lease_id=lease_id, pieces_S=pieces_S)
+        now_s = self._means.clock()
+        running = RunningFetch(
+            fetch, ticket, found, partial(self._end_fetch, on_end), started_s=now_s,
+            deadline_s=now_s + deadline_s, heads=heads, prefix=prefix,
+        )  # fmt: skip
+        with self._lock:
+            if self._calls.is_closing or self._num_fetches >= MAX_FETCHES:
+                raise CapacityError("the sink takes no more fetches")
+            self._num_fetches += 1
+            self._calls.add(partial(self._fetches.start_fetch, running))
+        return fetch.id
 
     def _end_fetch(self, on_end: Callable[[FetchEnd], None], end: FetchEnd) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Final, assert_never
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
 from kvtransfer.messages import (
+    Borrow,
     Cancel,
     EndedLease,
     FailureCode,
@@ -20,6 +21,7 @@ from kvtransfer.messages import (
     FetchFailed,
     FetchId,
     Finish,
+    Lent,
     Open,
     Release,
     Renew,
@@ -27,19 +29,23 @@ from kvtransfer.messages import (
     ToSource,
 )
 from kvtransfer.plan import Plan, plan
+from kvtransfer.source.borrowing import BorrowId, Borrowing, nothing_lent
 from kvtransfer.source.chunks import Chunks, unpack_u4
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.transports.control import Identity
 from protocol.errors import CapacityError, LayoutMismatch, WireError
-from protocol.ids import LeaseId, WorkerId
+from protocol.ids import BlockHash, LeaseId, WorkerId
 
 log = logging.getLogger(__name__)
 
 MAX_LEASES: Final = 65_536
 _QUEUED_BYTES: Final = 4 << 20
 """Most bytes waiting in one stream, so that a cancelled fetch has few to take back."""
+LOAN_S: Final = 10.0
+"""A loan of cached blocks cannot be renewed beyond this: nobody waits so long for what it could
+compute, and the blocks are missed here."""
 _REMEMBERED_ENDS: Final = 1_024
 _CODES: Final[dict[LeaseEndReason, FailureCode]] = {
     "released": "lease_expired",
@@ -69,6 +75,9 @@ class LeaseTable:
         """Leases that may have something to send."""
         self._ended: OrderedDict[LeaseId, EndedLease] = OrderedDict()
         self._deadlines: Deadlines[LeaseId] = Deadlines()
+        self._borrowing = Borrowing(means.on_borrow, compat=means.compat)
+        self._loan_ends_s: dict[LeaseId, float] = {}
+        """Of leases on cached blocks: until when they may be renewed."""
         self.sinks = connect_sinks(self._end_leases_of)
 
     # -- from any thread ------------------------------------------------------------------
@@ -110,6 +119,28 @@ class LeaseTable:
             self._chunks.note_written(lease)
             self._finished_s[lease_id] = at_s
             self._busy[lease_id] = None
+
+    def give_loan(self, borrow: BorrowId, lease_id: LeaseId, last: BlockHash) -> None:
+        """Whoever asked holds this lease from here on; it ends if nobody does any more."""
+        lease, asked = self._leases.get(lease_id), self._borrowing.pop_asked(borrow)
+        if lease is None:
+            return
+        if asked is None:
+            self._end(lease, "expired", "whoever asked is gone")
+            return
+        sink, fetch = asked
+        now_s = self._means.clock()
+        self._loan_ends_s[lease_id] = now_s + LOAN_S
+        self.start_term(lease_id, now_s)
+        self._hold(sink, lease_id)
+        lent = Lent(fetch=fetch, lease=lease_id, num_tokens=lease.num_tokens, last=last)
+        self.sinks.send(sink, lent)
+
+    def refuse_loan(self, borrow: BorrowId, reason: str) -> None:
+        """Nothing is lent to whoever asked."""
+        if (asked := self._borrowing.pop_asked(borrow)) is not None:
+            sink, fetch = asked
+            self.sinks.send(sink, nothing_lent(fetch, reason))
 
     def fail_lease(self, lease_id: LeaseId, reason: str) -> None:
         if lease := self._leases.get(lease_id):
@@ -159,10 +190,15 @@ class LeaseTable:
 
     # -- answers --------------------------------------------------------------------------
 
-    def _answer(self, sink: ConnectedSink, message: FetchBlocks | Renew | Release | Cancel) -> None:
+    def _answer(
+        self, sink: ConnectedSink, message: FetchBlocks | Renew | Release | Cancel | Borrow
+    ) -> None:
         match message:
             case FetchBlocks():
                 self._begin_fetch(sink, message)
+            case Borrow():
+                if (refusal := self._borrowing.ask_owner(sink, message)) is not None:
+                    self.sinks.send(sink, refusal)
             case Renew(leases=leases, remaining_s=remaining_s):
                 ended = [x for x in leases if not self._renew(sink, x, remaining_s)]
                 answer = Renewed(gone=tuple(self._why_not_held(x, sink) for x in ended))
@@ -180,6 +216,8 @@ class LeaseTable:
         if lease_id not in self._leases or not self._hold(sink, lease_id):
             return False
         now_s, longest_s = self._means.clock(), self._means.lease_ttl_s
+        if lease_id in self._loan_ends_s:
+            longest_s = min(longest_s, self._loan_ends_s[lease_id] - now_s)
         return self._deadlines.renew(lease_id, now_s=now_s, remaining_s=min(remaining_s, longest_s))
 
     def _hold(self, sink: ConnectedSink, lease_id: LeaseId) -> bool:
@@ -281,7 +319,8 @@ class LeaseTable:
     # -- ends -----------------------------------------------------------------------------
 
     def _end_leases_of(self, sink: ConnectedSink, why: str) -> None:
-        """A sink is gone, and with it what it held."""
+        """A sink is gone, and with it what it held and asked for."""
+        self._borrowing.forget_sink(sink)
         for lease_id in list(sink.leases):
             if lease := self._leases.get(lease_id):
                 self._end(lease, "expired", f"{sink.worker} is gone: {why}")
@@ -314,6 +353,7 @@ class LeaseTable:
         self._deadlines.drop(lease.id)
         self._busy.pop(lease.id, None)
         self._finished_s.pop(lease.id, None)
+        self._loan_ends_s.pop(lease.id, None)
         return self._chunks.forget_lease(lease.id)
 
     def _drop_holder(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.pool import Pool
+from kvtransfer.source.borrowing import AskedLoan
 from protocol.ids import Epoch, WorkerId
 from protocol.layout import Layout
 
@@ -20,4 +21,5 @@ class SourceMeans:
     compat: str
     lease_ttl_s: float
     on_lease_end: Callable[[LeaseEnd], None]
+    on_borrow: Callable[[AskedLoan], None] | None
     clock: Callable[[], float]

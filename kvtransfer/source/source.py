@@ -23,6 +23,7 @@ from kvtransfer.endings import LeaseEnd
 from kvtransfer.memory.pool import WRITTEN, Pool, check_block_bytes
 from kvtransfer.messages import CONTROL_VERSION, MAX_NOTE_BYTES, Opened, PlaneAddress, StreamWelcome
 from kvtransfer.plan import NO_BLOCK
+from kvtransfer.source.borrowing import AskedLoan, BorrowId
 from kvtransfer.source.lease import Lease
 from kvtransfer.source.leases import LeaseTable
 from kvtransfer.source.means import SourceMeans
@@ -34,7 +35,7 @@ from kvtransfer.transports.control import ControlServer, Poller, in_address
 from kvtransfer.transports.polling import Ticker
 from kvtransfer.transports.tcp_socket import resolved
 from protocol.errors import TransferError
-from protocol.ids import Epoch, LeaseId, WorkerId
+from protocol.ids import BlockHash, Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
 from protocol.messages import Ticket
 
@@ -49,8 +50,10 @@ class Source:
 
     `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
     process copies along when a sink on the same host fetches. `on_lease_end` is called on the
-    source's thread and must not block, and so is `on_broken` when that thread ends by a fault of
-    ours: this source serves nobody then.
+    source's thread and must not block, nor must `on_borrow`, which is told there of prefixes that
+    sinks ask this source for, each to be answered by `lend` or `refuse_loan`; without it none is
+    lent. So is `on_broken` when that thread ends by a fault of ours: this source serves nobody
+    then.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Source:
         on_lease_end: Callable[[LeaseEnd], None], host: str = "127.0.0.1",
         advertised_host: str = "", lease_ttl_s: float = 6.0,
         transports: Sequence[str] | None = None, help_copy: HelpCopy = "auto",
+        on_borrow: Callable[["Source", AskedLoan], None] | None = None,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
@@ -69,6 +73,7 @@ class Source:
         self._means = SourceMeans(
             memory=memory, layout=layout, worker=worker, epoch=epoch, compat=compat,
             lease_ttl_s=lease_ttl_s, on_lease_end=on_lease_end, clock=clock,
+            on_borrow=None if on_borrow is None else partial(on_borrow, self),
         )  # fmt: skip
         self._advertised_host = resolved(advertised_host or host)
         self._on_broken = on_broken
@@ -88,6 +93,16 @@ class Source:
         """Leases that have not ended."""
         return len(self._leases)
 
+    @property
+    def epoch(self) -> Epoch:
+        """Of the worker's incarnation whose blocks these are."""
+        return self._means.epoch
+
+    @property
+    def lends_prefixes(self) -> bool:
+        """Sinks may ask for what a prefix cache has."""
+        return self._means.on_borrow is not None
+
     def num_sent(self, lease: LeaseId) -> int:
         """Blocks sent so far under a lease; 0 once it has ended."""
         return self._leases.num_sent(lease)
@@ -99,27 +114,27 @@ class Source:
 
         Raises ValueError for blocks that do not fit, CapacityError when closed or too many.
         """
-        memory, layout = self._means.memory, self._means.layout
-        if len(block_ids) != layout.num_blocks(num_tokens):
-            raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
-        blocks_B = np.asarray(block_ids, np.int64)
-        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < memory.num_blocks:
-            raise ValueError(f"block_ids: not all below {memory.num_blocks}")
-        lent_B = blocks_B >= 0
-        generations_B = np.zeros(len(blocks_B), np.uint64)
-        generations_B[lent_B] = memory.generations_N[blocks_B[lent_B]]
-        lease = LeaseId(secrets.randbits(63))
-        lent = Lease(
-            lease_id=lease, block_ids=np.where(lent_B, blocks_B, NO_BLOCK), num_tokens=num_tokens,
-            generations=generations_B, block_tokens=layout.block_tokens,
-            num_groups=layout.num_groups,
-        )  # fmt: skip
-        self._leases.add_lease(lent)
-        self._calls.add(partial(self._leases.start_term, lease, self._means.clock()))
+        lent = self._add_lease(block_ids, num_tokens)
+        self._calls.add(partial(self._leases.start_term, lent.id, self._means.clock()))
         return Ticket(
-            worker=self._means.worker, epoch=self._means.epoch, lease=lease, address=self.address,
-            layout=layout, compat=self._means.compat, num_tokens=num_tokens,
+            worker=self._means.worker, epoch=self._means.epoch, lease=lent.id, address=self.address,
+            layout=self._means.layout, compat=self._means.compat, num_tokens=num_tokens,
         )  # fmt: skip
+
+    def lend(
+        self, borrow: BorrowId, *, block_ids: Sequence[int], num_tokens: int, last: BlockHash
+    ) -> LeaseId:
+        """Lend these to whoever asked, from the first token of what it asked for on, written as of
+        `publish`; `last` is the hash of the last. The lease ends as any other, at the latest after
+        LOAN_S; at once where nobody waits for it any more. Raises as `open_lease`."""
+        lease = self._add_lease(block_ids, num_tokens).id
+        self._calls.add(partial(self._leases.give_loan, borrow, lease, last))
+        self.finish(lease, b"")
+        return lease
+
+    def refuse_loan(self, borrow: BorrowId, reason: str) -> None:
+        """Nothing of what was asked for is lent."""
+        self._calls.add(partial(self._leases.refuse_loan, borrow, reason))
 
     def publish(self, lease: LeaseId, num_tokens: int, *, awaited: bool = False) -> None:
         """KV of the first `num_tokens` tokens is written, once the device has done what the
@@ -146,6 +161,24 @@ class Source:
         self._calls.refuse_more()
         self._thread.join()
         self._calls.close()
+
+    def _add_lease(self, block_ids: Sequence[int], num_tokens: int) -> Lease:
+        memory, layout = self._means.memory, self._means.layout
+        if len(block_ids) != layout.num_blocks(num_tokens):
+            raise ValueError(f"block_ids: {len(block_ids)} blocks for {num_tokens} tokens")
+        blocks_B = np.asarray(block_ids, np.int64)
+        if len(blocks_B) and not -1 <= blocks_B.min() <= blocks_B.max() < memory.num_blocks:
+            raise ValueError(f"block_ids: not all below {memory.num_blocks}")
+        lent_B = blocks_B >= 0
+        generations_B = np.zeros(len(blocks_B), np.uint64)
+        generations_B[lent_B] = memory.generations_N[blocks_B[lent_B]]
+        lent = Lease(
+            lease_id=LeaseId(1 + secrets.randbits(62)), num_tokens=num_tokens,
+            block_ids=np.where(lent_B, blocks_B, NO_BLOCK), generations=generations_B,
+            block_tokens=layout.block_tokens, num_groups=layout.num_groups,
+        )  # fmt: skip
+        self._leases.add_lease(lent)
+        return lent
 
     def _ask_once_written(self, awaited: bool, call: Callable[[], None]) -> None:
         mark = WRITTEN if awaited else self._means.memory.mark()

@@ -34,8 +34,11 @@ class WorkerLink:
         router: RouterId,
         silent_after_s: float = SILENT_AFTER_S,
         resolver: Resolver | None = None,
+        num_links: Callable[[], int] = lambda: 1,
     ) -> None:
+        """`num_links`: workers that this router hears, for them to know."""
         self._resolver = resolver or Resolver()
+        self._num_links = num_links
         self._address = address
         self._router = router
         self._silent_after_s = silent_after_s
@@ -172,7 +175,7 @@ class WorkerLink:
             if now >= next_ping:
                 next_ping = now + min(PING_S, self._silent_after_s / 3)
                 try:
-                    self.send_now(Ping())
+                    self.send_now(Ping(num_workers=self._num_links()))
                 except PeerLost:
                     return None
             await asyncio.sleep(silence.tick_s)

@@ -5,9 +5,9 @@ import errno
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import zmq
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class RouterJoined:
     router: RouterId
+    is_new_link: bool = field(default=True, compare=False)
+    """Or it was silent, and is heard again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class RouterPort:
         self._silent_after_s = silent_after_s
         self._heard: dict[RouterId, float] = {}
         self._absent: dict[RouterId, float] = {}
+        self._num_received: dict[RouterId, int] = {}
+        self._num_workers: dict[RouterId, int] = {}
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         self._room = asyncio.Semaphore(max_unheard)
         self._lock = threading.Lock()
@@ -127,7 +131,20 @@ class RouterPort:
         arrival = await self._arrivals.get()
         if not isinstance(arrival, RouterGone):  # of which there is at most one per joining
             self._room.release()
+        match arrival:
+            case RouterJoined(router, is_new_link=True):
+                self._num_received[router] = 0
+            case RouterMessage(router, message) if not isinstance(message, Abort):
+                self._num_received[router] = self.num_received(router) + 1
         return arrival
+
+    def num_received(self, router: RouterId) -> int:
+        """Computations that `receive` gave of this router since it opened its link."""
+        return self._num_received.get(router, 0)
+
+    def num_workers(self, router: RouterId) -> int:
+        """That this router says it hears, this one among them."""
+        return self._num_workers.get(router, 1)
 
     def send(self, router: RouterId, message: ToRouter) -> None:
         """Hands the message over and returns; from any thread, while `serve` runs. A router
@@ -143,11 +160,10 @@ class RouterPort:
         assert self._loop is not None, "send before serve"
         self._loop.call_soon_threadsafe(self._flush)
 
-    def broadcast(self, message: ToRouter) -> None:
-        """To every router present; from the event loop."""
-        frame = to_router.encode(message)
+    def broadcast(self, message_to: Callable[[RouterId], ToRouter]) -> None:
+        """To every router present what is meant for it; from the event loop."""
         for router in self.routers:
-            self._transmit(router, frame)
+            self._transmit(router, to_router.encode(message_to(router)))
 
     def _flush(self) -> None:
         with self._lock:
@@ -203,6 +219,9 @@ class RouterPort:
             for router, heard in list(self._absent.items()):
                 if now - heard > 20 * self._silent_after_s:
                     del self._absent[router]
+            for known in (self._num_received, self._num_workers):
+                for router in known.keys() - self._heard.keys() - self._absent.keys():
+                    del known[router]
 
     async def _receive(self, registration: Registration) -> None:
         welcome = to_router.encode(Welcome(registration=registration, version=WIRE_VERSION))
@@ -222,13 +241,15 @@ class RouterPort:
         if isinstance(message, Hello):
             return await self._greet(router, message, welcome)
         if router in self._absent:  # it was stopped, not dead: what it asked is void, it is not
-            await self._join(router)
+            await self._join(router, is_new_link=False)
         if router not in self._heard:
             raise WireError(f"{type(message).__name__} before Hello")
         self._heard[router] = asyncio.get_running_loop().time()
-        if not isinstance(message, Ping):
-            await self._room.acquire()
-            self._arrivals.put_nowait(RouterMessage(router, message))
+        if isinstance(message, Ping):
+            self._num_workers[router] = message.num_workers
+            return None
+        await self._room.acquire()
+        self._arrivals.put_nowait(RouterMessage(router, message))
         return None
 
     async def _greet(self, router: RouterId, hello: Hello, welcome: bytes) -> None:
@@ -236,11 +257,11 @@ class RouterPort:
         if hello.version != WIRE_VERSION:
             self._transmit(router, welcome)  # our version in it tells the router why
             raise WireError(f"router {router} speaks version {hello.version}, not {WIRE_VERSION}")
-        await self._join(router)
+        await self._join(router, is_new_link=True)
         self._transmit(router, welcome)
 
-    async def _join(self, router: RouterId) -> None:
+    async def _join(self, router: RouterId, *, is_new_link: bool) -> None:
         await self._room.acquire()
         self._absent.pop(router, None)
         self._heard[router] = asyncio.get_running_loop().time()
-        self._arrivals.put_nowait(RouterJoined(router))
+        self._arrivals.put_nowait(RouterJoined(router, is_new_link))

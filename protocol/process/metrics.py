@@ -59,14 +59,16 @@ class MetricRow(Generic[M]):
         text: str,
         *labels: str,
         buckets: Sequence[float] = (),
+        shared: bool = False,
     ) -> None:
-        self._name = name
+        """`shared`: every process of a router would say the same."""
+        self.name, self.shared = name, shared
         more = {"buckets": buckets} if buckets else {}
         self.made_in = partial(kind, name, text, labels, **more)
         """The metric in a registry."""
 
     def __get__(self, table: object, owner: type) -> M:
-        raise AttributeError(f"{self._name} is not made: {owner.__name__} is a table alone")
+        raise AttributeError(f"{self.name} is not made: {owner.__name__} is a table alone")
 
 
 class MetricTable:
@@ -77,6 +79,11 @@ class MetricTable:
         for name, row in vars(type(self)).items():
             if isinstance(row, MetricRow):
                 setattr(self, name, row.made_in(registry=self.registry))
+
+    @property
+    def shared_names(self) -> frozenset[str]:
+        rows = vars(type(self)).values()
+        return frozenset(row.name for row in rows if isinstance(row, MetricRow) and row.shared)
 
 
 class TransferMetrics(MetricTable):
@@ -116,7 +123,26 @@ class TransferMetrics(MetricTable):
     kept_blocks = MetricRow(
         Counter, "baton_worker_kv_kept_blocks",
         "KV blocks that had arrived when their fetch was lost, and need not be fetched again.")
-    leases = MetricRow(Gauge, "baton_worker_kv_leases", "Leases on this worker's blocks.")
+    pulls = MetricRow(
+        Counter, "baton_worker_prefix_pulls",
+        "Prefixes that a peer was believed to have cached, by what became of them: landed,"
+        " declined (the peer had or lent no more of it), lost, late, aborted, or refused (not"
+        " begun here).", "outcome")
+    pulled_tokens = MetricRow(
+        Counter, "baton_worker_pulled_tokens", "Prompt tokens whose KV came from a peer's cache.")
+    pulled_bytes = MetricRow(
+        Counter, "baton_worker_pulled_bytes", "Bytes of KV pulled from peers' caches.",
+        "transport")
+    pull_s = MetricRow(
+        Histogram, "baton_worker_pull_seconds", "Seconds of a pull that landed.",
+        "transport", buckets=_SHORT_SECONDS)
+    loans_asked = MetricRow(
+        Counter, "baton_worker_loans_asked",
+        "Prefixes that peers asked for, by answer: lent or nothing.", "answer")
+    loans = MetricRow(
+        Gauge, "baton_worker_loans", "Leases on blocks of this worker's prefix cache.")
+    leases = MetricRow(
+        Gauge, "baton_worker_kv_leases", "Leases on blocks of this worker's requests.")
     lease_ends = MetricRow(
         Counter, "baton_worker_kv_lease_ends",
         "Leases ended, by why: released, expired, failed or closed.", "reason")
@@ -213,20 +239,30 @@ class RouterMetrics(MetricTable):
         "Seconds from a request's arrival to its ending.", buckets=_SECONDS)
     active = MetricRow(Gauge, "baton_active_requests", "Generations in progress.")
     workers = MetricRow(
-        Gauge, "baton_workers", "Workers known, by role and state.", "role", "state")
+        Gauge, "baton_workers", "Workers known, by role and state.", "role", "state", shared=True)
     pool_blocks = MetricRow(
         Gauge, "baton_pool_kv_blocks",
         "KV blocks of the workers, by role and state: total, free, cached, leased.",
-        "role", "state")
+        "role", "state", shared=True)
     pool_requests = MetricRow(
         Gauge, "baton_pool_requests",
-        "Requests at the workers, by role and state: running, waiting.", "role", "state")
+        "Requests at the workers, by role and state: running, waiting.",
+        "role", "state", shared=True)
     index_state = MetricRow(
         Gauge, "baton_prefix_index_state",
         "1 for the state the prefix index is in: exact, degraded or off.", "state")
     index_blocks = MetricRow(Gauge, "baton_prefix_index_blocks", "Blocks indexed.")
     index_gaps = MetricRow(
         Counter, "baton_prefix_index_gaps", "Gaps in a worker's events; its set was read.")
+    index_refused = MetricRow(
+        Counter, "baton_prefix_index_refused_blocks",
+        "Blocks that the prefix index had no room for (`index_blocks`).")
+    prefix_tokens = MetricRow(
+        Counter, "baton_router_prefix_tokens",
+        "Of prompts whose worker told what it had cached, tokens by kind: prompt (all), hit"
+        " (cached there), predicted (by the index, when it was placed), held_anywhere (by the"
+        " worker that had most of it), seen (in any prompt before, or held anywhere).",
+        "kind")
     queue_requests = MetricRow(
         Gauge, "baton_router_queue_requests",
         "Requests that wait in the router, by band: urgent (priority below 0), normal, patient.",
@@ -250,15 +286,6 @@ class RouterMetrics(MetricTable):
     key_reloads = MetricRow(
         Counter, "baton_router_key_reloads",
         "Times that the keys file had changed, by outcome: loaded, or refused.", "outcome")
-    index_refused = MetricRow(
-        Counter, "baton_prefix_index_refused_blocks",
-        "Blocks that the prefix index had no room for (`index_blocks`).")
-    prefix_tokens = MetricRow(
-        Counter, "baton_router_prefix_tokens",
-        "Of prompts whose worker told what it had cached, tokens by kind: prompt (all), hit"
-        " (cached there), predicted (by the index, when it was placed), held_anywhere (by the"
-        " worker that had most of it), seen (in any prompt before, or held anywhere).",
-        "kind")
     # fmt: on
 
 

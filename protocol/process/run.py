@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import NoReturn, TypeVar
 
@@ -20,28 +20,35 @@ from protocol.process.settings import EXIT_BAD_CHECKPOINT, EXIT_BAD_SETTINGS
 
 EXIT_FAILED = 1
 PARENT_CHECK_S = 0.5
+ECHO_S = 0.1
+"""The kernel tells of a supervisor's death once for each of its threads: one wish to end."""
 _PR_SET_PDEATHSIG = 1
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class Shutdown:
-    """The wish to end. Made in the event loop; `ask` is for any thread."""
+    """The wish to end. Made in the event loop; `ask` is for any thread. What is asked within
+    `echo_s` of the first time is no second one."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, echo_s: float = 0.0) -> None:
         self._loop = asyncio.get_running_loop()
         self.asked = asyncio.Event()
         self.hurry = asyncio.Event()
         self.reason = ""
         self.exit_code = 0
+        self._echo_s, self._asked_at = echo_s, 0.0
 
     def ask(self, reason: str, *, exit_code: int = 0) -> None:
         self._loop.call_soon_threadsafe(self._ask, reason, exit_code)
 
     def _ask(self, reason: str, exit_code: int) -> None:
+        now = self._loop.time()
         if self.asked.is_set():
-            self.hurry.set()
+            if now - self._asked_at >= self._echo_s:
+                self.hurry.set()
             return
+        self._asked_at = now
         self.reason, self.exit_code = reason, exit_code
         log.info("stopping", extra={"reason": reason})
         self.asked.set()
@@ -54,12 +61,14 @@ def run(
     parent_pid: int = 0,
     prepare: Callable[[], None] = lambda: None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
 ) -> int:
-    """Prepares, then runs `main` to its exit code, which becomes the process's."""
+    """Prepares, then runs `main` to its exit code, which becomes the process's; `signals` ask it
+    to stop."""
     try:
         prepare()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            return runner.run(_run(main, parent_pid))
+            return runner.run(_run(main, parent_pid, signals))
     except SettingsError as error:
         return _one_line(process, error, EXIT_BAD_SETTINGS)
     except CheckpointError as error:
@@ -113,9 +122,11 @@ def ask_by_signals(shutdown: Shutdown, *numbers: signal.Signals) -> None:
         loop.add_signal_handler(number, shutdown.ask, number.name)
 
 
-async def _run(main: Callable[[Shutdown], Awaitable[int]], parent_pid: int) -> int:
-    shutdown = Shutdown()
-    ask_by_signals(shutdown, signal.SIGTERM, signal.SIGINT)
+async def _run(
+    main: Callable[[Shutdown], Awaitable[int]], parent_pid: int, signals: Sequence[signal.Signals]
+) -> int:
+    shutdown = Shutdown(echo_s=ECHO_S if parent_pid else 0.0)
+    ask_by_signals(shutdown, *signals)
     if not parent_pid:
         return await main(shutdown)
     _signal_at_death_of_parent()

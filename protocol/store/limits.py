@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import msgspec
 
 from protocol.store.connection import RedisConnection
-from protocol.store.shares import WINDOW_S, LeasedShare, Renewal, ShareRequest
+from protocol.store.shares import NUM_SECONDS, WINDOW_S, LeasedShare, Renewal, ShareRequest
 
 _RENEW = f"""
 local now = tonumber(ARGV[1])
@@ -36,13 +36,18 @@ for i = 2, #KEYS do
   local mine = cmsgpack.unpack(ARGV[at + 2])
   local used, held, unmet, ages = 0, 0, 0, {{}}
   for age = 1, {WINDOW_S} do ages[age] = 0 end
-  local function count(number, age)
-    if number ~= 0 and age < {WINDOW_S} then
-      local slot = math.max(1, math.floor(age) + 1)
-      used, ages[slot] = used + number, ages[slot] + number
+  local function count(uses, age)
+    local first, last = math.floor(age), math.min(#uses, math.ceil({NUM_SECONDS} - age) - 1)
+    for second = 1, last do
+      local number = uses[second]
+      if number ~= 0 then
+        local slot = second - 1 + first
+        if slot < 1 then slot = 1 end
+        used, ages[slot] = used + number, ages[slot] + number
+      end
     end
   end
-  for second, number in ipairs(mine) do count(number, second - 2 + begun) end
+  count(mine, begun)
   local records = redis.call('HGETALL', KEYS[i])
   for r = 1, #records, 2 do
     if records[r] ~= me then
@@ -51,12 +56,12 @@ for i = 2, #KEYS do
       if age > ttl + {WINDOW_S} then
         redis.call('HDEL', KEYS[i], records[r])
       else
-        for second, number in ipairs(record[4]) do count(number, second - 2 + age) end
+        count(record[4], age)
         if age <= ttl then
           held = held + record[2]
           unmet = unmet + math.max(0, record[3] - record[2])
         else
-          count(record[2], age - ttl)
+          count({{record[2]}}, age - ttl + 1)
         end
       end
     end

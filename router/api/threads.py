@@ -29,13 +29,13 @@ class _Piece:
     result: Any = None
     error: Exception | None = None
 
-    def do(self) -> None:
+    def do_work(self) -> None:
         try:
             self.result = self.work()
         except Exception as error:  # not handled here: raised again where it is awaited
             self.error = error
 
-    def tell(self) -> None:
+    def tell_result(self) -> None:
         if self.done.done():
             return
         if self.error is None:
@@ -76,7 +76,7 @@ class Threads:
         """In a thread, until nothing waits."""
         while turn := self._take_turn():
             for piece in turn:
-                piece.do()
+                piece.do_work()
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 turn[-1].done.get_loop().call_soon_threadsafe(_tell_all, turn)
 
@@ -96,4 +96,4 @@ class Threads:
 
 def _tell_all(turn: list[_Piece]) -> None:
     for piece in turn:
-        piece.tell()
+        piece.tell_result()

@@ -8,7 +8,7 @@ layers, which would cost an arrival 0.1 ms.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict
 from functools import cache, partial
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi_swagger import patch_fastapi
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,7 +34,7 @@ from router.http.admission import Stock
 from router.http.anthropic.message_answer import StreamedMessage, WholeMessage
 from router.http.exchange import Exchange
 from router.http.generate import AppState, GenerateResponse, Surface
-from router.http.middleware import ApiMiddleware, client_of, show_error_of
+from router.http.middleware import INTERNAL_ERROR, ApiMiddleware, client_of, show_error_of
 from router.http.openai.embedding_answer import EmbeddingAnswer
 from router.http.openai.json_answer import JsonAnswer
 from router.http.openai.sse_answer import SseAnswer
@@ -55,6 +55,7 @@ from router.http.trimming import Trimming
 from router.openai.embeddings import prepare_embeddings
 from router.openai.prepare import prepare_chat, prepare_completion
 from router.runtime import Runtime
+from router.whole_router import WholeRouter
 
 NOT_READY_RETRY_AFTER_S = 1.0
 CHAT = Surface(prepare=prepare_chat, whole=JsonAnswer, stream=SseAnswer)
@@ -88,14 +89,18 @@ class _App(FastAPI):
 
 
 def create_app(runtime: Runtime) -> FastAPI:
-    """The app. Its lifespan owns the tokenising threads and nothing of `runtime`."""
+    """The app. Its lifespan owns the tokenising threads and the socket for siblings, and nothing of
+    `runtime`."""
     state = _app_state(runtime)
+    whole = WholeRouter(runtime, num_held=lambda: state.seats.num_held)
     answers = {path: GenerateResponse(state, surface) for path, surface in GENERATING.items()}
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        siblings = runtime.siblings
         try:
-            yield
+            async with nullcontext() if siblings is None else siblings.answering(whole.answer):
+                yield
         finally:
             state.threads.shutdown()
 
@@ -117,11 +122,12 @@ def create_app(runtime: Runtime) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, _refusal)
     app.add_exception_handler(ApiError, _refusal)
+    app.add_exception_handler(Exception, _mistake)
     _add_generation(app, answers)
     _add_responses(app, state)
     _add_models(app, runtime)
     _add_tokens(app, state)
-    _add_operations(app, state)
+    _add_operations(app, runtime, whole)
     _add_document(app, runtime)
     return app
 
@@ -261,8 +267,8 @@ def _add_tokens(app: FastAPI, state: AppState) -> None:
         return _json(runtime.tokenizer_description)
 
 
-def _add_operations(app: FastAPI, state: AppState) -> None:
-    runtime, cluster = state.runtime, state.runtime.cluster
+def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
+    cluster = runtime.cluster
     one_at_a_time = asyncio.Lock()
     open_to_all = {"warning": OPEN_TO_ALL} if runtime.is_open_to_network else {}
 
@@ -289,24 +295,24 @@ def _add_operations(app: FastAPI, state: AppState) -> None:
     @app.get("/load")
     async def load() -> Response:
         """Choices in flight at this router, in vLLM's shape."""
-        return _json({"server_load": state.seats.num_held})
+        return _json({"server_load": await whole.num_in_flight()})
 
     @app.get("/metrics")
     async def metrics() -> Response:
         async with one_at_a_time:  # milliseconds each, and no key is needed to ask
-            exposition = generate_latest(runtime.metrics.registry)
+            exposition = await whole.metrics()
             await asyncio.sleep(0)
         return Response(exposition, headers={"content-type": CONTENT_TYPE_LATEST})
 
     @app.get("/cluster")
     async def view() -> Response:
-        return _json(cluster.view())
+        return _json(await whole.view())
 
     @app.get("/requests/{request:path}")
     @app.get("/trace/{request:path}")
     async def trace(request: str) -> Response:
         """What became of a recent request; of each choice, when it had several."""
-        traces = cluster.traces(RequestId(request))
+        traces = await whole.traces(RequestId(request))
         if not traces:
             raise ApiError(404, f"requests: none of the last minutes here was {request[:128]!r}")
         return _json({"request": request, "traces": traces})
@@ -336,6 +342,11 @@ async def _refusal(request: Request, error: Exception) -> Response:
     response = error.response(show_error_of(request.scope))
     response.headers.update(headers)
     return response
+
+
+async def _mistake(request: Request, _: Exception) -> Response:
+    """Of ours: Starlette raises it again, and the middleware writes it down."""
+    return INTERNAL_ERROR.response(show_error_of(request.scope))
 
 
 async def _never(_: object) -> None:

@@ -19,6 +19,7 @@ from protocol.ids import RequestId
 from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
+from router.api.session import in_session, session_of
 from router.api.threads import Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
@@ -113,10 +114,10 @@ class GenerateResponse(Response):
         try:
             with self._state.seats.share(client.name, most=most) as seats:
                 await self._charge(exchange, bill.charge_request())
-                deadline_s = deadline_of(
-                    dict(exchange.scope["headers"]), most_s=runtime.limits.request_timeout_s
-                )
-                generation = await self._prepared(exchange, seats)
+                headers = dict(exchange.scope["headers"])
+                deadline_s = deadline_of(headers, most_s=runtime.limits.request_timeout_s)
+                session = session_of(headers, client=client.name)
+                generation = in_session(await self._prepared(exchange, seats), session)
                 generation = under_terms(generation, client, deadline_s=deadline_s)
                 seats.widen(generation.num_at_once)
                 await self._charge(exchange, bill.charge_tokens(generation))

@@ -118,7 +118,7 @@ class ApiMiddleware:
             except Exception:  # the edge of the process: a mistake of ours must not be silent
                 log.exception("request failed", extra={"remedy": "report it with this traceback"})
                 if not started:
-                    answer = self._with_cors(_INTERNAL.response(show_error))
+                    answer = self._with_cors(INTERNAL_ERROR.response(show_error))
                     await answer(scope, receive, named_send)
 
     def _with_cors(self, app: ASGIApp) -> ASGIApp:
@@ -206,4 +206,4 @@ _UNKNOWN_KEY = ApiError(
     code="invalid_api_key",
 )
 _SERVED = Response(status_code=204, headers={"allow": "GET, HEAD, POST, OPTIONS"})
-_INTERNAL = ApiError(500, "internal error", code="internal_error")
+INTERNAL_ERROR = ApiError(500, "internal error", code="internal_error")

@@ -1,1 +1,1 @@
-"""Where a request goes: pure functions of the candidates and of the prefix index."""
+"""Where a request goes: pure functions of the fleet's numbers and of what is cached where."""

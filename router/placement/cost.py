@@ -18,6 +18,11 @@ EXPECTED_OUTPUT_TOKENS = 128
 """Most answers end long before `max_tokens`."""
 COMING_STREAMS = 0.5
 """Streams that will come to a decode worker while it computes a prompt, beside those it has."""
+STREAM_PART = 0.05
+"""What a second is worth that comes bit by bit between the tokens of streams, all of them within
+their target (`PlacementRules.inter_token_target_s` sees to that), beside one before a first token.
+At 1 a prompt waits for a prefill worker so that streams nobody reads so fast stay a bit faster, and
+beyond saturation everybody waits; docs/lab.md has the figures."""
 
 Seconds = Any
 """A float, or an array of them: of the shape that the rows broadcast to."""
@@ -67,7 +72,7 @@ class Breakdown:
 
     @property
     def cost_s(self) -> Seconds:
-        return self.first_token_s + self.stream_s + self.others_s
+        return self.first_token_s + STREAM_PART * (self.stream_s + self.others_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ what is true now. Slots are dense, and used again once their worker is gone.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,7 +67,10 @@ class Chain:
 class Fleet:
     """`ready[slot]` is 1 for a worker that may get requests, `rows[slot]` its numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, order: Callable[[WorkerId], int | str] = str) -> None:
+        """Of workers that are equally good the first by `order` is chosen, by its name or another:
+        routers that share workers should not all begin with the same one."""
+        self._order = order
         self.rows: Rows = np.zeros(16, ROW)
         self.ready: NDArray[np.uint8] = np.zeros(16, np.uint8)
         self.names: list[WorkerId | None] = []
@@ -267,7 +270,7 @@ class Fleet:
     def _membership_changed(self) -> None:
         self._guessed_at_s = None
         self._guess_all()
-        for rank, name in enumerate(sorted(self._slots)):
+        for rank, name in enumerate(sorted(self._slots, key=self._order)):
             self.rows["rank"][self._slots[name]] = rank
 
 

@@ -21,15 +21,16 @@ KERNELS: Final = Kernels(
 bit."""
 _NUMBERS: Final = (
     *("num_tokens", "total_tokens", "first_tokens", "expected_output", "num_reusable"),
-    *("now", "max_age_s", "coming_streams", "inter_token_target_s", "max_queue_s"),
+    *("now", "max_age_s", "coming_streams", "stream_part", "inter_token_target_s"),
+    "worker_queue_s",
 )
 
 
-class QuestionFields(ctypes.Structure):
-    """`Question` in options.c."""
+class QueryFields(ctypes.Structure):
+    """`Query` in options.c."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("rows", "open", "depths")),
+        *((name, ctypes.c_void_p) for name in ("rows", "open", "depths", "held")),
         *((name, ctypes.c_int64) for name in ("num_slots", "num_depths", "num_compats")),
         *((name, ctypes.c_double) for name in _NUMBERS),
         *((name, ctypes.c_int64) for name in ("kept_prefill", "kept_decode")),
@@ -47,7 +48,7 @@ class OptionFields(ctypes.Structure):
 
 
 @cache
-def kernel() -> Callable[[QuestionFields, Any], int] | None:
+def kernel() -> Callable[[QueryFields, Any], int] | None:
     """`baton_find_options`, or None where it cannot be built: said once."""
     try:
         library = KERNELS.load()
@@ -58,6 +59,6 @@ def kernel() -> Callable[[QuestionFields, Any], int] | None:
     library.baton_row_bytes.restype = ctypes.c_int64
     assert library.baton_row_bytes() == ROW.itemsize
     find = library.baton_find_options
-    find.argtypes = [ctypes.POINTER(QuestionFields), ctypes.POINTER(OptionFields)]
+    find.argtypes = [ctypes.POINTER(QueryFields), ctypes.POINTER(OptionFields)]
     find.restype = ctypes.c_int32
     return find

@@ -13,7 +13,7 @@ its limit an engine ends a text, and a prefill worker would finish what it is to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class OptionQuery:
     """A request, and what is to be known of the fleet besides its rows."""
 
     demand: Demand
@@ -21,9 +21,11 @@ class Question:
     """By slot: 1 for workers that may get it, or lend to it."""
     depths: NDArray[np.uint32]
     """Leading blocks of the prompt that are cached, by slot of the prefix index."""
+    held: NDArray[np.uint32]
+    """The same without what is only hoped for: nobody lends what is still being computed."""
     now: float
     inter_token_target_s: float
-    max_queue_s: float
+    worker_queue_s: float
     kept: tuple[int, int] = (-1, -1)
     """Slots of a prefill and a decode worker of which the best way is told besides; -1 for the
     first: any."""
@@ -45,7 +47,7 @@ class Option:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """`calm`: alone where no running stream waits longer than its target for a token. Ties go by
-    name, of decode before prefill. Free ones have a queue shorter than `max_queue_s` and KV room
+    name, of decode before prefill. Free ones have a queue shorter than `worker_queue_s` and KV room
     now."""
 
     has_decode: bool

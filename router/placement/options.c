@@ -19,18 +19,18 @@ typedef struct {
     int32_t peers[NUM_PEERS];
 } Row;
 
-/* As `_Question` in kernel.py. */
+/* As `QueryFields` in kernel.py. */
 typedef struct {
     const Row *rows;
     const uint8_t *open;
-    const uint32_t *depths;
+    const uint32_t *depths, *held;
     int64_t num_slots, num_depths, num_compats;
     double num_tokens, total_tokens, first_tokens, expected_output, num_reusable;
-    double now, max_age_s, coming_streams, inter_token_target_s, max_queue_s;
+    double now, max_age_s, coming_streams, stream_part, inter_token_target_s, worker_queue_s;
     int64_t kept_prefill, kept_decode;
-} Question;
+} Query;
 
-/* As `_Option` in kernel.py; `terms` as the fields of `Breakdown`. */
+/* As `OptionFields` in kernel.py; `terms` as the fields of `Breakdown`. */
 typedef struct {
     int64_t decode, prefill, source;
     double cost_s, num_uncached, num_pulled, terms[NUM_TERMS];
@@ -39,6 +39,8 @@ typedef struct {
 /* How a worker comes by the prompt's KV: `Start` in cost.py, and what of it all pairs need. */
 typedef struct {
     int64_t slot, source;
+    uint64_t transports;
+    int32_t compat;
     double queue_s, pull_s, compute_s, num_uncached, num_pulled, hidden_s, chunk_tokens;
     int is_free;
 } Start;
@@ -55,12 +57,18 @@ enum { HAS_DECODE = 1, HAS_ABLE = 2, HAS_FREE_PAIR = 4, HAS_FREE_ALONE = 8, HAS_
 static double least(double a, double b) { return a < b ? a : b; }
 static double most(double a, double b) { return a > b ? a : b; }
 
-static double cached_tokens(const Question *q, const Row *w) {
+static double cached_tokens(const Query *q, const Row *w) {
     if (w->index_slot < 0 || w->index_slot >= q->num_depths) return 0.0;
     return least(q->depths[w->index_slot] * w->block_tokens, q->num_reusable);
 }
 
-static double compute_s(const Question *q, const Row *w, double uncached) {
+/* What its events say it has, and nothing hoped for. */
+static double held_tokens(const Query *q, const Row *w) {
+    if (w->index_slot < 0 || w->index_slot >= q->num_depths) return 0.0;
+    return least(q->held[w->index_slot] * w->block_tokens, q->num_reusable);
+}
+
+static double compute_s(const Query *q, const Row *w, double uncached) {
     double n = q->num_tokens, first = n - uncached;
     double attended = (n * n - first * first) * 0.5;
     return ceil(uncached / w->max_step_tokens) * w->fixed_s + uncached * w->token_s +
@@ -80,7 +88,7 @@ static double room_wait_s(const Row *w, double missing) {
     return missing * step_s(w) / most(1.0, w->running);
 }
 
-static double queue_s(const Question *q, const Row *w) {
+static double queue_s(const Query *q, const Row *w) {
     double aged = least(q->now, w->reported_at_s + q->max_age_s);
     return most(0.0, w->busy_until_s - aged);
 }
@@ -95,20 +103,22 @@ static void link_speed(const Row *w, int64_t peer, double *latency_s, double *ra
         }
 }
 
-static Start start(const Question *q, int64_t slot, const int64_t *sources) {
+static Start start(const Query *q, int64_t slot, const int64_t *sources) {
     const Row *w = &q->rows[slot];
     double cached = cached_tokens(q, w);
     double missing = missing_tokens(w, q->num_tokens, cached);
     double own = most(1.0, q->num_tokens - cached);
     Start s = {.slot = slot, .source = -1, .num_uncached = own};
+    s.compat = w->compat;
+    s.transports = w->transports;
     double waited_s = queue_s(q, w);
-    s.is_free = waited_s <= q->max_queue_s && missing <= 0.0;
+    s.is_free = waited_s <= q->worker_queue_s && missing <= 0.0;
     s.queue_s = most(waited_s, room_wait_s(w, missing));
     s.compute_s = compute_s(q, w, own);
     int64_t source = sources[w->compat];
     if (source >= 0 && source != slot && (q->rows[source].transports & w->transports)) {
         const Row *l = &q->rows[source];
-        double lent = floor(cached_tokens(q, l) / l->block_tokens) * l->block_tokens;
+        double lent = floor(held_tokens(q, l) / l->block_tokens) * l->block_tokens;
         if (lent > cached) {
             double latency_s, rate, rest = most(1.0, q->num_tokens - lent);
             link_speed(w, source, &latency_s, &rate);
@@ -128,7 +138,7 @@ static Start start(const Question *q, int64_t slot, const int64_t *sources) {
     return s;
 }
 
-static Stream stream(const Question *q, const Row *w, double cached) {
+static Stream stream(const Query *q, const Row *w, double cached) {
     double context = q->num_tokens + 0.5 * q->expected_output;
     double longer_s = context * w->attended_s + w->sequence_s;
     double missing = missing_tokens(w, q->num_tokens + q->expected_output, cached);
@@ -142,18 +152,18 @@ static Stream stream(const Question *q, const Row *w, double cached) {
     return s;
 }
 
-static double cost_s(const double *t) {
-    return t[0] + t[1] + t[2] + t[3] + t[4] + t[5] + t[6];
+static double cost_s(const Query *q, const double *t) {
+    return t[0] + t[1] + t[2] + t[3] + t[4] + q->stream_part * (t[5] + t[6]);
 }
 
-static int is_before(const Question *q, const Option *a, const Option *b) {
+static int is_before(const Query *q, const Option *a, const Option *b) {
     if (b->decode < 0) return 1;
     if (a->cost_s != b->cost_s) return a->cost_s < b->cost_s;
     if (a->decode != b->decode) return q->rows[a->decode].rank < q->rows[b->decode].rank;
     return a->prefill >= 0 && q->rows[a->prefill].rank < q->rows[b->prefill].rank;
 }
 
-static void keep_least(const Question *q, const Option *option, Option *best) {
+static void keep_least(const Query *q, const Option *option, Option *best) {
     if (is_before(q, option, best)) *best = *option;
 }
 
@@ -166,7 +176,7 @@ static Option option_of(const Start *s, int64_t prefill, int64_t decode) {
     return o;
 }
 
-static Option alone(const Question *q, const Start *s, const Stream *b) {
+static Option alone(const Query *q, const Start *s, const Stream *b) {
     const Row *w = &q->rows[s->slot];
     Option o = option_of(s, -1, s->slot);
     double chunks = ceil(s->num_uncached / w->max_step_tokens);
@@ -178,11 +188,12 @@ static Option alone(const Question *q, const Start *s, const Stream *b) {
     o.terms[7] = b->inter_token_s;
     double chunk = s->chunk_tokens;
     o.terms[8] = step_s(w) + (chunk * w->token_s + chunk * q->num_tokens * w->attended_s);
-    o.cost_s = cost_s(o.terms);
+    o.cost_s = cost_s(q, o.terms);
     return o;
 }
 
-static Option pair(const Start *s, int64_t decode, const Stream *b, double transfer_s) {
+static Option pair(
+    const Query *q, const Start *s, int64_t decode, const Stream *b, double transfer_s) {
     Option o = option_of(s, s->slot, decode);
     o.terms[2] = s->compute_s;
     o.terms[3] = transfer_s;
@@ -190,19 +201,19 @@ static Option pair(const Start *s, int64_t decode, const Stream *b, double trans
     o.terms[5] = b->own_s;
     o.terms[6] = b->others_s;
     o.terms[7] = b->inter_token_s;
-    o.cost_s = cost_s(o.terms);
+    o.cost_s = cost_s(q, o.terms);
     return o;
 }
 
 /* By compat hash, the ready worker that has most of the prompt and lends it; -1: none. */
-static void find_sources(const Question *q, int64_t *sources) {
+static void find_sources(const Query *q, int64_t *sources) {
     for (int64_t i = 0; i < q->num_compats; i++) sources[i] = -1;
     for (int64_t slot = 0; slot < q->num_slots; slot++) {
         const Row *w = &q->rows[slot];
         if (!q->open[slot] || !w->lends) continue;
         int64_t best = sources[w->compat];
         const Row *b = best < 0 ? NULL : &q->rows[best];
-        double mine = cached_tokens(q, w), its = b ? cached_tokens(q, b) : 0.0;
+        double mine = held_tokens(q, w), its = b ? held_tokens(q, b) : 0.0;
         int wins = mine > its;
         if (b && mine == its)
             wins = w->waiting_tokens != b->waiting_tokens ? w->waiting_tokens < b->waiting_tokens
@@ -213,19 +224,19 @@ static void find_sources(const Question *q, int64_t *sources) {
 
 /* All pairs with this decode worker. */
 static int32_t find_pairs(
-    const Question *q, int64_t decode, const Start *starts, int64_t num_starts,
+    const Query *q, int64_t decode, const Start *starts, int64_t num_starts,
     int32_t *own_speed, Option *best) {
     const Row *w = &q->rows[decode];
     double cached = cached_tokens(q, w), moved = most(0.0, q->num_tokens - cached);
     Stream b = stream(q, w, cached);
-    double fixed_s = b.room_s + b.beside_s + b.inter_token_s + b.own_s + b.others_s;
+    double wait_s = b.room_s + b.beside_s + b.inter_token_s;
+    double fixed_s = wait_s + q->stream_part * (b.own_s + b.others_s);
     int32_t found = 0;
     for (int i = 0; i < w->num_peers; i++)
         if (w->peers[i] >= 0) own_speed[w->peers[i]] = i + 1;
     for (int64_t i = 0; i < num_starts; i++) {
         const Start *s = &starts[i];
-        const Row *p = &q->rows[s->slot];
-        if (p->compat != w->compat || !(p->transports & w->transports)) continue;
+        if (s->compat != w->compat || !(s->transports & w->transports)) continue;
         if (b.has_room && s->is_free) found |= HAS_FREE_PAIR;
         int kept = decode == q->kept_decode && (q->kept_prefill < 0 || s->slot == q->kept_prefill);
         /* Cannot win, however fast the transfer. */
@@ -236,7 +247,7 @@ static int32_t find_pairs(
         double rate = own ? w->peer_bytes_per_s[own - 1] : w->bytes_per_s;
         double last_s = least(moved, s->chunk_tokens) * w->token_bytes / rate;
         double rest_s = moved * w->token_bytes / rate - s->hidden_s;
-        Option o = pair(s, decode, &b, latency_s + most(last_s, rest_s));
+        Option o = pair(q, s, decode, &b, latency_s + most(last_s, rest_s));
         keep_least(q, &o, &best[PAIR]);
         if (kept) keep_least(q, &o, &best[KEPT_PAIR]);
     }
@@ -245,7 +256,7 @@ static int32_t find_pairs(
     return found;
 }
 
-static int32_t find_alone(const Question *q, int64_t slot, const int64_t *sources, Option *best) {
+static int32_t find_alone(const Query *q, int64_t slot, const int64_t *sources, Option *best) {
     const Row *w = &q->rows[slot];
     Start s = start(q, slot, sources);
     Stream b = stream(q, w, 0.0);
@@ -264,7 +275,7 @@ static int32_t find_alone(const Question *q, int64_t slot, const int64_t *source
 
 /* Fills `best`, one a kind, `decode` -1 where there is none; says what there is, or -1 without
  * memory. */
-int32_t baton_find_options(const Question *q, Option *best) {
+int32_t baton_find_options(const Query *q, Option *best) {
     int32_t found = 0;
     int64_t num_starts = 0;
     size_t slots = (size_t)q->num_slots;

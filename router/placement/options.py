@@ -6,20 +6,21 @@ The C kernel (options.c) answers where there is one, else its twin in numpy, the
 from router.placement import cost
 from router.placement.cost import Breakdown
 from router.placement.fleet import Fleet
-from router.placement.kernel import OptionFields, QuestionFields, kernel
-from router.placement.option import FIRST_TOKENS, Option, Options, Question
+from router.placement.kernel import OptionFields, QueryFields, kernel
+from router.placement.option import FIRST_TOKENS, Option, OptionQuery, Options
 from router.placement.twin import find_options_twin
 
 
-def find_options(fleet: Fleet, question: Question) -> Options:
+def find_options(fleet: Fleet, question: OptionQuery) -> Options:
     found = kernel()
     if found is None:
         return find_options_twin(fleet, question)
     demand = question.demand
-    asked = QuestionFields(
+    asked = QueryFields(
         fleet.rows.ctypes.data,
         question.open.ctypes.data,
         question.depths.ctypes.data,
+        question.held.ctypes.data,
         fleet.num_slots,
         len(question.depths),
         len(fleet.compats),
@@ -31,8 +32,9 @@ def find_options(fleet: Fleet, question: Question) -> Options:
         question.now,
         cost.MAX_AGE_S,
         cost.COMING_STREAMS,
+        cost.STREAM_PART,
         question.inter_token_target_s,
-        question.max_queue_s,
+        question.worker_queue_s,
         *question.kept,
     )
     best = (OptionFields * 6)()

@@ -17,13 +17,13 @@ from protocol.ids import WorkerId
 from protocol.messages import PrefixSource
 from router.placement.cost import Breakdown, Demand
 from router.placement.fleet import Fleet
-from router.placement.option import Option, Options, Question
+from router.placement.option import Option, OptionQuery, Options
 from router.placement.options import find_options
 from router.placement.policies import Policy, pick_workers
 from router.placement.reason import explain
 
 JOINED_FACTOR = 2.0
-"""Times `max_queue_s`, that the soonest worker may have before a request while dearer ones are
+"""Times `worker_queue_s`, that the soonest worker may have before a request while dearer ones are
 free. Beyond it the request waits in the router, where it can still go to another."""
 
 
@@ -34,7 +34,7 @@ class PlacementRules:
     policy: Policy = "cost"
     local_prefill: Literal["auto", "never"] = "auto"
     inter_token_target_s: float = 0.1
-    max_queue_s: float = 2.0
+    worker_queue_s: float = 2.0
     session_slack_s: float = 0.5
 
 
@@ -82,6 +82,7 @@ def place(
     demand: Demand,
     *,
     depths: NDArray[np.uint32],
+    held: NDArray[np.uint32] | None = None,
     rules: PlacementRules,
     now: float,
     shut: Iterable[int] = (),
@@ -91,17 +92,19 @@ def place(
 ) -> Placement | PlacementRefusal:
     """Where a request goes that generates, but to none of the slots `shut` to it.
 
-    `depths`: leading blocks of its prompt that each worker has, by slot of the prefix index. `turn`
-    counts placements and `key` names the request, for the policies that go by them.
+    `depths`: leading blocks of its prompt that each worker has, by slot of the prefix index;
+    `held`: those of them that it could lend now, None: all. `turn` counts placements and `key`
+    names the request, for the policies that go by them.
     """
     fleet.guess_speeds(now=now)
-    question = Question(
+    question = OptionQuery(
         demand=demand,
         open=open_workers(fleet, shut),
         depths=depths,
+        held=depths if held is None else held,
         now=now,
         inter_token_target_s=rules.inter_token_target_s,
-        max_queue_s=rules.max_queue_s,
+        worker_queue_s=rules.worker_queue_s,
         kept=_kept(fleet, preferred),
     )
     options = find_options(fleet, question)
@@ -112,7 +115,7 @@ def place(
     if rules.policy == "cost":
         placement = _cheapest(fleet, demand, options, rules)
         assert placement.terms is not None
-        is_late = placement.terms.queue_s > JOINED_FACTOR * rules.max_queue_s
+        is_late = placement.terms.queue_s > JOINED_FACTOR * rules.worker_queue_s
         return _saturated(rules) if is_late else placement
     pair = pick_workers(fleet, question, rules.policy, turn=turn, key=key)
     chosen = find_options(fleet, replace(question, open=_only(fleet, pair)))
@@ -160,7 +163,7 @@ def _only(fleet: Fleet, slots: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def _saturated(rules: PlacementRules) -> PlacementRefusal:
-    reason = f"every worker has {rules.max_queue_s:g} s of work before it, or no room"
+    reason = f"every worker has {rules.worker_queue_s:g} s of work before it, or no room"
     return PlacementRefusal(why="saturated", reason=reason)
 
 

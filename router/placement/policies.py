@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from router.placement import cost
 from router.placement.fleet import Fleet
-from router.placement.option import FIRST_TOKENS, Question
+from router.placement.option import FIRST_TOKENS, OptionQuery
 
 Policy = Literal["cost", "round_robin", "least_loaded", "random"]
 """`cost`: the least seconds. `round_robin`: each in its turn, by name. `least_loaded`: the prefill
@@ -19,7 +19,7 @@ _Slots = NDArray[np.int64]
 
 
 def pick_workers(
-    fleet: Fleet, question: Question, policy: Blind, *, turn: int, key: str
+    fleet: Fleet, question: OptionQuery, policy: Blind, *, turn: int, key: str
 ) -> tuple[int, ...]:
     """Slots of a decode worker and of a prefill worker that can hand over to it, if any can. Only
     for a question that some decode worker is able to answer."""
@@ -44,7 +44,7 @@ def _by_name(fleet: Fleet, chosen: NDArray[np.bool_]) -> _Slots:
 
 
 def _pick(
-    fleet: Fleet, question: Question, slots: _Slots, policy: Blind, *, turn: int, key: str
+    fleet: Fleet, question: OptionQuery, slots: _Slots, policy: Blind, *, turn: int, key: str
 ) -> int:
     match policy:
         case "round_robin":

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from router.placement import cost
 from router.placement.cost import Breakdown, Demand, Start
 from router.placement.fleet import Fleet
-from router.placement.option import FIRST_TOKENS, Option, Options, Question
+from router.placement.option import FIRST_TOKENS, Option, OptionQuery, Options
 from router.placement.row import Rows
 
 Mask = NDArray[np.bool_]
@@ -17,7 +17,7 @@ Slots = NDArray[np.int64]
 _TERMS = tuple(field.name for field in fields(Breakdown))
 
 
-def find_options_twin(fleet: Fleet, question: Question) -> Options:
+def find_options_twin(fleet: Fleet, question: OptionQuery) -> Options:
     search = _Search(fleet, question)
     pairs, alone = search.pairs(), search.alone()
     kept_prefill, kept_decode = question.kept
@@ -55,12 +55,13 @@ class _Ways:
 
 
 class _Search:
-    def __init__(self, fleet: Fleet, question: Question) -> None:
+    def __init__(self, fleet: Fleet, question: OptionQuery) -> None:
         self._question = question
         self._demand = demand = question.demand
         rows = self._rows = fleet.rows[: fleet.num_slots]
         self._open = question.open[: fleet.num_slots] != 0
         self._cached = cached_tokens(rows, question.depths, demand)
+        self._held = cached_tokens(rows, question.held, demand)
         is_decode, longest = rows["is_decode"] != 0, rows["longest_tokens"]
         total = demand.num_tokens + demand.max_output_tokens
         first = demand.num_tokens + FIRST_TOKENS
@@ -146,7 +147,7 @@ class _Search:
         lender = self._rows[np.where(can_pull, sources, slots)]
         can_pull &= (lender["transports"] & rows["transports"]) != 0
         block = lender["block_tokens"]
-        lent = np.floor(self._cached[np.where(can_pull, sources, slots)] / block) * block
+        lent = np.floor(self._held[np.where(can_pull, sources, slots)] / block) * block
         lent = np.where(can_pull, lent, 0.0)
         latency_s, rate = self._links(slots, sources)
         diagonal = np.arange(len(slots))
@@ -159,7 +160,7 @@ class _Search:
         start = cost.start(rows, demand, num_cached=cached, lent=lent, pull_s=pull_s, now=now)
         source = np.where(start.num_pulled > 0, sources, -1)
         missing = cost.missing_tokens(rows, demand.num_tokens, cached)
-        is_short = cost.queue_s(rows, now=now) <= self._question.max_queue_s
+        is_short = cost.queue_s(rows, now=now) <= self._question.worker_queue_s
         return start, source, is_short & (missing <= 0)
 
     def _find_sources(self) -> Slots:
@@ -170,7 +171,7 @@ class _Search:
             (
                 self._rows["rank"][lenders],
                 self._rows["waiting_tokens"][lenders],
-                -self._cached[lenders],
+                -self._held[lenders],
             )
         )
         for slot in reversed(lenders[order]):

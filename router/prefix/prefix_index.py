@@ -240,6 +240,15 @@ class PrefixIndex:
         hoped = self._hoped(packed) if len(self._expected) else None
         return self.table.walk_chain(packed, self._slots, hoped)
 
+    @property
+    def is_hopeful(self) -> bool:
+        """Some prompt is expected somewhere, so that `depths` may be more than `held_depths`."""
+        return len(self._expected) > 0
+
+    def held_depths(self, packed: bytes) -> Slots:
+        """The same as events tell it, without what `expect_blocks` hopes for."""
+        return self.table.walk_chain(packed, self._slots, None)
+
     def state_of(self, worker: WorkerId) -> IndexState | None:
         holding = self._holdings.get(worker)
         return None if holding is None else holding.state

@@ -193,6 +193,7 @@ class Candidates:
             fleet,
             demand,
             depths=depths,
+            held=self._held_depths(context, depths),
             rules=self._rules_for(context),
             now=now,
             shut=slots,
@@ -204,7 +205,9 @@ class Candidates:
     def _rules_for(self, context: RequestContext) -> PlacementRules:
         if context.queue_factor == 1.0:
             return self._rules
-        return replace(self._rules, max_queue_s=self._rules.max_queue_s * context.queue_factor)
+        return replace(
+            self._rules, worker_queue_s=self._rules.worker_queue_s * context.queue_factor
+        )
 
     def _depths(self, context: RequestContext, now: float) -> Slots:
         """Leading blocks of the prompt on each worker, by slot of the index. One walk for each
@@ -219,6 +222,14 @@ class Candidates:
         depths = found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
         self._looked_up = context, depths
         return depths
+
+    def _held_depths(self, context: RequestContext, depths: Slots) -> Slots:
+        """Of `depths`, what events tell of: only that can be lent."""
+        if not self._index.is_hopeful:
+            return depths
+        chains = self._fleet.chains.values()
+        found = [self._index.held_depths(_hashes(context, chain)) for chain in chains]
+        return found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
 
     def _found(
         self, context: RequestContext, placement: Placement, now: float

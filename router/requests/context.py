@@ -31,7 +31,7 @@ class RequestContext:
     num_found_before: int = 0
     """Times that the same had been found to be poison when this one came."""
     queue_factor: float = 1.0
-    """Times `PlacementRules.max_queue_s`: so much work may be before it on its worker."""
+    """Times `PlacementRules.worker_queue_s`: so much work may be before it on its worker."""
     expected_first_s: float = 0.0
     """Of the attempt under way: until its stream should run, and between two tokens of it."""
     expected_next_s: float = 0.0

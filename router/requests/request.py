@@ -18,6 +18,7 @@ from protocol.messages import (
     Finished,
     Landed,
     PrefillDone,
+    PrefixPull,
     PrefixSource,
     PromptScores,
     PromptVector,
@@ -129,7 +130,7 @@ class RoutedRequest:
             reason=reason,
             prefill=None if prefill is None else prefill.id,
             decode=decode.id,
-            prefix_source=None if prefix_source is None else prefix_source.worker,
+            pulled_from=None if prefix_source is None else prefix_source.worker,
             predicted=prediction,
             sent_s=sent_s,
         )
@@ -261,7 +262,7 @@ class RoutedRequest:
             why = f"{leg.worker} gave a ticket of another epoch"
             return self._lost(why, suspect=leg.worker)
         self._move(RequestEvent.STARTED)
-        self._count_cached(started.cached_tokens)
+        self._note_pull(started.cached_tokens, started.pull)
         self._note(
             prefill_cached_tokens=started.cached_tokens,
             prefill_blocks_reused=started.cached_tokens // self._attempt.block_tokens,
@@ -300,7 +301,7 @@ class RoutedRequest:
         leg.open = False
         if (fault := self._fault(leg, finished)) is not None:
             return self._lost(f"{leg.worker} {fault}", suspect=leg.worker)
-        self._count_cached(finished.cached_tokens)
+        self._note_pull(finished.cached_tokens, finished.pull)
         if leg is self._attempt.prefill:
             self._note(prefill_queued_s=finished.queued_s, prefill_s=finished.prefill_s)
         else:
@@ -426,6 +427,18 @@ class RoutedRequest:
     def _note(self, **facts: Any) -> None:
         if self.attempts:
             self.attempts[-1] = replace(self.attempts[-1], **facts)
+
+    def _note_pull(self, num_cached: int, pull: PrefixPull | None) -> None:
+        """What a peer's cache had counts as cached: it was not computed for this request."""
+        if pull is None:
+            return self._count_cached(num_cached)
+        self._note(
+            pulled_from=pull.source,
+            pulled_tokens=pull.num_tokens,
+            pull_outcome=pull.outcome,
+            pull_s=pull.seconds,
+        )
+        return self._count_cached(num_cached + pull.num_tokens)
 
     def _count_cached(self, num_tokens: int) -> None:
         """The first attempt that computed the prompt says what was saved on it."""

@@ -29,7 +29,7 @@ class Prediction:
     num_uncached_tokens: int
     """Of prompt and output so far, to be computed."""
     num_pulled_tokens: int
-    """The beginning that was to be fetched from `prefix_source`, counted from token 0."""
+    """The beginning that was to be pulled from another's cache, counted from token 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,6 @@ class AttemptTrace:
     outcome: str = ""
     """`stop`, `length`, `aborted: ...`, or why the attempt was given up."""
     predicted: Prediction | None = None
-    prefix_source: WorkerId | None = None
-    """From whose cache the beginning of the prompt was to be pulled."""
     sent_s: float = 0.0
     """Since the call of `generate`."""
     first_token_s: float = 0.0
@@ -63,6 +61,13 @@ class AttemptTrace:
     """Of the decode worker's own prefix cache."""
     blocks_moved: int = 0
     bytes_moved: int = 0
+    pulled_from: WorkerId | None = None
+    """Whose prefix cache the one that computed the prompt was told to fetch its beginning from."""
+    pulled_tokens: int = 0
+    """That came from there."""
+    pull_outcome: str = ""
+    """`landed`, or why not all of it came; what did not was computed."""
+    pull_s: float = 0.0
     prefill_cached_tokens: int = 0
     decode_cached_tokens: int = 0
     prefill_queued_s: float = 0.0

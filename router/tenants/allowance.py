@@ -15,6 +15,8 @@ LEASE_S = 0.5
 """Between two renewals: what one of them said of free room holds so long."""
 TTL_S = 3.0
 """What is held is held so long, if it is not renewed."""
+RETELL_S = 5.0
+"""A Redis that came back empty learns so late of keys that are not used any more."""
 AHEAD = 1.5
 """Of what is used between two renewals, held for the next ones."""
 MOST_AHEAD = 0.05
@@ -56,6 +58,12 @@ class Allowance:
     def is_idle(self, *, now: float) -> bool:
         """Nothing of it is worth telling anybody."""
         return not (self._recent(now) or self._held or self._pending or self._asked)
+
+    def is_due(self, *, now: float) -> bool:
+        """It is worth a renewal: something was asked for or is held, or Redis may have forgotten
+        what was used."""
+        is_busy = self._held or self._pending or self._asked
+        return bool(is_busy) or now - self._renewed_at >= RETELL_S
 
     def spend(self, num: int, *, now: float) -> bool:
         """Use `num` of what is held; False when there is less."""

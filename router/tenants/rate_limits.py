@@ -126,7 +126,7 @@ class RateLimits:
             return
         sent_at = self._clock()
         self._forget_idle(sent_at)
-        asking = list(self._allowances.values())
+        asking = [one for one in self._allowances.values() if one.is_due(now=sent_at)]
         requests = [one.request_share(num_routers=self._num_routers, now=sent_at) for one in asking]
         try:
             renewal = await self._store.renew(

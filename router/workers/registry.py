@@ -13,8 +13,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
+import xxhash
+
 from protocol.errors import BatonError, PeerLost, WireError
-from protocol.ids import Epoch, RequestId, WorkerId
+from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import (
     Beat,
     Failed,
@@ -41,20 +43,22 @@ Connect = Callable[[Registration], AbstractAsyncContextManager[WorkerConnection]
 
 
 class Registry:
-    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do."""
+    """Owned by one event loop. Workers of another `model` are kept unused; None: any will do. Of
+    equally good workers each `router` prefers others; None: the first by name."""
 
     def __init__(
         self,
         *,
         connect: Connect,
         model: str | None = None,
+        router: RouterId | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
         self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
-        self.fleet = Fleet()
+        self.fleet = Fleet(order=str if router is None else partial(_as_seen_by, router))
         """All workers, by the numbers that placement goes by."""
         self._serving: dict[WorkerId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -69,6 +73,10 @@ class Registry:
     def workers(self) -> list[KnownWorker]:
         """By name, in whatever state."""
         return [self._workers[worker] for worker in sorted(self._workers)]
+
+    @property
+    def num_workers(self) -> int:
+        return len(self._workers)
 
     @property
     def known_workers(self) -> Mapping[WorkerId, KnownWorker]:
@@ -295,3 +303,8 @@ class Registry:
             listener()
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _as_seen_by(router: RouterId, worker: WorkerId) -> int:
+    """An order of the workers that no other router has."""
+    return xxhash.xxh3_64_intdigest(f"{router} {worker}".encode())

@@ -95,13 +95,11 @@ def test_the_workers_move_kv_as_the_values_say() -> None:
     values = {"transports": "tcp", "allowFallback": False, "helpCopy": "never"}
     values |= {"tcpLanes": 4, "spinUs": 50}
     found = render(transfer=values)
-    _, *args = container(found["Deployment/demo-baton-prefill"])["args"]
-    prefill = load(PrefillSettings, [arg.replace("$(POD_NAME)", "pod-1") for arg in args])
-    assert (prefill.transports, prefill.kv_help_copy) == ("tcp", "never")
-    _, *args = container(found["Deployment/demo-baton-decode"])["args"]
-    decode = load(DecodeSettings, [arg.replace("$(POD_NAME)", "pod-2") for arg in args])
-    assert (decode.transports, decode.allow_fallback) == ("tcp", False)
-    assert (decode.tcp_lanes, decode.kv_spin_us) == (4, 50)
+    for role, known in (("prefill", PrefillSettings), ("decode", DecodeSettings)):
+        _, *args = container(found[f"Deployment/demo-baton-{role}"])["args"]
+        worker = load(known, [arg.replace("$(POD_NAME)", "pod-1") for arg in args])
+        assert (worker.transports, worker.allow_fallback) == ("tcp", False)
+        assert (worker.kv_help_copy, worker.tcp_lanes, worker.kv_spin_us) == ("never", 4, 50)
 
 
 def test_an_external_redis_replaces_ours() -> None:

@@ -18,12 +18,14 @@ from support.transfer import COMPAT, LAYOUT
 from kvtransfer.chunk import MAX_CHUNK_PIECES, PIECE, unpack_chunk
 from kvtransfer.messages import (
     CONTROL_VERSION,
+    Borrow,
     Cancel,
     Chunk,
     EndedLease,
     FetchBlocks,
     FetchFailed,
     Finish,
+    Lent,
     Open,
     Opened,
     PlaneAddress,
@@ -57,12 +59,14 @@ TO_SOURCE = (
     Renew(leases=(LEASE,), remaining_s=6.0),
     Release(lease=LEASE),
     Cancel(lease=LEASE, reason="client gone"),
+    Borrow(fetch=1, compat=COMPAT, seed=bytes(16), token_ids=bytes(64)),
 )  # fmt: skip
 TO_SINK = (
     Opened(epoch=EPOCH, planes=(PlaneAddress("shm", "name"), PlaneAddress("tcp", "127.0.0.1:1"))),
     Refused(code="epoch", reason="restarted"),
     FetchFailed(fetch=1, attempt=1, code="failed", reason="preempted"),
     Renewed(gone=(EndedLease(lease=LEASE, code="closed", reason="over"),)),
+    Lent(fetch=1, lease=LEASE, num_tokens=16, last=bytes(16)),
 )
 HELLO = StreamHello(version=CONTROL_VERSION, session=1, epoch=EPOCH)
 WELCOME = StreamWelcome(version=CONTROL_VERSION, epoch=EPOCH, num_blocks=4, block_bytes=64)

@@ -13,10 +13,10 @@ from controlplane.cli import main as cli
 from controlplane.cli.conversation import ChatSettings
 from controlplane.cli.status import StatusSettings
 from controlplane.doctor.doctor import DoctorSettings
-from controlplane.local.backoff import Backoff
 from controlplane.local.settings import UpSettings
 from decode_worker.settings import DecodeSettings
 from prefill_worker.settings import PrefillSettings
+from protocol.process.backoff import Backoff
 from protocol.process.health import ENGINE_STUCK_S, STUCK_S
 from protocol.process.metrics import MetricRow, RouterMetrics, TransferMetrics, WorkerMetrics
 from protocol.process.run import EXIT_FAILED

@@ -15,7 +15,7 @@ def test_what_is_listed_exists(pattern: str) -> None:
 
 
 def test_a_file_is_quick_by_its_folder_unless_it_is_listed() -> None:
-    assert is_quick_file(PurePath("unit/router/placement/test_place.py"))
+    assert is_quick_file(PurePath("unit/router/requests/test_states.py"))
     assert is_quick_file(PurePath("house/test_tiers.py"))
     assert not is_quick_file(PurePath("unit/protocol/store/test_workers.py"))
     assert not is_quick_file(PurePath("system/test_up.py"))

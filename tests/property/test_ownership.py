@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from support.stepper import BLOCK_TOKENS, Run, Stepper
 
+from engine.kvcache.loans import LOAN_SHARE
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.sequence import Complete, Fail, HandOver, Mode
 from protocol.blocks import block_hashes
@@ -59,6 +60,7 @@ class Ownership(RuleBasedStateMachine):
         penalty=st.sampled_from((0.0, 0.0, 0.5)),
         priority=st.sampled_from((0, 0, -1, 2)),
         reading=st.sampled_from(READINGS),
+        pull_tokens=st.sampled_from((0, 0, 4, 12, 30)),
     )
     def submit(
         self,
@@ -72,7 +74,9 @@ class Ownership(RuleBasedStateMachine):
         penalty: float,
         priority: int,
         reading: PromptReading | None,
+        pull_tokens: int,
     ) -> None:
+        may_pull = self.windows == (None,) and mode is not Mode.REMOTE
         if mode is not Mode.LOCAL:
             max_tokens = max(1, max_tokens)
         self.stepper.submit(
@@ -86,6 +90,7 @@ class Ownership(RuleBasedStateMachine):
             penalty=penalty,
             priority=priority,
             reading=None if mode is Mode.REMOTE else reading,
+            pull_tokens=pull_tokens if may_pull else 0,
         )
 
     @rule(prompt=prompts, modes=st.tuples(st.sampled_from(Mode), st.sampled_from(Mode)))
@@ -174,6 +179,34 @@ class Ownership(RuleBasedStateMachine):
         quarantined = data.draw(st.sets(st.sampled_from(lacking))) if lacking else ()
         self.stepper.lose(run, num_tokens=arrived, quarantined=sorted(quarantined))
 
+    @precondition(lambda self: self.stepper.pulls)
+    @rule(data=st.data(), fraction=st.floats(0, 1))
+    def write_into_a_beginning(self, data: st.DataObject, fraction: float) -> None:
+        self.stepper.pull(data.draw(st.sampled_from(self.stepper.pulls)), fraction=fraction)
+
+    @precondition(lambda self: self.stepper.pulls)
+    @rule(data=st.data(), fraction=st.sampled_from((0.0, 0.4, 1.0)), late=st.booleans())
+    def end_a_pull(self, data: st.DataObject, fraction: float, late: bool) -> None:
+        """Some of it has come; into some of the rest somebody may write on."""
+        run = data.draw(st.sampled_from(self.stepper.pulls))
+        num_tokens = self.stepper.pull(run, fraction=fraction)
+        cached = run.sequence.num_cached or 0
+        first = max(num_tokens, cached) // BLOCK_TOKENS
+        lacking = list(run.pulled_into[first : run.pull_end // BLOCK_TOKENS])
+        quarantined = data.draw(st.sets(st.sampled_from(lacking))) if lacking and late else ()
+        self.stepper.end_pull(run, num_tokens=num_tokens, quarantined=sorted(quarantined))
+
+    @precondition(lambda self: self.windows == (None,) and len(self.stepper.loans) < 6)
+    @rule(prompt=prompts)
+    def lend_to_a_peer(self, prompt: list[int]) -> None:
+        self.stepper.lend(prompt)
+
+    @precondition(lambda self: self.stepper.loans)
+    @rule(data=st.data())
+    def end_a_loan(self, data: st.DataObject) -> None:
+        """Also one that is over."""
+        self.stepper.end_loan(data.draw(st.sampled_from(sorted(self.stepper.loans))))
+
     @precondition(lambda self: self.stepper.quarantined)
     @rule(data=st.data())
     def scribble_into_quarantine(self, data: st.DataObject) -> None:
@@ -207,8 +240,18 @@ class Ownership(RuleBasedStateMachine):
             first = (run.sequence.num_cached or 0) // BLOCK_TOKENS * len(self.windows)
             for block in run.fetched_into[first:]:
                 assert block == NO_BLOCK or self.stepper.blocks.refs(block) == 1
+        for run in self.stepper.pulls:
+            cached = (run.sequence.num_cached or 0) // BLOCK_TOKENS
+            for block in run.pulled_into[cached : run.pull_end // BLOCK_TOKENS]:
+                assert self.stepper.blocks.refs(block) == 1
         for block in self.stepper.quarantined:
             assert self.stepper.blocks.refs(block) == 1
+
+    @invariant()
+    def a_block_on_loan_keeps_its_contents(self) -> None:
+        lent = [pair for blocks in self.stepper.loans.values() for pair in blocks]
+        assert all(self.stepper.generations[block] == generation for block, generation in lent)
+        assert len(lent) <= self.num_blocks // LOAN_SHARE
 
     @invariant()
     def a_leased_block_keeps_its_contents(self) -> None:
@@ -257,12 +300,17 @@ class Ownership(RuleBasedStateMachine):
         for _ in range(200):
             for run in self.stepper.fetches:
                 self.stepper.land(run)
+            for run in self.stepper.pulls:
+                self.stepper.end_pull(run, num_tokens=self.stepper.pull(run))
+            for loan in self.stepper.loans:
+                self.stepper.end_loan(loan)
             for run in self.stepper.leases:
                 self.stepper.release(run)
             self.stepper.quiet(*self.stepper.quarantined)
             busy = bool(self.stepper.in_flight)
             busy = bool(self.stepper.step()) or busy
-            if not (busy or self.stepper.fetches or self.stepper.leases):
+            open_ones = self.stepper.fetches or self.stepper.leases or self.stepper.pulls
+            if not (busy or open_ones):
                 break
         for run in self.stepper.runs.values():
             self._check_ending(run)

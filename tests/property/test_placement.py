@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 from support.standing import LAYOUT, Standing, depths_of, fleet_of, placed, way
 
 from protocol.messages import StepModel
-from router.placement.cost import COMING_STREAMS, EXPECTED_OUTPUT_TOKENS, MAX_AGE_S, Demand
+from router.placement.cost import (
+    COMING_STREAMS,
+    EXPECTED_OUTPUT_TOKENS,
+    MAX_AGE_S,
+    STREAM_PART,
+    Demand,
+)
 from router.placement.kernel import kernel
-from router.placement.option import Option, Question
+from router.placement.option import Option, OptionQuery
 from router.placement.options import find_options
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
 from router.placement.twin import find_options_twin
@@ -70,20 +76,27 @@ demands = st.builds(
 )
 
 
-@given(standings(), demands, st.sampled_from([0.0, 0.3, 30.0]), st.sampled_from([0.03, 10.0]))
+@given(
+    standings(),
+    demands,
+    st.sampled_from([0.0, 0.3, 30.0]),
+    st.sampled_from([0.03, 10.0]),
+    st.integers(0, 8),
+)
 @settings(max_examples=60, deadline=None)
 def test_all_three_ways_to_search_find_the_same(
-    here: list[Standing], demand: Demand, now: float, target_s: float
+    here: list[Standing], demand: Demand, now: float, target_s: float, num_hoped: int
 ) -> None:
     fleet = fleet_of(*here)
     fleet.guess_speeds(now=now)
-    question = Question(
+    question = OptionQuery(
         demand=demand,
         open=fleet.ready,
         depths=depths_of(*here),
+        held=np.maximum(depths_of(*here), num_hoped) - np.uint32(num_hoped),
         now=now,
         inter_token_target_s=target_s,
-        max_queue_s=1.0,
+        worker_queue_s=1.0,
         kept=(-1, 0),
     )
     twin = find_options_twin(fleet, question)
@@ -151,7 +164,7 @@ def _place(here: list[Standing], demand: Demand, **rules: object) -> object:
         fleet_of(*here),
         demand,
         depths=depths_of(*here),
-        rules=PlacementRules(**{"max_queue_s": 1e9} | rules),  # type: ignore[arg-type]
+        rules=PlacementRules(**{"worker_queue_s": 1e9} | rules),  # type: ignore[arg-type]
         now=0.0,
         preferred=Preferred(decode="", prefill=None),  # type: ignore[arg-type]
     )
@@ -167,11 +180,11 @@ def _assert_same(found: Option | None, wanted: tuple[float, str, str, float] | N
 class _Naive:
     """Every option written out for one worker or two, with nothing but numbers of Python."""
 
-    def __init__(self, rows: np.ndarray, question: Question, names: list[str]) -> None:
+    def __init__(self, rows: np.ndarray, question: OptionQuery, names: list[str]) -> None:
         self.question, self.demand = question, question.demand
         self.slots = list(range(len(names)))
         self.names = names
-        fields = [name for name in rows.dtype.names if not name.startswith("peer")]
+        fields = [name for name in (rows.dtype.names or ()) if not name.startswith("peer")]
         self.rows = [{name: float(rows[name][slot]) for name in fields} for slot in self.slots]
         self.links = [
             {
@@ -186,6 +199,9 @@ class _Naive:
         self.masks = [int(rows["transports"][slot]) for slot in self.slots]
         self.cached = [
             min(int(question.depths[slot]) * 16, self.demand.num_reusable) for slot in self.slots
+        ]
+        self.held = [
+            min(int(question.held[slot]) * 16, self.demand.num_reusable) for slot in self.slots
         ]
         self.output = min(self.demand.max_output_tokens, EXPECTED_OUTPUT_TOKENS)
         self.free_pair = self.free_alone = False
@@ -217,7 +233,8 @@ class _Naive:
             first_s = queue_s + pull_s + compute_beside_s + step_s + longer_s
             stalled_s = (compute_s - chunks * row["fixed_s"]) * (row["running"] + COMING_STREAMS)
             others_s = self.output * longer_s * row["running"] + stalled_s
-            cost_s = first_s + self.output * (step_s + longer_s) + others_s
+            stream_s = self.output * (step_s + longer_s)
+            cost_s = first_s + STREAM_PART * (stream_s + others_s)
             chunk = min(uncached, row["max_step_tokens"])
             longest_s = step_s + chunk * (
                 row["token_s"] + self.demand.num_tokens * row["attended_s"]
@@ -254,7 +271,7 @@ class _Naive:
             first_s = queue_s + pull_s + compute_s + transfer_s + room_s + beside_s
             stream_s = self.output * (step_s + longer_s)
             others_s = self.output * longer_s * d["running"]
-            cost_s = first_s + step_s + longer_s + stream_s + others_s
+            cost_s = first_s + step_s + longer_s + STREAM_PART * (stream_s + others_s)
             found.append(("pair", cost_s, self.names[decode], self.names[prefill], uncached))
         return found
 
@@ -265,15 +282,15 @@ class _Naive:
         busy_s = max(0.0, row["busy_until_s"] - aged)
         queue_s = max(busy_s, missing * self._step_s(slot) / max(1, row["running"]))
         uncached = max(1, n - self.cached[slot])
-        free = busy_s <= self.question.max_queue_s and missing == 0
+        free = busy_s <= self.question.worker_queue_s and missing == 0
         own = (queue_s, 0.0, self._compute_s(slot, uncached), uncached, free)
         lenders = [
-            (-self.cached[other], self.rows[other]["waiting_tokens"], self.names[other], other)
+            (-self.held[other], self.rows[other]["waiting_tokens"], self.names[other], other)
             for other in self.slots
             if self.rows[other]["lends"] and self.rows[other]["compat"] == row["compat"]
         ]
         lender = min(lenders)[3] if lenders else slot
-        lent = self.cached[lender] // 16 * 16
+        lent = self.held[lender] // 16 * 16
         if lender == slot or lent <= self.cached[slot]:
             return own
         if not self.masks[lender] & self.masks[slot]:

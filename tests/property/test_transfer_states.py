@@ -50,13 +50,17 @@ class Transfers(RuleBasedStateMachine):
         num_hits=st.integers(0, 2),
         stoppable=st.booleans(),
         finished=st.booleans(),
+        asks=st.booleans(),
     )
     def a_transfer_begins(
-        self, num_tokens: int, num_hits: int, stoppable: bool, finished: bool
+        self, num_tokens: int, num_hits: int, stoppable: bool, finished: bool, asks: bool
     ) -> None:
-        """Of all blocks but the first few, before or after the prefill has finished."""
+        """Of all blocks but the first few, before or after the prefill has finished; or of what is
+        cached, which it asks for first."""
         wanted = [index >= num_hits for index in range(MAX_BLOCKS)]
-        transfer = self.world.begin(num_tokens, wanted, stoppable=stoppable)
+        if asks:
+            num_tokens -= num_tokens % BLOCK_TOKENS
+        transfer = self.world.begin(num_tokens, wanted, stoppable=stoppable, asks=asks)
         self.world.attach(transfer)
         if finished:
             self.world.finish(transfer)
@@ -96,6 +100,8 @@ class Transfers(RuleBasedStateMachine):
         world, transfer = self.world, self.some(data)
         if transfer.to_source:
             world.tell_source(transfer, draw_from(transfer.to_source, data, keep=again))
+        if transfer.answers:
+            world.hear(transfer, draw_from(transfer.answers, data, keep=again))
         world.send(transfer, limit)
         if transfer.stream:
             word = draw_from(transfer.stream, data, keep=again)
@@ -134,6 +140,8 @@ class Transfers(RuleBasedStateMachine):
                 world.attach(transfer)
             if transfer.to_source:
                 world.tell_source(transfer, transfer.to_source.pop(0))
+            if transfer.answers:
+                world.hear(transfer, transfer.answers.pop(0))
             world.send(transfer, 2)
             if transfer.stream:
                 world.hear(transfer, transfer.stream.pop(0))

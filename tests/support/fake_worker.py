@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
+from msgspec import structs
 from support.babble import anything
 from support.words import LAYOUT, beat
 
@@ -167,6 +168,9 @@ class FakeWorker:
         self.fabric = fabric
         self.pace_s = 0.0
         """Between two tokens."""
+        self.resumed = asyncio.Event()
+        """Those that hang go on."""
+        self._asked_by: dict[tuple[RequestId, int], RouterId] = {}
         self._began = False
         self._speed = prefill_tokens_per_s
         self._port = RouterPort()
@@ -207,7 +211,7 @@ class FakeWorker:
 
     def say(self) -> None:
         """A beat, now."""
-        self._port.broadcast(self.beat())
+        self._port.broadcast(self._beat_to)
 
     def beat(self) -> Beat:
         return Beat(
@@ -220,6 +224,9 @@ class FakeWorker:
             ),
             transports_used=(),
         )
+
+    def _beat_to(self, router: RouterId) -> Beat:
+        return structs.replace(self.beat(), num_received=self._port.num_received(router))
 
     async def _until_dead(self) -> None:
         await self.dead.wait()
@@ -238,11 +245,12 @@ class FakeWorker:
     ) -> None:
         match arrival:
             case RouterJoined(router):
-                self._port.send(router, self.beat())
+                self._port.send(router, self._beat_to(router))
                 self.joined.set()
-            case RouterGone():
-                for task in self.working.values():
-                    task.cancel()
+            case RouterGone(gone, _):
+                for key, task in self.working.items():
+                    if self._asked_by[key] == gone:
+                        task.cancel()
             case RouterMessage(router, Abort() as abort):
                 key = abort.request, abort.attempt
                 self.aborted.append(key)
@@ -256,7 +264,7 @@ class FakeWorker:
                 key = message.request, message.attempt
                 assert key not in self.working, f"{self.id} got {key} twice"
                 task = tasks.create_task(self._work(router, message), name=f"{self.id} {key}")
-                self.working[key] = task
+                self.working[key], self._asked_by[key] = task, router
                 task.add_done_callback(lambda _: self.working.pop(key, None))
 
     async def _work(self, router: RouterId, message: Computation) -> None:
@@ -403,7 +411,7 @@ class _Job:
                 self.worker.die()
                 await asyncio.Event().wait()
             case "hang":
-                await asyncio.Event().wait()
+                await self.worker.resumed.wait()
             case "refuse":
                 self._fail("overloaded", "the queue is full")
                 raise _Given

@@ -27,11 +27,13 @@ from support.fetching import TimedEnds, fetch
 from support.middle import Middle, Way
 from support.mutation import EDGES, Mutator
 from support.outcomes import lands, same_bytes
-from support.transfer import Borrower, Lender
+from support.prefixes import SEED, Shelf, prefix_at, pull
+from support.transfer import COMPAT, LAYOUT, Borrower, Lender
 
 from kvtransfer.endings import FetchEnd, Landed, Lost
 from kvtransfer.messages import (
     CONTROL_VERSION,
+    Borrow,
     Cancel,
     Open,
     Opened,
@@ -121,7 +123,7 @@ class Fuzz:
         self._ends = TimedEnds()
         self._lender = Lender(
             ends=self._ends, lease_ttl_s=LEASE_TTL_S, on_broken=self._broken.append,
-            num_blocks=LANES * FETCHES * FETCH_BLOCKS,
+            num_blocks=LANES * FETCHES * FETCH_BLOCKS, on_borrow=Shelf(blocks=None).hear,
         )  # fmt: skip
         self._borrowers = [
             Borrower(
@@ -188,10 +190,22 @@ class Fuzz:
         blocks = of(lane)
         parts = [blocks[n * FETCH_BLOCKS : (n + 1) * FETCH_BLOCKS] for n in range(FETCHES)]
         with closing(Middle(spoiler)) as middle:
-            tickets = [self._lender.lend(part) for part in parts]
+            num_pulled = chance.randrange(FETCHES)
+            tickets = [self._lender.lend(part) for part in parts[num_pulled:]]
+            led = [middle.lead(ticket) for ticket in tickets]
             outcomes = [
-                fetch(borrower, middle.lead(ticket), part, deadline_s=DEADLINE_S)
-                for ticket, part in zip(tickets, parts, strict=True)
+                pull(
+                    borrower,
+                    prefix_at(led[0]),
+                    part,
+                    deadline_s=DEADLINE_S,
+                    first_token=part.start * LAYOUT.block_tokens,
+                )
+                for part in parts[:num_pulled]
+            ]
+            outcomes += [
+                fetch(borrower, ticket, part, deadline_s=DEADLINE_S)
+                for ticket, part in zip(led, parts[num_pulled:], strict=True)
             ]
             for ticket in tickets:
                 source.publish(ticket.lease, chance.randrange(ticket.num_tokens))
@@ -258,6 +272,7 @@ class Stranger:
                 Renew(leases=(lease,), remaining_s=1e3), Release(lease=lease),
                 Cancel(lease=lease, reason="x"),
                 Open(session=1, worker=WorkerId("y"), epoch=ticket.epoch),
+                Borrow(fetch=1, compat=COMPAT, seed=SEED, token_ids=bytes(64)),
             ))
         )  # fmt: skip
         if self._chance.random() < 0.3:

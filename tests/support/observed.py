@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from engine.batch import RowsRead, SequenceId
-from engine.observer import SequenceToken
+from engine.observer import PrefixToPull, SequenceToken
 from engine.sequence import SequenceUsage, Verdict
 from protocol.blocks import BlockChange
 
@@ -23,6 +23,8 @@ class RecordingObserver:
 
     stop_at: dict[SequenceId, int] = field(default_factory=dict)
     admissions: dict[SequenceId, Admission] = field(default_factory=dict)
+    pulls: dict[SequenceId, PrefixToPull] = field(default_factory=dict)
+    """Asked for and never begun: a test ends them."""
     written: dict[SequenceId, list[int]] = field(default_factory=dict)
     tokens: dict[SequenceId, list[int]] = field(default_factory=dict)
     reads: dict[SequenceId, list[tuple[int, RowsRead]]] = field(default_factory=dict)
@@ -46,6 +48,10 @@ class RecordingObserver:
             num_cached_tokens=num_cached_tokens,
             queued_s=queued_s,
         )
+
+    def pull(self, sequence: SequenceId, prefix: PrefixToPull) -> None:
+        assert sequence not in self.admissions, f"{sequence} pulls after its admission"
+        self.pulls[sequence] = prefix
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         self.written.setdefault(sequence, []).append(num_tokens)

@@ -22,7 +22,7 @@ from engine.kvcache.windows import NO_BLOCK
 from engine.limits import EngineLimits
 from engine.loop import Engine
 from engine.models.model import Model
-from engine.observer import SequenceToken
+from engine.observer import PrefixToPull, SequenceToken
 from engine.runner.cpu import TorchRunner
 from engine.sequence import FetchLanded, FetchLost, FetchOutcome, Mode
 from kvtransfer import endings
@@ -153,6 +153,9 @@ class RankedPrefill(EngineBench):
     def submit(self, prompt: Sequence[int], *, num_tokens: int) -> None:
         self.prompt = prompt
         super().submit(prompt, num_tokens=num_tokens)
+
+    def pull(self, sequence: SequenceId, prefix: PrefixToPull) -> None:
+        raise AssertionError("nobody was named to pull from")
 
     def computed(self, sequence: SequenceId, num_tokens: int) -> None:
         super().computed(sequence, num_tokens)

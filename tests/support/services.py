@@ -8,19 +8,31 @@ import pytest
 from support.checkpoints import byte_level_tokenizer
 
 from engine.batch import SequenceId
-from engine.commands import Submission
+from engine.commands import PrefixToLend, Submission
+from engine.kvcache.loans import LoanId
 from engine.loop import Engine, EngineStats
-from engine.sequence import FetchOutcome
+from engine.sequence import FetchOutcome, PullEnded
+from kvtransfer.sink.sink import Sink
+from kvtransfer.source.source import Source
 from protocol.ids import Epoch, RouterId, WorkerId
-from protocol.messages import Blocks, Load, ToRouter
-from protocol.process.metrics import WorkerMetrics
+from protocol.layout import Layout
+from protocol.messages import Blocks, Load, StepModel, ToRouter
+from protocol.process.metrics import TransferMetrics, WorkerMetrics
 from protocol.text.tokenizer import Tokenizer
 from worker.observer import WorkerObserver
 from worker.parts import LoadedModel, WorkerParts
 from worker.requests import RequestTable, Transfers
 from worker.service import EngineService
+from worker.transfers.ends import TransferEnds
+from worker.transfers.fetch_metrics import FetchMetrics
+from worker.transfers.lease_metrics import LeaseMetrics
+from worker.transfers.loans import PrefixLoans
+from worker.transfers.pulls import PrefixPulls, PullLimits
+from worker.transfers.quarantine import Quarantine
+from worker.transport_uses import TransportUses
 
 ROUTER = RouterId("router")
+PULL_LIMITS = PullLimits(max_pulls=8, timeout_s=3.0)
 VOCAB_SIZE = 500
 
 
@@ -39,15 +51,31 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.submitted: list[Submission] = []
+        self.num_counted = 0
+        """Of those submitted, that its thread has looked at."""
         self.outcomes: list[FetchOutcome] = []
         """Of the fetches that have ended."""
         self.quieted: list[tuple[int, ...]] = []
+        self.pulls_ended: list[PullEnded] = []
+        self.asked: list[PrefixToLend] = []
+        self.loans_ended: list[LoanId] = []
+        self.can_pull = True
+        self.step = StepModel()
 
     def submit(self, submission: Submission) -> None:
         self.submitted.append(submission)
 
     def fetch_done(self, sequence: SequenceId, outcome: FetchOutcome) -> None:
         self.outcomes.append(outcome)
+
+    def pull_done(self, sequence: SequenceId, ended: PullEnded) -> None:
+        self.pulls_ended.append(ended)
+
+    def lend(self, prefix: PrefixToLend) -> None:
+        self.asked.append(prefix)
+
+    def end_loan(self, loan: LoanId) -> None:
+        self.loans_ended.append(loan)
 
     def quiet(self, blocks: tuple[int, ...]) -> None:
         self.quieted.append(blocks)
@@ -62,7 +90,9 @@ class FakeEngine:
             load=Load(running=0, waiting=0, waiting_tokens=0),
             prefill_tokens_per_s=0.0,
             decode_step_s=0.0,
+            step=self.step,
             num_preempted=0,
+            num_counted=self.num_counted,
         )
 
 
@@ -105,6 +135,42 @@ class ServiceBench:
     def sample(self, name: str, **labels: str) -> float:
         """A metric's value; 0.0 when it was never counted."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def transfer_ends(
+    engine: Engine,
+    metrics: TransferMetrics,
+    *,
+    sink: object = None,
+    source: object = None,
+    layout: Layout,
+    limits: PullLimits = PULL_LIMITS,
+) -> TransferEnds:
+    """Of a worker whose sink and source do what the test says."""
+    uses = TransportUses()
+    lease_metrics = LeaseMetrics(metrics, uses)
+    fetch_metrics, quarantine = FetchMetrics(metrics, uses), Quarantine(engine, metrics)
+    ours, theirs = cast(Sink, sink), cast(Source, source)
+    pulls = PrefixPulls(
+        sink=ours,
+        engine=engine,
+        limits=limits,
+        block_tokens=layout.block_tokens,
+        metrics=fetch_metrics,
+        quarantine=quarantine,
+    )
+    loans = PrefixLoans(
+        engine, block_tokens=layout.block_tokens, metrics=metrics, lease_metrics=lease_metrics
+    )
+    return TransferEnds(
+        sink=ours,
+        source=theirs,
+        pulls=pulls,
+        loans=loans,
+        uses=uses,
+        metrics=fetch_metrics,
+        quarantine=quarantine,
+    )
 
 
 def small_tokenizer() -> Tokenizer:

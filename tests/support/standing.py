@@ -126,12 +126,12 @@ def placed(
     preferred: Preferred | None = None,
     **rules: Any,
 ) -> Placement:
-    """A long queue is no reason to wait unless `max_queue_s` is among the rules."""
+    """A long queue is no reason to wait unless `worker_queue_s` is among the rules."""
     found = place(
         fleet_of(*standings),
         demand_of(num_tokens, max_output_tokens),
         depths=depths_of(*standings),
-        rules=PlacementRules(**{"max_queue_s": 1e9} | rules),
+        rules=PlacementRules(**{"worker_queue_s": 1e9} | rules),
         now=now,
         preferred=preferred,
     )

@@ -35,6 +35,7 @@ NOT_PURE = (
     "unit/router/http/test_cluster.py",
     "unit/router/http/test_middleware.py",
     "unit/router/http/responses/test_kept.py",
+    "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",
@@ -59,6 +60,9 @@ NOT_PURE = (
     "unit/engine/sampling/test_logprobs.py",
     "unit/engine/sampling/test_sampler.py",
     "unit/engine/test_assembly.py",
+    "unit/router/placement/test_*.py",
+    "unit/router/requests/test_candidates.py",
+    "property/test_placement.py",
 )
 NOT_SOON = (
     # Many long scripts against a scheduler or a fetch: a third of the tier's time.

@@ -15,6 +15,7 @@ from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import FetchId
 from kvtransfer.sink.events import SinkEvent
 from kvtransfer.sink.sink import Sink
+from kvtransfer.source.borrowing import AskedLoan
 from kvtransfer.source.source import Source
 from kvtransfer.transport_names import HOST_TRANSPORTS
 from kvtransfer.transports.base import HelpCopy
@@ -59,9 +60,12 @@ class Lender:
     host: str = "127.0.0.1"
     help_copy: HelpCopy = "auto"
     on_broken: Callable[[str], None] = print
+    on_borrow: Callable[[Source, AskedLoan], None] | None = None
+    """Who answers when a sink asks for a prefix."""
     ends: "queue.Queue[LeaseEnd]" = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
+        self.epoch = new_epoch()
         self.memory = pool_for(
             self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
         )
@@ -69,9 +73,9 @@ class Lender:
             fill(self.memory, block)
         self.source = Source(
             memory=self.memory, layout=self.layout, worker=WorkerId("prefill-0"),
-            epoch=new_epoch(), compat=self.compat, on_lease_end=self.ends.put, host=self.host,
+            epoch=self.epoch, compat=self.compat, on_lease_end=self.ends.put, host=self.host,
             lease_ttl_s=self.lease_ttl_s, transports=self.transports, on_broken=self.on_broken,
-            help_copy=self.help_copy,
+            help_copy=self.help_copy, on_borrow=self.on_borrow,
         )  # fmt: skip
 
     def lend(self, block_ids: Sequence[int], *, num_tokens: int | None = None) -> Ticket:

@@ -21,6 +21,7 @@ from kvtransfer.sink.fetch import (
     Fetch,
     FetchStage,
     FetchStep,
+    SendBorrow,
     SendCancel,
     SendFetch,
     SendRelease,
@@ -50,7 +51,12 @@ class Noted:
     attempt: int
 
 
-Word = Chunked | Noted
+@dataclass(eq=False)
+class Loaned:
+    """The source's answer to an asking fetch, on the control link."""
+
+
+Word = Chunked | Noted | Loaned
 
 
 @dataclass(eq=False)
@@ -74,11 +80,14 @@ class Transfer:
     """Index to sink block."""
     stoppable: bool
     """Whether its stream can make a writer stop at once."""
+    due: NDArray[Any]
+    """The pieces that are wanted."""
     truth: dict[int, int] = field(default_factory=dict)
     """Index to the bytes the prefill wrote."""
     attached: bool = False
     to_source: list[FetchStep] = field(default_factory=list)
     refusals: list[TransferError] = field(default_factory=list)
+    answers: list[Loaned] = field(default_factory=list)
     stream: list[Word] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     num_ends: int = 0
@@ -99,8 +108,11 @@ class World:
 
     # -- the source -----------------------------------------------------------------------
 
-    def begin(self, num_tokens: int, wanted: Sequence[bool], *, stoppable: bool) -> Transfer:
-        """A lease on new blocks, and a fetch of those wanted."""
+    def begin(
+        self, num_tokens: int, wanted: Sequence[bool], *, stoppable: bool, asks: bool = False
+    ) -> Transfer:
+        """A lease on new blocks, and a fetch of those wanted; or one that `asks` for a lease on
+        what is cached, which here is not yet given to it."""
         num_blocks = -(-num_tokens // BLOCK_TOKENS)
         lent = [self.free_blocks.pop() for _ in range(num_blocks)]
         for block in lent:
@@ -114,9 +126,14 @@ class World:
             generations=[self.generations[block] for block in lent], block_tokens=BLOCK_TOKENS,
         )  # fmt: skip
         due = _described(indices, list(slots.values()), num_tokens)
-        fetch = Fetch(fetch_id=FetchId(number), lease_id=LeaseId(number), pieces_S=due)
-        transfer = Transfer(lease, fetch, lent, slots, stoppable)
+        lease_id = None if asks else LeaseId(number)
+        fetch = Fetch(
+            fetch_id=FetchId(number), lease_id=lease_id, pieces_S=due[:0] if asks else due
+        )
+        transfer = Transfer(lease, fetch, lent, slots, stoppable, due)
         self.transfers.append(transfer)
+        if asks:  # what a cache has is written
+            self.finish(transfer)
         return transfer
 
     def compute(self, transfer: Transfer, num_tokens: int) -> None:
@@ -147,6 +164,9 @@ class World:
 
     def tell_source(self, transfer: Transfer, word: FetchStep) -> None:
         lease = transfer.lease
+        if isinstance(word, SendBorrow):
+            transfer.answers.append(Loaned())
+            return
         if lease.is_over:
             transfer.refusals.append(TransferError("the lease has ended"))
             return
@@ -198,6 +218,19 @@ class World:
                 self.follow(transfer, steps)
             case Chunked():
                 self._begin_write(transfer, word)
+            case Loaned():
+                self._accept_loan(transfer)
+
+    def _accept_loan(self, transfer: Transfer) -> None:
+        """As `kvtransfer.sink.fetches`: what nobody waits for any more is given back."""
+        fetch, lease = transfer.fetch, transfer.lease
+        if fetch.stage is not FetchStage.ASKING:
+            if fetch.is_over and not lease.is_over:
+                lease.release()
+            return
+        fetch.accept_loan(lease_id=lease.id, pieces_S=transfer.due)
+        if transfer.attached:
+            self.follow(transfer, fetch.start())
 
     def _begin_write(self, transfer: Transfer, word: Chunked) -> None:
         try:
@@ -285,6 +318,7 @@ class World:
             assert self.bytes_here[slot] == transfer.truth[index], "wrong bytes were verified"
             transfer.adopted[slot] = transfer.truth[index]
         if fetch.stage is FetchStage.LANDED:
+            assert len(fetch.indices_S) == len(transfer.slots), "landed before it was lent all"
             assert fetch.note == NOTE and set(transfer.adopted) == set(transfer.slots.values())
         self._return_slots(set(transfer.slots.values()) - written - set(transfer.adopted))
 

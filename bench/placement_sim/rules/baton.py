@@ -50,8 +50,12 @@ class Baton:
         self._index.follow_worker(known.id, EPOCH)
         self._index.load_snapshot(known.id, EPOCH, sequence=0, packed=b"")
 
+    def note_arrived(self, request: Request) -> None:
+        """Its blocks are hashed."""
+        self._contexts[request.number] = self._context(request)
+
     def place_request(self, request: Request, *, now: float) -> Route | None:
-        context = self._contexts.get(request.number) or self._context(request)
+        context = self._contexts[request.number]
         placement = self._candidates.place_request(context, now=now)
         if isinstance(placement, PlacementRefusal):
             return None
@@ -135,7 +139,6 @@ class Baton:
         )
         context = RequestContext(routed=routed, begun_at=0.0, ends_at=DEADLINE_S)
         context.hashes[COMPAT] = self._names(request.blocks)
-        self._contexts[request.number] = context
         return context
 
 

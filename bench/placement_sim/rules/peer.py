@@ -26,6 +26,9 @@ class Peer:
     def add_member(self, member: Member) -> None:
         self._view(member).add_member(member)
 
+    def note_arrived(self, request: Request) -> None:
+        """A peer looks at nothing before."""
+
     def note_placed(self, request: Request, route: Route, *, now: float) -> None:
         if route.prefill is not None:
             self.prefills.requests[self.prefills.row(route.prefill)] += 1

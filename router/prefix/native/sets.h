@@ -56,8 +56,4 @@ static inline int sets_has(const Sets *sets, uint32_t set, uint32_t slot) {
     return words[slot % PLANE_SLOTS / 64] >> (slot % 64) & 1;
 }
 
-static inline int sets_is_live(const Sets *sets, uint32_t set) {
-    return set & SINGLE || sets->rows[set].num_refs;
-}
-
 #endif

@@ -3,16 +3,16 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-enum { MIN_HOMES = 16, TAIL = 384, MAX_BITS = 20 };
-#define FILLED 0.75 /* of the homes, when a segment is split and when the whole table is full */
-#define CROWDED 0.9 /* of the homes of one segment that can be split no more */
+enum { MIN_HOMES = 4, TAIL = 32, MAX_BITS = 20 };
+#define FILLED 0.62 /* of a segment when it is split, and of the whole table when it is full */
+#define CROWDED 0.9 /* of one segment that can be split no more */
 
 Table *baton_prefix_make(uint64_t max_blocks, uint32_t max_sets, uint64_t segment_blocks);
 void baton_prefix_drop(Table *table);
 
 static void make_segment(Table *table, uint32_t depth) {
     Segment *segment = &table->segments[table->num_segments];
-    segment->entries = table->arena + (size_t)table->num_segments * table->num_entries;
+    segment->lines = table->arena + (size_t)table->num_segments * table->num_lines;
     segment->num_used = 0, segment->depth = depth;
     table->num_segments++;
 }
@@ -24,10 +24,10 @@ Table *baton_prefix_make(uint64_t max_blocks, uint32_t max_sets, uint64_t segmen
     while (max_blocks >> table->directory_bits > segment_blocks && table->directory_bits < MAX_BITS)
         table->directory_bits++;
     size_t num_places = (size_t)1 << table->directory_bits;
-    double homes = (double)max_blocks / (double)num_places / FILLED;
+    double homes = (double)max_blocks / (double)num_places / LINE_BLOCKS / FILLED;
     table->num_homes = homes < MIN_HOMES ? MIN_HOMES : (uint32_t)homes + 1;
-    table->num_entries = table->num_homes + TAIL;
-    table->arena_bytes = num_places * table->num_entries * sizeof(Entry);
+    table->num_lines = table->num_homes + TAIL;
+    table->arena_bytes = num_places * table->num_lines * sizeof(Line);
     table->arena = pages_reserve(table->arena_bytes);
     table->segments = calloc(num_places, sizeof(Segment));
     table->directory = calloc(num_places, sizeof(uint32_t));
@@ -69,18 +69,18 @@ int baton_prefix_reserve_slots(Table *table, uint32_t num_slots) {
     return grown(&table->gone, old_words, words) && grown(&table->matching, old_words, words);
 }
 
-/* Into the first empty entry from its home on; 0 when the segment's end is reached. */
-static int put(const Table *table, Segment *segment, Entry entry) {
-    Entry *free_entry = home_of(table, segment, mixed_name(entry.key, entry.check));
-    while (free_entry->set != NO_SET) free_entry++;
-    if (free_entry == segment->entries + table->num_entries - 1) return 0;
-    *free_entry = entry;
+/* Into the first line with room from its home on; 0 when the segment's end is reached. */
+static int put(const Table *table, Segment *segment, uint64_t key, uint32_t set) {
+    Line *line = home_of(table, segment, mixed_key(key));
+    while (line->num == LINE_BLOCKS) line++;
+    if (line == segment->lines + table->num_lines - 1) return 0;
+    line->keys[line->num] = key, line->sets[line->num++] = set;
     segment->num_used++;
     return 1;
 }
 
-/* Takes each entry out and puts it where it belongs, in order: what was put never lies beyond
- * the place that it was taken from. */
+/* Takes each line out and puts its blocks where they belong, in order: what was put never lies
+ * beyond the line that it was taken from. */
 static void split(Table *table, uint32_t number, uint64_t mixed) {
     Segment *old = &table->segments[number];
     uint32_t depth = ++old->depth, fresh = table->num_segments;
@@ -89,26 +89,26 @@ static void split(Table *table, uint32_t number, uint64_t mixed) {
     uint32_t first = place_of(table, mixed) & ~(2 * span - 1);
     for (uint32_t i = first + span; i < first + 2 * span; i++) table->directory[i] = fresh;
     old->num_used = 0;
-    for (uint32_t i = 0; i < table->num_entries; i++) {
-        Entry entry = old->entries[i];
-        if (entry.set == NO_SET) continue;
-        old->entries[i].set = NO_SET;
-        Segment *goal = segment_of(table, mixed_name(entry.key, entry.check));
-        if (put(table, goal, entry)) continue;
-        sets_release(&table->sets, entry.set);
-        table->num_blocks--, table->num_lost++;
+    for (uint32_t i = 0; i < table->num_lines; i++) {
+        Line line = old->lines[i];
+        old->lines[i].num = 0;
+        for (uint32_t at = 0; at < line.num; at++) {
+            Segment *goal = segment_of(table, mixed_key(line.keys[at]));
+            if (put(table, goal, line.keys[at], line.sets[at])) continue;
+            sets_release(&table->sets, line.sets[at]);
+            table->num_blocks--, table->num_lost++;
+        }
     }
 }
 
-static int insert(Table *table, Name name, uint32_t slot) {
+static int insert(Table *table, uint64_t key, uint32_t slot) {
     if (table->num_blocks >= table->max_blocks) return 0;
-    Entry entry = {name.key, name.check, SINGLE | slot};
-    uint64_t mixed = mixed_name(name.key, name.check);
+    uint64_t mixed = mixed_key(key);
     for (;;) {
         Segment *segment = segment_of(table, mixed);
         int can_split = segment->depth < table->directory_bits;
-        double limit = (can_split ? FILLED : CROWDED) * table->num_homes;
-        if (segment->num_used < limit && put(table, segment, entry)) {
+        double limit = (can_split ? FILLED : CROWDED) * LINE_BLOCKS * table->num_homes;
+        if (segment->num_used < limit && put(table, segment, key, SINGLE | slot)) {
             table->num_blocks++;
             return 1;
         }
@@ -117,52 +117,79 @@ static int insert(Table *table, Name name, uint32_t slot) {
     }
 }
 
-static void take_out(Table *table, Entry *hole) {
-    Segment *segment = segment_of(table, mixed_name(hole->key, hole->check));
-    for (Entry *next = hole + 1; next->set != NO_SET; next++)
-        if (home_of(table, segment, mixed_name(next->key, next->check)) <= hole)
-            *hole = *next, hole = next;
-    hole->set = NO_SET;
+static void close_gap(Line *line, uint32_t at) {
+    uint32_t last = --line->num;
+    line->keys[at] = line->keys[last], line->sets[at] = line->sets[last];
+}
+
+/* A block of a later line that belongs here or before, if there is one. */
+static Found overflowed(const Table *table, const Segment *segment, const Line *hole) {
+    Line *line = (Line *)hole;
+    do {
+        line++;
+        for (uint32_t at = 0; at < line->num; at++)
+            if (home_of(table, segment, mixed_key(line->keys[at])) <= hole)
+                return (Found){line, at};
+    } while (line->num == LINE_BLOCKS);
+    return (Found){line, LINE_BLOCKS};
+}
+
+/* A line that was full may have sent blocks on: one comes back, and leaves a gap where it was. */
+static void take_out(Table *table, Found found) {
+    Segment *segment = segment_of(table, mixed_key(found.line->keys[found.at]));
     segment->num_used--, table->num_blocks--;
+    for (;;) {
+        int was_full = found.line->num == LINE_BLOCKS;
+        close_gap(found.line, found.at);
+        if (!was_full) return;
+        Found next = overflowed(table, segment, found.line);
+        if (next.at == LINE_BLOCKS) return;
+        Line *line = found.line;
+        line->keys[line->num] = next.line->keys[next.at];
+        line->sets[line->num++] = next.line->sets[next.at];
+        found = next;
+    }
 }
 
 /* How many of the blocks there was no room for. */
 uint64_t baton_prefix_store(Table *table, uint32_t slot, const uint8_t *hashes, uint64_t num) {
     uint64_t num_refused = 0;
     for (uint64_t i = 0; i < num; i++) {
-        if (i + AHEAD < num) ask_for(table, name_of(hashes, i + AHEAD));
-        Name name = name_of(hashes, i);
-        Entry *entry = find(table, name);
-        if (entry->set == NO_SET) {
-            num_refused += !insert(table, name, slot);
+        if (i % BATCH == 0) ask_for(table, hashes, i, num);
+        uint64_t key = key_of(hashes, i);
+        Found found = find(table, key);
+        if (found.at == LINE_BLOCKS) {
+            num_refused += !insert(table, key, slot);
             continue;
         }
-        uint32_t set = sets_with(&table->sets, entry->set, slot);
-        if (set == entry->set) continue;
+        uint32_t *held = &found.line->sets[found.at];
+        uint32_t set = sets_with(&table->sets, *held, slot);
+        if (set == *held) continue;
         if (set == NO_ROOM) {
             num_refused++;
             continue;
         }
         sets_refer(&table->sets, set);
-        sets_release(&table->sets, entry->set);
-        entry->set = set;
+        sets_release(&table->sets, *held);
+        *held = set;
     }
     return num_refused;
 }
 
 void baton_prefix_evict(Table *table, uint32_t slot, const uint8_t *hashes, uint64_t num) {
     for (uint64_t i = 0; i < num; i++) {
-        if (i + AHEAD < num) ask_for(table, name_of(hashes, i + AHEAD));
-        Name name = name_of(hashes, i);
-        Entry *entry = find(table, name);
-        if (entry->set == NO_SET || !sets_has(&table->sets, entry->set, slot)) continue;
-        uint32_t before = entry->set, set = sets_without(&table->sets, before, slot);
+        if (i % BATCH == 0) ask_for(table, hashes, i, num);
+        Found found = find(table, key_of(hashes, i));
+        if (found.at == LINE_BLOCKS) continue;
+        uint32_t *held = &found.line->sets[found.at], before = *held;
+        if (!sets_has(&table->sets, before, slot)) continue;
+        uint32_t set = sets_without(&table->sets, before, slot);
         table->num_lost += set == NO_ROOM;
         if (set == NO_SET || set == NO_ROOM) {
-            take_out(table, entry);
+            take_out(table, found);
         } else {
             sets_refer(&table->sets, set);
-            entry->set = set;
+            *held = set;
         }
         sets_release(&table->sets, before);
     }
@@ -175,26 +202,29 @@ void baton_prefix_begin_sweep(Table *table, const uint32_t *slots, uint64_t num)
     table->swept = 0;
 }
 
-static void sweep_segment(Table *table, Segment *segment) {
-    segment->num_used = 0;
-    uint32_t from = NO_SET, to = NO_SET;
-    for (uint32_t i = 0; i < table->num_entries; i++) {
-        Entry entry = segment->entries[i];
-        if (entry.set == NO_SET) continue;
-        segment->entries[i].set = NO_SET;
-        uint32_t before = entry.set;
-        if (before != from) from = before, to = sets_minus(&table->sets, before, table->gone);
-        table->num_lost += to == NO_ROOM;
-        if (to == NO_SET || to == NO_ROOM) {
+/* The line's blocks are put again, with the sets that are left of theirs: there is room, for they
+ * come no later than they were. */
+static void sweep_line(Table *table, Segment *segment, Line *swept) {
+    Line line = *swept;
+    swept->num = 0;
+    for (uint32_t at = 0; at < line.num; at++) {
+        uint32_t before = line.sets[at];
+        uint32_t set = sets_minus(&table->sets, before, table->gone);
+        table->num_lost += set == NO_ROOM;
+        if (set == NO_SET || set == NO_ROOM) {
             table->num_blocks--;
         } else {
-            entry.set = to;
-            sets_refer(&table->sets, to);
-            put(table, segment, entry); /* there is room: it comes no later than where it was */
+            sets_refer(&table->sets, set);
+            put(table, segment, line.keys[at], set);
         }
         sets_release(&table->sets, before);
-        if (!sets_is_live(&table->sets, before)) from = NO_SET; /* its number may be another's */
     }
+}
+
+static void sweep_segment(Table *table, Segment *segment) {
+    segment->num_used = 0;
+    for (uint32_t i = 0; i < table->num_lines; i++)
+        if (segment->lines[i].num) sweep_line(table, segment, &segment->lines[i]);
 }
 
 /* Sweeps up to that many segments; 1 once no set has any of the slots. */

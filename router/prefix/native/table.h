@@ -1,10 +1,11 @@
 /* Blocks and the sets of slots that hold them.
  *
- * 96 bits of a hash name a block: the first 64 are its key, the others are folded into its check.
- * Both are mixed into where it lies: the first bits choose a segment, the next a place in it. A
- * segment that fills up is split in two, so that growth never stops anyone for longer than one
- * segment takes; all are of one size, which at the last split leaves room for `max_blocks`. Within
- * a segment: linear probing without a wrap-around; its last entry is always empty.
+ * 64 bits of a hash name a block. They are mixed into where it lies: the first bits choose a
+ * segment, the next a line of it, as long as a cache line, which hardly ever is full: so to find a
+ * block takes one access to memory. Where it is full, the next line has room. A segment that fills
+ * up is split in two, so that growth never stops anyone for longer than one segment takes; all are
+ * of one size, which at the last split leaves room for `max_blocks`. The last line of a segment is
+ * always empty.
  */
 #ifndef BATON_PREFIX_TABLE_H
 #define BATON_PREFIX_TABLE_H
@@ -13,25 +14,25 @@
 
 #include "sets.h"
 
-enum { HASH_BYTES = 16, AHEAD = 16 }; /* AHEAD: blocks whose memory is asked for beforehand */
+enum { HASH_BYTES = 16, LINE_BLOCKS = 5, BATCH = 64 };
 
 typedef struct {
-    uint64_t key;
-    uint32_t check, set; /* NO_SET: empty */
-} Entry;
+    uint64_t keys[LINE_BLOCKS];
+    uint32_t sets[LINE_BLOCKS], num;
+} Line;
 
 typedef struct {
-    Entry *entries;
+    Line *lines;
     uint32_t num_used, depth; /* depth: bits of the directory that all its blocks share */
 } Segment;
 
 typedef struct {
     Sets sets;
-    Entry *arena;
+    Line *arena;
     size_t arena_bytes;
     Segment *segments;
     uint32_t *directory;
-    uint32_t directory_bits, num_segments, num_homes, num_entries;
+    uint32_t directory_bits, num_segments, num_homes, num_lines;
     uint64_t num_blocks, max_blocks;
     uint64_t num_lost;   /* blocks forgotten though somebody holds them */
     uint64_t *gone;      /* slots being swept */
@@ -43,21 +44,20 @@ typedef struct {
 } Table;
 
 typedef struct {
-    uint64_t key;
-    uint32_t check;
-} Name;
+    Line *line;
+    uint32_t at; /* LINE_BLOCKS: it is not there */
+} Found;
 
-static inline Name name_of(const uint8_t *hashes, size_t block) {
-    Name name;
-    uint64_t rest;
-    memcpy(&name.key, hashes + block * HASH_BYTES, 8);
-    memcpy(&rest, hashes + block * HASH_BYTES + 8, 8);
-    name.check = (uint32_t)(rest ^ rest >> 32);
-    return name;
+/* Both halves of a hash: those of tests may differ in one alone. */
+static inline uint64_t key_of(const uint8_t *hashes, size_t block) {
+    uint64_t one, other;
+    memcpy(&one, hashes + block * HASH_BYTES, 8);
+    memcpy(&other, hashes + block * HASH_BYTES + 8, 8);
+    return one + other * 0xbf58476d1ce4e5b9u;
 }
 
-static inline uint64_t mixed_name(uint64_t key, uint32_t check) {
-    return (key ^ (uint64_t)check << 32) * 0x9e3779b97f4a7c15u;
+static inline uint64_t mixed_key(uint64_t key) {
+    return (key ^ key >> 32) * 0x9e3779b97f4a7c15u;
 }
 
 static inline uint32_t place_of(const Table *table, uint64_t mixed) {
@@ -68,21 +68,39 @@ static inline Segment *segment_of(const Table *table, uint64_t mixed) {
     return &table->segments[table->directory[place_of(table, mixed)]];
 }
 
-static inline Entry *home_of(const Table *table, const Segment *segment, uint64_t mixed) {
-    return segment->entries + ((mixed << table->directory_bits >> 32) * table->num_homes >> 32);
+static inline Line *home_of(const Table *table, const Segment *segment, uint64_t mixed) {
+    return segment->lines + ((mixed << table->directory_bits >> 32) * table->num_homes >> 32);
 }
 
-static inline void ask_for(const Table *table, Name name) {
-    uint64_t mixed = mixed_name(name.key, name.check);
-    __builtin_prefetch(home_of(table, segment_of(table, mixed), mixed), 1);
+static inline Line *home_of_key(const Table *table, uint64_t key) {
+    uint64_t mixed = mixed_key(key);
+    return home_of(table, segment_of(table, mixed), mixed);
 }
 
-/* The block's entry, or the empty one that ends the search. */
-static inline Entry *find(const Table *table, Name name) {
-    uint64_t mixed = mixed_name(name.key, name.check);
-    Entry *entry = home_of(table, segment_of(table, mixed), mixed);
-    while (entry->set != NO_SET && (entry->key != name.key || entry->check != name.check)) entry++;
-    return entry;
+/* The lines of up to BATCH blocks are on their way from memory side by side. They are read, not
+ * prefetched: of pages that the TLB does not know prefetches may be dropped, and were
+ * (docs/lab.md). */
+static inline void ask_for(const Table *table, const uint8_t *hashes, uint64_t start,
+                           uint64_t num) {
+    uint64_t stop = start + BATCH < num ? start + BATCH : num;
+    uint32_t read = 0;
+    for (uint64_t i = start; i < stop; i++) read += home_of_key(table, key_of(hashes, i))->num;
+    __asm__ volatile("" ::"r"(read));
+}
+
+/* In this line or, as long as they are full, those after it. */
+static inline Found find_from(Line *line, uint64_t key) {
+    for (;; line++) {
+        uint32_t same = 0;
+        for (uint32_t i = 0; i < LINE_BLOCKS; i++) same |= (uint32_t)(line->keys[i] == key) << i;
+        same &= (1u << line->num) - 1;
+        if (same) return (Found){line, (uint32_t)__builtin_ctz(same)};
+        if (line->num < LINE_BLOCKS) return (Found){line, LINE_BLOCKS};
+    }
+}
+
+static inline Found find(const Table *table, uint64_t key) {
+    return find_from(home_of_key(table, key), key);
 }
 
 #endif

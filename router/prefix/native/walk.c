@@ -74,6 +74,17 @@ static void keep_only(Walk *walk, uint32_t set, uint32_t depth) {
     }
 }
 
+/* As of `ask_for`. */
+static void find_lines(const Table *table, const uint8_t *hashes, uint32_t start, uint32_t stop,
+                       Line **lines) {
+    uint32_t read = 0;
+    for (uint32_t i = start; i < stop; i++) {
+        lines[i - start] = home_of_key(table, key_of(hashes, i));
+        read += lines[i - start]->num;
+    }
+    __asm__ volatile("" ::"r"(read));
+}
+
 /* `slots`: whom it is asked of, UINT32_MAX for nobody, below those reserved, each once. `hoped`:
  * how many leading blocks each is taken to hold anyway, or NULL. 0 when memory is lacking. */
 int baton_prefix_walk(Table *table, const uint8_t *hashes, uint32_t num, const uint32_t *slots,
@@ -85,16 +96,20 @@ int baton_prefix_walk(Table *table, const uint8_t *hashes, uint32_t num, const u
     }
     Walk walk = {table, slots, depths, table->sets.num_planes * PLANE_WORDS, 0, 0, 0};
     begin(&walk, hoped, num_slots, num);
-    for (uint32_t i = 0; i < AHEAD && i < num; i++) ask_for(table, name_of(hashes, i));
-    uint32_t last = NO_ROOM;
+    uint32_t last = NO_ROOM, start = 0, stop = 0;
+    Line *lines[BATCH];
     for (uint32_t block = 0; block < num; block++) {
         if (!walk.num_matching) {
             if (walk.next_release == walk.num_releases) return 1;
             block = (uint32_t)(table->releases[walk.next_release] >> 32);
         }
-        if (block + AHEAD < num) ask_for(table, name_of(hashes, block + AHEAD));
-        int is_joined = release(&walk, block);
-        uint32_t set = find(table, name_of(hashes, block))->set;
+        if (block >= stop) {
+            start = block, stop = block + BATCH < num ? block + BATCH : num;
+            find_lines(table, hashes, start, stop, lines);
+        }
+        int is_joined = walk.num_releases && release(&walk, block);
+        Found found = find_from(lines[block - start], key_of(hashes, block));
+        uint32_t set = found.at == LINE_BLOCKS ? NO_SET : found.line->sets[found.at];
         if (set == last && !is_joined) continue;
         keep_only(&walk, set, block);
         last = set;

@@ -4,14 +4,13 @@ from unittest.mock import create_autospec
 
 import msgspec
 import pytest
-from support.services import ROUTER, VOCAB_SIZE, ServiceBench
+from support.services import ROUTER, VOCAB_SIZE, ServiceBench, transfer_ends
 from support.words import LAYOUT, decode
 
-from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.transfers import DecodeTransfers, Quarantine
+from decode_worker.transfers import DecodeTransfers
 from engine.loop import Engine
 from kvtransfer.sink.sink import Sink
-from protocol.ids import LeaseId, WorkerId, new_epoch
+from protocol.ids import LeaseId, RequestId, WorkerId, new_epoch
 from protocol.messages import Decode, Failed, Sampling, Ticket
 from protocol.process.metrics import WorkerMetrics
 from worker.requests import RequestTable
@@ -32,11 +31,10 @@ class Bench(ServiceBench):
     def _transfers(
         self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> DecodeTransfers:
+        ends = transfer_ends(engine, metrics.transfer, sink=self.sink, layout=LAYOUT)
         return DecodeTransfers(
-            sink=self.sink, layout=LAYOUT, vocab_size=VOCAB_SIZE, engine=engine, requests=requests,
-            metrics=FetchMetrics(metrics.transfer),
-            quarantine=Quarantine(engine, metrics.transfer),
-        )  # fmt: skip
+            ends=ends, layout=LAYOUT, vocab_size=VOCAB_SIZE, engine=engine, requests=requests
+        )
 
 
 def test_the_lease_of_a_repeated_request_is_not_held() -> None:
@@ -69,3 +67,15 @@ def test_numbers_that_cannot_be_refuse_one_request_and_free_its_lease(
     bench.sink.hold.assert_not_called()
     bench.sink.drop.assert_called_once_with(given, reason="the request was refused")
     assert bench.service.is_idle()
+
+
+def test_a_beat_counts_what_the_engine_has_not_looked_at_yet() -> None:
+    """It may be in the middle of a long step."""
+    bench = Bench()
+    bench.service.accept_request(ROUTER, decode())
+    fetched = msgspec.structs.replace(decode(), request=RequestId("r2"), ticket=ticket(1))
+    bench.service.accept_request(ROUTER, fetched)
+    load = bench.service.beat("ready").load
+    assert (load.waiting, load.waiting_tokens) == (2, len(decode().token_ids))
+    bench.engine.num_counted = 2
+    assert bench.service.beat("ready").load.waiting == 0

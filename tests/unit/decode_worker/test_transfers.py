@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 from support.checkpoints import write_checkpoint
-from support.services import ROUTER, VOCAB_SIZE, ServiceBench
+from support.services import ROUTER, VOCAB_SIZE, ServiceBench, transfer_ends
 from support.words import LAYOUT, decode
 
-from decode_worker.fetch_metrics import FetchMetrics
-from decode_worker.transfers import DecodeTransfers, Quarantine
+from decode_worker.transfers import DecodeTransfers
 from engine.kvcache.windows import NO_BLOCK
 from engine.loop import Engine
 from engine.sequence import FetchLost
@@ -62,17 +61,14 @@ class Bench(ServiceBench):
     def _transfers(
         self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> DecodeTransfers:
-        self.fetch_metrics = FetchMetrics(metrics.transfer)
-        self.quarantine = Quarantine(engine, metrics.transfer)
-        sink: Any = self.sink
+        ends = transfer_ends(engine, metrics.transfer, sink=self.sink, layout=self.layout)
+        self.fetch_metrics, self.quarantine = ends.metrics, ends.quarantine
         return DecodeTransfers(
-            sink=sink,
+            ends=ends,
             layout=self.layout,
             vocab_size=VOCAB_SIZE,
             engine=engine,
             requests=requests,
-            metrics=self.fetch_metrics,
-            quarantine=self.quarantine,
         )
 
     def fetch(

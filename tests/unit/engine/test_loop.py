@@ -380,7 +380,7 @@ def test_the_observer_may_give_commands(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_seconds_are_told_by_the_clock_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.speeds.MIN_PREFILL_TOKENS", 1)
+    monkeypatch.setattr("engine.speeds.speedometer.MIN_PREFILL_TOKENS", 1)
     ticks = iter(range(1000))
     bench = Bench(clock=lambda: float(next(ticks)))
     bench.submit()

@@ -4,7 +4,7 @@ from unittest.mock import create_autospec
 
 import msgspec
 import pytest
-from support.services import ROUTER, ServiceBench
+from support.services import ROUTER, ServiceBench, transfer_ends
 from support.words import LAYOUT, prefill, sampling
 
 from engine.batch import SampledToken
@@ -19,6 +19,7 @@ from protocol.ids import LeaseId, WorkerId, new_epoch
 from protocol.messages import Step, Ticket
 from protocol.process.metrics import WorkerMetrics
 from worker.requests import RequestTable
+from worker.transfers.lease_metrics import LeaseMetrics
 
 LEASE = LeaseId(7)
 USAGE = SequenceUsage(num_tokens=1, cached_tokens=0, queued_s=0.0, prefill_s=0.0, decode_s=0.0)
@@ -53,10 +54,9 @@ class Bench(ServiceBench):
     def _transfers(
         self, engine: Engine, requests: RequestTable, metrics: WorkerMetrics
     ) -> PrefillTransfers:
-        self.lent = LentLeases(engine, metrics.transfer)
-        return PrefillTransfers(
-            source=self.source, lent=self.lent, engine=engine, requests=requests
-        )
+        ends = transfer_ends(engine, metrics.transfer, source=self.source, layout=LAYOUT)
+        self.lent = LentLeases(engine, metrics.transfer, LeaseMetrics(metrics.transfer, ends.uses))
+        return PrefillTransfers(ends=ends, lent=self.lent, engine=engine, requests=requests)
 
     def end(self, verdict: Verdict) -> list[str]:
         """What was told after the token, in order."""

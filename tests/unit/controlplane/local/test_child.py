@@ -10,7 +10,6 @@ import psutil
 import pytest
 from support.eventually import soon
 
-from controlplane.local.backoff import Backoff
 from controlplane.local.child import (
     Child,
     ChildDied,
@@ -20,6 +19,7 @@ from controlplane.local.child import (
     ChildStarted,
 )
 from controlplane.local.log_line import LogLine
+from protocol.process.backoff import Backoff
 
 T = TypeVar("T")
 WAIT = "import time; time.sleep(60)"

@@ -73,3 +73,11 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_cluster_without_decode_workers_is_refused(checkpoint: str) -> None:
     with pytest.raises(SettingsError, match="decode: '0'"):
         load_up(["--model", checkpoint, "--decode", "0"])
+
+
+def test_beside_a_keys_file_we_have_a_key_of_our_own(checkpoint: str) -> None:
+    flags = load_up(["--model", checkpoint, "--keys-file", "keys.json"])
+    assert flags.child_env["BATON_KEYS_FILE"] == "keys.json"
+    assert len(flags.api_key) > 32 and flags.api_key == flags.child_env["BATON_API_KEY"]
+    given = load_up(["--model", checkpoint, "--keys-file", "keys.json", "--api-key", "mine"])
+    assert given.api_key == "mine"

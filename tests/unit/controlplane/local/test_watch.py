@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from support.eventually import soon
 
-from controlplane.local.backoff import Backoff
 from controlplane.local.child import Child, ChildEvent, ChildHung, ChildSpec, ChildStarted
 from controlplane.local.watch import http_answers, watch
+from protocol.process.backoff import Backoff
 
 SLEEPS = ChildSpec(name="stub", command=(sys.executable, "-c", "import time; time.sleep(600)"))
 

@@ -389,6 +389,16 @@ def test_a_preempted_sequence_counts_as_tokens_to_compute_again() -> None:
     assert load.waiting_tokens == new.sequence.num_tokens
 
 
+def test_the_load_tells_how_long_the_contexts_are_that_decode() -> None:
+    stepper = Stepper(num_blocks=16, max_running=2, token_budget=16)
+    first, second = stepper.submit(STORY[:8], max_tokens=8), stepper.submit(STORY[20:30])
+    assert stepper.scheduler.load().context_tokens == 0
+    while not (first.outputs and second.outputs):
+        stepper.step()
+    computed = first.sequence.num_computed + second.sequence.num_computed
+    assert stepper.scheduler.load().context_tokens == computed >= 18
+
+
 def test_requests_are_admitted_in_the_order_they_came() -> None:
     """A short prompt that would fit does not overtake a long one that does not."""
     stepper = Stepper(num_blocks=8, max_running=4)

@@ -9,16 +9,21 @@ import pytest
 from numpy.typing import NDArray
 from support.eventually import eventually
 from support.pieces import chunk, pieces
+from support.prefixes import Shelf, prefix_at, pull
 from support.transfer import COMPAT, LAYOUT, NUM_BLOCKS, Borrower, Outcome, Slot
 
 from kvtransfer.endings import Aborted, Lost
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
+    NO_LEASE,
+    Borrow,
+    Cancel,
     Chunk,
     FetchBlocks,
     FetchFailed,
     Finish,
+    Lent,
     Open,
     Opened,
     PlaneAddress,
@@ -34,7 +39,7 @@ from kvtransfer.transports.base import ListenOptions, SourceStream
 from kvtransfer.transports.control import ControlServer, Identity
 from kvtransfer.transports.framing import FirstMessage, close_fds
 from kvtransfer.transports.shm.plane import ShmListener
-from protocol.errors import PeerLost, TransferError
+from protocol.errors import CorruptBlock, NotLent, PeerLost, TransferError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.messages import Ticket
 
@@ -78,8 +83,8 @@ class Liar:
     def say(self, message: ToSink) -> None:
         assert self.control.send(self.sink, message)
 
-    def open(self) -> None:
-        """Let the sink in, up to its first `FetchBlocks`."""
+    def open(self, first: type[ToSource] = FetchBlocks) -> None:
+        """Let the sink in, up to the first word of this kind."""
         self.hear(Open)
         self.say(self.opened)
         sock: socket.socket = eventually(self.listener.accept)  # type: ignore[assignment]
@@ -92,7 +97,7 @@ class Liar:
         )  # fmt: skip
         self.stream = self.listener.welcome(sock, welcome, hello, reader.fds)
         close_fds(reader.fds)
-        self.hear(FetchBlocks)
+        self.hear(first)
 
     def describe(self, word: Chunk) -> None:
         assert self.stream is not None
@@ -248,3 +253,40 @@ def test_a_source_that_sends_no_message_is_dropped(
     monkeypatch.setattr(to_sink, "encode", lambda message: garbage)
     liar.say(liar.opened)
     assert "malformed" in str(lost(outcome))
+
+
+PREFIX_HASHES = Shelf.hashes(range(2 * LAYOUT.block_tokens))
+
+
+@pytest.mark.parametrize(
+    ("lie", "error", "why"),
+    [
+        ({"num_tokens": 5 * LAYOUT.block_tokens}, PeerLost, "asked for"),
+        ({"num_tokens": LAYOUT.block_tokens + 1}, PeerLost, "asked for"),
+        ({"last": PREFIX_HASHES[0]}, CorruptBlock, "other tokens"),
+        ({"last": b""}, CorruptBlock, "other tokens"),
+        ({"lease": NO_LEASE}, NotLent, "lends nothing"),
+        ({"num_tokens": 0, "last": b""}, NotLent, "here already"),
+    ],
+)
+def test_a_loan_of_what_was_not_asked_for_ends_the_pull(
+    liar: Liar, borrower: Borrower, lie: dict[str, Any], error: type[TransferError], why: str
+) -> None:
+    outcome = pull(borrower, prefix_at(liar.ticket), [3, 4])
+    liar.open(Borrow)
+    honest = {"lease": LeaseId(9), "num_tokens": 2 * LAYOUT.block_tokens, "last": PREFIX_HASHES[1]}
+    liar.say(Lent(fetch=outcome.fetch, **{**honest, **lie}))
+    assert type(lost(outcome)) is error and why in str(lost(outcome))
+
+
+def test_a_loan_that_nobody_waits_for_is_given_back(liar: Liar, borrower: Borrower) -> None:
+    outcome = pull(borrower, prefix_at(liar.ticket), [3, 4])
+    liar.open(Borrow)
+    for fetch in (outcome.fetch + 1, outcome.fetch):
+        liar.say(Lent(fetch=fetch, lease=LeaseId(fetch), num_tokens=8, last=PREFIX_HASHES[1]))
+    liar.hear(Cancel)
+    liar.hear(FetchBlocks)
+    liar.say(Lent(fetch=outcome.fetch, lease=LeaseId(77), num_tokens=8, last=PREFIX_HASHES[1]))
+    liar.hear(Cancel)
+    borrower.sink.cancel(outcome.fetch)
+    assert isinstance(outcome.end, Aborted)

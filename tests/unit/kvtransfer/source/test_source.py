@@ -9,6 +9,7 @@ import pytest
 import zmq
 from support.eventually import eventually
 from support.pieces import u4s
+from support.prefixes import SEED, Shelf
 from support.transfer import COMPAT, LAYOUT, Borrower, Lender, Slot
 
 from kvtransfer.endings import Landed, LeaseEnd
@@ -16,8 +17,10 @@ from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import (
     CONTROL_VERSION,
     MAX_CONTROL_BYTES,
+    Borrow,
     FetchBlocks,
     FetchFailed,
+    Lent,
     Open,
     Opened,
     Refused,
@@ -360,3 +363,25 @@ def test_an_owner_that_raises_at_a_leases_end_does_not_stop_the_source() -> None
     eventually(lambda: len(raised) == 2)
     source.close()
     memory.close()
+
+
+def test_a_loan_cannot_be_renewed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for cached blocks and only renews gives them back in the end."""
+    monkeypatch.setattr("kvtransfer.source.leases.LOAN_S", 0.4)
+    lender = Lender(on_borrow=Shelf(blocks=(1, 2)).hear, lease_ttl_s=0.2)
+    stranger = Stranger(lender)
+    assert isinstance(
+        stranger.say(Open(session=3, worker=WorkerId("x"), epoch=lender.epoch)), Opened
+    )
+    tokens = bytes(4 * LAYOUT.block_tokens)
+    lent = stranger.say(Borrow(fetch=1, compat=COMPAT, seed=SEED, token_ids=tokens))
+    assert isinstance(lent, Lent) and lent.num_tokens == LAYOUT.block_tokens
+
+    def given_back() -> bool:
+        answer = stranger.say(Renew(leases=(lent.lease,), remaining_s=60.0))
+        return isinstance(answer, Renewed) and bool(answer.gone)
+
+    eventually(given_back)
+    assert lender.end_of(lent.lease).reason == "expired"
+    stranger.close()
+    lender.close()

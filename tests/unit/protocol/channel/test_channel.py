@@ -18,7 +18,7 @@ from protocol.channel.wire import QUEUE_MESSAGES
 from protocol.codec import WIRE_VERSION, to_router, to_worker
 from protocol.errors import PeerLost, SettingsError, WireError
 from protocol.ids import RequestId, RouterId
-from protocol.messages import Aborted, Beat, Hello, ToRouter, Welcome
+from protocol.messages import Abort, Aborted, Beat, Hello, ToRouter, Welcome
 
 ROUTER = RouterId("router-1")
 
@@ -41,10 +41,15 @@ async def serving(
 
 
 def link_to(
-    port: RouterPort, *, router: RouterId = ROUTER, silent_after_s: float = 3.0
+    port: RouterPort,
+    *,
+    router: RouterId = ROUTER,
+    silent_after_s: float = 3.0,
+    num_links: Callable[[], int] = lambda: 1,
 ) -> WorkerLink:
+    address = f"tcp://127.0.0.1:{port.port}"
     return WorkerLink(
-        address=f"tcp://127.0.0.1:{port.port}", router=router, silent_after_s=silent_after_s
+        address=address, router=router, silent_after_s=silent_after_s, num_links=num_links
     )
 
 
@@ -99,8 +104,53 @@ def test_messages_from_another_thread_arrive_in_the_order_they_were_sent() -> No
 def test_a_router_sees_each_beat() -> None:
     async def test() -> None:
         async with serving() as port, link_to(port) as link:
-            port.broadcast(beat(running=3))
+            port.broadcast(lambda _: beat(running=3))
             assert await first(link, Beat) == beat(running=3)
+
+    run(test)
+
+
+def test_computations_are_counted_for_each_link_that_asks_for_them() -> None:
+    async def test() -> None:
+        async with serving() as port:
+            async with link_to(port) as link:
+                for number in range(3):
+                    link.send_now(prefill(f"r{number}"))
+                link.send_now(Abort(request=RequestId("r0"), attempt=0, reason=""))
+                for _ in range(5):
+                    await port.receive()
+                assert port.num_received(ROUTER) == 3
+            assert isinstance(await port.receive(), RouterGone)
+            async with link_to(port) as link:
+                assert await port.receive() == RouterJoined(ROUTER)
+                assert port.num_received(ROUTER) == 0
+
+    run(test)
+
+
+def test_a_router_that_was_silent_goes_on_counting_where_it_was() -> None:
+    """Its link is the same, and so are the numbers that it gives to what it sends."""
+
+    async def test() -> None:
+        async with serving(silent_after_s=0.3) as port, raw_peer(port, ROUTER.encode()) as socket:
+            await socket.send(to_worker.encode(Hello(router=ROUTER, version=WIRE_VERSION)))
+            await socket.send(to_worker.encode(prefill()))
+            assert await port.receive() == RouterJoined(ROUTER)
+            assert await port.receive() == RouterMessage(ROUTER, prefill())
+            assert isinstance(await port.receive(), RouterGone)
+
+            await socket.send(to_worker.encode(prefill("r2")))
+            assert await port.receive() == RouterJoined(ROUTER)
+            assert await port.receive() == RouterMessage(ROUTER, prefill("r2"))
+            assert port.num_received(ROUTER) == 2
+
+    run(test)
+
+
+def test_a_router_says_how_many_workers_it_hears() -> None:
+    async def test() -> None:
+        async with serving() as port, link_to(port, num_links=lambda: 64):
+            await soon(lambda: port.num_workers(ROUTER) == 64)
 
     run(test)
 

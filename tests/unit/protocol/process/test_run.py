@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from support.eventually import eventually
 
 from controlplane.checkout import ROOT
@@ -66,8 +67,18 @@ sys.exit(run("test", main, parent_pid=os.getppid()))
 """
 
 
-def test_the_death_of_a_supervisor_asks_once_and_leaves_time_to_drain() -> None:
-    supervisor = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+SUPERVISOR = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+OF_MANY_THREADS = f"""
+import threading, time
+for _ in range(16):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+{SUPERVISOR}
+"""
+
+
+@pytest.mark.parametrize("supervisor", [SUPERVISOR, OF_MANY_THREADS])
+def test_the_death_of_a_supervisor_asks_once_and_leaves_time_to_drain(supervisor: str) -> None:
+    """Of several threads as well, each of whose deaths the kernel may tell."""
     with running(supervisor, ORPHAN) as process:
         assert next_line(process) == "up"
         process.kill()

@@ -55,10 +55,12 @@ async def test_ready_warns_of_an_api_that_is_open_to_the_network(bench: Bench) -
 async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClient) -> None:
     blocks = {"total": 8, "free": 6, "cached": 2, "leased": 1}
     speeds = {"prefill_tokens_per_s": 1.5, "decode_step_s": 0.5, "transfer_bytes_per_s": 2.5}
+    speeds |= {"transfer_latency_s": 0.25}
     worker: dict[str, Any] = {"id": "decode-0", "role": "decode", "pid": 7, "host": "h"}
     worker |= {"epoch": 2**62, "state": "ready", "transport": "shm", "running": 1, "waiting": 0}
     worker |= {"why": ""}
     use = {"name": "shm", "peer": "prefill-0", "why": "shm reachable", "fetches": 2, "bytes": 64}
+    use |= {"bytes_per_s": 1e9, "latency_s": 0.125}
     bench.cluster.shown = ClusterView(
         router=RouterId("router-0"),
         index=IndexState.EXACT,
@@ -72,11 +74,13 @@ async def test_cluster_shows_every_worker(bench: Bench, client: httpx.AsyncClien
             ),
         ),
     )
+    measured = speeds | {"step": [0.0, 0.0, 0.0, 0.0]}  # as of `StepModel`
     assert (await client.get("/cluster")).json() == {
         "router": "router-0",
         "index": "exact",
         "redis": "connected",
-        "workers": [worker | {"blocks": blocks, "speeds": speeds, "transports": [use]}],
+        "workers": [worker | {"blocks": blocks, "speeds": measured, "transports": [use]}],
+        "processes": [],
     }
 
 

@@ -6,7 +6,7 @@ from support.standing import Standing, demand_of, depths_of, fleet_of
 
 from protocol.messages import StepModel
 from router.placement.cost import Breakdown
-from router.placement.option import Option, Question
+from router.placement.option import Option, OptionQuery
 from router.placement.twin import find_options_twin
 
 STEP = StepModel(fixed_s=0.002, token_s=1e-4, attended_s=1e-8, sequence_s=5e-4)
@@ -16,13 +16,14 @@ DECODE = Standing(name="decode-0", step=STEP, max_step_tokens=256)
 
 def options_of(*standings: Standing, num_tokens: int) -> tuple[Option, Option]:
     """The pair, and the decode worker alone."""
-    question = Question(
+    question = OptionQuery(
         demand=demand_of(num_tokens, max_output_tokens=10),
         open=fleet_of(*standings).ready,
         depths=depths_of(*standings),
+        held=depths_of(*standings),
         now=0.0,
         inter_token_target_s=0.05,
-        max_queue_s=1.0,
+        worker_queue_s=1.0,
     )
     options = find_options_twin(fleet_of(*standings), question)
     assert options.pair is not None and options.alone is not None

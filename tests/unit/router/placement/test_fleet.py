@@ -23,7 +23,7 @@ def use(peer: str, rate: float) -> TransportUse:
 
 def work(queue_s: float = 0.0, **fields: object) -> Work:
     plain = Work(load=NONE, free_share=1.0, reported_at_s=10.0, queue_s=queue_s)
-    return Work(**{name: getattr(plain, name) for name in plain.__slots__} | fields)  # type: ignore[arg-type]
+    return Work(**{name: getattr(plain, name) for name in plain.__slots__} | fields)
 
 
 def test_slots_are_dense_and_used_again() -> None:

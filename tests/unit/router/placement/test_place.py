@@ -1,9 +1,19 @@
+import numpy as np
 import pytest
-from support.standing import Standing, placed, read_alone, refused, way
+from support.standing import (
+    Standing,
+    demand_of,
+    depths_of,
+    fleet_of,
+    placed,
+    read_alone,
+    refused,
+    way,
+)
 
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import PrefixSource, StepModel
-from router.placement.place import Placement, PlacementRefusal, Preferred
+from router.placement.place import Placement, PlacementRefusal, PlacementRules, Preferred, place
 
 P0, P1, D0, D1 = (
     Standing(name=name) for name in ("prefill-0", "prefill-1", "decode-0", "decode-1")
@@ -189,7 +199,7 @@ def test_without_a_prefill_worker_streams_wait() -> None:
 
 def test_a_prefix_is_pulled_from_a_third_worker_where_that_is_sooner() -> None:
     lender = P1.but(cached=1_600, waiting=50_000, **LENT)
-    placement = placed(P0, lender, D0)
+    placement = placed(P0, lender, D0.but(running=40))
     assert way(placement) == "prefill-0>decode-0"
     assert placement.prefix_source == PrefixSource(
         worker=WorkerId("prefill-1"), epoch=Epoch(7), address="tcp://lender:1", num_tokens=1_600
@@ -204,9 +214,22 @@ def test_a_prefix_is_pulled_from_a_third_worker_where_that_is_sooner() -> None:
 
 def test_what_is_cached_already_is_not_pulled_again() -> None:
     lender = P1.but(cached=1_600, waiting=50_000, **LENT)
-    placement = placed(P0.but(cached=800), lender, D0)
+    placement = placed(P0.but(cached=800), lender, D0.but(running=40))
     assert placement.terms is not None and placement.num_uncached_tokens == 400
     assert placement.terms.pull_s == pytest.approx(0.002 + 0.0008)
+
+
+def test_what_a_worker_is_only_expected_to_have_is_not_pulled_from_it() -> None:
+    here = P0, P1.but(cached=1_600, waiting=50_000, **LENT), D0.but(running=40)
+    depths, rules = depths_of(*here), PlacementRules(worker_queue_s=1e9)
+    found = [
+        place(
+            fleet_of(*here), demand_of(2_000, 100), depths=depths, held=held, rules=rules, now=0.0
+        )
+        for held in (depths, np.zeros_like(depths))
+    ]
+    sources = [one.prefix_source for one in found if isinstance(one, Placement)]
+    assert [source is None for source in sources] == [False, True]
 
 
 def test_a_decode_worker_alone_pulls_too() -> None:
@@ -244,7 +267,7 @@ def test_a_slow_link_is_not_pulled_over() -> None:
 
 def test_of_lenders_with_as_much_the_less_loaded_lends() -> None:
     lenders = [
-        Standing(name=f"decode-{n}", cached=1_600, waiting=9_000 - n, running=9, **LENT)
+        D1.but(name=f"decode-{n}", cached=1_600, waiting=9_000 - n, running=9, **LENT)
         for n in (3, 4)
     ]
     source = placed(P0, D0, *lenders).prefix_source
@@ -281,10 +304,10 @@ def test_a_session_whose_worker_cannot_hold_the_request_goes_elsewhere() -> None
 
 
 def test_the_reason_names_the_way_the_work_both_costs_and_every_term() -> None:
-    placement = placed(P0.but(cached=128, waiting=300), D0.but(running=2), num_tokens=540)
+    placement = placed(P0.but(cached=128, waiting=100), D0.but(running=2), num_tokens=540)
     assert placement.reason == (
-        "prefill-0>decode-0; uncached 412 of 540 tokens; 0.328 s against 0.444 s local; first "
-        "token 0.078 s = queue 0.030 + pull 0.000 + prefill 0.043 + transfer 0.003 + decode 0.002; "
+        "prefill-0>decode-0; uncached 412 of 540 tokens; 0.071 s against 0.078 s local; first "
+        "token 0.058 s = queue 0.010 + pull 0.000 + prefill 0.043 + transfer 0.003 + decode 0.002; "
         "stream 0.230 s, others 0.020 s at 2.3 ms a token"
     )
 
@@ -327,16 +350,18 @@ def test_where_everybody_has_more_than_enough_to_do_a_request_waits() -> None:
             "every worker has 2 s of work before it, or no room",
         )
     assert refused(P0.but(**long), D0.but(running=1), inter_token_target_s=0.01).why == "saturated"
-    assert placed(P0.but(**long), D0, max_queue_s=2.0).prefill is None
-    assert placed(P0, D0.but(**long), max_queue_s=2.0).prefill == "prefill-0"
-    assert placed(P0.but(**long), P1, D0, max_queue_s=2.0).prefill == "prefill-1"
+    assert placed(P0.but(**long), D0, worker_queue_s=2.0).prefill is None
+    assert placed(P0, D0.but(**long), worker_queue_s=2.0).prefill == "prefill-0"
+    assert placed(P0.but(**long), P1, D0, worker_queue_s=2.0).prefill == "prefill-1"
 
 
 def test_a_queue_that_is_still_the_soonest_is_joined_while_others_are_free() -> None:
     """Waiting for what is cached there is cheaper than computing it elsewhere."""
     warm = P0.but(waiting=30_000, cached=7_984)
     slow = P1.but(step=StepModel(0.002, 1e-3, 0.0, 1e-4))
-    found = placed(warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, max_queue_s=2.0)
+    found = placed(
+        warm, slow, D0.but(running=1, waiting=90_000), num_tokens=8_000, worker_queue_s=2.0
+    )
     assert found.prefill == "prefill-0"
 
 

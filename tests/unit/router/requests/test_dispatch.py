@@ -99,6 +99,24 @@ async def answers(cluster: FakeCluster, **changes: int) -> Ended:
     return ended
 
 
+def test_hits_are_counted_beside_what_could_have_been_hit() -> None:
+    """The worker finds a block of four tokens each time; the second prompt is expected there."""
+
+    async def test() -> None:
+        async with fake_cluster(decode=1) as cluster:
+            await answers(cluster)
+            await answers(cluster)
+
+            def tokens(kind: str) -> float | None:
+                name = "baton_router_prefix_tokens_total"
+                return cluster.metrics.registry.get_sample_value(name, {"kind": kind})
+
+            assert (tokens("prompt"), tokens("hit")) == (80, 8)
+            assert (tokens("predicted"), tokens("held_anywhere"), tokens("seen")) == (36, 36, 36)
+
+    run(test)
+
+
 def test_a_prompt_is_prefilled_in_one_worker_and_decoded_in_another() -> None:
     async def test() -> None:
         async with fake_cluster(prefill=2, decode=2) as cluster:

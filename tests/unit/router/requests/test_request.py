@@ -32,7 +32,7 @@ from support.routed_request import (
 )
 
 from protocol.ids import RequestId, WorkerId
-from protocol.messages import Decode, Prefill
+from protocol.messages import Decode, Prefill, PrefixPull
 from router.requests.events import PoisonRequest, RequestFailed, Route, TooLong
 from router.requests.instructions import EndWell, GiveUp, PlaceAgain
 from router.requests.request import RoutedRequest
@@ -416,3 +416,25 @@ def test_a_prefill_worker_that_has_handed_over_may_go_as_often_as_it_likes() -> 
     routed = in_state(RequestState.DECODE)
     assert hear(routed, P, gone(WIRE)) == []
     assert routed.num_suspected == 0
+
+
+# -- a prefix that was pulled --------------------------------------------------------------
+
+
+def test_what_a_peer_had_counts_as_cached_and_the_trace_names_it() -> None:
+    routed = in_state(RequestState.PREFILL)
+    pull = PrefixPull(source=WorkerId("prefill-9"), num_tokens=4, seconds=0.25, outcome="landed")
+    hear(routed, P, replace(started(), cached_tokens=0, pull=pull))
+    assert routed.cached_tokens == 4
+    trace = routed.attempts[-1]
+    assert (trace.pulled_from, trace.pulled_tokens, trace.pull_s) == ("prefill-9", 4, 0.25)
+    assert (trace.pull_outcome, trace.prefill_cached_tokens) == ("landed", 0)
+
+
+def test_a_decode_worker_alone_says_it_at_the_end() -> None:
+    routed = alone()
+    pull = PrefixPull(source=P, num_tokens=0, seconds=0.1, outcome="declined")
+    hear(routed, D, emit(0, EOS), replace(finished("stop", num_tokens=1), pull=pull))
+    trace = routed.attempts[-1]
+    assert (trace.pulled_from, trace.pulled_tokens) == (P, 0)
+    assert trace.pull_outcome == "declined" and routed.state is RequestState.FINISHED

@@ -13,6 +13,7 @@ from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
 from protocol.store.workers import BlockEvent, Store
+from router.prefix.prefix_index import PrefixIndex
 from router.prefix.state import IndexState
 from router.workers.index_feed import IndexFeed
 
@@ -70,8 +71,9 @@ class Fed:
 
 
 @asynccontextmanager
-async def fed(redis: RedisServer) -> AsyncIterator[Fed]:
+async def fed(redis: RedisServer, *, max_blocks: int = 100_000) -> AsyncIterator[Fed]:
     async with fake_cluster(decode=1) as cluster:
+        cluster.index = PrefixIndex(max_blocks=max_blocks)
         store = Store(redis.url)
         made = Fed(cluster, store)
         try:
@@ -139,6 +141,23 @@ def test_a_gap_is_seen_and_mended_by_the_snapshot(redis: RedisServer) -> None:
             await made.store.publish([lie], ttl_s=5)
             await soon(lambda: metrics.get_sample_value("baton_prefix_index_gaps_total") == 1)
             await soon(lambda: made.cluster.index.state is IndexState.EXACT)
+
+    run(test)
+
+
+def test_what_there_is_no_room_for_is_counted_and_said_once(
+    redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with fed(redis, max_blocks=1024) as made:
+            await made.until_exact(depth=0)
+            for part in range(11):
+                made.stored(*[BlockHash(n.to_bytes(16, "big")) for n in range(part, 1_100, 11)])
+            metrics = made.cluster.metrics.registry
+            refused = "baton_prefix_index_refused_blocks_total"
+            await soon(lambda: metrics.get_sample_value(refused) == 76)
+            assert made.cluster.index.state is IndexState.DEGRADED
+        assert [record.message for record in caplog.records].count("index full") == 1
 
     run(test)
 

@@ -8,13 +8,18 @@ from typing import assert_never
 from kvtransfer.endings import Aborted, FetchEnd, Landed, Lost
 from kvtransfer.sink.events import AskedAgain, LinkRefused, LinkUp, Rejected, SinkEvent
 from protocol.ids import WorkerId
+from protocol.messages import PrefixPull
 from protocol.process.metrics import TransferMetrics
+from worker.reported.transfer_speed import FetchSpeed, TransferSpeed
 from worker.transport_uses import TransportUses
 
 
 class FetchMetrics:
-    def __init__(self, metrics: TransferMetrics) -> None:
-        self.uses = TransportUses()
+    def __init__(self, metrics: TransferMetrics, uses: TransportUses | None = None) -> None:
+        self.uses = TransportUses() if uses is None else uses
+        self.speed = TransferSpeed()
+        """From whomever. Whatever prefill hid of it: placement asks what a transfer takes, and
+        itself takes off what the prefill to come will hide."""
         self._metrics = metrics
 
     def noticed(self, event: SinkEvent) -> None:
@@ -48,6 +53,21 @@ class FetchMetrics:
             case _:
                 assert_never(end)
 
+    def pulled(self, pull: PrefixPull) -> None:
+        """What became of a prefix that a peer was believed to have."""
+        self._metrics.pulls.labels(pull.outcome).inc()
+        self._metrics.pulled_tokens.inc(pull.num_tokens)
+
+    def pull_ended(self, end: FetchEnd, *, peer: WorkerId) -> None:
+        """The fetch of such a prefix."""
+        if not isinstance(end, Landed):
+            return
+        self._metrics.pulled_bytes.labels(end.transport).inc(end.num_bytes)
+        self._metrics.pull_s.labels(end.transport).observe(end.fetch_s)
+        # What the source did before it lent is part of what a pull takes.
+        fetched = FetchSpeed(num_bytes=end.num_bytes, flow_s=end.flow_s, exposed_s=end.fetch_s)
+        self._note_speed(fetched, end, peer)
+
     def kept(self, num_blocks: int) -> None:
         """Of a lost fetch so many blocks stay usable."""
         self._metrics.kept_blocks.inc(num_blocks)
@@ -60,6 +80,12 @@ class FetchMetrics:
         metrics.exposed_s.labels(transport).observe(end.exposed_s)
         if end.num_blocks:
             metrics.first_s.labels(transport).observe(end.first_s)
+        fetched = FetchSpeed(num_bytes=end.num_bytes, flow_s=end.flow_s, exposed_s=end.exposed_s)
+        self._note_speed(fetched, end, peer)
+
+    def _note_speed(self, fetched: FetchSpeed, end: Landed, peer: WorkerId) -> None:
+        self.speed.add_fetch(fetched)
         self.uses.add(
-            peer=peer, transport=transport, why=end.transport_why, num_bytes=end.num_bytes
-        )
+            peer=peer, transport=end.transport, why=end.transport_why, num_bytes=end.num_bytes,
+            fetched=fetched,
+        )  # fmt: skip

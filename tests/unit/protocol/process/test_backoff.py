@@ -1,4 +1,4 @@
-from controlplane.local.backoff import Backoff
+from protocol.process.backoff import Backoff
 
 
 def test_the_first_restart_comes_after_a_tenth_of_a_second() -> None:

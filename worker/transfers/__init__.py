@@ -1,0 +1,1 @@
+"""What both kinds of worker share of moving KV: prefixes pulled and lent, and what is counted."""
