@@ -182,28 +182,7 @@ def _build(
         metrics=metrics,
         traces=traces,
         already_ended=partial(already_ended, tokenizer),
-        limits=DispatchLimits(
-            max_attempts=settings.max_attempts,
-            patience_s=settings.patience_s,
-            retry_share=settings.retry_share,
-            stalls=StallLimits(
-                first_token_s=settings.first_token_stall_s,
-                next_token_s=settings.next_token_stall_s,
-            ),
-            queue=QueueLimits(
-                bounds=QueueBounds(
-                    num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
-                ),
-                max_wait_s=settings.max_queue_wait_s,
-            ),
-            rules=PlacementRules(
-                policy=settings.policy,
-                local_prefill=settings.local_prefill,
-                inter_token_target_s=settings.inter_token_target_s,
-                worker_queue_s=settings.worker_queue_s,
-                session_slack_s=settings.session_slack_s,
-            ),
-        ),
+        limits=_dispatch_limits(settings),
     )
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
@@ -215,6 +194,31 @@ def _build(
         dispatcher=dispatcher,
         cluster=cluster,
         tenancy=tenancy,
+    )
+
+
+def _dispatch_limits(settings: RouterSettings) -> DispatchLimits:
+    return DispatchLimits(
+        max_attempts=settings.max_attempts,
+        patience_s=settings.patience_s,
+        retry_share=settings.retry_share,
+        stalls=StallLimits(
+            first_token_s=settings.first_token_stall_s,
+            next_token_s=settings.next_token_stall_s,
+        ),
+        queue=QueueLimits(
+            bounds=QueueBounds(
+                num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
+            ),
+            max_wait_s=settings.max_queue_wait_s,
+        ),
+        rules=PlacementRules(
+            policy=settings.policy,
+            local_prefill=settings.local_prefill,
+            inter_token_target_s=settings.inter_token_target_s,
+            worker_queue_s=settings.worker_queue_s,
+            session_slack_s=settings.session_slack_s,
+        ),
     )
 
 

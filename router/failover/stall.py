@@ -47,14 +47,14 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class LastHeard:
     """A worker as heard of: when it last said anything, and last had advanced at anything."""
 
     heard_at: float
     advanced_at: float
 
 
-def find_stall(wait: Wait, worker: Standing, *, limits: StallLimits, now: float) -> str | None:
+def find_stall(wait: Wait, worker: LastHeard, *, limits: StallLimits, now: float) -> str | None:
     """Why it is not waited for any longer; None: it is."""
     waited_s, patience = now - wait.since, 2.0**wait.num_stalls
     quiet_s = now - worker.heard_at

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from protocol.ids import WorkerId
-from router.failover.stall import Standing
+from router.failover.stall import LastHeard
 
 MIN_STALLS = 3
 """One may be the request's own fault."""
@@ -21,7 +21,7 @@ class StalledWorkers:
     def note_stall(self, worker: WorkerId, *, now: float) -> None:
         self._stalls[worker] = [*self._stalls.get(worker, ())[1 - MIN_STALLS :], now]
 
-    def update(self, workers: Mapping[WorkerId, Standing], *, now: float) -> None:
+    def update(self, workers: Mapping[WorkerId, LastHeard], *, now: float) -> None:
         """Those that are silent now, and those where several requests stalled."""
         self._stalls = {
             name: times

@@ -11,7 +11,7 @@ from math import inf
 from typing import Protocol
 
 from protocol.ids import WorkerId
-from router.failover.stall import StallLimits, Standing, Wait, find_stall
+from router.failover.stall import LastHeard, StallLimits, Wait, find_stall
 from router.failover.stalled_workers import StalledWorkers
 from router.workers.worker import KnownWorker
 
@@ -68,15 +68,15 @@ class Watchdog:
         late = [one for one in self._requests() if now - one.silent_since > soonest]
         for request in late:
             self._look_at(request, now)
-        standings = {name: self._standing(one) for name, one in self._linked()}
-        self._stalled.update(standings, now=now)
+        heard = {name: self._last_heard(one) for name, one in self._linked()}
+        self._stalled.update(heard, now=now)
 
     def _look_at(self, request: WatchedRequest, now: float) -> None:
         wait = request.find_wait()
         worker = None if wait is None else self._workers.get(wait.worker)
         if wait is None or worker is None or now - self._awake_since < self._limits.silent_s:
             return
-        why = find_stall(wait, self._standing(worker), limits=self._limits, now=now)
+        why = find_stall(wait, self._last_heard(worker), limits=self._limits, now=now)
         if why is not None and self._has_other(worker):
             self._stalled.note_stall(wait.worker, now=now)
             request.stall(why, wait, now=now)
@@ -84,9 +84,9 @@ class Watchdog:
     def _linked(self) -> list[tuple[WorkerId, KnownWorker]]:
         return [(name, one) for name, one in self._workers.items() if one.is_ready]
 
-    def _standing(self, worker: KnownWorker) -> Standing:
+    def _last_heard(self, worker: KnownWorker) -> LastHeard:
         """Nobody was silent before this process could hear."""
-        return Standing(
+        return LastHeard(
             heard_at=max(worker.heard_at, self._awake_since),
             advanced_at=max(worker.advanced_at, self._awake_since),
         )

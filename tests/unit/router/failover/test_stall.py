@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from protocol.ids import WorkerId
-from router.failover.stall import BUSY_FACTOR, FACTOR, StallLimits, Standing, Wait, find_stall
+from router.failover.stall import BUSY_FACTOR, FACTOR, LastHeard, StallLimits, Wait, find_stall
 from router.failover.stalled_workers import AVOIDED_S, MIN_STALLS, StalledWorkers
 
 D, OTHER = WorkerId("decode-0"), WorkerId("decode-1")
@@ -24,8 +24,8 @@ def stalls_at(
     wait: Wait, now: float, *, heard_at: float | None = None, advanced_at: float = 0.0
 ) -> bool:
     """`heard_at` None: it beats."""
-    standing = Standing(heard_at=now if heard_at is None else heard_at, advanced_at=advanced_at)
-    return find_stall(wait, standing, limits=LIMITS, now=now) is not None
+    heard = LastHeard(heard_at=now if heard_at is None else heard_at, advanced_at=advanced_at)
+    return find_stall(wait, heard, limits=LIMITS, now=now) is not None
 
 
 def test_a_worker_that_gets_nothing_done_has_as_long_as_is_set() -> None:
@@ -62,16 +62,16 @@ def test_each_stall_makes_a_request_wait_twice_as_long() -> None:
 
 
 def test_the_reason_names_the_worker_and_what_it_owes() -> None:
-    beating = Standing(heard_at=120.0, advanced_at=0.0)
+    beating = LastHeard(heard_at=120.0, advanced_at=0.0)
     why = find_stall(FIRST, beating, limits=LIMITS, now=120.0)
     assert why == "decode-0 owes the first token since 20.0 s, 0.10 s expected"
-    quiet = Standing(heard_at=115.0, advanced_at=0.0)
+    quiet = LastHeard(heard_at=115.0, advanced_at=0.0)
     why = find_stall(FIRST, quiet, limits=LIMITS, now=120.0)
     assert why == "decode-0 has said nothing for 5.0 s"
 
 
 def test_a_worker_is_avoided_when_several_stalled_there_until_it_gets_something_done() -> None:
-    stalled, beating = StalledWorkers(silent_s=2.0), Standing(heard_at=100.0, advanced_at=50.0)
+    stalled, beating = StalledWorkers(silent_s=2.0), LastHeard(heard_at=100.0, advanced_at=50.0)
     for number in range(MIN_STALLS):
         assert D not in stalled.avoided
         stalled.note_stall(D, now=100.0 + number / 10)
@@ -86,13 +86,13 @@ def test_a_worker_that_does_nothing_is_tried_again_after_a_while() -> None:
     for _ in range(MIN_STALLS):
         stalled.note_stall(D, now=100.0)
     now = 100.1 + AVOIDED_S
-    stalled.update({D: Standing(heard_at=now, advanced_at=50.0)}, now=now)
+    stalled.update({D: LastHeard(heard_at=now, advanced_at=50.0)}, now=now)
     assert not stalled.avoided
 
 
 def test_a_silent_worker_is_avoided_at_once() -> None:
     stalled = StalledWorkers(silent_s=2.0)
-    stalled.update({D: Standing(heard_at=97.0, advanced_at=97.0)}, now=100.0)
+    stalled.update({D: LastHeard(heard_at=97.0, advanced_at=97.0)}, now=100.0)
     assert stalled.avoided == {D}
-    stalled.update({D: Standing(heard_at=100.0, advanced_at=97.0)}, now=100.0)
+    stalled.update({D: LastHeard(heard_at=100.0, advanced_at=97.0)}, now=100.0)
     assert not stalled.avoided
