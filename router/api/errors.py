@@ -136,7 +136,7 @@ def context_exceeded(
 
 def as_api_error(error: BatonError) -> ApiError:
     """What a failure of ours means to the client. Its reasons name workers and addresses: they
-    are for the log and `/trace`, never for the answer."""
+    are for the log and `/requests`, never for the answer."""
     told = _told(error)
     log.info(
         "request not served", extra={"status": told.status, "code": told.code, "why": str(error)}
