@@ -163,9 +163,11 @@ class Candidates:
         """Where it failed only if nobody else is able; for those who are it waits."""
         doubted = context.suspects | self.avoided
         placement = self._place(context, shut | doubted, now)
+        held = self._ready(shut - context.refused - doubted)
         if (
             isinstance(placement, PlacementRefusal)
             and placement.why != "saturated"
+            and not any(worker.role == "decode" for worker in held)
             and self._ready(doubted - shut)
         ):
             placement = self._place(context, shut, now)

@@ -7,7 +7,7 @@ has, which is the same stream because sampling depends on (seed, position) alone
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, assert_never
+from typing import Any, Final, Literal, assert_never
 
 from protocol.errors import BatonError
 from protocol.ids import Epoch, RequestId, WorkerId
@@ -43,6 +43,8 @@ from router.requests.trace import AttemptTrace, Prediction
 from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
+Work = Literal["prompt", "token"]
+BOTH: Final[frozenset[Work]] = frozenset({"prompt", "token"})
 MAX_SUSPECTED = 2
 """Workers in a row that may be lost with a request among the last they were given."""
 AlreadyEnded = Callable[[Sampling, Sequence[int]], EndWell | None]
@@ -64,6 +66,8 @@ class RoutedRequest:
     """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
     num_suspected: int = 0
     """Workers in a row that were lost with it among the last they were given."""
+    _suspected_at: frozenset[Work] = BOTH
+    """What all of those may have been lost at."""
     _current: Attempt | None = None
     """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
@@ -360,13 +364,23 @@ class RoutedRequest:
     def _worker_gone(self, leg: Leg, gone: WorkerGone) -> list[Instruction]:
         """Of the last it was given, one may have ended it: which, shows where it comes alone."""
         why = f"{leg.worker} {gone.reason}"
-        if self.wire_id in gone.unheard and not self._is_spent(leg):
-            self.num_suspected += 1
+        if self.wire_id in gone.unheard and leg.open and not self._is_spent(leg):
+            self._suspect(leg)
             if self.num_suspected >= MAX_SUSPECTED and len(gone.unheard) == 1:
                 leg.open = False
                 lost = f"{self.num_suspected} workers were lost, it the last given to each"
                 return self._give_up(why, PoisonRequest(f"{lost}; it is not tried again: {why}"))
         return self._leg_lost(leg, why)
+
+    def _suspect(self, leg: Leg) -> None:
+        """What ends workers ends each at the same work: at its prompt, or at a token of it."""
+        attempt = self._attempt
+        work: frozenset[Work] = frozenset({"prompt"} if leg is attempt.prefill else {"token"})
+        if attempt.prefill is None:
+            work = BOTH
+        same = work & (self._suspected_at if self.num_suspected else BOTH)
+        self.num_suspected = self.num_suspected + 1 if same else 1
+        self._suspected_at = same or work
 
     def _leg_lost(self, leg: Leg, why: str) -> list[Instruction]:
         leg.open = False

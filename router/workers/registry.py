@@ -15,7 +15,7 @@ from functools import partial
 
 import xxhash
 
-from protocol.errors import BatonError, PeerLost, WireError
+from protocol.errors import BatonError, PeerLost, PeerSilent, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import (
     Beat,
@@ -198,7 +198,8 @@ class Registry:
             if worker.connection is None:
                 self._unreached(worker, str(error))
             else:
-                self._remove(worker, f"was lost: {error}")
+                died = not isinstance(error, PeerSilent)
+                self._remove(worker, f"was lost: {error}", died=died)
         except Exception as error:  # what one worker says costs its own link
             log.exception("link failed", extra={"worker": worker.id})
             self._remove(worker, f"was lost: {type(error).__name__}: {error}")
@@ -275,8 +276,9 @@ class Registry:
         if task is not None:
             task.cancel()
 
-    def _remove(self, worker: KnownWorker, reason: str) -> None:
-        """Idempotent: an incarnation is removed once, and every open request is told."""
+    def _remove(self, worker: KnownWorker, reason: str, *, died: bool = True) -> None:
+        """Idempotent: an incarnation is removed once, and every open request is told. Of one that
+        did not die, as far as is known, no request is to blame."""
         if self._workers.get(worker.id) is not worker:
             return
         del self._workers[worker.id]
@@ -285,8 +287,8 @@ class Registry:
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
-        drained = worker.state == "draining"
-        self._tell_gone(worker, WorkerGone(reason, frozenset(() if drained else worker.unheard)))
+        blamed = worker.unheard if died and worker.state != "draining" else ()
+        self._tell_gone(worker, WorkerGone(reason, frozenset(blamed)))
         self._signal()
 
     def _tell_gone(self, worker: KnownWorker, gone: WorkerGone) -> None:
