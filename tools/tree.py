@@ -35,7 +35,7 @@ class Limits:
     num_lines: int = (
         56_000  # 32,500 once laid; families, HTTP, APIs and a fleet's router came since
     )
-    num_code_lines: int = 34_500
+    num_code_lines: int = 36_500
     median_function_lines: float = 6
     function_lines: int = 60
 

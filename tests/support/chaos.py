@@ -144,6 +144,8 @@ async def run_chaos(
         after = [await _undisturbed(fleet, ask) for ask in ASKS]
         assert after == expected
         outcome.figures = await _figures(fleet)
+        if not outcome.is_clean:
+            outcome.told += map(str, fleet.router_complaints())
         return outcome, dict(fleet.deeds)
 
 

@@ -104,8 +104,11 @@ class ChaosFleet:
         found = [line for line in lines if all(label in line for label in labels)]
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
-    def log_of_routers(self, event: str) -> list[dict[str, object]]:
-        return [line for router in self._routers for line in router.events(event)]
+    def router_complaints(self) -> list[dict[str, object]]:
+        """What routers warned of, but for lost workers and attempts, which were meant."""
+        meant = ("worker gone", "attempt lost", "not reached", "stalled")
+        lines = [line for router in self._routers for line in router.log]
+        return [line for line in lines if line["event"] not in meant]
 
     def _victim(self, chance: random.Random) -> str | None:
         calm = sorted(set(self._workers) - self._disturbed)
