@@ -31,6 +31,7 @@ from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defa
 from protocol.text.tokenizer import Tokenizer
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
+from router.failover.stall import StallLimits
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.kernel import kernel
@@ -115,6 +116,7 @@ class _Parts:
     runtime: Runtime
     registry: Registry
     feed: IndexFeed
+    dispatcher: Dispatcher
     cluster: LocalCluster
     tenancy: Tenancy | None
 
@@ -192,28 +194,44 @@ def _build(
         metrics=metrics,
         traces=traces,
         already_ended=partial(already_ended, tokenizer),
-        limits=DispatchLimits(
-            max_attempts=settings.max_attempts,
-            patience_s=settings.patience_s,
-            queue=QueueLimits(
-                bounds=QueueBounds(
-                    num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
-                ),
-                max_wait_s=settings.max_queue_wait_s,
-            ),
-            rules=PlacementRules(
-                policy=settings.policy,
-                local_prefill=settings.local_prefill,
-                inter_token_target_s=settings.inter_token_target_s,
-                worker_queue_s=settings.worker_queue_s,
-                session_slack_s=settings.session_slack_s,
-            ),
-        ),
+        limits=_dispatch_limits(settings),
     )
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster, tenancy=tenancy)
+    return _Parts(
+        runtime=runtime,
+        registry=registry,
+        feed=feed,
+        dispatcher=dispatcher,
+        cluster=cluster,
+        tenancy=tenancy,
+    )
+
+
+def _dispatch_limits(settings: RouterSettings) -> DispatchLimits:
+    return DispatchLimits(
+        max_attempts=settings.max_attempts,
+        patience_s=settings.patience_s,
+        retry_share=settings.retry_share,
+        stalls=StallLimits(
+            first_token_s=settings.first_token_stall_s,
+            next_token_s=settings.next_token_stall_s,
+        ),
+        queue=QueueLimits(
+            bounds=QueueBounds(
+                num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
+            ),
+            max_wait_s=settings.max_queue_wait_s,
+        ),
+        rules=PlacementRules(
+            policy=settings.policy,
+            local_prefill=settings.local_prefill,
+            inter_token_target_s=settings.inter_token_target_s,
+            worker_queue_s=settings.worker_queue_s,
+            session_slack_s=settings.session_slack_s,
+        ),
+    )
 
 
 def _runtime(
@@ -285,6 +303,7 @@ async def _run(
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
+            tasks.create_task(parts.dispatcher.watch(), name="watchdog"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
         if parts.tenancy is not None:

@@ -80,6 +80,15 @@ class RouterSettings(ProcessSettings):
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
     """Seconds a request that lost its last worker waits for one: a restart takes about 10."""
+    retry_share: float = Field(default=0.2, ge=0)
+    """Retries a request that comes, of all together, beside what the loss of a worker or two takes:
+    a fleet that fails everything is asked for a fifth more, not for four times as much."""
+    first_token_stall_s: float = Field(default=10.0, gt=0)
+    """Seconds without a first token, and at least 5 times the predicted ones, after which a worker
+    that gets nothing done is given up for a request; one that serves others has 4 times as long.
+    Longer than any step."""
+    next_token_stall_s: float = Field(default=5.0, gt=0)
+    """The same between two tokens. A reader notices less; a step beside a prompt takes less."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds one generation may take: the openai SDK gives up after as many."""
     max_in_flight: int = Field(default=1024, ge=1)

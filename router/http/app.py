@@ -308,12 +308,13 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
     async def view() -> Response:
         return _json(await whole.view())
 
+    @app.get("/requests/{request:path}")
     @app.get("/trace/{request:path}")
     async def trace(request: str) -> Response:
         """What became of a recent request; of each choice, when it had several."""
         traces = await whole.traces(RequestId(request))
         if not traces:
-            raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
+            raise ApiError(404, f"requests: none of the last minutes here was {request[:128]!r}")
         return _json({"request": request, "traces": traces})
 
 

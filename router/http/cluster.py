@@ -1,8 +1,9 @@
-"""The cluster as this router sees it, for `/cluster`, `/ready` and `/trace`.
+"""The cluster as this router sees it, for `/cluster`, `/ready` and `/requests`.
 
 Local and immediate: asks no other process.
 """
 
+import time
 from collections import Counter
 from functools import partial
 from typing import Literal, get_args
@@ -71,7 +72,7 @@ class LocalCluster:
         return max((worker.registration.max_context_tokens for worker in decodes), default=None)
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
-        return self._traces.find(request)
+        return self._traces.find(request, now=time.monotonic())
 
     def _count_workers(self) -> None:
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
