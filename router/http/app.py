@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from protocol.process.machine import usable_cores
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
 from router.anthropic.models import model_shape, models_shape
@@ -152,7 +153,9 @@ def _app_state(runtime: Runtime) -> AppState:
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
         recent=new_recent_answers(runtime),
-        threads=Threads(runtime.tokenize_threads, name="tokenize"),
+        threads=Threads(
+            runtime.tokenize_threads, name="tokenize", num_cores=len(usable_cores())
+        ),
     )
 
 
