@@ -32,6 +32,7 @@ from protocol.text.tokenizer import Tokenizer
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
 from router.failover.stall import StallLimits
+from router.fast_path.fast_path import make_fast_path
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
 from router.placement.kernel import kernel
@@ -183,7 +184,12 @@ def _build(
         )
 
     index, traces = PrefixIndex(max_blocks=settings.index_blocks), TraceRing()
-    registry = Registry(connect=connect, model=settings.api_name, router=router)
+    registry = Registry(
+        connect=connect,
+        model=settings.api_name,
+        router=router,
+        fast_path=make_fast_path(metrics.between_tokens_s),
+    )
     feed = IndexFeed(store=store, index=index, registry=registry, metrics=metrics)
     cluster = LocalCluster(
         router=router, registry=registry, index=index, feed=feed, traces=traces, metrics=metrics

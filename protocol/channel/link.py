@@ -47,6 +47,7 @@ class WorkerLink:
         self._early: deque[ToRouter] = deque()
         """What came before anybody heard."""
         self._accept: Callable[[ToRouter], None] = self._greet
+        self._take_frame: Callable[[bytes], bool] | None = None
         self._is_lost = asyncio.Event()
         self._error: Exception | None = None
         """What `accept` raised."""
@@ -115,18 +116,24 @@ class WorkerLink:
                 self._lose(f"cannot send: {error}")
         raise PeerLost(f"worker at {self._address}: {self.lost}")
 
-    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+    async def hear(
+        self,
+        accept: Callable[[ToRouter], None],
+        *,
+        take_frame: Callable[[bytes], bool] | None = None,
+    ) -> NoReturn:
         """Calls `accept` with what the worker says, Beats included, in order, in the turn of the
         loop in which it comes. Ends by raising PeerLost, PeerSilent if it was not heard for too
-        long, or what `accept` raised."""
+        long, or what `accept` raised. Of packed messages that `take_frame` says True of `accept`
+        hears nothing."""
         while self._early:
             accept(self._early.popleft())
-        self._accept = accept
+        self._accept, self._take_frame = accept, take_frame
         try:
             await self._is_lost.wait()
         finally:
             if self._accept is accept:
-                self._accept = self._greet
+                self._accept, self._take_frame = self._greet, None
         kind = PeerSilent if self._is_silent else PeerLost
         raise self._error or kind(f"worker at {self._address}: {self.lost}")
 
@@ -155,7 +162,8 @@ class WorkerLink:
     def _receive(self, frame: bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
         try:
-            self._accept(to_router.decode(frame))
+            if self._take_frame is None or not self._take_frame(frame):
+                self._accept(to_router.decode(frame))
         except WireError as error:
             self._lose(str(error))
         except Exception as error:  # of whoever hears: raised to it

@@ -140,7 +140,12 @@ class Dispatcher:
             routed.num_suspected, context.alone_until = 1, now + APART_S
         queued = self._expected(request, now)
         opened = OpenRequest(
-            context, listener, post=self._post, recorder=self._recorder, queued=queued
+            context,
+            listener,
+            post=self._post,
+            recorder=self._recorder,
+            queued=queued,
+            fast_path=self._registry.fast_path,
         )
         self._open[wire_id] = opened
         self._registry.add_receiver(wire_id, opened)

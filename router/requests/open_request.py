@@ -15,11 +15,12 @@ from protocol.ids import Epoch, WorkerId
 from protocol.messages import Emit
 from router.admission.queued_request import QueuedRequest
 from router.failover.stall import Wait
+from router.fast_path.fast_path import FastPath
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.recorder import Recorder
-from router.requests.token_listener import TokenListener
+from router.requests.token_listener import PlainListener, TokenListener
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 
@@ -28,8 +29,9 @@ class OpenRequest:
     it is gone."""
 
     __slots__ = (
-        "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
-        "_routed", "_tell_token", "_turn", "_waiting", "context", "queued",
+        "_accept_next", "_fast_path", "_is_busy", "_is_joining", "_listener", "_loop", "_note_gap",
+        "_post", "_recorder", "_routed", "_slot", "_tell_token", "_turn", "_waiting", "context",
+        "queued",
     )  # fmt: skip
 
     def __init__(
@@ -40,14 +42,20 @@ class OpenRequest:
         post: Callable[[Send], bool],
         recorder: Recorder,
         queued: QueuedRequest,
+        fast_path: FastPath | None = None,
     ) -> None:
-        """`queued`: as it waits for a worker, if it has to."""
+        """`queued`: as it waits for a worker, if it has to. `fast_path`: what the same worker says
+        next may take it."""
         self.context = context
         self.queued = queued
         self._routed = context.routed
         self._accept_next = context.routed.accept_next
         self._tell_token, self._note_gap = listener.token, recorder.note_gap
         self._listener = listener
+        self._fast_path = fast_path if isinstance(listener, PlainListener) else None
+        self._slot = -1
+        """On the fast path; what passes there is not yet in `context`. -1: not there."""
+        self._is_joining = False
         self._post = post
         self._recorder = recorder
         self._waiting: deque[WorkerMessage] = deque()
@@ -55,6 +63,13 @@ class OpenRequest:
         self._is_busy = False
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[Ended | PlaceAgain | Exception] = self._loop.create_future()
+
+    @property
+    def last_token_at(self) -> float:
+        """When its client's last token came, on the registry's clock; 0.0 before the first."""
+        if self._slot < 0 or self._fast_path is None:
+            return self.context.last_token_at
+        return self._fast_path.last_at(self._slot)
 
     async def turn(self) -> Ended | PlaceAgain:
         """The ending, or that the attempt under way is lost: then it is to be placed again. Raises
@@ -66,6 +81,8 @@ class OpenRequest:
         return said
 
     def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
+        if self._slot >= 0:
+            self.leave_fast_path()
         if not self._accept_next(emit, worker, epoch):
             self.accept_message(WorkerMessage(worker, epoch, emit), now=now)
             return
@@ -76,8 +93,13 @@ class OpenRequest:
             self._tell_token(emit)
         except Exception as error:  # ends this request, whose task raises it; no other's
             self._fail(error)
+            return
+        if self._fast_path is not None and not self._is_joining:
+            self._is_joining = True
+            self._loop.call_soon(self._join_fast_path)  # when this token is out of the transport
 
     def accept_message(self, message: WorkerMessage, *, now: float) -> None:
+        self.leave_fast_path()
         self._waiting.append(message)
         if self._is_busy:
             return
@@ -103,7 +125,7 @@ class OpenRequest:
         context = self.context
         if context.waits_since is not None:
             return inf
-        return max(context.sent_at, context.last_token_at)
+        return max(context.sent_at, self.last_token_at)
 
     def find_wait(self) -> Wait | None:
         """None while it waits for no worker."""
@@ -124,6 +146,7 @@ class OpenRequest:
 
     def stall(self, why: str, wait: Wait, *, now: float) -> None:
         """The attempt under way comes to nothing, though nobody said so; none is: nothing."""
+        self.leave_fast_path()
         told = self._routed.give_up_attempt(why, suspect=wait.worker, awaited=wait.awaited)
         if told:
             self._recorder.note_stall(self.context, why, wait.awaited)
@@ -131,8 +154,45 @@ class OpenRequest:
 
     def close(self, why: str, *, client_left: bool) -> None:
         """Tells whoever still has it. Idempotent."""
+        self.leave_fast_path()
+        self._fast_path = None
         for send in self._routed.close(why, client_left=client_left):
             self._post(send)
+
+    def leave_fast_path(self) -> None:
+        """Counts what has passed there. Idempotent: to be called before anything else is done with
+        the request or its socket."""
+        if self._slot < 0:
+            return
+        assert self._fast_path is not None and isinstance(self._listener, PlainListener)
+        slot, self._slot = self._slot, -1
+        taken = self._fast_path.take(slot)
+        self._routed.accept_passed(taken.token_ids)
+        self.context.last_token_at = taken.last_at
+        try:
+            self._listener.note_passed(len(taken.token_ids), taken.rest)
+        except Exception as error:  # as above
+            self._fail(error)
+
+    def _join_fast_path(self) -> None:
+        self._is_joining = False
+        path, speaker, listener = self._fast_path, self._routed.speaker, self._listener
+        if path is None or speaker is None or self._slot >= 0:
+            return
+        assert isinstance(listener, PlainListener)
+        events = listener.lend_socket(self.leave_fast_path)
+        if events is None:
+            return
+        _, epoch, attempt = speaker
+        self._slot = path.add(
+            self._routed.wire_id,
+            epoch=epoch,
+            attempt=attempt,
+            due=len(self._routed.generated),
+            events=events,
+            last_at=self.context.last_token_at,
+            when_stuck=self.leave_fast_path,
+        )
 
     def _carry_out(self, message: WorkerMessage, *, now: float) -> None:
         remaining_s = self.context.ends_at - now

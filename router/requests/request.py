@@ -169,6 +169,15 @@ class RoutedRequest:
         generated.append(emit.token_id)
         return True
 
+    @property
+    def speaker(self) -> tuple[WorkerId, Epoch, int] | None:
+        """The worker and the attempt whose next tokens need no look at what they mean."""
+        return self._speaker
+
+    def accept_passed(self, token_ids: Sequence[int]) -> None:
+        """The client has these of the speaker, in order: each was the token due."""
+        self.generated.extend(token_ids)
+
     def accept_message(self, received: WorkerMessage, *, remaining_s: float) -> list[Instruction]:
         """What to do about one message; nothing if it is of an older attempt or worker."""
         attempt, message = self._current, received.message

@@ -9,16 +9,18 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import xxhash
 
+from protocol.codec import one_emit
 from protocol.errors import BatonError, PeerLost, PeerSilent, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import (
     Beat,
+    Emit,
     Failed,
     LoadReport,
     Registration,
@@ -28,6 +30,7 @@ from protocol.messages import (
     ToWorker,
     Welcome,
 )
+from router.fast_path.fast_path import FastPath
 from router.placement.fleet import Fleet
 from router.workers.message_receiver import MessageReceiver
 from router.workers.worker import KnownWorker, WorkerConnection
@@ -52,9 +55,12 @@ class Registry:
         connect: Connect,
         model: str | None = None,
         router: RouterId | None = None,
+        fast_path: FastPath | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._connect = connect
+        self.fast_path = fast_path
+        """What it takes of a step is told to nobody here."""
         self._model = model
         self._clock = clock
         self._workers: dict[WorkerId, KnownWorker] = {}
@@ -191,7 +197,11 @@ class Registry:
                 if link.registration.epoch != worker.epoch:
                     raise PeerLost(f"{worker.id} now answers as another incarnation")
                 worker.connection = link
-                await link.hear(partial(self._receive, worker))
+                accept, path = partial(self._receive, worker), self.fast_path
+                if path is None:
+                    await link.hear(accept)
+                else:
+                    await link.hear(accept, take_frame=partial(self._pass_step, worker, path))
         except WireError as error:
             self._mismatch(worker, str(error))
         except BatonError as error:
@@ -225,7 +235,7 @@ class Registry:
         match message:
             case Step():
                 worker.advanced_at = now
-                self._tell_step(worker, message, now)
+                self._tell_tokens(worker, message.emits, now)
             case Beat():
                 self._beat(worker, message, now)
                 self._tell_report()
@@ -243,11 +253,22 @@ class Registry:
                     said = WorkerMessage(worker.id, worker.epoch, message)
                     receiver.accept_message(said, now=now)
 
-    def _tell_step(self, worker: KnownWorker, step: Step, now: float) -> None:
-        """The one loop that every token goes through."""
+    def _pass_step(self, worker: KnownWorker, path: FastPath, frame: bytes) -> bool:
+        """Whether it was a step, and is done with."""
+        now = self._clock()
+        left = path.pass_step(frame, epoch=worker.epoch, now=now)
+        if left is None:
+            return False
+        worker.heard_at = worker.advanced_at = now
+        if left:
+            self._tell_tokens(worker, map(one_emit.decode, left), now)
+        return True
+
+    def _tell_tokens(self, worker: KnownWorker, emits: Iterable[Emit], now: float) -> None:
+        """The one loop that every token goes through, but those that take the fast path."""
         of_request = self._receivers.get
         name, epoch, unheard = worker.id, worker.epoch, worker.unheard
-        for emit in step.emits:
+        for emit in emits:
             if emit.request in unheard:
                 worker.note_heard(emit.request, emit.index)
             receiver = of_request(emit.request)

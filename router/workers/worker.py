@@ -38,9 +38,14 @@ class WorkerConnection(Protocol):
     def send_now(self, message: ToWorker) -> None:
         """Raises PeerLost when the link is lost."""
 
-    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
-        """Calls `accept` with all that the worker says. Ends by raising PeerLost when the worker is
-        gone, or what `accept` raised."""
+    async def hear(
+        self,
+        accept: Callable[[ToRouter], None],
+        *,
+        take_frame: Callable[[bytes], bool] | None = None,
+    ) -> NoReturn:
+        """Calls `accept` with all that the worker says, but for frames of which `take_frame` says
+        True. Ends by raising PeerLost when the worker is gone, or what the two raised."""
 
 
 ConnectionState = Literal["connecting", "mismatched"]

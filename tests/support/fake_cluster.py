@@ -13,6 +13,7 @@ from protocol.ids import RequestId, RouterId
 from protocol.messages import Registration, Role, Sampling, Token
 from protocol.process.metrics import RouterMetrics
 from protocol.readings import PromptReading, TokenScore
+from router.fast_path.fast_path import make_fast_path
 from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
@@ -32,11 +33,12 @@ class FakeCluster:
     ) -> None:
         self.fabric = Fabric()
         self.workers: dict[str, FakeWorker] = {}
-        self.registry = Registry(connect=_connect, model=model)
+        self.metrics = RouterMetrics()
+        self.fast_path = make_fast_path(self.metrics.between_tokens_s)
+        self.registry = Registry(connect=_connect, model=model, fast_path=self.fast_path)
         self.index = PrefixIndex()
         self.registry.listeners.append(self._follow)
         self.traces = TraceRing()
-        self.metrics = RouterMetrics()
         self.dispatcher = Dispatcher(
             registry=self.registry,
             index=self.index,
