@@ -171,7 +171,9 @@ async def _has_ended(process: Process) -> bool:
 async def _seen(condition: Callable[[], Awaitable[bool]], within_s: float) -> None:
     """TimeoutError when it is not true in time."""
     async with asyncio.timeout(within_s):
-        while not await condition():
+        while True:
+            if await condition():
+                return
             await asyncio.sleep(POLL_S)
 
 
