@@ -185,14 +185,16 @@ async def _keep_asking(
 
 
 async def _record(url: str, name: str) -> str:
-    async with httpx.AsyncClient(timeout=10) as client:
+    async with httpx.AsyncClient(timeout=10, verify=False) as client:
         return (await client.get(f"{url}/requests/{name}")).text
 
 
 async def _answer(url: str, ask: Ask, *, name: str) -> object:
     """Texts and calls of each choice with its finish reason. Raises _Refused."""
     headers = {"x-request-id": name.replace(" ", "-").replace("=", "")}
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, headers=headers) as client:
+    async with httpx.AsyncClient(
+        base_url=url, timeout=TIMEOUT_S, headers=headers, verify=False
+    ) as client:
         if ask.body.get("stream"):
             return await _streamed(client, ask)
         answer = await client.post(ask.path, json=ask.body)
