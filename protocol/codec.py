@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from protocol.errors import WireError
-from protocol.messages import FirstToken, ToRouter, ToWorker
+from protocol.messages import Emit, FirstToken, ToRouter, ToWorker
 
 WIRE_VERSION = 6
 MAX_MESSAGE_BYTES = 16 << 20
@@ -41,3 +41,5 @@ class Codec(Generic[T]):
 to_worker: Codec[ToWorker] = Codec(ToWorker)
 to_router: Codec[ToRouter] = Codec(ToRouter)
 first_token: Codec[FirstToken] = Codec(FirstToken)
+one_emit: Codec[Emit] = Codec(Emit)
+"""Of a `Step`, by itself."""

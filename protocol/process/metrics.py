@@ -2,6 +2,7 @@
 
 import re
 import threading
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,19 +35,20 @@ class TokenHistogram:
         registry: CollectorRegistry,
     ) -> None:
         assert not labels, f"{name}: of one series"
-        self._name, self._text, self._bounds = name, text, tuple(buckets)
-        self._counts = [0] * (1 + len(buckets))
-        self._sum = 0.0
+        self._name, self._text = name, text
+        self.bounds, self.counts = array("d", buckets), array("q", [0] * (1 + len(buckets)))
+        self.sum = array("d", [0.0])
+        """Where they lie, C may count too; they never move."""
         registry.register(self)
 
     def observe(self, seconds: float) -> None:
-        self._counts[bisect_left(self._bounds, seconds)] += 1
-        self._sum += seconds
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum[0] += seconds
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        bounds = [*map(str, map(float, self._bounds)), "+Inf"]
-        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+        bounds = [*map(str, self.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self.counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self.sum[0])
 
 
 class MetricRow(Generic[M]):
@@ -209,6 +211,13 @@ class RouterMetrics(MetricTable):
     routes = MetricRow(
         Counter, "baton_routes", "Placements, by reason and kind.", "kind", "reason")
     retries = MetricRow(Counter, "baton_retries", "Requests placed again, by why.", "why")
+    stalled = MetricRow(
+        Counter, "baton_router_stalled",
+        "Attempts given up because a worker that lives stood still, by what it owed: first_token"
+        " or next_token.", "what")
+    retries_spent = MetricRow(
+        Counter, "baton_router_retries_spent",
+        "Requests failed because the fleet's retries were spent (`retry_share`).")
     endings = MetricRow(Counter, "baton_endings", "Generations ended, by ending.", "ending")
     prompt_tokens = MetricRow(Counter, "baton_prompt_tokens", "Prompt tokens.")
     cached_tokens = MetricRow(

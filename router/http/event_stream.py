@@ -10,12 +10,13 @@ from router.requests.events import SlowClient
 class EventStream:
     """`begin` it, `write`, and say with `write_waiting` which is the last."""
 
-    __slots__ = ("_exchange", "_max_lag_bytes", "is_begun", "write_now")
+    __slots__ = ("_exchange", "_max_lag_bytes", "door", "is_begun", "write_now")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self.write_now = exchange.stream_door.write_now
-        """As of `StreamDoor`. Whoever calls it calls `check_lag`."""
+        self.door = exchange.stream_door
+        self.write_now = self.door.write_now
+        """Whoever calls it calls `check_lag`."""
         self._max_lag_bytes = exchange.max_lag_bytes
         self.is_begun = False
 

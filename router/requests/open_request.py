@@ -8,16 +8,19 @@ due nothing comes but one call of the listener.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import assert_never
 
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import Emit
 from router.admission.queued_request import QueuedRequest
+from router.failover.stall import Wait
+from router.fast_path.fast_path import FastPath
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.recorder import Recorder
-from router.requests.token_listener import TokenListener
+from router.requests.token_listener import PlainListener, TokenListener
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
 
@@ -26,8 +29,9 @@ class OpenRequest:
     it is gone."""
 
     __slots__ = (
-        "_accept_next", "_is_busy", "_listener", "_loop", "_note_gap", "_post", "_recorder",
-        "_routed", "_tell_token", "_turn", "_waiting", "context", "queued",
+        "_accept_next", "_fast_path", "_is_busy", "_is_joining", "_listener", "_loop", "_note_gap",
+        "_post", "_recorder", "_routed", "_slot", "_tell_token", "_turn", "_waiting", "context",
+        "queued",
     )  # fmt: skip
 
     def __init__(
@@ -38,14 +42,20 @@ class OpenRequest:
         post: Callable[[Send], bool],
         recorder: Recorder,
         queued: QueuedRequest,
+        fast_path: FastPath | None = None,
     ) -> None:
-        """`queued`: as it waits for a worker, if it has to."""
+        """`queued`: as it waits for a worker, if it has to. `fast_path`: what the same worker says
+        next may take it."""
         self.context = context
         self.queued = queued
         self._routed = context.routed
         self._accept_next = context.routed.accept_next
         self._tell_token, self._note_gap = listener.token, recorder.note_gap
         self._listener = listener
+        self._fast_path = fast_path if isinstance(listener, PlainListener) else None
+        self._slot = -1
+        """On the fast path; what passes there is not yet in `context`. -1: not there."""
+        self._is_joining = False
         self._post = post
         self._recorder = recorder
         self._waiting: deque[WorkerMessage] = deque()
@@ -53,6 +63,13 @@ class OpenRequest:
         self._is_busy = False
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[Ended | PlaceAgain | Exception] = self._loop.create_future()
+
+    @property
+    def last_token_at(self) -> float:
+        """When its client's last token came, on the registry's clock; 0.0 before the first."""
+        if self._slot < 0 or self._fast_path is None:
+            return self.context.last_token_at
+        return self._fast_path.last_at(self._slot)
 
     async def turn(self) -> Ended | PlaceAgain:
         """The ending, or that the attempt under way is lost: then it is to be placed again. Raises
@@ -64,6 +81,8 @@ class OpenRequest:
         return said
 
     def accept_emit(self, emit: Emit, worker: WorkerId, epoch: Epoch, now: float) -> None:
+        if self._slot >= 0:
+            self.leave_fast_path()
         if not self._accept_next(emit, worker, epoch):
             self.accept_message(WorkerMessage(worker, epoch, emit), now=now)
             return
@@ -74,8 +93,13 @@ class OpenRequest:
             self._tell_token(emit)
         except Exception as error:  # ends this request, whose task raises it; no other's
             self._fail(error)
+            return
+        if self._fast_path is not None and not self._is_joining:
+            self._is_joining = True
+            self._loop.call_soon(self._join_fast_path)  # when this token is out of the transport
 
     def accept_message(self, message: WorkerMessage, *, now: float) -> None:
+        self.leave_fast_path()
         self._waiting.append(message)
         if self._is_busy:
             return
@@ -95,14 +119,80 @@ class OpenRequest:
             gone = WorkerGone("was gone when it was to be told")
             self.accept_message(WorkerMessage(send.worker, send.epoch, gone), now=now)
 
-    def stall(self, why: str, *, suspect: WorkerId, now: float) -> None:
+    @property
+    def silent_since(self) -> float:
+        """When its workers last said a token, or were told of it; inf while it has none."""
+        context = self.context
+        if context.waits_since is not None:
+            return inf
+        return max(context.sent_at, self.last_token_at)
+
+    def find_wait(self) -> Wait | None:
+        """None while it waits for no worker."""
+        context, awaited = self.context, self._routed.awaited_worker()
+        if awaited is None:
+            return None
+        worker, what = awaited
+        is_streaming = self._routed.is_streaming
+        return Wait(
+            worker=worker,
+            awaited=what,
+            since=self.silent_since,
+            expected_s=context.expected_next_s if is_streaming else context.expected_first_s,
+            is_streaming=is_streaming,
+            is_compiled=context.request.sampling.grammar is not None,
+            num_stalls=context.num_stalled,
+        )
+
+    def stall(self, why: str, wait: Wait, *, now: float) -> None:
         """The attempt under way comes to nothing, though nobody said so; none is: nothing."""
-        self._obey(self._routed.give_up_attempt(why, suspect=suspect), now=now)
+        self.leave_fast_path()
+        told = self._routed.give_up_attempt(why, suspect=wait.worker, awaited=wait.awaited)
+        if told:
+            self._recorder.note_stall(self.context, why, wait.awaited)
+        self._obey(told, now=now)
 
     def close(self, why: str, *, client_left: bool) -> None:
         """Tells whoever still has it. Idempotent."""
+        self.leave_fast_path()
+        self._fast_path = None
         for send in self._routed.close(why, client_left=client_left):
             self._post(send)
+
+    def leave_fast_path(self) -> None:
+        """Counts what has passed there. Idempotent: to be called before anything else is done with
+        the request or its socket."""
+        if self._slot < 0:
+            return
+        assert self._fast_path is not None and isinstance(self._listener, PlainListener)
+        slot, self._slot = self._slot, -1
+        taken = self._fast_path.take(slot)
+        self._routed.accept_passed(taken.token_ids)
+        self.context.last_token_at = taken.last_at
+        try:
+            self._listener.note_passed(len(taken.token_ids), taken.rest)
+        except Exception as error:  # as above
+            self._fail(error)
+
+    def _join_fast_path(self) -> None:
+        self._is_joining = False
+        path, speaker, listener = self._fast_path, self._routed.speaker, self._listener
+        if path is None or speaker is None or self._slot >= 0:
+            return
+        assert isinstance(listener, PlainListener)
+        events = listener.lend_socket(self.leave_fast_path)
+        if events is None:
+            return
+        _, epoch, attempt = speaker
+        self._slot = path.add(
+            self._routed.wire_id,
+            epoch=epoch,
+            attempt=attempt,
+            due=len(self._routed.generated),
+            events=events,
+            last_at=self.context.last_token_at,
+            when_stuck=self.leave_fast_path,
+        )
 
     def _carry_out(self, message: WorkerMessage, *, now: float) -> None:
         remaining_s = self.context.ends_at - now
@@ -127,6 +217,7 @@ class OpenRequest:
     def _tell(self, event: Emit | Read, *, now: float) -> None:
         self._tell_route()
         if isinstance(event, Emit):
+            self._routed.note_first_token(now - self.context.sent_at)
             self._recorder.note_token(self.context, now=now)
             self._listener.token(event)
         else:

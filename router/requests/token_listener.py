@@ -1,8 +1,11 @@
 """Who is told what one request's workers say, in the turn of the loop in which they say it."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from protocol.messages import Token
+from router.fast_path.socket_events import SocketEvents
 from router.requests.events import Read, Route
 
 
@@ -18,3 +21,19 @@ class TokenListener(Protocol):
         """Something that was read of the prompt."""
 
     def token(self, token: Token) -> None: ...
+
+
+class PlainListener(ABC):
+    """A `TokenListener` whose tokens, once it was told one, tell nothing but their text: they may
+    go past it, to its socket."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def lend_socket(self, give_back: Callable[[], None]) -> SocketEvents | None:
+        """None: not now. `give_back` is called before anything else is written there."""
+
+    @abstractmethod
+    def note_passed(self, num_tokens: int, rest: bytes) -> None:
+        """So many went past it; `rest`, of the last event, did not fit into the socket. What it
+        raises ends the request."""

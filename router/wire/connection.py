@@ -68,6 +68,7 @@ class Connection(HttpToolsProtocol):
             get_write_buffer_size=transport.get_write_buffer_size,
             is_closing=transport.is_closing,
             close=self._finish,
+            descriptor=_lendable(transport),
         )
         if self._others.admit(self):
             self._arm(self._limits.head_timeout_s, self._give_up_head)
@@ -75,6 +76,7 @@ class Connection(HttpToolsProtocol):
             self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._take_socket_back()
         self._others.forget(self)
         self._disarm()
         self._reading.end()
@@ -100,6 +102,7 @@ class Connection(HttpToolsProtocol):
             self._use_turn()
         if not self._is_answering() or self._head is not None:
             return False
+        self._take_socket_back()
         limits, was_last = self._limits, not self.cycle.keep_alive
         self._is_half_closed = True
         self.cycle.keep_alive = bool(self._unread)
@@ -204,6 +207,12 @@ class Connection(HttpToolsProtocol):
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)  # uvicorn's server waits for them when it drains
 
+    def _take_socket_back(self) -> None:
+        """For good: the connection is about to be more than its answer's."""
+        self._wire.descriptor = -1
+        if isinstance(self.cycle, Cycle):
+            self.cycle.take_socket_back()
+
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -283,6 +292,7 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Answers what never becomes a request, or one in the middle of its body, and closes."""
+        self._take_socket_back()
         if self._is_answering():
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -294,6 +304,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _turn_away(self, *, silently: bool = False) -> None:
+        self._take_socket_back()
         if not silently and self._lingering is None:
             self.transport.write(self._answer(_too_many()))
         self.transport.close()
@@ -336,6 +347,13 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _lendable(transport: asyncio.Transport) -> int:
+    """The descriptor of its socket; -1 if what is written to it is not what is sent."""
+    found = transport.get_extra_info("socket")
+    is_encrypted = transport.get_extra_info("sslcontext") is not None
+    return -1 if found is None or is_encrypted else int(found.fileno())
 
 
 def _too_many() -> ApiError:

@@ -3,7 +3,7 @@ are not there yet."""
 
 import re
 import secrets
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from router.anthropic.errors import id_headers, show_error_for
 from router.api.errors import ApiError
 from router.api.paths import plain_path
-from router.api.stream_door import EXTENSION
+from router.api.stream_door import EXTENSION, LentSocket
 
 _OPEN = SimpleNamespace(write_paused=False)
 _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([!-~]{1,128})[ \t]*\r\n", re.IGNORECASE)
@@ -25,15 +25,19 @@ class Cycle(RequestResponseCycle):
     """Also a `router.api.stream_door.StreamDoor`: the answer's pieces need no coroutine each."""
 
     _until_close = False
+    _give_back: Callable[[], None] | None = None
+    """While its socket is lent."""
 
     async def run_asgi(self, app: Any) -> None:
         self.scope["extensions"] = cast(Any, {EXTENSION: self})
         try:
             await super().run_asgi(app)
         finally:
+            self._give_back = None
             del self.scope["extensions"]  # a circle, which would wait for the garbage collector
 
     def send(self, message: ASGISendEvent) -> Coroutine[Any, Any, None]:
+        self.take_socket_back()
         if not self.response_started:
             self._begin(cast(HTTPResponseStartEvent, message))
             if self.flow.write_paused:
@@ -47,6 +51,7 @@ class Cycle(RequestResponseCycle):
         """As of `StreamDoor`."""
         if self.disconnected or not body:
             return 0
+        self.take_socket_back()
         if self.chunked_encoding:
             body = b"%x\r\n%b\r\n" % (len(body), body)
         elif not self._until_close:
@@ -54,6 +59,31 @@ class Cycle(RequestResponseCycle):
         transport = self.transport
         transport.write(body)
         return transport.get_write_buffer_size()
+
+    def lend_socket(self, give_back: Callable[[], None]) -> LentSocket | None:
+        """As of `StreamDoor`. Not while anything waits in the transport: it would come later."""
+        transport, descriptor = cast(Any, self.transport), cast(Any, self.transport).descriptor
+        has_body = self.chunked_encoding or self._until_close
+        if descriptor < 0 or self.disconnected or not self.response_started or not has_body:
+            return None
+        if transport.is_closing() or transport.get_write_buffer_size():
+            return None
+        self.take_socket_back()
+        self._give_back = give_back
+        return LentSocket(descriptor=descriptor, is_chunked=bool(self.chunked_encoding))
+
+    def take_socket_back(self) -> None:
+        """Idempotent."""
+        if self._give_back is not None:
+            give_back, self._give_back = self._give_back, None
+            give_back()
+
+    def write_rest(self, rest: bytes) -> int:
+        """As of `StreamDoor`."""
+        if self.disconnected:
+            return 0
+        self.transport.write(rest)
+        return self.transport.get_write_buffer_size()
 
     async def _send_at_once(self, message: ASGISendEvent) -> None:
         """A head does not wait for the client to take what came before it: it is small, and a

@@ -15,6 +15,7 @@ from protocol.messages import Token
 from protocol.text.tokenizer import Tokenizer
 from router.api.errors import ApiError
 from router.api.generation import Generation
+from router.fast_path.socket_events import SocketEvents
 from router.http.answer import AnswerWriter, Usage, route_header
 from router.http.event_stream import EventStream
 from router.http.exchange import Exchange
@@ -22,7 +23,7 @@ from router.http.openai.json_answer import logprobs_of
 from router.http.openai.logprobs import TextLogprobs, echoed_entries
 from router.openai.chat_message import delta, finish_reason
 from router.requests.events import Ended, Read, Scored
-from router.requests.token_listener import TokenListener
+from router.requests.token_listener import PlainListener, TokenListener
 
 DONE = b"data: [DONE]\n\n"
 NONE = b"null"
@@ -135,13 +136,20 @@ class SseAnswer(AnswerWriter):
             and not generation.continuous_usage
         )
         """Tokens tell nothing but their text."""
+        self._is_several = num_choices > 1
         self._has_calls = [False] * num_choices
         self._untold: list[list[int]] = [[] for _ in range(num_choices)]
         """Token ids that no chunk has named yet, if they are to be told."""
         self.stream = EventStream(exchange)
 
+    @property
+    def is_begun(self) -> bool:
+        return self.stream.is_begun
+
     def choice(self, index: int) -> TokenListener:
-        return PlainChoice(self, index) if self._is_plain else super().choice(index)
+        if not self._is_plain:
+            return super().choice(index)
+        return PlainChoice(self, index) if self._is_several else OnlyChoice(self, index)
 
     def read(self, index: int, read: Read) -> None:
         assert isinstance(read, Scored), "nobody asks for a vector here"
@@ -241,3 +249,26 @@ class PlainChoice:
             num_bytes = write(b"".join((self._before, _encode(token.text), self._after)))
             if num_bytes:
                 self._stream.check_lag(num_bytes)
+
+
+class OnlyChoice(PlainChoice, PlainListener):
+    """A plain choice without others, whose events would not stay in order with those that go past
+    the stream."""
+
+    __slots__ = ()
+
+    def lend_socket(self, give_back: Callable[[], None]) -> SocketEvents | None:
+        lent = self._stream.door.lend_socket(give_back)
+        if lent is None:
+            return None
+        return SocketEvents(
+            socket=lent.descriptor,
+            is_chunked=lent.is_chunked,
+            before=self._before,
+            after=self._after,
+        )
+
+    def note_passed(self, num_tokens: int, rest: bytes) -> None:
+        self._usage.completion_tokens += num_tokens
+        if rest:
+            self._stream.check_lag(self._stream.door.write_rest(rest))

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from router.api.stream_door import EXTENSION, StreamDoor
+from router.api.stream_door import EXTENSION, LentSocket, StreamDoor
 from router.wire.cycle import Cycle
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": [(b"x-a", b"b")]}
@@ -19,12 +19,17 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.num_waiting = 0
+        self.descriptor = 77
+        self.closing = False
 
     def write(self, data: bytes) -> None:
         self.written += data
 
     def get_write_buffer_size(self) -> int:
         return self.num_waiting
+
+    def is_closing(self) -> bool:
+        return self.closing
 
     def close(self) -> None:
         self.written += b"<closed>"
@@ -111,5 +116,62 @@ def test_a_request_has_the_door_while_it_is_answered_and_no_longer() -> None:
         await made.run_asgi(app)
         assert doors == [made]
         assert "extensions" not in made.scope
+
+    asyncio.run(test())
+
+
+def test_a_socket_is_lent_until_anything_else_is_written() -> None:
+    async def test() -> None:
+        transport, given_back = Transport(), []
+        made = cycle(transport)
+        assert made.lend_socket(lambda: None) is None, "nothing has begun"
+        await made.send(HEAD)  # type: ignore[arg-type]
+        for write in (lambda: made.write_now(b"x"), lambda: made.send(END)):  # type: ignore[arg-type]
+            before, given_back = transport.written, []
+
+            def give_back(before: bytes = before, told: list[bytes] = given_back) -> None:
+                assert transport.written == before, "too late"
+                told.append(before)
+
+            assert made.lend_socket(give_back) == LentSocket(descriptor=77, is_chunked=True)
+            written: Any = write()
+            if written is not None and not isinstance(written, int):
+                await written
+            assert given_back == [before]
+            assert transport.written != before
+
+    asyncio.run(test())
+
+
+def test_no_socket_is_lent_whose_bytes_would_overtake_others_or_reach_nobody() -> None:
+    async def lent(**facts: Any) -> LentSocket | None:
+        transport = Transport()
+        made = cycle(transport, method=facts.pop("method", "POST"))
+        await made.send(HEAD)  # type: ignore[arg-type]
+        for name, value in facts.items():
+            setattr(made if name == "disconnected" else transport, name, value)
+        return made.lend_socket(lambda: None)
+
+    async def test() -> None:
+        assert await lent() is not None
+        for fact in (
+            {"num_waiting": 1}, {"closing": True}, {"disconnected": True}, {"descriptor": -1},
+            {"method": "HEAD"},
+        ):  # fmt: skip
+            assert await lent(**fact) is None, fact
+
+    asyncio.run(test())
+
+
+def test_what_a_lent_socket_did_not_take_is_written_as_it_is() -> None:
+    async def test() -> None:
+        transport = Transport()
+        made = cycle(transport)
+        await made.send(HEAD)  # type: ignore[arg-type]
+        before, transport.num_waiting = transport.written, 3
+        assert made.write_rest(b"ne\r\n") == 3
+        assert transport.written == before + b"ne\r\n"
+        made.disconnected = True
+        assert made.write_rest(b"x") == 0
 
     asyncio.run(test())

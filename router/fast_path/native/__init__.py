@@ -1,0 +1,1 @@
+"""The C side of the fast path: a table of streams, steps read, events written."""
