@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 
-from support.eventually import soon
+from support.eventually import WITHIN_S, soon
 
 from protocol.channel.link import WorkerLink
 from protocol.errors import BatonError, PeerLost
@@ -161,7 +161,7 @@ class MiniRouter:
     async def ended(self, *heards: Heard) -> None:
         await soon(lambda: all(heard.ending for heard in heards), 60, "endings")
 
-    async def idle(self, *workers: str, within_s: float = 15.0) -> None:
+    async def idle(self, *workers: str, within_s: float = WITHIN_S) -> None:
         """Every block is back in its pool, and nothing runs."""
 
         def all_idle() -> bool:

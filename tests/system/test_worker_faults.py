@@ -290,7 +290,8 @@ def test_blocks_that_stay_corrupt_are_never_decoded_from(
 def test_a_drained_worker_finishes_what_runs_refuses_the_rest_and_leaves(
     cluster: WorkerCluster, number: signal.Signals
 ) -> None:
-    decode = cluster.start("decode-single", "--max-running", "1")  # it drains long enough to refuse
+    one_by_one = ("--max-running", "1")  # it drains long enough to refuse
+    decode = cluster.start("decode-single", *one_by_one, "--drain-s", "60")
 
     async def test(router: MiniRouter) -> None:
         await router.ready("decode-single")
