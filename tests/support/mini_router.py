@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 
-from support.eventually import WITHIN_S, soon
+from support.eventually import START_S, WITHIN_S, soon
 
 from protocol.channel.link import WorkerLink
 from protocol.errors import BatonError, PeerLost
@@ -88,7 +88,7 @@ class MiniRouter:
         def all_linked() -> bool:
             return all(WorkerId(worker) in self.beats for worker in workers)
 
-        await soon(all_linked, 90, f"links to {workers}")
+        await soon(all_linked, START_S, f"links to {workers}")
 
     async def gone(self, worker: str) -> None:
         await soon(lambda: self.links.get(WorkerId(worker)) is None, 10, f"{worker} gone")
