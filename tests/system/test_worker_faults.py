@@ -470,7 +470,7 @@ def test_start_up_errors_are_one_line_and_an_exit_code(
             for flags in expected
         }
         for flags, (exit_code, line) in expected.items():
-            assert workers[flags].wait(60) == exit_code
+            assert workers[flags].wait() == exit_code
             written = workers[flags].output
             plain = [text for text in written.splitlines() if not text.startswith("{")]
             assert len(plain) == 1 and plain[0].startswith(line), written
