@@ -151,7 +151,7 @@ class MiniRouter:
     ) -> tuple[Heard, Heard]:
         """What the two workers said, to both endings."""
         first = await self.prefill(prefill, request, prompt, sampling, **more)
-        await soon(lambda: bool(first.words), 30, f"{request} started")
+        await soon(lambda: bool(first.words), 60, f"{request} started")
         started = first.words[0]
         assert isinstance(started, Started), started
         second = await self.decode(decode, request, prompt, sampling, ticket=started.ticket, **more)
