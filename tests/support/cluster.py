@@ -18,11 +18,10 @@ from typing import Any
 import httpx
 import psutil
 from openai import OpenAI
-from support.eventually import eventually
+from support.eventually import START_S, WITHIN_S, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "models" / "tiny"
-START_S = 100.0  # importing torch takes 2 s, and 30 on a machine busy with other tests
 STOP_S = 45.0
 
 
@@ -191,7 +190,7 @@ class Cluster:
         event: dict[str, Any] = json.loads(found[0])
         return event
 
-    def wait_idle(self, within_s: float = 10.0) -> None:
+    def wait_idle(self, within_s: float = WITHIN_S) -> None:
         """Until nothing runs and every block of every ready worker is back in its pool."""
         eventually(self._is_idle, within_s, "every pool back at its size")
 

@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 POLL_S = 0.01
+WITHIN_S = 30.0  # what takes a moment, on a machine busy with other tests
+START_S = 200.0  # importing torch takes 2 s, and over 60 there
 T = TypeVar("T")
 
 
-def eventually(condition: Callable[[], T], within_s: float = 10.0, what: str = "") -> T:
+def eventually(condition: Callable[[], T], within_s: float = WITHIN_S, what: str = "") -> T:
     """The first true value of `condition`; AssertionError with its last one after `within_s`."""
     deadline = time.monotonic() + within_s
     while True:
@@ -22,7 +24,7 @@ def eventually(condition: Callable[[], T], within_s: float = 10.0, what: str = "
 
 
 async def soon(
-    condition: Callable[[], bool | Awaitable[bool]], within_s: float = 10.0, what: str = ""
+    condition: Callable[[], bool | Awaitable[bool]], within_s: float = WITHIN_S, what: str = ""
 ) -> None:
     """`eventually` for a running event loop; the condition may be awaitable."""
     deadline = time.monotonic() + within_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 
-from support.eventually import soon
+from support.eventually import START_S, WITHIN_S, soon
 
 from protocol.channel.link import WorkerLink
 from protocol.errors import BatonError, PeerLost
@@ -88,7 +88,7 @@ class MiniRouter:
         def all_linked() -> bool:
             return all(WorkerId(worker) in self.beats for worker in workers)
 
-        await soon(all_linked, 90, f"links to {workers}")
+        await soon(all_linked, START_S, f"links to {workers}")
 
     async def gone(self, worker: str) -> None:
         await soon(lambda: self.links.get(WorkerId(worker)) is None, 10, f"{worker} gone")
@@ -151,7 +151,7 @@ class MiniRouter:
     ) -> tuple[Heard, Heard]:
         """What the two workers said, to both endings."""
         first = await self.prefill(prefill, request, prompt, sampling, **more)
-        await soon(lambda: bool(first.words), 30, f"{request} started")
+        await soon(lambda: bool(first.words), 60, f"{request} started")
         started = first.words[0]
         assert isinstance(started, Started), started
         second = await self.decode(decode, request, prompt, sampling, ticket=started.ticket, **more)
@@ -161,7 +161,7 @@ class MiniRouter:
     async def ended(self, *heards: Heard) -> None:
         await soon(lambda: all(heard.ending for heard in heards), 60, "endings")
 
-    async def idle(self, *workers: str, within_s: float = 15.0) -> None:
+    async def idle(self, *workers: str, within_s: float = WITHIN_S) -> None:
         """Every block is back in its pool, and nothing runs."""
 
         def all_idle() -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-from support.eventually import eventually
+from support.eventually import START_S, eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,7 +58,7 @@ class Process:
     def ask(self, number: signal.Signals = signal.SIGTERM) -> None:
         self._popen.send_signal(number)
 
-    def wait(self, within_s: float = 30.0) -> int:
+    def wait(self, within_s: float = START_S) -> int:
         """Its exit code."""
         eventually(lambda: self.exit_code is not None, within_s, f"end of {self._popen.args!r}")
         return self._popen.returncode

@@ -290,7 +290,8 @@ def test_blocks_that_stay_corrupt_are_never_decoded_from(
 def test_a_drained_worker_finishes_what_runs_refuses_the_rest_and_leaves(
     cluster: WorkerCluster, number: signal.Signals
 ) -> None:
-    decode = cluster.start("decode-single", "--max-running", "1")  # it drains long enough to refuse
+    one_by_one = ("--max-running", "1")  # it drains long enough to refuse
+    decode = cluster.start("decode-single", *one_by_one, "--drain-s", "60")
 
     async def test(router: MiniRouter) -> None:
         await router.ready("decode-single")
@@ -469,7 +470,7 @@ def test_start_up_errors_are_one_line_and_an_exit_code(
             for flags in expected
         }
         for flags, (exit_code, line) in expected.items():
-            assert workers[flags].wait(60) == exit_code
+            assert workers[flags].wait() == exit_code
             written = workers[flags].output
             plain = [text for text in written.splitlines() if not text.startswith("{")]
             assert len(plain) == 1 and plain[0].startswith(line), written

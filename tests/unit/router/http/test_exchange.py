@@ -14,7 +14,8 @@ from router.http.exchange import Exchange
 from router.runtime import ApiLimits
 
 pytestmark = pytest.mark.anyio
-LIMITS = ApiLimits(max_body_bytes=10, body_timeout_s=0.05, write_timeout_s=0.05)
+LIMITS = ApiLimits(max_body_bytes=10, body_timeout_s=60.0, write_timeout_s=0.05)
+HASTY = replace(LIMITS, body_timeout_s=0.05)
 GONE: Message = {"type": "http.disconnect"}
 
 
@@ -81,7 +82,7 @@ async def test_a_body_of_exactly_the_limit_is_read() -> None:
 
 async def test_an_unfinished_body_is_given_up() -> None:
     with pytest.raises(ApiError) as raised:
-        await exchange_of([part(b"x", more=True)]).read_body(room())
+        await exchange_of([part(b"x", more=True)], limits=HASTY).read_body(room())
     assert raised.value.status == 408
 
 
