@@ -7,8 +7,8 @@ content is chains of 2,000 blocks (or their first 1,200), each held by four work
 depths and its first 100 blocks by a quarter of them all; a look-up is of a chain at random, so that
 nothing of it lies in a cache. Then come 50 chains that 64 workers hold, each to another depth:
 between two look-ups of those are five of others. All workers are prefix-closed; `open` is how long
-it takes where they are not believed to be. Events come from a real Redis through the store's own decoding; their
-times, and those of stops, are CPU seconds of this process.
+it takes where they are not believed to be. Events come from a real Redis through the store's own
+decoding; their times, and those of stops, are CPU seconds of this process.
 """
 
 import argparse
