@@ -23,7 +23,7 @@ COPY controlplane controlplane
 RUN pip install --no-cache-dir --constraint "${CONSTRAINTS}" .
 
 FROM ${BASE_IMAGE}
-# The CPU kernels are built for the CPU they run on, at a worker's first start.
+# C kernels are built for the CPU they run on, at the first start of a worker or a router.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 \

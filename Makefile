@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -116,6 +116,10 @@ $(PEERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/kvtran
 
 bench-router: $(ROUTERS_VENV)/.ready  ## a router's CPU and latencies beside sglang-router and Dynamo's frontend, in an environment of its own
 	$(ROUTERS_VENV)/bin/python -m bench.router $(ARGS)
+
+chaos: SECONDS = 300
+chaos: setup  ## two routers and eight workers, killed, stopped and restarted under load: SECONDS=300
+	PYTHONPATH=.:tests $(BIN)/python -m bench.chaos --seconds $(SECONDS) $(ARGS)
 
 soak-router: setup  ## 2,000 streams for two minutes, a tenth of their clients slow and a tenth hanging up
 	$(BIN)/python -m bench.router_soak $(ARGS)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from bench.placement_sim.fleet import Fleet
 from bench.placement_sim.hardware import Hardware
 from bench.placement_sim.outcome import HAND_OVER_SLO_S, TPOT_SLO_S, TTFT_SLO_S, sum_up
@@ -97,7 +99,7 @@ def _conditions(case: _Case) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """As JSON has it."""
-    return list(value.__reduce__()[1]) if hasattr(value, "__struct_fields__") else value
+    return msgspec.structs.asdict(value) if isinstance(value, msgspec.Struct) else value
 
 
 def _cases(options: argparse.Namespace) -> Iterator[_Case]:

@@ -59,7 +59,7 @@ def _measure(size: int) -> dict[str, float]:
         known.join_fleet(fleet)
         known.note_beat(_beat(chance), now=0.0)
         workers[known.id] = known
-        index.follow_worker(known.id, Epoch(1))
+        index.follow_worker(known.id, Epoch(1), is_prefix_closed=True)
         index.load_snapshot(known.id, Epoch(1), sequence=0, packed=b"")
     rules = PlacementRules(worker_queue_s=100.0)
     candidates = Candidates(index=index, fleet=fleet, workers=workers, rules=rules)

@@ -5,7 +5,9 @@
 Each size is built in a process of its own, whose resident memory tells what a block takes. The
 content is chains of 2,000 blocks (or their first 1,200), each held by four workers to different
 depths and its first 100 blocks by a quarter of them all; a look-up is of a chain at random, so that
-nothing of it lies in a cache. Events come from a real Redis through the store's own decoding; their
+nothing of it lies in a cache. Then come 50 chains that 64 workers hold, each to another depth:
+between two look-ups of those are five of others. All workers are prefix-closed; `open` is how long
+it takes where they are not believed to be. Events come from a real Redis through the store's own decoding; their
 times, and those of stops, are CPU seconds of this process.
 """
 
@@ -25,14 +27,16 @@ import numpy as np
 from support.redis_server import RedisServer, redis_server
 
 from bench.record import percentiles, record
-from protocol.blocks import HASH_BYTES, ChangeKind, chain_seed, packed_hashes
+from protocol.blocks import HASH_BYTES, ChangeKind, chain_seed, packed_hashes, unpack_hashes
 from protocol.ids import Epoch, WorkerId
 from protocol.store.workers import STREAM, BlockEvent, Store
 from router.prefix.c_table import CTable
 from router.prefix.prefix_index import PrefixIndex
 from router.prefix.state import IndexState
 
-SIZES = (100_000, 1_000_000, 10_000_000)
+MAX_BLOCKS = 10_000_000
+NUM_DEEP, DEEP_WORKERS, FIRST_DEEP = 50, 64, 5_000_000_000
+SIZES = (100_000, 1_000_000, MAX_BLOCKS - NUM_DEEP * 2_000)
 FLEETS = (64, 1_000)
 CHAIN_BLOCKS, PART_BLOCKS, SHARED_BLOCKS = 2_000, 1_200, 100
 EVENT_BLOCKS = (1, 16, 64)
@@ -51,13 +55,21 @@ class Fleet:
         self.num_pairs = 0
         self.longest_s = 0.0
         before = resident_bytes()
-        self.index = PrefixIndex(max_blocks=10_000_000)
+        self.index = PrefixIndex(max_blocks=MAX_BLOCKS)
         for worker in self.workers:
-            self.index.follow_worker(worker, EPOCH)
+            self.index.follow_worker(worker, EPOCH, is_prefix_closed=True)
             self.index.load_snapshot(worker, EPOCH, sequence=0, packed=b"")
         while len(self.index) < num_blocks - CHAIN_BLOCKS:
             self._add_chain(self.num_chains)
         self.resident_bytes = resident_bytes() - before
+
+    def add_deep_chains(self) -> None:
+        for number in range(FIRST_DEEP, FIRST_DEEP + NUM_DEEP):
+            packed = chain(number)
+            depths = self.random.sample(range(1, CHAIN_BLOCKS), DEEP_WORKERS - 1)
+            holders = self.random.sample(self.workers, DEEP_WORKERS)
+            for worker, depth in zip(holders, (CHAIN_BLOCKS, *depths), strict=True):
+                self._store(worker, packed[: depth * HASH_BYTES])
 
     def apply(self, worker: WorkerId, kind: ChangeKind, packed: bytes) -> None:
         self.sequences[worker] += 1
@@ -107,22 +119,28 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def lookups(fleet: Fleet) -> dict[str, object]:
-    """Microseconds of `depths`, by how many blocks of the prompt somebody has."""
+def lookups(fleet: Fleet, *, is_closed: bool) -> dict[str, object]:
+    """Microseconds of `depths`, by how many blocks of the prompt somebody has; `deep`: as many as
+    there are, of 64 workers."""
+    for slot in range(2 * len(fleet.workers)):  # each took one when it came, one for its snapshot
+        fleet.index.table.set_closed(slot, is_closed)
     kinds: dict[str, Callable[[], int]] = {
         "0": lambda: 1_000_000_000 + fleet.random.randrange(1_000_000),
         str(PART_BLOCKS): lambda: fleet.random.randrange(fleet.num_chains // 2) * 2,
         str(CHAIN_BLOCKS): lambda: fleet.random.randrange(fleet.num_chains // 2) * 2 + 1,
+        "deep": lambda: FIRST_DEEP + fleet.random.randrange(NUM_DEEP),
     }
     results: dict[str, object] = {}
     for hits, draw in kinds.items():
         times_us = []
         for _ in range(NUM_LOOKUPS):
+            for _ in range(5 if hits == "deep" else 0):
+                fleet.index.depths(chain(fleet.random.randrange(fleet.num_chains)), now=0.0)
             packed = chain(draw())
             begun = time.perf_counter()
             depths = fleet.index.depths(packed, now=0.0)
             times_us.append((time.perf_counter() - begun) * 1e6)
-            assert int(depths.max()) == int(hits)
+            assert int(depths.max()) == (CHAIN_BLOCKS if hits == "deep" else int(hits))
         results[hits] = percentiles(times_us, digits=1)
     return results
 
@@ -170,6 +188,25 @@ def draw_events(fleet: Fleet, *, num_blocks: int) -> list[BlockEvent]:
             )
         )
     return events
+
+
+async def snapshot_stop_ms(server: RedisServer) -> float:
+    """Longest that the event loop stands still, CPU milliseconds, while a snapshot of 100,000
+    blocks is read."""
+    store = Store(server.url, deadline_s=30.0)
+    packed = np.random.default_rng(8).bytes(100_000 * HASH_BYTES)
+    worker = WorkerId("snapshot")
+    await store.rewrite(unpack_hashes(packed), worker=worker, epoch=EPOCH, sequence=1, ttl_s=600.0)
+    reading = asyncio.create_task(store.snapshot(worker, EPOCH), name="snapshot")
+    longest_s, before = 0.0, time.thread_time()
+    while not reading.done():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest_s, before = max(longest_s, now - before), now
+    snapshot = reading.result()
+    assert snapshot is not None and len(snapshot.packed_hashes) == len(packed)
+    await store.close()
+    return round(longest_s * 1e3, 2)
 
 
 async def events_per_s(fleet: Fleet, server: RedisServer, *, num_blocks: int) -> float:
@@ -245,12 +282,16 @@ def measure(*, num_workers: int, num_blocks: int) -> dict[str, object]:
     fleet = Fleet(num_workers=num_workers, num_blocks=num_blocks)
     table = fleet.index.table
     assert isinstance(table, CTable)
-    return {
+    content = {
         "blocks": len(fleet.index),
         "holders_a_block": round(fleet.num_pairs / len(fleet.index), 2),
         "sets": table.num_sets,
         "bytes_a_block": round(fleet.resident_bytes / len(fleet.index), 1),
-        "lookup_us_by_hits": lookups(fleet),
+    }
+    fleet.add_deep_chains()
+    return content | {
+        "open_lookup_us_by_hits": lookups(fleet, is_closed=False),
+        "lookup_us_by_hits": lookups(fleet, is_closed=True),
         "expected_us": expected_us(fleet),
         "blocks_a_cpu_s_by_blocks_an_event": all_events_per_s(fleet),
         "longest_stop_ms": longest_stops_ms(fleet),
@@ -285,6 +326,9 @@ def main() -> None:
             conditions = {"workers": num_workers, "redis_parser": parser_of_redis}
             record("prefix_index", conditions=conditions, results=json.loads(done.stdout))
     record("prefix_index", conditions={"hashing": "2,000 blocks"}, results=hashing_us())
+    with redis_server() as server:
+        stop = {"longest_stop_ms": asyncio.run(snapshot_stop_ms(server))}
+    record("prefix_index", conditions={"snapshot_of": 100_000}, results=stop)
 
 
 if __name__ == "__main__":

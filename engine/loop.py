@@ -110,6 +110,8 @@ class Engine:
         )  # fmt: skip
         self.can_pull = len(windows) == 1 and not self._cache.windowed
         """And lend: of layers with windows only the end of a prefix is kept, so none can be."""
+        self.is_prefix_closed = self._cache.is_prefix_closed
+        """Whatever its block changes tell of, they tell of its parent too."""
         self.max_context_tokens = self._scheduler.max_context_tokens
         """Prompt and output of one sequence: the limit given, or the pool if that is smaller."""
         self._grammars = grammars

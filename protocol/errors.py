@@ -46,6 +46,10 @@ class PeerLost(TransferError):
     pass
 
 
+class PeerSilent(PeerLost):
+    """It was not heard for too long: stopped, cut off or gone, which cannot be told apart."""
+
+
 class LeaseExpired(TransferError):
     pass
 

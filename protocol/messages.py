@@ -259,6 +259,8 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
     """Where its blocks may be fetched by `PrefixSource`; "" where they may not."""
     max_step_tokens: int = 0
     """Prompt tokens that one step computes at most; 0: not known."""
+    is_prefix_closed: bool = False
+    """After each of its block events, it has what comes before every block that it has."""
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):

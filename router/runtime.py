@@ -3,7 +3,7 @@
 Owns nothing: whoever built the parts closes them after the app has shut down.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -161,6 +161,9 @@ class Runtime:
 
     @property
     def num_owners(self) -> int:
-        """Of responses that are remembered, each with an equal part of the memory for them."""
-        tenants = 0 if self.keys is None else len(self.keys.tenants())
-        return max(1, len(self.api_keys) + tenants)
+        return num_owners(self.api_keys, self.keys)
+
+
+def num_owners(api_keys: Collection[str], keys: KeyRing | None) -> int:
+    """Of responses, each with an equal part of the memory for them: as many as there are now."""
+    return max(1, len(api_keys) + (0 if keys is None else keys.num_tenants))

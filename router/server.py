@@ -31,17 +31,20 @@ from protocol.text.sampling_defaults import SamplingDefaults, read_sampling_defa
 from protocol.text.tokenizer import Tokenizer
 from router.admission.fair_queue import QueueBounds
 from router.admission.waiting_room import QueueLimits
+from router.failover.stall import StallLimits
 from router.fast_path.fast_path import make_fast_path
 from router.http.app import OPEN_TO_ALL, create_app
 from router.http.cluster import LocalCluster
+from router.placement.kernel import kernel
 from router.placement.place import PlacementRules
+from router.prefix.native.library import kernels
 from router.prefix.prefix_index import PrefixIndex
 from router.processes.siblings import Siblings
 from router.processes.supervise import bound
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.replay import already_ended
 from router.requests.trace import TraceRing
-from router.runtime import ApiLimits, KeptResponses, Runtime
+from router.runtime import ApiLimits, KeptResponses, Runtime, num_owners
 from router.settings import RouterSettings
 from router.tenants.tenancy import Tenancy
 from router.wire.limits import ConnectionLimits
@@ -88,6 +91,7 @@ async def serve(settings: RouterSettings, stop: Shutdown) -> int:
         store, kept = Store(settings.redis), _kept_responses(settings, tenancy)
         try:
             await store.ping()
+            await load(_load_kernels, stop)
             parts = _build(settings, store, tokenizer, defaults, kept, tenancy, metrics)
             host, port = listener.getsockname()[:2]
             limits = {"max_connections": bound, "descriptors": descriptors}
@@ -113,8 +117,15 @@ class _Parts:
     runtime: Runtime
     registry: Registry
     feed: IndexFeed
+    dispatcher: Dispatcher
     cluster: LocalCluster
     tenancy: Tenancy | None
+
+
+def _load_kernels() -> None:
+    """Builds them where this machine has not: seconds, for which no stream, ping or probe waits."""
+    kernels()
+    kernel()
 
 
 def _tenancy(settings: RouterSettings, metrics: RouterMetrics) -> Tenancy | None:
@@ -134,8 +145,11 @@ def _sampling_defaults(settings: RouterSettings) -> SamplingDefaults:
 def _kept_responses(settings: RouterSettings, tenancy: Tenancy | None) -> KeptResponses | None:
     if settings.store_responses == "never":
         return None
-    num_tenants = 0 if tenancy is None else len(tenancy.keys.tenants())
-    share = settings.store_bytes // max(1, len(settings.api_keys) + num_tenants)
+
+    def share() -> int:
+        keys = None if tenancy is None else tenancy.keys
+        return settings.store_bytes // num_owners(settings.api_keys, keys)
+
     store = ResponseStore(settings.redis, ttl_s=settings.store_ttl_s, max_bytes=share)
     return KeptResponses(store=store, by_default=settings.store_responses == "always")
 
@@ -186,28 +200,44 @@ def _build(
         metrics=metrics,
         traces=traces,
         already_ended=partial(already_ended, tokenizer),
-        limits=DispatchLimits(
-            max_attempts=settings.max_attempts,
-            patience_s=settings.patience_s,
-            queue=QueueLimits(
-                bounds=QueueBounds(
-                    num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
-                ),
-                max_wait_s=settings.max_queue_wait_s,
-            ),
-            rules=PlacementRules(
-                policy=settings.policy,
-                local_prefill=settings.local_prefill,
-                inter_token_target_s=settings.inter_token_target_s,
-                worker_queue_s=settings.worker_queue_s,
-                session_slack_s=settings.session_slack_s,
-            ),
-        ),
+        limits=_dispatch_limits(settings),
     )
     runtime = _runtime(settings, tokenizer, defaults, dispatcher, cluster, metrics, kept, tenancy)
     gc.collect()
     gc.freeze()  # else each full collection looks through all that was loaded: 47 ms (docs/lab.md)
-    return _Parts(runtime=runtime, registry=registry, feed=feed, cluster=cluster, tenancy=tenancy)
+    return _Parts(
+        runtime=runtime,
+        registry=registry,
+        feed=feed,
+        dispatcher=dispatcher,
+        cluster=cluster,
+        tenancy=tenancy,
+    )
+
+
+def _dispatch_limits(settings: RouterSettings) -> DispatchLimits:
+    return DispatchLimits(
+        max_attempts=settings.max_attempts,
+        patience_s=settings.patience_s,
+        retry_share=settings.retry_share,
+        stalls=StallLimits(
+            first_token_s=settings.first_token_stall_s,
+            next_token_s=settings.next_token_stall_s,
+        ),
+        queue=QueueLimits(
+            bounds=QueueBounds(
+                num_requests=settings.max_queue, num_tokens=settings.max_queue_tokens
+            ),
+            max_wait_s=settings.max_queue_wait_s,
+        ),
+        rules=PlacementRules(
+            policy=settings.policy,
+            local_prefill=settings.local_prefill,
+            inter_token_target_s=settings.inter_token_target_s,
+            worker_queue_s=settings.worker_queue_s,
+            session_slack_s=settings.session_slack_s,
+        ),
+    )
 
 
 def _runtime(
@@ -279,6 +309,7 @@ async def _run(
         background = [
             tasks.create_task(parts.registry.run(watch_workers(store)), name="registry"),
             tasks.create_task(parts.feed.run(), name="index feed"),
+            tasks.create_task(parts.dispatcher.watch(), name="watchdog"),
             tasks.create_task(server.hurry_when_asked(stop), name="hurry"),
         ]
         if parts.tenancy is not None:

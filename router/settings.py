@@ -36,8 +36,8 @@ class RouterSettings(ProcessSettings):
     """Folder of the sockets by which they ask each other; likewise. None: it is the only one."""
     api_key: str = Field(default="", repr=False)
     """Any of these keys, separated by commas and of printable ASCII without spaces, opens the
-    API. Empty: it is open. Better set as
-    BATON_API_KEY than as a flag, which other users of the machine can read."""
+    API. Empty: it is open. Better set as BATON_API_KEY than as a flag, which other users of the
+    machine can read."""
     keys_file: Path | None = None
     """JSON file of API keys with their tenants, weights, priorities and limits, also a mounted
     secret; read again when it changes. None: keys have no terms, and only `api_key` opens the
@@ -80,6 +80,15 @@ class RouterSettings(ProcessSettings):
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
     """Seconds a request that lost its last worker waits for one: a restart takes about 10."""
+    retry_share: float = Field(default=0.2, ge=0)
+    """Retries a request that comes, of all together, beside what the loss of a worker or two takes:
+    a fleet that fails everything is asked for a fifth more, not for four times as much."""
+    first_token_stall_s: float = Field(default=10.0, gt=0)
+    """Seconds without a first token, and at least 5 times the predicted ones, after which a worker
+    that gets nothing done is given up for a request; one that serves others has 4 times as long.
+    Longer than any step."""
+    next_token_stall_s: float = Field(default=5.0, gt=0)
+    """The same between two tokens. A reader notices less; a step beside a prompt takes less."""
     request_timeout_s: float = Field(default=600.0, gt=0)
     """Seconds one generation may take: the openai SDK gives up after as many."""
     max_in_flight: int = Field(default=1024, ge=1)
@@ -103,7 +112,8 @@ class RouterSettings(ProcessSettings):
     hundred clients that stopped reading these are 26 MB. What is told of a prompt does not count:
     its length bounds it."""
     tokenize_threads: int = Field(default=2, ge=1, le=1024)
-    """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others."""
+    """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others. Beside
+    a large prompt only; of small ones there are no more at work than there are cores."""
     hosts: str = ""
     """Names, separated by commas, by which an open API on loopback may be reached, besides
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""

@@ -32,9 +32,7 @@ class Limits:
     num_root_files: int = 10  # of one package
     num_folder_files: int = 16  # C headers not counted
     num_circles: int = 0
-    num_lines: int = (
-        56_000  # 32,500 once laid; families, HTTP, APIs and a fleet's router came since
-    )
+    num_lines: int = 60_000  # 32,500 once laid; families, HTTP, APIs, a fleet's router came since
     num_code_lines: int = 36_500
     median_function_lines: float = 6
     function_lines: int = 60

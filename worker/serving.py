@@ -179,4 +179,5 @@ def _registration(role: Role, parts: WorkerParts[S], *, port: int, kv_address: s
         dynamic_after=assembly.config.dynamic_after,
         kv_address=kv_address,
         max_step_tokens=assembly.limits.token_budget,
+        is_prefix_closed=parts.engine.is_prefix_closed,
     )

@@ -28,6 +28,8 @@ class _Worker:
     num_received: int = 0
     num_landing: int = 0
     """Streams whose KV is on its way."""
+    pulling: dict[int, int] = field(default_factory=dict)
+    """Tokens left to compute of prompts whose beginning is on its way, by request number."""
     is_telling: bool = False
     came_at: float = 0.0
     busy_before_s: float = 0.0
@@ -142,6 +144,8 @@ class Fleet:
         if lacks <= 0:
             return False
         journey.num_pulled = lacks * self._block_tokens
+        left = journey.request.num_tokens - has * self._block_tokens
+        worker.pulling[journey.request.number] = max(1, left)
         now = self.clock.now
         landed_at = book_transfer(
             source.card, worker.card, self._hardware, num_tokens=journey.num_pulled,
@@ -151,6 +155,7 @@ class Fleet:
         return True
 
     def _land_pull(self, worker: _Worker, journey: Journey, num_blocks: int) -> None:
+        del worker.pulling[journey.request.number]
         worker.engine.cache.add_idle(journey.request.blocks[:num_blocks])
         worker.engine.accept_prompt(journey)
 
@@ -238,9 +243,12 @@ class Fleet:
             member=worker.member,
             num_received=worker.num_received,
             num_running=engine.num_running,
-            num_waiting=engine.num_waiting + worker.num_landing,
-            num_waiting_prompts=engine.num_waiting_prompts,
-            num_waiting_tokens=engine.num_waiting_tokens(less_cached=self._less_cached),
+            num_waiting=engine.num_waiting + worker.num_landing + len(worker.pulling),
+            num_waiting_prompts=engine.num_waiting_prompts + len(worker.pulling),
+            num_waiting_tokens=(
+                engine.num_waiting_tokens(less_cached=self._less_cached)
+                + sum(worker.pulling.values())
+            ),
             context_tokens=engine.context_tokens,
             num_free_blocks=num_blocks - engine.cache.num_held,
         )

@@ -43,7 +43,6 @@ class Journey:
     num_expected: int = 0
     """Cached where it waits, when it came there."""
     num_pulled: int = 0
-    landing_at: float = 0.0
     num_private_blocks: dict[str, int] = field(default_factory=dict)
     held: dict[str, int] = field(default_factory=dict)
     """Leading blocks that it keeps a worker's cache from evicting, by worker."""

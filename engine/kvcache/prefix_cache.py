@@ -222,6 +222,12 @@ class PrefixCache:
         self._entries[entry.hash, entry.group] = self._by_block[entry.block] = entry
 
     @property
+    def is_prefix_closed(self) -> bool:
+        """After each change told, the parent of every block told of is there too: true of a first
+        group without a window, whose blocks are stored and evicted in that order."""
+        return self.groups.num_whole > 0
+
+    @property
     def stored_hashes(self) -> set[BlockHash]:
         """What all changes add up to."""
         return {own for own, group in self._entries if group == 0}

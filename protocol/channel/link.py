@@ -11,7 +11,7 @@ from protocol.channel.reader import SocketReader
 from protocol.channel.resolver import Resolver
 from protocol.channel.wire import LINGER_MS, PING_S, SILENT_AFTER_S, Silence, configure
 from protocol.codec import WIRE_VERSION, to_router, to_worker
-from protocol.errors import PeerLost, WireError
+from protocol.errors import PeerLost, PeerSilent, WireError
 from protocol.ids import RouterId
 from protocol.messages import Hello, Ping, Registration, ToRouter, ToWorker, Welcome
 
@@ -52,6 +52,8 @@ class WorkerLink:
         self._error: Exception | None = None
         """What `accept` raised."""
         self._heard = 0.0
+        self._is_silent = False
+        """That is why it is lost."""
         self.lost: str | None = None
         """Why the link is lost; None while it lives."""
 
@@ -121,8 +123,9 @@ class WorkerLink:
         take_frame: Callable[[bytes], bool] | None = None,
     ) -> NoReturn:
         """Calls `accept` with what the worker says, Beats included, in order, in the turn of the
-        loop in which it comes. Ends by raising PeerLost, or what `accept` raised. Of packed
-        messages that `take_frame` says True of `accept` hears nothing."""
+        loop in which it comes. Ends by raising PeerLost, PeerSilent if it was not heard for too
+        long, or what `accept` raised. Of packed messages that `take_frame` says True of `accept`
+        hears nothing."""
         while self._early:
             accept(self._early.popleft())
         self._accept, self._take_frame = accept, take_frame
@@ -131,7 +134,8 @@ class WorkerLink:
         finally:
             if self._accept is accept:
                 self._accept, self._take_frame = self._greet, None
-        raise self._error or PeerLost(f"worker at {self._address}: {self.lost}")
+        kind = PeerSilent if self._is_silent else PeerLost
+        raise self._error or kind(f"worker at {self._address}: {self.lost}")
 
     async def _welcome(self) -> Registration:
         """What comes before it was meant for our last link: the worker had not missed us yet."""
@@ -179,6 +183,7 @@ class WorkerLink:
             now = loop.time()
             self._heard += silence.forgiven_s(now)
             if silence.too_long(self._heard, now):
+                self._is_silent = self.lost is None
                 return self._lose(f"silent for {self._silent_after_s} s")
             if now >= next_ping:
                 next_ping = now + min(PING_S, self._silent_after_s / 3)

@@ -211,6 +211,13 @@ class RouterMetrics(MetricTable):
     routes = MetricRow(
         Counter, "baton_routes", "Placements, by reason and kind.", "kind", "reason")
     retries = MetricRow(Counter, "baton_retries", "Requests placed again, by why.", "why")
+    stalled = MetricRow(
+        Counter, "baton_router_stalled",
+        "Attempts given up because a worker that lives stood still, by what it owed: first_token"
+        " or next_token.", "what")
+    retries_spent = MetricRow(
+        Counter, "baton_router_retries_spent",
+        "Requests failed because the fleet's retries were spent (`retry_share`).")
     endings = MetricRow(Counter, "baton_endings", "Generations ended, by ending.", "ending")
     prompt_tokens = MetricRow(Counter, "baton_prompt_tokens", "Prompt tokens.")
     cached_tokens = MetricRow(

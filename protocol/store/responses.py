@@ -8,7 +8,7 @@ of Redis, decides what is old. Redis may lose all of it at any time: nobody is p
 "kept for a while".
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import msgspec
@@ -67,8 +67,10 @@ _DELETE = f"{_FORGET} return forget(KEYS[4])"
 class ResponseStore(RedisConnection):
     """Of one router; all routers of a Redis share what it holds."""
 
-    def __init__(self, url: str, *, ttl_s: float, max_bytes: int, deadline_s: float = 2.0) -> None:
-        """`max_bytes`: of each owner."""
+    def __init__(
+        self, url: str, *, ttl_s: float, max_bytes: Callable[[], int], deadline_s: float = 2.0
+    ) -> None:
+        """`max_bytes`: of each owner, as it is when something is kept."""
         super().__init__(url, deadline_s=deadline_s)
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._max_bytes = max_bytes
@@ -76,10 +78,10 @@ class ResponseStore(RedisConnection):
     async def keep(self, owner: str, name: str, kept: KeptResponse) -> bool:
         """False: it is too large to be kept."""
         value = _encoder.encode(kept)
-        size = len(value) + OVERHEAD_BYTES
-        if size > self._max_bytes // LARGEST_SHARE:
+        size, most = len(value) + OVERHEAD_BYTES, self._max_bytes()
+        if size > most // LARGEST_SHARE:
             return False
-        keys, limits = _keys(owner, name), (size, self._ttl_ms, self._max_bytes)
+        keys, limits = _keys(owner, name), (size, self._ttl_ms, most)
         async with self._deadline():
             await self._redis.eval(_KEEP, len(keys), *keys, value, *limits)
         return True

@@ -10,6 +10,7 @@ Nothing here is on the path of a token. What Redis holds was written by peers: i
 strictly as any message.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
@@ -154,16 +155,17 @@ class Store(RedisConnection):
             return _int(cast(bytes | None, await self._redis.get(sequence_key(worker, epoch))))
 
     async def snapshot(self, worker: WorkerId, epoch: Epoch) -> Snapshot | None:
-        """A worker's whole set, or None when there is none (yet, or any more)."""
+        """A worker's whole set, or None when there is none (yet, or any more). However large it is,
+        the event loop turns meanwhile."""
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             pipe.get(sequence_key(worker, epoch))
-            pipe.smembers(blocks_key(worker, epoch))
+            # in bytes: of "SMEMBERS" the client would make a set, all at once
+            pipe.execute_command(b"SMEMBERS", blocks_key(worker, epoch))
             value, members = await pipe.execute()
         sequence = _int(value)
         if sequence is None:
             return None
-        packed = b"".join(member for member in members if len(member) == HASH_BYTES)
-        return Snapshot(sequence=sequence, packed_hashes=packed)
+        return Snapshot(sequence=sequence, packed_hashes=await _packed_in_slices(members))
 
     async def last_event_id(self) -> str:
         """Where the stream ends now: read from here on after reading the snapshots."""
@@ -183,6 +185,18 @@ class Store(RedisConnection):
         last = entries[-1][0].decode() if entries else after
         events = (_decoded(_events, fields.get(b"e")) for _, fields in entries)
         return last, tuple(event for event in events if event is not None)
+
+
+async def _packed_in_slices(members: list[bytes]) -> bytes:
+    """A turn of the event loop for each _CHUNK_HASHES. Takes the list apart."""
+    packed = bytearray()
+    while members:
+        chunk = members[-_CHUNK_HASHES:]
+        del members[-_CHUNK_HASHES:]
+        packed += b"".join(member for member in chunk if len(member) == HASH_BYTES)
+        del chunk
+        await asyncio.sleep(0)
+    return bytes(packed)
 
 
 def _apply(pipe: Pipeline, blocks: str, event: BlockEvent) -> None:

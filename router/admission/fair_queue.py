@@ -14,6 +14,9 @@ from router.admission.queued_request import RESUMED_BAND, QueuedRequest
 TENANT_PART = 0.75
 """Of the queue that one tenant may fill, so that there is always room for another."""
 
+MOST_DEBTORS = 4096
+"""Without keys every address is a tenant, and an overload may last."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueBounds:
@@ -37,7 +40,8 @@ class FairQueue:
         self._num_of: Counter[str] = Counter()
         self._tokens_of: Counter[str] = Counter()
         self._debts: dict[str, float] = {}
-        """Of tenants that left with a deficit below 0; forgotten when nobody waits."""
+        """Of tenants that left with a deficit below 0, the last `MOST_DEBTORS`; forgotten when
+        nobody waits."""
         self.num_requests = 0
         self.num_tokens = 0
 
@@ -70,8 +74,7 @@ class FairQueue:
         """It leaves; `pays`: with a worker, for its tokens."""
         tenant, band = request.tenant, self._bands[request.band]
         debt = band.remove(request, pays=pays)
-        if debt < 0:
-            self._debts[tenant] = self._debts.get(tenant, 0.0) + debt
+        self._owe(tenant, -debt)
         if not band:
             del self._bands[request.band]
         self._count(request, -1)
@@ -87,7 +90,15 @@ class FairQueue:
         if line is not None:
             line.deficit -= num_tokens
         else:
-            self._debts[tenant] = min(0.0, self._debts.get(tenant, 0.0) - num_tokens)
+            self._owe(tenant, num_tokens)
+
+    def _owe(self, tenant: str, num_tokens: float) -> None:
+        """So many more, or less if below 0; nobody has credit."""
+        debt = self._debts.pop(tenant, 0.0) - num_tokens
+        if debt < 0:
+            self._debts[tenant] = debt
+        while len(self._debts) > MOST_DEBTORS:
+            del self._debts[next(iter(self._debts))]
 
     def waits_before(self, band: int) -> bool:
         """Whether somebody waits whom a newcomer of that band may not overtake."""

@@ -12,7 +12,13 @@ from starlette.responses import Response
 
 from protocol.errors import BatonError, CapacityError
 from router.admission.shed import QueueShed
-from router.requests.events import NoWorkers, PoisonRequest, RequestFailed, TooLong
+from router.requests.events import (
+    NoWorkers,
+    PoisonRequest,
+    RequestFailed,
+    RetriesSpent,
+    TooLong,
+)
 from router.tenants.limit_reached import LimitReached
 
 log = logging.getLogger("baton.api")
@@ -130,7 +136,7 @@ def context_exceeded(
 
 def as_api_error(error: BatonError) -> ApiError:
     """What a failure of ours means to the client. Its reasons name workers and addresses: they
-    are for the log and `/trace`, never for the answer."""
+    are for the log and `/requests`, never for the answer."""
     told = _told(error)
     log.info(
         "request not served", extra={"status": told.status, "code": told.code, "why": str(error)}
@@ -173,6 +179,12 @@ def _told(error: BatonError) -> ApiError:
         case RequestFailed(code="overloaded", retryable=False):
             message = "The client reads more slowly than the model writes."
             return ApiError(408, message, code="client_too_slow")
+        case RetriesSpent(retry_after_s=wait_s):
+            message = (
+                "The worker that served this request was lost, with too many others to repeat "
+                f"them all; try again in {wait_s:.3g}s."
+            )
+            return ApiError(503, message, code="retries_spent", retry_after_s=wait_s)
         case _ if error.retryable:
             message = "The workers that served this request were lost; try again."
             return ApiError(503, message, code="unavailable", retry_after_s=1.0)

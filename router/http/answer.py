@@ -64,6 +64,11 @@ class AnswerWriter(ABC):
         self._route = self._route or route
 
     @property
+    def is_begun(self) -> bool:
+        """The client has something of the answer already."""
+        return False
+
+    @property
     def num_tokens_used(self) -> int:
         """Of prompts and output; none where no worker ever had the request."""
         if self._route is None:

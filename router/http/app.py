@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId
+from protocol.process.machine import usable_cores
 from protocol.process.version import baton_version
 from router.anthropic.errors import anthropic_error
 from router.anthropic.models import model_shape, models_shape
@@ -152,7 +153,7 @@ def _app_state(runtime: Runtime) -> AppState:
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
         recent=new_recent_answers(runtime),
-        threads=Threads(runtime.tokenize_threads, name="tokenize"),
+        threads=Threads(runtime.tokenize_threads, name="tokenize", num_cores=len(usable_cores())),
     )
 
 
@@ -308,12 +309,13 @@ def _add_operations(app: FastAPI, runtime: Runtime, whole: WholeRouter) -> None:
     async def view() -> Response:
         return _json(await whole.view())
 
+    @app.get("/requests/{request:path}")
     @app.get("/trace/{request:path}")
     async def trace(request: str) -> Response:
         """What became of a recent request; of each choice, when it had several."""
         traces = await whole.traces(RequestId(request))
         if not traces:
-            raise ApiError(404, f"trace: no request {request[:128]!r} among the recent ones")
+            raise ApiError(404, f"requests: none of the last minutes here was {request[:128]!r}")
         return _json({"request": request, "traces": traces})
 
 

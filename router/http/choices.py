@@ -1,7 +1,9 @@
 """Runs the choices of one HTTP request side by side: each is a request of its own."""
 
 import asyncio
+from dataclasses import replace
 
+from router.admission.shed import QueueShed
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter
 from router.runtime import GenerationService
@@ -33,5 +35,16 @@ async def answer_choices(
 async def _answer_choice(
     dispatcher: GenerationService, generation: Generation, answer: AnswerWriter, index: int
 ) -> None:
-    ended = await dispatcher.generate(generation.requests[index], answer.choice(index))
-    await answer.ended(index, ended)
+    """Once another choice is being answered it is too late to send this one away: it waits anew."""
+    request, now = generation.requests[index], asyncio.get_running_loop().time
+    ends_at = now() + request.deadline_s
+    while True:
+        try:
+            ended = await dispatcher.generate(request, answer.choice(index))
+            return await answer.ended(index, ended)
+        except QueueShed as error:
+            left_s = ends_at - now() - error.retry_after_s
+            if not answer.is_begun or left_s <= 0:
+                raise
+            await asyncio.sleep(error.retry_after_s)
+            request = replace(request, deadline_s=left_s)

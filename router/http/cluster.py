@@ -1,8 +1,9 @@
-"""The cluster as this router sees it, for `/cluster`, `/ready` and `/trace`.
+"""The cluster as this router sees it, for `/cluster`, `/ready` and `/requests`.
 
 Local and immediate: asks no other process.
 """
 
+import time
 from collections import Counter
 from functools import partial
 from typing import Literal, get_args
@@ -42,7 +43,8 @@ class LocalCluster:
         self._traces = traces
         self._metrics = metrics
         self._draining = False
-        registry.listeners.append(self._count_workers)
+        self._max_context_tokens: int | None = None
+        registry.listeners.append(self._note_workers)
         for role in get_args(Role):
             for state in ("total", "free", "cached", "leased"):
                 blocks = partial(self._count_blocks, role, state)
@@ -67,13 +69,15 @@ class LocalCluster:
         )
 
     def max_context_tokens(self) -> int | None:
-        decodes = (worker for worker in self._registry.ready_workers() if worker.role == "decode")
-        return max((worker.registration.max_context_tokens for worker in decodes), default=None)
+        return self._max_context_tokens
 
     def traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
-        return self._traces.find(request)
+        return self._traces.find(request, now=time.monotonic())
 
-    def _count_workers(self) -> None:
+    def _note_workers(self) -> None:
+        decodes = (worker for worker in self._registry.ready_workers() if worker.role == "decode")
+        contexts = (worker.registration.max_context_tokens for worker in decodes)
+        self._max_context_tokens = max(contexts, default=None)
         counts = Counter((worker.role, worker.state) for worker in self._registry.workers)
         self._metrics.workers.clear()
         for (role, state), number in counts.items():

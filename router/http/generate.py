@@ -20,7 +20,7 @@ from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
 from router.api.session import in_session, session_of
-from router.api.threads import Args, T, Threads
+from router.api.threads import LARGE_BYTES, Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
 from router.http.choices import answer_choices
@@ -35,8 +35,6 @@ from router.runtime import Runtime
 
 log = logging.getLogger("baton.api")
 
-LARGE_BYTES = 256 << 10
-"""About a millisecond of JSON, and 70 ms of tokenising."""
 Prepare = Callable[[Runtime, bytes, RequestId, int], Generation]
 """A body to generations; `router.openai.prepare.prepare_chat`, for one."""
 

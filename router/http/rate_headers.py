@@ -7,10 +7,12 @@ from router.tenants.allowance import Standing
 from router.tenants.limit_reached import LimitKind
 
 RATE_HEADERS = tuple(
-    f"x-ratelimit-{what}-{kind}"
+    name
     for what in ("limit", "remaining", "reset")
     for kind in ("requests", "tokens")
+    for name in (f"x-ratelimit-{what}-{kind}", f"anthropic-ratelimit-{kind}-{what}")
 )
+"""All that there may be."""
 
 
 def rate_headers(

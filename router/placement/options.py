@@ -41,19 +41,20 @@ def find_options(fleet: Fleet, question: OptionQuery) -> Options:
     flags = found(asked, best)
     if flags < 0:
         raise MemoryError("no memory for the options of a placement")
-    pair, alone, calm, kept_pair, kept_alone, kept_calm = map(_option, best)
+    pair, alone, calm, kept_pair, kept_alone, kept_calm = best
+    cheapest_alone = _option(alone)
     return Options(
         has_decode=bool(flags & 1),
         has_able=bool(flags & 2),
         has_free_pair=bool(flags & 4),
         has_free_alone=bool(flags & 8),
         has_free_calm=bool(flags & 16),
-        pair=pair,
-        alone=alone,
-        calm=calm,
-        kept_pair=kept_pair,
-        kept_alone=kept_alone,
-        kept_calm=kept_calm,
+        pair=_option(pair),
+        alone=cheapest_alone,
+        calm=cheapest_alone if calm.decode == alone.decode else _option(calm),
+        kept_pair=_option(kept_pair),
+        kept_alone=_option(kept_alone),
+        kept_calm=_option(kept_calm),
     )
 
 

@@ -62,6 +62,9 @@ class CTable:
     def evict_blocks(self, slot: int, packed: bytes) -> None:
         self._library.baton_prefix_evict(self._table, slot, packed, num_hashes(packed))
 
+    def set_closed(self, slot: int, is_closed: bool) -> None:
+        self._library.baton_prefix_set_closed(self._table, slot, is_closed)
+
     def walk_chain(self, packed: bytes, slots: Slots, hoped: Slots | None) -> Slots:
         if slots is not self._asked:  # its address takes as long as a short walk
             self._asked, self._asked_at = slots, slots.ctypes.data

@@ -18,6 +18,7 @@ class DictTable:
     def __init__(self, *, max_blocks: int) -> None:
         self._max_blocks = max_blocks
         self._holders: dict[bytes, int] = {}
+        self._closed = 0
         self._gone = 0
         self._to_sweep: list[bytes] = []
 
@@ -42,18 +43,38 @@ class DictTable:
         for block in _hashes(packed):
             self._remove(block, 1 << slot)
 
+    def set_closed(self, slot: int, is_closed: bool) -> None:
+        self._closed = self._closed & ~(1 << slot) | is_closed << slot
+
     def walk_chain(self, packed: bytes, slots: Slots, hoped: Slots | None) -> Slots:
         num, hopes = num_hashes(packed), (hoped if hoped is not None else np.zeros_like(slots))
+        asked = sum(1 << slot for slot in slots.tolist() if slot != NOBODY)
+        closed = dict(self._closed_depths(packed, asked & self._closed, 0, num))
+        is_open = bool(asked & ~self._closed)
+        found = [self._holders.get(block, 0) for block in _hashes(packed)] if is_open else []
         depths = np.zeros(len(slots), np.uint32)
-        found = [self._holders.get(block, 0) for block in _hashes(packed)]
         for place, (slot, hope) in enumerate(zip(slots.tolist(), hopes.tolist(), strict=True)):
             if slot == NOBODY:
                 continue
-            depth = min(hope, num)
-            while depth < num and found[depth] >> slot & 1:
+            depth = max(closed.get(slot, 0), min(hope, num))
+            while slot not in closed and depth < num and found[depth] >> slot & 1:
                 depth += 1
             depths[place] = depth
         return depths
+
+    def _closed_depths(
+        self, packed: bytes, slots: int, low: int, high: int
+    ) -> Iterator[tuple[int, int]]:
+        """Each with how many leading blocks it holds, of slots that hold `low` to `high`."""
+        while slots and low < high:
+            middle = (low + high) // 2
+            held = self._holders.get(_block(packed, middle), 0) & slots
+            yield from self._closed_depths(packed, slots & ~held, low, middle)
+            slots, low = held, middle + 1
+        while slots:
+            slot = slots.bit_length() - 1
+            yield slot, low
+            slots ^= 1 << slot
 
     def begin_sweep(self, slots: Sequence[int]) -> None:
         self._gone = sum(1 << slot for slot in slots)
@@ -77,3 +98,7 @@ class DictTable:
 def _hashes(packed: bytes) -> Iterator[bytes]:
     for start in range(0, len(packed) - HASH_BYTES + 1, HASH_BYTES):
         yield packed[start : start + HASH_BYTES]
+
+
+def _block(packed: bytes, number: int) -> bytes:
+    return packed[number * HASH_BYTES : (number + 1) * HASH_BYTES]

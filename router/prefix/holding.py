@@ -41,6 +41,8 @@ class Holding:
     """Its place in answers."""
     table_slot: int
     """What its blocks are held by in the table."""
+    is_prefix_closed: bool
+    """After each of its events, as of `Registration`."""
     state: IndexState = IndexState.OFF
     sequence: int = 0
     """Of the last event applied."""
@@ -53,6 +55,11 @@ class Holding:
     def waits(self) -> bool:
         """For events that were overtaken."""
         return bool(self._early)
+
+    @property
+    def is_closed_now(self) -> bool:
+        """Without every event applied, parents of what is here may be missing."""
+        return self.is_prefix_closed and self.state is IndexState.EXACT
 
     def changes_due(
         self, sequence: int, change: PackedChange, *, now: float

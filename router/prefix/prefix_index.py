@@ -3,7 +3,7 @@
 Pure: time is a value passed in. A hint, never a promise: a worker matches its own cache again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,14 +80,19 @@ class PrefixIndex:
         self._num_lost = 0
         self._gaps: list[WorkerId] = []
 
-    def follow_only_workers(self, workers: Mapping[WorkerId, Epoch]) -> None:
-        """Follow these incarnations; what any other held is forgotten."""
+    def follow_only_workers(
+        self, workers: Mapping[WorkerId, Epoch], *, closed: Collection[WorkerId] = ()
+    ) -> None:
+        """Follow these incarnations; what any other held is forgotten. `closed`: of those,
+        `is_prefix_closed`."""
         for worker in self._holdings.keys() - workers.keys():
             self.forget_worker(worker)
         for worker, epoch in workers.items():
-            self.follow_worker(worker, epoch)
+            self.follow_worker(worker, epoch, is_prefix_closed=worker in closed)
 
-    def follow_worker(self, worker: WorkerId, epoch: Epoch) -> None:
+    def follow_worker(
+        self, worker: WorkerId, epoch: Epoch, *, is_prefix_closed: bool = False
+    ) -> None:
         """Begin with this incarnation; what an earlier one held is forgotten."""
         current = self._holdings.get(worker)
         if current is not None and current.epoch == epoch:
@@ -102,6 +107,7 @@ class PrefixIndex:
             number=self._num_followed,
             slot=self._free_slots.pop(),
             table_slot=NOBODY,
+            is_prefix_closed=is_prefix_closed,
         )
         self._num_followed += 1
         self._use_table_slot(holding, self._table_slots.take_slot())
@@ -289,13 +295,12 @@ class PrefixIndex:
             self._waiting[holding.number] = holding
         else:
             self._waiting.pop(holding.number, None)
+        self._mark_closed(holding)
 
     def _change(self, holding: Holding, kind: ChangeKind, packed: bytes) -> None:
         match kind:
             case "stored":
-                refused = self.table.store_blocks(holding.table_slot, packed)
-                if refused:
-                    self._note_room(holding, refused)
+                self._note_room(holding, self.table.store_blocks(holding.table_slot, packed))
             case "evicted":
                 self.table.evict_blocks(holding.table_slot, packed)
                 self._note_lost()
@@ -306,12 +311,17 @@ class PrefixIndex:
         if holding.table_slot != NOBODY:
             self._table_slots.retire_slot(holding.table_slot)
         holding.table_slot = self._slots[holding.slot] = table_slot
+        self._mark_closed(holding)
+
+    def _mark_closed(self, holding: Holding) -> None:
+        self.table.set_closed(holding.table_slot, holding.is_closed_now)
 
     def _note_room(self, holding: Holding, num_refused: int) -> None:
         if num_refused:
             self.num_refused += num_refused
             holding.lacks_room = True
             holding.state = IndexState.DEGRADED
+            self._mark_closed(holding)
         self._note_lost()
 
     def _note_lost(self) -> None:

@@ -35,6 +35,10 @@ class HolderTable(Protocol):
 
     def evict_blocks(self, slot: int, packed: bytes) -> None: ...
 
+    def set_closed(self, slot: int, is_closed: bool) -> None:
+        """Whether it may be believed from now on that the slot holds, of every chain, all that
+        comes before whatever it holds: then not every block is looked at. Slots begin without."""
+
     def walk_chain(self, packed: bytes, slots: Slots, hoped: Slots | None) -> Slots:
         """How many leading blocks each of `slots` holds, in their order; of NOBODY 0. `hoped`: how
         many it is taken to hold anyway."""

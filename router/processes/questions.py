@@ -10,7 +10,7 @@ class AskMetrics(msgspec.Struct, frozen=True, tag="metrics"):
 
 
 class AskTraces(msgspec.Struct, frozen=True, kw_only=True, tag="traces"):
-    """Answered with those of this request in JSON, as `/trace/{id}` has them; maybe none."""
+    """Answered with those of this request in JSON, as `/requests/{id}` has them; maybe none."""
 
     request: RequestId
 

@@ -42,10 +42,14 @@ class Siblings:
         """The answers by the number of the process."""
         others = {int(path.stem): path for path in self._folder.glob("*.sock")}
         others.pop(self.process, None)
-        asked = (_ask(path, msgspec.json.encode(question)) for path in others.values())
-        answers = await asyncio.gather(*asked)
-        found = zip(others, answers, strict=True)
-        return {process: answer for process, answer in sorted(found) if answer is not None}
+        said = msgspec.json.encode(question)
+        async with asyncio.TaskGroup() as tasks:
+            asked = {
+                process: tasks.create_task(_ask(others[process], said), name=f"ask {process}")
+                for process in sorted(others)
+            }
+        answers = {process: task.result() for process, task in asked.items()}
+        return {process: answer for process, answer in answers.items() if answer is not None}
 
     @asynccontextmanager
     async def answering(self, answer: Answer) -> AsyncIterator[None]:

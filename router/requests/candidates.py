@@ -5,12 +5,12 @@ moment ago before the workers tell of it, for that may take them a beat.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from protocol.blocks import chain_seed, packed_hashes, prompt_reach
-from protocol.ids import WorkerId
+from protocol.ids import RequestId, WorkerId
 from router.placement.cost import Demand
 from router.placement.fleet import Chain, Fleet
 from router.placement.place import Placement, PlacementRefusal, PlacementRules, place
@@ -21,10 +21,22 @@ from router.prefix.prefix_index import PrefixIndex
 from router.prefix.seen import SeenBlocks
 from router.prefix.table import Slots
 from router.requests.context import RequestContext
+from router.requests.trace import Prediction
 from router.workers.worker import KnownWorker, Sent
 
 Workers = Mapping[WorkerId, KnownWorker]
 NO_SLOTS = np.zeros(0, np.uint32)
+CLEARED_S = 7.0
+"""How long workers are kept free of newcomers for a suspect that found none so: most first tokens
+come sooner."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cleared:
+    """Workers that nobody new comes to, so that one suspect finds them without others."""
+
+    suspect: RequestId
+    workers: frozenset[WorkerId]
 
 
 class Candidates:
@@ -33,6 +45,8 @@ class Candidates:
     def __init__(
         self, *, index: PrefixIndex, fleet: Fleet, workers: Workers, rules: PlacementRules
     ) -> None:
+        self.avoided: frozenset[WorkerId] = frozenset()
+        """Stand still, as far as is known: nobody goes there while there is anyone else."""
         self._index = index
         self._fleet = fleet
         self._workers = workers
@@ -43,11 +57,12 @@ class Candidates:
         """The last request placed, and how much of its prompt each worker had then."""
         self._num_placed = 0
         self._with_suspects: set[WorkerId] = set()
+        self._cleared: _Cleared | None = None
 
     def place_request(self, context: RequestContext, *, now: float) -> Placement | PlacementRefusal:
         """Among ready workers that did not refuse; those that failed it only when there is nobody
         else. Nobody joins a suspect (`_place_suspect`) until it was heard of."""
-        held = self._held(now) - context.refused
+        held = self._held(context, now) - context.refused
         shut = context.refused | held
         place_it = self._place_suspect if context.routed.num_suspected else self._place_trusted
         placement = place_it(context, shut, now)
@@ -58,6 +73,7 @@ class Candidates:
     def note_placed(self, context: RequestContext, placement: Placement, *, now: float) -> None:
         """Until the workers' reports and events tell of this prompt, believe in it."""
         self._num_placed += 1
+        self._forget_cleared(context)
         if context.routed.cached_tokens is None:
             context.found = self._found(context, placement, now)
         for name in (placement.prefill, placement.decode):
@@ -85,22 +101,26 @@ class Candidates:
 
     def note_ended(self, context: RequestContext) -> None:
         """The attempt is over, well or not."""
+        self._forget_cleared(context)
         for attempt in context.routed.attempts:
             for name in (attempt.prefill, attempt.decode):
                 worker = None if name is None else self._workers.get(name)
                 if worker is not None:
                     worker.note_ended(context.routed.wire_id)
 
-    def _held(self, now: float) -> set[WorkerId]:
-        """Those with a suspect that nobody is to join."""
+    def _held(self, context: RequestContext, now: float) -> set[WorkerId]:
+        """Those with a suspect that nobody is to join, or kept free for another."""
+        cleared = self._cleared
+        kept = cleared is not None and cleared.suspect != context.routed.wire_id
+        free = cleared.workers if cleared is not None and kept else frozenset()
         if not self._with_suspects:
-            return set()
+            return set(free)
         self._with_suspects = {
             name
             for name in self._with_suspects
             if (worker := self._workers.get(name)) is not None and worker.is_held(now=now)
         }
-        return set(self._with_suspects)
+        return self._with_suspects | free
 
     def _ready(self, names: set[WorkerId]) -> list[KnownWorker]:
         known = (self._workers.get(name) for name in names)
@@ -110,7 +130,7 @@ class Candidates:
         self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
         """It may have ended a worker: where nobody is, or, when that has taken too long, where
-        nobody is new, so that another loss shows whether it did."""
+        nobody is new, so that another loss shows whether it did. Newcomers make way for it then."""
         waits = now < context.alone_until
         workers = [w for w in self._workers.values() if w.is_ready and w.id not in shut]
         apart = [w for w in workers if (w.is_empty if waits else not w.unheard)]
@@ -119,19 +139,36 @@ class Candidates:
             placement = self._place_trusted(context, shut | others, now)
             if isinstance(placement, Placement):
                 return placement
-        if waits and workers:
+        if workers and now < context.alone_until + CLEARED_S:
+            if not waits and self._cleared is None:
+                self._clear_workers(context, workers)
             return PlacementRefusal(why="held", reason="others are on every worker")
         return self._place_trusted(context, shut, now)
+
+    def _clear_workers(self, context: RequestContext, workers: list[KnownWorker]) -> None:
+        """One of each role, that with the fewest others to be heard."""
+        order = sorted(workers, key=lambda worker: (len(worker.unheard), worker.id), reverse=True)
+        one_of_each = {worker.role: worker.id for worker in order}  # the last one stays
+        self._cleared = _Cleared(
+            suspect=context.routed.wire_id, workers=frozenset(one_of_each.values())
+        )
+
+    def _forget_cleared(self, context: RequestContext) -> None:
+        if self._cleared is not None and self._cleared.suspect == context.routed.wire_id:
+            self._cleared = None
 
     def _place_trusted(
         self, context: RequestContext, shut: set[WorkerId], now: float
     ) -> Placement | PlacementRefusal:
         """Where it failed only if nobody else is able; for those who are it waits."""
-        placement = self._place(context, shut | context.suspects, now)
+        doubted = context.suspects | self.avoided
+        placement = self._place(context, shut | doubted, now)
+        held = self._ready(shut - context.refused - doubted)
         if (
             isinstance(placement, PlacementRefusal)
             and placement.why != "saturated"
-            and self._ready(context.suspects - shut)
+            and not any(worker.role == "decode" for worker in held)
+            and self._ready(doubted - shut)
         ):
             placement = self._place(context, shut, now)
         return placement
@@ -221,6 +258,18 @@ class Candidates:
             num_held_tokens=held * chain.block_tokens,
             num_seen_tokens=max(held, min(most, seen, reusable)) * chain.block_tokens,
         )
+
+
+def predicted(placement: Placement) -> Prediction:
+    """To compare with what comes of it. Of a prompt that is read and no more, its end."""
+    terms, source = placement.terms, placement.prefix_source
+    return Prediction(
+        first_token_s=float(placement.cost_s if terms is None else terms.first_token_s),
+        queue_s=0.0 if terms is None else float(terms.queue_s),
+        inter_token_s=0.0 if terms is None else float(terms.inter_token_s),
+        num_uncached_tokens=int(placement.num_uncached_tokens),
+        num_pulled_tokens=0 if source is None else source.num_tokens,
+    )
 
 
 def _hashes(context: RequestContext, chain: Chain) -> bytes:

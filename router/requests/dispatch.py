@@ -16,10 +16,14 @@ from protocol.errors import BatonError
 from protocol.ids import RequestId
 from protocol.process.metrics import RouterMetrics
 from router.admission.queued_request import QueuedRequest
+from router.admission.shed import QueueShed
 from router.admission.waiting_room import QueueLimits, WaitingRoom
+from router.failover.retry_budget import SHARE, RetryBudget
+from router.failover.stall import StallLimits
+from router.failover.watchdog import Watchdog
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
 from router.prefix.prefix_index import PrefixIndex
-from router.requests.candidates import Candidates
+from router.requests.candidates import Candidates, predicted
 from router.requests.context import RequestContext
 from router.requests.events import (
     Ended,
@@ -27,6 +31,7 @@ from router.requests.events import (
     NoWorkers,
     PoisonRequest,
     RequestFailed,
+    RetriesSpent,
     TooLong,
 )
 from router.requests.instructions import PlaceAgain, Send
@@ -51,6 +56,9 @@ class DispatchLimits:
     full_pause_s: float = 0.25
     """Before workers that refused a request are asked again; twice as long each time, at most
     2 s."""
+    retry_share: float = SHARE
+    """Retries a request that comes, as of `RetryBudget`."""
+    stalls: StallLimits = field(default_factory=StallLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
     rules: PlacementRules = DEFAULT_RULES
 
@@ -91,17 +99,29 @@ class Dispatcher:
         for listeners in (registry.listeners, registry.report_listeners):
             listeners.append(self._waiting.note_room)
         self._poison = PoisonRequests()
+        self._retries = RetryBudget(share=limits.retry_share)
+        self._watchdog = Watchdog(
+            requests=lambda: self._open.values(),
+            workers=registry.known_workers,
+            limits=limits.stalls,
+            clock=clock,
+        )
         self._numbers = count(1)
         self._open: dict[RequestId, OpenRequest] = {}
 
     async def generate(self, request: GenerationRequest, listener: TokenListener) -> Ended:
         """Until the request has ended; meanwhile `listener` is told what its workers say. Raises
-        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed then or
-        later, and what the listener raises. Cancelling aborts the request on its workers."""
+        NoWorkers, TooLong and QueueShed before it was told anything, RequestFailed and RetriesSpent
+        then or later, and what the listener raises. Cancelling aborts the request on its
+        workers."""
         opened = self._open_request(request, listener)
         with self._closing(opened):
             async with asyncio.timeout(request.deadline_s):
                 return await self._follow(opened)
+
+    async def watch(self) -> None:
+        """Has requests move on from workers that stand still, until cancelled."""
+        await self._watchdog.run()
 
     def open_requests(self) -> list[OpenRequest]:
         return list(self._open.values())
@@ -111,7 +131,10 @@ class Dispatcher:
         wire_id = RequestId(f"{request.id}~{next(self._numbers)}")
         routed = RoutedRequest(request, wire_id, self._already_ended)
         now = self._clock()
-        context = RequestContext(routed=routed, begun_at=now, ends_at=now + request.deadline_s)
+        context = RequestContext(
+            routed=routed, begun_at=now, ends_at=now + request.deadline_s, waits_since=now
+        )
+        self._retries.note_begun()
         context.num_found_before = self._poison.num_times(request)
         if context.num_found_before:
             routed.num_suspected, context.alone_until = 1, now + APART_S
@@ -183,7 +206,8 @@ class Dispatcher:
     async def _launch(self, opened: OpenRequest) -> None:
         """Begin the next attempt, when it is its turn and a worker can have it."""
         context, queued = opened.context, opened.queued
-        if context.num_lost or context.routed.generated:
+        is_resumed = context.num_lost > 0 or bool(context.routed.generated)
+        if is_resumed:
             queued = self._waiting.resumed(queued)
         is_placed = False
         try:
@@ -197,12 +221,17 @@ class Dispatcher:
                     is_placed = True
                 else:
                     await self._wait_after(context, queued, placement)
+        except QueueShed as error:
+            if not is_resumed:
+                raise
+            raise self._deadline_passed(context) from error
         finally:
             self._waiting.leave(queued, is_placed=is_placed)
 
     def _place(self, context: RequestContext) -> Placement | PlacementRefusal:
         if self._poison.num_times(context.request) > context.num_found_before:
             raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
+        self._candidates.avoided = self._watchdog.avoided
         return self._candidates.place_request(context, now=self._clock())
 
     async def _wait_after(
@@ -233,14 +262,17 @@ class Dispatcher:
         context, now = opened.context, self._clock()
         self._candidates.note_placed(context, placement, now=now)
         known, prefill = self._registry.known_worker, placement.prefill
+        prediction = predicted(placement)
         send = context.routed.begin_attempt(
             placement.reason,
             prefill=None if prefill is None else known(prefill),
             decode=known(placement.decode),
             remaining_s=context.ends_at - now,
             prefix_source=placement.prefix_source,
+            prediction=prediction,
+            sent_s=now - context.begun_at,
         )
-        context.placed_at, context.sent_at = context.placed_at or now, now
+        context.note_sent(prediction, now=now)
         context.alone_since = None
         self._recorder.note_placed(context, placement)
         opened.tell_worker(send, now=now)
@@ -268,21 +300,28 @@ class Dispatcher:
             await self._registry.wait_change(timeout_s=wait_s)
 
     def _note_loss(self, context: RequestContext, loss: PlaceAgain) -> None:
-        """Raises RequestFailed when there were too many."""
+        """Raises RequestFailed when it had too many, RetriesSpent when the fleet had."""
+        now = self._clock()
         self._candidates.note_ended(context)
+        context.waits_since = now
         context.reasons = [*context.reasons[1 - MAX_REASONS :], loss.why]
         context.hashes.clear()
-        context.alone_until = self._clock() + APART_S if context.routed.num_suspected else 0.0
+        context.alone_until = now + APART_S if context.routed.num_suspected else 0.0
         self._recorder.note_loss(context, loss)
         if loss.is_refusal and loss.suspect is not None:
             context.refused.add(loss.suspect)
+            context.num_refused += 1
             return
         if loss.suspect is not None:
             context.suspects.add(loss.suspect)
         context.num_lost += 1
+        context.num_stalled += loss.is_stall
         if context.num_lost >= self._limits.max_attempts:
             why = f"{context.num_lost} attempts were lost: {'; '.join(context.reasons)}"
             raise RequestFailed(why, code="internal", retryable=True)
+        if not self._retries.take_retry(num_open=len(self._open), now=now):
+            self._recorder.note_retries_spent(context)
+            raise RetriesSpent(f"the fleet's retries are spent: {'; '.join(context.reasons)}")
 
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"

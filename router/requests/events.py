@@ -100,6 +100,14 @@ class RequestFailed(BatonError):
         self.retryable = retryable
 
 
+class RetriesSpent(BatonError):
+    """Its worker was lost, and so many others were that no attempt is repeated now. 503 with
+    Retry-After."""
+
+    retryable = True
+    retry_after_s = 1.0
+
+
 class SlowClient(RequestFailed):
     """Too much of an answer waits for its client."""
 

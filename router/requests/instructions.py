@@ -28,6 +28,8 @@ class PlaceAgain:
     suspect: WorkerId | None
     is_refusal: bool
     """True: `suspect` had no room, and did not fail."""
+    is_stall: bool = False
+    """True: `suspect` said nothing for too long, and may live."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ due nothing comes but one call of the listener.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import assert_never
 
 from protocol.ids import Epoch, WorkerId
 from protocol.messages import Emit
 from router.admission.queued_request import QueuedRequest
+from router.failover.stall import Wait
 from router.fast_path.fast_path import FastPath
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
@@ -117,10 +119,38 @@ class OpenRequest:
             gone = WorkerGone("was gone when it was to be told")
             self.accept_message(WorkerMessage(send.worker, send.epoch, gone), now=now)
 
-    def stall(self, why: str, *, suspect: WorkerId, now: float) -> None:
+    @property
+    def silent_since(self) -> float:
+        """When its workers last said a token, or were told of it; inf while it has none."""
+        context = self.context
+        if context.waits_since is not None:
+            return inf
+        return max(context.sent_at, self.last_token_at)
+
+    def find_wait(self) -> Wait | None:
+        """None while it waits for no worker."""
+        context, awaited = self.context, self._routed.awaited_worker()
+        if awaited is None:
+            return None
+        worker, what = awaited
+        is_streaming = self._routed.is_streaming
+        return Wait(
+            worker=worker,
+            awaited=what,
+            since=self.silent_since,
+            expected_s=context.expected_next_s if is_streaming else context.expected_first_s,
+            is_streaming=is_streaming,
+            is_compiled=context.request.sampling.grammar is not None,
+            num_stalls=context.num_stalled,
+        )
+
+    def stall(self, why: str, wait: Wait, *, now: float) -> None:
         """The attempt under way comes to nothing, though nobody said so; none is: nothing."""
         self.leave_fast_path()
-        self._obey(self._routed.give_up_attempt(why, suspect=suspect), now=now)
+        told = self._routed.give_up_attempt(why, suspect=wait.worker, awaited=wait.awaited)
+        if told:
+            self._recorder.note_stall(self.context, why, wait.awaited)
+        self._obey(told, now=now)
 
     def close(self, why: str, *, client_left: bool) -> None:
         """Tells whoever still has it. Idempotent."""
@@ -187,6 +217,7 @@ class OpenRequest:
     def _tell(self, event: Emit | Read, *, now: float) -> None:
         self._tell_route()
         if isinstance(event, Emit):
+            self._routed.note_first_token(now - self.context.sent_at)
             self._recorder.note_token(self.context, now=now)
             self._listener.token(event)
         else:

@@ -7,7 +7,7 @@ has, which is the same stream because sampling depends on (seed, position) alone
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, assert_never
+from typing import Any, Final, Literal, assert_never
 
 from protocol.errors import BatonError
 from protocol.ids import Epoch, RequestId, WorkerId
@@ -27,6 +27,7 @@ from protocol.messages import (
 )
 from protocol.readings import rows_of
 from protocol.state_table import Life
+from router.failover.stall import Awaited
 from router.requests.attempt import Attempt, Leg
 from router.requests.events import (
     GenerationRequest,
@@ -38,10 +39,12 @@ from router.requests.events import (
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.reading import ReadingProgress
 from router.requests.states import REQUEST_TABLE, WITH_WORKERS, RequestEvent, RequestState
-from router.requests.trace import AttemptTrace
+from router.requests.trace import AttemptTrace, Prediction
 from router.workers.worker import KnownWorker
 from router.workers.worker_messages import WorkerGone, WorkerMessage
 
+Work = Literal["prompt", "token"]
+BOTH: Final[frozenset[Work]] = frozenset({"prompt", "token"})
 MAX_SUSPECTED = 2
 """Workers in a row that may be lost with a request among the last they were given."""
 AlreadyEnded = Callable[[Sampling, Sequence[int]], EndWell | None]
@@ -63,6 +66,8 @@ class RoutedRequest:
     """Once ended: `stop`, `length`, `aborted: ...` or `failed: ...`."""
     num_suspected: int = 0
     """Workers in a row that were lost with it among the last they were given."""
+    _suspected_at: frozenset[Work] = BOTH
+    """What all of those may have been lost at."""
     _current: Attempt | None = None
     """The newest attempt, under way or not."""
     _life: Life[RequestState, RequestEvent] = field(init=False)
@@ -118,14 +123,20 @@ class RoutedRequest:
         decode: KnownWorker,
         remaining_s: float,
         prefix_source: PrefixSource | None = None,
+        prediction: Prediction | None = None,
+        sent_s: float = 0.0,
     ) -> Send:
-        """The first message of the next attempt; `reason` says why it goes to these workers."""
+        """The first message of the next attempt, `sent_s` after the request came; `reason` says why
+        it goes to these workers, and `prediction` what it should come to there."""
         self._move(RequestEvent.ROUTED_ALONE if prefill is None else RequestEvent.ROUTED_APART)
         trace = AttemptTrace(
             attempt=self.attempt + 1,
             reason=reason,
             prefill=None if prefill is None else prefill.id,
             decode=decode.id,
+            pulled_from=None if prefix_source is None else prefix_source.worker,
+            predicted=prediction,
+            sent_s=sent_s,
         )
         self.attempts.append(trace)
         self._waits = False
@@ -143,6 +154,11 @@ class RoutedRequest:
             is_ended=self._progress.ending is not None,
         )
         return self._current.first_message(remaining_s)
+
+    def note_first_token(self, seconds: float) -> None:
+        """After the attempt was sent; of later ones of it nothing is noted."""
+        if not self.attempts[-1].first_token_s:
+            self._note(first_token_s=seconds)
 
     def accept_next(self, emit: Emit, worker: WorkerId, epoch: Epoch) -> bool:
         """Whether this is the token due, of the decode worker, after others of its attempt: it is
@@ -192,11 +208,32 @@ class RoutedRequest:
             case _:
                 assert_never(message)
 
-    def give_up_attempt(self, why: str, *, suspect: WorkerId) -> list[Instruction]:
-        """The attempt under way comes to nothing; nothing if none is."""
+    def give_up_attempt(
+        self, why: str, *, suspect: WorkerId, awaited: Awaited
+    ) -> list[Instruction]:
+        """`suspect` owes something for too long: the attempt under way comes to nothing; nothing if
+        none is."""
         if self._life.state not in WITH_WORKERS:
             return []
-        return self._lost(why, suspect=suspect)
+        self._note(stalled=awaited)
+        return self._lost(why, suspect=suspect, is_stall=True)
+
+    def awaited_worker(self) -> tuple[WorkerId, Awaited] | None:
+        """Who is to say something next, and what of this attempt; None while it has no workers."""
+        attempt = self._current
+        if attempt is None or self._life.state not in WITH_WORKERS:
+            return None
+        has_said = len(self.generated) > len(attempt.given)
+        is_prefilled = has_said and self._progress.lacking is None
+        leg, state = attempt.decode, self._life.state
+        if attempt.prefill is not None and state is not RequestState.DECODE and not is_prefilled:
+            leg = attempt.prefill
+        return leg.worker, "next_token" if has_said else "first_token"
+
+    @property
+    def is_streaming(self) -> bool:
+        """Its decode worker has said a token of this attempt, and nothing is waited for besides."""
+        return self._speaker is not None
 
     def close(self, reason: str, *, client_left: bool) -> list[Send]:
         """End now, for the client's sake or ours; the aborts to send. Idempotent."""
@@ -204,7 +241,7 @@ class RoutedRequest:
             return []
         self._move(RequestEvent.CLOSED if client_left else RequestEvent.GIVEN_UP)
         self.outcome = f"{'aborted' if client_left else 'failed'}: {reason}"
-        self._note(outcome=self.outcome)
+        self._note(outcome=self.outcome, num_tokens=self._num_said)
         return self._aborts(reason)
 
     def _emit(self, leg: Leg, emit: Emit) -> list[Instruction]:
@@ -336,13 +373,23 @@ class RoutedRequest:
     def _worker_gone(self, leg: Leg, gone: WorkerGone) -> list[Instruction]:
         """Of the last it was given, one may have ended it: which, shows where it comes alone."""
         why = f"{leg.worker} {gone.reason}"
-        if self.wire_id in gone.unheard and not self._is_spent(leg):
-            self.num_suspected += 1
+        if self.wire_id in gone.unheard and leg.open and not self._is_spent(leg):
+            self._suspect(leg)
             if self.num_suspected >= MAX_SUSPECTED and len(gone.unheard) == 1:
                 leg.open = False
                 lost = f"{self.num_suspected} workers were lost, it the last given to each"
                 return self._give_up(why, PoisonRequest(f"{lost}; it is not tried again: {why}"))
         return self._leg_lost(leg, why)
+
+    def _suspect(self, leg: Leg) -> None:
+        """What ends workers ends each at the same work: at its prompt, or at a token of it."""
+        attempt = self._attempt
+        work: frozenset[Work] = frozenset({"prompt"} if leg is attempt.prefill else {"token"})
+        if attempt.prefill is None:
+            work = BOTH
+        same = work & (self._suspected_at if self.num_suspected else BOTH)
+        self.num_suspected = self.num_suspected + 1 if same else 1
+        self._suspected_at = same or work
 
     def _leg_lost(self, leg: Leg, why: str) -> list[Instruction]:
         leg.open = False
@@ -356,14 +403,19 @@ class RoutedRequest:
         return is_prefill and self._progress.lacking is None
 
     def _lost(
-        self, why: str, *, suspect: WorkerId | None, is_refusal: bool = False
+        self,
+        why: str,
+        *,
+        suspect: WorkerId | None,
+        is_refusal: bool = False,
+        is_stall: bool = False,
     ) -> list[Instruction]:
         ended = self._progress.ending = self._progress.ending or self._known_ending()
         if ended is not None and self._progress.lacking is None:
             return self._end_well(ended)
         self._move(RequestEvent.LOST)
-        self._note(outcome=why)
-        return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal)]
+        self._note(outcome=why, num_tokens=self._num_said)
+        return [*self._aborts(why), PlaceAgain(why, suspect, is_refusal, is_stall)]
 
     def _known_ending(self) -> EndWell | None:
         """What the worker that was lost would have said."""
@@ -375,14 +427,18 @@ class RoutedRequest:
     def _end_well(self, ending: EndWell) -> list[Instruction]:
         self._move(RequestEvent.ENDED_WELL)
         self.outcome = ending.reason
-        self._note(outcome=ending.reason)
+        self._note(outcome=ending.reason, num_tokens=self._num_said)
         return [*self._aborts("finished"), ending]
 
     def _give_up(self, why: str, error: BatonError) -> list[Instruction]:
         self._move(RequestEvent.GIVEN_UP)
         self.outcome = f"failed: {why}"
-        self._note(outcome=self.outcome)
+        self._note(outcome=self.outcome, num_tokens=self._num_said)
         return [*self._aborts(why), GiveUp(error)]
+
+    @property
+    def _num_said(self) -> int:
+        return 0 if self._current is None else len(self.generated) - len(self._current.given)
 
     def _aborts(self, reason: str) -> list[Send]:
         return [] if self._current is None else self._current.aborts(reason)

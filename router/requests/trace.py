@@ -1,4 +1,5 @@
-"""What became of each recent request: route, reason, workers, blocks, transport, seconds.
+"""The record of each recent request: route, reason, workers, blocks, bytes, seconds, retries, and
+what was predicted of them.
 
 Holds no prompt, no token and no text. Lost when the router ends.
 """
@@ -7,8 +8,28 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from protocol.ids import RequestId, WorkerId
+from router.failover.stall import Awaited
 
-NUM_KEPT = 1_000
+KEEP_S = 600.0
+"""Whoever asks has the id from an answer or a log line of a moment ago."""
+NUM_KEPT = 10_000
+"""Of a busier router the last ones: about 20 MB."""
+MAX_CHOICES = 128
+"""Of one request, as `router.runtime.ApiLimits.max_choices`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What placement expected of an attempt."""
+
+    first_token_s: float
+    """Until its stream runs, counted from when it was sent."""
+    queue_s: float
+    inter_token_s: float
+    num_uncached_tokens: int
+    """Of prompt and output so far, to be computed."""
+    num_pulled_tokens: int
+    """The beginning that was to be pulled from another's cache, counted from token 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +45,15 @@ class AttemptTrace:
     """Of a prompt that is read and no more, its one worker, whatever its role."""
     outcome: str = ""
     """`stop`, `length`, `aborted: ...`, or why the attempt was given up."""
+    predicted: Prediction | None = None
+    sent_s: float = 0.0
+    """Since the call of `generate`."""
+    first_token_s: float = 0.0
+    """After it was sent; 0.0 when no token came of it."""
+    num_tokens: int = 0
+    """That came of it."""
+    stalled: Awaited | None = None
+    """What it was given up for: its worker owed it for too long."""
     transport: str = ""
     prefill_blocks_reused: int = 0
     """Of the prefill worker's prefix cache; 0 when decode computed the prompt itself."""
@@ -60,6 +90,18 @@ class RequestTrace:
     output_tokens: int
     cached_tokens: int
     """Prompt tokens that were not computed for this request: the first attempt's prefix hit."""
+    predicted_cached_tokens: int = 0
+    """As the prefix index had it when the request was placed."""
+    held_cached_tokens: int = 0
+    """By the worker that had most of the prompt then, wherever the request went."""
+    bytes_moved: int = 0
+    num_retries: int = 0
+    """Attempts that were lost; `num_stalled` of them because a worker stood still."""
+    num_stalled: int = 0
+    num_refused: int = 0
+    """Attempts that a worker had no room for."""
+    waited_s: float = 0.0
+    """In this router, for workers with room or for any at all, all attempts together."""
     placed_s: float
     first_token_s: float
     """0.0 when there was no token."""
@@ -67,26 +109,33 @@ class RequestTrace:
     attempts: tuple[AttemptTrace, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class TraceRing:
-    """The last `num_kept` traces. Not thread-safe: one event loop owns it."""
+    """Traces of the last `keep_s`, at most `num_kept`. Not thread-safe: one event loop owns it."""
 
+    keep_s: float = KEEP_S
     num_kept: int = NUM_KEPT
-    _traces: OrderedDict[RequestId, RequestTrace] = field(default_factory=OrderedDict)
+    _traces: OrderedDict[RequestId, tuple[float, RequestTrace]] = field(default_factory=OrderedDict)
+    """With the time at which each was added, the oldest first."""
 
-    def add(self, trace: RequestTrace) -> None:
-        self._traces[trace.request] = trace
+    def add(self, trace: RequestTrace, *, now: float) -> None:
+        self._traces[trace.request] = now, trace
         self._traces.move_to_end(trace.request)
-        while len(self._traces) > self.num_kept:
+        while len(self._traces) > self.num_kept or self._oldest() < now - self.keep_s:
             self._traces.popitem(last=False)
 
-    def find(self, request: RequestId) -> tuple[RequestTrace, ...]:
+    def find(self, request: RequestId, *, now: float) -> tuple[RequestTrace, ...]:
         """The request's trace, or those of its choices `<id>.0`, `<id>.1`, ...; empty if none."""
-        exact = self._traces.get(request)
+        choices = (RequestId(f"{request}.{index}") for index in range(MAX_CHOICES))
+        exact = self._trace(request, now)
         if exact is not None:
             return (exact,)
-        return tuple(
-            trace
-            for name, trace in self._traces.items()
-            if name.startswith(f"{request}.") and name[len(request) + 1 :].isdigit()
-        )
+        found = (self._trace(choice, now) for choice in choices)
+        return tuple(trace for trace in found if trace is not None)
+
+    def _trace(self, request: RequestId, now: float) -> RequestTrace | None:
+        added_at, trace = self._traces.get(request, (0.0, None))
+        return None if added_at < now - self.keep_s else trace
+
+    def _oldest(self) -> float:
+        return next(iter(self._traces.values()))[0]

@@ -4,8 +4,8 @@ server refer to items of answers as if these had been kept.
 Answers, never what they were made from. Not thread-safe: one event loop owns it.
 """
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
 
 TTL_S = 3600.0
 """A tool may take as long; a person who comes back later has a client that sends texts."""
@@ -16,36 +16,61 @@ LARGEST_SHARE = 8
 """One answer has at most one part in so many of its owner's bytes."""
 
 
+_OfOwner = OrderedDict[str, tuple[float, bytes]]
+"""When it was answered and what, by its name."""
+
+
 class RecentAnswers:
-    def __init__(self, *, max_bytes: int) -> None:
-        """`max_bytes`: of each owner, whose oldest answers make room."""
+    def __init__(self, *, max_bytes: int, num_owners: Callable[[], int]) -> None:
+        """`max_bytes`: of all together, of which each owner of the moment has an equal share. The
+        owner's oldest make room, and then those of whoever has been silent for longest."""
         self._max_bytes = max_bytes
-        self._answers: defaultdict[str, OrderedDict[str, tuple[float, bytes]]]
-        self._answers = defaultdict(OrderedDict)
-        self._num_bytes: defaultdict[str, int] = defaultdict(int)
+        self._num_owners = num_owners
+        self._answers: OrderedDict[str, _OfOwner] = OrderedDict()
+        """By owner, who was answered last at the end."""
+        self._bytes_of: Counter[str] = Counter()
+        self._num_bytes = 0
 
     def remember(self, owner: str, ident: str, output: bytes, *, now: float) -> None:
         """`output`: JSON of the answer's items. `now`: seconds of a clock that never goes back."""
-        if _size(output) > self._max_bytes // LARGEST_SHARE:
+        if _size(output) > self._share // LARGEST_SHARE:
             return
-        self._answers[owner][ident] = (now, output)
-        self._num_bytes[owner] += _size(output)
+        answers = self._answers.setdefault(owner, OrderedDict())
+        if ident in answers:
+            self._count(owner, -_size(answers.pop(ident)[1]))
+        answers[ident] = (now, output)
+        self._answers.move_to_end(owner)
+        self._count(owner, _size(output))
         self._forget(owner, now)
+        while self._num_bytes > self._max_bytes:
+            self._forget_oldest(next(iter(self._answers)))
 
     def find(self, owner: str, idents: Iterable[str], *, now: float) -> dict[str, bytes]:
         """Those of `idents` that are remembered."""
         self._forget(owner, now)
-        answers = self._answers[owner]
+        answers = self._answers.get(owner, _OfOwner())
         return {ident: answers[ident][1] for ident in idents if ident in answers}
 
+    @property
+    def _share(self) -> int:
+        return self._max_bytes // self._num_owners()
+
     def _forget(self, owner: str, now: float) -> None:
-        answers = self._answers[owner]
-        while answers:
-            ident, (since, output) = next(iter(answers.items()))
-            if now - since < TTL_S and self._num_bytes[owner] <= self._max_bytes:
+        while owner in self._answers:
+            since, _ = next(iter(self._answers[owner].values()))
+            if now - since < TTL_S and self._bytes_of[owner] <= self._share:
                 return
-            del answers[ident]
-            self._num_bytes[owner] -= _size(output)
+            self._forget_oldest(owner)
+
+    def _forget_oldest(self, owner: str) -> None:
+        _, (_, output) = self._answers[owner].popitem(last=False)
+        self._count(owner, -_size(output))
+        if not self._answers[owner]:
+            del self._answers[owner], self._bytes_of[owner]
+
+    def _count(self, owner: str, num_bytes: int) -> None:
+        self._bytes_of[owner] += num_bytes
+        self._num_bytes += num_bytes
 
 
 def _size(output: bytes) -> int:

@@ -21,7 +21,6 @@ AHEAD = 1.5
 """Of what is used between two renewals, held for the next ones."""
 MOST_AHEAD = 0.05
 """Of a limit, that all routers together hold beyond what was asked for."""
-
 LEAST_AHEAD = 0.1
 """Less than this is held for nobody: a key is not used any more."""
 
@@ -100,6 +99,16 @@ class Allowance:
         """It counts as demand: of what becomes free, routers get parts by that."""
         self._asked += num
 
+    def holds_too_much(self) -> bool:
+        """What was granted for a request that was too large all the same keeps others from it."""
+        return self._held > self._most_ahead
+
+    def is_held_elsewhere(self, num: int) -> bool:
+        """By what the last renewal said, so many are not free only because other routers hold more
+        than they do for requests to come: what they do not use, they give up at once."""
+        unused = self.limit - sum(self._ages)
+        return num <= unused and unused - self._num_free - self._held > self._most_ahead
+
     def wait_s(self, num: int, *, now: float) -> float | None:
         """Until so many may be free, by what the last renewal said; None when that was too long ago
         to know, or there may be enough."""
@@ -156,6 +165,10 @@ class Allowance:
         remaining = max(0, self._part(num_routers) - sum(recent.values()))
         reset_s = WINDOW_S + 1 - (now - max(recent)) if recent else 0.0
         return Standing(limit=self.limit, remaining=remaining, reset_s=reset_s)
+
+    @property
+    def _most_ahead(self) -> float:
+        return max(1.0, self.limit * MOST_AHEAD)
 
     def _part(self, num_routers: int) -> int:
         return max(1, self.limit // num_routers)

@@ -10,7 +10,7 @@ from router.tenants.api_key import ApiKey, key_digest
 
 class KeyRing:
     def __init__(self, keys: Iterable[ApiKey] = ()) -> None:
-        self._by_digest = {key.digest: key for key in keys}
+        self.replace_keys(keys)
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -18,9 +18,7 @@ class KeyRing:
     def replace_keys(self, keys: Iterable[ApiKey]) -> None:
         """All at once: requests under way keep what they were admitted with."""
         self._by_digest = {key.digest: key for key in keys}
-
-    def tenants(self) -> set[str]:
-        return {key.tenant for key in self._by_digest.values()}
+        self.num_tenants = len({key.tenant for key in self._by_digest.values()})
 
     def find_key(self, given: bytes, *, now: float) -> ApiKey | None:
         """`now`: Unix seconds. Compares digests, so that how long it takes tells nothing of any

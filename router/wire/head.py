@@ -66,7 +66,11 @@ def read_head(raw: bytes, limits: HeadLimits) -> Head:
     length, chunked = _framing(named, version)
     _check_expectation(named)
     path, query = _path_and_query(target, method)
-    kept = [line for line, (name, _) in zip(lines, headers, strict=True) if name not in _OFFERS]
+    kept = [
+        line.rstrip(b" \t")  # the parser leaves spaces after a value (RFC 9112, 5.1) in it
+        for line, (name, _) in zip(lines, headers, strict=True)
+        if name not in _OFFERS
+    ]
     if len(kept) < len(lines) or b"upgrade" in named.of(b"connection", b"").lower():
         kept = [_without_offer(line) for line in kept]
     if absolute := _ABSOLUTE.match(target):

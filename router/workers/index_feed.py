@@ -60,7 +60,9 @@ class IndexFeed:
 
     def reconcile(self) -> None:
         """Follow the workers of the moment; what others held is forgotten at once."""
-        self.index.follow_only_workers({w.id: w.epoch for w in self.registry.workers})
+        workers = self.registry.workers
+        closed = {w.id for w in workers if w.registration.is_prefix_closed}
+        self.index.follow_only_workers({w.id: w.epoch for w in workers}, closed=closed)
         self._show()
 
     async def _follow(self) -> None:

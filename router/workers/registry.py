@@ -16,7 +16,7 @@ from functools import partial
 import xxhash
 
 from protocol.codec import one_emit
-from protocol.errors import BatonError, PeerLost, WireError
+from protocol.errors import BatonError, PeerLost, PeerSilent, WireError
 from protocol.ids import Epoch, RequestId, RouterId, WorkerId
 from protocol.messages import (
     Beat,
@@ -208,7 +208,8 @@ class Registry:
             if worker.connection is None:
                 self._unreached(worker, str(error))
             else:
-                self._remove(worker, f"was lost: {error}")
+                died = not isinstance(error, PeerSilent)
+                self._remove(worker, f"was lost: {error}", died=died)
         except Exception as error:  # what one worker says costs its own link
             log.exception("link failed", extra={"worker": worker.id})
             self._remove(worker, f"was lost: {type(error).__name__}: {error}")
@@ -230,36 +231,42 @@ class Registry:
             self._signal()
 
     def _receive(self, worker: KnownWorker, message: ToRouter) -> None:
+        now = worker.heard_at = self._clock()
         match message:
             case Step():
-                self._tell_tokens(worker, message.emits)
+                worker.advanced_at = now
+                self._tell_tokens(worker, message.emits, now)
             case Beat():
-                self._beat(worker, message)
+                self._beat(worker, message, now)
                 self._tell_report()
             case LoadReport():
-                worker.note_load(message, now=self._clock())
+                worker.note_load(message, now=now)
                 self._tell_report()
             case Failed(code="broken"):
                 raise PeerLost(message.message)
             case Welcome():
                 log.warning("second welcome", extra={"worker": worker.id, "remedy": "report it"})
             case _:  # of one request: the type of `WorkerMessage.message` is the closed union
+                worker.advanced_at = now
                 receiver = self._receivers.get(message.request)
                 if receiver is not None:
                     said = WorkerMessage(worker.id, worker.epoch, message)
-                    receiver.accept_message(said, now=self._clock())
+                    receiver.accept_message(said, now=now)
 
     def _pass_step(self, worker: KnownWorker, path: FastPath, frame: bytes) -> bool:
         """Whether it was a step, and is done with."""
-        left = path.pass_step(frame, epoch=worker.epoch, now=self._clock())
+        now = self._clock()
+        left = path.pass_step(frame, epoch=worker.epoch, now=now)
+        if left is None:
+            return False
+        worker.heard_at = worker.advanced_at = now
         if left:
-            self._tell_tokens(worker, map(one_emit.decode, left))
-        return left is not None
+            self._tell_tokens(worker, map(one_emit.decode, left), now)
+        return True
 
-    def _tell_tokens(self, worker: KnownWorker, emits: Iterable[Emit]) -> None:
-        """The one loop that every token goes through, but those that take the fast path: the clock
-        is read once."""
-        now, of_request = self._clock(), self._receivers.get
+    def _tell_tokens(self, worker: KnownWorker, emits: Iterable[Emit], now: float) -> None:
+        """The one loop that every token goes through, but those that take the fast path."""
+        of_request = self._receivers.get
         name, epoch, unheard = worker.id, worker.epoch, worker.unheard
         for emit in emits:
             if emit.request in unheard:
@@ -268,11 +275,11 @@ class Registry:
             if receiver is not None:
                 receiver.accept_emit(emit, name, epoch, now)
 
-    def _beat(self, worker: KnownWorker, beat: Beat) -> None:
+    def _beat(self, worker: KnownWorker, beat: Beat, now: float) -> None:
         if beat.epoch != worker.epoch:
             raise PeerLost(f"{worker.id} now answers as another incarnation")
         before = worker.state
-        worker.note_beat(beat, now=self._clock())
+        worker.note_beat(beat, now=now)
         if worker.state != before:
             log.info("worker state", extra={"worker": worker.id, "state": worker.state})
             self._signal()
@@ -290,8 +297,9 @@ class Registry:
         if task is not None:
             task.cancel()
 
-    def _remove(self, worker: KnownWorker, reason: str) -> None:
-        """Idempotent: an incarnation is removed once, and every open request is told."""
+    def _remove(self, worker: KnownWorker, reason: str, *, died: bool = True) -> None:
+        """Idempotent: an incarnation is removed once, and every open request is told. Of one that
+        did not die, as far as is known, no request is to blame."""
         if self._workers.get(worker.id) is not worker:
             return
         del self._workers[worker.id]
@@ -300,8 +308,8 @@ class Registry:
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})
-        drained = worker.state == "draining"
-        self._tell_gone(worker, WorkerGone(reason, frozenset(() if drained else worker.unheard)))
+        blamed = worker.unheard if died and worker.state != "draining" else ()
+        self._tell_gone(worker, WorkerGone(reason, frozenset(blamed)))
         self._signal()
 
     def _tell_gone(self, worker: KnownWorker, gone: WorkerGone) -> None:

@@ -25,6 +25,7 @@ from router.placement.fleet import Fleet, Work
 
 ALONE_S = 5.0
 """Nobody joins a suspect that was placed on a worker until a token came of it, or this is over."""
+_NO_LOAD = Load(running=0, waiting=0, waiting_tokens=0)
 TYPICAL_CONTEXT_TOKENS = 4_096
 """What a queued token attends to, of a worker whose queue and speed are not known better."""
 
@@ -75,6 +76,11 @@ class KnownWorker:
     retry_at: float = 0.0
     """Not sooner, on the registry's clock."""
     beat: Beat | None = None
+    heard_at: float = 0.0
+    """When it last said anything, on the registry's clock."""
+    advanced_at: float = 0.0
+    """When it last was seen to have done something: what it said of a request, or a report that
+    differs from the one before as only work makes it."""
     connection: WorkerConnection | None = None
     """None until the link is up."""
     unheard: dict[RequestId, int] = field(default_factory=dict)
@@ -130,6 +136,7 @@ class KnownWorker:
         self._show_state()
 
     def note_beat(self, beat: Beat, *, now: float) -> None:
+        self._note_advance(beat.load, now)
         self.beat, self._reported_at_s = beat, now
         if self.state != "mismatched":
             self.state = beat.state
@@ -149,6 +156,7 @@ class KnownWorker:
             waiting_tokens=report.waiting_tokens,
             context_tokens=report.context_tokens,
         )
+        self._note_advance(load, now)
         blocks, num_free = self.beat.blocks, report.num_free_blocks
         cached = min(blocks.cached, num_free)
         blocks = msgspec.structs.replace(blocks, free=num_free - cached, cached=cached)
@@ -158,6 +166,13 @@ class KnownWorker:
         self._reported_at_s = now
         self._drop_counted(report.num_received)
         self._show_work()
+
+    def _note_advance(self, load: Load, now: float) -> None:
+        """Prompts shrink and contexts change only when a step was computed."""
+        before = _NO_LOAD if self.beat is None else self.beat.load
+        has_less = load.waiting_tokens < before.waiting_tokens
+        if has_less or load.context_tokens != before.context_tokens:
+            self.advanced_at = now
 
     def is_held(self, *, now: float) -> bool:
         """A suspect is here that nobody is to join."""

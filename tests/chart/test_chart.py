@@ -78,6 +78,21 @@ def test_the_router_gets_settings_that_it_knows() -> None:
     assert (settings.host, settings.redis) == ("0.0.0.0", "redis://demo-baton-redis:6379/0")
 
 
+def test_keys_with_tenants_are_a_secret_that_is_mounted_as_a_folder() -> None:
+    thing = render(router={"keysSecret": {"name": "tenants"}})["Deployment/demo-baton-router"]
+    _, *args = container(thing)["args"]
+    (mount,) = [m for m in container(thing)["volumeMounts"] if m["name"] == "keys"]
+    (volume,) = [v for v in thing["spec"]["template"]["spec"]["volumes"] if v["name"] == "keys"]
+    assert load(RouterSettings, args).keys_file == Path(mount["mountPath"]) / "keys.json"
+    assert "subPath" not in mount, "a file that is mounted alone never changes"
+    assert volume["secret"]["secretName"] == "tenants"
+
+
+def test_a_router_has_as_many_processes_as_the_values_say() -> None:
+    _, *args = container(render(router={"processes": 3})["Deployment/demo-baton-router"])["args"]
+    assert load(RouterSettings, args).processes == 3
+
+
 @pytest.mark.parametrize(
     ("role", "known"), [("prefill", PrefillSettings), ("decode", DecodeSettings)]
 )

@@ -28,6 +28,7 @@ PAGES = (
     "docs/admission.md",
     "docs/api.md",
     "docs/operations.md",
+    "docs/routing.md",
     "docs/transfer.md",
     "docs/engine.md",
 )

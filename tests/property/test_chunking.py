@@ -1,6 +1,6 @@
 """How pieces are shared out over chunks, for any sizes and bounds."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvtransfer.chunk import num_in_next_chunk
@@ -19,7 +19,6 @@ def chunks(num_pieces: int, *, piece_bytes: int, most_bytes: int, most_pieces: i
     return sent
 
 
-@settings(deadline=None)
 @given(
     num_pieces=st.integers(0, 2_000), piece_bytes=st.integers(1, 3000),
     most_bytes=st.integers(1000, 100_000), most_pieces=st.integers(1, 4096),

@@ -293,6 +293,9 @@ class Ownership(RuleBasedStateMachine):
             else:
                 assert change.kind == "evicted" and hashes <= self.replica
                 self.replica -= hashes
+            if self.stepper.cache.is_prefix_closed:
+                parents = {self.stepper.cache.parents[block] for block in self.replica}
+                assert parents <= {None, *self.replica}, "a block is told of without its parent"
         assert self.replica == self.stepper.cache.stored_hashes
 
     def teardown(self) -> None:

@@ -6,7 +6,7 @@ from itertools import product
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.relay import Cuttable, Pool, request_kv
 
@@ -77,7 +77,6 @@ def test_every_byte_is_written_once_between_any_two_degrees(
         hand_over(ranks(layout, degree_from), ranks(other, degree_to), num_tokens=11)
 
 
-@settings(deadline=None)
 @given(
     layers=sizes, heads=st.sampled_from((1, 2, 3, 4, 6, 8)), dim=sizes, dtype=dtypes,
     tokens=sizes, ratio=st.sampled_from((1, 2, 3, 4)), grows=st.booleans(),
@@ -101,7 +100,6 @@ def test_any_shape_arrives_as_if_laid_out_there(
     )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(
     num_groups=st.integers(1, 4), tokens=st.tuples(sizes, st.sampled_from((1, 2, 3))),
     grows=st.booleans(), num_tokens=st.integers(1, 40), seed=st.integers(0, 1 << 30),
@@ -131,7 +129,6 @@ def test_each_group_moves_as_if_it_were_alone(
             assert (mine.offsets_R == its.offsets_R).all() and (mine.sizes_R == its.sizes_R).all()
 
 
-@settings(deadline=None)
 @given(
     layers=sizes, dim=sizes, dtype=dtypes, tokens=st.tuples(sizes, st.sampled_from((1, 2, 4))),
     grows=st.booleans(), degrees=st.tuples(st.sampled_from(DEGREES), st.sampled_from(DEGREES)),

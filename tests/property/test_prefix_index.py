@@ -1,9 +1,10 @@
 """The index, over the table in C and over its twin, beside an oracle that knows what workers did.
 
-Events come in any order, twice or never, workers restart, leave and come back, snapshots are read
-at any time and stored in slices with anything between them. Whenever a worker is said to be exact
-its depth is what it was by its last event that came with all before it; whatever was said, one
-snapshot of now makes it exact; and both tables always answer the same.
+Two workers are prefix-closed after each of their events, three are not. Events come in any order,
+twice or never, workers restart, leave and come back, snapshots are read at any time and stored in
+slices with anything between them. Whenever a worker is said to be exact its depth is what it was by
+its last event that came with all before it; whatever was said, one snapshot of now makes it exact;
+and both tables always answer the same.
 """
 
 import random
@@ -27,9 +28,16 @@ WORKERS = [WorkerId(f"w{n}") for n in range(5)]
 SEED = BlockHash(bytes(16))
 PROMPTS = [
     packed_hashes(tokens, block_tokens=1, seed=SEED)
-    for tokens in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8], [1, 2, 9], [10, 11, 12, 13], [1])
+    for tokens in ([1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8], [1, 2, 9], list(range(10, 50)), [1])
 ]
-BLOCKS = sorted({block for prompt in PROMPTS for block in unpack_hashes(prompt)})
+CLOSED = frozenset(WORKERS[:2])
+CHAINS = {
+    block: hashes[: place + 1]
+    for hashes in map(unpack_hashes, PROMPTS)
+    for place, block in enumerate(hashes)
+}
+"""Each block, and all up to it."""
+BLOCKS = sorted(CHAINS)
 
 workers = st.sampled_from(WORKERS)
 prompts = st.sampled_from(PROMPTS)
@@ -95,13 +103,14 @@ class IndexMachine(RuleBasedStateMachine):
         self.num_epochs += 1
         self.lives[worker] = Life(Epoch(self.num_epochs))
         for index in self.indexes:
-            index.follow_worker(worker, self.lives[worker].epoch)
+            index.follow_worker(worker, self.lives[worker].epoch, is_prefix_closed=worker in CLOSED)
 
     @rule(gone=st.sets(workers, max_size=3))
     def leave(self, gone: set[WorkerId]) -> None:
         self.lives = {worker: life for worker, life in self.lives.items() if worker not in gone}
         for index in self.indexes:
-            index.follow_only_workers({worker: life.epoch for worker, life in self.lives.items()})
+            epochs = {worker: life.epoch for worker, life in self.lives.items()}
+            index.follow_only_workers(epochs, closed=CLOSED)
 
     @precondition(lambda self: self.lives)
     @rule(blocks=some_blocks, prompt=prompts, kind=st.sampled_from(["stored", "evicted", "prompt"]))
@@ -235,7 +244,9 @@ class IndexMachine(RuleBasedStateMachine):
         return self.random.choice(sorted(self.lives))
 
     def _happen(self, kind: ChangeKind, hashes: tuple[BlockHash, ...]) -> None:
-        life = self.lives[self._worker()]
+        worker = self._worker()
+        life = self.lives[worker]
+        hashes = _closed(kind, hashes) if worker in CLOSED else hashes
         event = Event(len(life.events) + 1, kind, hashes)
         life.events.append(event)
         life.on_the_way.append(event)
@@ -263,6 +274,14 @@ class IndexMachine(RuleBasedStateMachine):
         while depth < len(chain) and (chain[depth] in held or chain[depth] in hoped):
             depth += 1
         return depth
+
+
+def _closed(kind: ChangeKind, hashes: tuple[BlockHash, ...]) -> tuple[BlockHash, ...]:
+    """With what comes before a block stored, and what comes after a block evicted."""
+    if kind == "evicted":
+        gone = set(hashes)
+        return tuple(block for block in BLOCKS if gone & set(CHAINS[block]))
+    return tuple(dict.fromkeys(each for block in hashes for each in CHAINS.get(block, (block,))))
 
 
 IndexMachine.TestCase.settings = settings(

@@ -167,11 +167,11 @@ class Cluster:
             return {}
         return {worker["id"]: worker for worker in answer.json()["workers"]}
 
-    def wait_ready(self, *names: str, within_s: float = 30.0) -> None:
+    def wait_ready(self, *names: str, within_s: float = START_S) -> None:
         """Until these workers are ready (if none is named: the router takes requests)."""
         eventually(lambda: self._is_ready(names), within_s, f"ready: {names or 'the router'}")
 
-    def wait_restarted(self, name: str, *, epoch: int, within_s: float = 30.0) -> dict[str, Any]:
+    def wait_restarted(self, name: str, *, epoch: int, within_s: float = START_S) -> dict[str, Any]:
         """Until the worker is ready in another epoch than that; what `/cluster` shows of it."""
 
         def successor() -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """A registry, an index and a dispatcher before fake workers: the router but HTTP and Redis."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -17,7 +18,7 @@ from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
-from router.requests.trace import TraceRing
+from router.requests.trace import RequestTrace, TraceRing
 from router.workers.registry import Registry
 
 PROMPT = tuple(range(100, 140))
@@ -49,7 +50,10 @@ class FakeCluster:
         self._ever: list[FakeWorker] = []
         self._tasks = tasks
         self._memberships: asyncio.Queue[tuple[Registration, ...]] = asyncio.Queue()
-        self.background = [tasks.create_task(self.registry.run(self._news()), name="registry")]
+        self.background = [
+            tasks.create_task(self.registry.run(self._news()), name="registry"),
+            tasks.create_task(self.dispatcher.watch(), name="watchdog"),
+        ]
 
     def add(self, worker: FakeWorker) -> FakeWorker:
         """Also in the place of a dead one of that name."""
@@ -75,6 +79,9 @@ class FakeCluster:
                 )
 
         self.background.append(self._tasks.create_task(supervise(worker), name="supervisor"))
+
+    def find_traces(self, request: RequestId) -> tuple[RequestTrace, ...]:
+        return self.traces.find(request, now=time.monotonic())
 
     def close(self) -> None:
         """Also what was added a moment ago and never ran."""

@@ -40,10 +40,14 @@ class Process:
         text = os.pread(self._written.fileno(), max(position, 1 << 20), 0)
         return text.decode(errors="replace")
 
+    @property
+    def log(self) -> list[dict[str, object]]:
+        """All events so far."""
+        return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+
     def events(self, event: str) -> list[dict[str, object]]:
         """Log events of that name so far."""
-        lines = [line for line in self.output.splitlines() if line.startswith("{")]
-        return [found for line in lines if (found := json.loads(line))["event"] == event]
+        return [found for found in self.log if found["event"] == event]
 
     def kill(self) -> None:
         """SIGKILL: no last words."""

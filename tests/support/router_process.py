@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -35,8 +35,12 @@ def ended(words: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def started(words: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(words, cwd=ROOT)
+def started(
+    words: list[str], *, log: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """`log`: where what it says goes; None: where ours does. `env`: besides ours."""
+    with nullcontext() if log is None else log.open("wb") as told:
+        return subprocess.Popen(words, cwd=ROOT, stderr=told, env={**os.environ, **(env or {})})
 
 
 class Deployment:
@@ -103,13 +107,15 @@ async def deployment(
     plan: tuple[Act, ...] = (),
     flags: Sequence[str] = (),
     descriptors: int = 0,
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Deployment]:
-    """`descriptors`: the router's `ulimit -n`."""
+    """`descriptors`: the router's `ulimit -n`; `log` and `env` as of `started`."""
     port, store = free_port(), Store(redis.url)
     words = command(model, redis=redis.url, port=port, flags=flags)
     if descriptors:
         words = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *words]
-    process = started(words)
+    process = started(words, log=log, env=env)
     roles: list[tuple[str, Role]] = [
         ("prefill-0", "prefill"),
         ("decode-0", "decode"),

@@ -25,7 +25,7 @@ from engine.batch import (
 from engine.kvcache.allocator import BlockAllocator
 from engine.kvcache.block_table import BlockTable
 from engine.kvcache.loans import LoanId
-from engine.kvcache.prefix_cache import PrefixCache
+from engine.kvcache.prefix_cache import Entry, PrefixCache
 from engine.kvcache.windows import NO_BLOCK, Window
 from engine.limits import EngineLimits
 from engine.scheduling.scheduler import Scheduler
@@ -47,6 +47,7 @@ from engine.sequence import (
     SequenceState,
     Verdict,
 )
+from protocol.ids import BlockHash
 from protocol.messages import Sampling
 from protocol.readings import PromptReading
 
@@ -98,6 +99,21 @@ class Run:
         return known[:num_tokens]
 
 
+class RememberingCache(PrefixCache):
+    """Of every block that it ever stored it knows the parent."""
+
+    def __init__(
+        self, blocks: BlockAllocator, *, block_tokens: int, compat: str, windows: Seq[Window]
+    ) -> None:
+        super().__init__(blocks, block_tokens=block_tokens, compat=compat, windows=windows)
+        self.parents: dict[BlockHash, BlockHash | None] = {}
+        """None of the first of a chain."""
+
+    def store_entry(self, entry: Entry, *, instead_of: Entry | None) -> None:
+        self.parents[entry.hash] = entry.parent if entry.index else None
+        super().store_entry(entry, instead_of=instead_of)
+
+
 class Stepper:
     def __init__(
         self,
@@ -121,7 +137,7 @@ class Stepper:
         self.generations = [0] * num_blocks
         self.runner.generations = self.generations
         self.blocks = BlockAllocator(num_blocks, generations=self.generations)
-        self.cache = PrefixCache(
+        self.cache = RememberingCache(
             self.blocks, block_tokens=BLOCK_TOKENS, compat="test", windows=windows
         )
         self.scheduler = Scheduler(

@@ -63,7 +63,6 @@ NOT_PURE = (
     "unit/engine/sampling/test_sampler.py",
     "unit/engine/test_assembly.py",
     "unit/router/placement/test_*.py",
-    "unit/router/requests/test_candidates.py",
     "property/test_placement.py",
 )
 NOT_SOON = (

@@ -196,6 +196,31 @@ def test_a_stream_goes_on_identically_when_its_decode_worker_is_killed(cluster: 
     _all_back(cluster)
 
 
+def test_a_stream_goes_on_identically_when_its_decode_worker_is_stopped(cluster: Cluster) -> None:
+    """Its link lives on for a second more than the router waits."""
+    body = _body(cluster, salt=12, length=60, max_tokens=150) | {"temperature": 0.9}
+    chunks: list[dict[str, Any]] = []
+    pid = 0
+    try:
+        with _streaming(cluster, {**body, "stream": True}, request="stopped") as answer:
+            for line in filter(None, answer.iter_lines()):
+                chunks += [json.loads(line[6:])["choices"][0]] if line.startswith("data: {") else []
+                if len(chunks) > 20 and not pid:
+                    pid = cluster.kill(cluster.placed("stopped")["decode"], signal.SIGSTOP)
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGCONT)
+    first, *rest = _trace(cluster, "stopped")["attempts"]
+    assert first["stalled"] == "next_token" and "has said nothing for" in first["outcome"]
+    assert rest and rest[-1]["decode"] != first["decode"]
+    assert 'baton_router_stalled_total{what="next_token"} ' in cluster.get("/metrics").text
+    record = cluster.get("/requests/stopped").json()["traces"][0]
+    assert record == _trace(cluster, "stopped") and record["num_stalled"] == 1
+    undisturbed = _ask(cluster, body).json()["choices"][0]["text"]
+    assert "".join(chunk["text"] for chunk in chunks) == undisturbed
+    _all_back(cluster)
+
+
 def _late_piece(text: str) -> str:
     """Four characters that first come in the last third of the text."""
     places = range(len(text) * 2 // 3, len(text) - 4)

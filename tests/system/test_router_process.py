@@ -52,6 +52,22 @@ def test_a_completion_crosses_the_process_and_survives_a_killed_decode_worker(
     run(test())
 
 
+def test_without_a_c_compiler_it_says_so_before_it_is_ready_and_serves(
+    redis: RedisServer, model: Path, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        log = tmp_path / "log"
+        nobody = {"CC": "no-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+        async with deployment(redis, model, flags=APART, log=log, env=nobody) as made:
+            told = {json.loads(line)["event"] for line in log.read_text().splitlines()}
+            assert {"no C prefix index", "no C kernel of placement"} <= told
+            response = await made.complete(max_tokens=5)
+            assert response.status_code == 200, response.text
+            assert response.headers["x-baton-route"].startswith("prefill-0>decode-")
+
+    run(test())
+
+
 def test_redis_killed_fails_no_request(redis: RedisServer, model: Path) -> None:
     async def test() -> None:
         async with deployment(redis, model) as made:

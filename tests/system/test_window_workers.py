@@ -50,6 +50,8 @@ def test_disaggregated_tokens_equal_colocated_ones_and_only_windows_move(
 
     async def test(router: MiniRouter) -> None:
         await router.ready("prefill-0", "decode-0")
+        for record in await router.store.list_workers():
+            assert record.registration.is_prefix_closed, "told of the layers without a window"
         tokens = prompt(CONTEXT - 16)
         _, apart = await router.disaggregated("apart", tokens, GREEDY)
         assert isinstance(apart.ending, Finished)

@@ -142,6 +142,10 @@ class SseAnswer(AnswerWriter):
         """Token ids that no chunk has named yet, if they are to be told."""
         self.stream = EventStream(exchange)
 
+    @property
+    def is_begun(self) -> bool:
+        return self.stream.is_begun
+
     def choice(self, index: int) -> TokenListener:
         if not self._is_plain:
             return super().choice(index)

@@ -188,9 +188,16 @@ _SERVER = (
         answer=dict[str, Any],
     ),
     Endpoint(
+        path="/requests/{request}",
+        method="get",
+        summary="What became of a request of the last minutes, and of each of its choices",
+        answer=Traces,
+        statuses=(404,),
+    ),
+    Endpoint(
         path="/trace/{request}",
         method="get",
-        summary="What became of a recent request",
+        summary="The same as /requests",
         answer=Traces,
         statuses=(404,),
     ),

@@ -31,7 +31,7 @@ Show = Callable[[KeptResponse, Query], bytes]
 
 
 def new_recent_answers(runtime: Runtime) -> RecentAnswers:
-    return RecentAnswers(max_bytes=MAX_BYTES // runtime.num_owners)
+    return RecentAnswers(max_bytes=MAX_BYTES, num_owners=lambda: runtime.num_owners)
 
 
 def keeping_of(state: AppState, client: Client) -> Keeping | None:

@@ -47,6 +47,8 @@ def _declare_functions(library: ctypes.PyDLL) -> None:
     library.baton_prefix_store.restype = long
     library.baton_prefix_evict.argtypes = [at, word, text, long]
     library.baton_prefix_evict.restype = None
+    library.baton_prefix_set_closed.argtypes = [at, word, ctypes.c_int]
+    library.baton_prefix_set_closed.restype = None
     library.baton_prefix_walk.argtypes = [at, text, word, at, at, word, at]
     library.baton_prefix_begin_sweep.argtypes = [at, at, long]
     library.baton_prefix_begin_sweep.restype = None

@@ -45,6 +45,7 @@ void baton_prefix_drop(Table *table) {
     sets_drop(&table->sets);
     pages_return(table->arena, table->arena_bytes);
     free(table->segments), free(table->directory), free(table->gone);
+    free(table->closed), free(table->asked), free(table->spans);
     free(table->matching), free(table->places), free(table->releases), free(table);
 }
 
@@ -66,7 +67,16 @@ int baton_prefix_reserve_slots(Table *table, uint32_t num_slots) {
     if (!places) return 0;
     table->places = places;
     size_t old_words = (size_t)before * PLANE_WORDS, words = (size_t)after * PLANE_WORDS;
-    return grown(&table->gone, old_words, words) && grown(&table->matching, old_words, words);
+    uint64_t **all[] = {&table->gone, &table->closed, &table->asked, &table->matching};
+    for (int i = 0; i < 4; i++)
+        if (!grown(all[i], old_words, words)) return 0;
+    return 1;
+}
+
+/* Whether the slot holds, of every chain, what comes before whatever it holds. */
+void baton_prefix_set_closed(Table *table, uint32_t slot, int is_closed) {
+    uint64_t bit = 1ull << slot % 64;
+    table->closed[slot / 64] = (table->closed[slot / 64] & ~bit) | (is_closed ? bit : 0);
 }
 
 /* Into the first line with room from its home on; 0 when the segment's end is reached. */

@@ -27,6 +27,15 @@ typedef struct {
 } Segment;
 
 typedef struct {
+    uint32_t depth; /* the first so many blocks of a chain */
+    uint32_t set;   /* who holds the last of them */
+} Probe;
+
+typedef struct { /* somebody holds as many blocks as `low` and not as many as `high` */
+    Probe low, high;
+} Span;
+
+typedef struct {
     Sets sets;
     Line *arena;
     size_t arena_bytes;
@@ -37,10 +46,13 @@ typedef struct {
     uint64_t num_lost;   /* blocks forgotten though somebody holds them */
     uint64_t *gone;      /* slots being swept */
     uint32_t swept;      /* place of the directory up to which they are */
-    uint64_t *matching;  /* for a walk: slots that held all blocks so far */
+    uint64_t *closed;    /* slots that hold what comes before whatever they hold */
+    uint64_t *asked;     /* for a walk: those of them that it is asked of */
+    Span *spans;         /* for a walk: where their depths lie */
+    uint64_t *matching;  /* for a walk: other slots, that held all blocks so far */
     uint32_t *places;    /* for a walk: of each slot in what is asked */
     uint64_t *releases;  /* for a walk: (depth, slot) of slots hoped to hold a beginning */
-    uint32_t num_scratch;
+    uint32_t num_scratch, num_spans;
 } Table;
 
 typedef struct {
@@ -98,6 +110,8 @@ static inline Found find_from(Line *line, uint64_t key) {
         if (line->num < LINE_BLOCKS) return (Found){line, LINE_BLOCKS};
     }
 }
+
+int closed_depths(Table *table, const uint8_t *hashes, uint32_t num, uint32_t *depths);
 
 static inline Found find(const Table *table, uint64_t key) {
     return find_from(home_of_key(table, key), key);

@@ -12,7 +12,7 @@ typedef struct {
     Table *table;
     const uint32_t *slots;
     uint32_t *depths;
-    uint32_t num_words, num_matching, num_releases, next_release;
+    uint32_t num_words, num_asked, num_matching, num_releases, next_release;
 } Walk;
 
 static void match(Walk *walk, uint32_t slot) {
@@ -20,10 +20,20 @@ static void match(Walk *walk, uint32_t slot) {
     walk->num_matching++;
 }
 
+static void ask(Walk *walk, uint32_t slot) {
+    walk->table->asked[slot / 64] |= 1ull << slot % 64;
+    walk->num_asked++;
+}
+
+static int is_closed(const Table *table, uint32_t slot) {
+    return table->closed[slot / 64] >> slot % 64 & 1;
+}
+
 /* Slots hoped to hold a beginning are not asked for what lies in it. */
 static void begin(Walk *walk, const uint32_t *hoped, uint32_t num_slots, uint32_t num) {
     Table *table = walk->table;
     memset(table->matching, 0, walk->num_words * sizeof(uint64_t));
+    memset(table->asked, 0, walk->num_words * sizeof(uint64_t));
     for (uint32_t i = 0; i < num_slots; i++) {
         walk->depths[i] = 0;
         if (walk->slots[i] == UINT32_MAX) continue;
@@ -31,6 +41,8 @@ static void begin(Walk *walk, const uint32_t *hoped, uint32_t num_slots, uint32_
         uint32_t hope = hoped ? hoped[i] : 0;
         if (hope >= num)
             walk->depths[i] = num;
+        else if (is_closed(table, walk->slots[i]))
+            ask(walk, walk->slots[i]);
         else if (hope)
             table->releases[walk->num_releases++] = (uint64_t)hope << 32 | walk->slots[i];
         else
@@ -85,6 +97,31 @@ static void find_lines(const Table *table, const uint8_t *hashes, uint32_t start
     __asm__ volatile("" ::"r"(read));
 }
 
+/* Block by block. */
+static void follow_chain(Walk *walk, const uint8_t *hashes, uint32_t num) {
+    const Table *table = walk->table;
+    uint32_t last = NO_ROOM, start = 0, stop = 0;
+    Line *lines[BATCH];
+    for (uint32_t block = 0; block < num; block++) {
+        if (!walk->num_matching) {
+            if (walk->next_release == walk->num_releases) return;
+            block = (uint32_t)(table->releases[walk->next_release] >> 32);
+        }
+        if (block >= stop) {
+            start = block, stop = block + BATCH < num ? block + BATCH : num;
+            find_lines(table, hashes, start, stop, lines);
+        }
+        int is_joined = walk->num_releases && release(walk, block);
+        Found found = find_from(lines[block - start], key_of(hashes, block));
+        uint32_t set = found.at == LINE_BLOCKS ? NO_SET : found.line->sets[found.at];
+        if (set == last && !is_joined) continue;
+        keep_only(walk, set, block);
+        last = set;
+    }
+    for (uint32_t word = 0; word < walk->num_words; word++)
+        if (table->matching[word]) lose(walk, word, table->matching[word], num);
+}
+
 /* `slots`: whom it is asked of, UINT32_MAX for nobody, below those reserved, each once. `hoped`:
  * how many leading blocks each is taken to hold anyway, or NULL. 0 when memory is lacking. */
 int baton_prefix_walk(Table *table, const uint8_t *hashes, uint32_t num, const uint32_t *slots,
@@ -94,27 +131,13 @@ int baton_prefix_walk(Table *table, const uint8_t *hashes, uint32_t num, const u
         if (!releases) return 0;
         table->releases = releases, table->num_scratch = num_slots;
     }
-    Walk walk = {table, slots, depths, table->sets.num_planes * PLANE_WORDS, 0, 0, 0};
+    Walk walk = {.table = table, .slots = slots, .depths = depths,
+                 .num_words = table->sets.num_planes * PLANE_WORDS};
     begin(&walk, hoped, num_slots, num);
-    uint32_t last = NO_ROOM, start = 0, stop = 0;
-    Line *lines[BATCH];
-    for (uint32_t block = 0; block < num; block++) {
-        if (!walk.num_matching) {
-            if (walk.next_release == walk.num_releases) return 1;
-            block = (uint32_t)(table->releases[walk.next_release] >> 32);
-        }
-        if (block >= stop) {
-            start = block, stop = block + BATCH < num ? block + BATCH : num;
-            find_lines(table, hashes, start, stop, lines);
-        }
-        int is_joined = walk.num_releases && release(&walk, block);
-        Found found = find_from(lines[block - start], key_of(hashes, block));
-        uint32_t set = found.at == LINE_BLOCKS ? NO_SET : found.line->sets[found.at];
-        if (set == last && !is_joined) continue;
-        keep_only(&walk, set, block);
-        last = set;
-    }
-    for (uint32_t word = 0; word < walk.num_words; word++)
-        if (table->matching[word]) lose(&walk, word, table->matching[word], num);
+    follow_chain(&walk, hashes, num);
+    if (!walk.num_asked) return 1;
+    if (!closed_depths(table, hashes, num, depths)) return 0;
+    for (uint32_t i = 0; hoped && i < num_slots; i++)
+        if (slots[i] != UINT32_MAX && hoped[i] < num && depths[i] < hoped[i]) depths[i] = hoped[i];
     return 1;
 }

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from support.eventually import soon
@@ -15,6 +15,12 @@ from protocol.membership import Membership, watch_workers
 from protocol.store.workers import Store
 
 WORKER, EPOCH = WorkerId("decode-0"), Epoch(1)
+STEPS: list[tuple[ChangeKind, Sequence[int]]] = [
+    ("stored", range(4)), ("stored", range(4, 9)), ("evicted", (8, 7)), ("evicted", (6,)),
+    ("stored", (6, 7)), ("stored", range(20, 200)), ("stored", (8,)),
+    ("evicted", range(199, 19, -1)),
+]  # fmt: skip
+"""Of chains that begin at 0 and at 20."""
 
 
 def hashes(*numbers: int) -> list[BlockHash]:
@@ -162,6 +168,31 @@ def test_changes_of_one_kind_that_wait_together_are_one_event() -> None:
                 ("evicted", hashes(4)),
                 ("stored", hashes(5)),
             ]
+
+    run(test)
+
+
+def test_events_that_were_joined_lead_from_one_set_that_was_to_another() -> None:
+    """So whatever held after each change, for instance that no block is there without its parent,
+    holds after each event."""
+
+    async def test(server: RedisServer, store: Store) -> None:
+        async with member(store) as membership:
+            await published(store)
+            after = await store.last_event_id()
+            were, held = [set[int]()], set[int]()
+            for kind, numbers in STEPS:
+                held = held | set(numbers) if kind == "stored" else held - set(numbers)
+                were.append(held)
+                membership.record([BlockChange(kind=kind, hashes=tuple(hashes(*numbers)))])
+            await published(store, *held)
+            _, events = await store.read_events(after)
+            assert len(events) < len(STEPS)
+            told: set[BlockHash] = set()
+            for event in events:
+                blocks = set(unpack_hashes(event.packed_hashes))
+                told = told | blocks if event.kind == "stored" else told - blocks
+                assert told in [set(hashes(*numbers)) for numbers in were]
 
     run(test)
 

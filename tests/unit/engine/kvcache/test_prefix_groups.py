@@ -173,3 +173,12 @@ def test_a_hash_is_stored_and_evicted_once_whatever_the_number_of_groups(
 def test_a_pool_with_fewer_blocks_than_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="num_blocks is 2; a token needs one in each of 3"):
         cache_of((None, 6, 6), num_blocks=2)
+
+
+@pytest.mark.parametrize(
+    ("windows", "is_closed"), [((None,), True), ((None, 8), True), ((8,), False), ((8, 16), False)]
+)
+def test_what_is_told_is_closed_unless_all_layers_have_windows(
+    windows: Seq[Window], is_closed: bool
+) -> None:
+    assert cache_of(windows).is_prefix_closed is is_closed

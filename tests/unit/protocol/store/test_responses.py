@@ -29,7 +29,9 @@ def run(
     room_for: int = 8,
 ) -> None:
     async def bounded() -> None:
-        store = ResponseStore(server.url, ttl_s=ttl_s, max_bytes=room_for * SIZE, deadline_s=5.0)
+        store = ResponseStore(
+            server.url, ttl_s=ttl_s, max_bytes=lambda: room_for * SIZE, deadline_s=5.0
+        )
         try:
             async with asyncio.timeout(30):
                 with server.client() as redis:
@@ -165,7 +167,9 @@ def test_what_cannot_be_read_is_not_there(server: RedisServer) -> None:
 
 def test_no_redis_is_an_error_of_the_store() -> None:
     async def test() -> None:
-        store = ResponseStore("redis://127.0.0.1:1/0", ttl_s=1, max_bytes=8 * SIZE, deadline_s=1.0)
+        store = ResponseStore(
+            "redis://127.0.0.1:1/0", ttl_s=1, max_bytes=lambda: 8 * SIZE, deadline_s=1.0
+        )
         with pytest.raises(StoreError):
             await store.find(MINE, ["a"])
         await store.close()

@@ -156,6 +156,16 @@ def test_the_snapshot_is_what_its_events_add_up_to(server: RedisServer) -> None:
     run(server, test)
 
 
+def test_a_member_of_a_snapshot_that_is_no_hash_is_left_out(server: RedisServer) -> None:
+    async def test(store: Store) -> None:
+        await store.rewrite([block_hash(1)], worker=WORKER, epoch=EPOCH, sequence=2, ttl_s=60)
+        with server.client() as redis:
+            redis.sadd(blocks_key(WORKER, EPOCH), b"short", b"longer than a hash is")
+        assert await store.snapshot(WORKER, EPOCH) == snapshot(2, 1)
+
+    run(server, test)
+
+
 def test_events_are_read_in_order_from_where_the_reader_stopped(server: RedisServer) -> None:
     async def test(store: Store) -> None:
         assert await store.last_event_id() == STREAM_START

@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.admission.fair_queue import FairQueue, QueueBounds
+from router.admission.fair_queue import MOST_DEBTORS, FairQueue, QueueBounds
 from router.admission.queued_request import QueuedRequest
 
 
@@ -112,6 +112,17 @@ def test_a_debt_outlives_the_line_but_not_the_queue() -> None:
     assert [one.tenant for one in drained(waiting)][:4] == ["b", "b", "b", "a"]
     fill(waiting, asked("a", 500), asked("b", 500))
     assert [one.tenant for one in drained(waiting)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(("num_others", "first"), [(1, "honest"), (MOST_DEBTORS, "debtor")])
+def test_of_many_debtors_the_last_ones_are_remembered(num_others: int, first: str) -> None:
+    waiting = queue()
+    fill(waiting, asked("somebody", band=1))
+    waiting.charge("debtor", 0, 10_000)
+    for number in range(num_others):
+        waiting.charge(f"other {number}", 0, 1)
+    fill(waiting, asked("debtor"), asked("honest"))
+    assert drained(waiting)[0].tenant == first
 
 
 def test_what_is_before_a_request_is_told_in_tokens() -> None:

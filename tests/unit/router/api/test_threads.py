@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from router.api.threads import MAX_BYTES, MAX_PIECES, Threads
+from router.api.threads import LARGE_BYTES, MAX_BYTES, MAX_PIECES, Threads
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
 def threads() -> Iterator[Threads]:
-    made = Threads(1, name="work")
+    made = Threads(1, name="work", num_cores=1)
     yield made
     made.shutdown()
 
@@ -27,6 +27,21 @@ class Gate:
     def work(self) -> None:
         self.entered.set()
         assert self.opened.wait(10)
+
+
+class _Counted:
+    """How many threads are at this work at once, at most."""
+
+    def __init__(self) -> None:
+        self.most, self._now, self._lock = 0, 0, threading.Lock()
+
+    def work(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        threading.Event().wait(0.001)
+        with self._lock:
+            self._now -= 1
 
 
 async def test_what_work_returns_and_raises_is_its_own(threads: Threads) -> None:
@@ -93,20 +108,53 @@ async def test_what_is_cancelled_before_its_turn_is_never_begun(threads: Threads
 
 
 async def test_a_thread_that_has_ended_is_begun_again_and_no_more_than_asked_for_run() -> None:
-    threads = Threads(2, name="work")
-    most, now, lock = [0], [0], threading.Lock()
-
-    def work() -> None:
-        with lock:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
-        threading.Event().wait(0.001)
-        with lock:
-            now[0] -= 1
-
+    threads = Threads(2, name="work", num_cores=2)
+    at_once = _Counted()
     for _ in range(3):
         async with asyncio.TaskGroup() as tasks:
             for number in range(40):
-                tasks.create_task(threads.run(work, num_bytes=MAX_BYTES), name=f"piece {number}")
+                tasks.create_task(threads.run(at_once.work, num_bytes=MAX_BYTES), name=f"piece {number}")
     threads.shutdown()
-    assert 1 <= most[0] <= 2
+    assert 1 <= at_once.most <= 2
+
+
+async def test_small_pieces_have_a_thread_of_their_own_only_while_a_large_one_is_worked_on() -> None:
+    threads = Threads(2, name="work", num_cores=1)
+    gate, named = Gate(), set[str]()
+
+    def name_thread() -> None:
+        named.add(threading.current_thread().name)
+
+    async def small_pieces(num: int) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(num):
+                tasks.create_task(threads.run(name_thread, num_bytes=MAX_BYTES), name=f"{number}")
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        large = threads.run(gate.work, num_bytes=LARGE_BYTES)
+        tasks.create_task(large, name="large")
+        await asyncio.to_thread(gate.entered.wait, 10)
+        await small_pieces(20)
+        assert len(named) == 1
+        gate.opened.set()
+    at_once = _Counted()
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(threads.run(at_once.work, num_bytes=MAX_BYTES), name=f"{number}")
+    threads.shutdown()
+    assert at_once.most == 1
+
+
+async def test_nobody_waits_in_the_turn_of_a_large_piece() -> None:
+    threads, gate = Threads(1, name="work", num_cores=1), Gate()
+    first = Gate()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(threads.run(first.work), name="first")
+        await asyncio.to_thread(first.entered.wait, 10)
+        small = tasks.create_task(threads.run(max, 1, 2, num_bytes=1), name="small")
+        tasks.create_task(threads.run(gate.work, num_bytes=LARGE_BYTES), name="large")
+        await asyncio.sleep(0)
+        first.opened.set()
+        assert await small == 2
+        gate.opened.set()
+    threads.shutdown()

@@ -1,5 +1,5 @@
 import asyncio
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
@@ -10,6 +10,7 @@ from support.eventually import soon
 
 from protocol.ids import RequestId
 from protocol.messages import Sampling, Token
+from router.admission.shed import QueueShed
 from router.api.errors import ApiError
 from router.api.generation import Generation
 from router.http.answer import AnswerWriter
@@ -66,6 +67,12 @@ class Kept(AnswerWriter):
             raise Left
 
 
+class Begun(Kept):
+    """Its client has something already."""
+
+    is_begun = True
+
+
 class Left(Exception):
     pass
 
@@ -103,6 +110,28 @@ async def test_the_failure_of_one_is_raised_and_the_others_are_aborted(bench: Be
     with pytest.raises(NoWorkers):
         await answer_choices(bench.dispatcher, asked, Kept(asked))
     assert bench.dispatcher.num_active == 0
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+async def test_a_choice_is_sent_away_only_before_the_first_byte(
+    bench: Bench, is_begun: bool
+) -> None:
+    shed = QueueShed("full", why="full", retry_after_s=0.0)
+    bench.dispatcher.failures[-1] = shed
+    bench.dispatcher.num_failures_left = 2
+    asked = generation(1)
+    answer = Begun(asked) if is_begun else Kept(asked)
+    with nullcontext() if is_begun else pytest.raises(QueueShed):
+        await answer_choices(bench.dispatcher, asked, answer)
+    assert bench.dispatcher.num_failures_left == (0 if is_begun else 1)
+    assert any(isinstance(told, Ended) for told in answer.of(0)) is is_begun
+
+
+async def test_no_choice_waits_anew_beyond_its_deadline(bench: Bench) -> None:
+    bench.dispatcher.failures[-1] = QueueShed("full", why="full", retry_after_s=60.0)
+    asked = generation(1)
+    with pytest.raises(QueueShed):
+        await answer_choices(bench.dispatcher, asked, Begun(asked))
 
 
 async def test_no_more_run_at_once_than_may(bench: Bench) -> None:

@@ -51,7 +51,10 @@ async def test_answers_and_errors_can_be_read_by_the_page(bench: Bench, path: st
             headers = {"origin": PAGE, "x-api-key": key}
             answer = await client.get(path, headers=headers)
             assert answer.headers[ALLOWED] == PAGE
-            assert "x-request-id" in answer.headers["access-control-expose-headers"]
+            shown = answer.headers["access-control-expose-headers"].split(", ")
+            assert "x-request-id" in shown
+            assert "x-ratelimit-remaining-tokens" in shown
+            assert "anthropic-ratelimit-tokens-remaining" in shown
 
 
 async def test_without_the_setting_there_is_no_cors(bench: Bench) -> None:

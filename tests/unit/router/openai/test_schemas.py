@@ -3,7 +3,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -459,7 +459,6 @@ FIELDS = sorted(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4), st.booleans())
 def test_any_json_is_a_request_or_a_refusal(fields: dict[str, Any], full: bool) -> None:
     base = {"model": "m", "messages": HI} if full else {}

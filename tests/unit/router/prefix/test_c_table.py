@@ -9,7 +9,7 @@ import pytest
 from router.prefix.c_table import CTable
 from router.prefix.dict_table import DictTable
 from router.prefix.native.library import kernels
-from router.prefix.table import NOBODY, HolderTable
+from router.prefix.table import NOBODY, HolderTable, Slots
 
 
 def c_table(
@@ -77,6 +77,48 @@ def test_a_walk_tells_each_one_asked_for_its_own_depth(hoped: list[int] | None) 
         given = None if hoped is None else np.array(hoped, np.uint32)
         depths = table.walk_chain(b"".join(chain), asked, given).tolist()
         assert depths == ([5, 0, 0, 0, 8] if hoped is None else [5, 6, 8, 0, 8])
+
+
+@pytest.mark.parametrize(
+    ("num_slots", "num_blocks"), [(1, 2), (3, 40), (70, 40), (70, 700), (1_100, 90)]
+)
+def test_slots_that_are_closed_are_told_the_depths_that_a_walk_tells(
+    num_slots: int, num_blocks: int
+) -> None:
+    """Among others that are not, whatever is hoped, of chains that have a beginning in common."""
+    given = random.Random(num_slots * num_blocks)
+    tables = (c_table(), DictTable(max_blocks=4096))
+    stem = blocks(num_blocks, seed=10)
+    chains = [stem[: given.randrange(num_blocks)] + blocks(num_blocks, seed=n) for n in (11, 12)]
+    closed = [given.random() < 0.7 for _ in range(num_slots)]
+    for table in tables:
+        table.reserve_slots(num_slots)
+    for slot in range(num_slots):
+        chain = given.choice(chains)
+        stop = given.randrange(len(chain) + 1)
+        start = 0 if closed[slot] else given.randrange(stop + 1)
+        for table in tables:
+            table.store_blocks(slot, b"".join(chain[start:stop]))
+    for chain in (*chains, stem, blocks(3, seed=13), []):
+        asked = np.array(given.sample(range(num_slots), num_slots), np.uint32)
+        asked[given.random() < 0.5 :: 7] = NOBODY
+        hoped = np.array([given.choice((0, 0, given.randrange(99))) for _ in asked], np.uint32)
+        for hopes in (None, hoped):
+            walked, *others = (
+                _walk(table, b"".join(chain), asked, hopes, closed=flags)
+                for table in tables
+                for flags in ([False] * num_slots, closed)
+            )
+            assert all(depths == walked for depths in others)
+
+
+def _walk(
+    table: HolderTable, packed: bytes, asked: Slots, hoped: Slots | None, *, closed: list[bool]
+) -> list[int]:
+    for slot, is_closed in enumerate(closed):
+        table.set_closed(slot, is_closed)
+    depths: list[int] = table.walk_chain(packed, asked, hoped).tolist()
+    return depths
 
 
 def test_sets_that_nobody_refers_to_any_more_make_room_for_others() -> None:

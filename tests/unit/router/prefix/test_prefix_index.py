@@ -243,3 +243,35 @@ def test_blocks_of_those_that_left_make_room_by_and_by() -> None:
     made.forget_worker(A)
     assert made.found(CHAIN, now=0) == {B: 2}
     assert (made.is_dirty, made.swept()) == (True, 2)
+
+
+@pytest.mark.parametrize("table", [None, DictTable(max_blocks=64)])
+def test_a_closed_worker_of_whom_events_are_missed_is_walked_block_by_block(
+    table: DictTable | None,
+) -> None:
+    """What it is thought to hold has gaps until its snapshot was read."""
+    made = Index(max_blocks=64, table=table)
+    made.follow_worker(A, ONE, is_prefix_closed=True)
+    made.load(A, ONE, sequence=0, hashes=CHAIN)
+    assert made.found(CHAIN, now=0.0) == {A: 5}
+    made.apply(A, ONE, sequence=2, kind="evicted", hashes=CHAIN[1:2])
+    made.give_up_waiting(now=EARLY_WAIT_S)
+    assert made.state_of(A) is IndexState.DEGRADED
+    assert made.found(CHAIN, now=0.0) == {A: 1}
+    made.load(A, ONE, sequence=2, hashes=CHAIN[:3])
+    assert made.found(CHAIN, now=0.0) == {A: 3}
+    made.apply(A, ONE, sequence=3, kind="cleared")
+    assert made.found(CHAIN, now=0.0) == {A: 0}
+
+
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_closed_worker_whose_blocks_were_refused_is_walked_block_by_block(twin: bool) -> None:
+    table = DictTable(max_blocks=2) if twin else None
+    made = Index(max_blocks=2, table=table)
+    made.follow_worker(A, ONE, is_prefix_closed=True)
+    made.load(A, ONE, sequence=0, hashes=CHAIN[:2])
+    made.apply(A, ONE, sequence=1, kind="stored", hashes=CHAIN[2:3])
+    made.apply(A, ONE, sequence=2, kind="evicted", hashes=CHAIN[:1])
+    made.apply(A, ONE, sequence=3, kind="stored", hashes=CHAIN[3:4])
+    assert made.state_of(A) is IndexState.DEGRADED
+    assert made.found(CHAIN[1:4], now=0.0) == {A: 1}

@@ -13,7 +13,7 @@ from protocol.messages import Load, PrefixSource, Role, Sampling, Speeds
 from router.placement.fleet import Fleet
 from router.placement.place import DEFAULT_RULES, Placement, PlacementRefusal, PlacementRules
 from router.prefix.prefix_index import PrefixIndex
-from router.requests.candidates import Candidates
+from router.requests.candidates import CLEARED_S, Candidates
 from router.requests.context import RequestContext
 from router.requests.events import GenerationRequest
 from router.requests.request import RoutedRequest
@@ -245,6 +245,53 @@ def test_a_suspect_is_prefilled_apart_where_it_would_be_otherwise() -> None:
     asked.workers[P].note_beat(beat(), now=NOW)
     placement = asked.place_request(odd, now=NOW)
     assert isinstance(placement, Placement) and placement.prefill == P
+
+
+def test_newcomers_make_way_for_a_suspect_that_found_no_worker_without_others() -> None:
+    asked, odd = Asked(D, OTHER), suspect()
+    first, second = context("first"), context("second")
+    assert [placed(asked, one) for one in (first, second)] == [D, OTHER]
+    refused = asked.place_request(odd, now=NOW + 3.5)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
+    assert placed(asked, context("new"), now=NOW + 3.5) == OTHER
+    asked.workers[D].note_heard(first.routed.wire_id, 0)
+    assert placed(asked, odd, now=NOW + 3.6) == D
+    asked.note_ended(odd)
+    assert placed(asked, context("later"), now=NOW + 3.7) == D
+
+
+def test_a_suspect_that_ends_leaves_its_cleared_worker_to_others() -> None:
+    asked, odd, first = Asked(D), suspect(), context("first")
+    assert placed(asked, first) == D
+    assert isinstance(asked.place_request(odd, now=NOW + 3.5), PlacementRefusal)
+    refused = asked.place_request(context("new"), now=NOW + 3.5)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
+    asked.note_ended(odd)
+    assert placed(asked, context("new"), now=NOW + 3.5) == D
+
+
+def test_a_suspect_does_not_wait_for_an_empty_worker_for_ever() -> None:
+    asked, odd = Asked(D), suspect()
+    assert placed(asked, context("first")) == D
+    assert placed(asked, odd, now=NOW + 3.0 + CLEARED_S) == D
+
+
+def test_a_worker_that_stands_still_is_avoided_while_there_is_another() -> None:
+    asked = Asked(D, OTHER)
+    asked.avoided = frozenset({D})
+    assert [placed(asked, context(f"r{i}")) for i in range(3)] == [OTHER] * 3
+    del asked.workers[OTHER]
+    asked.fleet.ready[asked.fleet.slot_of(OTHER)] = False
+    assert placed(asked, context("r3")) == D
+
+
+def test_nobody_goes_back_to_who_failed_it_while_another_is_only_kept_for_a_moment() -> None:
+    asked, given, odd = Asked(D, OTHER), context(), suspect()
+    given.suspects.add(D)
+    odd.suspects.add(D)
+    assert placed(asked, odd) == OTHER
+    refused = asked.place_request(given, now=NOW)
+    assert isinstance(refused, PlacementRefusal) and refused.why == "held"
 
 
 # -- sessions and lenders -----------------------------------------------------------------

@@ -21,10 +21,12 @@ from support.fake_cluster import (
 )
 from support.fake_worker import DEADLY, EOS, Act, FakeWorker, expected, next_token
 
-from protocol.ids import WorkerId
 from protocol.messages import Decode, Token
 from router.admission.shed import QueueShed
 from router.admission.waiting_room import PRESSING_FACTOR, QueueLimits
+from router.failover.retry_budget import MIN_RETRIES
+from router.failover.stall import StallLimits
+from router.failover.stalled_workers import MIN_STALLS
 from router.placement.place import Placement, PlacementRefusal
 from router.requests.candidates import Candidates
 from router.requests.context import RequestContext
@@ -35,6 +37,7 @@ from router.requests.events import (
     NoWorkers,
     PoisonRequest,
     RequestFailed,
+    RetriesSpent,
     Route,
     SlowClient,
     TooLong,
@@ -43,6 +46,13 @@ from router.requests.events import (
 ONCE = DispatchLimits(rules=APART, patience_s=0.2)
 
 SOON_AGAIN = DispatchLimits(rules=APART, full_pause_s=0.01)
+IMPATIENT = DispatchLimits(
+    rules=APART, stalls=StallLimits(silent_s=5.0, first_token_s=0.3, next_token_s=0.3)
+)
+
+
+def count(cluster: FakeCluster, name: str, **labels: str) -> float:
+    return cluster.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def queued(cluster: FakeCluster) -> float:
@@ -121,7 +131,7 @@ def test_a_prompt_is_prefilled_in_one_worker_and_decoded_in_another() -> None:
                 2,
             )
             assert (ended.finish_reason, ended.cached_tokens) == ("length", 4)
-            assert cluster.traces.find(ended.trace.request) == (ended.trace,)
+            assert cluster.find_traces(ended.trace.request) == (ended.trace,)
             sample = cluster.metrics.registry.get_sample_value
             exposed = "baton_transfer_exposed_seconds"
             assert sample(f"{exposed}_sum", {"transport": "memory"}) == attempt.exposed_s == 0.001
@@ -215,7 +225,7 @@ def test_a_worker_that_died_after_the_last_token_is_not_asked_for_more() -> None
             asked = request(prompt=prompt, ignore_eos=False)
             events = await collect(cluster, asked, Killing(cluster, at=2))
             assert tokens_of(events) == expected(prompt, asked.sampling)
-            assert len(cluster.traces.find(asked.id)[0].attempts) == 1
+            assert len(cluster.find_traces(asked.id)[0].attempts) == 1
 
     def expected_third(prompt: tuple[int, ...]) -> int:
         return expected(prompt, request(max_tokens=3).sampling)[-1]
@@ -353,6 +363,20 @@ def test_a_stream_that_has_begun_waits_for_room_instead_of_failing() -> None:
     run(test)
 
 
+def test_a_stream_that_has_begun_is_never_sent_away_but_ends_at_its_deadline() -> None:
+    async def test() -> None:
+        plans, heard = {"decode-0": [Act("die", 3)], "decode-1": [Act("refuse")] * 999}, Heard()
+        limits = DispatchLimits(rules=APART, full_pause_s=0.01, queue=QueueLimits(max_wait_s=0.1))
+        async with fake_cluster(prefill=1, decode=2, plans=plans, limits=limits) as cluster:
+            with pytest.raises(RequestFailed) as failed:
+                await collect(cluster, request(deadline_s=1.0), heard)
+            assert failed.value.code == "deadline"
+            assert heard.tokens
+            await cluster.until_idle()
+
+    run(test)
+
+
 def test_without_a_decode_worker_a_request_is_refused_at_once() -> None:
     async def test() -> None:
         async with fake_cluster(prefill=1) as cluster:
@@ -404,7 +428,7 @@ def test_a_client_that_leaves_is_aborted_on_both_workers() -> None:
                 await soon(lambda: bool(decode.working))
             await soon(lambda: all(w.aborted for w in cluster.workers.values()))
             await cluster.until_idle()
-            assert cluster.traces.find(request().id)[0].outcome == "aborted: the client is gone"
+            assert cluster.find_traces(request().id)[0].outcome == "aborted: the client is gone"
 
     run(test)
 
@@ -459,12 +483,72 @@ def test_a_listener_that_takes_no_more_ends_its_request_and_no_other_at_once() -
             assert len(cluster.registry.ready_workers()) == 1
             await soon(lambda: bool(cluster.workers["decode-0"].aborted))
             await cluster.until_idle()
-            assert cluster.traces.find(asked.id)[0].outcome.startswith("failed: the client reads")
+            assert cluster.find_traces(asked.id)[0].outcome.startswith("failed: the client reads")
 
     run(test)
 
 
-def test_an_attempt_that_stalls_is_given_up_and_another_goes_on() -> None:
+@pytest.mark.parametrize(("point", "awaited"), [(0, "first_token"), (4, "next_token")])
+def test_a_request_moves_on_from_a_worker_that_owes_it_a_token_for_too_long(
+    point: int, awaited: str
+) -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("hang", point)]}
+        async with fake_cluster(decode=2, plans=plans, limits=IMPATIENT) as cluster:
+            ended = await answers(cluster)
+            first, second = ended.trace.attempts
+            assert (first.decode, first.stalled, first.num_tokens) == ("decode-0", awaited, point)
+            assert (second.decode, second.stalled) == ("decode-1", None)
+            assert (ended.trace.num_stalled, ended.trace.num_retries) == (1, 1)
+            assert count(cluster, "baton_router_stalled_total", what=awaited) == 1
+            assert count(cluster, "baton_retries_total", why="stalled") == 1
+            await soon(lambda: bool(cluster.workers["decode-0"].aborted))
+
+    run(test)
+
+
+def test_a_prefill_worker_that_stalls_is_left_too() -> None:
+    async def test() -> None:
+        plans = {"prefill-0": [Act("hang", 1)]}
+        async with fake_cluster(prefill=2, decode=1, plans=plans, limits=IMPATIENT) as cluster:
+            ended = await answers(cluster)
+            assert [one.prefill for one in ended.trace.attempts] == ["prefill-0", "prefill-1"]
+
+    run(test)
+
+
+def test_where_there_is_nobody_else_a_stalled_worker_is_waited_for() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("hang", 2)]}
+        async with fake_cluster(decode=1, plans=plans, limits=IMPATIENT) as cluster:
+            asked, heard = request(deadline_s=2.0), Heard()
+            with pytest.raises(RequestFailed, match="not finished within 2 s"):
+                await collect(cluster, asked, heard)
+            assert len(heard.tokens) == 2
+            assert len(cluster.find_traces(asked.id)[0].attempts) == 1
+
+    run(test)
+
+
+def test_new_requests_avoid_a_worker_where_several_stalled() -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("hang", 0)] * 99}
+        async with fake_cluster(decode=2, plans=plans, limits=IMPATIENT) as cluster:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(12):
+                    asked = request(name=f"r{number}", prompt=(number, 7, 8))
+                    tasks.create_task(collect(cluster, asked), name=asked.id)
+            num_given = len(cluster.workers["decode-0"].seen)
+            assert num_given >= MIN_STALLS
+            for _ in range(3):
+                ended = await answers(cluster)
+                assert [one.decode for one in ended.trace.attempts] == ["decode-1"]
+            assert len(cluster.workers["decode-0"].seen) == num_given
+
+    run(test)
+
+
+def test_an_attempt_that_is_given_up_twice_is_lost_once() -> None:
     async def test() -> None:
         plans = {"decode-0": [Act("hang", 4)]}
         async with fake_cluster(decode=2, plans=plans) as cluster:
@@ -472,14 +556,90 @@ def test_an_attempt_that_stalls_is_given_up_and_another_goes_on() -> None:
             async with client_of(cluster, asked, heard) as answer:
                 await soon(lambda: len(heard.tokens) == 4)
                 (opened,) = cluster.dispatcher.open_requests()
-                assert 0.0 < opened.context.sent_at <= opened.context.last_token_at
-                opened.stall("no token", suspect=WorkerId("decode-0"), now=time.monotonic())
-                opened.stall("told twice", suspect=WorkerId("decode-0"), now=time.monotonic())
+                wait = opened.find_wait()
+                assert wait is not None and wait.worker == "decode-0" and wait.is_streaming
+                opened.stall("no token", wait, now=time.monotonic())
+                opened.stall("told twice", wait, now=time.monotonic())
+                assert opened.find_wait() is None
                 events = await answer
             assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
-            first, second = cluster.traces.find(asked.id)[0].attempts
+            first, second = cluster.find_traces(asked.id)[0].attempts
             assert (first.outcome, second.decode) == ("no token", "decode-1")
-            await soon(lambda: bool(cluster.workers["decode-0"].aborted))
+            assert count(cluster, "baton_router_stalled_total", what="next_token") == 1
+
+    run(test)
+
+
+def test_retries_are_bounded_for_all_requests_together() -> None:
+    """Every attempt fails: the fleet gets a few more than there are requests, not four times as
+    many, and the client is told to come back."""
+
+    async def test() -> None:
+        plans = {f"decode-{i}": [Act("fail", 0)] * 999 for i in range(2)}
+        limits = DispatchLimits(rules=APART, retry_share=0.1, patience_s=0.2)
+        async with fake_cluster(decode=2, plans=plans, limits=limits) as cluster:
+            failures: list[type] = []
+            for number in range(60):
+                with pytest.raises((RequestFailed, RetriesSpent)) as failed:
+                    await collect(cluster, request(name=f"r{number}", prompt=(number, 7, 8)))
+                failures.append(failed.type)
+            num_attempts = sum(len(worker.seen) for worker in cluster.workers.values())
+            assert failures[0] is RequestFailed and failures[-1] is RetriesSpent
+            assert num_attempts < 60 * 2
+            spent = count(cluster, "baton_router_retries_spent_total")
+            assert spent == failures.count(RetriesSpent)
+
+    run(test)
+
+
+def test_a_worker_s_loss_is_made_good_for_all_it_had_at_once() -> None:
+    async def test() -> None:
+        limits = DispatchLimits(rules=APART, retry_share=0.0)
+        async with fake_cluster(decode=2, limits=limits) as cluster:
+            for worker in cluster.workers.values():
+                worker.pace_s = 0.02
+            asked = [request(name=f"r{n}", prompt=(n, 7, 8), max_tokens=30) for n in range(60)]
+            heard = [Heard() for _ in asked]
+            async with asyncio.TaskGroup() as tasks:
+                served = [
+                    tasks.create_task(collect(cluster, one, told), name=one.id)
+                    for one, told in zip(asked, heard, strict=True)
+                ]
+                await soon(lambda: all(told.tokens for told in heard))
+                cluster.workers["decode-0"].die()
+            for one, events in zip(asked, served, strict=True):
+                assert tokens_of(events.result()) == expected(one.token_ids, one.sampling)
+            num_retries = [cluster.find_traces(one.id)[0].num_retries for one in asked]
+            assert sum(num_retries) > MIN_RETRIES
+
+    run(test)
+
+
+def test_the_record_says_what_was_predicted_what_came_of_it_and_why_it_was_repeated(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        plans = {"decode-0": [Act("refuse"), Act("die", 3)]}
+        async with fake_cluster(prefill=1, decode=2, plans=plans, limits=SOON_AGAIN) as cluster:
+            cluster.workers["decode-1"].plan.append(Act("refuse"))
+            with caplog.at_level("INFO", logger="baton.dispatch"):
+                ended = await answers(cluster)
+            trace = ended.trace
+            assert (trace.num_refused, trace.num_retries, trace.num_stalled) == (2, 1, 0)
+            assert trace.waited_s > 0 and trace.total_s > trace.first_token_s > 0
+            assert trace.bytes_moved == sum(one.bytes_moved for one in trace.attempts) > 0
+            first, last = trace.attempts[0], trace.attempts[-1]
+            assert first.predicted is not None and first.predicted.num_uncached_tokens == 40
+            assert first.predicted.first_token_s > 0 and first.first_token_s > 0
+            assert sum(one.num_tokens for one in trace.attempts) == trace.output_tokens == 12
+            assert last.sent_s > first.sent_s >= 0
+            (line,) = (vars(one) for one in caplog.records if one.getMessage() == "request")
+            assert (line["outcome"], line["num_retries"], line["decode"]) == (
+                "length",
+                1,
+                last.decode,
+            )
+            assert line["why"] == last.reason and line["bytes_moved"] == trace.bytes_moved
 
     run(test)
 
@@ -514,7 +674,7 @@ def test_an_answer_whose_last_token_was_lost_is_not_taken_for_whole() -> None:
             asked = request(prompt=prompt, ignore_eos=False)
             events = await collect(cluster, asked)
             assert tokens_of(events) == expected(prompt, asked.sampling)
-            first, _ = cluster.traces.find(asked.id)[0].attempts
+            first, _ = cluster.find_traces(asked.id)[0].attempts
             assert first.outcome == "decode-0 finished at 3 tokens, of which 2 came"
 
     def is_third(prompt: tuple[int, ...]) -> bool:

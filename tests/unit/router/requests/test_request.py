@@ -438,3 +438,34 @@ def test_a_decode_worker_alone_says_it_at_the_end() -> None:
     trace = routed.attempts[-1]
     assert (trace.pulled_from, trace.pulled_tokens) == (P, 0)
     assert trace.pull_outcome == "declined" and routed.state is RequestState.FINISHED
+
+
+def test_workers_lost_at_different_work_do_not_add_up() -> None:
+    """First a decode worker at a token, then a prefill worker at the prompt."""
+    routed = in_state(RequestState.HANDOVER)
+    hear(routed, D, gone(WIRE))
+    route_apart(routed)
+    (*_, again) = hear(routed, P, gone(WIRE))
+    assert isinstance(again, PlaceAgain) and routed.num_suspected == 1
+    route_apart(routed)
+    (*_, over) = hear(routed, P, gone(WIRE))
+    assert isinstance(over, GiveUp) and isinstance(over.error, PoisonRequest)
+
+
+def test_a_decode_worker_that_was_told_nothing_yet_was_not_lost_with_it() -> None:
+    routed = in_state(RequestState.PREFILL)
+    (*_, again) = hear(routed, D, gone(WIRE))
+    assert isinstance(again, PlaceAgain) and routed.num_suspected == 0
+
+
+def test_who_is_to_say_something_next_is_known() -> None:
+    assert new_request().awaited_worker() is None
+    routed = in_state(RequestState.PREFILL)
+    assert routed.awaited_worker() == (P, "first_token")
+    hear(routed, P, started())
+    assert routed.awaited_worker() == (P, "first_token")
+    hear(routed, P, emit(0, 8))
+    assert routed.awaited_worker() == (D, "next_token") and not routed.is_streaming
+    hear(routed, D, landed(), emit(1, 9))
+    assert routed.awaited_worker() == (D, "next_token") and routed.is_streaming
+    assert alone().awaited_worker() == (D, "first_token")

@@ -1,5 +1,5 @@
 from protocol.ids import RequestId
-from router.requests.trace import RequestTrace, TraceRing
+from router.requests.trace import KEEP_S, RequestTrace, TraceRing
 
 
 def trace(name: str) -> RequestTrace:
@@ -19,13 +19,23 @@ def trace(name: str) -> RequestTrace:
 def test_the_oldest_trace_makes_room() -> None:
     ring = TraceRing(num_kept=2)
     for name in ("a", "b", "c"):
-        ring.add(trace(name))
-    assert ring.find(RequestId("a")) == ()
-    assert ring.find(RequestId("c")) == (trace("c"),)
+        ring.add(trace(name), now=1.0)
+    assert ring.find(RequestId("a"), now=1.0) == ()
+    assert ring.find(RequestId("c"), now=1.0) == (trace("c"),)
+
+
+def test_a_trace_is_kept_for_minutes_whatever_comes_after_it() -> None:
+    ring = TraceRing()
+    ring.add(trace("a"), now=1.0)
+    ring.add(trace("b"), now=KEEP_S)
+    assert ring.find(RequestId("a"), now=1.0 + KEEP_S) == (trace("a"),)
+    assert ring.find(RequestId("a"), now=1.1 + KEEP_S) == ()
+    ring.add(trace("a"), now=2.0 + KEEP_S)
+    assert ring.find(RequestId("a"), now=2.0 + KEEP_S) == (trace("a"),)
 
 
 def test_a_request_of_several_choices_is_found_by_its_own_name() -> None:
     ring = TraceRing()
-    for name in ("r.0", "r.1", "r.x", "r2.0"):
-        ring.add(trace(name))
-    assert ring.find(RequestId("r")) == (trace("r.0"), trace("r.1"))
+    for name in ("r.1", "r.0", "r.x", "r2.0"):
+        ring.add(trace(name), now=1.0)
+    assert ring.find(RequestId("r"), now=1.0) == (trace("r.0"), trace("r.1"))

@@ -3,6 +3,7 @@
 import asyncio
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -16,7 +17,7 @@ from protocol.store.shares import Renewal, ShareRequest
 from router.tenants.allowance import LEASE_S
 from router.tenants.api_key import ApiKey, key_digest
 from router.tenants.limit_reached import LimitKind, LimitReached
-from router.tenants.rate_limits import Charge, RateLimits, ShareStore
+from router.tenants.rate_limits import MOST_AT_ONCE, Charge, RateLimits, ShareStore
 
 STEP_S = 0.1
 PER_MINUTE = 1_200
@@ -34,6 +35,8 @@ class Away:
     def __init__(self, store: ShareStore) -> None:
         self._store = store
         self.is_away = False
+        self.sizes: list[int] = []
+        """Limits of each call."""
 
     async def renew(
         self,
@@ -46,6 +49,7 @@ class Away:
     ) -> Renewal:
         if self.is_away:
             raise StoreError("Redis: away")
+        self.sizes.append(len(requests))
         return await self._store.renew(router, requests, ttl_s=ttl_s, begun_s=begun_s, now=now)
 
 
@@ -234,6 +238,28 @@ def test_what_a_minute_never_allows_is_refused_for_good() -> None:
     asyncio.run(test())
 
 
+def test_what_is_refused_at_one_router_keeps_no_other_from_what_is_free(
+    server: RedisServer,
+) -> None:
+    async def test() -> None:
+        store, of = LimitStore(server.url, deadline_s=5.0), key(None, 1_000)
+        a, b = (RateLimits(router=name, store=store, metrics=RouterMetrics()) for name in "ab")
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+            loops = [tasks.create_task(one.run(), name="renewing") for one in (a, b)]
+            await a.charge(of, "tokens", 300)
+            for _ in range(3):
+                with pytest.raises(LimitReached):
+                    await b.charge(of, "tokens", 900)
+                await a.charge(of, "tokens", 4)
+            for loop in loops:
+                loop.cancel()
+        await store.close()
+
+    with server.client() as redis:
+        redis.flushall()
+    asyncio.run(test())
+
+
 def test_a_key_is_told_what_remains_of_all_routers_limits() -> None:
     async def test() -> None:
         fleet, of = Fleet(LimitTwin()), key(100, 5_000)
@@ -291,3 +317,21 @@ def test_redis_that_comes_back_empty_learns_what_was_used(server: RedisServer) -
         assert fleet.most_in_a_minute() <= 1.05 * PER_MINUTE
 
     run(server, test)
+
+
+def test_redis_is_never_asked_for_thousands_of_limits_in_one_call() -> None:
+    async def test() -> None:
+        fleet = Fleet(LimitTwin())
+        (router,), keys = (
+            fleet.add("a"),
+            [replace(key(), digest=key_digest(b"%d" % n)) for n in range(300)],
+        )
+        assert fleet.store is not None
+        asking = [asyncio.create_task(router.charge(of, "requests", 1)) for of in keys]
+        await asyncio.sleep(0)
+        await router.renew(now=fleet.now)
+        assert all(await asyncio.gather(*asking))
+        assert sum(fleet.store.sizes) == 300
+        assert max(fleet.store.sizes) <= MOST_AT_ONCE
+
+    asyncio.run(test())

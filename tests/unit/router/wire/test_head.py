@@ -23,8 +23,12 @@ GOOD = (
 
 class Seen:
     def __init__(self) -> None:
+        self.headers = dict[bytes, bytes]()
         self.bodies = b""
         self.num_ended = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name] = value
 
     def on_body(self, body: bytes) -> None:
         self.bodies += body
@@ -55,3 +59,10 @@ def test_a_head_that_passes_ends_where_the_parser_thinks(
     parser.feed_data(b"0\r\n\r\n" if passed.chunked else b"x" * min(passed.length, 100))
     assert len(seen.bodies) == min(passed.length, 100)
     assert seen.num_ended == (passed.length <= 100)
+
+
+def test_spaces_around_a_value_are_none_of_it() -> None:
+    passed = read_head(b"GET / HTTP/1.1\r\nHost: a\r\nx-session-id:\t one \t \r\n\r\n", HeadLimits())
+    seen = Seen()
+    httptools.HttpRequestParser(seen).feed_data(passed.raw)
+    assert seen.headers == {b"Host": b"a", b"x-session-id": b"one"}

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from support.eventually import soon
 from support.fake_cluster import FakeCluster, fake_cluster
@@ -13,6 +14,7 @@ from protocol.blocks import BlockChange
 from protocol.ids import BlockHash
 from protocol.membership import Membership
 from protocol.store.workers import BlockEvent, Store
+from router.prefix.dict_table import DictTable
 from router.prefix.prefix_index import PrefixIndex
 from router.prefix.state import IndexState
 from router.workers.index_feed import IndexFeed
@@ -186,5 +188,42 @@ def test_a_worker_that_is_gone_is_forgotten_at_once(redis: RedisServer) -> None:
             await made.until_exact(depth=4)
             made.worker.die()
             await soon(lambda: len(made.cluster.index) == 0)
+
+    run(test)
+
+
+class ClosedSlots(DictTable):
+    """Remembers which it was told of."""
+
+    def __init__(self) -> None:
+        super().__init__(max_blocks=1024)
+        self.slots: set[int] = set()
+
+    def set_closed(self, slot: int, is_closed: bool) -> None:
+        super().set_closed(slot, is_closed)
+        (self.slots.add if is_closed else self.slots.discard)(slot)
+
+
+def test_of_workers_that_say_so_it_is_believed_that_they_are_prefix_closed() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=2) as cluster:
+            one, other = cluster.registry.workers
+            one.registration = msgspec.structs.replace(one.registration, is_prefix_closed=True)
+            table = ClosedSlots()
+            index = PrefixIndex(table=table)
+            feed = IndexFeed(
+                store=Store("redis://127.0.0.1:1"),
+                index=index,
+                registry=cluster.registry,
+                metrics=cluster.metrics,
+            )
+            feed.reconcile()
+            assert not table.slots
+            index.load_snapshot(other.id, other.epoch, sequence=0, packed=b"")
+            assert not table.slots
+            index.load_snapshot(one.id, one.epoch, sequence=0, packed=b"")
+            assert len(table.slots) == 1
+            index.doubt_all()
+            assert not table.slots
 
     run(test)

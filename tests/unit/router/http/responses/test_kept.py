@@ -32,7 +32,7 @@ def bench(tmp_path: Path) -> Bench:
 
 @pytest.fixture
 async def store(redis: RedisServer) -> AsyncIterator[ResponseStore]:
-    store = ResponseStore(redis.url, ttl_s=60, max_bytes=1 << 20, deadline_s=2.0)
+    store = ResponseStore(redis.url, ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0)
     try:
         yield store
     finally:
@@ -227,7 +227,7 @@ async def test_keys_of_one_tenant_share_its_responses_and_no_other_sees_them(
 
 
 async def test_an_answer_too_large_to_be_kept_says_so(bench: Bench, redis: RedisServer) -> None:
-    store = ResponseStore(redis.url, ttl_s=60, max_bytes=4096, deadline_s=2.0)
+    store = ResponseStore(redis.url, ttl_s=60, max_bytes=lambda: 4096, deadline_s=2.0)
     kept = KeptResponses(store=store, by_default=False)
     async with bench.client(kept_responses=kept) as client:
         said = (await respond(client, store=True)).json()
@@ -252,7 +252,9 @@ async def test_what_is_read_again_takes_the_room_of_a_body(
 
 
 async def test_no_redis_harms_only_what_needs_it(bench: Bench) -> None:
-    store = ResponseStore("redis://127.0.0.1:1/0", ttl_s=60, max_bytes=1 << 20, deadline_s=2.0)
+    store = ResponseStore(
+        "redis://127.0.0.1:1/0", ttl_s=60, max_bytes=lambda: 1 << 20, deadline_s=2.0
+    )
     kept = KeptResponses(store=store, by_default=False)
     async with bench.client(kept_responses=kept) as client:
         said = (await respond(client, store=True)).json()

@@ -1,0 +1,1 @@
+"""When a request moves on to other workers, and how often the fleet may bear that."""
