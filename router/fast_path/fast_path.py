@@ -1,6 +1,6 @@
 """Plain streams whose tokens go from a worker's step to their sockets without Python.
 
-A stream is `add`ed with what is due of it, from whom, and how it is shown; `take` it out before
+A stream is added with what is due of it, from whom, and how it is shown; take it out before
 anything else is done with it. What a step has for others is left to them, in order. Nothing here
 waits, and nothing is written that is not due.
 """
@@ -58,7 +58,7 @@ class FastPath:
     def num_streams(self) -> int:
         return len(self._when_stuck)
 
-    def add(
+    def add_stream(
         self,
         request: RequestId,
         *,
@@ -87,7 +87,7 @@ class FastPath:
         seconds: float = self._library.baton_streams_last_at(self._at, slot)
         return seconds
 
-    def take(self, slot: int) -> TakenStream:
+    def take_stream(self, slot: int) -> TakenStream:
         del self._when_stuck[slot]
         library, last_at = self._library, self.last_at(slot)
         token_ids = array("q", bytes(8 * library.baton_streams_num_ids(self._at, slot)))

@@ -166,7 +166,7 @@ class OpenRequest:
             return
         assert self._fast_path is not None and isinstance(self._listener, PlainListener)
         slot, self._slot = self._slot, -1
-        taken = self._fast_path.take(slot)
+        taken = self._fast_path.take_stream(slot)
         self._routed.accept_passed(taken.token_ids)
         self.context.last_token_at = taken.last_at
         try:
@@ -184,7 +184,7 @@ class OpenRequest:
         if events is None:
             return
         _, epoch, attempt = speaker
-        self._slot = path.add(
+        self._slot = path.add_stream(
             self._routed.wire_id,
             epoch=epoch,
             attempt=attempt,

@@ -44,7 +44,7 @@ class Client:
     taken: list[TakenStream] = field(default_factory=list)
 
     def take(self) -> None:
-        self.taken.append(self.path.take(self.slot))
+        self.taken.append(self.path.take_stream(self.slot))
 
     def read(self) -> bytes:
         """All that has come."""
@@ -68,7 +68,7 @@ def client(
         events = SocketEvents(
             socket=writer.fileno(), is_chunked=is_chunked, before=BEFORE, after=AFTER
         )
-        made.slot = path.add(
+        made.slot = path.add_stream(
             RequestId(name), epoch=EPOCH, attempt=attempt, due=due, events=events, last_at=10.0,
             when_stuck=made.take,
         )  # fmt: skip
@@ -267,9 +267,9 @@ def test_thousands_come_and_go() -> None:
         for number in range(20_000):
             if len(there) > 3_000 or (there and given.random() < 0.4):
                 name = given.choice(list(there)) if number % 50 == 0 else next(iter(there))
-                path.take(there.pop(name))
+                path.take_stream(there.pop(name))
             name = f"request-{number}"
-            there[name] = path.add(
+            there[name] = path.add_stream(
                 RequestId(name), epoch=EPOCH, attempt=1, due=0, events=events, last_at=0.0,
                 when_stuck=lambda: None,
             )  # fmt: skip

@@ -122,12 +122,13 @@ def test_a_request_has_the_door_while_it_is_answered_and_no_longer() -> None:
 
 def test_a_socket_is_lent_until_anything_else_is_written() -> None:
     async def test() -> None:
-        transport, given_back = Transport(), []
+        transport = Transport()
         made = cycle(transport)
         assert made.lend_socket(lambda: None) is None, "nothing has begun"
         await made.send(HEAD)  # type: ignore[arg-type]
         for write in (lambda: made.write_now(b"x"), lambda: made.send(END)):  # type: ignore[arg-type]
-            before, given_back = transport.written, []
+            before = transport.written
+            given_back: list[bytes] = []
 
             def give_back(before: bytes = before, told: list[bytes] = given_back) -> None:
                 assert transport.written == before, "too late"

@@ -238,7 +238,12 @@ class SilentLink:
     def __init__(self, wanted: Registration) -> None:
         self.registration = wanted
 
-    async def hear(self, accept: Callable[[ToRouter], None]) -> NoReturn:
+    async def hear(
+        self,
+        accept: Callable[[ToRouter], None],
+        *,
+        take_frame: Callable[[bytes], bool] | None = None,
+    ) -> NoReturn:
         accept(beat(epoch=self.registration.epoch))
         await asyncio.Event().wait()
         raise AssertionError
