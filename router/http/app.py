@@ -153,9 +153,7 @@ def _app_state(runtime: Runtime) -> AppState:
         large_bodies=asyncio.Semaphore(max(1, runtime.tokenize_threads - 1)),
         trimming=Trimming(),
         recent=new_recent_answers(runtime),
-        threads=Threads(
-            runtime.tokenize_threads, name="tokenize", num_cores=len(usable_cores())
-        ),
+        threads=Threads(runtime.tokenize_threads, name="tokenize", num_cores=len(usable_cores())),
     )
 
 
