@@ -112,8 +112,8 @@ class RouterSettings(ProcessSettings):
     hundred clients that stopped reading these are 26 MB. What is told of a prompt does not count:
     its length bounds it."""
     tokenize_threads: int = Field(default=2, ge=1, le=1024)
-    """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others. Beside
-    a large prompt only; of small ones there are no more at work than there are cores."""
+    """Threads that tokenise: a 32k prompt takes 70 ms of one, which must not stop the others. At
+    small prompts there are no more of them than cores."""
     hosts: str = ""
     """Names, separated by commas, by which an open API on loopback may be reached, besides
     `localhost` and addresses: those of a proxy or a web page that passes requests on."""

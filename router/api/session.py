@@ -3,10 +3,8 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from router.api.errors import ApiError
-from router.api.generation import Generation
 
 SESSION_HEADER = "x-session-id"
 MAX_SESSION_BYTES = 256
@@ -23,8 +21,3 @@ def session_of(headers: Mapping[bytes, bytes], *, client: str) -> str:
         rule = f"must be 1 to {MAX_SESSION_BYTES} printable ASCII characters without spaces"
         raise ApiError(400, f"{SESSION_HEADER}: {rule}", param=SESSION_HEADER)
     return hashlib.blake2b(client.encode() + b"\0" + given, digest_size=16).hexdigest()
-
-
-def in_session(generation: Generation, session: str) -> Generation:
-    requests = tuple(replace(one, session=session) for one in generation.requests)
-    return replace(generation, requests=requests) if session else generation

@@ -19,7 +19,7 @@ from protocol.ids import RequestId
 from router.anthropic.errors import anthropic_error
 from router.api.errors import ApiError, ClientGone, ShowError, as_api_error, openai_error
 from router.api.generation import Generation, context_tokens
-from router.api.session import in_session, session_of
+from router.api.session import session_of
 from router.api.threads import LARGE_BYTES, Args, T, Threads
 from router.http.admission import Share, Stock
 from router.http.answer import AnswerWriter
@@ -115,8 +115,12 @@ class GenerateResponse(Response):
                 headers = dict(exchange.scope["headers"])
                 deadline_s = deadline_of(headers, most_s=runtime.limits.request_timeout_s)
                 session = session_of(headers, client=client.name)
-                generation = in_session(await self._prepared(exchange, seats), session)
-                generation = under_terms(generation, client, deadline_s=deadline_s)
+                generation = under_terms(
+                    await self._prepared(exchange, seats),
+                    client,
+                    deadline_s=deadline_s,
+                    session=session,
+                )
                 seats.widen(generation.num_at_once)
                 await self._charge(exchange, bill.charge_tokens(generation))
                 await self._answer(generation, exchange, bill)

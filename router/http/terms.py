@@ -26,19 +26,21 @@ def deadline_of(headers: Mapping[bytes, bytes], *, most_s: float) -> float:
     return min(most_s, float(given))
 
 
-def under_terms(generation: Generation, client: Client, *, deadline_s: float) -> Generation:
+def under_terms(
+    generation: Generation, client: Client, *, deadline_s: float, session: str
+) -> Generation:
     """ApiError 400 for more choices than its key may ever have in flight."""
     key, most = client.key, generation.max_at_once
     if key is not None and key.max_in_flight is not None:
         if most is None and len(generation.requests) > key.max_in_flight:
             raise bad_field("n", f"at most {key.max_in_flight} choices at once by this API key")
         most = None if most is None else min(most, key.max_in_flight)
-    requests = tuple(_under_terms(one, client, deadline_s) for one in generation.requests)
+    requests = tuple(_under_terms(one, client, deadline_s, session) for one in generation.requests)
     return replace(generation, requests=requests, max_at_once=most)
 
 
 def _under_terms(
-    request: GenerationRequest, client: Client, deadline_s: float
+    request: GenerationRequest, client: Client, deadline_s: float, session: str
 ) -> GenerationRequest:
     key = client.key
     return replace(
@@ -48,6 +50,7 @@ def _under_terms(
         salt=request.salt if key is None else key.salt_of(request.salt),
         priority=request.priority if key is None else key.priority_of(request.priority),
         deadline_s=min(request.deadline_s, deadline_s),
+        session=session,
     )
 
 

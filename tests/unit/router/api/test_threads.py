@@ -113,12 +113,14 @@ async def test_a_thread_that_has_ended_is_begun_again_and_no_more_than_asked_for
     for _ in range(3):
         async with asyncio.TaskGroup() as tasks:
             for number in range(40):
-                tasks.create_task(threads.run(at_once.work, num_bytes=MAX_BYTES), name=f"piece {number}")
+                tasks.create_task(
+                    threads.run(at_once.work, num_bytes=MAX_BYTES), name=f"piece {number}"
+                )
     threads.shutdown()
     assert 1 <= at_once.most <= 2
 
 
-async def test_small_pieces_have_a_thread_of_their_own_only_while_a_large_one_is_worked_on() -> None:
+async def test_small_pieces_have_one_more_thread_only_while_another_is_at_a_large_one() -> None:
     threads = Threads(2, name="work", num_cores=1)
     gate, named = Gate(), set[str]()
 
@@ -146,8 +148,7 @@ async def test_small_pieces_have_a_thread_of_their_own_only_while_a_large_one_is
 
 
 async def test_nobody_waits_in_the_turn_of_a_large_piece() -> None:
-    threads, gate = Threads(1, name="work", num_cores=1), Gate()
-    first = Gate()
+    threads, first, gate = Threads(1, name="work", num_cores=1), Gate(), Gate()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         tasks.create_task(threads.run(first.work), name="first")
         await asyncio.to_thread(first.entered.wait, 10)
