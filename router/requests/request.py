@@ -6,7 +6,7 @@ has, which is the same stream because sampling depends on (seed, position) alone
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, assert_never
 
 from protocol.errors import BatonError
@@ -449,7 +449,8 @@ class RoutedRequest:
 
     def _note(self, **facts: Any) -> None:
         if self.attempts:
-            self.attempts[-1] = replace(self.attempts[-1], **facts)
+            for name, fact in facts.items():
+                setattr(self.attempts[-1], name, fact)
 
     def _note_pull(self, num_cached: int, pull: PrefixPull | None) -> None:
         """What a peer's cache had counts as cached: it was not computed for this request."""
