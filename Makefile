@@ -74,6 +74,9 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 	for routers in 1 2 4; do $(BIN)/python -m bench.two_routers --routers $$routers || exit 1; done
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.interference
+	PYTHONPATH=.:tests $(BIN)/python -m bench.fairness
+	PYTHONPATH=.:tests $(BIN)/python -m bench.placement_decision
+	PYTHONPATH=.:tests $(BIN)/python -m bench.pull
 
 # Ten minutes at most for all of it: the quick tests first, then the kernels, which are compiled the
 # first time. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
