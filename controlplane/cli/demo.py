@@ -98,7 +98,10 @@ def _fail(error: Exception) -> None:
 
 
 async def _demo() -> None:
-    flags = load_up(["--prefill", "2", "--decode", "2", "--port", "0", "--host", "127.0.0.1"])
+    apart = ("--local-prefill", "never")  # else a short prompt is often sooner without a hand-over
+    flags = load_up(
+        ["--prefill", "2", "--decode", "2", "--port", "0", "--host", "127.0.0.1", *apart]
+    )
     shutdown = Shutdown()
     began = time.monotonic()
     display = Display(err=Console(highlight=False))

@@ -37,6 +37,8 @@ NOT_PURE = (
     "unit/router/http/responses/test_kept.py",
     "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
+    "unit/router/requests/test_failover.py",
+    "unit/router/requests/test_waiting.py",
     "unit/router/requests/test_passing.py",
     "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",

@@ -295,11 +295,13 @@ def test_corrupted_blocks_are_detected_and_never_decoded_from(
         _all_back(up)
 
 
-def test_an_exhausted_pool_refuses_before_the_first_byte_and_says_when_to_retry(
+def test_what_neither_pool_nor_queue_has_room_for_is_refused_before_the_first_byte(
     slow_checkpoint: Path,
 ) -> None:
     flags = [*APART, "--kv-blocks", "64", "--max-waiting", "2"]
-    with Cluster(checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags) as up:
+    with Cluster(
+        checkpoint=slow_checkpoint, prefill=1, decode=1, extra=flags, env={"BATON_MAX_QUEUE": "4"}
+    ) as up:
         codes: list[int] = []
         guard = threading.Lock()
 
