@@ -51,8 +51,8 @@ class DispatchLimits:
     max_attempts: int = 4
     """Lost attempts before the request fails. Refusals for lack of room are not counted."""
     patience_s: float = 15.0
-    """How long a request that lost its worker waits for one to come back: a supervisor
-    restarts a worker within it."""
+    """How long a request that lost its worker, or came when the last had just been lost, waits for
+    one to come back: a supervisor restarts a worker within it."""
     full_pause_s: float = 0.25
     """Before workers that refused a request are asked again; twice as long each time, at most
     2 s."""
@@ -246,10 +246,17 @@ class Dispatcher:
             context.refused.clear()
         elif refusal.why == "held":
             await self._pause(context)
-        elif not context.reasons:
-            raise NoWorkers(self._registry.not_ready() or refusal.reason)
-        else:
+        elif context.reasons or self._may_return():
             await self._wait_for_worker(context, refusal)
+        else:
+            raise self._no_workers(refusal)
+
+    def _may_return(self) -> bool:
+        """A decode worker was here a moment ago, and whoever supervises it may start it again."""
+        return self._clock() < self._registry.decode_left_at + self._limits.patience_s
+
+    def _no_workers(self, refusal: PlacementRefusal) -> NoWorkers:
+        return NoWorkers(self._registry.not_ready() or refusal.reason)
 
     def _pause_s(self, context: RequestContext) -> float:
         """What was refused by workers, which know better, is asked ever less often."""
@@ -290,6 +297,8 @@ class Dispatcher:
         if context.alone_since is None:
             context.alone_since = now
         patience_left_s = context.alone_since + self._limits.patience_s - now
+        if patience_left_s <= 0 and not context.reasons:
+            raise self._no_workers(refusal)
         if patience_left_s <= 0:
             why = f"{refusal.reason}; {'; '.join(context.reasons)}"
             raise RequestFailed(why, code="internal", retryable=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from math import inf
 
 import xxhash
 
@@ -70,6 +71,8 @@ class Registry:
         self._tasks: asyncio.TaskGroup | None = None
         self._receivers: dict[RequestId, MessageReceiver] = {}
         self._changed = asyncio.Event()
+        self.decode_left_at = -inf
+        """When the last decode worker was removed, on this registry's clock."""
         self.listeners: list[Callable[[], None]] = []
         """Called whenever a worker comes, goes or changes state."""
         self.report_listeners: list[Callable[[], None]] = []
@@ -305,6 +308,8 @@ class Registry:
         del self._workers[worker.id]
         worker.leave_fleet()
         self._serving.pop(worker.id, None)
+        if worker.is_ready and worker.role == "decode":
+            self.decode_left_at = self._clock()
         if worker.state != "connecting":
             remedy = "none if a supervisor restarts it, else start it; its own log says why it went"
             log.warning("worker gone", extra={"worker": worker.id, "why": reason, "remedy": remedy})

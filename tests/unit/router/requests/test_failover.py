@@ -6,6 +6,7 @@ import time
 import pytest
 from support.dispatching import (
     IMPATIENT,
+    ONCE,
     SOON_AGAIN,
     answers,
     client_of,
@@ -28,6 +29,7 @@ from router.failover.retry_budget import MIN_RETRIES
 from router.failover.stalled_workers import MIN_STALLS
 from router.requests.dispatch import DispatchLimits
 from router.requests.events import (
+    NoWorkers,
     PoisonRequest,
     RequestFailed,
     RetriesSpent,
@@ -268,5 +270,33 @@ def test_a_worker_that_says_anything_at_all_costs_no_request_and_no_other_worker
                 await answers(cluster)
                 cluster.announce()
             assert "decode-1" in [w.id for w in cluster.registry.ready_workers()]
+
+    run(test)
+
+
+def test_who_comes_just_after_the_last_decode_worker_was_lost_waits_for_its_successor() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=1, supervised=False) as cluster:
+            cluster.workers["decode-0"].die()
+            await soon(lambda: not cluster.registry.ready_workers())
+            asked = request()
+            answer = asyncio.create_task(collect(cluster, asked), name="client")
+            await asyncio.sleep(0)
+            cluster.add(FakeWorker("decode-0", "decode", cluster.fabric))
+            events = await asyncio.wait_for(answer, 10)
+            assert tokens_of(events) == expected(asked.token_ids, asked.sampling)
+
+    run(test)
+
+
+def test_who_comes_long_after_it_is_refused_at_once_and_who_waited_in_vain_too() -> None:
+    async def test() -> None:
+        async with fake_cluster(decode=1, limits=ONCE) as cluster:
+            cluster.workers["decode-0"].die()
+            await soon(lambda: not cluster.registry.ready_workers())
+            with pytest.raises(NoWorkers, match="no decode worker"):
+                await collect(cluster, request())
+            with pytest.raises(NoWorkers, match="no decode worker"):
+                await collect(cluster, request(name="later"))
 
     run(test)
