@@ -79,8 +79,8 @@ class RouterSettings(ProcessSettings):
     max_attempts: int = Field(default=4, ge=1)
     """Workers a request may lose before it fails: more losses than this are no accident."""
     patience_s: float = Field(default=15.0, ge=0)
-    """Seconds a request waits for a decode worker when the last was just lost, the one it had or one
-    that is gone when it comes: a restart takes about 10."""
+    """Seconds a request waits for a decode worker when the last was just lost, its own or one that
+    is gone when it comes: a restart takes about 10."""
     retry_share: float = Field(default=0.2, ge=0)
     """Retries a request that comes, of all together, beside what the loss of a worker or two takes:
     a fleet that fails everything is asked for a fifth more, not for four times as much."""
