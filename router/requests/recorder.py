@@ -27,10 +27,7 @@ class Recorder:
         why = "retry" if context.reasons else "first"
         self._metrics.routes.labels(kind=kind, reason=why).inc()
         pair = {"prefill": placement.prefill, "decode": placement.decode}
-        level = logging.INFO if context.reasons else logging.DEBUG  # the record says the last one
-        if log.isEnabledFor(level):
-            extra = {**_named(context), **pair, "why": placement.reason}
-            log.log(level, "placed", extra=extra)
+        log.info("placed", extra={**_named(context), **pair, "why": placement.reason})
 
     def note_token(self, context: RequestContext, *, now: float) -> None:
         if context.first_token_at is None:
