@@ -243,17 +243,15 @@ class PrefixIndex:
     def depths(self, packed: bytes, *, now: float) -> Slots:
         """How many leading blocks of the chain each followed worker holds, by slot."""
         self._expected.drop_expired(now)
-        hoped = self._hoped(packed) if len(self._expected) else None
-        return self.table.walk_chain(packed, self._slots, hoped)
+        return self.table.walk_chain(packed, self._slots, self._hoped(packed))
 
-    @property
-    def is_hopeful(self) -> bool:
-        """Some prompt is expected somewhere, so that `depths` may be more than `held_depths`."""
-        return len(self._expected) > 0
-
-    def held_depths(self, packed: bytes) -> Slots:
-        """The same as events tell it, without what `expect_blocks` hopes for."""
-        return self.table.walk_chain(packed, self._slots, None)
+    def depths_and_held(self, packed: bytes, *, now: float) -> tuple[Slots, Slots]:
+        """`depths`, and the same as events alone tell it: one array where nothing of this chain is
+        expected anywhere."""
+        depths = self.depths(packed, now=now)
+        if not self._expected.hoped_depths(packed):
+            return depths, depths
+        return depths, self.table.walk_chain(packed, self._slots, None)
 
     def state_of(self, worker: WorkerId) -> IndexState | None:
         holding = self._holdings.get(worker)
@@ -281,12 +279,14 @@ class PrefixIndex:
 
     def _hoped(self, packed: bytes) -> Slots | None:
         depths = self._expected.hoped_depths(packed)
+        if not depths:
+            return None
         hoped = np.zeros(len(self._slots), np.uint32)
         for number, depth in depths.items():
             holding = self._by_number.get(number)
             if holding is not None:
                 hoped[holding.slot] = depth
-        return hoped if depths else None
+        return hoped
 
     def _apply(self, holding: Holding, changes: Iterable[PackedChange]) -> None:
         for change in changes:

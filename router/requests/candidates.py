@@ -187,7 +187,7 @@ class Candidates:
             - (len(context.routed.generated) if generates else 0),
             num_reusable=min(num_tokens, context.routed.num_reusable),
         )
-        depths = self._depths(context, now)
+        depths, held = self._depths(context, now)
         if not generates:
             return place_prompt(fleet, demand, depths=depths, now=now, shut=slots)
         session = request.session
@@ -195,7 +195,7 @@ class Candidates:
             fleet,
             demand,
             depths=depths,
-            held=self._held_depths(context, depths),
+            held=held,
             rules=self._rules_for(context),
             now=now,
             shut=slots,
@@ -211,27 +211,21 @@ class Candidates:
             self._rules, worker_queue_s=self._rules.worker_queue_s * context.queue_factor
         )
 
-    def _depths(self, context: RequestContext, now: float) -> Slots:
-        """Leading blocks of the prompt on each worker, by slot of the index. One walk for each
-        compat hash, whatever the number of workers: no worker has blocks of another's chain."""
+    def _depths(self, context: RequestContext, now: float) -> tuple[Slots, Slots]:
+        """Leading blocks of the prompt on each worker, by slot of the index, and of them those that
+        events tell of: only they can be lent. Of each compat hash, whatever the number of workers:
+        no worker has blocks of another's chain."""
         fleet, index = self._fleet, self._index
         for slot in list(fleet.not_indexed):
             index_slot = index.slot_of(fleet.name_of(slot))
             if index_slot is not None:
                 fleet.set_index_slot(slot, index_slot)
         chains = fleet.chains.values()
-        found = [index.depths(_hashes(context, chain), now=now) for chain in chains]
-        depths = found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
+        found = [index.depths_and_held(_hashes(context, chain), now=now) for chain in chains]
+        depths = _most([each for each, _ in found])
+        held = _most([each for _, each in found])
         self._looked_up = context, depths
-        return depths
-
-    def _held_depths(self, context: RequestContext, depths: Slots) -> Slots:
-        """Of `depths`, what events tell of: only that can be lent."""
-        if not self._index.is_hopeful:
-            return depths
-        chains = self._fleet.chains.values()
-        found = [self._index.held_depths(_hashes(context, chain)) for chain in chains]
-        return found[0] if len(found) == 1 else np.maximum.reduce(found or [NO_SLOTS])
+        return depths, held
 
     def _found(
         self, context: RequestContext, placement: Placement, now: float
@@ -245,7 +239,7 @@ class Candidates:
         most = (len(context.request.token_ids) - 1) // chain.block_tokens
         looked_up = self._looked_up
         if looked_up is None or looked_up[0] is not context:
-            looked_up = context, self._depths(context, now)
+            looked_up = context, self._depths(context, now)[0]
         predicted, held = (int(each) for each in fleet.depths_of(slot, looked_up[1]))
         if context.found is None:
             seen = self._seen.see_prompt(_hashes(context, chain))
@@ -258,6 +252,10 @@ class Candidates:
             num_held_tokens=held * chain.block_tokens,
             num_seen_tokens=max(held, min(most, seen, reusable)) * chain.block_tokens,
         )
+
+
+def _most(depths: list[Slots]) -> Slots:
+    return depths[0] if len(depths) == 1 else np.maximum.reduce(depths or [NO_SLOTS])
 
 
 def predicted(placement: Placement) -> Prediction:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from protocol.errors import StoreError
@@ -121,11 +122,9 @@ class RateLimits:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LEASE_S):
                     await self._wanted.wait()
-            except TimeoutError:
-                pass
             await self.renew()
             await asyncio.sleep(MIN_PAUSE_S)
 

@@ -42,18 +42,6 @@ ENDED_WITHIN_S = 1.0
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with closing(Nursery()) as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
-def truth() -> Iterator[Lender]:
-    with closing(Lender(layout=LAYOUT, num_blocks=NUM_BLOCKS)) as truth:
-        yield truth
-
-
 @contextmanager
 def family(nursery: Nursery, part: str, *arguments: str) -> Iterator[list[Child]]:
     """Five children that play the same part with two leases each."""

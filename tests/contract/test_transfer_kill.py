@@ -41,19 +41,6 @@ TRANSPORTS = ("shm", "tcp", UCX)
 pytestmark = pytest.mark.system
 
 
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with closing(Nursery()) as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
-def truth() -> Iterator[Lender]:
-    """Every source of these tests holds the same bytes."""
-    with closing(Lender(layout=LAYOUT, num_blocks=NUM_BLOCKS)) as truth:
-        yield truth
-
-
 def leases_of(victim: int) -> range:
     return range(victim * LEASES_EACH, (victim + 1) * LEASES_EACH)
 

@@ -210,13 +210,14 @@ class IndexMachine(RuleBasedStateMachine):
         one, other = self.indexes
         assert one.states == other.states
         for prompt in PROMPTS:
-            depths = one.depths(prompt, now=self.now).tolist()
+            depths, held = (each.tolist() for each in one.depths_and_held(prompt, now=self.now))
             assert depths == other.depths(prompt, now=self.now).tolist()
             for worker, life in self.lives.items():
                 slot = one.slot_of(worker)
                 assert slot is not None
                 if one.state_of(worker) is IndexState.EXACT:
                     assert depths[slot] == self._true_depth(worker, life, prompt)
+                    assert held[slot] == self._true_depth(worker, life, prompt, hopes=False)
 
     def teardown(self) -> None:
         """Whatever happened: one snapshot of now each, and all is exact and swept."""
@@ -264,10 +265,12 @@ class IndexMachine(RuleBasedStateMachine):
         life.came.add(event.sequence)
         life.advance()
 
-    def _true_depth(self, worker: WorkerId, life: Life, prompt: bytes) -> int:
+    def _true_depth(
+        self, worker: WorkerId, life: Life, prompt: bytes, *, hopes: bool = True
+    ) -> int:
         held, chain = life.set_at(life.known), unpack_hashes(prompt)
         hoped: set[BlockHash] = set()
-        for sent_to, epoch, sent, expires in self.sent:
+        for sent_to, epoch, sent, expires in self.sent if hopes else ():
             if (sent_to, epoch) == (worker, life.epoch) and expires > self.now:
                 hoped.update(unpack_hashes(sent))
         depth = 0

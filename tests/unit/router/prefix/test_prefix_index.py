@@ -132,6 +132,19 @@ def test_a_dispatched_prompt_counts_as_cached_for_two_seconds() -> None:
     assert made.found(CHAIN, now=10.0 + SPECULATIVE_TTL_S) == {A: 0, B: 0}
 
 
+def test_what_is_only_expected_is_told_apart_from_what_is_held() -> None:
+    made = index(A, B)
+    made.apply(A, ONE, sequence=1, kind="stored", hashes=CHAIN[:2])
+    made.expect_blocks(A, b"".join(CHAIN[:4]), now=10.0)
+    slot = made.slot_of(A)
+    assert slot is not None
+    depths, held = made.depths_and_held(b"".join(CHAIN), now=10.5)
+    assert (int(depths[slot]), int(held[slot])) == (4, 2)
+    depths, held = made.depths_and_held(b"".join(CHAIN[1:]), now=10.5)
+    assert depths is held, "nothing of that chain is expected"
+    assert depths[slot] == 1
+
+
 def test_a_prompt_dispatched_again_is_expected_for_longer() -> None:
     made = index(A)
     made.expect_blocks(A, b"".join(CHAIN), now=10.0)
