@@ -11,8 +11,10 @@ from torch import Tensor
 from engine.ops.triton import attention, experts, gated, launch, reduce_splits
 from engine.ops.triton.launch import Launch
 from engine.sampling import triton_sample
-from tools import tune_kernels
-from tools.tune_kernels import Measured, NoRoom, Subject, main, tune, written
+from tools.tune import __main__ as command
+from tools.tune import subject as tuning
+from tools.tune.sample import sample_subjects
+from tools.tune.subject import Measured, NoRoom, Subject, tune, written
 
 DEFAULT, WRONG, FAST, LARGE, SLOW = (Launch(block_n=n, num_warps=4) for n in (16, 32, 64, 128, 256))
 TOOK_US = {DEFAULT: 9.0, WRONG: 1.0, FAST: 4.0, SLOW: 12.0}
@@ -56,11 +58,11 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
-    monkeypatch.setattr(tune_kernels, "DEVICE", "meta")
-    asked = tune_kernels.parsed([])
+    monkeypatch.setattr(tuning, "DEVICE", "meta")
+    asked = command.parsed([])
     shapes = set()
-    for kernel in tune_kernels.KERNELS:
-        for one in tune_kernels.subjects_of(kernel, asked):
+    for kernel in command.KERNELS:
+        for one in command.subjects_of(kernel, asked):
             assert {one.run(candidate).shape for candidate in one.candidates} == {
                 one.run(one.default).shape
             }
@@ -77,8 +79,8 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
 
 def test_the_sampler_keeps_its_tile() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune_kernels, "DEVICE", "meta")
-        (one,) = tune_kernels.sample_subjects(1_000)
+        patch.setattr(tuning, "DEVICE", "meta")
+        (one,) = sample_subjects(1_000)
     assert {candidate.block_n for candidate in one.candidates} == {triton_sample.DEFAULT.block_n}
 
 
@@ -129,7 +131,7 @@ def test_without_a_gpu_tuning_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["--out", str(tmp_path)]) == 1
+    assert command.main(["--out", str(tmp_path)]) == 1
     assert "no NVIDIA GPU here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

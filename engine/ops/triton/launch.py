@@ -1,6 +1,6 @@
 """How a kernel is launched on a chip: what was measured there, else what is safe anywhere.
 
-`tools/tune_kernels.py` writes one file a device to `tuned/`; none ships yet (docs/operations.md,
+`tools/tune` writes one file a device to `tuned/`; none ships yet (docs/operations.md,
 GPUs). The defaults fit sm_80 without spills (`tests/kernels/test_engine_kernels_compiled.py`).
 Counts that change with every batch are not specialised on: no request waits for a compiler.
 """

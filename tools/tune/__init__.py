@@ -1,0 +1,1 @@
+"""Launch parameters measured on this GPU: `python -m tools.tune`."""

@@ -1,0 +1,71 @@
+"""Measures launch parameters on this GPU and writes them where `engine.ops.triton.launch` looks.
+
+    python -m tools.tune --kernel attention --heads 32 --kv-heads 8 --head-dim 128
+
+Needs an NVIDIA GPU that nobody else uses meanwhile. A candidate counts only when its result is
+that of the default parameters; one that the chip has no room for is passed over. Entries of other
+kernels and shapes in the file stay.
+
+Not tuned: the size of attention's splits and when there are any (`SPLIT_TOKENS`, `FULL_PROGRAMS`),
+for the order of a row's sums follows them; and the sampler's tile, for the tokens that top_p keeps
+may follow it. Of the sampler only the warps vary, which the sum of one tile's masses may still
+follow in its last bits.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from engine.ops.triton import launch
+from tools.tune.attention import attention_subjects
+from tools.tune.experts import experts_subjects
+from tools.tune.sample import sample_subjects
+from tools.tune.subject import Subject, on_gpu, tune, written
+
+KERNELS = ("attention", "experts", "sample")
+
+
+def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
+    match kernel:
+        case "attention":
+            return attention_subjects(asked.heads, asked.kv_heads, asked.head_dim)
+        case "experts":
+            return experts_subjects(asked.experts, asked.choices, asked.width, asked.hidden)
+        case _:
+            return sample_subjects(asked.vocab)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--kernel", choices=KERNELS, action="append", help="default: all")
+    for name, default in (
+        ("heads", 32), ("kv-heads", 8), ("head-dim", 128), ("experts", 128), ("choices", 8),
+        ("width", 2_048), ("hidden", 768), ("vocab", 151_936), ("seconds", 300),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--out", type=Path, default=launch.TUNED, help="folder of the files")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    asked = parsed(arguments)
+    if not torch.cuda.is_available():
+        print("tune: no NVIDIA GPU here, nothing can be measured", file=sys.stderr)
+        return 1
+    chosen = (one for name in asked.kernel or KERNELS for one in subjects_of(name, asked))
+    file = asked.out / launch.file_name(torch.cuda.get_device_capability())
+    device = torch.cuda.get_device_name()
+    measured = list(tune(chosen, on_gpu, within_s=asked.seconds))
+    for one in measured:
+        print(f"{one.kernel} {one.shape}: {one.median_us:.1f} us, default {one.default_us:.1f} us")
+    print(f"{written(file, measured, device=device)} entries to {file}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""What is tried of the sampler."""
+
+# Shapes: R rows, V vocabulary.
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.ops.triton.launch import Launch
+from engine.sampling import triton_sample as sample
+from engine.sampling.rows import RowRules
+from tools.tune import subject
+from tools.tune.subject import Subject, noise
+
+
+def sample_subjects(vocab_size: int) -> Iterator[Subject]:
+    num_rows = 32
+
+    def column(value: float, dtype: torch.dtype) -> Tensor:
+        return torch.full((num_rows,), value, dtype=dtype, device=subject.DEVICE)
+
+    rows = RowRules(
+        temperature_R=column(0.8, torch.float32), top_k_R=column(50, torch.int32),
+        top_p_R=column(0.95, torch.float32), min_p_R=column(0.0, torch.float32),
+        seed_R=column(1, torch.int64), position_R=torch.arange(num_rows, device=subject.DEVICE),
+    )  # fmt: skip
+    logits_RV = noise(num_rows, vocab_size).float() * 12
+    yield Subject(
+        kernel="sample",
+        shape="any",
+        default=sample.DEFAULT,
+        candidates=[
+            Launch(block_n=sample.DEFAULT.block_n, num_warps=warps) for warps in (4, 8, 16)
+        ],
+        run=lambda one: sample.sample_tokens(logits_RV, rows, launch=one),
+    )
