@@ -23,7 +23,8 @@ COPY controlplane controlplane
 RUN pip install --no-cache-dir --constraint "${CONSTRAINTS}" .
 
 FROM ${BASE_IMAGE}
-# C kernels are built for the CPU they run on, at the first start of a worker or a router.
+# C kernels are built for the CPU they run on, at the first start of a worker or a router, and Triton's
+# for the GPU: into XDG_CACHE_HOME, which any user can write, as the home that a strange uid has not.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 \
@@ -32,6 +33,7 @@ COPY --from=build /opt/venv /opt/venv
 COPY models/tiny /opt/baton/models/tiny
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
     BATON_MODEL=/opt/baton/models/tiny
 USER 1000:1000

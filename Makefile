@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-kernels test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -31,6 +31,16 @@ test: setup  ## every test but the long ones, system tests included
 # 5: none is marked so, or ARGS chose none.
 test-long: setup  ## the tests that take minutes
 	$(BIN)/python -m pytest -m long $(ARGS) || [ $$? = 5 ]
+
+# The oldest Triton that GPU machines come with and we support, in front of that of the environment.
+TRITON ?= 3.6.0
+TRITON_DIR ?= .venv-triton-$(TRITON)
+test-kernels: setup $(TRITON_DIR)/.ready  ## every kernel compiled by an older Triton: TRITON=3.6.0
+	PYTHONPATH=$(TRITON_DIR) $(BIN)/python -m pytest -m "long or not long" $(wildcard tests/kernels/test_*compiled*.py) $(ARGS)
+
+$(TRITON_DIR)/.ready:
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON_DIR) triton==$(TRITON)
+	touch $@
 
 # UCX's shared memory tells of a dead peer only when asked to. Ten minutes at most each.
 UCX_TESTS := tests/contract/test_transport.py tests/contract/test_transfer_kill.py tests/system/test_ucx.py
@@ -134,4 +144,4 @@ $(ROUTERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/rout
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-triton-* build *.egg-info

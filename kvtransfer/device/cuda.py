@@ -19,6 +19,7 @@ from kvtransfer.device.driver import CannotMap, Stream, Sums
 from kvtransfer.kernels.copy import copy
 from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
+from protocol.process.triton_cache import use_own_triton_cache
 
 _ROUND_BYTES = 2 << 20
 """CUDA packs smaller allocations into one, and a handle names that one."""
@@ -80,6 +81,7 @@ class CudaDriver:
         self._context = libcuda.primary_context(index)
         self._allocated: set[int] = set()
         self._filling = self.stream()
+        use_own_triton_cache()
         self._warm_up()
 
     def bind(self) -> None:

@@ -23,19 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.errors import BatonError
+from protocol.process.own_folder import NotOurs, is_ours, kernel_folder, make_own
 
 BUILD_TIMEOUT_S = 120.0
 DIGEST = ".sha256"
-_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = logging.getLogger(__name__)
 
 
 class NoKernels(BatonError):
     """The kernels cannot be built or loaded here; says why."""
-
-
-class _NotOurs(BatonError):
-    """A file or folder that somebody else may have put there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +46,11 @@ class Kernels:
         """The kernels, built if this machine has not built them yet. Raises NoKernels."""
         try:
             library = self.library()
-            _own_folder(library.parent)
+            make_own(library.parent)
             with _locked(library.parent):
                 if not _is_sealed(library):
                     self._build(library)
-        except (_NotOurs, OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        except (NotOurs, OSError, RuntimeError) as error:  # RuntimeError: there is no home
             remedy = "give the folder to this user, or name another in XDG_CACHE_HOME"
             told = {"kernels": self.name, "why": str(error), "remedy": remedy}
             log.warning("kernels built for this process alone", extra=told)
@@ -63,8 +59,7 @@ class Kernels:
 
     def library(self) -> Path:
         """Where the library lies once it is built. RuntimeError for a user without a home."""
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(root) / "baton" / f"{self.name}-{self._key()}.so"
+        return kernel_folder() / f"{self.name}-{self._key()}.so"
 
     def sources(self) -> list[Path]:
         return [path for path in self._files() if path.suffix == ".c"]
@@ -107,21 +102,6 @@ class Kernels:
             _seal(draft, library)
 
 
-def _own_folder(folder: Path) -> None:
-    """Makes it, or takes others' right to write it away. Raises _NotOurs, OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.parent.stat().st_uid not in _trusted_users():
-        raise _NotOurs(f"{folder.parent} belongs to user {folder.parent.stat().st_uid}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise _NotOurs(f"{folder} is no folder")
-    if found.st_uid not in _trusted_users():
-        raise _NotOurs(f"{folder} belongs to user {found.st_uid}")
-    if found.st_mode & _OTHERS_WRITE:
-        folder.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
-
-
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Two processes that start at once build once. Let go of when the holder dies."""
@@ -145,7 +125,7 @@ def _is_sealed(library: Path) -> bool:
         if Path(str(error.filename)) == library:
             return False
         why = "it has no digest"
-    except (OSError, _NotOurs) as error:
+    except (OSError, NotOurs) as error:
         why = str(error)
     remedy = "none: it is built again"
     log.warning("kernels not loaded", extra={"file": str(library), "why": why, "remedy": remedy})
@@ -153,13 +133,13 @@ def _is_sealed(library: Path) -> bool:
 
 
 def _read_ours(file: Path) -> bytes:
-    """Raises _NotOurs for what somebody else owns or may write, OSError for a symlink too."""
+    """Raises NotOurs for what somebody else owns or may write, OSError for a symlink too."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
     with open(file, "rb", opener=lambda path, others: os.open(path, others | flags)) as stream:
         found = os.fstat(stream.fileno())
-        if found.st_uid not in _trusted_users() or found.st_mode & _OTHERS_WRITE:
+        if not is_ours(found):
             mode = stat.filemode(found.st_mode)
-            raise _NotOurs(f"{file} is of user {found.st_uid}, {mode}: others may have written it")
+            raise NotOurs(f"{file} is of user {found.st_uid}, {mode}: others may have written it")
         return stream.read()
 
 
@@ -197,10 +177,6 @@ def _opened(library: Path) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoKernels(f"cannot load {library}: {error}") from error
-
-
-def _trusted_users() -> tuple[int, ...]:
-    return (0, os.geteuid())  # root could do anything anyway
 
 
 def compiler() -> str | None:

@@ -1,5 +1,6 @@
 """What the chart renders, by Helm 4's own code."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from prefill_worker.settings import PrefillSettings
 from protocol.process.settings import load
 from router.settings import RouterSettings
 
-CHART = Path(__file__).resolve().parents[2] / "charts" / "baton"
+ROOT = Path(__file__).resolve().parents[2]
+CHART, DOCKERFILE = ROOT / "charts" / "baton", ROOT / "Dockerfile"
 Object = dict[str, Any]
 
 
@@ -49,6 +51,19 @@ def test_it_installs_as_it_is_one_of_each() -> None:
     deployments = {name for name in render() if name.startswith("Deployment/")}
     roles = ("router", "prefill", "decode", "redis")
     assert deployments == {f"Deployment/demo-baton-{role}" for role in roles}
+
+
+def test_what_the_image_writes_lies_on_a_volume_that_any_user_can_write() -> None:
+    """Compiled kernels, of C and of Triton: the root file system is read-only."""
+    named = re.findall(r"\b(HOME|XDG_CACHE_HOME)=(\S+)", DOCKERFILE.read_text())
+    assert {name for name, _ in named} == {"HOME", "XDG_CACHE_HOME"}
+    for role in ("router", "prefill", "decode"):
+        thing = render()[f"Deployment/demo-baton-{role}"]
+        volumes = {one["name"]: one for one in thing["spec"]["template"]["spec"]["volumes"]}
+        mounts = container(thing)["volumeMounts"]
+        for _, folder in named:
+            (mount,) = (one for one in mounts if Path(folder).is_relative_to(one["mountPath"]))
+            assert volumes[mount["name"]]["emptyDir"] == {} and not mount.get("readOnly")
 
 
 def test_the_pools_are_sized_apart() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from engine.ops.triton import launch
+from protocol.process.triton_cache import use_own_triton_cache
 from tools.tune.attention import attention_subjects
 from tools.tune.experts import experts_subjects
 from tools.tune.sample import sample_subjects
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: no NVIDIA GPU here, nothing can be measured", file=sys.stderr)
         return 1
+    use_own_triton_cache()
     chosen = (one for name in asked.kernel or KERNELS for one in subjects_of(name, asked))
     file = asked.out / launch.file_name(torch.cuda.get_device_capability())
     device = torch.cuda.get_device_name()

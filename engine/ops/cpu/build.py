@@ -28,10 +28,10 @@ def load() -> ctypes.CDLL:
     return KERNELS.load()
 
 
-def bound(kernels: ctypes.CDLL, name: str, *argtypes: Any) -> Any:
-    """The kernel of that name, which returns nothing."""
+def bound(kernels: ctypes.CDLL, name: str, *argtypes: Any, answers: Any = None) -> Any:
+    """The kernel of that name; most answer nothing."""
     function = getattr(kernels, name)
-    function.argtypes, function.restype = argtypes, None
+    function.argtypes, function.restype = argtypes, answers
     return function
 
 

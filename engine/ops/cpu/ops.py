@@ -48,7 +48,9 @@ class NativeOps:
         self._post_norm = bound(kernels, f"post_norm_{io}", p, p, p, f, n, p, n, n)
         self._gated = bound(kernels, f"gated_{io}", p, p, n, n, n, n)
         self._rotate_store = bound(kernels, f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
-        self._attend = bound(kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
+        self._attend = bound(
+            kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n, answers=ctypes.c_int
+        )
 
     def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
         if self._onednn:
@@ -102,11 +104,13 @@ class NativeOps:
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         here, tables_GSB = self._site(heads, pool), inputs.tables_GSB
         out = torch.empty(qkv.shape[0], here.q_width, dtype=self.io_dtype)
-        self._attend(
+        has_memory = self._attend(
             qkv.data_ptr(), out.data_ptr(), here.address,
             inputs.starts_S1.data_ptr(), inputs.ends_S.data_ptr(),
             _group(tables_GSB, heads.group), tables_GSB.shape[2], tables_GSB.shape[1],
         )  # fmt: skip
+        if not has_memory:
+            raise MemoryError(f"attention of {len(qkv)} tokens: no memory to compute in")
         return out
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:

@@ -56,21 +56,26 @@ static void NAME(attend_rows)(const IO *q, IO *out, const int32_t *table, const 
 #endif
 
 /* out[T][H D] = attention of q (first H heads of qkv[T][(H + 2 G) D]) over the paged context.
- * starts[S + 1]: first token of each sequence; ends[S]: its context length after this step. */
-void NAME(attend)(const IO *qkv, IO *out, const struct heads *heads, const int32_t *starts,
+ * starts[S + 1]: first token of each sequence; ends[S]: its context length after this step.
+ * Whether there was memory for it; without, some of `out` is not written. */
+int NAME(attend)(const IO *qkv, IO *out, const struct heads *heads, const int32_t *starts,
                   const int32_t *ends, const int32_t *tables, long width, long S) {
     const long D = heads->head_dim, G = heads->num_kv_heads, H = heads->num_heads, group = H / G;
     const long tokens = group >= MAX_ROWS ? 1 : MAX_ROWS / group;
     long *firsts = malloc(sizeof(long) * (S + 1));
+    if (firsts == NULL) return 0;
+    int has_memory = 1;
     firsts[0] = 0;
     for (long s = 0; s < S; s++)
         firsts[s + 1] = firsts[s] + (starts[s + 1] - starts[s] + tokens - 1) / tokens;
     const long num_items = firsts[S] * G;
-#pragma omp parallel
+#pragma omp parallel reduction(&& : has_memory)
     {
         float *scratch = aligned_alloc(64, scratch_bytes(D, group));
+        has_memory = scratch != NULL;
 #pragma omp for schedule(dynamic, 1)
         for (long item = 0; item < num_items; item++) {
+            if (scratch == NULL) continue;
             const long g = item % G, index = item / G;
             long low = 0, high = S; /* the sequence whose tiles hold `index` */
             while (high - low > 1) {
@@ -89,5 +94,6 @@ void NAME(attend)(const IO *qkv, IO *out, const struct heads *heads, const int32
         free(scratch);
     }
     free(firsts);
+    return has_memory;
 }
 #undef ATTEND_ROWS

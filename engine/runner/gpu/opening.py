@@ -14,6 +14,7 @@ from engine.runner.gpu.device import Device
 from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
+from protocol.process.triton_cache import use_own_triton_cache
 
 
 def open_device(setting: str) -> Device | None:
@@ -33,6 +34,7 @@ def open_device(setting: str) -> Device | None:
         )
     from engine.runner.gpu.cuda import CudaDevice
 
+    use_own_triton_cache()
     return CudaDevice(index)
 
 
