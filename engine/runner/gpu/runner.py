@@ -98,6 +98,7 @@ class DeviceRunner:
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
         self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
         self._masker, self._limits = masker, limits
+        self._windows = tuple(group.window for group in model.config.kv_groups)
         self.eos_token_ids = tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
         self._last = LastTokens(device, max_rows=limits.max_running)
@@ -142,8 +143,9 @@ class DeviceRunner:
         )
         feeds, keeps = self._last.reserve_places(chunks)
         arrays = step_arrays(
-            chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
-        )
+            chunks, self.layout, feeds=feeds, keeps=keeps, windows=self._windows,
+            reaches=self._model.takes_reaches,
+        )  # fmt: skip
         try:
             return self._launched(arrays, asking, penalties, chunks)
         except Exception:
@@ -190,8 +192,10 @@ class DeviceRunner:
         """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""
         size = size_for(len(arrays.ends_S), self._graphs.sizes) if decode else None
         if size is not None:
-            step = self._upload.upload_step(padded(arrays, size, nowhere=self._last.nowhere))
-            return step, self._graphs.run(step)
+            full = padded(arrays, size, nowhere=self._last.nowhere)
+            if self._graphs.holds(full):
+                step = self._upload.upload_step(full)
+                return step, self._graphs.run(step)
         step = self._upload.upload_step(arrays)
         token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
