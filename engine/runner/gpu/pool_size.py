@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,7 @@ from engine.batch import Chunk, ReadRows, SequenceId
 from engine.kvcache.pool import KvPool, fewest_blocks
 from engine.limits import EngineLimits
 from engine.models.model import Model
+from engine.ops.work import MOST_SLOTS, most_splits
 from engine.runner.gpu.arrays import widest_table
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.runner import DeviceRunner
@@ -82,17 +84,20 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
 
 
 def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
-    """A decode and ever longer chunks, each of one sequence with the widest table: only then are
-    few tokens' contexts split, by kernels of their own and over scratch of their own. Every entry
-    names block 0, which they overwrite."""
-    most = min(limits.token_budget, limits.max_context_tokens)
-    table = [0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups
+    """Ever longer chunks, each of one sequence at the end of the longest context, and decodes at
+    that, as many as fill the scratch of attention: only then are contexts split. Every entry of
+    the tables names block 0, which they overwrite."""
+    longest, rule = limits.max_context_tokens, Sampling(seed=1, max_tokens=1)
+    table = [0] * widest_table(longest, layout) * layout.num_groups
     steps, num_tokens = list[list[Chunk]](), 1
-    while num_tokens <= most:
-        rule = Sampling(seed=1, max_tokens=1)
-        steps.append([_zeros(f"wide {num_tokens}", num_tokens, table, rule)])
+    while num_tokens <= min(limits.token_budget, longest):
+        chunk = _zeros(f"wide {num_tokens}", num_tokens, table, rule)
+        steps.append([replace(chunk, start=longest - num_tokens)])
         num_tokens *= 4
-    return steps
+    filling = 1 + MOST_SLOTS // most_splits(longest)
+    num_decodes = min(filling, limits.max_running, limits.token_budget)
+    decodes = [_zeros(f"decode {number}", 1, table, rule) for number in range(num_decodes)]
+    return [*steps, [replace(decode, start=longest - 1) for decode in decodes]]
 
 
 def _all_rows(num_tokens: int) -> ReadRows | None:
