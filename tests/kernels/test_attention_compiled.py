@@ -4,13 +4,16 @@ At the default launch parameters, with bfloat16 unless a name says otherwise. Ma
 takes seconds for each.
 """
 
+import itertools
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.ahead import Call, assert_fits, recorded
+from support.ahead import Call, assert_fits, assert_kernel_fits, recorded
 from support.meta_steps import ARCHS, BF16, EVERY_DIM, heads, inputs, layer_pool, meta
 
 from engine.checkpoint.load import MAX_HEAD_DIM
@@ -59,20 +62,32 @@ class Silent:
         return lambda *args, **named: None
 
 
+@cache
+def compiled_once(kernel: str, dim: int, arch: int) -> Any:
+    return call_of(kernel, heads(dim), arch).compiled(arch)
+
+
+EVERY_ONE = [
+    pytest.param(
+        kernel, dim, arch, marks=[] if dim in (64, 128, MAX_HEAD_DIM) else pytest.mark.long
+    )
+    for kernel, dim, arch in itertools.product(KINDS, EVERY_DIM, ARCHS)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("dim", EVERY_DIM)
-@pytest.mark.parametrize("kernel", KINDS)
+@pytest.mark.parametrize(("kernel", "dim", "arch"), EVERY_ONE)
 def test_attention_fits(kernel: str, dim: int, arch: int, tmp_path: Path) -> None:
-    assert_fits(call_of(kernel, heads(dim), arch), arch, tmp_path)
+    assert_kernel_fits(compiled_once(kernel, dim, arch), arch, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("kernel", KINDS)
-def test_the_next_tile_is_on_its_way_while_one_is_computed(kernel: str, arch: int) -> None:
+@pytest.mark.parametrize(("kernel", "dim", "arch"), EVERY_ONE)
+def test_the_next_tile_is_on_its_way_while_one_is_computed(
+    kernel: str, dim: int, arch: int
+) -> None:
     """The loop over keys waits with copies in flight, in Triton's code and in the assembler's."""
-    compiled = call_of(kernel, heads(128), arch).compiled(arch)
+    compiled = compiled_once(kernel, dim, arch)
     assert min(waits_in_the_innermost_loop(compiled.asm["ttgir"])) >= 1
     assert any(
         int(left) >= 1 for left in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx(compiled))
@@ -96,8 +111,8 @@ def waits_in_the_innermost_loop(ttgir: str) -> list[int]:
     return [number for depth, number in found if depth == deepest]
 
 
-def ptx(compiled: object) -> str:
-    return compiled.asm["ptx"]  # type: ignore[attr-defined, no-any-return]
+def ptx(compiled: Any) -> str:
+    return str(compiled.asm["ptx"])
 
 
 @pytest.mark.slow
@@ -105,7 +120,7 @@ def test_keys_and_values_come_sixteen_bytes_at_a_time_for_tensor_cores() -> None
     """Through the block tables, past the registers; decode as well as chunks."""
     products = {"chunk_kernel": "wgmma.mma_async", "decode_kernel": "mma.sync.aligned.m16n8k16"}
     for kernel, product in products.items():
-        code = ptx(call_of(kernel, heads(128), 90).compiled(90))
+        code = ptx(compiled_once(kernel, 128, 90))
         assert product in code
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", code)
         assert copies and set(copies) == {"0x10"}

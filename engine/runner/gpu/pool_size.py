@@ -8,7 +8,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 
@@ -91,13 +90,16 @@ def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
     table = [0] * widest_table(longest, layout) * layout.num_groups
     steps, num_tokens = list[list[Chunk]](), 1
     while num_tokens <= min(limits.token_budget, longest):
-        chunk = _zeros(f"wide {num_tokens}", num_tokens, table, rule)
-        steps.append([replace(chunk, start=longest - num_tokens)])
+        start = longest - num_tokens
+        steps.append([_zeros(f"wide {num_tokens}", num_tokens, table, rule, start=start)])
         num_tokens *= 4
     filling = 1 + MOST_SLOTS // most_splits(longest)
     num_decodes = min(filling, limits.max_running, limits.token_budget)
-    decodes = [_zeros(f"decode {number}", 1, table, rule) for number in range(num_decodes)]
-    return [*steps, [replace(decode, start=longest - 1) for decode in decodes]]
+    decodes = [
+        _zeros(f"decode {number}", 1, table, rule, start=longest - 1)
+        for number in range(num_decodes)
+    ]
+    return [*steps, decodes]
 
 
 def _all_rows(num_tokens: int) -> ReadRows | None:
@@ -111,9 +113,11 @@ def _zeros(
     table: Sequence[int],
     rule: Sampling,
     read: ReadRows | None = None,
+    *,
+    start: int = 0,
 ) -> Chunk:
     return Chunk(
-        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=0, block_table=table,
+        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=start, block_table=table,
         sampling=rule, prompt_ids=(), outputs=(), read=read,
     )  # fmt: skip
 
