@@ -13,6 +13,8 @@ from torch import Tensor
 from engine.runner.contract import StepHung
 from engine.runner.gpu.device import Step
 
+HIGH_PRIORITY = -1
+"""As CUDA counts: 0 is the usual one."""
 DEPTH = 2
 """One step computes while the host reads the last one's tokens and decides the next."""
 
@@ -32,8 +34,10 @@ class CudaDevice:
         self.where = torch.device("cuda", index)
         self.name = f"{self.where} {torch.cuda.get_device_name(index)}"
         # A stream of our own: the default one cannot be captured, and would wait for, and be
-        # waited for by, whoever else uses it.
-        self._stream = torch.cuda.Stream(device=index)  # type: ignore[no-untyped-call]
+        # waited for by, whoever else uses it. Of the high priority: torch deals its streams out
+        # of a pool of 32 for each priority, round and round, so that another user of the usual
+        # pool would get this one; and blocks of steps go before those of copies.
+        self._stream = torch.cuda.Stream(device=index, priority=HIGH_PRIORITY)  # type: ignore[no-untyped-call]
         self._graph_pool = torch.cuda.graph_pool_handle()
 
     def bind(self) -> None:
