@@ -16,7 +16,12 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import ops_for, token_masker_for, token_sampler_for
+from engine.runner.gpu.opening import (
+    ops_for,
+    score_penaliser_for,
+    token_masker_for,
+    token_sampler_for,
+)
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -248,15 +253,17 @@ def _device_runner(
     graphs: bool,
 ) -> tuple[DeviceRunner, M]:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    sampler = token_sampler_for(device)
+    sampler, masker = token_sampler_for(device), token_masker_for(device)
+    penaliser = score_penaliser_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
     with refused_when_full(
         device, doing="the largest step", advice="lower either of them",
         setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
     ):  # fmt: skip
         peak_bytes = largest_step_bytes(
-            model, layout, device=device, sampler=sampler, limits=limits
-        )
+            model, layout, device=device, sampler=sampler, masker=masker, penaliser=penaliser,
+            limits=limits,
+        )  # fmt: skip
     if num_blocks is None:
         num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
@@ -270,7 +277,7 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, sampler=sampler, masker=token_masker_for(device),
+            model, pool, device=device, sampler=sampler, masker=masker, penaliser=penaliser,
             limits=limits, eos_token_ids=eos_token_ids,
         )  # fmt: skip
         if graphs:

@@ -39,6 +39,7 @@ SAMPLING = (
     "a_token_depends_on_its_row_alone",
     "rows_at_the_ends_of_float32",
     "masks_take_out_what_is_not_allowed",
+    "penalties_are_those_of_the_twin",
 )
 
 

@@ -32,10 +32,11 @@ from engine.runner.gpu.arrays import (
 from engine.runner.gpu.device import Device, StepEvent
 from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
-from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
+from engine.runner.gpu.penalties import Penalties, StepPenalties
 from engine.runner.gpu.upload import Upload, fetch, upload_array, upload_bytes
 from engine.runner.prompt_rows import ReadPlan, as_readings, read_plan, read_rows
 from engine.sampling.masks import TokenMasker, mask_tokens
+from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
 
 
@@ -90,6 +91,7 @@ class DeviceRunner:
         device: Device,
         sampler: TokenSampler,
         masker: TokenMasker = mask_tokens,
+        penaliser: ScorePenaliser = penalise,
         limits: EngineLimits,
         eos_token_ids: Collection[int] = (),
     ) -> None:
@@ -97,10 +99,13 @@ class DeviceRunner:
         `min_tokens` bans. Captures nothing yet."""
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
         self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
-        self._masker, self._limits = masker, limits
-        self.eos_token_ids = tuple(eos_token_ids)
+        self._limits, self.eos_token_ids = limits, tuple(eos_token_ids)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
         self._last = LastTokens(device, max_rows=limits.max_running)
+        self._penalties = Penalties(
+            device, max_rows=limits.max_running, vocab_size=model.config.vocab_size,
+            eos_token_ids=eos_token_ids, last=self._last, masker=masker, penaliser=penaliser,
+        )  # fmt: skip
         self._upload = Upload(
             device,
             num_bytes=upload_bytes(
@@ -137,16 +142,15 @@ class DeviceRunner:
         nothing of the step is under way then."""
         self._device.bind()
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
-        penalties = penalties_of(
-            asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
-        )
-        feeds, keeps = self._last.reserve_places(chunks)
-        arrays = step_arrays(
-            chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
-        )
         try:
+            penalties = self._penalties.plan(asking)
+            feeds, keeps = self._last.reserve_places(chunks)
+            arrays = step_arrays(
+                chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
+            )
             return self._launched(arrays, asking, penalties, chunks)
         except Exception:
+            self._penalties.forget(asking)
             self._device.record().wait()
             raise
 
@@ -154,7 +158,7 @@ class DeviceRunner:
         self,
         arrays: StepArrays,
         asking: Sequence[Chunk],
-        penalties: Penalties,
+        penalties: StepPenalties,
         chunks: Sequence[Chunk],
     ) -> LaunchedStep:
         plan, read = read_plan(chunks), list[Tensor]()
@@ -196,12 +200,13 @@ class DeviceRunner:
         token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
-    def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
+    def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: StepPenalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        shaped_RV = penalised(logits_RV, penalties, self._device, masker=self._masker)
+        shaped_RV, rules = self._penalties.apply(logits_RV, penalties)
         sampled_R = self._sampler(shaped_RV, step.rules(num_rows))
         self._last.keep_tokens(sampled_R, step.keep_R[:num_rows])
+        self._penalties.count_tokens(sampled_R, rules)
         return sampled_R
 
     def _report(self, logits_RV: Tensor, sampled_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
