@@ -16,6 +16,7 @@ from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
+from engine.runner.gpu.mixed_steps import choose_mixed
 from engine.runner.gpu.opening import (
     ops_for,
     score_penaliser_for,
@@ -282,6 +283,7 @@ def _device_runner(
         )  # fmt: skip
         if graphs:
             _capture(runner, device)
+            choose_mixed(runner, limits)
     return runner, pool_memory
 
 

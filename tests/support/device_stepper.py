@@ -35,7 +35,7 @@ class BigramModel:
     """Logits of a token by its id and place; stores no KV."""
 
     takes_reaches = False
-    config = SimpleNamespace(vocab_size=VOCABULARY)
+    config = SimpleNamespace(vocab_size=VOCABULARY, kv_groups=(SimpleNamespace(window=None),))
 
     def __init__(self) -> None:
         dice = torch.Generator().manual_seed(5)

@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.device_stepper import VOCABULARY, DeviceStepper, undisturbed
-from support.stepper import Run
 
 from engine.sequence import SequenceState
 from protocol.messages import Sampling
