@@ -11,7 +11,7 @@ from engine.checkpoint.load import load_model
 from engine.checkpoint.reader import Progress
 from engine.kvcache.pool import Buffer, KvPool, fewest_blocks
 from engine.kvcache.windows import Window
-from engine.limits import EngineLimits
+from engine.limits import EngineLimits, default_limits
 from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
 from engine.runner.cpu import TorchRunner
@@ -34,6 +34,7 @@ from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
+from protocol.process.turns import take_turn
 from protocol.text.text_config import JsonFile, read_json_file
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def assemble(
     ropes = "; ".join(map(str, config.ropes))
     log.info("context", extra={"tokens": config.max_context_tokens, "rope": ropes})
     dtype = _dtype(settings, config, config_file, on_gpu=device is not None)
-    limits = _limits(settings, config)
+    limits = _limits(settings, config, device, decodes=decodes)
     if device is not None:
         _bind(device, settings)
     model = _loaded(settings, config, dtype, progress, device)
@@ -145,9 +146,10 @@ def assemble(
         runner, pool_memory = _host_runner(settings, model, layout, eos_token_ids, memory)
     else:
         graphs = settings.cuda_graphs and decodes
-        runner, pool_memory = _device_runner(
-            settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
-        )
+        with take_turn(device.key):  # what another worker takes and gives back would be measured
+            runner, pool_memory = _device_runner(
+                settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
+            )
     return Assembly(
         runner=runner,
         config=model.config,
@@ -185,12 +187,21 @@ def _bind(device: Device, settings: WorkerSettings) -> None:
     device.bind()
 
 
-def _limits(settings: WorkerSettings, config: ModelConfig) -> EngineLimits:
+def _limits(
+    settings: WorkerSettings, config: ModelConfig, device: Device | None, *, decodes: bool
+) -> EngineLimits:
+    """Told with their reason."""
+    chosen = default_limits(
+        None if device is None else device.size, decodes=decodes,
+        max_running=settings.max_running, token_budget=settings.token_budget,
+    )  # fmt: skip
+    told = {"max_running": chosen.max_running, "token_budget": chosen.token_budget}
+    log.info("step limits", extra={**told, "why": chosen.why})
     try:
         return EngineLimits(
-            max_running=settings.max_running,
+            max_running=chosen.max_running,
             max_waiting=settings.max_waiting,
-            token_budget=settings.token_budget,
+            token_budget=chosen.token_budget,
             max_context_tokens=config.max_context_tokens,
         )
     except ValueError as error:

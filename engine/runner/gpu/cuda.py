@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.limits import DeviceSize
 from engine.runner.contract import StepHung
 from engine.runner.gpu.device import Step
 
@@ -32,7 +33,11 @@ class CudaDevice:
         """Device `index` of those visible."""
         self.index, self.depth = index, depth
         self.where = torch.device("cuda", index)
-        self.name = f"{self.where} {torch.cuda.get_device_name(index)}"
+        chip = torch.cuda.get_device_properties(index)
+        self.name, self.key = f"{self.where} {chip.name}", f"gpu {chip.uuid}"
+        self.size = DeviceSize(
+            memory_bytes=chip.total_memory, num_multiprocessors=chip.multi_processor_count
+        )
         # A stream of our own: the default one cannot be captured, and would wait for, and be
         # waited for by, whoever else uses it. Of the high priority: torch deals its streams out
         # of a pool of 32 for each priority, round and round, so that another user of the usual

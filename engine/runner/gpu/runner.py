@@ -46,7 +46,6 @@ from engine.sampling.masks import TokenMasker, mask_tokens
 from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import TokenSampler, logprobs, rows_with_logprobs
 
-
 ReadyPart = tuple[StepArrays, StepPenalties, Sequence[Chunk]]
 
 

@@ -1,5 +1,7 @@
 """How much of a device's memory an engine takes, and what it says where that is too little."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,34 @@ def test_an_engine_on_a_device_sizes_its_pool_by_measuring(checkpoint: Path) -> 
     left = SmallDevice.free - SmallDevice.peak
     assert runner.num_blocks == (left // 2 - left // 8) // runner.layout.block_bytes
     assert runner.depth == 2
+
+
+def test_workers_on_one_device_measure_it_one_after_the_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the pool and the captured steps have their memory."""
+    done = list[str]()
+
+    @contextmanager
+    def turn(key: str) -> Iterator[bool]:
+        done.append(f"at {key}")
+        yield True
+        done.append("over")
+
+    class Told(SmallDevice):
+        def free_bytes(self) -> int:
+            done.append("free")
+            return self.free
+
+        def capture(self, step: Step) -> Step:
+            done.append("captured")
+            return super().capture(step)
+
+    monkeypatch.setattr("engine.assembly.take_turn", turn)
+    device = Told()
+    assembled(checkpoint, device)
+    assert done[0] == f"at {device.key}" and done[-1] == "over"
+    assert done.count("free") == 2 and done.count("captured") == 3
 
 
 def test_the_settings_may_say_the_size_of_the_pool_and_leave_graphs_out(checkpoint: Path) -> None:
