@@ -88,17 +88,26 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
 
 
 def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
-    """A decode and ever longer chunks, each of one sequence with the widest table: only then are
-    few tokens' contexts split, by kernels of their own and over scratch of their own. Every entry
-    names block 0, which they overwrite."""
-    most = min(limits.token_budget, limits.max_context_tokens)
+    """Ever more decodes, which a batch of cached prompts is too, and ever longer chunks of one
+    sequence, all with the widest table: kernels and scratch of attention differ by how many tokens
+    there are, of how long contexts. Every entry names block 0, which they overwrite."""
     table = [0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups
-    steps, num_tokens = list[list[Chunk]](), 1
-    while num_tokens <= most:
-        rule = Sampling(seed=1, max_tokens=1)
-        steps.append([_zeros(f"wide {num_tokens}", num_tokens, table, rule)])
-        num_tokens *= 4
-    return steps
+    most = min(limits.token_budget, limits.max_context_tokens)
+    decodes = [[_wide(str(n), 1, table) for n in range(n)] for n in _powers(limits.max_running)]
+    return [*decodes, *([_wide("chunk", n, table)] for n in _powers(most) if n > 1)]
+
+
+def _powers(most: int) -> list[int]:
+    """1, 4, 16 ... and `most` itself."""
+    powers, power = list[int](), 1
+    while power < most:
+        powers.append(power)
+        power *= 4
+    return [*powers, most]
+
+
+def _wide(name: str, num_tokens: int, table: Sequence[int]) -> Chunk:
+    return _zeros(f"wide {name}", num_tokens, table, Sampling(seed=1, max_tokens=1))
 
 
 class _FewTokens:
