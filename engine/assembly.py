@@ -14,6 +14,8 @@ from engine.kvcache.windows import Window
 from engine.limits import EngineLimits, default_limits
 from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
+from engine.ops.choose import choose_ops
+from engine.ops.contract import Ops
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.mixed_steps import choose_mixed
@@ -32,6 +34,7 @@ from engine.runner.gpu.pool_size import (
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
+from protocol.process.c_kernels import NoKernels
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
 from protocol.process.turns import take_turn
@@ -216,14 +219,28 @@ def _loaded(
     device: Device | None,
 ) -> Model:
     load = partial(load_model, settings.model, config=config, dtype=dtype, progress=progress)
-    if device is None:
+    if device is None and not settings.batch_invariant:
         return load()
+    try:
+        ops = _ops(dtype, device, batch_invariant=settings.batch_invariant)
+    except NoKernels as error:
+        raise SettingsError(
+            f"batch_invariant: True: no kernels for it serve here ({error}); give the machine a C "
+            "compiler and take dtype float32 or bfloat16, or turn it off"
+        ) from error
+    if device is None:
+        return load(ops=ops)
     with refused_when_full(
         device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {dtype}",
         advice="take a smaller model, or a device that nobody else uses",
     ):  # fmt: skip
-        ops = ops_for(device, dtype=DTYPES[dtype])
         return load(ops=ops, device=device.where)
+
+
+def _ops(dtype: Dtype, device: Device | None, *, batch_invariant: bool) -> Ops:
+    if device is None:
+        return choose_ops(dtype=DTYPES[dtype], batch_invariant=batch_invariant)
+    return ops_for(device, dtype=DTYPES[dtype], batch_invariant=batch_invariant)
 
 
 def _host_runner(

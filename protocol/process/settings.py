@@ -113,6 +113,11 @@ class WorkerSettings(ProcessSettings):
     """On a GPU: capture decode steps of 1, 2, 4, 8, 16, 24 ... sequences at the start and replay
     them, so that a step costs one launch and not some hundreds. Off: to look for a fault. A
     prefill worker decodes nothing, and captures none."""
+    batch_invariant: bool = False
+    """A row's bits do not depend on what it is computed with, nor on how its prompt was cut, so
+    that prefill and decode apart answer bit for bit as one worker does. On a GPU our own kernels
+    then multiply, at one shape for all batches; prompts take about three times as long
+    (estimated). On a CPU the C kernels do so anyway; with AMX, in place of oneDNN's."""
     kv_memory_share: float = Field(default=0.9, gt=0, le=1)
     """On a GPU: the KV pool's part of the memory that is free beside weights and the largest step,
     which is measured at the start. Of 1: the rest covers gaps between allocations, and what

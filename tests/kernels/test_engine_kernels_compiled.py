@@ -284,12 +284,12 @@ def test_the_experts_fit(num_tokens: int, arch: int, tmp_path: Path) -> None:
     def launch() -> object:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experts, "gated", lambda gate_up, *_, **__: gate_up[:, :768])
-            for name in {"count_kernel", "place_kernel", "grouped_kernel"} - {kernel}:
+            for name in set(kernels) - {kernel}:
                 patch.setattr(experts, name, Silent())
             return mixture(meta(num_tokens, 2048), ids_TJ, weights_TJ)
 
-    kernels = ("count_kernel", "place_kernel", "grouped_kernel")
-    for kernel in kernels if num_tokens == 4 else kernels[2:]:
+    kernels = ("count_kernel", "place_kernel", "combine_kernel", "grouped_kernel")
+    for kernel in kernels if num_tokens == 4 else kernels[3:]:
         check(recorded(experts, kernel, launch), (arch,), tmp_path)
 
 
@@ -306,6 +306,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"), (experts, "count_kernel"),
         (triton_mask, "mask_kernel"), (triton_penalties, "penalise_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (experts, "combine_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
     for num_tokens, num_sequences in ((64, 64), (100, 3)):

@@ -55,6 +55,7 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
     for module, name in (
         (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (experts, "combine_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
