@@ -19,7 +19,8 @@ from torch import Tensor
 
 from engine.ops.contract import Norm
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
-from engine.sampling import triton_mask, triton_sample
+from engine.sampling import triton_mask, triton_penalties, triton_sample
+from engine.sampling.penalties import PenaltyRules
 from engine.sampling.rows import RowRules, logprobs
 
 F32 = torch.float32
@@ -121,6 +122,26 @@ def test_the_mask_fits(arch: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
+def test_the_penalties_fit_and_round_as_a_cpu_does(arch: int, tmp_path: Path) -> None:
+    """A product of float64 and a sum in one rounding would be another number."""
+    logits_RV, counts_PV = meta(64, 151_936, dtype=F32), meta(256, 151_936, dtype=torch.int32)
+    rules = PenaltyRules(
+        rows_A=meta(9, dtype=torch.int64), places_A=meta(9, dtype=torch.int64),
+        repetition_A=meta(9, dtype=F32), frequency_A=meta(9, dtype=torch.float64),
+        presence_A=meta(9, dtype=torch.float64),
+    )  # fmt: skip
+
+    def launch() -> None:
+        triton_penalties.penalise(logits_RV, counts_PV, rules)
+
+    calls = recorded(triton_penalties, "penalise_kernel", launch)
+    check(calls, (arch,), tmp_path)
+    ptx = calls[0].compiled(arch).asm["ptx"]
+    assert "mul.rn.f64" in ptx and "fma.rn.f64" not in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("num_tokens", [4, 2048])
 def test_the_experts_fit(num_tokens: int, arch: int, tmp_path: Path) -> None:
     mixture = experts.GroupedExperts(
@@ -135,12 +156,12 @@ def test_the_experts_fit(num_tokens: int, arch: int, tmp_path: Path) -> None:
     def launch() -> object:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experts, "gated", lambda gate_up, *_, **__: gate_up[:, :768])
-            for name in {"count_kernel", "place_kernel", "grouped_kernel"} - {kernel}:
+            for name in set(kernels) - {kernel}:
                 patch.setattr(experts, name, Silent())
             return mixture(meta(num_tokens, 2048), ids_TJ, weights_TJ)
 
-    kernels = ("count_kernel", "place_kernel", "grouped_kernel")
-    for kernel in kernels if num_tokens == 4 else kernels[2:]:
+    kernels = ("count_kernel", "place_kernel", "combine_kernel", "grouped_kernel")
+    for kernel in kernels if num_tokens == 4 else kernels[3:]:
         check(recorded(experts, kernel, launch), (arch,), tmp_path)
 
 
@@ -156,8 +177,9 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         (reduce_splits, "reduce_splits_kernel"),
         (rope_store, "rope_store_kernel"), (norm, "norm_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"), (experts, "count_kernel"),
-        (triton_mask, "mask_kernel"),
+        (triton_mask, "mask_kernel"), (triton_penalties, "penalise_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (experts, "combine_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
     for num_tokens, num_sequences in ((64, 64), (100, 3)):

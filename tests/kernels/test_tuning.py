@@ -58,6 +58,7 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (attention, "decode_kernel"), (attention, "chunk_kernel"),
         (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (experts, "combine_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())

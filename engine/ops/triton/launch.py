@@ -31,6 +31,8 @@ class Launch:
     block_k: int = 0
     num_warps: int = 4
     num_stages: int = 2
+    splits: int = 1
+    """Of K, in a linear."""
 
     @property
     def options(self) -> dict[str, int]:

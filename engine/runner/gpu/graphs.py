@@ -109,8 +109,8 @@ class DecodeGraphs:
 
         def decode() -> None:
             token_ids_T = self.last.with_pending(step.token_ids_T, step.feed_T)
-            logits_SV = self.model.forward(step.inputs(token_ids_T, tables_GSB), self.pool)
-            self._logits_SV[:size].copy_(logits_SV)
+            inputs = step.inputs(token_ids_T, tables_GSB)
+            self.model.forward(inputs, self.pool, out=self._logits_SV[:size])
 
         return self.device.capture(decode)
 
