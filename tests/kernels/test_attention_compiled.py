@@ -48,12 +48,12 @@ def call_of(
         patch.setattr(attention, "reduce_splits", lambda *args, **named: None)
         for other in KINDS.keys() - {kernel}:
             patch.setattr(attention, other, Silent())
-        attention.named.cache_clear()
+        attention.bound_of.cache_clear()
         (call,) = recorded(
             attention, kernel,
             lambda: attention.attention(qkv[:, :32], pool, given, shape, uniform=uniform),
         )  # fmt: skip
-    attention.named.cache_clear()
+    attention.bound_of.cache_clear()
     return call
 
 

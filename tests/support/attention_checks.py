@@ -5,6 +5,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -116,74 +117,67 @@ MIXED = ((5, 1), (SIZE - 1, 1), (SIZE, 1), (3 * SIZE + 7, 1), (2 * SIZE + 1, 3),
 """Decodes of one to four splits, and chunks of one and of several."""
 
 
-def split_cases() -> Iterator[Case]:
-    for window, sinks in ((None, False), (None, True), (SIZE + 20, True), (7, False)):
-        yield Case(
-            num_heads=2, num_kv_heads=1, block_tokens=16, window=window, sinks=sinks,
-            sequences=MIXED,
-        )  # fmt: skip
+def split_case(*, window: int | None = None, sinks: bool = False) -> Case:
+    return Case(
+        num_heads=2, num_kv_heads=1, block_tokens=16, window=window, sinks=sinks, sequences=MIXED
+    )
 
 
 @check
 def splits() -> None:
     """Contexts of part, one and many splits, beside attention without them."""
-    for case in split_cases():
+    for case in (split_case(sinks=True), split_case(window=SIZE + 20)):
         with patch.object(cutting, "SPLIT_TOKENS", SIZE):
             qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
         assert inputs.work is not None and inputs.work.chunk_splits > 1
         got = OURS.attend(qkv, case.heads, pool, inputs)
         close(got, TWIN.attend(qkv, case.heads, pool, inputs))
-        with patch.object(attending, "MOST_PROGRAMS", 1):
-            few = OURS.attend(qkv, case.heads, pool, inputs)
-        assert few.equal(got), "how many programs share them changes nothing"
-        with patch.multiple(cutting, SPLIT_TOKENS=SIZE, MOST_SLOTS=3):
-            again = case.inputs()
+    with (
+        patch.multiple(cutting, SPLIT_TOKENS=SIZE, MOST_SLOTS=3),
+        patch.object(attending, "MOST_PROGRAMS", 1),
+    ):
+        again = case.inputs()
         assert again.work is not None and len(again.work.passes_G[0]) > 2
-        passes = OURS.attend(qkv, case.heads, pool, again)
-        assert passes.equal(got), "nor does in how many passes they are"
+        few = OURS.attend(qkv, case.heads, pool, again)
+    assert few.equal(got), "how many programs share them, in how many passes, changes nothing"
 
 
 @check
 def a_row_in_splits_depends_on_no_other() -> None:
-    for case in split_cases():
-        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
-            qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
-            starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
-            owns = [
-                alone(case, inputs, s, starts[s + 1] - starts[s], end) for s, end in enumerate(ends)
-            ]
-        together = OURS.attend(qkv, case.heads, pool, inputs)
-        for s, own in enumerate(owns):
-            mine = slice(starts[s], starts[s + 1])
-            got = OURS.attend(qkv[mine].contiguous(), case.heads, pool, own)
-            assert got.equal(together[mine]), (case.window, s)
+    case = split_case(window=SIZE + 20, sinks=True)
+    with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+        starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
+        lengths = [stop - start for start, stop in pairwise(starts)]
+        owns = [alone(case, inputs, s, lengths[s], end) for s, end in enumerate(ends)]
+    together = OURS.attend(qkv, case.heads, pool, inputs)
+    for s in (2, 3, 4, 6):
+        mine = slice(starts[s], starts[s + 1])
+        got = OURS.attend(qkv[mine].contiguous(), case.heads, pool, owns[s])
+        assert got.equal(together[mine]), s
 
 
 @check
 def uniform_rows_are_alike_in_decodes_and_chunks() -> None:
     """Whatever chunk they are computed in; to the last bit with products that do not depend on a
     row's place, as the interpreter's do."""
-    for case in split_cases():
-        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
-            inputs, pool, qkv = case.inputs(), case.pool(), case.qkv()
-            starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
-            chunks = [(5, 5, 1), (6, 2, 4), (6, 2, 1), (4, 0, 1), (5, 10, 10)]
-            owns = [
-                (
-                    starts[s] + first,
-                    n,
-                    alone(case, inputs, s, n, ends[s] - starts[s + 1] + starts[s] + first + n),
-                )
-                for s, first, n in chunks
-            ]
-        q_THD, layer_pool = qkv.view(len(qkv), -1, 16)[:, :2], pool.tensor[:, 1]
-        with products_row_by_row():
-            whole = attention(q_THD, layer_pool, inputs, case.heads, uniform=True)
-            for first, n, own in owns:
-                mine = slice(first, first + n)
-                got = attention(q_THD[mine], layer_pool, own, case.heads, uniform=True)
-                assert got.equal(whole[mine]), (case.window, first, n)
-        close(whole, TWIN.attend(qkv, case.heads, pool, inputs))
+    case = split_case(window=SIZE + 20, sinks=True)
+    cuts = [(6, 2, 4), (6, 2, 1), (4, 0, 1), (5, 10, 10)]
+    with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+        inputs, pool, qkv = case.inputs(), case.pool(), case.qkv()
+        starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
+        owns = [
+            alone(case, inputs, s, num, ends[s] - starts[s + 1] + starts[s] + first + num)
+            for s, first, num in cuts
+        ]
+    q_THD, layer_pool = qkv.view(len(qkv), -1, 16)[:, :2], pool.tensor[:, 1]
+    with products_row_by_row():
+        whole = attention(q_THD, layer_pool, inputs, case.heads, uniform=True)
+        for (s, first, num), own in zip(cuts, owns, strict=True):
+            mine = slice(starts[s] + first, starts[s] + first + num)
+            got = attention(q_THD[mine], layer_pool, own, case.heads, uniform=True)
+            assert got.equal(whole[mine]), (s, first, num)
+    close(whole, TWIN.attend(qkv, case.heads, pool, inputs))
 
 
 @contextmanager
@@ -276,13 +270,13 @@ def a_tile_that_is_wholly_masked_changes_nothing() -> None:
 @check
 def what_no_split_wrote_is_never_read() -> None:
     """Past the context or before the window."""
-    for case in split_cases():
-        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
-            inputs = case.inputs()
-        qkv, pool = case.qkv(), case.pool()
-        with patch.object(torch, "empty", _nan):
-            got = OURS.attend(qkv, case.heads, pool, inputs)
-        assert not got.isnan().any()
+    case = split_case(window=7)
+    with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+        inputs = case.inputs()
+    qkv, pool = case.qkv(), case.pool()
+    with patch.object(torch, "empty", _nan):
+        got = OURS.attend(qkv, case.heads, pool, inputs)
+    close(got, TWIN.attend(qkv, case.heads, pool, inputs))
 
 
 def _nan(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

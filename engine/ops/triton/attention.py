@@ -15,13 +15,13 @@ tile for decodes and chunks, which join splits of one size in one order. Twin:
 # Shapes: T tokens, S sequences, G KV heads, B blocks, H query heads, D head dim.
 
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
+from engine.ops.triton.bound import Bound
 from engine.ops.triton.chunk_attention import chunk_kernel
 from engine.ops.triton.decode_attention import decode_kernel
 from engine.ops.triton.launch import (
@@ -58,8 +58,8 @@ def attention(
     tables_SB, num_kv_heads = inputs.tables_GSB[heads.group], heads.num_kv_heads
     given = (
         inputs.starts_S1, inputs.ends_S, slots_GS1[heads.group], tables_SB, heads.sinks_H,
-        q_THD.stride(0), out.stride(0), *layer_pool.stride()[:3], as_stride(tables_SB, 0),
-        heads.scale, heads.softcap or 0.0, inputs.num_sequences,
+        q_THD.stride(0), out.stride(0), *layer_pool.stride()[:3], heads.scale,
+        heads.softcap or 0.0, as_stride(tables_SB, 0), inputs.num_sequences,
     )  # fmt: skip
     kind = (
         num_heads, num_kv_heads, dim, layer_pool.shape[3], heads.window, heads.softcap is not None,
@@ -73,27 +73,26 @@ def attention(
         cut = (part.first, part.last, part.first_slot, num_slots)
         if work.has_decodes:
             programs = max(1, min(part.num_slots, -(-MOST_PROGRAMS // num_kv_heads)))
-            decode_kernel[(num_kv_heads, programs)](
-                q_THD, layer_pool, out, scratch, *given, *cut, **named(*kind, decode=True)
-            )
+            bound, _ = bound_of(*kind, decode=True)
+            grid = (num_kv_heads, programs, 1)
+            bound.launch(decode_kernel, grid, q_THD, layer_pool, out, scratch, *given, *cut)
         if work.chunk_splits:
-            own = named(*kind, decode=False)
-            tiles = num_tokens // (own["BLOCK_M"] // own["GROUP"]) + inputs.num_sequences
-            chunk_kernel[(tiles, num_kv_heads, 1 if uniform else work.chunk_splits)](
-                q_THD, layer_pool, out, scratch, *given, *cut, **own
-            )
+            bound, tile_tokens = bound_of(*kind, decode=False)
+            tiles = num_tokens // tile_tokens + inputs.num_sequences
+            grid = (tiles, num_kv_heads, 1 if uniform else work.chunk_splits)
+            bound.launch(chunk_kernel, grid, q_THD, layer_pool, out, scratch, *given, *cut)
         if part.joined:
             reduce_splits(scratch, out, inputs, heads, part, uniform=uniform)
     return out
 
 
 @cache
-def named(
+def bound_of(
     num_heads: int, num_kv_heads: int, dim: int, block_tokens: int, window: int | None,
     has_cap: bool, has_sinks: bool, split_tokens: int, dtype: torch.dtype, device: torch.device,
     uniform: bool, launch: Launch | None, *, decode: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """The constants of a kernel and how it is launched: as measured for the device, else by
+) -> tuple[Bound, int]:  # fmt: skip
+    """A kernel with its constants, and the tokens of a tile: as measured for the device, else by
     default. Uniform, always by default: what was measured differs between devices of a kind."""
     group = num_heads // num_kv_heads
     if launch is None:
@@ -106,8 +105,8 @@ def named(
     constants = {
         "NUM_HEADS": num_heads, "GROUP": group, "HEAD_DIM": dim, "BLOCK_TOKENS": block_tokens,
         "WINDOW": window or 0, "HAS_CAP": has_cap, "HAS_SINKS": has_sinks, "SPLIT": split_tokens,
+        **({} if decode else {"SPLIT_ROWS": SPLIT_ROWS, "UNIFORM": uniform}),
         "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
         "BLOCK_D": max(16, power_of_two(dim)),
     }  # fmt: skip
-    chunks = {} if decode else {"SPLIT_ROWS": SPLIT_ROWS, "UNIFORM": uniform}
-    return {**constants, **chunks, **launch.options}
+    return Bound(constants, launch.options), launch.block_m // group

@@ -58,7 +58,7 @@ def in_order(  # type: ignore[no-untyped-def]
     return total, values
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # type: ignore[no-untyped-def]
     """Where the chunk's split begins and ends; all of the context where nothing is held of it."""
     size = tl.where(held > 0, SPLIT * tl.cdiv(num_tokens, SPLIT_ROWS), MOST_CONTEXT)
@@ -75,8 +75,8 @@ def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # typ
 )  # fmt: skip
 def chunk_kernel(  # type: ignore[no-untyped-def]
     q, pool, out, scratch, starts, ends, slots, tables, sinks,
-    q_stride, out_stride, block_stride, kv_stride, head_stride, table_stride, scale, softcap,
-    num_sequences, first, last, first_slot, num_slots,
+    q_stride, out_stride, block_stride, kv_stride, head_stride, scale, softcap,
+    table_stride, num_sequences, first, last, first_slot, num_slots,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr, SPLIT_ROWS: tl.constexpr, UNIFORM: tl.constexpr,

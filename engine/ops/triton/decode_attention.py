@@ -27,8 +27,8 @@ from engine.ops.triton.online_softmax import (
 )  # fmt: skip
 def decode_kernel(  # type: ignore[no-untyped-def]
     q, pool, out, scratch, starts, ends, slots, tables, sinks,
-    q_stride, out_stride, block_stride, kv_stride, head_stride, table_stride, scale, softcap,
-    num_sequences, first, last, first_slot, num_slots,
+    q_stride, out_stride, block_stride, kv_stride, head_stride, scale, softcap,
+    table_stride, num_sequences, first, last, first_slot, num_slots,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr,

@@ -93,7 +93,9 @@ def attention_default(
     deep = padded_dim > 256
     block_m = rows if decode else max(32 if deep else 64, rows)
     crowded = block_m >= 64 and (decode or windowed or padded)  # masks: registers
-    block_n = 16 if deep else 32 if padded_dim > 128 or crowded else 64
+    # With 64 keys of 64 dims Triton 3.6.0 spills.
+    narrow = padded_dim > 128 or crowded or (decode and padded_dim == 64)
+    block_n = 16 if deep else 32 if narrow else 64
     roomy = block_m * padded_dim <= 64 * 128
     return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=3)
 

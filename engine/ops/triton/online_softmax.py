@@ -75,7 +75,7 @@ def before_keys(sinks, head, real, HAS_SINKS: tl.constexpr, BLOCK_M: tl.constexp
     return best, total
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def joined(best, total, values, peak, mass, part):  # type: ignore[no-untyped-def]
     """(Largest score, sum, values) of two parts of the same rows. Joined with nothing (-inf, 0, 0),
     a part stays the same bits; the roundings are spelt out, so that every kernel has the same."""
@@ -101,7 +101,7 @@ def with_sinks(  # type: ignore[no-untyped-def]
     return best, total, values
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def answer(total, values):  # type: ignore[no-untyped-def]
     """What attention answers; 0 where a row saw nothing."""
     return values / tl.where(total == 0.0, 1.0, total)[:, None]
@@ -120,7 +120,7 @@ def leave_part(  # type: ignore[no-untyped-def]
     tl.store(limits + 2 * to + 1, total, mask=real)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def last_not_above(numbers, first, last, number):  # type: ignore[no-untyped-def]
     """The largest i in first .. last with numbers[i] <= number, of numbers that never fall and
     begin no higher; all are looked at at once."""

@@ -6,12 +6,16 @@ bits depend on its own splits alone. Its twin is attention without splits.
 
 # Shapes: T tokens, S sequences, G KV groups, H query heads, D head dim, P splits at a time.
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
+from engine.ops.triton.bound import Bound
 from engine.ops.triton.launch import FUSED, power_of_two
 from engine.ops.triton.online_softmax import answer, before_keys, joined, last_not_above
 from engine.ops.work import SPLIT_ROWS, Pass
@@ -96,11 +100,25 @@ def reduce_splits(
     `scratch` is float32: weighted values [slots, H, D], then [slots, H, 2] the largest score, in
     powers of two, and the sum of the weights."""
     assert inputs.work is not None and inputs.slots_GS1 is not None
-    num_tokens, num_heads, dim = len(out), heads.num_heads, heads.head_dim
-    reduce_splits_kernel[(num_heads, num_tokens)](
-        scratch, out, inputs.starts_S1, inputs.ends_S, inputs.slots_GS1[heads.group],
-        heads.sinks_H, part.first, part.last, part.first_slot, part.num_slots,
-        NUM_HEADS=num_heads, HEAD_DIM=dim, WINDOW=heads.window or 0, SPLIT=inputs.work.split_tokens,
-        SPLIT_ROWS=SPLIT_ROWS, HAS_SINKS=heads.sinks_H is not None, UNIFORM=uniform, PARTS=PARTS,
-        BLOCK_D=power_of_two(dim), num_warps=4 if dim > 128 else 2, **FUSED,
+    bound = _bound(
+        out.device, out.dtype, heads.num_heads, heads.head_dim, heads.window,
+        heads.sinks_H is not None, inputs.work.split_tokens, uniform,
     )  # fmt: skip
+    bound.launch(
+        reduce_splits_kernel, (heads.num_heads, out.shape[0], 1), scratch, out, inputs.starts_S1,
+        inputs.ends_S, inputs.slots_GS1[heads.group], heads.sinks_H,
+        part.first, part.last, part.first_slot, part.num_slots,
+    )  # fmt: skip
+
+
+@cache
+def _bound(
+    device: torch.device, dtype: torch.dtype, num_heads: int, dim: int, window: int | None,
+    has_sinks: bool, split_tokens: int, uniform: bool,
+) -> Bound:  # fmt: skip
+    constants = {
+        "NUM_HEADS": num_heads, "HEAD_DIM": dim, "WINDOW": window or 0, "SPLIT": split_tokens,
+        "SPLIT_ROWS": SPLIT_ROWS, "HAS_SINKS": has_sinks, "UNIFORM": uniform, "PARTS": PARTS,
+        "BLOCK_D": power_of_two(dim),
+    }  # fmt: skip
+    return Bound(constants, {"num_warps": 4 if dim > 128 else 2, **FUSED})
