@@ -8,6 +8,7 @@ On the CPU under Triton's interpreter, else on the GPU.
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from support.forwards import chunk
@@ -101,7 +102,9 @@ class Case:
         here = replace(inputs, starts_S1=inputs.starts_S1.cpu(), ends_S=inputs.ends_S.cpu())
         made = with_work(here, [self.window])
         found = {field.name: getattr(made, field.name) for field in fields(made)}
-        there = {k: v.to(DEVICE) for k, v in found.items() if isinstance(v, Tensor)}
+        there: dict[str, Any] = {
+            name: value.to(DEVICE) for name, value in found.items() if isinstance(value, Tensor)
+        }
         return replace(made, **there)
 
     def pool(self) -> KvPool:
