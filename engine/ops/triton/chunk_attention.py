@@ -59,11 +59,19 @@ def in_order(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def first_seen(position, WINDOW):  # type: ignore[no-untyped-def]
+    """The first key that a row at `position` sees."""
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(position - WINDOW + 1, 0)
+    return first
+
+
+@triton.jit
 def split_range(split, end, num_tokens, held, SPLIT, SPLIT_ROWS, WINDOW):  # type: ignore[no-untyped-def]
     """Where the chunk's split begins and ends; all of the context where nothing is held of it."""
     size = tl.where(held > 0, SPLIT * tl.cdiv(num_tokens, SPLIT_ROWS), MOST_CONTEXT)
-    if WINDOW > 0:
-        split += tl.maximum(end - num_tokens - WINDOW + 1, 0) // size
+    split += first_seen(end - num_tokens, WINDOW) // size
     return split * size, (split + 1) * size
 
 
@@ -85,7 +93,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     """Program (tile, g, p): the rows of a query tile over the p-th split of what its chunk sees, or
     over all where that is one; the longest contexts first. UNIFORM: over all, split by split."""
     tokens: tl.constexpr = BLOCK_M // GROUP
-    tile, kv_head, split = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1), 0
+    tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     sequence = sequence_of(starts, num_sequences, tile, tokens)
     start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
     begin = start + (tile - (start // tokens + sequence)) * tokens
@@ -93,14 +101,10 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
         return
     end = tl.load(ends + sequence)
     before = end - stop  # position of a token less its place in the batch
-    high = tl.minimum(before + begin + tokens, end)
-    low = 0
-    if WINDOW > 0:
-        low = tl.maximum(before + begin - WINDOW + 1, 0)
-    begin_slot = tl.load(slots + sequence)
+    low, high = first_seen(before + begin, WINDOW), tl.minimum(before + begin + tokens, end)
+    split, begin_slot = tl.program_id(2), tl.load(slots + sequence)
     held = tl.load(slots + sequence + 1) - begin_slot
     if not UNIFORM:
-        split = tl.program_id(2)
         least, most = split_range(split, end, stop - start, held, SPLIT, SPLIT_ROWS, WINDOW)
         low, high = tl.maximum(low, least), tl.minimum(high, most)
         if (split > 0) & ((split * (stop - start) >= held) | (low >= high)):

@@ -24,6 +24,14 @@ PARTS = 16
 """Splits of a row that are joined at once: 8,192 tokens of a decode's context."""
 
 
+@triton.jit
+def summed(peaks, masses, parts):  # type: ignore[no-untyped-def]
+    """(Largest score, sum, values [1, D]) of P parts of one row, [P], [P] and [P, D]."""
+    peak = tl.max(peaks, axis=0)
+    grow = tl.exp2(peaks - tl.where(peak == float("-inf"), 0.0, peak))
+    return peak, tl.sum(masses * grow, axis=0), tl.sum(parts * grow[:, None], axis=0)[None, :]
+
+
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=["first", "last", "first_slot", "num_slots"],
     do_not_specialize_on_alignment=["starts", "ends", "slots"],
@@ -81,12 +89,8 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
                 scratch + ones[:, None] * HEAD_DIM + dims,
                 mask=there[:, None] & inside[None, :], other=0.0,
             )  # fmt: skip
-            peak = tl.max(peaks, axis=0)
-            pivot = tl.where(peak == float("-inf"), 0.0, peak)
-            grow = tl.exp2(peaks - pivot)
-            mass = tl.sum(masses * grow, axis=0)
-            part = tl.sum(part * grow[:, None], axis=0)
-            best, total, values = joined(best, total, values, peak, mass, part[None, :])
+            peak, mass, part = summed(peaks, masses, part)
+            best, total, values = joined(best, total, values, peak, mass, part)
     got = answer(total, values).to(out.dtype.element_ty)
     to = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
     tl.store(out + to[None, :], got, mask=inside[None, :])

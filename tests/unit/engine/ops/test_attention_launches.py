@@ -69,7 +69,7 @@ def test_a_long_neighbour_and_the_largest_context_cost_a_program_nothing(
     """Launched by real lengths, or captured for contexts up to `longest`."""
     room = None if longest is None else decode_work(32, num_groups=1, max_context_tokens=longest)
     attend(room or cut(contexts)[1], 32)
-    ((num_kv_heads, programs),) = decodes.grids
+    ((num_kv_heads, programs, _),) = decodes.grids
     assert num_kv_heads == 8 and busiest(contexts, programs) == SPLIT_TOKENS
 
 
@@ -91,7 +91,7 @@ def test_contexts_that_many_share_are_read_in_passes_within_the_scratch(
 def test_captured_programs_are_bounded_whatever_the_longest_context(decodes: Recorded) -> None:
     for longest in (2_048, 131_072, 10_000_000):
         attend(decode_work(256, num_groups=1, max_context_tokens=longest), 256)
-    assert {programs * heads for heads, programs in decodes.grids} == {attention.MOST_PROGRAMS}
+    assert {programs * heads for heads, programs, _ in decodes.grids} == {attention.MOST_PROGRAMS}
     assert max(decodes.slots) == cutting.MOST_SLOTS
 
 
