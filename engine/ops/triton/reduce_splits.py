@@ -125,4 +125,4 @@ def _bound(
         "SPLIT_ROWS": SPLIT_ROWS, "HAS_SINKS": has_sinks, "UNIFORM": uniform, "PARTS": PARTS,
         "BLOCK_D": power_of_two(dim),
     }  # fmt: skip
-    return Bound(constants, {"num_warps": 4 if dim > 128 else 2, **FUSED})
+    return Bound(constants, {"num_warps": max(1, power_of_two(dim) // 32), **FUSED})
