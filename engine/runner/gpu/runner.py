@@ -125,9 +125,10 @@ class DeviceRunner:
 
     def _parts(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         """What is computed by forwards of their own, one after the other."""
+        if not self.runs_apart or is_decode(chunks):
+            return [list(chunks)]
         decodes = [chunk for chunk in chunks if is_decode([chunk]) and chunk.read is None]
-        captured = size_for(len(decodes), self._graphs.sizes) is not None
-        if not (self.runs_apart and captured and 0 < len(decodes) < len(chunks)):
+        if not decodes or size_for(len(decodes), self._graphs.sizes) is None:
             return [list(chunks)]
         held = {chunk.sequence for chunk in decodes}
         return [decodes, [chunk for chunk in chunks if chunk.sequence not in held]]

@@ -68,8 +68,9 @@ def test_whoever_has_rows_read_is_no_decode() -> None:
     read = ReadRows(rows=range(1), targets=[3])
     last = chunk([5], table=[0], sequence="r", sampling=Sampling(seed=0, max_tokens=1))
     decode = chunk([5], table=[1], sequence="d")
-    parts = runner._parts([decode, msgspec.structs.replace(last, read=read)])
-    assert [[c.sequence for c in part] for part in parts] == [["d"], ["r"]]
+    part = chunk([5, 6], table=[2], sequence="p", sampling=None)
+    parts = runner._parts([decode, msgspec.structs.replace(last, read=read), part])
+    assert [[c.sequence for c in part] for part in parts] == [["d"], ["r", "p"]]
 
 
 @pytest.mark.parametrize("apart", [True, False])
