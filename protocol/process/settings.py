@@ -133,12 +133,14 @@ class WorkerSettings(ProcessSettings):
     """Take the pool's memory at the start, in huge pages: moving blocks between processes then
     costs a fifth less CPU, starting up to 2 s more per GiB. Not needed where the system's
     `shmem_enabled` is `advise` or `always`: there they come by themselves, when used."""
-    max_running: int = Field(default=64, ge=1, le=1 << 14)
-    """Sequences in one forward pass. More than this no longer helps a CPU's throughput."""
+    max_running: int | None = Field(default=None, ge=1, le=1 << 14)
+    """Sequences in one forward pass. None: by the device, said with its reason at the start; on a
+    CPU 64, more of which no longer helps its throughput."""
     max_waiting: int = Field(default=256, ge=1, le=1 << 20)
     """Requests queued before new ones are refused as overloaded: four full batches."""
-    token_budget: int = Field(default=512, ge=1, le=1 << 20)
-    """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
+    token_budget: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step. None:
+    by the device, as `max_running`; on a CPU 512."""
     transports: str = ""
     """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl` from a
     GPU. Shared memory and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts
@@ -153,8 +155,8 @@ class WorkerSettings(ProcessSettings):
 
     @field_validator("token_budget")
     @classmethod
-    def _budget_beyond_decodes(cls, value: int, others: ValidationInfo) -> int:
-        if value <= others.data.get("max_running", 0):
+    def _budget_beyond_decodes(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and value <= (others.data.get("max_running") or 0):
             raise ValueError("must exceed max_running, or prefill stands still beside a full batch")
         return value
 

@@ -12,6 +12,7 @@ from engine.ops.choose import choose_ops
 from engine.ops.contract import Ops
 from engine.runner.gpu.device import Device
 from engine.sampling.masks import TokenMasker, mask_tokens
+from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
 
@@ -66,3 +67,10 @@ def token_masker_for(device: Device) -> TokenMasker:
         masker: TokenMasker = import_module("engine.sampling.triton_mask").mask_tokens
         return masker
     return mask_tokens
+
+
+def score_penaliser_for(device: Device) -> ScorePenaliser:
+    if device.where.type == "cuda":
+        penaliser: ScorePenaliser = import_module("engine.sampling.triton_penalties").penalise
+        return penaliser
+    return penalise
