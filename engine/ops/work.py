@@ -46,11 +46,13 @@ class Work:
     passes_G: tuple[tuple[Pass, ...], ...]
     has_decodes: bool
     """Whether a sequence has one token in the step."""
+    split_tokens: int
+    """SPLIT_TOKENS when it was made."""
     chunk_splits: int
     """Most splits of a sequence with several tokens; 0: there is none."""
 
 
-def split_tokens(num_tokens: int) -> int:
+def split_size(num_tokens: int) -> int:
     """Context of a split for a sequence with so many tokens in the step."""
     return SPLIT_TOKENS * -(-num_tokens // SPLIT_ROWS)
 
@@ -95,6 +97,7 @@ def work(lengths_S: NDArray[np.int64], slots_GS1: NDArray[np.int32]) -> Work:
     return Work(
         passes_G=tuple(tuple(_passes(slots_S1, has_chunks)) for slots_S1 in slots_GS1),
         has_decodes=not several_S.all(),
+        split_tokens=SPLIT_TOKENS,
         chunk_splits=splits,
     )
 
@@ -105,7 +108,10 @@ def decode_work(num_sequences: int, *, num_groups: int, max_context_tokens: int)
     whole = Pass(
         first=0, last=num_sequences, first_slot=0, num_slots=most, joined=most > num_sequences
     )
-    return Work(passes_G=((whole,),) * num_groups, has_decodes=True, chunk_splits=0)
+    return Work(
+        passes_G=((whole,),) * num_groups, has_decodes=True, split_tokens=SPLIT_TOKENS,
+        chunk_splits=0,
+    )  # fmt: skip
 
 
 def _passes(slots_S1: NDArray[np.int32], has_chunks: bool) -> Iterator[Pass]:

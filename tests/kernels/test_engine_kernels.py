@@ -30,12 +30,14 @@ LINEARS = (
 ATTENTION = (
     "attentions",
     "splits",
+    "a_row_in_splits_depends_on_no_other",
+    "uniform_rows_are_alike_in_decodes_and_chunks",
     "what_lies_beyond_the_context_is_never_read",
     "a_row_depends_neither_on_its_chunk_nor_on_the_batch",
     "rows_that_pad_a_batch_are_harmless",
     "a_row_that_sees_nothing_is_zero",
     "a_tile_that_is_wholly_masked_changes_nothing",
-    "an_empty_split_changes_nothing",
+    "what_no_split_wrote_is_never_read",
     "damaged_keys_stay_in_their_sequence",
     "float16",
 )

@@ -1,5 +1,6 @@
 """Tuning without a GPU: what is tried, kept, written and read back."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.ops.triton import attention, experts, gated, launch, reduce_splits
+from engine.ops.triton import attention, experts, gated, launch, linear, reduce_splits
 from engine.ops.triton.launch import Launch
 from engine.sampling import triton_sample
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
+from tools.tune.attention import attention_subjects
+from tools.tune.linears import CUBLAS, LINEARS, linears_subjects
 from tools.tune.sample import sample_subjects
 from tools.tune.subject import Measured, NoRoom, Subject, tune, written
 
@@ -53,9 +56,11 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
             return lambda *args, **named: None
 
     for module, name in (
-        (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
+        (attention, "decode_kernel"), (attention, "chunk_kernel"),
+        (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
         (experts, "combine_kernel"),
+        (linear, "linear_kernel"), (linear, "sum_parts_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
@@ -71,11 +76,33 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
     assert shapes == {
         ("attention", "decode-d128-g4-bfloat16"),
         ("attention", "chunk-d128-g4-bfloat16"),
-        ("attention", "chunk-in-splits-d128-g4-bfloat16"),
         ("experts", "few-e128-k2048-f768-bfloat16"),
         ("experts", "many-e128-k2048-f768-bfloat16"),
         ("sample", "any"),
+        *(
+            ("linear", f"{kind}-m{rows}-n{out}-k{width}-bfloat16")
+            for kind, out, width in LINEARS
+            for rows in (16, 32)
+        ),
     }
+
+
+def test_a_linear_that_cublas_computes_faster_has_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "DEVICE", "meta")
+    subjects = list(linears_subjects())
+    best = [CUBLAS, subjects[1].candidates[0]]
+    found = [
+        Measured(kernel="linear", shape=one.shape, launch=two, median_us=1.0, default_us=2.0)
+        for one, two in zip(subjects, best, strict=False)
+    ]
+    monkeypatch.setattr(command, "tune", lambda *_, **__: found)
+    for name, answer in (("is_available", True), ("get_device_capability", (9, 0))):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert command.main(["--kernel", "linear", "--out", str(tmp_path)]) == 0
+    assert launch.read_tuned(tmp_path / "sm_90.json") == {("linear", subjects[1].shape): best[1]}
 
 
 def test_the_sampler_keeps_its_tile() -> None:
@@ -85,12 +112,12 @@ def test_the_sampler_keeps_its_tile() -> None:
     assert {candidate.block_n for candidate in one.candidates} == {triton_sample.DEFAULT.block_n}
 
 
-@pytest.mark.parametrize(
-    ("splits", "num_programs", "expected"),
-    [(512, 8, 256), (4, 8, 4), (512, 255, 8), (512, 4_000, 1)],
-)
-def test_programs_over_splits_are_bounded(splits: int, num_programs: int, expected: int) -> None:
-    assert launch.split_programs(splits, num_programs=num_programs) == expected
+def test_attention_is_tried_with_few_warps_and_with_deep_pipelines() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "DEVICE", "meta")
+        for one in attention_subjects(32, 8, 128):
+            tried = {(candidate.num_warps, candidate.num_stages) for candidate in one.candidates}
+            assert tried == set(itertools.product((1, 2, 4, 8), (2, 3, 4, 5)))
 
 
 def test_no_candidate_is_begun_once_the_time_is_up() -> None:
@@ -135,16 +162,3 @@ def test_without_a_gpu_tuning_is_refused(
     assert command.main(["--out", str(tmp_path)]) == 1
     assert "no NVIDIA GPU here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("num_programs", "row_bytes", "expected"),
-    [(32, 65_536, 8), (256, 65_536, 1), (32, 16 << 20, 8), (32, (16 << 20) + 1, 1)],
-    ids=["few", "enough programs", "scratch filled", "no scratch for so many rows"],
-)
-def test_splits_follow_from_shapes(num_programs: int, row_bytes: int, expected: int) -> None:
-    assert launch.SPLIT_TOKENS == 256 and launch.FULL_PROGRAMS == 256
-    count = launch.num_splits(
-        num_programs=num_programs, row_bytes=row_bytes, capacity_tokens=8 * 256
-    )
-    assert count == expected

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.ops import work as cutting
-from engine.ops.work import SPLIT_TOKENS, Work, decode_work, slots, split_tokens, work
+from engine.ops.work import SPLIT_TOKENS, Work, decode_work, slots, split_size, work
 
 LENGTHS = st.integers(1, 3) | st.integers(1, 700)
 SEQUENCES = st.lists(st.tuples(LENGTHS, st.integers(0, 9_000)), min_size=1, max_size=9)
@@ -30,7 +30,7 @@ def test_every_key_that_a_row_sees_is_in_exactly_one_split(
     for group, window in enumerate(windows):
         for s, (length, before) in enumerate(sequences):
             held = int(slots_GS1[group, s + 1] - slots_GS1[group, s])
-            num_splits, size = held // length or 1, split_tokens(length)
+            num_splits, size = held // length or 1, split_size(length)
             first = 0 if window is None else max(0, before - window + 1) // size
             assert held % length == 0 and (held > 0 or length > 1)
             assert first * size <= max(0, before - (window or before + 1) + 1)
@@ -81,7 +81,7 @@ def test_a_prompt_from_its_beginning_is_never_split() -> None:
 
 def test_splits_are_of_512_tokens_for_decodes_and_as_much_longer_as_a_chunk_is() -> None:
     assert SPLIT_TOKENS == 512
-    assert [split_tokens(n) for n in (1, 4, 5, 64)] == [512, 512, 1_024, 8_192]
+    assert [split_size(n) for n in (1, 4, 5, 64)] == [512, 512, 1_024, 8_192]
     assert cut([(1, 511), (1, 512), (16, 4_096)], [None])[0].tolist() == [[0, 1, 3, 3 + 16 * 3]]
 
 

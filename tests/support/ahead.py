@@ -110,7 +110,10 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 
 
 def assert_fits(call: Call, arch: int, folder: Path) -> None:
-    kernel = call.compiled(arch)
+    assert_kernel_fits(call.compiled(arch), arch, folder)
+
+
+def assert_kernel_fits(kernel: Any, arch: int, folder: Path) -> None:
     taken = resources(kernel.asm["cubin"], folder)
     assert 0 < taken["REG"] <= 255
     assert taken["STACK"] == taken["LOCAL"] == taken["SPILLS"] == 0, f"spills: {taken}"

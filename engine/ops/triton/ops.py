@@ -19,7 +19,6 @@ from engine.ops.inputs import ForwardInputs
 from engine.ops.triton.attention import attention
 from engine.ops.triton.experts import GroupedExperts, invariant_experts
 from engine.ops.triton.gated import gated
-from engine.ops.triton.launch import attention_default
 from engine.ops.triton.linears import GpuLinear, Kind
 from engine.ops.triton.norm import normed
 from engine.ops.triton.rope_store import rope_store
@@ -106,13 +105,7 @@ class TritonOps:
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         q_THD = qkv.view(qkv.shape[0], -1, heads.head_dim)[:, : heads.num_heads]
         layer_pool = self._layer(heads, pool)
-        if not self.batch_invariant:
-            return attention(q_THD, layer_pool, inputs, heads)
-        whole = attention_default(
-            heads.head_dim, heads.num_heads // heads.num_kv_heads, decode=False,
-            windowed=True, itemsize=q_THD.element_size(),
-        )  # fmt: skip
-        return attention(q_THD, layer_pool, inputs, heads, launch=whole, splits=1)
+        return attention(q_THD, layer_pool, inputs, heads, uniform=self.batch_invariant)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return gated(gate_up, activation, dtype=self.io_dtype, early=self._early)

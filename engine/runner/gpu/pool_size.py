@@ -16,6 +16,7 @@ from engine.batch import Chunk, ReadRows, SequenceId, Words
 from engine.kvcache.pool import KvPool, fewest_blocks
 from engine.limits import EngineLimits
 from engine.models.model import Model
+from engine.ops.work import MOST_SLOTS, most_splits
 from engine.runner.gpu.arrays import widest_table
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.runner import DeviceRunner
@@ -89,12 +90,18 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
 
 def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
     """Ever more decodes, which a batch of cached prompts is too, and ever longer chunks of one
-    sequence, all with the widest table: kernels and scratch of attention differ by how many tokens
-    there are, of how long contexts. Every entry names block 0, which they overwrite."""
-    table = [0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups
-    most = min(limits.token_budget, limits.max_context_tokens)
-    decodes = [[_wide(str(n), 1, table) for n in range(n)] for n in _powers(limits.max_running)]
-    return [*decodes, *([_wide("chunk", n, table)] for n in _powers(most) if n > 1)]
+    sequence, all at the end of the longest context, but decodes only as far as they fill the
+    scratch of attention. Every entry of the tables names block 0, which they overwrite."""
+    longest = limits.max_context_tokens
+    table = [0] * widest_table(longest, layout) * layout.num_groups
+    filling = 1 + MOST_SLOTS // most_splits(longest)
+    decodes = [
+        [_wide(str(n), 1, table, start=longest - 1 if n < filling else 0) for n in range(count)]
+        for count in _powers(limits.max_running)
+    ]
+    most = min(limits.token_budget, longest)
+    chunks = [n for n in _powers(most) if n > 1]
+    return [*decodes, *([_wide("chunk", n, table, start=longest - n)] for n in chunks)]
 
 
 def _powers(most: int) -> list[int]:
@@ -106,8 +113,9 @@ def _powers(most: int) -> list[int]:
     return [*powers, most]
 
 
-def _wide(name: str, num_tokens: int, table: Sequence[int]) -> Chunk:
-    return _zeros(f"wide {name}", num_tokens, table, Sampling(seed=1, max_tokens=1))
+def _wide(name: str, num_tokens: int, table: Sequence[int], *, start: int) -> Chunk:
+    rule = Sampling(seed=1, max_tokens=1)
+    return _zeros(f"wide {name}", num_tokens, table, rule, start=start)
 
 
 class _FewTokens:
@@ -128,9 +136,11 @@ def _zeros(
     table: Sequence[int],
     rule: Sampling,
     read: ReadRows | None = None,
+    *,
+    start: int = 0,
 ) -> Chunk:
     return Chunk(
-        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=0, block_table=table,
+        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=start, block_table=table,
         sampling=rule, prompt_ids=(0,), outputs=(0,), read=read, allowed=_FewTokens(),
     )  # fmt: skip
 

@@ -63,20 +63,46 @@ def test_the_largest_step_has_every_token_and_every_row() -> None:
 def test_steps_with_the_widest_tables_are_measured_too(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths = dict[int, int]()
-    upload_step = Upload.upload_step
-
-    def seen(upload: Upload, step: StepArrays) -> StepTensors:
-        if len(step.ends_S) == 1:
-            widths[len(step.token_ids_T)] = step.tables_GSB.shape[2]
-        return upload_step(upload, step)
-
-    monkeypatch.setattr(Upload, "upload_step", seen)
+    steps = uploaded(monkeypatch)
     model = load_model(checkpoint, dtype="float32", native=False)
     (layout,) = model.config.kv_layouts(block_tokens=4, dtype="float32")
     largest_step_bytes(model, layout, device=HostDevice(), sampler=sample_on_host, limits=LIMITS)
-    assert widths == dict.fromkeys((1, 4, 16, 24), widest_table(256, layout))
+    wide = {len(s.token_ids_T): s.tables_GSB.shape[2] for s in steps if len(s.ends_S) == 1}
+    assert wide == dict.fromkeys((1, 4, 16, 24), widest_table(256, layout))
+    assert [256] * 4 in [step.ends_S.tolist() for step in steps], "decodes of the longest context"
     assert widest_table(256, layout) > 256 // 4
+
+
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[StepArrays]:
+    """Every step from now on."""
+    steps, upload_step = list[StepArrays](), Upload.upload_step
+
+    def seen(upload: Upload, step: StepArrays) -> StepTensors:
+        steps.append(step)
+        return upload_step(upload, step)
+
+    monkeypatch.setattr(Upload, "upload_step", seen)
+    return steps
+
+
+def test_max_model_len_bounds_context_tables_and_scratch(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Roomy(SmallDevice):
+        free = 1 << 24
+
+    monkeypatch.setattr("engine.ops.work.SPLIT_TOKENS", 16)
+    found = dict[int, tuple[int, int, int]]()
+    for most in (64, 256):
+        steps = uploaded(monkeypatch)
+        assembled(checkpoint, Roomy(), max_model_len=most)
+        found[most] = (
+            max(int(step.ends_S.max()) for step in steps),
+            max(step.tables_GSB.shape[2] for step in steps),
+            max(step.work.passes_G[0][0].num_slots for step in steps),
+        )
+    # Scratch for four decodes over tables of blocks that are as long as a split here.
+    assert found == {64: (64, 16, 4 * 16), 256: (256, 32, 4 * 32)}
 
 
 @pytest.fixture(scope="module")
