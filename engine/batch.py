@@ -68,7 +68,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     prompt_ids: Sequence[int]
     """The prompt's distinct tokens, in any order; empty unless a repetition penalty asks."""
     outputs: Sequence[int]
-    """Every token generated and read so far, by whichever worker: what the penalties see."""
+    """Every token generated and read so far, by whichever worker: what the penalties see. The same
+    list in each chunk of a sequence, by which a runner knows it again."""
     allowed: Allowed | None = None
     """None: all tokens are. What a grammar says; penalties, bias and bans come after it."""
     num_prompt: int = 0

@@ -31,7 +31,7 @@ from engine.batch import Chunk, SequenceId
 from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
 from tools.make_checkpoint import Shape
 
 BLOCK_TOKENS = 16
@@ -135,7 +135,8 @@ def measure(*, layers: int, num_tokens: int, rounds: int = ROUNDS) -> dict[str, 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory, faked() as gpu:
         model, pool = loaded(toy(layers), Path(directory))
-        inputs = mixed(num_tokens)
+        windows = [group.window for group in model.config.kv_groups]
+        inputs = with_work(mixed(num_tokens), windows)
         forward_ms = least_ms(lambda: model.forward(inputs, pool), rounds=rounds)
         before = gpu.launched
         model.forward(inputs, pool)

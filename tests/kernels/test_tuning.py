@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.ops.triton import attention, experts, gated, launch, reduce_splits
+from engine.ops.triton import attention, experts, gated, launch, linear, reduce_splits
 from engine.ops.triton.launch import Launch
 from engine.sampling import triton_sample
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
 from tools.tune.attention import attention_subjects
+from tools.tune.linears import CUBLAS, LINEARS, linears_subjects
 from tools.tune.sample import sample_subjects
 from tools.tune.subject import Measured, NoRoom, Subject, tune, written
 
@@ -59,6 +60,7 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
         (experts, "combine_kernel"),
+        (linear, "linear_kernel"), (linear, "sum_parts_kernel"),
         (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
@@ -77,7 +79,30 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         ("experts", "few-e128-k2048-f768-bfloat16"),
         ("experts", "many-e128-k2048-f768-bfloat16"),
         ("sample", "any"),
+        *(
+            ("linear", f"{kind}-m{rows}-n{out}-k{width}-bfloat16")
+            for kind, out, width in LINEARS
+            for rows in (16, 32)
+        ),
     }
+
+
+def test_a_linear_that_cublas_computes_faster_has_no_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "DEVICE", "meta")
+    subjects = list(linears_subjects())
+    best = [CUBLAS, subjects[1].candidates[0]]
+    found = [
+        Measured(kernel="linear", shape=one.shape, launch=two, median_us=1.0, default_us=2.0)
+        for one, two in zip(subjects, best, strict=False)
+    ]
+    monkeypatch.setattr(command, "tune", lambda *_, **__: found)
+    for name, answer in (("is_available", True), ("get_device_capability", (9, 0))):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert command.main(["--kernel", "linear", "--out", str(tmp_path)]) == 0
+    assert launch.read_tuned(tmp_path / "sm_90.json") == {("linear", subjects[1].shape): best[1]}
 
 
 def test_the_sampler_keeps_its_tile() -> None:

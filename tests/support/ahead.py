@@ -54,7 +54,7 @@ def recorded(module: ModuleType, name: str, launch: Callable[[], object]) -> lis
     class Recorder:
         def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
             assert all(count > 0 for count in grid)
-            return lambda *args, **named: calls.append(_specialised(kernel, args, named))
+            return lambda *args, **named: calls.append(specialised(kernel, args, named))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, name, Recorder())
@@ -63,7 +63,7 @@ def recorded(module: ModuleType, name: str, launch: Callable[[], object]) -> lis
     return calls
 
 
-def _specialised(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
+def specialised(kernel: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Call:
     names = [param.name for param in kernel.params]
     given = dict(zip(names, args, strict=False)) | named
     signature: dict[str, str] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.batch import Chunk, ReadRows, SampledToken, SequenceId
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.ops.inputs import forward_inputs
+from engine.ops.inputs import forward_inputs, with_work
 from engine.runner.contract import Runner
 from protocol.layout import KvDtype
 from protocol.messages import Sampling
@@ -68,6 +68,7 @@ def logits(model: Model, pool: KvPool, chunks: Sequence[Chunk]) -> Tensor:
         chunks, block_tokens=pool.layout.block_tokens, num_groups=pool.layout.num_groups,
         reaches=model.takes_reaches,
     )  # fmt: skip
+    inputs = with_work(inputs, [group.window for group in model.config.kv_groups])
     return model.forward(replace(inputs, rows_R=torch.arange(len(inputs.token_ids_T))), pool)
 
 

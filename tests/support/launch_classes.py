@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.ahead import _specialised
+from support.ahead import specialised
 from triton.runtime.jit import JITFunction
 
 from engine.batch import Chunk
@@ -33,7 +33,7 @@ def launch_classes(model: Model, steps: Iterable[Sequence[Chunk]]) -> set[Launch
     pool, seen = KvPool(layout, 4, device=META), set[LaunchClass]()
 
     def run(kernel: Any, *args: Any, grid: object, warmup: bool, **named: Any) -> None:
-        call = _specialised(kernel, args, dict(named))
+        call = specialised(kernel, args, dict(named))
         parts = (call.signature, call.constants, call.options)
         seen.add((kernel.__name__, *(tuple(sorted(part.items(), key=str)) for part in parts),
                   call.aligned))  # fmt: skip

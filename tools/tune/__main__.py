@@ -9,7 +9,8 @@ kernels and shapes in the file stay.
 Not tuned: the size of attention's splits (`engine.ops.work`), for the order of a row's sums follows
 it; and the sampler's tile, for the tokens that top_p keeps
 may follow it. Of the sampler only the warps vary, which the sum of one tile's masses may still
-follow in its last bits.
+follow in its last bits. A linear has an entry only where our kernel is faster than cuBLAS, at the
+shapes of an 8B Llama.
 """
 
 import argparse
@@ -23,10 +24,11 @@ from engine.ops.triton import launch
 from protocol.process.triton_cache import use_own_triton_cache
 from tools.tune.attention import attention_subjects
 from tools.tune.experts import experts_subjects
+from tools.tune.linears import CUBLAS, linears_subjects
 from tools.tune.sample import sample_subjects
 from tools.tune.subject import Subject, on_gpu, tune, written
 
-KERNELS = ("attention", "experts", "sample")
+KERNELS = ("attention", "experts", "linear", "sample")
 
 
 def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
@@ -35,6 +37,8 @@ def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
             return attention_subjects(asked.heads, asked.kv_heads, asked.head_dim)
         case "experts":
             return experts_subjects(asked.experts, asked.choices, asked.width, asked.hidden)
+        case "linear":
+            return linears_subjects()
         case _:
             return sample_subjects(asked.vocab)
 
@@ -65,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measured = list(tune(chosen, on_gpu, within_s=asked.seconds))
     for one in measured:
         print(f"{one.kernel} {one.shape}: {one.median_us:.1f} us, default {one.default_us:.1f} us")
-    print(f"{written(file, measured, device=device)} entries to {file}")
+    kept = [one for one in measured if one.kernel != "linear" or one.launch != CUBLAS]
+    print(f"{written(file, kept, device=device)} entries to {file}")
     return 0
 
 

@@ -7,7 +7,8 @@ that Triton specialises on, by which it is looked up. Under Triton's interpreter
 hooks, and for whatever stands for a kernel in tests, every launch is an ordinary one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -33,20 +34,20 @@ class Bound:
     __slots__ = ("_compiled", "_kernel", "_named", "_numbers", "_pointers", "_values")
 
     def __init__(self, constants: Mapping[str, object], options: Mapping[str, object]) -> None:
-        """The kernel's parameters are addresses, then numbers, those that are not specialised on
-        last, then `constants` in their order."""
-        self._named, self._values = {**constants, **options}, tuple(constants.values())
+        """The kernel's parameters are addresses and numbers, and then `constants`."""
+        self._named: Mapping[str, object] = {**constants, **options}
+        self._values: tuple[object, ...] = ()
         self._kernel: object = None
-        self._compiled: dict[tuple[object, ...], Any] = {}
+        self._compiled: dict[object, Any] = {}
         self._pointers: tuple[int, ...] = ()
-        self._numbers = slice(0)
+        self._numbers: Callable[[tuple[Any, ...]], object] = len
 
     def launch(self, kernel: Any, grid: tuple[int, int, int], *arguments: Any) -> None:
         """`kernel` the same each time, but for tests: a call that finds another is ordinary."""
         bits = 0
         for number in self._pointers:
             bits |= arguments[number].data_ptr()
-        found = self._compiled.get(arguments[self._numbers])
+        found = self._compiled.get(self._numbers(arguments))
         if (
             found is None
             or kernel is not self._kernel
@@ -70,16 +71,17 @@ class Bound:
         if self._kernel is not kernel:
             self._look_at(kernel, arguments)
         if not any(arguments[number].data_ptr() & _ALIGNED for number in self._pointers):
-            self._compiled[arguments[self._numbers]] = made
+            self._compiled[self._numbers(arguments)] = made
 
     def _look_at(self, kernel: Any, arguments: tuple[Any, ...]) -> None:
         """Which arguments are addresses, and which numbers a kernel is specialised on."""
         params = kernel.params[: len(arguments)]
-        assert kernel.arg_names[len(arguments) :] == list(self._named)[: len(self._values)]
         addresses = [n for n, one in enumerate(arguments) if isinstance(one, Tensor)]
-        free = [n for n, param in enumerate(params) if param.do_not_specialize]
-        first, last = addresses[-1] + 1, free[0] if free else len(params)
-        assert free == list(range(last, len(params))), "numbers not specialised on come last"
+        numbers = [
+            n for n, one in enumerate(arguments)
+            if isinstance(one, int | float) and not params[n].do_not_specialize
+        ]  # fmt: skip
         self._kernel, self._compiled = kernel, {}
-        self._numbers = slice(first, last)
+        self._values = tuple(self._named[name] for name in kernel.arg_names[len(arguments) :])
+        self._numbers = itemgetter(*numbers) if numbers else len
         self._pointers = tuple(n for n in addresses if not params[n].do_not_specialize_on_alignment)

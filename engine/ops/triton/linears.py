@@ -125,4 +125,4 @@ def wide_logits(
     return out if bias_N is None else out.add_(bias_N)
 
 
-_MULTIPLIES_WIDE = "dtype_out" in torch.ops.aten.mm.overloads()
+_MULTIPLIES_WIDE = hasattr(torch.ops.aten.mm, "dtype_out")

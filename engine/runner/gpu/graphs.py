@@ -7,16 +7,17 @@ from step to step; a batch takes the next size up, its rest filled with rows tha
 # Shapes: S sequences of a batch, G KV groups, B blocks of the widest table, V vocabulary.
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.ops.work import Work, decode_work
-from engine.runner.gpu.arrays import StepArrays, StepTensors, empty_decode
+from engine.runner.gpu.arrays import StepArrays, StepTensors, empty_decode, is_decode
 from engine.runner.gpu.device import Device, Step
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.upload import Upload
@@ -38,6 +39,19 @@ def decode_sizes(max_rows: int) -> tuple[int, ...]:
 def size_for(num_rows: int, sizes: Iterable[int]) -> int | None:
     """The smallest of `sizes` that holds so many rows; None: none does."""
     return min((size for size in sizes if size >= num_rows), default=None)
+
+
+def parts_of(chunks: Sequence[Chunk], sizes: Iterable[int]) -> list[list[Chunk]]:
+    """What is computed by forwards of their own, one after the other: decodes of which one of
+    `sizes` is captured, and the rest. Who has rows read is no decode: a captured step leaves
+    logits alone."""
+    if is_decode(chunks):
+        return [list(chunks)]
+    decodes = [chunk for chunk in chunks if is_decode([chunk]) and chunk.read is None]
+    if not decodes or size_for(len(decodes), sizes) is None:
+        return [list(chunks)]
+    held = {chunk.sequence for chunk in decodes}
+    return [decodes, [chunk for chunk in chunks if chunk.sequence not in held]]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

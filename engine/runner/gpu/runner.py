@@ -36,7 +36,7 @@ from engine.runner.gpu.arrays import (
     widest_table,
 )
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
+from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, parts_of, size_for
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.launched import LaunchedPart, LaunchedStep
 from engine.runner.gpu.penalties import Penalties, StepPenalties
@@ -114,7 +114,7 @@ class DeviceRunner:
         block table, or has a pending token that no unread step samples; whatever it raises,
         nothing of the step is under way then."""
         self._device.bind()
-        parts = self._parts(chunks)
+        parts = parts_of(chunks, self._graphs.sizes) if self.runs_apart else [list(chunks)]
         try:
             ready = self._prepare(parts)
             return LaunchedStep(parts=[self._launched(*part) for part in ready])
@@ -122,15 +122,6 @@ class DeviceRunner:
             self._penalties.forget(chunks)
             self._device.record().wait()
             raise
-
-    def _parts(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
-        """What is computed by forwards of their own, one after the other."""
-        decodes = [chunk for chunk in chunks if is_decode([chunk]) and chunk.read is None]
-        captured = size_for(len(decodes), self._graphs.sizes) is not None
-        if not (self.runs_apart and captured and 0 < len(decodes) < len(chunks)):
-            return [list(chunks)]
-        held = {chunk.sequence for chunk in decodes}
-        return [decodes, [chunk for chunk in chunks if chunk.sequence not in held]]
 
     def _prepare(self, parts: Sequence[Sequence[Chunk]]) -> list[ReadyPart]:
         """Whatever may be refused is, before any of it is launched."""

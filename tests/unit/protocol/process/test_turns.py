@@ -35,6 +35,10 @@ def not_ours(seconds: float) -> None:
     raise AssertionError("it waits")
 
 
+def passing(seconds: float) -> None:
+    """The clock goes on by itself."""
+
+
 def waiting(process: subprocess.Popen[str]) -> Callable[[float], None]:
     """The other one dies while this one waits."""
 
@@ -59,7 +63,7 @@ def test_a_turn_that_is_kept_too_long_is_not_waited_for(caplog: pytest.LogCaptur
     with (
         take_turn(NAME),
         take_turn(NAME + " other") as other,
-        take_turn(NAME, patience_s=9, clock=lambda: next(times), sleep=id) as is_ours,
+        take_turn(NAME, patience_s=9, clock=lambda: next(times), sleep=passing) as is_ours,
     ):
         assert other and not is_ours
     assert "went on without its turn" in caplog.text

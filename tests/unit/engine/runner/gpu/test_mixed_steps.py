@@ -9,6 +9,7 @@ from support.forwards import chunk
 from engine.batch import ReadRows
 from engine.limits import EngineLimits
 from engine.ops.inputs import ForwardInputs
+from engine.runner.gpu.graphs import parts_of
 from engine.runner.gpu.mixed_steps import MixedTimes, choose_mixed
 from protocol.messages import Sampling
 
@@ -64,12 +65,12 @@ def test_without_captured_decodes_a_mixed_step_is_one_forward(forwards: list[int
 
 def test_whoever_has_rows_read_is_no_decode() -> None:
     """What a captured step leaves are logits alone."""
-    runner = device_runner(num_blocks=64, limits=LIMITS)
     read = ReadRows(rows=range(1), targets=[3])
     last = chunk([5], table=[0], sequence="r", sampling=Sampling(seed=0, max_tokens=1))
     decode = chunk([5], table=[1], sequence="d")
-    parts = runner._parts([decode, msgspec.structs.replace(last, read=read)])
-    assert [[c.sequence for c in part] for part in parts] == [["d"], ["r"]]
+    part = chunk([5, 6], table=[2], sequence="p", sampling=None)
+    parts = parts_of([decode, msgspec.structs.replace(last, read=read), part], (1, 2))
+    assert [[c.sequence for c in part] for part in parts] == [["d"], ["r", "p"]]
 
 
 @pytest.mark.parametrize("apart", [True, False])

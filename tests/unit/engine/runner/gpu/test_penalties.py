@@ -75,9 +75,12 @@ def test_a_bias_is_made_once_for_each_sequence_and_anew_for_another_that_has_its
 
     with pytest.MonkeyPatch.context() as patch:
         made: list[Sampling] = []
-        patch.setattr(
-            "engine.runner.gpu.penalties.biases", lambda rule: made.append(rule) or biases(rule)
-        )
+
+        def counted(rule: Sampling) -> dict[int, float]:
+            made.append(rule)
+            return biases(rule)
+
+        patch.setattr("engine.runner.gpu.penalties.biases", counted)
         assert biased(one) == biased(one) == [0, 3, 0, 0, 0]
         assert made == [one]
         assert biased(other) == [0, 6, 0, 0, 0]
