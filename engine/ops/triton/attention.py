@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
+from engine.ops.triton.bound import Bound
 from engine.ops.triton.chunk_attention import chunk_kernel
 from engine.ops.triton.decode_attention import decode_kernel
 from engine.ops.triton.launch import (
@@ -73,18 +74,27 @@ def attention(
         cut = (part.first, part.last, part.first_slot, num_slots)
         if work.has_decodes:
             programs = max(1, min(part.num_slots, -(-MOST_PROGRAMS // num_kv_heads)))
-            decode_kernel[(num_kv_heads, programs)](
-                q_THD, layer_pool, out, scratch, *given, *cut, **named(*kind, decode=True)
-            )
+            bound(layer_pool.dtype, *kind, decode=True).launch(
+                decode_kernel, (num_kv_heads, programs, 1), q_THD, layer_pool, out, scratch,
+                *given, *cut,
+            )  # fmt: skip
         if work.chunk_splits:
             own = named(*kind, decode=False)
             tiles = num_tokens // (own["BLOCK_M"] // own["GROUP"]) + inputs.num_sequences
-            chunk_kernel[(tiles, num_kv_heads, 1 if uniform else work.chunk_splits)](
-                q_THD, layer_pool, out, scratch, *given, *cut, **own
-            )
+            splits = 1 if uniform else work.chunk_splits
+            bound(layer_pool.dtype, *kind, decode=False).launch(
+                chunk_kernel, (tiles, num_kv_heads, splits), q_THD, layer_pool, out, scratch,
+                *given, *cut,
+            )  # fmt: skip
         if part.joined:
             reduce_splits(scratch, out, inputs, heads, part, uniform=uniform)
     return out
+
+
+@cache
+def bound(kv_dtype: torch.dtype, *kind: Any, decode: bool) -> Bound:
+    """`named`, to be launched again by a look-up; one for each dtype of the pool."""
+    return Bound(named(*kind, decode=decode), {})
 
 
 @cache

@@ -6,12 +6,16 @@ bits depend on its own splits alone. Its twin is attention without splits.
 
 # Shapes: T tokens, S sequences, G KV groups, H query heads, D head dim, P splits at a time.
 
+from functools import cache
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
+from engine.ops.triton.bound import Bound
 from engine.ops.triton.launch import FUSED, power_of_two
 from engine.ops.triton.online_softmax import answer, before_keys, joined, last_not_above
 from engine.ops.work import SPLIT_ROWS, Pass
@@ -97,10 +101,25 @@ def reduce_splits(
     powers of two, and the sum of the weights."""
     assert inputs.work is not None and inputs.slots_GS1 is not None
     num_tokens, num_heads, dim = len(out), heads.num_heads, heads.head_dim
-    reduce_splits_kernel[(num_heads, num_tokens)](
-        scratch, out, inputs.starts_S1, inputs.ends_S, inputs.slots_GS1[heads.group],
-        heads.sinks_H, part.first, part.last, part.first_slot, part.num_slots,
-        NUM_HEADS=num_heads, HEAD_DIM=dim, WINDOW=heads.window or 0, SPLIT=inputs.work.split_tokens,
-        SPLIT_ROWS=SPLIT_ROWS, HAS_SINKS=heads.sinks_H is not None, UNIFORM=uniform, PARTS=PARTS,
-        BLOCK_D=power_of_two(dim), num_warps=4 if dim > 128 else 2, **FUSED,
+    found = _bound(
+        out.device, out.dtype, num_heads, dim, heads.window or 0, inputs.work.split_tokens,
+        heads.sinks_H is not None, uniform,
     )  # fmt: skip
+    found.launch(
+        reduce_splits_kernel, (num_heads, num_tokens, 1), scratch, out, inputs.starts_S1,
+        inputs.ends_S, inputs.slots_GS1[heads.group], heads.sinks_H, part.first, part.last,
+        part.first_slot, part.num_slots,
+    )  # fmt: skip
+
+
+@cache
+def _bound(
+    device: torch.device, dtype: torch.dtype, num_heads: int, dim: int, window: int,
+    split_tokens: int, has_sinks: bool, uniform: bool,
+) -> Bound:  # fmt: skip
+    constants = {
+        "NUM_HEADS": num_heads, "HEAD_DIM": dim, "WINDOW": window, "SPLIT": split_tokens,
+        "SPLIT_ROWS": SPLIT_ROWS, "HAS_SINKS": has_sinks, "UNIFORM": uniform, "PARTS": PARTS,
+        "BLOCK_D": power_of_two(dim),
+    }  # fmt: skip
+    return Bound(constants, {"num_warps": 4 if dim > 128 else 2, **FUSED})
