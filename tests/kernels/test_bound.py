@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench.gpu.eager_host import NoGpu, faked, measure
 
+from bench.gpu.eager_host import NoGpu, faked, measure
 from engine.ops.contract import Norm
 from engine.ops.triton import norm
 
