@@ -27,7 +27,7 @@ class Linear(Protocol):
 
 
 class Head(Protocol):
-    def __call__(self, x_RK: Tensor, out: Tensor | None = None) -> Tensor:
+    def __call__(self, x_RK: Tensor, /, out: Tensor | None = None) -> Tensor:
         """float32 [R, N], in memory that the caller may change; written to `out` if one is
         given."""
         ...

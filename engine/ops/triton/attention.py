@@ -63,7 +63,8 @@ def attention(
     )  # fmt: skip
     kind = (
         num_heads, num_kv_heads, dim, layer_pool.shape[3], heads.window, heads.softcap is not None,
-        heads.sinks_H is not None, work.split_tokens, q_THD.dtype, q_THD.device, uniform, launch,
+        heads.sinks_H is not None, work.split_tokens, q_THD.dtype, layer_pool.dtype,
+        q_THD.device, uniform, launch,
     )  # fmt: skip
     for part in work.passes_G[heads.group]:
         num_slots = part.num_slots if part.joined else 0
@@ -89,11 +90,12 @@ def attention(
 @cache
 def bound_of(
     num_heads: int, num_kv_heads: int, dim: int, block_tokens: int, window: int | None,
-    has_cap: bool, has_sinks: bool, split_tokens: int, dtype: torch.dtype, device: torch.device,
-    uniform: bool, launch: Launch | None, *, decode: bool,
+    has_cap: bool, has_sinks: bool, split_tokens: int, dtype: torch.dtype, kv_dtype: torch.dtype,
+    device: torch.device, uniform: bool, launch: Launch | None, *, decode: bool,
 ) -> tuple[Bound, int]:  # fmt: skip
     """A kernel with its constants, and the tokens of a tile: as measured for the device, else by
-    default. Uniform, always by default: what was measured differs between devices of a kind."""
+    default. Uniform, always by default: what was measured differs between devices of a kind. What
+    is bound knows its tensors' dtypes: hence `kv_dtype`, the pool's."""
     group = num_heads // num_kv_heads
     if launch is None:
         launch = attention_default(

@@ -42,7 +42,8 @@ def test_partial_sums_of_a_linear_are_float32_once_a_gpu_is_opened(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("engine.runner.gpu.cuda.CudaDevice", lambda index: index)
-    assert open_device("auto") == 0
+    opened: object = open_device("auto")
+    assert opened == 0
     assert not narrow_sums.allow_bf16_reduced_precision_reduction
     assert not narrow_sums.allow_fp16_reduced_precision_reduction
 
