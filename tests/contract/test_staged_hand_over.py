@@ -15,7 +15,10 @@ GREEDY = Sampling(seed=1, max_tokens=12, temperature=0.0, ignore_eos=True)
 SEEDED = Sampling(seed=7, max_tokens=12, temperature=0.8, top_p=0.95, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=["device-host shm", "host-device tcp"])
+TOO = pytest.param("host-device tcp", marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=["device-host shm", TOO])
 def pair(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
