@@ -15,7 +15,7 @@ from kvtransfer.chunk import Landing
 from kvtransfer.messages import FetchId
 from kvtransfer.native import flows
 from kvtransfer.native.copy import Span
-from kvtransfer.sum_kinds import SumKind
+from kvtransfer.sum_kinds import XXH3, SumKind
 from kvtransfer.transports.tcp.frames import HEADER_BYTES, Header, unpack_header
 from kvtransfer.transports.tcp.messages import TcpToSink, tcp_to_sink
 from protocol.errors import PeerLost, WireError
@@ -26,7 +26,7 @@ _SCRATCH: Final = Span(np.frombuffer(_scratch, np.uint8).ctypes.data, len(_scrat
 
 
 class Lane:
-    def __init__(self, sock: socket.socket, sum_kind: SumKind | None) -> None:
+    def __init__(self, sock: socket.socket, sum_kind: SumKind | None = XXH3) -> None:
         """`sum_kind`: the checksums taken of bodies on the way; None: none."""
         self.sock = sock
         self._sum_kind: SumKind | None = sum_kind
