@@ -22,6 +22,7 @@ from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.memory.staging import Staging
 from kvtransfer.sum_kinds import XXH3
 from kvtransfer.transports.staged import gathers
+from protocol.errors import TransferError
 from protocol.layout import KvLayout, transfer_compat
 
 
@@ -75,7 +76,7 @@ def test_a_source_whose_device_is_late_costs_the_fetch_alone_and_no_slot(
         outcome = borrower.fetch(ticket, [Slot(0, 0)], deadline_s=0.3)
         lender.write_all(ticket)
         assert "not landed within" in reason(outcome)
-        assert outcome.end.quarantined == ()
+        assert isinstance(outcome.end, Lost) and outcome.end.quarantined == ()
     eventually(lambda: lender.source.num_leases == 0)
     assert lands(lender, borrower)
 
@@ -190,7 +191,7 @@ def failing_once(open_ring: object) -> object:
     def fail_first(self: Staging, *, span_bytes: int) -> object:
         if failures:
             failures.clear()
-            raise gathers.TransferError("staging: none now")
+            raise TransferError("staging: none now")
         return open_ring(self, span_bytes=span_bytes)  # type: ignore[operator]
 
     return fail_first
