@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvtransfer.device import libcuda
-from kvtransfer.device.driver import CannotMap, Stream, Sums
+from kvtransfer.device.driver import CannotMap, Mark, Stream, Sums
 from kvtransfer.kernels.copy import copy
 from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
@@ -149,6 +149,26 @@ class CudaDriver:
         self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
     ) -> Sums:
         return self._launch(stream, None, source.address, table_5R, num_pieces)
+
+    def register(self, span: Span) -> None:
+        self.bind()
+        libcuda.register(span.address, span.num_bytes)
+
+    def unregister(self, span: Span) -> None:
+        self.bind()
+        libcuda.unregister(span.address)
+
+    def download(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        assert source.num_bytes == target.num_bytes
+        self.bind()
+        libcuda.download(target.address, source.address, source.num_bytes, stream.handle)
+        return stream.record()
+
+    def upload(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        assert source.num_bytes == target.num_bytes
+        self.bind()
+        libcuda.upload(target.address, source.address, source.num_bytes, stream.handle)
+        return stream.record()
 
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         self.bind()

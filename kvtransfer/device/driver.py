@@ -86,6 +86,21 @@ class Driver(Protocol):
     ) -> Sums:
         """Launch the sums alone."""
 
+    def register(self, span: Span) -> None:
+        """Page-lock memory of this host, so that copies from and to it run beside all else. Raises
+        TransferError where that is not to be had."""
+
+    def unregister(self, span: Span) -> None:
+        """Before the memory goes; no launched work may use it any more."""
+
+    def download(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        """Launch a copy of device memory into as many bytes of registered host memory; the mark is
+        after it."""
+
+    def upload(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        """Launch a copy of registered host memory into as many bytes of device memory; the mark is
+        after it."""
+
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         """Waits for the device: for tests and tools."""
 

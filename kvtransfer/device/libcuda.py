@@ -11,6 +11,8 @@ from protocol.errors import TransferError
 HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1
 """CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS: memory of another GPU is mapped over NVLink or PCIe."""
+_PORTABLE = 1
+"""CU_MEMHOSTREGISTER_PORTABLE: page-locked for all contexts of this process."""
 
 
 class IpcHandle(ctypes.Structure):
@@ -31,6 +33,10 @@ def _library() -> ctypes.CDLL:
     library.cuStreamSynchronize.argtypes = library.cuCtxSetCurrent.argtypes = [at]
     library.cuIpcGetMemHandle.argtypes = [at, there]
     library.cuMemGetAddressRange_v2.argtypes = [at, at, there]
+    library.cuMemHostRegister_v2.argtypes = [at, size, ctypes.c_uint]
+    library.cuMemHostUnregister.argtypes = [at]
+    library.cuMemcpyDtoHAsync_v2.argtypes = [at, there, size, at]
+    library.cuMemcpyHtoDAsync_v2.argtypes = [there, at, size, at]
     library.cuDevicePrimaryCtxRetain.argtypes = [at, ctypes.c_int]
     return library
 
@@ -97,3 +103,22 @@ def allocation_bytes(address: int) -> int:
     base, size = ctypes.c_uint64(), ctypes.c_size_t()
     _call("cuMemGetAddressRange_v2", ctypes.byref(base), ctypes.byref(size), address)
     return size.value - (address - base.value)
+
+
+def register(address: int, num_bytes: int) -> None:
+    """Page-lock memory of this host."""
+    _call("cuMemHostRegister_v2", address, num_bytes, _PORTABLE)
+
+
+def unregister(address: int) -> None:
+    _call("cuMemHostUnregister", address)
+
+
+def download(host: int, device: int, num_bytes: int, stream: int) -> None:
+    """Launch a copy into page-locked memory."""
+    _call("cuMemcpyDtoHAsync_v2", host, device, num_bytes, stream)
+
+
+def upload(device: int, host: int, num_bytes: int, stream: int) -> None:
+    """Launch a copy out of page-locked memory."""
+    _call("cuMemcpyHtoDAsync_v2", device, host, num_bytes, stream)

@@ -1,7 +1,7 @@
 """The memory all KV blocks of one worker lie in, on a GPU.
 
-Its checksums are those of `kvtransfer.kernels.copy`, so it is paired with device pools only.
-Nothing here waits for the engine's work.
+Its checksums are those of `kvtransfer.kernels.copy`, which host pools can take too. Nothing here
+waits for the engine's work.
 """
 
 # Shapes: N blocks, P pieces.
@@ -17,11 +17,13 @@ from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Stream, Sums
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
+from kvtransfer.memory.staging import Staging
 from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
+from kvtransfer.sum_kinds import WORD_SUM, SumKind
 from protocol.errors import TransferError
 
-SUM_KIND: Final = "splitmix64-sum"
+SUM_KIND: Final = WORD_SUM
 """What both ends must mean by a checksum."""
 SUM_S: Final = 2.0
 """Sums of a turn's blocks take a device well under a millisecond; then it is taken for lost."""
@@ -50,6 +52,8 @@ class DeviceMemory:
         self.span: Span = driver.allocate(num_blocks * block_bytes)
         """Where the blocks lie, as this process addresses them."""
         self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
+        self.staging = Staging(driver)
+        """Where chunks wait on their way over planes of hosts."""
         self._stream: Stream = driver.stream()
         self._summing = threading.Lock()
         self._closed = False
@@ -62,11 +66,16 @@ class DeviceMemory:
     def generations_N(self) -> NDArray[np.uint64]:
         return self._generations.counts_N
 
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+    @property
+    def sum_kinds(self) -> tuple[SumKind, ...]:
+        return (SUM_KIND,)
+
+    def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
         """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.
 
         Raises ValueError for ranges outside the pool, TransferError when the device is lost.
         """
+        assert kind in (None, SUM_KIND)
         self.span.check(ranges)
         with self._summing:
             launched = self.driver.sum(
@@ -96,6 +105,7 @@ class DeviceMemory:
         if not self._closed:
             self._closed = True
             self._generations.close()
+            self.staging.close()
             self.driver.free(self.span)
 
     def _offset(self, block_id: int) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.driver import Mark
 from kvtransfer.plan import NO_BLOCK, Ranges
+from kvtransfer.sum_kinds import SumKind
 from protocol.layout import Layout
 
 
@@ -23,6 +24,10 @@ class Pool(Protocol):
     block_bytes: int
 
     @property
+    def sum_kinds(self) -> tuple[SumKind, ...]:
+        """The checksums it can take of its blocks, the best first."""
+
+    @property
     def generations(self) -> memoryview:
         """`[block]` uint64: what the engine counts in."""
 
@@ -30,8 +35,9 @@ class Pool(Protocol):
     def generations_N(self) -> NDArray[np.uint64]:
         """The same, for many at a time."""
 
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """Of each piece, `[piece]`. Raises ValueError for ranges outside, TransferError if lost."""
+    def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
+        """Of each piece, `[piece]`; None: of the best kind. Raises ValueError for ranges outside,
+        or that cannot be summed so, TransferError if lost."""
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""

@@ -16,6 +16,7 @@ from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
 from kvtransfer.source.lease import FetchRefused, Lease
+from kvtransfer.sum_kinds import SumKind
 from protocol.ids import LeaseId
 
 _SUMMED_BYTES: Final = 8 << 20
@@ -40,13 +41,14 @@ class _PlannedFetch:
 
 
 class BlockChecksums:
-    """The checksums of whole blocks of one pool, each taken once, when it is written.
+    """The checksums, of one kind, of whole blocks of one pool, each taken once, when it is written.
 
     Full blocks keep their bytes with their generation: a prefix that many share is summed once.
     """
 
-    def __init__(self, memory: Pool) -> None:
+    def __init__(self, memory: Pool, kind: SumKind) -> None:
         self._memory = memory
+        self._kind = kind
         self._sums_N = np.zeros(memory.num_blocks, np.uint64)
         self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))
         """The generation that each sum was taken of."""
@@ -73,7 +75,8 @@ class BlockChecksums:
         return sums_P
 
     def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        return self._memory.checksums(whole_blocks(blocks_P, self._memory.block_bytes))
+        ranges = whole_blocks(blocks_P, self._memory.block_bytes)
+        return self._memory.checksums(ranges, self._kind)
 
 
 class Chunks:
@@ -81,7 +84,9 @@ class Chunks:
 
     def __init__(self, memory: Pool) -> None:
         self._memory = memory
-        self._sums = BlockChecksums(memory)
+        self._sums: dict[SumKind, BlockChecksums] = {}
+        self._due_kind: SumKind = memory.sum_kinds[0]
+        """What the last fetcher wanted, and the next probably will."""
         self._planned: dict[LeaseId, _PlannedFetch] = {}
         self._unsummed: deque[tuple[LeaseId, NDArray[np.uint32], NDArray[np.uint64]]] = deque()
         """Full blocks of a lease written a moment ago, and their generations."""
@@ -113,7 +118,7 @@ class Chunks:
         most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
         if len(blocks) > most:
             self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
-        self._sums.take_sums(blocks[:most], generations[:most])
+        self._sums_of(self._due_kind).take_sums(blocks[:most], generations[:most])
 
     def plan_fetch(self, lease: Lease, plan: Plan) -> None:
         """A fetcher with this plan asks for slots of the lease."""
@@ -128,8 +133,9 @@ class Chunks:
             num_bytes=0 if known is None else known.num_bytes,
         )
 
-    def next_chunk(self, lease: Lease, *, most_bytes: int) -> ReadyChunk | None:
-        """The next pieces that are ready; None when a block is no longer the lease's."""
+    def next_chunk(self, lease: Lease, *, most_bytes: int, sum_kind: SumKind) -> ReadyChunk | None:
+        """The next pieces that are ready, with checksums of this kind; None when a block is no
+        longer the lease's."""
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
@@ -141,6 +147,7 @@ class Chunks:
         pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
         pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
+        self._due_kind = sum_kind
         pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None
@@ -155,6 +162,11 @@ class Chunks:
         planned = self._planned.pop(lease_id, None)
         return 0 if planned is None else planned.num_bytes
 
+    def _sums_of(self, kind: SumKind) -> BlockChecksums:
+        if kind not in self._sums:
+            self._sums[kind] = BlockChecksums(self._memory, kind)
+        return self._sums[kind]
+
     def _is_held(self, lease: Lease) -> bool:
         """All blocks of the lease still have the generations it was opened with."""
         lent_B = lease.lent_B
@@ -166,9 +178,9 @@ class Chunks:
     ) -> NDArray[np.uint64]:
         """Of whole blocks from the store, of anything else afresh."""
         if not self._planned[lease.id].plan.is_whole:
-            return self._memory.checksums(ranges)
+            return self._memory.checksums(ranges, self._due_kind)
         full_P = pieces_P["token_count"] == lease.block_tokens
-        return self._sums.checksums(
+        return self._sums_of(self._due_kind).checksums(
             blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P
         )
 

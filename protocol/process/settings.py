@@ -142,10 +142,11 @@ class WorkerSettings(ProcessSettings):
     """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step. None:
     by the device, as `max_running`; on a CPU 512."""
     transports: str = ""
-    """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl` from a
-    GPU. Shared memory and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts
-    with RDMA devices and `baton[ucx]`: not the default, or every link elsewhere would warn that it
-    takes a slower way than it was told."""
+    """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl,shm,tcp`
+    from a GPU, where the last two go through host memory and pair with CPU workers. Shared memory
+    and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts with RDMA devices and
+    `baton[ucx]`: not the default, or every link elsewhere would warn that it takes a slower way
+    than it was told."""
     threads: int = Field(default=0, ge=0, le=1024)
     """Compute threads. 0: one per core this process may use."""
     cores: str = Field(default="", pattern=r"^(\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)?$")

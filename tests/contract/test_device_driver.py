@@ -1,5 +1,6 @@
 """What every device driver must do, the shipped fake included."""
 
+import mmap
 import subprocess
 import sys
 from itertools import pairwise
@@ -148,3 +149,17 @@ def test_more_memory_than_there_is_is_refused(driver: Driver) -> None:
 def test_memory_goes_back(driver: Driver) -> None:
     for _ in range(3):
         driver.free(driver.allocate(SPAN_BYTES))
+
+
+def test_registered_host_memory_is_uploaded_and_downloaded_in_order(driver: Driver) -> None:
+    host = mmap.mmap(-1, 2 * SPAN_BYTES)
+    words = np.frombuffer(host, np.uint8)
+    there, back = (Span(words.ctypes.data + at, SPAN_BYTES) for at in (0, SPAN_BYTES))
+    driver.register(Span(words.ctypes.data, 2 * SPAN_BYTES))
+    words[:SPAN_BYTES] = np.frombuffer(content(3), np.uint8)
+    device, stream = driver.allocate(SPAN_BYTES), driver.stream()
+    driver.upload(stream, source=there, target=device)
+    mark = driver.download(stream, source=device, target=back)
+    eventually(mark.happened)
+    assert words[SPAN_BYTES:].tobytes() == content(3)
+    driver.unregister(Span(words.ctypes.data, 2 * SPAN_BYTES))

@@ -1,6 +1,7 @@
 """What every data plane must do, the in-process one included."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,13 +10,28 @@ from support.transfer import NUM_BLOCKS, TRANSPORTS, Borrower, Lender, Outcome, 
 from support.ucx import UCX
 
 from kvtransfer.endings import Aborted, Landed, Lost
-from kvtransfer.transport_names import DEVICE_TRANSPORTS
+from kvtransfer.transport_names import DIRECT_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
+DIRECT = ["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl"]
+STAGED = ["shm device-host", "tcp host-device"]
+"""Planes of hosts from and to pools on devices: each end of each way once."""
+STAGED_TOO = ["shm device-device", "shm host-device", "tcp device-device", "tcp device-host"]
+"""The same ends, paired otherwise."""
 
-@pytest.fixture(params=["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl"])
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+
+def long(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.fixture(params=[*DIRECT, *STAGED, *long(STAGED_TOO)])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, pools = str(request.param).partition(" ")
+    if pools:
+        source, _, sink = pools.partition("-")
+        monkeypatch.setattr(Lender, "on_device", source == "device")
+        monkeypatch.setattr(Borrower, "on_device", sink == "device")
+    return name
 
 
 @pytest.fixture
@@ -34,7 +50,7 @@ def borrower(transport: str) -> Iterator[Borrower]:
 
 def lending(transport: str, *, lease_ttl_s: float = 6.0, num_blocks: int = NUM_BLOCKS) -> Lender:
     """A lender that offers everything that its pool can be moved by."""
-    others = DEVICE_TRANSPORTS if transport in DEVICE_TRANSPORTS else TRANSPORTS
+    others = DIRECT_TRANSPORTS if transport in DIRECT_TRANSPORTS else TRANSPORTS
     return Lender(transports=others, lease_ttl_s=lease_ttl_s, num_blocks=num_blocks)
 
 
@@ -140,6 +156,7 @@ def test_one_source_serves_many_sinks(transport: str, lender: Lender) -> None:
         borrower.close()
 
 
+@pytest.mark.parametrize("transport", [*DIRECT, *long(STAGED), *long(STAGED_TOO)], indirect=True)
 def test_more_bytes_than_one_turn_or_socket_buffer_land_whole(transport: str) -> None:
     lender, borrower = (
         lending(transport, num_blocks=20_000),

@@ -42,6 +42,16 @@ int cuIpcCloseMemHandle(uint64_t address) { printf("close %lx\\n", address); ret
 int cuMemGetAddressRange_v2(uint64_t *base, size_t *size, uint64_t address) {
   *base = address - 256; *size = (size_t)5 << 32; return 0;
 }
+int cuMemHostRegister_v2(void *host, size_t size, unsigned flags) {
+  printf("register %p %zu flags %u\\n", host, size, flags); return size > 1u << 30 ? 2 : 0;
+}
+int cuMemHostUnregister(void *host) { printf("unregister %p\\n", host); return 0; }
+int cuMemcpyDtoHAsync_v2(void *host, uint64_t from, size_t size, void *stream) {
+  printf("down %p %lx %zu %p\\n", host, from, size, stream); return 0;
+}
+int cuMemcpyHtoDAsync_v2(uint64_t into, void *host, size_t size, void *stream) {
+  printf("up %lx %p %zu %p\\n", into, host, size, stream); return 0;
+}
 int cuGetErrorString(int error, const char **text) {
   *text = error == 217 ? "peer access is not supported" : "out of memory"; return 0;
 }
@@ -57,6 +67,11 @@ theirs = libcuda.open_exported(handle)
 assert libcuda.allocation_bytes(theirs) == (5 << 32) - 256
 libcuda.close_exported(theirs)
 libcuda.free(address)
+host = 0x7eee_1111_2000
+libcuda.register(host, 5 << 20)
+libcuda.download(host, address, 3 << 20, 0x5555_6666_7777)
+libcuda.upload(address, host, 7, 0x5555_6666_7777)
+libcuda.unregister(host)
 for call in (lambda: libcuda.allocate(1 << 31, 0), lambda: libcuda.open_exported(b"c" * 64)):
     try:
         call()
@@ -91,6 +106,9 @@ def test_arguments_arrive_as_the_driver_takes_them(tmp_path: Path) -> None:
         "current 0x7fedcba98760", "alloc 1073741824",
         "set 7f1234567890 0 1073741824 0x555566667777",
         "wait 0x555566667777", "open 1..64 flags 1", "close 7f1234567990", "free 7f1234567890",
+        "register 0x7eee11112000 5242880 flags 1", "unregister 0x7eee11112000",
+        "down 0x7eee11112000 7f1234567890 3145728 0x555566667777",
+        "up 7f1234567890 0x7eee11112000 7 0x555566667777",
         "alloc 2147483648", "cuMemAlloc_v2: out of memory (2)", "open 99..99 flags 1",
         "cuIpcOpenMemHandle_v2: peer access is not supported (217)",
     ])  # fmt: skip
