@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Stream, Sums
+from kvtransfer.device.staging import Staging
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
 from kvtransfer.native.copy import Span
@@ -24,12 +25,16 @@ from protocol.errors import TransferError
 SUM_KIND: Final = "splitmix64-sum"
 """What both ends must mean by a checksum."""
 SUM_S: Final = 2.0
-"""Sums of a turn's blocks take a device well under a millisecond; then it is taken for lost."""
+"""Sums of a whole publish take a device a millisecond; after this whoever waits for them is told
+that it answers late."""
 _LOOK_S: Final = 50e-6
 
 
 class DeviceMemory:
     """A `kvtransfer.memory.pool.Pool` on one device."""
+
+    turn_bytes = 1 << 50
+    """A launch costs its caller the same whatever it sums: all that is written is one."""
 
     def __init__(
         self, driver: Driver, *, num_blocks: int, block_bytes: int,
@@ -50,6 +55,8 @@ class DeviceMemory:
         self.span: Span = driver.allocate(num_blocks * block_bytes)
         """Where the blocks lie, as this process addresses them."""
         self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
+        self.staging = Staging(driver)
+        """For whoever moves chunks through contiguous memory."""
         self._stream: Stream = driver.stream()
         self._summing = threading.Lock()
         self._closed = False
@@ -63,17 +70,21 @@ class DeviceMemory:
         return self._generations.counts_N
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.
+        """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others: for
+        tests and tools.
 
         Raises ValueError for ranges outside the pool, TransferError when the device is lost.
         """
+        return _await(self.begin_sums(ranges))
+
+    def begin_sums(self, ranges: Ranges) -> Sums:
+        """Raises ValueError for ranges outside the pool, TransferError when the device is lost."""
         self.span.check(ranges)
         with self._summing:
-            launched = self.driver.sum(
+            return self.driver.sum(
                 self._stream, source=self.span, table_5R=table(ranges),
                 num_pieces=len(ranges.starts_P) - 1,
             )  # fmt: skip
-            return _await(launched)
 
     def mark(self) -> Mark:
         return self.driver.mark()
@@ -96,6 +107,8 @@ class DeviceMemory:
         if not self._closed:
             self._closed = True
             self._generations.close()
+            self._stream.close()
+            self.staging.close()
             self.driver.free(self.span)
 
     def _offset(self, block_id: int) -> int:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.device.driver import Mark
+from kvtransfer.device.driver import Mark, Sums
 from kvtransfer.plan import NO_BLOCK, Ranges
 from protocol.layout import Layout
 
@@ -21,6 +21,8 @@ class Pool(Protocol):
 
     num_blocks: int
     block_bytes: int
+    turn_bytes: int
+    """Most bytes to sum in one call, so that who calls is not kept from other things."""
 
     @property
     def generations(self) -> memoryview:
@@ -31,7 +33,11 @@ class Pool(Protocol):
         """The same, for many at a time."""
 
     def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """Of each piece, `[piece]`. Raises ValueError for ranges outside, TransferError if lost."""
+        """Of each piece, `[piece]`; waits. Raises ValueError for ranges outside, TransferError if
+        lost."""
+
+    def begin_sums(self, ranges: Ranges) -> Sums:
+        """The same without a wait: a host's are there at once, a device's in one launch."""
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""

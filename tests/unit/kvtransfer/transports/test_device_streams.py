@@ -98,9 +98,10 @@ class TestCudaIpc:
         self, memory: FakeDeviceMemory, lent: FakeDeviceMemory,
         socks: tuple[socket.socket, socket.socket],
     ) -> Iterator[CudaIpcSinkStream]:  # fmt: skip
+        exported = lent.driver.export(lent.span)
         source = PeerMemory.open(
-            memory.driver, cuda_ipc_setup_of(lent), lent.generations_fd(), num_blocks=NUM_BLOCKS,
-            block_bytes=BLOCK_BYTES,
+            memory.driver, cuda_ipc_setup_of(lent, exported), [lent.generations_fd(), exported.fd],
+            num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES,
         )  # fmt: skip
         stream = CudaIpcSinkStream(socks[0], memory, source)
         yield stream
