@@ -50,7 +50,8 @@ class CudaStream:
         bind()
         self._bind = bind
         self._handle = libcuda.create_stream()
-        self.torch_stream = torch.cuda.ExternalStream(self._handle, device=index)
+        stream = torch.cuda.ExternalStream(self._handle, device=index)  # type: ignore[no-untyped-call]
+        self.torch_stream = stream
 
     @property
     def handle(self) -> int:

@@ -95,7 +95,7 @@ class LaunchBuffers:
         count = _AT_ONCE if num_bytes == LEAST_BYTES else 1
         span, pinned = self._allocate(count * num_bytes), libcuda.allocate_pinned(count * num_bytes)
         words = (ctypes.c_int64 * (count * num_bytes // 8)).from_address(pinned)
-        host_W = np.frombuffer(words, np.int64)
+        host_W: NDArray[np.int64] = np.ctypeslib.as_array(words)
         device_W = self._tensor(span).view(torch.int64)
         return [
             LaunchBuffer(

@@ -18,23 +18,20 @@ from kvtransfer.device.driver import Driver, Mark, Stream, Sums
 from kvtransfer.device.staging import Staging
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
+from kvtransfer.memory.pool import SUM_S
 from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
 from protocol.errors import TransferError
 
 SUM_KIND: Final = "splitmix64-sum"
 """What both ends must mean by a checksum."""
-SUM_S: Final = 2.0
-"""Sums of a whole publish take a device a millisecond; after this whoever waits for them is told
-that it answers late."""
 _LOOK_S: Final = 50e-6
 
 
 class DeviceMemory:
     """A `kvtransfer.memory.pool.Pool` on one device."""
 
-    turn_bytes = 1 << 50
-    """A launch costs its caller the same whatever it sums: all that is written is one."""
+    turn_bytes: int | None = None
 
     def __init__(
         self, driver: Driver, *, num_blocks: int, block_bytes: int,

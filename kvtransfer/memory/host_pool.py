@@ -57,7 +57,7 @@ class _TakenSums:
 class BlockMemory:
     """A `kvtransfer.memory.pool.Pool` in host memory."""
 
-    turn_bytes = 8 << 20
+    turn_bytes: int | None = 8 << 20
     """Half a millisecond."""
 
     def __init__(

@@ -21,8 +21,9 @@ class Pool(Protocol):
 
     num_blocks: int
     block_bytes: int
-    turn_bytes: int
-    """Most bytes to sum in one call, so that who calls is not kept from other things."""
+    turn_bytes: int | None
+    """Most bytes to sum in one call, so that who calls is not kept from other things. None: sums
+    are launched, at the same cost for its caller whatever they are of."""
 
     @property
     def generations(self) -> memoryview:
@@ -59,6 +60,9 @@ class _Reached:
         return True
 
 
+SUM_S: Final = 2.0
+"""Sums of a whole publish take a device a millisecond; after this it answers late, and who waits
+for them is told so."""
 WRITTEN: Final[Mark] = _Reached()
 """The point of work that is known to be done."""
 

@@ -1,10 +1,14 @@
 """What a source says of the pieces it sends: their blocks, generations, checksums, and ranges.
 
 Sums blocks while nothing else is to be done, so that a fetch that comes after the prefill finds
-the checksums ready. Sends nothing itself.
+the checksums ready; those of a device are launched, all that is written in one, and never waited
+for. Sends nothing itself.
 """
 
+# Shapes: P pieces of a chunk, B source blocks of a piece, S slots of a fetch, N blocks of the pool.
+
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, num_in_next_chunk, pack_chunk
+from kvtransfer.device.driver import Sums
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
 from kvtransfer.source.lease import FetchRefused, Lease
+from protocol.errors import TransferError
 from protocol.ids import LeaseId
 
-_SUMMED_BYTES: Final = 8 << 20
-"""In one turn: half a millisecond."""
+_NONE: Final = ~np.uint64(0)
+"""No block's generation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +36,28 @@ class ReadyChunk:
     ranges: Ranges
 
 
+@dataclass(frozen=True, slots=True)
+class NotSummed:
+    """The pool's device has not taken the sums of the next chunk: look again."""
+
+    since_s: float
+    """When they were asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _AskedChunk:
+    """The next pieces of a lease, whose sums are being taken."""
+
+    pieces_P: NDArray[Any]
+    blocks_PB: NDArray[np.uint32]
+    ranges: Ranges
+    stored_P: NDArray[np.bool_]
+    """Those whose sum is that of a full block, and kept."""
+    others: Sums | None
+    """Of the other pieces, in their order."""
+    since_s: float
+
+
 @dataclass(slots=True, eq=False)
 class _PlannedFetch:
     plan: Plan
@@ -37,6 +65,16 @@ class _PlannedFetch:
     blocks_SB: NDArray[np.uint32]
     num_bytes: int
     """Of all its chunks so far."""
+    asked: _AskedChunk | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Summing:
+    """Full blocks, of the generations they have, whose sums are being taken."""
+
+    blocks_P: NDArray[np.uint32]
+    generations_P: NDArray[np.uint64]
+    sums: Sums
 
 
 class BlockChecksums:
@@ -48,32 +86,50 @@ class BlockChecksums:
     def __init__(self, memory: Pool) -> None:
         self._memory = memory
         self._sums_N = np.zeros(memory.num_blocks, np.uint64)
-        self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))
+        self._generations_N = np.full(memory.num_blocks, _NONE)
         """The generation that each sum was taken of."""
+        self._begun_N = np.full(memory.num_blocks, _NONE)
+        """The generation that each sum was last begun of."""
+        self._under_way: deque[_Summing] = deque()
 
-    def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
-        """Sum those of these full blocks that are not yet, but none that is being written again."""
+    def begin_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
+        """Sum those of these full blocks that are not yet, but none that is being written again.
+        Raises TransferError when the device is lost."""
         now_P = self._memory.generations_N[blocks_P]
-        due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
-        blocks = blocks_P[due_P]
+        due_P = (now_P == generations_P) & (self._begun_N[blocks_P] != now_P)
+        blocks = np.unique(blocks_P[due_P])
         if len(blocks):
-            self._sums_N[blocks] = self._sum(blocks)
-            self._generations_N[blocks] = generations_P[due_P]
+            sums = self._begin(blocks)
+            generations = self._begun_N[blocks] = self._memory.generations_N[blocks]
+            self._under_way.append(_Summing(blocks, generations, sums))
+        self._keep_sums()
 
-    def checksums(
-        self, blocks_P: NDArray[np.uint32], *, generations_P: NDArray[np.uint64],
-        full_P: NDArray[np.bool_],
-    ) -> NDArray[np.uint64]:  # fmt: skip
-        """The checksum of each; those not full may still grow, so theirs are taken afresh."""
-        self.take_sums(blocks_P[full_P], generations_P[full_P])
+    def has(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> bool:
+        """The sums of these full blocks are there."""
+        self._keep_sums()
+        return bool((self._generations_N[blocks_P] == generations_P).all())
+
+    def sums_of(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Those that are there."""
         sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
-        if not full_P.all():
-            growing_P = blocks_P[~full_P]
-            sums_P[~full_P] = self._sum(growing_P)
         return sums_P
 
-    def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        return self._memory.checksums(whole_blocks(blocks_P, self._memory.block_bytes))
+    def _begin(self, blocks_P: NDArray[np.uint32]) -> Sums:
+        return self._memory.begin_sums(whole_blocks(blocks_P, self._memory.block_bytes))
+
+    def _keep_sums(self) -> None:
+        """Of those taken meanwhile; what a device failed at is begun again by who needs it."""
+        while self._under_way:
+            first = self._under_way[0]
+            try:
+                if not first.sums.happened():
+                    return
+            except TransferError:
+                self._begun_N[first.blocks_P] = _NONE
+            else:
+                self._sums_N[first.blocks_P] = first.sums.take_sums()
+                self._generations_N[first.blocks_P] = first.generations_P
+            self._under_way.popleft()
 
 
 class Chunks:
@@ -93,6 +149,16 @@ class Chunks:
         """`sum_some` has something to do."""
         return bool(self._unsummed)
 
+    @property
+    def launches(self) -> bool:
+        """Sums are launched: `sum_some` costs nobody a wait, and should come first."""
+        return self._memory.turn_bytes is None
+
+    def is_awaited(self, lease_id: LeaseId) -> bool:
+        """The next chunk waits for its sums."""
+        planned = self._planned.get(lease_id)
+        return planned is not None and planned.asked is not None
+
     def note_written(self, lease: Lease) -> None:
         """More of a lease is written: its full blocks will be summed when there is time."""
         first = self._num_noted.get(lease.id, 0)
@@ -104,16 +170,26 @@ class Chunks:
             self._num_noted[lease.id] = last
 
     def sum_some(self) -> None:
-        """Sum a turn's worth of what was written."""
+        """Sum a turn's worth of what was written. Raises TransferError when the device is lost."""
         if not self._unsummed:
             return
-        lease_id, blocks, generations = self._unsummed.popleft()
-        if lease_id not in self._num_noted:
-            return  # it has ended: whoever fetches these blocks under another sums them then
-        most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
-        if len(blocks) > most:
-            self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
-        self._sums.take_sums(blocks[:most], generations[:most])
+        blocks, generations = zip(*self._turn(), strict=True)
+        self._sums.begin_sums(np.concatenate(blocks), np.concatenate(generations))
+
+    def _turn(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint64]]]:
+        """Blocks and generations; none of leases that have ended: whoever fetches their blocks
+        under another lease sums them then."""
+        yield np.empty(0, np.uint32), np.empty(0, np.uint64)
+        turn_bytes = self._memory.turn_bytes
+        most = None if turn_bytes is None else max(1, turn_bytes // self._memory.block_bytes)
+        while self._unsummed and most != 0:
+            lease_id, blocks, generations = self._unsummed.popleft()
+            if lease_id not in self._num_noted:
+                continue
+            if most is not None and len(blocks) > most:
+                self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
+            yield blocks[:most], generations[:most]
+            most = None if most is None else max(0, most - len(blocks))
 
     def plan_fetch(self, lease: Lease, plan: Plan) -> None:
         """A fetcher with this plan asks for slots of the lease."""
@@ -128,26 +204,31 @@ class Chunks:
             num_bytes=0 if known is None else known.num_bytes,
         )
 
-    def next_chunk(self, lease: Lease, *, most_bytes: int) -> ReadyChunk | None:
-        """The next pieces that are ready; None when a block is no longer the lease's."""
+    def next_chunk(
+        self, lease: Lease, *, most_bytes: int, now_s: float
+    ) -> ReadyChunk | NotSummed | None:
+        """The next pieces that are ready; None when a block is no longer the lease's. Raises
+        TransferError when the device is lost."""
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
-        most_pieces = num_in_next_chunk(
-            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
-            most_pieces=MAX_CHUNK_PIECES,
-        )  # fmt: skip
-        taken = lease.take_ready(most_pieces)
-        pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
-        ranges = planned.plan.source(pieces_P["index"], blocks_PB)
-        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
-        pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
+        asked = planned.asked
+        if asked is None:
+            asked = self._ask(planned, lease, most_bytes=most_bytes, now_s=now_s)
+        sums_P = self._sums_of(asked)
+        planned.asked = asked if sums_P is None else None
+        if sums_P is None:
+            return NotSummed(asked.since_s)
+        pieces_P = asked.pieces_P
+        pieces_P["checksum"] = sums_P
+        lease.take_ready(len(pieces_P))
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None
         chunk = pack_chunk(
-            fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
-        )
-        return ReadyChunk(chunk, ranges)
+            fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P,
+            blocks_PB=asked.blocks_PB,
+        )  # fmt: skip
+        return ReadyChunk(chunk, asked.ranges)
 
     def forget_lease(self, lease_id: LeaseId) -> int:
         """A lease has ended; bytes of its chunks."""
@@ -161,16 +242,44 @@ class Chunks:
         now = self._memory.generations_N[lease.block_ids_B[lent_B]]
         return bool((now == lease.generations_B[lent_B]).all())
 
-    def _checksums(
-        self, lease: Lease, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32], ranges: Ranges
-    ) -> NDArray[np.uint64]:
-        """Of whole blocks from the store, of anything else afresh."""
-        if not self._planned[lease.id].plan.is_whole:
-            return self._memory.checksums(ranges)
-        full_P = pieces_P["token_count"] == lease.block_tokens
-        return self._sums.checksums(
-            blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P
-        )
+    def _ask(
+        self, planned: _PlannedFetch, lease: Lease, *, most_bytes: int, now_s: float
+    ) -> _AskedChunk:
+        """Describe the next pieces, and begin what sums they lack: of whole blocks those of the
+        store; those not full may still grow, so theirs are taken afresh, as is anything else's."""
+        most_pieces = num_in_next_chunk(
+            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
+            most_pieces=MAX_CHUNK_PIECES,
+        )  # fmt: skip
+        ready = lease.next_ready(most_pieces)
+        pieces_P, blocks_PB = planned.pieces_S[ready].copy(), planned.blocks_SB[ready]
+        ranges = planned.plan.source(pieces_P["index"], blocks_PB)
+        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
+        stored_P = pieces_P["token_count"] == lease.block_tokens
+        others: Sums | None = None
+        if not planned.plan.is_whole:
+            stored_P = np.zeros(len(pieces_P), np.bool_)
+            others = self._memory.begin_sums(ranges)
+        elif not stored_P.all():
+            growing_P = blocks_PB[~stored_P, 0]
+            others = self._memory.begin_sums(whole_blocks(growing_P, self._memory.block_bytes))
+        self._sums.begin_sums(blocks_PB[stored_P, 0], pieces_P["generation"][stored_P])
+        return _AskedChunk(pieces_P, blocks_PB, ranges, stored_P, others, now_s)
+
+    def _sums_of(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
+        """Of all pieces, once they are there."""
+        stored_P = asked.stored_P
+        blocks_P = asked.blocks_PB[stored_P, 0]
+        if not self._sums.has(blocks_P, asked.pieces_P["generation"][stored_P]):
+            return None
+        if asked.others is None:
+            return self._sums.sums_of(blocks_P)
+        if not asked.others.happened():
+            return None
+        sums_P = np.empty(len(stored_P), np.uint64)
+        sums_P[stored_P] = self._sums.sums_of(blocks_P)
+        sums_P[~stored_P] = asked.others.take_sums()
+        return sums_P
 
 
 def unpack_u4(packed: bytes) -> NDArray[np.uint32]:

@@ -239,6 +239,7 @@ class Source:
                     self._leases.answer_message(identity, message)
                 self._make_calls()
                 self._leases.run_turn()
+                self._ticker.run(bool(self._unwritten) or self._leases.awaits_device)
         except Exception as error:
             log.exception("the kv source stopped")
             self._on_broken(f"the kv source is broken: {error}")
@@ -260,7 +261,6 @@ class Source:
         self._calls.make_all()
         while self._unwritten and self._unwritten[0][0].happened():
             self._unwritten.popleft()[1]()
-        self._ticker.run(bool(self._unwritten))
 
 
 def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, ...]:

@@ -126,6 +126,14 @@ class FakeLibcuda:
         address._obj.value = ctypes.addressof(kept)
         return 0
 
+    def _cuMemsetD8Async(self, at: int, byte: int, num_bytes: int, stream: int) -> int:
+        self.calls.append("MemsetD8Async")
+        return 0
+
+    def _cuStreamSynchronize(self, stream: int) -> int:
+        self.calls.append("StreamSynchronize")
+        return 0
+
     def _cuMemcpyHtoDAsync(self, to: int, host: int, num_bytes: int, stream: int) -> int:
         self.calls.append("MemcpyHtoDAsync")
         ctypes.memmove(self._host_of(to), host, num_bytes)

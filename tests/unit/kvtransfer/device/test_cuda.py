@@ -136,9 +136,8 @@ def test_a_table_larger_than_the_words_there_are_is_carried(
 
 
 def test_staging_is_not_filled_with_zeros(driver: CudaDriver, library: FakeLibcuda) -> None:
-    waits: list[object] = []
-    library.cuStreamSynchronize.call = lambda stream: waits.append(stream) or 0
+    library.calls.clear()
     driver.allocate(SPAN_BYTES, zeros=False)
-    assert not waits
+    assert library.calls == ["MemCreate", "MemMap"]
     driver.allocate(SPAN_BYTES)
-    assert len(waits) == 1
+    assert library.calls[2:] == ["MemCreate", "MemMap", "MemsetD8Async", "StreamSynchronize"]

@@ -10,7 +10,7 @@ from support.fake_driver import FakeDriver
 
 from kvtransfer.device.staging import Staging
 from kvtransfer.native.copy import Span
-from kvtransfer.transports.nccl.pair import NUM_STAGED, Pair
+from kvtransfer.transports.nccl.pair import NUM_STAGED, Pair, Transfer
 from protocol.errors import PeerLost
 
 STAGED_BYTES = 1 << 16
@@ -63,17 +63,23 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
     ends[0].driver.bytes_of(spans[0])[: len(content)] = content
     for pair, span in zip(pairs, spans, strict=True):
         pair.post_transfer(span, len(content))
-    done: list[object] = []
-
-    def both_done() -> bool:
-        for pair in pairs:
-            done.extend(pair.advance())
-        return len(done) == 2
-
-    eventually(both_done)
+    until_done(pairs, num=2)
     for pair, span in zip(pairs, spans, strict=True):
         pair.return_span(span)
     return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
+
+
+def until_done(pairs: tuple[Pair, Pair], *, num: int) -> None:
+    """So many transfers of both ends."""
+    done: list[Transfer] = []
+
+    def all_done() -> bool:
+        for pair in pairs:
+            done.extend(pair.advance())
+        return len(done) >= num
+
+    eventually(all_done)
+    assert len(done) == num
 
 
 def test_what_one_end_posts_arrives_at_the_other(
@@ -178,8 +184,7 @@ def test_transfers_that_wait_while_the_library_launches_go_as_one(
     for _ in range(4):
         for pair in pairs:
             pair.post_transfer(taken(pair), 16)
-    done: list[object] = []
-    eventually(lambda: [done.extend(pair.advance()) for pair in pairs] and len(done) == 8)
+    until_done(pairs, num=8)
     assert [end.collectives.made[0].num_groups for end in ends] == [x + 2 for x in before]
 
 
@@ -191,11 +196,10 @@ def test_what_is_sent_in_one_launch_is_received_in_two(
     for number, span in enumerate(sent):
         ends[0].driver.bytes_of(span)[:16] = bytes([number + 1]) * 16
         pairs[0].post_transfer(span, 16)
-    done: list[object] = []
-    for span in received:
-        pairs[1].post_transfer(span, 16)
-        eventually(lambda: [done.extend(pair.advance()) for pair in pairs] and done)
-    eventually(lambda: [done.extend(pair.advance()) for pair in pairs] and len(done) == 4)
+    pairs[1].post_transfer(received[0], 16)
+    until_done(pairs, num=1)
+    pairs[1].post_transfer(received[1], 16)
+    until_done(pairs, num=3)
     for number, span in enumerate(received):
         assert bytes(ends[1].driver.bytes_of(span)[:16]) == bytes([number + 1]) * 16
 
