@@ -63,14 +63,14 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
     ends[0].driver.bytes_of(spans[0])[: len(content)] = content
     for pair, span in zip(pairs, spans, strict=True):
         pair.post_transfer(span, len(content))
-    until_done(pairs, num=2)
+    assert until_done(pairs, num=2) == 2
     for pair, span in zip(pairs, spans, strict=True):
         pair.return_span(span)
     return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
 
 
-def until_done(pairs: tuple[Pair, Pair], *, num: int) -> None:
-    """So many transfers of both ends."""
+def until_done(pairs: tuple[Pair, Pair], *, num: int) -> int:
+    """So many transfers of both ends, or more."""
     done: list[Transfer] = []
 
     def all_done() -> bool:
@@ -79,7 +79,7 @@ def until_done(pairs: tuple[Pair, Pair], *, num: int) -> None:
         return len(done) >= num
 
     eventually(all_done)
-    assert len(done) == num
+    return len(done)
 
 
 def test_what_one_end_posts_arrives_at_the_other(
@@ -197,9 +197,9 @@ def test_what_is_sent_in_one_launch_is_received_in_two(
         ends[0].driver.bytes_of(span)[:16] = bytes([number + 1]) * 16
         pairs[0].post_transfer(span, 16)
     pairs[1].post_transfer(received[0], 16)
-    until_done(pairs, num=1)
+    num = until_done(pairs, num=1)
     pairs[1].post_transfer(received[1], 16)
-    until_done(pairs, num=3)
+    until_done(pairs, num=4 - num)
     for number, span in enumerate(received):
         assert bytes(ends[1].driver.bytes_of(span)[:16]) == bytes([number + 1]) * 16
 
