@@ -15,7 +15,7 @@ STAGING_BYTES: Final = 512 << 20
 """Of both ways together: 16 chunks of 32 MiB, as many as four links have under way."""
 
 
-class Staging:
+class DeviceStaging:
     """Of one device pool. Methods may be called from any thread."""
 
     def __init__(self, driver: Driver, *, most_bytes: int = STAGING_BYTES) -> None:

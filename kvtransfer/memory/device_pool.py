@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Stream, Sums
-from kvtransfer.device.staging import Staging
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import SUM_S
@@ -52,7 +52,7 @@ class DeviceMemory:
         self.span: Span = driver.allocate(num_blocks * block_bytes)
         """Where the blocks lie, as this process addresses them."""
         self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
-        self.staging = Staging(driver)
+        self.device_staging = DeviceStaging(driver)
         """For whoever moves chunks through contiguous memory."""
         self._stream: Stream = driver.stream()
         self._summing = threading.Lock()
@@ -105,7 +105,7 @@ class DeviceMemory:
             self._closed = True
             self._generations.close()
             self._stream.close()
-            self.staging.close()
+            self.device_staging.close()
             self.driver.free(self.span)
 
     def _offset(self, block_id: int) -> int:

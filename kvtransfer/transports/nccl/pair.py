@@ -17,7 +17,7 @@ from typing import Final
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark
-from kvtransfer.device.staging import Staging
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
@@ -84,7 +84,7 @@ def join_pair(memory: DeviceMemory, unique_id: bytes, *, rank: int, chunk_bytes:
     try:
         return Pair(
             driver=memory.driver, collectives=memory.collectives, unique_id=unique_id, rank=rank,
-            staging=memory.staging, chunk_bytes=chunk_bytes, clock=time.monotonic,
+            staging=memory.device_staging, chunk_bytes=chunk_bytes, clock=time.monotonic,
         )  # fmt: skip
     except TransferError as error:
         raise PeerLost(f"no communicator can be made: {error}") from error
@@ -95,7 +95,7 @@ class Pair:
 
     def __init__(
         self, *, driver: Driver, collectives: Collectives, unique_id: bytes, rank: int,
-        staging: Staging, chunk_bytes: int, clock: Callable[[], float],
+        staging: DeviceStaging, chunk_bytes: int, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         """Begin to meet the other rank. Raises TransferError."""
         self._life = PAIR_STATES.begin(PairStage.JOINING, name=f"pair as rank {rank}")
@@ -104,7 +104,7 @@ class Pair:
         self._staging = staging
         self._chunk_bytes = chunk_bytes
         self._taken: dict[int, Span] = {}
-        """Staging spans of this pair, by address."""
+        """DeviceStaging spans of this pair, by address."""
         self._sends = rank == 0
         self._clock = clock
         self._patience_s = collectives.patience_s
@@ -141,7 +141,7 @@ class Pair:
         return self._reaper is not None and not self._reaper.is_alive()
 
     def take_span(self) -> Span | None:
-        """Staging for a chunk; None while there is none for it. Raises PeerLost."""
+        """DeviceStaging for a chunk; None while there is none for it. Raises PeerLost."""
         if len(self._taken) >= NUM_STAGED:
             return None
         try:

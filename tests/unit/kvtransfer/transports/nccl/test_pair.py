@@ -8,7 +8,7 @@ from support.eventually import eventually
 from support.fake_collectives import FakeCollectives
 from support.fake_driver import FakeDriver
 
-from kvtransfer.device.staging import Staging
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.native.copy import Span
 from kvtransfer.transports.nccl.pair import NUM_STAGED, Pair, Transfer
 from protocol.errors import PeerLost
@@ -27,7 +27,7 @@ class End:
 
     def __post_init__(self) -> None:
         self.collectives = FakeCollectives(self.driver, patience_s=PATIENCE_S)
-        self.staging = Staging(self.driver)
+        self.staging = DeviceStaging(self.driver)
 
     def pair(self, unique_id: bytes) -> Pair:
         return Pair(
@@ -135,7 +135,7 @@ def test_an_aborted_pair_does_nothing_more(pairs: tuple[Pair, Pair]) -> None:
 
 
 def test_staging_is_kept_until_the_device_has_let_go_of_it(ends: tuple[End, End]) -> None:
-    ends[0].staging = Staging(ends[0].driver, most_bytes=STAGED_BYTES)
+    ends[0].staging = DeviceStaging(ends[0].driver, most_bytes=STAGED_BYTES)
     pair = ends[0].pair(ends[0].collectives.unique_id())
     span = taken(pair)
     with ends[0].driver.streams[pair.stream.handle].held():
@@ -147,7 +147,7 @@ def test_staging_is_kept_until_the_device_has_let_go_of_it(ends: tuple[End, End]
 
 
 def test_staging_is_kept_while_a_gather_into_it_is_under_way(ends: tuple[End, End]) -> None:
-    ends[0].staging = Staging(ends[0].driver, most_bytes=STAGED_BYTES)
+    ends[0].staging = DeviceStaging(ends[0].driver, most_bytes=STAGED_BYTES)
     pair, gathers = ends[0].pair(ends[0].collectives.unique_id()), ends[0].driver.stream()
     with gathers.held():
         pair.post_transfer(taken(pair), STAGED_BYTES, after=gathers.record())
