@@ -8,12 +8,13 @@ from typing import Annotated, Final, Literal, NewType, TypeVar
 
 import msgspec
 
+from kvtransfer.sum_kinds import XXH3
 from protocol.codec import Codec
 from protocol.errors import WireError
 from protocol.ids import Epoch, LeaseId, WorkerId
 from protocol.layout import Layout
 
-CONTROL_VERSION: Final = 3
+CONTROL_VERSION: Final = 4
 MAX_CONTROL_BYTES: Final = 4 << 20
 """The slots of a 4,000,000-token prompt pack to 2 MB; nothing honest is larger."""
 MAX_RENEWED: Final = 1_024
@@ -38,6 +39,8 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)]
 Setup = Annotated[bytes, msgspec.Meta(max_length=MAX_SETUP_BYTES)]
 """What a transport tells its other end, opaque to all others."""
+SumName = Annotated[str, msgspec.Meta(max_length=32)]
+SumKinds = Annotated[tuple[SumName, ...], msgspec.Meta(max_length=8)]
 Reason = Annotated[str, msgspec.Meta(max_length=2_000)]
 RefusalCode = Literal["version", "epoch", "protocol"]
 FailureCode = Literal["lease_expired", "mismatch", "failed", "refused", "closed"]
@@ -198,6 +201,12 @@ class StreamHello(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
     lane: Annotated[int, msgspec.Meta(ge=0, le=63)] = 0
     """Sockets beyond the first of one stream count from 1."""
+    sum_kinds: SumKinds = (XXH3,)
+    """Checksums that the sink can take of its pool, the best first (`kvtransfer.sum_kinds`)."""
+    block_bytes: Count = 0
+    """Of the sink's pool: no piece of a chunk is larger."""
+    chunk_bytes: Count = 0
+    """Most bytes that the sink takes in one chunk of several pieces; 0: any."""
     setup: Setup = b""
 
 
@@ -208,10 +217,14 @@ class StreamWelcome(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     epoch: Epoch
     num_blocks: Count
     block_bytes: Count
+    sum_kind: SumName = XXH3
+    """That of all chunks of this stream."""
+    refusal: Reason = ""
+    """Why there is no stream, and the socket is closed; empty: there is one."""
     setup: Setup = b""
 
 
-MAX_HELLO_BYTES: Final = MAX_SETUP_BYTES + 1024
+MAX_HELLO_BYTES: Final = MAX_SETUP_BYTES + 4096
 stream_hello: Codec[StreamHello] = Codec(StreamHello, max_bytes=MAX_HELLO_BYTES)
 stream_welcome: Codec[StreamWelcome] = Codec(StreamWelcome, max_bytes=MAX_HELLO_BYTES)
 

@@ -65,6 +65,17 @@ class Plan:
         """Bytes of a piece that lacks no source block."""
         return int(self.sizes_T.sum())
 
+    def is_of_grains(self, grain_bytes: int) -> bool:
+        """All ranges that it makes begin and end at multiples of so many bytes, in both pools."""
+        strides = (
+            self.source_layout.block_bytes, self.target_layout.block_bytes,
+            self.slot_run_bytes if self.slots_per_block > 1 else 0,
+        )  # fmt: skip
+        each = np.concatenate(
+            [self.source_offsets_T, self.target_offsets_T, self.sizes_T, np.array(strides)]
+        )
+        return not (each % grain_bytes).any()
+
     def num_bytes(self, blocks_PB: Integers) -> Int64s:
         """[P] bytes of each piece; less than `piece_bytes` where blocks are lacking."""
         counts_P: Int64s = np.count_nonzero(blocks_PB != NO_BLOCK, axis=1).astype(np.int64)

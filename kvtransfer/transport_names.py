@@ -7,8 +7,10 @@ from protocol.errors import SettingsError
 
 HOST_TRANSPORTS: Final = ("shm", "ucx", "tcp")
 """Those that move blocks in host memory, the best first."""
-DEVICE_TRANSPORTS: Final = ("cuda_ipc", "nccl")
-"""Those that move blocks on a device, the best first."""
+DIRECT_TRANSPORTS: Final = ("cuda_ipc", "nccl")
+"""Those that move blocks from one device to another without a host's memory."""
+DEVICE_TRANSPORTS: Final = (*DIRECT_TRANSPORTS, "shm", "tcp")
+"""Those that move blocks on a device, the best first; the last two through host memory."""
 DEFAULT_HOST: Final = ("shm", "tcp")
 
 

@@ -164,6 +164,26 @@ class CudaDriver:
     ) -> Sums:
         return self._launch(stream, None, source.address, table_5R, num_pieces)
 
+    def register(self, span: Span) -> None:
+        self.bind()
+        libcuda.register(span.address, span.num_bytes)
+
+    def unregister(self, span: Span) -> None:
+        self.bind()
+        libcuda.unregister(span.address)
+
+    def download(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        assert source.num_bytes == target.num_bytes
+        self.bind()
+        libcuda.download(target.address, source.address, source.num_bytes, stream.handle)
+        return stream.record()
+
+    def upload(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        assert source.num_bytes == target.num_bytes
+        self.bind()
+        libcuda.upload(target.address, source.address, source.num_bytes, stream.handle)
+        return stream.record()
+
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         self.bind()
         torch.cuda.synchronize(self.index)
@@ -188,7 +208,7 @@ class CudaDriver:
             buffer.host_W[:num_pieces] = 0
             buffer.host_W[start:num_words] = table_5R.reshape(-1)
             device, host = buffer.span.address, buffer.host
-            libcuda.launch_upload(device, host, 8 * num_words, stream.handle)
+            libcuda.upload(device, host, 8 * num_words, stream.handle)
             if table_5R.size:
                 there_5R = buffer.device_W[start:num_words].view(table_5R.shape)
                 with torch.cuda.stream(stream.torch_stream):
@@ -196,7 +216,7 @@ class CudaDriver:
                         target, source, there_5R, buffer.device_W[:num_pieces],
                         longest_words=int(table_5R[2].max()),
                     )  # fmt: skip
-            libcuda.launch_download(host, device, 8 * num_pieces, stream.handle)
+            libcuda.download(host, device, 8 * num_pieces, stream.handle)
             return CudaSums(stream.record(), buffer, num_pieces)
         except RuntimeError as error:
             raise TransferError(f"the device failed: {error}") from error

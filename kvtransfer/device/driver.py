@@ -51,8 +51,8 @@ class Stream(Protocol):
         """What is launched from now on happens after `mark`, of any stream of this driver."""
 
     def close(self) -> None:
-        """Whoever asked for the stream gives it back, when its work is over; never waits,
-        idempotent. No other stream ever is the same one."""
+        """Whoever asked for the stream gives it back, and launches nothing on it any more; what is
+        launched still happens, and its marks tell. Never waits; idempotent."""
 
 
 class Sums(Protocol):
@@ -107,6 +107,21 @@ class Driver(Protocol):
         self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
     ) -> Sums:
         """Launch the sums alone."""
+
+    def register(self, span: Span) -> None:
+        """Page-lock memory of this host, so that copies from and to it run beside all else. Raises
+        TransferError where that is not to be had."""
+
+    def unregister(self, span: Span) -> None:
+        """Before the memory goes; no launched work may use it any more."""
+
+    def download(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        """Launch a copy of device memory into as many bytes of registered host memory; the mark is
+        after it."""
+
+    def upload(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        """Launch a copy of registered host memory into as many bytes of device memory; the mark is
+        after it."""
 
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         """Waits for the device: for tests and tools."""

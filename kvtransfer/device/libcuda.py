@@ -18,7 +18,8 @@ _NON_BLOCKING: Final = 1
 _WITHOUT_TIMES: Final = 2
 """CU_EVENT_DISABLE_TIMING."""
 _PORTABLE: Final = 1
-"""CU_MEMHOSTALLOC_PORTABLE: pinned for every context of this process."""
+"""CU_MEMHOSTALLOC_PORTABLE, CU_MEMHOSTREGISTER_PORTABLE: page-locked for every context of this
+process."""
 
 
 @cache
@@ -38,7 +39,12 @@ def library() -> ctypes.CDLL:
     loaded.cuStreamWaitEvent.argtypes = [at, at, ctypes.c_uint]
     loaded.cuEventQuery.argtypes = [at]
     loaded.cuMemsetD8Async.argtypes = [there, ctypes.c_ubyte, size, at]
-    loaded.cuMemHostAlloc.argtypes = [at, size, ctypes.c_uint]
+    loaded.cuMemHostAlloc.argtypes = loaded.cuMemHostRegister_v2.argtypes = [
+        at,
+        size,
+        ctypes.c_uint,
+    ]
+    loaded.cuMemHostUnregister.argtypes = [at]
     loaded.cuMemcpyHtoDAsync_v2.argtypes = [there, at, size, at]
     loaded.cuMemcpyDtoHAsync_v2.argtypes = [at, there, size, at]
     return loaded
@@ -134,13 +140,13 @@ def allocate_pinned(num_bytes: int) -> int:
     return address.value
 
 
-def launch_upload(address: int, host: int, num_bytes: int, stream: int) -> None:
-    """From pinned memory at `host` to the device."""
+def upload(address: int, host: int, num_bytes: int, stream: int) -> None:
+    """Launch a copy from page-locked memory at `host` to the device."""
     call("cuMemcpyHtoDAsync_v2", address, host, num_bytes, stream)
 
 
-def launch_download(host: int, address: int, num_bytes: int, stream: int) -> None:
-    """From the device to pinned memory at `host`."""
+def download(host: int, address: int, num_bytes: int, stream: int) -> None:
+    """Launch a copy from the device to page-locked memory at `host`."""
     call("cuMemcpyDtoHAsync_v2", host, address, num_bytes, stream)
 
 
@@ -167,3 +173,12 @@ def attribute(number: int, index: int) -> int:
     value = ctypes.c_int()
     call("cuDeviceGetAttribute", ctypes.byref(value), number, index)
     return value.value
+
+
+def register(address: int, num_bytes: int) -> None:
+    """Page-lock memory of this host."""
+    call("cuMemHostRegister_v2", address, num_bytes, _PORTABLE)
+
+
+def unregister(address: int) -> None:
+    call("cuMemHostUnregister", address)

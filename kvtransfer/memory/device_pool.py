@@ -1,7 +1,7 @@
 """The memory all KV blocks of one worker lie in, on a GPU.
 
-Its checksums are those of `kvtransfer.kernels.copy`, so it is paired with device pools only.
-Nothing here waits for the engine's work.
+Its checksums are those of `kvtransfer.kernels.copy`, which host pools can take too. Nothing here
+waits for the engine's work.
 """
 
 # Shapes: N blocks, P pieces.
@@ -19,11 +19,13 @@ from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
 from kvtransfer.memory.pool import SUM_S
+from kvtransfer.memory.staging import Staging
 from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
+from kvtransfer.sum_kinds import WORD_SUM, SumKind
 from protocol.errors import TransferError
 
-SUM_KIND: Final = "splitmix64-sum"
+SUM_KIND: Final = WORD_SUM
 """What both ends must mean by a checksum."""
 _LOOK_S: Final = 50e-6
 
@@ -54,6 +56,8 @@ class DeviceMemory:
         self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
         self.device_staging = DeviceStaging(driver)
         """For whoever moves chunks through contiguous memory."""
+        self.staging = Staging(driver)
+        """Where chunks wait on their way over planes of hosts."""
         self._stream: Stream = driver.stream()
         self._summing = threading.Lock()
         self._closed = False
@@ -66,16 +70,21 @@ class DeviceMemory:
     def generations_N(self) -> NDArray[np.uint64]:
         return self._generations.counts_N
 
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
+    @property
+    def sum_kinds(self) -> tuple[SumKind, ...]:
+        return (SUM_KIND,)
+
+    def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
         """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others: for
         tests and tools.
 
         Raises ValueError for ranges outside the pool, TransferError when the device is lost.
         """
-        return _await(self.begin_sums(ranges))
+        return _await(self.begin_sums(ranges, kind))
 
-    def begin_sums(self, ranges: Ranges) -> Sums:
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
         """Raises ValueError for ranges outside the pool, TransferError when the device is lost."""
+        assert kind in (None, SUM_KIND)
         self.span.check(ranges)
         with self._summing:
             return self.driver.sum(
@@ -106,6 +115,7 @@ class DeviceMemory:
             self._generations.close()
             self._stream.close()
             self.device_staging.close()
+            self.staging.close()
             self.driver.free(self.span)
 
     def _offset(self, block_id: int) -> int:

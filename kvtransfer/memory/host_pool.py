@@ -23,8 +23,9 @@ from kvtransfer.memory.sealed import (
     open_sealed,
     reader_fd,
 )
-from kvtransfer.native.copy import Span, checksums, copy_ranges
+from kvtransfer.native.copy import Span, checksums
 from kvtransfer.plan import Ranges
+from kvtransfer.sum_kinds import SUM_KINDS, XXH3, SumKind
 from protocol.errors import LayoutMismatch
 
 _MAGIC = b"BatonKV1"
@@ -130,24 +131,21 @@ class BlockMemory:
         start = self._offset(block_id)
         return self.blocks[start : start + self.block_bytes]
 
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """xxh3_64 of each piece's bytes, `[piece]`. Raises ValueError for ranges outside."""
-        return checksums(self.span, ranges)
+    @property
+    def sum_kinds(self) -> tuple[SumKind, ...]:
+        return SUM_KINDS
 
-    def begin_sums(self, ranges: Ranges) -> Sums:
-        return _TakenSums(checksums(self.span, ranges))
+    def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
+        """Of each piece's bytes, `[piece]`, xxh3 unless told. Raises ValueError for ranges outside,
+        or that cannot be summed so."""
+        return checksums(self.span, ranges, kind or XXH3)
+
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
+        return _TakenSums(self.checksums(ranges, kind))
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""
         return WRITTEN
-
-    def copy_from(
-        self, source: "BlockMemory", source_ranges: Ranges, ranges: Ranges
-    ) -> NDArray[np.uint64]:
-        """Copy ranges of `source` over ours, in one copy and without the GIL; the checksum of
-        each piece. Raises ValueError for ranges outside either pool."""
-        assert not self.blocks.readonly
-        return copy_ranges(self.span, ranges, source.span, source_ranges)
 
     def close(self) -> None:
         """Give the descriptor back, and the memory once nobody holds a view of it."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.driver import Mark, Sums
 from kvtransfer.plan import NO_BLOCK, Ranges
+from kvtransfer.sum_kinds import SumKind
 from protocol.layout import Layout
 
 
@@ -26,6 +27,10 @@ class Pool(Protocol):
     are launched, at the same cost for its caller whatever they are of."""
 
     @property
+    def sum_kinds(self) -> tuple[SumKind, ...]:
+        """The checksums it can take of its blocks, the best first."""
+
+    @property
     def generations(self) -> memoryview:
         """`[block]` uint64: what the engine counts in."""
 
@@ -33,11 +38,11 @@ class Pool(Protocol):
     def generations_N(self) -> NDArray[np.uint64]:
         """The same, for many at a time."""
 
-    def checksums(self, ranges: Ranges) -> NDArray[np.uint64]:
-        """Of each piece, `[piece]`; waits. Raises ValueError for ranges outside, TransferError if
-        lost."""
+    def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
+        """Of each piece, `[piece]`; None: of the best kind; waits. Raises ValueError for ranges
+        outside, or that cannot be summed so, TransferError if lost."""
 
-    def begin_sums(self, ranges: Ranges) -> Sums:
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
         """The same without a wait: a host's are there at once, a device's in one launch."""
 
     def mark(self) -> Mark:

@@ -14,6 +14,7 @@
 #include <sys/uio.h>
 
 #include "copy.h"
+#include "words.h"
 
 enum { MAX_BUFFERS = 1024, MAX_FLOWS = 64, CALL_BYTES = 1 << 20, STRIPE = 64 };
 enum { MOVING = 0, MOVED = 1, PEER_CLOSED = 2 }; /* or a negated errno */
@@ -23,11 +24,12 @@ typedef struct {
     uint8_t *base;
     const int64_t *offsets, *sizes, *starts;
     uint64_t *sums; /* null: pieces are not hashed */
-    Hash *hash;
+    Hash *hash;     /* null: by the sum of their words */
     int64_t head_bytes, num_ranges, num_pieces;
     int64_t range, skip; /* the first range not wholly moved, and how much of it is */
     int64_t piece, hashed, hashed_skip; /* the same of what is hashed */
     int64_t fd, state, moved_bytes; /* of the ranges */
+    WordSum words;
 } Flow;
 
 /* The buffers to move next, at most CALL_BYTES of ranges; neighbours are merged. */
@@ -53,22 +55,40 @@ static int gather(const Flow *flow, struct iovec *buffers) {
     return num;
 }
 
+static void begin_piece(Flow *flow) {
+    if (flow->hash)
+        baton_kv_hash_begin(flow->hash);
+    else
+        flow->words = (WordSum){0, 0};
+}
+
+static void hash_bytes(Flow *flow, const uint8_t *from, int64_t size) {
+    if (flow->hash)
+        baton_kv_hash_take(flow->hash, from, size);
+    else
+        baton_kv_take_words(&flow->words, 0, from, size, 0);
+}
+
+static uint64_t finish_piece(Flow *flow) {
+    return flow->hash ? baton_kv_hash_finish(flow->hash) : flow->words.sum;
+}
+
 /* Hash what has come since the last time, in whole stripes. */
 static void hash_more(Flow *flow) {
     while (flow->piece < flow->num_pieces) {
         const int64_t at = flow->hashed;
         if (at > flow->range) return;
         const int64_t come = at < flow->range ? flow->sizes[at] : flow->skip / STRIPE * STRIPE;
-        if (at == flow->starts[flow->piece] && !flow->hashed_skip) baton_kv_hash_begin(flow->hash);
+        if (at == flow->starts[flow->piece] && !flow->hashed_skip) begin_piece(flow);
         if (come > flow->hashed_skip)
-            baton_kv_hash_take(flow->hash, flow->base + flow->offsets[at] + flow->hashed_skip,
-                               come - flow->hashed_skip);
+            hash_bytes(flow, flow->base + flow->offsets[at] + flow->hashed_skip,
+                       come - flow->hashed_skip);
         flow->hashed_skip = come;
         if (at == flow->range) return;
         flow->hashed++;
         flow->hashed_skip = 0;
         if (flow->hashed == flow->starts[flow->piece + 1])
-            flow->sums[flow->piece++] = baton_kv_hash_finish(flow->hash);
+            flow->sums[flow->piece++] = finish_piece(flow);
     }
 }
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from kvtransfer.native.copy import Span
 from kvtransfer.native.library import HASH_BYTES, FlowFields, kernels
 from kvtransfer.plan import Ranges
+from kvtransfer.sum_kinds import WORD_SUM, WORD_SUM_GRAIN_BYTES, XXH3, SumKind
 
 MOVING: Final = 0
 MOVED: Final = 1
@@ -34,22 +35,24 @@ class Flow:
     """One frame's bytes: `head`, when it is sent, then the ranges, in order."""
 
     def __init__(
-        self, fd: int, memory: Span, ranges: Ranges, *, head: bytes = b"", summed: bool = False
-    ) -> None:
-        """`summed`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
+        self, fd: int, memory: Span, ranges: Ranges, *, head: bytes = b"",
+        sum_kind: SumKind | None = None,
+    ) -> None:  # fmt: skip
+        """`sum_kind`: the checksum of each piece is taken as it becomes whole. Memory and `fd` must
         stay while the flow is gone on with. Raises ValueError for ranges outside the memory."""
         self.memory = memory
         self.ranges = ranges
         self.head = head
-        self.num_bytes, fit = _measure(memory, ranges)
+        self.num_bytes, hashable = _measure(memory, ranges)
         num_pieces = len(ranges.starts_P) - 1
-        self.sums_P = np.zeros(num_pieces, np.uint64) if summed and fit else None
+        fit = hashable if sum_kind == XXH3 else sum_kind == WORD_SUM and _are_words(ranges)
+        self.sums_P = np.zeros(num_pieces, np.uint64) if fit else None
         """Of the pieces that are whole; None when the kernels cannot take them on the way."""
         self.c = FlowFields(
             head=_at(np.frombuffer(head, np.uint8)), base=memory.address,
             offsets=_at(ranges.offsets_R), sizes=_at(ranges.sizes_R), starts=_at(ranges.starts_P),
             sums=None if self.sums_P is None else _at(self.sums_P),
-            hash=None if self.sums_P is None else self._hash_at(),
+            hash=self._hash_at() if self.sums_P is not None and sum_kind == XXH3 else None,
             head_bytes=len(head), num_ranges=len(ranges.sizes_R), num_pieces=num_pieces, fd=fd,
         )  # fmt: skip
 
@@ -106,6 +109,11 @@ def _flow(flows: Sequence[Flow], idle: Sequence[int], *, sending: bool, budget: 
     )  # fmt: skip
     assert moved >= 0, "more flows than one call takes"
     return int(moved)
+
+
+def _are_words(ranges: Ranges) -> bool:
+    """The kernels, where there are any, can sum the words of these."""
+    return kernels() is not None and not (ranges.sizes_R % WORD_SUM_GRAIN_BYTES).any()
 
 
 def _measure(memory: Span, ranges: Ranges) -> tuple[int, bool]:

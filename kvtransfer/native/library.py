@@ -23,7 +23,7 @@ HASH_BYTES: Final = 128
 _POINTERS: Final = ("head", "base", "offsets", "sizes", "starts", "sums", "hash")
 _NUMBERS: Final = (
     *("head_bytes", "num_ranges", "num_pieces", "range", "skip", "piece", "hashed"),
-    *("hashed_skip", "fd", "state", "moved_bytes"),
+    *("hashed_skip", "fd", "state", "moved_bytes", "word_sum", "word_number"),
 )
 
 
@@ -55,6 +55,7 @@ def kernels() -> ctypes.CDLL | None:
 def _declare_functions(library: ctypes.CDLL) -> None:
     at, word, signed, number = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int
     library.baton_kv_copy.argtypes = [at, word, at, at, word, at, at, at, signed, at]
+    library.baton_kv_copy_words.argtypes = library.baton_kv_copy.argtypes
     library.baton_kv_check.argtypes = [word, at, word, at, at, at, signed, at]
     library.baton_kv_copy_pieces.argtypes = [at, word, at, word, at, word]
     library.baton_kv_copy_pieces.restype = signed

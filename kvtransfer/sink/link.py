@@ -243,11 +243,13 @@ class Link:
         address = next((p.address for p in self._opened.planes if p.transport == name), None)
         if address is None:
             raise Unreachable(f"the source does not serve {name}")
+        memory = self._means.memory
         hello = StreamHello(
-            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch
-        )
+            version=CONTROL_VERSION, session=self._session, epoch=self._ticket.epoch,
+            sum_kinds=memory.sum_kinds, block_bytes=memory.block_bytes,
+        )  # fmt: skip
         options = DialOptions(address=address, hello=hello, tcp_lanes=self._means.tcp_lanes)
-        return planes.dial(name, self._means.memory, options)
+        return planes.dial(name, memory, options)
 
     def _advance(self) -> None:
         assert self._dial is not None

@@ -21,6 +21,7 @@ from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
 from kvtransfer.source.lease import FetchRefused, Lease
+from kvtransfer.sum_kinds import SumKind
 from protocol.errors import TransferError
 from protocol.ids import LeaseId
 
@@ -44,13 +45,14 @@ class NotSummed:
     """When they were asked for."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class _AskedChunk:
     """The next pieces of a lease, whose sums are being taken."""
 
     pieces_P: NDArray[Any]
     blocks_PB: NDArray[np.uint32]
     ranges: Ranges
+    sum_kind: SumKind
     stored_P: NDArray[np.bool_]
     """Those whose sum is that of a full block, and kept."""
     others: Sums | None
@@ -78,13 +80,14 @@ class _Summing:
 
 
 class BlockChecksums:
-    """The checksums of whole blocks of one pool, each taken once, when it is written.
+    """The checksums, of one kind, of whole blocks of one pool, each taken once, when it is written.
 
     Full blocks keep their bytes with their generation: a prefix that many share is summed once.
     """
 
-    def __init__(self, memory: Pool) -> None:
+    def __init__(self, memory: Pool, kind: SumKind) -> None:
         self._memory = memory
+        self._kind = kind
         self._sums_N = np.zeros(memory.num_blocks, np.uint64)
         self._generations_N = np.full(memory.num_blocks, _NONE)
         """The generation that each sum was taken of."""
@@ -115,7 +118,8 @@ class BlockChecksums:
         return sums_P
 
     def _begin(self, blocks_P: NDArray[np.uint32]) -> Sums:
-        return self._memory.begin_sums(whole_blocks(blocks_P, self._memory.block_bytes))
+        ranges = whole_blocks(blocks_P, self._memory.block_bytes)
+        return self._memory.begin_sums(ranges, self._kind)
 
     def _keep_sums(self) -> None:
         """Of those taken meanwhile; what a device failed at is begun again by who needs it."""
@@ -137,7 +141,9 @@ class Chunks:
 
     def __init__(self, memory: Pool) -> None:
         self._memory = memory
-        self._sums = BlockChecksums(memory)
+        self._sums: dict[SumKind, BlockChecksums] = {}
+        self._due_kind: SumKind = memory.sum_kinds[0]
+        """What the last fetcher wanted, and the next probably will."""
         self._planned: dict[LeaseId, _PlannedFetch] = {}
         self._unsummed: deque[tuple[LeaseId, NDArray[np.uint32], NDArray[np.uint64]]] = deque()
         """Full blocks of a lease written a moment ago, and their generations."""
@@ -174,7 +180,8 @@ class Chunks:
         if not self._unsummed:
             return
         blocks, generations = zip(*self._turn(), strict=True)
-        self._sums.begin_sums(np.concatenate(blocks), np.concatenate(generations))
+        sums = self._sums_of(self._due_kind)
+        sums.begin_sums(np.concatenate(blocks), np.concatenate(generations))
 
     def _turn(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint64]]]:
         """Blocks and generations; none of leases that have ended: whoever fetches their blocks
@@ -205,17 +212,18 @@ class Chunks:
         )
 
     def next_chunk(
-        self, lease: Lease, *, most_bytes: int, now_s: float
+        self, lease: Lease, *, most_bytes: int, sum_kind: SumKind, now_s: float
     ) -> ReadyChunk | NotSummed | None:
-        """The next pieces that are ready; None when a block is no longer the lease's. Raises
-        TransferError when the device is lost."""
+        """The next pieces that are ready, with checksums of this kind; None when a block is no
+        longer the lease's. Raises TransferError when the device is lost."""
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
+        self._due_kind = sum_kind
         asked = planned.asked
-        if asked is None:
+        if asked is None or asked.sum_kind != sum_kind:
             asked = self._ask(planned, lease, most_bytes=most_bytes, now_s=now_s)
-        sums_P = self._sums_of(asked)
+        sums_P = self._taken_sums(asked)
         planned.asked = asked if sums_P is None else None
         if sums_P is None:
             return NotSummed(asked.since_s)
@@ -235,6 +243,11 @@ class Chunks:
         self._num_noted.pop(lease_id, None)
         planned = self._planned.pop(lease_id, None)
         return 0 if planned is None else planned.num_bytes
+
+    def _sums_of(self, kind: SumKind) -> BlockChecksums:
+        if kind not in self._sums:
+            self._sums[kind] = BlockChecksums(self._memory, kind)
+        return self._sums[kind]
 
     def _is_held(self, lease: Lease) -> bool:
         """All blocks of the lease still have the generations it was opened with."""
@@ -259,25 +272,29 @@ class Chunks:
         others: Sums | None = None
         if not planned.plan.is_whole:
             stored_P = np.zeros(len(pieces_P), np.bool_)
-            others = self._memory.begin_sums(ranges)
+            others = self._memory.begin_sums(ranges, self._due_kind)
         elif not stored_P.all():
-            growing_P = blocks_PB[~stored_P, 0]
-            others = self._memory.begin_sums(whole_blocks(growing_P, self._memory.block_bytes))
-        self._sums.begin_sums(blocks_PB[stored_P, 0], pieces_P["generation"][stored_P])
-        return _AskedChunk(pieces_P, blocks_PB, ranges, stored_P, others, now_s)
+            growing = whole_blocks(blocks_PB[~stored_P, 0], self._memory.block_bytes)
+            others = self._memory.begin_sums(growing, self._due_kind)
+        sums = self._sums_of(self._due_kind)
+        sums.begin_sums(blocks_PB[stored_P, 0], pieces_P["generation"][stored_P])
+        return _AskedChunk(
+            pieces_P=pieces_P, blocks_PB=blocks_PB, ranges=ranges, sum_kind=self._due_kind,
+            stored_P=stored_P, others=others, since_s=now_s,
+        )  # fmt: skip
 
-    def _sums_of(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
+    def _taken_sums(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
         """Of all pieces, once they are there."""
-        stored_P = asked.stored_P
+        stored_P, sums = asked.stored_P, self._sums_of(asked.sum_kind)
         blocks_P = asked.blocks_PB[stored_P, 0]
-        if not self._sums.has(blocks_P, asked.pieces_P["generation"][stored_P]):
+        if not sums.has(blocks_P, asked.pieces_P["generation"][stored_P]):
             return None
         if asked.others is None:
-            return self._sums.sums_of(blocks_P)
+            return sums.sums_of(blocks_P)
         if not asked.others.happened():
             return None
         sums_P = np.empty(len(stored_P), np.uint64)
-        sums_P[stored_P] = self._sums.sums_of(blocks_P)
+        sums_P[stored_P] = sums.sums_of(blocks_P)
         sums_P[~stored_P] = asked.others.take_sums()
         return sums_P
 

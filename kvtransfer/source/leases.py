@@ -35,6 +35,7 @@ from kvtransfer.source.chunks import Chunks, NotSummed, ReadyChunk, unpack_u4
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
+from kvtransfer.sum_kinds import WORD_SUM, WORD_SUM_GRAIN_BYTES
 from kvtransfer.transports.control import Identity
 from protocol.errors import CapacityError, LayoutMismatch, TransferError, WireError
 from protocol.ids import BlockHash, LeaseId, WorkerId
@@ -265,6 +266,11 @@ class LeaseTable:
         asked = self._plan(message)
         if sink.stream is None:
             raise FetchRefused("no stream is open")
+        if sink.sum_kind == WORD_SUM and not asked.is_of_grains(WORD_SUM_GRAIN_BYTES):
+            why = (
+                f"its pieces are no multiples of {WORD_SUM_GRAIN_BYTES} bytes, as {WORD_SUM} needs"
+            )
+            raise FetchRefused(why, code="mismatch")
         if not self._hold(sink, message.lease):
             raise self._refusal(message.lease, sink)
         indices = unpack_u4(message.indices)
@@ -325,9 +331,10 @@ class LeaseTable:
     def _send_chunk(self, lease: Lease) -> None:
         sink, now_s = self._holders[lease.id], self._means.clock()
         assert sink.stream is not None
-        most_bytes = sink.stream.chunk_bytes
         try:
-            ready = self._chunks.next_chunk(lease, most_bytes=most_bytes, now_s=now_s)
+            ready = self._chunks.next_chunk(
+                lease, most_bytes=sink.chunk_bytes, sum_kind=sink.sum_kind, now_s=now_s
+            )
         except TransferError as error:
             self._end(lease, "failed", f"blocks cannot be summed: {error}")
             return

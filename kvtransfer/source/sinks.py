@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.messages import (
     CONTROL_VERSION,
@@ -23,7 +25,8 @@ from kvtransfer.messages import (
     ToSink,
     stream_hello,
 )
-from kvtransfer.transports.base import Listener, SourceStream
+from kvtransfer.sum_kinds import XXH3, SumKind, best_kind
+from kvtransfer.transports.base import Listener, SourceStream, Unreachable
 from kvtransfer.transports.control import ControlServer, Identity, Poller
 from kvtransfer.transports.dial import send_welcome
 from kvtransfer.transports.framing import FirstMessage, close_fds
@@ -50,6 +53,10 @@ class ConnectedSink:
     session: SessionId
     worker: WorkerId
     stream: SourceStream | None = None
+    chunk_bytes: int = 0
+    """Most bytes that the two ends of the stream like in one chunk."""
+    sum_kind: SumKind = XXH3
+    """Of the checksums on the stream."""
     leases: set[LeaseId] = field(default_factory=set)
     """Those it fetches or renews."""
     awaits_room: bool = False
@@ -72,10 +79,12 @@ class Sinks:
 
     def __init__(
         self, *, control: ControlServer, listeners: Sequence[Listener], poller: Poller,
-        opened: Opened, welcome: StreamWelcome, on_lost: Callable[[ConnectedSink, str], None],
-        clock: Callable[[], float],
+        opened: Opened, welcome: StreamWelcome, sum_kinds: Sequence[SumKind],
+        on_lost: Callable[[ConnectedSink, str], None], clock: Callable[[], float],
     ) -> None:  # fmt: skip
+        """`sum_kinds`: checksums that our pool can have."""
         self._clock = clock
+        self._sum_kinds = sum_kinds
         self._control = control
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._poller = poller
@@ -216,19 +225,43 @@ class Sinks:
         fd = sock.fileno()
         if hello.lane:
             assert sink.stream is not None
-            send_welcome(sock, self._welcome)
+            send_welcome(sock, msgspec.structs.replace(self._welcome, sum_kind=sink.sum_kind))
             sink.stream.add_lane(sock, hello.lane)
         else:
-            sink.stream = connection.listener.welcome(sock, self._welcome, hello, fds)
-            sink.awaits_room = False
+            self._open_stream(sink, connection, hello)
             self._deadlines.drop(sink)
         del self._connections[fd]
         self._deadlines.drop(connection)
         close_fds(fds)
         self._poller.forget(fd)
         if not hello.lane:
+            assert sink.stream is not None
             self._streams[sink.stream.fileno()] = sink
             self._poller.watch(sink.stream.fileno())
+
+    def _open_stream(
+        self, sink: ConnectedSink, connection: _Connection, hello: StreamHello
+    ) -> None:
+        """Agree on what is sent, and make the connection a stream. Raises WireError when there is
+        none to be had, having said why."""
+        sock, fds = connection.sock, connection.reader.fds
+        try:
+            sink.sum_kind = self._agreed_kind(hello)
+            welcome = msgspec.structs.replace(self._welcome, sum_kind=sink.sum_kind)
+            stream = connection.listener.welcome(sock, welcome, hello, fds)
+        except Unreachable as error:
+            send_welcome(sock, msgspec.structs.replace(self._welcome, refusal=str(error)[:2_000]))
+            raise WireError(str(error)) from error
+        sink.stream, sink.awaits_room = stream, False
+        sink.chunk_bytes = min(stream.chunk_bytes, hello.chunk_bytes or stream.chunk_bytes)
+
+    def _agreed_kind(self, hello: StreamHello) -> SumKind:
+        """The checksum that both pools can have. Raises Unreachable."""
+        kind = best_kind(hello.sum_kinds, self._sum_kinds)
+        if kind is None:
+            ours, theirs = ", ".join(self._sum_kinds), ", ".join(hello.sum_kinds)
+            raise Unreachable(f"no checksum in common: the source's are {ours}, ours {theirs}")
+        return kind
 
     def _sink_of(self, hello: StreamHello) -> ConnectedSink:
         """Whose stream this is. Raises WireError when it cannot be one."""

@@ -216,7 +216,7 @@ class Source:
                 version=CONTROL_VERSION, epoch=self._means.epoch,
                 num_blocks=memory.num_blocks, block_bytes=memory.block_bytes,
             ),
-            on_lost=on_lost, clock=self._means.clock,
+            sum_kinds=memory.sum_kinds, on_lost=on_lost, clock=self._means.clock,
         )  # fmt: skip
 
     def _listener(self, transport: str, host: str) -> Listener:

@@ -27,7 +27,15 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, tag=3):
     number: Id
 
 
-Announcement = Chunk | Finish | Left
+class Staged(msgspec.Struct, frozen=True, kw_only=True, tag=5):
+    """This chunk lies whole in the source's staging, piece after piece. Answered by `Taken`."""
+
+    chunk: Chunk
+    offset: Id
+    """Of its first byte there."""
+
+
+Announcement = Chunk | Finish | Left | Staged
 announcement: Final[Codec[Announcement]] = Codec(Announcement, max_bytes=MAX_STREAM_MESSAGE_BYTES)
 
 

@@ -152,6 +152,7 @@ class Listener(Protocol):
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]
     ) -> SourceStream:
         """Turn a connection whose hello was right into a stream; takes what it keeps of the
-        hello's `fds` out of the list. Raises PeerLost or WireError."""
+        hello's `fds` out of the list. Raises PeerLost or WireError; Unreachable, having said
+        nothing to the sink, when it can have none here."""
 
     def close(self) -> None: ...

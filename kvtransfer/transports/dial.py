@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from kvtransfer.messages import CONTROL_VERSION, StreamWelcome, stream_hello, stream_welcome
+from kvtransfer.sum_kinds import SUM_KINDS, SumKind
 from kvtransfer.transports.base import DialOptions, SinkStream, Unreachable
 from kvtransfer.transports.framing import FirstMessage, close_fds, received, send_message
 from protocol.errors import PeerLost, WireError
@@ -63,6 +64,8 @@ class Dial:
             return None
         if welcome.version != CONTROL_VERSION or welcome.epoch != self._hello.epoch:
             raise Unreachable("another incarnation or version listens there")
+        if welcome.refusal:
+            raise Unreachable(welcome.refusal)
         try:
             return self._finish(self._sock, welcome, self._reader.fds)
         except OSError as error:
@@ -116,6 +119,14 @@ def send_welcome(
         send_message(sock, packed, fds)
     finally:
         close_fds(list(fds))
+
+
+def kind_of(welcome: StreamWelcome) -> SumKind:
+    """The checksum of all chunks of a stream. Raises Unreachable for one that is unknown here."""
+    for kind in SUM_KINDS:
+        if kind == welcome.sum_kind:
+            return kind
+    raise Unreachable(f"the source sums by {welcome.sum_kind!r}, which is not known here")
 
 
 def pop_fd(fds: list[int]) -> int:

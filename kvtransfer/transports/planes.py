@@ -20,14 +20,14 @@ from kvtransfer.transports.shm import plane as shm
 from kvtransfer.transports.tcp import plane as tcp
 from kvtransfer.transports.ucx import plane as ucx
 
-PoolT = TypeVar("PoolT", BlockMemory, DeviceMemory)
+PoolT = TypeVar("PoolT", bound=Pool)
 
 
 @dataclass(frozen=True, slots=True)
 class DataPlane(Generic[PoolT]):
     """What sources and sinks need of one plane."""
 
-    pool: type[PoolT]
+    pools: tuple[type[PoolT], ...]
     """Those whose blocks it moves."""
     listen: Callable[[PoolT, ListenOptions], Listener]
     """Raises Unreachable where it cannot move these blocks, TransferError or OSError when it cannot
@@ -41,24 +41,26 @@ class DataPlane(Generic[PoolT]):
 
     def check_pool(self, pool: Pool) -> PoolT:
         """The pool, as its own type. Raises Unreachable."""
-        if not isinstance(pool, self.pool):
-            there = "in host memory" if self.pool is DeviceMemory else "on a device"
+        if not isinstance(pool, self.pools):
+            there = "on a device" if isinstance(pool, DeviceMemory) else "in host memory"
             raise Unreachable(f"the pool is {there}")
         return pool
 
 
 _ON_DEVICE: Final[dict[str, DataPlane[DeviceMemory]]] = {
-    "cuda_ipc": DataPlane(DeviceMemory, cuda_ipc.CudaIpcListener, cuda_ipc.dial),
-    "nccl": DataPlane(DeviceMemory, nccl.NcclListener, nccl.dial),
+    "cuda_ipc": DataPlane((DeviceMemory,), cuda_ipc.CudaIpcListener, cuda_ipc.dial),
+    "nccl": DataPlane((DeviceMemory,), nccl.NcclListener, nccl.dial),
+}
+_ANYWHERE: Final[dict[str, DataPlane[BlockMemory | DeviceMemory]]] = {
+    "shm": DataPlane((BlockMemory, DeviceMemory), shm.ShmListener, shm.dial),
+    "tcp": DataPlane((BlockMemory, DeviceMemory), tcp.TcpListener, tcp.dial),
 }
 _IN_HOST: Final[dict[str, DataPlane[BlockMemory]]] = {
-    "shm": DataPlane(BlockMemory, shm.ShmListener, shm.dial),
     "ucx": DataPlane(
-        BlockMemory, ucx.UcxListener, ucx.dial, prepare=ucx.prepare, why_not=ucx.why_not
+        (BlockMemory,), ucx.UcxListener, ucx.dial, prepare=ucx.prepare, why_not=ucx.why_not
     ),
-    "tcp": DataPlane(BlockMemory, tcp.TcpListener, tcp.dial),
 }
-PLANES: Final[dict[str, DataPlane[Any]]] = {**_ON_DEVICE, **_IN_HOST}
+PLANES: Final[dict[str, DataPlane[Any]]] = {**_ON_DEVICE, **_ANYWHERE, **_IN_HOST}
 
 
 def of_pool(pool: Pool) -> tuple[str, ...]:

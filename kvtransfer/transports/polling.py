@@ -9,7 +9,7 @@ import os
 import select
 import socket
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from kvtransfer.device.driver import Sums
 from protocol.errors import TransferError
@@ -98,6 +98,12 @@ class FdPoller:
         self._epoll.close()
 
 
+class HasFileno(Protocol):
+    """What can be waited for."""
+
+    def fileno(self) -> int: ...
+
+
 class Polled:
     """A stream that waits for whatever its poller watches."""
 
@@ -110,7 +116,7 @@ class Polled:
 class DevicePoller(FdPoller):
     """Wakes for a device's work too, every LOOK_S while its ticker runs."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: HasFileno) -> None:
         super().__init__()
         self.ticker = Ticker()
         self.watch(sock.fileno())

@@ -12,11 +12,11 @@ from support.fake_driver import FakeStream
 from support.transfer import Borrower, Lender, Outcome, Slot
 
 from kvtransfer.endings import Aborted, Landed, Lost
-from kvtransfer.transport_names import DEVICE_TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS, DIRECT_TRANSPORTS
 from protocol.errors import LayoutMismatch
 
 
-@pytest.fixture(params=DEVICE_TRANSPORTS)
+@pytest.fixture(params=DIRECT_TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -198,16 +198,16 @@ def test_a_gpu_that_cannot_be_mapped_is_reached_by_nccl_and_says_why(lender: Len
 
 
 def test_a_pool_on_a_device_is_not_moved_by_host_planes(lender: Lender) -> None:
-    borrower = Borrower(transports=("shm", "cuda_ipc"))
+    borrower = Borrower(transports=("ucx", "cuda_ipc"))
     ticket = lender.lend([0])
     lender.write_all(ticket)
     end = landed(borrower.fetch(ticket, [Slot(0, 0)]))
-    assert end.transport == "cuda_ipc" and "not shm" in end.transport_why
+    assert end.transport == "cuda_ipc" and "not ucx" in end.transport_why
     borrower.close()
 
 
 def test_a_host_pool_cannot_fetch_from_a_device_pool(lender: Lender) -> None:
-    borrower = Borrower(transports=("shm",), allow_fallback=False)
+    borrower = Borrower(transports=("ucx",), allow_fallback=False)
     ticket = lender.lend([0])
     outcome = borrower.fetch(ticket, [Slot(0, 0)])
     assert isinstance(outcome.end, Lost)

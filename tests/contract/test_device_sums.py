@@ -51,6 +51,14 @@ def landed(outcome: Outcome) -> Landed:
     return outcome.end
 
 
+def heard_everything(lender: Lender) -> None:
+    """The source has taken in what was said to it before this, and done a turn."""
+    for _ in range(2):
+        ticket = lender.lend([0])
+        lender.source.fail(ticket.lease, "only to see")
+        lender.end_of(ticket.lease)
+
+
 def land(lender: Lender, borrower: Borrower, block: int) -> None:
     ticket = lender.lend([block])
     lender.write_all(ticket)
@@ -81,7 +89,7 @@ def test_leases_whose_sums_are_there_go_on_beside_one_that_waits(
 ) -> None:
     summed, ticket = lender.lend([5]), lender.lend([0])
     lender.write_all(summed)
-    eventually(lambda: device(lender).fake.num_sums == 1)
+    heard_everything(lender)
     with device(lender).fake.streams[1].held():
         slow = borrower.fetch(ticket, [Slot(0, 0)])
         lender.write_all(ticket)
@@ -100,9 +108,7 @@ def test_renewals_and_new_leases_are_answered_while_sums_are_awaited(
         outcome = borrower.fetch(ticket, [Slot(0, 0)])
         lender.write_all(ticket)
         eventually(lambda: device(lender).fake.streams[1].num_waiting)
-        other = lender.lend([1])
-        lender.source.fail(other.lease, "only to see")
-        lender.end_of(other.lease)
+        heard_everything(lender)
         assert not outcome.ended
     landed(outcome)
 
@@ -143,9 +149,6 @@ def test_all_that_a_publish_makes_ready_is_summed_by_one_launch() -> None:
     lender.write_all(ticket)
     fake = device(lender).fake
     eventually(lambda: fake.num_sums)
-    other = lender.lend([0])
-    lender.source.publish(other.lease, 32)  # summed already
-    lender.source.fail(other.lease, "only to see")
-    lender.end_of(other.lease)
+    heard_everything(lender)
     assert fake.num_sums == 1
     lender.close()

@@ -9,13 +9,25 @@ from support.transfer import NUM_BLOCKS, TRANSPORTS, Borrower, Lender, Outcome, 
 from support.ucx import UCX
 
 from kvtransfer.endings import Aborted, Landed, Lost
-from kvtransfer.transport_names import DEVICE_TRANSPORTS
+from kvtransfer.transport_names import DIRECT_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
+STAGED = [
+    f"{plane} {pools}"
+    for plane in ("shm", "tcp")
+    for pools in ("device-device", "device-host", "host-device")
+]
+"""Planes of hosts from and to pools on devices."""
 
-@pytest.fixture(params=["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl"])
-def transport(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+
+@pytest.fixture(params=["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl", *STAGED])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name, _, pools = str(request.param).partition(" ")
+    if pools:
+        source, _, sink = pools.partition("-")
+        monkeypatch.setattr(Lender, "on_device", source == "device")
+        monkeypatch.setattr(Borrower, "on_device", sink == "device")
+    return name
 
 
 @pytest.fixture
@@ -34,7 +46,7 @@ def borrower(transport: str) -> Iterator[Borrower]:
 
 def lending(transport: str, *, lease_ttl_s: float = 6.0, num_blocks: int = NUM_BLOCKS) -> Lender:
     """A lender that offers everything that its pool can be moved by."""
-    others = DEVICE_TRANSPORTS if transport in DEVICE_TRANSPORTS else TRANSPORTS
+    others = DIRECT_TRANSPORTS if transport in DIRECT_TRANSPORTS else TRANSPORTS
     return Lender(transports=others, lease_ttl_s=lease_ttl_s, num_blocks=num_blocks)
 
 

@@ -7,7 +7,7 @@ from support.fake_driver import FakeDriver
 
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.transport_names import DEVICE_TRANSPORTS
+from kvtransfer.transport_names import DIRECT_TRANSPORTS
 
 
 class FakeDeviceMemory(DeviceMemory):
@@ -32,9 +32,10 @@ class FakeDeviceMemory(DeviceMemory):
 
 
 def pool_for(
-    transports: Sequence[str], *, num_blocks: int, block_bytes: int, helped: bool = False
-) -> BlockMemory | FakeDeviceMemory:
-    """A pool whose blocks these transports can move."""
-    if set(transports) & set(DEVICE_TRANSPORTS):
+    transports: Sequence[str], *, num_blocks: int, block_bytes: int, helped: bool = False,
+    on_device: bool = False,
+) -> BlockMemory | FakeDeviceMemory:  # fmt: skip
+    """A pool whose blocks these transports can move, in host memory if that may be."""
+    if on_device or set(transports) & set(DIRECT_TRANSPORTS):
         return FakeDeviceMemory(num_blocks=num_blocks, block_bytes=block_bytes)
     return BlockMemory.create(num_blocks=num_blocks, block_bytes=block_bytes, helped=helped)

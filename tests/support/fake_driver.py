@@ -6,6 +6,7 @@ its stream, by the kernels' torch twins; a stream that is held does nothing unti
 one that waits behind a long forward. Says nothing about speed.
 """
 
+import ctypes
 import mmap
 import os
 import struct
@@ -136,6 +137,8 @@ class FakeDriver:
     """Launched."""
     num_sums: int = 0
     """Launched alone."""
+    registered: dict[int, Span] = field(default_factory=dict)
+    """Host memory that is page-locked now, by its address."""
     _mappings: dict[int, _Mapping] = field(default_factory=dict)
 
     def allocate(self, num_bytes: int, *, zeros: bool = True) -> Span:
@@ -201,6 +204,26 @@ class FakeDriver:
 
         return self._launched(stream, step, sums_P)
 
+    def register(self, span: Span) -> None:
+        if span.num_bytes > self.room_bytes:
+            raise TransferError(f"{span.num_bytes} bytes cannot be page-locked")
+        assert span.address not in self.registered, "registered twice"
+        self.registered[span.address] = span
+
+    def unregister(self, span: Span) -> None:
+        assert self.registered.pop(span.address) == span
+
+    def download(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        self._check_registered(target)
+        device = self.bytes_of(source)[: source.num_bytes]
+        host = _host_bytes(target)
+        return self._moved(stream, host, device)
+
+    def upload(self, stream: Stream, *, source: Span, target: Span) -> Mark:
+        self._check_registered(source)
+        device = self.bytes_of(target)[: target.num_bytes]
+        return self._moved(stream, device, _host_bytes(source))
+
     def read(self, span: Span, offset: int, num_bytes: int) -> bytes:
         return self.bytes_of(span)[offset : offset + num_bytes].tobytes()
 
@@ -236,8 +259,29 @@ class FakeDriver:
         stream.launch(step)
         return FakeSums(stream.record(), sums_P)
 
+    def _check_registered(self, host: Span) -> None:
+        """A copy that runs beside all else needs memory that stays where it is."""
+        ends = [(x.address, x.address + x.num_bytes) for x in self.registered.values()]
+        within = (a <= host.address and host.address + host.num_bytes <= b for a, b in ends)
+        assert any(within), "host memory that is not registered"
+
+    def _moved(self, stream: Stream, target: memoryview, source: memoryview) -> Mark:
+        assert isinstance(stream, FakeStream) and len(target) == len(source)
+
+        def step() -> bool:
+            target[:] = source
+            return True
+
+        stream.launch(step)
+        return stream.record()
+
     def _map(self, fd: int, num_bytes: int) -> Span:
         memory = mmap.mmap(fd, num_bytes)
         words: NDArray[Any] = np.frombuffer(memory, np.int64)
         self._mappings[words.ctypes.data] = _Mapping(memory, fd, torch.from_numpy(words))
         return Span(words.ctypes.data, num_bytes)
+
+
+def _host_bytes(span: Span) -> memoryview:
+    whole: Any = (ctypes.c_ubyte * span.num_bytes).from_address(span.address)
+    return memoryview(whole).cast("B")

@@ -102,4 +102,4 @@ def dial(memory: BlockMemory, options: DialOptions) -> Dial:
     return Dial(listener.connect(), options, transport=NAME, finish=finish)
 
 
-PLANES[NAME] = DataPlane(BlockMemory, MemoryListener, dial)
+PLANES[NAME] = DataPlane((BlockMemory,), MemoryListener, dial)

@@ -16,6 +16,7 @@ from kvtransfer.messages import Chunk, FetchId
 from kvtransfer.sink import fetches
 from kvtransfer.sink.means import SinkMeans
 from kvtransfer.sink.receiver import Receiver
+from kvtransfer.sum_kinds import SumKind
 
 Tamper = Callable[[memoryview], None]
 """Sees the bytes of a block, and may change them."""
@@ -43,9 +44,10 @@ def tampered(tamper: Tamper) -> Iterator[None]:
         ) -> None:
             begun = self.begun.pop(id(landing), None)
             if sums_P is not None and begun is not None:
+                kind = _kind_of(sums_P, self.pool, landing)
                 for slot in landing.pieces_P["slot"].tolist():
                     _change(self.pool, slot, tamper)
-                sums_P = self.pool.checksums(landing.target)
+                sums_P = self.pool.checksums(landing.target, kind)
             super().end_chunk(landing, sums_P, broken=broken)
 
         def stop_writes(self, fetch: FetchId | None = None) -> None:
@@ -56,6 +58,12 @@ def tampered(tamper: Tamper) -> Iterator[None]:
 
     with patch.object(fetches, "Receiver", TamperingReceiver):
         yield
+
+
+def _kind_of(sums_P: NDArray[np.uint64], pool: Pool, landing: Landing) -> SumKind:
+    """What kind of checksums these are, of what has landed."""
+    kinds = (x for x in pool.sum_kinds if (pool.checksums(landing.target, x) == sums_P).all())
+    return next(kinds, pool.sum_kinds[0])
 
 
 def _change(memory: Pool, block_id: int, tamper: Tamper) -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from support import memory_plane
 from support.device import FakeDeviceMemory, pool_for
@@ -52,6 +53,8 @@ class Slot:
 class Lender:
     """A source whose blocks are all filled, and the lease ends it told."""
 
+    on_device: ClassVar[bool] = False
+    """Set: its pool is on a fake device, whatever moves it."""
     transports: Sequence[str] = TRANSPORTS
     lease_ttl_s: float = 6.0
     num_blocks: int = NUM_BLOCKS
@@ -67,8 +70,9 @@ class Lender:
     def __post_init__(self) -> None:
         self.epoch = new_epoch()
         self.memory = pool_for(
-            self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes
-        )
+            self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes,
+            on_device=self.on_device,
+        )  # fmt: skip
         for block in range(self.num_blocks):
             fill(self.memory, block)
         self.source = Source(
@@ -130,6 +134,8 @@ class Outcome:
 class Borrower:
     """A sink over a pool of zeros."""
 
+    on_device: ClassVar[bool] = False
+    """Set: its pool is on a fake device, whatever moves it."""
     transports: Sequence[str] = ("shm", "tcp")
     allow_fallback: bool = True
     lease_ttl_s: float = 6.0
@@ -152,7 +158,7 @@ class Borrower:
             self._faults.enter_context(tampered(self.tamper))
         self.memory = pool_for(
             self.transports, num_blocks=self.num_blocks, block_bytes=self.layout.block_bytes,
-            helped=self.helped,
+            helped=self.helped, on_device=self.on_device,
         )  # fmt: skip
         self.sink = Sink(
             memory=self.memory, layout=self.layout, worker=WorkerId("decode-0"),

@@ -19,6 +19,12 @@ class Help(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     number: Id
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """Sink -> source: what was staged at this offset is read no more."""
+
+    offset: Id
+
+
 class ShmSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     """In a hello: the sink's pool, whose descriptor rides along with that of a copy job."""
 
@@ -26,5 +32,13 @@ class ShmSetup(msgspec.Struct, frozen=True, kw_only=True, tag=1):
     block_bytes: Count
 
 
-shm_to_source: Final[Codec[Help]] = Codec(Help, max_bytes=MAX_HELP_BYTES)
+class StagingSetup(msgspec.Struct, frozen=True, kw_only=True, tag=2):
+    """In a welcome of a device pool: its descriptor is of so many bytes of staging."""
+
+    num_bytes: Id
+
+
+ShmToSource = Help | Taken
+shm_to_source: Final[Codec[ShmToSource]] = Codec(ShmToSource, max_bytes=MAX_HELP_BYTES)
+staging_setup: Final[Codec[StagingSetup]] = Codec(StagingSetup, max_bytes=MAX_HELP_BYTES)
 shm_setup: Final[Codec[ShmSetup]] = Codec(ShmSetup, max_bytes=64)

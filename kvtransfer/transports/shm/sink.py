@@ -7,6 +7,7 @@ ends a chunk only when the source has left it.
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,12 +17,16 @@ from numpy.typing import NDArray
 from kvtransfer.chunk import Landing
 from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
-from kvtransfer.transports.announcing import Left, announcement, why_not_read, why_stale
+from kvtransfer.native.copy import HasSpan, Span, copy_ranges
+from kvtransfer.plan import Ranges
+from kvtransfer.sum_kinds import XXH3, SumKind
+from kvtransfer.transports.announcing import Left, Staged, announcement, why_not_read, why_stale
 from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.framing import MessageInbox, MessageOutbox
 from kvtransfer.transports.polling import has_hung_up
 from kvtransfer.transports.shm.copy_job import CopyJob
-from kvtransfer.transports.shm.messages import NAME, Help, shm_to_source
+from kvtransfer.transports.shm.messages import NAME, Help, Taken, shm_to_source
+from kvtransfer.transports.shm.staged import PeerStaging
 from protocol.errors import WireError
 
 _TURN_BYTES: Final = 32 << 20
@@ -34,25 +39,30 @@ _AWAIT_S: Final = 0.001
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class ShmSinkSetup:
-    """What the two ends agreed on; its stream owns both."""
+    """What the two ends agreed on; its stream owns source and job."""
 
-    source: BlockMemory
-    """Our view of the source's pool."""
+    source: BlockMemory | PeerStaging
+    """Our view of the source's pool, or of the staging of one on a device."""
     copy_job: CopyJob | None = None
     """Without one chunks are copied by us alone."""
+    sum_kind: SumKind = XXH3
+    has_room: Callable[[], bool] = lambda: True
+    """A chunk may be begun now."""
 
 
 class ShmSinkStream(SinkStream):
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: ShmSinkSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: HasSpan, setup: ShmSinkSetup) -> None:
         self._sock = sock
         self._memory = memory
-        self._source: BlockMemory | None = setup.source
+        self._source: BlockMemory | PeerStaging | None = setup.source
+        self._sum_kind: SumKind = setup.sum_kind
+        self._has_room = setup.has_room
         self._copy_job = setup.copy_job
         self._inbox = MessageInbox(sock, announcement)
         self._outbox = MessageOutbox(sock, shm_to_source)
-        self._waiting: deque[Chunk | Finish] = deque()
+        self._waiting: deque[Chunk | Staged | Finish] = deque()
         self._shared: Landing | None = None
         """The chunk that both may copy, begun and not ended."""
 
@@ -64,16 +74,16 @@ class ShmSinkStream(SinkStream):
             self._look_at_job(taker)
         for message in self._inbox.receive():
             match message:
-                case Chunk() | Finish():
+                case Chunk() | Staged() | Finish():
                     self._waiting.append(message)
                 case Left():
                     pass  # the job says the same
         if self._shared is not None:
             self._look_at_job(taker)  # `Left` may have come since: no other will
         num_bytes = 0
-        while self._waiting and self._shared is None and num_bytes < _TURN_BYTES:
+        while self._waiting and self._can_begin() and num_bytes < _TURN_BYTES:
             num_bytes += self._take_up(self._waiting.popleft(), taker)
-        return self._inbox.has_more or (self._shared is None and bool(self._waiting))
+        return self._inbox.has_more or (self._can_begin() and bool(self._waiting))
 
     def stop_writing(self, fetch: FetchId) -> bool:
         return self._shared is None or self._shared.fetch != fetch or self._stopped()
@@ -90,48 +100,75 @@ class ShmSinkStream(SinkStream):
             self._copy_job.close()
         return True
 
-    def _take_up(self, message: Chunk | Finish, taker: ChunkTaker) -> int:
+    def _can_begin(self) -> bool:
+        return self._shared is None and self._has_room()
+
+    def _take_up(self, message: Chunk | Staged | Finish, taker: ChunkTaker) -> int:
         """Do what a message asks for; bytes copied."""
-        if isinstance(message, Finish):
-            taker.finished(message)
-            return 0
-        landing = taker.begin_chunk(message)
+        source = self._source
+        match message:
+            case Finish():
+                taker.finished(message)
+                return 0
+            case Chunk() if isinstance(source, BlockMemory):
+                return self._read(source, message, taker)
+            case Staged() if isinstance(source, PeerStaging):
+                return self._take(source, message, taker)
+            case _:
+                raise WireError(f"{type(message).__name__} is nothing of such a source")
+
+    def _read(self, source: BlockMemory, chunk: Chunk, taker: ChunkTaker) -> int:
+        """Copy a chunk out of the source's pool; bytes copied."""
+        landing = taker.begin_chunk(chunk)
         if landing is None:
             return 0
-        assert self._source is not None
-        if why := why_not_read(landing, self._source.generations_N):
+        if why := why_not_read(landing, source.generations_N):
             taker.end_chunk(landing, None, broken=why)
             return 0
         if self._is_shared(landing):
-            self._share(landing, taker)
+            self._share(landing, source, taker)
         else:
-            self._copy(landing, taker)
+            self._read_alone(landing, source, taker)
         return landing.num_bytes
 
-    def _copy(self, landing: Landing, taker: ChunkTaker) -> None:
-        assert self._source is not None
+    def _read_alone(self, landing: Landing, source: BlockMemory, taker: ChunkTaker) -> None:
+        self._end(landing, self._copy(landing, source.span, landing.source), taker)
+
+    def _take(self, source: PeerStaging, staged: Staged, taker: ChunkTaker) -> int:
+        """Copy a chunk out of the source's staging and say so; bytes copied."""
+        landing = taker.begin_chunk(staged.chunk)
+        if landing is not None:
+            where = source.where(landing, staged.offset)
+            taker.end_chunk(landing, self._copy(landing, source.span, where))
+        self._outbox.put_message(Taken(offset=staged.offset))
+        self._outbox.flush()
+        return 0 if landing is None else landing.num_bytes
+
+    def _copy(self, landing: Landing, span: Span, where: Ranges) -> NDArray[np.uint64]:
+        target = landing.target
         try:
-            sums_P = self._memory.copy_from(self._source, landing.source, landing.target)
+            return copy_ranges(self._memory.span, target, span, where, self._sum_kind)
         except ValueError as error:
             raise WireError(f"the source's pool is not what its layout says: {error}") from error
-        self._end(landing, sums_P, taker)
 
     def _is_shared(self, landing: Landing) -> bool:
         job = self._copy_job
-        return job is not None and landing.num_bytes >= _HELPED_BYTES and job.fits(landing)
+        if job is None or self._sum_kind != XXH3:
+            return False
+        return landing.num_bytes >= _HELPED_BYTES and job.fits(landing)
 
-    def _share(self, landing: Landing, taker: ChunkTaker) -> None:
+    def _share(self, landing: Landing, source: BlockMemory, taker: ChunkTaker) -> None:
         """Make the chunk a job, tell the source, and copy what it does not."""
-        assert self._copy_job is not None and self._source is not None
+        assert self._copy_job is not None
         number = self._copy_job.begin_chunk(landing)
         if number is None:
-            self._copy(landing, taker)
+            self._read_alone(landing, source, taker)
             return
         self._outbox.put_message(Help(number=number))
         self._outbox.flush()
         self._shared = landing
         try:
-            self._copy_job.copy_pieces(number, target=self._memory.span, source=self._source.span)
+            self._copy_job.copy_pieces(number, target=self._memory.span, source=source.span)
         except ValueError as error:
             raise WireError(str(error)) from error
         if self._copy_job.is_done_within(_AWAIT_S):
@@ -155,6 +192,6 @@ class ShmSinkStream(SinkStream):
         return self._copy_job.shut() or has_hung_up(self._sock)
 
     def _end(self, landing: Landing, sums_P: NDArray[np.uint64], taker: ChunkTaker) -> None:
-        assert self._source is not None
+        assert isinstance(self._source, BlockMemory)
         why = why_stale(landing, self._source.generations_N)
         taker.end_chunk(landing, None if why else sums_P, broken=why)

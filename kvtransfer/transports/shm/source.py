@@ -12,7 +12,7 @@ from kvtransfer.transports.announcing import AnnouncingStream, Left
 from kvtransfer.transports.base import HelpCopy
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.shm.copy_job import CopyJob
-from kvtransfer.transports.shm.messages import NAME, ShmSetup, shm_to_source
+from kvtransfer.transports.shm.messages import NAME, Help, ShmSetup, shm_to_source
 from protocol.errors import LayoutMismatch, WireError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ShmSourceStream(AnnouncingStream):
 
     def receive(self) -> None:
         for message in self._inbox.receive():
-            if self._helper is None:
+            if self._helper is None or not isinstance(message, Help):
                 raise WireError("help was asked for that was not offered")
             self._helper.copy_along(message.number, source=self._memory)
             self._outbox.put_message(Left(number=message.number))

@@ -15,6 +15,7 @@ from kvtransfer.chunk import Landing
 from kvtransfer.messages import FetchId
 from kvtransfer.native import flows
 from kvtransfer.native.copy import Span
+from kvtransfer.sum_kinds import SumKind
 from kvtransfer.transports.tcp.frames import HEADER_BYTES, Header, unpack_header
 from kvtransfer.transports.tcp.messages import TcpToSink, tcp_to_sink
 from protocol.errors import PeerLost, WireError
@@ -25,8 +26,10 @@ _SCRATCH: Final = Span(np.frombuffer(_scratch, np.uint8).ctypes.data, len(_scrat
 
 
 class Lane:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, sum_kind: SumKind | None) -> None:
+        """`sum_kind`: the checksums taken of bodies on the way; None: none."""
         self.sock = sock
+        self._sum_kind: SumKind | None = sum_kind
         self.number = 0
         """Of the frame that is being read."""
         self.landing: Landing | None = None
@@ -62,7 +65,7 @@ class Lane:
     def land(self, landing: Landing, memory: Span) -> None:
         """The body goes to the target of `landing` in `memory`. Raises WireError when it cannot."""
         try:
-            self.flow = flows.Flow(self._fd, memory, landing.target, summed=True)
+            self.flow = flows.Flow(self._fd, memory, landing.target, sum_kind=self._sum_kind)
         except ValueError as error:
             raise WireError(f"a chunk lands outside the pool: {error}") from error
         self.landing = landing

@@ -11,9 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from kvtransfer.memory.host_pool import BlockMemory
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtransfer.chunk import Landing
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
+from kvtransfer.native.copy import HasSpan, checksums
+from kvtransfer.sum_kinds import XXH3, SumKind
 from kvtransfer.transports.base import ChunkTaker, SinkStream, Unreachable
 from kvtransfer.transports.dial import Dial
 from kvtransfer.transports.framing import MessageOutbox
@@ -54,13 +59,19 @@ class TcpSinkSetup:
     """What the hello granted."""
     lanes: Sequence[DialLane] = ()
     """Dial the stream's further sockets."""
+    sum_kind: SumKind | None = XXH3
+    """None: whoever takes the chunks sums them."""
+    has_room: Callable[[], bool] = lambda: True
+    """A chunk may be begun now."""
 
 
 class TcpSinkStream(Polled, SinkStream):
     transport = NAME
 
-    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: TcpSinkSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: HasSpan, setup: TcpSinkSetup) -> None:
         self._memory = memory
+        self._sum_kind: SumKind | None = setup.sum_kind
+        self._has_room = setup.has_room
         self._window = self._told = setup.window_bytes
         self._received = 0
         """Bytes of chunks, over all lanes."""
@@ -78,7 +89,7 @@ class TcpSinkStream(Polled, SinkStream):
 
     def admit(self, sock: socket.socket) -> None:
         """A lane is up."""
-        self._lanes.append(Lane(sock))
+        self._lanes.append(Lane(sock, self._sum_kind))
 
     def statistics(self) -> TcpStatistics:
         return TcpStatistics(
@@ -119,7 +130,9 @@ class TcpSinkStream(Polled, SinkStream):
     def _begin(self, taker: ChunkTaker) -> bool:
         """Take the heads of frames that have come; True when a body is to be read."""
         for lane in self._lanes:
-            while lane.flow is None and (frame := lane.read_head()) is not None:
+            while lane.flow is None and self._has_room():
+                if (frame := lane.read_head()) is None:
+                    break
                 message, body_bytes = frame
                 match message:
                     case Chunk():
@@ -152,11 +165,18 @@ class TcpSinkStream(Polled, SinkStream):
             any_ended = True
             landing, sums_P = end
             if landing is not None:
-                if sums_P is None:
-                    sums_P = self._memory.checksums(landing.target)
-                taker.end_chunk(landing, sums_P)
+                taker.end_chunk(landing, self._sums(landing) if sums_P is None else sums_P)
             self._tell(self._order.end_chunk(lane.number), taker)
         return any_ended
+
+    def _sums(self, landing: Landing) -> NDArray[np.uint64]:
+        """Of pieces that were not summed on the way."""
+        if self._sum_kind is None:
+            return np.empty(0, np.uint64)
+        try:
+            return checksums(self._memory.span, landing.target, self._sum_kind)
+        except ValueError as error:
+            raise WireError(f"a chunk cannot be summed: {error}") from error
 
     def _tell(self, finished: list[Finish], taker: ChunkTaker) -> None:
         for message in finished:

@@ -12,10 +12,9 @@ from typing import Final
 
 import numpy as np
 
-from kvtransfer.memory.host_pool import BlockMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
 from kvtransfer.native import flows
-from kvtransfer.native.copy import Span
+from kvtransfer.native.copy import HasSpan, Span
 from kvtransfer.plan import Ranges
 from kvtransfer.transports.base import SourceStream
 from kvtransfer.transports.dial import check_for_end
@@ -57,9 +56,11 @@ class _Frame:
 @dataclass(slots=True, eq=False)
 class _Lane:
     sock: socket.socket
-    fetch: FetchId | None = None
+    message: TcpToSink | None = None
     flow: flows.Flow | None = None
-    """The frame on its way, of `fetch`."""
+    """The frame on its way, of `message`."""
+    is_dropped: bool = False
+    """Zeros go on in its place."""
     awaits_room: bool = False
 
 
@@ -68,7 +69,7 @@ class TcpSourceStream(Polled, SourceStream):
     queued_bytes = 0
     """Of chunks that wait for a lane: each lane has one besides, so that none runs dry."""
 
-    def __init__(self, sock: socket.socket, memory: BlockMemory, setup: TcpSetup) -> None:
+    def __init__(self, sock: socket.socket, memory: HasSpan, setup: TcpSetup) -> None:
         """`setup` is the hello's: what its sink grants to begin with."""
         self.chunk_bytes = LOCAL_CHUNK_BYTES if is_local(sock) else CHUNK_BYTES
         self._span = memory.span
@@ -128,10 +129,20 @@ class TcpSourceStream(Polled, SourceStream):
         self._frames = deque(frame for frame in self._frames if frame.message.fetch != fetch)
         self.queued_bytes = sum(frame.body_bytes for frame in self._frames)
         for lane in self._lanes.values():
-            if lane.flow is not None and lane.fetch == fetch and lane.flow.left_bytes:
+            message = lane.message
+            if lane.flow is None or message is None or message.fetch != fetch:
+                continue
+            if lane.flow.left_bytes:
+                lane.is_dropped = True
                 zeros = flows.repeated(lane.flow.left_bytes, _ZEROS)
                 head = lane.flow.head_left
                 lane.flow = flows.Flow(lane.sock.fileno(), _ZEROS, zeros, head=head)
+
+    def held_chunks(self) -> list[Chunk]:
+        """Those offered whose bytes may still be read."""
+        waiting = [frame.message for frame in self._frames]
+        lanes = [x for x in self._lanes.values() if x.flow is not None and not x.is_dropped]
+        return [x for x in (*waiting, *(lane.message for lane in lanes)) if isinstance(x, Chunk)]
 
     def close(self) -> None:
         self._frames.clear()
@@ -164,7 +175,7 @@ class TcpSourceStream(Polled, SourceStream):
         self._begun_bytes += frame.body_bytes
         self._num_begun += isinstance(frame.message, Chunk)
         head = pack_head(frame.message, number=self._num_begun, body_bytes=frame.body_bytes)
-        lane.fetch = FetchId(frame.message.fetch)
+        lane.message, lane.is_dropped = frame.message, False
         lane.flow = flows.Flow(lane.sock.fileno(), self._span, frame.ranges, head=head)
 
     def _settle(self) -> bool:

@@ -90,6 +90,10 @@ int cuEventDestroy_v2(void *event) { printf("no event %p\\n", event); return 0; 
 int cuMemHostAlloc(void **at, size_t size, unsigned flags) {
   printf("pin %zu %u\\n", size, flags); *at = (void *)0x7eeeeeeee000; return 0;
 }
+int cuMemHostRegister_v2(void *at, size_t size, unsigned flags) {
+  printf("lock %p %zu %u\\n", at, size, flags); return 0;
+}
+int cuMemHostUnregister(void *at) { printf("unlock %p\\n", at); return 0; }
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, void *stream) {
   printf("up %lx %p %zu %p\\n", to, from, size, stream); return 0;
 }
@@ -124,8 +128,10 @@ assert [libcuda.has_happened(event) for _ in range(2)] == [False, True]
 libcuda.wait_for_event(stream, event)
 libcuda.destroy_event(event)
 pinned = libcuda.allocate_pinned(1 << 21)
-libcuda.launch_upload(address, pinned, 1 << 33, stream)
-libcuda.launch_download(pinned, address, 1 << 33, stream)
+libcuda.register(pinned, 1 << 33)
+libcuda.unregister(pinned)
+libcuda.upload(address, pinned, 1 << 33, stream)
+libcuda.download(pinned, address, 1 << 33, stream)
 libcuda.wait_for_stream(stream)
 libcuda.destroy_stream(stream)
 print(*libcuda.visible_devices(), libcuda.can_access(0, 1), libcuda.can_access(1, 0), flush=True)
@@ -157,6 +163,8 @@ record 0x7ffffffffff0 0x555566667777
 0x555566667777 waits for 0x7ffffffffff0 0
 no event 0x7ffffffffff0
 pin 2097152 1
+lock 0x7eeeeeeee000 8589934592 1
+unlock 0x7eeeeeeee000
 up 7f1234567000 0x7eeeeeeee000 8589934592 0x555566667777
 down 0x7eeeeeeee000 7f1234567000 8589934592 0x555566667777
 wait 0x555566667777

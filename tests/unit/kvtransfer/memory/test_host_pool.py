@@ -64,23 +64,10 @@ def test_whoever_gets_the_descriptor_cannot_write_through_it(pool: BlockMemory) 
     os.close(reopened)
 
 
-def test_a_block_is_copied_from_another_pool(pool: BlockMemory) -> None:
-    other = BlockMemory.create(num_blocks=2, block_bytes=96)
-    other.block(1)[:] = bytes(range(96))
-    sums_P = pool.copy_from(other, whole(other, 1), whole(pool, 4))
-    assert pool.block(4) == other.block(1) and not any(pool.block(3))
-    assert sums_P.tolist() == [xxh3_64_intdigest(other.block(1))]
-    other.close()
-
-
 @pytest.mark.parametrize("block_id", [-1, 5, 2**40])
 def test_a_block_outside_the_pool_is_refused(pool: BlockMemory, block_id: int) -> None:
     with pytest.raises(ValueError, match="block_id"):
         pool.block(block_id)
-    with pytest.raises(ValueError, match="ranges"):
-        pool.copy_from(pool, whole(pool, 0), whole(pool, block_id))
-    with pytest.raises(ValueError, match="ranges"):
-        pool.copy_from(pool, whole(pool, block_id), whole(pool, 0))
     with pytest.raises(ValueError, match="ranges"):
         pool.checksums(whole(pool, block_id))
 

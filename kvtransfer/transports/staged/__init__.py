@@ -1,0 +1,1 @@
+"""Device pools over planes of hosts: chunks go through page-locked memory on either side."""
