@@ -10,7 +10,7 @@ for. Sends nothing itself.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,10 @@ from kvtransfer.device.driver import Sums
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
+from kvtransfer.source.block_checksums import BlockChecksums
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.sum_kinds import SumKind
-from protocol.errors import TransferError
 from protocol.ids import LeaseId
-
-_NONE: Final = ~np.uint64(0)
-"""No block's generation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +56,14 @@ class _AskedChunk:
     """Of the other pieces, in their order."""
     since_s: float
 
+    @property
+    def stored(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The blocks whose sums are kept, and their generations."""
+        blocks_P, generations_P = self.blocks_PB[:, 0], self.pieces_P["generation"]
+        if self.others is None:
+            return blocks_P, generations_P
+        return blocks_P[self.stored_P], generations_P[self.stored_P]
+
 
 @dataclass(slots=True, eq=False)
 class _PlannedFetch:
@@ -68,72 +73,6 @@ class _PlannedFetch:
     num_bytes: int
     """Of all its chunks so far."""
     asked: _AskedChunk | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Summing:
-    """Full blocks, of the generations they have, whose sums are being taken."""
-
-    blocks_P: NDArray[np.uint32]
-    generations_P: NDArray[np.uint64]
-    sums: Sums
-
-
-class BlockChecksums:
-    """The checksums, of one kind, of whole blocks of one pool, each taken once, when it is written.
-
-    Full blocks keep their bytes with their generation: a prefix that many share is summed once.
-    """
-
-    def __init__(self, memory: Pool, kind: SumKind) -> None:
-        self._memory = memory
-        self._kind = kind
-        self._sums_N = np.zeros(memory.num_blocks, np.uint64)
-        self._generations_N = np.full(memory.num_blocks, _NONE)
-        """The generation that each sum was taken of."""
-        self._begun_N = np.full(memory.num_blocks, _NONE)
-        """The generation that each sum was last begun of."""
-        self._under_way: deque[_Summing] = deque()
-
-    def begin_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
-        """Sum those of these full blocks that are not yet, but none that is being written again.
-        Raises TransferError when the device is lost."""
-        now_P = self._memory.generations_N[blocks_P]
-        due_P = (now_P == generations_P) & (self._begun_N[blocks_P] != now_P)
-        blocks = np.unique(blocks_P[due_P])
-        if len(blocks):
-            sums = self._begin(blocks)
-            generations = self._begun_N[blocks] = self._memory.generations_N[blocks]
-            self._under_way.append(_Summing(blocks, generations, sums))
-        self._keep_sums()
-
-    def has(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> bool:
-        """The sums of these full blocks are there."""
-        self._keep_sums()
-        return bool((self._generations_N[blocks_P] == generations_P).all())
-
-    def sums_of(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """Those that are there."""
-        sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
-        return sums_P
-
-    def _begin(self, blocks_P: NDArray[np.uint32]) -> Sums:
-        ranges = whole_blocks(blocks_P, self._memory.block_bytes)
-        return self._memory.begin_sums(ranges, self._kind)
-
-    def _keep_sums(self) -> None:
-        """Of those taken meanwhile; what a device failed at is begun again by who needs it."""
-        while self._under_way:
-            first = self._under_way[0]
-            try:
-                if not first.sums.happened():
-                    return
-            except TransferError:
-                self._begun_N[first.blocks_P] = _NONE
-            else:
-                self._sums_N[first.blocks_P] = first.sums.take_sums()
-                self._generations_N[first.blocks_P] = first.generations_P
-            self._under_way.popleft()
 
 
 class Chunks:
@@ -265,7 +204,7 @@ class Chunks:
             most_pieces=MAX_CHUNK_PIECES,
         )  # fmt: skip
         ready = lease.next_ready(most_pieces)
-        pieces_P, blocks_PB = planned.pieces_S[ready].copy(), planned.blocks_SB[ready]
+        pieces_P, blocks_PB = planned.pieces_S[ready], planned.blocks_SB[ready]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
         pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
         stored_P = pieces_P["token_count"] == lease.block_tokens
@@ -276,26 +215,26 @@ class Chunks:
         elif not stored_P.all():
             growing = whole_blocks(blocks_PB[~stored_P, 0], self._memory.block_bytes)
             others = self._memory.begin_sums(growing, self._due_kind)
-        sums = self._sums_of(self._due_kind)
-        sums.begin_sums(blocks_PB[stored_P, 0], pieces_P["generation"][stored_P])
-        return _AskedChunk(
+        asked = _AskedChunk(
             pieces_P=pieces_P, blocks_PB=blocks_PB, ranges=ranges, sum_kind=self._due_kind,
             stored_P=stored_P, others=others, since_s=now_s,
         )  # fmt: skip
+        self._sums_of(self._due_kind).begin_sums(*asked.stored)
+        return asked
 
     def _taken_sums(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
         """Of all pieces, once they are there."""
-        stored_P, sums = asked.stored_P, self._sums_of(asked.sum_kind)
-        blocks_P = asked.blocks_PB[stored_P, 0]
-        if not sums.has(blocks_P, asked.pieces_P["generation"][stored_P]):
+        store = self._sums_of(asked.sum_kind)
+        blocks_P, generations_P = asked.stored
+        if not store.has(blocks_P, generations_P):
             return None
         if asked.others is None:
-            return sums.sums_of(blocks_P)
+            return store.sums_of(blocks_P)
         if not asked.others.happened():
             return None
-        sums_P = np.empty(len(stored_P), np.uint64)
-        sums_P[stored_P] = sums.sums_of(blocks_P)
-        sums_P[~stored_P] = asked.others.take_sums()
+        sums_P = np.empty(len(asked.stored_P), np.uint64)
+        sums_P[asked.stored_P] = store.sums_of(blocks_P)
+        sums_P[~asked.stored_P] = asked.others.take_sums()
         return sums_P
 
 

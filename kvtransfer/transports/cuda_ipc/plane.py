@@ -25,7 +25,7 @@ class CudaIpcListener(UnixPort):
 
     def __init__(self, memory: DeviceMemory, options: base.ListenOptions) -> None:
         self._memory = memory
-        super().__init__(NAME, epoch=options.epoch)
+        super().__init__(NAME, epoch=options.epoch, folder=options.socket_folder)
 
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]

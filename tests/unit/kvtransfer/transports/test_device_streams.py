@@ -249,7 +249,8 @@ class TestNccl:
             stream.receive(taker)
 
     def test_64_links_share_no_stream_and_leave_none(self, memory: FakeDeviceMemory) -> None:
-        before, streams = set(memory.fake.streams), []
+        before = set(memory.fake.streams)
+        streams: list[NcclSinkStream | NcclSourceStream] = []
         for _ in range(32):
             ours, theirs = socket.socketpair()
             streams.append(NcclSinkStream(ours, memory, setup_of(memory)))
