@@ -27,7 +27,7 @@ from controlplane.doctor.planes import measurable, plane_findings, plane_reports
 from controlplane.doctor.probe import read_facts
 from controlplane.doctor.report import Report, Way, as_json, as_text
 from controlplane.doctor.trial import Outcome, TrialLeases, Unusable
-from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
+from kvtransfer.transport_names import DIRECT_TRANSPORTS, HOST_TRANSPORTS
 from protocol.errors import BatonError, SettingsError
 from protocol.process.logs import configure_logging
 from protocol.process.settings import CommandSettings, load
@@ -84,7 +84,7 @@ def doctor(argv: Sequence[str]) -> None:
 def examine(settings: DoctorSettings) -> Report:
     with ThreadPoolExecutor(1, thread_name_prefix="gpu") as asking:
         answer = asking.submit(ask_driver, timeout_s=GPU_S)
-        facts = read_facts(transports=(*DEVICE_TRANSPORTS, *HOST_TRANSPORTS), gpu=GpuFacts())
+        facts = read_facts(transports=(*DIRECT_TRANSPORTS, *HOST_TRANSPORTS), gpu=GpuFacts())
         outcomes = _measure_here(measurable(facts, facts))
         facts = replace(facts, gpu=answer.result())
     found = [*check_memory(facts), *check_compute(facts), *check_network(facts)]

@@ -11,10 +11,11 @@ from typing import Final, Literal
 from controlplane.doctor.facts import Facts, Finding, ok, warn
 from controlplane.doctor.network import one_host, shares_memory
 from controlplane.doctor.trial import Measured, Outcome, Unusable
-from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
+from kvtransfer.transport_names import DIRECT_TRANSPORTS, HOST_TRANSPORTS
 
 LADDER: Final = ("cuda_ipc", "nccl", "shm", "ucx", "tcp")
-"""Fastest first; the first two for pools on a GPU."""
+"""Fastest first; the first two between pools on GPUs. `shm` and `tcp` move those too, through host
+memory, and are measured between pools that lie there."""
 _REMEDIES: Final = {
     "shm": "Run both workers as one user in one network namespace.",
     "ucx": "Read what UCX says with UCX_LOG_LEVEL=info, and see its devices by ucx_info -d.",
@@ -74,7 +75,7 @@ def _plane(name: str, here: Facts, there: Facts, outcome: Outcome | None) -> Pla
     missing = [facts.host for facts in (here, there) if name not in facts.transports]
     if not why and missing:
         why = "not in this version of Baton"
-    possible = "for pools on a GPU; not measured" if name in DEVICE_TRANSPORTS else "not measured"
+    possible = "for pools on a GPU; not measured" if name in DIRECT_TRANSPORTS else "not measured"
     return PlaneReport(name=name, state="no" if why else "possible", why=why or possible)
 
 

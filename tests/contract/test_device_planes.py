@@ -12,13 +12,19 @@ from support.fake_driver import FakeStream
 from support.transfer import Borrower, Lender, Outcome, Slot
 
 from kvtransfer.endings import Aborted, Landed, Lost
-from kvtransfer.transport_names import DEVICE_TRANSPORTS, DIRECT_TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS
 from kvtransfer.transports.nccl.pair import MAX_GROUP
 from kvtransfer.transports.nccl.source import NcclSourceStream
 from protocol.errors import LayoutMismatch
 
 
-@pytest.fixture(params=DIRECT_TRANSPORTS)
+@pytest.fixture(autouse=True)
+def on_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    for end in (Lender, Borrower):
+        monkeypatch.setattr(end, "on_device", True)
+
+
+@pytest.fixture(params=DEVICE_TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -163,6 +169,7 @@ def test_nothing_stays_mapped_or_allocated(transport: str) -> None:
     lender.close()
     for end in ends:
         eventually(lambda end=end: end.fake.num_spans == 0)  # type: ignore[misc]
+        assert end.fake.registered == {} and end.staging.used_bytes == 0
 
 
 def test_many_fetches_with_a_fifth_broken_off_leave_nothing_behind(
@@ -199,20 +206,17 @@ def test_a_gpu_that_cannot_be_mapped_is_reached_by_nccl_and_says_why(lender: Len
     borrower.close()
 
 
-def test_a_pool_on_a_device_is_not_moved_by_host_planes(lender: Lender) -> None:
-    borrower = Borrower(transports=("ucx", "cuda_ipc"))
+def test_a_plane_through_host_memory_is_taken_only_where_no_direct_one_reaches(
+    lender: Lender,
+) -> None:
+    borrower = Borrower(transports=DEVICE_TRANSPORTS)
+    pool(borrower).fake.why_no_peer = "another host"
+    pool(borrower).fake_collectives.version = "2.18.1"
     ticket = lender.lend([0])
     lender.write_all(ticket)
     end = landed(borrower.fetch(ticket, [Slot(0, 0)]))
-    assert end.transport == "cuda_ipc" and "not ucx" in end.transport_why
-    borrower.close()
-
-
-def test_a_host_pool_cannot_fetch_from_a_device_pool(lender: Lender) -> None:
-    borrower = Borrower(transports=("ucx",), allow_fallback=False)
-    ticket = lender.lend([0])
-    outcome = borrower.fetch(ticket, [Slot(0, 0)])
-    assert isinstance(outcome.end, Lost)
+    assert end.transport == "shm"
+    assert "not cuda_ipc: another host" in end.transport_why and "not nccl" in end.transport_why
     borrower.close()
 
 

@@ -39,10 +39,13 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["cuda_ipc", "nccl"])
+STAGED = [pytest.param(name, marks=pytest.mark.long) for name in ("shm", "tcp")]
+
+
+@pytest.fixture(params=["cuda_ipc", "nccl", *STAGED])
 def transport(kind: str, request: pytest.FixtureRequest) -> str:
     if kind == "cuda":
-        why = why_no_gpu() if request.param == "cuda_ipc" else why_no_nccl()
+        why = why_no_nccl() if request.param == "nccl" else why_no_gpu()
         if why:
             pytest.skip(why)
     return str(request.param)

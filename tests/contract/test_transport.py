@@ -1,6 +1,7 @@
 """What every data plane must do, the in-process one included."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,15 +13,18 @@ from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.transport_names import DIRECT_TRANSPORTS
 from protocol.errors import CorruptBlock, LayoutMismatch, PeerLost, TransferError
 
-STAGED = [
-    f"{plane} {pools}"
-    for plane in ("shm", "tcp")
-    for pools in ("device-device", "device-host", "host-device")
-]
-"""Planes of hosts from and to pools on devices."""
+DIRECT = ["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl"]
+STAGED = ["shm device-host", "tcp host-device"]
+"""Planes of hosts from and to pools on devices: each end of each way once."""
+STAGED_TOO = ["shm device-device", "shm host-device", "tcp device-device", "tcp device-host"]
+"""The same ends, paired otherwise."""
 
 
-@pytest.fixture(params=["memory", "shm", "tcp", UCX, "cuda_ipc", "nccl", *STAGED])
+def long(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.fixture(params=[*DIRECT, *STAGED, *long(STAGED_TOO)])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     name, _, pools = str(request.param).partition(" ")
     if pools:
@@ -152,6 +156,7 @@ def test_one_source_serves_many_sinks(transport: str, lender: Lender) -> None:
         borrower.close()
 
 
+@pytest.mark.parametrize("transport", [*DIRECT, *long(STAGED), *long(STAGED_TOO)], indirect=True)
 def test_more_bytes_than_one_turn_or_socket_buffer_land_whole(transport: str) -> None:
     lender, borrower = (
         lending(transport, num_blocks=20_000),

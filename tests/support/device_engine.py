@@ -22,6 +22,7 @@ from engine.runner.gpu.device import Device
 from engine.sampling.grammar import Grammars
 from kvtransfer.device.cuda import CudaDriver
 from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.memory.host_pool import BlockMemory
 from prefill_worker.settings import PrefillSettings
 from prefill_worker.transfers import open_transfers as lending
 from protocol.ids import RequestId, WorkerId, new_epoch
@@ -49,6 +50,7 @@ TRANSPORTS = ("cuda_ipc",)
 DEADLINE_S = 100.0
 """On a GPU the first steps compile kernels."""
 Driver = FakeDriver | CudaDriver
+Pool = BlockMemory | DeviceMemory
 S = TypeVar("S", bound=WorkerSettings)
 T = TypeVar("T", Started, Landed, Finished, Failed)
 
@@ -61,8 +63,8 @@ class Pair:
     decode: EngineService
     prefill_told: Story
     decode_told: Story
-    prefill_memory: DeviceMemory
-    decode_memory: DeviceMemory
+    prefill_memory: Pool
+    decode_memory: Pool
     engines: Sequence[Engine]
     """Of prefill, then decode."""
     tokenizer: Tokenizer
@@ -144,9 +146,10 @@ def emits(story: Story, request: RequestId) -> list[Emit]:
 
 @contextmanager
 def device_pair(
-    settings: WorkerSettings, *, drivers: tuple[Driver, Driver], devices: tuple[Device, Device]
-) -> Iterator[Pair]:
-    """Of prefill, then decode; both over the same model."""
+    settings: WorkerSettings, *, drivers: tuple[Driver | None, Driver | None],
+    devices: tuple[Device | None, Device | None], transports: tuple[str, ...] = TRANSPORTS,
+) -> Iterator[Pair]:  # fmt: skip
+    """Of prefill, then decode; both over the same model. None: on the host."""
     tokenizer = Tokenizer.load(settings.model)
     stories = (Story(), Story())
     with ExitStack() as stack:
@@ -157,10 +160,12 @@ def device_pair(
             parts.append(part)
         given = settings.model_dump()
         prefill, lender = stack.enter_context(
-            _serving(lending, PrefillSettings(**given), parts[0], stories[0])
+            _serving(lending, PrefillSettings(**given), parts[0], stories[0], transports)
         )
         only = DecodeSettings(**given, allow_fallback=False)
-        decode, borrower = stack.enter_context(_serving(fetching, only, parts[1], stories[1]))
+        decode, borrower = stack.enter_context(
+            _serving(fetching, only, parts[1], stories[1], transports)
+        )
         yield Pair(
             prefill, decode, *stories, parts[0].memory, parts[1].memory, (lender, borrower),
             tokenizer,
@@ -171,8 +176,9 @@ def device_pair(
 def _serving(
     open_transfers: Callable[[WorkerParts[S]], Transfers],
     settings: S,
-    part: Assembly[DeviceMemory],
+    part: Assembly[Pool],
     story: Story,
+    transports: tuple[str, ...],
 ) -> Iterator[tuple[EngineService, Engine]]:
     requests, metrics = RequestTable(story.send), WorkerMetrics()
     observer = WorkerObserver(
@@ -187,7 +193,7 @@ def _serving(
     )  # fmt: skip
     model = LoadedModel(
         tokenizer=tokenizer, assembly=part,
-        transports=TRANSPORTS,
+        transports=transports,
     )  # fmt: skip
     parts = WorkerParts(
         settings=settings, worker=WorkerId("worker-0"), epoch=new_epoch(), model=model,
@@ -202,9 +208,12 @@ def _serving(
 
 
 def _assembled(
-    settings: WorkerSettings, tokenizer: Tokenizer, driver: Driver, device: Device
-) -> Assembly[DeviceMemory]:
-    def memory(layout: KvLayout, num_blocks: int) -> tuple[DeviceMemory, Buffer]:
+    settings: WorkerSettings, tokenizer: Tokenizer, driver: Driver | None, device: Device | None
+) -> Assembly[Pool]:
+    def memory(layout: KvLayout, num_blocks: int) -> tuple[Pool, Buffer]:
+        if driver is None:
+            host = BlockMemory.create(num_blocks=num_blocks, block_bytes=layout.block_bytes)
+            return host, host.blocks
         pool = DeviceMemory(driver, num_blocks=num_blocks, block_bytes=layout.block_bytes)
         return pool, driver.tensor(pool.span)
 

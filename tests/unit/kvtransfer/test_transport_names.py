@@ -18,7 +18,7 @@ def test_every_name_is_of_a_plane() -> None:
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        ("shm,nccl", "all of shm"),
+        ("ucx,nccl", "all of shm"),
         ("pigeon", "all of shm"),
         ("tcp,", "all of shm"),
         ("tcp,tcp", "one transport twice"),
@@ -37,9 +37,11 @@ def test_workers_take_transports_in_the_order_given() -> None:
 
 
 def test_each_kind_of_pool_has_its_own_transports() -> None:
-    assert chosen("", on_device=True) == ("cuda_ipc", "nccl")
+    assert chosen("", on_device=True) == ("cuda_ipc", "nccl", "shm", "tcp")
     assert chosen("", on_device=False) == ("shm", "tcp")
     assert chosen("tcp", on_device=False) == ("tcp",)
-    for names, on_device in (("shm,tcp", True), ("nccl", False)):
+    assert chosen("shm,tcp", on_device=True) == ("shm", "tcp")
+    assert chosen("nccl,tcp", on_device=True) == ("nccl", "tcp")
+    for names, on_device in (("shm,ucx", True), ("nccl", False), ("nccl,tcp", False)):
         with pytest.raises(SettingsError, match=f"transports: '{names}': the KV pool is"):
             chosen(names, on_device=on_device)

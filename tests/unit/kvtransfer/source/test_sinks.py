@@ -29,7 +29,7 @@ class Rig:
             welcome=StreamWelcome(
                 version=CONTROL_VERSION, epoch=EPOCH, num_blocks=1, block_bytes=64
             ),
-            on_lost=self.note, clock=lambda: self.now_s,
+            sum_kinds=self.memory.sum_kinds, on_lost=self.note, clock=lambda: self.now_s,
         )  # fmt: skip
 
     def note(self, sink: ConnectedSink, why: str) -> None:

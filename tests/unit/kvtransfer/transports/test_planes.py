@@ -7,7 +7,7 @@ from support import memory_plane
 from support.device import FakeDeviceMemory
 
 from kvtransfer.memory.host_pool import BlockMemory
-from kvtransfer.transport_names import DEVICE_TRANSPORTS, HOST_TRANSPORTS
+from kvtransfer.transport_names import DEVICE_TRANSPORTS, DIRECT_TRANSPORTS, HOST_TRANSPORTS
 from kvtransfer.transports import planes
 from kvtransfer.transports.base import ListenOptions, Unreachable
 from protocol.ids import Epoch
@@ -15,7 +15,7 @@ from protocol.ids import Epoch
 LISTENING = ListenOptions(host="127.0.0.1", epoch=Epoch(1))
 
 
-@pytest.mark.parametrize("name", DEVICE_TRANSPORTS)
+@pytest.mark.parametrize("name", DIRECT_TRANSPORTS)
 def test_a_plane_between_devices_moves_no_host_pool(name: str) -> None:
     with closing(BlockMemory.create(num_blocks=1, block_bytes=64)) as memory:
         assert name not in planes.of_pool(memory)
@@ -23,12 +23,17 @@ def test_a_plane_between_devices_moves_no_host_pool(name: str) -> None:
             planes.listen(name, memory, LISTENING)
 
 
-@pytest.mark.parametrize("name", [*HOST_TRANSPORTS, memory_plane.NAME])
+@pytest.mark.parametrize("name", ["ucx", memory_plane.NAME])
 def test_a_plane_between_hosts_moves_no_device_pool(name: str) -> None:
     with closing(FakeDeviceMemory(num_blocks=1, block_bytes=64)) as memory:
         assert name not in planes.of_pool(memory)
         with pytest.raises(Unreachable, match="on a device"):
             planes.listen(name, memory, LISTENING)
+
+
+def test_shared_memory_and_tcp_move_both_and_come_last_for_devices() -> None:
+    both = [name for name in DEVICE_TRANSPORTS if name in HOST_TRANSPORTS]
+    assert both == ["shm", "tcp"] and (*DIRECT_TRANSPORTS, *both) == DEVICE_TRANSPORTS
 
 
 def test_a_plane_that_was_added_is_found_by_its_name() -> None:
