@@ -203,7 +203,7 @@ class CudaDriver:
         self.bind()
         start = -(-num_pieces // _EVEN) * _EVEN
         num_words = start + table_5R.size
-        buffer = self._buffers.take(num_words)
+        buffer = self._buffers.take_buffer(num_words)
         try:
             buffer.host_W[:num_pieces] = 0
             buffer.host_W[start:num_words] = table_5R.reshape(-1)

@@ -27,7 +27,7 @@ _AT_ONCE: Final = 32
 
 
 class LaunchBuffer:
-    """Used by one launch at a time: from `LaunchBuffers.take` until `release`."""
+    """Used by one launch at a time: from `LaunchBuffers.take_buffer` until `release`."""
 
     def __init__(
         self, host_W: NDArray[np.int64], device_W: torch.Tensor, *, host: int, span: Span
@@ -70,7 +70,7 @@ class LaunchBuffers:
         """By their size in bytes."""
         self._used: list[LaunchBuffer] = []
 
-    def take(self, num_words: int) -> LaunchBuffer:
+    def take_buffer(self, num_words: int) -> LaunchBuffer:
         """One of at least so many words, nobody else's. Raises TransferError without room."""
         num_bytes = max(LEAST_BYTES, 1 << (8 * num_words - 1).bit_length())
         with self._lock:
