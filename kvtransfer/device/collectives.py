@@ -5,6 +5,7 @@ suite holds for both. Nothing here waits: a call begins something, and `settled`
 the library has done its part of it, after which an event of the stream tells the rest.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvtransfer.device.driver import Stream
@@ -12,7 +13,7 @@ from kvtransfer.native.copy import Span
 
 UNIQUE_ID_BYTES = 128
 PATIENCE_S = 5.0
-"""Transfers have a few MiB; a lease lives 6 s without its peer."""
+"""Transfers have 32 MiB, a few at a time; a lease lives 6 s without its peer."""
 
 
 class Communicator(Protocol):
@@ -22,11 +23,12 @@ class Communicator(Protocol):
         """The last call has been carried out, or launched on its stream; only then the next may
         follow. Raises PeerLost when the communicator has failed."""
 
-    def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        """Begin to send from the start of a span to the other rank."""
+    def send(self, spans: Sequence[Span], stream: Stream) -> None:
+        """Begin to send these to the other rank, in this order and one launch. However many are
+        sent at a time, they may be received in other numbers."""
 
-    def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        """Begin to receive into the start of a span."""
+    def receive(self, spans: Sequence[Span], stream: Stream) -> None:
+        """Begin to receive into these, as `send`: each has the bytes that were sent."""
 
     def abort(self) -> None:
         """Break off whatever is under way, on the device too. May take a while: call it from a

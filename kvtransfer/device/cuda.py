@@ -1,69 +1,97 @@
-"""An NVIDIA GPU: allocations by the driver API, streams and events by torch, copies by Triton.
+"""An NVIDIA GPU: memory, streams and events by the driver API, copies by Triton.
 
 Implements `kvtransfer.device.driver`. Whoever makes a device pool imports this; nothing else of
 `kvtransfer` does, so host-only processes never load torch. The engine computes in the pool
-through `tensor`. An allocation must be exported and opened in different processes; within one, a
-handle stands for the allocation itself.
+through `tensor`. To the driver that exported it, a handle stands for the allocation itself.
 """
 
-import os
-import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from kvtransfer.device import libcuda
-from kvtransfer.device.driver import CannotMap, Mark, Stream, Sums
+from kvtransfer.device.allocations import Allocations
+from kvtransfer.device.driver import Exported, Mark, Stream, Sums
+from kvtransfer.device.launch_buffers import LaunchBuffer, LaunchBuffers
 from kvtransfer.kernels.copy import copy
 from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
 from protocol.process.triton_cache import use_own_triton_cache
 
-_ROUND_BYTES = 2 << 20
-"""CUDA packs smaller allocations into one, and a handle names that one."""
-_HANDLE = struct.Struct(f"<IQ{libcuda.HANDLE_BYTES}s")  # process, address there, CUDA's handle
+_EVEN = 2
+"""Tables begin at 16 bytes, or a second variant of the kernel would be compiled in a transfer."""
 
 
-@dataclass(frozen=True, slots=True)
 class CudaMark:
-    event: torch.cuda.Event
+    def __init__(self, stream: int, bind: Callable[[], None]) -> None:
+        """The point that a stream has reached; `bind` makes its device current."""
+        bind()
+        self._bind = bind
+        self.event = libcuda.record_event(stream)
 
     def happened(self) -> bool:
-        try:
-            return bool(self.event.query())  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise TransferError(f"the device failed: {error}") from error
+        self._bind()
+        return libcuda.has_happened(self.event)
+
+    def __del__(self) -> None:
+        if hasattr(self, "event"):
+            with suppress(TransferError):  # the device is lost, and the event with it
+                libcuda.destroy_event(self.event)
 
 
-@dataclass(frozen=True, slots=True)
 class CudaStream:
-    stream: torch.cuda.Stream
+    """One of our own: torch's are 32, handed out round robin, and the engine's is among them."""
+
+    def __init__(self, index: int, bind: Callable[[], None]) -> None:
+        bind()
+        self._bind = bind
+        self._handle = libcuda.create_stream()
+        stream = torch.cuda.ExternalStream(self._handle, device=index)  # type: ignore[no-untyped-call]
+        self.torch_stream = stream
 
     @property
     def handle(self) -> int:
-        return int(self.stream.cuda_stream)
+        assert self._handle, "the stream was closed"
+        return self._handle
 
     def record(self) -> CudaMark:
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        return CudaMark(self.stream.record_event(event))
+        return CudaMark(self.handle, self._bind)
+
+    def wait_for(self, mark: Mark) -> None:
+        assert isinstance(mark, CudaMark)
+        self._bind()
+        libcuda.wait_for_event(self.handle, mark.event)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, 0
+        if handle:
+            self._bind()
+            with suppress(TransferError):  # the device is lost, and the stream with it
+                libcuda.destroy_stream(handle)
 
 
-@dataclass(frozen=True, slots=True)
 class CudaSums:
-    mark: CudaMark
-    sums_P: torch.Tensor
-    """Pinned, filled when the event has happened."""
-    kept: tuple[torch.Tensor, ...]
-    """What the launched work still uses."""
+    def __init__(self, mark: CudaMark, buffer: LaunchBuffer, num_pieces: int) -> None:
+        self._mark = mark
+        self._buffer = buffer
+        self._num_pieces = num_pieces
+        self._sums_P: NDArray[np.uint64] | None = None
+        buffer.keep_for(self, mark)
 
     def happened(self) -> bool:
-        return self.mark.happened()
+        if self._sums_P is None and self._mark.happened():
+            self._sums_P = self._buffer.host_W[: self._num_pieces].copy().view(np.uint64)
+            self._buffer.release()
+        return self._sums_P is not None
 
     def take_sums(self) -> NDArray[np.uint64]:
-        sums_P: NDArray[np.uint64] = self.sums_P.numpy().copy().view(np.uint64)
-        return sums_P
+        assert self._sums_P is not None
+        return self._sums_P
 
 
 class CudaDriver:
@@ -79,9 +107,10 @@ class CudaDriver:
         self.device = str(properties.uuid)
         self.index = index
         self._context = libcuda.primary_context(index)
-        self._allocated: set[int] = set()
+        self._allocations = Allocations(index, device=self.device)
         self._filling = self.stream()
         use_own_triton_cache()
+        self._buffers = LaunchBuffers(partial(self.allocate, zeros=False), self.tensor)
         self._warm_up()
 
     def bind(self) -> None:
@@ -93,51 +122,38 @@ class CudaDriver:
         """The bytes of a span, shared: `[byte]` uint8 on the device."""
         return torch.as_tensor(_Bytes(span), device=f"cuda:{self.index}")
 
-    def allocate(self, num_bytes: int) -> Span:
+    def allocate(self, num_bytes: int, *, zeros: bool = True) -> Span:
         self.bind()
-        rounded_bytes = -(-num_bytes // _ROUND_BYTES) * _ROUND_BYTES
-        address = libcuda.allocate(rounded_bytes, self._filling.handle)
-        self._allocated.add(address)
-        return Span(address, num_bytes)
+        span = self._allocations.allocate(num_bytes)
+        if zeros:
+            # On the default stream they would come after the engine's work, and over what our
+            # other streams put there.
+            libcuda.clear(span.address, num_bytes, self._filling.handle)
+            libcuda.wait_for_stream(self._filling.handle)
+        return span
 
     def free(self, span: Span) -> None:
         self.bind()
-        self._allocated.remove(span.address)
-        libcuda.free(span.address)
+        self._allocations.free(span)
 
-    def export(self, span: Span) -> bytes:
+    def export(self, span: Span) -> Exported:
         self.bind()
-        return _HANDLE.pack(os.getpid(), span.address, libcuda.export(span.address))
+        return self._allocations.export(span)
 
-    def open(self, handle: bytes, *, num_bytes: int, device: str) -> Span:
-        if len(handle) != _HANDLE.size:
-            raise CannotMap(f"a handle of {len(handle)} bytes")
-        process, address, packed = _HANDLE.unpack(handle)
+    def open(self, handle: bytes, fd: int, *, num_bytes: int, device: str) -> Span:
         self.bind()
-        if process == os.getpid() and address in self._allocated:
-            return Span(address, num_bytes)
-        try:
-            address = libcuda.open_exported(packed)
-        except TransferError as error:
-            raise CannotMap(f"memory of GPU {device} cannot be mapped: {error}") from error
-        span = Span(address, num_bytes)
-        if libcuda.allocation_bytes(address) < num_bytes:
-            self.close(span)
-            raise CannotMap(f"that memory has fewer than {num_bytes} bytes")
-        return span
+        return self._allocations.open(handle, fd, num_bytes=num_bytes, device=device)
 
     def close(self, span: Span) -> None:
-        if span.address not in self._allocated:
-            self.bind()
-            libcuda.close_exported(span.address)
+        self.bind()
+        self._allocations.close(span)
 
     def stream(self) -> CudaStream:
-        self.bind()
-        stream = torch.cuda.Stream(device=self.index)  # type: ignore[no-untyped-call]
-        return CudaStream(stream)
+        return CudaStream(self.index, self.bind)
 
     def mark(self) -> CudaMark:
-        return CudaStream(torch.cuda.current_stream(self.index)).record()
+        engine: Any = torch.cuda.current_stream(self.index)
+        return CudaMark(engine.cuda_stream, self.bind)
 
     def copy(
         self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
@@ -184,20 +200,26 @@ class CudaDriver:
         self, stream: Stream, target: int | None, source: int, table_5R: NDArray[np.int64],
         num_pieces: int,
     ) -> CudaSums:  # fmt: skip
-        """Bring the table to the device, launch, and bring the sums back, all on the stream."""
+        """Bring the table to the device, and zeros to add up in; launch; bring the sums back."""
         assert isinstance(stream, CudaStream)
         self.bind()
+        start = -(-num_pieces // _EVEN) * _EVEN
+        num_words = start + table_5R.size
+        buffer = self._buffers.take_buffer(num_words)
         try:
-            with torch.cuda.stream(stream.stream):
-                rows_5R = torch.from_numpy(table_5R).pin_memory()
-                there_5R = rows_5R.to(f"cuda:{self.index}", non_blocking=True)
-                summed_P = torch.zeros(num_pieces, dtype=torch.int64, device=there_5R.device)
-                if table_5R.shape[1]:
-                    longest_words = int(table_5R[2].max())
-                    copy(target, source, there_5R, summed_P, longest_words=longest_words)
-                sums_P = torch.empty(num_pieces, dtype=torch.int64, pin_memory=True)
-                sums_P.copy_(summed_P, non_blocking=True)
-            return CudaSums(stream.record(), sums_P, (rows_5R, there_5R, summed_P))
+            buffer.host_W[:num_pieces] = 0
+            buffer.host_W[start:num_words] = table_5R.reshape(-1)
+            device, host = buffer.span.address, buffer.host
+            libcuda.upload(device, host, 8 * num_words, stream.handle)
+            if table_5R.size:
+                there_5R = buffer.device_W[start:num_words].view(table_5R.shape)
+                with torch.cuda.stream(stream.torch_stream):
+                    copy(
+                        target, source, there_5R, buffer.device_W[:num_pieces],
+                        longest_words=int(table_5R[2].max()),
+                    )  # fmt: skip
+            libcuda.download(host, device, 8 * num_pieces, stream.handle)
+            return CudaSums(stream.record(), buffer, num_pieces)
         except RuntimeError as error:
             raise TransferError(f"the device failed: {error}") from error
 
@@ -207,7 +229,8 @@ class CudaDriver:
         rows_5R = np.array([[0], [4], [2], [0], [0]], np.int64)
         self.copy(stream, target=span, source=span, table_5R=rows_5R, num_pieces=1)
         self.sum(stream, source=span, table_5R=rows_5R, num_pieces=1)
-        stream.stream.synchronize()
+        libcuda.wait_for_stream(stream.handle)
+        stream.close()
         self.free(span)
 
 

@@ -7,6 +7,7 @@ whether it has happened. A device that fails raises TransferError from whichever
 
 # Shapes: R ranges in P pieces; the 5 rows of a table are those of `kvtransfer.device.table`.
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +19,16 @@ from protocol.errors import TransferError
 
 class CannotMap(TransferError):
     """Memory of another process or device cannot be mapped here; says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What another process of this host opens an allocation by."""
+
+    handle: bytes
+    """At most 128 bytes, to be told."""
+    fd: int
+    """To be handed over; the caller closes it."""
 
 
 class Mark(Protocol):
@@ -35,6 +46,13 @@ class Stream(Protocol):
         """What libraries that launch on it know it by."""
 
     def record(self) -> Mark: ...
+
+    def wait_for(self, mark: Mark) -> None:
+        """What is launched from now on happens after `mark`, of any stream of this driver."""
+
+    def close(self) -> None:
+        """Whoever asked for the stream gives it back, and launches nothing on it any more; what is
+        launched still happens, and its marks tell. Never waits; idempotent."""
 
 
 class Sums(Protocol):
@@ -54,22 +72,26 @@ class Driver(Protocol):
     device: str
     """What names this device to other processes of the host."""
 
-    def allocate(self, num_bytes: int) -> Span:
-        """Zeros, aligned to 256 bytes. Raises TransferError when there is no room."""
+    def allocate(self, num_bytes: int, *, zeros: bool = True) -> Span:
+        """Aligned to 256 bytes; with `zeros` it waits until the device has made them. Raises
+        TransferError when there is no room."""
 
-    def free(self, span: Span) -> None: ...
+    def free(self, span: Span) -> None:
+        """May wait for the device: never on a thread that renews leases. Peers keep what they
+        mapped."""
 
-    def export(self, span: Span) -> bytes:
-        """What another process of this host opens an allocation by, while ours lives."""
+    def export(self, span: Span) -> Exported:
+        """Raises TransferError when it cannot be handed on."""
 
-    def open(self, handle: bytes, *, num_bytes: int, device: str) -> Span:
-        """Map an exported allocation, of `device`. Raises CannotMap."""
+    def open(self, handle: bytes, fd: int, *, num_bytes: int, device: str) -> Span:
+        """Map an exported allocation, of `device`; `fd` stays the caller's. The memory stays until
+        `close`, whatever becomes of its owner. Raises CannotMap."""
 
     def close(self, span: Span) -> None:
-        """Give back what `open` gave; no launched work may use it any more."""
+        """Give back what `open` gave; no launched work may use it any more. Waits as `free`."""
 
     def stream(self) -> Stream:
-        """A new stream, beside the engine's."""
+        """A new stream, beside the engine's and of lower priority; the caller closes it."""
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached: the calling thread's current stream."""

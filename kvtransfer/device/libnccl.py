@@ -8,7 +8,7 @@ finds no library, or an older one, it raises TransferError. Knows no torch.
 import ctypes
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -156,18 +156,24 @@ class NcclCommunicator:
         self.nccl.check(state.value, "the communicator failed", self.handle)
         return state.value == _SUCCESS
 
-    def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        self._begin("ncclSend", span, num_bytes, stream)
+    def send(self, spans: Sequence[Span], stream: Stream) -> None:
+        self._begin("ncclSend", spans, stream)
 
-    def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        self._begin("ncclRecv", span, num_bytes, stream)
+    def receive(self, spans: Sequence[Span], stream: Stream) -> None:
+        self._begin("ncclRecv", spans, stream)
 
-    def _begin(self, name: str, span: Span, num_bytes: int, stream: Stream) -> None:
+    def _begin(self, name: str, spans: Sequence[Span], stream: Stream) -> None:
         self.bind()
-        result = getattr(self.library, name)(
-            span.address, num_bytes, _UINT8, self.peer, self.handle, stream.handle
-        )
-        self.nccl.check(result, name, self.handle)
+        self.nccl.check(self.library.ncclGroupStart(), "ncclGroupStart")
+        try:
+            for span in spans:
+                result = getattr(self.library, name)(
+                    span.address, span.num_bytes, _UINT8, self.peer, self.handle, stream.handle
+                )
+                self.nccl.check(result, name, self.handle)
+        finally:  # a group that was not ended would take in whatever this thread calls next
+            ended = self.library.ncclGroupEnd()
+        self.nccl.check(ended, "ncclGroupEnd", self.handle)
 
     def abort(self) -> None:
         self.bind()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark, Stream, Sums
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.device.table import GRAIN_BYTES, table
 from kvtransfer.memory.generations import Generations
+from kvtransfer.memory.pool import SUM_S
 from kvtransfer.memory.staging import Staging
 from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
@@ -25,13 +27,13 @@ from protocol.errors import TransferError
 
 SUM_KIND: Final = WORD_SUM
 """What both ends must mean by a checksum."""
-SUM_S: Final = 2.0
-"""Sums of a turn's blocks take a device well under a millisecond; then it is taken for lost."""
 _LOOK_S: Final = 50e-6
 
 
 class DeviceMemory:
     """A `kvtransfer.memory.pool.Pool` on one device."""
+
+    turn_bytes: int | None = None
 
     def __init__(
         self, driver: Driver, *, num_blocks: int, block_bytes: int,
@@ -52,6 +54,8 @@ class DeviceMemory:
         self.span: Span = driver.allocate(num_blocks * block_bytes)
         """Where the blocks lie, as this process addresses them."""
         self._generations = Generations.create(num_blocks=num_blocks, block_bytes=block_bytes)
+        self.device_staging = DeviceStaging(driver)
+        """For whoever moves chunks through contiguous memory."""
         self.staging = Staging(driver)
         """Where chunks wait on their way over planes of hosts."""
         self._stream: Stream = driver.stream()
@@ -71,18 +75,22 @@ class DeviceMemory:
         return (SUM_KIND,)
 
     def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
-        """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others.
+        """Each piece's sum, `[piece]`; waits for this one launch, not for the device's others: for
+        tests and tools.
 
         Raises ValueError for ranges outside the pool, TransferError when the device is lost.
         """
+        return _await(self.begin_sums(ranges, kind))
+
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
+        """Raises ValueError for ranges outside the pool, TransferError when the device is lost."""
         assert kind in (None, SUM_KIND)
         self.span.check(ranges)
         with self._summing:
-            launched = self.driver.sum(
+            return self.driver.sum(
                 self._stream, source=self.span, table_5R=table(ranges),
                 num_pieces=len(ranges.starts_P) - 1,
             )  # fmt: skip
-            return _await(launched)
 
     def mark(self) -> Mark:
         return self.driver.mark()
@@ -105,6 +113,8 @@ class DeviceMemory:
         if not self._closed:
             self._closed = True
             self._generations.close()
+            self._stream.close()
+            self.device_staging.close()
             self.staging.close()
             self.driver.free(self.span)
 

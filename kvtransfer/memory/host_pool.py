@@ -7,11 +7,12 @@ writes ranges of blocks. Does not know who owns a block.
 import mmap
 import os
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.device.driver import Mark
+from kvtransfer.device.driver import Mark, Sums
 from kvtransfer.memory.pool import WRITTEN
 from kvtransfer.memory.sealed import (
     HUGE_BYTES,
@@ -43,8 +44,22 @@ def _blocks_at(num_blocks: int, block_bytes: int) -> int:
     return -(-used // page_bytes) * page_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _TakenSums:
+    sums_P: NDArray[np.uint64]
+
+    def happened(self) -> bool:
+        return True
+
+    def take_sums(self) -> NDArray[np.uint64]:
+        return self.sums_P
+
+
 class BlockMemory:
     """A `kvtransfer.memory.pool.Pool` in host memory."""
+
+    turn_bytes: int | None = 8 << 20
+    """Half a millisecond."""
 
     def __init__(
         self, *, fd: int, mapping: mmap.mmap, num_blocks: int, block_bytes: int,
@@ -124,6 +139,9 @@ class BlockMemory:
         """Of each piece's bytes, `[piece]`, xxh3 unless told. Raises ValueError for ranges outside,
         or that cannot be summed so."""
         return checksums(self.span, ranges, kind or XXH3)
+
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
+        return _TakenSums(self.checksums(ranges, kind))
 
     def mark(self) -> Mark:
         """What the engine wrote into host memory before this is written."""

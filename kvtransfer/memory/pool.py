@@ -11,7 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtransfer.device.driver import Mark
+from kvtransfer.device.driver import Mark, Sums
 from kvtransfer.plan import NO_BLOCK, Ranges
 from kvtransfer.sum_kinds import SumKind
 from protocol.layout import Layout
@@ -22,6 +22,9 @@ class Pool(Protocol):
 
     num_blocks: int
     block_bytes: int
+    turn_bytes: int | None
+    """Most bytes to sum in one call, so that who calls is not kept from other things. None: sums
+    are launched, at the same cost for its caller whatever they are of."""
 
     @property
     def sum_kinds(self) -> tuple[SumKind, ...]:
@@ -36,8 +39,11 @@ class Pool(Protocol):
         """The same, for many at a time."""
 
     def checksums(self, ranges: Ranges, kind: SumKind | None = None) -> NDArray[np.uint64]:
-        """Of each piece, `[piece]`; None: of the best kind. Raises ValueError for ranges outside,
-        or that cannot be summed so, TransferError if lost."""
+        """Of each piece, `[piece]`; None: of the best kind; waits. Raises ValueError for ranges
+        outside, or that cannot be summed so, TransferError if lost."""
+
+    def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
+        """The same without a wait: a host's are there at once, a device's in one launch."""
 
     def mark(self) -> Mark:
         """The point that the engine's work has reached, for its thread."""
@@ -59,6 +65,9 @@ class _Reached:
         return True
 
 
+SUM_S: Final = 2.0
+"""Sums of a whole publish take a device a millisecond; after this it answers late, and who waits
+for them is told so."""
 WRITTEN: Final[Mark] = _Reached()
 """The point of work that is known to be done."""
 

@@ -64,7 +64,7 @@ class StagingRing:
             driver.register(self.span)
             self._is_registered = True
             for _ in range(num_spans):
-                self._devices.append(driver.allocate(span_bytes))
+                self._devices.append(driver.allocate(span_bytes, zeros=False))
         except TransferError:
             self.free()
             raise

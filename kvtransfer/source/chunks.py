@@ -1,26 +1,29 @@
 """What a source says of the pieces it sends: their blocks, generations, checksums, and ranges.
 
 Sums blocks while nothing else is to be done, so that a fetch that comes after the prefill finds
-the checksums ready. Sends nothing itself.
+the checksums ready; those of a device are launched, all that is written in one, and never waited
+for. Sends nothing itself.
 """
 
+# Shapes: P pieces of a chunk, B source blocks of a piece, S slots of a fetch, N blocks of the pool.
+
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtransfer.chunk import MAX_CHUNK_PIECES, describe_pieces, num_in_next_chunk, pack_chunk
+from kvtransfer.device.driver import Sums
 from kvtransfer.memory.pool import Pool, generation_sums
 from kvtransfer.messages import Chunk
 from kvtransfer.plan import Plan, Ranges, whole_blocks
+from kvtransfer.source.block_checksums import BlockChecksums
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.sum_kinds import SumKind
 from protocol.ids import LeaseId
-
-_SUMMED_BYTES: Final = 8 << 20
-"""In one turn: half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,6 +34,37 @@ class ReadyChunk:
     ranges: Ranges
 
 
+@dataclass(frozen=True, slots=True)
+class NotSummed:
+    """The pool's device has not taken the sums of the next chunk: look again."""
+
+    since_s: float
+    """When they were asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _AskedChunk:
+    """The next pieces of a lease, whose sums are being taken."""
+
+    pieces_P: NDArray[Any]
+    blocks_PB: NDArray[np.uint32]
+    ranges: Ranges
+    sum_kind: SumKind
+    stored_P: NDArray[np.bool_]
+    """Those whose sum is that of a full block, and kept."""
+    others: Sums | None
+    """Of the other pieces, in their order."""
+    since_s: float
+
+    @property
+    def stored(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """The blocks whose sums are kept, and their generations."""
+        blocks_P, generations_P = self.blocks_PB[:, 0], self.pieces_P["generation"]
+        if self.others is None:
+            return blocks_P, generations_P
+        return blocks_P[self.stored_P], generations_P[self.stored_P]
+
+
 @dataclass(slots=True, eq=False)
 class _PlannedFetch:
     plan: Plan
@@ -38,45 +72,7 @@ class _PlannedFetch:
     blocks_SB: NDArray[np.uint32]
     num_bytes: int
     """Of all its chunks so far."""
-
-
-class BlockChecksums:
-    """The checksums, of one kind, of whole blocks of one pool, each taken once, when it is written.
-
-    Full blocks keep their bytes with their generation: a prefix that many share is summed once.
-    """
-
-    def __init__(self, memory: Pool, kind: SumKind) -> None:
-        self._memory = memory
-        self._kind = kind
-        self._sums_N = np.zeros(memory.num_blocks, np.uint64)
-        self._generations_N = np.full(memory.num_blocks, ~np.uint64(0))
-        """The generation that each sum was taken of."""
-
-    def take_sums(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> None:
-        """Sum those of these full blocks that are not yet, but none that is being written again."""
-        now_P = self._memory.generations_N[blocks_P]
-        due_P = (now_P == generations_P) & (self._generations_N[blocks_P] != now_P)
-        blocks = blocks_P[due_P]
-        if len(blocks):
-            self._sums_N[blocks] = self._sum(blocks)
-            self._generations_N[blocks] = generations_P[due_P]
-
-    def checksums(
-        self, blocks_P: NDArray[np.uint32], *, generations_P: NDArray[np.uint64],
-        full_P: NDArray[np.bool_],
-    ) -> NDArray[np.uint64]:  # fmt: skip
-        """The checksum of each; those not full may still grow, so theirs are taken afresh."""
-        self.take_sums(blocks_P[full_P], generations_P[full_P])
-        sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
-        if not full_P.all():
-            growing_P = blocks_P[~full_P]
-            sums_P[~full_P] = self._sum(growing_P)
-        return sums_P
-
-    def _sum(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        ranges = whole_blocks(blocks_P, self._memory.block_bytes)
-        return self._memory.checksums(ranges, self._kind)
+    asked: _AskedChunk | None = None
 
 
 class Chunks:
@@ -98,6 +94,16 @@ class Chunks:
         """`sum_some` has something to do."""
         return bool(self._unsummed)
 
+    @property
+    def launches(self) -> bool:
+        """Sums are launched: `sum_some` costs nobody a wait, and should come first."""
+        return self._memory.turn_bytes is None
+
+    def is_awaited(self, lease_id: LeaseId) -> bool:
+        """The next chunk waits for its sums."""
+        planned = self._planned.get(lease_id)
+        return planned is not None and planned.asked is not None
+
     def note_written(self, lease: Lease) -> None:
         """More of a lease is written: its full blocks will be summed when there is time."""
         first = self._num_noted.get(lease.id, 0)
@@ -109,16 +115,27 @@ class Chunks:
             self._num_noted[lease.id] = last
 
     def sum_some(self) -> None:
-        """Sum a turn's worth of what was written."""
+        """Sum a turn's worth of what was written. Raises TransferError when the device is lost."""
         if not self._unsummed:
             return
-        lease_id, blocks, generations = self._unsummed.popleft()
-        if lease_id not in self._num_noted:
-            return  # it has ended: whoever fetches these blocks under another sums them then
-        most = max(1, _SUMMED_BYTES // self._memory.block_bytes)
-        if len(blocks) > most:
-            self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
-        self._sums_of(self._due_kind).take_sums(blocks[:most], generations[:most])
+        blocks, generations = zip(*self._turn(), strict=True)
+        sums = self._sums_of(self._due_kind)
+        sums.begin_sums(np.concatenate(blocks), np.concatenate(generations))
+
+    def _turn(self) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint64]]]:
+        """Blocks and generations; none of leases that have ended: whoever fetches their blocks
+        under another lease sums them then."""
+        yield np.empty(0, np.uint32), np.empty(0, np.uint64)
+        turn_bytes = self._memory.turn_bytes
+        most = None if turn_bytes is None else max(1, turn_bytes // self._memory.block_bytes)
+        while self._unsummed and most != 0:
+            lease_id, blocks, generations = self._unsummed.popleft()
+            if lease_id not in self._num_noted:
+                continue
+            if most is not None and len(blocks) > most:
+                self._unsummed.appendleft((lease_id, blocks[most:], generations[most:]))
+            yield blocks[:most], generations[:most]
+            most = None if most is None else max(0, most - len(blocks))
 
     def plan_fetch(self, lease: Lease, plan: Plan) -> None:
         """A fetcher with this plan asks for slots of the lease."""
@@ -133,28 +150,32 @@ class Chunks:
             num_bytes=0 if known is None else known.num_bytes,
         )
 
-    def next_chunk(self, lease: Lease, *, most_bytes: int, sum_kind: SumKind) -> ReadyChunk | None:
+    def next_chunk(
+        self, lease: Lease, *, most_bytes: int, sum_kind: SumKind, now_s: float
+    ) -> ReadyChunk | NotSummed | None:
         """The next pieces that are ready, with checksums of this kind; None when a block is no
-        longer the lease's."""
+        longer the lease's. Raises TransferError when the device is lost."""
         planned = self._planned[lease.id]
         if not self._is_held(lease):
             return None
-        most_pieces = num_in_next_chunk(
-            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
-            most_pieces=MAX_CHUNK_PIECES,
-        )  # fmt: skip
-        taken = lease.take_ready(most_pieces)
-        pieces_P, blocks_PB = planned.pieces_S[taken], planned.blocks_SB[taken]
-        ranges = planned.plan.source(pieces_P["index"], blocks_PB)
-        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
         self._due_kind = sum_kind
-        pieces_P["checksum"] = self._checksums(lease, pieces_P, blocks_PB, ranges)
+        asked = planned.asked
+        if asked is None or asked.sum_kind != sum_kind:
+            asked = self._ask(planned, lease, most_bytes=most_bytes, now_s=now_s)
+        sums_P = self._taken_sums(asked)
+        planned.asked = asked if sums_P is None else None
+        if sums_P is None:
+            return NotSummed(asked.since_s)
+        pieces_P = asked.pieces_P
+        pieces_P["checksum"] = sums_P
+        lease.take_ready(len(pieces_P))
         planned.num_bytes += int(pieces_P["num_bytes"].sum())
         assert lease.fetch_id is not None
         chunk = pack_chunk(
-            fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P, blocks_PB=blocks_PB
-        )
-        return ReadyChunk(chunk, ranges)
+            fetch=lease.fetch_id, attempt=lease.attempt, pieces_P=pieces_P,
+            blocks_PB=asked.blocks_PB,
+        )  # fmt: skip
+        return ReadyChunk(chunk, asked.ranges)
 
     def forget_lease(self, lease_id: LeaseId) -> int:
         """A lease has ended; bytes of its chunks."""
@@ -173,16 +194,48 @@ class Chunks:
         now = self._memory.generations_N[lease.block_ids_B[lent_B]]
         return bool((now == lease.generations_B[lent_B]).all())
 
-    def _checksums(
-        self, lease: Lease, pieces_P: NDArray[Any], blocks_PB: NDArray[np.uint32], ranges: Ranges
-    ) -> NDArray[np.uint64]:
-        """Of whole blocks from the store, of anything else afresh."""
-        if not self._planned[lease.id].plan.is_whole:
-            return self._memory.checksums(ranges, self._due_kind)
-        full_P = pieces_P["token_count"] == lease.block_tokens
-        return self._sums_of(self._due_kind).checksums(
-            blocks_PB[:, 0], generations_P=pieces_P["generation"], full_P=full_P
-        )
+    def _ask(
+        self, planned: _PlannedFetch, lease: Lease, *, most_bytes: int, now_s: float
+    ) -> _AskedChunk:
+        """Describe the next pieces, and begin what sums they lack: of whole blocks those of the
+        store; those not full may still grow, so theirs are taken afresh, as is anything else's."""
+        most_pieces = num_in_next_chunk(
+            lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
+            most_pieces=MAX_CHUNK_PIECES,
+        )  # fmt: skip
+        ready = lease.next_ready(most_pieces)
+        pieces_P, blocks_PB = planned.pieces_S[ready], planned.blocks_SB[ready]
+        ranges = planned.plan.source(pieces_P["index"], blocks_PB)
+        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
+        stored_P = pieces_P["token_count"] == lease.block_tokens
+        others: Sums | None = None
+        if not planned.plan.is_whole:
+            stored_P = np.zeros(len(pieces_P), np.bool_)
+            others = self._memory.begin_sums(ranges, self._due_kind)
+        elif not stored_P.all():
+            growing = whole_blocks(blocks_PB[~stored_P, 0], self._memory.block_bytes)
+            others = self._memory.begin_sums(growing, self._due_kind)
+        asked = _AskedChunk(
+            pieces_P=pieces_P, blocks_PB=blocks_PB, ranges=ranges, sum_kind=self._due_kind,
+            stored_P=stored_P, others=others, since_s=now_s,
+        )  # fmt: skip
+        self._sums_of(self._due_kind).begin_sums(*asked.stored)
+        return asked
+
+    def _taken_sums(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
+        """Of all pieces, once they are there."""
+        store = self._sums_of(asked.sum_kind)
+        blocks_P, generations_P = asked.stored
+        if not store.has(blocks_P, generations_P):
+            return None
+        if asked.others is None:
+            return store.sums_of(blocks_P)
+        if not asked.others.happened():
+            return None
+        sums_P = np.empty(len(asked.stored_P), np.uint64)
+        sums_P[asked.stored_P] = store.sums_of(blocks_P)
+        sums_P[~asked.stored_P] = asked.others.take_sums()
+        return sums_P
 
 
 def unpack_u4(packed: bytes) -> NDArray[np.uint32]:

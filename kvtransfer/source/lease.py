@@ -140,12 +140,16 @@ class Lease:
         """Indices and slots of the present attempt, ascending."""
         return self._indices_S, self._slots_S
 
+    def next_ready(self, limit: int) -> slice:
+        """Up to `limit` of what is `wanted`, of what `take_ready` would take."""
+        return slice(self._num_taken, self._num_taken + min(limit, self.num_ready))
+
     def take_ready(self, limit: int) -> slice:
         """Up to `limit` of what is `wanted`, to send now; each comes once an attempt."""
-        first = self._num_taken
-        self._num_taken += min(limit, self.num_ready)
-        self.num_sent += self._num_taken - first
-        return slice(first, self._num_taken)
+        taken = self.next_ready(limit)
+        self.num_sent += taken.stop - taken.start
+        self._num_taken = taken.stop
+        return taken
 
     def take_note(self) -> bytes | None:
         """The note, once an attempt, after everything asked for was taken."""

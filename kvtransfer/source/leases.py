@@ -12,6 +12,7 @@ from typing import Final, assert_never
 
 from kvtransfer.deadlines import Deadlines
 from kvtransfer.endings import LeaseEnd, LeaseEndReason
+from kvtransfer.memory.pool import SUM_S
 from kvtransfer.messages import (
     Borrow,
     Cancel,
@@ -30,13 +31,13 @@ from kvtransfer.messages import (
 )
 from kvtransfer.plan import Plan, plan
 from kvtransfer.source.borrowing import BorrowId, Borrowing, nothing_lent
-from kvtransfer.source.chunks import Chunks, unpack_u4
+from kvtransfer.source.chunks import Chunks, NotSummed, ReadyChunk, unpack_u4
 from kvtransfer.source.lease import FetchRefused, Lease
 from kvtransfer.source.means import SourceMeans
 from kvtransfer.source.sinks import ConnectedSink, Sinks
 from kvtransfer.sum_kinds import WORD_SUM, WORD_SUM_GRAIN_BYTES
 from kvtransfer.transports.control import Identity
-from protocol.errors import CapacityError, LayoutMismatch, WireError
+from protocol.errors import CapacityError, LayoutMismatch, TransferError, WireError
 from protocol.ids import BlockHash, LeaseId, WorkerId
 
 log = logging.getLogger(__name__)
@@ -164,6 +165,8 @@ class LeaseTable:
 
     def run_turn(self) -> None:
         """Send a turn's worth for everyone, and end what nobody renewed."""
+        if self._chunks.launches:
+            self._sum_some()
         for lease_id in list(self._busy):
             lease = self._leases.get(lease_id)
             if lease is not None:
@@ -171,11 +174,23 @@ class LeaseTable:
         for lease_id in self._deadlines.expired(self._means.clock()):
             if lease := self._leases.get(lease_id):  # an end may end others
                 self._end(lease, "expired", "nobody renewed it")
-        self._chunks.sum_some()
+        self._sum_some()
+
+    def _sum_some(self) -> None:
+        try:
+            self._chunks.sum_some()
+        except TransferError as error:  # the leases that need the sums are told
+            log.warning("blocks are not summed", extra={"why": str(error)})
+
+    @property
+    def awaits_device(self) -> bool:
+        """A chunk waits for its sums: come again soon."""
+        return any(self._chunks.is_awaited(lease_id) for lease_id in self._busy)
 
     def sleep_s(self, longest_s: float) -> float:
         """How long nothing needs to be done unless something comes."""
-        if self._chunks.has_work or any(self._can_send(self._leases[one]) for one in self._busy):
+        waiting = (x for x in self._busy if not self._chunks.is_awaited(x))
+        if self._chunks.has_work or any(self._can_send(self._leases[one]) for one in waiting):
             return 0.0
         next_s = self._deadlines.next_in_s(self._means.clock())
         return longest_s if next_s is None else min(longest_s, next_s)
@@ -314,13 +329,26 @@ class LeaseTable:
         )
 
     def _send_chunk(self, lease: Lease) -> None:
-        sink = self._holders[lease.id]
+        sink, now_s = self._holders[lease.id], self._means.clock()
         assert sink.stream is not None
-        ready = self._chunks.next_chunk(lease, most_bytes=sink.chunk_bytes, sum_kind=sink.sum_kind)
-        if ready is None:
-            self._end(lease, "failed", "a block was given to another request")
+        try:
+            ready = self._chunks.next_chunk(
+                lease, most_bytes=sink.chunk_bytes, sum_kind=sink.sum_kind, now_s=now_s
+            )
+        except TransferError as error:
+            self._end(lease, "failed", f"blocks cannot be summed: {error}")
             return
-        sink.stream.offer(ready.chunk, ready.ranges)
+        match ready:
+            case ReadyChunk(chunk=chunk, ranges=ranges):
+                sink.stream.offer(chunk, ranges)
+            case NotSummed(since_s=since_s):
+                if now_s - since_s > SUM_S:
+                    late = f"the device has not summed blocks within {SUM_S} s"
+                    self._end(lease, "failed", late)
+            case None:
+                self._end(lease, "failed", "a block was given to another request")
+            case _:
+                assert_never(ready)
 
     # -- ends -----------------------------------------------------------------------------
 

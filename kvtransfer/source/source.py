@@ -49,11 +49,11 @@ class Source:
     from any but the source's own; calls about one lease count in the order they were made.
 
     `advertised_host` is what tickets say when that differs from `host`. `help_copy`: whether this
-    process copies along when a sink on the same host fetches. `on_lease_end` is called on the
-    source's thread and must not block, nor must `on_borrow`, which is told there of prefixes that
-    sinks ask this source for, each to be answered by `lend` or `refuse_loan`; without it none is
-    lent. So is `on_broken` when that thread ends by a fault of ours: this source serves nobody
-    then.
+    process copies along when a sink on the same host fetches. `socket_folder`: where sinks of the
+    host find us; by abstract sockets without one. `on_lease_end` is called on the source's thread
+    and must not block, nor must `on_borrow`, which is told there of prefixes that sinks ask this
+    source for, each to be answered by `lend` or `refuse_loan`; without it none is lent. So is
+    `on_broken` when that thread ends by a fault of ours: this source serves nobody then.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Source:
         on_lease_end: Callable[[LeaseEnd], None], host: str = "127.0.0.1",
         advertised_host: str = "", lease_ttl_s: float = 6.0,
         transports: Sequence[str] | None = None, help_copy: HelpCopy = "auto",
+        socket_folder: str = "",
         on_borrow: Callable[["Source", AskedLoan], None] | None = None,
         on_broken: Callable[[str], None] = lambda why: None,
         clock: Callable[[], float] = time.monotonic,
@@ -80,6 +81,7 @@ class Source:
         self._unwritten: deque[tuple[Mark, Callable[[], None]]] = deque()
         """What to do once the engine's device has got that far, in order."""
         self._help_copy: HelpCopy = help_copy
+        self._socket_folder = socket_folder
         transports = planes.of_pool(memory) if transports is None else transports
         planes.check(transports)
         planes.prepare(transports)
@@ -220,7 +222,10 @@ class Source:
         )  # fmt: skip
 
     def _listener(self, transport: str, host: str) -> Listener:
-        options = ListenOptions(host=host, epoch=self._means.epoch, help_copy=self._help_copy)
+        options = ListenOptions(
+            host=host, epoch=self._means.epoch, help_copy=self._help_copy,
+            socket_folder=self._socket_folder,
+        )  # fmt: skip
         return planes.listen(transport, self._means.memory, options)
 
     # -- on the source's thread -----------------------------------------------------------
@@ -239,6 +244,7 @@ class Source:
                     self._leases.answer_message(identity, message)
                 self._make_calls()
                 self._leases.run_turn()
+                self._ticker.run(bool(self._unwritten) or self._leases.awaits_device)
         except Exception as error:
             log.exception("the kv source stopped")
             self._on_broken(f"the kv source is broken: {error}")
@@ -260,7 +266,6 @@ class Source:
         self._calls.make_all()
         while self._unwritten and self._unwritten[0][0].happened():
             self._unwritten.popleft()[1]()
-        self._ticker.run(bool(self._unwritten))
 
 
 def _addresses(listeners: Sequence[Listener], host: str) -> tuple[PlaneAddress, ...]:

@@ -41,6 +41,8 @@ class ListenOptions:
     """The address on whose free ports planes over TCP listen."""
     epoch: Epoch
     help_copy: HelpCopy = "auto"
+    socket_folder: str = ""
+    """Where planes of a host have their sockets; they are abstract without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

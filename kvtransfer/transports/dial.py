@@ -131,9 +131,16 @@ def kind_of(welcome: StreamWelcome) -> SumKind:
 
 def pop_fd(fds: list[int]) -> int:
     """The one descriptor that must come with a welcome. Raises Unreachable."""
-    if len(fds) != 1:
-        raise Unreachable(f"{len(fds)} descriptors came with the welcome")
-    return fds.pop()
+    return pop_fds(fds, num=1)[0]
+
+
+def pop_fds(fds: list[int], *, num: int) -> list[int]:
+    """Those that must come with a welcome, which are the caller's then. Raises Unreachable."""
+    if len(fds) != num:
+        raise Unreachable(f"{len(fds)} descriptors came with the welcome, not {num}")
+    popped = fds.copy()
+    fds.clear()
+    return popped
 
 
 class Port:

@@ -1,15 +1,20 @@
-"""Abstract unix sockets between processes of one user on one host.
+"""Unix sockets between processes of one user on one host: abstract, or in a folder they share.
 
-Do not reach across hosts or network namespaces, and say so at once.
+Abstract ones do not reach across network namespaces, such as those of two pods, and say so at once;
+those in a folder reach as far as both see the folder under one path.
 """
 
+import errno
 import os
 import secrets
 import socket
 import struct
+from contextlib import suppress
+from pathlib import Path
 
 from kvtransfer.transports.base import Unreachable
 from kvtransfer.transports.dial import Port, connect
+from protocol.errors import TransferError
 from protocol.ids import Epoch
 
 _BACKLOG = 128
@@ -17,14 +22,32 @@ _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
 
 class UnixPort(Port):
-    """A source's abstract socket, for its listeners; `connect_to` takes its `address`."""
+    """A source's socket, for its listeners; `connect_to` takes its `address`."""
 
-    def __init__(self, kind: str, *, epoch: Epoch) -> None:
-        self.address = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"
+    def __init__(self, kind: str, *, epoch: Epoch, folder: str = "") -> None:
+        """In `folder`, or abstract without one. Raises TransferError where it cannot be."""
+        self._path = ""
+        name = f"baton-{kind}-{epoch:x}-{secrets.token_hex(4)}"
+        self.address = f"{folder.rstrip('/')}/{name}" if folder else name
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.setblocking(False)
-        self._sock.bind("\0" + self.address)
-        self._sock.listen(_BACKLOG)
+        try:
+            if folder:
+                _remove_dead(folder)
+            self._sock.bind(_bound(self.address))
+            if folder:
+                self._path = self.address
+                os.chmod(self._path, 0o600)
+            self._sock.listen(_BACKLOG)
+        except OSError as error:
+            self.close()
+            raise TransferError(f"no socket {self.address}: {error}") from error
+
+    def close(self) -> None:
+        super().close()
+        if self._path:
+            with suppress(OSError):
+                os.unlink(self._path)
 
     def accept(self) -> socket.socket | None:
         """A new connection of our own user, non-blocking; None when there is none."""
@@ -37,11 +60,27 @@ class UnixPort(Port):
 
 def connect_to(address: str) -> socket.socket:
     """Begin to connect to a source of this host. Raises Unreachable."""
-    sock = connect(socket.AF_UNIX, "\0" + address)
+    sock = connect(socket.AF_UNIX, _bound(address))
     if not _same_user(sock):
         sock.close()
         raise Unreachable("the socket belongs to another user")
     return sock
+
+
+def _bound(address: str) -> str:
+    return address if address.startswith("/") else "\0" + address
+
+
+def _remove_dead(folder: str) -> None:
+    """Sockets of ours that nobody listens on any more: of processes that were killed."""
+    for path in Path(folder).glob("baton-*"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            try:
+                if probe.connect_ex(str(path)) == errno.ECONNREFUSED:
+                    path.unlink()
+            except OSError:
+                continue  # gone meanwhile, or another user's
 
 
 def _same_user(sock: socket.socket) -> bool:

@@ -75,8 +75,8 @@ def test_ids_are_used_once(collectives: Collectives) -> None:
 def test_what_one_rank_sends_the_other_receives(driver: Driver, ranks: list[Communicator]) -> None:
     (source, content), target = filled(driver, 1), driver.allocate(NUM_BYTES)
     streams = [driver.stream(), driver.stream()]
-    ranks[0].send(source, NUM_BYTES, streams[0])
-    ranks[1].receive(target, NUM_BYTES, streams[1])
+    ranks[0].send([source], streams[0])
+    ranks[1].receive([target], streams[1])
     events = launched(ranks, streams)
     happen(events)
     assert driver.read(target, 0, NUM_BYTES) == content
@@ -89,8 +89,23 @@ def test_several_arrive_in_the_order_they_were_sent(
     targets = [driver.allocate(NUM_BYTES) for _ in sources]
     streams = [driver.stream(), driver.stream()]
     for (source, _), target in zip(sources, targets, strict=True):
-        ranks[0].send(source, NUM_BYTES, streams[0])
-        ranks[1].receive(target, NUM_BYTES, streams[1])
+        ranks[0].send([source], streams[0])
+        ranks[1].receive([target], streams[1])
+        events = launched(ranks, streams)
+    happen(events)
+    for (_, content), target in zip(sources, targets, strict=True):
+        assert driver.read(target, 0, NUM_BYTES) == content
+
+
+def test_those_sent_in_one_launch_are_received_in_two(
+    driver: Driver, ranks: list[Communicator]
+) -> None:
+    sources = [filled(driver, seed) for seed in (4, 5)]
+    targets = [driver.allocate(NUM_BYTES) for _ in sources]
+    streams = [driver.stream(), driver.stream()]
+    ranks[0].send([source for source, _ in sources], streams[0])
+    for target in targets:
+        ranks[1].receive([target], streams[1])
         events = launched(ranks, streams)
     happen(events)
     for (_, content), target in zip(sources, targets, strict=True):
@@ -107,7 +122,7 @@ def test_an_abort_gets_work_off_a_stream_whose_peer_never_answers(
     driver: Driver, ranks: list[Communicator]
 ) -> None:
     stream, span = driver.stream(), driver.allocate(NUM_BYTES)
-    ranks[1].receive(span, NUM_BYTES, stream)
+    ranks[1].receive([span], stream)
     if ranks[1].settled():  # NCCL may launch it only when the other rank has come
         assert not stream.record().happened()
     ranks[1].abort()

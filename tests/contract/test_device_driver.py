@@ -1,6 +1,7 @@
 """What every device driver must do, the shipped fake included."""
 
 import mmap
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -118,13 +119,16 @@ def test_an_event_happens_after_the_work_before_it(driver: Driver, span: Span) -
 @pytest.mark.system
 def test_another_process_maps_exported_memory_and_both_see_one(driver: Driver) -> None:
     span = filled(driver, 5)
+    exported = driver.export(span)
     command = [
         sys.executable, "-m", "support.device_process", driver.name, driver.device,
-        str(SPAN_BYTES), driver.export(span).hex(),
+        str(SPAN_BYTES), exported.handle.hex(), str(exported.fd),
     ]  # fmt: skip
     done = subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False
-    )
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, check=False,
+        pass_fds=[exported.fd],
+    )  # fmt: skip
+    os.close(exported.fd)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == summed_before(driver, seed=5)
     assert driver.read(span, SPAN_BYTES - 8, 8) == b"was here"
@@ -136,9 +140,46 @@ def summed_before(driver: Driver, *, seed: int) -> int:
 
 
 def test_a_handle_of_nothing_is_refused(driver: Driver) -> None:
-    for handle in (b"", b"no handle at all", bytes(200)):
-        with pytest.raises(CannotMap):
-            driver.open(handle, num_bytes=SPAN_BYTES, device=driver.device)
+    with open(os.devnull, "rb") as nothing:
+        for handle in (b"", b"no handle at all", bytes(32), bytes(200)):
+            with pytest.raises(CannotMap):
+                driver.open(handle, nothing.fileno(), num_bytes=SPAN_BYTES, device=driver.device)
+
+
+def test_a_handle_of_less_memory_than_was_told_is_refused(driver: Driver, span: Span) -> None:
+    exported = driver.export(span)
+    with pytest.raises(CannotMap):
+        driver.open(exported.handle, exported.fd, num_bytes=1 << 30, device=driver.device)
+    os.close(exported.fd)
+
+
+def test_a_descriptor_of_something_else_is_refused(driver: Driver, span: Span) -> None:
+    another = driver_of_the_same_kind(driver)
+    exported = driver.export(span)
+    with open(os.devnull, "rb") as nothing, pytest.raises(CannotMap):
+        another.open(exported.handle, nothing.fileno(), num_bytes=SPAN_BYTES, device=driver.device)
+    os.close(exported.fd)
+
+
+def driver_of_the_same_kind(driver: Driver) -> Driver:
+    return driver_for(driver.name)
+
+
+def test_no_two_streams_are_one_and_none_outlives_its_use(driver: Driver) -> None:
+    streams = [driver.stream() for _ in range(64)]
+    assert len({stream.handle for stream in streams}) == 64
+    for stream in streams:
+        stream.close()
+        stream.close()  # once more is nothing
+
+
+def test_a_stream_goes_back_while_an_event_of_it_is_kept(driver: Driver, span: Span) -> None:
+    source, stream = filled(driver, 6), driver.stream()
+    rows = table(ranges([0], [SPAN_BYTES], [0, 1]))
+    sums = driver.copy(stream, target=span, source=source, table_5R=rows, num_pieces=1)
+    found = sums_of(sums)
+    stream.close()
+    assert sums.happened() and found == sum_of(driver, source, ranges([0], [SPAN_BYTES], [0, 1]))
 
 
 def test_more_memory_than_there_is_is_refused(driver: Driver) -> None:

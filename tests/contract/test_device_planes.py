@@ -13,6 +13,8 @@ from support.transfer import Borrower, Lender, Outcome, Slot
 
 from kvtransfer.endings import Aborted, Landed, Lost
 from kvtransfer.transport_names import DEVICE_TRANSPORTS
+from kvtransfer.transports.nccl.pair import MAX_GROUP
+from kvtransfer.transports.nccl.source import NcclSourceStream
 from protocol.errors import LayoutMismatch
 
 
@@ -222,6 +224,24 @@ class TestNccl:
     @pytest.fixture
     def transport(self) -> str:
         return "nccl"
+
+    def test_a_chunk_is_one_copy_at_each_end_and_two_may_be_one_launch(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A GiB is 32 chunks: at most 32 launches of the library, where 4 MiB each made 256."""
+        assert NcclSourceStream.chunk_bytes == 32 << 20 and MAX_GROUP == 2
+        monkeypatch.setattr(NcclSourceStream, "chunk_bytes", 4 << 10)
+        lender, borrower = Lender(transports=("nccl",)), Borrower(transports=("nccl",))
+        ticket = lender.lend(range(60))  # of 1 KiB
+        lender.write_all(ticket)
+        landed(borrower.fetch(ticket, [Slot(block, block) for block in range(60)]))
+        assert borrower.memory.block(59) == lender.memory.block(59)
+        for end in (lender, borrower):
+            (made,) = pool(end).fake_collectives.made
+            assert 8 <= made.num_groups <= 15 and pool(end).fake.num_copies == 15
+        assert pool(lender).fake.num_sums == 1
+        borrower.close()
+        lender.close()
 
     def test_no_communicator_is_made_before_there_is_something_to_send(
         self, lender: Lender, borrower: Borrower

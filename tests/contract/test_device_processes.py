@@ -5,15 +5,22 @@ With the fake everywhere; with CUDA the two share one GPU, as `make gpu-check` r
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
+import numpy as np
 import pytest
+from support.device_owner import content_of as content_of_owner
+from support.device_owner import device_owner
 from support.device_source import Child, content_of, device_source, layout_of, pool_of
-from support.gpu import why_no_gpu, why_no_nccl
+from support.eventually import eventually
+from support.fake_driver import FakeDriver, FakeStream
+from support.gpu import driver_for, why_no_gpu, why_no_nccl
 from support.transfer import WITHIN_S, Outcome
 
+from kvtransfer.device.table import table
 from kvtransfer.endings import Landed, Lost
 from kvtransfer.memory.device_pool import DeviceMemory
+from kvtransfer.plan import Ranges
 from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.layout import compat_hash
@@ -81,6 +88,59 @@ def landed(outcome: Outcome) -> Landed:
     end = outcome.end_within(FIRST_WITHIN_S + 1.0)
     assert isinstance(end, Landed), end
     return end
+
+
+def test_a_copy_under_way_ends_right_when_the_owner_of_its_bytes_is_killed(kind: str) -> None:
+    """First of all on a GPU: if this breaks the device, one worker's death is another's."""
+    driver = driver_for(kind)
+    size = 1 << 30 if kind == "cuda" else 1 << 20
+    rows = table(Ranges(np.array([0]), np.array([size]), np.array([0, 1])))
+    with device_owner(driver, num_bytes=size, seed=7) as owner, ExitStack() as held:
+        source = driver.open(
+            owner.exported.handle, owner.exported.fd, num_bytes=size, device=owner.device
+        )
+        target, stream = driver.allocate(size), driver.stream()
+        if isinstance(stream, FakeStream):
+            held.enter_context(stream.held())
+        launched = [
+            driver.copy(stream, target=target, source=source, table_5R=rows, num_pieces=1)
+            for _ in range(100 if kind == "cuda" else 4)
+        ]
+        assert not launched[-1].happened(), "nothing was in flight"
+        owner.kill()
+        held.close()
+        eventually(launched[-1].happened)
+        content = content_of_owner(7)
+        assert driver.read(target, size - len(content), len(content)) == content
+        sums = [int(copied.take_sums()[0]) for copied in launched if copied.happened()]
+        assert len(sums) == len(launched) and len(set(sums)) == 1
+    stream.close()
+    driver.close(source)
+    again = driver.allocate(4096)  # the device works as before
+    driver.write(again, 0, b"still here")
+    assert driver.read(again, 0, 10) == b"still here"
+
+
+@pytest.mark.long
+def test_a_source_killed_while_its_blocks_are_copied_ends_the_fetch_alone(
+    kind: str, memory: DeviceMemory
+) -> None:
+    """Its slots come back when the copy has ended, and another source serves."""
+    sizes = {"block_bytes": BLOCK_BYTES, "num_blocks": NUM_BLOCKS}
+    with fetching_into(memory, "cuda_ipc") as sink:
+        with device_source(kind, "cuda_ipc", **sizes) as source, ExitStack() as held:
+            landed(fetch(sink, source.lend()))
+            if isinstance(memory.driver, FakeDriver):
+                stream = memory.driver.streams[2]
+                held.enter_context(stream.held())
+            outcome = fetch(sink, source.lend())
+            if isinstance(memory.driver, FakeDriver):
+                eventually(lambda: stream.num_waiting)
+            source.process.kill()
+            assert isinstance(outcome.end_within(WITHIN_S), Landed | Lost)
+        with device_source(kind, "cuda_ipc", **sizes) as another:
+            landed(fetch(sink, another.lend()))
+        assert memory.read(NUM_BLOCKS - 1) == content_of(0, BLOCK_BYTES)
 
 
 def test_blocks_of_another_process_land_right(

@@ -1,6 +1,6 @@
 """Another process that maps an exported span, sums it, and writes its last word.
 
-    python -m support.device_process KIND DEVICE NUM_BYTES HANDLE_HEX
+    python -m support.device_process KIND DEVICE NUM_BYTES HANDLE_HEX FD
 
 Prints the sum of the whole span. Used by the contract suite of device drivers.
 """
@@ -28,9 +28,9 @@ def driver_of(kind: str) -> Driver:
 
 
 def main() -> None:
-    kind, device, num, handle = sys.argv[1:]
+    kind, device, num, handle, fd = sys.argv[1:]
     driver, num_bytes = driver_of(kind), int(num)
-    span = driver.open(bytes.fromhex(handle), num_bytes=num_bytes, device=device)
+    span = driver.open(bytes.fromhex(handle), int(fd), num_bytes=num_bytes, device=device)
     whole = Ranges(np.array([0]), np.array([num_bytes]), np.array([0, 1]))
     sums = driver.sum(driver.stream(), source=span, table_5R=table(whole), num_pieces=1)
     deadline_s = time.monotonic() + _WITHIN_S

@@ -7,7 +7,7 @@ launched work off its stream.
 
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from support.fake_driver import FakeDriver, FakeStream
@@ -47,6 +47,8 @@ class FakeCommunicator:
         self._driver = driver
         self._address = f"\0baton-fake-nccl-{unique_id[:16].hex()}"
         self.aborted = False
+        self.num_groups = 0
+        """Sends and receives that were begun."""
         self._failed = ""
         self._listening: socket.socket | None = None
         self._link: socket.socket | None = None
@@ -67,15 +69,17 @@ class FakeCommunicator:
             self._meet()
         return self._link is not None
 
-    def send(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        view = self._driver.bytes_of(span)[:num_bytes]
-        self._launch(stream, num_bytes, lambda link, at: link.send(view[at : at + _TURN_BYTES]))
+    def send(self, spans: Sequence[Span], stream: Stream) -> None:
+        self.num_groups += 1
+        for span in spans:
+            view = self._driver.bytes_of(span)
+            self._launch(stream, view, lambda link, part: link.send(part))
 
-    def receive(self, span: Span, num_bytes: int, stream: Stream) -> None:
-        view = self._driver.bytes_of(span)[:num_bytes]
-        self._launch(
-            stream, num_bytes, lambda link, at: link.recv_into(view[at : at + _TURN_BYTES])
-        )
+    def receive(self, spans: Sequence[Span], stream: Stream) -> None:
+        self.num_groups += 1
+        for span in spans:
+            view = self._driver.bytes_of(span)
+            self._launch(stream, view, lambda link, part: link.recv_into(part))
 
     def abort(self) -> None:
         self.aborted = True
@@ -99,17 +103,17 @@ class FakeCommunicator:
             self._link = sock
 
     def _launch(
-        self, stream: Stream, num_bytes: int, move: Callable[[socket.socket, int], int]
+        self, stream: Stream, view: memoryview, move: Callable[[socket.socket, memoryview], int]
     ) -> None:
         assert isinstance(stream, FakeStream)
-        moved = 0
+        moved, num_bytes = 0, len(view)
 
         def step() -> bool:
             nonlocal moved
             while moved < num_bytes and not self.aborted:
                 assert self._link is not None
                 try:
-                    count = move(self._link, moved)
+                    count = move(self._link, view[moved : moved + _TURN_BYTES])
                 except (BlockingIOError, InterruptedError):
                     return False
                 except OSError:

@@ -9,6 +9,7 @@ one that waits behind a long forward. Says nothing about speed.
 import ctypes
 import mmap
 import os
+import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,9 +22,12 @@ import torch
 from numpy.typing import NDArray
 from support.copy_twins import copy_twin, sums_twin
 
-from kvtransfer.device.driver import CannotMap, Mark, Stream, Sums
+from kvtransfer.device.driver import CannotMap, Exported, Mark, Stream, Sums
 from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
+
+_HANDLE = struct.Struct("<8sQ")
+_MAGIC = b"fake mem"
 
 Step = Callable[[], bool]
 """Launched work: does what it can without waiting; True when it is done."""
@@ -32,8 +36,11 @@ Step = Callable[[], bool]
 class FakeStream:
     """Steps in order, done when somebody looks."""
 
-    def __init__(self, handle: int) -> None:
+    def __init__(
+        self, handle: int, on_close: Callable[[int], object] = lambda handle: None
+    ) -> None:
         self.handle = handle
+        self._on_close = on_close
         self._steps: deque[Step] = deque()
         self._lock = threading.RLock()
         self._holds = 0
@@ -46,6 +53,12 @@ class FakeStream:
         event = FakeEvent(self)
         self.launch(event.reach)
         return event
+
+    def wait_for(self, mark: Mark) -> None:
+        self.launch(mark.happened)
+
+    def close(self) -> None:
+        self._on_close(self.handle)
 
     @property
     def num_waiting(self) -> int:
@@ -117,11 +130,18 @@ class FakeDriver:
     engine: FakeStream = field(default_factory=lambda: FakeStream(0))
     """The stream that `mark` and `write` use."""
     streams: dict[int, FakeStream] = field(default_factory=dict)
+    """Those that are open, by the order in which they were made, from 1."""
+    num_made: int = 0
+    """Streams, the closed ones too."""
+    num_copies: int = 0
+    """Launched."""
+    num_sums: int = 0
+    """Launched alone."""
     registered: dict[int, Span] = field(default_factory=dict)
     """Host memory that is page-locked now, by its address."""
     _mappings: dict[int, _Mapping] = field(default_factory=dict)
 
-    def allocate(self, num_bytes: int) -> Span:
+    def allocate(self, num_bytes: int, *, zeros: bool = True) -> Span:
         if num_bytes > self.room_bytes:
             raise TransferError(f"the device has no room for {num_bytes} bytes")
         fd = os.memfd_create("baton-fake-device", os.MFD_CLOEXEC)
@@ -131,28 +151,26 @@ class FakeDriver:
     def free(self, span: Span) -> None:
         self.close(span)
 
-    def export(self, span: Span) -> bytes:
-        return f"{os.getpid()}:{self._mappings[span.address].fd}".encode()
+    def export(self, span: Span) -> Exported:
+        handle = _HANDLE.pack(_MAGIC, span.num_bytes)
+        return Exported(handle=handle, fd=os.dup(self._mappings[span.address].fd))
 
-    def open(self, handle: bytes, *, num_bytes: int, device: str) -> Span:
+    def open(self, handle: bytes, fd: int, *, num_bytes: int, device: str) -> Span:
         if self.why_no_peer:
             raise CannotMap(self.why_no_peer)
-        try:
-            pid, fd = (int(part) for part in handle.split(b":"))
-            opened = os.open(f"/proc/{pid}/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-        except (ValueError, OSError) as error:
-            raise CannotMap(f"no such memory: {error}") from error
-        if os.fstat(opened).st_size != num_bytes:
-            os.close(opened)
+        if len(handle) != _HANDLE.size or _HANDLE.unpack(handle) != (_MAGIC, num_bytes):
+            raise CannotMap(f"that is no handle of {num_bytes} bytes")
+        if os.fstat(fd).st_size != num_bytes:
             raise CannotMap(f"that memory has not {num_bytes} bytes")
-        return self._map(opened, num_bytes)
+        return self._map(os.dup(fd), num_bytes)
 
     def close(self, span: Span) -> None:
         mapping = self._mappings.pop(span.address)
         os.close(mapping.fd)  # the pages go with the last view of them
 
     def stream(self) -> FakeStream:
-        stream = FakeStream(len(self.streams) + 1)
+        self.num_made += 1
+        stream = FakeStream(self.num_made, lambda handle: self.streams.pop(handle, None))
         self.streams[stream.handle] = stream
         return stream
 
@@ -163,6 +181,7 @@ class FakeDriver:
         self, stream: Stream, *, target: Span, source: Span, table_5R: NDArray[np.int64],
         num_pieces: int,
     ) -> Sums:  # fmt: skip
+        self.num_copies += 1
         sums_P = torch.zeros(num_pieces, dtype=torch.int64)
         goal_W, origin_W = self.words(target), self.words(source)
 
@@ -175,6 +194,7 @@ class FakeDriver:
     def sum(
         self, stream: Stream, *, source: Span, table_5R: NDArray[np.int64], num_pieces: int
     ) -> Sums:
+        self.num_sums += 1
         sums_P = torch.zeros(num_pieces, dtype=torch.int64)
         origin_W = self.words(source)
 
@@ -231,8 +251,8 @@ class FakeDriver:
         return self._mappings[span.address].words_W
 
     def bytes_of(self, span: Span) -> memoryview:
-        """All of a span, in this process."""
-        return memoryview(self._mappings[span.address].memory)
+        """A span that was allocated or opened, or its start, in this process."""
+        return memoryview(self._mappings[span.address].memory)[: span.num_bytes]
 
     def _launched(self, stream: Stream, step: Step, sums_P: torch.Tensor) -> FakeSums:
         assert isinstance(stream, FakeStream)

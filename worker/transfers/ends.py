@@ -101,6 +101,7 @@ def _source(
         lease_ttl_s=settings.lease_ttl_s,
         transports=model.transports,
         help_copy=settings.kv_help_copy,
+        socket_folder=settings.kv_socket_folder,
         on_broken=parts.give_up,
     )
 

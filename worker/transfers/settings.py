@@ -17,6 +17,10 @@ class TransferSettings(WorkerSettings):
     kv_help_copy: Literal["auto", "always", "never"] = "auto"
     """Whether this worker copies along when a decode worker of the same host fetches over shared
     memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""
+    kv_socket_folder: str = Field(default="", max_length=64, pattern=r"^(/.*)?$")
+    """Folder of the unix sockets by which `cuda_ipc` and `shm` are reached on this host. Empty:
+    abstract ones, which reach within one network namespace. Containers with others of their own,
+    such as pods of a node, share a folder, mounted at one path, and one user."""
     allow_fallback: bool = True
     """Use the next of `transports` when the first cannot be had; said in the log and in beats."""
     kv_spin_us: float = Field(default=0.0, ge=0, le=10_000)

@@ -4,8 +4,12 @@ Copies run on a side stream and sum what they write; the sink's thread asks whet
 happened and never waits. Whether the bytes are right is for their checksums to tell.
 """
 
+import logging
+import os
 import socket
+import threading
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +25,9 @@ from kvtransfer.transports.base import ChunkTaker, SinkStream
 from kvtransfer.transports.cuda_ipc.messages import NAME, CudaIpcSetup
 from kvtransfer.transports.framing import MessageInbox
 from kvtransfer.transports.polling import DevicePoller, Polled, is_over
-from protocol.errors import LayoutMismatch, WireError
+from protocol.errors import LayoutMismatch, TransferError, WireError
+
+log = logging.getLogger(__name__)
 
 _MAX_COPIES: Final = 4
 """Launched at a time: enough to keep the device busy between two looks."""
@@ -81,7 +87,8 @@ class CudaIpcSinkStream(Polled, SinkStream):
         self._copies.clear()
         self._poller.close()
         self._sock.close()
-        self._source.close()
+        self._stream.close()
+        self._source.close_apart()
         return True
 
     def _take_up(self, message: Chunk | Finish, taker: ChunkTaker) -> bool:
@@ -136,20 +143,25 @@ class PeerMemory:
 
     @classmethod
     def open(
-        cls, driver: Driver, setup: CudaIpcSetup, fd: int, *, num_blocks: int, block_bytes: int
-    ) -> "PeerMemory":
-        """Map what was offered; takes `fd`. Raises TransferError when it cannot be used."""
-        generations = Generations.open(fd, num_blocks=num_blocks, block_bytes=block_bytes)
-        try:
+        cls, driver: Driver, setup: CudaIpcSetup, fds: list[int], *, num_blocks: int,
+        block_bytes: int,
+    ) -> "PeerMemory":  # fmt: skip
+        """Map what was offered; takes `fds`, of the generations and of the memory. Raises
+        TransferError when it cannot be used."""
+        generations_fd, memory_fd = fds
+        with ExitStack() as always, ExitStack() as undo:
+            always.callback(os.close, memory_fd)
+            generations = Generations.open(
+                generations_fd, num_blocks=num_blocks, block_bytes=block_bytes
+            )
+            undo.callback(generations.close)
             if (setup.driver, setup.sum_kind) != (driver.name, SUM_KIND):
                 theirs = f"{setup.driver} with {setup.sum_kind}"
                 raise LayoutMismatch(f"its driver is {theirs}, ours {driver.name} with {SUM_KIND}")
             span = driver.open(
-                setup.handle, num_bytes=num_blocks * block_bytes, device=setup.device
+                setup.handle, memory_fd, num_bytes=num_blocks * block_bytes, device=setup.device
             )
-        except BaseException:
-            generations.close()
-            raise
+            undo.pop_all()
         return cls(driver=driver, span=span, generations=generations)
 
     def why_not(self, landing: Landing) -> str:
@@ -157,5 +169,19 @@ class PeerMemory:
         return why_not_read(landing, self.generations.counts_N)
 
     def close(self) -> None:
+        """May wait for the device."""
         self.generations.close()
         self.driver.close(self.span)
+
+    def close_apart(self) -> None:
+        """On a thread of its own: a device may take its time to unmap a pool."""
+        threading.Thread(target=self._close, name="cuda-ipc-close", daemon=True).start()
+
+    def _close(self) -> None:
+        try:
+            self.close()
+        except TransferError as error:
+            log.warning(
+                "a peer's pool stays mapped: restart this worker if it happens again",
+                extra={"why": str(error)},
+            )

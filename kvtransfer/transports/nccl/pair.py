@@ -17,6 +17,7 @@ from typing import Final
 
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver, Mark
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.native.copy import Span
 from protocol.errors import PeerLost, TransferError
@@ -25,7 +26,9 @@ from protocol.state_table import StateTable
 log = logging.getLogger(__name__)
 
 NUM_STAGED: Final = 4
-"""Chunks under way at each end: one gathered, one sent, one received, one scattered."""
+"""Chunks of a pair under way at each end: two that are on the link, two before or after it."""
+MAX_GROUP: Final = 2
+"""Transfers in one launch: of those staged, others are gathered or scattered meanwhile."""
 _LOOK_S: Final = 0.001
 _JOIN_FACTOR: Final = 4
 """To join, NCCL looks at all of the machine and its networks: more patience than for a chunk."""
@@ -52,54 +55,36 @@ PAIR_STATES: Final = StateTable(
 )
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Transfer:
-    """One send or receive of `num_bytes` from the start of a staging span."""
+    """One send or receive of a whole staging span, or of its start."""
 
     span: Span
-    num_bytes: int
-    begun_s: float = 0.0
+    after: Mark | None
+    """What must have happened on the device first."""
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Transfers launched as one."""
+
+    transfers: list[Transfer]
+    begun_s: float
     event: Mark | None = None
     """Recorded once the library has launched it."""
 
-
-class Staging:
-    """Contiguous device memory for the chunks under way, `num` spans of `num_bytes`."""
-
-    def __init__(self, driver: Driver, *, num: int, num_bytes: int) -> None:
-        """Raises TransferError when the device has no room."""
-        self.num_bytes = num_bytes
-        self._driver = driver
-        self._spans: list[Span] = []
-        try:
-            for _ in range(num):
-                self._spans.append(driver.allocate(num_bytes))
-        except TransferError:
-            self.free()
-            raise
-        self._idle = list(self._spans)
-
-    def take_span(self) -> Span | None:
-        """A span nobody uses; None while all are in use."""
-        return self._idle.pop() if self._idle else None
-
-    def return_span(self, span: Span) -> None:
-        self._idle.append(span)
-
-    def free(self) -> None:
-        """No launched work may use any of it any more."""
-        while self._spans:
-            self._driver.free(self._spans.pop())
+    @property
+    def num_bytes(self) -> int:
+        return sum(transfer.span.num_bytes for transfer in self.transfers)
 
 
 def join_pair(memory: DeviceMemory, unique_id: bytes, *, rank: int, chunk_bytes: int) -> "Pair":
-    """Begin to meet the other rank, with staging for chunks of so many bytes. Raises PeerLost."""
+    """Begin to meet the other rank, for chunks of so many bytes at most. Raises PeerLost."""
     assert memory.collectives is not None
     try:
         return Pair(
             driver=memory.driver, collectives=memory.collectives, unique_id=unique_id, rank=rank,
-            staging=Staging(memory.driver, num=NUM_STAGED, num_bytes=chunk_bytes),
-            clock=time.monotonic,
+            staging=memory.device_staging, chunk_bytes=chunk_bytes, clock=time.monotonic,
         )  # fmt: skip
     except TransferError as error:
         raise PeerLost(f"no communicator can be made: {error}") from error
@@ -110,24 +95,28 @@ class Pair:
 
     def __init__(
         self, *, driver: Driver, collectives: Collectives, unique_id: bytes, rank: int,
-        staging: Staging, clock: Callable[[], float],
+        staging: DeviceStaging, chunk_bytes: int, clock: Callable[[], float],
     ) -> None:  # fmt: skip
-        """Begin to meet the other rank; owns the staging. Raises TransferError."""
+        """Begin to meet the other rank. Raises TransferError."""
         self._life = PAIR_STATES.begin(PairStage.JOINING, name=f"pair as rank {rank}")
         self.stream = driver.stream()
         """What sends and receives run on."""
-        self.staging = staging
+        self._staging = staging
+        self._chunk_bytes = chunk_bytes
+        self._taken: dict[int, Span] = {}
+        """DeviceStaging spans of this pair, by address."""
         self._sends = rank == 0
         self._clock = clock
         self._patience_s = collectives.patience_s
         self._waiting: deque[Transfer] = deque()
-        self._launching: Transfer | None = None
-        self._launched: deque[Transfer] = deque()
+        self._last_after: Mark | None = None
+        self._launching: _Group | None = None
+        self._launched: deque[_Group] = deque()
         self._begun_s = clock()
         try:
             self._communicator = collectives.join(unique_id, rank=rank)
         except TransferError:
-            staging.free()
+            self.stream.close()
             raise
         self._reaper: threading.Thread | None = None
 
@@ -142,13 +131,36 @@ class Pair:
         return joining or bool(self._waiting or self._launching or self._launched)
 
     @property
+    def is_settling(self) -> bool:
+        """The library is about to launch something: worth a look soon."""
+        return self._launching is not None
+
+    @property
     def is_gone(self) -> bool:
         """Aborted, and its memory given back."""
         return self._reaper is not None and not self._reaper.is_alive()
 
-    def post_transfer(self, span: Span, num_bytes: int) -> Transfer:
-        """Send or receive after everything posted before."""
-        transfer = Transfer(span, num_bytes)
+    def take_span(self) -> Span | None:
+        """DeviceStaging for a chunk; None while there is none for it. Raises PeerLost."""
+        if len(self._taken) >= NUM_STAGED:
+            return None
+        try:
+            span = self._staging.take_span(self._chunk_bytes)
+        except TransferError as error:
+            raise PeerLost(f"no staging: {error}") from error
+        if span is not None:
+            self._taken[span.address] = span
+        return span
+
+    def return_span(self, span: Span) -> None:
+        """Of `take_span`, or its start; no work uses it any more."""
+        self._staging.return_span(self._taken.pop(span.address))
+
+    def post_transfer(self, span: Span, num_bytes: int, *, after: Mark | None = None) -> Transfer:
+        """Send or receive after everything posted before, once `after` has happened: all that is
+        handed here are marks of one stream."""
+        transfer = Transfer(Span(span.address, num_bytes), after)
+        self._last_after = after
         self._waiting.append(transfer)
         return transfer
 
@@ -193,17 +205,21 @@ class Pair:
             self._launching = None
             return True
         if self._launched and (event := self._launched[0].event) and event.happened():
-            done.append(self._launched.popleft())
+            done.extend(self._launched.popleft().transfers)
             return True
         return self._launch_next()
 
     def _launch_next(self) -> bool:
         if not self._waiting:
             return False
-        transfer = self._launching = self._waiting.popleft()
-        transfer.begun_s = self._clock()
+        count = min(len(self._waiting), MAX_GROUP)
+        transfers = [self._waiting.popleft() for _ in range(count)]
+        self._launching = _Group(transfers, self._clock())
+        for transfer in transfers:
+            if transfer.after is not None:
+                self.stream.wait_for(transfer.after)
         begin = self._communicator.send if self._sends else self._communicator.receive
-        begin(transfer.span, transfer.num_bytes, self.stream)
+        begin([transfer.span for transfer in transfers], self.stream)
         return True
 
     def _check_patience(self) -> None:
@@ -228,13 +244,18 @@ class Pair:
             )
             return  # the library may still use the staging: it stays
         if idle:
-            self.staging.free()
+            self.stream.close()
+            while self._taken:
+                self._staging.return_span(self._taken.popitem()[1])
             after()
 
     def _is_idle_within(self, patience_s: float) -> bool:
-        """What else was launched on the stream, gathers, is done too."""
-        event, deadline_s = self.stream.record(), time.monotonic() + patience_s
-        while not event.happened():
+        """What else uses the staging, gathers, is done too."""
+        marks: list[Mark] = [self.stream.record()]
+        if self._last_after is not None:
+            marks.append(self._last_after)
+        deadline_s = time.monotonic() + patience_s
+        while not all(mark.happened() for mark in marks):
             if time.monotonic() > deadline_s:
                 log.warning("staging is left to a device that does not answer: restart this worker")
                 return False

@@ -69,8 +69,9 @@ class NcclSinkStream(Polled, SinkStream):
         while self._waiting and self._take_up(self._waiting[0], taker):
             self._waiting.popleft()
         self._go_on(taker)
-        busy = self._pair is not None and self._pair.is_busy
-        self._poller.ticker.run(busy or bool(self._staged))
+        pair = self._pair
+        busy = bool(self._staged) or (pair is not None and pair.is_busy)
+        self._poller.ticker.run(busy, soon=pair is not None and pair.is_settling)
         if self._waiting:
             return not self._staged  # a message waits for nothing but the next turn
         return self._inbox.has_more
@@ -87,6 +88,7 @@ class NcclSinkStream(Polled, SinkStream):
         self._closed = True
         self._poller.close()
         self._sock.close()
+        self._scatters.close()
         if self._pair is not None:
             self._pair.abort()
         return True
@@ -120,7 +122,7 @@ class NcclSinkStream(Polled, SinkStream):
         num_bytes = int(unpack_pieces(chunk)["num_bytes"].sum(dtype=object))
         if not 0 < num_bytes <= self._max_chunk_bytes or num_bytes % GRAIN_BYTES:
             raise WireError(f"a chunk of {num_bytes} bytes")
-        span = self._pair.staging.take_span()
+        span = self._pair.take_span()
         if span is None:
             return False
         self._staged.append(_StagedChunk(chunk, span, self._pair.post_transfer(span, num_bytes)))
@@ -147,8 +149,10 @@ class NcclSinkStream(Polled, SinkStream):
             return
         try:
             self._memory.span.check(landing.target)
-            if landing.num_bytes != staged.transfer.num_bytes:
-                raise ValueError(f"{staged.transfer.num_bytes} bytes came for a chunk of others")
+            if landing.num_bytes != staged.transfer.span.num_bytes:
+                raise ValueError(
+                    f"{staged.transfer.span.num_bytes} bytes came for a chunk of others"
+                )
             table_5R = table(packed(landing.target), landing.target)
         except ValueError as error:
             self._forget(staged)
@@ -163,7 +167,7 @@ class NcclSinkStream(Polled, SinkStream):
     def _forget(self, staged: _StagedChunk) -> None:
         assert self._pair is not None
         self._staged.remove(staged)
-        self._pair.staging.return_span(staged.span)
+        self._pair.return_span(staged.span)
 
 
 def _has_stopped(staged: _StagedChunk) -> bool:

@@ -8,7 +8,6 @@ import socket
 from collections import deque
 from dataclasses import dataclass
 
-from kvtransfer.device.driver import Stream
 from kvtransfer.device.table import packed, table
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.messages import Chunk, FetchId, Finish
@@ -51,6 +50,7 @@ class NcclSourceStream(Polled, SourceStream):
         self._poller: DevicePoller = DevicePoller(sock)
         self._outbox = MessageOutbox(sock, nccl_to_sink)
         self._offers: deque[_OfferedChunk | Finish] = deque()
+        self._gathers = memory.driver.stream()
         self._pair: Pair | None = None
 
     def receive(self) -> None:
@@ -73,8 +73,9 @@ class NcclSourceStream(Polled, SourceStream):
             self._offers.popleft()
         self._advance()
         self._outbox.flush()
-        busy = self._pair is not None and self._pair.is_busy
-        self._poller.ticker.run(busy or bool(self._offers))
+        pair = self._pair
+        busy = bool(self._offers) or (pair is not None and pair.is_busy)
+        self._poller.ticker.run(busy, soon=pair is not None and pair.is_settling)
         self._poller.watch(self._sock.fileno(), writable=bool(self._outbox.num_bytes))
 
     def drop(self, fetch: FetchId) -> None:
@@ -86,13 +87,15 @@ class NcclSourceStream(Polled, SourceStream):
         self._offers.clear()
         self._poller.close()
         self._sock.close()
-        if self._pair is not None:
-            self._pair.abort()
+        if self._pair is None:
+            self._gathers.close()
+        else:
+            self._pair.abort(after=self._gathers.close)
 
     def _advance(self) -> None:
         if self._pair is not None:
             for transfer in self._pair.advance():
-                self._pair.staging.return_span(transfer.span)
+                self._pair.return_span(transfer.span)
 
     def _send(self, offer: _OfferedChunk | Finish) -> bool:
         """Post one; False when there is no staging for it now."""
@@ -100,22 +103,22 @@ class NcclSourceStream(Polled, SourceStream):
             self._outbox.put_message(offer)
             return True
         pair = self._pair = self._pair or self._meet()
-        span = pair.staging.take_span()
+        span = pair.take_span()
         if span is None:
             return False
-        self._gather(offer.ranges, span, pair.stream)
-        pair.post_transfer(span, offer.num_bytes)
+        self._gather(offer.ranges, span)
+        pair.post_transfer(span, offer.num_bytes, after=self._gathers.record())
         self._outbox.put_message(offer.chunk)
         self.queued_bytes -= offer.num_bytes
         return True
 
-    def _gather(self, ranges: Ranges, span: Span, stream: Stream) -> None:
+    def _gather(self, ranges: Ranges, span: Span) -> None:
         """Launch the copy into staging. Raises PeerLost: this stream cannot carry it."""
         memory = self._memory
         try:
             memory.driver.copy(
-                stream, target=span, source=memory.span, table_5R=table(ranges, packed(ranges)),
-                num_pieces=len(ranges.starts_P) - 1,
+                self._gathers, target=span, source=memory.span,
+                table_5R=table(ranges, packed(ranges)), num_pieces=len(ranges.starts_P) - 1,
             )  # fmt: skip
         except (ValueError, TransferError) as error:
             raise PeerLost(f"a chunk cannot be gathered: {error}") from error

@@ -47,7 +47,7 @@ class ShmListener(UnixPort):
     def __init__(self, memory: BlockMemory | DeviceMemory, options: base.ListenOptions) -> None:
         self._memory = memory
         self._help_copy = options.help_copy
-        super().__init__("kv", epoch=options.epoch)
+        super().__init__("kv", epoch=options.epoch, folder=options.socket_folder)
 
     def welcome(
         self, sock: socket.socket, welcome: StreamWelcome, hello: StreamHello, fds: list[int]

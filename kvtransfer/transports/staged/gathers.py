@@ -113,6 +113,7 @@ class Gathers:
         launched: list[Mark] = [x.mark for x in self._launched if isinstance(x, _Download)]
         self._offers.clear()
         self._launched.clear()
+        self._stream.close()
         self.queued_bytes = 0
         return launched
 

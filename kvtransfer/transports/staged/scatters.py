@@ -118,6 +118,10 @@ class Scatters(ChunkTaker):
         """The device writes for none of them any more."""
         return all(x.sums is None or is_over(x.sums) for x in self._launched)
 
+    def close(self) -> None:
+        """Nothing is launched any more."""
+        self._stream.close()
+
     @property
     def _owner(self) -> ChunkTaker:
         assert self.taker is not None

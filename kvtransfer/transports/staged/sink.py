@@ -59,6 +59,7 @@ class StagedSinkStream(Polled, SinkStream):
         self._closed = True
         self._poller.close()
         self._carrier.close()
+        self._scatters.close()
         self._memory.staging.retire(self._ring)
         return True
 

@@ -47,6 +47,7 @@ int ncclCommGetAsyncError(void *comm, int *out) {
   return 0;
 }
 int ncclSend(const void *at, size_t num, int type, int peer, void *comm, void *stream) {
+  if (num == 13) return 6;
   TELL("send %p %zu %d to %d on %p %p\\n", at, num, type, peer, comm, stream);
   return 0;
 }
@@ -54,6 +55,8 @@ int ncclRecv(void *at, size_t num, int type, int peer, void *comm, void *stream)
   TELL("receive %p %zu %d from %d on %p %p\\n", at, num, type, peer, comm, stream);
   return 7;
 }
+int ncclGroupStart(void) { TELL("group\\n"); return 0; }
+int ncclGroupEnd(void) { TELL("launched\\n"); return 7; }
 int ncclCommAbort(void *comm) { TELL("abort %p\\n", comm); return 0; }
 """
 SUCCESS, REMOTE_ERROR, IN_PROGRESS = 0, 6, 7
@@ -137,15 +140,28 @@ def test_a_communicator_is_joined_without_waiting_and_settles(stub: Stub, nccl: 
 def test_addresses_sizes_and_streams_arrive_whole(stub: Stub, nccl: Nccl) -> None:
     joined, stream = nccl.join(nccl.unique_id(), rank=0), FakeStream(0x5555_6666_7777)
     stub.be(state=SUCCESS)
-    joined.send(BIG_SPAN, 5 << 32, stream)
-    joined.receive(BIG_SPAN, 64, stream)
+    joined.send([BIG_SPAN, Span(BIG_SPAN.address, 32)], stream)
+    joined.receive([Span(BIG_SPAN.address, 64)], stream)
     joined.abort()
     at = "on 0x7f0011223344 0x555566667777"
     assert stub.told == [
+        "group",
         f"send 0x7f1234567890 21474836480 1 to 1 {at}",
+        f"send 0x7f1234567890 32 1 to 1 {at}",
+        "launched",
+        "group",
         f"receive 0x7f1234567890 64 1 from 1 {at}",
+        "launched",
         "abort 0x7f0011223344",
     ]
+
+
+def test_a_group_is_ended_even_when_a_send_in_it_is_refused(stub: Stub, nccl: Nccl) -> None:
+    joined, stream = nccl.join(nccl.unique_id(), rank=0), FakeStream(1)
+    stub.be(state=SUCCESS)
+    with pytest.raises(PeerLost, match="remote error"):
+        joined.send([Span(BIG_SPAN.address, 13)], stream)
+    assert stub.told == ["group", "launched"]
 
 
 def test_an_error_reported_later_is_a_lost_peer(stub: Stub, nccl: Nccl) -> None:

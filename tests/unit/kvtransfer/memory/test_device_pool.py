@@ -95,9 +95,10 @@ def test_a_peer_sees_bytes_and_generations_as_they_change(memory: FakeDeviceMemo
 
 
 def opened(memory: FakeDeviceMemory, **changed: str) -> PeerMemory:
-    offer = msgspec.structs.replace(setup_of(memory), **changed)
+    exported = memory.driver.export(memory.span)
+    offer = msgspec.structs.replace(setup_of(memory, exported), **changed)
     return PeerMemory.open(
-        memory.driver, offer, memory.generations_fd(), num_blocks=NUM_BLOCKS,
+        memory.driver, offer, [memory.generations_fd(), exported.fd], num_blocks=NUM_BLOCKS,
         block_bytes=BLOCK_BYTES,
     )  # fmt: skip
 

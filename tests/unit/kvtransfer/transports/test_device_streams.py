@@ -23,6 +23,7 @@ from kvtransfer.transports.framing import MessageOutbox
 from kvtransfer.transports.nccl import plane as nccl
 from kvtransfer.transports.nccl.messages import Join, NcclToSink, nccl_to_sink, setup_of
 from kvtransfer.transports.nccl.sink import NcclSinkStream
+from kvtransfer.transports.nccl.source import NcclSourceStream
 from protocol.errors import PeerLost, WireError
 from protocol.ids import Epoch
 
@@ -98,9 +99,10 @@ class TestCudaIpc:
         self, memory: FakeDeviceMemory, lent: FakeDeviceMemory,
         socks: tuple[socket.socket, socket.socket],
     ) -> Iterator[CudaIpcSinkStream]:  # fmt: skip
+        exported = lent.driver.export(lent.span)
         source = PeerMemory.open(
-            memory.driver, cuda_ipc_setup_of(lent), lent.generations_fd(), num_blocks=NUM_BLOCKS,
-            block_bytes=BLOCK_BYTES,
+            memory.driver, cuda_ipc_setup_of(lent, exported), [lent.generations_fd(), exported.fd],
+            num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES,
         )  # fmt: skip
         stream = CudaIpcSinkStream(socks[0], memory, source)
         yield stream
@@ -122,6 +124,26 @@ class TestCudaIpc:
             sums_P
             == taker.memory.checksums(whole_blocks(np.array([2, 5]), taker.memory.block_bytes))
         ).all()
+
+    def test_64_links_share_no_stream_and_leave_none(
+        self, memory: FakeDeviceMemory, lent: FakeDeviceMemory
+    ) -> None:
+        """Torch's are 32, handed out round robin, and the engine's is among them."""
+        before, streams = set(memory.fake.streams), []
+        for _ in range(64):
+            exported = lent.driver.export(lent.span)
+            source = PeerMemory.open(
+                memory.driver, cuda_ipc_setup_of(lent, exported),
+                [lent.generations_fd(), exported.fd], num_blocks=NUM_BLOCKS,
+                block_bytes=BLOCK_BYTES,
+            )  # fmt: skip
+            ours, theirs = socket.socketpair()
+            theirs.close()
+            streams.append(CudaIpcSinkStream(ours, memory, source))
+        assert len(set(memory.fake.streams) - before) == 64
+        assert all(stream.close() for stream in streams)
+        assert set(memory.fake.streams) == before
+        eventually(lambda: memory.fake.num_spans == 1)
 
     def test_a_block_of_another_generation_is_not_used(
         self, stream: CudaIpcSinkStream, taker: Taker, lent: FakeDeviceMemory,
@@ -225,6 +247,18 @@ class TestNccl:
         say(outbox, chunk(1))
         with pytest.raises(WireError, match="before a communicator"):
             stream.receive(taker)
+
+    def test_64_links_share_no_stream_and_leave_none(self, memory: FakeDeviceMemory) -> None:
+        before = set(memory.fake.streams)
+        streams: list[NcclSinkStream | NcclSourceStream] = []
+        for _ in range(32):
+            ours, theirs = socket.socketpair()
+            streams.append(NcclSinkStream(ours, memory, setup_of(memory)))
+            streams.append(NcclSourceStream(theirs, memory, setup_of(memory)))
+        assert len(set(memory.fake.streams) - before) == 64
+        for stream in streams:
+            stream.close()
+        assert set(memory.fake.streams) == before
 
     def test_a_second_communicator_ends_the_stream(
         self, stream: NcclSinkStream, taker: Taker, outbox: "MessageOutbox[NcclToSink]", join: Join

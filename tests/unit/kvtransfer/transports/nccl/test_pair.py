@@ -8,12 +8,12 @@ from support.eventually import eventually
 from support.fake_collectives import FakeCollectives
 from support.fake_driver import FakeDriver
 
+from kvtransfer.device.staging import DeviceStaging
 from kvtransfer.native.copy import Span
-from kvtransfer.transports.nccl.pair import Pair, Staging
-from protocol.errors import PeerLost, TransferError
+from kvtransfer.transports.nccl.pair import NUM_STAGED, Pair, Transfer
+from protocol.errors import PeerLost
 
 STAGED_BYTES = 1 << 16
-NUM_STAGED = 2
 PATIENCE_S = 5.0
 
 
@@ -27,12 +27,12 @@ class End:
 
     def __post_init__(self) -> None:
         self.collectives = FakeCollectives(self.driver, patience_s=PATIENCE_S)
+        self.staging = DeviceStaging(self.driver)
 
     def pair(self, unique_id: bytes) -> Pair:
-        staging = Staging(self.driver, num=NUM_STAGED, num_bytes=STAGED_BYTES)
         return Pair(
             driver=self.driver, collectives=self.collectives, unique_id=unique_id, rank=self.rank,
-            staging=staging, clock=lambda: self.now_s,
+            staging=self.staging, chunk_bytes=STAGED_BYTES, clock=lambda: self.now_s,
         )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def pairs(ends: tuple[End, End]) -> Iterator[tuple[Pair, Pair]]:
 
 
 def taken(pair: Pair) -> Span:
-    span = pair.staging.take_span()
+    span = pair.take_span()
     assert span is not None
     return span
 
@@ -63,17 +63,23 @@ def transferred(ends: tuple[End, End], pairs: tuple[Pair, Pair], content: bytes)
     ends[0].driver.bytes_of(spans[0])[: len(content)] = content
     for pair, span in zip(pairs, spans, strict=True):
         pair.post_transfer(span, len(content))
-    done: list[object] = []
+    assert until_done(pairs, num=2) == 2
+    for pair, span in zip(pairs, spans, strict=True):
+        pair.return_span(span)
+    return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
 
-    def both_done() -> bool:
+
+def until_done(pairs: tuple[Pair, Pair], *, num: int) -> int:
+    """So many transfers of both ends, or more."""
+    done: list[Transfer] = []
+
+    def all_done() -> bool:
         for pair in pairs:
             done.extend(pair.advance())
-        return len(done) == 2
+        return len(done) >= num
 
-    eventually(both_done)
-    for pair, span in zip(pairs, spans, strict=True):
-        pair.staging.return_span(span)
-    return bytes(ends[1].driver.bytes_of(spans[1])[: len(content)])
+    eventually(all_done)
+    return len(done)
 
 
 def test_what_one_end_posts_arrives_at_the_other(
@@ -85,8 +91,7 @@ def test_what_one_end_posts_arrives_at_the_other(
 
 
 def test_staging_is_bounded(pairs: tuple[Pair, Pair]) -> None:
-    staging = pairs[0].staging
-    assert [staging.take_span() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [
+    assert [pairs[0].take_span() is None for _ in range(NUM_STAGED + 1)] == [False] * NUM_STAGED + [
         True
     ]
 
@@ -130,17 +135,37 @@ def test_an_aborted_pair_does_nothing_more(pairs: tuple[Pair, Pair]) -> None:
 
 
 def test_staging_is_kept_until_the_device_has_let_go_of_it(ends: tuple[End, End]) -> None:
+    ends[0].staging = DeviceStaging(ends[0].driver, most_bytes=STAGED_BYTES)
     pair = ends[0].pair(ends[0].collectives.unique_id())
-    stream = ends[0].driver.streams[pair.stream.handle]
-    with stream.held():
+    span = taken(pair)
+    with ends[0].driver.streams[pair.stream.handle].held():
         pair.abort()
         eventually(lambda: ends[0].collectives.made[0].aborted)
-        assert ends[0].driver.num_spans == NUM_STAGED and not pair.is_gone
+        assert ends[0].staging.take_span(STAGED_BYTES) is None and not pair.is_gone
     eventually(lambda: pair.is_gone)
-    assert ends[0].driver.num_spans == 0
+    assert ends[0].staging.take_span(STAGED_BYTES) == span
 
 
-def test_after_an_abort_the_two_meet_again(ends: tuple[End, End]) -> None:
+def test_staging_is_kept_while_a_gather_into_it_is_under_way(ends: tuple[End, End]) -> None:
+    ends[0].staging = DeviceStaging(ends[0].driver, most_bytes=STAGED_BYTES)
+    pair, gathers = ends[0].pair(ends[0].collectives.unique_id()), ends[0].driver.stream()
+    with gathers.held():
+        pair.post_transfer(taken(pair), STAGED_BYTES, after=gathers.record())
+        pair.abort()
+        eventually(lambda: ends[0].collectives.made[0].aborted)
+        assert ends[0].staging.take_span(STAGED_BYTES) is None and not pair.is_gone
+    eventually(lambda: pair.is_gone)
+
+
+def test_a_pair_that_is_gone_leaves_no_stream(ends: tuple[End, End]) -> None:
+    for _ in range(64):
+        pair = ends[0].pair(ends[0].collectives.unique_id())
+        pair.abort()
+        eventually(lambda pair=pair: pair.is_gone)  # type: ignore[misc]
+    assert ends[0].driver.num_made == 64 and not ends[0].driver.streams
+
+
+def test_after_an_abort_the_two_meet_again_in_the_same_staging(ends: tuple[End, End]) -> None:
     for content in (b"the first bytes!", b"the second ones!"):
         unique_id = ends[0].collectives.unique_id()
         source, sink = (end.pair(unique_id) for end in ends)
@@ -148,11 +173,45 @@ def test_after_an_abort_the_two_meet_again(ends: tuple[End, End]) -> None:
         for pair in (source, sink):
             pair.abort()
             eventually(lambda pair=pair: pair.is_gone)  # type: ignore[misc]
-    assert all(end.driver.num_spans == 0 for end in ends)
+    assert all(end.staging.num_bytes == STAGED_BYTES for end in ends)
 
 
-def test_a_device_without_room_for_staging_gives_back_what_it_gave(ends: tuple[End, End]) -> None:
-    ends[0].driver.room_bytes = STAGED_BYTES - 1
-    with pytest.raises(TransferError, match="no room"):
-        Staging(ends[0].driver, num=NUM_STAGED, num_bytes=STAGED_BYTES)
-    assert ends[0].driver.num_spans == 0
+def test_transfers_that_wait_while_the_library_launches_go_as_one(
+    ends: tuple[End, End], pairs: tuple[Pair, Pair]
+) -> None:
+    transferred(ends, pairs, b"sixteen bytes of")
+    before = [end.collectives.made[0].num_groups for end in ends]
+    for _ in range(4):
+        for pair in pairs:
+            pair.post_transfer(taken(pair), 16)
+    until_done(pairs, num=8)
+    assert [end.collectives.made[0].num_groups for end in ends] == [x + 2 for x in before]
+
+
+def test_what_is_sent_in_one_launch_is_received_in_two(
+    ends: tuple[End, End], pairs: tuple[Pair, Pair]
+) -> None:
+    transferred(ends, pairs, b"sixteen bytes of")
+    sent, received = ([taken(pair) for _ in range(2)] for pair in pairs)
+    for number, span in enumerate(sent):
+        ends[0].driver.bytes_of(span)[:16] = bytes([number + 1]) * 16
+        pairs[0].post_transfer(span, 16)
+    pairs[1].post_transfer(received[0], 16)
+    num = until_done(pairs, num=1)
+    pairs[1].post_transfer(received[1], 16)
+    until_done(pairs, num=4 - num)
+    for number, span in enumerate(received):
+        assert bytes(ends[1].driver.bytes_of(span)[:16]) == bytes([number + 1]) * 16
+
+
+def test_a_send_waits_for_what_fills_its_staging(
+    ends: tuple[End, End], pairs: tuple[Pair, Pair]
+) -> None:
+    gathers, span = ends[0].driver.stream(), taken(pairs[0])
+    transferred(ends, pairs, b"sixteen bytes of")
+    with gathers.held():
+        pairs[0].post_transfer(span, 16, after=gathers.record())
+        pairs[1].post_transfer(taken(pairs[1]), 16)
+        for _ in range(3):
+            assert not pairs[0].advance() and not pairs[1].advance()
+    eventually(lambda: pairs[1].advance() or pairs[0].advance())

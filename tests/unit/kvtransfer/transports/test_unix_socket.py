@@ -1,0 +1,67 @@
+"""Sockets of planes within a host, in a folder that several containers share."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvtransfer.transports.base import Unreachable
+from kvtransfer.transports.unix_socket import UnixPort, connect_to
+from protocol.errors import TransferError
+from protocol.ids import Epoch
+
+EPOCH = Epoch(7)
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[UnixPort]:
+    port = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
+    yield port
+    port.close()
+
+
+def reaches(port: UnixPort) -> bool:
+    with connect_to(port.address):
+        sock = port.accept()
+        if sock is not None:
+            sock.close()
+        return sock is not None
+
+
+def test_a_socket_in_a_folder_is_reached_by_its_path(port: UnixPort, tmp_path: Path) -> None:
+    assert Path(port.address).parent == tmp_path and reaches(port)
+
+
+def test_only_its_user_may_connect(port: UnixPort) -> None:
+    assert stat.S_IMODE(os.stat(port.address).st_mode) == 0o600
+
+
+def test_without_a_folder_nothing_is_in_any_file_system() -> None:
+    port = UnixPort("kv", epoch=EPOCH)
+    assert "/" not in port.address and reaches(port)
+    port.close()
+
+
+def test_the_socket_goes_with_its_listener(port: UnixPort, tmp_path: Path) -> None:
+    port.close()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(Unreachable):
+        connect_to(port.address)
+
+
+def test_what_killed_processes_left_is_removed_and_what_lives_stays(
+    port: UnixPort, tmp_path: Path
+) -> None:
+    killed = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
+    os.close(killed._sock.detach())
+    another = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
+    left = {str(path) for path in tmp_path.iterdir()}
+    assert left == {port.address, another.address} and reaches(port)
+    another.close()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TransferError, match=r"nowhere.*No such file"):
+        UnixPort("kv", epoch=EPOCH, folder=str(tmp_path / "nowhere"))
