@@ -66,11 +66,23 @@ class BlockTable:
 
     def hashes(self, tokens: Tokens, num_rows: int) -> tuple[BlockHash, ...]:
         """Those of its first token blocks, which need not be computed yet."""
+        self._grow_chain(tokens, num_rows)
+        return tuple(self.chain[1 : num_rows + 1])
+
+    def next_hash(self, tokens: Tokens, num_tokens: int) -> BlockHash | None:
+        """That of its first token block that is not sealed; None where the tokens do not fill
+        it."""
+        num_rows = self.num_sealed + 1
+        if num_rows * self._cache.block_tokens > num_tokens:
+            return None
+        self._grow_chain(tokens, num_rows)
+        return self.chain[num_rows]
+
+    def _grow_chain(self, tokens: Tokens, num_rows: int) -> None:
         size = self._cache.block_tokens
         while len(self.chain) <= num_rows:
             start = (len(self.chain) - 1) * size
             self.chain.append(next_hash(self.chain[-1], tokens(start, start + size)))
-        return tuple(self.chain[1 : num_rows + 1])
 
     # -- taking blocks ------------------------------------------------------------------------
 

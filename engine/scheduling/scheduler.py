@@ -340,6 +340,7 @@ class Scheduler:
     def _seal_computed(self, sequence: Sequence) -> None:
         self._steps.seal_computed(sequence)
         sequence.block_table.drop_unreachable(sequence.num_computed)
+        self._table.note_sealed(sequence)
 
     def _land(self, sequence: Sequence, landed: FetchLanded) -> None:
         """The KV of all its tokens is here, and with it the next token."""
