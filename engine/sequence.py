@@ -221,6 +221,9 @@ class Sequence:
     """Launched forwards that refer to the blocks."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
+    fork_of: SequenceId | None = None
+    """Of an equal prompt, and before it in the queue: once that one's KV is here, this one goes on
+    from it."""
     pull_tokens: int = 0
     """Not REMOTE: of its first tokens, those that somebody else is believed to have cached, until
     they are pulled or not."""

@@ -7,8 +7,9 @@ from bisect import bisect_left, bisect_right
 from itertools import chain, islice
 
 from engine.kvcache.prefix_cache import PrefixCache
+from engine.kvcache.windows import NO_BLOCK
 from engine.limits import EngineLimits
-from engine.scheduling.deferrals import Deferral
+from engine.scheduling.deferrals import BEFORE_PROMPT, Deferral
 from engine.scheduling.in_flight import STEPS_AHEAD
 from engine.scheduling.sequence_table import SequenceTable
 from engine.sequence import Sequence, SequenceState
@@ -21,6 +22,7 @@ class SequenceAdmission:
         self._table = table
         self._blocked: tuple[Sequence, int] | None = None
         """Head of the queue that did not fit, and the blocks it needs."""
+        self.num_forked = 0
 
     def admit_head(self, budget: int, *, now: float, before: int | None = None) -> Sequence | None:
         """The head of the queue if it may start now, and its priority is one of those below
@@ -97,7 +99,9 @@ class SequenceAdmission:
         most = self._num_reusable(sequence)
         matched = table.match(sequence.tokens, max_tokens=most, resume_at=resume_at)
         num_matched = len(matched) // groups.num_groups
-        promise = self._promise(sequence)
+        promise, origin = self._promise(sequence), self._origin(sequence)
+        if origin is not None and origin.state in BEFORE_PROMPT:
+            return self._until_forked(sequence, origin, promise=promise)
         if (deferral := self._deferral(sequence, num_matched, promise=promise)) is not None:
             return deferral
         num_new = groups.num_whole * (groups.num_rows(num_tokens) - num_matched)
@@ -110,7 +114,39 @@ class SequenceAdmission:
         lacking = groups.lacking(num_matched, num_tokens=num_tokens, named=named)
         table.fill(matched, lacking, promise=promise)
         sequence.num_computed = sequence.num_launched = num_matched * cache.block_tokens
+        if origin is not None:
+            self._fork(sequence, origin)
         return True
+
+    def _origin(self, sequence: Sequence) -> Sequence | None:
+        """Whose prompt's KV it is to go on from: one before it, with the same prompt."""
+        origin = None if sequence.fork_of is None else self._table.get(sequence.fork_of)
+        if origin is None or sequence.outputs or origin.urgency > sequence.urgency:
+            return None
+        same = origin.block_table.chain[0] == sequence.block_table.chain[0]
+        return origin if same and origin.prompt == sequence.prompt else None
+
+    def _until_forked(self, sequence: Sequence, origin: Sequence, *, promise: int) -> Deferral:
+        num_tokens, groups = sequence.num_tokens, self._cache.groups
+        num_own = groups.num_rows(num_tokens) - (num_tokens - 1) // self._cache.block_tokens
+        return Deferral(
+            waiter=sequence, provider=origin, num_rows=None,
+            num_blocks=groups.num_whole * num_own + promise,
+        )  # fmt: skip
+
+    def _fork(self, sequence: Sequence, origin: Sequence) -> None:
+        """Where all whole blocks were found and the origin still has the next, it is copied, and
+        only the prompt's last token is computed. Else what is lacking is."""
+        row, num_own = divmod(sequence.num_tokens - 1, self._cache.block_tokens)
+        num_groups = self._cache.num_groups
+        source = origin.block_table.blocks[row * num_groups : (row + 1) * num_groups]
+        is_here = origin.state is SequenceState.DECODING and NO_BLOCK not in source
+        if not is_here or sequence.num_computed < row * self._cache.block_tokens:
+            return
+        self.num_forked += 1
+        if num_own:
+            sequence.block_table.copy_row(row, source)
+            sequence.num_computed = sequence.num_launched = sequence.num_tokens - 1
 
     def _num_reusable(self, sequence: Sequence) -> int:
         """Of its first tokens KV that others brought is used: at least one is left to compute,
@@ -170,11 +206,13 @@ class SequenceAdmission:
         return min(num_growing * num_groups, self._cache.blocks.num_blocks // 20 + num_groups)
 
     def _promise(self, sequence: Sequence) -> int:
-        """Blocks of groups with a window that a sequence to be admitted may hold at a time."""
+        """Blocks of groups with a window that a sequence to be admitted may hold at a time; of a
+        fork those that it copies too."""
         num_ahead = STEPS_AHEAD * (1 if sequence.needs_fetch else self._limits.token_budget)
-        return self._cache.groups.most_held(
+        num_held = self._cache.groups.most_held(
             sequence.num_tokens, num_ahead=num_ahead, lends=sequence.leases
         )
+        return num_held + (len(self._cache.windowed) if sequence.fork_of is not None else 0)
 
 
 def _num_shared(one: Sequence, other: Sequence, index: int, *, most: int, size: int) -> int:

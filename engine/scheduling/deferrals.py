@@ -33,6 +33,12 @@ class Deferral:
     """That the waiter needs besides what it will share: kept from those that came later."""
 
     @property
+    def is_in_vain(self) -> bool:
+        """It was due, and what it waited for will never be here."""
+        provider = self.provider
+        return self.num_rows is None and provider.num_computed < len(provider.prompt)
+
+    @property
     def is_due(self) -> bool:
         """There is nothing to wait for any more, well or not."""
         provider = self.provider

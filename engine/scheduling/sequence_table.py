@@ -12,7 +12,7 @@ from itertools import takewhile
 from engine.batch import RowsRead, SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
 from engine.scheduling.deferrals import BRINGING, Deferral, Deferrals
-from engine.sequence import Sequence, SequenceEvent, SequenceState, Verdict
+from engine.sequence import Fail, Sequence, SequenceEvent, SequenceState, Verdict
 from protocol.messages import Blocks, Load
 
 
@@ -126,7 +126,11 @@ class SequenceTable:
 
     def _resume_due(self, provider: Sequence) -> None:
         for deferral in self.deferrals.due(provider):
-            self.move(deferral.waiter, SequenceEvent.RESUMED)
+            if deferral.is_in_vain:
+                why = f"{provider.id}, which it forks, has ended before its prompt was here"
+                self.finish(deferral.waiter, Fail("source_lost", why))
+            else:
+                self.move(deferral.waiter, SequenceEvent.RESUMED)
 
     def admit(self, sequence: Sequence, *, now: float, pull_end: int = 0) -> None:
         """Its blocks are allocated. The KV of its tokens before `pull_end` that is not cached here

@@ -21,6 +21,7 @@ from engine.batch import Chunk, SampledToken, SequenceId, StepReadings, StepToke
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
+from engine.runner.block_copies import copy_blocks
 from engine.runner.gpu.arrays import (
     StepArrays,
     StepTensors,
@@ -158,6 +159,7 @@ class DeviceRunner:
         chunks: Sequence[Chunk],
     ) -> LaunchedStep:
         plan, read = read_plan(chunks), list[Tensor]()
+        copy_blocks(chunks, self._pool)
         if plan is None:
             step, logits_RV = self._forward(arrays, decode=is_decode(chunks))
         else:
