@@ -37,6 +37,7 @@ class EngineService:
         self._metrics = parts.metrics
         self._numbers = count()
         self._uncounted = UncountedRequests()
+        parts.metrics.forks.set_function(lambda: parts.engine.stats().num_forked)
 
     def accept_request(self, router: RouterId, message: Computation) -> None:
         """Accepts it, or ends it at once."""

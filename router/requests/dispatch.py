@@ -211,7 +211,7 @@ class Dispatcher:
         if is_resumed:
             queued = self._waiting.resumed(queued)
         if (family := _joined_family(context)) is not None:
-            await family.wait()
+            await _decided(family)
         is_placed = False
         try:
             while not is_placed:
@@ -356,3 +356,11 @@ def _joined_family(context: RequestContext) -> Family | None:
     """Whose first one it would go on from: as long as it has said nothing itself."""
     request, routed = context.request, context.routed
     return None if request.is_first or routed.generated else request.family
+
+
+async def _decided(family: Family) -> None:
+    """Until its first is under way on a decode worker, or has ended."""
+    while family.is_undecided:
+        decided = asyncio.Event()
+        family.call_when_decided(decided.set)
+        await decided.wait()

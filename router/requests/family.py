@@ -1,7 +1,7 @@
 """Choices of one prompt, each a request of its own: where the first one's prompt comes to be, so
-that the others go on from it there."""
+that the others go on from it there. Awaits nothing itself."""
 
-import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,12 +27,12 @@ class Leader(Protocol):
 
 
 class Family:
-    """Of one event loop, but made anywhere. Whoever leads it says so before any other waits."""
+    """Used by one thread, but made by any. Whoever leads it says so before any other waits."""
 
     def __init__(self) -> None:
         self.leader: Leader | None = None
         self._is_over = False
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[Callable[[], None]] = []
 
     def lead(self, leader: Leader) -> None:
         self.leader, self._is_over = leader, False
@@ -51,15 +51,16 @@ class Family:
     def fork_point(self) -> ForkPoint | None:
         return None if self.leader is None else self.leader.fork_point
 
-    async def wait(self) -> None:
-        """Until there is a fork point, or will be none."""
-        while not self._is_over and self.fork_point is None:
-            news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(news)
-            await news
+    @property
+    def is_undecided(self) -> bool:
+        """There is no fork point, and may be one."""
+        return not self._is_over and self.fork_point is None
+
+    def call_when_decided(self, call: Callable[[], None]) -> None:
+        """Once, when there is a fork point or will be none."""
+        self._waiting.append(call)
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for news in waiting:
-            if not news.done():
-                news.set_result(None)
+        for call in waiting:
+            call()
