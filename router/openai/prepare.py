@@ -38,7 +38,7 @@ from router.openai.schemas import (
 from router.openai.scoring import check_num_scores, reading_of, shown_scores
 from router.openai.structured import answer_grammar
 from router.requests.events import GenerationRequest
-from router.requests.family import Family
+from router.requests.family import ForkFamily
 from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
@@ -129,7 +129,7 @@ def _limit(asked: int | None, *, room: int, clamps: bool) -> int | None:
 def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
     fields, kind, scores = wish.sampling, wish.kind, shown_scores(wish.sampling)
     owners = [prompt for prompt in wish.prompts for _ in range(fields.n)]
-    families = [Family() for _ in wish.prompts]
+    families = [ForkFamily() for _ in wish.prompts]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
     first = _sampling(wish, runtime.sampling_defaults)
     requests = list[GenerationRequest]()

@@ -34,7 +34,7 @@ from router.requests.events import (
     RetriesSpent,
     TooLong,
 )
-from router.requests.family import Family
+from router.requests.family import ForkFamily
 from router.requests.instructions import PlaceAgain, Send
 from router.requests.open_request import OpenRequest
 from router.requests.poison import PoisonRequests
@@ -352,13 +352,13 @@ class Dispatcher:
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
 
 
-def _joined_family(context: RequestContext) -> Family | None:
+def _joined_family(context: RequestContext) -> ForkFamily | None:
     """Whose first one it would go on from: as long as it has said nothing itself."""
     request, routed = context.request, context.routed
     return None if request.is_first or routed.generated else request.family
 
 
-async def _decided(family: Family) -> None:
+async def _decided(family: ForkFamily) -> None:
     """Until its first is under way on a decode worker, or has ended."""
     while family.is_undecided:
         decided = asyncio.Event()

@@ -26,7 +26,7 @@ class Leader(Protocol):
         """None: no decode worker has it, or not yet."""
 
 
-class Family:
+class ForkFamily:
     """Used by one thread, but made by any. Whoever leads it says so before any other waits."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
-from router.requests.family import Family
+from router.requests.family import ForkFamily
 from router.requests.trace import RequestTrace, TraceRing
 from router.workers.registry import Registry
 
@@ -147,7 +147,7 @@ def request(
     name: str = "r",
     ignore_eos: bool = True,
     reading: PromptReading | None = None,
-    family: Family | None = None,
+    family: ForkFamily | None = None,
     is_first: bool = True,
 ) -> GenerationRequest:
     return GenerationRequest(

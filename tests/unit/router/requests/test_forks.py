@@ -18,11 +18,11 @@ from support.fake_worker import Act, expected
 from protocol.messages import Decode, OfAttempt, Prefill
 from protocol.readings import ScorePrompt
 from router.requests.events import Ended, GenerationRequest, Route
-from router.requests.family import Family
+from router.requests.family import ForkFamily
 
 
 def choices(num: int, *, max_tokens: int = 12) -> list[GenerationRequest]:
-    family = Family()
+    family = ForkFamily()
     return [
         request(name=f"r.{i}", family=family, is_first=not i, max_tokens=max_tokens)
         for i in range(num)
