@@ -123,6 +123,8 @@ class BlockTable:
     @property
     def copies(self) -> tuple[tuple[int, int], ...]:
         """(source, target) of what is not copied yet; the rows are covered."""
+        if not self._sources:
+            return ()  # asked for every token
         return tuple((source, self.blocks[place]) for place, source in self._sources.items())
 
     def note_copied(self) -> None:
