@@ -77,6 +77,8 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     pending: int = 0
     """Tokens after `outputs` that launched steps sample and nobody has read yet."""
     read: ReadRows | None = None
+    copies: tuple[tuple[int, int], ...] = ()
+    """(source, target): blocks of the pool that are copied before anything of the step computes."""
     adapter: AdapterId | None = None
     """Whose weights are added to the model's; no runner knows any yet, so it is None."""
 

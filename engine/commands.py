@@ -40,6 +40,11 @@ class Submission:
     pull_tokens: int = 0
     """Of its first tokens, those that somebody else is believed to have cached: what the own cache
     lacks of them is asked for by `EngineObserver.pull`. Not REMOTE."""
+    fork_of: SequenceId | None = None
+    """A sequence of the same prompt, submitted before: this one waits until the KV of that prompt
+    is here and goes on from it, a copy of its last block included. If that one ends without, so
+    does this one, as `source_lost`; of one that is unknown nothing is expected. LOCAL only, and
+    with nothing to read."""
     adapter: AdapterId | None = None
     """The adapter whose weights it wants. No engine has any yet."""
 

@@ -64,6 +64,7 @@ class EngineStats:
     decode_step_s: float
     step: StepModel
     num_preempted: int
+    num_forked: int
     num_counted: int
     """Submissions that `load` counts: so many of those accepted, the first ones."""
 
@@ -135,7 +136,8 @@ class Engine:
     def submit(self, submission: Submission) -> None:
         """Queue a sequence. Raises CapacityError when stopped or flooded, ValueError for an empty
         prompt, an adapter, a grammar where none is followed, a pull where there is nothing to
-        compute or layers see windows, or an id in use; the observer is told nothing then."""
+        compute or layers see windows, a fork that is not LOCAL or reads, or an id in use; the
+        observer is told nothing then."""
         if not submission.prompt:
             raise ValueError("prompt is empty; there is nothing to continue")
         if submission.adapter is not None:
@@ -144,6 +146,9 @@ class Engine:
             raise ValueError("grammar: this engine follows none")
         if submission.pull_tokens and not (self.can_pull and submission.mode is not Mode.REMOTE):
             raise ValueError(f"pull_tokens: {submission.pull_tokens}, where none can be pulled")
+        is_local = submission.mode is Mode.LOCAL and submission.reading is None
+        if submission.fork_of is not None and not is_local:
+            raise ValueError(f"fork_of: {submission.mode}, or with a reading; only LOCAL, without")
         self._inbox.submit(submission.id, self._accept, submission, self._clock())
 
     def abort(self, sequence: SequenceId) -> None:
@@ -263,6 +268,7 @@ class Engine:
             sampling=sampling,
             mode=submission.mode,
             reading=submission.reading,
+            fork_of=submission.fork_of,
             pull_tokens=submission.pull_tokens,
             adapter=submission.adapter,
             priority=submission.priority,
@@ -370,6 +376,7 @@ class Engine:
             decode_step_s=self._speeds.decode_step_s,
             step=self._speeds.step,
             num_preempted=self._scheduler.num_preempted,
+            num_forked=self._scheduler.num_forked,
             num_counted=self._num_submitted,
         )
 

@@ -32,6 +32,9 @@ class SequenceState(StrEnum):
     """Its grammar is compiled; owns no block."""
     WAITING = "waiting"
     """In the queue; owns no block."""
+    DEFERRED = "deferred"
+    """Another sequence computes or fetches what its prompt begins with; owns no block, but a seat
+    and room are kept for it."""
     FETCHING = "fetching"
     """Its blocks are reserved and a fetch writes into them: REMOTE all its KV, of others the
     beginning that somebody else has cached."""
@@ -52,6 +55,9 @@ class SequenceState(StrEnum):
 
 class SequenceEvent(StrEnum):
     COMPILED = "compiled"
+    DEFERRED = "deferred"
+    RESUMED = "resumed"
+    """What it waited for is here, or will not come."""
     ADMITTED = "admitted"
     RESERVED = "reserved"
     LANDED = "landed"
@@ -78,7 +84,10 @@ SEQUENCE_TABLE: Final = StateTable(
         (_S.COMPILING, _E.ENDED): _S.FREED,
         (_S.WAITING, _E.ADMITTED): _S.PREFILLING,
         (_S.WAITING, _E.RESERVED): _S.FETCHING,
+        (_S.WAITING, _E.DEFERRED): _S.DEFERRED,
         (_S.WAITING, _E.ENDED): _S.FREED,
+        (_S.DEFERRED, _E.RESUMED): _S.WAITING,
+        (_S.DEFERRED, _E.ENDED): _S.FREED,
         (_S.FETCHING, _E.LANDED): _S.DECODING,
         (_S.FETCHING, _E.PULLED): _S.PREFILLING,
         (_S.FETCHING, _E.PREEMPTED): _S.WAITING,
@@ -212,9 +221,14 @@ class Sequence:
     """Launched forwards that refer to the blocks."""
     num_cached: int | None = None
     """Tokens found in the prefix cache when first admitted; None until then."""
+    fork_of: SequenceId | None = None
+    """Of an equal prompt, and before it in the queue: once that one's KV is here, this one goes on
+    from it."""
     pull_tokens: int = 0
     """Not REMOTE: of its first tokens, those that somebody else is believed to have cached, until
     they are pulled or not."""
+    num_awaited: int = 0
+    """Of its first tokens, those whose KV another brings; 0 but while it is DEFERRED."""
     is_told: bool = False
     """Its admission is."""
     num_read: int = 0
@@ -301,7 +315,8 @@ class Sequence:
     @property
     def num_to_compute(self) -> int:
         """Tokens whose KV nobody has, as far as is known."""
-        return self.num_tokens - max(self.num_computed, min(self.pull_tokens, self.num_tokens))
+        pulled = min(self.pull_tokens, self.num_tokens)
+        return self.num_tokens - max(self.num_computed, self.num_awaited, pulled)
 
     @property
     def leases(self) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 from protocol.errors import WireError
 from protocol.messages import Emit, FirstToken, ToRouter, ToWorker
 
-WIRE_VERSION = 6
+WIRE_VERSION = 7
 MAX_MESSAGE_BYTES = 16 << 20
 """A 1,000,000-token prompt packs to 5 MB; nothing honest is larger than this."""
 

@@ -174,6 +174,10 @@ class Decode(ToCompute, frozen=True, kw_only=True, tag=4):
     """Generate tokens. With a ticket fetch the prompt's blocks, without one compute them."""
 
     ticket: Ticket | None
+    fork_of: OfAttempt | None = None
+    """A request of the same prompt that this worker was told of before: go on from its KV, as soon
+    as that is here. Without a ticket and a reading. If that one ends before, so does this one, as
+    `source_lost`; where it is not known any more the prompt is computed."""
 
 
 class Abort(OfAttempt, frozen=True, kw_only=True, tag=5):

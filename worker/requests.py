@@ -343,6 +343,8 @@ def _check_reading(message: Computation) -> None:
             raise ValueError(f"max_tokens: {max_tokens} where a prompt is read, 0 or 1")
     elif max_tokens < 1:
         raise ValueError(f"max_tokens: {max_tokens}, at least 1")
+    if isinstance(message, Decode) and message.fork_of and (message.ticket or reading):
+        raise ValueError("fork_of: with a ticket, or with a reading")
     if reading is None:
         return
     if isinstance(message, Decode) and message.ticket is not None:

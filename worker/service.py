@@ -37,6 +37,7 @@ class EngineService:
         self._metrics = parts.metrics
         self._numbers = count()
         self._uncounted = UncountedRequests()
+        parts.metrics.forks.set_function(lambda: parts.engine.stats().num_forked)
 
     def accept_request(self, router: RouterId, message: Computation) -> None:
         """Accepts it, or ends it at once."""
@@ -157,6 +158,7 @@ class EngineService:
         )
 
     def _submit(self, job: Job, message: Computation) -> None:
+        origin = self._origin(job.router, message)
         try:
             self._engine.submit(
                 Submission(
@@ -168,13 +170,21 @@ class EngineService:
                     mode=job.mode,
                     reading=message.reading,
                     priority=message.priority,
+                    fork_of=None if origin is None else origin.sequence,
                     pull_tokens=self._transfers.pull_tokens(job),
                 )
             )
         except CapacityError as error:
             return self._end(job, failure(job, "overloaded", str(error)))
-        fetched = job.mode is Mode.REMOTE
-        return self._uncounted.add_request(num_tokens=0 if fetched else job.num_tokens)
+        is_elsewhere = job.mode is Mode.REMOTE or origin is not None
+        return self._uncounted.add_request(num_tokens=0 if is_elsewhere else job.num_tokens)
+
+    def _origin(self, router: RouterId, message: Computation) -> Job | None:
+        """Whose prompt it goes on from, if that one has no ending yet."""
+        named = message.fork_of if isinstance(message, Decode) else None
+        if named is None:
+            return None
+        return self._requests.of_key((router, named.request, named.attempt))
 
     def _end(self, job: Job, ending: RequestEnding) -> None:
         """Of a job that the engine does not have."""

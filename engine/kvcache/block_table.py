@@ -17,7 +17,7 @@ class BlockTable:
     NO_BLOCK where the group needs none. A row is one token block, in every group."""
 
     __slots__ = (
-        "_cache", "_is_lent", "_twins", "blocks", "chain", "num_promised", "num_sealed",
+        "_cache", "_is_lent", "_sources", "_twins", "blocks", "chain", "num_promised", "num_sealed",
         "num_slots",
     )  # fmt: skip
 
@@ -40,11 +40,14 @@ class BlockTable:
         self._is_lent = lent
         self._twins: dict[int, int] = {}
         """By place: cached blocks equal to own ones that cannot move (see `seal`)."""
+        self._sources: dict[int, int] = {}
+        """By place: another's blocks that own ones are copied from, held until they are."""
 
     @property
     def holds(self) -> list[int]:
         """Every block it holds, as often as it does."""
-        return [*(block for block in self.blocks if block != NO_BLOCK), *self._twins.values()]
+        own = (block for block in self.blocks if block != NO_BLOCK)
+        return [*own, *self._twins.values(), *self._sources.values()]
 
     @property
     def keeps_promise(self) -> bool:
@@ -53,7 +56,13 @@ class BlockTable:
 
     @property
     def _num_in_windows(self) -> int:
-        return sum(len(self._in_window(group)) for group in self._cache.windowed)
+        own = sum(len(self._in_window(group)) for group in self._cache.windowed)
+        return own + len(self._sources_in_windows)
+
+    @property
+    def _sources_in_windows(self) -> list[int]:
+        windowed, num_groups = self._cache.windowed, self._cache.num_groups
+        return [block for place, block in self._sources.items() if place % num_groups in windowed]
 
     def _in_window(self, group: int) -> list[int]:
         own = self.blocks[group :: self._cache.num_groups]
@@ -66,11 +75,23 @@ class BlockTable:
 
     def hashes(self, tokens: Tokens, num_rows: int) -> tuple[BlockHash, ...]:
         """Those of its first token blocks, which need not be computed yet."""
+        self._grow_chain(tokens, num_rows)
+        return tuple(self.chain[1 : num_rows + 1])
+
+    def next_hash(self, tokens: Tokens, num_tokens: int) -> BlockHash | None:
+        """That of its first token block that is not sealed; None where the tokens do not fill
+        it."""
+        num_rows = self.num_sealed + 1
+        if num_rows * self._cache.block_tokens > num_tokens:
+            return None
+        self._grow_chain(tokens, num_rows)
+        return self.chain[num_rows]
+
+    def _grow_chain(self, tokens: Tokens, num_rows: int) -> None:
         size = self._cache.block_tokens
         while len(self.chain) <= num_rows:
             start = (len(self.chain) - 1) * size
             self.chain.append(next_hash(self.chain[-1], tokens(start, start + size)))
-        return tuple(self.chain[1 : num_rows + 1])
 
     # -- taking blocks ------------------------------------------------------------------------
 
@@ -89,6 +110,32 @@ class BlockTable:
         self.num_sealed = len(matched) // self._cache.num_groups
         for group in self._cache.windowed:
             self._cache.promises.add_holders(self._in_window(group))
+
+    def copy_row(self, row: int, source: Sequence[int]) -> None:
+        """What it computes in this row begins with what the `source` blocks have, one of each
+        group: they are held until `note_copied`, whatever becomes of their owner. Those of windows
+        were promised."""
+        for group, block in enumerate(source):
+            self._cache.hold(block)
+            self._sources[row * self._cache.num_groups + group] = block
+        self._cache.promises.add_holders(self._sources_in_windows)
+
+    @property
+    def copies(self) -> tuple[tuple[int, int], ...]:
+        """(source, target) of what is not copied yet; the rows are covered."""
+        if not self._sources:
+            return ()  # asked for every token
+        return tuple((source, self.blocks[place]) for place, source in self._sources.items())
+
+    def note_copied(self) -> None:
+        """A step that copies them is over."""
+        if not self._sources:
+            return
+        for block in self._sources_in_windows:
+            self._cache.promises.drop_holder(block)
+        for block in self._sources.values():
+            self._cache.let_go(block)
+        self._sources.clear()
 
     def add_row(self, *, promise: int) -> bool:
         """One more row, and this promise from then on; False if others were promised all that is
@@ -141,6 +188,7 @@ class BlockTable:
 
     def give_back(self) -> None:
         """Let go of every block, tail first."""
+        self.note_copied()
         for place in reversed(range(len(self.blocks))):
             self._drop(place)
         self.blocks.clear()

@@ -38,9 +38,9 @@ class Runner(Protocol):
     when all is computed, 2 where a device computes one while the next is prepared."""
 
     def launch(self, chunks: Sequence[Chunk]) -> Launched:
-        """Compute the chunks, at most one per sequence, none of which reads a block that another
-        one writes. What the chunks refer to (block tables, outputs) is the caller's again when this
-        returns. Raises only when nothing of the step is under way."""
+        """Compute the chunks, at most one per sequence, after all of their `copies`; none reads a
+        block that another one writes. What the chunks refer to (block tables, outputs) is the
+        caller's again when this returns. Raises only when nothing of the step is under way."""
         ...
 
 

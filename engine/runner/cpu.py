@@ -13,6 +13,7 @@ from engine.batch import Chunk, StepReadings
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
 from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.runner.block_copies import copy_blocks
 from engine.runner.contract import ComputedStep
 from engine.runner.prompt_rows import as_readings, read_plan, read_rows
 from engine.sampling.sampler import sample_tokens
@@ -34,6 +35,7 @@ class TorchRunner:
             chunks, block_tokens=self.layout.block_tokens, num_groups=self.layout.num_groups,
             reaches=self._model.takes_reaches,
         )  # fmt: skip
+        copy_blocks(chunks, self._pool)
         logits_RV, readings = self._computed(chunks, inputs)
         asking = [chunk for chunk in chunks if chunk.sampling is not None]
         tokens = sample_tokens(logits_RV, asking, eos_token_ids=self.eos_token_ids)

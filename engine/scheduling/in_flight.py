@@ -55,6 +55,7 @@ class InFlightSteps:
         sampling = sequence.sampling if asks else None
         constraint = None if sampling is None else sequence.constraint
         sequence.block_table.cover(start, stop)
+        copies = () if sequence.in_flight else sequence.block_table.copies
         sequence.num_launched = stop
         sequence.in_flight += 1
         self._steps[-1].parts.append((sequence, start, stop))
@@ -70,6 +71,7 @@ class InFlightSteps:
             num_prompt=len(sequence.prompt),
             pending=pending,
             read=sequence.read_rows(start, stop),
+            copies=copies,
             adapter=sequence.adapter,
         )
 

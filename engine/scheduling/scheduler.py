@@ -204,6 +204,7 @@ class Scheduler:
         block_tokens = self._cache.block_tokens
         for sequence, start, stop in self._steps.pop_oldest_step():
             sequence.in_flight -= 1
+            sequence.block_table.note_copied()
             if sequence.verdict is not None:
                 self._record_ended(sequence, start, stop)
                 continue
@@ -298,6 +299,11 @@ class Scheduler:
     def num_preempted(self) -> int:
         return self._running.num_preempted
 
+    @property
+    def num_forked(self) -> int:
+        """Sequences that went on from another's prompt, the block in which it ends copied."""
+        return self._admission.num_forked
+
     def load(self) -> Load:
         return self._table.load()
 
@@ -340,13 +346,14 @@ class Scheduler:
     def _seal_computed(self, sequence: Sequence) -> None:
         self._steps.seal_computed(sequence)
         sequence.block_table.drop_unreachable(sequence.num_computed)
+        self._table.note_sealed(sequence)
 
     def _land(self, sequence: Sequence, landed: FetchLanded) -> None:
         """The KV of all its tokens is here, and with it the next token."""
         self._table.fetch_ended(sequence)
-        self._table.move(sequence, SequenceEvent.LANDED)
         sequence.landed = True
         sequence.num_computed = sequence.num_launched = sequence.num_tokens
+        self._table.move(sequence, SequenceEvent.LANDED)
         self._steps.seal_computed(sequence)
         self._append(sequence, (landed.token,))
 

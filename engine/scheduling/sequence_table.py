@@ -11,7 +11,8 @@ from itertools import takewhile
 
 from engine.batch import RowsRead, SequenceId
 from engine.kvcache.prefix_cache import PrefixCache
-from engine.sequence import Sequence, SequenceEvent, SequenceState, Verdict
+from engine.scheduling.deferrals import BRINGING, Deferral, Deferrals
+from engine.sequence import Fail, Sequence, SequenceEvent, SequenceState, Verdict
 from protocol.messages import Blocks, Load
 
 
@@ -63,7 +64,7 @@ class SequenceFreed:
     sequence: Sequence
 
 
-QUEUED_STATES = (SequenceState.COMPILING, SequenceState.WAITING)
+QUEUED_STATES = (SequenceState.COMPILING, SequenceState.WAITING, SequenceState.DEFERRED)
 COMPUTED_STATES = (SequenceState.PREFILLING, SequenceState.DECODING)
 ENDED_STATES = (SequenceState.DRAINING, SequenceState.LEASED, SequenceState.UNWINDING)
 Effect = (
@@ -83,10 +84,11 @@ class SequenceTable:
         }
         self.compiling = self._by_state[SequenceState.COMPILING]
         self.waiting = self._by_state[SequenceState.WAITING]
+        self.deferred = self._by_state[SequenceState.DEFERRED]
         self.fetching = self._by_state[SequenceState.FETCHING]
         self.prefilling = self._by_state[SequenceState.PREFILLING]
         self.decoding = self._by_state[SequenceState.DECODING]
-        self.unwinding = self._by_state[SequenceState.UNWINDING]
+        self.deferrals = Deferrals()
         self._effects: list[Effect] = []
         self._quarantined: set[int] = set()
         """Blocks of ended fetches that somebody may still write into."""
@@ -106,6 +108,29 @@ class SequenceTable:
         assert sequence.id not in self._sequences, f"sequence {sequence.id} exists already"
         self._sequences[sequence.id] = sequence
         self._put(sequence)
+
+    def defer(self, deferral: Deferral) -> None:
+        """It waits for what another brings."""
+        waiter, num_rows = deferral.waiter, deferral.num_rows
+        self.move(waiter, SequenceEvent.DEFERRED)
+        waiter.num_awaited = waiter.num_tokens - 1
+        if num_rows is not None:
+            waiter.num_awaited = num_rows * self._cache.block_tokens
+        self.deferrals.add(deferral)
+
+    def note_sealed(self, sequence: Sequence) -> None:
+        """More of its blocks are findable."""
+        if self.deferrals.is_listed(sequence):
+            self.deferrals.list_provider(sequence)
+            self._resume_due(sequence)
+
+    def _resume_due(self, provider: Sequence) -> None:
+        for deferral in self.deferrals.due(provider):
+            if deferral.is_in_vain:
+                why = f"{provider.id}, which it forks, has ended before its prompt was here"
+                self.finish(deferral.waiter, Fail("source_lost", why))
+            else:
+                self.move(deferral.waiter, SequenceEvent.RESUMED)
 
     def admit(self, sequence: Sequence, *, now: float, pull_end: int = 0) -> None:
         """Its blocks are allocated. The KV of its tokens before `pull_end` that is not cached here
@@ -218,8 +243,20 @@ class SequenceTable:
         before = sequence.state
         sequence.move(event)
         del self._by_state[before][sequence.id]
+        if before is SequenceState.DEFERRED:
+            sequence.num_awaited = 0
+            self.deferrals.remove(sequence)
         if sequence.state is not SequenceState.FREED:
             self._put(sequence)
+        self._note_brought(sequence)
+
+    def _note_brought(self, sequence: Sequence) -> None:
+        """What others wait for: whether it comes to it still."""
+        if sequence.state in (SequenceState.FETCHING, SequenceState.PREFILLING):
+            self.deferrals.list_provider(sequence)
+        elif sequence.state not in BRINGING:
+            self.deferrals.unlist_provider(sequence)
+        self._resume_due(sequence)
 
     def _put(self, sequence: Sequence) -> None:
         """Last of its state, but in the queue before those that are less urgent."""
@@ -238,7 +275,7 @@ class SequenceTable:
     # -- facts ------------------------------------------------------------------------------
 
     def load(self) -> Load:
-        queued = [*self.compiling.values(), *self.waiting.values()]
+        queued = [s for state in QUEUED_STATES for s in self._by_state[state].values()]
         to_compute = [s for s in queued if not s.needs_fetch]
         to_compute += self.prefilling.values()
         to_compute += (s for s in self.fetching.values() if s.is_pulling)
@@ -274,6 +311,7 @@ class SequenceTable:
                 assert (sequence.verdict is not None) == ended
                 _check_launched(sequence)
         assert sum(len(members) for members in self._by_state.values()) == len(self._sequences)
+        self.deferrals.check(self.deferred.values())
         urgencies = [sequence.urgency for sequence in self.waiting.values()]
         assert urgencies == sorted(urgencies), "somebody overtook in the queue"
         holds = self._holds(*self._by_state)

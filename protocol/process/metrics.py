@@ -174,6 +174,8 @@ class WorkerMetrics(MetricTable):
         Gauge, "baton_worker_kv_blocks", "KV blocks: total, free, cached, leased.", "state")
     running = MetricRow(Gauge, "baton_worker_running", "Sequences running.")
     waiting = MetricRow(Gauge, "baton_worker_waiting", "Requests waiting.")
+    forks = MetricRow(
+        Gauge, "baton_worker_forks", "Choices that went on from the KV of another, so far.")
     store_up = MetricRow(Gauge, "baton_worker_store_up", "1 while Redis answers.")
     events_lost = MetricRow(
         Counter, "baton_worker_events_lost",

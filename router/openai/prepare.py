@@ -38,6 +38,7 @@ from router.openai.schemas import (
 from router.openai.scoring import check_num_scores, reading_of, shown_scores
 from router.openai.structured import answer_grammar
 from router.requests.events import GenerationRequest
+from router.requests.family import ForkFamily
 from router.runtime import Runtime
 
 COMPLETION_MAX_TOKENS = 16
@@ -128,20 +129,25 @@ def _limit(asked: int | None, *, room: int, clamps: bool) -> int | None:
 def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation:
     fields, kind, scores = wish.sampling, wish.kind, shown_scores(wish.sampling)
     owners = [prompt for prompt in wish.prompts for _ in range(fields.n)]
+    families = [ForkFamily() for _ in wish.prompts]
     seed = secrets.randbits(63) if fields.seed is None else fields.seed % MAX_SEED
     first = _sampling(wish, runtime.sampling_defaults)
-    requests = tuple(
-        GenerationRequest(
+    requests = list[GenerationRequest]()
+    for index, prompt in enumerate(owners):
+        number, of_prompt = index % fields.n, index // fields.n
+        reading = None if kind == "chat" and index else reading_of(scores, prompt.token_ids)
+        one = GenerationRequest(
             id=request if len(owners) == 1 else RequestId(f"{request}.{index}"),
             token_ids=prompt.token_ids,
             sampling=msgspec.structs.replace(first, seed=(seed + index) % MAX_SEED),
             salt=fields.cache_salt,
-            reading=None if kind == "chat" and index else reading_of(scores, prompt.token_ids),
+            reading=reading,
             deadline_s=runtime.limits.request_timeout_s,
             priority=fields.priority,
+            family=None if fields.n == 1 or (number and reading) else families[of_prompt],
+            is_first=number == 0,
         )
-        for index, prompt in enumerate(owners)
-    )
+        requests.append(one)
     return Generation(
         kind=kind,
         id=f"{'chatcmpl' if kind == 'chat' else 'cmpl'}-{request}",
@@ -151,7 +157,7 @@ def _generation(runtime: Runtime, wish: _Wish, request: RequestId) -> Generation
         include_usage=fields.include_usage,
         continuous_usage=fields.continuous_usage,
         n=fields.n,
-        requests=requests,
+        requests=tuple(requests),
         prompt_tokens=sum(len(prompt.token_ids) for prompt in wish.prompts),
         echoes=tuple(prompt.echo for prompt in owners),
         new_parser=wish.output.new_parser,

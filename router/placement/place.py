@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.ids import WorkerId
-from protocol.messages import PrefixSource
+from protocol.messages import OfAttempt, PrefixSource
 from router.placement.cost import Breakdown, Demand
 from router.placement.fleet import Fleet
 from router.placement.option import Option, OptionQuery, Options
@@ -65,6 +65,8 @@ class Placement:
     prefix_source: PrefixSource | None = None
     terms: Breakdown | None = None
     """None where they were not found by a comparison."""
+    fork_of: OfAttempt | None = None
+    """A request on `decode` from whose KV it goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

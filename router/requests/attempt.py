@@ -9,6 +9,7 @@ from protocol.ids import Epoch, RequestId, WorkerId
 from protocol.messages import (
     Abort,
     Decode,
+    OfAttempt,
     Prefill,
     PrefixSource,
     ReadPrompt,
@@ -54,6 +55,8 @@ class Attempt:
     one token at most."""
     prefix_source: PrefixSource | None = None
     """From where whoever computes the prompt is to fetch its beginning."""
+    fork_of: OfAttempt | None = None
+    """Alone: a request on `decode` from whose KV it goes on."""
     is_ended: bool = False
     """All tokens are there: what is read of the prompt alone is lacking."""
 
@@ -75,7 +78,7 @@ class Attempt:
         asked = self._asked(remaining_s)
         if ticket is not None:
             asked["reading"] = asked["prefix_source"] = None  # of whoever computes the prompt
-        return self.decode.instruct(Decode(**asked, ticket=ticket))
+        return self.decode.instruct(Decode(**asked, ticket=ticket, fork_of=self.fork_of))
 
     def aborts(self, reason: str) -> list[Send]:
         """To whoever may hold blocks, once each."""

@@ -21,6 +21,7 @@ from router.prefix.prefix_index import PrefixIndex
 from router.prefix.seen import SeenBlocks
 from router.prefix.table import Slots
 from router.requests.context import RequestContext
+from router.requests.family import ForkPoint
 from router.requests.trace import Prediction
 from router.workers.worker import KnownWorker, Sent
 
@@ -69,6 +70,26 @@ class Candidates:
         if isinstance(placement, PlacementRefusal) and self._ready(held):
             return PlacementRefusal(why="held", reason="a worker is kept for a suspect")
         return placement
+
+    def place_fork(
+        self, context: RequestContext, point: ForkPoint, *, now: float
+    ) -> Placement | None:
+        """With the first of its family. None: that worker is not for this one."""
+        routed, worker = context.routed, self._workers.get(point.worker)
+        if worker is None or not worker.is_ready or worker.epoch != point.epoch:
+            return None
+        shut = context.refused | context.suspects | self.avoided | self._held(context, now)
+        if routed.num_suspected or routed.generated or not routed.generates or worker.id in shut:
+            return None
+        num_tokens = len(context.request.token_ids)
+        return Placement(
+            prefill=None,
+            decode=worker.id,
+            reason=f"{worker.id}; forked from the first choice; uncached 1 of {num_tokens} tokens",
+            cost_s=point.expected_first_s,
+            num_uncached_tokens=1,
+            fork_of=point.origin,
+        )
 
     def note_placed(self, context: RequestContext, placement: Placement, *, now: float) -> None:
         """Until the workers' reports and events tell of this prompt, believe in it."""

@@ -34,6 +34,7 @@ from router.requests.events import (
     RetriesSpent,
     TooLong,
 )
+from router.requests.family import ForkFamily
 from router.requests.instructions import PlaceAgain, Send
 from router.requests.open_request import OpenRequest
 from router.requests.poison import PoisonRequests
@@ -209,6 +210,8 @@ class Dispatcher:
         is_resumed = context.num_lost > 0 or bool(context.routed.generated)
         if is_resumed:
             queued = self._waiting.resumed(queued)
+        if (family := _joined_family(context)) is not None:
+            await _decided(family)
         is_placed = False
         try:
             while not is_placed:
@@ -232,6 +235,12 @@ class Dispatcher:
         if self._poison.num_times(context.request) > context.num_found_before:
             raise PoisonRequest("a request like it, sent beside it, was the end of two workers")
         self._candidates.avoided = self._watchdog.avoided
+        family = _joined_family(context)
+        point = None if family is None else family.fork_point
+        if point is not None:
+            fork = self._candidates.place_fork(context, point, now=self._clock())
+            if fork is not None:
+                return fork
         return self._candidates.place_request(context, now=self._clock())
 
     async def _wait_after(
@@ -276,13 +285,19 @@ class Dispatcher:
             decode=known(placement.decode),
             remaining_s=context.ends_at - now,
             prefix_source=placement.prefix_source,
+            fork_of=placement.fork_of,
             prediction=prediction,
             sent_s=now - context.begun_at,
         )
         context.note_sent(prediction, now=now)
+        opened.origin = self._origin(placement)
         context.alone_since = None
         self._recorder.note_placed(context, placement)
         opened.tell_worker(send, now=now)
+        opened.note_told()
+
+    def _origin(self, placement: Placement) -> OpenRequest | None:
+        return None if placement.fork_of is None else self._open.get(placement.fork_of.request)
 
     async def _pause(self, context: RequestContext) -> None:
         """Until a worker may be free of company; loads change without a word."""
@@ -335,3 +350,17 @@ class Dispatcher:
     def _deadline_passed(self, context: RequestContext) -> RequestFailed:
         why = f"not finished within {context.request.deadline_s:g} s"
         return RequestFailed("; ".join([why, *context.reasons]), code="deadline")
+
+
+def _joined_family(context: RequestContext) -> ForkFamily | None:
+    """Whose first one it would go on from: as long as it has said nothing itself."""
+    request, routed = context.request, context.routed
+    return None if request.is_first or routed.generated else request.family
+
+
+async def _decided(family: ForkFamily) -> None:
+    """Until its first is under way on a decode worker, or has ended."""
+    while family.is_undecided:
+        decided = asyncio.Event()
+        family.call_when_decided(decided.set)
+        await decided.wait()

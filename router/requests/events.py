@@ -4,12 +4,13 @@ What comes in between is told to a `router.requests.token_listener.TokenListener
 knows HTTP.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from protocol.errors import BatonError
 from protocol.ids import RequestId, WorkerId
 from protocol.messages import FailCode, FinishReason, Sampling
 from protocol.readings import PromptReading, TokenScore
+from router.requests.family import ForkFamily
 from router.requests.trace import RequestTrace
 
 
@@ -33,6 +34,10 @@ class GenerationRequest:
     weight: float = 1.0
     session: str = ""
     """Requests of one go to the same workers while the load allows; "": of none."""
+    family: ForkFamily | None = field(default=None, compare=False)
+    """Of the choices of one prompt that go on from the first one's KV, and of that one."""
+    is_first: bool = True
+    """Of its family; the others have nothing read of their prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,12 +12,13 @@ from math import inf
 from typing import assert_never
 
 from protocol.ids import Epoch, WorkerId
-from protocol.messages import Emit
+from protocol.messages import Emit, OfAttempt
 from router.admission.queued_request import QueuedRequest
 from router.failover.stall import Wait
 from router.fast_path.fast_path import FastPath
 from router.requests.context import RequestContext
 from router.requests.events import Ended, Read
+from router.requests.family import ForkPoint
 from router.requests.instructions import Deliver, EndWell, GiveUp, Instruction, PlaceAgain, Send
 from router.requests.recorder import Recorder
 from router.requests.token_listener import PlainListener, TokenListener
@@ -29,9 +30,9 @@ class OpenRequest:
     it is gone."""
 
     __slots__ = (
-        "_accept_next", "_fast_path", "_is_busy", "_is_joining", "_listener", "_loop", "_note_gap",
-        "_post", "_recorder", "_routed", "_slot", "_tell_token", "_turn", "_waiting", "context",
-        "queued",
+        "_accept_next", "_family", "_fast_path", "_is_busy", "_is_joining", "_listener", "_loop",
+        "_note_gap", "_post", "_recorder", "_routed", "_slot", "_tell_token", "_turn", "_waiting",
+        "context", "origin", "queued",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,12 @@ class OpenRequest:
         next may take it."""
         self.context = context
         self.queued = queued
+        self.origin: OpenRequest | None = None
+        """Whose prompt the attempt under way goes on from."""
+        request = context.request
+        self._family = request.family if request.is_first else None
+        if self._family is not None:
+            self._family.lead(self)
         self._routed = context.routed
         self._accept_next = context.routed.accept_next
         self._tell_token, self._note_gap = listener.token, recorder.note_gap
@@ -107,6 +114,7 @@ class OpenRequest:
         try:
             while self._waiting:
                 self._carry_out(self._waiting.popleft(), now=now)
+            self.note_told()
         except Exception as error:  # as above
             self._fail(error)
         finally:
@@ -119,13 +127,36 @@ class OpenRequest:
             gone = WorkerGone("was gone when it was to be told")
             self.accept_message(WorkerMessage(send.worker, send.epoch, gone), now=now)
 
+    def note_told(self) -> None:
+        """A worker has the attempt under way: others of its family may go on from it."""
+        if self._family is not None:
+            self._family.note_changed()
+
+    @property
+    def fork_point(self) -> ForkPoint | None:
+        """As of `router.requests.family.Leader`."""
+        leg, routed = self._routed.decoding_leg, self._routed
+        if leg is None:
+            return None
+        return ForkPoint(
+            worker=leg.worker,
+            epoch=leg.epoch,
+            origin=OfAttempt(request=routed.wire_id, attempt=routed.attempt),
+            expected_first_s=self.context.expected_first_s,
+        )
+
     @property
     def silent_since(self) -> float:
-        """When its workers last said a token, or were told of it; inf while it has none."""
+        """When its workers last said a token, or were told of it; inf while it has none, or waits
+        for one that another of its family waits for too."""
         context = self.context
         if context.waits_since is not None:
             return inf
-        return max(context.sent_at, self.last_token_at)
+        since = max(context.sent_at, self.last_token_at)
+        if self.origin is None or self._routed.is_streaming:
+            return since
+        began_at = self.origin.context.first_token_at
+        return inf if began_at is None else max(since, began_at)
 
     def find_wait(self) -> Wait | None:
         """None while it waits for no worker."""
@@ -156,6 +187,8 @@ class OpenRequest:
         """Tells whoever still has it. Idempotent."""
         self.leave_fast_path()
         self._fast_path = None
+        if self._family is not None:
+            self._family.leave()
         for send in self._routed.close(why, client_left=client_left):
             self._post(send)
 

@@ -24,6 +24,8 @@ class Recorder:
 
     def note_placed(self, context: RequestContext, placement: Placement) -> None:
         kind = "apart" if placement.prefill is not None else "alone"
+        if placement.fork_of is not None:
+            kind = "forked"
         why = "retry" if context.reasons else "first"
         self._metrics.routes.labels(kind=kind, reason=why).inc()
         pair = {"prefill": placement.prefill, "decode": placement.decode}

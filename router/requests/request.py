@@ -17,6 +17,7 @@ from protocol.messages import (
     Failed,
     Finished,
     Landed,
+    OfAttempt,
     PrefillDone,
     PrefixPull,
     PrefixSource,
@@ -123,6 +124,7 @@ class RoutedRequest:
         decode: KnownWorker,
         remaining_s: float,
         prefix_source: PrefixSource | None = None,
+        fork_of: OfAttempt | None = None,
         prediction: Prediction | None = None,
         sent_s: float = 0.0,
     ) -> Send:
@@ -150,6 +152,7 @@ class RoutedRequest:
             block_tokens=decode.registration.layout.block_tokens,
             reading=self._progress.lacking,
             prefix_source=prefix_source,
+            fork_of=fork_of,
             generates=self.generates,
             is_ended=self._progress.ending is not None,
         )
@@ -229,6 +232,12 @@ class RoutedRequest:
         if attempt.prefill is not None and state is not RequestState.DECODE and not is_prefilled:
             leg = attempt.prefill
         return leg.worker, "next_token" if has_said else "first_token"
+
+    @property
+    def decoding_leg(self) -> Leg | None:
+        """Whose worker was told to decode, and may not have ended; None: none was."""
+        told = self._life.state in (RequestState.HANDOVER, RequestState.DECODE)
+        return self._attempt.decode if told and self._attempt.generates else None
 
     @property
     def is_streaming(self) -> bool:

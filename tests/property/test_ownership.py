@@ -99,6 +99,15 @@ class Ownership(RuleBasedStateMachine):
         for mode in modes:
             self.stepper.submit(prompt, mode=mode)
 
+    @precondition(lambda self: self.stepper.runs)
+    @rule(data=st.data(), max_tokens=st.sampled_from((1, 3, 8)), seed=st.integers(1, 9))
+    def fork(self, data: st.DataObject, max_tokens: int, seed: int) -> None:
+        """Also of one that has ended, that is no origin for it, or that forks itself."""
+        origin = data.draw(st.sampled_from(list(self.stepper.runs.values())[-3:]))
+        self.stepper.submit(
+            origin.sequence.prompt, max_tokens=max_tokens, seed=seed, fork_of=origin
+        )
+
     @precondition(lambda self: self.stepper.may_launch)
     @rule()
     def launch(self) -> None:
@@ -335,6 +344,8 @@ class Ownership(RuleBasedStateMachine):
                 assert len(run.outputs) == 1 and run.sequence.mode is Mode.HANDOVER
             case Fail("overloaded" | "too_long"):
                 assert not run.admissions
+            case Fail("source_lost"):
+                assert run.sequence.mode is Mode.REMOTE or not run.admissions
         if run.outputs and run.sequence.mode is not Mode.HANDOVER:
             self._check_chain(run)
         self._check_reads(run)

@@ -18,6 +18,7 @@ from router.placement.place import PlacementRules
 from router.prefix.prefix_index import PrefixIndex
 from router.requests.dispatch import Dispatcher, DispatchLimits
 from router.requests.events import Ended, GenerationRequest, Pooled, Read, Route, Scored
+from router.requests.family import ForkFamily
 from router.requests.trace import RequestTrace, TraceRing
 from router.workers.registry import Registry
 
@@ -146,6 +147,8 @@ def request(
     name: str = "r",
     ignore_eos: bool = True,
     reading: PromptReading | None = None,
+    family: ForkFamily | None = None,
+    is_first: bool = True,
 ) -> GenerationRequest:
     return GenerationRequest(
         id=RequestId(name),
@@ -154,6 +157,8 @@ def request(
         salt="",
         reading=reading,
         deadline_s=deadline_s,
+        family=family,
+        is_first=is_first,
     )
 
 

@@ -200,6 +200,8 @@ class FakeRunner:
             for later in self._stream:
                 later.garbage.update(chunk.sequence for chunk in step.chunks)
             return
+        for source, target in (pair for chunk in step.chunks for pair in chunk.copies):
+            self.pool[target] = list(self.pool[source])
         for chunk, generations in zip(step.chunks, step.generations, strict=True):
             if self.generations_of(chunk) != generations:
                 raise StaleBlock(f"{chunk.sequence}: one of {list(chunk.block_table)}")

@@ -92,6 +92,7 @@ class FakeEngine:
             decode_step_s=0.0,
             step=self.step,
             num_preempted=0,
+            num_forked=0,
             num_counted=self.num_counted,
         )
 

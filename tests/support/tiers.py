@@ -40,6 +40,7 @@ NOT_PURE = (
     "unit/router/processes/test_siblings.py",
     "unit/router/requests/test_dispatch.py",
     "unit/router/requests/test_failover.py",
+    "unit/router/requests/test_forks.py",
     "unit/router/requests/test_waiting.py",
     "unit/router/requests/test_passing.py",
     "unit/router/tenants/test_rate_limits.py",

@@ -229,3 +229,41 @@ def _close_to(choices: list[dict[str, Any]]) -> list[Any]:
         }
         for choice in choices
     ]
+
+
+def _choices(cluster: Cluster, prompt: list[int], *, n: int) -> tuple[list[list[str]], list[Any]]:
+    """Tokens of each choice, and what the router noted of its last attempt."""
+    answer, _ = _complete(cluster, prompt, n=n, seed=40, temperature=1.0)
+    tokens = [choice["logprobs"]["tokens"] for choice in answer["choices"]]
+    name = answer["id"].removeprefix("cmpl-")
+    traces = [cluster.get(f"/trace/{name}.{index}").json()["traces"][0] for index in range(n)]
+    return tokens, [trace["attempts"][-1] for trace in traces]
+
+
+def test_choices_are_what_single_requests_say_and_cost_one_prefill_and_one_fetch(
+    apart: Cluster, colocated: Cluster
+) -> None:
+    prompt = _prompt(500, seed=77)
+    choices, (first, *forks) = _choices(apart, prompt, n=4)
+    assert (first["prefill"], first["prefill_cached_tokens"]) == ("prefill-0", 0)
+    assert first["blocks_moved"] == 32
+    for fork in forks:
+        assert fork["prefill"] is None and fork["reason"].startswith("decode-0; forked from")
+        assert fork["decode_cached_tokens"] == 499 and not fork["bytes_moved"]
+    singles = [
+        _tokens(_complete(colocated, prompt, seed=40 + index, temperature=1.0)[0])
+        for index in range(4)
+    ]
+    assert choices == singles
+    apart.wait_idle()
+
+
+def test_where_decode_works_alone_a_prompt_of_choices_is_computed_once(colocated: Cluster) -> None:
+    prompt = _prompt(500, seed=78)
+    choices, (first, *forks) = _choices(colocated, prompt, n=4)
+    assert [first["decode_cached_tokens"], *(one["decode_cached_tokens"] for one in forks)] == [
+        0, 499, 499, 499,
+    ]  # fmt: skip
+    alone = _tokens(_complete(colocated, prompt, seed=42, temperature=1.0)[0])
+    assert choices[2] == alone
+    colocated.wait_idle()

@@ -27,6 +27,7 @@ from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
+from engine.runner.block_copies import copy_blocks
 from engine.runner.gpu.arrays import (
     StepArrays,
     StepTensors,
@@ -117,6 +118,7 @@ class DeviceRunner:
         parts = parts_of(chunks, self._graphs.sizes) if self.runs_apart else [list(chunks)]
         try:
             ready = self._prepare(parts)
+            copy_blocks(chunks, self._pool)
             return LaunchedStep(parts=[self._launched(*part) for part in ready])
         except Exception:
             self._penalties.forget(chunks)

@@ -16,6 +16,7 @@ from protocol.messages import (
     Decode,
     Finished,
     Grammar,
+    OfAttempt,
     ReadPrompt,
     Sampling,
     Step,
@@ -164,6 +165,15 @@ def test_what_a_router_should_have_refused_is_refused(changes: dict[str, Any], w
     with pytest.raises(ValueError, match=what):
         check_request(bad, vocab_size=10)
     check_request(good, vocab_size=10)
+
+
+@pytest.mark.parametrize("other", [{"ticket": TICKET}, {"reading": ScorePrompt()}])
+def test_a_fork_has_neither_a_ticket_nor_a_reading(other: dict[str, Any]) -> None:
+    asked = {name: getattr(prefill(), name) for name in ToCompute.__struct_fields__}
+    fork = Decode(**asked, ticket=None, fork_of=OfAttempt(request=RequestId("a"), attempt=1))
+    check_request(fork, vocab_size=10)
+    with pytest.raises(ValueError, match="fork_of"):
+        check_request(replace(fork, **other), vocab_size=10)
 
 
 def test_a_prompt_that_is_read_has_no_more_than_a_token_after_it_and_one_worker() -> None:

@@ -9,6 +9,7 @@ from support.stepper import BLOCK_TOKENS, Run, Stepper
 from engine.batch import PENDING, Chunk
 from engine.sequence import Abandon, Complete, Fail, HandOver, Mode, SequenceState
 from protocol.messages import Sampling
+from protocol.readings import ScorePrompt
 
 STORY = list(range(200, 260))
 
@@ -293,9 +294,11 @@ def test_a_sequence_without_a_number_ends_alone_though_it_was_launched_ahead() -
 
 
 def test_a_block_that_an_equal_one_displaces_stays_while_a_step_reads_it() -> None:
-    """Two sequences compute the same prompt; the second moves onto the first one's blocks."""
+    """Two sequences compute the same prompt, since the second wants all its rows read; it moves
+    onto the first one's blocks."""
     stepper = ahead(token_budget=40)
-    first, second = (stepper.submit(STORY[:12], max_tokens=4, seed=seed) for seed in (1, 2))
+    first = stepper.submit(STORY[:12], seed=1)
+    second = stepper.submit(STORY[:12], seed=2, reading=ScorePrompt())
     stepper.launch()
     before = list(second.sequence.block_table.blocks)
     stepper.launch()

@@ -196,7 +196,7 @@ def test_a_request_placed_again_waits_for_what_its_last_attempt_has_brought() ->
     again = stepper.submit(STORY[:20], mode=Mode.REMOTE)
     other = stepper.submit(STORY[30:50])
     stepper.step()
-    assert again.sequence.state is SequenceState.WAITING
+    assert again.sequence.state is SequenceState.DEFERRED
     stepper.lose(first, num_tokens=16)
     stepper.step()
     assert again.sequence.num_cached == 16
