@@ -241,8 +241,14 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
     def scratch(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(num_rows, *shape, dtype=dtype, device=device)
 
-    floats, ints = scratch(2, num_parts, dtype=torch.float32), scratch(5, num_parts, dtype=torch.int32)
-    masses, counts = scratch(3, num_parts, dtype=torch.int64), scratch(num_parts, BINS, dtype=torch.int32)
+    floats, ints = (
+        scratch(2, num_parts, dtype=torch.float32),
+        scratch(5, num_parts, dtype=torch.int32),
+    )
+    masses, counts = (
+        scratch(3, num_parts, dtype=torch.int64),
+        scratch(num_parts, BINS, dtype=torch.int32),
+    )
     edges, held = scratch(2, dtype=torch.float32), scratch(3, dtype=torch.int32)
     gaps, ids = scratch(CAPACITY, dtype=torch.float32), scratch(CAPACITY, dtype=torch.int32)
     stride, parts = as_stride(logits_RV, 0), power_of_two(num_parts)

@@ -2,7 +2,7 @@
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own,
 one for a group of checks; each check is a function by the same name in `support.step_checks`,
-`.attention_checks` or `.sampling_checks`, and is reported by itself.
+`.attention_checks`, `.sampling_checks` or `.sampling_passes`, and is reported by itself.
 """
 
 import json
@@ -39,7 +39,10 @@ SAMPLING = (
     "a_token_depends_on_its_row_alone",
     "rows_at_the_ends_of_float32",
     "masks_take_out_what_is_not_allowed",
+    "parts_and_room_decide_no_token",
 )
+COUNTED = ("few_passes",)
+"""By the interpreter alone."""
 
 
 ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
@@ -90,7 +93,8 @@ def on_a_gpu() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("group", "name"), [pytest.param(group, name, id=name) for group in GROUPS for name in group]
+    ("group", "name"),
+    [pytest.param(group, name, id=name) for group in (*GROUPS, COUNTED) for name in group],
 )
 def test_the_kernels_do_what_their_twins_do(
     group: tuple[str, ...], name: str, interpreted: Reports
@@ -107,7 +111,7 @@ def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[s
 
 def test_every_check_is_run() -> None:
     folder = Path(__file__).parents[1] / "support"
-    modules = ("step_checks", "attention_checks", "sampling_checks")
+    modules = ("step_checks", "attention_checks", "sampling_checks", "sampling_passes")
     source = "".join((folder / f"{module}.py").read_text() for module in modules)
     named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
     assert source.count("\n@check\n") == len(named)

@@ -7,9 +7,7 @@ that of the default parameters; one that the chip has no room for is passed over
 kernels and shapes in the file stay.
 
 Not tuned: the size of attention's splits and when there are any (`SPLIT_TOKENS`, `FULL_PROGRAMS`),
-for the order of a row's sums follows them; and the sampler's tile, for the tokens that top_p keeps
-may follow it. Of the sampler only the warps vary, which the sum of one tile's masses may still
-follow in its last bits.
+for the order of a row's sums follows them.
 """
 
 import argparse
