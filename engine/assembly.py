@@ -11,12 +11,20 @@ from engine.checkpoint.load import load_model
 from engine.checkpoint.reader import Progress
 from engine.kvcache.pool import Buffer, KvPool, fewest_blocks
 from engine.kvcache.windows import Window
-from engine.limits import EngineLimits
+from engine.limits import EngineLimits, default_limits
 from engine.models.config import ModelConfig, read_config
 from engine.models.model import DTYPES, Dtype, Model
+from engine.ops.choose import choose_ops
+from engine.ops.contract import Ops
 from engine.runner.cpu import TorchRunner
 from engine.runner.gpu.device import Device
-from engine.runner.gpu.opening import ops_for, token_masker_for, token_sampler_for
+from engine.runner.gpu.mixed_steps import choose_mixed
+from engine.runner.gpu.opening import (
+    ops_for,
+    score_penaliser_for,
+    token_masker_for,
+    token_sampler_for,
+)
 from engine.runner.gpu.pool_size import (
     GRAPH_BYTES,
     blocks_left,
@@ -26,8 +34,10 @@ from engine.runner.gpu.pool_size import (
 from engine.runner.gpu.runner import DeviceRunner
 from protocol.errors import SettingsError, TransferError
 from protocol.layout import KvLayout, compat_hash, transfer_compat
+from protocol.process.c_kernels import NoKernels
 from protocol.process.machine import free_memory_bytes
 from protocol.process.settings import WorkerSettings
+from protocol.process.turns import take_turn
 from protocol.text.text_config import JsonFile, read_json_file
 
 log = logging.getLogger(__name__)
@@ -128,7 +138,7 @@ def assemble(
     ropes = "; ".join(map(str, config.ropes))
     log.info("context", extra={"tokens": config.max_context_tokens, "rope": ropes})
     dtype = _dtype(settings, config, config_file, on_gpu=device is not None)
-    limits = _limits(settings, config)
+    limits = _limits(settings, config, device, decodes=decodes)
     if device is not None:
         _bind(device, settings)
     model = _loaded(settings, config, dtype, progress, device)
@@ -139,9 +149,10 @@ def assemble(
         runner, pool_memory = _host_runner(settings, model, layout, eos_token_ids, memory)
     else:
         graphs = settings.cuda_graphs and decodes
-        runner, pool_memory = _device_runner(
-            settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
-        )
+        with take_turn(device.key):  # what another worker takes and gives back would be measured
+            runner, pool_memory = _device_runner(
+                settings, model, layout, eos_token_ids, memory, device, limits, graphs=graphs
+            )
     return Assembly(
         runner=runner,
         config=model.config,
@@ -179,12 +190,21 @@ def _bind(device: Device, settings: WorkerSettings) -> None:
     device.bind()
 
 
-def _limits(settings: WorkerSettings, config: ModelConfig) -> EngineLimits:
+def _limits(
+    settings: WorkerSettings, config: ModelConfig, device: Device | None, *, decodes: bool
+) -> EngineLimits:
+    """Told with their reason."""
+    chosen = default_limits(
+        None if device is None else device.size, decodes=decodes,
+        max_running=settings.max_running, token_budget=settings.token_budget,
+    )  # fmt: skip
+    told = {"max_running": chosen.max_running, "token_budget": chosen.token_budget}
+    log.info("step limits", extra={**told, "why": chosen.why})
     try:
         return EngineLimits(
-            max_running=settings.max_running,
+            max_running=chosen.max_running,
             max_waiting=settings.max_waiting,
-            token_budget=settings.token_budget,
+            token_budget=chosen.token_budget,
             max_context_tokens=config.max_context_tokens,
         )
     except ValueError as error:
@@ -199,14 +219,28 @@ def _loaded(
     device: Device | None,
 ) -> Model:
     load = partial(load_model, settings.model, config=config, dtype=dtype, progress=progress)
-    if device is None:
+    if device is None and not settings.batch_invariant:
         return load()
+    try:
+        ops = _ops(dtype, device, batch_invariant=settings.batch_invariant)
+    except NoKernels as error:
+        raise SettingsError(
+            f"batch_invariant: True: no kernels for it serve here ({error}); give the machine a C "
+            "compiler and take dtype float32 or bfloat16, or turn it off"
+        ) from error
+    if device is None:
+        return load(ops=ops)
     with refused_when_full(
         device, setting=f"model: {str(settings.model)!r}", doing=f"weights in {dtype}",
         advice="take a smaller model, or a device that nobody else uses",
     ):  # fmt: skip
-        ops = ops_for(device, dtype=DTYPES[dtype])
         return load(ops=ops, device=device.where)
+
+
+def _ops(dtype: Dtype, device: Device | None, *, batch_invariant: bool) -> Ops:
+    if device is None:
+        return choose_ops(dtype=DTYPES[dtype], batch_invariant=batch_invariant)
+    return ops_for(device, dtype=DTYPES[dtype], batch_invariant=batch_invariant)
 
 
 def _host_runner(
@@ -248,15 +282,17 @@ def _device_runner(
     graphs: bool,
 ) -> tuple[DeviceRunner, M]:
     """The pool takes what the largest step leaves, unless the settings say its size."""
-    sampler = token_sampler_for(device)
+    sampler, masker = token_sampler_for(device), token_masker_for(device)
+    penaliser = score_penaliser_for(device)
     num_blocks = asked_blocks(layout, kv_blocks=settings.kv_blocks, kv_bytes=settings.kv_bytes)
     with refused_when_full(
         device, doing="the largest step", advice="lower either of them",
         setting=f"token_budget: {limits.token_budget}, max_running: {limits.max_running}",
     ):  # fmt: skip
         peak_bytes = largest_step_bytes(
-            model, layout, device=device, sampler=sampler, limits=limits
-        )
+            model, layout, device=device, sampler=sampler, masker=masker, penaliser=penaliser,
+            limits=limits,
+        )  # fmt: skip
     if num_blocks is None:
         num_blocks = _blocks_left(settings, layout, device, peak_bytes, graphs=graphs)
     asked = f"{num_blocks} blocks of {layout.block_bytes} bytes on {device.name}"
@@ -270,11 +306,12 @@ def _device_runner(
         advice=f"lower it or {_sized_by(settings)}, or turn cuda_graphs off",
     ):  # fmt: skip
         runner = DeviceRunner(
-            model, pool, device=device, sampler=sampler, masker=token_masker_for(device),
+            model, pool, device=device, sampler=sampler, masker=masker, penaliser=penaliser,
             limits=limits, eos_token_ids=eos_token_ids,
         )  # fmt: skip
         if graphs:
             _capture(runner, device)
+            choose_mixed(runner, limits)
     return runner, pool_memory
 
 

@@ -252,10 +252,8 @@ class Sequence:
 
     @property
     def looks_back(self) -> bool:
-        """A penalty or a grammar needs to see every token before the next is chosen."""
-        s = self.sampling
-        penalised = s.repetition_penalty != 1 or s.presence_penalty or s.frequency_penalty
-        return bool(penalised or s.grammar is not None)
+        """A grammar needs to see every token before the next is chosen."""
+        return self.sampling.grammar is not None
 
     @property
     def urgency(self) -> tuple[int, int]:

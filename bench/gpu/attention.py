@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,7 @@ from engine.kvcache.pool import KvPool
 from engine.models.model import Dtype
 from engine.ops.contract import HeadShape, Ops
 from engine.ops.inputs import ForwardInputs
+from engine.ops.work import slots, work
 from engine.runner.gpu.device import Device
 from protocol.layout import KvLayout
 from tools.make_checkpoint import Shape
@@ -59,11 +61,14 @@ class PagedBatch:
     def inputs(self) -> ForwardInputs:
         where, num_tokens = self.device.where, self.batch * self.num_new
         nothing_T = torch.zeros(num_tokens, dtype=torch.int64, device=where)
+        lengths_S = np.full(self.batch, self.num_new, np.int64)
+        slots_GS1 = slots(lengths_S, np.full(self.batch, self.context, np.int64), [None])
         return ForwardInputs(
             token_ids_T=nothing_T, positions_T=nothing_T, slots_GT=nothing_T[None],
             starts_S1=torch.arange(self.batch + 1, dtype=torch.int32, device=where) * self.num_new,
             ends_S=torch.full((self.batch,), self.context, dtype=torch.int32, device=where),
             tables_GSB=self.table_SB[None].to(where), rows_R=nothing_T[:0],
+            slots_GS1=torch.from_numpy(slots_GS1).to(where), work=work(lengths_S, slots_GS1),
         )  # fmt: skip
 
     def queries(self) -> Tensor:

@@ -30,7 +30,6 @@ from engine.models.layer_spec import MixtureSpec
 from engine.models.mixers.attention import Attention
 from engine.models.parts import Layer, Mixture, Mlp, Parts, Shared, UngatedMlp
 from engine.ops.contract import ExpertWeights, HeadShape, Linear, Norm, Ops
-from engine.ops.torch_ops import TorchLinear
 
 
 class Loader:
@@ -67,13 +66,14 @@ class Loader:
             embedding_scale=scale,
             layers=layers,
             final_norm=final_norm,
-            head=self._ops.linear(head_VK, head_bias_V),
+            head=self._ops.head(head_VK, head_bias_V),
         )
 
     def _layer(self, index: int) -> Layer:
         config, prefix = self._config, self._naming.layer(index)
         spec, family, norms = config.layers[index], config.family, config.norms
         *qkv, output = attention_linears(config, prefix)
+        parallel = config.parallel
         return Layer(
             norm=self._optional_norm(prefix, norms.before_attention),
             mixer=Attention(
@@ -81,7 +81,7 @@ class Loader:
                 qkv=self._linear(*qkv),
                 heads=self._heads(index, prefix),
                 rope=None if spec.rope is None else config.ropes.index(spec.rope),
-                output=self._linear(output),
+                output=self._linear(output, added=not parallel and norms.after_attention is None),
             ),
             after_mixer=self._optional_norm(prefix, norms.after_attention),
             mlp_norm=self._optional_norm(prefix, norms.before_mlp),
@@ -89,7 +89,7 @@ class Loader:
             if spec.sparse
             else self._dense(mlp_linears(config, family.mlp, prefix, config.mlp_size)),
             after_mlp=self._optional_norm(prefix, norms.after_mlp),
-            parallel=config.parallel,
+            parallel=parallel,
         )
 
     def _heads(self, index: int, prefix: str) -> HeadShape:
@@ -128,18 +128,25 @@ class Loader:
         return weight.flatten() if pairs is None else pairs.as_ours(weight.flatten())
 
     def _dense(self, linears: Sequence[LinearSpec]) -> Mlp | UngatedMlp:
+        added = self._config.norms.after_mlp is None
         if self._config.family.mlp.gated:
-            return self._mlp(linears)
-        up, down = map(self._linear, linears)
-        return UngatedMlp(ops=self._ops, activation=self._config.activation, up=up, down=down)
+            return self._mlp(linears, added=added)
+        up, down = linears
+        return UngatedMlp(
+            ops=self._ops,
+            activation=self._config.activation,
+            up=self._linear(up),
+            down=self._linear(down, added=added),
+        )
 
-    def _mlp(self, linears: Sequence[LinearSpec]) -> Mlp:
+    def _mlp(self, linears: Sequence[LinearSpec], *, added: bool = False) -> Mlp:
+        """`added`: its answer goes to the residual as it is."""
         *gate_up, down = linears
         return Mlp(
             ops=self._ops,
             activation=self._config.activation,
-            gate_up=self._linear(*gate_up),
-            down=self._linear(down),
+            gate_up=self._linear(*gate_up, gated=True),
+            down=self._linear(down, added=added),
         )
 
     def _mixture(self, prefix: str) -> Mixture:
@@ -193,22 +200,17 @@ class Loader:
         )
 
     def _float32_linear(self, linear: LinearSpec) -> Linear:
-        """In float32 whatever the io_dtype: a rounded router chooses other experts. Our own
-        kernel where it works in float32, since its rows do not depend on the batch."""
         weight_NK = linear.load_weight(self._read, torch.float32)
-        bias_N = linear.load_bias(self._read)
-        if self._ops.io_dtype == torch.float32:
-            return self._ops.linear(weight_NK, bias_N)
-        return TorchLinear(weight_NK, bias_N)
+        return self._ops.float32_linear(weight_NK, linear.load_bias(self._read))
 
-    def _linear(self, *parts: LinearSpec) -> Linear:
-        """The parts, merged along N."""
+    def _linear(self, *parts: LinearSpec, added: bool = False, gated: bool = False) -> Linear:
+        """The parts, merged along N; `added` and `gated` as `Ops.linear`."""
         rows = [part.cut.size_of(part.shape[0], self._shard) for part in parts]
         weights = (part.load_weight(self._read, self._dtype) for part in parts)
         loaded = (part.load_bias(self._read) for part in parts)
         biases = (bias_N for bias_N in loaded if bias_N is not None)
         bias_N = _merged(biases, rows) if parts[0].bias else None
-        return self._ops.linear(_merged(weights, rows), bias_N)
+        return self._ops.linear(_merged(weights, rows), bias_N, added=added, gated=gated)
 
     def _optional_norm(self, prefix: str, name: str | None) -> Norm | None:
         return None if name is None else self._norm(f"{prefix}{name}")

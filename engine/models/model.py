@@ -52,12 +52,13 @@ class Model:
         return self.config.dynamic_after is not None
 
     @torch.inference_mode()
-    def forward(self, inputs: ForwardInputs, pool: KvPool) -> Tensor:
-        """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`."""
+    def forward(self, inputs: ForwardInputs, pool: KvPool, out: Tensor | None = None) -> Tensor:
+        """Writes the KV of every token to the pool; logits float32 [R, V] of `inputs.rows_R`, in
+        `out` if one is given."""
         x_RK = self.hidden(inputs, pool)
         if x_RK is None:
             return torch.empty(0, self.config.vocab_size, device=self.device)
-        return self.logits(x_RK)
+        return self.logits(x_RK, out)
 
     @torch.inference_mode()
     def hidden(self, inputs: ForwardInputs, pool: KvPool) -> Tensor | None:
@@ -65,23 +66,23 @@ class Model:
         in io_dtype; None: no row was asked for."""
         turns = self.turns(inputs)
         x_TK, layers = self._embedded(inputs.token_ids_T), self._parts.layers
-        delta_TK: Tensor | None = None
+        delta: Tensor | None = None
         for layer in layers:
             # From the last mixer on only the rows asked for matter.
             rows_R = inputs.rows_R if layer is layers[-1] else None
-            normed_TK = self._normed(x_TK, delta_TK, layer.norm)
-            mixed_TK = layer.mixer(normed_TK, inputs, pool, turns, rows_R)
-            if mixed_TK is None:  # the KV is all that was asked for
+            normed_TK = self._normed(x_TK, delta, layer.norm)
+            mixed = layer.mixer(normed_TK, inputs, pool, turns, rows_R)
+            if mixed is None:  # the KV is all that was asked for
                 return None
             x_TK = x_TK if rows_R is None else x_TK[rows_R]
-            delta_TK = self._after(mixed_TK, layer.after_mixer)
+            delta = self._after(mixed, layer.after_mixer)
             if layer.parallel:
                 normed_TK = normed_TK if rows_R is None else normed_TK[rows_R]
-                x_TK.add_(delta_TK, alpha=self.config.residual_scale)
+                x_TK.add_(delta, alpha=self.config.residual_scale)
             else:
-                normed_TK = self._normed(x_TK, delta_TK, layer.mlp_norm)
-            delta_TK = self._after(layer.mlp(normed_TK), layer.after_mlp)
-        return self._normed(x_TK, delta_TK, self._parts.final_norm)
+                normed_TK = self._normed(x_TK, delta, layer.mlp_norm)
+            delta = self._after(layer.mlp(normed_TK), layer.after_mlp)
+        return self._normed(x_TK, delta, self._parts.final_norm)
 
     def turns(self, inputs: ForwardInputs) -> Turns:
         """What the tokens' places do to the heads of every layer."""
@@ -96,21 +97,22 @@ class Model:
         scale = self._parts.embedding_scale
         return x_TK if scale == 1 else x_TK * scale
 
-    def _normed(self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None) -> Tensor:
-        return self.ops.norm(x_TK, delta_TK, norm, delta_scale=self.config.residual_scale)
+    def _normed(self, x_TK: Tensor, delta: Tensor | None, norm: Norm | None) -> Tensor:
+        return self.ops.norm(x_TK, delta, norm, delta_scale=self.config.residual_scale)
 
     def _after(self, y_TK: Tensor, norm: Norm | None) -> Tensor:
         """What is added to the residual: the mixer's or the MLP's answer, perhaps normed."""
         return y_TK if norm is None else self.ops.post_norm(y_TK, norm)
 
     @torch.inference_mode()
-    def logits(self, x_RK: Tensor) -> Tensor:
-        """float32 [R, V] of what `hidden` answers, or some rows of it."""
-        logits_RV = self._parts.head(x_RK).float()
+    def logits(self, x_RK: Tensor, out: Tensor | None = None) -> Tensor:
+        """float32 [R, V] of what `hidden` answers, or some rows of it; in `out` if one is given."""
+        logits_RV, softcap = self._parts.head(x_RK, out), self.config.final_softcap
         if self.config.logits_divisor != 1:
-            logits_RV = logits_RV / self.config.logits_divisor
-        softcap = self.config.final_softcap
-        return logits_RV if softcap is None else softcap * torch.tanh(logits_RV / softcap)
+            logits_RV.div_(self.config.logits_divisor)
+        if softcap is not None:
+            logits_RV.div_(softcap).tanh_().mul_(softcap)
+        return logits_RV
 
 
 def _rotations(rope: Rope, freq_R: Tensor, inputs: ForwardInputs) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.route import Softmax, route
-from engine.ops.contract import Activation, Experts, Linear, Norm, Ops
+from engine.ops.contract import Activation, Experts, Head, Linear, Norm, Ops
 from engine.ops.inputs import ForwardInputs
 
 
@@ -23,7 +23,7 @@ class Mlp:
     down: Linear
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        return self.down(self.ops.gated(self.gate_up(x_TK), self.activation))
+        return self.down(self.ops.gated_linear(self.gate_up, x_TK, self.activation))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,9 @@ class Mixer(Protocol):
         self, x_TK: Tensor, inputs: ForwardInputs, pool: KvPool, turns: Turns,
         rows_R: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
-        """[T, K] in io_dtype; what later tokens need of these is in the pool then. Of `rows_R`
-        (None: all) alone an answer is asked for, [R, K], and None of none."""
+        """[T, K] in io_dtype, or what only `Ops.norm` can read; what later tokens need of these is
+        in the pool then. Of `rows_R` (None: all) alone an answer is asked for, [R, K], and None of
+        none."""
         ...
 
 
@@ -118,4 +119,4 @@ class Parts:
     embedding_scale: float
     layers: tuple[Layer, ...]
     final_norm: Norm
-    head: Linear
+    head: Head

@@ -26,6 +26,13 @@ class Linear(Protocol):
         ...
 
 
+class Head(Protocol):
+    def __call__(self, x_RK: Tensor, out: Tensor | None = None) -> Tensor:
+        """float32 [R, N], in memory that the caller may change; written to `out` if one is
+        given."""
+        ...
+
+
 Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
 """How gate and up become one: `silu(gate) * up`, `gelu_tanh(gate) * up`, or GPT-OSS's clamped
 `(up + 1) * gate * sigmoid(1.702 gate)` with gate at most 7 and up within -7 and 7."""
@@ -95,8 +102,20 @@ class Ops(Protocol):
     @property
     def io_dtype(self) -> torch.dtype: ...
 
-    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
-        """A linear with its weights laid out as this machine likes them; may take the tensor."""
+    def linear(
+        self, weight_NK: Tensor, bias_N: Tensor | None, *, added: bool = False, gated: bool = False
+    ) -> Linear:
+        """A linear with its weights laid out as this machine likes them; may take the tensor.
+        `added`: nobody but `norm` reads its answer, as a delta, and that may be in parts then.
+        `gated`: `gated_linear` calls it; rows of the gate, then those of up."""
+        ...
+
+    def float32_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+        """In float32 whatever the io_dtype: a router that rounds chooses other experts."""
+        ...
+
+    def head(self, weight_NK: Tensor, bias_N: Tensor | None) -> Head:
+        """The linear that answers logits."""
         ...
 
     def experts(
@@ -106,10 +125,11 @@ class Ops(Protocol):
         ...
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+        self, x_TK: Tensor, delta: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
     ) -> Tensor:
         """Adds `delta_scale * delta` to the residual `x` in place; the norm of the sum, or without
-        one the sum, in io_dtype."""
+        one the sum, in io_dtype. `delta` is [T, K], or what an `added` linear of these ops
+        answers."""
         ...
 
     def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
@@ -133,6 +153,10 @@ class Ops(Protocol):
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         """[T, F] of [T, 2 F]: the first half is the gate."""
+        ...
+
+    def gated_linear(self, gate_up: Linear, x_TK: Tensor, activation: Activation) -> Tensor:
+        """`gated` of what the linear answers, perhaps in one step."""
         ...
 
     def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:

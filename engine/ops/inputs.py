@@ -5,7 +5,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Chunk
+from engine.kvcache.windows import Window
+from engine.ops.work import Work, slots, work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,11 @@ class ForwardInputs:
     reaches_T: Tensor | None = None
     """int64: tokens of the sequence that a token is turned for, those of the whole prompt or those
     up to itself; None unless asked for."""
+    slots_GS1: Tensor | None = None
+    """int32: places of attention's partial results, `engine.ops.work.slots`; None where nothing is
+    split."""
+    work: Work | None = None
+    """What the host knows of them."""
 
     @property
     def num_sequences(self) -> int:
@@ -77,6 +84,15 @@ def forward_inputs(
         rows_R=torch.from_numpy(starts[1:][asking].astype(np.int64) - 1),
         reaches_T=reaches_T,
     )
+
+
+def with_work(inputs: ForwardInputs, windows: Sequence[Window]) -> ForwardInputs:
+    """With what the Triton kernels split attention by; `windows` of each KV group. The inputs still
+    lie on the host."""
+    starts_S1, ends_S = inputs.starts_S1.numpy(), inputs.ends_S.numpy().astype(np.int64)
+    lengths_S = np.diff(starts_S1).astype(np.int64)
+    slots_GS1 = slots(lengths_S, ends_S, windows)
+    return replace(inputs, slots_GS1=torch.from_numpy(slots_GS1), work=work(lengths_S, slots_GS1))
 
 
 def _tables(

@@ -44,6 +44,17 @@ class TorchLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class WidenedHead:
+    """See `engine.ops.contract.Head`."""
+
+    linear: Linear
+
+    def __call__(self, x_RK: Tensor, out: Tensor | None = None) -> Tensor:
+        logits_RN = self.linear(x_RK)
+        return logits_RN.float() if out is None else out.copy_(logits_RN)
+
+
+@dataclass(frozen=True, slots=True)
 class LoopedExperts:
     """Experts one after the other, each over the tokens that chose it."""
 
@@ -79,8 +90,16 @@ class TorchOps:
     io_dtype: torch.dtype
     name: str = "torch"
 
-    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
+    def linear(
+        self, weight_NK: Tensor, bias_N: Tensor | None, *, added: bool = False, gated: bool = False
+    ) -> TorchLinear:
         return TorchLinear.of_dtype(weight_NK, bias_N, self.io_dtype)
+
+    def float32_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
+        return TorchLinear.of_dtype(weight_NK, bias_N, torch.float32)
+
+    def head(self, weight_NK: Tensor, bias_N: Tensor | None) -> WidenedHead:
+        return WidenedHead(self.linear(weight_NK, bias_N))
 
     def experts(
         self, weights: Iterable[ExpertWeights], *, num_experts: int, activation: Activation
@@ -89,10 +108,10 @@ class TorchOps:
         return LoopedExperts(pairs, partial(self.gated, activation=activation))
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+        self, x_TK: Tensor, delta: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
     ) -> Tensor:
-        if delta_TK is not None:
-            x_TK.add_(delta_TK, alpha=delta_scale)
+        if delta is not None:
+            x_TK.add_(delta, alpha=delta_scale)
         return x_TK.to(self.io_dtype, copy=True) if norm is None else self.post_norm(x_TK, norm)
 
     def post_norm(self, y_TK: Tensor, norm: Norm) -> Tensor:
@@ -117,6 +136,9 @@ class TorchOps:
     def activated(self, x_TF: Tensor, activation: Activation) -> Tensor:
         assert activation != "swiglu_oai"
         return F.silu(x_TF) if activation == "silu" else F.gelu(x_TF, approximate="tanh")
+
+    def gated_linear(self, gate_up: Linear, x_TK: Tensor, activation: Activation) -> Tensor:
+        return self.gated(gate_up(x_TK), activation)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         gate, up = gate_up.chunk(2, dim=1)

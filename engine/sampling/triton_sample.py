@@ -30,8 +30,25 @@ from engine.ops.triton.launch import Launch, as_stride, chosen, power_of_two
 from engine.sampling import triton_bracket as bracket
 from engine.sampling.rows import RowRules
 from engine.sampling.triton_bracket import (
-    ALIGNED_BY_CHANCE, BELOW, BINS, CAPACITY, FIRST_KEY, INFINITE, LAST_KEY, MOST, MOST_ID, TOP,
-    TOP_ID, WHOLE, best_of, gaps_of, is_drawn, is_filtered, mass_of, place_of, sum_of,
+    ALIGNED_BY_CHANCE,
+    BELOW,
+    BINS,
+    CAPACITY,
+    FIRST_KEY,
+    INFINITE,
+    LAST_KEY,
+    MOST,
+    MOST_ID,
+    TOP,
+    TOP_ID,
+    WHOLE,
+    best_of,
+    gaps_of,
+    is_drawn,
+    is_filtered,
+    mass_of,
+    place_of,
+    sum_of,
 )  # fmt: skip
 from engine.sampling.triton_noise import gumbel, words_at
 
@@ -230,7 +247,7 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
     device. `launch` for the tuner: tokens of a part, and warps."""
     num_rows, size = logits_RV.shape
     assert size <= MOST_TOKENS, f"a vocabulary of {size} tokens: masses of {MOST_TOKENS} have a sum"
-    device = logits_RV.device
+    device, i32 = logits_RV.device, torch.int32
     tokens_R = torch.empty(num_rows, dtype=torch.int64, device=device)
     if not num_rows:
         return tokens_R

@@ -14,7 +14,8 @@ from protocol.errors import SettingsError
 PREFIX = "BATON_"
 KNOWN = frozenset(
     """
-    advertise allow_fallback api_key block_tokens clamp_max_tokens config cores cors_origins
+    advertise allow_fallback api_key batch_invariant block_tokens clamp_max_tokens config cores
+    cors_origins
     cuda_graphs decode device drain_s dtype first_token_stall_s generation_config head_timeout_s
     host hosts hung_s index_blocks inter_token_target_s keep_alive_s keys_file kv_blocks kv_bytes
     kv_help_copy kv_huge_pages kv_memory_share kv_spin_us lease_ttl_s lend_prefixes local_prefill

@@ -113,6 +113,11 @@ class WorkerSettings(ProcessSettings):
     """On a GPU: capture decode steps of 1, 2, 4, 8, 16, 24 ... sequences at the start and replay
     them, so that a step costs one launch and not some hundreds. Off: to look for a fault. A
     prefill worker decodes nothing, and captures none."""
+    batch_invariant: bool = False
+    """A row's bits do not depend on what it is computed with, nor on how its prompt was cut, so
+    that prefill and decode apart answer bit for bit as one worker does. On a GPU our own kernels
+    then multiply, at one shape for all batches; prompts take about three times as long
+    (estimated). On a CPU the C kernels do so anyway; with AMX, in place of oneDNN's."""
     kv_memory_share: float = Field(default=0.9, gt=0, le=1)
     """On a GPU: the KV pool's part of the memory that is free beside weights and the largest step,
     which is measured at the start. Of 1: the rest covers gaps between allocations, and what
@@ -128,12 +133,14 @@ class WorkerSettings(ProcessSettings):
     """Take the pool's memory at the start, in huge pages: moving blocks between processes then
     costs a fifth less CPU, starting up to 2 s more per GiB. Not needed where the system's
     `shmem_enabled` is `advise` or `always`: there they come by themselves, when used."""
-    max_running: int = Field(default=64, ge=1, le=1 << 14)
-    """Sequences in one forward pass. More than this no longer helps a CPU's throughput."""
+    max_running: int | None = Field(default=None, ge=1, le=1 << 14)
+    """Sequences in one forward pass. None: by the device, said with its reason at the start; on a
+    CPU 64, more of which no longer helps its throughput."""
     max_waiting: int = Field(default=256, ge=1, le=1 << 20)
     """Requests queued before new ones are refused as overloaded: four full batches."""
-    token_budget: int = Field(default=512, ge=1, le=1 << 20)
-    """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step."""
+    token_budget: int | None = Field(default=None, ge=1, le=1 << 20)
+    """Tokens computed in one step. Bounds how long a prompt's chunk can delay a decode step. None:
+    by the device, as `max_running`; on a CPU 512."""
     transports: str = ""
     """Ways KV may travel, best first. Empty: `shm,tcp` from host memory, `cuda_ipc,nccl` from a
     GPU. Shared memory and CUDA IPC serve one host, TCP and NCCL any; `shm,ucx,tcp` is for hosts
@@ -148,8 +155,8 @@ class WorkerSettings(ProcessSettings):
 
     @field_validator("token_budget")
     @classmethod
-    def _budget_beyond_decodes(cls, value: int, others: ValidationInfo) -> int:
-        if value <= others.data.get("max_running", 0):
+    def _budget_beyond_decodes(cls, value: int | None, others: ValidationInfo) -> int | None:
+        if value is not None and value <= (others.data.get("max_running") or 0):
             raise ValueError("must exceed max_running, or prefill stands still beside a full batch")
         return value
 

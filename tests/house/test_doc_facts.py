@@ -15,6 +15,7 @@ from controlplane.cli.status import StatusSettings
 from controlplane.doctor.doctor import DoctorSettings
 from controlplane.local.settings import UpSettings
 from decode_worker.settings import DecodeSettings
+from engine.limits import CPU
 from prefill_worker.settings import PrefillSettings
 from protocol.process.backoff import Backoff
 from protocol.process.health import ENGINE_STUCK_S, STUCK_S
@@ -49,8 +50,8 @@ SAID = {
         f"| {cli.EXIT_BAD_CHECKPOINT} | the checkpoint cannot be read",
         f"| {cli.EXIT_INTERRUPTED}, {cli.EXIT_PIPE_CLOSED} | Ctrl-C; whoever read",
         f"`--kv-memory-share` ({DECODE['kv_memory_share'].default:g})",
-        f"The defaults of `--max-running` ({DECODE['max_running'].default}) and `--token-budget` "
-        f"({DECODE['token_budget'].default})",
+        f"`--max-running` and `--token-budget` are {CPU.max_running} and {CPU.token_budget} on a "
+        "CPU",
         f"({DECODE['block_tokens'].default} tokens by default)",
         f"503 when its event loop has said nothing for {STUCK_S:g} s, or its engine has been at "
         f"one step for {ENGINE_STUCK_S:g} s",

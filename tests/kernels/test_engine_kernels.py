@@ -2,7 +2,8 @@
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own,
 one for a group of checks; each check is a function by the same name in `support.step_checks`,
-`.attention_checks`, `.sampling_checks` or `.sampling_passes`, and is reported by itself.
+`.linear_checks`, `.attention_checks`, `.sampling_checks` or `.sampling_passes`, and is reported by
+itself.
 """
 
 import json
@@ -20,15 +21,24 @@ from tools.make_checkpoint import Shape, make_checkpoint
 
 _WITHIN_S = 280
 BETWEEN_THE_LINEARS = ("norms", "gates", "ropes", "alignments", "experts")
+LINEARS = (
+    "linears",
+    "gated_linears",
+    "a_norm_adds_the_parts_of_a_linear",
+    "a_row_of_an_invariant_linear_depends_on_itself_alone",
+    "a_head_answers_float32_where_it_is_told",
+)
 ATTENTION = (
     "attentions",
     "splits",
+    "a_row_in_splits_depends_on_no_other",
+    "uniform_rows_are_alike_in_decodes_and_chunks",
     "what_lies_beyond_the_context_is_never_read",
     "a_row_depends_neither_on_its_chunk_nor_on_the_batch",
     "rows_that_pad_a_batch_are_harmless",
     "a_row_that_sees_nothing_is_zero",
     "a_tile_that_is_wholly_masked_changes_nothing",
-    "an_empty_split_changes_nothing",
+    "what_no_split_wrote_is_never_read",
     "damaged_keys_stay_in_their_sequence",
     "float16",
 )
@@ -40,6 +50,7 @@ SAMPLING = (
     "rows_at_the_ends_of_float32",
     "masks_take_out_what_is_not_allowed",
     "parts_and_room_decide_no_token",
+    "penalties_are_those_of_the_twin",
 )
 COUNTED = ("few_passes",)
 """By the interpreter alone."""
@@ -56,7 +67,7 @@ GROWTH = {
     "original_max_position_embeddings": 4,
 }
 
-GROUPS = (BETWEEN_THE_LINEARS, ATTENTION, SAMPLING)
+GROUPS = (BETWEEN_THE_LINEARS, LINEARS, ATTENTION, SAMPLING)
 Reports = Callable[[tuple[str, ...]], dict[str, str]]
 
 
@@ -111,9 +122,11 @@ def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[s
 
 def test_every_check_is_run() -> None:
     folder = Path(__file__).parents[1] / "support"
-    modules = ("step_checks", "attention_checks", "sampling_checks", "sampling_passes")
+    modules = (
+        "step_checks", "linear_checks", "attention_checks", "sampling_checks", "sampling_passes",
+    )  # fmt: skip
     source = "".join((folder / f"{module}.py").read_text() for module in modules)
-    named = {*BETWEEN_THE_LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
+    named = {*BETWEEN_THE_LINEARS, *LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
     assert source.count("\n@check\n") == len(named)
     assert all(f"\n@check\ndef {name}(" in source for name in named)
 

@@ -1,5 +1,6 @@
 """Tuning without a GPU: what is tried, kept, written and read back."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from engine.ops.triton.launch import Launch
 from engine.sampling import triton_bracket, triton_sample
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
+from tools.tune.attention import attention_subjects
 from tools.tune.sample import sample_subjects
 from tools.tune.subject import Measured, NoRoom, Subject, tune, written
 
@@ -53,8 +55,10 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
             return lambda *args, **named: None
 
     for module, name in (
-        (attention, "attention_kernel"), (reduce_splits, "reduce_splits_kernel"),
+        (attention, "decode_kernel"), (attention, "chunk_kernel"),
+        (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
+        (experts, "combine_kernel"),
         (gated, "gated_kernel"), (triton_sample, "choose_kernel"), (triton_bracket, "tops_kernel"),
         (triton_bracket, "weigh_kernel"), (triton_bracket, "plan_kernel"),
         (triton_bracket, "pack_kernel"),
@@ -72,7 +76,6 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
     assert shapes == {
         ("attention", "decode-d128-g4-bfloat16"),
         ("attention", "chunk-d128-g4-bfloat16"),
-        ("attention", "chunk-in-splits-d128-g4-bfloat16"),
         ("experts", "few-e128-k2048-f768-bfloat16"),
         ("experts", "many-e128-k2048-f768-bfloat16"),
         ("sample", "any"),
@@ -87,12 +90,12 @@ def test_the_sampler_is_tried_with_parts_of_several_sizes() -> None:
     assert {1_024, triton_sample.DEFAULT.block_n, 4_096} <= {c.block_n for c in one.candidates}
 
 
-@pytest.mark.parametrize(
-    ("splits", "num_programs", "expected"),
-    [(512, 8, 256), (4, 8, 4), (512, 255, 8), (512, 4_000, 1)],
-)
-def test_programs_over_splits_are_bounded(splits: int, num_programs: int, expected: int) -> None:
-    assert launch.split_programs(splits, num_programs=num_programs) == expected
+def test_attention_is_tried_with_few_warps_and_with_deep_pipelines() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "DEVICE", "meta")
+        for one in attention_subjects(32, 8, 128):
+            tried = {(candidate.num_warps, candidate.num_stages) for candidate in one.candidates}
+            assert tried == set(itertools.product((1, 2, 4, 8), (2, 3, 4, 5)))
 
 
 def test_no_candidate_is_begun_once_the_time_is_up() -> None:
@@ -137,16 +140,3 @@ def test_without_a_gpu_tuning_is_refused(
     assert command.main(["--out", str(tmp_path)]) == 1
     assert "no NVIDIA GPU here" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("num_programs", "row_bytes", "expected"),
-    [(32, 65_536, 8), (256, 65_536, 1), (32, 16 << 20, 8), (32, (16 << 20) + 1, 1)],
-    ids=["few", "enough programs", "scratch filled", "no scratch for so many rows"],
-)
-def test_splits_follow_from_shapes(num_programs: int, row_bytes: int, expected: int) -> None:
-    assert launch.SPLIT_TOKENS == 256 and launch.FULL_PROGRAMS == 256
-    count = launch.num_splits(
-        num_programs=num_programs, row_bytes=row_bytes, capacity_tokens=8 * 256
-    )
-    assert count == expected

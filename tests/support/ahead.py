@@ -18,8 +18,8 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Most a block may have on sm_80, sm_90 and sm_100."""
 _TYPES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8",
-    torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
+    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
+    torch.int8: "i8", torch.int16: "i16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
 
 
@@ -110,7 +110,10 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 
 
 def assert_fits(call: Call, arch: int, folder: Path) -> None:
-    kernel = call.compiled(arch)
+    assert_kernel_fits(call.compiled(arch), arch, folder)
+
+
+def assert_kernel_fits(kernel: Any, arch: int, folder: Path) -> None:
     taken = resources(kernel.asm["cubin"], folder)
     assert 0 < taken["REG"] <= 255
     assert taken["STACK"] == taken["LOCAL"] == taken["SPILLS"] == 0, f"spills: {taken}"

@@ -2,20 +2,26 @@
 
 # Shapes: H query heads, G KV heads, D head dim, B blocks.
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 from unittest.mock import patch
 
 import msgspec
+import numpy as np
 import torch
 from support.kernel_cases import BF16, INTERPRETED, OURS, TWIN, Case, check, close, noise
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
+from engine.ops import work as cutting
 from engine.ops.contract import ExpertWeights, Ops
+from engine.ops.inputs import ForwardInputs
 from engine.ops.torch_ops import TorchOps
-from engine.ops.triton import launch as launching
+from engine.ops.triton import attention as attending
 from engine.ops.triton.attention import attention
-from engine.ops.triton.launch import SPLIT_TOKENS, Launch
+from engine.ops.triton.launch import Launch
 from engine.ops.triton.ops import TritonOps
 from protocol.layout import KvDtype
 
@@ -79,56 +85,121 @@ def a_row_depends_neither_on_its_chunk_nor_on_the_batch() -> None:
     case = Case(window=9, sinks=True)
     qkv, inputs, pool = case.qkv(), case.inputs(), case.pool().tensor[:, 1]
     q_THD = qkv.view(len(qkv), -1, 16)[:, :4]
-    launch = Launch(block_m=16, block_n=16)
-    together = attention(q_THD, pool, inputs, case.heads, launch=launch, splits=1)
+    together = attention(q_THD, pool, inputs, case.heads, launch=SMALL)
     starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
     for s in range(len(ends)):
-        own = replace(
-            inputs,
-            starts_S1=torch.tensor([0, starts[s + 1] - starts[s]], dtype=torch.int32),
-            ends_S=inputs.ends_S[s : s + 1],
-            tables_GSB=inputs.tables_GSB[:, s : s + 1].contiguous(),
-        )
+        own = alone(case, inputs, s, starts[s + 1] - starts[s], ends[s])
         mine = slice(starts[s], starts[s + 1])
-        got = attention(q_THD[mine].contiguous(), pool, own, case.heads, launch=launch, splits=1)
+        got = attention(q_THD[mine].contiguous(), pool, own, case.heads, launch=SMALL)
         assert got.equal(together[mine])
     for s, t in ((0, 3), (2, 6), (3, 9), (3, 25), (4, 34)):
-        alone = replace(
+        own = alone(case, inputs, s, 1, ends[s] - starts[s + 1] + t + 1)
+        got = attention(q_THD[t : t + 1].contiguous(), pool, own, case.heads, launch=SMALL)
+        close(got[0], together[t], 1e-6 if INTERPRETED else 0.0)
+
+
+def alone(case: Case, inputs: ForwardInputs, s: int, num_tokens: int, end: int) -> ForwardInputs:
+    """Sequence `s` with so many tokens up to `end`, and nothing else."""
+    return case.cut(
+        replace(
             inputs,
-            starts_S1=torch.tensor([0, 1], dtype=torch.int32),
-            ends_S=torch.tensor([ends[s] - starts[s + 1] + t + 1], dtype=torch.int32),
+            starts_S1=torch.tensor([0, num_tokens], dtype=torch.int32),
+            ends_S=torch.tensor([end], dtype=torch.int32),
             tables_GSB=inputs.tables_GSB[:, s : s + 1].contiguous(),
         )
-        got = attention(
-            q_THD[t : t + 1].contiguous(), pool, alone, case.heads, launch=launch, splits=1
-        )
-        close(got[0], together[t], 1e-6 if INTERPRETED else 0.0)
+    )
+
+
+SIZE = 32
+"""Of a split, so that the interpreter soon has several."""
+MIXED = ((5, 1), (SIZE - 1, 1), (SIZE, 1), (3 * SIZE + 7, 1), (2 * SIZE + 1, 3), (9, 20), (130, 6))
+"""Decodes of one to four splits, and chunks of one and of several."""
+
+
+def split_cases() -> Iterator[Case]:
+    for window, sinks in ((None, False), (None, True), (SIZE + 20, True), (7, False)):
+        yield Case(
+            num_heads=2, num_kv_heads=1, block_tokens=16, window=window, sinks=sinks,
+            sequences=MIXED,
+        )  # fmt: skip
 
 
 @check
 def splits() -> None:
-    """Contexts of none, part, one and several splits, beside attention without them."""
-    size = SPLIT_TOKENS
-    for window, sinks in ((None, False), (None, True), (size + 300, False), (7, True)):
-        case = Case(
-            num_heads=2, num_kv_heads=1, block_tokens=64, window=window, sinks=sinks,
-            sequences=((5, 1), (size - 1, 1), (size, 1), (2 * size + 37, 1)),
-        )  # fmt: skip
-        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
-        layer_pool = pool.tensor[:, 1]
-        q_THD = qkv.view(len(qkv), -1, 16)[:, :2]
-        wide = Launch(block_m=16, block_n=128)
-        got = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=3)
+    """Contexts of part, one and many splits, beside attention without them."""
+    for case in split_cases():
+        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+            qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+        assert inputs.work is not None and inputs.work.chunk_splits > 1
+        got = OURS.attend(qkv, case.heads, pool, inputs)
         close(got, TWIN.attend(qkv, case.heads, pool, inputs))
-        with patch.object(launching, "SPLIT_PROGRAMS", 1):
-            alone = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=3)
-        assert alone.equal(got), "how many programs share them changes nothing"
-        one = attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=1)
-        assert sinks or one[:3].equal(got[:3]), "being the only one changes nothing"
-        chunks = replace(case, sequences=((size - 3, 5), (40, 2)))
-        qkv, inputs, pool = chunks.qkv(), chunks.inputs(), chunks.pool()
-        chosen = OURS.attend(qkv, chunks.heads, pool, inputs)
-        close(chosen, TWIN.attend(qkv, chunks.heads, pool, inputs))
+        with patch.object(attending, "MOST_PROGRAMS", 1):
+            few = OURS.attend(qkv, case.heads, pool, inputs)
+        assert few.equal(got), "how many programs share them changes nothing"
+        with patch.multiple(cutting, SPLIT_TOKENS=SIZE, MOST_SLOTS=3):
+            again = case.inputs()
+        assert again.work is not None and len(again.work.passes_G[0]) > 2
+        passes = OURS.attend(qkv, case.heads, pool, again)
+        assert passes.equal(got), "nor does in how many passes they are"
+
+
+@check
+def a_row_in_splits_depends_on_no_other() -> None:
+    for case in split_cases():
+        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+            qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
+            starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
+            owns = [
+                alone(case, inputs, s, starts[s + 1] - starts[s], end) for s, end in enumerate(ends)
+            ]
+        together = OURS.attend(qkv, case.heads, pool, inputs)
+        for s, own in enumerate(owns):
+            mine = slice(starts[s], starts[s + 1])
+            got = OURS.attend(qkv[mine].contiguous(), case.heads, pool, own)
+            assert got.equal(together[mine]), (case.window, s)
+
+
+@check
+def uniform_rows_are_alike_in_decodes_and_chunks() -> None:
+    """Whatever chunk they are computed in; to the last bit with products that do not depend on a
+    row's place, as the interpreter's do."""
+    for case in split_cases():
+        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+            inputs, pool, qkv = case.inputs(), case.pool(), case.qkv()
+            starts, ends = inputs.starts_S1.tolist(), inputs.ends_S.tolist()
+            chunks = [(5, 5, 1), (6, 2, 4), (6, 2, 1), (4, 0, 1), (5, 10, 10)]
+            owns = [
+                (
+                    starts[s] + first,
+                    n,
+                    alone(case, inputs, s, n, ends[s] - starts[s + 1] + starts[s] + first + n),
+                )
+                for s, first, n in chunks
+            ]
+        q_THD, layer_pool = qkv.view(len(qkv), -1, 16)[:, :2], pool.tensor[:, 1]
+        with products_row_by_row():
+            whole = attention(q_THD, layer_pool, inputs, case.heads, uniform=True)
+            for first, n, own in owns:
+                mine = slice(first, first + n)
+                got = attention(q_THD[mine], layer_pool, own, case.heads, uniform=True)
+                assert got.equal(whole[mine]), (case.window, first, n)
+        close(whole, TWIN.attend(qkv, case.heads, pool, inputs))
+
+
+@contextmanager
+def products_row_by_row() -> Iterator[None]:
+    """Under the interpreter: sums over k in one order for every row."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(self: object, a: Any, b: Any, c: Any, *more: object) -> TensorHandle:
+        products = a.data.astype(np.float32)[:, :, None] * b.data.astype(np.float32)[None]
+        return TensorHandle(c.data + np.add.accumulate(products, axis=1)[:, -1], c.dtype)
+
+    with patch.object(InterpreterBuilder, "create_dot", dot):
+        yield
 
 
 # -- rows and tiles with nothing in them ------------------------------------------------------
@@ -148,6 +219,7 @@ def rows_that_pad_a_batch_are_harmless() -> None:
         ends_S=torch.tensor([0, 11, 0, 21, 0], dtype=torch.int32),
         tables_GSB=tables_GSB,
     )
+    padded = case.cut(padded)
     many = torch.cat((qkv, torch.full((4, qkv.shape[1]), torch.nan)))
     angles = noise(len(many), 8, seed=6)
     rotations = torch.stack((angles.cos(), angles.sin()), dim=1)
@@ -158,7 +230,7 @@ def rows_that_pad_a_batch_are_harmless() -> None:
     assert OURS.attend(many, case.heads, pool, padded)[:3].equal(expected)
     q_THD = many.view(len(many), -1, 16)[:, :4]
     launch = Launch(block_m=16, block_n=64)
-    got = attention(q_THD, pool.tensor[:, 1], padded, case.heads, launch=launch, splits=2)
+    got = attention(q_THD, pool.tensor[:, 1], padded, case.heads, launch=launch)
     close(got[:3], expected)
 
 
@@ -171,11 +243,12 @@ def a_row_that_sees_nothing_is_zero() -> None:
             case = Case(sequences=sequences, sinks=sinks)
             q_THD = case.qkv().view(2, -1, 16)[:, :4]
             empty = replace(case.inputs(), ends_S=torch.zeros(len(sequences), dtype=torch.int32))
+            empty = case.cut(empty)
             pool = case.pool()
             pool.tensor.fill_(torch.nan)
             results = [TWIN.attend(case.qkv(), case.heads, pool, empty)] + [
-                attention(q_THD, pool.tensor[:, 1], empty, case.heads, launch=SMALL, splits=count)
-                for count in (1, 2)
+                attention(q_THD, pool.tensor[:, 1], empty, case.heads, uniform=uniform)
+                for uniform in (False, True)
             ]
             assert all(got.equal(torch.zeros_like(got)) for got in results)
 
@@ -188,7 +261,7 @@ def a_tile_that_is_wholly_masked_changes_nothing() -> None:
     q_THD = case.qkv().view(8, -1, 16)[:, :4]
 
     def attended(pool: KvPool) -> Tensor:
-        return attention(q_THD, pool.tensor[:, 1], inputs, case.heads, launch=SMALL, splits=1)
+        return attention(q_THD, pool.tensor[:, 1], inputs, case.heads, launch=SMALL)
 
     got = attended(pool)
     close(got, TWIN.attend(case.qkv(), case.heads, pool, inputs))
@@ -201,24 +274,15 @@ def a_tile_that_is_wholly_masked_changes_nothing() -> None:
 
 
 @check
-def an_empty_split_changes_nothing() -> None:
-    """Past the context or before the window: never written, so what lay there is never read."""
-    size = SPLIT_TOKENS
-    for window in (None, 7):
-        case = Case(
-            num_heads=2, num_kv_heads=1, block_tokens=64, window=window,
-            sequences=((5, 1), (size, 1), (2 * size + 37, 3)),
-        )  # fmt: skip
-        qkv, inputs, pool = case.qkv(), case.inputs(), case.pool()
-        q_THD, layer_pool = qkv.view(len(qkv), -1, 16)[:, :2], pool.tensor[:, 1]
-        wide = Launch(block_m=16, block_n=128)
+def what_no_split_wrote_is_never_read() -> None:
+    """Past the context or before the window."""
+    for case in split_cases():
+        with patch.object(cutting, "SPLIT_TOKENS", SIZE):
+            inputs = case.inputs()
+        qkv, pool = case.qkv(), case.pool()
         with patch.object(torch, "empty", _nan):
-            few, many = (
-                attention(q_THD, layer_pool, inputs, case.heads, launch=wide, splits=count)
-                for count in (3, 9)
-            )
-        assert many.equal(few)
-        close(few, TWIN.attend(qkv, case.heads, pool, inputs))
+            got = OURS.attend(qkv, case.heads, pool, inputs)
+        assert not got.isnan().any()
 
 
 def _nan(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -12,10 +12,16 @@ import sys
 import traceback
 
 import torch
-from support import attention_checks, sampling_checks, sampling_passes, step_checks
+from support import (
+    attention_checks,
+    linear_checks,
+    sampling_checks,
+    sampling_passes,
+    step_checks,
+)
 from support.kernel_cases import CHECKS, DEVICE
 
-MODULES = (step_checks, attention_checks, sampling_checks, sampling_passes)
+MODULES = (step_checks, linear_checks, attention_checks, sampling_checks, sampling_passes)
 
 
 def why_not(name: str) -> str:

@@ -191,7 +191,6 @@ class FakeRunner:
         assert (tuple(chunk.token_ids) == (PENDING,)) == bool(num_pending)
         assert not earlier or earlier[-1].position == chunk.start
         if num_pending and (s := chunk.sampling) is not None:
-            assert s.repetition_penalty == 1 and not s.presence_penalty and not s.frequency_penalty
             assert s.grammar is None
 
     def _compute(self, step: FakeStep) -> None:

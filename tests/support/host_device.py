@@ -4,15 +4,18 @@ Implements `engine.runner.gpu.device.Device`. For tests of the device path witho
 on a CPU runs `engine.runner.cpu`. Says nothing about speed or memory.
 """
 
+import os
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from engine.limits import DeviceSize
 from engine.runner.gpu.device import Step
 from protocol.process.machine import free_memory_bytes
 
 CPU = torch.device("cpu")
+SIZE = DeviceSize(memory_bytes=8 << 30, num_multiprocessors=8)
 
 
 class _Happened:
@@ -27,6 +30,8 @@ class HostDevice:
     depth: int = 2
     name: str = "host"
     where: torch.device = CPU
+    size: DeviceSize = SIZE
+    key: str = f"host of {os.getpid()}"
 
     def bind(self) -> None:
         """Every thread is on the host."""

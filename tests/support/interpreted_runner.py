@@ -17,9 +17,13 @@ from support.host_device import HostDevice
 
 from engine.checkpoint.load import load_model
 from engine.runner.gpu.runner import DeviceRunner
+from protocol.messages import Sampling
 from tools.make_checkpoint import Shape, make_checkpoint
 
 NUM_STEPS = 4
+PENALISED = Sampling(
+    seed=0, max_tokens=9, temperature=0.0, repetition_penalty=1.8, frequency_penalty=0.7
+)
 SHAPE = Shape(family="qwen3", layers=1, hidden=32, heads=2, kv_heads=1, mlp=32)
 
 
@@ -29,17 +33,19 @@ def main() -> None:
     ops = import_module("engine.ops.triton.ops").TritonOps(io_dtype=torch.float32)
     sampler = import_module("engine.sampling.triton_sample").sample_tokens
     masker = import_module("engine.sampling.triton_mask").mask_tokens
+    penaliser = import_module("engine.sampling.triton_penalties").penalise
     with tempfile.TemporaryDirectory() as directory:
         make_checkpoint(Path(directory), SHAPE)
         model = load_model(Path(directory), dtype="float32", ops=ops, device=device.where)
         twin = load_model(Path(directory), dtype="float32", native=False)
-    for rule in (GREEDY, SEEDED):
+    for rule in (GREEDY, SEEDED, PENALISED):
         runner = DeviceRunner(
             model,
             pool_for(model),
             device=device,
             sampler=sampler,
             masker=masker,
+            penaliser=penaliser,
             limits=LIMITS,
             eos_token_ids=EOS,
         )

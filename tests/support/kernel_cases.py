@@ -7,7 +7,7 @@ On the CPU under Triton's interpreter, else on the GPU.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from support.forwards import chunk
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.ops.contract import HeadShape, Ops
-from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
 from engine.ops.torch_ops import TorchOps
 from engine.ops.triton.ops import TritonOps
 from protocol.layout import KvLayout
@@ -94,9 +94,15 @@ class Case:
             chunk([0] * now, start=before, table=table)
             for (before, now), table in zip(self.sequences, tables, strict=True)
         ]
-        made = forward_inputs(chunks, block_tokens=self.block_tokens)
-        tensors = {field.name: getattr(made, field.name) for field in fields(made)}
-        return ForwardInputs(**{k: v.to(DEVICE) for k, v in tensors.items() if v is not None})
+        return self.cut(forward_inputs(chunks, block_tokens=self.block_tokens))
+
+    def cut(self, inputs: ForwardInputs) -> ForwardInputs:
+        """With the work of its lengths and contexts, on the device."""
+        here = replace(inputs, starts_S1=inputs.starts_S1.cpu(), ends_S=inputs.ends_S.cpu())
+        made = with_work(here, [self.window])
+        found = {field.name: getattr(made, field.name) for field in fields(made)}
+        there = {k: v.to(DEVICE) for k, v in found.items() if isinstance(v, Tensor)}
+        return replace(made, **there)
 
     def pool(self) -> KvPool:
         layout = KvLayout(

@@ -10,7 +10,7 @@ from support.forwards import chunk
 from support.kernel_cases import DEVICE, F32, check, noise
 from torch import Tensor
 
-from engine.sampling import masks, sampler, triton_mask
+from engine.sampling import masks, penalties, sampler, triton_mask, triton_penalties
 from engine.sampling.rows import RowRules
 from engine.sampling.triton_sample import sample_tokens
 from protocol.messages import Sampling
@@ -151,3 +151,36 @@ def masks_take_out_what_is_not_allowed() -> None:
         wide_RV = torch.zeros(6, size + 7)
         triton_mask.mask_tokens(wide_RV[:, :size], rows_A, words_AW)
         assert (wide_RV[:, size:] == 0).all() and torch.isinf(wide_RV[2, :size]).all()
+
+
+@check
+def penalties_are_those_of_the_twin() -> None:
+    """Alike to the last bit: several tiles, tiles without a held token, odd scores and penalties,
+    rows of a wider tensor."""
+    most = 3.4028234663852886e38
+    odd = torch.tensor([0.0, -0.0, most, -most, torch.inf, -torch.inf, torch.nan, 1e-45, -1e-40])
+    rules = penalties.PenaltyRules(
+        rows_A=torch.tensor([4, 0, 2, 5]),
+        places_A=torch.tensor([1, 3, 0, 2]),
+        repetition_A=torch.tensor([1.3, 0.0, most, 1.0]),
+        frequency_A=torch.tensor([0.1, 1e300, -2.0, 0.7], dtype=torch.float64),
+        presence_A=torch.tensor([0.3, -1e300, 1e38, 0.1], dtype=torch.float64),
+    )
+    for size in (5, 300, 6000):
+        dice = torch.Generator().manual_seed(size)
+        seen_PV = torch.randint(0, 3, (4, size), generator=dice, device="cpu") == 0
+        counts_PV = torch.randint(0, 9, (4, size), generator=dice, device="cpu") * seen_PV
+        prompt_PV = torch.randint(0, 2, (4, size), generator=dice, device="cpu") * seen_PV
+        counts_PV = (counts_PV + prompt_PV * penalties.IN_PROMPT).to(DEVICE, torch.int32)
+        counts_PV[:, 2100:4200] = 0
+        wide_RV = noise(6, size + 7, seed=2)
+        wide_RV[:, : min(9, size)] = odd[: min(9, size)]
+        want_RV = wide_RV[:, :size].clone()
+        penalties.penalise(want_RV, counts_PV, rules)
+        before_RV = wide_RV.clone()
+        triton_penalties.penalise(wide_RV[:, :size], counts_PV, rules)
+        torch.testing.assert_close(wide_RV[:, :size], want_RV, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(
+            wide_RV[:, size:], before_RV[:, size:], rtol=0, atol=0, equal_nan=True
+        )
+        assert size == 5 or not torch.equal(wide_RV[4], before_RV[4])

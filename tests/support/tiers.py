@@ -30,6 +30,7 @@ NOT_PURE = (
     "unit/protocol/process/test_c_kernels.py",
     "unit/protocol/process/test_model_folder.py",
     "unit/protocol/process/test_run.py",
+    "unit/protocol/process/test_turns.py",
     "unit/protocol/test_membership.py",
     "unit/protocol/store/test_*.py",
     "unit/router/http/test_cluster.py",

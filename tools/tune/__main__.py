@@ -6,8 +6,8 @@ Needs an NVIDIA GPU that nobody else uses meanwhile. A candidate counts only whe
 that of the default parameters; one that the chip has no room for is passed over. Entries of other
 kernels and shapes in the file stay.
 
-Not tuned: the size of attention's splits and when there are any (`SPLIT_TOKENS`, `FULL_PROGRAMS`),
-for the order of a row's sums follows them.
+Not tuned: the size of attention's splits (`engine.ops.work`), for the order of a row's sums follows
+it.
 """
 
 import argparse

@@ -23,7 +23,7 @@ from engine.ops.cpu.experts import NativeExperts
 from engine.ops.cpu.layer_args import Site, site
 from engine.ops.cpu.linears import NativeLinear, OneDnnLinear
 from engine.ops.inputs import ForwardInputs
-from engine.ops.torch_ops import LoopedExperts, expert_pairs
+from engine.ops.torch_ops import LoopedExperts, TorchLinear, WidenedHead, expert_pairs
 
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 ACTIVATIONS: dict[Activation, int] = {name: i for i, name in enumerate(get_args(Activation))}
@@ -50,10 +50,21 @@ class NativeOps:
         self._rotate_store = bound(kernels, f"rotate_store_{io}_{kv}", p, p, n, p, p, n)
         self._attend = bound(kernels, f"attend_{io}_{kv}", p, p, p, p, p, p, n, n)
 
-    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+    def linear(
+        self, weight_NK: Tensor, bias_N: Tensor | None, *, added: bool = False, gated: bool = False
+    ) -> Linear:
         if self._onednn:
             return OneDnnLinear(weight_NK, bias_N)
         return self._native_linear(weight_NK, bias_N)
+
+    def float32_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+        """Our own kernel where it works in float32, since its rows do not depend on the batch."""
+        if self.io_dtype == torch.float32:
+            return self.linear(weight_NK, bias_N)
+        return TorchLinear.of_dtype(weight_NK, bias_N, torch.float32)
+
+    def head(self, weight_NK: Tensor, bias_N: Tensor | None) -> WidenedHead:
+        return WidenedHead(self.linear(weight_NK, bias_N))
 
     def _native_linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> NativeLinear:
         return NativeLinear(self._kernels, weight_NK, bias_N, io_dtype=self.io_dtype)
@@ -69,12 +80,12 @@ class NativeOps:
         return NativeExperts(self._kernels, linears, activation=ACTIVATIONS[activation])
 
     def norm(
-        self, x_TK: Tensor, delta_TK: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
+        self, x_TK: Tensor, delta: Tensor | None, norm: Norm | None, *, delta_scale: float = 1.0
     ) -> Tensor:
-        assert x_TK.is_contiguous() and (delta_TK is None or delta_TK.is_contiguous())
+        assert x_TK.is_contiguous() and (delta is None or delta.is_contiguous())
         out_TK = torch.empty(x_TK.shape, dtype=self.io_dtype)
         self._norm(
-            x_TK.data_ptr(), 0 if delta_TK is None else delta_TK.data_ptr(), delta_scale,
+            x_TK.data_ptr(), 0 if delta is None else delta.data_ptr(), delta_scale,
             *_norm_args(norm), out_TK.data_ptr(), *x_TK.shape,
         )  # fmt: skip
         return out_TK
@@ -108,6 +119,9 @@ class NativeOps:
             _group(tables_GSB, heads.group), tables_GSB.shape[2], tables_GSB.shape[1],
         )  # fmt: skip
         return out
+
+    def gated_linear(self, gate_up: Linear, x_TK: Tensor, activation: Activation) -> Tensor:
+        return self.gated(gate_up(x_TK), activation)
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return self._activated(gate_up, activation, gate_up.shape[1] // 2)

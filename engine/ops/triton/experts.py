@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import Activation
-from engine.ops.triton.gated import gated
+from engine.ops.triton.gated import TILE, gated
 from engine.ops.triton.launch import (
     FUSED,
     Launch,
@@ -110,6 +110,21 @@ def grouped_kernel(  # type: ignore[no-untyped-def]
     tl.store(goal, sums.to(out.dtype.element_ty), mask=real[:, None] & in_columns[None, :])
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def combine_kernel(  # type: ignore[no-untyped-def]
+    answers, out, WIDTH: tl.constexpr, CHOICES: tl.constexpr, TILE: tl.constexpr
+):
+    """Program (t, i): tile i of token t, its experts' answers added in order, in float32."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    inside = at < WIDTH
+    total = tl.zeros((TILE,), tl.float32)
+    for choice in tl.static_range(CHOICES):
+        row = answers + (token * CHOICES + choice) * WIDTH
+        total += tl.load(row + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * WIDTH + at, total.to(out.dtype.element_ty), mask=inside)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aligned:
     """Pairs by expert, in tiles of `block_m`."""
@@ -163,7 +178,7 @@ class GroupedExperts:
             hidden_PF, self.down_EKF, self.down_bias_EK, tiles, weights_P, out_PK,
             pairs_of_row=1, launch=launch,
         )  # fmt: skip
-        return out_PK.view(num_tokens, choices, width).sum(1)
+        return combined(out_PK, choices)
 
     def _launch(self, x_TK: Tensor, num_pairs: int) -> Launch:
         num_experts, width, num_hidden = self.down_EKF.shape
@@ -171,6 +186,21 @@ class GroupedExperts:
         default = experts_default(rows, itemsize=x_TK.element_size())
         shape = experts_class(rows, num_experts, width, num_hidden, x_TK.dtype)
         return chosen("experts", shape, x_TK.device, default)
+
+
+def invariant_experts(dtype: torch.dtype) -> Launch:
+    """One for all batches: the tiles of few rows, which many only repeat."""
+    return experts_default(0, itemsize=dtype.itemsize)
+
+
+def combined(answers_PK: Tensor, choices: int) -> Tensor:
+    """[T, K]: the sum over each token's pairs."""
+    num_tokens, width = len(answers_PK) // choices, answers_PK.shape[1]
+    out_TK = answers_PK.new_empty(num_tokens, width)
+    combine_kernel[(num_tokens, triton.cdiv(width, TILE), 1)](
+        answers_PK, out_TK, WIDTH=width, CHOICES=choices, TILE=TILE, **FUSED
+    )
+    return out_TK
 
 
 def grouped(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 TUNED = Path(__file__).parent / "tuned"
 Capability = tuple[int, int]
+UNKNOWN: Capability = (0, 0)
 FUSED = {"enable_fp_fusion": True}
 """Multiply and add in one rounding; said in every launch, for Triton's default changes."""
 
@@ -30,6 +31,8 @@ class Launch:
     block_k: int = 0
     num_warps: int = 4
     num_stages: int = 2
+    splits: int = 1
+    """Of K, in a linear."""
 
     @property
     def options(self) -> dict[str, int]:
@@ -41,9 +44,10 @@ def chosen(kernel: str, shape: str, device: torch.device, default: Launch) -> La
     return tuned_launches(capability(device)).get((kernel, shape), default)
 
 
+@cache
 def capability(device: torch.device) -> Capability:
-    """(0, 0) of the interpreter."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    """UNKNOWN of the interpreter."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else UNKNOWN
 
 
 @cache
@@ -63,12 +67,9 @@ def read_tuned(file: Path) -> dict[tuple[str, str], Launch]:
     return {(entry["kernel"], entry["shape"]): Launch(**entry["launch"]) for entry in entries}
 
 
-def attention_class(
-    head_dim: int, group: int, *, decode: bool, in_splits: bool = False, dtype: torch.dtype
-) -> str:
-    """Decode has one class, in splits or not."""
-    kind = "decode" if decode else "chunk-in-splits" if in_splits else "chunk"
-    return f"{kind}-d{head_dim}-g{group}-{dtype_name(dtype)}"
+def attention_class(head_dim: int, group: int, *, decode: bool, dtype: torch.dtype) -> str:
+    """`group` query heads share a KV head."""
+    return f"{'decode' if decode else 'chunk'}-d{head_dim}-g{group}-{dtype_name(dtype)}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -76,22 +77,25 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def attention_default(
-    head_dim: int, group: int, *, decode: bool, in_splits: bool = False, windowed: bool = False,
-    itemsize: int,
+    head_dim: int, group: int, *, decode: bool, windowed: bool = False, itemsize: int,
+    chip: Capability = UNKNOWN,
 ) -> Launch:  # fmt: skip
     """`group` query heads share a KV head; their rows must fit a tile. Found by compiling: wide
-    tiles that spill nothing on any chip the tests name."""
+    tiles that spill nothing on any chip the tests name, and load ahead. Tiles of chunks are larger
+    on a chip that is known to have room for them."""
     rows, padded_dim = max(16, power_of_two(group)), power_of_two(head_dim)
     if itemsize == 4:  # no tensor cores: products of float32 live in registers
         num_warps = 16 if padded_dim > 256 else 4 if rows <= 32 else 8
         return Launch(block_m=rows, block_n=16, num_warps=num_warps, num_stages=1)
-    padded, in_splits = padded_dim != head_dim, in_splits and not decode
-    deep = padded_dim > (128 if in_splits else 256)
+    padded = padded_dim != head_dim
+    if chip >= (8, 0) and not (decode or windowed or padded) and padded_dim == 128:
+        return Launch(block_m=128, block_n=128 if chip == (9, 0) else 64, num_warps=8, num_stages=3)
+    deep = padded_dim > 256
     block_m = rows if decode else max(32 if deep else 64, rows)
-    crowded = block_m >= 64 and (decode or in_splits or windowed or padded)  # masks: registers
+    crowded = block_m >= 64 and (decode or windowed or padded)  # masks: registers
     block_n = 16 if deep else 32 if padded_dim > 128 or crowded else 64
-    roomy = block_m * padded_dim <= 64 * 128 and not (in_splits and padded)
-    return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=2)
+    roomy = block_m * padded_dim <= 64 * 128
+    return Launch(block_m=block_m, block_n=block_n, num_warps=4 if roomy else 8, num_stages=3)
 
 
 FEW_ROWS = 16
@@ -121,35 +125,6 @@ def row_warps(width: int) -> int:
 def power_of_two(number: int) -> int:
     """The smallest that is no smaller."""
     return 1 << max(0, number - 1).bit_length()
-
-
-SPLIT_TOKENS = 256
-"""Context of one split of attention: a fixed size, so that a row's splits, and with them the
-order of its sums, depend on its own context only. Short, or one sequence of 1,024 tokens and 8 KV
-heads would keep a dozen of a GPU's hundred multiprocessors busy."""
-FULL_PROGRAMS = 256
-"""So many programs keep a GPU busy without splits."""
-SCRATCH_BYTES = 128 << 20
-"""Most that the splits of a layer may leave for their reduction."""
-SPLIT_PROGRAMS = 2_048
-"""So many programs are launched over splits, however wide the tables: at short contexts nearly all
-have nothing to do, at long ones each takes several."""
-
-
-def num_splits(*, num_programs: int, row_bytes: int, capacity_tokens: int) -> int:
-    """From shapes alone, so that a captured graph stays right: as many as the block tables have
-    room for, or 1 where `num_programs` (query tiles x KV heads) are enough, or where so many
-    rows, `row_bytes` in all, would fill the scratch."""
-    splits = max(1, -(-capacity_tokens // SPLIT_TOKENS))
-    if num_programs >= FULL_PROGRAMS or splits * row_bytes > SCRATCH_BYTES:
-        return 1
-    return splits
-
-
-def split_programs(splits: int, *, num_programs: int) -> int:
-    """Programs that share the splits of one tile and KV head, of which there are `num_programs`.
-    Decides nothing about sums: each split is summed by itself."""
-    return max(1, min(splits, SPLIT_PROGRAMS // num_programs))
 
 
 def as_stride(tensor: Tensor, dim: int) -> int:

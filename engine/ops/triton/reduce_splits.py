@@ -1,10 +1,10 @@
-"""Joins what the splits of attention left, in the order of the context.
+"""Joins what the splits of attention left, many of a row at a time.
 
-The second half of Flash-Decoding (Dao et al. 2023). The sinks come in here, once a row. Its twin
-is attention without splits.
+The second half of Flash-Decoding (Dao et al. 2023). The sinks come in here, once a row. A row's
+bits depend on its own splits alone. Its twin is attention without splits.
 """
 
-# Shapes: T tokens, S sequences, H query heads, D head dim, P splits.
+# Shapes: T tokens, S sequences, G KV groups, H query heads, D head dim, P splits at a time.
 
 import triton
 import triton.language as tl
@@ -13,75 +13,94 @@ from torch import Tensor
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton.launch import FUSED, power_of_two
+from engine.ops.triton.online_softmax import answer, before_keys, joined, last_not_above
+from engine.ops.work import SPLIT_ROWS, Pass
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def owner_of(starts, num_sequences, token):  # type: ignore[no-untyped-def]
-    """The last sequence that starts at or before the token."""
-    low, high = 0, num_sequences
-    while high - low > 1:
-        middle = (low + high) // 2
-        if tl.load(starts + middle) <= token:
-            low = middle
-        else:
-            high = middle
-    return low
+PARTS = 16
+"""Splits of a row that are joined at once: 8,192 tokens of a decode's context."""
 
 
 @triton.jit(  # type: ignore[untyped-decorator]
-    do_not_specialize=["num_sequences", "num_splits"],
-    do_not_specialize_on_alignment=["starts", "ends"],
+    do_not_specialize=["first", "last", "first_slot", "num_slots"],
+    do_not_specialize_on_alignment=["starts", "ends", "slots"],
 )
 def reduce_splits_kernel(  # type: ignore[no-untyped-def]
-    partial, limits, out, starts, ends, sinks, num_sequences, num_splits,
+    scratch, out, starts, ends, slots, sinks, first, last, first_slot, num_slots,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr,
-    HAS_SINKS: tl.constexpr, BLOCK_D: tl.constexpr,
+    SPLIT_ROWS: tl.constexpr, HAS_SINKS: tl.constexpr, UNIFORM: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, h) does one row; splits that its context does not reach were never written."""
-    token, head = tl.program_id(0), tl.program_id(1)
-    sequence = owner_of(starts, num_sequences, token)
-    stop = tl.load(starts + sequence + 1)
-    if token >= stop:
+    """Program (t, h) does one row of a pass, if it is in several splits. UNIFORM: one after
+    another, as a chunk joins its own."""
+    head, token = tl.program_id(0), tl.program_id(1)
+    sequence = last_not_above(starts, first, last, token)
+    start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
+    begin = tl.load(slots + sequence)
+    num_tokens = stop - start
+    count = (tl.load(slots + sequence + 1) - begin) // tl.maximum(num_tokens, 1)
+    if (token < start) | (token >= stop) | (count < 2) | (UNIFORM and num_tokens > 1):
         return
-    position = tl.load(ends + sequence) - stop + token
-    first = 0
+    end = tl.load(ends + sequence)
+    position = end - stop + token
+    size = SPLIT * tl.cdiv(num_tokens, SPLIT_ROWS)
+    lead = 0  # splits that the sequence's first token sees and this one does not
+    reached = position // size
     if WINDOW > 0:
-        first = tl.maximum(position - WINDOW + 1, 0) // SPLIT
-    best, total = float("-inf"), 0.0
-    if HAS_SINKS:
-        best = tl.load(sinks + head) * _LOG2_E
-        total = 1.0
+        before = tl.maximum(end - num_tokens - WINDOW + 1, 0) // size
+        lead = tl.maximum(position - WINDOW + 1, 0) // size - before
+        reached -= before
+    at = (begin - first_slot + token - start).to(tl.int64) * NUM_HEADS + head
+    stride = num_tokens.to(tl.int64) * NUM_HEADS
+    limits = scratch + num_slots.to(tl.int64) * NUM_HEADS * HEAD_DIM
     dims = tl.arange(0, BLOCK_D)
     inside = dims < HEAD_DIM
-    values = tl.zeros((BLOCK_D,), tl.float32)
-    row = token.to(tl.int64) * NUM_HEADS + head
-    reached = tl.where(position < 0, 0, position // SPLIT + 1)
-    for split in range(first, reached):
-        at = row * num_splits + split
-        peak = tl.load(limits + 2 * at)
-        higher = tl.maximum(best, peak)
-        pivot = tl.where(higher == float("-inf"), 0.0, higher)
-        shrink, grow = tl.exp2(best - pivot), tl.exp2(peak - pivot)
-        total = total * shrink + tl.load(limits + 2 * at + 1) * grow
-        part = tl.load(partial + at * HEAD_DIM + dims, mask=inside, other=0.0)
-        values = values * shrink + part * grow
-        best = higher
-    values = values / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + row * HEAD_DIM + dims, values.to(out.dtype.element_ty), mask=inside)
+    row = tl.arange(0, 1)
+    best, total = before_keys(sinks, head + row, row == 0, HAS_SINKS, 1)
+    values = tl.zeros((1, BLOCK_D), tl.float32)
+    if UNIFORM:
+        for split in range(lead, reached + 1):
+            one = at + split * stride + row
+            part = tl.load(
+                scratch + one[:, None] * HEAD_DIM + dims, mask=inside[None, :], other=0.0
+            )
+            best, total, values = joined(
+                best, total, values, tl.load(limits + 2 * one), tl.load(limits + 2 * one + 1), part
+            )
+    else:
+        for split in range(lead, reached + 1, PARTS):
+            parts = split + tl.arange(0, PARTS)
+            there = parts <= reached
+            ones = at + parts * stride
+            peaks = tl.load(limits + 2 * ones, mask=there, other=float("-inf"))
+            masses = tl.load(limits + 2 * ones + 1, mask=there, other=0.0)
+            part = tl.load(
+                scratch + ones[:, None] * HEAD_DIM + dims,
+                mask=there[:, None] & inside[None, :], other=0.0,
+            )  # fmt: skip
+            peak = tl.max(peaks, axis=0)
+            pivot = tl.where(peak == float("-inf"), 0.0, peak)
+            grow = tl.exp2(peaks - pivot)
+            mass = tl.sum(masses * grow, axis=0)
+            part = tl.sum(part * grow[:, None], axis=0)
+            best, total, values = joined(best, total, values, peak, mass, part[None, :])
+    got = answer(total, values).to(out.dtype.element_ty)
+    to = (token.to(tl.int64) * NUM_HEADS + head) * HEAD_DIM + dims
+    tl.store(out + to[None, :], got, mask=inside[None, :])
 
 
 def reduce_splits(
-    partial_THPD: Tensor, limits_THP2: Tensor, out: Tensor, inputs: ForwardInputs,
-    heads: HeadShape, *, split_tokens: int,
+    scratch: Tensor, out: Tensor, inputs: ForwardInputs, heads: HeadShape, part: Pass, *,
+    uniform: bool,
 ) -> None:  # fmt: skip
-    """Writes `out` [T, H D]. `limits` holds each split's largest score, in powers of two, and the
-    sum of its weights; `partial` its weighted values."""
-    num_tokens, num_heads, splits, dim = partial_THPD.shape
-    reduce_splits_kernel[(num_tokens, num_heads)](
-        partial_THPD, limits_THP2, out, inputs.starts_S1, inputs.ends_S, heads.sinks_H,
-        inputs.num_sequences, splits,
-        NUM_HEADS=num_heads, HEAD_DIM=dim, WINDOW=heads.window or 0, SPLIT=split_tokens,
-        HAS_SINKS=heads.sinks_H is not None, BLOCK_D=power_of_two(dim), num_warps=4, **FUSED,
+    """Writes the rows of `out` [T, H D] whose sequences are in the pass and in several splits.
+    `scratch` is float32: weighted values [slots, H, D], then [slots, H, 2] the largest score, in
+    powers of two, and the sum of the weights."""
+    assert inputs.work is not None and inputs.slots_GS1 is not None
+    num_tokens, num_heads, dim = len(out), heads.num_heads, heads.head_dim
+    reduce_splits_kernel[(num_heads, num_tokens)](
+        scratch, out, inputs.starts_S1, inputs.ends_S, inputs.slots_GS1[heads.group],
+        heads.sinks_H, part.first, part.last, part.first_slot, part.num_slots,
+        NUM_HEADS=num_heads, HEAD_DIM=dim, WINDOW=heads.window or 0, SPLIT=inputs.work.split_tokens,
+        SPLIT_ROWS=SPLIT_ROWS, HAS_SINKS=heads.sinks_H is not None, UNIFORM=uniform, PARTS=PARTS,
+        BLOCK_D=power_of_two(dim), num_warps=4 if dim > 128 else 2, **FUSED,
     )  # fmt: skip

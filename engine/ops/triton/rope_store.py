@@ -8,12 +8,15 @@ pool. Rotation as in RoFormer (Su et al., 2021), dim r with dim r + R / 2; norms
 
 # Shapes: T tokens, H query heads, G KV heads, D head dim, R dims that turn, N heads of a tile.
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from engine.ops.contract import HeadShape
+from engine.ops.triton.bound import Bound, dependent
 from engine.ops.triton.launch import FUSED, as_stride, power_of_two
 
 TILE_VALUES = 2_048
@@ -120,8 +123,12 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr, Q_PARTS: tl.constexpr, TILE: tl.constexpr,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr,
     HALF_TILE: tl.constexpr, REST_TILE: tl.constexpr, WHOLE_TILE: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, p) does part p of token t: of q, then k, then v."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row = qkv + token * row_stride
     if part < Q_PARTS:
@@ -148,44 +155,51 @@ def rope_store_kernel(  # type: ignore[no-untyped-def]
 
 
 def rope_store(
-    qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, layer_pool: Tensor, slots_T: Tensor
-) -> None:
+    qkv: Tensor, rotations_T2D: Tensor | None, heads: HeadShape, layer_pool: Tensor,
+    slots_T: Tensor, *, early: bool = False,
+) -> None:  # fmt: skip
     """See `engine.ops.contract.Ops.rotate_and_store`; layer_pool [B, 2, G, S, D]. A row with
-    slot -1 is turned but not stored."""
-    if not len(qkv):
+    slot -1 is turned but not stored. `early` as `engine.ops.triton.bound.dependent`."""
+    num_tokens = qkv.shape[0]
+    if not num_tokens:
         return
-    q_parts, constants = parts_of(
-        heads,
-        num_turned=0 if rotations_T2D is None else 2 * rotations_T2D.shape[-1],
-        block_tokens=layer_pool.shape[3],
-    )
-    assert rotations_T2D is None or rotations_T2D.is_contiguous()
-    assert rotations_T2D is None or rotations_T2D.dtype == torch.float32
-    rope_store_kernel[(len(qkv), q_parts + 2)](
-        qkv, rotations_T2D, heads.q_norm, heads.k_norm, slots_T, layer_pool,
-        as_stride(qkv, 0), layer_pool.stride(0), layer_pool.stride(1), layer_pool.stride(2),
-        heads.norm_eps, **constants, **FUSED,
+    num_turned = 0
+    if rotations_T2D is not None:
+        assert rotations_T2D.is_contiguous() and rotations_T2D.dtype == torch.float32
+        num_turned = 2 * rotations_T2D.shape[-1]
+    block_stride, kv_stride, head_stride, _, _ = layer_pool.stride()
+    parts, bound = _bound(
+        qkv.device, qkv.dtype, layer_pool.dtype, heads.num_heads,
+        heads.num_kv_heads, heads.head_dim, _kind(heads.q_norm, heads),
+        _kind(heads.k_norm, heads), num_turned, layer_pool.shape[3], early,
+    )  # fmt: skip
+    bound.launch(
+        rope_store_kernel, (num_tokens, parts, 1), qkv, rotations_T2D, heads.q_norm, heads.k_norm,
+        slots_T, layer_pool, as_stride(qkv, 0), block_stride, kv_stride, head_stride,
+        heads.norm_eps,
     )  # fmt: skip
 
 
-def parts_of(
-    heads: HeadShape, *, num_turned: int, block_tokens: int
-) -> tuple[int, dict[str, object]]:
-    """Programs that share q, and the kernel's constants. A norm over all of q needs one program
-    to see q before it turns."""
-    dim = heads.head_dim
+@cache
+def _bound(
+    device: torch.device, dtype: torch.dtype, kv_dtype: torch.dtype,
+    num_heads: int, num_kv_heads: int, dim: int, q_norm: str, k_norm: str, num_turned: int,
+    block_tokens: int, early: bool,
+) -> tuple[int, Bound]:  # fmt: skip
+    """Programs of a token, and the launch. A norm over all of q needs one program to see q before
+    it turns."""
     room = max(1, TILE_VALUES // power_of_two(dim))
-    q_heads = min(room, power_of_two(heads.num_heads))
-    q_norm, k_norm = _kind(heads.q_norm, heads), _kind(heads.k_norm, heads)
-    q_parts = 1 if q_norm == "whole" else -(-heads.num_heads // q_heads)
-    return q_parts, {
-        "NUM_HEADS": heads.num_heads, "NUM_KV_HEADS": heads.num_kv_heads, "HEAD_DIM": dim,
+    q_heads = min(room, power_of_two(num_heads))
+    q_parts = 1 if q_norm == "whole" else -(-num_heads // q_heads)
+    constants = {
+        "NUM_HEADS": num_heads, "NUM_KV_HEADS": num_kv_heads, "HEAD_DIM": dim,
         "TURNED": num_turned, "Q_NORM": q_norm, "K_NORM": k_norm,
         "BLOCK_TOKENS": block_tokens, "Q_PARTS": q_parts, "TILE": TILE_VALUES,
-        "Q_HEADS": q_heads, "KV_HEADS": min(room, power_of_two(heads.num_kv_heads)),
+        "Q_HEADS": q_heads, "KV_HEADS": min(room, power_of_two(num_kv_heads)),
         "HALF_TILE": power_of_two(num_turned // 2), "REST_TILE": power_of_two(dim - num_turned),
-        "WHOLE_TILE": power_of_two(dim),
+        "WHOLE_TILE": power_of_two(dim), "DEPENDENT": early,
     }  # fmt: skip
+    return q_parts + 2, Bound(constants, {**FUSED, **dependent(early)})
 
 
 def _kind(weight: Tensor | None, heads: HeadShape) -> str:
@@ -193,4 +207,4 @@ def _kind(weight: Tensor | None, heads: HeadShape) -> str:
         return "none"
     if heads.centred_norms:
         return "layer"
-    return "head" if len(weight) == heads.head_dim else "whole"
+    return "head" if weight.shape[0] == heads.head_dim else "whole"

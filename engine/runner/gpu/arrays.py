@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Chunk
-from engine.ops.inputs import ForwardInputs, forward_inputs
+from engine.kvcache.windows import Window
+from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
+from engine.ops.work import Work, decode_work
 from engine.sampling.rows import RowRules
 from engine.sampling.sampler import as_float32
 from protocol.layout import KvLayout
@@ -52,6 +54,8 @@ class StepFields(Generic[A]):
     slots_GT: A = field(metadata=_of("int64", fill=NO_SLOT))
     starts_S1: A = field(metadata=_of("int32"))
     ends_S: A = field(metadata=_of("int32"))
+    slots_GS1: A = field(metadata=_of("int32"))
+    """Places of attention's partial results (`engine.ops.work`)."""
     rows_R: A = field(metadata=_of("int64"))
     keep_R: A = field(metadata=_of("int64"))
     """Place among the last tokens for the token sampled."""
@@ -64,6 +68,8 @@ class StepFields(Generic[A]):
     """The same 64 bits."""
     position_R: A = field(metadata=_of("int64"))
     tables_GSB: A = field(metadata=_of("int32"))
+    work: Work
+    """What the host knows of attention's work; of a captured step its graph knows better."""
 
     def values(self) -> dict[str, A]:
         """Those that there are, by name."""
@@ -72,7 +78,7 @@ class StepFields(Generic[A]):
 
     def inputs(self: "StepTensors", token_ids_T: Tensor, tables_GSB: Tensor) -> ForwardInputs:
         """Of a forward over these ids and tables."""
-        same = {name: getattr(self, name) for name in _INPUTS}
+        same = {name: getattr(self, name) for name in (*_INPUTS, "work")}
         return ForwardInputs(**same | {"token_ids_T": token_ids_T, "tables_GSB": tables_GSB})
 
     def rules(self: "StepTensors", num_rows: int) -> RowRules:
@@ -82,23 +88,27 @@ class StepFields(Generic[A]):
 
 StepArrays = StepFields[Array]
 StepTensors = StepFields[Tensor]
-NAMES = tuple(one.name for one in fields(StepFields))
-_DTYPES: Mapping[str, np.dtype[Any]] = {o.name: o.metadata["dtype"] for o in fields(StepFields)}
-_FILLS: Mapping[str, float] = {one.name: one.metadata["fill"] for one in fields(StepFields)}
-_INPUTS = tuple(one.name for one in fields(ForwardInputs))
+_ARRAYS = tuple(one for one in fields(StepFields) if one.metadata)
+NAMES = tuple(one.name for one in _ARRAYS)
+_DTYPES: Mapping[str, np.dtype[Any]] = {one.name: one.metadata["dtype"] for one in _ARRAYS}
+_FILLS: Mapping[str, float] = {one.name: one.metadata["fill"] for one in _ARRAYS}
+_INPUTS = tuple(one.name for one in fields(ForwardInputs) if one.name in NAMES)
 _MOST_TOKENS = np.iinfo(np.int32).max
 _RULES = tuple(one.name for one in fields(RowRules))
 
 
 def step_arrays(
     chunks: Sequence[Chunk], layout: KvLayout, *, feeds: Sequence[int], keeps: Sequence[int],
-    reaches: bool = False,
+    windows: Sequence[Window] = (), reaches: bool = False,
 ) -> StepArrays:  # fmt: skip
     """`feeds` has one place for each chunk, NO_FEED without a pending token; `keeps` one for each
-    that samples. Raises ValueError as `engine.ops.inputs.forward_inputs`."""
+    that samples; `windows` one for each KV group, or none has one. Raises ValueError as
+    `engine.ops.inputs.forward_inputs`."""
     inputs = forward_inputs(
         chunks, block_tokens=layout.block_tokens, num_groups=layout.num_groups, reaches=reaches
     )
+    inputs = with_work(inputs, windows or (None,) * layout.num_groups)
+    assert inputs.work is not None
     asking = [chunk for chunk in chunks if chunk.sampling is not None]
     rules = [_rule(chunk) for chunk in asking]
     rows: dict[str, Sequence[float]] = {
@@ -116,7 +126,7 @@ def step_arrays(
     arrays["feed_T"] = np.repeat(np.array(feeds, np.int64), [len(one.token_ids) for one in chunks])
     more = -inputs.tables_GSB.shape[2] % WIDTH_GRAIN
     arrays["tables_GSB"] = np.pad(arrays["tables_GSB"], ((0, 0), (0, 0), (0, more)))
-    return StepFields(**arrays)
+    return StepFields(**arrays, work=inputs.work)
 
 
 def padded(step: StepArrays, size: int, *, nowhere: int) -> StepArrays:
@@ -126,7 +136,10 @@ def padded(step: StepArrays, size: int, *, nowhere: int) -> StepArrays:
     fills = {**_FILLS, "keep_R": nowhere}
     arrays = {name: _filled(array, more, fills[name]) for name, array in step.values().items()}
     arrays["starts_S1"], arrays["rows_R"] = np.arange(size + 1, dtype=np.int32), np.arange(size)
-    return StepFields(**arrays)
+    last_G1 = step.slots_GS1[:, -1:]
+    more_slots = last_G1 + np.arange(1, more + 1, dtype=np.int32)  # an item each, of no key
+    arrays["slots_GS1"] = np.concatenate((step.slots_GS1, more_slots), axis=1)
+    return StepFields(**arrays, work=step.work)
 
 
 def _filled(array: Array, more: int, value: float) -> Array:
@@ -143,7 +156,9 @@ def empty_decode(
     sizes = {"T": 0, "S": 0, "R": 0, "G": num_groups, "B": num_blocks}
     names = [name for name in NAMES if reaches or name != "reaches_T"]
     nothing = {name: np.empty(_shape(name, sizes), _DTYPES[name]) for name in names}
-    return padded(StepFields(**nothing), size, nowhere=nowhere)
+    nothing["slots_GS1"] = np.zeros((num_groups, 1), np.int32)
+    work = decode_work(size, num_groups=num_groups, max_context_tokens=1)
+    return padded(StepFields(**nothing, work=work), size, nowhere=nowhere)
 
 
 def most_bytes(*, max_tokens: int, max_rows: int, max_blocks: int, num_groups: int) -> int:
@@ -152,6 +167,7 @@ def most_bytes(*, max_tokens: int, max_rows: int, max_blocks: int, num_groups: i
     sizes = {"T": tokens, "S": max_rows, "R": max_rows, "G": num_groups, "B": max_blocks}
     items = {name: prod(_shape(name, sizes)) for name in NAMES}
     items["starts_S1"] += 1
+    items["slots_GS1"] += num_groups
     return sum(items[name] * _DTYPES[name].itemsize for name in NAMES)
 
 

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.limits import DeviceSize
 from engine.runner.contract import StepHung
 from engine.runner.gpu.device import Step
 
+HIGH_PRIORITY = -1
+"""As CUDA counts: 0 is the usual one."""
 DEPTH = 2
 """One step computes while the host reads the last one's tokens and decides the next."""
 
@@ -30,10 +33,16 @@ class CudaDevice:
         """Device `index` of those visible."""
         self.index, self.depth = index, depth
         self.where = torch.device("cuda", index)
-        self.name = f"{self.where} {torch.cuda.get_device_name(index)}"
+        chip = torch.cuda.get_device_properties(index)
+        self.name, self.key = f"{self.where} {chip.name}", f"gpu {chip.uuid}"
+        self.size = DeviceSize(
+            memory_bytes=chip.total_memory, num_multiprocessors=chip.multi_processor_count
+        )
         # A stream of our own: the default one cannot be captured, and would wait for, and be
-        # waited for by, whoever else uses it.
-        self._stream = torch.cuda.Stream(device=index)  # type: ignore[no-untyped-call]
+        # waited for by, whoever else uses it. Of the high priority: torch deals its streams out
+        # of a pool of 32 for each priority, round and round, so that another user of the usual
+        # pool would get this one; and blocks of steps go before those of copies.
+        self._stream = torch.cuda.Stream(device=index, priority=HIGH_PRIORITY)  # type: ignore[no-untyped-call]
         self._graph_pool = torch.cuda.graph_pool_handle()
 
     def bind(self) -> None:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.limits import DeviceSize
+
 Step = Callable[[], None]
 """Launches work that depends on nothing but buffers that stay where they are."""
 
@@ -26,7 +28,11 @@ class Device(Protocol):
 
     name: str
     """For logs and results."""
+    key: str
+    """The same in every process that uses the device, however it numbers those that it sees."""
     where: torch.device
+    size: DeviceSize
+    """Of the whole device, whoever else uses it."""
     depth: int
     """Steps that may be launched before the first one's tokens are read."""
 

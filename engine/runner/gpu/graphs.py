@@ -8,14 +8,15 @@ from step to step; a batch takes the next size up, its rest filled with rows tha
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
-from engine.runner.gpu.arrays import StepTensors, empty_decode
+from engine.ops.work import Work, decode_work
+from engine.runner.gpu.arrays import StepArrays, StepTensors, empty_decode
 from engine.runner.gpu.device import Device, Step
 from engine.runner.gpu.last_tokens import LastTokens
 from engine.runner.gpu.upload import Upload
@@ -82,6 +83,12 @@ class DecodeGraphs:
             )
         return taken
 
+    def holds(self, step: StepArrays) -> bool:
+        """Whether a step filled up to a captured size fits the scratch it was captured with: not
+        where many sequences share long contexts."""
+        passes_G = self._work_of(len(step.ends_S)).passes_G
+        return int(step.slots_GS1[:, -1].max()) <= passes_G[0][0].num_slots
+
     def run(self, step: StepTensors) -> Tensor:
         """Logits float32 [S, V] of an uploaded step of a captured size; valid until the next."""
         size = len(step.ends_S)
@@ -97,14 +104,23 @@ class DecodeGraphs:
             size, num_groups=num_groups, num_blocks=1, nowhere=nowhere,
             reaches=self.model.takes_reaches,
         )  # fmt: skip
+        empty = replace(empty, work=self._work_of(size))
         step, tables_GSB = self.upload.upload_step(empty), self._tables_of(size)
 
         def decode() -> None:
             token_ids_T = self.last.with_pending(step.token_ids_T, step.feed_T)
-            logits_SV = self.model.forward(step.inputs(token_ids_T, tables_GSB), self.pool)
-            self._logits_SV[:size].copy_(logits_SV)
+            inputs = step.inputs(token_ids_T, tables_GSB)
+            self.model.forward(inputs, self.pool, out=self._logits_SV[:size])
 
         return self.device.capture(decode)
+
+    def _work_of(self, size: int) -> Work:
+        layout = self.pool.layout
+        num_blocks = min(self.max_blocks, self.pool.num_blocks)
+        return decode_work(
+            size, num_groups=layout.num_groups,
+            max_context_tokens=num_blocks * layout.block_tokens,
+        )  # fmt: skip
 
     def _tables_of(self, size: int) -> Tensor:
         num_groups, width = self.pool.layout.num_groups, self.max_blocks

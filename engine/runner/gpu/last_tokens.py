@@ -4,7 +4,7 @@ Every step has a part of the buffer until `depth` further steps were launched; b
 have been read, and a chunk carries them itself.
 """
 
-# Shapes: T tokens, R rows sampled, P places.
+# Shapes: T tokens, R rows sampled, P places, N of them looked up.
 
 from collections import deque
 from collections.abc import Sequence
@@ -42,6 +42,17 @@ class LastTokens:
         self._recent.appendleft({sequence: first + row for row, sequence in enumerate(asking)})
         return feeds, list(self._recent[0].values())
 
+    def pending_places(self, chunk: Chunk) -> list[int]:
+        """Where its `pending` tokens lie, while its own step has no places yet. Raises ValueError
+        as `reserve_places`."""
+        found = [places[chunk.sequence] for places in self._recent if chunk.sequence in places]
+        if len(found) < chunk.pending:
+            raise _not_sampled(chunk)
+        return found[: chunk.pending]
+
+    def tokens_at(self, place_N: Tensor) -> Tensor:
+        return self._tokens_P[place_N]
+
     def with_pending(self, token_ids_T: Tensor, feed_T: Tensor) -> Tensor:
         """`token_ids_T` with the pending ones in their places."""
         return torch.where(feed_T == NO_FEED, token_ids_T, self._tokens_P[feed_T.clamp(min=0)])
@@ -57,4 +68,8 @@ class LastTokens:
         for places in self._recent:
             if chunk.sequence in places:
                 return places[chunk.sequence]
-        raise ValueError(f"chunk {chunk.sequence}: no launched step samples its pending token")
+        raise _not_sampled(chunk)
+
+
+def _not_sampled(chunk: Chunk) -> ValueError:
+    return ValueError(f"chunk {chunk.sequence}: no launched step samples its pending token")

@@ -12,6 +12,7 @@ from engine.ops.choose import choose_ops
 from engine.ops.contract import Ops
 from engine.runner.gpu.device import Device
 from engine.sampling.masks import TokenMasker, mask_tokens
+from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import TokenSampler, sample_on_host
 from protocol.errors import SettingsError
 
@@ -33,13 +34,25 @@ def open_device(setting: str) -> Device | None:
         )
     from engine.runner.gpu.cuda import CudaDevice
 
+    sum_in_float32()
     return CudaDevice(index)
 
 
-def ops_for(device: Device, *, dtype: torch.dtype) -> Ops:
-    """The Triton kernels on a GPU, the torch twins anywhere else."""
+def sum_in_float32() -> None:
+    """cuBLAS cuts K of a linear with few rows into splits; by torch's default it may add them up
+    in bfloat16 or float16, each partial sum rounded to 8 or 11 bits."""
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def ops_for(device: Device, *, dtype: torch.dtype, batch_invariant: bool = False) -> Ops:
+    """The Triton kernels on a GPU, the torch twins anywhere else. `batch_invariant` as
+    `engine.ops.choose.choose_ops`."""
     native = None if device.where.type == "cuda" else False
-    return choose_ops(dtype=dtype, device=device.where, native=native)
+    return choose_ops(
+        dtype=dtype, device=device.where, native=native, batch_invariant=batch_invariant
+    )
 
 
 def token_sampler_for(device: Device) -> TokenSampler:
@@ -54,3 +67,10 @@ def token_masker_for(device: Device) -> TokenMasker:
         masker: TokenMasker = import_module("engine.sampling.triton_mask").mask_tokens
         return masker
     return mask_tokens
+
+
+def score_penaliser_for(device: Device) -> ScorePenaliser:
+    if device.where.type == "cuda":
+        penaliser: ScorePenaliser = import_module("engine.sampling.triton_penalties").penalise
+        return penaliser
+    return penalise

@@ -9,15 +9,19 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
-from engine.batch import Chunk, ReadRows, SequenceId
+from engine.batch import Chunk, ReadRows, SequenceId, Words
 from engine.kvcache.pool import KvPool, fewest_blocks
 from engine.limits import EngineLimits
 from engine.models.model import Model
+from engine.ops.work import MOST_SLOTS, most_splits
 from engine.runner.gpu.arrays import widest_table
 from engine.runner.gpu.device import Device
 from engine.runner.gpu.runner import DeviceRunner
+from engine.sampling.masks import TokenMasker, mask_tokens
+from engine.sampling.penalties import ScorePenaliser, penalise
 from engine.sampling.rows import TokenSampler
 from protocol.errors import SettingsError
 from protocol.layout import KvLayout
@@ -67,10 +71,13 @@ def blocks_left(
 
 
 def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
-    """`token_budget` tokens of `max_running` sequences that all sample, and are all scored: the
-    most logits too."""
+    """`token_budget` tokens of `max_running` sequences that all sample by all that may be asked
+    for, and are all scored: the most logits too."""
     share, rest = divmod(limits.token_budget, limits.max_running)
-    rule = Sampling(seed=1, max_tokens=1, temperature=1.0, top_p=0.9, num_logprobs=1)
+    rule = Sampling(
+        seed=1, max_tokens=1, temperature=1.0, top_p=0.9, num_logprobs=1, repetition_penalty=1.1,
+        frequency_penalty=0.1, logit_bias=((0, 1.0),), min_tokens=1, stop_token_ids=(1,),
+    )  # fmt: skip
     chunks, first_block = list[Chunk](), 0
     for number in range(limits.max_running):
         num_tokens = min(share + (rest if number == 0 else 0), limits.max_context_tokens)
@@ -82,17 +89,40 @@ def largest_step(layout: KvLayout, limits: EngineLimits) -> list[Chunk]:
 
 
 def wide_steps(layout: KvLayout, limits: EngineLimits) -> list[list[Chunk]]:
-    """A decode and ever longer chunks, each of one sequence with the widest table: only then are
-    few tokens' contexts split, by kernels of their own and over scratch of their own. Every entry
-    names block 0, which they overwrite."""
-    most = min(limits.token_budget, limits.max_context_tokens)
-    table = [0] * widest_table(limits.max_context_tokens, layout) * layout.num_groups
-    steps, num_tokens = list[list[Chunk]](), 1
-    while num_tokens <= most:
-        rule = Sampling(seed=1, max_tokens=1)
-        steps.append([_zeros(f"wide {num_tokens}", num_tokens, table, rule)])
-        num_tokens *= 4
-    return steps
+    """Ever more decodes, which a batch of cached prompts is too, and ever longer chunks of one
+    sequence, all at the end of the longest context, but decodes only as far as they fill the
+    scratch of attention. Every entry of the tables names block 0, which they overwrite."""
+    longest = limits.max_context_tokens
+    table = [0] * widest_table(longest, layout) * layout.num_groups
+    filling = 1 + MOST_SLOTS // most_splits(longest)
+    decodes = [
+        [_wide(str(n), 1, table, start=longest - 1 if n < filling else 0) for n in range(count)]
+        for count in _powers(limits.max_running)
+    ]
+    most = min(limits.token_budget, longest)
+    chunks = [n for n in _powers(most) if n > 1]
+    return [*decodes, *([_wide("chunk", n, table, start=longest - n)] for n in chunks)]
+
+
+def _powers(most: int) -> list[int]:
+    """1, 4, 16 ... and `most` itself."""
+    powers, power = list[int](), 1
+    while power < most:
+        powers.append(power)
+        power *= 4
+    return [*powers, most]
+
+
+def _wide(name: str, num_tokens: int, table: Sequence[int], *, start: int) -> Chunk:
+    rule = Sampling(seed=1, max_tokens=1)
+    return _zeros(f"wide {name}", num_tokens, table, rule, start=start)
+
+
+class _FewTokens:
+    """An `Allowed`: to the first 32."""
+
+    def words(self) -> Words:
+        return np.full(1, -1, np.int32)
 
 
 def _all_rows(num_tokens: int) -> ReadRows | None:
@@ -106,24 +136,42 @@ def _zeros(
     table: Sequence[int],
     rule: Sampling,
     read: ReadRows | None = None,
+    *,
+    start: int = 0,
 ) -> Chunk:
     return Chunk(
-        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=0, block_table=table,
-        sampling=rule, prompt_ids=(), outputs=(), read=read,
+        sequence=SequenceId(name), token_ids=[0] * num_tokens, start=start, block_table=table,
+        sampling=rule, prompt_ids=(0,), outputs=(0,), read=read, allowed=_FewTokens(),
     )  # fmt: skip
 
 
 def largest_step_bytes(
-    model: Model, layout: KvLayout, *, device: Device, sampler: TokenSampler, limits: EngineLimits
+    model: Model,
+    layout: KvLayout,
+    *,
+    device: Device,
+    sampler: TokenSampler,
+    masker: TokenMasker = mask_tokens,
+    penaliser: ScorePenaliser = penalise,
+    limits: EngineLimits,
 ) -> int:
-    """Runs the largest step, and the wide ones: the most that one takes of the device, its pool
-    not counted. It also compiles the kernels that the first request would wait for."""
+    """Runs the largest step, and the wide ones: the most that one takes of the device, what its
+    runner keeps there included (the counts of tokens among it), its pool not. It also compiles the
+    kernels that the first request would wait for."""
     chunks = largest_step(layout, limits)
     num_blocks = sum(len(chunk.block_table) for chunk in chunks)
     pool = KvPool(layout, num_blocks, device=device.where)
-    runner = DeviceRunner(model, pool, device=device, sampler=sampler, limits=limits)
     steps = [chunks, *wide_steps(layout, limits)]
-    return device.peak_bytes(lambda: _run(runner, steps))
+
+    def run() -> None:
+        runner = DeviceRunner(
+            model, pool, device=device, sampler=sampler, masker=masker, penaliser=penaliser,
+            limits=limits,
+        )  # fmt: skip
+        for step in steps:
+            runner.launch(step).tokens()
+
+    return device.peak_bytes(run)
 
 
 @contextmanager
@@ -139,8 +187,3 @@ def refused_when_full(device: Device, *, setting: str, doing: str, advice: str) 
         raise SettingsError(
             f"{setting}: {device.name} has no memory left for {doing}; {advice} ({why})"
         ) from error
-
-
-def _run(runner: DeviceRunner, steps: list[list[Chunk]]) -> None:
-    for chunks in steps:
-        runner.launch(chunks).tokens()

@@ -5,19 +5,25 @@ Not thread-safe: one thread calls it. A step is one upload, a forward (a capture
 chunk is a decode), the sampling on the device, and one copy of the tokens back; the host waits for
 that copy's event alone, in `LaunchedStep.tokens`. torch.compile is not used: what lies between the
 kernels is captured with them.
+
+A step of decodes and prompt chunks may be two of that kind, the decodes' first
+(`engine.runner.gpu.mixed_steps` says when): neither reads what the other writes. A decode writes
+into a block that its sequence alone has, and reads those that it had before; of blocks that several
+have none is found before the step that wrote it was read (`engine.scheduling`).
 """
 
 # Shapes: R rows sampled, A of them with logprobs, N most likely tokens reported, V vocabulary.
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.batch import Chunk, SampledToken, SequenceId, StepReadings, StepTokens
+from engine.batch import Chunk
 from engine.kvcache.pool import KvPool
 from engine.limits import EngineLimits
 from engine.models.model import Model
@@ -29,53 +35,18 @@ from engine.runner.gpu.arrays import (
     step_arrays,
     widest_table,
 )
-from engine.runner.gpu.device import Device, StepEvent
+from engine.runner.gpu.device import Device
 from engine.runner.gpu.graphs import DecodeGraphs, decode_sizes, size_for
 from engine.runner.gpu.last_tokens import LastTokens
-from engine.runner.gpu.penalties import Penalties, penalised, penalties_of
+from engine.runner.gpu.launched import LaunchedPart, LaunchedStep
+from engine.runner.gpu.penalties import Penalties, StepPenalties
 from engine.runner.gpu.upload import Upload, fetch, upload_array, upload_bytes
-from engine.runner.prompt_rows import ReadPlan, as_readings, read_plan, read_rows
+from engine.runner.prompt_rows import ReadPlan, read_plan, read_rows
 from engine.sampling.masks import TokenMasker, mask_tokens
-from engine.sampling.rows import NO_TOKEN, TokenSampler, logprobs, rows_with_logprobs
+from engine.sampling.penalties import ScorePenaliser, penalise
+from engine.sampling.rows import TokenSampler, logprobs, rows_with_logprobs
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchedStep:
-    """On its way: its tokens come to host memory, and an event says when they are there."""
-
-    asking: Sequence[Chunk]
-    """Those that sample, row r of chunk r."""
-    event: StepEvent
-    tokens_R: Tensor
-    """Host memory, filled when the event has happened; so is the next."""
-    reports: Tensor
-    """[A, 1 + 2 N] as `engine.sampling.rows.logprobs`, of the rows that ask, in order."""
-    num_top: Mapping[int, int]
-    """How many of the most likely each of them wants, by row."""
-    plan: ReadPlan | None
-    read: Sequence[Tensor]
-    """Host memory, as the tokens: what the plan's chunks read."""
-
-    def readings(self) -> StepReadings:
-        return {} if self.plan is None else as_readings(self.plan, self.read)
-
-    def tokens(self) -> StepTokens:
-        """As the contract; raises RuntimeError when the device failed."""
-        self.event.wait()  # also where nothing is sampled: the KV is written then
-        reports = dict(zip(self.num_top, self.reports.tolist(), strict=True))
-        sampled: dict[SequenceId, Sequence[SampledToken]] = {}
-        for row, (chunk, token) in enumerate(zip(self.asking, self.tokens_R.tolist(), strict=True)):
-            if token != NO_TOKEN:
-                sampled[chunk.sequence] = (self._reported(token, row, reports.get(row)),)
-        return sampled
-
-    def _reported(self, token: int, row: int, report: list[float] | None) -> SampledToken:
-        if report is None:
-            return SampledToken(token_id=token)
-        most = (len(report) - 1) // 2
-        ids, values = report[1 : 1 + most], report[1 + most :]
-        pairs = list(zip(map(int, ids), values, strict=True))[: self.num_top[row]]
-        return SampledToken(token_id=token, logprob=report[0], top=tuple(pairs))
+ReadyPart = tuple[StepArrays, StepPenalties, Sequence[Chunk]]
 
 
 class DeviceRunner:
@@ -90,6 +61,7 @@ class DeviceRunner:
         device: Device,
         sampler: TokenSampler,
         masker: TokenMasker = mask_tokens,
+        penaliser: ScorePenaliser = penalise,
         limits: EngineLimits,
         eos_token_ids: Collection[int] = (),
     ) -> None:
@@ -97,10 +69,16 @@ class DeviceRunner:
         `min_tokens` bans. Captures nothing yet."""
         self._model, self._pool, self._device, self._sampler = model, pool, device, sampler
         self.layout, self.num_blocks, self.depth = pool.layout, pool.num_blocks, device.depth
-        self._masker, self._limits = masker, limits
-        self.eos_token_ids = tuple(eos_token_ids)
+        self._limits, self.eos_token_ids = limits, tuple(eos_token_ids)
+        self.runs_apart = True
+        """Of a step with chunks of prompts the decodes run as captured, apart from the rest."""
+        self._windows = tuple(group.window for group in model.config.kv_groups)
         max_blocks = widest_table(limits.max_context_tokens, pool.layout)
         self._last = LastTokens(device, max_rows=limits.max_running)
+        self._penalties = Penalties(
+            device, max_rows=limits.max_running, vocab_size=model.config.vocab_size,
+            eos_token_ids=eos_token_ids, last=self._last, masker=masker, penaliser=penaliser,
+        )  # fmt: skip
         self._upload = Upload(
             device,
             num_bytes=upload_bytes(
@@ -136,28 +114,45 @@ class DeviceRunner:
         block table, or has a pending token that no unread step samples; whatever it raises,
         nothing of the step is under way then."""
         self._device.bind()
-        asking = [chunk for chunk in chunks if chunk.sampling is not None]
-        penalties = penalties_of(
-            asking, eos_token_ids=self.eos_token_ids, vocab_size=self._model.config.vocab_size
-        )
-        feeds, keeps = self._last.reserve_places(chunks)
-        arrays = step_arrays(
-            chunks, self.layout, feeds=feeds, keeps=keeps, reaches=self._model.takes_reaches
-        )
+        parts = self._parts(chunks)
         try:
-            return self._launched(arrays, asking, penalties, chunks)
+            ready = self._prepare(parts)
+            return LaunchedStep(parts=[self._launched(*part) for part in ready])
         except Exception:
+            self._penalties.forget(chunks)
             self._device.record().wait()
             raise
+
+    def _parts(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+        """What is computed by forwards of their own, one after the other."""
+        decodes = [chunk for chunk in chunks if is_decode([chunk]) and chunk.read is None]
+        captured = size_for(len(decodes), self._graphs.sizes) is not None
+        if not (self.runs_apart and captured and 0 < len(decodes) < len(chunks)):
+            return [list(chunks)]
+        held = {chunk.sequence for chunk in decodes}
+        return [decodes, [chunk for chunk in chunks if chunk.sequence not in held]]
+
+    def _prepare(self, parts: Sequence[Sequence[Chunk]]) -> list[ReadyPart]:
+        """Whatever may be refused is, before any of it is launched."""
+        penalties = [self._penalties.plan(_asking(part)) for part in parts]
+        feeds, keeps = map(iter, self._last.reserve_places([c for part in parts for c in part]))
+        arrays = [
+            step_arrays(
+                part, self.layout, windows=self._windows, reaches=self._model.takes_reaches,
+                feeds=list(islice(feeds, len(part))),
+                keeps=list(islice(keeps, len(_asking(part)))),
+            )
+            for part in parts
+        ]  # fmt: skip
+        return list(zip(arrays, penalties, parts, strict=True))
 
     def _launched(
         self,
         arrays: StepArrays,
-        asking: Sequence[Chunk],
-        penalties: Penalties,
+        penalties: StepPenalties,
         chunks: Sequence[Chunk],
-    ) -> LaunchedStep:
-        plan, read = read_plan(chunks), list[Tensor]()
+    ) -> LaunchedPart:
+        plan, read, asking = read_plan(chunks), list[Tensor](), _asking(chunks)
         if plan is None:
             step, logits_RV = self._forward(arrays, decode=is_decode(chunks))
         else:
@@ -169,7 +164,7 @@ class DeviceRunner:
             if num_top:
                 reports = self._report(logits_RV, sampled_R, num_top)
             tokens_R = fetch(self._device, sampled_R)
-        return LaunchedStep(
+        return LaunchedPart(
             asking=asking, event=self._device.record(), tokens_R=tokens_R, reports=reports,
             num_top=num_top, plan=plan, read=read,
         )  # fmt: skip
@@ -190,21 +185,29 @@ class DeviceRunner:
         """The step as uploaded, and its logits [R, V], or more rows where it was filled up."""
         size = size_for(len(arrays.ends_S), self._graphs.sizes) if decode else None
         if size is not None:
-            step = self._upload.upload_step(padded(arrays, size, nowhere=self._last.nowhere))
-            return step, self._graphs.run(step)
+            full = padded(arrays, size, nowhere=self._last.nowhere)
+            if self._graphs.holds(full):
+                step = self._upload.upload_step(full)
+                return step, self._graphs.run(step)
         step = self._upload.upload_step(arrays)
         token_ids_T = self._last.with_pending(step.token_ids_T, step.feed_T)
         return step, self._model.forward(step.inputs(token_ids_T, step.tables_GSB), self._pool)
 
-    def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: Penalties) -> Tensor:
+    def _sampled(self, step: StepTensors, logits_RV: Tensor, penalties: StepPenalties) -> Tensor:
         """Token ids [R], kept on the device for the next step too."""
         num_rows = len(logits_RV)
-        shaped_RV = penalised(logits_RV, penalties, self._device, masker=self._masker)
+        shaped_RV, rules = self._penalties.apply(logits_RV, penalties)
         sampled_R = self._sampler(shaped_RV, step.rules(num_rows))
         self._last.keep_tokens(sampled_R, step.keep_R[:num_rows])
+        self._penalties.count_tokens(sampled_R, rules)
         return sampled_R
 
     def _report(self, logits_RV: Tensor, sampled_R: Tensor, num_top: Mapping[int, int]) -> Tensor:
         rows_A = upload_array(self._device, np.array(list(num_top), np.int64))
         reports = logprobs(logits_RV[rows_A], sampled_R[rows_A], num_top=max(num_top.values()))
         return fetch(self._device, reports)
+
+
+def _asking(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Those that sample."""
+    return [chunk for chunk in chunks if chunk.sampling is not None]

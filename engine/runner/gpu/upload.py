@@ -39,7 +39,7 @@ class Upload:
             bytes_here[place : place + array.nbytes] = packed
         self._there[:num_bytes].copy_(here, non_blocking=True)
         views = map(self._view, arrays, places)
-        return StepFields(**dict(zip(named, views, strict=True)))
+        return StepFields(**dict(zip(named, views, strict=True)), work=step.work)
 
     def _view(self, array: Array, place: int) -> Tensor:
         flat = self._there[place : place + array.nbytes].view(_DTYPES[array.dtype.name])

@@ -11,6 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from engine.checkpoint.load import load_model
 from engine.checkpoint.safetensors import Checkpoint
 from engine.ops.torch_ops import TorchLinear, TorchOps
+from engine.ops.triton.linears import GpuLinear
 from engine.ops.triton.ops import TritonOps
 from tools.make_checkpoint import Shape, make_checkpoint
 
@@ -45,15 +46,21 @@ class Watched(Checkpoint):
 class Packing(TorchOps):
     """Copies every weight into a form of its own, as kernels do."""
 
-    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
+    def linear(
+        self, weight_NK: Tensor, bias_N: Tensor | None, *, added: bool = False, gated: bool = False
+    ) -> TorchLinear:
         return TorchLinear(weight_NK.clone(), None if bias_N is None else bias_N.clone())
 
 
 class PackingOnGpu(TritonOps):
     """Stacks the experts as the GPU's ops do; no kernel runs while a model is made."""
 
-    def linear(self, weight_NK: Tensor, bias_N: Tensor | None) -> TorchLinear:
-        return TorchLinear(weight_NK.clone(), None if bias_N is None else bias_N.clone())
+    def linear(
+        self, weight_NK: Tensor, bias_N: Tensor | None, *, added: bool = False, gated: bool = False
+    ) -> GpuLinear:
+        return super().linear(
+            weight_NK.clone(), None if bias_N is None else bias_N.clone(), added=added, gated=gated
+        )
 
 
 @pytest.mark.parametrize("ops", [Packing, PackingOnGpu], ids=["torch", "triton"])

@@ -15,12 +15,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from support.forwards import chunk
-from support.host_device import HostDevice
+from support.shaped_rows import shaped_on_device
 
 from engine.batch import Chunk
 from engine.ops.philox import gumbel, words
 from engine.runner.gpu.arrays import step_arrays
-from engine.runner.gpu.penalties import penalised, penalties_of
 from engine.sampling.grammar import AllowedTokens
 from engine.sampling.rows import NO_TOKEN, RowRules, sample_on_host
 from engine.sampling.sampler import GREEDY_BELOW, MOST, sample_tokens
@@ -79,10 +78,8 @@ def on_device(logits_RV: torch.Tensor, chunks: list[Chunk]) -> list[int]:
     arrays = step_arrays(chunks, LAYOUT, feeds=[-1] * len(chunks), keeps=range(len(chunks)))
     names = [field.name for field in fields(RowRules)]
     rules = RowRules(**{name: torch.from_numpy(getattr(arrays, name)) for name in names})
-    penalties = penalties_of(chunks, eos_token_ids=EOS, vocab_size=V)
-    tokens: list[int] = sample_on_host(
-        penalised(logits_RV, penalties, HostDevice()), rules
-    ).tolist()
+    shaped_RV = shaped_on_device(logits_RV, chunks, eos_token_ids=EOS)
+    tokens: list[int] = sample_on_host(shaped_RV, rules).tolist()
     return tokens
 
 

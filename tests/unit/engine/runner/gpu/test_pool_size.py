@@ -1,5 +1,7 @@
 """How much of a device's memory an engine takes, and what it says where that is too little."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,20 +63,46 @@ def test_the_largest_step_has_every_token_and_every_row() -> None:
 def test_steps_with_the_widest_tables_are_measured_too(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widths = dict[int, int]()
-    upload_step = Upload.upload_step
-
-    def seen(upload: Upload, step: StepArrays) -> StepTensors:
-        if len(step.ends_S) == 1:
-            widths[len(step.token_ids_T)] = step.tables_GSB.shape[2]
-        return upload_step(upload, step)
-
-    monkeypatch.setattr(Upload, "upload_step", seen)
+    steps = uploaded(monkeypatch)
     model = load_model(checkpoint, dtype="float32", native=False)
     (layout,) = model.config.kv_layouts(block_tokens=4, dtype="float32")
     largest_step_bytes(model, layout, device=HostDevice(), sampler=sample_on_host, limits=LIMITS)
-    assert widths == dict.fromkeys((1, 4, 16), widest_table(256, layout))
+    wide = {len(s.token_ids_T): s.tables_GSB.shape[2] for s in steps if len(s.ends_S) == 1}
+    assert wide == dict.fromkeys((1, 4, 16, 24), widest_table(256, layout))
+    assert [256] * 4 in [step.ends_S.tolist() for step in steps], "decodes of the longest context"
     assert widest_table(256, layout) > 256 // 4
+
+
+def uploaded(monkeypatch: pytest.MonkeyPatch) -> list[StepArrays]:
+    """Every step from now on."""
+    steps, upload_step = list[StepArrays](), Upload.upload_step
+
+    def seen(upload: Upload, step: StepArrays) -> StepTensors:
+        steps.append(step)
+        return upload_step(upload, step)
+
+    monkeypatch.setattr(Upload, "upload_step", seen)
+    return steps
+
+
+def test_max_model_len_bounds_context_tables_and_scratch(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Roomy(SmallDevice):
+        free = 1 << 24
+
+    monkeypatch.setattr("engine.ops.work.SPLIT_TOKENS", 16)
+    found = dict[int, tuple[int, int, int]]()
+    for most in (64, 256):
+        steps = uploaded(monkeypatch)
+        assembled(checkpoint, Roomy(), max_model_len=most)
+        found[most] = (
+            max(int(step.ends_S.max()) for step in steps),
+            max(step.tables_GSB.shape[2] for step in steps),
+            max(step.work.passes_G[0][0].num_slots for step in steps),
+        )
+    # Scratch for four decodes over tables of blocks that are as long as a split here.
+    assert found == {64: (64, 16, 4 * 16), 256: (256, 32, 4 * 32)}
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +136,34 @@ def test_an_engine_on_a_device_sizes_its_pool_by_measuring(checkpoint: Path) -> 
     left = SmallDevice.free - SmallDevice.peak
     assert runner.num_blocks == (left // 2 - left // 8) // runner.layout.block_bytes
     assert runner.depth == 2
+
+
+def test_workers_on_one_device_measure_it_one_after_the_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the pool and the captured steps have their memory."""
+    done = list[str]()
+
+    @contextmanager
+    def turn(key: str) -> Iterator[bool]:
+        done.append(f"at {key}")
+        yield True
+        done.append("over")
+
+    class Told(SmallDevice):
+        def free_bytes(self) -> int:
+            done.append("free")
+            return self.free
+
+        def capture(self, step: Step) -> Step:
+            done.append("captured")
+            return super().capture(step)
+
+    monkeypatch.setattr("engine.assembly.take_turn", turn)
+    device = Told()
+    assembled(checkpoint, device)
+    assert done[0] == f"at {device.key}" and done[-1] == "over"
+    assert done.count("free") == 2 and done.count("captured") == 3
 
 
 def test_the_settings_may_say_the_size_of_the_pool_and_leave_graphs_out(checkpoint: Path) -> None:

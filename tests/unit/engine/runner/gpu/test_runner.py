@@ -21,11 +21,13 @@ from support.device_steps import (
 from support.family_shapes import SHAPES
 from support.forwards import chunk, pool_for
 from support.host_device import HostDevice
+from torch import Tensor
 
 from engine.batch import SampledToken, SequenceId
 from engine.checkpoint.load import load_model
 from engine.kvcache.pool import KvPool
 from engine.models.model import Model
+from engine.runner.gpu.graphs import DecodeGraphs
 from engine.runner.gpu.runner import DeviceRunner
 from engine.sampling.rows import sample_on_host
 from protocol.messages import Sampling
@@ -80,6 +82,21 @@ def test_a_batch_is_filled_up_to_the_next_captured_size(model: Model) -> None:
     for count in (1, 2, 3):
         rules = dict(list(few.items())[:count])
         assert stepwise(device_runner(model), rules, count=4) == expected(model, rules, count=4)
+
+
+def test_a_step_beyond_the_captured_scratch_is_launched_kernel_by_kernel(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Contexts that are in more splits than there is room for; nothing else changes."""
+
+    def never(graphs: DecodeGraphs, step: object) -> Tensor:
+        raise AssertionError("its scratch has no room")
+
+    monkeypatch.setattr("engine.ops.work.SPLIT_TOKENS", 4)
+    monkeypatch.setattr("engine.ops.work.MOST_SLOTS", 1)
+    monkeypatch.setattr(DecodeGraphs, "run", never)
+    rules = {SequenceId("a"): GREEDY}
+    assert stepwise(device_runner(model), rules, count=4) == expected(model, rules, count=4)
 
 
 def test_rows_that_fill_a_batch_up_write_no_kv(model: Model) -> None:

@@ -67,6 +67,7 @@ def test_rows_that_fill_up_read_nothing_and_write_nothing() -> None:
     full = padded(step, 4, nowhere=8)
     assert full.slots_GT.tolist() == [[step.slots_GT[0, 0], -1, -1, -1]]
     assert full.ends_S.tolist() == [6, 0, 0, 0] and full.starts_S1.tolist() == [0, 1, 2, 3, 4]
+    assert full.slots_GS1.tolist() == [[0, 1, 2, 3, 4]], "an item each, of no key"
     assert (
         full.keep_R.tolist() == [3, 8, 8, 8]
         and full.tables_GSB[0].tolist() == [[2, 1, *[0] * 14]] + [[0] * 16] * 3
