@@ -247,7 +247,7 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
     device. `launch` for the tuner: tokens of a part, and warps."""
     num_rows, size = logits_RV.shape
     assert size <= MOST_TOKENS, f"a vocabulary of {size} tokens: masses of {MOST_TOKENS} have a sum"
-    device, i32 = logits_RV.device, torch.int32
+    device = logits_RV.device
     tokens_R = torch.empty(num_rows, dtype=torch.int64, device=device)
     if not num_rows:
         return tokens_R
