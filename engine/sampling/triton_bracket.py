@@ -95,7 +95,7 @@ def widest_of(min_p):  # type: ignore[no-untyped-def]
     return tl.where(min_p > 0, tl.abs(tl.log(tl.maximum(min_p, 1e-45))), float("inf"))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def inverse_step(low, high, BINS: tl.constexpr):  # type: ignore[no-untyped-def]
     """1 / the width of a bin, a power of two: bins cut float32 exactly."""
     bits = ((high - low).to(tl.int32, bitcast=True) + 0x7F_FFFF) & INFINITE

@@ -41,7 +41,7 @@ def words_of(first, position, seed, TILE: tl.constexpr):  # type: ignore[no-unty
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def words_at(ids, position, seed):  # type: ignore[no-untyped-def]
     """The words of any ids, at four times the work of `words_of`."""
     nothing = (ids * 0).to(tl.uint32)

@@ -27,13 +27,12 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.triton.launch import Launch, as_stride, chosen, power_of_two
-from engine.sampling import triton_bracket as bracket
+from engine.sampling import triton_bracket
 from engine.sampling.rows import RowRules
 from engine.sampling.triton_bracket import (
     ALIGNED_BY_CHANCE,
     BELOW,
     BINS,
-    CAPACITY,
     FIRST_KEY,
     INFINITE,
     LAST_KEY,
@@ -71,7 +70,7 @@ def keys_of(  # type: ignore[no-untyped-def]
     return gap.to(tl.int32, bitcast=True)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def weight_of(key, BY_MASS: tl.constexpr):  # type: ignore[no-untyped-def]
     return mass_of(key.to(tl.float32, bitcast=True)) if BY_MASS else (key * 0 + 1).to(tl.int64)
 
@@ -197,7 +196,7 @@ def choose_kernel(  # type: ignore[no-untyped-def]
     best, temperature = best_of(floats, r, num_parts, PARTS), tl.load(temperatures + r)
     parts = tl.arange(0, PARTS)
     real = parts < num_parts
-    token = -1
+    token = tl.full((), -1, tl.int32)
     if is_drawn(best, temperature):
         to = place_of(r, MOST, 2, num_parts) + parts
         mosts = tl.load(floats + to, mask=real, other=float("-inf"))
@@ -251,6 +250,7 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
     tokens_R = torch.empty(num_rows, dtype=torch.int64, device=device)
     if not num_rows:
         return tokens_R
+    capacity = triton_bracket.CAPACITY
     launch = launch or chosen("sample", "any", device, DEFAULT)
     tile = launch.block_n
     num_parts = -(-size // tile)
@@ -267,33 +267,33 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
         scratch(num_parts, BINS, dtype=torch.int32),
     )
     edges, held = scratch(2, dtype=torch.float32), scratch(3, dtype=torch.int32)
-    gaps, ids = scratch(CAPACITY, dtype=torch.float32), scratch(CAPACITY, dtype=torch.int32)
+    gaps, ids = scratch(capacity, dtype=torch.float32), scratch(capacity, dtype=torch.int32)
     stride, parts = as_stride(logits_RV, 0), power_of_two(num_parts)
     grid = (num_rows, num_parts)
     columns = (rules.temperature_R, rules.top_k_R, rules.top_p_R)
     place = (rules.seed_R, rules.position_R)
     whole_rules = (*columns, rules.min_p_R, *place)
-    bracket.tops_kernel[grid](
+    triton_bracket.tops_kernel[grid](
         logits_RV, floats, ints, stride, size, num_parts, TILE=tile, **launch.options
     )
     for again in (False, True):
-        bracket.weigh_kernel[grid](
+        triton_bracket.weigh_kernel[grid](
             logits_RV, *whole_rules, floats, ints, masses, counts, edges, held,
             stride, size, num_parts,
-            AGAIN=again, PARTS=parts, TILE=tile, BINS=BINS, CAPACITY=CAPACITY, **launch.options,
+            AGAIN=again, PARTS=parts, TILE=tile, BINS=BINS, CAPACITY=capacity, **launch.options,
         )  # fmt: skip
-        bracket.plan_kernel[num_rows,](
+        triton_bracket.plan_kernel[num_rows,](
             *columns, ints, masses, counts, edges, held, size, num_parts,
-            AGAIN=again, PARTS=parts, BINS=BINS, CAPACITY=CAPACITY,
+            AGAIN=again, PARTS=parts, BINS=BINS, CAPACITY=capacity,
             **Launch(num_warps=8).options,
         )  # fmt: skip
-    bracket.pack_kernel[grid](
+    triton_bracket.pack_kernel[grid](
         logits_RV, *whole_rules, floats, ints, masses, edges, gaps, ids,
-        stride, size, num_parts, PARTS=parts, TILE=tile, CAPACITY=CAPACITY, **launch.options,
+        stride, size, num_parts, PARTS=parts, TILE=tile, CAPACITY=capacity, **launch.options,
     )  # fmt: skip
     choose_kernel[num_rows,](
         logits_RV, *columns, *place, tokens_R, floats, ints, masses, held, gaps, ids,
-        stride, size, num_parts, PARTS=parts, TILE=SEARCH_TILE, CAPACITY=CAPACITY,
+        stride, size, num_parts, PARTS=parts, TILE=SEARCH_TILE, CAPACITY=capacity,
         **Launch(num_warps=4).options,
     )  # fmt: skip
     return tokens_R

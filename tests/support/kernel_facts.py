@@ -8,7 +8,6 @@ ptxas, and no GPU.
 
 import json
 import re
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -58,8 +57,8 @@ def launches() -> dict[str, Recorded]:
     def attended() -> object:
         return attention.attention(qkv[:, :32], layer_pool(DIM), given, heads(DIM))
 
-    def stored() -> object:
-        return rope_store.rope_store(
+    def stored() -> None:
+        rope_store.rope_store(
             qkv.view(ROWS, -1), turns, heads(DIM), layer_pool(DIM), given.slots_GT[0]
         )
 
@@ -87,7 +86,7 @@ def load_bytes(name: str, call: ahead.Call, compiled: object) -> int:
     if name == "attention_decode":
         text = compiled.asm["ttgir"]  # type: ignore[attr-defined]
         waits = [int(n) for n in re.findall(r"async_wait.*?num = (\d+)", text)]
-        return (max(waits) + 1) * constants["BLOCK_N"] * constants["BLOCK_D"] * 2
+        return (max(waits) + 1) * int(constants["BLOCK_N"]) * int(constants["BLOCK_D"]) * 2
     if name == "norm":
         return WIDTH * (4 + 2)
     if name == "rope_store":
@@ -120,15 +119,11 @@ def kernel_facts(folder: Path) -> dict[str, Kernel]:
 def fact(name: str, call: ahead.Call, folder: Path) -> Kernel:
     compiled = call.compiled(ARCH)
     taken = ahead.resources(compiled.asm["cubin"], folder)
-    code = subprocess.run(
-        [str(ahead._TOOLS / "cuobjdump"), "-sass", str(folder / "kernel.cubin")],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
     return Kernel(
         registers=taken["REG"],
         shared_bytes=taken["SHARED"] + compiled.metadata.shared,
         num_warps=compiled.metadata.num_warps,
-        instructions=len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE)),
+        instructions=taken["INSTRUCTIONS"],
         load_bytes=load_bytes(name, call, compiled),
     )
 

@@ -14,7 +14,7 @@ from support.sampling_checks import rows_of, twin_tokens
 from torch import Tensor
 
 from engine.ops.triton.launch import Launch
-from engine.sampling import triton_sample
+from engine.sampling import triton_bracket, triton_sample
 from protocol.messages import Sampling
 
 FILTERED: tuple[dict[str, float], ...] = (
@@ -35,11 +35,11 @@ def chosen_as_the_twin(logits_RV: Tensor, settings: list[Sampling], launch: Laun
 
 @contextmanager
 def room_for(capacity: int) -> Iterator[None]:
-    before, triton_sample.CAPACITY = triton_sample.CAPACITY, capacity
+    before, triton_bracket.CAPACITY = triton_bracket.CAPACITY, capacity
     try:
         yield
     finally:
-        triton_sample.CAPACITY = before
+        triton_bracket.CAPACITY = before
 
 
 @check
