@@ -2,7 +2,8 @@
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own,
 one for a group of checks; each check is a function by the same name in `support.step_checks`,
-`.linear_checks`, `.attention_checks` or `.sampling_checks`, and is reported by itself.
+`.linear_checks`, `.attention_checks`, `.sampling_checks` or `.sampling_passes`, and is reported by
+itself.
 """
 
 import json
@@ -48,8 +49,11 @@ SAMPLING = (
     "a_token_depends_on_its_row_alone",
     "rows_at_the_ends_of_float32",
     "masks_take_out_what_is_not_allowed",
+    "parts_and_room_decide_no_token",
     "penalties_are_those_of_the_twin",
 )
+COUNTED = ("few_passes",)
+"""By the interpreter alone."""
 
 
 ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
@@ -100,7 +104,8 @@ def on_a_gpu() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("group", "name"), [pytest.param(group, name, id=name) for group in GROUPS for name in group]
+    ("group", "name"),
+    [pytest.param(group, name, id=name) for group in (*GROUPS, COUNTED) for name in group],
 )
 def test_the_kernels_do_what_their_twins_do(
     group: tuple[str, ...], name: str, interpreted: Reports
@@ -117,7 +122,9 @@ def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[s
 
 def test_every_check_is_run() -> None:
     folder = Path(__file__).parents[1] / "support"
-    modules = ("step_checks", "linear_checks", "attention_checks", "sampling_checks")
+    modules = (
+        "step_checks", "linear_checks", "attention_checks", "sampling_checks", "sampling_passes",
+    )  # fmt: skip
     source = "".join((folder / f"{module}.py").read_text() for module in modules)
     named = {*BETWEEN_THE_LINEARS, *LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
     assert source.count("\n@check\n") == len(named)

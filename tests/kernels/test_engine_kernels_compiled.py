@@ -19,11 +19,16 @@ from torch import Tensor
 
 from engine.ops.contract import Norm
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
-from engine.sampling import triton_mask, triton_penalties, triton_sample
+from engine.sampling import triton_bracket, triton_mask, triton_penalties, triton_sample
 from engine.sampling.penalties import PenaltyRules
 from engine.sampling.rows import RowRules, logprobs
 
 F32 = torch.float32
+SAMPLING = (
+    (triton_bracket, "tops_kernel"), (triton_bracket, "weigh_kernel"),
+    (triton_bracket, "plan_kernel"), (triton_bracket, "pack_kernel"),
+    (triton_sample, "choose_kernel"),
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +108,12 @@ def test_the_sampler_fits(arch: int, tmp_path: Path) -> None:
         position_R=column(torch.int64),
     )
     logits_RV = meta(64, 151_936, dtype=F32)
-    calls = recorded(
-        triton_sample, "sample_kernel", lambda: triton_sample.sample_tokens(logits_RV, rows)
-    )
-    check(calls, (arch,), tmp_path)
+    for module, name in SAMPLING:
+        with pytest.MonkeyPatch.context() as patch:
+            for other, kernel in SAMPLING:
+                patch.setattr(other, kernel, getattr(other, kernel) if kernel == name else Silent())
+            calls = recorded(module, name, lambda: triton_sample.sample_tokens(logits_RV, rows))
+        check(calls, (arch,), tmp_path)
 
 
 @pytest.mark.slow
@@ -176,7 +183,7 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         (attention, "decode_kernel"), (attention, "chunk_kernel"),
         (reduce_splits, "reduce_splits_kernel"),
         (rope_store, "rope_store_kernel"), (norm, "norm_kernel"),
-        (gated, "gated_kernel"), (triton_sample, "sample_kernel"), (experts, "count_kernel"),
+        (gated, "gated_kernel"), *SAMPLING, (experts, "count_kernel"),
         (triton_mask, "mask_kernel"), (triton_penalties, "penalise_kernel"),
         (experts, "place_kernel"), (experts, "grouped_kernel"),
         (experts, "combine_kernel"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.ops.triton import attention, experts, gated, launch, linear, reduce_splits
 from engine.ops.triton.launch import Launch
-from engine.sampling import triton_sample
+from engine.sampling import triton_bracket, triton_sample
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
 from tools.tune.attention import attention_subjects
@@ -60,8 +60,10 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
         (experts, "combine_kernel"),
-        (linear, "linear_kernel"), (linear, "sum_parts_kernel"),
-        (gated, "gated_kernel"), (triton_sample, "sample_kernel"),
+        (linear, "linear_kernel"), (linear, "sum_parts_kernel"), (gated, "gated_kernel"),
+        (triton_sample, "choose_kernel"), (triton_bracket, "tops_kernel"),
+        (triton_bracket, "weigh_kernel"), (triton_bracket, "plan_kernel"),
+        (triton_bracket, "pack_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
     monkeypatch.setattr(tuning, "DEVICE", "meta")
@@ -105,11 +107,12 @@ def test_a_linear_that_cublas_computes_faster_has_no_entry(
     assert launch.read_tuned(tmp_path / "sm_90.json") == {("linear", subjects[1].shape): best[1]}
 
 
-def test_the_sampler_keeps_its_tile() -> None:
+def test_the_sampler_is_tried_with_parts_of_several_sizes() -> None:
+    """Which decide no token (`tests/support/sampling_passes.py`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "DEVICE", "meta")
         (one,) = sample_subjects(1_000)
-    assert {candidate.block_n for candidate in one.candidates} == {triton_sample.DEFAULT.block_n}
+    assert {1_024, triton_sample.DEFAULT.block_n, 4_096} <= {c.block_n for c in one.candidates}
 
 
 def test_attention_is_tried_with_few_warps_and_with_deep_pipelines() -> None:

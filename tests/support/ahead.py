@@ -106,7 +106,9 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
         for flag in ("-res-usage", "-sass")
     )  # fmt: skip
     taken = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
-    return taken | {"SPILLS": len(re.findall(r"\b(?:LDL|STL)\b", code))}
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
+    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE))
+    return taken | {"SPILLS": spills, "INSTRUCTIONS": instructions}
 
 
 def assert_fits(call: Call, arch: int, folder: Path) -> None:

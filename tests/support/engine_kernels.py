@@ -3,7 +3,7 @@
     TRITON_INTERPRET=1 python -m support.engine_kernels NAME ...
 
 Started by `tests/kernels/test_engine_kernels.py`; a name is that of a function in one of the
-four modules of checks. One JSON line a check on stdout, [name, why it failed or ""]. Toy sizes: a
+modules of checks. One JSON line a check on stdout, [name, why it failed or ""]. Toy sizes: a
 program takes the interpreter milliseconds.
 """
 
@@ -12,10 +12,16 @@ import sys
 import traceback
 
 import torch
-from support import attention_checks, linear_checks, sampling_checks, step_checks
+from support import (
+    attention_checks,
+    linear_checks,
+    sampling_checks,
+    sampling_passes,
+    step_checks,
+)
 from support.kernel_cases import CHECKS, DEVICE
 
-MODULES = (step_checks, linear_checks, attention_checks, sampling_checks)
+MODULES = (step_checks, linear_checks, attention_checks, sampling_checks, sampling_passes)
 
 
 def why_not(name: str) -> str:

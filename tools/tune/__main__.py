@@ -7,10 +7,7 @@ that of the default parameters; one that the chip has no room for is passed over
 kernels and shapes in the file stay.
 
 Not tuned: the size of attention's splits (`engine.ops.work`), for the order of a row's sums follows
-it; and the sampler's tile, for the tokens that top_p keeps
-may follow it. Of the sampler only the warps vary, which the sum of one tile's masses may still
-follow in its last bits. A linear has an entry only where our kernel is faster than cuBLAS, at the
-shapes of an 8B Llama.
+it. A linear has an entry only where our kernel is faster than cuBLAS, at the shapes of an 8B Llama.
 """
 
 import argparse

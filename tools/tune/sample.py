@@ -1,8 +1,9 @@
-"""What is tried of the sampler."""
+"""What is tried of the sampler: parts of a row and their warps, which decide no token."""
 
 # Shapes: R rows, V vocabulary.
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ def sample_subjects(vocab_size: int) -> Iterator[Subject]:
         shape="any",
         default=sample.DEFAULT,
         candidates=[
-            Launch(block_n=sample.DEFAULT.block_n, num_warps=warps) for warps in (4, 8, 16)
+            Launch(block_n=tokens, num_warps=warps)
+            for tokens, warps in product((1_024, 2_048, 4_096, 8_192), (2, 4, 8))
+            if 256 <= tokens // warps <= 1_024
         ],
         run=lambda one: sample.sample_tokens(logits_RV, rows, launch=one),
     )
