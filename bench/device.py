@@ -17,7 +17,8 @@ from contextlib import closing
 from support.device_source import Child, content_of, device_source, layout_of, pool_of
 from support.gpu import why_no_gpu, why_no_nccl
 
-from bench.record import record
+from bench.record import is_folder_named, record
+from bench.row import Row, tell
 from kvtransfer.endings import FetchEnd, Landed
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.sink.sink import Sink
@@ -38,6 +39,8 @@ def main() -> int:
     for transport in TRANSPORTS:
         if asked.kind == "cuda" and transport == "nccl" and (why := why_no_nccl()):
             print(f"nccl is not measured: {why}")
+            if is_folder_named():
+                tell(Row(part=transport, result=f"not measured: {why}"[:100]))
             continue
         for total_mib in asked.total_mib:
             for block_bytes in BLOCK_BYTES:
@@ -64,6 +67,12 @@ def measure(kind: str, transport: str, *, block_bytes: int, total_bytes: int) ->
     best = total_bytes / min(seconds) / 1e9
     print(f"{transport:8} {block_bytes >> 10:5} KiB x {num_blocks:5}: {median:8.2f} GB/s median, "
           f"{best:8.2f} best, limit {limit:8.2f}")  # fmt: skip
+    if is_folder_named():
+        tell(Row(
+            part=f"{transport} {total_bytes >> 20} MiB in {block_bytes >> 10} KiB",
+            result=f"{median:.1f} GB/s", limit=f"{limit:.0f} GB/s" if limit else "",
+            share=median / limit if limit else None,
+        ))  # fmt: skip
     if kind == "cuda":
         record(
             "kvtransfer_device",

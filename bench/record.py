@@ -1,6 +1,6 @@
 """Writes one measurement: a JSON line on stdout and at the end of `NAME.jsonl`.
 
-The file lies in `bench/results`, or in the folder that BATON_RESULTS names; BATON_COMMIT says which
+The file lies in `bench/results`, or in the folder that BENCH_RESULTS names; BENCH_COMMIT says which
 commit is measured where git cannot. The conditions go with the numbers, because without them they
 are worth nothing.
 """
@@ -35,12 +35,12 @@ def record(name: str, *, conditions: Mapping[str, object], results: Mapping[str,
 
 
 def results_folder() -> Path:
-    return Path(os.environ.get("BATON_RESULTS") or RESULTS)
+    return Path(os.environ.get("BENCH_RESULTS") or RESULTS)
 
 
 def is_folder_named() -> bool:
-    """Whether BATON_RESULTS asks for whatever is measured, a toy's numbers too."""
-    return bool(os.environ.get("BATON_RESULTS"))
+    """Whether BENCH_RESULTS asks for whatever is measured, a toy's numbers too."""
+    return bool(os.environ.get("BENCH_RESULTS"))
 
 
 def machine() -> dict[str, object]:
@@ -82,8 +82,8 @@ def _cpu() -> str:
 
 
 def commit() -> str:
-    """`git describe`, or "unknown" without git and BATON_COMMIT."""
-    if said := os.environ.get("BATON_COMMIT"):
+    """`git describe`, or "unknown" without git and BENCH_COMMIT."""
+    if said := os.environ.get("BENCH_COMMIT"):
         return said
     command = ["git", "describe", "--always", "--dirty"]
     try:

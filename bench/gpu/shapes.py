@@ -11,7 +11,7 @@ from tools.make_checkpoint import Shape
 
 LLAMA_8B = Shape(
     dtype="bfloat16", hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp=14_336,
-    vocab=128_256, context=8192,
+    vocab=128_256, context=131_072,
 )  # fmt: skip
 TOY = Shape(
     dtype="float32", hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512,
@@ -40,6 +40,10 @@ class Costs:
         are left out: under a thousandth."""
         weights = (self.linear_parameters + self.head_parameters) * self.weight_bytes
         return weights + batch * context * self.kv_token_bytes
+
+    def ragged_bytes(self, *, batch: int, context: int, long: int) -> int:
+        """Where one sequence has `long` tokens and the others `context`."""
+        return self.decode_bytes(batch=batch - 1, context=context) + long * self.kv_token_bytes
 
     def prefill_flops(self, num_tokens: int) -> int:
         """Of one prompt of which the last row is sampled: two for each multiply and add; half of

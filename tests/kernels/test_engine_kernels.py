@@ -85,8 +85,7 @@ def interpreted() -> Reports:
 
 @pytest.fixture(scope="module")
 def on_a_gpu() -> dict[str, str]:
-    """The first time on a machine a hundred variants are compiled, by as many processes at a time as
-    it has cores for."""
+    """The first time on a machine a hundred variants are compiled, side by side."""
     if why := why_no_gpu():
         pytest.skip(why)
     return side_by_side(ON_A_GPU, lambda name: run({}, "engine_kernels", name))
@@ -117,7 +116,7 @@ def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[s
 
 def test_checks_that_run_side_by_side_are_each_reported() -> None:
     names = ("norms", "gates", "ropes")
-    found = side_by_side(names, lambda name: f'noise\n{json.dumps([name, "why " + name])}\n')
+    found = side_by_side(names, lambda name: f"noise\n{json.dumps([name, 'why ' + name])}\n")
     assert found == {name: f"why {name}" for name in names}
 
 

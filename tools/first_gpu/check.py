@@ -1,0 +1,48 @@
+"""Stage `check`: what the machine has, whether the kernels are right, what dies with a source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.first_gpu.gpu_tests import gpu_test_files
+from tools.first_gpu.part import Part
+from tools.first_gpu.stage import Stage
+from tools.python_path import ROOT
+
+KILLS = "tests/contract/test_device_processes.py"
+FORWARD = "bench.gpu.forward"
+
+
+def check(out: Path, *, toy: bool) -> Stage:
+    """First what may leave the device unusable, then what is quick, then what compiles most."""
+    small = ["--toy"] if toy else []
+    bench = ["-m", "bench.gpu", "--only", "limits", *small]
+    far = ["--pool-gib", "16", "--name", "far blocks"]
+    alone = [
+        Part(name="versions", arguments=["-m", "tools.first_gpu.versions", str(out)], within_s=60),
+        _tests("killed_sources", [KILLS], "kill", toy=toy, within_s=120),
+        Part(name="limits", arguments=bench, within_s=60),
+    ]
+    forward = Part(name="forward", arguments=["-m", FORWARD, *small], within_s=90)
+    far_blocks = Part(name="far_blocks", arguments=["-m", FORWARD, *far, *small], within_s=90)
+    checked = ["memcheck", FORWARD, "--pool-gib", "5", "--name", "under memcheck", *small]
+    memcheck = ["-m", "tools.first_gpu.memcheck", *checked]
+    waves = [*([part] for part in alone), [forward, far_blocks]]
+    files = [str(file.relative_to(ROOT)) for file in gpu_test_files()]
+    tests = [
+        _tests(Path(file).stem.removeprefix("test_"), [file], "", toy=toy, within_s=300)
+        for file in files
+    ]
+    return Stage(
+        name="check",
+        waves=[*waves, tests, [Part(name="memcheck", arguments=memcheck, within_s=150)]],
+    )
+
+
+def _tests(name: str, files: Sequence[str], words: str, *, toy: bool, within_s: float) -> Part:
+    """A toy's are those of the same files that run on the host: the fakes', and quick ones."""
+    marks = "not gpu and not long and not slow" if toy else "gpu"
+    chosen = ["-m", marks, *(["-k", words] if words else [])]
+    return Part(
+        name=name, arguments=["-m", "tools.first_gpu.gpu_tests", name, *chosen, *files],
+        within_s=within_s,
+    )  # fmt: skip
