@@ -60,9 +60,7 @@ def measure(bench: "Bench", only: Sequence[str]) -> None:
 
 
 def _host_device() -> "Device":
-    from support.host_device import (
-        HostDevice,  # of the tests: `make gpu-bench` has them on the path
-    )
+    from support.host_device import HostDevice  # of the tests: `tools.first_gpu` finds them
 
     return HostDevice()
 

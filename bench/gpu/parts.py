@@ -145,7 +145,7 @@ class Bench:
             self.part(peer.name, lambda results=results, peer=peer: self._peer(results, peer))  # type: ignore[misc]
 
     def hand_over(self) -> Results:
-        from bench.gpu import hand_over  # needs `tests` on the path, as `make gpu-bench` has it
+        from bench.gpu import hand_over  # needs `tests` on the path
 
         results = hand_over.measure("cuda" if self.is_gpu else "cpu")
         assert results["correct"], results

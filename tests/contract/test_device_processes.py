@@ -1,6 +1,6 @@
 """Two processes and the pools on their devices: right bytes, and an end when the other dies.
 
-With the fake everywhere; with CUDA the two share one GPU, as `make gpu-check` runs them.
+With the fake everywhere; with CUDA the two share one GPU, as `make gpu STAGE=check` runs them.
 """
 
 import time

@@ -10,6 +10,11 @@ from tools.python_path import ROOT
 
 KILLS = "tests/contract/test_device_processes.py"
 FORWARD = "bench.gpu.forward"
+KILLED = {
+    False: ["-m", "gpu", "-k", "kill and cuda_ipc"],
+    True: ["-m", "not gpu", "-k", "killed_source_ends and fake and cuda_ipc"],
+}  # fmt: skip
+"""By whether it is a toy's: over the fake device."""
 
 
 def check(out: Path, *, toy: bool) -> Stage:
@@ -19,7 +24,7 @@ def check(out: Path, *, toy: bool) -> Stage:
     far = ["--pool-gib", "16", "--name", "far blocks"]
     alone = [
         Part(name="versions", arguments=["-m", "tools.first_gpu.versions", str(out)], within_s=60),
-        _tests("killed_sources", [KILLS], "kill", toy=toy, within_s=120),
+        _tests("killed_sources", [KILLS], KILLED[toy], within_s=150),
         Part(name="limits", arguments=bench, within_s=60),
     ]
     forward = Part(name="forward", arguments=["-m", FORWARD, *small], within_s=90)
@@ -27,22 +32,27 @@ def check(out: Path, *, toy: bool) -> Stage:
     checked = ["memcheck", FORWARD, "--pool-gib", "5", "--name", "under memcheck", *small]
     memcheck = ["-m", "tools.first_gpu.memcheck", *checked]
     waves = [*([part] for part in alone), [forward, far_blocks]]
-    files = [str(file.relative_to(ROOT)) for file in gpu_test_files()]
-    tests = [
-        _tests(Path(file).stem.removeprefix("test_"), [file], "", toy=toy, within_s=300)
-        for file in files
-    ]
     return Stage(
         name="check",
-        waves=[*waves, tests, [Part(name="memcheck", arguments=memcheck, within_s=150)]],
+        waves=[
+            *waves,
+            _all_tests(toy=toy),
+            [Part(name="memcheck", arguments=memcheck, within_s=150)],
+        ],
     )
 
 
-def _tests(name: str, files: Sequence[str], words: str, *, toy: bool, within_s: float) -> Part:
-    """A toy's are those of the same files that run on the host: the fakes', and quick ones."""
-    marks = "not gpu and not long and not slow" if toy else "gpu"
-    chosen = ["-m", marks, *(["-k", words] if words else [])]
-    return Part(
-        name=name, arguments=["-m", "tools.first_gpu.gpu_tests", name, *chosen, *files],
-        within_s=within_s,
-    )  # fmt: skip
+def _all_tests(*, toy: bool) -> list[Part]:
+    """A file each, so that they compile side by side; a toy's are found, and skipped."""
+    files = [str(file.relative_to(ROOT)) for file in gpu_test_files()]
+    if toy:
+        return [_tests("gpu tests", files, ["--may-skip", "-m", "gpu"], within_s=150)]
+    return [
+        _tests(Path(file).stem.removeprefix("test_"), [file], ["-m", "gpu"], within_s=300)
+        for file in files
+    ]
+
+
+def _tests(name: str, files: Sequence[str], chosen: Sequence[str], *, within_s: float) -> Part:
+    arguments = ["-m", "tools.first_gpu.gpu_tests", name, *chosen, *files]
+    return Part(name=name, arguments=arguments, within_s=within_s)

@@ -44,12 +44,13 @@ def run_stage(
 
 
 def rows_of(outcomes: Sequence[Outcome]) -> Iterator[Row]:
-    """All that was told; of a part that failed, or told nothing, a row that says so."""
+    """All that was told; of a part that failed without a row that says so, or told nothing, one
+    that does."""
     for outcome in outcomes:
         yield from outcome.rows
-        if outcome.failure:
+        if outcome.failure and all(row.passed is not False for row in outcome.rows):
             yield Row(part=outcome.part.name, result=outcome.failure, passed=False)
-        elif not outcome.rows:
+        elif not outcome.rows and not outcome.failure:
             yield Row(part=outcome.part.name, result="told nothing", passed=False)
 
 

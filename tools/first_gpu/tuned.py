@@ -12,6 +12,8 @@ from pathlib import Path
 
 TOY = ("--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--vocab", "512")
 
+TOY_CONTEXT = 256
+
 
 def main() -> int:
     arguments = sys.argv[1:]
@@ -28,12 +30,12 @@ def _tune(out: Path, arguments: list[str], *, is_toy: bool) -> int:
 
     from bench.row import Row, tell
     from engine.ops.triton import launch
-    from tools.tune import subject
+    from tools.tune import attention, subject
     from tools.tune.__main__ import parsed, subjects_of
 
     asked = parsed(arguments)
     if is_toy:
-        subject.DEVICE = "cpu"
+        subject.DEVICE, attention.CONTEXT = "cpu", TOY_CONTEXT
     device = "the host" if is_toy else torch.cuda.get_device_name()
     name = "toy.json" if is_toy else launch.file_name(torch.cuda.get_device_capability())
     chosen = (one for kernel in asked.kernel for one in subjects_of(kernel, asked))
