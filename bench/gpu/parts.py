@@ -60,16 +60,18 @@ class Bench:
 
     def part(self, name: str, measure: Callable[[], Results]) -> None:
         """Measures, judges and records; what failed or is below its bar is told at the end."""
+        failed = False
         try:
             results = measure()
         except Exception as error:  # the other parts are still worth measuring
             results = {"failed": f"{type(error).__name__}: {error}"[:400]}
+            failed = True
             self.failures.append(f"{name}: {results['failed']}")
         print(name, dict(results), file=sys.stderr)
         if self.is_gpu:
             self.judge(name, results)
         if is_folder_named():
-            tell(row_of(name, results))
+            tell(row_of(name, results, is_ours=failed))
         if self.is_gpu or is_folder_named():
             record("gpu", conditions={"part": name, **self._conditions()}, results=results)
 

@@ -8,10 +8,11 @@ TEXT_CHARS = 100
 MS = ("step_ms", "prefill_ms")
 
 
-def row_of(name: str, results: Mapping[str, object]) -> Row:
-    """A part that failed did not pass; one without a bar is only told."""
+def row_of(name: str, results: Mapping[str, object], *, is_ours: bool) -> Row:
+    """A part of ours that failed did not pass; a peer that did, or one without a bar, is told."""
     if "failed" in results:
-        return Row(part=name, result=str(results["failed"])[:TEXT_CHARS], passed=False)
+        passed = False if is_ours else None
+        return Row(part=name, result=str(results["failed"])[:TEXT_CHARS], passed=passed)
     share, bar, limit = results.get("share"), results.get("bar"), results.get("limit_ms")
     taken_ms = next((results[key] for key in MS if key in results), None)
     if not isinstance(taken_ms, float):
