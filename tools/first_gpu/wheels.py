@@ -49,9 +49,13 @@ def main() -> int:
 
 def missing(requires_of: Callable[[str], Sequence[str]], *, python: str) -> list[str]:
     """Names of distributions, sorted. `requires_of` answers the requirements of one as text."""
-    present = _closure(PRESENT, requires_of, python=python, stop=frozenset())
-    needed = _closure(NEEDED, requires_of, python=python, stop=frozenset(present))
-    return sorted(needed - {"baton"})
+    beneath = present(requires_of, python=python)
+    return sorted(_closure(NEEDED, requires_of, python=python, stop=beneath) - {"baton"})
+
+
+def present(requires_of: Callable[[str], Sequence[str]], *, python: str) -> frozenset[str]:
+    """Names of what an image for torch has."""
+    return frozenset(_closure(PRESENT, requires_of, python=python, stop=frozenset()))
 
 
 def requirements_of(name: str) -> Sequence[str]:
