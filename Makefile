@@ -131,4 +131,4 @@ $(ROUTERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/rout
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-gpu .wheels build *.egg-info

@@ -1,6 +1,6 @@
 """KV transfer between two processes with pools on GPUs, beside the device's own copy.
 
-    PYTHONPATH=.:tests python -m bench.device [--kind cuda|fake] [--total-mib 64 512]
+    PYTHONPATH=.:tests python -m bench.device [--kind cuda|fake] [--total-mib 64] [--block-kib 32]
 
 GB/s (1e9 bytes) from `fetch` to its end, median and best; every block checked once. The limit is
 one contiguous copy on the device. With the fake it shows that the measurement works and records
@@ -25,7 +25,7 @@ from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.layout import compat_hash
 
-BLOCK_BYTES = (32 << 10, 256 << 10, 2 << 20)
+BLOCK_KIB = (32, 256, 2048)
 ROUNDS = 12
 FETCH_WITHIN_S = 120.0
 TRANSPORTS = ("cuda_ipc", "nccl")
@@ -43,7 +43,7 @@ def main() -> int:
                 tell(Row(part=transport, result=f"not measured: {why}"[:100]))
             continue
         for total_mib in asked.total_mib:
-            for block_bytes in BLOCK_BYTES:
+            for block_bytes in (kib << 10 for kib in asked.block_kib):
                 measure(asked.kind, transport, block_bytes=block_bytes, total_bytes=total_mib << 20)
     return 0
 
@@ -134,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kind", choices=["cuda", "fake"], default="cuda")
     parser.add_argument("--total-mib", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--block-kib", type=int, nargs="+", default=BLOCK_KIB)
     return parser.parse_args()
 
 

@@ -12,7 +12,7 @@ KILLS = "tests/contract/test_device_processes.py"
 FORWARD = "bench.gpu.forward"
 KILLED = {
     False: ["-m", "gpu", "-k", "kill and cuda_ipc"],
-    True: ["-m", "not gpu", "-k", "killed_source_ends and fake and cuda_ipc"],
+    True: ["-m", "not gpu", "-k", "killed_while and fake and cuda_ipc"],
 }  # fmt: skip
 """By whether it is a toy's: over the fake device."""
 

@@ -9,7 +9,7 @@ from tools.first_gpu.stage import Stage
 
 def serve(out: Path, *, toy: bool) -> Stage:
     """First that tokens are right, then how soon they come, then how fast bytes go."""
-    planes = ["--kind", "fake", "--total-mib", "2"] if toy else []
+    planes = ["--kind", "fake", "--total-mib", "1", "--block-kib", "256"] if toy else []
     served = ["-m", "bench.gpu.serving", *(["--toy"] if toy else [])]
     return Stage(
         name="serve",

@@ -7,7 +7,7 @@ from tools.first_gpu.profile import bench_part
 from tools.first_gpu.stage import Stage
 from tools.python_path import ROOT
 
-SECONDS = {"attention": 240, "linears": 60, "sample": 30}
+SECONDS = {"attention": 200, "linears": 60, "sample": 30}
 """Of ten minutes; a kernel that `tools.tune` does not know is left out."""
 TOY_SECONDS = 1
 """Only what is measured first: the interpreter takes seconds for it."""
