@@ -21,8 +21,8 @@ from bench.gpu.clock import copy_bytes_per_s, matrix_flops_per_s
 from bench.gpu.engine_side import FILTERED, EngineSide
 from bench.gpu.peers import Peer
 from bench.gpu.plan import BARS, Plan, Results
-from bench.gpu.rows import row_of
-from bench.gpu.shapes import Costs, costs, write_config
+from bench.gpu.rows import row_of, rows_of_parts
+from bench.gpu.shapes import Costs, costs, part_bytes, write_config
 from bench.gpu.weights import RandomCheckpoint
 from bench.record import is_folder_named, record
 from bench.row import tell
@@ -71,9 +71,26 @@ class Bench:
         if self.is_gpu:
             self.judge(name, results)
         if is_folder_named():
-            tell(row_of(name, results, is_ours=failed))
+            self._tell(name, results, failed=failed)
         if self.is_gpu or is_folder_named():
             record("gpu", conditions={"part": name, **self._conditions()}, results=results)
+
+    def _tell(self, name: str, results: Results, *, failed: bool) -> None:
+        step = name.removeprefix("breakdown_")
+        if failed or step == name:
+            tell(row_of(name, results, raised=failed))
+            return
+        for row in rows_of_parts(step, results, self._limits_ms(step)):
+            tell(row)
+
+    def _limits_ms(self, step: str) -> dict[str, float]:
+        """Of the parts of a decode step; a prefill's are not told apart."""
+        load = self.plan.load
+        batch = next((one for one in load.batches if step == f"decode_b{one}"), None)
+        if batch is None:
+            return {}
+        least = part_bytes(self.plan.shape, batch=batch, context=load.context)
+        return {part: 1e3 * moved / self.copied_per_s for part, moved in least.items()}
 
     def judge(self, name: str, results: Results) -> None:
         share, bar = results.get("share"), BARS.get(name)

@@ -64,6 +64,21 @@ def costs(shape: Shape) -> Costs:
     )
 
 
+def part_bytes(shape: Shape, *, batch: int, context: int) -> dict[str, int]:
+    """What each part of a decode step reads at least, all layers; parts that read next to nothing
+    are left out. Named as in `bench.gpu.breakdown`."""
+    dim, size = shape.head_dim or shape.hidden // shape.heads, BYTES[shape.dtype]
+    layer, heads = shape.layers * shape.hidden * size, shape.heads * dim
+    return {
+        "qkv": layer * (heads + 2 * shape.kv_heads * dim),
+        "attention": batch * context * costs(shape).kv_token_bytes,
+        "o": layer * heads,
+        "gate_up": layer * 2 * shape.mlp,
+        "down": layer * shape.mlp,
+        "head": shape.hidden * shape.vocab * size,
+    }
+
+
 def write_config(shape: Shape, directory: Path) -> ModelConfig:
     """`config.json` of the shape in `directory`, as the engine and its peers read it."""
     (directory / "config.json").write_text(json.dumps(shape.config()))
