@@ -27,7 +27,7 @@ THIS = f"{sys.version_info.major}.{sys.version_info.minor}"
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As `make gpu-wheels` lays them; skips without a registry."""
     folder = tmp_path_factory.mktemp("wheels")
-    made = [sys.executable, "-m", "tools.first_gpu.wheels", "--python", THIS, "--out", folder]
+    made = [sys.executable, "-m", "tools.first_gpu.wheels", "--python", THIS, "--out", str(folder)]
     done = subprocess.run(made, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode:
         pytest.skip(f"no wheels: {done.stderr[-300:]}")
