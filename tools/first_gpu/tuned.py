@@ -9,6 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch comes after the environment is set
+    from torch import Tensor
 
 TOY = ("--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--vocab", "512")
 
@@ -51,7 +55,7 @@ def _tune(out: Path, arguments: list[str], *, is_toy: bool) -> int:
     return 0 if measured else 1
 
 
-def once(call: "Callable[[], object]") -> tuple[float, object]:
+def once(call: "Callable[[], Tensor]") -> "tuple[float, Tensor]":
     """Of the interpreter."""
     started_s = time.perf_counter()
     result = call()
