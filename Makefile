@@ -8,7 +8,7 @@ UCX_VENV ?= .venv-ucx
 # A machine with an NVIDIA driver takes torch as the range in pyproject.toml admits it.
 CONSTRAINTS ?= $(if $(wildcard /proc/driver/nvidia/version),,-c constraints-cpu.txt)
 
-.PHONY: help setup demo quick test test-long test-clients test-kernels test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu-check gpu-bench gpu-bench-kvtransfer soak fuzz clean
+.PHONY: help setup demo quick test test-long test-clients test-kernels test-ucx check tree bench bench-kvtransfer bench-prefix-index bench-placement bench-router soak-router chaos gpu gpu-wheels soak fuzz clean
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
@@ -88,19 +88,16 @@ bench: setup  ## the measurements under bench/, written to bench/results/
 	PYTHONPATH=.:tests $(BIN)/python -m bench.placement_decision
 	PYTHONPATH=.:tests $(BIN)/python -m bench.pull
 
-# Ten minutes at most for all of it: the quick tests first, then the kernels, which are compiled the
-# first time. Two ranks may share a GPU from NCCL 2.30 on, with few thread blocks each.
-GPU_ENV := NCCL_MULTI_RANK_GPU_ENABLE=1 NCCL_NVLS_ENABLE=0
-gpu-check: setup  ## what needs an NVIDIA GPU: the engine on it beside its twins, device pools, hand-overs on one
-	$(GPU_ENV) timeout 600 sh -c '"$$@" tests --ignore=tests/kernels; quick=$$?; \
-		"$$@" tests/kernels; kernels=$$?; [ $$quick = 0 ] && [ $$kernels = 0 ]' \
-		gpu-check $(BIN)/python -m pytest -m gpu $(ARGS)
+# A machine lent with a GPU has torch and no registry: PY is its Python, and .wheels/ goes along.
+PY ?= 3.12
+gpu-wheels: setup  ## what a bare GPU machine lacks, for tools/first_gpu.sh there: PY=3.12 (or 3.11)
+	$(BIN)/python -m tools.first_gpu.wheels --python $(PY)
 
-gpu-bench: setup  ## an 8-billion-parameter shape on one GPU, beside its limits and its peers
-	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.gpu $(ARGS)
-
-gpu-bench-kvtransfer: setup  ## cuda_ipc and nccl between two processes on one GPU, beside its own copy
-	$(GPU_ENV) PYTHONPATH=.:tests timeout 600 $(BIN)/python -m bench.device $(ARGS)
+# Where this environment lies on the GPU's own machine; elsewhere tools/first_gpu.sh makes one.
+STAGE ?= check
+OUT ?= build/gpu
+gpu: setup  ## a stage of the first hour on a GPU, ten minutes at most: STAGE=check, profile, tune or serve OUT=build/gpu
+	$(BIN)/python -m tools.first_gpu $(STAGE) $(OUT) $(ARGS)
 
 # Mooncake's traces are not part of this repository: TRACES="PATH ..." names them.
 TRACES ?=
@@ -144,4 +141,4 @@ $(ROUTERS_VENV)/.ready: pyproject.toml constraints-cpu.txt $(wildcard bench/rout
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-triton-* build *.egg-info
+	rm -rf $(VENV) $(PEERS_VENV) $(ROUTERS_VENV) $(UCX_VENV) .venv-triton-* .venv-gpu .wheels build *.egg-info

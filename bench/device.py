@@ -1,6 +1,6 @@
 """KV transfer between two processes with pools on GPUs, beside the device's own copy.
 
-    PYTHONPATH=.:tests python -m bench.device [--kind cuda|fake] [--total-mib 64 512]
+    PYTHONPATH=.:tests python -m bench.device [--kind cuda|fake] [--total-mib 64] [--block-kib 32]
 
 GB/s (1e9 bytes) from `fetch` to its end, median and best; every block checked once. The limit is
 one contiguous copy on the device. With the fake it shows that the measurement works and records
@@ -17,14 +17,15 @@ from contextlib import closing
 from support.device_source import Child, content_of, device_source, layout_of, pool_of
 from support.gpu import why_no_gpu, why_no_nccl
 
-from bench.record import record
+from bench.record import is_folder_named, record
+from bench.row import Row, tell
 from kvtransfer.endings import FetchEnd, Landed
 from kvtransfer.memory.device_pool import DeviceMemory
 from kvtransfer.sink.sink import Sink
 from protocol.ids import WorkerId
 from protocol.layout import compat_hash
 
-BLOCK_BYTES = (32 << 10, 256 << 10, 2 << 20)
+BLOCK_KIB = (32, 256, 2048)
 ROUNDS = 12
 FETCH_WITHIN_S = 120.0
 TRANSPORTS = ("cuda_ipc", "nccl")
@@ -38,9 +39,11 @@ def main() -> int:
     for transport in TRANSPORTS:
         if asked.kind == "cuda" and transport == "nccl" and (why := why_no_nccl()):
             print(f"nccl is not measured: {why}")
+            if is_folder_named():
+                tell(Row(part=transport, result=f"not measured: {why}"[:100]))
             continue
         for total_mib in asked.total_mib:
-            for block_bytes in BLOCK_BYTES:
+            for block_bytes in (kib << 10 for kib in asked.block_kib):
                 measure(asked.kind, transport, block_bytes=block_bytes, total_bytes=total_mib << 20)
     return 0
 
@@ -64,6 +67,12 @@ def measure(kind: str, transport: str, *, block_bytes: int, total_bytes: int) ->
     best = total_bytes / min(seconds) / 1e9
     print(f"{transport:8} {block_bytes >> 10:5} KiB x {num_blocks:5}: {median:8.2f} GB/s median, "
           f"{best:8.2f} best, limit {limit:8.2f}")  # fmt: skip
+    if is_folder_named():
+        tell(Row(
+            part=f"{transport} {total_bytes >> 20} MiB in {block_bytes >> 10} KiB",
+            result=f"{median:.1f} GB/s", limit=f"{limit:.0f} GB/s" if limit else "",
+            share=median / limit if limit else None,
+        ))  # fmt: skip
     if kind == "cuda":
         record(
             "kvtransfer_device",
@@ -125,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kind", choices=["cuda", "fake"], default="cuda")
     parser.add_argument("--total-mib", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--block-kib", type=int, nargs="+", default=BLOCK_KIB)
     return parser.parse_args()
 
 

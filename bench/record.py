@@ -1,7 +1,8 @@
-"""Writes one measurement: a JSON line on stdout and at the end of `bench/results/NAME.jsonl`.
+"""Writes one measurement: a JSON line on stdout and at the end of `NAME.jsonl`.
 
-Called by every benchmark. The conditions go with the numbers, because without them they are
-worth nothing.
+The file lies in `bench/results`, or in the folder that BENCH_RESULTS names; BENCH_COMMIT says which
+commit is measured where git cannot. The conditions go with the numbers, because without them they
+are worth nothing.
 """
 
 import importlib.metadata
@@ -26,10 +27,20 @@ def record(name: str, *, conditions: Mapping[str, object], results: Mapping[str,
             "results": dict(results),
         }
     )
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.jsonl").open("a") as file:
+    folder = results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{name}.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line)
+
+
+def results_folder() -> Path:
+    return Path(os.environ.get("BENCH_RESULTS") or RESULTS)
+
+
+def is_folder_named() -> bool:
+    """Whether BENCH_RESULTS asks for whatever is measured, a toy's numbers too."""
+    return bool(os.environ.get("BENCH_RESULTS"))
 
 
 def machine() -> dict[str, object]:
@@ -40,7 +51,7 @@ def machine() -> dict[str, object]:
         "load_1min": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -70,7 +81,10 @@ def _cpu() -> str:
     return next(names, platform.processor())
 
 
-def _commit() -> str:
+def commit() -> str:
+    """`git describe`, or "unknown" without git and BENCH_COMMIT."""
+    if said := os.environ.get("BENCH_COMMIT"):
+        return said
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(

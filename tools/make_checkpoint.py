@@ -44,8 +44,9 @@ BENCH = Shape(
 """The 155.7 M-parameter shape of the engine benchmark."""
 
 
-def make_checkpoint(path: Path, shape: Shape) -> None:
-    """Write the whole directory; existing files of the same names are replaced.
+def make_checkpoint(path: Path, shape: Shape, *, device: str = "cpu") -> None:
+    """Write the whole directory; existing files of the same names are replaced. Another `device`
+    makes other numbers, and large checkpoints sooner.
 
     CheckpointError or ValueError, before anything is written, for a shape that would not load.
     """
@@ -56,7 +57,7 @@ def make_checkpoint(path: Path, shape: Shape) -> None:
         path / "generation_config.json",
         {"bos_token_id": 1, "eos_token_id": list(shape.eos_token_ids)},
     )
-    _write_weights(path, shape, config)
+    _write_weights(path, shape, _tensors(shape, config, device))
     _write_tokenizer(path, shape)
 
 
@@ -81,40 +82,46 @@ def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _tensors(shape: Shape, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _tensors(shape: Shape, config: ModelConfig, device: str) -> Iterator[tuple[str, Tensor]]:
     """Large enough that logits differ clearly and no part of the model is a near no-op."""
-    generator = torch.Generator().manual_seed(shape.seed)
+    generator = torch.Generator(device).manual_seed(shape.seed)
     plus_one = config.family.norms.plus_one
     for name, spec in tensor_specs(config, Naming(experts=shape.form())).items():
         size = spec.shape
         if spec.quantised:
-            yield name, _mxfp4(name, size, generator)
+            yield name, _mxfp4(name, size, generator).cpu()
             continue
-        noise = torch.randn(size, generator=generator)
+        noise = torch.randn(size, generator=generator, device=device)
         if "norm" in name and name.endswith("weight"):
             value = 0.1 * noise + (0 if plus_one else 1)
         elif name.endswith(("bias", ".sinks")):
             value = 0.1 * noise if name.endswith("bias") else noise
         else:
             value = noise * (1.0 if name.endswith("embed_tokens.weight") else size[-1] ** -0.5)
-        yield name, value.to(DTYPES[shape.dtype]).contiguous()
+        yield name, value.to(DTYPES[shape.dtype]).contiguous().cpu()
 
 
 def _mxfp4(name: str, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Bytes of blocks, or scales that make the numbers about as large as the other weights."""
     if name.endswith("_blocks"):
-        return torch.randint(256, size, generator=generator, dtype=torch.uint8)
+        return _random(0, 256, size, generator)
     centre = 127 - round(math.log2(3 * math.sqrt(size[-1] * BLOCK)))
-    return torch.randint(centre - 1, centre + 2, size, generator=generator, dtype=torch.uint8)
+    return _random(centre - 1, centre + 2, size, generator)
 
 
-def _write_weights(path: Path, shape: Shape, config: ModelConfig) -> None:
+def _random(low: int, high: int, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randint(
+        low, high, size, generator=generator, dtype=torch.uint8, device=generator.device
+    )
+
+
+def _write_weights(path: Path, shape: Shape, tensors: Iterator[tuple[str, Tensor]]) -> None:
     if shape.shard_bytes is None:
-        save_file(dict(_tensors(shape, config)), path / "model.safetensors", {"format": "pt"})
+        save_file(dict(tensors), path / "model.safetensors", {"format": "pt"})
         return
     shards: list[dict[str, Tensor]] = [{}]
     room = shape.shard_bytes
-    for name, tensor in _tensors(shape, config):
+    for name, tensor in tensors:
         if shards[-1] and tensor.nbytes > room:
             shards.append({})
             room = shape.shard_bytes

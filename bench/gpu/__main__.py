@@ -8,18 +8,22 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bench.gpu.parts import Bench
     from engine.runner.gpu.device import Device
 
 BUDGET_S = 570.0
+PARTS = ("limits", "engine", "attention", "hand_over", "peers")
 
 
 def main() -> int:
     asked = _arguments()
-    from bench.gpu.parts import REAL, SMALL, Bench  # torch: seconds that --help need not wait
+    from bench.gpu.parts import Bench  # torch: seconds that --help need not wait
+    from bench.gpu.plan import REAL, SMALL
     from engine.runner.gpu.opening import open_device
     from protocol.errors import SettingsError
 
@@ -32,14 +36,9 @@ def main() -> int:
     device.bind()
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(
-            SMALL if asked.toy else REAL, device, Path(directory), time.monotonic() + BUDGET_S
+            SMALL if asked.toy else REAL, device, Path(directory), time.monotonic() + asked.within_s
         )
-        bench.part("limits", bench.limits)
-        bench.engine()
-        bench.attention()
-        if not asked.alone:
-            bench.part("hand_over", bench.hand_over)
-            bench.peers()
+        measure(bench, asked.only)
     for failure in bench.failures:
         print(f"failed: {failure}", file=sys.stderr)
     for one in bench.below:
@@ -47,10 +46,21 @@ def main() -> int:
     return 1 if bench.failures or bench.below else 0
 
 
+def measure(bench: "Bench", only: Sequence[str]) -> None:
+    """The limits first: all shares are of them."""
+    bench.part("limits", bench.limits)
+    if "engine" in only:
+        bench.engine()
+    if "attention" in only:
+        bench.attention()
+    if "hand_over" in only:
+        bench.part("hand_over", bench.hand_over)
+    if "peers" in only:
+        bench.peers()
+
+
 def _host_device() -> "Device":
-    from support.host_device import (
-        HostDevice,  # of the tests: `make gpu-bench` has them on the path
-    )
+    from support.host_device import HostDevice  # of the tests: `tools.first_gpu` finds them
 
     return HostDevice()
 
@@ -58,7 +68,8 @@ def _host_device() -> "Device":
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The engine on one GPU, its limits, its peers.")
     parser.add_argument("--toy", action="store_true", help="a tiny shape on the host")
-    parser.add_argument("--alone", action="store_true", help="no workers, no transformers")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="beside the limits")
+    parser.add_argument("--within-s", type=float, default=BUDGET_S, help="peers take what is left")
     return parser.parse_args()
 
 

@@ -45,8 +45,9 @@ class PagedBatch:
             layer=0,
         )  # fmt: skip
         layout = KvLayout(
-            num_layers=1, num_kv_heads=shape.kv_heads, head_dim=dim, block_tokens=BLOCK_TOKENS,
-            dtype=dtype,
+            # All of them: the next block is as far away as it is for a model.
+            num_layers=shape.layers, num_kv_heads=shape.kv_heads, head_dim=dim,
+            block_tokens=BLOCK_TOKENS, dtype=dtype,
         )  # fmt: skip
         self.num_blocks = -(-context // BLOCK_TOKENS)
         self.pool = KvPool(layout, batch * self.num_blocks, device=device.where)
@@ -134,7 +135,7 @@ def flashinfer(batch: PagedBatch) -> Callable[[], Tensor]:
         starts = torch.arange(batch.batch + 1, dtype=torch.int32, device=where) * batch.num_new
         wrapper = library.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND")
         wrapper.plan(starts, pages, table, last, *sizes, causal=True, **kinds)
-    pool = batch.pool.tensor[:, 0]  # [blocks, 2, G, S, D]: its HND layout
+    pool = batch.pool.tensor[:, 0].contiguous()  # [blocks, 2, G, S, D]: its HND layout
 
     def run() -> Tensor:
         out_THD: Tensor = wrapper.run(q_THD, pool)

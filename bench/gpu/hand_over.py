@@ -1,6 +1,6 @@
 """One prefill and one decode worker on one GPU: right tokens, and what the hand-over took.
 
-Real processes on a small random checkpoint; needs `tests` on the path, as `make gpu-bench` does.
+Real processes on a small random checkpoint; needs `tests` on the path, as `tools.first_gpu` has it.
 """
 
 import tempfile

@@ -11,7 +11,7 @@ from tools.make_checkpoint import Shape
 
 LLAMA_8B = Shape(
     dtype="bfloat16", hidden=4096, layers=32, heads=32, kv_heads=8, head_dim=128, mlp=14_336,
-    vocab=128_256, context=8192,
+    vocab=128_256, context=131_072,
 )  # fmt: skip
 TOY = Shape(
     dtype="float32", hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, mlp=128, vocab=512,
@@ -41,6 +41,10 @@ class Costs:
         weights = (self.linear_parameters + self.head_parameters) * self.weight_bytes
         return weights + batch * context * self.kv_token_bytes
 
+    def ragged_bytes(self, *, batch: int, context: int, long: int) -> int:
+        """Where one sequence has `long` tokens and the others `context`."""
+        return self.decode_bytes(batch=batch - 1, context=context) + long * self.kv_token_bytes
+
     def prefill_flops(self, num_tokens: int) -> int:
         """Of one prompt of which the last row is sampled: two for each multiply and add; half of
         the attention's square is masked, and not counted."""
@@ -58,6 +62,21 @@ def costs(shape: Shape) -> Costs:
         kv_token_bytes=2 * shape.layers * shape.kv_heads * dim * BYTES[shape.dtype],
         weight_bytes=BYTES[shape.dtype],
     )
+
+
+def part_bytes(shape: Shape, *, batch: int, context: int) -> dict[str, int]:
+    """What each part of a decode step reads at least, all layers; parts that read next to nothing
+    are left out. Named as in `bench.gpu.breakdown`."""
+    dim, size = shape.head_dim or shape.hidden // shape.heads, BYTES[shape.dtype]
+    layer, heads = shape.layers * shape.hidden * size, shape.heads * dim
+    return {
+        "qkv": layer * (heads + 2 * shape.kv_heads * dim),
+        "attention": batch * context * costs(shape).kv_token_bytes,
+        "o": layer * heads,
+        "gate_up": layer * 2 * shape.mlp,
+        "down": layer * shape.mlp,
+        "head": shape.hidden * shape.vocab * size,
+    }
 
 
 def write_config(shape: Shape, directory: Path) -> ModelConfig:

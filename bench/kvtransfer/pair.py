@@ -24,6 +24,7 @@ from bench.kvtransfer.case import Case
 from bench.kvtransfer.catalogue import Mover
 from bench.kvtransfer.mover import Setting, Side
 from bench.kvtransfer.side import Job, Outcome
+from tools.python_path import python_path
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _EXIT_S: Final = 10.0
@@ -143,7 +144,7 @@ class _End:
 
 def environment(setting: Setting, extra: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
     """What a measured process runs in."""
-    variables = {**os.environ, "PYTHONPATH": str(_ROOT), **dict(extra)}
+    variables = {**os.environ, "PYTHONPATH": python_path(_ROOT), **dict(extra)}
     variables.pop("GLIBC_TUNABLES", None)
     if setting == "tuned":
         variables["GLIBC_TUNABLES"] = NON_TEMPORAL

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 ROUTER_CORE, OTHER_CORE = 0, 1
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -23,7 +25,7 @@ class Process:
         self, command: Sequence[str], *, core: int, env: Mapping[str, str] | None = None
     ) -> None:
         self._command = ["taskset", "-c", str(core), *command]
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        self._env = {**os.environ, "PYTHONPATH": python_path(ROOT), **(env or {})}
 
     def __enter__(self) -> "Process":
         self._errors = tempfile.TemporaryFile()

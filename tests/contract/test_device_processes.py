@@ -1,6 +1,6 @@
 """Two processes and the pools on their devices: right bytes, and an end when the other dies.
 
-With the fake everywhere; with CUDA the two share one GPU, as `make gpu-check` runs them.
+With the fake everywhere; with CUDA the two share one GPU, as `make gpu STAGE=check` runs them.
 """
 
 import time
@@ -28,6 +28,11 @@ from protocol.messages import Ticket
 
 BLOCK_BYTES = 32 << 10
 NUM_BLOCKS = 256
+LARGE = {
+    "fake": {"block_bytes": BLOCK_BYTES, "num_blocks": NUM_BLOCKS},
+    "cuda": {"block_bytes": 2 << 20, "num_blocks": 512},
+}
+NUM_IN_FLIGHT = 6
 FIRST_WITHIN_S = 60.0
 """NCCL makes its first communicator in seconds."""
 
@@ -64,8 +69,10 @@ def memory(kind: str) -> Iterator[DeviceMemory]:
 
 
 @contextmanager
-def fetching_into(memory: DeviceMemory, transport: str) -> Iterator[Sink]:
-    layout = layout_of(BLOCK_BYTES)
+def fetching_into(
+    memory: DeviceMemory, transport: str, *, block_bytes: int = BLOCK_BYTES
+) -> Iterator[Sink]:
+    layout = layout_of(block_bytes)
     sink = Sink(
         memory=memory, layout=layout, worker=WorkerId("decode-0"), transports=(transport,),
         compat=compat_hash(layout, model_revision="tiny"), allow_fallback=False,
@@ -74,11 +81,11 @@ def fetching_into(memory: DeviceMemory, transport: str) -> Iterator[Sink]:
         yield sink
 
 
-def fetch(sink: Sink, ticket: Ticket) -> Outcome:
+def fetch(sink: Sink, ticket: Ticket, *, num_blocks: int = NUM_BLOCKS) -> Outcome:
     """All blocks, in the opposite order."""
     outcome = Outcome()
     sink.fetch(
-        ticket=ticket, indices=range(NUM_BLOCKS), block_ids=range(NUM_BLOCKS - 1, -1, -1),
+        ticket=ticket, indices=range(num_blocks), block_ids=range(num_blocks - 1, -1, -1),
         deadline_s=FIRST_WITHIN_S, on_end=outcome.tell,
     )  # fmt: skip
     return outcome
@@ -172,3 +179,29 @@ def test_a_killed_source_ends_the_fetch_and_another_one_serves(
         with device_source(kind, transport, **sizes) as another:
             landed(fetch(sink, another.lend()))
         assert memory.read(NUM_BLOCKS - 1) == content_of(0, BLOCK_BYTES)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("fake", marks=pytest.mark.long), pytest.param("cuda", marks=pytest.mark.gpu)],
+    indirect=True,
+)
+def test_a_source_killed_while_its_pool_is_read_costs_the_reader_nothing_else(
+    kind: str, transport: str
+) -> None:
+    """On a GPU a gigabyte a fetch, so that copies run when the process and its memory go."""
+    sizes = LARGE[kind]
+    with (
+        closing(pool_of(kind, **sizes)) as memory,
+        fetching_into(memory, transport, block_bytes=sizes["block_bytes"]) as sink,
+    ):
+        with device_source(kind, transport, **sizes) as source:
+            tickets = [source.lend() for _ in range(NUM_IN_FLIGHT)]
+            outcomes = [fetch(sink, ticket, num_blocks=sizes["num_blocks"]) for ticket in tickets]
+            landed(outcomes[0])
+            source.process.kill()
+        for outcome in outcomes:
+            assert isinstance(outcome.end_within(WITHIN_S), Landed | Lost)
+        first = bytes(range(256)) * (sizes["block_bytes"] // 256)
+        memory.write(0, first)
+        assert memory.read(0) == first, "the reader's own device works on"

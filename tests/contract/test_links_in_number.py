@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tools.python_path import python_path
+
 TESTS = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS)))}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": python_path(TESTS.parent, TESTS)}
 NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--mount")
 SILENT = (
     "ip link set lo up && mount --bind {resolv} /etc/resolv.conf && "

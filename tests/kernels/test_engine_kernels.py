@@ -7,9 +7,11 @@ itself.
 """
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -68,6 +70,7 @@ GROWTH = {
 }
 
 GROUPS = (BETWEEN_THE_LINEARS, LINEARS, ATTENTION, SAMPLING)
+ON_A_GPU = (*(name for group in GROUPS for name in group), "bfloat16")
 Reports = Callable[[tuple[str, ...]], dict[str, str]]
 
 
@@ -96,10 +99,16 @@ def interpreted() -> Reports:
 
 @pytest.fixture(scope="module")
 def on_a_gpu() -> dict[str, str]:
-    """The first time on a machine a hundred variants are compiled."""
+    """The first time on a machine a hundred variants are compiled, side by side."""
     if why := why_no_gpu():
         pytest.skip(why)
-    return reports(run({}, "engine_kernels"))
+    return side_by_side(ON_A_GPU, lambda name: run({}, "engine_kernels", name))
+
+
+def side_by_side(names: Sequence[str], said_by: Callable[[str], str]) -> dict[str, str]:
+    """Reports of all checks, each of a process of its own."""
+    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as threads:
+        return reports("".join(threads.map(said_by, names)))
 
 
 @pytest.mark.slow
@@ -115,9 +124,15 @@ def test_the_kernels_do_what_their_twins_do(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [name for group in GROUPS for name in group] + ["bfloat16"])
+@pytest.mark.parametrize("name", ON_A_GPU)
 def test_the_kernels_do_what_their_twins_do_on_a_gpu(name: str, on_a_gpu: dict[str, str]) -> None:
     assert not on_a_gpu[name], on_a_gpu[name]
+
+
+def test_checks_that_run_side_by_side_are_each_reported() -> None:
+    names = ("norms", "gates", "ropes")
+    found = side_by_side(names, lambda name: f"noise\n{json.dumps([name, 'why ' + name])}\n")
+    assert found == {name: f"why {name}" for name in names}
 
 
 def test_every_check_is_run() -> None:

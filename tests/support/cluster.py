@@ -20,6 +20,8 @@ import psutil
 from openai import OpenAI
 from support.eventually import START_S, WITHIN_S, eventually
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "models" / "tiny"
 STOP_S = 45.0
@@ -55,7 +57,7 @@ class Cluster:
         here = ("--device", "cpu")
         command = [sys.executable, "-m", "controlplane.cli.main", "up"]
         self._command = [*command, *where, *pools, *here, *extra]
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        self._env = {**os.environ, "PYTHONPATH": python_path(ROOT), **(env or {})}
         self._wait = wait
         self._directory = tempfile.TemporaryDirectory(prefix="cluster-")
         self._log = Path(self._directory.name) / "log"

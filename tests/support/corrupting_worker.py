@@ -7,6 +7,8 @@ from pathlib import Path
 
 from support.tampering import Tamper, tampered
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).parents[2]
 NUM_BLOCKS = "CORRUPT_BLOCKS"
 log = logging.getLogger(__name__)
@@ -21,7 +23,7 @@ def corrupting(folder: Path, *, num_blocks: int) -> dict[str, str]:
     extended = "from pkgutil import extend_path\n\n__path__ = extend_path(__path__, __name__)\n"
     (package / "__init__.py").write_text(extended)
     (package / "__main__.py").write_text("from support.corrupting_worker import run\n\nrun()\n")
-    path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "tests")))
+    path = python_path(folder, ROOT, ROOT / "tests")
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", NUM_BLOCKS: str(num_blocks)}
 
 

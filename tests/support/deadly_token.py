@@ -6,6 +6,8 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).parents[2]
 TOKEN = "DEADLY_TOKEN"
 ROLES = ("prefill_worker", "decode_worker")
@@ -22,7 +24,7 @@ def deadly(folder: Path, *, token: int) -> dict[str, str]:
         (package / "__init__.py").write_text(extended)
         main = f"from support.deadly_token import run\n\nrun({role!r})\n"
         (package / "__main__.py").write_text(main)
-    path = os.pathsep.join(map(str, (folder, ROOT, ROOT / "tests")))
+    path = python_path(folder, ROOT, ROOT / "tests")
     return {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", TOKEN: str(token)}
 
 

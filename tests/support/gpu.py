@@ -11,6 +11,7 @@ from support.fake_driver import FakeDriver
 from kvtransfer.device.collectives import Collectives
 from kvtransfer.device.driver import Driver
 from protocol.errors import TransferError
+from tools.python_path import python_path
 
 
 @cache
@@ -65,7 +66,7 @@ def collectives_for(driver: Driver) -> Collectives:
 
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": python_path(ROOT, ROOT / "tests")}
 """Of a process that runs a module of ours or of the tests'."""
 DRIVERS = ["fake", pytest.param("cuda", marks=pytest.mark.gpu)]
 """For the suites that hold for both."""

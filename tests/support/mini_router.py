@@ -1,6 +1,7 @@
 """The least a router does, over the real links: for tests of workers without our router."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ class Heard:
 
     words: list[Word] = field(default_factory=list)
     emits: list[Emit] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
+    """When each was heard, of the monotonic clock."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -196,7 +199,9 @@ class MiniRouter:
         match message:
             case Step(emits=emits):
                 for emit in emits:
-                    self.of(worker, emit.request, emit.attempt).emits.append(emit)
+                    heard = self.of(worker, emit.request, emit.attempt)
+                    heard.emits.append(emit)
+                    heard.at_s.append(time.monotonic())
             case PromptScores() | PromptVector() | LoadReport():
                 pass
             case Beat():

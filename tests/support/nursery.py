@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).resolve().parents[2]
 END_S = 60.0  # an interpreter that has imported everything, on a machine busy with other tests
 
@@ -69,7 +71,7 @@ class Nursery:
             [sys.executable, "-m", "support.nursery", str(theirs.fileno())],
             pass_fds=[theirs.fileno()], cwd=ROOT,
             env={
-                "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": python_path(ROOT, ROOT / "tests"), "PATH": "/usr/bin:/bin",
                 **{name: value for name, value in os.environ.items() if name.startswith("UCX_")},
             },
         )  # fmt: skip

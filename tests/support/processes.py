@@ -13,6 +13,8 @@ from types import MappingProxyType
 
 from support.eventually import START_S, eventually
 
+from tools.python_path import python_path
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -21,7 +23,7 @@ class Process:
 
     def __init__(self, module: str, *flags: str, env: Mapping[str, str]) -> None:
         self._written = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env}
+        environment = {**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1", **env}
         self._popen = subprocess.Popen(
             [sys.executable, "-m", module, *flags],
             stdout=self._written,

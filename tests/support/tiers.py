@@ -46,6 +46,7 @@ NOT_PURE = (
     "unit/router/tenants/test_rate_limits.py",
     "unit/router/workers/test_index_feed.py",
     "unit/router/workers/test_registry.py",
+    "unit/tools/test_first_gpu_parts.py",
     "unit/worker/test_lifecycle.py",
     "unit/worker/test_startup.py",
     "property/test_dispatch_endings.py",

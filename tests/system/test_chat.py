@@ -13,6 +13,7 @@ from support.cluster import ROOT, Cluster
 from support.eventually import eventually
 
 from tools.make_checkpoint import Shape, make_checkpoint
+from tools.python_path import python_path
 
 pytestmark = pytest.mark.system
 CHAT = (sys.executable, "-m", "controlplane.cli.main", "chat")
@@ -148,7 +149,7 @@ def _chat(cluster: Cluster) -> Sequence[str]:
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    return {**os.environ, "PYTHONPATH": python_path(ROOT), "TERM": "dumb"}
 
 
 def _said(file: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from controlplane.checkout import ROOT, shipped_model
+from tools.python_path import python_path
 
 WEIGHTS = shipped_model() / "model.safetensors"
 
@@ -17,7 +18,7 @@ WEIGHTS = shipped_model() / "model.safetensors"
 def test_the_demo_moves_blocks_reuses_the_prefix_and_answers_right() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "controlplane.cli.demo"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         text=True,
         timeout=110,

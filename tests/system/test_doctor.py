@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from support.processes import ROOT
 
+from tools.python_path import python_path
+
 pytestmark = pytest.mark.system
 
 COMMAND = (sys.executable, "-m", "controlplane.cli.main", "doctor")
@@ -74,7 +76,7 @@ def severities(report: dict[str, Any]) -> dict[str, str]:
 
 def _environment(token: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("BATON_")}
-    return {**clean, "PYTHONPATH": str(ROOT), **({"BATON_TOKEN": token} if token else {})}
+    return {**clean, "PYTHONPATH": python_path(ROOT), **({"BATON_TOKEN": token} if token else {})}
 
 
 def test_a_machine_alone_is_measured_over_shared_memory_and_tcp() -> None:

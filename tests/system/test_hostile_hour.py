@@ -17,6 +17,7 @@ from support.redis_server import redis_server
 from support.router_process import Deployment, deployment
 
 from bench.sse import Stream, stream
+from tools.python_path import python_path
 
 pytestmark = pytest.mark.system
 PACE_S, TOKENS = 0.025, 100
@@ -54,7 +55,7 @@ async def attacked(made: Deployment, *, rounds: int, seed: int) -> dict[str, int
     words = ("-m", "support.hostile", made.url, str(rounds), str(seed))
     process = await asyncio.create_subprocess_exec(
         sys.executable, *words, stdout=asyncio.subprocess.PIPE, cwd=ROOT / "tests",
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT, ROOT / "tests")},
     )  # fmt: skip
     said, _ = await process.communicate()
     assert process.returncode == 0

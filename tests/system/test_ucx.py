@@ -26,6 +26,7 @@ from kvtransfer.transports.base import Unreachable
 from kvtransfer.transports.ucx.messages import Sending, ucx_to_sink
 from kvtransfer.transports.ucx.session import why_not
 from protocol.errors import PeerLost, WireError
+from tools.python_path import python_path
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +208,6 @@ if "closed" in sys.argv:
 def test_the_process_exits_without_a_signal(how: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _EXITS, how], capture_output=True, text=True, timeout=60.0, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT, ROOT / "tests")},
     )  # fmt: skip
     assert (done.returncode, "Landed" in done.stdout) == (0, True), done.stderr

@@ -17,6 +17,7 @@ from support.hub import fill_cache
 from support.redis_server import free_ports
 
 from tools.make_checkpoint import Shape, make_checkpoint
+from tools.python_path import python_path
 
 pytestmark = pytest.mark.system
 METRICS_PORT = free_ports(2)
@@ -195,7 +196,7 @@ def _baton(*argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=90,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)},
     )
 
 

@@ -38,6 +38,7 @@ from protocol.messages import (
 )
 from protocol.text.grammar import GrammarTokenizer, Matcher
 from protocol.text.tokenizer import Tokenizer
+from tools.python_path import python_path
 
 pytestmark = pytest.mark.system
 
@@ -423,7 +424,7 @@ def test_a_worker_dies_with_its_supervisor(checkpoint: Path, cluster: WorkerClus
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": python_path(ROOT), "OMP_NUM_THREADS": "1"},
         text=True,
     )
     assert supervisor.stdout is not None

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,12 @@ import torch
 from support.gpu import ROOT
 from support.host_device import HostDevice
 
-from bench.gpu import attention, peers
+from bench.gpu import attention, breakdown, peers, plan
 from bench.gpu import parts as bench
+from bench.gpu.breakdown import Kernel
 from bench.gpu.peers import Peer
 from bench.gpu.shapes import LLAMA_8B, TOY, costs
+from engine.runner.gpu.device import Device
 from engine.runner.gpu.opening import ops_for
 
 
@@ -46,12 +48,18 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> bench.Bench:
-    return bench.Bench(bench.SMALL, HostDevice(), tmp_path, time.monotonic() + 60)
+    return bench.Bench(plan.SMALL, HostDevice(), tmp_path, time.monotonic() + 60)
 
 
 def test_every_part_of_ours_runs_on_the_host(
-    toy: bench.Bench, capsys: pytest.CaptureFixture[str]
+    toy: bench.Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def unprofiled(device: Device, work: Callable[[], None]) -> list[Kernel]:
+        """The profiler takes seconds; `tools.first_gpu` runs it, toys too."""
+        work()
+        return [Kernel(name="norm_kernel", start_us=0.0, us=1.0)]
+
+    monkeypatch.setattr(breakdown, "kernels_of", unprofiled)
     toy.part("limits", toy.limits)
     toy.engine()
     toy.attention()
@@ -61,7 +69,11 @@ def test_every_part_of_ours_runs_on_the_host(
     parts = [line.split()[0] for line in said.err.splitlines()]
     decodes = [f"decode_b{batch}" for batch in (1, 2, 4)]
     attentions = ["attention_decode", "attention_prefill"]
-    assert parts == ["limits", "start", *decodes, "prefill_64", *attentions]
+    filtered = [f"{decode}_filtered" for decode in decodes]
+    ragged = ["decode_b1_ragged", "decode_b2_ragged"]
+    steps = [*decodes, "prefill_64", *filtered, *ragged, "mixed_b2_16"]
+    broken_down = [f"breakdown_{step}" for step in (*decodes, "prefill_64")]
+    assert parts == ["limits", "start", *steps, *broken_down, *attentions]
 
 
 def test_a_part_that_fails_is_told_at_the_end_and_the_others_go_on(toy: bench.Bench) -> None:
@@ -103,9 +115,9 @@ def test_a_share_below_its_bar_is_told(toy: bench.Bench) -> None:
 
 
 def test_every_bar_is_of_a_part_that_is_measured() -> None:
-    load = bench.REAL.load
+    load = plan.REAL.load
     names = {f"decode_b{batch}" for batch in load.batches} | {f"prefill_{load.prompt}"}
-    assert set(bench.BARS) <= names
+    assert set(plan.BARS) <= names
 
 
 def test_without_a_gpu_nothing_is_measured() -> None:

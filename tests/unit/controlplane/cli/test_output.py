@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from controlplane.checkout import ROOT
+from tools.python_path import python_path
 
 FULL = Path("/dev/full")
 NO_ROOM = "could not write: No space left on device\n"
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.skipif(not FULL.exists(), reason="a system without /dev
 
 def _run(*argv: str, redirect: str = "", unbuffered: str = "1") -> tuple[int, str]:
     """Exit code and stderr, beside a reader that has gone before anything was written."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    env = {**os.environ, "PYTHONPATH": python_path(ROOT), "PYTHONUNBUFFERED": unbuffered}
     baton = [sys.executable, "-m", "controlplane.cli.main", *argv]
     reader, writer = os.pipe()
     os.close(reader)

@@ -12,6 +12,7 @@ import pytest
 
 from controlplane.checkout import ROOT
 from controlplane.cli.main import run
+from tools.python_path import python_path
 
 CLUSTER = {
     "router": "router-0",
@@ -81,7 +82,7 @@ def test_output_that_nobody_can_take_is_an_exit_code(
     os.close(reader)
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {redirect}', "sh", *baton], stdout=writer, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": python_path(ROOT)}, text=True, timeout=60,
     )  # fmt: skip
     os.close(writer)
     assert (done.returncode, done.stderr) == (code, says)

@@ -14,6 +14,7 @@ from controlplane.doctor import probe
 from controlplane.doctor.facts import GpuFacts
 from controlplane.doctor.gpu import ask_driver, nccl_text
 from protocol.process.c_kernels import compiler as find_compiler
+from tools.python_path import python_path
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def ask_fake(folder: Path, *, fails: bool) -> GpuFacts:
         subprocess.run([*command, "-o", str(folder / name)], input=source.encode(), check=True)
     asked = subprocess.run(
         [sys.executable, "-m", "controlplane.doctor.gpu"],
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": python_path(ROOT)},
         capture_output=True,
         check=True,
         timeout=30,

@@ -1,0 +1,37 @@
+"""Stage `tune`: launch parameters measured on this GPU, and the engine's steps once with them."""
+
+from pathlib import Path
+
+from tools.first_gpu.part import Part
+from tools.first_gpu.profile import bench_part
+from tools.first_gpu.stage import Stage
+from tools.python_path import ROOT
+
+SECONDS = {"attention": 200, "linears": 60, "sample": 30}
+"""Of ten minutes; a kernel that `tools.tune` does not know is left out."""
+TOY_SECONDS = 1
+"""Only what is measured first: the interpreter takes seconds for it."""
+
+
+def tune(out: Path, *, toy: bool) -> Stage:
+    """One kernel after another: whoever measures is alone on the device."""
+    tuned = [_tuning(kernel, out, toy=toy) for kernel in SECONDS if _is_known(kernel)]
+    again = bench_part("engine", toy=toy, within_s=200, name="engine with the tables")
+    return Stage(name="tune", waves=[*([part] for part in tuned), [again]])
+
+
+def _is_known(kernel: str) -> bool:
+    return (ROOT / "tools" / "tune" / f"{kernel}.py").exists()
+
+
+def _tuning(kernel: str, out: Path, *, toy: bool) -> Part:
+    seconds = TOY_SECONDS if toy else SECONDS[kernel]
+    small = ["--toy"] if toy else []
+    return Part(
+        name=f"tune {kernel}",
+        arguments=[
+            "-m", "tools.first_gpu.tuned", str(out / "tuned"), "--kernel", kernel, "--vocab",
+            "128256", "--seconds", str(seconds), *small,
+        ],
+        within_s=150 if toy else seconds + 60,
+    )  # fmt: skip
