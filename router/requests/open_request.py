@@ -32,7 +32,7 @@ class OpenRequest:
     __slots__ = (
         "_accept_next", "_family", "_fast_path", "_is_busy", "_is_joining", "_listener", "_loop",
         "_note_gap", "_post", "_recorder", "_routed", "_slot", "_tell_token", "_turn", "_waiting",
-        "context", "origin", "queued",
+        "context", "is_closed", "origin", "queued",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +60,7 @@ class OpenRequest:
         self._tell_token, self._note_gap = listener.token, recorder.note_gap
         self._listener = listener
         self._fast_path = fast_path if isinstance(listener, PlainListener) else None
+        self.is_closed = False
         self._slot = -1
         """On the fast path; what passes there is not yet in `context`. -1: not there."""
         self._is_joining = False
@@ -148,7 +149,7 @@ class OpenRequest:
     @property
     def silent_since(self) -> float:
         """When its workers last said a token, or were told of it; inf while it has none, or waits
-        for one that another of its family waits for too."""
+        for one that another of its family waits for too, which is watched for both."""
         context = self.context
         if context.waits_since is not None:
             return inf
@@ -156,7 +157,9 @@ class OpenRequest:
         if self.origin is None or self._routed.is_streaming:
             return since
         began_at = self.origin.context.first_token_at
-        return inf if began_at is None else max(since, began_at)
+        if began_at is None:
+            return since if self.origin.is_closed else inf
+        return max(since, began_at)
 
     def find_wait(self) -> Wait | None:
         """None while it waits for no worker."""
@@ -186,7 +189,7 @@ class OpenRequest:
     def close(self, why: str, *, client_left: bool) -> None:
         """Tells whoever still has it. Idempotent."""
         self.leave_fast_path()
-        self._fast_path = None
+        self._fast_path, self.is_closed = None, True
         if self._family is not None:
             self._family.leave()
         for send in self._routed.close(why, client_left=client_left):

@@ -176,6 +176,24 @@ def test_a_fork_is_not_blamed_on_its_worker_while_the_first_choice_is_prefilled(
     run(test)
 
 
+def test_a_fork_is_watched_alone_once_the_first_choice_has_left() -> None:
+    async def test() -> None:
+        plans = {"prefill-0": [Act("hang", 0)], "decode-0": [Act("hang", 0), Act("hang", 0)]}
+        async with fake_cluster(prefill=1, decode=1, plans=plans) as cluster:
+            first, second = choices(2)
+            async with asyncio.TaskGroup() as tasks:
+                leaves = tasks.create_task(collect(cluster, first), name="leaves")
+                stays = tasks.create_task(collect(cluster, second), name="stays")
+                await soon(lambda: len(decodes(cluster)) == 2)
+                _, fork = cluster.dispatcher.open_requests()
+                assert fork.silent_since == float("inf")
+                leaves.cancel()
+                await soon(lambda: fork.silent_since < float("inf"))
+                stays.cancel()
+
+    run(test)
+
+
 def test_a_choice_whose_prompt_is_read_is_no_fork() -> None:
     """`prepare` gives it no family; an equal prompt finds the blocks all the same."""
 
