@@ -215,3 +215,16 @@ def test_a_send_waits_for_what_fills_its_staging(
         for _ in range(3):
             assert not pairs[0].advance() and not pairs[1].advance()
     eventually(lambda: pairs[1].advance() or pairs[0].advance())
+
+
+def test_a_receiver_has_room_for_a_chunk_when_sends_have_taken_all_staging(
+    ends: tuple[End, End], pairs: tuple[Pair, Pair]
+) -> None:
+    """Or two workers that fetch from each other would wait until both lost their patience."""
+    staging = DeviceStaging(ends[0].driver, most_bytes=STAGED_BYTES)
+    for pair in pairs:
+        pair._staging = staging
+    taken(pairs[0])
+    assert pairs[0].take_span() is None
+    taken(pairs[1])
+    assert pairs[1].take_span() is None
