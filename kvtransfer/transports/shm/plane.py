@@ -138,7 +138,8 @@ def _open_source(welcome: StreamWelcome, fds: list[int]) -> BlockMemory | PeerSt
     base.Unreachable."""
     try:
         if welcome.setup not in (b"", HELPS):
-            return PeerStaging.open(pop_fd(fds), staging_setup.decode(welcome.setup))
+            setup = staging_setup.decode(welcome.setup)
+            return PeerStaging.open(pop_fd(fds), setup)
         return BlockMemory.open(
             pop_fd(fds), num_blocks=welcome.num_blocks, block_bytes=welcome.block_bytes
         )

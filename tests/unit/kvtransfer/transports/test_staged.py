@@ -1,0 +1,46 @@
+"""Staging of a device pool, told nonsense by a peer."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+import pytest
+from support.device import FakeDeviceMemory
+
+from kvtransfer.messages import CONTROL_VERSION, Chunk, StreamWelcome
+from kvtransfer.plan import whole_blocks
+from kvtransfer.transports.base import Unreachable
+from kvtransfer.transports.shm.plane import _open_source
+from kvtransfer.transports.staged.gathers import Gathers
+from protocol.errors import PeerLost
+from protocol.ids import Epoch
+
+
+@pytest.fixture
+def memory() -> Iterator[FakeDeviceMemory]:
+    with closing(FakeDeviceMemory(num_blocks=4, block_bytes=4096)) as memory:
+        yield memory
+
+
+def test_a_chunk_larger_than_its_sink_said_ends_the_stream_not_the_source(
+    memory: FakeDeviceMemory,
+) -> None:
+    ring = memory.staging.open_ring(span_bytes=4096)
+    gathers = Gathers(memory, ring)
+    chunk = Chunk(fetch=1, attempt=1, pieces=b"", blocks=b"")
+    gathers.offer(chunk, whole_blocks(np.array([0, 1], np.uint32), 4096))
+    with pytest.raises(PeerLost, match="8192 bytes, where spans of 4096 were agreed on"):
+        list(gathers.advance())
+    memory.staging.retire(ring, gathers.abandon())
+
+
+def test_a_welcome_that_makes_no_sense_leaves_no_descriptor() -> None:
+    welcome = StreamWelcome(
+        version=CONTROL_VERSION, epoch=Epoch(1), num_blocks=1, block_bytes=64, setup=b"nonsense"
+    )
+    fds = [os.memfd_create("sent")]
+    with pytest.raises(Unreachable):
+        _open_source(welcome, fds)
+    assert len(fds) == 1, "nobody but the dial closes it now"
+    os.close(fds[0])
