@@ -1,6 +1,5 @@
 """What the CUDA driver calls, in which order, by a library and kernels that are none."""
 
-import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ from support.fake_libcuda import FakeLibcuda, in_process
 
 from kvtransfer.device import cuda
 from kvtransfer.device.cuda import CudaDriver
-from kvtransfer.device.launch_buffers import LaunchBuffer
 from kvtransfer.device.table import table
 from kvtransfer.native.copy import Span
 from kvtransfer.plan import Ranges
@@ -143,18 +141,3 @@ def test_staging_is_not_filled_with_zeros(driver: CudaDriver, library: FakeLibcu
     assert library.calls == ["MemCreate", "MemMap"]
     driver.allocate(SPAN_BYTES)
     assert library.calls[2:] == ["MemCreate", "MemMap", "MemsetD8Async", "StreamSynchronize"]
-
-
-def test_a_launch_that_ends_while_another_looks_for_room_is_nobodys_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its thread releases the words between two looks at them."""
-    buffer = LaunchBuffer(
-        np.zeros(1, np.int64), torch.zeros(1, dtype=torch.int64), host=0, span=Span(0, 8)
-    )
-    buffer.is_taken, user = True, np.zeros(1)
-    looks = iter([(None, weakref.ref(user))])
-    monkeypatch.setattr(
-        LaunchBuffer, "_launched", property(lambda _: next(looks, None)), raising=False
-    )
-    assert not buffer.is_free()

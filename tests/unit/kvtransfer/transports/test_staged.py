@@ -11,7 +11,7 @@ from support.device import FakeDeviceMemory
 from kvtransfer.messages import CONTROL_VERSION, Chunk, StreamWelcome
 from kvtransfer.plan import whole_blocks
 from kvtransfer.transports.base import Unreachable
-from kvtransfer.transports.shm.plane import _open_source
+from kvtransfer.transports.shm.plane import map_source
 from kvtransfer.transports.staged.gathers import Gathers
 from protocol.errors import PeerLost
 from protocol.ids import Epoch
@@ -41,6 +41,6 @@ def test_a_welcome_that_makes_no_sense_leaves_no_descriptor() -> None:
     )
     fds = [os.memfd_create("sent")]
     with pytest.raises(Unreachable):
-        _open_source(welcome, fds)
+        map_source(welcome, fds)
     assert len(fds) == 1, "nobody but the dial closes it now"
     os.close(fds[0])
