@@ -162,7 +162,7 @@ def test_a_device_that_gives_no_stream_costs_the_link_and_the_source_lives_on(
     with monkeypatch.context() as patch:
         patch.setattr(pool(lender).fake, "stream", refuse)
         assert isinstance(borrower.fetch(lender.lend([0]), [Slot(0, 0)]).end, Lost)
-    assert pool(lender).staging.used_bytes == 0
+        eventually(lambda: pool(lender).staging.used_bytes == 0)
     assert lands(lender, borrower)
 
 
