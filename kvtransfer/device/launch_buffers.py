@@ -46,11 +46,13 @@ class LaunchBuffer:
         self._launched = mark, weakref.ref(user)
 
     def release(self) -> None:
-        self.is_taken, self._launched = False, None
+        self._launched = None
+        self.is_taken = False  # last: from here on another thread may have it
 
     def is_free(self) -> bool:
-        if self.is_taken and self._launched is not None:
-            mark, user = self._launched
+        launched = self._launched  # its user may release it meanwhile, on another thread
+        if self.is_taken and launched is not None:
+            mark, user = launched
             if user() is None and mark.happened():
                 self.release()
         return not self.is_taken

@@ -12,7 +12,8 @@ from kvtransfer.native.copy import Span
 from protocol.errors import TransferError
 
 STAGING_BYTES: Final = 512 << 20
-"""Of both ways together: 16 chunks of 32 MiB, as many as four links have under way."""
+"""Of both ways together: 16 chunks of 32 MiB, as many as four links have under way. One chunk of
+each link that receives comes on top where it must."""
 
 
 class DeviceStaging:
@@ -32,14 +33,16 @@ class DeviceStaging:
         """Made and not freed, in use or not."""
         return self._num_bytes
 
-    def take_span(self, num_bytes: int) -> Span | None:
+    def take_span(self, num_bytes: int, *, beyond: bool = False) -> Span | None:
         """A span of that size which nobody else uses; None while there is no more of it. Raises
-        TransferError when the device has no room for a single one."""
+        TransferError when the device has no room for a single one. `beyond` the bound if need be:
+        for who would keep others waiting that hold spans themselves."""
         with self._lock:
             idle = self._idle.setdefault(num_bytes, [])
             if idle:
                 return idle.pop()
-            if self._num_bytes and self._num_bytes + num_bytes > self._most_bytes:
+            is_full = self._num_bytes and self._num_bytes + num_bytes > self._most_bytes
+            if is_full and not beyond:
                 return None
             return self._make_span(num_bytes)
 

@@ -8,6 +8,7 @@ waits for the engine's work.
 
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
@@ -80,7 +81,9 @@ class DeviceMemory:
 
         Raises ValueError for ranges outside the pool, TransferError when the device is lost.
         """
-        return _await(self.begin_sums(ranges, kind))
+        sums = self.begin_sums(ranges, kind)
+        _await(sums, "summed blocks")
+        return sums.take_sums()
 
     def begin_sums(self, ranges: Ranges, kind: SumKind | None = None) -> Sums:
         """Raises ValueError for ranges outside the pool, TransferError when the device is lost."""
@@ -113,10 +116,16 @@ class DeviceMemory:
         if not self._closed:
             self._closed = True
             self._generations.close()
+            self._await_sums()
             self._stream.close()
             self.device_staging.close()
             self.staging.close()
             self.driver.free(self.span)
+
+    def _await_sums(self) -> None:
+        """Those that nobody takes any more read the pool still, and unmapping waits for nobody."""
+        with suppress(TransferError):  # a device that is lost reads nothing
+            _await(self._stream.record(), "summed the last blocks")
 
     def _offset(self, block_id: int) -> int:
         if not 0 <= block_id < self.num_blocks:
@@ -124,10 +133,9 @@ class DeviceMemory:
         return block_id * self.block_bytes
 
 
-def _await(launched: Sums) -> NDArray[np.uint64]:
+def _await(launched: Sums | Mark, what: str) -> None:
     deadline_s = time.monotonic() + SUM_S
     while not launched.happened():
         if time.monotonic() > deadline_s:
-            raise TransferError(f"the device has not summed blocks within {SUM_S} s")
+            raise TransferError(f"the device has not {what} within {SUM_S} s")
         time.sleep(_LOOK_S)
-    return launched.take_sums()

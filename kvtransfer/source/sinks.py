@@ -30,7 +30,7 @@ from kvtransfer.transports.base import Listener, SourceStream, Unreachable
 from kvtransfer.transports.control import ControlServer, Identity, Poller
 from kvtransfer.transports.dial import send_welcome
 from kvtransfer.transports.framing import FirstMessage, close_fds
-from protocol.errors import PeerLost, WireError
+from protocol.errors import TransferError, WireError
 from protocol.ids import LeaseId, WorkerId
 
 log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Sinks:
             return
         try:
             stream.flush()
-        except PeerLost as error:
+        except TransferError as error:
             self._end_stream(sink, str(error))
             return
         if sink.awaits_room != stream.awaits_room:
@@ -214,7 +214,7 @@ class Sinks:
                 return
             sink = self._sink_of(hello)
             self._welcome_sink(sink, connection, hello)
-        except (PeerLost, WireError, OSError):  # of the last: no descriptor for a stream
+        except (TransferError, WireError, OSError):  # of a device too, or of no descriptor left
             self._close_connection(connection)
 
     def _welcome_sink(
@@ -276,7 +276,7 @@ class Sinks:
         assert sink.stream is not None
         try:
             sink.stream.receive()
-        except PeerLost as error:
+        except TransferError as error:
             self._end_stream(sink, str(error))
         except WireError as error:
             self.lose_sink(sink, str(error))

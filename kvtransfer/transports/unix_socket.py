@@ -34,14 +34,22 @@ class UnixPort(Port):
         try:
             if folder:
                 _remove_dead(folder)
-            self._sock.bind(_bound(self.address))
-            if folder:
-                self._path = self.address
-                os.chmod(self._path, 0o600)
-            self._sock.listen(_BACKLOG)
+                self._listen_in(folder, name)
+            else:
+                self._sock.bind(_bound(self.address))
+                self._sock.listen(_BACKLOG)
         except OSError as error:
             self.close()
             raise TransferError(f"no socket {self.address}: {error}") from error
+
+    def _listen_in(self, folder: str, name: str) -> None:
+        """Under another name until it listens: others take one of ours that does not for dead."""
+        self._path = f"{folder.rstrip('/')}/.{name}"
+        self._sock.bind(self._path)
+        os.chmod(self._path, 0o600)
+        self._sock.listen(_BACKLOG)
+        os.rename(self._path, self.address)
+        self._path = self.address
 
     def close(self) -> None:
         super().close()

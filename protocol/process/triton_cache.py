@@ -28,6 +28,8 @@ def use_own_triton_cache() -> Path:
     repeated."""
     try:
         named = os.environ.get(VARIABLE)
+        if not named:
+            make_own(kernel_folder())
         folder = Path(named) if named else kernel_folder() / "triton"
         make_own(folder)
         if not os.access(folder, os.W_OK | os.X_OK):

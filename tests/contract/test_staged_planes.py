@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from support.device import FakeDeviceMemory
 from support.eventually import eventually
+from support.fake_driver import FakeStream
 from support.middle import Middle, NoHarm
 from support.outcomes import lands, same_bytes
 from support.transfer import LAYOUT, Borrower, Lender, Outcome, Slot
@@ -149,6 +150,19 @@ def test_memory_that_cannot_be_page_locked_is_said_and_a_later_link_works(
     assert "cannot be page-locked" in reason(borrower.fetch(lender.lend([0]), [Slot(0, 0)]))
     assert not fake.registered and pool(lender).staging.used_bytes == 0
     fake.room_bytes = 1 << 40
+    assert lands(lender, borrower)
+
+
+def test_a_device_that_gives_no_stream_costs_the_link_and_the_source_lives_on(
+    lender: Lender, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> FakeStream:
+        raise TransferError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool(lender).fake, "stream", refuse)
+        assert isinstance(borrower.fetch(lender.lend([0]), [Slot(0, 0)]).end, Lost)
+        eventually(lambda: pool(lender).staging.used_bytes == 0)
     assert lands(lender, borrower)
 
 

@@ -26,6 +26,7 @@ NOT_PURE = (
     "unit/kvtransfer/transports/tcp/test_tcp.py",
     "unit/kvtransfer/transports/test_device_streams.py",
     "unit/kvtransfer/transports/test_dial.py",
+    "unit/kvtransfer/transports/test_staged.py",
     "unit/kvtransfer/transports/test_unix_socket.py",
     "unit/protocol/channel/test_channel.py",
     "unit/protocol/process/test_c_kernels.py",

@@ -141,11 +141,15 @@ class Pair:
         return self._reaper is not None and not self._reaper.is_alive()
 
     def take_span(self) -> Span | None:
-        """DeviceStaging for a chunk; None while there is none for it. Raises PeerLost."""
+        """DeviceStaging for a chunk; None while there is none for it. Raises PeerLost.
+
+        Who receives gets one in any case: else two workers that fetch from each other could both
+        have all of theirs in sends that wait for the other's receives."""
         if len(self._taken) >= NUM_STAGED:
             return None
+        beyond = not self._sends and not self._taken
         try:
-            span = self._staging.take_span(self._chunk_bytes)
+            span = self._staging.take_span(self._chunk_bytes, beyond=beyond)
         except TransferError as error:
             raise PeerLost(f"no staging: {error}") from error
         if span is not None:

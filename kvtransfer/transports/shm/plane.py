@@ -100,7 +100,7 @@ def dial(memory: BlockMemory | DeviceMemory, options: base.DialOptions) -> Dial:
     copy_job = _copy_job(memory)
 
     def finish(sock: socket.socket, welcome: StreamWelcome, fds: list[int]) -> base.SinkStream:
-        source = _open_source(welcome, fds)
+        source = map_source(welcome, fds)
         helped = copy_job if welcome.setup == HELPS else None
         if copy_job is not None and helped is None:
             copy_job.close()
@@ -120,7 +120,7 @@ def _land(
     memory: DeviceMemory, sock: socket.socket, welcome: StreamWelcome, fds: list[int]
 ) -> base.SinkStream:
     """A stream into a device pool. Raises base.Unreachable."""
-    source = _open_source(welcome, fds)
+    source = map_source(welcome, fds)
 
     def carry(scatters: Scatters) -> base.SinkStream:
         setup = ShmSinkSetup(source=source, sum_kind=kind_of(welcome), has_room=scatters.has_room)
@@ -133,12 +133,13 @@ def _land(
         raise
 
 
-def _open_source(welcome: StreamWelcome, fds: list[int]) -> BlockMemory | PeerStaging:
-    """Map what the source shares: its pool, or the staging of one on a device. Raises
+def map_source(welcome: StreamWelcome, fds: list[int]) -> BlockMemory | PeerStaging:
+    """What the source shares: its pool, or the staging of one on a device. Raises
     base.Unreachable."""
     try:
         if welcome.setup not in (b"", HELPS):
-            return PeerStaging.open(pop_fd(fds), staging_setup.decode(welcome.setup))
+            setup = staging_setup.decode(welcome.setup)
+            return PeerStaging.open(pop_fd(fds), setup)
         return BlockMemory.open(
             pop_fd(fds), num_blocks=welcome.num_blocks, block_bytes=welcome.block_bytes
         )

@@ -132,7 +132,8 @@ class Gathers:
 
     def _launch(self, offer: _Offer, span: StagingSpan) -> _Download:
         memory, num_bytes = self._memory, offer.num_bytes
-        assert num_bytes <= span.num_bytes
+        if num_bytes > span.num_bytes:  # the peer asks for other blocks than it said it has
+            raise ValueError(f"{num_bytes} bytes, where spans of {span.num_bytes} were agreed on")
         memory.driver.copy(
             self._stream, target=span.device, source=memory.span,
             table_5R=table(offer.ranges, packed(offer.ranges)),

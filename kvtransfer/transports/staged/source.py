@@ -54,14 +54,10 @@ class StagedSourceStream(Polled, SourceStream):
         self._gathers.finish(message)
 
     def flush(self) -> None:
-        self._return_spans()
-        for ready in self._gathers.advance():
-            match ready:
-                case Finish():
-                    self._carrier.finish(ready)
-                case Gathered():
-                    self._carry(ready)
+        self._hand_on()
         self._carrier.flush()
+        while self._hand_on():  # what was sent at once made room for the next, and nobody says so
+            self._carrier.flush()
         self._poller.ticker.run(self._gathers.is_busy)
         self._poller.watch(self._carrier.fileno(), writable=self._carrier.awaits_room)
 
@@ -75,6 +71,19 @@ class StagedSourceStream(Polled, SourceStream):
         self._poller.close()
         self._held.clear()
         self._memory.staging.retire(self._ring, self._gathers.abandon())
+
+    def _hand_on(self) -> bool:
+        """Give the carrier what has been gathered; False when there is none."""
+        self._return_spans()
+        any_ready = False
+        for ready in self._gathers.advance():
+            any_ready = True
+            match ready:
+                case Finish():
+                    self._carrier.finish(ready)
+                case Gathered():
+                    self._carry(ready)
+        return any_ready
 
     def _carry(self, gathered: Gathered) -> None:
         offset, num_bytes = gathered.span.offset, gathered.num_bytes

@@ -131,3 +131,11 @@ def test_generations_of_another_shape_or_unsealed_are_refused(memory: FakeDevice
     fd = os.memfd_create("unsealed")
     with pytest.raises(LayoutMismatch):
         Generations.open(fd, num_blocks=1, block_bytes=16)
+
+
+def test_the_pool_is_not_unmapped_beneath_sums_that_nobody_takes(memory: FakeDeviceMemory) -> None:
+    memory.begin_sums(whole_blocks(np.array([0], np.uint32), BLOCK_BYTES))
+    stream = memory.fake.streams[1]
+    assert stream.num_waiting
+    memory.close()
+    assert not stream.num_waiting

@@ -66,3 +66,21 @@ def test_what_killed_processes_left_is_removed_and_what_lives_stays(
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TransferError, match=r"nowhere.*No such file"):
         UnixPort("kv", epoch=EPOCH, folder=str(tmp_path / "nowhere"))
+
+
+def test_who_starts_meanwhile_does_not_take_one_that_does_not_listen_yet_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = list[UnixPort]()
+
+    def chmod(path: str, mode: int) -> None:
+        """Between bind and listen."""
+        monkeypatch.undo()
+        others.append(UnixPort("kv", epoch=EPOCH, folder=str(tmp_path)))
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    port = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
+    assert reaches(port) and all(map(reaches, others))
+    for one in (port, *others):
+        one.close()
+    assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def kernel_in(folder: Path) -> Path:
 def test_it_lies_beside_the_other_kernels_for_this_user_alone(root: Path) -> None:
     folder = use_own_triton_cache()
     assert folder == root / "triton" and os.environ[VARIABLE] == str(folder)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (root, folder)] == [0o700, 0o700]
 
 
 def test_what_is_ours_stays(root: Path) -> None:

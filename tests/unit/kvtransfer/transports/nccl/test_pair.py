@@ -215,3 +215,19 @@ def test_a_send_waits_for_what_fills_its_staging(
         for _ in range(3):
             assert not pairs[0].advance() and not pairs[1].advance()
     eventually(lambda: pairs[1].advance() or pairs[0].advance())
+
+
+def test_a_receiver_has_room_for_a_chunk_when_sends_have_taken_all_staging() -> None:
+    """Or two workers that fetch from each other would wait until both lost their patience."""
+    sends = End(0)
+    receives = End(1, driver=sends.driver)
+    receives.staging = sends.staging = DeviceStaging(sends.driver, most_bytes=STAGED_BYTES)
+    unique_id = sends.collectives.unique_id()
+    sending, receiving = sends.pair(unique_id), receives.pair(unique_id)
+    taken(sending)
+    assert sending.take_span() is None
+    taken(receiving)
+    assert receiving.take_span() is None
+    for pair in (sending, receiving):
+        pair.abort()
+        eventually(lambda pair=pair: pair.is_gone)  # type: ignore[misc]
