@@ -1,8 +1,9 @@
 """Page-locked host memory in which chunks of a device pool wait between the device and a socket.
 
 Each link has a ring of a few spans, each with as much device memory beside it; all rings of a pool
-together are bounded, and a ring goes only when the device has done what was launched on it. Does
-not know chunks.
+together are bounded, and a ring goes only when the device has done what was launched on it, on a
+thread of its own: unlocking and freeing may wait for all that the device does. Does not know
+chunks.
 """
 
 import logging
@@ -31,6 +32,8 @@ MOST_BYTES: Final = 1 << 30
 _PAGE_BYTES: Final = 4096
 _PATIENCE_S: Final = 2.0
 _LOOK_S: Final = 0.001
+_LONGEST_LOOK_S: Final = 0.1
+"""At a device that does not answer."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -112,9 +115,10 @@ class Staging:
     def __init__(self, driver: Driver, *, most_bytes: int = MOST_BYTES) -> None:
         self._driver = driver
         self._most_bytes = most_bytes
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        """Held to look at what follows; told when a ring is gone."""
         self._used_bytes = 0
-        self._retired: list[tuple[StagingRing, tuple[Mark, ...]]] = []
+        self._num_retired = 0
 
     @property
     def used_bytes(self) -> int:
@@ -126,8 +130,7 @@ class Staging:
         room for it."""
         span_bytes = -(-span_bytes // _PAGE_BYTES) * _PAGE_BYTES
         num_bytes = span_bytes * NUM_SPANS
-        with self._lock:
-            self._free_idle()
+        with self._changed:
             if self._used_bytes + num_bytes > self._most_bytes:
                 raise TransferError(
                     f"staging: {num_bytes} bytes for a link, {self._used_bytes} of"
@@ -138,32 +141,33 @@ class Staging:
             return ring
 
     def retire(self, ring: StagingRing, launched: Sequence[Mark] = ()) -> None:
-        """Free a ring once `launched` has happened: now, or when somebody next comes by."""
-        with self._lock:
-            self._retired.append((ring, tuple(launched)))
-            self._free_idle()
+        """Free a ring once `launched` has happened. Waits for nothing."""
+        with self._changed:
+            self._num_retired += 1
+        args = (ring, tuple(launched))
+        threading.Thread(target=self._free, args=args, name="staging-free", daemon=True).start()
 
     def close(self) -> None:
-        """Free what was retired; waits a moment for the device."""
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while True:
-            with self._lock:
-                self._free_idle()
-                if not self._retired:
-                    return
-            if time.monotonic() > deadline_s:
+        """Until what was retired is free; waits a moment for the device."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._num_retired, timeout=_PATIENCE_S):
                 log.warning("staging is left to a device that does not answer: restart this worker")
-                return
-            time.sleep(_LOOK_S)
 
-    def _free_idle(self) -> None:
-        retired, self._retired = self._retired, []
-        for ring, launched in retired:
-            if all(map(_is_over, launched)):
-                ring.free()
-                self._used_bytes -= ring.num_bytes
-            else:
-                self._retired.append((ring, launched))
+    def _free(self, ring: StagingRing, launched: Sequence[Mark]) -> None:
+        look_s = _LOOK_S
+        while not all(map(_is_over, launched)):
+            time.sleep(look_s)
+            look_s = min(2 * look_s, _LONGEST_LOOK_S)
+        why = ""
+        try:
+            ring.free()
+        except TransferError as error:
+            why = str(error)
+            log.warning("staging stays page-locked: restart this worker", extra={"why": why})
+        with self._changed:
+            self._num_retired -= 1
+            self._used_bytes -= 0 if why else ring.num_bytes
+            self._changed.notify_all()
 
 
 def _is_over(launched: Mark) -> bool:

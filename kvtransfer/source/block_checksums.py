@@ -59,13 +59,13 @@ class BlockChecksums:
             self._under_way.append(_Summing(blocks, generations, sums))
         self._keep_sums()
 
-    def has(self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]) -> bool:
-        """The sums of these full blocks are there."""
+    def taken_sums(
+        self, blocks_P: NDArray[np.uint32], generations_P: NDArray[np.uint64]
+    ) -> NDArray[np.uint64] | None:
+        """Those of these full blocks, once all are there."""
         self._keep_sums()
-        return bool((self._generations_N[blocks_P] == generations_P).all())
-
-    def sums_of(self, blocks_P: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """Those that are there."""
+        if (self._generations_N[blocks_P] != generations_P).any():
+            return None
         sums_P: NDArray[np.uint64] = self._sums_N[blocks_P]
         return sums_P
 

@@ -52,17 +52,11 @@ class _AskedChunk:
     sum_kind: SumKind
     stored_P: NDArray[np.bool_]
     """Those whose sum is that of a full block, and kept."""
+    stored: tuple[NDArray[np.uint32], NDArray[np.uint64]]
+    """Their blocks and generations."""
     others: Sums | None
     """Of the other pieces, in their order."""
     since_s: float
-
-    @property
-    def stored(self) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
-        """The blocks whose sums are kept, and their generations."""
-        blocks_P, generations_P = self.blocks_PB[:, 0], self.pieces_P["generation"]
-        if self.others is None:
-            return blocks_P, generations_P
-        return blocks_P[self.stored_P], generations_P[self.stored_P]
 
 
 @dataclass(slots=True, eq=False)
@@ -160,9 +154,14 @@ class Chunks:
             return None
         self._due_kind = sum_kind
         asked = planned.asked
-        if asked is None or asked.sum_kind != sum_kind:
+        if asked is not None and asked.sum_kind == sum_kind:
+            sums_P = self._taken_sums(asked)
+        else:
             asked = self._ask(planned, lease, most_bytes=most_bytes, now_s=now_s)
-        sums_P = self._taken_sums(asked)
+            sums_P = self._taken_sums(asked)
+            if sums_P is None:  # a host's are there as soon as they are begun
+                self._sums_of(sum_kind).begin_sums(*asked.stored)
+                sums_P = self._taken_sums(asked)
         planned.asked = asked if sums_P is None else None
         if sums_P is None:
             return NotSummed(asked.since_s)
@@ -197,8 +196,8 @@ class Chunks:
     def _ask(
         self, planned: _PlannedFetch, lease: Lease, *, most_bytes: int, now_s: float
     ) -> _AskedChunk:
-        """Describe the next pieces, and begin what sums they lack: of whole blocks those of the
-        store; those not full may still grow, so theirs are taken afresh, as is anything else's."""
+        """Describe the next pieces, and begin those sums that are never in the store: blocks that
+        are not full may still grow, so theirs are taken afresh, as is anything else's."""
         most_pieces = num_in_next_chunk(
             lease.num_ready, piece_bytes=planned.plan.piece_bytes, most_bytes=most_bytes,
             most_pieces=MAX_CHUNK_PIECES,
@@ -206,34 +205,32 @@ class Chunks:
         ready = lease.next_ready(most_pieces)
         pieces_P, blocks_PB = planned.pieces_S[ready], planned.blocks_SB[ready]
         ranges = planned.plan.source(pieces_P["index"], blocks_PB)
-        pieces_P["generation"] = generation_sums(self._memory.generations_N, blocks_PB)
+        generations_P = generation_sums(self._memory.generations_N, blocks_PB)
+        pieces_P["generation"] = generations_P
         stored_P = pieces_P["token_count"] == lease.block_tokens
-        others: Sums | None = None
+        stored, others = (blocks_PB[:, 0], generations_P), None
         if not planned.plan.is_whole:
             stored_P = np.zeros(len(pieces_P), np.bool_)
             others = self._memory.begin_sums(ranges, self._due_kind)
         elif not stored_P.all():
             growing = whole_blocks(blocks_PB[~stored_P, 0], self._memory.block_bytes)
             others = self._memory.begin_sums(growing, self._due_kind)
-        asked = _AskedChunk(
+        if others is not None:
+            stored = (blocks_PB[stored_P, 0], generations_P[stored_P])
+        return _AskedChunk(
             pieces_P=pieces_P, blocks_PB=blocks_PB, ranges=ranges, sum_kind=self._due_kind,
-            stored_P=stored_P, others=others, since_s=now_s,
+            stored_P=stored_P, stored=stored, others=others, since_s=now_s,
         )  # fmt: skip
-        self._sums_of(self._due_kind).begin_sums(*asked.stored)
-        return asked
 
     def _taken_sums(self, asked: _AskedChunk) -> NDArray[np.uint64] | None:
         """Of all pieces, once they are there."""
-        store = self._sums_of(asked.sum_kind)
-        blocks_P, generations_P = asked.stored
-        if not store.has(blocks_P, generations_P):
-            return None
-        if asked.others is None:
-            return store.sums_of(blocks_P)
+        stored_P = self._sums_of(asked.sum_kind).taken_sums(*asked.stored)
+        if asked.others is None or stored_P is None:
+            return stored_P
         if not asked.others.happened():
             return None
         sums_P = np.empty(len(asked.stored_P), np.uint64)
-        sums_P[asked.stored_P] = store.sums_of(blocks_P)
+        sums_P[asked.stored_P] = stored_P
         sums_P[~asked.stored_P] = asked.others.take_sums()
         return sums_P
 

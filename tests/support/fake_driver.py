@@ -261,7 +261,7 @@ class FakeDriver:
 
     def _check_registered(self, host: Span) -> None:
         """A copy that runs beside all else needs memory that stays where it is."""
-        ends = [(x.address, x.address + x.num_bytes) for x in self.registered.values()]
+        ends = [(x.address, x.address + x.num_bytes) for x in list(self.registered.values())]
         within = (a <= host.address and host.address + host.num_bytes <= b for a, b in ends)
         assert any(within), "host memory that is not registered"
 

@@ -1,5 +1,6 @@
 """Settings of moving KV, which prefill and decode workers have in common."""
 
+import os
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -17,7 +18,7 @@ class TransferSettings(WorkerSettings):
     kv_help_copy: Literal["auto", "always", "never"] = "auto"
     """Whether this worker copies along when a decode worker of the same host fetches over shared
     memory. Auto: while a core is idle: two copy faster than one, but the model comes first."""
-    kv_socket_folder: str = Field(default="", max_length=64, pattern=r"^(/.*)?$")
+    kv_socket_folder: str = Field(default="", max_length=64)
     """Folder of the unix sockets by which `cuda_ipc` and `shm` are reached on this host. Empty:
     abstract ones, which reach within one network namespace. Containers with others of their own,
     such as pods of a node, share a folder, mounted at one path, and one user."""
@@ -43,3 +44,15 @@ class TransferSettings(WorkerSettings):
     @classmethod
     def _known_transports(cls, value: str) -> str:
         return listed(value)
+
+    @field_validator("kv_socket_folder")
+    @classmethod
+    def _own_folder(cls, value: str) -> str:
+        if value and not os.path.isabs(value):
+            raise ValueError(f"{value!r} is no absolute path: others must find it by the same")
+        if value and not (os.path.isdir(value) and os.access(value, os.W_OK | os.X_OK)):
+            raise ValueError(
+                f"{value!r} is no folder that user {os.geteuid()} can make sockets in: mount it,"
+                " or leave it out for abstract sockets"
+            )
+        return value
