@@ -38,7 +38,7 @@ def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
         case "linear":
             return linears_subjects()
         case "step":
-            return step_subjects()
+            return step_subjects(asked.heads, asked.kv_heads, asked.head_dim)
         case _:
             return sample_subjects(asked.vocab)
 

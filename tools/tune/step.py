@@ -1,7 +1,7 @@
 """Whether a decode step is faster when its kernels begin before those ahead of them end.
 
-CUDA's programmatic dependent launch (`engine.ops.triton.bound.dependent`), of a chain of layers of
-an 8B Llama in a CUDA graph, as steps are: launched one by one, what the host takes would hide it.
+CUDA's programmatic dependent launch (`engine.ops.triton.bound.dependent`), of a chain of layers in
+a CUDA graph, as steps are: launched one by one, what the host takes would hide it.
 """
 
 # Shapes: T tokens, K hidden size, N features out, L layers.
@@ -20,12 +20,13 @@ from engine.ops.triton.launch import STEP, Launch, capability
 from engine.ops.triton.ops import TritonOps
 from protocol.layout import KvLayout
 from tools.tune import subject
-from tools.tune.attention import BLOCK_TOKENS, CONTEXT, contexts
+from tools.tune.attention import BLOCK_TOKENS, contexts
 from tools.tune.subject import Subject, noise
 
 LAYERS = 4
 """With weights of their own: together more than a GPU's L2."""
-HIDDEN, MLP, HEADS, KV_HEADS, HEAD_DIM = 4_096, 14_336, 32, 8, 128
+MLP = 3.5
+"""Its width in hidden sizes: that of a Llama of 8B."""
 SEQUENCES = 8
 HOPPER = (9, 0)
 Chain = Callable[[], Tensor]
@@ -36,6 +37,7 @@ class Layers:
     """What a step reads: weights [N, K] of qkv, of attention's answer, of gate and up, and of down
     for each layer, and contexts."""
 
+    heads: HeadShape
     weights_L: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]]
     begin_TK: Tensor  # float32
     rotations_T2D: Tensor  # float32 [T, 2, D / 2]
@@ -44,16 +46,16 @@ class Layers:
     pool: KvPool
 
 
-def step_subjects() -> Iterator[Subject]:
-    """None on a chip before sm_90, which has no such launch."""
+def step_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iterator[Subject]:
+    """One; nothing is tried on a chip before sm_90, which has no such launch."""
     device = torch.device(subject.DEVICE)
-    if device.type == "cuda" and capability(device) < HOPPER:
-        return
-    late, early, given = Launch(), Launch(early=True), _layers()
-    chains = {one: captured(chain(given, early=one.early)) for one in (late, early)}
+    knows = device.type == "meta" or capability(device) >= HOPPER
+    late, early, given = Launch(), Launch(early=True), _layers(num_heads, num_kv_heads, head_dim)
+    tried = [late, early] if knows else [late]
+    chains = {one: captured(chain(given, early=one.early)) for one in tried}
     kernel, shape = STEP
     yield Subject(
-        kernel=kernel, shape=shape, default=late, candidates=[early],
+        kernel=kernel, shape=shape, default=late, candidates=tried[1:],
         run=lambda one: chains[one](),
     )  # fmt: skip
 
@@ -68,10 +70,7 @@ def chain(given: Layers, *, early: bool) -> Chain:
         delta: Tensor | None = None
         x_TK.copy_(given.begin_TK)
         for layer, (to_qkv, to_hidden, gate_up, down) in enumerate(linears_L):
-            heads = HeadShape(
-                num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM,
-                scale=HEAD_DIM**-0.5, layer=layer,
-            )  # fmt: skip
+            heads = replace(given.heads, layer=layer)
             qkv = to_qkv(ops.norm(x_TK, delta, norm))
             ops.rotate_and_store(qkv, given.rotations_T2D, heads, given.pool, given.inputs)
             delta = to_hidden(ops.attend(qkv, heads, given.pool, given.inputs))
@@ -101,27 +100,31 @@ def _replayed(graph: torch.cuda.CUDAGraph, result: Tensor, _run: Chain) -> Tenso
     return result
 
 
-def _layers() -> Layers:
-    inputs = contexts(SEQUENCES, 1)
+def _layers(num_heads: int, num_kv_heads: int, head_dim: int) -> Layers:
+    inputs, hidden = contexts(SEQUENCES, 1), num_heads * head_dim
+    mlp = int(MLP * hidden)
     last_T = inputs.tables_GSB[:, :, -1].long() * BLOCK_TOKENS + BLOCK_TOKENS - 1
     layout = KvLayout(
-        num_layers=LAYERS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, block_tokens=BLOCK_TOKENS,
-        dtype="bfloat16",
+        num_layers=LAYERS, num_kv_heads=num_kv_heads, head_dim=head_dim,
+        block_tokens=BLOCK_TOKENS, dtype="bfloat16",
     )  # fmt: skip
-    num_blocks = SEQUENCES * CONTEXT // BLOCK_TOKENS
     return Layers(
+        heads=HeadShape(
+            num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
+            scale=head_dim**-0.5, layer=0,
+        ),
         weights_L=[
             (
-                noise((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN), noise(HIDDEN, HEADS * HEAD_DIM),
-                noise(2 * MLP, HIDDEN), noise(HIDDEN, MLP),
+                noise((num_heads + 2 * num_kv_heads) * head_dim, hidden), noise(hidden, hidden),
+                noise(2 * mlp, hidden), noise(hidden, mlp),
             )
             for _ in range(LAYERS)
         ],
-        begin_TK=noise(SEQUENCES, HIDDEN).float(),
-        rotations_T2D=noise(SEQUENCES, 2, HEAD_DIM // 2).float(),
-        norm=Norm(weight_K=torch.ones(HIDDEN, device=subject.DEVICE), eps=1e-6),
+        begin_TK=noise(SEQUENCES, hidden).float(),
+        rotations_T2D=noise(SEQUENCES, 2, head_dim // 2).float(),
+        norm=Norm(weight_K=torch.ones(hidden, device=subject.DEVICE), eps=1e-6),
         inputs=replace(inputs, slots_GT=last_T),
-        pool=KvPool(layout, num_blocks, device=torch.device(subject.DEVICE)),
+        pool=KvPool(layout, inputs.tables_GSB.numel(), device=torch.device(subject.DEVICE)),
     )  # fmt: skip
 
 
