@@ -6,6 +6,7 @@ On a GPU by the kernels and cuBLAS, in bfloat16; elsewhere by torch's linears, i
 
 # Shapes: T tokens, R rows, V vocabulary.
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ SHAPES = (
 
 def bound(num_layers: int) -> float:
     """Of the spread of the logits: a rounding to 8 bits a step, which add up like a random walk."""
-    return 2.0**-8 * (STEPS * num_layers) ** 0.5
+    return 2.0**-8 * math.sqrt(STEPS * num_layers)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,7 @@ a CUDA graph, as steps are: launched one by one, what the host takes would hide 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from engine.kvcache.pool import KvPool
 from engine.ops.contract import HeadShape, Norm
 from engine.ops.inputs import ForwardInputs
 from engine.ops.triton.launch import STEP, Launch, capability
+from engine.ops.triton.linears import GpuLinear
 from engine.ops.triton.ops import TritonOps
 from protocol.layout import KvLayout
 from tools.tune import subject
@@ -85,7 +87,8 @@ def captured(run: Chain) -> Chain:
     """A replay of it; itself where there is no GPU."""
     if torch.device(subject.DEVICE).type != "cuda":
         return run
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         run()  # compiled, and every workspace made
         stream.synchronize()
@@ -130,7 +133,7 @@ def _layers(num_heads: int, num_kv_heads: int, head_dim: int) -> Layers:
 
 def _linears(
     ops: TritonOps, qkv: Tensor, to_hidden: Tensor, gate_up: Tensor, down: Tensor
-) -> tuple[Callable[[Tensor], Tensor], ...]:
+) -> tuple[GpuLinear, GpuLinear, GpuLinear, GpuLinear]:
     return (
         ops.linear(qkv, None), ops.linear(to_hidden, None, added=True),
         ops.linear(gate_up, None, gated=True), ops.linear(down, None, added=True),
