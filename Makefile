@@ -36,7 +36,7 @@ test-long: setup  ## the tests that take minutes
 TRITON ?= 3.6.0
 TRITON_DIR ?= .venv-triton-$(TRITON)
 test-kernels: setup $(TRITON_DIR)/.ready  ## every kernel compiled by an older Triton: TRITON=3.6.0
-	PYTHONPATH=$(TRITON_DIR) $(BIN)/python -m pytest -m "long or not long" $(wildcard tests/kernels/test_*compiled*.py) $(ARGS)
+	PYTHONPATH=$(TRITON_DIR) $(BIN)/python -m pytest -m "long or not long" $(wildcard tests/kernels/test_*compiled*.py) tests/kernels/test_bound.py $(ARGS)
 
 $(TRITON_DIR)/.ready:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(TRITON_DIR) triton==$(TRITON)

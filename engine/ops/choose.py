@@ -30,7 +30,8 @@ def choose_ops(
     if device is not None and device.type == "cuda":
         # By name: a machine without a GPU may have no Triton, and need not.
         kernels = importlib.import_module("engine.ops.triton.ops")
-        ops: Ops = kernels.TritonOps(io_dtype=dtype, batch_invariant=batch_invariant)
+        early = importlib.import_module("engine.ops.triton.launch").begins_early(device)
+        ops: Ops = kernels.TritonOps(io_dtype=dtype, batch_invariant=batch_invariant, early=early)
         return ops
     if device is not None and device.type != "cpu":
         return choose_ops(dtype=dtype, native=False, batch_invariant=batch_invariant)

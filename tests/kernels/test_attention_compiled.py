@@ -36,6 +36,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def call_of(
     kernel: str, shape: HeadShape, arch: int, *, dtype: torch.dtype = BF16,
     given: ForwardInputs | None = None, num_tokens: int = 0, uniform: bool = False,
+    early: bool = False,
 ) -> Call:  # fmt: skip
     """As attention launches it on a chip of the architecture."""
     tokens, sequences = KINDS[kernel]
@@ -51,7 +52,9 @@ def call_of(
         attention.bound_of.cache_clear()
         (call,) = recorded(
             attention, kernel,
-            lambda: attention.attention(qkv[:, :32], pool, given, shape, uniform=uniform),
+            lambda: attention.attention(
+                qkv[:, :32], pool, given, shape, uniform=uniform, early=early
+            ),
         )  # fmt: skip
     attention.bound_of.cache_clear()
     return call
@@ -173,16 +176,39 @@ def cut(sequences: list[tuple[int, int]]) -> ForwardInputs:
 
 @pytest.mark.parametrize("dim", EVERY_DIM)
 def test_the_reduction_of_splits_fits(dim: int, tmp_path: Path) -> None:
-    shape = heads(dim, sinks_H=meta(32, dtype=F32), window=4096)
-    scratch = meta(8 * 32 * (dim + 2), dtype=F32)
-    part = Pass(first=0, last=8, first_slot=0, num_slots=8, joined=True)
     for uniform in (False, True) if dim == 128 else (False,):
-        (call,) = recorded(
-            reduce_splits,
-            "reduce_splits_kernel",
-            lambda uniform=uniform: reduce_splits.reduce_splits(  # type: ignore[misc]
-                scratch, meta(8, 32 * dim), inputs(8, 8), shape, part, uniform=uniform
-            ),
-        )
+        call = reduction(dim, uniform=uniform)
         for arch in ARCHS if dim == 128 else (80,):
             assert_fits(call, arch, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kernel", (*KINDS, "reduce_splits_kernel"))
+def test_a_dependent_launch_waits_before_it_reads(kernel: str, tmp_path: Path) -> None:
+    """Nothing is loaded, and no program ends, before the kernel ahead has."""
+    call = (
+        call_of(kernel, heads(128), 90, early=True)
+        if kernel in KINDS
+        else reduction(128, early=True)
+    )
+    assert call.options["launch_pdl"]
+    compiled = call.compiled(90)
+    assert_kernel_fits(compiled, 90, tmp_path)
+    code = ptx(compiled)
+    wait, word = code.index("griddepcontrol.wait"), code.index("griddepcontrol.launch_dependents")
+    first = min(code.find(one) % len(code) for one in ("ld.global", "cp.async.c", "ret;"))
+    assert wait < first and wait < word
+
+
+def reduction(dim: int, *, uniform: bool = False, early: bool = False) -> Call:
+    part = Pass(first=0, last=8, first_slot=0, num_slots=8, joined=True)
+    scratch = meta(8 * 32 * (dim + 2), dtype=F32)
+    shape = heads(dim, window=4096, sinks_H=meta(32, dtype=F32))
+    reduce_splits._bound.cache_clear()
+    (call,) = recorded(
+        reduce_splits, "reduce_splits_kernel",
+        lambda: reduce_splits.reduce_splits(
+            scratch, meta(8, 32 * dim), inputs(8, 8), shape, part, uniform=uniform, early=early
+        ),
+    )  # fmt: skip
+    return call

@@ -88,7 +88,7 @@ def test_a_linear_of_few_rows_fits_and_reads_its_weights_ahead(kind: Kind, tmp_p
     ptx = compiled.asm["ptx"]
     copies = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*;", ptx)
     assert copies and all("0x10" in one for one in copies)
-    waits = [int(number) for number in re.findall(r"cp\.async\.wait_group (\d+)", ptx)]
+    waits = [int(number) for number in re.findall(r"cp\.async\.wait_group\s+(\d+)", ptx)]
     assert max(waits) >= 2, "the loop waits for every copy"
 
 

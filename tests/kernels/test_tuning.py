@@ -7,9 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.ahead import recorded
 from torch import Tensor
 
-from engine.ops.triton import attention, experts, gated, launch, linear, reduce_splits
+from engine.ops.choose import choose_ops
+from engine.ops.contract import Norm
+from engine.ops.triton import (
+    attention,
+    experts,
+    gated,
+    launch,
+    linear,
+    norm,
+    reduce_splits,
+    rope_store,
+)
 from engine.ops.triton.launch import Launch
 from engine.sampling import triton_bracket, triton_sample
 from tools.tune import __main__ as command
@@ -20,6 +32,8 @@ from tools.tune.sample import sample_subjects
 from tools.tune.subject import Measured, NoRoom, Subject, tune, written
 
 DEFAULT, WRONG, FAST, LARGE, SLOW = (Launch(block_n=n, num_warps=4) for n in (16, 32, 64, 128, 256))
+ROWS_TK = torch.empty(16, 64, device="meta")
+NORM = Norm(weight_K=torch.empty(64, device="meta"), eps=1e-6)
 TOOK_US = {DEFAULT: 9.0, WRONG: 1.0, FAST: 4.0, SLOW: 12.0}
 
 
@@ -60,7 +74,8 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (reduce_splits, "reduce_splits_kernel"),
         (experts, "count_kernel"), (experts, "place_kernel"), (experts, "grouped_kernel"),
         (experts, "combine_kernel"),
-        (linear, "linear_kernel"), (linear, "sum_parts_kernel"), (gated, "gated_kernel"),
+        (norm, "norm_kernel"), (rope_store, "rope_store_kernel"), (gated, "gated_kernel"),
+        (linear, "linear_kernel"), (linear, "sum_parts_kernel"),
         (triton_sample, "choose_kernel"), (triton_bracket, "tops_kernel"),
         (triton_bracket, "weigh_kernel"), (triton_bracket, "plan_kernel"),
         (triton_bracket, "pack_kernel"),
@@ -81,6 +96,7 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         ("experts", "few-e128-k2048-f768-bfloat16"),
         ("experts", "many-e128-k2048-f768-bfloat16"),
         ("sample", "any"),
+        launch.STEP,
         *(
             ("linear", f"{kind}-m{rows}-n{out}-k{width}-bfloat16")
             for kind, out, width in LINEARS
@@ -142,6 +158,26 @@ def test_what_is_written_is_launched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert launch.chosen("attention", "decode-d64", gpu, DEFAULT) == FAST
     assert launch.chosen("attention", "decode-d128", gpu, DEFAULT) == DEFAULT
     launch.tuned_launches.cache_clear()
+
+
+def test_kernels_begin_early_where_that_was_measured_to_be_faster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu, (kernel, shape) = torch.device("cuda", 0), launch.STEP
+    one = Measured(
+        kernel=kernel, shape=shape, launch=Launch(early=True), median_us=8.0, default_us=9.0
+    )
+    written(tmp_path / launch.file_name((9, 0)), [one], device="a GPU")
+    monkeypatch.setattr(launch, "capability", lambda device: (9, 0))
+    for folder, early in ((tmp_path / "none", False), (tmp_path, True)):
+        monkeypatch.setattr(launch, "TUNED", folder)
+        launch.tuned_launches.cache_clear()
+        norm._bound.cache_clear()
+        ops = choose_ops(dtype=torch.bfloat16, device=gpu)
+        launches = recorded(norm, "norm_kernel", lambda ops=ops: ops.norm(ROWS_TK, None, NORM))  # type: ignore[misc]
+        assert [one.options.get("launch_pdl", False) for one in launches] == [early]
+    launch.tuned_launches.cache_clear()
+    norm._bound.cache_clear()
 
 
 def test_other_entries_of_the_file_stay(tmp_path: Path) -> None:

@@ -23,9 +23,10 @@ from tools.tune.attention import attention_subjects
 from tools.tune.experts import experts_subjects
 from tools.tune.linears import CUBLAS, linears_subjects
 from tools.tune.sample import sample_subjects
+from tools.tune.step import step_subjects
 from tools.tune.subject import Subject, on_gpu, tune, written
 
-KERNELS = ("attention", "experts", "linear", "sample")
+KERNELS = ("attention", "experts", "linear", "sample", "step")
 
 
 def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
@@ -36,6 +37,8 @@ def subjects_of(kernel: str, asked: argparse.Namespace) -> Iterator[Subject]:
             return experts_subjects(asked.experts, asked.choices, asked.width, asked.hidden)
         case "linear":
             return linears_subjects()
+        case "step":
+            return step_subjects(asked.heads, asked.kv_heads, asked.head_dim)
         case _:
             return sample_subjects(asked.vocab)
 

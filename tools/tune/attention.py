@@ -32,7 +32,7 @@ def attention_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iter
     for decode in (True, False):
         num_sequences, tokens_each = (32, 1) if decode else (2, 2_048)
         q_THD = noise(num_sequences * tokens_each, num_heads, head_dim)
-        inputs = _inputs(num_sequences, tokens_each)
+        inputs = contexts(num_sequences, tokens_each)
         blocks = num_sequences * CONTEXT // BLOCK_TOKENS
         pool = noise(blocks, 2, num_kv_heads, BLOCK_TOKENS, head_dim)
         yield Subject(
@@ -54,7 +54,8 @@ def attention_subjects(num_heads: int, num_kv_heads: int, head_dim: int) -> Iter
         )  # fmt: skip
 
 
-def _inputs(num_sequences: int, tokens_each: int) -> ForwardInputs:
+def contexts(num_sequences: int, tokens_each: int) -> ForwardInputs:
+    """Of CONTEXT tokens each, this step's included, in blocks in no order."""
     num_blocks = CONTEXT // BLOCK_TOKENS
     order = torch.randperm(num_sequences * num_blocks, device=subject.DEVICE, dtype=torch.int32)
     nothing = torch.empty(0, dtype=torch.int64, device=subject.DEVICE)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
-from engine.ops.triton.bound import Bound
+from engine.ops.triton.bound import Bound, dependent
 from engine.ops.triton.chunk_attention import chunk_kernel
 from engine.ops.triton.decode_attention import decode_kernel
 from engine.ops.triton.launch import (
@@ -43,11 +43,12 @@ MOST_PROGRAMS = 2_048
 
 def attention(
     q_THD: Tensor, layer_pool: Tensor, inputs: ForwardInputs, heads: HeadShape, *,
-    launch: Launch | None = None, uniform: bool = False,
+    launch: Launch | None = None, uniform: bool = False, early: bool = False,
 ) -> Tensor:  # fmt: skip
     """[T, H D] as `engine.ops.torch_ops.paged_attention`; layer_pool [B, 2, G, S, D]. Rows of
     tokens that no sequence owns (they pad a batch) are left undefined. `launch` for tests and the
-    tuner. Raises ValueError for inputs without the host's part, `ForwardInputs.work`."""
+    tuner, `early` as `engine.ops.triton.bound.dependent`. Raises ValueError for inputs without the
+    host's part, `ForwardInputs.work`."""
     num_tokens, num_heads, dim = q_THD.shape
     out = torch.empty(num_tokens, num_heads * dim, dtype=q_THD.dtype, device=q_THD.device)
     if not num_tokens or not inputs.num_sequences:
@@ -64,7 +65,7 @@ def attention(
     kind = (
         num_heads, num_kv_heads, dim, layer_pool.shape[3], heads.window, heads.softcap is not None,
         heads.sinks_H is not None, work.split_tokens, q_THD.dtype, layer_pool.dtype,
-        q_THD.device, uniform, launch,
+        q_THD.device, uniform, early, launch,
     )  # fmt: skip
     for part in work.passes_G[heads.group]:
         num_slots = part.num_slots if part.joined else 0
@@ -83,7 +84,7 @@ def attention(
             grid = (tiles, num_kv_heads, 1 if uniform else work.chunk_splits)
             bound.launch(chunk_kernel, grid, q_THD, layer_pool, out, scratch, *given, *cut)
         if part.joined:
-            reduce_splits(scratch, out, inputs, heads, part, uniform=uniform)
+            reduce_splits(scratch, out, inputs, heads, part, uniform=uniform, early=early)
     return out
 
 
@@ -91,7 +92,7 @@ def attention(
 def bound_of(
     num_heads: int, num_kv_heads: int, dim: int, block_tokens: int, window: int | None,
     has_cap: bool, has_sinks: bool, split_tokens: int, dtype: torch.dtype, kv_dtype: torch.dtype,
-    device: torch.device, uniform: bool, launch: Launch | None, *, decode: bool,
+    device: torch.device, uniform: bool, early: bool, launch: Launch | None, *, decode: bool,
 ) -> tuple[Bound, int]:  # fmt: skip
     """A kernel with its constants, and the tokens of a tile: as measured for the device, else by
     default. Uniform, always by default: what was measured differs between devices of a kind. What
@@ -109,6 +110,6 @@ def bound_of(
         "WINDOW": window or 0, "HAS_CAP": has_cap, "HAS_SINKS": has_sinks, "SPLIT": split_tokens,
         **({} if decode else {"SPLIT_ROWS": SPLIT_ROWS, "UNIFORM": uniform}),
         "BLOCK_M": launch.block_m, "BLOCK_N": launch.block_n,
-        "BLOCK_D": max(16, power_of_two(dim)),
+        "BLOCK_D": max(16, power_of_two(dim)), "DEPENDENT": early,
     }  # fmt: skip
-    return Bound(constants, launch.options), launch.block_m // group
+    return Bound(constants, {**launch.options, **dependent(early)}), launch.block_m // group

@@ -4,18 +4,23 @@ Triton's own launch takes some 20 us of Python to find the same compiled kernel 
 compiled kernel depends on: the device, the constants and the dtypes, for which there is a `Bound`
 each; whether addresses are multiples of 16, or else the launch is an ordinary one; and the numbers
 that Triton specialises on, by which it is looked up. Under Triton's interpreter, with a profiler's
-hooks, and for whatever stands for a kernel in tests, every launch is an ordinary one.
+hooks, under a Triton whose launcher was not read (`LAUNCHED_ALIKE`), and for whatever stands for a
+kernel in tests, every launch is an ordinary one.
 """
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
+import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+LAUNCHED_ALIKE = ((3, 6), (3, 10))
+"""From this Triton on, and before that, a compiled kernel's `run` takes what is given here:
+`tests/kernels/test_bound.py`, under the oldest and the newest."""
 _ALIGNED = 15
 """Addresses are specialised on being multiples of 16."""
 
@@ -25,6 +30,12 @@ def dependent(on: bool) -> dict[str, bool]:
     dependent launch, sm_90 and later); its kernel waits for that end before it reads. Empty where
     it is off: the interpreter and older chips know no such option."""
     return {"launch_pdl": True} if on else {}
+
+
+def launched_alike(version: str) -> bool:
+    """Whether what Triton `version` compiled can be launched from here."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    return LAUNCHED_ALIKE[0] <= (major, minor) < LAUNCHED_ALIKE[1]
 
 
 class Bound:
@@ -66,7 +77,7 @@ class Bound:
     def _launch(self, kernel: Any, grid: tuple[int, int, int], arguments: tuple[Any, ...]) -> None:
         """Triton's launch; what it compiled is kept if it is for aligned addresses."""
         made = kernel[grid](*arguments, **self._named)
-        if not isinstance(kernel, JITFunction):
+        if not (isinstance(kernel, JITFunction) and launched_alike(triton.__version__)):
             return
         if self._kernel is not kernel:
             self._look_at(kernel, arguments)

@@ -89,9 +89,13 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr, SPLIT_ROWS: tl.constexpr, UNIFORM: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (tile, g, p): the rows of a query tile over the p-th split of what its chunk sees, or
     over all where that is one; the longest contexts first. UNIFORM: over all, split by split."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     tokens: tl.constexpr = BLOCK_M // GROUP
     tile, kv_head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     sequence = sequence_of(starts, num_sequences, tile, tokens)

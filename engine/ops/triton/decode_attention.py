@@ -33,9 +33,13 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     BLOCK_TOKENS: tl.constexpr, WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     HAS_SINKS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (g, p): every so many-th split of the pass's sequences of one token, from the p-th
     on, over KV head g. WINDOW 0: none."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     kv_head = tl.program_id(0)
     base = pool + kv_head.to(tl.int64) * head_stride
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)

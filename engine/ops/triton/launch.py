@@ -17,6 +17,8 @@ from torch import Tensor
 TUNED = Path(__file__).parent / "tuned"
 Capability = tuple[int, int]
 UNKNOWN: Capability = (0, 0)
+STEP = "step", "decode"
+"""The entry that is of no kernel alone."""
 FUSED = {"enable_fp_fusion": True}
 """Multiply and add in one rounding; said in every launch, for Triton's default changes."""
 
@@ -33,6 +35,8 @@ class Launch:
     num_stages: int = 2
     splits: int = 1
     """Of K, in a linear."""
+    early: bool = False
+    """Whether a step's kernels begin before those ahead of them end (`bound.dependent`)."""
 
     @property
     def options(self) -> dict[str, int]:
@@ -42,6 +46,11 @@ class Launch:
 def chosen(kernel: str, shape: str, device: torch.device, default: Launch) -> Launch:
     """What was measured for this kernel and shape class on such a device, else `default`."""
     return tuned_launches(capability(device)).get((kernel, shape), default)
+
+
+def begins_early(device: torch.device) -> bool:
+    """Whether that was measured to be faster on such a device."""
+    return chosen(*STEP, device, Launch()).early
 
 
 @cache

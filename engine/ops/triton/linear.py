@@ -206,7 +206,7 @@ def _launch(
     grid = (-(-num_rows // launch.block_m), -(-num_columns // launch.block_n), programs)
     bound.launch(
         linear_kernel, grid, x_TK, weight_NK, bias_N, out, as_stride(x_TK, 0),
-        as_stride(weight_NK, 0), out.stride(-2), num_rows, num_rows * num_columns,
+        as_stride(weight_NK, 0), out.stride(-2), num_rows, out.stride(0) if in_parts else 0,
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def normed(
     )  # fmt: skip
     bound.launch(
         norm_kernel, (num_tokens, 1, 1), x_TK, delta, weight_K, bias_K, out_TK, width,
-        float(delta_scale), eps, num_tokens * width,
+        float(delta_scale), eps, num_tokens * width if parts > 1 else 0,
     )  # fmt: skip
     return out_TK
 

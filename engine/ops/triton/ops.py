@@ -105,7 +105,9 @@ class TritonOps:
     def attend(self, qkv: Tensor, heads: HeadShape, pool: KvPool, inputs: ForwardInputs) -> Tensor:
         q_THD = qkv.view(qkv.shape[0], -1, heads.head_dim)[:, : heads.num_heads]
         layer_pool = self._layer(heads, pool)
-        return attention(q_THD, layer_pool, inputs, heads, uniform=self.batch_invariant)
+        return attention(
+            q_THD, layer_pool, inputs, heads, uniform=self.batch_invariant, early=self._early
+        )
 
     def gated(self, gate_up: Tensor, activation: Activation) -> Tensor:
         return gated(gate_up, activation, dtype=self.io_dtype, early=self._early)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.ops.contract import HeadShape
 from engine.ops.inputs import ForwardInputs
-from engine.ops.triton.bound import Bound
+from engine.ops.triton.bound import Bound, dependent
 from engine.ops.triton.launch import FUSED, power_of_two
 from engine.ops.triton.online_softmax import answer, before_keys, joined, last_not_above
 from engine.ops.work import SPLIT_ROWS, Pass
@@ -40,10 +40,13 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
     scratch, out, starts, ends, slots, sinks, first, last, first_slot, num_slots,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr,
     SPLIT_ROWS: tl.constexpr, HAS_SINKS: tl.constexpr, UNIFORM: tl.constexpr,
-    PARTS: tl.constexpr, BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_D: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, h) does one row of a pass, if it is in several splits. UNIFORM: one after
     another, as a chunk joins its own."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     head, token = tl.program_id(0), tl.program_id(1)
     sequence = last_not_above(starts, first, last, token)
     start, stop = tl.load(starts + sequence), tl.load(starts + sequence + 1)
@@ -98,15 +101,15 @@ def reduce_splits_kernel(  # type: ignore[no-untyped-def]
 
 def reduce_splits(
     scratch: Tensor, out: Tensor, inputs: ForwardInputs, heads: HeadShape, part: Pass, *,
-    uniform: bool,
+    uniform: bool, early: bool = False,
 ) -> None:  # fmt: skip
     """Writes the rows of `out` [T, H D] whose sequences are in the pass and in several splits.
     `scratch` is float32: weighted values [slots, H, D], then [slots, H, 2] the largest score, in
-    powers of two, and the sum of the weights."""
+    powers of two, and the sum of the weights. `early` as `engine.ops.triton.bound.dependent`."""
     assert inputs.work is not None and inputs.slots_GS1 is not None
     bound = _bound(
         out.device, out.dtype, heads.num_heads, heads.head_dim, heads.window,
-        heads.sinks_H is not None, inputs.work.split_tokens, uniform,
+        heads.sinks_H is not None, inputs.work.split_tokens, uniform, early,
     )  # fmt: skip
     bound.launch(
         reduce_splits_kernel, (heads.num_heads, out.shape[0], 1), scratch, out, inputs.starts_S1,
@@ -118,11 +121,12 @@ def reduce_splits(
 @cache
 def _bound(
     device: torch.device, dtype: torch.dtype, num_heads: int, dim: int, window: int | None,
-    has_sinks: bool, split_tokens: int, uniform: bool,
+    has_sinks: bool, split_tokens: int, uniform: bool, early: bool,
 ) -> Bound:  # fmt: skip
     constants = {
         "NUM_HEADS": num_heads, "HEAD_DIM": dim, "WINDOW": window or 0, "SPLIT": split_tokens,
         "SPLIT_ROWS": SPLIT_ROWS, "HAS_SINKS": has_sinks, "UNIFORM": uniform, "PARTS": PARTS,
-        "BLOCK_D": power_of_two(dim),
+        "BLOCK_D": power_of_two(dim), "DEPENDENT": early,
     }  # fmt: skip
-    return Bound(constants, {"num_warps": max(1, power_of_two(dim) // 32), **FUSED})
+    num_warps = max(1, power_of_two(dim) // 32)
+    return Bound(constants, {"num_warps": num_warps, **FUSED, **dependent(early)})
