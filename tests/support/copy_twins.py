@@ -50,7 +50,8 @@ def _mixed(words_W: Words, numbers_W: Words) -> Words:
     z_W = words_W.view(np.uint64) + (numbers_W.astype(np.uint64) + np.uint64(1)) * _word(GAMMA)
     z_W = (z_W ^ (z_W >> np.uint64(30))) * _word(FIRST)
     z_W = (z_W ^ (z_W >> np.uint64(27))) * _word(SECOND)
-    return z_W ^ (z_W >> np.uint64(31))
+    mixed_W: Words = z_W ^ (z_W >> np.uint64(31))
+    return mixed_W
 
 
 def _slabs(table_5R: Tensor) -> Iterator[Words]:
