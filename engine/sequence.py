@@ -294,6 +294,8 @@ class Sequence:
 
     def read_rows(self, start: int, stop: int) -> ReadRows | None:
         """What is read of a chunk of these tokens."""
+        if self.reading is None:
+            return None
         rows = self.rows_to_read(start, stop)
         if not rows:
             return None

@@ -54,8 +54,9 @@ class InFlightSteps:
         asks = stop >= num_tokens and sequence.generates
         sampling = sequence.sampling if asks else None
         constraint = None if sampling is None else sequence.constraint
-        sequence.block_table.cover(start, stop)
-        copies = () if sequence.in_flight else sequence.block_table.copies
+        table, num_prompt = sequence.block_table, len(sequence.prompt)
+        table.cover(start, stop)
+        copies = table.copies if start < num_prompt and not sequence.in_flight else ()
         sequence.num_launched = stop
         sequence.in_flight += 1
         self._steps[-1].parts.append((sequence, start, stop))
@@ -63,12 +64,12 @@ class InFlightSteps:
             sequence=sequence.id,
             token_ids=_STAND_IN if pending else sequence.tokens(start, stop),
             start=start,
-            block_table=sequence.block_table.blocks,
+            block_table=table.blocks,
             sampling=sampling,
             prompt_ids=sequence.prompt_ids,
             outputs=sequence.outputs,
             allowed=None if constraint is None else constraint.allowed,
-            num_prompt=len(sequence.prompt),
+            num_prompt=num_prompt,
             pending=pending,
             read=sequence.read_rows(start, stop),
             copies=copies,

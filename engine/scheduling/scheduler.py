@@ -204,7 +204,8 @@ class Scheduler:
         block_tokens = self._cache.block_tokens
         for sequence, start, stop in self._steps.pop_oldest_step():
             sequence.in_flight -= 1
-            sequence.block_table.note_copied()
+            if start < len(sequence.prompt):
+                sequence.block_table.note_copied()
             if sequence.verdict is not None:
                 self._record_ended(sequence, start, stop)
                 continue

@@ -391,7 +391,7 @@ class OwnershipInTwoGroupsWithStepsAhead(OwnershipInTwoGroups):
 
 
 SETTINGS = settings(
-    max_examples=60,
+    max_examples=48,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

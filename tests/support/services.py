@@ -53,6 +53,7 @@ class FakeEngine:
         self.submitted: list[Submission] = []
         self.num_counted = 0
         """Of those submitted, that its thread has looked at."""
+        self.num_forked = 0
         self.outcomes: list[FetchOutcome] = []
         """Of the fetches that have ended."""
         self.quieted: list[tuple[int, ...]] = []
@@ -92,7 +93,7 @@ class FakeEngine:
             decode_step_s=0.0,
             step=self.step,
             num_preempted=0,
-            num_forked=0,
+            num_forked=self.num_forked,
             num_counted=self.num_counted,
         )
 

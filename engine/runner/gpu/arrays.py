@@ -21,7 +21,7 @@ from engine.kvcache.windows import Window
 from engine.ops.inputs import ForwardInputs, forward_inputs, with_work
 from engine.ops.work import Work, decode_work
 from engine.sampling.rows import RowRules
-from engine.sampling.sampler import as_float32
+from engine.sampling.sampler import MOST
 from protocol.layout import KvLayout
 from protocol.messages import Sampling
 
@@ -111,11 +111,11 @@ def step_arrays(
     assert inputs.work is not None
     asking = [chunk for chunk in chunks if chunk.sampling is not None]
     rules = [_rule(chunk) for chunk in asking]
-    rows: dict[str, Sequence[float]] = {
+    rows: dict[str, Sequence[float] | Array] = {
         "keep_R": keeps,
-        "temperature_R": [as_float32(rule.temperature) for rule in rules],
-        "top_p_R": [as_float32(rule.top_p) for rule in rules],
-        "min_p_R": [as_float32(rule.min_p) for rule in rules],
+        "temperature_R": _finite([rule.temperature for rule in rules]),
+        "top_p_R": _finite([rule.top_p for rule in rules]),
+        "min_p_R": _finite([rule.min_p for rule in rules]),
         "top_k_R": [max(0, min(rule.top_k, _MOST_TOKENS)) for rule in rules],
         "seed_R": [_signed(rule.seed) for rule in rules],
         "position_R": [chunk.position for chunk in asking],
@@ -191,6 +191,11 @@ def is_decode(chunks: Sequence[Chunk]) -> bool:
 def _rule(chunk: Chunk) -> Sampling:
     assert chunk.sampling is not None
     return chunk.sampling
+
+
+def _finite(values: Sequence[float]) -> Array:
+    """Of each what `engine.sampling.sampler.as_float32` says, before it is rounded."""
+    return np.fmax(np.minimum(np.array(values, np.float64), MOST), -MOST)
 
 
 def _signed(seed: int) -> int:

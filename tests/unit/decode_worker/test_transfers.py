@@ -232,3 +232,9 @@ def test_links_retries_and_rejected_blocks_are_counted_with_their_reasons(tmp_pa
     assert bench.sample("baton_worker_fetch_retries_total") == 1
     wrong = {"reason": "the checksum is another"}
     assert bench.sample("baton_worker_kv_rejected_blocks_total", **wrong) == 3
+
+
+def test_the_metric_of_forks_is_what_the_engine_has_counted(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.engine.num_forked = 3
+    assert bench.sample("baton_worker_forks") == 3

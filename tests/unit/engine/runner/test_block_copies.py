@@ -1,6 +1,7 @@
 """Sequences that fork another on real pools: the tokens of sequences that compute it all."""
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 from support.device_steps import EOS, LIMITS
@@ -61,7 +62,7 @@ def spoken(runner: Runner, *, forks: bool, prompt: list[int]) -> tuple[list[list
     observer = RecordingObserver()
     engine = engine_on(runner, observer)
     for seed, name in enumerate(NAMES):
-        sampling = Sampling(seed=seed, max_tokens=20, temperature=1.2, presence_penalty=seed / 4)
+        sampling = Sampling(seed=seed, max_tokens=9, temperature=1.2, presence_penalty=seed / 4)
         origin = NAMES[0] if forks and seed else None
         salt = "" if forks else name
         engine.submit(
@@ -75,22 +76,27 @@ def spoken(runner: Runner, *, forks: bool, prompt: list[int]) -> tuple[list[list
         engine.stop()
 
 
+RUNNERS: dict[str, Callable[[Model], Runner]] = {
+    "cpu": on_host,
+    "device": lambda model: on_device(model, captured=False),
+    "captured": lambda model: on_device(model, captured=True),
+}
+QUICK = {("cpu", 11), ("captured", 8), ("device", 9)}
+
+
 @pytest.mark.parametrize(
-    "runner_of",
+    ("runner", "num_tokens"),
     [
-        on_host,
-        lambda model: on_device(model, captured=False),
-        lambda model: on_device(model, captured=True),
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.long)
+        for case in product(RUNNERS, (8, 9, 11))
     ],
-    ids=["cpu", "device", "captured"],
 )
-@pytest.mark.parametrize("num_tokens", [8, 9, 11])
 def test_forks_say_what_sequences_say_that_computed_it_all(
-    model: Model, runner_of: Callable[[Model], Runner], num_tokens: int
+    model: Model, runner: str, num_tokens: int
 ) -> None:
     prompt = PROMPT[:num_tokens]
     alone, _ = spoken(on_host(model), forks=False, prompt=prompt)
-    tokens, num_forked = spoken(runner_of(model), forks=True, prompt=prompt)
+    tokens, num_forked = spoken(RUNNERS[runner](model), forks=True, prompt=prompt)
     assert tokens == alone and len({tuple(each) for each in alone}) == 4
     assert num_forked == 3
 

@@ -29,10 +29,15 @@ def siblings(stepper: Stepper, num: int, *, num_shared: int, num_own: int = 3) -
     return [stepper.submit([*stem, *[901 + i] * num_own], max_tokens=2, seed=i) for i in range(num)]
 
 
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("token_budget", [512, 2048, 8192])
+@pytest.mark.parametrize(
+    ("token_budget", "depth"),
+    [
+        (512, 1), (2048, 2), (8192, 1),
+        *(pytest.param(*more, marks=pytest.mark.long) for more in [(512, 2), (2048, 1), (8192, 2)]),
+    ],
+)  # fmt: skip
 def test_sixteen_prompts_that_arrive_together_compute_what_they_share_once(
-    depth: int, token_budget: int
+    token_budget: int, depth: int
 ) -> None:
     stepper = Stepper(
         depth=depth, num_blocks=2000, max_running=16, token_budget=token_budget,
@@ -63,6 +68,7 @@ prompts = st.builds(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("depth", [1, 2])
 @given(
     arrivals=st.lists(st.tuples(prompts, st.integers(0, 3)), min_size=1, max_size=9),
