@@ -24,6 +24,7 @@ OURS = (
     ("tops_kernel", "sample"),
     ("weigh_kernel", "sample"),
     ("plan_kernel", "sample"),
+    ("narrow_kernel", "sample"),
     ("pack_kernel", "sample"),
     ("choose_kernel", "sample"),
     ("arg_max", "sample"),

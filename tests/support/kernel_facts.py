@@ -21,7 +21,7 @@ from support.meta_steps import BF16, heads, inputs, layer_pool, meta
 
 from engine.ops.contract import Norm
 from engine.ops.triton import attention, gated, launch, norm, reduce_splits, rope_store
-from engine.sampling import triton_bracket, triton_sample
+from engine.sampling import triton_bracket, triton_plan, triton_sample
 from engine.sampling.rows import RowRules
 from tools.predict.model import Kernel
 
@@ -30,7 +30,7 @@ ROWS, DIM, WIDTH, MLP, VOCAB = 32, 128, 4_096, 14_336, 128_256
 F32 = torch.float32
 SAMPLING = (
     (triton_bracket, "tops_kernel"), (triton_bracket, "weigh_kernel"),
-    (triton_bracket, "plan_kernel"), (triton_bracket, "pack_kernel"),
+    (triton_plan, "plan_kernel"), (triton_plan, "narrow_kernel"), (triton_bracket, "pack_kernel"),
     (triton_sample, "choose_kernel"),
 )  # fmt: skip
 Recorded = tuple[ModuleType, str, Callable[[], object]]
