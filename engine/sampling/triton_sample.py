@@ -10,10 +10,9 @@ of a row without top_k and top_p; else one that counts gaps by bins (`triton_bra
 where more than `CAPACITY` tokens are left in doubt), and one that draws from the tokens that are
 certain and packs those in doubt, among which the edge is searched (radix selection with early
 packing, as AIR Top-K, Zhang et al., 2023, but of masses as well as of ranks; the search with
-several pivots is FlashInfer's, Ye et al., 2025). So two to four; five where more than `CAPACITY`
-tokens that all have the same gap are in doubt. With more than that of several gaps, which takes
-a top_k beyond `CAPACITY` with a top_p below 1, or scores a thousand times denser than a model's,
-the row itself is searched: up to 35 passes more.
+several pivots is FlashInfer's, Ye et al., 2025). So two to four, whatever the rules. Where more
+than `CAPACITY` tokens lie in a few 4,096ths of the row's reach, it is read once more if they all
+have the same gap; else the row itself is searched, in up to 35 passes more.
 
 Each part of a row has a program of its own in all of these passes; parts, tiles and warps decide
 no token, for masses are summed as integers and the rest are maxima.

@@ -104,14 +104,14 @@ def kernel_facts(folder: Path) -> dict[str, Kernel]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "capability", lambda device: (9, 0))
             patch.setattr(launch, "capability", lambda device: (9, 0))
-            attention.named.cache_clear()
+            attention.bound_of.cache_clear()
             for other, silent in (
                 *SAMPLING, (attention, "decode_kernel"), (reduce_splits, "reduce_splits_kernel"),
             ):  # fmt: skip
                 if silent != kernel:
                     patch.setattr(other, silent, Silent())
             call = ahead.recorded(module, kernel, launch_it)[0]
-        attention.named.cache_clear()
+        attention.bound_of.cache_clear()
         facts[name] = fact(name, call, folder)
     return facts
 
