@@ -226,11 +226,12 @@ def sum_of(masses, r, field, num_parts, PARTS: tl.constexpr):  # type: ignore[no
 
 @triton.jit  # type: ignore[untyped-decorator]
 def put_packed(  # type: ignore[no-untyped-def]
-    ints, masses, gaps, ids, r, which: tl.constexpr, part, num_parts, gap, kept, token, low, high,
+    ints, masses, edges, gaps, ids, r, which, part, num_parts, gap, kept, token,
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """The part's share of a bracket, and the mass below it; ids of the first alone are needed."""
-    inside = kept & (gap >= low) & (gap < high)
+    low = tl.load(edges + r * EDGES + 2 * which)
+    inside = kept & (gap >= low) & (gap < tl.load(edges + r * EDGES + 2 * which + 1))
     below = tl.sum(tl.where(kept & (gap < low), mass_of(gap), 0), axis=0)
     tl.store(masses + place_of(r, BELOW + which, MASSES, num_parts) + part, below)
     key = gap.to(tl.int32, bitcast=True)
@@ -243,8 +244,7 @@ def put_packed(  # type: ignore[no-untyped-def]
         place += tl.load(ints + place_of(r, OFFSET + which, INTS, num_parts) + part)
         fits = inside & (place < CAPACITY)
         tl.store(gaps + (r * 2 + which) * CAPACITY + place, gap, mask=fits)
-        if which == 0:
-            tl.store(ids + r * CAPACITY + place, token, mask=fits)
+        tl.store(ids + r * CAPACITY + place, token, mask=fits & (which == 0))
 
 
 @triton.jit(do_not_specialize_on_alignment=ALIGNED_BY_CHANCE)  # type: ignore[untyped-decorator]
@@ -260,24 +260,21 @@ def pack_kernel(  # type: ignore[no-untyped-def]
     best, temperature = best_of(floats, r, num_parts, PARTS), tl.load(temperatures + r)
     filtered = is_filtered(tl.load(top_ks + r), tl.load(top_ps + r), size)
     if is_drawn(best, temperature) & filtered:
-        low, high = tl.load(edges + r * EDGES), tl.load(edges + r * EDGES + 1)
-        split = tl.load(held + r * HELDS + INSIDE + 1) > 0
-        end = high
-        if split:
-            end = tl.maximum(high, tl.load(edges + r * EDGES + 3))
+        low, end = tl.load(edges + r * EDGES), tl.load(edges + r * EDGES + 1)
+        num_brackets = 1
+        if tl.load(held + r * HELDS + INSIDE + 1) > 0:
+            num_brackets = 2
+            end = tl.maximum(end, tl.load(edges + r * EDGES + 3))
         top = tl.load(floats + place_of(r, TOP, FLOATS, num_parts) + part)
         end = tl.where(tl.abs(tl.div_rn(best - top, temperature)) < end, size, 0)
         first = part * TILE
         gap = gaps_of(logits + r * row_stride, first, end, best, temperature, TILE)
         kept = (gap < REACH) & (gap <= widest_of(tl.load(min_ps + r)))
         token = first + tl.arange(0, TILE)
-        put_packed(
-            ints, masses, gaps, ids, r, 0, part, num_parts, gap, kept, token, low, high, CAPACITY
-        )  # fmt: skip
-        if split:
+        for which in range(num_brackets):
             put_packed(
-                ints, masses, gaps, ids, r, 1, part, num_parts, gap, kept, token,
-                tl.load(edges + r * EDGES + 2), tl.load(edges + r * EDGES + 3), CAPACITY,
+                ints, masses, edges, gaps, ids, r, which, part, num_parts, gap, kept, token,
+                CAPACITY,
             )  # fmt: skip
         put_loudest(
             floats, ints, r, part, num_parts, gap, kept & (gap < low), first,
