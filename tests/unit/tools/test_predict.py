@@ -88,6 +88,18 @@ def test_a_record_without_a_breakdown_is_refused(tmp_path: Path) -> None:
         read_measured(file, LLAMA_8B)
 
 
+def test_a_chunk_s_attention_takes_its_products_and_then_its_loop() -> None:
+    kernels = read_kernels()
+    twice = replace(
+        kernels["attention_chunk"],
+        loop_instructions=2 * kernels["attention_chunk"].loop_instructions,
+    )
+    (one,) = (line for line in predicted(kernels, LLAMA_8B, STEPS[3]) if line.part == "attention")
+    slower = predicted({**kernels, "attention_chunk": twice}, LLAMA_8B, STEPS[3])
+    (other,) = (line for line in slower if line.part == "attention")
+    assert one.limit_ms < other.predicted_ms - one.predicted_ms < one.predicted_ms
+
+
 def test_what_was_measured_fills_the_last_column(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
