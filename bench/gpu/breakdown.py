@@ -14,16 +14,27 @@ from engine.runner.gpu.device import Device
 # A kernel of ours, by what its name has in it, in the order of asking.
 OURS = (
     ("reduce_splits", "reduce_splits"),
-    ("attention", "attention"),
+    ("decode_kernel", "attention"),
+    ("chunk_kernel", "attention"),
     ("rope_store", "rope_store"),
     ("gated", "gated"),
     ("norm_kernel", "norm"),
-    ("sample", "sample"),
+    ("mask_kernel", "sample"),
+    ("penalise_kernel", "sample"),
+    ("tops_kernel", "sample"),
+    ("weigh_kernel", "sample"),
+    ("plan_kernel", "sample"),
+    ("narrow_kernel", "sample"),
+    ("pack_kernel", "sample"),
+    ("choose_kernel", "sample"),
     ("arg_max", "sample"),
     ("grouped_kernel", "experts"),
     ("place_kernel", "experts"),
     ("count_kernel", "experts"),
+    ("combine_kernel", "experts"),
 )
+LINEARS = ("linear_kernel", "sum_parts_kernel")
+"""Of ours, told apart like cuBLAS's."""
 AFTER = ("attention", "reduce_splits")
 BETWEEN = {
     ("norm", "rope_store"): "qkv",

@@ -1,15 +1,16 @@
-"""Finds, in one or two passes over each row, between which gaps the filters' edge lies.
+"""Counts a row's gaps, in one or two passes, and packs those between which the filters' edge lies.
 
-A token's gap is (best - score) / temperature. A pass counts gaps in `BINS` equal bins; as a bin
-says each of its masses to a factor of exp(width), the counts bound the mass up to every bin, and
-so the bins in which the edge of top_k or top_p can lie: the bracket. Tokens below it are kept for
-certain and those above it are not. What is in it, is packed for the exact search.
+A token's gap is (best - score) / temperature. A pass counts gaps in `BINS` equal bins, from which
+`triton_plan` finds the bins in which the edge of top_k or top_p can lie: the bracket. Tokens below
+it are kept for certain and those above it are not. What is in it, is packed for the exact search.
+Where both edges lie far apart, that of top_k has a bracket of its own.
 
 A gap of 32 has a mass of 1e-14 of the best token's and no noise makes up for it: such tokens count
 as none. Masses are integers, so that no sum depends on tiles, parts or warps.
 """
 
-# Shapes: R rows, P parts of a row, B bins, C places for packed tokens.
+# Shapes: R rows, P parts of a row, B bins, C places for packed tokens; 2 brackets, of which the
+# second is top_k's where it has one.
 
 import triton
 import triton.language as tl
@@ -25,16 +26,26 @@ SCALE = tl.constexpr(float(1 << 43))
 """Of a mass, the best token's being 1: a million of them fit int64."""
 INFINITE = tl.constexpr(0x7F80_0000)
 _GREEDY_BELOW = tl.constexpr(GREEDY_BELOW)
+_NARROWEST = tl.constexpr(1e-30)
+"""Of a reach: its bins are normal numbers."""
 _LARGEST = tl.constexpr(3.4028234663852886e38)
-_SLACK = tl.constexpr(1e-4)
-"""Of the bounds, for what float32 loses in them."""
-TOP, MOST = tl.constexpr(0), tl.constexpr(1)
-"""Fields [R, 2, P] float32: the part's best score; its largest noise - gap of certain tokens."""
-TOP_ID, MOST_ID, OFFSET, FIRST_KEY, LAST_KEY = (tl.constexpr(field) for field in range(5))
-"""Fields [R, 5, P] int32: the holders of both; its first place among the packed; the bits of the
-least and the widest gap in its bracket."""
-WHOLE, BELOW, WITHIN = (tl.constexpr(field) for field in range(3))
-"""Fields [R, 3, P] int64: the mass of the part, of what is below the bracket, of what is in it."""
+TOP, MOST, LEAST = (tl.constexpr(field) for field in range(3))
+FLOATS = tl.constexpr(3)
+"""Fields [R, 3, P] float32: the part's best score; its largest noise - gap of certain tokens; its
+least score that is finite."""
+TOP_ID, MOST_ID, OFFSET, FIRST_KEY, LAST_KEY = (tl.constexpr(field) for field in (0, 1, 2, 4, 6))
+INTS = tl.constexpr(8)
+"""Fields [R, 8, P] int32: the holders of both; of each bracket, its first place among the packed
+and the bits of the least and the widest gap in it."""
+WHOLE, WITHIN, BELOW = (tl.constexpr(field) for field in range(3))
+MASSES = tl.constexpr(4)
+"""Fields [R, 4, P] int64: the mass of the part, of what is in the first bracket, of what is below
+each."""
+EDGES = tl.constexpr(4)
+"""[R, 4] float32: from which gap to below which each bracket is."""
+LIMITED, HELD, INSIDE, HELDS = (tl.constexpr(field) for field in (0, 1, 3, 5))
+"""Fields [R, 5] int32: whether top_k takes any out; of each bracket, the tokens below it and in
+it. A second one with none is not there."""
 ALIGNED_BY_CHANCE = ["temperatures", "top_ks", "top_ps", "min_ps", "seeds", "positions", "tokens"]
 
 
@@ -73,10 +84,22 @@ def place_of(r, field, num_fields, num_parts):  # type: ignore[no-untyped-def]
 def best_of(floats, r, num_parts, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     parts = tl.arange(0, PARTS)
     tops = tl.load(
-        floats + place_of(r, TOP, 2, num_parts) + parts,
+        floats + place_of(r, TOP, FLOATS, num_parts) + parts,
         mask=parts < num_parts, other=float("-inf"),
     )  # fmt: skip
     return tl.max(tops, axis=0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def reach_of(floats, r, best, temperature, num_parts, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Beyond the widest gap that is finite: bins are as fine as a row is flat."""
+    parts = tl.arange(0, PARTS)
+    leasts = tl.load(
+        floats + place_of(r, LEAST, FLOATS, num_parts) + parts,
+        mask=parts < num_parts, other=float("inf"),
+    )  # fmt: skip
+    widest = tl.div_rn(best - tl.min(leasts, axis=0), temperature) * 1.001
+    return tl.minimum(tl.maximum(widest, _NARROWEST), REACH)
 
 
 @triton.jit
@@ -113,22 +136,40 @@ def put_loudest(  # type: ignore[no-untyped-def]
         most = tl.max(sums, axis=0)
         ids = first + tl.arange(0, TILE)
         holder = tl.min(tl.where(sums == most, ids, size), axis=0)
-    tl.store(floats + place_of(r, MOST, 2, num_parts) + part, most)
-    tl.store(ints + place_of(r, MOST_ID, 5, num_parts) + part, holder)
+    tl.store(floats + place_of(r, MOST, FLOATS, num_parts) + part, most)
+    tl.store(ints + place_of(r, MOST_ID, INTS, num_parts) + part, holder)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def tops_kernel(  # type: ignore[no-untyped-def]
     logits, floats, ints, row_stride, size, num_parts, TILE: tl.constexpr
 ):
-    """Program (r, part): the part's largest score, and the lowest id that has it."""
+    """Program (r, part): the part's largest score, and the lowest id that has it; its least."""
     r, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     score = scores_of(logits + r * row_stride, part * TILE, size, TILE)
     top = tl.max(score, axis=0)
     ids = part * TILE + tl.arange(0, TILE)
-    tl.store(floats + place_of(r, TOP, 2, num_parts) + part, top)
+    least = tl.min(tl.where(score > float("-inf"), score, float("inf")), axis=0)
+    tl.store(floats + place_of(r, LEAST, FLOATS, num_parts) + part, least)
+    tl.store(floats + place_of(r, TOP, FLOATS, num_parts) + part, top)
     holder = tl.min(tl.where(score == top, ids, size), axis=0)
-    tl.store(ints + place_of(r, TOP_ID, 5, num_parts) + part, holder)
+    tl.store(ints + place_of(r, TOP_ID, INTS, num_parts) + part, holder)
+
+
+@triton.jit
+def has_too_many(held, r, CAPACITY):  # type: ignore[no-untyped-def]
+    first = tl.load(held + r * HELDS + INSIDE)
+    return tl.maximum(first, tl.load(held + r * HELDS + INSIDE + 1)) > CAPACITY
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def put_counts(  # type: ignore[no-untyped-def]
+    counts, r, which, part, num_parts, gap, inside, low, high, BINS: tl.constexpr
+):
+    nearest = tl.where(inside, gap - low, 0.0)
+    bins = (nearest * inverse_step(low, high, BINS)).to(tl.int32)
+    to = counts + ((r * 2 + which) * num_parts + part) * BINS + tl.arange(0, BINS)
+    tl.store(to, tl.histogram(bins, BINS, mask=inside))
 
 
 @triton.jit(do_not_specialize_on_alignment=ALIGNED_BY_CHANCE)  # type: ignore[untyped-decorator]
@@ -139,37 +180,36 @@ def weigh_kernel(  # type: ignore[no-untyped-def]
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """Program (r, part): counts of the part's gaps by bin, and its masses. Of a row without
-    top_k and top_p: its choice. `AGAIN` in the bracket, of rows where that has too many."""
+    top_k and top_p: its choice. `AGAIN` in the brackets, of rows where one has too many."""
     r, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, temperature = best_of(floats, r, num_parts, PARTS), tl.load(temperatures + r)
     filtered = is_filtered(tl.load(top_ks + r), tl.load(top_ps + r), size)
-    low, high = tl.full((), 0.0, tl.float32), tl.full((), REACH, tl.float32)
     wanted = is_drawn(best, temperature)
     if AGAIN:
-        low, high = tl.load(edges + r * 2), tl.load(edges + r * 2 + 1)
-        wanted = wanted & filtered & (tl.load(held + r * 3 + 1) > CAPACITY)
+        wanted = wanted & filtered & has_too_many(held, r, CAPACITY)
     if wanted:
         first = part * TILE
         gap = gaps_of(logits + r * row_stride, first, size, best, temperature, TILE)
         kept = (gap < REACH) & (gap <= widest_of(tl.load(min_ps + r)))
         if filtered:
-            inside = kept & (gap >= low) & (gap < high)
-            nearest = tl.where(inside, gap - low, 0.0)
-            bins = (nearest * inverse_step(low, high, BINS)).to(tl.int32)
-            bin_ids = tl.arange(0, BINS)
-            tl.store(
-                counts + (r * num_parts + part) * BINS + bin_ids,
-                tl.histogram(bins, BINS, mask=inside),
-            )
             mass = mass_of(gap)
+            to = masses + r * MASSES * num_parts + part
             if AGAIN:
-                below = tl.sum(tl.where(kept & (gap < low), mass, 0), axis=0)
-                tl.store(masses + place_of(r, BELOW, 3, num_parts) + part, below)
-                within = tl.sum(tl.where(inside, mass, 0), axis=0)
-                tl.store(masses + place_of(r, WITHIN, 3, num_parts) + part, within)
+                for which in tl.static_range(2):
+                    low = tl.load(edges + r * EDGES + 2 * which)
+                    high = tl.load(edges + r * EDGES + 2 * which + 1)
+                    inside = kept & (gap >= low) & (gap < high)
+                    put_counts(counts, r, which, part, num_parts, gap, inside, low, high, BINS)
+                    below = tl.sum(tl.where(kept & (gap < low), mass, 0), axis=0)
+                    tl.store(to + (BELOW + which) * num_parts, below)
+                    if which == 0:
+                        within = tl.sum(tl.where(inside, mass, 0), axis=0)
+                        tl.store(to + WITHIN * num_parts, within)
             else:
+                reach = reach_of(floats, r, best, temperature, num_parts, PARTS)
+                put_counts(counts, r, 0, part, num_parts, gap, kept, reach * 0, reach, BINS)
                 whole = tl.sum(tl.where(kept, mass, 0), axis=0)
-                tl.store(masses + place_of(r, WHOLE, 3, num_parts) + part, whole)
+                tl.store(to + WHOLE * num_parts, whole)
         else:
             put_loudest(
                 floats, ints, r, part, num_parts, gap, kept, first,
@@ -180,122 +220,63 @@ def weigh_kernel(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def sum_of(masses, r, field, num_parts, PARTS: tl.constexpr):  # type: ignore[no-untyped-def]
     parts = tl.arange(0, PARTS)
-    start = masses + place_of(r, field, 3, num_parts)
+    start = masses + place_of(r, field, MASSES, num_parts)
     return tl.sum(tl.load(start + parts, mask=parts < num_parts, other=0), axis=0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def reached_by(  # type: ignore[no-untyped-def]
-    near, far, base, beyond, least, most, top_p, unsure, SURELY: tl.constexpr
-):
-    """How many bins do not hold top_p of the mass with those before: for certain, or perhaps
-    (`SURELY` False and True). A bin's mass is between `far` and `near`, all of it between `least`
-    and `most`; once by what is held, once by what is left."""
-    if SURELY:
-        held, left = tl.cumsum(far, axis=0), tl.cumsum(near, axis=0, reverse=True)
-        by_held = base + held * (1 - _SLACK) >= top_p * most * (1 + _SLACK) + unsure
-        left = beyond + left * (1 + _SLACK) - near + unsure
-        short = (left > (1 - top_p) * least * (1 - _SLACK)) & (by_held == 0)
-    else:
-        held, left = tl.cumsum(near, axis=0), tl.cumsum(far, axis=0, reverse=True)
-        by_held = base + held * (1 + _SLACK) + unsure < top_p * least * (1 - _SLACK)
-        left = beyond + left * (1 - _SLACK) - far - unsure
-        short = (left > (1 - top_p) * most * (1 + _SLACK)) | by_held
-    return tl.sum(short.to(tl.int32), axis=0)
-
-
-@triton.jit(do_not_specialize_on_alignment=ALIGNED_BY_CHANCE)  # type: ignore[untyped-decorator]
-def plan_kernel(  # type: ignore[no-untyped-def]
-    temperatures, top_ks, top_ps, ints, masses, counts, edges, held, size, num_parts,
-    AGAIN: tl.constexpr, PARTS: tl.constexpr, BINS: tl.constexpr, CAPACITY: tl.constexpr,
+def put_packed(  # type: ignore[no-untyped-def]
+    ints, masses, edges, gaps, ids, r, which, part, num_parts, gap, kept, token,
+    CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """Program r: the row's bracket and where each part's share of it is packed.
-
-    edges [R, 2]: from which gap to below which. held [R, 3]: tokens below it, in it, and whether
-    top_k takes any out."""
-    r = tl.program_id(0).to(tl.int64)
-    top_k, top_p = tl.load(top_ks + r), tl.load(top_ps + r)
-    wanted = is_filtered(top_k, top_p, size) & (tl.load(temperatures + r) >= _GREEDY_BELOW)
-    low, high = tl.full((), 0.0, tl.float32), tl.full((), REACH, tl.float32)
-    base_count, base, beyond = 0, low, low
-    whole = sum_of(masses, r, WHOLE, num_parts, PARTS)
-    if AGAIN:
-        wanted = wanted & (tl.load(held + r * 3 + 1) > CAPACITY)
-        low, high = tl.load(edges + r * 2), tl.load(edges + r * 2 + 1)
-        base_count = tl.load(held + r * 3)
-        below = sum_of(masses, r, BELOW, num_parts, PARTS)
-        beyond = mass_share(whole - below - sum_of(masses, r, WITHIN, num_parts, PARTS))
-        base = mass_share(below)
-    if wanted:
-        parts, bins = tl.arange(0, PARTS), tl.arange(0, BINS)
-        places = (r * num_parts + parts[:, None]) * BINS + bins[None, :]
-        counts_PB = tl.load(counts + places, mask=parts[:, None] < num_parts, other=0)
-        count = tl.sum(counts_PB, axis=0)
-        after = base_count + tl.cumsum(count, axis=0)
-        if AGAIN:
-            limited = tl.load(held + r * 3 + 2) > 0
-        else:
-            limited = (top_k > 0) & (top_k < tl.max(after, axis=0))
-        edge = tl.where(limited, tl.sum((after < top_k).to(tl.int32), axis=0), BINS)
-        taken = tl.where(bins == edge, top_k - (after - count), tl.where(bins < edge, count, 0))
-        step = tl.div_rn(low * 0 + 1, inverse_step(low, high, BINS))
-        near, far = taken * tl.exp(-low - bins * step), taken * tl.exp(-low - (bins + 1) * step)
-        total = mass_share(whole)
-        least = tl.where(limited, base + tl.sum(far, axis=0), total)
-        most = tl.where(limited, base + tl.sum(near, axis=0), total)
-        beyond = tl.where(limited, 0.0, beyond)
-        unsure = size * (1 / SCALE)
-        first = reached_by(near, far, base, beyond, least, most, top_p, unsure, False)
-        last = reached_by(near, far, base, beyond, least, most, top_p, unsure, True)
-        by_mass = top_p < 1
-        last = tl.where(limited, edge, tl.where(by_mass, tl.minimum(last, BINS - 1), BINS))
-        first = tl.where(by_mass, tl.minimum(first, last), last)
-        tl.store(edges + r * 2, tl.where(first < BINS, low + first * step, REACH))
-        tl.store(edges + r * 2 + 1, tl.where(first < BINS, low + (last + 1) * step, REACH))
-        inside = (bins >= first) & (bins <= last)
-        tl.store(held + r * 3, base_count + tl.sum(tl.where(bins < first, count, 0), axis=0))
-        tl.store(held + r * 3 + 1, tl.sum(tl.where(inside, count, 0), axis=0))
-        tl.store(held + r * 3 + 2, limited.to(tl.int32))
-        packed = tl.sum(tl.where(inside[None, :], counts_PB, 0), axis=1)
-        offset = tl.cumsum(packed, axis=0) - packed
-        to = ints + place_of(r, OFFSET, 5, num_parts) + parts
-        tl.store(to, offset, mask=parts < num_parts)
+    """The part's share of a bracket, and the mass below it; ids of the first alone are needed."""
+    low = tl.load(edges + r * EDGES + 2 * which)
+    inside = kept & (gap >= low) & (gap < tl.load(edges + r * EDGES + 2 * which + 1))
+    below = tl.sum(tl.where(kept & (gap < low), mass_of(gap), 0), axis=0)
+    tl.store(masses + place_of(r, BELOW + which, MASSES, num_parts) + part, below)
+    key = gap.to(tl.int32, bitcast=True)
+    least = tl.min(tl.where(inside, key, INFINITE), axis=0)
+    most = tl.max(tl.where(inside, key, -1), axis=0)
+    tl.store(ints + place_of(r, FIRST_KEY + which, INTS, num_parts) + part, least)
+    tl.store(ints + place_of(r, LAST_KEY + which, INTS, num_parts) + part, most)
+    if most >= 0:
+        place = tl.cumsum(inside.to(tl.int32), axis=0) - 1
+        place += tl.load(ints + place_of(r, OFFSET + which, INTS, num_parts) + part)
+        fits = inside & (place < CAPACITY)
+        tl.store(gaps + (r * 2 + which) * CAPACITY + place, gap, mask=fits)
+        tl.store(ids + r * CAPACITY + place, token, mask=fits & (which == 0))
 
 
 @triton.jit(do_not_specialize_on_alignment=ALIGNED_BY_CHANCE)  # type: ignore[untyped-decorator]
 def pack_kernel(  # type: ignore[no-untyped-def]
     logits, temperatures, top_ks, top_ps, min_ps, seeds, positions,
-    floats, ints, masses, edges, gaps, ids, row_stride, size, num_parts,
+    floats, ints, masses, edges, held, gaps, ids, row_stride, size, num_parts,
     PARTS: tl.constexpr, TILE: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     """Program (r, part) of a filtered row: the choice among the part's certain tokens, and those
-    of the bracket packed, ascending by id, as far as there is room. A part whose best token is
-    beyond the bracket is not read."""
+    of the brackets packed, ascending by id, as far as there is room. A part whose best token is
+    beyond them is not read."""
     r, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     best, temperature = best_of(floats, r, num_parts, PARTS), tl.load(temperatures + r)
     filtered = is_filtered(tl.load(top_ks + r), tl.load(top_ps + r), size)
     if is_drawn(best, temperature) & filtered:
-        low, high = tl.load(edges + r * 2), tl.load(edges + r * 2 + 1)
-        top = tl.load(floats + place_of(r, TOP, 2, num_parts) + part)
-        end = tl.where(tl.abs(tl.div_rn(best - top, temperature)) < high, size, 0)
+        low, end = tl.load(edges + r * EDGES), tl.load(edges + r * EDGES + 1)
+        num_brackets = 1
+        if tl.load(held + r * HELDS + INSIDE + 1) > 0:
+            num_brackets = 2
+            end = tl.maximum(end, tl.load(edges + r * EDGES + 3))
+        top = tl.load(floats + place_of(r, TOP, FLOATS, num_parts) + part)
+        end = tl.where(tl.abs(tl.div_rn(best - top, temperature)) < end, size, 0)
         first = part * TILE
         gap = gaps_of(logits + r * row_stride, first, end, best, temperature, TILE)
-        kept = (gap < high) & (gap <= widest_of(tl.load(min_ps + r)))
-        certain, inside = kept & (gap < low), kept & (gap >= low)
-        below = tl.sum(tl.where(certain, mass_of(gap), 0), axis=0)
-        tl.store(masses + place_of(r, BELOW, 3, num_parts) + part, below)
-        key = gap.to(tl.int32, bitcast=True)
-        least = tl.min(tl.where(inside, key, INFINITE), axis=0)
-        most = tl.max(tl.where(inside, key, -1), axis=0)
-        tl.store(ints + place_of(r, FIRST_KEY, 5, num_parts) + part, least)
-        tl.store(ints + place_of(r, LAST_KEY, 5, num_parts) + part, most)
-        if most >= 0:
-            place = tl.cumsum(inside.to(tl.int32), axis=0) - 1
-            place += tl.load(ints + place_of(r, OFFSET, 5, num_parts) + part)
-            fits = inside & (place < CAPACITY)
-            tl.store(gaps + r * CAPACITY + place, gap, mask=fits)
-            tl.store(ids + r * CAPACITY + place, first + tl.arange(0, TILE), mask=fits)
+        kept = (gap < REACH) & (gap <= widest_of(tl.load(min_ps + r)))
+        token = first + tl.arange(0, TILE)
+        for which in range(num_brackets):
+            put_packed(
+                ints, masses, edges, gaps, ids, r, which, part, num_parts, gap, kept, token,
+                CAPACITY,
+            )  # fmt: skip
         put_loudest(
-            floats, ints, r, part, num_parts, gap, certain, first,
+            floats, ints, r, part, num_parts, gap, kept & (gap < low), first,
             tl.load(positions + r), tl.load(seeds + r), size, TILE,
         )  # fmt: skip

@@ -10,10 +10,9 @@ of a row without top_k and top_p; else one that counts gaps by bins (`triton_bra
 where more than `CAPACITY` tokens are left in doubt), and one that draws from the tokens that are
 certain and packs those in doubt, among which the edge is searched (radix selection with early
 packing, as AIR Top-K, Zhang et al., 2023, but of masses as well as of ranks; the search with
-several pivots is FlashInfer's, Ye et al., 2025). So two to four; five where more than `CAPACITY`
-tokens that all have the same gap are in doubt. With more than that of several gaps, which takes
-a top_k beyond `CAPACITY` with a top_p below 1, or scores a thousand times denser than a model's,
-the row itself is searched: up to 35 passes more.
+several pivots is FlashInfer's, Ye et al., 2025). So two to four, whatever the rules. Where more
+than `CAPACITY` tokens lie in a few 4,096ths of the row's reach, it is read once more if they all
+have the same gap; else the row itself is searched, in up to 35 passes more.
 
 Each part of a row has a program of its own in all of these passes; parts, tiles and warps decide
 no token, for masses are summed as integers and the rest are maxima.
@@ -27,15 +26,23 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.ops.triton.launch import Launch, as_stride, chosen, power_of_two
-from engine.sampling import triton_bracket
+from engine.sampling import triton_bracket, triton_plan
 from engine.sampling.rows import RowRules
 from engine.sampling.triton_bracket import (
     ALIGNED_BY_CHANCE,
     BELOW,
     BINS,
+    EDGES,
     FIRST_KEY,
+    FLOATS,
+    HELD,
+    HELDS,
     INFINITE,
+    INSIDE,
+    INTS,
     LAST_KEY,
+    LIMITED,
+    MASSES,
     MOST,
     MOST_ID,
     TOP,
@@ -43,6 +50,7 @@ from engine.sampling.triton_bracket import (
     WHOLE,
     best_of,
     gaps_of,
+    has_too_many,
     is_drawn,
     is_filtered,
     mass_of,
@@ -94,9 +102,9 @@ def edge_of(  # type: ignore[no-untyped-def]
     row, gaps, count, packed, best, temperature, least, last, target,
     BY_MASS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The smallest key from `least` to `last` up to which tokens, from `least` on, hold `target`;
-    three pivots a scan."""
-    low, high = least, last
+    """The smallest key from `least` to `last` up to which tokens, from `least` on, hold `target`,
+    and what those of smaller keys hold; three pivots a scan."""
+    low, high, held = least, last, tl.full((), 0, tl.int64)
     while low < high:
         step = (high - low) // 4 + 1
         one, two, three = low + step - 1, low + 2 * step - 1, low + 3 * step - 1
@@ -109,47 +117,70 @@ def edge_of(  # type: ignore[no-untyped-def]
             sums_1 += tl.where(key <= one, weight, 0)
             sums_2 += tl.where(key <= two, weight, 0)
             sums_3 += tl.where(key <= three, weight, 0)
-        passed = (tl.sum(sums_1, axis=0) < target).to(tl.int32)
-        passed += (tl.sum(sums_2, axis=0) < target).to(tl.int32)
-        passed += (tl.sum(sums_3, axis=0) < target).to(tl.int32)
-        low = low + passed * step
+        held_1, held_2, held_3 = (
+            tl.sum(sums_1, axis=0), tl.sum(sums_2, axis=0), tl.sum(sums_3, axis=0),
+        )  # fmt: skip
+        held = tl.where(held_1 < target, held_1, held)
+        held = tl.where(held_2 < target, held_2, held)
+        held = tl.where(held_3 < target, held_3, held)
+        passed = (held_1 < target).to(tl.int32) + (held_2 < target).to(tl.int32)
+        low = low + (passed + (held_3 < target).to(tl.int32)) * step
         high = tl.minimum(high, low + step - 1)
-    return tl.minimum(low, last)
+    return tl.minimum(low, last), held
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def limit_of(  # type: ignore[no-untyped-def]
+    row, gaps, ints, masses, held, r, num_parts, size, packed, best, temperature, top_k, top_p,
+    PARTS: tl.constexpr, TILE: tl.constexpr, CAPACITY: tl.constexpr,
+):  # fmt: skip
+    """The largest key that top_k keeps, how many tokens of just that key, and what all that it
+    keeps weighs; from the bracket that its edge is in."""
+    which = (tl.load(held + r * HELDS + INSIDE + 1) > 0).to(tl.int32)
+    inside = tl.load(held + r * HELDS + INSIDE + which)
+    count = tl.where(packed, inside, size)
+    rank = (top_k - tl.load(held + r * HELDS + HELD + which)).to(tl.int64)
+    gaps += which * CAPACITY
+    parts = tl.arange(0, PARTS)
+    keys = ints + place_of(r, FIRST_KEY + which, INTS, num_parts) + parts
+    least = tl.min(tl.load(keys, mask=parts < num_parts, other=INFINITE), axis=0)
+    keys = ints + place_of(r, LAST_KEY + which, INTS, num_parts) + parts
+    last = tl.max(tl.load(keys, mask=parts < num_parts, other=-1), axis=0)
+    last, before = edge_of(
+        row, gaps, count, packed, best, temperature, least, last, rank, False, TILE
+    )  # fmt: skip
+    ties, whole = rank - before, tl.full((), 0, tl.int64)
+    if top_p < 1:
+        whole = sum_of(masses, r, BELOW + which, num_parts, PARTS) + ties * weight_of(last, True)
+        whole += held_below(
+            row, gaps, count, packed, best, temperature, least, last, True, TILE
+        )  # fmt: skip
+    return last, ties, whole
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def kept_of(  # type: ignore[no-untyped-def]
-    row, gaps, count, packed, best, temperature, least, last, below, whole, rank, top_p, size,
-    TILE: tl.constexpr,
+    row, gaps, ints, masses, held, r, num_parts, size, packed, best, temperature, top_k, top_p,
+    count, least, last, PARTS: tl.constexpr, TILE: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """The largest key of the bracket that is kept, and how many tokens of just that key. `rank`
-    is how many of the bracket top_k keeps (0: all), `below` the mass of what is before it."""
-    ties = size.to(tl.int64)
-    if rank > 0:
-        last = edge_of(
-            row, gaps, count, packed, best, temperature, least, last, rank, False, TILE
+    """The largest key of the first bracket that is kept, and how many tokens of just that key."""
+    ties, whole = size.to(tl.int64), sum_of(masses, r, WHOLE, num_parts, PARTS)
+    if tl.load(held + r * HELDS + LIMITED) > 0:
+        limit, ties, whole = limit_of(
+            row, gaps, ints, masses, held, r, num_parts, size, packed, best, temperature,
+            top_k, top_p, PARTS, TILE, CAPACITY,
         )  # fmt: skip
-        ties = rank - held_below(
-            row, gaps, count, packed, best, temperature, least, last, False, TILE
-        )  # fmt: skip
+        last = limit
     if top_p < 1:
-        if rank > 0:
-            whole = below + ties * weight_of(last, True)
-            whole += held_below(
-                row, gaps, count, packed, best, temperature, least, last, True, TILE
-            )  # fmt: skip
         share = top_p.to(tl.float64) * whole.to(tl.float64)
         target = share.to(tl.int64)
         target += (target.to(tl.float64) < share).to(tl.int64)
-        target = tl.maximum(target - below, 1)
-        edge = edge_of(
+        target = tl.maximum(target - sum_of(masses, r, BELOW, num_parts, PARTS), 1)
+        edge, before = edge_of(
             row, gaps, count, packed, best, temperature, least, last, target, True, TILE
         )  # fmt: skip
-        target -= held_below(
-            row, gaps, count, packed, best, temperature, least, edge, True, TILE
-        )  # fmt: skip
         weight = tl.maximum(weight_of(edge, True), 1)
-        needed = tl.maximum((target + weight - 1) // weight, 1)
+        needed = tl.maximum((target - before + weight - 1) // weight, 1)
         ties = tl.where(edge == last, tl.minimum(ties, needed), needed)
         last = edge
     return last, tl.minimum(ties, size).to(tl.int32)
@@ -198,30 +229,27 @@ def choose_kernel(  # type: ignore[no-untyped-def]
     real = parts < num_parts
     token = tl.full((), -1, tl.int32)
     if is_drawn(best, temperature):
-        to = place_of(r, MOST, 2, num_parts) + parts
+        to = place_of(r, MOST, FLOATS, num_parts) + parts
         mosts = tl.load(floats + to, mask=real, other=float("-inf"))
-        to = place_of(r, MOST_ID, 5, num_parts) + parts
+        to = place_of(r, MOST_ID, INTS, num_parts) + parts
         holders = tl.load(ints + to, mask=real, other=size)
         most = tl.max(mosts, axis=0)
         token = tl.min(tl.where(mosts == most, holders, size), axis=0)
         top_k, top_p = tl.load(top_ks + r), tl.load(top_ps + r)
         if is_filtered(top_k, top_p, size):
-            inside = tl.load(held + r * 3 + 1)
-            to = place_of(r, FIRST_KEY, 5, num_parts) + parts
+            inside = tl.load(held + r * HELDS + INSIDE)
+            to = place_of(r, FIRST_KEY, INTS, num_parts) + parts
             least = tl.min(tl.load(ints + to, mask=real, other=INFINITE), axis=0)
-            to = place_of(r, LAST_KEY, 5, num_parts) + parts
+            to = place_of(r, LAST_KEY, INTS, num_parts) + parts
             last = tl.max(tl.load(ints + to, mask=real, other=-1), axis=0)
             if inside > 0:
-                row, gaps, ids = logits + r * row_stride, gaps + r * CAPACITY, ids + r * CAPACITY
-                packed = inside <= CAPACITY
+                row, gaps = logits + r * row_stride, gaps + 2 * r * CAPACITY
+                ids += r * CAPACITY
+                packed = has_too_many(held, r, CAPACITY) == 0
                 count = tl.where(packed, inside, size)
-                limited = tl.load(held + r * 3 + 2) > 0
-                rank = tl.where(limited, top_k - tl.load(held + r * 3), 0).to(tl.int64)
-                below = sum_of(masses, r, BELOW, num_parts, PARTS)
-                whole = sum_of(masses, r, WHOLE, num_parts, PARTS)
                 last, ties = kept_of(
-                    row, gaps, count, packed, best, temperature, least, last,
-                    below, whole, rank, top_p, size, TILE,
+                    row, gaps, ints, masses, held, r, num_parts, size, packed, best, temperature,
+                    top_k, top_p, count, least, last, PARTS, TILE, CAPACITY,
                 )  # fmt: skip
                 loudest, holder = loudest_of(
                     row, gaps, ids, count, packed, best, temperature, least, last, ties,
@@ -232,9 +260,9 @@ def choose_kernel(  # type: ignore[no-untyped-def]
                     tl.where(loudest == most, tl.minimum(holder, token), token),
                 )  # fmt: skip
     elif best > float("-inf"):
-        to = place_of(r, TOP, 2, num_parts) + parts
+        to = place_of(r, TOP, FLOATS, num_parts) + parts
         tops = tl.load(floats + to, mask=real, other=float("-inf"))
-        to = place_of(r, TOP_ID, 5, num_parts) + parts
+        to = place_of(r, TOP_ID, INTS, num_parts) + parts
         holders = tl.load(ints + to, mask=real, other=size)
         token = tl.min(tl.where(tops == best, holders, size), axis=0)
     tl.store(tokens + r, token.to(tl.int64))
@@ -259,15 +287,16 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
         return torch.empty(num_rows, *shape, dtype=dtype, device=device)
 
     floats, ints = (
-        scratch(2, num_parts, dtype=torch.float32),
-        scratch(5, num_parts, dtype=torch.int32),
+        scratch(FLOATS.value, num_parts, dtype=torch.float32),
+        scratch(INTS.value, num_parts, dtype=torch.int32),
     )
     masses, counts = (
-        scratch(3, num_parts, dtype=torch.int64),
-        scratch(num_parts, BINS, dtype=torch.int32),
+        scratch(MASSES.value, num_parts, dtype=torch.int64),
+        scratch(2, num_parts, BINS, dtype=torch.int32),
     )
-    edges, held = scratch(2, dtype=torch.float32), scratch(3, dtype=torch.int32)
-    gaps, ids = scratch(capacity, dtype=torch.float32), scratch(capacity, dtype=torch.int32)
+    edges = scratch(EDGES.value, dtype=torch.float32)
+    held = scratch(HELDS.value, dtype=torch.int32)
+    gaps, ids = scratch(2, capacity, dtype=torch.float32), scratch(capacity, dtype=torch.int32)
     stride, parts = as_stride(logits_RV, 0), power_of_two(num_parts)
     grid = (num_rows, num_parts)
     columns = (rules.temperature_R, rules.top_k_R, rules.top_p_R)
@@ -276,19 +305,19 @@ def sample_tokens(logits_RV: Tensor, rules: RowRules, *, launch: Launch | None =
     triton_bracket.tops_kernel[grid](
         logits_RV, floats, ints, stride, size, num_parts, TILE=tile, **launch.options
     )
-    for again in (False, True):
+    for again, plan in ((False, triton_plan.plan_kernel), (True, triton_plan.narrow_kernel)):
         triton_bracket.weigh_kernel[grid](
             logits_RV, *whole_rules, floats, ints, masses, counts, edges, held,
             stride, size, num_parts,
             AGAIN=again, PARTS=parts, TILE=tile, BINS=BINS, CAPACITY=capacity, **launch.options,
         )  # fmt: skip
-        triton_bracket.plan_kernel[num_rows,](
-            *columns, ints, masses, counts, edges, held, size, num_parts,
-            AGAIN=again, PARTS=parts, BINS=BINS, CAPACITY=capacity,
+        plan[num_rows,](
+            *columns, floats, ints, masses, counts, edges, held, size, num_parts,
+            PARTS=parts, BINS=BINS, CAPACITY=capacity,
             **Launch(num_warps=8).options,
         )  # fmt: skip
     triton_bracket.pack_kernel[grid](
-        logits_RV, *whole_rules, floats, ints, masses, edges, gaps, ids,
+        logits_RV, *whole_rules, floats, ints, masses, edges, held, gaps, ids,
         stride, size, num_parts, PARTS=parts, TILE=tile, CAPACITY=capacity, **launch.options,
     )  # fmt: skip
     choose_kernel[num_rows,](

@@ -2,8 +2,8 @@
 
 Triton decides at import whether it interprets, so the comparisons run in processes of their own,
 one for a group of checks; each check is a function by the same name in `support.step_checks`,
-`.linear_checks`, `.attention_checks`, `.sampling_checks` or `.sampling_passes`, and is reported by
-itself.
+`.linear_checks`, `.attention_checks`, `.sampling_checks`, `.sampling_passes` or `.sampling_laws`,
+and is reported by itself.
 """
 
 import json
@@ -46,16 +46,20 @@ ATTENTION = (
 )
 SAMPLING = (
     "tokens",
-    "ties",
     "a_row_without_a_finite_logit_has_no_token",
-    "a_token_depends_on_its_row_alone",
-    "rows_at_the_ends_of_float32",
     "masks_take_out_what_is_not_allowed",
-    "parts_and_room_decide_no_token",
     "penalties_are_those_of_the_twin",
 )
-COUNTED = ("few_passes",)
-"""By the interpreter alone."""
+SAMPLED = (
+    "places_and_seeds_of_any_size",
+    "ties",
+    "a_token_depends_on_its_row_alone",
+    "rows_at_the_ends_of_float32",
+    "parts_and_room_decide_no_token",
+)
+INTERPRETED = ("few_passes", "any_row_by_any_rules")
+"""Not on a GPU."""
+LONG = (SAMPLED, INTERPRETED)
 
 
 ALIKE = {"gemma", "olmo3", "exaone4", "smollm3", "seed_oss", "ministral", "ministral3"} | {
@@ -69,7 +73,7 @@ GROWTH = {
     "original_max_position_embeddings": 4,
 }
 
-GROUPS = (BETWEEN_THE_LINEARS, LINEARS, ATTENTION, SAMPLING)
+GROUPS = (BETWEEN_THE_LINEARS, LINEARS, ATTENTION, SAMPLING, SAMPLED)
 ON_A_GPU = (*(name for group in GROUPS for name in group), "bfloat16")
 Reports = Callable[[tuple[str, ...]], dict[str, str]]
 
@@ -114,7 +118,11 @@ def side_by_side(names: Sequence[str], said_by: Callable[[str], str]) -> dict[st
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "name"),
-    [pytest.param(group, name, id=name) for group in (*GROUPS, COUNTED) for name in group],
+    [
+        pytest.param(group, name, id=name, marks=[pytest.mark.long] if group in LONG else [])
+        for group in (*GROUPS, INTERPRETED)
+        for name in group
+    ],
 )
 def test_the_kernels_do_what_their_twins_do(
     group: tuple[str, ...], name: str, interpreted: Reports
@@ -141,7 +149,7 @@ def test_every_check_is_run() -> None:
         "step_checks", "linear_checks", "attention_checks", "sampling_checks", "sampling_passes",
     )  # fmt: skip
     source = "".join((folder / f"{module}.py").read_text() for module in modules)
-    named = {*BETWEEN_THE_LINEARS, *LINEARS, *ATTENTION, *SAMPLING, "bfloat16"}
+    named = {*BETWEEN_THE_LINEARS, *LINEARS, *ATTENTION, *SAMPLING, *SAMPLED, "bfloat16"}
     assert source.count("\n@check\n") == len(named)
     assert all(f"\n@check\ndef {name}(" in source for name in named)
 

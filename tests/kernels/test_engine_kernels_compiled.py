@@ -19,14 +19,20 @@ from torch import Tensor
 
 from engine.ops.contract import Norm
 from engine.ops.triton import attention, experts, gated, norm, reduce_splits, rope_store
-from engine.sampling import triton_bracket, triton_mask, triton_penalties, triton_sample
+from engine.sampling import (
+    triton_bracket,
+    triton_mask,
+    triton_penalties,
+    triton_plan,
+    triton_sample,
+)
 from engine.sampling.penalties import PenaltyRules
 from engine.sampling.rows import RowRules, logprobs
 
 F32 = torch.float32
 SAMPLING = (
     (triton_bracket, "tops_kernel"), (triton_bracket, "weigh_kernel"),
-    (triton_bracket, "plan_kernel"), (triton_bracket, "pack_kernel"),
+    (triton_plan, "plan_kernel"), (triton_plan, "narrow_kernel"), (triton_bracket, "pack_kernel"),
     (triton_sample, "choose_kernel"),
 )  # fmt: skip
 

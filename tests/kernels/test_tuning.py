@@ -23,7 +23,7 @@ from engine.ops.triton import (
     rope_store,
 )
 from engine.ops.triton.launch import Launch
-from engine.sampling import triton_bracket, triton_sample
+from engine.sampling import triton_bracket, triton_plan, triton_sample
 from tools.tune import __main__ as command
 from tools.tune import subject as tuning
 from tools.tune.attention import attention_subjects
@@ -77,8 +77,8 @@ def test_every_candidate_of_every_subject_can_be_launched(monkeypatch: pytest.Mo
         (norm, "norm_kernel"), (rope_store, "rope_store_kernel"), (gated, "gated_kernel"),
         (linear, "linear_kernel"), (linear, "sum_parts_kernel"),
         (triton_sample, "choose_kernel"), (triton_bracket, "tops_kernel"),
-        (triton_bracket, "weigh_kernel"), (triton_bracket, "plan_kernel"),
-        (triton_bracket, "pack_kernel"),
+        (triton_bracket, "weigh_kernel"), (triton_plan, "plan_kernel"),
+        (triton_plan, "narrow_kernel"), (triton_bracket, "pack_kernel"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, Silent())
     monkeypatch.setattr(tuning, "DEVICE", "meta")

@@ -108,7 +108,24 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     taken = {name: int(n) for name, n in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
     spills = len(re.findall(r"\b(?:LDL|STL)\b", code))
     instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE))
-    return taken | {"SPILLS": spills, "INSTRUCTIONS": instructions}
+    return taken | {"SPILLS": spills, "INSTRUCTIONS": instructions, "LOOP": _hot_loop(code)}
+
+
+def _hot_loop(code: str) -> int:
+    """Instructions of the smallest loop that has the most matrix products; 0 without any."""
+    lines = [
+        (int(at, 16), text)
+        for at, text in re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*)$", code, re.MULTILINE)
+    ]
+    loops = []
+    for at, text in lines:
+        to = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+        if to and int(to[1], 16) < at:
+            body = [line for place, line in lines if int(to[1], 16) <= place <= at]
+            products = sum(bool(re.search(r"\bHG?MMA\b", line)) for line in body)
+            loops.append((products, -len(body)))
+    most, size = max(loops, default=(0, 0))
+    return -size if most else 0
 
 
 def assert_fits(call: Call, arch: int, folder: Path) -> None:

@@ -16,12 +16,15 @@ from support import (
     attention_checks,
     linear_checks,
     sampling_checks,
+    sampling_laws,
     sampling_passes,
     step_checks,
 )
 from support.kernel_cases import CHECKS, DEVICE
 
-MODULES = (step_checks, linear_checks, attention_checks, sampling_checks, sampling_passes)
+MODULES = (
+    step_checks, linear_checks, attention_checks, sampling_checks, sampling_passes, sampling_laws,
+)  # fmt: skip
 
 
 def why_not(name: str) -> str:

@@ -21,16 +21,17 @@ from support.meta_steps import BF16, heads, inputs, layer_pool, meta
 
 from engine.ops.contract import Norm
 from engine.ops.triton import attention, gated, launch, norm, reduce_splits, rope_store
-from engine.sampling import triton_bracket, triton_sample
+from engine.sampling import triton_bracket, triton_plan, triton_sample
 from engine.sampling.rows import RowRules
 from tools.predict.model import Kernel
 
 ARCH = 90
-ROWS, DIM, WIDTH, MLP, VOCAB = 32, 128, 4_096, 14_336, 128_256
+ROWS, DIM, WIDTH, MLP, VOCAB, PROMPT = 32, 128, 4_096, 14_336, 128_256, 2_048
 F32 = torch.float32
+ATTENDING = ("attention_decode", "attention_chunk")
 SAMPLING = (
     (triton_bracket, "tops_kernel"), (triton_bracket, "weigh_kernel"),
-    (triton_bracket, "plan_kernel"), (triton_bracket, "pack_kernel"),
+    (triton_plan, "plan_kernel"), (triton_plan, "narrow_kernel"), (triton_bracket, "pack_kernel"),
     (triton_sample, "choose_kernel"),
 )  # fmt: skip
 Recorded = tuple[ModuleType, str, Callable[[], object]]
@@ -57,6 +58,10 @@ def launches() -> dict[str, Recorded]:
     def attended() -> object:
         return attention.attention(qkv[:, :32], layer_pool(DIM), given, heads(DIM))
 
+    def chunked() -> object:
+        tokens = meta(PROMPT, 48, DIM)
+        return attention.attention(tokens[:, :32], layer_pool(DIM), inputs(PROMPT, 1), heads(DIM))
+
     def stored() -> None:
         rope_store.rope_store(
             qkv.view(ROWS, -1), turns, heads(DIM), layer_pool(DIM), given.slots_GT[0]
@@ -69,13 +74,14 @@ def launches() -> dict[str, Recorded]:
         "norm": (norm, "norm_kernel", normed),
         "rope_store": (rope_store, "rope_store_kernel", stored),
         "attention_decode": (attention, "decode_kernel", attended),
+        "attention_chunk": (attention, "chunk_kernel", chunked),
         "reduce_splits": (reduce_splits, "reduce_splits_kernel", attended),
         "gated": (
             gated, "gated_kernel", lambda: gated.gated(meta(ROWS, 2 * MLP), "silu", dtype=BF16)
         ),
         "sample_tops": (*SAMPLING[0], sampled),
         "sample_weigh": (*SAMPLING[1], sampled),
-        "sample_pack": (*SAMPLING[3], sampled),
+        "sample_pack": (*SAMPLING[-2], sampled),
     }  # fmt: skip
 
 
@@ -83,7 +89,7 @@ def load_bytes(name: str, call: ahead.Call, compiled: object) -> int:
     """In flight of one program: the copy groups that the loop leaves under way when it waits and
     those it has just asked for, else what a tile loads."""
     constants = call.constants
-    if name == "attention_decode":
+    if name in ATTENDING:
         text = compiled.asm["ttgir"]  # type: ignore[attr-defined]
         waits = [int(n) for n in re.findall(r"async_wait.*?num = (\d+)", text)]
         return (max(waits) + 1) * int(constants["BLOCK_N"]) * int(constants["BLOCK_D"]) * 2
@@ -104,14 +110,15 @@ def kernel_facts(folder: Path) -> dict[str, Kernel]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention, "capability", lambda device: (9, 0))
             patch.setattr(launch, "capability", lambda device: (9, 0))
-            attention.named.cache_clear()
+            attention.bound_of.cache_clear()
             for other, silent in (
-                *SAMPLING, (attention, "decode_kernel"), (reduce_splits, "reduce_splits_kernel"),
+                *SAMPLING, (attention, "decode_kernel"), (attention, "chunk_kernel"),
+                (reduce_splits, "reduce_splits_kernel"),
             ):  # fmt: skip
                 if silent != kernel:
                     patch.setattr(other, silent, Silent())
             call = ahead.recorded(module, kernel, launch_it)[0]
-        attention.named.cache_clear()
+        attention.bound_of.cache_clear()
         facts[name] = fact(name, call, folder)
     return facts
 
@@ -125,6 +132,9 @@ def fact(name: str, call: ahead.Call, folder: Path) -> Kernel:
         num_warps=compiled.metadata.num_warps,
         instructions=taken["INSTRUCTIONS"],
         load_bytes=load_bytes(name, call, compiled),
+        loop_instructions=taken["LOOP"] if name in ATTENDING else 0,
+        tile_rows=int(call.constants["BLOCK_M"]) if name in ATTENDING else 0,
+        tile_keys=int(call.constants["BLOCK_N"]) if name in ATTENDING else 0,
     )
 
 

@@ -82,12 +82,19 @@ def passes(logits_RV: Tensor, one: dict[str, float], *, capacity: int = 8_192) -
 
 def few_passes() -> None:
     """A row is read once for its best, once to draw; with filters at most twice more, and once
-    more where more tokens than there is room for are all alike."""
+    more where more tokens than there is room for are all alike. Whatever top_k is, and however
+    flat the row."""
     logits_RV = noise(1, 2_101).to(F32) * 3
     assert passes(logits_RV, {"temperature": 0.0}) == 1
     assert passes(logits_RV, {}) == passes(logits_RV, {"min_p": 0.1}) == 2
     assert all(passes(logits_RV, one) <= 3 for one in FILTERED)
     assert all(passes(logits_RV, one, capacity=200) <= 4 for one in (FILTERED[0], FILTERED[3]))
+    wide: tuple[dict[str, float], ...] = (
+        {"top_k": 1_500, "top_p": 0.6}, {"top_k": 1_000, "top_p": 0.999, "temperature": 3.0},
+        {"top_k": 1_900, "top_p": 0.99, "temperature": 1e4}, {"top_p": 0.5, "temperature": 1e6},
+        {"top_k": 700, "temperature": 1e9}, {"top_k": 1_999, "top_p": 0.1, "temperature": 50.0},
+    )  # fmt: skip
+    assert all(passes(logits_RV, one, capacity=200) <= 4 for one in wide)
     equal_RV = torch.ones(1, 2_101)
     assert all(passes(equal_RV, one, capacity=200) <= 5 for one in (FILTERED[0], FILTERED[2]))
 

@@ -29,5 +29,5 @@ CUBLAS_FLOPS_SHARE = 0.95
 88 % of the field notes' prefill."""
 CUBLAS_TILE = (128, 128)
 """Rows and columns of a product's tile; estimated. Few rows are cut along their width as well."""
-ATTENTION_FLOPS_SHARE = 0.35
-"""Of the matrix rate, of a chunk's attention by `mma.sync` in tiles; estimated."""
+ISSUED_SHARE = 0.6
+"""Of its issue slots, that attention's loop fills; estimated."""

@@ -23,6 +23,10 @@ class Kernel:
     """Of the whole kernel: what a warp of a program without loops issues at most."""
     load_bytes: int
     """That a program has in flight: of a loop its copy groups under way, else its tile."""
+    loop_instructions: int = 0
+    """Of attention's, once for a tile of so many rows and keys."""
+    tile_rows: int = 0
+    tile_keys: int = 0
 
     @property
     def programs(self) -> int:
@@ -94,8 +98,21 @@ def sample_s(kernels: Kernels, shape: ModelShape, step: Step) -> float:
 def attention_s(kernels: Kernels, shape: ModelShape, step: Step, work: Work) -> float:
     if step.is_decode:
         programs = step.sequences * -(-step.context // 512) * shape.kv_heads
-        return kernel_s(work, kernels["attention_decode"], programs, loops=True)
-    return work.flops / (limits.MATRIX_FLOPS_PER_S * limits.ATTENTION_FLOPS_SHARE)
+        kernel = kernels["attention_decode"]
+        per_head = step.sequences * math.ceil(step.context / kernel.tile_keys)
+        return max(
+            kernel_s(work, kernel, programs, loops=True), loop_s(kernel, per_head * shape.kv_heads)
+        )
+    kernel = kernels["attention_chunk"]
+    tiles = work.flops / (4.0 * kernel.tile_rows * kernel.tile_keys * shape.head_dim)
+    edges = 1 + kernel.tile_keys / step.tokens  # of tiles on the diagonal half is masked
+    return edges * (loop_s(kernel, tiles) + work.flops / limits.MATRIX_FLOPS_PER_S)
+
+
+def loop_s(kernel: Kernel, tiles: float) -> float:
+    """Issuing attention's loop for so many tiles, spread over the chip."""
+    issued = tiles * kernel.num_warps * kernel.loop_instructions
+    return issued / (limits.MULTIPROCESSORS * limits.ISSUES * limits.CLOCK_HZ * limits.ISSUED_SHARE)
 
 
 def part_s(name: str, kernels: Kernels, shape: ModelShape, step: Step, work: Work) -> float:

@@ -1,11 +1,14 @@
 """Where a step's time goes, and what a part says in a table."""
 
-from bench.gpu.breakdown import Kernel, by_part, parts_of
+import re
+from pathlib import Path
+
+from bench.gpu.breakdown import LINEARS, OURS, Kernel, by_part, parts_of
 from bench.gpu.rows import row_of, rows_of_parts
 from bench.gpu.shapes import LLAMA_8B, costs, part_bytes
 
 LAYER = (
-    "norm_kernel", "nvjet_tst_64x8", "rope_store_kernel", "attention_kernel",
+    "norm_kernel", "nvjet_tst_64x8", "rope_store_kernel", "decode_kernel",
     "reduce_splits_kernel", "nvjet_tst_64x8", "splitKreduce_kernel", "norm_kernel", "gemm",
     "gated_kernel", "gemm",
 )  # fmt: skip
@@ -16,14 +19,22 @@ PARTS = [
 
 
 def test_linears_are_told_apart_by_the_kernels_around_them() -> None:
-    step = ["gather", *LAYER, *LAYER, "norm_kernel", "gemm", "copy_kernel", "sample_kernel"]
-    parts = ["embedding", *PARTS, *PARTS, "norm", "head", "head", "sample"]
+    step = ["gather", *LAYER, *LAYER, "norm_kernel", "gemm", "tops_kernel", "choose_kernel"]
+    parts = ["embedding", *PARTS, *PARTS, "norm", "head", "sample", "sample"]
     assert parts_of(step) == parts
     assert parts_of(step * 2) == parts * 2, "the next step begins anew"
 
 
+def test_every_kernel_of_the_engine_is_known_by_its_name() -> None:
+    engine = Path(__file__).parents[3] / "engine"
+    files = [*engine.glob("ops/triton/*.py"), *engine.glob("sampling/triton_*.py")]
+    names = {name for file in files for name in re.findall(r"def (\w+_kernel)\(", file.read_text())}
+    assert len(names) > 15
+    assert {n for n in names if not any(word in n for word, _ in OURS)} == set(LINEARS)
+
+
 def test_a_prompt_attends_without_splits_and_experts_stand_for_an_mlp() -> None:
-    names = ["norm_kernel", "gemm", "rope_store_kernel", "attention_kernel", "gemm", "norm_kernel"]
+    names = ["norm_kernel", "gemm", "rope_store_kernel", "chunk_kernel", "gemm", "norm_kernel"]
     assert parts_of(names) == ["norm", "qkv", "rope_store", "attention", "o", "norm"]
     assert parts_of(["grouped_kernel", "who knows", "grouped_kernel"])[1] == "other"
 
