@@ -111,7 +111,7 @@ def kernels_of(device: Device, work: Callable[[], None]) -> list[Kernel]:
     return [
         Kernel(
             name=event.name, start_us=float(event.time_range.start),
-            us=float(event.device_time_total if on_gpu else event.self_cpu_time_total),
+            us=float(event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total),
         )
         for event in _events(profiler)
         if not on_gpu or _is_on_device(event)

@@ -155,8 +155,8 @@ def far_inputs(place: Place, *, pool_blocks: int) -> ForwardInputs:
 
 def _on(device: Device, inputs: ForwardInputs) -> ForwardInputs:
     made: dict[str, Any] = {one.name: getattr(inputs, one.name) for one in fields(inputs)}
-    tensors = {n: v.to(device.where) for n, v in made.items() if isinstance(v, Tensor)}
-    return replace(inputs, **tensors)
+    moved = {n: v.to(device.where) if isinstance(v, Tensor) else v for n, v in made.items()}
+    return replace(inputs, **moved)
 
 
 def _kernels(place: Place, dtype: torch.dtype) -> Ops:

@@ -125,12 +125,12 @@ def on_gpu(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def once(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
     """The host's microseconds of one call, compiling included; of the interpreter all there are."""
-    from triton.runtime.errors import OutOfResources
+    from triton.runtime.errors import OutOfResources, PTXASError
 
     started_s = time.perf_counter()
     try:
         result = call()
-    except OutOfResources as error:
+    except (OutOfResources, PTXASError) as error:
         raise NoRoom from error
     return 1e6 * (time.perf_counter() - started_s), result
 
