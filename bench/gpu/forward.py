@@ -155,7 +155,10 @@ def far_inputs(place: Place, *, pool_blocks: int) -> ForwardInputs:
 
 def _on(device: Device, inputs: ForwardInputs) -> ForwardInputs:
     made: dict[str, Any] = {one.name: getattr(inputs, one.name) for one in fields(inputs)}
-    moved = {n: v.to(device.where) if isinstance(v, Tensor) else v for n, v in made.items()}
+    moved: dict[str, Any] = {
+        name: value.to(device.where) if isinstance(value, Tensor) else value
+        for name, value in made.items()
+    }
     return replace(inputs, **moved)
 
 
