@@ -53,9 +53,9 @@ class NoGpu:
         )
 
     def launcher_cls(self, source: object, metadata: object) -> Callable[..., None]:
-        return self._launch
+        return self.count_launch
 
-    def _launch(self, *_: object) -> None:
+    def count_launch(self, *_: object) -> None:
         self.launched += 1
 
     def get_current_device(self) -> int:

@@ -53,7 +53,8 @@ class AccessDescription(ctypes.Structure):
 
 
 @cache
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+def declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The driver library, told the types of what is called here."""
     at, there, size, flags = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_size_t, ctypes.c_ulonglong
     library.cuMemGetAllocationGranularity.argtypes = [at, at, ctypes.c_int]
     library.cuMemCreate.argtypes = [at, size, at, flags]
@@ -68,7 +69,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _call(name: str, *arguments: object) -> None:
-    libcuda.check(name, getattr(_declared(libcuda.library()), name)(*arguments))
+    libcuda.check(name, getattr(declared(libcuda.library()), name)(*arguments))
 
 
 def can_export(index: int) -> bool:

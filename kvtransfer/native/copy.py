@@ -82,7 +82,7 @@ def checksums(memory: Span, ranges: Ranges, kind: SumKind = XXH3) -> NDArray[np.
     if sums_P is not None:
         return sums_P
     memory.check(ranges)
-    return (_checksums_twin if kind == XXH3 else _word_sums_twin)(memory, ranges)
+    return (_checksums_twin if kind == XXH3 else word_sums_twin)(memory, ranges)
 
 
 def _call(
@@ -133,7 +133,8 @@ def _checksums_twin(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:
     return sums_P
 
 
-def _word_sums_twin(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:
+def word_sums_twin(memory: Span, ranges: Ranges) -> NDArray[np.uint64]:
+    """As `checksums` of that kind, where nothing could be compiled."""
     whole: Any = (ctypes.c_ubyte * memory.num_bytes).from_address(memory.address)
     offsets, sizes = ranges.offsets_R.tolist(), ranges.sizes_R.tolist()
     sums_P = np.zeros(len(ranges.starts_P) - 1, np.uint64)

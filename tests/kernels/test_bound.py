@@ -23,14 +23,14 @@ def test_a_launch_again_gives_the_same_kernel_the_same_arguments(
 ) -> None:
     """And what was compiled for other numbers or addresses is not taken."""
     made = list[tuple[Any, ...]]()
-    monkeypatch.setattr(NoGpu, "_launch", lambda self, *given: made.append(given))
-    norm._bound.cache_clear()
+    monkeypatch.setattr(NoGpu, "count_launch", lambda self, *given: made.append(given))
+    norm.bound_norm.cache_clear()
     rms = Norm(weight_K=torch.ones(64), eps=1e-6)
     odd = torch.zeros(3 * 64 + 1)[1:].view(3, 64)  # at no multiple of 16
     with faked():
         for x_TK in (torch.zeros(3, 64), torch.zeros(5, 64), odd, torch.zeros(3, 64)):
             norm.normed(x_TK, None, rms, dtype=torch.bfloat16)
-    norm._bound.cache_clear()
+    norm.bound_norm.cache_clear()
     first, again, misaligned, last = made
     assert [given[0] for given in made] == [3, 5, 3, 3], "the grid follows the rows"
     for given in (again, last):

@@ -21,6 +21,12 @@ GRAIN_BYTES = 2 << 20
 FIRST_ADDRESS = 0x7F00_0000_0000
 
 
+def put(reference: Any, value: int, kind: type[Any] = ctypes.c_uint64) -> int:
+    """Write where `byref` points; the value."""
+    ctypes.cast(reference, ctypes.POINTER(kind))[0] = value
+    return value
+
+
 class _Function:
     """A function whose `argtypes` can be set, as of a CDLL."""
 
@@ -70,32 +76,32 @@ class FakeLibcuda:
         return self._next
 
     def _cuDevicePrimaryCtxRetain(self, context: Any, index: int) -> int:
-        context._obj.value = 0xC0 + index
+        put(context, 0xC0 + index)
         return 0
 
     def _cuDeviceGetCount(self, count: Any) -> int:
-        count._obj.value = len(self.uuids)
+        put(count, len(self.uuids), ctypes.c_int)
         return 0
 
     def _cuDeviceGetUuid(self, packed: Any, index: int) -> int:
-        ctypes.memmove(packed._obj, self.uuids[index], 16)
+        ctypes.memmove(ctypes.cast(packed, ctypes.c_void_p), self.uuids[index], 16)
         return 0
 
     def _cuDeviceCanAccessPeer(self, can: Any, index: int, peer: int) -> int:
-        can._obj.value = int(self.has_peer_access)
+        put(can, int(self.has_peer_access), ctypes.c_int)
         return 0
 
     def _cuDeviceGetAttribute(self, value: Any, number: int, index: int) -> int:
-        value._obj.value = int(self.gives_descriptors)
+        put(value, int(self.gives_descriptors), ctypes.c_int)
         return 0
 
     def _cuCtxGetStreamPriorityRange(self, least: Any, greatest: Any) -> int:
-        least._obj.value, greatest._obj.value = 0, -5
+        put(least, 0, ctypes.c_int)
+        put(greatest, -5, ctypes.c_int)
         return 0
 
     def _cuStreamCreateWithPriority(self, stream: Any, flags: int, priority: int) -> int:
-        stream._obj.value = self._number()
-        self.streams.add(stream._obj.value)
+        self.streams.add(put(stream, self._number()))
         self.priorities.append(priority)
         return 0
 
@@ -104,8 +110,7 @@ class FakeLibcuda:
         return 0
 
     def _cuEventCreate(self, event: Any, flags: int) -> int:
-        event._obj.value = self._number()
-        self.events.add(event._obj.value)
+        self.events.add(put(event, self._number()))
         return 0
 
     def _cuEventDestroy(self, event: int) -> int:
@@ -123,7 +128,7 @@ class FakeLibcuda:
         self.calls.append("MemHostAlloc")
         kept = (ctypes.c_ubyte * num_bytes)()
         self.pinned.append(kept)
-        address._obj.value = ctypes.addressof(kept)
+        put(address, ctypes.addressof(kept))
         return 0
 
     def _cuMemsetD8Async(self, at: int, byte: int, num_bytes: int, stream: int) -> int:
@@ -150,7 +155,7 @@ class FakeLibcuda:
         return ctypes.addressof(ctypes.c_ubyte.from_buffer(self.mapped[start], address - start))
 
     def _cuMemGetAllocationGranularity(self, grain: Any, properties: Any, option: int) -> int:
-        grain._obj.value = GRAIN_BYTES
+        put(grain, GRAIN_BYTES)
         return 0
 
     def _cuMemCreate(self, handle: Any, num_bytes: int, properties: Any, flags: int) -> int:
@@ -159,8 +164,7 @@ class FakeLibcuda:
         self.calls.append("MemCreate")
         fd = os.memfd_create("baton-fake-libcuda")
         os.ftruncate(fd, num_bytes)
-        handle._obj.value = self._number()
-        self.memory[handle._obj.value] = fd
+        self.memory[put(handle, self._number())] = fd
         return 0
 
     def _cuMemRelease(self, handle: int) -> int:
@@ -171,8 +175,9 @@ class FakeLibcuda:
     def _cuMemAddressReserve(
         self, at: Any, num_bytes: int, align: int, wish: int, flags: int
     ) -> int:
-        at._obj.value, self._next_address = self._next_address, self._next_address + num_bytes
-        self.reserved[at._obj.value] = num_bytes
+        self.reserved[self._next_address] = num_bytes
+        put(at, self._next_address)
+        self._next_address += num_bytes
         return 0
 
     def _cuMemAddressFree(self, at: int, num_bytes: int) -> int:
@@ -196,15 +201,14 @@ class FakeLibcuda:
 
     def _cuMemExportToShareableHandle(self, into: Any, handle: int, kind: int, flags: int) -> int:
         self.calls.append("MemExportToShareableHandle")
-        into._obj.value = os.dup(self.memory[handle])
+        put(into, os.dup(self.memory[handle]), ctypes.c_int)
         return 0
 
     def _cuMemImportFromShareableHandle(self, handle: Any, fd: int, kind: int) -> int:
         if not os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:baton-fake-libcuda"):
             return INVALID
         self.calls.append("MemImportFromShareableHandle")
-        handle._obj.value = self._number()
-        self.memory[handle._obj.value] = os.dup(fd)
+        self.memory[put(handle, self._number())] = os.dup(fd)
         return 0
 
 
@@ -213,5 +217,5 @@ def in_process(fake: FakeLibcuda) -> Iterator[None]:
     """Within, calls go to this process's library."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libcuda, "library", lambda: fake)
-        patch.setattr(virtual_memory, "_declared", lambda library: library)
+        patch.setattr(virtual_memory, "declared", lambda library: library)
         yield

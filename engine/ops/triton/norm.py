@@ -68,7 +68,7 @@ def normed(
     parts, delta_dtype = 0, None
     if delta is not None:
         parts, delta_dtype = delta.shape[0] if delta.dim() == 3 else 1, delta.dtype
-    bound = _bound(
+    bound = bound_norm(
         x_TK.device, (x_TK.dtype, delta_dtype, dtype), width, parts,
         norm is not None, bias_K is not None, centred, early,
     )  # fmt: skip
@@ -80,10 +80,11 @@ def normed(
 
 
 @cache
-def _bound(
+def bound_norm(
     device: torch.device, dtypes: object, width: int, parts: int,
     has_weight: bool, has_bias: bool, centred: bool, early: bool,
 ) -> Bound:  # fmt: skip
+    """The kernel with its constants; what it is bound to knows its tensors' dtypes."""
     tile = power_of_two(width)
     constants = {
         "PARTS": parts, "HAS_WEIGHT": has_weight, "HAS_BIAS": has_bias, "CENTRED": centred,

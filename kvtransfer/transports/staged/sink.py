@@ -18,7 +18,7 @@ from kvtransfer.transports.polling import DevicePoller, Polled
 from kvtransfer.transports.staged.scatters import Scatters
 from protocol.errors import TransferError
 
-MAX_LANES: Final = NUM_SPANS // 2
+STAGED_LANES: Final = NUM_SPANS // 2
 """Lanes that land chunks at a time: so, with all spans in use, some are in the device's hands, and
 come back whatever the source does."""
 

@@ -19,8 +19,7 @@ from kvtransfer.native.copy import HasSpan
 from kvtransfer.transports import base
 from kvtransfer.transports.dial import Dial, kind_of, send_welcome
 from kvtransfer.transports.staged.scatters import Scatters
-from kvtransfer.transports.staged.sink import MAX_LANES as STAGED_LANES
-from kvtransfer.transports.staged.sink import bounded, open_sink
+from kvtransfer.transports.staged.sink import STAGED_LANES, bounded, open_sink
 from kvtransfer.transports.staged.source import open_source
 from kvtransfer.transports.tcp.messages import MAX_LANES, NAME, TcpSetup, tcp_setup
 from kvtransfer.transports.tcp.sink import TcpSinkSetup, TcpSinkStream

@@ -56,7 +56,7 @@ def test_hosts_and_devices_take_the_same_sum(pieces: list[list[tuple[int, int]]]
     array, where = filled(1), ranges(pieces)
     expected = twin(array, where)
     assert checksums(span_of(array), where, WORD_SUM).tolist() == expected
-    assert copy._word_sums_twin(span_of(array), where).tolist() == expected
+    assert copy.word_sums_twin(span_of(array), where).tolist() == expected
 
 
 @pytest.mark.parametrize("shift", [0, 8, 24])

@@ -1,6 +1,7 @@
 """Sockets of planes within a host, in a folder that several containers share."""
 
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,8 @@ def test_the_socket_goes_with_its_listener(port: UnixPort, tmp_path: Path) -> No
 def test_what_killed_processes_left_is_removed_and_what_lives_stays(
     port: UnixPort, tmp_path: Path
 ) -> None:
-    killed = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
-    os.close(killed._sock.detach())
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(tmp_path / "baton-kv-7-00c0ffee"))
     another = UnixPort("kv", epoch=EPOCH, folder=str(tmp_path))
     left = {str(path) for path in tmp_path.iterdir()}
     assert left == {port.address, another.address} and reaches(port)
